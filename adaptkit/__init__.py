@@ -1,0 +1,23 @@
+"""Decide how to fine-tune a vision model on little, shifted data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adaptkit.errors import AdaptkitError, BadInput, RunFailed
+from adaptkit.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from adaptkit.experiment import run
+
+__version__ = "0.1.0"
+__all__ = ["AdaptkitError", "BadInput", "RunFailed", "__version__", "hookimpl", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: the command line and plugin modules import this package, and must stay light.
+    if name == "run":
+        from adaptkit.experiment import run
+
+        return run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

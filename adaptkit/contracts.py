@@ -1,0 +1,149 @@
+"""What plugins provide, and the records that runs hand to whoever watches them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+
+class Strategy(Protocol):
+    """Decide what is trained.
+
+    A strategy with options is a standard dataclass; its fields are the options. Optional members:
+    `lr` (default learning rate, 1e-3 when absent), `starts_at_base` (False if the adapted model does not give the
+    base's logits before training), `merge(model)` (fold the adapter into the weights, in place) and
+    `step_ended(model, step)` (called after each optimizer step, counted from 1).
+    """
+
+    name: ClassVar[str]
+
+    def adapt(self, model: nn.Module) -> Iterable[nn.Parameter] | Iterable[dict[str, Any]]:
+        """Change the model in place if need be and return the parameters, or optimizer groups, to train."""
+
+
+class Backbone(Protocol):
+    """Build an architecture."""
+
+    name: ClassVar[str]
+
+    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+        """Return a model from float images `[n, channels, size, size]` in 0..1 to logits `[n, classes]`."""
+
+
+class Dataset(Protocol):
+    """Read labelled images."""
+
+    name: ClassVar[str]
+
+    def load(self, data_dir: Path) -> Corpus:
+        """Return all images; `data_dir` is where files are kept or downloaded to."""
+
+
+class Shift(Protocol):
+    """Turn source images into target images.
+
+    A dataclass whose single field is the amount written in `--shift name=amount`.
+    """
+
+    name: ClassVar[str]
+
+    def apply(self, images: Tensor, generator: Generator) -> Tensor:
+        """Return shifted copies of float images `[n, c, h, w]` in 0..1, drawing anew for each image."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images: `pixels` uint8 `[n, c, h, w]`, `labels` int64 `[n]`, and the name of each class."""
+
+    pixels: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> Images:
+        """Return the images at these indices, in this order."""
+        return Images(self.pixels[indices], self.labels[indices], self.classes)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A data set as published: its images and, where there is one, its official test set."""
+
+    train: Images
+    test: Images | None = None
+
+
+@dataclass(frozen=True)
+class RunInput:
+    """A data set that a run reads: `digest` is the sha256 of its content."""
+
+    name: str
+    context: str
+    digest: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is about to begin: `kind` is base or adaptation; `params` holds every resolved setting."""
+
+    kind: str
+    name: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    inputs: tuple[RunInput, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch, trained and evaluated. Accuracies are fractions; `seconds` covers training and evaluation."""
+
+    number: int
+    loss: float
+    train_accuracy: float
+    test_accuracy: float
+    shifted_accuracy: float | None
+    seconds: float
+    evaluation_seconds: float
+    cumulative_seconds: float
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model and its base say of one test set, as 1-d arrays; `image` indexes the published data set."""
+
+    image: Any
+    truth: Any
+    predicted: Any
+    confidence: Any
+    base_predicted: Any | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Return the fraction of right predictions."""
+        return float((self.predicted == self.truth).mean())
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: final `metrics` by their MLflow names, its epochs, predictions by test set, and files.
+
+    `files` maps artifact paths to local files that exist while the run is being reported; `samples` are the
+    first images of the clean and the shifted test set, float `[n, c, h, w]`.
+    """
+
+    metrics: Mapping[str, float]
+    epochs: tuple[Epoch, ...]
+    predictions: Mapping[str, Predictions]
+    classes: tuple[str, ...]
+    config: str
+    files: Mapping[str, Path] = field(default_factory=dict)
+    samples: Mapping[str, Tensor] = field(default_factory=dict)

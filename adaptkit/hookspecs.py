@@ -1,0 +1,55 @@
+"""The hooks of adaptkit: plural nouns are collections one adds to, past tenses are events one watches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from adaptkit.contracts import Backbone, Dataset, Epoch, Run, RunResult, Shift, Strategy
+
+hookspec = pluggy.HookspecMarker("adaptkit")
+hookimpl = pluggy.HookimplMarker("adaptkit")
+
+
+@hookspec
+def adaptkit_strategies() -> list[type[Strategy]]:
+    """Return strategy classes to add."""
+
+
+@hookspec
+def adaptkit_backbones() -> list[type[Backbone]]:
+    """Return backbone classes to add."""
+
+
+@hookspec
+def adaptkit_datasets() -> list[type[Dataset]]:
+    """Return data set classes to add."""
+
+
+@hookspec
+def adaptkit_shifts() -> list[type[Shift]]:
+    """Return shift classes to add."""
+
+
+@hookspec
+def adaptkit_run_started(run: Run, model: nn.Module) -> None:
+    """Watch a run that is about to train its first batch."""
+
+
+@hookspec
+def adaptkit_epoch_ended(run: Run, epoch: Epoch) -> None:
+    """Watch one epoch that was trained and evaluated."""
+
+
+@hookspec
+def adaptkit_run_ended(run: Run, result: RunResult, model: nn.Module) -> None:
+    """Watch a run that finished."""
+
+
+@hookspec
+def adaptkit_run_failed(run: Run, error: BaseException) -> None:
+    """Watch a run that stopped early; the error is raised again afterwards."""
