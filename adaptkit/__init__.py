@@ -8,7 +8,7 @@ from adaptkit.errors import AdaptkitError, BadInput, RunFailed
 from adaptkit.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from adaptkit.experiment import run
+    from adaptkit.api import run
 
 __version__ = "0.1.0"
 __all__ = ["AdaptkitError", "BadInput", "RunFailed", "__version__", "hookimpl", "run"]
@@ -17,7 +17,7 @@ __all__ = ["AdaptkitError", "BadInput", "RunFailed", "__version__", "hookimpl", 
 def __getattr__(name: str) -> Any:
     # Imported on first use: the command line and plugin modules import this package, and must stay light.
     if name == "run":
-        from adaptkit.experiment import run
+        from adaptkit.api import run
 
         return run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

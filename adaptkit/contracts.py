@@ -126,6 +126,13 @@ class Predictions:
     confidence: Any
     base_predicted: Any | None = None
 
+    @classmethod
+    def of(cls, logits: Tensor, image: Tensor, truth: Tensor, base_logits: Tensor | None = None) -> Predictions:
+        """Return the predictions in logits `[n, classes]`."""
+        confidence, predicted = logits.softmax(1).cpu().max(1)
+        base = base_logits.argmax(1).cpu().numpy() if base_logits is not None else None
+        return cls(image.numpy(), truth.numpy(), predicted.numpy(), confidence.numpy(), base)
+
     @property
     def accuracy(self) -> float:
         """Return the fraction of right predictions."""
@@ -136,8 +143,8 @@ class Predictions:
 class RunResult:
     """A finished run: final `metrics` by their MLflow names, its epochs, predictions by test set, and files.
 
-    `files` maps artifact paths to local files that exist while the run is being reported; `samples` are the
-    first images of the clean and the shifted test set, float `[n, c, h, w]`.
+    `tags` are those known only at the end; `files` maps artifact paths to local files that exist while the run is
+    being reported; `samples` are the first images of each test set, float `[n, c, h, w]`.
     """
 
     metrics: Mapping[str, float]
@@ -145,5 +152,6 @@ class RunResult:
     predictions: Mapping[str, Predictions]
     classes: tuple[str, ...]
     config: str
+    tags: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     samples: Mapping[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Adapter files: what a strategy changed, kept apart from its base."""

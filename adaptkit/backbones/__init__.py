@@ -1,0 +1,1 @@
+"""The built-in backbones, loaded through the same hooks as anybody's."""

@@ -1,0 +1,102 @@
+"""The command line: one file a command, loaded when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from adaptkit.errors import AdaptkitError, Interrupted, suggestion
+
+#: command -> where it is defined and what it does, so that `--help` imports no command
+COMMANDS = {
+    "run": ("adaptkit.cli.run:run", "Adapt a base with strategies and track each run."),
+    "strategies": ("adaptkit.cli.listing:strategies", "List strategies and their options."),
+    "datasets": ("adaptkit.cli.listing:datasets", "List data sets."),
+    "backbones": ("adaptkit.cli.listing:backbones", "List backbones."),
+    "shifts": ("adaptkit.cli.listing:shifts", "List shifts."),
+    "plugins": ("adaptkit.cli.plugins:plugins", "List plugins and what is wrong with them."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is called, and turns expected errors into single lines."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the commands in the order in which a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Import a command; None if there is none of that name."""
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; suggest the nearest name when there is none."""
+        if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+            raise click.UsageError(f"unknown command {arguments[0]!r}{suggestion(arguments[0], COMMANDS)}")
+        return super().resolve_command(context, arguments)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **options: Any) -> Any:
+        """Run the command line and exit: 0 done, 1 a run failed, 2 bad input, 128 + n ended by signal n."""
+        options["standalone_mode"] = False
+        arguments = list(sys.argv[1:] if args is None else args)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", module="adaptkit")
+            warnings.showwarning = _show_warning
+            try:
+                code = super().main(arguments, prog_name, *rest, **options)
+            except (AdaptkitError, click.ClickException) as error:
+                if "--traceback" in arguments:
+                    raise
+                _print_problems(error)
+                code = error.exit_code
+            except KeyboardInterrupt as error:
+                number = error.signal_number if isinstance(error, Interrupted) else 2
+                click.echo("Interrupted.", err=True)
+                code = 128 + number
+            except click.Abort:
+                click.echo("Interrupted.", err=True)
+                code = 130
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(None, "--version", package_name="adaptkit-vision", prog_name="adaptkit")
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.pass_context
+def main(context: click.Context, traceback: bool) -> None:
+    """Decide how to fine-tune a vision model on little, shifted data.
+
+    \b
+    A first session:
+      adaptkit run -s lora                 adapt with LoRA, tracked in MLflow
+      adaptkit run -s full -s head -s lora --seeds 0-4
+      mlflow ui                            look at the runs
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def _print_problems(error: AdaptkitError | click.ClickException) -> None:
+    problems = error.problems if isinstance(error, AdaptkitError) else (error.format_message(),)
+    for problem in problems:
+        click.echo(f"Error: {' '.join(problem.split())}", err=True)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
+    click.echo(f"Warning: {message}", err=True)

@@ -1,0 +1,116 @@
+"""List what can be named on the command line: strategies, data sets, backbones, shifts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from adaptkit.config import DEFAULT_LR
+from adaptkit.plugins import Offer, load_plugins, options_of
+
+plugin_option = click.option(
+    "--plugin", "plugin", multiple=True, type=click.Path(), metavar="PATH", help="Python file with hooks. Repeatable."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command that lists the offers of one kind; the function's docstring is its help."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @click.command(plural, help=function.__doc__)
+        @plugin_option
+        @json_option
+        def command(plugin: tuple[str, ...], as_json: bool) -> None:
+            loaded = load_plugins(plugin)
+            loaded.require_sound()
+            offers = loaded.offers[kind].values()
+            if as_json:
+                click.echo(json.dumps([describe(offer) for offer in offers], indent=2))
+            else:
+                print_offers(list(offers))
+
+        return command
+
+    return decorate
+
+
+@listing("strategy", "strategies")
+def strategies() -> None:
+    """List strategies, their options, defaults and where they come from.
+
+    \b
+    Example: adaptkit strategies
+    """
+
+
+@listing("dataset", "datasets")
+def datasets() -> None:
+    """List data sets, for --dataset and --target.
+
+    \b
+    Example: adaptkit datasets
+    """
+
+
+@listing("backbone", "backbones")
+def backbones() -> None:
+    """List backbones, for --backbone.
+
+    \b
+    Example: adaptkit backbones
+    """
+
+
+@listing("shift", "shifts")
+def shifts() -> None:
+    """List shifts, for --shift name=amount,name=amount.
+
+    \b
+    Example: adaptkit shifts
+    """
+
+
+def describe(offer: Offer) -> dict[str, Any]:
+    """Return an offer as plain JSON types."""
+    record: dict[str, Any] = {"name": offer.name, "summary": offer.summary, "origin": offer.origin}
+    if offer.kind == "strategy":
+        record["lr"] = getattr(offer.cls, "lr", DEFAULT_LR)
+    if offer.kind in ("strategy", "shift"):
+        record["options"] = [
+            {
+                "name": name,
+                "type": _type_name(offer.cls, name),
+                "default": None if field.default is dataclasses.MISSING else field.default,
+                "help": field.metadata.get("help", ""),
+            }
+            for name, field in options_of(offer.cls).items()
+        ]
+    return record
+
+
+def print_offers(offers: list[Offer]) -> None:
+    """Print offers as a table, with the options of each below it."""
+    from adaptkit.cli.terminal import output
+
+    console = output()
+    width = max((len(offer.name) for offer in offers), default=0)
+    for offer in offers:
+        console.print(f"[bold]{offer.name:<{width}}[/]  {offer.summary}  [dim]({offer.origin})[/]")
+        for option in describe(offer).get("options", []):
+            if offer.kind == "shift":
+                console.print(f"{'':{width}}    {offer.name}=AMOUNT  {option['help']}", highlight=False)
+            else:
+                console.print(
+                    f"{'':{width}}    -o {option['name']}={option['default']}  {option['help']}", highlight=False
+                )
+
+
+def _type_name(cls: type[Any], option: str) -> str:
+    hint = typing.get_type_hints(cls)[option]
+    return getattr(hint, "__name__", str(hint))

@@ -1,0 +1,93 @@
+"""Show runs as they go: a bar with live figures on a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from adaptkit.contracts import Epoch, Run, RunResult
+from adaptkit.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class ProgressLines:
+    """Print a line an epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @hookimpl
+    def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
+        """Print the epoch's figures."""
+        self.console.print(
+            f"[{run.name}] epoch {epoch.number}/{epochs_of(run)}  {figures(epoch)}  {epoch.seconds:.2f} s", markup=False
+        )
+
+    def close(self) -> None:
+        """Do nothing: there is no live display."""
+
+
+class ProgressBars:
+    """Draw a bar a run that moves with each epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}", style="dim"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+
+    @hookimpl
+    def adaptkit_run_started(self, run: Run, model: nn.Module) -> None:
+        """Begin the run's bar."""
+        self.progress.start()
+        self._task = self.progress.add_task(escape(run.name), total=epochs_of(run), figures="")
+
+    @hookimpl
+    def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
+        """Move the bar and show the latest figures."""
+        if self._task is not None:
+            self.progress.update(self._task, advance=1, figures=figures(epoch))
+
+    @hookimpl
+    def adaptkit_run_ended(self, run: Run, result: RunResult, model: nn.Module) -> None:
+        """Leave the finished bar as it is."""
+        if self._task is not None:
+            self.progress.stop_task(self._task)
+
+    @hookimpl
+    def adaptkit_run_failed(self, run: Run, error: BaseException) -> None:
+        """Mark the bar of a run that stopped early."""
+        if self._task is not None:
+            self.progress.update(self._task, description=f"{escape(run.name)} [red]stopped[/]")
+            self.progress.stop_task(self._task)
+
+    def close(self) -> None:
+        """End the live display, leaving the bars."""
+        self.progress.stop()
+
+
+def epochs_of(run: Run) -> int:
+    """Return how many epochs a run will take."""
+    return int(run.params["base.epochs" if run.kind == "base" else "epochs"])
+
+
+def figures(epoch: Epoch) -> str:
+    """Return an epoch's loss and accuracies as one line."""
+    parts = [
+        f"loss {epoch.loss:.3f}",
+        f"train {100 * epoch.train_accuracy:.1f} %",
+        f"clean {100 * epoch.test_accuracy:.1f} %",
+    ]
+    if epoch.shifted_accuracy is not None:
+        parts.append(f"shifted {100 * epoch.shifted_accuracy:.1f} %")
+    return "  ".join(parts)

@@ -1,0 +1,216 @@
+"""The command that runs an experiment."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adaptkit.cli.listing import json_option, plugin_option
+from adaptkit.cli.signals import interruptible
+from adaptkit.errors import BadInput, RunFailed, TrackingLost
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adaptkit.outcome import Outcome
+    from adaptkit.plugins import Plugins
+    from adaptkit.request import Layer
+
+SETTING_OPTIONS = (
+    "preset", "dataset", "target", "shift", "backbone", "epochs", "lr", "batch_size", "data_dir", "device",
+    "precision", "experiment",
+)  # fmt: skip
+
+
+@click.command()
+@click.option(
+    "-s", "--strategy", multiple=True, metavar="NAME", help="What to compare; see `adaptkit strategies`. Repeatable."
+)
+@click.option(
+    "-o", "options", multiple=True, metavar="KEY=VALUE", help="Strategy option: rank=4, or lora.rank=4. Repeatable."
+)
+@click.option("--preset", metavar="NAME", help="Settings to start from: quick, default or notebook.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="YAML file of settings.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. base.epochs=3. Repeatable."
+)
+@click.option("--dataset", metavar="NAME", help="Source data set; see `adaptkit datasets`.  [default: mnist5k]")
+@click.option("--target", metavar="NAME", help="Target data set.  [default: the source under the shift]")
+@click.option(
+    "--shift", metavar="NAME=X,...", help="Shift to the target, e.g. rotate=45,noise=0.3; see `adaptkit shifts`."
+)
+@click.option("--backbone", metavar="NAME", help="Architecture; see `adaptkit backbones`.  [default: small_cnn]")
+@click.option("--seeds", "--seed", metavar="LIST", help="A run for each: 3, 0-4 or 0,2,5.  [default: 0]")
+@click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10]")
+@click.option("--lr", metavar="X", help="Learning rate.  [default: the strategy's own]")
+@click.option("--batch-size", metavar="N", help="Images a step of adaptation.  [default: 32]")
+@click.option("--data-dir", metavar="DIR", help="Where data sets are read from and downloaded to.  [default: data]")
+@click.option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.  [default: auto]")
+@click.option("--precision", metavar="fp32|bf16", help="Number format.  [default: fp32]")
+@click.option("--experiment", metavar="NAME", help="MLflow experiment.  [default: adaptkit]")
+@click.option(
+    "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
+)
+@click.option("--no-track", is_flag=True, help="Record nothing in MLflow.")
+@plugin_option
+@click.option("--refresh-base", is_flag=True, help="Train the base anew even if the cache has it.")
+@click.option(
+    "--dry-run", is_flag=True, help="Try everything on one batch, show the plan and the time it takes; no run."
+)
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+def run(
+    strategy: tuple[str, ...],
+    options: tuple[str, ...],
+    config: Path | None,
+    settings: tuple[str, ...],
+    seeds: str | None,
+    tracking_uri: str | None,
+    no_track: bool,
+    plugin: tuple[str, ...],
+    refresh_base: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    traceback: bool,
+    **values: Any,
+) -> None:
+    """Adapt a base with one or more strategies and track each run in MLflow.
+
+    \b
+    Examples:
+      adaptkit run -s lora
+      adaptkit run -s full -s head -s lora -o lora.rank=4 --seeds 0-4
+      adaptkit run -s lora --target digits --preset quick
+
+    The strongest source of a setting wins: option, --set, --config, --preset, default.
+    """
+    from adaptkit.plugins import load_plugins
+    from adaptkit.request import resolve
+
+    layers = collect_layers(strategy, options, config, settings, seeds, values)
+    plugins = load_plugins(plugin)
+    request = resolve(layers, plugins)
+
+    from adaptkit.cli.tables import print_plan, print_results
+    from adaptkit.cli.terminal import messages, output
+
+    console = messages()
+    if dry_run:
+        from adaptkit.experiment.estimate import estimate_seconds
+        from adaptkit.experiment.preparation import prepare
+
+        experiment = prepare(request)
+        plan = dataclasses.replace(experiment.plan, seconds=estimate_seconds(experiment))
+        if as_json:
+            click.echo(json.dumps(plan.to_dict(), indent=2))
+        else:
+            print_plan(output(), plan)
+        return
+
+    from adaptkit.api import run_request
+
+    with interruptible(), shown(plugins, console, quiet):
+        outcome = run_request(
+            request,
+            plugins,
+            tracking_uri=tracking_uri,
+            track=not no_track,
+            refresh_base=refresh_base,
+            planned=lambda plan: None if quiet else print_plan(console, plan),
+            notice=lambda line: console.print(line, markup=False),
+        )
+    if as_json:
+        click.echo(json.dumps(outcome.to_dict(), indent=2))
+    else:
+        print_results(output(), outcome)
+        if not quiet:
+            print_way_to_runs(console, outcome)
+    raise_failures(outcome)
+
+
+def collect_layers(
+    strategy: tuple[str, ...],
+    options: tuple[str, ...],
+    config: Path | None,
+    settings: tuple[str, ...],
+    seeds: str | None,
+    values: dict[str, Any],
+) -> list[Layer]:
+    """Return the sources of settings, the strongest first; raise BadInput for those that cannot be read."""
+    from adaptkit.config import read_config
+    from adaptkit.request import Layer, option_keys
+
+    problems: list[str] = []
+    given = {key: values[key] for key in SETTING_OPTIONS if values[key] is not None}
+    if strategy:
+        given["strategy"] = list(strategy)
+    if seeds is not None:
+        given["seed"] = seeds
+    given |= option_keys(split_pairs("-o", options, problems))
+    layers = [Layer(given), Layer(split_pairs("--set", settings, problems))]
+    if config is not None:
+        try:
+            layers.append(Layer(read_config(config), config.name))
+        except BadInput as error:
+            problems.extend(error.problems)
+    if problems:
+        raise BadInput(*problems)
+    return layers
+
+
+def split_pairs(option: str, pairs: tuple[str, ...], problems: list[str]) -> dict[str, str]:
+    """Return `key=value` arguments as a dictionary; note those that are not."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if equals and key.strip():
+            found[key.strip()] = value.strip()
+        else:
+            problems.append(f"{option} {pair}: write key=value")
+    return found
+
+
+@contextlib.contextmanager
+def shown(plugins: Plugins, console: Console, quiet: bool) -> Iterator[None]:
+    """Show the runs as they go unless they shall be quiet."""
+    from adaptkit.cli.progress import ProgressBars, ProgressLines
+
+    if quiet:
+        yield
+        return
+    progress = ProgressBars(console) if console.is_terminal else ProgressLines(console)
+    plugins.manager.register(progress, name="progress")
+    try:
+        yield
+    finally:
+        progress.close()
+        plugins.manager.unregister(progress)
+
+
+def print_way_to_runs(console: Console, outcome: Outcome) -> None:
+    """Print how to look at the runs in MLflow."""
+    if outcome.ui_url is None:
+        return
+    if outcome.ui_command is not None:
+        console.print(f"Look at the runs:  {outcome.ui_command}", markup=False, soft_wrap=True)
+        console.print(f"then open          {outcome.ui_url}", markup=False, soft_wrap=True)
+    else:
+        console.print(f"Look at the runs:  {outcome.ui_url}", markup=False, soft_wrap=True)
+
+
+def raise_failures(outcome: Outcome) -> None:
+    """Raise one error for everything that went wrong after training had begun."""
+    lines = [f"{run.label} seed={run.seed}: {run.error}" for run in outcome.failed]
+    if outcome.tracking_error is not None:
+        lost = f"{outcome.tracking_error}; the results above are not, or not all, in MLflow"
+        raise TrackingLost(*lines, lost)
+    if lines:
+        raise RunFailed(*lines)

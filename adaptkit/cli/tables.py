@@ -1,0 +1,88 @@
+"""Draw the plan and the results of an experiment for the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from adaptkit.outcome import Outcome, Plan
+from adaptkit.reports.summary import Estimate, summarise
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Print what an experiment will do."""
+    target = plan.target if plan.shift == "none" else f"{plan.target} under {plan.shift}"
+    console.print(f"Source   {escape(plan.dataset)}: {plan.source_images:,} training, {plan.clean_test_images:,} test")
+    console.print(
+        f"Target   {escape(target)}: {plan.drawn_images:,} training (drawn from {plan.pool_images:,}), "
+        f"{plan.shifted_test_images:,} test"
+    )
+    base = "found in the cache" if plan.base_cached else "to be trained first"
+    console.print(f"Base     {escape(plan.backbone)}, {len(plan.classes)} classes, on {plan.device}; {base}")
+    seeds = "seed" if len(plan.seeds) == 1 else "seeds"
+    console.print(f"Runs     {seeds} {', '.join(map(str, plan.seeds))}; {plan.epochs} epochs each")
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("strategy")
+    for heading in ("trainable", "of all", "share", "learning rate"):
+        table.add_column(heading, justify="right")
+    for arm in plan.arms:
+        share = f"{100 * arm.trainable / arm.parameters:.2f} %"
+        table.add_row(escape(arm.label), f"{arm.trainable:,}", f"{arm.parameters:,}", share, f"{arm.lr:g}")
+    console.print(table)
+    if plan.seconds is not None:
+        console.print(f"Estimated time: {duration(plan.seconds)} of training and evaluation on this machine.")
+
+
+def print_results(console: Console, outcome: Outcome) -> None:
+    """Print a row a strategy, with the zero-shot base for comparison."""
+    seeds = len(outcome.plan.seeds)
+    note = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed: no interval"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=f"accuracies in %, {note}", caption_justify="left")
+    table.add_column("strategy")
+    for heading in ("shifted", "gain", "clean", "retention", "trainable", "share", "seconds"):
+        table.add_column(heading, justify="right")
+    table.add_row(
+        "zero-shot",
+        f"{100 * outcome.base.shifted_accuracy:.1f}",
+        "",
+        f"{100 * outcome.base.test_accuracy:.1f}",
+        "",
+        "0",
+        "0.00 %",
+        "",
+        style="dim",
+    )
+    for row in summarise(outcome):
+        table.add_row(
+            escape(row.label),
+            percent(row.shifted),
+            percent(row.gain, signed=True),
+            percent(row.clean),
+            percent(row.retention, signed=True),
+            f"{row.trainable:,}",
+            f"{100 * row.trainable_fraction:.2f} %",
+            interval(row.seconds, 1, 1, False),
+        )
+    console.print(table)
+
+
+def percent(estimate: Estimate, signed: bool = False) -> str:
+    """Return a fraction in per cent, with its interval."""
+    return interval(estimate, 100, 1, signed)
+
+
+def interval(estimate: Estimate, factor: float, digits: int, signed: bool) -> str:
+    """Return `mean ± half-width`, or the mean alone."""
+    sign = "+" if signed else ""
+    mean = f"{factor * estimate.mean:{sign}.{digits}f}"
+    return mean if estimate.half_width is None else f"{mean} ± {factor * estimate.half_width:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} seconds"
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"

@@ -1,0 +1,29 @@
+"""Where the command line writes: results to standard output, progress and notices to standard error."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+#: Wide enough for every table when nobody looks at the output.
+FILE_WIDTH = 120
+
+
+def output() -> Console:
+    """Return the console of results."""
+    return _console(sys.stdout.isatty(), stderr=False)
+
+
+def messages() -> Console:
+    """Return the console of progress and notices."""
+    return _console(sys.stderr.isatty(), stderr=True)
+
+
+def _console(terminal: bool, stderr: bool) -> Console:
+    # Without a terminal: no ANSI codes, no wrapping at a width that nobody chose, no live display.
+    return (
+        Console(stderr=stderr, highlight=False, soft_wrap=False)
+        if terminal
+        else Console(stderr=stderr, highlight=False, no_color=True, force_terminal=False, width=FILE_WIDTH)
+    )

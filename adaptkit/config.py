@@ -1,0 +1,201 @@
+"""The settings of a run: names, defaults and bounds. A key here, a `--set` key and an MLflow param have one name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from adaptkit.errors import BadInput
+
+DEFAULT_LR = 1e-3
+DEFAULT_SHIFT = "rotate=45,noise=0.3"
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def parse_seeds(value: object) -> object:
+    """Read `3`, `0-4`, `0,2,5-7` or a list of numbers as a list of seeds."""
+    if isinstance(value, int):
+        return [value]
+    if not isinstance(value, str):
+        return value
+    seeds: list[int] = []
+    for part in value.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"must be a seed, a range or a list such as 3, 0-4 or 0,2,5, not {value!r}")
+        low, high = int(first), int(last or first)
+        if low > high:
+            raise ValueError(f"the range {part.strip()} runs backwards; write {high}-{low}")
+        if high - low >= 10_000:
+            raise ValueError(f"the range {part.strip()} holds more than 10000 seeds")
+        seeds.extend(range(low, high + 1))
+    return seeds
+
+
+def _names(value: object) -> object:
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+def _optional(value: object) -> object:
+    return None if value in ("", "none") else value
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"{repeated[0]} is named twice")
+    return values
+
+
+class Group(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseSettings(Group):
+    """How the base is trained on the source."""
+
+    epochs: Count = Field(6, description="epochs of the base on the source")
+    lr: Rate = Field(1e-3, description="learning rate of the base (Adam)")
+    batch_size: Count = Field(64, description="images a step of the base")
+    seed: Seed = Field(0, description="initial weights and order of the base")
+
+
+class SplitSettings(Group):
+    """Which images are source, target pool and test."""
+
+    seed: Seed = Field(0, description="partition, test sets and the shifted test set's draws")
+    source: Count = Field(2500, description="source training images, at most")
+    pool: Count = Field(1000, description="target images that a run draws from, at most")
+    test: Count = Field(1500, description="test images, at most")
+    sampling: Literal["stratified", "random"] = Field(
+        "stratified", description="equal shares of the classes, or chance"
+    )
+
+
+class Settings(Group):
+    """Every setting of `adaptkit run` but the options of strategies and the amounts of shifts."""
+
+    preset: str = Field("default", description="named settings to start from: quick, default, notebook")
+    strategy: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field((), description="what to compare")
+    dataset: str = Field("mnist5k", description="source data set")
+    target: Annotated[str | None, BeforeValidator(_optional)] = Field(
+        None, description="target data set; none: the source under the shift"
+    )
+    shift: str | None = Field(None, description=f"what turns source into target images; {DEFAULT_SHIFT} without target")
+    backbone: str = Field("small_cnn", description="architecture")
+    seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds)] = Field((0,), description="seeds, a run each")
+    shots: Count = Field(50, description="labelled target images a class (at most half of the pool)")
+    epochs: Count = Field(10, description="epochs of adaptation")
+    lr: Annotated[Rate | None, BeforeValidator(_optional)] = Field(
+        None, description="learning rate; none: the strategy's own"
+    )
+    batch_size: Count = Field(32, description="images a step of adaptation")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="optimizer of adaptation (sgd: momentum 0.9)"
+    )
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight decay of adaptation")
+    evaluate_shifted: Literal["epoch", "end"] = Field("epoch", description="when to evaluate on the shifted test set")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format (bf16: autocast)")
+    data_dir: Path = Field(Path("data"), description="where data sets are read from and downloaded to")
+    experiment: str = Field("adaptkit", min_length=1, description="MLflow experiment")
+    base: BaseSettings = Field(default_factory=BaseSettings)  # type: ignore[arg-type]
+    split: SplitSettings = Field(default_factory=SplitSettings)  # type: ignore[arg-type]
+
+    def model_post_init(self, context: object) -> None:
+        """Refuse names and seeds given twice."""
+        _distinct(self.strategy)
+        _distinct(self.seed)
+
+
+def setting_keys() -> dict[str, str]:
+    """Return the dotted key of each setting with its description."""
+    keys: dict[str, str] = {}
+    for name, field in Settings.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Group):
+            keys |= {f"{name}.{key}": sub.description or "" for key, sub in inner.model_fields.items()}
+        else:
+            keys[name] = field.description or ""
+    return keys
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a nested mapping under dotted keys; a mapping of shifts becomes its text."""
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        if name == "shift" and isinstance(value, Mapping):
+            yield name, ",".join(f"{shift}={amount}" for shift, amount in value.items())
+        elif isinstance(value, Mapping):
+            yield from flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted keys as nested dictionaries."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, last = key.split(".")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return nested
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings in a YAML file under dotted keys; raise BadInput when it cannot be read as such."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise BadInput(f"config file {path}: {reason}") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else ""
+        raise BadInput(f"config file {path}: not valid YAML{place}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise BadInput(f"config file {path}: must hold `key: value` lines")
+    return dict(flatten(content))
+
+
+def describe_error(error: Mapping[str, Any]) -> str:
+    """Return one of pydantic's error records as plain words."""
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    bounds = {
+        "greater_than_equal": ("at least", "ge"),
+        "greater_than": ("greater than", "gt"),
+        "less_than_equal": ("at most", "le"),
+        "less_than": ("less than", "lt"),
+    }
+    shown = repr(given) if isinstance(given, str) else str(given)
+    if kind in bounds:
+        words, key = bounds[kind]
+        return f"must be {words} {context[key]:g}, not {shown.strip(chr(39))}"
+    if kind.startswith("int_"):
+        return f"must be a whole number, not {shown}"
+    if kind.startswith("float_"):
+        return f"must be a number, not {shown}"
+    if kind.startswith("bool_"):
+        return f"must be true or false, not {shown}"
+    if kind == "finite_number":
+        return f"must be a finite number, not {shown}"
+    if kind == "literal_error":
+        return f"must be {context['expected'].replace(chr(39), '')}, not {shown}"
+    if kind == "value_error":
+        return str(context["error"])
+    return f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {shown}"

@@ -1,0 +1,233 @@
+"""Data sets of torchvision, read from a folder or downloaded into it once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
+
+from adaptkit.errors import BadInput
+from adaptkit.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from adaptkit.contracts import Corpus, Dataset, Images
+
+#: seconds that a server may take to answer at all, and to go on once it sends
+ANSWER_WITHIN = 5.0
+STALL_WITHIN = 20.0
+
+
+class Mnist:
+    """MNIST: 70,000 handwritten digits, 28x28 grey, 10,000 of them official test images."""
+
+    name: ClassVar[str] = "mnist"
+
+    def load(self, data_dir: Path) -> Corpus:
+        """Return the images below `data_dir`, downloaded if need be."""
+        return _load(self.name, "MNIST", data_dir)
+
+
+class FashionMnist:
+    """Fashion-MNIST: 70,000 articles of clothing, 28x28 grey, 10,000 of them official test images."""
+
+    name: ClassVar[str] = "fashion-mnist"
+
+    def load(self, data_dir: Path) -> Corpus:
+        """Return the images below `data_dir`, downloaded if need be."""
+        return _load(self.name, "FashionMNIST", data_dir)
+
+
+class Kmnist:
+    """Kuzushiji-MNIST: 70,000 cursive Japanese characters, 28x28 grey, 10,000 of them official test images."""
+
+    name: ClassVar[str] = "kmnist"
+
+    def load(self, data_dir: Path) -> Corpus:
+        """Return the images below `data_dir`, downloaded if need be."""
+        return _load(self.name, "KMNIST", data_dir)
+
+
+class Cifar10:
+    """CIFAR-10: 60,000 photographs of animals and vehicles, 32x32 colour, 10,000 of them official test images."""
+
+    name: ClassVar[str] = "cifar10"
+
+    def load(self, data_dir: Path) -> Corpus:
+        """Return the images below `data_dir`, downloaded if need be."""
+        return _load(self.name, "CIFAR10", data_dir)
+
+
+def _load(name: str, torchvision_name: str, data_dir: Path) -> Corpus:
+    from adaptkit.contracts import Corpus
+
+    published = _published(name, torchvision_name)
+    folder = data_dir.expanduser().absolute()
+    files = _files(published)
+    where = (folder / files[0]).parent
+    if not all(os.path.isfile(folder / file) for file in files):
+        _download(name, published, folder, files)
+    try:
+        # numpy 2.4.0-2.4.4 warns of the pickled dtypes in CIFAR's files, which nobody here can change.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
+            train, test = (_images(name, published(root=folder, train=part)) for part in (True, False))
+    except Exception as error:
+        # torchvision raises whatever its parsing trips over: AssertionError, ValueError, RuntimeError, ...
+        reason = _line(error) if isinstance(error, OSError) else "damaged or incomplete"
+        raise BadInput(
+            f"data set {name}: cannot read the files in {where} ({reason}); delete them to download them anew"
+        ) from None
+    return Corpus(train, test)
+
+
+def _published(name: str, torchvision_name: str) -> Any:
+    try:
+        import torchvision.datasets
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "torchvision":
+            raise BadInput(f"data set {name}: torchvision cannot be imported ({_line(error)})") from None
+        raise BadInput(f"data set {name}: torchvision is not installed; mend it: pip install torchvision") from None
+    except Exception as error:
+        # Its compiled part belongs to another torch. It tells so by a RuntimeError ("operator torchvision::nms does not
+        # exist"), an OSError ("undefined symbol"), an ImportError or an AttributeError ("partially initialized").
+        import torch
+
+        raise BadInput(
+            f"data set {name}: torchvision cannot be imported beside torch {torch.__version__} ({_line(error)}); "
+            "install the torchvision that matches torch: pip install --force-reinstall torch torchvision"
+        ) from None
+    return getattr(torchvision.datasets, torchvision_name)
+
+
+def _files(published: Any) -> list[str]:
+    """Return the files that torchvision reads, relative to its root."""
+    if hasattr(published, "base_folder"):
+        names = [*(name for name, _ in (*published.train_list, *published.test_list)), published.meta["filename"]]
+        return [f"{published.base_folder}/{name}" for name in names]
+    return [f"{published.__name__}/raw/{name.removesuffix('.gz')}" for name, _ in published.resources]
+
+
+def _archives(published: Any) -> list[str]:
+    """Return the files that torchvision downloads, relative to its root."""
+    if hasattr(published, "base_folder"):
+        return [published.filename]
+    return [f"{published.__name__}/raw/{name}" for name, _ in published.resources]
+
+
+def _images(name: str, dataset: Any) -> Images:
+    import torch
+
+    from adaptkit.contracts import Images
+
+    labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
+    pixels = torch.as_tensor(dataset.data)
+    # MNIST's come as [n, h, w], CIFAR's as [n, h, w, 3].
+    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    classes = tuple("0123456789") if name == "mnist" else tuple(dataset.classes)
+    if len(pixels) != len(labels) or not len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        raise ValueError("images and labels do not belong together")
+    return Images(pixels, labels, classes)
+
+
+def _download(name: str, published: Any, folder: Path, files: Sequence[str]) -> None:
+    """Download into a folder of its own and move what is complete, so that no half-written file is ever read."""
+    archives = _archives(published)
+    where = (folder / files[0]).parent
+    advice = f"copy its files to {where}, or use --dataset mnist5k, which needs no network"
+    if not all(os.path.isfile(folder / archive) for archive in archives):
+        published = _reachable(published, f"data set {name}: not in {where}", advice)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-download-", dir=folder) as scratch:
+            for archive in archives:
+                # torchvision uses an archive that is there already, and overwrites a wrong one: hence a copy.
+                if os.path.isfile(folder / archive):
+                    Path(scratch, archive).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(folder / archive, Path(scratch, archive))
+            with _patient_but_not_for_ever():
+                published(root=scratch, download=True)
+            for file in files:
+                if not os.path.isfile(folder / file):
+                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(Path(scratch, file), folder / file)
+    except Exception as error:
+        # torchvision lets errors of urllib, http, gzip and tarfile through beside its own.
+        raise BadInput(f"data set {name}: not in {where}, and the download failed ({_line(error)}); {advice}") from None
+
+
+def _reachable(published: Any, problem: str, advice: str) -> Any:
+    """Return the torchvision class with only those mirrors that answer; raise BadInput when none does.
+
+    torchvision opens connections without a time limit, mirror by mirror: behind a silent firewall that takes minutes.
+    """
+    mirrors = list(getattr(published, "mirrors", ()))
+    addresses = [f"{mirror}{published.resources[0][0]}" for mirror in mirrors] or [published.url]
+    answered = _answering(addresses)
+    if not answered:
+        hosts = ", ".join(dict.fromkeys(urlsplit(address).netloc for address in addresses))
+        raise BadInput(f"{problem}, and no answer from {hosts} to download it; {advice}")
+    if not mirrors:
+        return published
+    answering = [mirror for mirror, address in zip(mirrors, addresses, strict=True) if address in answered]
+    # torchvision names the folder after the class.
+    return type(published.__name__, (published,), {"mirrors": answering})
+
+
+def _answering(addresses: Sequence[str]) -> set[str]:
+    answered: list[str] = []
+
+    def ask(address: str) -> None:
+        request = urllib.request.Request(address, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=ANSWER_WITHIN).close()
+        except urllib.error.HTTPError as error:
+            error.close()  # an answer all the same: some servers refuse HEAD
+        except Exception:
+            return
+        answered.append(address)
+
+    # In threads, because looking up a name and trying its many addresses is not bounded by the timeout.
+    threads = [threading.Thread(target=ask, args=(address,), daemon=True) for address in addresses]
+    deadline = time.monotonic() + ANSWER_WITHIN
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return set(answered)
+
+
+@contextlib.contextmanager
+def _patient_but_not_for_ever() -> Iterator[None]:
+    """Bound each wait for the network, and show torchvision's progress bars on a terminal only."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_WITHIN)
+    visible = sys.stderr is not None and sys.stderr.isatty()
+    try:
+        with contextlib.nullcontext() if visible else contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (error.strerror if isinstance(error, OSError) else None) or text
+
+
+@hookimpl
+def adaptkit_datasets() -> list[type[Dataset]]:
+    """Offer mnist, fashion-mnist, kmnist and cifar10."""
+    return [Mnist, FashionMnist, Kmnist, Cifar10]

@@ -1,0 +1,138 @@
+"""The base: trained once per recipe, kept in the cache, known by the sha256 of its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from adaptkit.adapters.weights import fingerprint, pack, unpack, write_bytes
+from adaptkit.backbones.heads import with_head
+from adaptkit.cache import cache_folder
+from adaptkit.contracts import Epoch
+from adaptkit.data.domains import Domains
+from adaptkit.errors import BadInput
+from adaptkit.request import Request
+from adaptkit.seeds import derive_seed
+from adaptkit.training.loop import Evaluation, Recipe, fit
+from adaptkit.training.seeding import RandomStream
+
+#: Raised whenever the same recipe would give other weights, so that old cache entries are not taken for new ones.
+RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Base:
+    """A trained base: its weights and buffers, and the record of its training."""
+
+    key: str
+    fingerprint: str
+    state: Mapping[str, Tensor]
+    epochs: tuple[Epoch, ...]
+
+    def build(self, request: Request, domains: Domains) -> nn.Module:
+        """Return a fresh model with the base's weights."""
+        model = build_model(request, domains)
+        model.load_state_dict(dict(self.state))
+        return model
+
+
+def build_model(request: Request, domains: Domains) -> nn.Module:
+    """Return the untrained architecture: its initial weights depend on the base seed alone."""
+    with RandomStream(derive_seed(request.settings.base.seed, "base weights")):
+        model = request.backbone.build(domains.channels, domains.size, len(domains.classes))
+    return with_head(model)
+
+
+def recipe_key(request: Request, domains: Domains) -> str:
+    """Return the sha256 of all that decides the base's weights."""
+    settings = request.settings
+    layout = [(name, tuple(tensor.shape)) for name, tensor in build_model(request, domains).state_dict().items()]
+    recipe = {
+        "version": RECIPE_VERSION,
+        "source": domains.source_digest,
+        "backbone": settings.backbone,
+        "layout": hashlib.sha256(repr(layout).encode()).hexdigest(),
+        "base": settings.base.model_dump(),
+        "precision": settings.precision,
+        "device": settings.device,
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def base_lock(key: str, waiting: Any = None) -> Iterator[None]:
+    """Hold the recipe's lock, so that of several processes one trains; call `waiting()` if another has it."""
+    folder = _folder(key)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if waiting is not None:
+                waiting()
+            lock.acquire()
+    except OSError as error:
+        raise BadInput(
+            f"cannot write to the cache folder {folder.parent} ({error.strerror}); set ADAPTKIT_CACHE to another"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def stored_base(key: str) -> Base | None:
+    """Return the base from the cache; None if it is not there or damaged."""
+    folder = _folder(key)
+    try:
+        card = json.loads((folder / "base.json").read_text(encoding="utf-8"))
+        state = unpack((folder / "base.safetensors").read_bytes())
+        base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return base if fingerprint(state) == base.fingerprint else None
+
+
+def train_base(request: Request, domains: Domains, model: nn.Module, clean: tuple[Tensor, Tensor]) -> Iterator[Epoch]:
+    """Train the model on the source, in place, yielding each epoch; `clean` is the clean test set on the device."""
+    settings = request.settings
+    source = domains.source.pixels.to(clean[0].device).float().div_(255)
+    recipe = Recipe(
+        epochs=settings.base.epochs,
+        batch_size=settings.base.batch_size,
+        lr=settings.base.lr,
+        order_seed=derive_seed(settings.base.seed, "base order"),
+        precision=settings.precision,
+        lr_option="--set base.lr=",
+    )
+    labels = domains.source.labels.to(clean[0].device)
+    groups = [{"params": list(model.parameters())}]
+    yield from fit(model, groups, lambda number: source, labels, recipe, Evaluation(clean))
+
+
+def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:
+    """Keep a trained base in the cache and return it."""
+    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    base = Base(key, fingerprint(state), state, epochs)
+    card = {"fingerprint": base.fingerprint, "key": key, "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
+    folder = _folder(key)
+    write_bytes(folder / "base.safetensors", pack(state))
+    # Written last: without it, the weights are not found.
+    write_bytes(folder / "base.json", (json.dumps(card, indent=2) + "\n").encode())
+    return base
+
+
+def _folder(key: str) -> Path:
+    return cache_folder() / "bases" / key

@@ -1,0 +1,101 @@
+"""Check a request against real data and a real model before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaptkit.data.domains import Domains, TestSet, load_domains
+from adaptkit.data.split import draw
+from adaptkit.errors import BadInput
+from adaptkit.experiment.base import build_model, recipe_key, stored_base
+from adaptkit.outcome import ArmPlan, Plan
+from adaptkit.request import Request
+from adaptkit.seeds import derive_seed
+from adaptkit.training.trainable import adapt, count
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked request with its data on the device and its plan; every strategy has been tried on the model."""
+
+    request: Request
+    domains: Domains
+    device: torch.device
+    clean: tuple[Tensor, Tensor]
+    shifted: tuple[Tensor, Tensor]
+    base_key: str
+    plan: Plan
+
+
+def prepare(request: Request) -> Experiment:
+    """Load the data and try every strategy on the untrained model.
+
+    Raises BadInput, for all strategies at once, before anything is trained or tracked.
+    """
+    device = _device(request.settings.device)
+    request = dataclasses.replace(request, settings=request.settings.model_copy(update={"device": device.type}))
+    settings = request.settings
+    domains = load_domains(
+        request.dataset,
+        request.target,
+        request.shifts,
+        shift_text=request.shift_text,
+        split=settings.split,
+        data_dir=settings.data_dir,
+    )
+    arms, problems = [], []
+    for arm in request.arms:
+        try:
+            model = build_model(request, domains)
+            adapt(model, arm.create(), derive_seed(settings.seed[0], "init"))
+            counts = count(model)
+            arms.append(ArmPlan(arm.strategy, arm.label, arm.options, arm.lr, counts.total, counts.trainable))
+        except BadInput as error:
+            problems.extend(error.problems)
+    if problems:
+        raise BadInput(*problems)
+    key = recipe_key(request, domains)
+    plan = Plan(
+        dataset=settings.dataset,
+        target=settings.target or settings.dataset,
+        shift=request.shift_text,
+        backbone=settings.backbone,
+        device=device.type,
+        source_images=len(domains.source),
+        pool_images=len(domains.pool),
+        drawn_images=len(draw_target(request, domains, settings.seed[0])),
+        clean_test_images=len(domains.clean_test.labels),
+        shifted_test_images=len(domains.shifted_test.labels),
+        classes=domains.classes,
+        base_cached=stored_base(key) is not None,
+        arms=tuple(arms),
+        seeds=settings.seed,
+        epochs=settings.epochs,
+    )
+    return Experiment(
+        request, domains, device, _moved(domains.clean_test, device), _moved(domains.shifted_test, device), key, plan
+    )
+
+
+def draw_target(request: Request, domains: Domains, seed: int) -> Tensor:
+    """Return the positions in the pool of the few labelled images of this seed."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "draw"))
+    return draw(domains.pool.labels, request.settings.shots, request.settings.split.sampling, generator)
+
+
+def _moved(test: TestSet, device: torch.device) -> tuple[Tensor, Tensor]:
+    return test.pixels.to(device), test.labels.to(device)
+
+
+def _device(name: str) -> torch.device:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        have = ", ".join(kind for kind, there in available.items() if there)
+        raise BadInput(f"device: {name} is not available here; have: {have}")
+    return torch.device(name)

@@ -1,0 +1,101 @@
+"""What an experiment plans and finds, as typed records: the same for Python and for `--json`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adaptkit.contracts import Epoch
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """What a strategy will train: numbers of parameters, learning rate and options."""
+
+    strategy: str
+    label: str
+    options: Mapping[str, Any]
+    lr: float
+    parameters: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment will do: sizes in images; `seconds` is an estimate that only a dry run makes."""
+
+    dataset: str
+    target: str
+    shift: str
+    backbone: str
+    device: str
+    source_images: int
+    pool_images: int
+    drawn_images: int
+    clean_test_images: int
+    shifted_test_images: int
+    classes: tuple[str, ...]
+    base_cached: bool
+    arms: tuple[ArmPlan, ...]
+    seeds: tuple[int, ...]
+    epochs: int
+    seconds: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The base of an experiment; accuracies are fractions, and the shifted one is zero-shot."""
+
+    fingerprint: str
+    run_id: str | None
+    cached: bool
+    test_accuracy: float
+    shifted_accuracy: float
+    epochs: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One adaptation run: final `metrics` by their MLflow names; `error` says why a failed one has none."""
+
+    strategy: str
+    label: str
+    options: Mapping[str, Any]
+    lr: float
+    seed: int
+    status: str
+    run_id: str | None
+    metrics: Mapping[str, float]
+    epochs: tuple[Epoch, ...]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished experiment; `notices` are things to tell the user, `tracking_error` why not all is in MLflow."""
+
+    plan: Plan
+    base: BaseRecord
+    runs: tuple[RunRecord, ...]
+    data_fingerprint: str
+    experiment: str | None = None
+    tracking_uri: str | None = None
+    ui_command: str | None = None
+    ui_url: str | None = None
+    notices: tuple[str, ...] = ()
+    tracking_error: str | None = None
+
+    @property
+    def failed(self) -> tuple[RunRecord, ...]:
+        """Return the runs that failed."""
+        return tuple(run for run in self.runs if run.status != "finished")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as plain JSON types."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,1 @@
+"""The built-in strategies, loaded through the same hooks as anybody's."""

@@ -1,0 +1,27 @@
+"""Full fine-tuning: train every parameter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adaptkit.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Full:
+    """Train every parameter, from the base's weights."""
+
+    name = "full"
+    lr = 1e-3
+
+    def adapt(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return every parameter."""
+        return list(model.parameters())
+
+
+@hookimpl
+def adaptkit_strategies() -> list[type]:
+    """Offer `full`."""
+    return [Full]

@@ -1,0 +1,27 @@
+"""Linear probing: train the last classifier layer, freeze the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adaptkit.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Head:
+    """Train the last classifier layer only."""
+
+    name = "head"
+    lr = 5e-3
+
+    def adapt(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of `model.head`."""
+        return list(model.head.parameters())  # type: ignore[union-attr,operator]
+
+
+@hookimpl
+def adaptkit_strategies() -> list[type]:
+    """Offer `head`."""
+    return [Head]

@@ -1,0 +1,74 @@
+"""Write the files that belong to a run: reports, predictions, figures, the config that repeats it."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from adaptkit import __version__
+from adaptkit.contracts import Predictions, Run, RunResult
+from adaptkit.reports.figures import draw_confusion, draw_curves, draw_samples, save
+
+
+def write_artifacts(folder: Path, run: Run, result: RunResult) -> None:
+    """Write all artifacts of a run into a folder: at its root, since MLflow's compare page shows only those."""
+    (folder / "config.yaml").write_text(f"# adaptkit run --config config.yaml\n{result.config}", encoding="utf-8")
+    (folder / "environment.txt").write_text(environment(), encoding="utf-8")
+    for name, predictions in result.predictions.items():
+        _write_report(folder / f"classification_report_{name}", predictions, result.classes)
+        figure = draw_confusion(predictions, result.classes, f"{run.name}: {name} test")
+        save(figure, folder / f"confusion_{name}.png")
+    _write_predictions(folder / "predictions.csv", result)
+    save(draw_curves(result.epochs, run.name), folder / "curves.png")
+    if result.samples:
+        save(draw_samples(result.samples, result.predictions, result.classes, run.name), folder / "samples.png")
+    for name, path in result.files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+@functools.cache
+def environment() -> str:
+    """Return versions of adaptkit, Python, the machine's system and every installed distribution."""
+    import torch
+
+    lines = [
+        f"adaptkit {__version__}",
+        f"python {platform.python_version()}",
+        f"platform {platform.platform()}",
+        f"processor {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+    ]
+    if torch.cuda.is_available():
+        lines.append(f"cuda {torch.version.cuda}, {torch.cuda.get_device_name()}")
+    found = {(dist.metadata["Name"] or "").lower(): dist.version for dist in importlib.metadata.distributions()}
+    return "\n".join([*lines, "", *(f"{name}=={version}" for name, version in sorted(found.items()) if name), ""])
+
+
+def _write_report(stem: Path, predictions: Predictions, classes: tuple[str, ...]) -> None:
+    from sklearn.metrics import classification_report
+
+    options = {"labels": range(len(classes)), "target_names": list(classes), "zero_division": 0}
+    text = classification_report(predictions.truth, predictions.predicted, digits=4, **options)
+    stem.with_suffix(".txt").write_text(text, encoding="utf-8")
+    report = classification_report(predictions.truth, predictions.predicted, output_dict=True, **options)
+    report["accuracy"] = predictions.accuracy  # left out by scikit-learn when a class is absent
+    stem.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_predictions(path: Path, result: RunResult) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["test_set", "image", "truth", "prediction", "confidence", "base_prediction"])
+        for name, found in result.predictions.items():
+            base = found.base_predicted if found.base_predicted is not None else found.predicted
+            columns = (found.image, found.truth, found.predicted, found.confidence, base)
+            for image, truth, predicted, confidence, before in zip(*columns, strict=True):
+                names = result.classes[truth], result.classes[predicted]
+                writer.writerow([name, int(image), *names, f"{confidence:.6f}", result.classes[before]])

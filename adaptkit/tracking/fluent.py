@@ -1,0 +1,37 @@
+"""Make a run MLflow's active run, so that a plugin's plain `mlflow.log_metric` lands in it."""
+
+from __future__ import annotations
+
+import os
+
+ENVIRONMENT = "MLFLOW_TRACKING_URI"
+
+
+class ActiveRun:
+    """Hold MLflow's active run, and its tracking URI, until the run ends; then put back what was there."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        import mlflow
+
+        self.run_id = run_id
+        self._environment = os.environ.get(ENVIRONMENT)
+        self._uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+        mlflow.set_tracking_uri(uri)
+        # Nested: somebody who calls adaptkit from Python may have a run of their own open.
+        mlflow.start_run(run_id=run_id, nested=True)
+
+    def end(self, status: str) -> None:
+        """End the run, and any that a plugin opened inside it and left open, with this status."""
+        import mlflow
+
+        try:
+            while (run := mlflow.active_run()) is not None:
+                mlflow.end_run(status)
+                if run.info.run_id == self.run_id:
+                    break
+        finally:
+            mlflow.set_tracking_uri(self._uri)  # type: ignore[arg-type]
+            if self._environment is None:
+                os.environ.pop(ENVIRONMENT, None)
+            else:
+                os.environ[ENVIRONMENT] = self._environment

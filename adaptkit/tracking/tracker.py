@@ -1,0 +1,181 @@
+"""Write runs to MLflow: a plugin that watches run events."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from adaptkit import __version__
+from adaptkit.contracts import Epoch, Run, RunInput, RunResult
+from adaptkit.hookspecs import hookimpl
+from adaptkit.tracking.artifacts import write_artifacts
+from adaptkit.tracking.fluent import ActiveRun
+from adaptkit.tracking.source import git_tags, user_name
+from adaptkit.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+    from torch import nn
+
+T = TypeVar("T")
+
+
+class Tracker:
+    """Record each run in an MLflow store, one synchronous call an epoch.
+
+    When the store stops answering, `fault` says so, nothing more is sent, and training goes on.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.fault: str | None = None
+        self._run_ids: dict[str, str] = {}
+        self._active: ActiveRun | None = None
+        self._tags = {
+            "adaptkit.version": __version__,
+            "adaptkit.host": socket.gethostname(),
+            "adaptkit.pid": str(os.getpid()),
+            # A process of this number that began later than this is another one.
+            "adaptkit.process_seen": f"{time.time():.3f}",
+            "mlflow.user": user_name(),
+            "mlflow.source.name": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "mlflow.source.type": "LOCAL",
+            **git_tags(),
+        }
+
+    def run_id(self, run: Run) -> str | None:
+        """Return the MLflow id of a run that was recorded here."""
+        return self._run_ids.get(run.name)
+
+    def find_base(self, fingerprint: str) -> str | None:
+        """Return the id of a finished base run with these weights in this experiment."""
+        condition = (
+            f"tags.`adaptkit.kind` = 'base' and tags.`adaptkit.base_fingerprint` = '{fingerprint}' "
+            "and attributes.status = 'FINISHED'"
+        )
+        found = self._try(
+            "looking for the base run",
+            lambda: self.store.client.search_runs([self.store.experiment_id], condition, max_results=1),
+        )
+        return found[0].info.run_id if found else None
+
+    def record(self, run: Run, epochs: Iterable[Epoch], result: RunResult, model: nn.Module) -> None:
+        """Record a run that took place earlier from the history kept of it."""
+        self.adaptkit_run_started(run, model)
+        for epoch in epochs:
+            self.adaptkit_epoch_ended(run, epoch)
+        self.adaptkit_run_ended(run, result, model)
+
+    @hookimpl(tryfirst=True)
+    def adaptkit_run_started(self, run: Run, model: nn.Module) -> None:
+        """Create the MLflow run with its params, tags and inputs, and make it the active one."""
+        self._try("starting a run", lambda: self._start(run))
+
+    @hookimpl(trylast=True)
+    def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
+        """Log the epoch's metrics in one call."""
+        metrics = {
+            "train/loss": epoch.loss,
+            "train/accuracy": epoch.train_accuracy,
+            "test/accuracy": epoch.test_accuracy,
+            "time/epoch_seconds": epoch.seconds,
+            "time/cumulative_seconds": epoch.cumulative_seconds,
+        }
+        if epoch.shifted_accuracy is not None:
+            metrics["shifted/accuracy"] = epoch.shifted_accuracy
+        self._try(f"logging epoch {epoch.number}", lambda: self._log_metrics(run, metrics, epoch.number))
+
+    @hookimpl(trylast=True)
+    def adaptkit_run_ended(self, run: Run, result: RunResult, model: nn.Module) -> None:
+        """Log the final metrics and the artifacts, and finish the run."""
+        with tempfile.TemporaryDirectory(prefix="adaptkit-") as name:
+            folder = Path(name)
+            write_artifacts(folder, run, result)
+            self._try("logging results", lambda: self._log_result(run, result, folder))
+        self._end("FINISHED")
+
+    @hookimpl(trylast=True)
+    def adaptkit_run_failed(self, run: Run, error: BaseException) -> None:
+        """End the run as what it is: KILLED after a signal, FAILED after an error, with its traceback."""
+        if isinstance(error, KeyboardInterrupt):
+            status = "KILLED"
+        elif isinstance(error, SystemExit) and error.code in (None, 0):
+            status = "FINISHED"
+        else:
+            status = "FAILED"
+        if self._active is None:  # it failed before its first batch
+            self._try("starting a run", lambda: self._start(run))
+        if status == "FAILED":
+            text = "".join(traceback.format_exception(error))
+            self._try(
+                "logging the error", lambda: self.store.client.log_text(self._run_ids[run.name], text, "error.txt")
+            )
+        self._end(status)
+
+    def _start(self, run: Run) -> None:
+        from mlflow.entities import Param
+
+        client = self.store.client
+        tags = self._tags | dict(run.tags)
+        if run.description:
+            tags["mlflow.note.content"] = run.description
+        created = client.create_run(self.store.experiment_id, run_name=run.name, tags=tags)
+        self._run_ids[run.name] = created.info.run_id
+        self._active = ActiveRun(self.store.uri, created.info.run_id)
+        params = [Param(key, str(value)) for key, value in run.params.items()]
+        client.log_batch(created.info.run_id, params=params)
+        if run.inputs:
+            client.log_inputs(created.info.run_id, [_dataset(given) for given in run.inputs])
+
+    def _log_metrics(self, run: Run, metrics: dict[str, float], step: int | None) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        # Without a step of its own (0), MLflow's page draws a bar for each run instead of a curve.
+        points = [Metric(key, float(value), now, step or 0) for key, value in metrics.items()]
+        self.store.client.log_batch(self._run_ids[run.name], metrics=points)
+
+    def _log_result(self, run: Run, result: RunResult, folder: Path) -> None:
+        from mlflow.entities import RunTag
+
+        run_id = self._run_ids[run.name]
+        self.store.client.log_artifacts(run_id, str(folder))
+        if result.metrics:
+            self._log_metrics(run, dict(result.metrics), None)
+        if result.tags:
+            self.store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in result.tags.items()])
+
+    def _end(self, status: str) -> None:
+        active, self._active = self._active, None
+        if active is not None:
+            self._try("ending a run", lambda: active.end(status), even_so=True)
+
+    def _try(self, doing: str, action: Callable[[], T], even_so: bool = False) -> T | None:
+        """Do this unless the store has failed already; note it when it fails now."""
+        from mlflow.exceptions import MlflowException
+
+        if self.fault is not None and not even_so:
+            return None
+        try:
+            return action()
+        except (MlflowException, OSError) as error:
+            reason = self.store.without_secrets(str(error).strip().split("\n")[0])
+            self.fault = self.fault or f"tracking stopped while {doing}: {reason}"
+            return None
+
+
+def _dataset(given: RunInput) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    # MLflow has no data set class for torch; its table keeps 36 characters of a digest.
+    source = json.dumps({"tags": {"mlflow.source.name": given.source}})
+    dataset = Dataset(name=given.name, digest=given.digest[:36], source_type="code", source=source)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", given.context)])

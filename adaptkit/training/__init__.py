@@ -1,0 +1,1 @@
+"""Train and evaluate: what an epoch is, who seeds and who freezes."""

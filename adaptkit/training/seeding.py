@@ -1,0 +1,55 @@
+"""Own the global random generators: nothing else in adaptkit seeds them."""
+
+from __future__ import annotations
+
+import random
+from types import TracebackType
+from typing import Any
+
+import numpy
+import torch
+
+
+class RandomStream:
+    """Swap the global generators (Python, NumPy, PyTorch) to a stream of their own while a block runs.
+
+    The block goes on where it left off when it is entered again, whatever others drew in between.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._own: tuple[Any, ...] | None = None
+        self._outer: tuple[Any, ...] | None = None
+
+    def __enter__(self) -> None:
+        self._outer = _states()
+        if self._own is None:
+            random.seed(self._seed)
+            numpy.random.seed(self._seed % 2**32)
+            torch.manual_seed(self._seed)
+        else:
+            _restore(self._own)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._own = _states()
+        if self._outer is not None:
+            _restore(self._outer)
+
+
+def _states() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    return random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda, mps
+
+
+def _restore(states: tuple[Any, ...]) -> None:
+    python, array, tensor, cuda, mps = states
+    random.setstate(python)
+    numpy.random.set_state(array)
+    torch.set_rng_state(tensor)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+    if mps is not None:
+        torch.mps.set_rng_state(mps)

@@ -1,0 +1,18 @@
+"""BitFit (Ben Zaken et al., 2022): train the biases, freeze the rest."""
+
+from adaptkit import hookimpl
+
+
+class BitFit:
+    """Train the biases only."""
+
+    name = "bitfit"
+    lr = 5e-3
+
+    def adapt(self, model):
+        return [p for name, p in model.named_parameters() if name.endswith("bias")]
+
+
+@hookimpl
+def adaptkit_strategies():
+    return [BitFit]
