@@ -9,9 +9,10 @@ from adaptkit.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from adaptkit.api import run
+    from adaptkit.outcome import Outcome
 
 __version__ = "0.1.0"
-__all__ = ["AdaptkitError", "BadInput", "RunFailed", "__version__", "hookimpl", "run"]
+__all__ = ["AdaptkitError", "BadInput", "Outcome", "RunFailed", "__version__", "hookimpl", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from adaptkit.api import run
 
         return run
+    if name == "Outcome":
+        from adaptkit.outcome import Outcome
+
+        return Outcome
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

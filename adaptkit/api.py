@@ -12,7 +12,8 @@ from adaptkit.experiment.execution import execute
 from adaptkit.experiment.preparation import prepare
 from adaptkit.outcome import Outcome, Plan
 from adaptkit.plugins import Plugins, load_plugins
-from adaptkit.request import Layer, Request, option_keys, resolve
+from adaptkit.request import Request
+from adaptkit.resolve import Layer, option_keys, resolve
 
 
 def run(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from adaptkit.errors import BadInput
 
@@ -85,14 +85,18 @@ class Settings(Group):
     """Every setting of `adaptkit run` but the options of strategies and the amounts of shifts."""
 
     preset: str = Field("default", description="named settings to start from: quick, default, notebook")
-    strategy: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field((), description="what to compare")
+    strategy: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_distinct)] = Field(
+        (), description="what to compare"
+    )
     dataset: str = Field("mnist5k", description="source data set")
     target: Annotated[str | None, BeforeValidator(_optional)] = Field(
         None, description="target data set; none: the source under the shift"
     )
     shift: str | None = Field(None, description=f"what turns source into target images; {DEFAULT_SHIFT} without target")
     backbone: str = Field("small_cnn", description="architecture")
-    seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds)] = Field((0,), description="seeds, a run each")
+    seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds), AfterValidator(_distinct)] = Field(
+        (0,), min_length=1, description="seeds, a run each"
+    )
     shots: Count = Field(50, description="labelled target images a class (at most half of the pool)")
     epochs: Count = Field(10, description="epochs of adaptation")
     lr: Annotated[Rate | None, BeforeValidator(_optional)] = Field(
@@ -110,11 +114,6 @@ class Settings(Group):
     experiment: str = Field("adaptkit", min_length=1, description="MLflow experiment")
     base: BaseSettings = Field(default_factory=BaseSettings)  # type: ignore[arg-type]
     split: SplitSettings = Field(default_factory=SplitSettings)  # type: ignore[arg-type]
-
-    def model_post_init(self, context: object) -> None:
-        """Refuse names and seeds given twice."""
-        _distinct(self.strategy)
-        _distinct(self.seed)
 
 
 def setting_keys() -> dict[str, str]:
@@ -196,6 +195,8 @@ def describe_error(error: Mapping[str, Any]) -> str:
         return f"must be a finite number, not {shown}"
     if kind == "literal_error":
         return f"must be {context['expected'].replace(chr(39), '')}, not {shown}"
+    if kind == "tuple_type":
+        return f"must be one or a list of them, not {shown}"
     if kind == "value_error":
         return str(context["error"])
     return f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {shown}"

@@ -1,27 +1,16 @@
-"""Turn layers of settings into one checked request, or into the list of everything that is wrong with them."""
+"""A checked experiment: the settings and the plugins that they name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from adaptkit.config import DEFAULT_LR, DEFAULT_SHIFT, Settings, describe_error, nest, setting_keys
+from adaptkit.config import Settings
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
-from adaptkit.errors import BadInput, suggestion
-from adaptkit.plugins import Plugins, options_of
-from adaptkit.presets import PRESETS
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Settings from one place: `values` by dotted key; `label`, if any, begins the messages about them."""
-
-    values: Mapping[str, Any]
-    label: str = ""
+from adaptkit.plugins import options_of
 
 
 @dataclass(frozen=True)
@@ -88,192 +77,6 @@ class Request:
         for group in ("base", "split"):
             own |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
         return own
-
-
-def resolve(layers: Sequence[Layer], plugins: Plugins) -> Request:
-    """Merge layers, the strongest first, over the preset and the defaults, and check all of it.
-
-    Raises BadInput with one line for each problem.
-    """
-    plugins.require_sound()
-    problems: list[str] = []
-    layers = _with_preset(layers, problems)
-    values, amounts, options = _merge(layers, plugins, problems)
-    settings = _settings(values, problems)
-    if settings is None:
-        raise BadInput(*problems)
-    arms = _arms(settings, options, plugins, problems)
-    shifts = _shifts(amounts, settings, plugins, problems)
-    found: dict[str, Any] = {}
-    for key, kind in (("dataset", "dataset"), ("target", "dataset"), ("backbone", "backbone")):
-        name = getattr(settings, key)
-        try:
-            found[key] = plugins.find(kind, name).cls() if name is not None else None
-        except BadInput as error:
-            problems.extend(error.problems)
-    if problems:
-        raise BadInput(*problems)
-    return Request(
-        settings,
-        arms,
-        found["dataset"],
-        found["target"],
-        found["backbone"],
-        tuple(shifts.values()),
-        {name: next(iter(vars(shift).values())) for name, shift in shifts.items()},
-    )
-
-
-def option_keys(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return strategy options under their setting keys: `rank` is `strategy.rank`, `lora.rank` stays."""
-    return {key if "." in key else f"strategy.{key}": value for key, value in options.items()}
-
-
-def parse_amounts(text: str) -> dict[str, str]:
-    """Read `rotate=45,noise=0.3` in its order; `none` or nothing is no shift. Raises BadInput."""
-    if text.strip() in ("", "none"):
-        return {}
-    amounts: dict[str, str] = {}
-    for part in text.split(","):
-        name, equals, amount = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and amount):
-            raise BadInput(f"shift: {part.strip()!r} is not name=amount, as in {DEFAULT_SHIFT}")
-        if name in amounts:
-            raise BadInput(f"shift: {name} is named twice")
-        amounts[name] = amount
-    return amounts
-
-
-def _with_preset(layers: Sequence[Layer], problems: list[str]) -> list[Layer]:
-    named = next((str(layer.values["preset"]) for layer in layers if "preset" in layer.values), "default")
-    if named not in PRESETS:
-        problems.append(f"unknown preset {named!r}{suggestion(named, PRESETS)}")
-    return [*layers, Layer(PRESETS.get(named, {}))]
-
-
-def _merge(
-    layers: Sequence[Layer], plugins: Plugins, problems: list[str]
-) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, dict[str, Any]]]:
-    """Return the settings, the shift amounts (None: the default) and the options by strategy ('' when unnamed)."""
-    known = setting_keys()
-    prefixes = {*plugins.offers["strategy"], "strategy"}
-    values: dict[str, Any] = {}
-    amounts: dict[str, Any] | None = None
-    changed: dict[str, Any] = {}
-    options: dict[str, dict[str, Any]] = {}
-    for layer in reversed(layers):
-        where = f"{layer.label}: " if layer.label else ""
-        for key, value in layer.values.items():
-            prefix, _, rest = key.partition(".")
-            if key == "shift":
-                try:
-                    amounts, changed = parse_amounts("none" if value is None else str(value)), {}
-                except BadInput as error:
-                    problems.extend(f"{where}{problem}" for problem in error.problems)
-            elif key in known:
-                values[key] = value
-            elif prefix == "shift" and rest:
-                changed[rest] = value
-            elif prefix in prefixes and rest:
-                options.setdefault("" if prefix == "strategy" else prefix, {})[rest] = value
-            else:
-                problems.append(f"{where}unknown key {key!r}{_nearest_key(key, known, prefixes)}")
-    if changed:
-        if amounts is None:
-            amounts = parse_amounts(DEFAULT_SHIFT) if values.get("target") in (None, "", "none") else {}
-        amounts |= changed
-    return values, amounts, options
-
-
-def _nearest_key(key: str, known: Mapping[str, str], prefixes: set[str]) -> str:
-    hint = suggestion(key, known)
-    if not hint.startswith("; did"):
-        hint = suggestion(key.partition(".")[0], {*known, *prefixes}) if "." in key else ""
-    return hint if hint.startswith("; did") else "; see `adaptkit run --help` for the keys"
-
-
-def _settings(values: Mapping[str, Any], problems: list[str]) -> Settings | None:
-    try:
-        return Settings.model_validate(nest(values))
-    except ValidationError as error:
-        for record in error.errors():
-            key = ".".join(str(part) for part in record["loc"] if isinstance(part, str))
-            problems.append(f"{key}: {describe_error(record)}" if key else describe_error(record))
-        return None
-
-
-def _arms(
-    settings: Settings, options: dict[str, dict[str, Any]], plugins: Plugins, problems: list[str]
-) -> tuple[Arm, ...]:
-    if not settings.strategy:
-        names = ", ".join(plugins.offers["strategy"])
-        problems.append(f"no strategy: name at least one with --strategy; known: {names}")
-    unnamed = options.pop("", {})
-    if unnamed and len(settings.strategy) > 1:
-        for key in unnamed:
-            owners = [
-                name
-                for name in settings.strategy
-                if name in plugins.offers["strategy"] and key in options_of(plugins.find("strategy", name).cls)
-            ]
-            hint = f"; write {owners[0]}.{key}" if owners else ""
-            problems.append(f"option {key}: several strategies run{hint}")
-    elif settings.strategy:
-        name = settings.strategy[0]
-        options[name] = options.get(name, {}) | unnamed if unnamed else options.get(name, {})
-    for name in options:
-        if name not in settings.strategy and options[name]:
-            problems.append(f"{name}.{next(iter(options[name]))}: strategy {name} is not run")
-    arms = []
-    for name in settings.strategy:
-        try:
-            cls = plugins.find("strategy", name).cls
-            checked = _options(name, cls, options.get(name, {}))
-            lr = settings.lr or float(getattr(cls, "lr", DEFAULT_LR))
-            arms.append(Arm(name, cls, checked, lr))
-        except BadInput as error:
-            problems.extend(error.problems)
-    return tuple(arms)
-
-
-def _options(name: str, cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    known = options_of(cls)
-    unknown = [key for key in given if key not in known]
-    if unknown:
-        has = f"; {name} has no options" if not known else ""
-        raise BadInput(*(f"unknown option {f'{name}.{key}'!r}{has or suggestion(key, known)}" for key in unknown))
-    if not known:
-        return {}
-    instance = _validate(cls, given, name)
-    return {key: getattr(instance, key) for key in known}
-
-
-def _shifts(
-    amounts: Mapping[str, Any] | None, settings: Settings, plugins: Plugins, problems: list[str]
-) -> dict[str, Shift]:
-    if amounts is None:
-        amounts = parse_amounts(DEFAULT_SHIFT) if settings.target is None else {}
-    shifts: dict[str, Shift] = {}
-    for name, amount in amounts.items():
-        try:
-            cls = plugins.find("shift", name).cls
-            field = next(iter(options_of(cls)))
-            shifts[name] = _validate(cls, {field: amount}, "shift", rename={field: name})
-        except BadInput as error:
-            problems.extend(error.problems)
-    return shifts
-
-
-def _validate(cls: type[Any], given: Mapping[str, Any], prefix: str, rename: Mapping[str, str] | None = None) -> Any:
-    try:
-        return TypeAdapter(cls).validate_python(dict(given))
-    except ValidationError as error:
-        lines = []
-        for record in error.errors():
-            key = ".".join(str(part) for part in record["loc"])
-            key = (rename or {}).get(key, key)
-            lines.append(f"{prefix}.{key}: {describe_error(record)}" if key else f"{prefix}: {describe_error(record)}")
-        raise BadInput(*lines) from None
 
 
 def _plain(value: Any) -> Any:

@@ -36,7 +36,8 @@ def digits(tmp_path_factory):
 
 def test_plugin_modules_import_nothing_heavy():
     code = (
-        "import sys, adaptkit.data.mnist5k, adaptkit.data.digits, adaptkit.data.torchvision_sets, adaptkit.data.shifts\n"
+        "import sys, adaptkit.data.mnist5k, adaptkit.data.digits\n"
+        "import adaptkit.data.torchvision_sets, adaptkit.data.shifts\n"
         "print(sorted({'torch', 'torchvision', 'numpy', 'sklearn', 'mlxtend', 'pandas'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -93,14 +94,14 @@ def test_rotation_turns_counter_clockwise_and_fills_with_black():
 
 def test_rotation_angles_are_uniform_within_the_bound():
     # A bright pixel far out shows the angle by which its image was turned.
-    images = torch.zeros(2000, 1, 201, 201)
-    images[:, 0, 98:103, 196:201] = 1
+    images = torch.zeros(1000, 1, 101, 101)
+    images[:, 0, 48:53, 94:99] = 1
     turned = Rotate(40.0).apply(images, seeded())[:, 0]
-    ramp = torch.arange(201.0) - 100
+    ramp = torch.arange(101.0) - 50
     mass = turned.sum(dim=(1, 2))
     angles = torch.rad2deg(torch.atan2(-(turned.sum(2) @ ramp) / mass, (turned.sum(1) @ ramp) / mass))
-    assert -40.5 < angles.min() < -39 and 39 < angles.max() < 40.5
-    assert abs(angles.mean()) < 2 and abs(angles.std() - 40 / math.sqrt(3)) < 1
+    assert -41 < angles.min() < -39 and 39 < angles.max() < 41
+    assert abs(angles.mean()) < 2 and abs(angles.std() - 40 / math.sqrt(3)) < 1.5
     assert ((angles > 0).float().mean() - 0.5).abs() < 0.05
 
 
@@ -156,7 +157,7 @@ def test_contrast_factors_are_uniform_within_the_bound():
     images[:, 0, 0] = 0.6
     images[:, 0, 1] = 0.4
     factors = (Contrast(0.5).apply(images, seeded())[:, 0, 0, 0] - 0.5) / 0.1
-    assert 0.5 <= factors.min() + 1e-4 and factors.max() - 1e-4 <= 1.5
+    assert factors.min() > 0.5 - 1e-4 and factors.max() < 1.5 + 1e-4
     assert abs(factors.mean() - 1) < 0.02 and abs(factors.std() - 0.5 / math.sqrt(3)) < 0.02
 
 

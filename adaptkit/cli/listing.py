@@ -10,13 +10,9 @@ from typing import Any
 
 import click
 
+from adaptkit.cli.options import json_option, plugin_option
 from adaptkit.config import DEFAULT_LR
 from adaptkit.plugins import Offer, load_plugins, options_of
-
-plugin_option = click.option(
-    "--plugin", "plugin", multiple=True, type=click.Path(), metavar="PATH", help="Python file with hooks. Repeatable."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Command]:

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from adaptkit.cli.listing import json_option, plugin_option
+from adaptkit.cli.options import json_option, plugin_option
 from adaptkit.plugins import load_plugins
 
 

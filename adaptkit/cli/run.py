@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.listing import json_option, plugin_option
+from adaptkit.cli.options import json_option, plugin_option
 from adaptkit.cli.signals import interruptible
 from adaptkit.errors import BadInput, RunFailed, TrackingLost
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from adaptkit.outcome import Outcome
     from adaptkit.plugins import Plugins
-    from adaptkit.request import Layer
+    from adaptkit.resolve import Layer
 
 SETTING_OPTIONS = (
     "preset", "dataset", "target", "shift", "backbone", "epochs", "lr", "batch_size", "data_dir", "device",
@@ -93,7 +93,7 @@ def run(
     The strongest source of a setting wins: option, --set, --config, --preset, default.
     """
     from adaptkit.plugins import load_plugins
-    from adaptkit.request import resolve
+    from adaptkit.resolve import resolve
 
     layers = collect_layers(strategy, options, config, settings, seeds, values)
     plugins = load_plugins(plugin)
@@ -146,7 +146,7 @@ def collect_layers(
 ) -> list[Layer]:
     """Return the sources of settings, the strongest first; raise BadInput for those that cannot be read."""
     from adaptkit.config import read_config
-    from adaptkit.request import Layer, option_keys
+    from adaptkit.resolve import Layer, option_keys
 
     problems: list[str] = []
     given = {key: values[key] for key in SETTING_OPTIONS if values[key] is not None}

@@ -135,15 +135,16 @@ def _parts(
     train = _Part(corpus.train, torch.arange(len(corpus.train)))
     if corpus.test is None:
         train = _unseen(train, avoid)
-        sizes = splitting.sizes_for(len(train.index), source=source, pool=pool, test=test)
-        first, second, third = _divide(train, sizes, split, purpose)
-        return first, second, third
+        first, second, third = splitting.sizes_for(len(train.index), source=source, pool=pool, test=test)
+        # In this order, because what is cut later has no say in what is cut first: pools of other sizes share a base.
+        tested, trained, pooled = _divide(train, [third, first, second], split, purpose)
+        return trained, pooled, tested
     official = _Part(corpus.test, torch.arange(len(corpus.test)) + len(corpus.train))
     train, official = _unseen(train, avoid), _unseen(official, avoid)
-    sizes = splitting.sizes_for(len(train.index), source=source, pool=pool)
-    first, second = _divide(train, sizes[:2], split, purpose)
-    (third,) = _divide(official, [min(test, len(official.index))], split, f"{purpose} test")
-    return first, second, third
+    first, second, _ = splitting.sizes_for(len(train.index), source=source, pool=pool)
+    trained, pooled = _divide(train, [first, second], split, purpose)
+    (tested,) = _divide(official, [min(test, len(official.index))], split, f"{purpose} test")
+    return trained, pooled, tested
 
 
 def _divide(part: _Part, sizes: Sequence[int], split: SplitSettings, purpose: str) -> list[_Part]:

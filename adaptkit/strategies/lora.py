@@ -72,7 +72,8 @@ class LoRA:
                 kinds = ", ".join(f"{name} is a {type(modules[name]).__name__}" for name in hits[:3])
                 raise BadInput(f"lora.targets: {pattern!r} fits no Linear layer ({kinds})")
             if not layers:
-                raise BadInput(f"lora.targets: no layer fits {pattern!r}{suggestion(pattern, {*types, *modules})}")
+                linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
+                raise BadInput(f"lora.targets: no layer fits {pattern!r}{suggestion(pattern, {*types, *linear})}")
             chosen.update(layers)
         return [name for name in modules if name in chosen]
 

@@ -1,0 +1,128 @@
+"""Find out which tracking store is meant, and show its address to people without the passwords in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from adaptkit.errors import BadInput, suggestion
+
+SERVERS = ("http", "https")
+DATABASES = ("postgresql", "mysql", "mssql")
+SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a tracking store is: a SQLite file (`path`), a database server or an MLflow server."""
+
+    uri: str = field(repr=False)
+    path: Path | None = None
+
+    @property
+    def is_server(self) -> bool:
+        """Tell whether an MLflow server keeps this store."""
+        return urlsplit(self.uri).scheme in SERVERS
+
+    @property
+    def is_default(self) -> bool:
+        """Tell whether MLflow's own commands find this store when they are typed in the current folder."""
+        here = self.path is not None and self.path == Path.cwd() / "mlflow.db"
+        return here and not os.environ.get("MLFLOW_BACKEND_STORE_URI") and not _has_file_store(Path("mlruns"))
+
+    @property
+    def shown(self) -> str:
+        """Return the address for people: without user, password and options."""
+        return str(self.path) if self.path else re.sub("://.*@", "://", self.uri.split("?")[0], flags=re.DOTALL)
+
+    @property
+    def ui_command(self) -> str | None:
+        """Return the command that shows this store, None when a server shows it already."""
+        if self.is_server:
+            return None
+        if self.is_default:
+            return "mlflow ui"
+        # A password does not belong on the screen: its place stays to be filled in.
+        return f"mlflow ui --backend-store-uri {shlex.quote(re.sub('://.*@', '://***@', self.uri, flags=re.DOTALL))}"
+
+    def without_secrets(self, text: str) -> str:
+        """Return a text about this store without users and passwords."""
+        text = re.sub(r"(?<=://)[^\s'\"]*@", "", text)
+        secrets = {os.environ.get(name, "") for name in SECRETS}
+        if found := re.match("[^/]+://[^:]*:(.*)@", self.uri, flags=re.DOTALL):
+            secrets |= {found[1], unquote(found[1])}
+        for secret in sorted(secrets - {""}, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
+
+
+def resolve(uri: str | None) -> Address:
+    """Return the store that is meant: the given one, else MLFLOW_TRACKING_URI's, else MLflow's own default.
+
+    Raises BadInput for a file store, and for an address that MLflow has no store for.
+    """
+    given = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not given:
+        if _has_file_store(Path("mlruns")):
+            raise BadInput(_file_store_line())
+        return sqlite_address(Path.cwd() / "mlflow.db")
+    scheme = match[1].lower() if (match := re.match(r"([\w+.-]{2,}):", given)) else ""
+    kind = scheme.split("+")[0]
+    if kind == "sqlite":
+        return _sqlite(given)
+    if kind in (*SERVERS, *DATABASES):
+        address = Address(f"{scheme}{given[len(scheme) :]}")
+        try:
+            is_complete = given[len(scheme) :].startswith("://") and (kind in DATABASES or urlsplit(given).port != 0)
+        except ValueError:
+            is_complete = False
+        if not is_complete or (kind in SERVERS and not urlsplit(given).hostname):
+            raise BadInput(f"{address.shown} is no address of a tracking store; write {scheme}://HOST:PORT")
+        return address
+    if scheme in ("", "file") and not given.startswith("databricks"):
+        raise BadInput(_no_file_store(given))
+    scheme = scheme or given
+    raise BadInput(
+        f"adaptkit cannot track to {scheme!r} addresses{suggestion(scheme, ('sqlite', *SERVERS, *DATABASES))}"
+    )
+
+
+def sqlite_address(path: Path, options: str = "") -> Address:
+    """Return the address of a database file."""
+    # Only what an address would read as something else is quoted: MLflow makes a folder of the quoted name.
+    name = path.as_posix().replace("%", "%25").replace("?", "%3F")
+    return Address(f"sqlite:///{name}{options}", path)
+
+
+def _sqlite(uri: str) -> Address:
+    parts = re.fullmatch(r"sqlite(?:\+pysqlite)?:///([^?]*)(\?.*)?", uri, flags=re.IGNORECASE)
+    name = unquote(parts[1]) if parts else ""
+    if parts is None or not name or name.startswith((":memory:", "file:")):
+        raise BadInput(f"{uri} names no database file; write sqlite:///PATH/mlflow.db")
+    return sqlite_address(Path(os.path.abspath(name)), parts[2] or "")
+
+
+def _no_file_store(given: str) -> str:
+    path = Path(unquote(urlsplit(given).path) if given.startswith("file:") else given)
+    if path.suffix not in (".db", ".sqlite", ".sqlite3"):
+        path = (path.parent if path.name == "mlruns" else path) / "mlflow.db"
+    return f"{given} is a folder for MLflow's old file store, which MLflow has given up; write sqlite:///{path}"
+
+
+def _has_file_store(folder: Path) -> bool:
+    """Tell whether MLflow takes the folder for a file store of its own; it then refuses to start there."""
+    return any(file.parent.name.isdigit() for file in folder.glob("*/meta.yaml"))
+
+
+def _file_store_line() -> str:
+    # `migrate-filestore` would overwrite a database that is there.
+    target = "mlflow-old.db" if Path("mlflow.db").exists() else "mlflow.db"
+    return (
+        "mlruns/ holds runs of MLflow's old file store, with which MLflow no longer starts; to keep them, type "
+        f"`mlflow migrate-filestore --source mlruns --target sqlite:///{target} && rm mlruns/*/meta.yaml`; "
+        "to begin anew, `mv mlruns mlruns-old`"
+    )

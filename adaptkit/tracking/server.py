@@ -1,0 +1,64 @@
+"""Ask a tracking server, once and soon, whether it is there: MLflow itself would try for minutes."""
+
+from __future__ import annotations
+
+import ssl
+from http.client import HTTPException
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from adaptkit.errors import BadInput
+from adaptkit.tracking.address import Address
+
+REACH_SECONDS = 10.0
+
+
+def check_server(address: Address) -> None:
+    """Refuse an MLflow server that does not answer."""
+    reason: object
+    try:
+        # Not the address as given: urllib takes `user:password@` for a host name, and this page asks for neither.
+        urlopen(Request(f"{address.shown.rstrip('/')}/health"), timeout=REACH_SECONDS).close()
+        return
+    except HTTPError as error:  # an answer all the same
+        error.close()
+        return
+    except URLError as error:
+        reason = error.reason
+    except (OSError, HTTPException, ValueError) as error:
+        reason = error
+    if isinstance(reason, ssl.SSLError):  # MLflow has settings for certificates
+        return
+    if isinstance(reason, TimeoutError):
+        reason = f"no answer within {REACH_SECONDS:.0f} s"
+    text = str((isinstance(reason, OSError) and reason.strerror) or reason or type(reason).__name__)
+    raise BadInput(f"cannot reach the MLflow server at {address.shown}: {address.without_secrets(text)}") from None
+
+
+def check_database(address: Address) -> None:
+    """Refuse a database server that does not answer, or for which no driver is installed."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        engine = create_engine(address.uri)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+    except ImportError as error:
+        raise BadInput(f"the driver for {address.shown} is not installed: {error}") from None
+    except (SQLAlchemyError, ValueError) as error:
+        reason = address.without_secrets(str(error).strip().split("\n")[0])
+        raise BadInput(f"cannot reach the tracking database at {address.shown}: {reason}") from None
+
+
+def plain_server_error(address: Address, error: Exception) -> str | None:
+    """Return a line for a server that refuses access, None for any other error."""
+    code = getattr(error, "error_code", None)
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return (
+            f"the MLflow server at {address.shown} refuses access; "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    return None

@@ -1,0 +1,122 @@
+"""Fixtures that the tests share: the command line, an empty folder, a small experiment, one tracked experiment."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: test processes run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from filelock import FileLock
+
+from adaptkit.cli import main
+
+BITFIT = Path(__file__).parents[1] / "plugins" / "bitfit" / "adaptkit_bitfit.py"
+
+#: the smallest experiment that trains anything
+TINY = (
+    *("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100"),
+    *("--set", "shots=5", "--set", "base.epochs=2", "--epochs", "2"),
+)
+
+TINY_SETTINGS = {
+    "split.source": 200,
+    "split.pool": 100,
+    "split.test": 100,
+    "shots": 5,
+    "base.epochs": 2,
+    "epochs": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that all test processes of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run each test in an empty folder, with the session's cache and nothing else of adaptkit's or MLflow's."""
+    for name in [name for name in os.environ if name.startswith(("ADAPTKIT_", "MLFLOW_TRACKING"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ADAPTKIT_CACHE", str(shared / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def cli() -> Callable[..., Result]:
+    """Return a function that calls the command line in this process."""
+
+    def call(*arguments: str) -> Result:
+        result = CliRunner().invoke(main, list(arguments), prog_name="adaptkit")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def empty_store(shared: Path) -> Path:
+    """Return a fresh MLflow database, made once: making one takes seconds."""
+    from adaptkit.tracking.store import open_store
+
+    path = shared / "template" / "mlflow.db"
+    with FileLock(shared / "template.lock"):
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            open_store(f"sqlite:///{path}", "template")
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, own_folder: Path) -> Path:
+    """Put a fresh MLflow database into the test's folder, which makes it the default store there."""
+    return Path(shutil.copy(empty_store, own_folder / "mlflow.db"))
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A folder in which an experiment was run and tracked, and what `--json` said of it."""
+
+    folder: Path
+    outcome: dict[str, Any]
+
+    @property
+    def uri(self) -> str:
+        """Return the store's address."""
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
+def tracked(shared: Path, empty_store: Path) -> Iterator[Tracked]:
+    """Run one experiment, tracked, for all tests that only look at its record."""
+    folder = shared / "tracked"
+    with FileLock(shared / "tracked.lock"):
+        if not (folder / "outcome.json").exists():
+            folder.mkdir(exist_ok=True)
+            shutil.copy(empty_store, folder / "mlflow.db")
+            patch = pytest.MonkeyPatch()
+            patch.setenv("ADAPTKIT_CACHE", str(shared / "cache"))
+            patch.chdir(folder)
+            arguments = ["run", "-s", "lora", "-s", "head", "-o", "lora.rank=4", *TINY, "--json"]
+            result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+            assert result.exit_code == 0, result.stderr
+            (folder / "outcome.json").write_text(result.stdout)
+            patch.undo()
+    yield Tracked(folder, json.loads((folder / "outcome.json").read_text()))

@@ -1,0 +1,70 @@
+"""The base: trained once per recipe, found again, mended when damaged."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, TINY_SETTINGS
+
+import adaptkit
+
+
+@pytest.fixture(autouse=True)
+def own_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
+    return own_folder / "cache"
+
+
+def base_of(**settings: object) -> tuple[str, bool]:
+    outcome = adaptkit.run("head", settings=TINY_SETTINGS | settings, track=False)
+    return outcome.base.fingerprint, outcome.base.cached
+
+
+def test_a_base_is_trained_once_and_found_again(own_cache: Path) -> None:
+    first = base_of()
+    assert first[1] is False
+    assert base_of() == (first[0], True)
+    # Settings of the adaptation and the shift leave the base alone; those of the base and its data do not.
+    assert base_of(epochs=1, shots=3, shift="noise=0.1", lr=0.1) == (first[0], True)
+    for changed in ({"base.seed": 1}, {"base.epochs": 1}, {"split.seed": 1}, {"split.source": 190}):
+        fingerprint, cached = base_of(**changed)
+        assert fingerprint != first[0] and cached is False
+    assert len(list((own_cache / "bases").glob("*/base.safetensors"))) == 5
+
+
+def test_refresh_trains_it_anew_to_the_same_weights() -> None:
+    first = base_of()
+    outcome = adaptkit.run("head", settings=TINY_SETTINGS, track=False, refresh_base=True)
+    assert (outcome.base.fingerprint, outcome.base.cached) == (first[0], False)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no card"])
+def test_a_damaged_base_is_trained_anew(own_cache: Path, damage: str) -> None:
+    first = base_of()
+    (weights,) = (own_cache / "bases").glob("*/base.safetensors")
+    content = weights.read_bytes()
+    if damage == "flip":
+        weights.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+    elif damage == "truncate":
+        weights.write_bytes(content[: len(content) // 2])
+    else:
+        (weights.parent / "base.json").unlink()
+    assert base_of() == (first[0], False)
+    assert base_of() == (first[0], True)
+
+
+def test_two_processes_started_together_train_it_once() -> None:
+    command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "--no-track"]
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    messages = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    trained = [text.count("[base small_cnn mnist5k] epoch 1/2") for text in messages]
+    assert sorted(trained) == [0, 1]

@@ -1,0 +1,167 @@
+"""Bad input: one line a problem, exit code 2, nothing tracked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Cli = Callable[..., Result]
+
+STRATEGIES = "full, head, lora, scratch"
+
+CASES = {
+    "unknown strategy": (["-s", "lorra"], ["unknown strategy 'lorra'; did you mean 'lora'?"]),
+    "no strategy": ([], [f"no strategy: name at least one with --strategy; known: {STRATEGIES}"]),
+    "unknown option": (["-s", "lora", "-o", "rnk=4"], ["unknown option 'lora.rnk'; did you mean 'rank'?"]),
+    "option of a strategy without options": (
+        ["-s", "head", "-o", "rank=4"],
+        ["unknown option 'head.rank'; head has no options"],
+    ),
+    "option for one of several strategies": (
+        ["-s", "head", "-s", "lora", "-o", "rank=4"],
+        ["option rank: several strategies run; write lora.rank"],
+    ),
+    "option of a strategy that does not run": (
+        ["-s", "head", "-o", "lora.rank=4"],
+        ["lora.rank: strategy lora is not run"],
+    ),
+    "rank 0": (["-s", "lora", "-o", "rank=0"], ["lora.rank: must be at least 1, not 0"]),
+    "rank of the wrong type": (["-s", "lora", "-o", "rank=many"], ["lora.rank: must be a whole number, not 'many'"]),
+    "dropout 1": (["-s", "lora", "-o", "dropout=1"], ["lora.dropout: must be less than 1, not 1"]),
+    "targets that fit nothing": (
+        ["-s", "lora", "-o", "targets=classifer.*"],
+        ["lora.targets: no layer fits 'classifer.*'; did you mean 'classifier.3'?"],
+    ),
+    "targets of the wrong type": (
+        ["-s", "lora", "-o", "targets=Conv2d"],
+        ["lora.targets: 'Conv2d' fits no Linear layer (features.0 is a Conv2d, features.3 is a Conv2d)"],
+    ),
+    "unknown data set": (["-s", "head", "--dataset", "mnist5"], ["unknown data set 'mnist5'; did you mean 'mnist5k'?"]),
+    "unknown target": (["-s", "head", "--target", "digit"], ["unknown data set 'digit'; did you mean 'digits'?"]),
+    "unknown backbone": (
+        ["-s", "head", "--backbone", "smallcnn"],
+        ["unknown backbone 'smallcnn'; did you mean 'small_cnn'?"],
+    ),
+    "unknown shift": (["-s", "head", "--shift", "rotat=3"], ["unknown shift 'rotat'; did you mean 'rotate'?"]),
+    "negative noise": (["-s", "head", "--shift", "noise=-1"], ["shift.noise: must be at least 0, not -1"]),
+    "shift without amount": (
+        ["-s", "head", "--shift", "rotate"],
+        ["shift: 'rotate' is not name=amount, as in rotate=45,noise=0.3"],
+    ),
+    "unknown preset": (["-s", "head", "--preset", "quik"], ["unknown preset 'quik'; did you mean 'quick'?"]),
+    "unknown key": (["-s", "head", "--set", "epoch=3"], ["unknown key 'epoch'; did you mean 'epochs'?"]),
+    "unknown group": (["-s", "head", "--set", "bse.lr=3"], ["unknown key 'bse.lr'; did you mean 'base.lr'?"]),
+    "no value": (["-s", "head", "--set", "epochs"], ["--set epochs: write key=value"]),
+    "epochs 0": (["-s", "head", "--epochs", "0"], ["epochs: must be at least 1, not 0"]),
+    "epochs 1.5": (["-s", "head", "--epochs", "1.5"], ["epochs: must be a whole number, not '1.5'"]),
+    "lr 0": (["-s", "head", "--lr", "0"], ["lr: must be greater than 0, not 0"]),
+    "lr not finite": (["-s", "head", "--lr", "nan"], ["lr: must be a finite number, not 'nan'"]),
+    "seeds backwards": (["-s", "head", "--seeds", "4-1"], ["seed: the range 4-1 runs backwards; write 1-4"]),
+    "seeds in words": (
+        ["-s", "head", "--seeds", "two"],
+        ["seed: must be a seed, a range or a list such as 3, 0-4 or 0,2,5, not 'two'"],
+    ),
+    "seed twice": (["-s", "head", "--seeds", "0,1,0"], ["seed: 0 is named twice"]),
+    "strategy twice": (["-s", "head", "-s", "head"], ["strategy: head is named twice"]),
+    "device": (["-s", "head", "--device", "gpu"], ["device: must be auto, cpu, cuda or mps, not 'gpu'"]),
+    "precision": (["-s", "head", "--precision", "fp8"], ["precision: must be fp32 or bf16, not 'fp8'"]),
+    "missing config": (
+        ["-s", "head", "--config", "none.yaml"],
+        ["config file none.yaml: No such file or directory"],
+    ),
+    "all problems at once": (
+        ["-s", "lorra", "--dataset", "mnist5", "--shift", "rotat=3", "-s", "lora", "-o", "lora.rank=0"],
+        [
+            "unknown strategy 'lorra'; did you mean 'lora'?",
+            "lora.rank: must be at least 1, not 0",
+            "unknown shift 'rotat'; did you mean 'rotate'?",
+            "unknown data set 'mnist5'; did you mean 'mnist5k'?",
+        ],
+    ),
+    "all values at once": (
+        ["-s", "head", "--epochs", "0", "--batch-size", "x", "--set", "base.lr=-1"],
+        [
+            "epochs: must be at least 1, not 0",
+            "batch_size: must be a whole number, not 'x'",
+            "base.lr: must be greater than 0, not -1",
+        ],
+    ),
+    "unknown flag": (["-s", "head", "--epoch", "3"], ["No such option '--epoch'. Did you mean '--epochs'?"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_problem_is_one_line_and_nothing_is_tracked(cli: Cli, own_folder: Path, case: str) -> None:
+    arguments, problems = CASES[case]
+    result = cli("run", *arguments)
+    assert result.stderr.splitlines() == [f"Error: {problem}" for problem in problems]
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert list(own_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"epochs: [1\n", "config file c.yaml: not valid YAML in line 2"),
+        (b"just words\n", "config file c.yaml: must hold `key: value` lines"),
+        (b"\xff\xfe\x00", "config file c.yaml: not a text file"),
+        (b"epoch: 3\n", "c.yaml: unknown key 'epoch'; did you mean 'epochs'?"),
+        (b"base: {epoch: 3}\n", "c.yaml: unknown key 'base.epoch'; did you mean 'base.epochs'?"),
+        (b"shift: {rotate: -3}\n", "shift.rotate: must be at least 0, not -3"),
+        (b"strategy: 7\n", "strategy: must be one or a list of them, not 7"),
+    ],
+)
+def test_a_bad_config_file_is_one_line(cli: Cli, own_folder: Path, content: bytes, problem: str) -> None:
+    (own_folder / "c.yaml").write_bytes(content)
+    result = cli("run", *(() if b"strategy" in content else ("-s", "head")), "--config", "c.yaml")
+    assert result.stderr == f"Error: {problem}\n"
+    assert result.exit_code == 2
+    assert [path.name for path in own_folder.iterdir()] == ["c.yaml"]
+
+
+def test_an_unknown_command_is_one_line(cli: Cli) -> None:
+    result = cli("rnu")
+    assert (result.stderr, result.exit_code) == ("Error: unknown command 'rnu'; did you mean 'run'?\n", 2)
+
+
+def test_a_traceback_is_shown_when_asked_for(cli: Cli) -> None:
+    from adaptkit import BadInput
+
+    with pytest.raises(BadInput, match="unknown strategy 'lorra'"):
+        cli("run", "-s", "lorra", "--traceback")
+
+
+def test_an_unwritable_tracking_folder_is_one_line(cli: Cli, own_folder: Path) -> None:
+    (own_folder / "file").write_text("not a folder")
+    result = cli("run", "-s", "head", "--preset", "quick", "--tracking-uri", f"sqlite:///{own_folder}/file/mlflow.db")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("Error: ")
+    assert str(own_folder / "file") in result.stderr
+
+
+def test_an_unwritable_cache_is_one_line(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_folder / "file").write_text("not a folder")
+    monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "file"))
+    result = cli("run", "-s", "head", "--preset", "quick", "--no-track", "-q")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"Error: cannot write to the cache folder {own_folder}/file/bases (Not a directory); "
+        "set ADAPTKIT_CACHE to another\n"
+    )
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_and_the_others_go_on(cli: Cli) -> None:
+    tiny = ("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100", "--epochs", "2")
+    result = cli("run", "-s", "full", "-s", "head", "--lr", "1e30", "--set", "optimizer=sgd", *tiny, "--no-track", "-q")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: full seed=0: the loss is not finite in epoch 1; a lower learning rate may help: --lr 1e+29\n"
+    )
+    assert [line.split()[0] for line in result.stdout.splitlines() if line[1:2].isalpha()][:3] == [
+        "strategy",
+        "zero-shot",
+        "head",
+    ]

@@ -1,0 +1,328 @@
+"""Loading plugins: where they come from, what is wrong with them, and how they watch runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from conftest import BITFIT, TINY, TINY_SETTINGS
+
+import adaptkit
+from adaptkit.contracts import Epoch, Run
+from adaptkit.plugins import PluginWarning, load_plugins
+
+Cli = Callable[..., Result]
+
+PLUGIN = """
+    from dataclasses import dataclass, field
+    from adaptkit import hookimpl
+
+    @dataclass
+    class LastBias:
+        "Train the bias of the head."
+        name = "last-bias"
+        scale: float = field(default=1.0, metadata={"help": "does nothing"})
+
+        def adapt(self, model):
+            return [model.head.bias]
+
+    @hookimpl
+    def adaptkit_strategies():
+        return [LastBias]
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+def install(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a distribution with an entry point on the path, as pip would."""
+    write(folder / f"{name}.py", text)
+    info = folder / f"{name}-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(f"[adaptkit]\n{name} = {name}\n")
+    monkeypatch.syspath_prepend(folder)
+
+
+@pytest.fixture(autouse=True)
+def forget_modules() -> Any:
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("adaptkit_file_", "thirdparty")):
+            del sys.modules[name]
+
+
+def test_a_file_plugin_runs_and_lists_its_options(cli: Cli, own_folder: Path) -> None:
+    path = write(own_folder / "mine.py", PLUGIN)
+    result = cli("run", "-s", "last-bias", "-o", "scale=2", *TINY, "--no-track", "--json", "--plugin", str(path))
+    (run,) = json.loads(result.stdout)["runs"]
+    assert (run["metrics"]["params/trainable"], run["options"], run["lr"]) == (10, {"scale": 2.0}, 0.001)
+    listed = json.loads(cli("strategies", "--json", "--plugin", str(path)).stdout)
+    assert {
+        "name": "last-bias",
+        "summary": "Train the bias of the head.",
+        "origin": str(path),
+        "lr": 0.001,
+        "options": [{"name": "scale", "type": "float", "default": 1.0, "help": "does nothing"}],
+    } in listed
+
+
+def test_an_installed_plugin_is_found_by_its_entry_point(
+    cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(own_folder, "thirdparty_good", PLUGIN, monkeypatch)
+    assert load_plugins().find("strategy", "last-bias").origin == "thirdparty_good 1.2"
+    assert cli("run", "-s", "last-bias", *TINY, "--no-track", "-q").exit_code == 0
+
+
+def test_bitfit_runs_from_its_file(cli: Cli) -> None:
+    arguments = ("run", "-s", "bitfit", *TINY, "--no-track", "--json", "--plugin", str(BITFIT))
+    (run,) = json.loads(cli(*arguments).stdout)["runs"]
+    assert (run["metrics"]["params/trainable"], run["metrics"]["params/total"]) == (234, 421_642)
+
+
+def test_the_core_never_imports_bitfit() -> None:
+    sources = (Path(adaptkit.__file__).parent).rglob("*.py")
+    assert not [path for path in sources if "bitfit" in path.read_text(encoding="utf-8").lower()]
+
+
+def test_plugins_are_named_by_environment_and_never_taken_from_the_current_folder(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(own_folder / "mine.py", PLUGIN)
+    assert "last-bias" not in load_plugins().offers["strategy"]
+    monkeypatch.setenv("ADAPTKIT_PLUGINS", str(path))
+    assert load_plugins().find("strategy", "last-bias").origin == str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("def broken(:\n", "syntax error in line 1: invalid syntax"),
+        ("import nothing_like_it\n", "ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("x = 1\n", "it has no hooks (is @hookimpl missing?)"),
+        (
+            "from adaptkit import hookimpl\n@hookimpl\ndef adaptkit_strategys(): return []\n",
+            "unknown hook adaptkit_strategys; did you mean 'adaptkit_strategies'?",
+        ),
+        (
+            "from adaptkit import hookimpl\n@hookimpl\ndef adaptkit_epoch_ended(run, batch): ...\n",
+            "PluginValidationError: Plugin '{path}' for hook 'adaptkit_epoch_ended' hookimpl definition: "
+            "adaptkit_epoch_ended(run, batch) Argument(s) {{'batch'}} are declared in the hookimpl but can not be "
+            "found in the hookspec",
+        ),
+        (
+            "from adaptkit import hookimpl\nclass A: pass\n@hookimpl\ndef adaptkit_strategies(): return [A]\n",
+            "adaptkit_strategies: A needs a class variable `name`, a string without '= , : .' and spaces",
+        ),
+        (
+            "from adaptkit import hookimpl\nclass A: name = 'a'\n@hookimpl\ndef adaptkit_strategies(): return [A]\n",
+            "adaptkit_strategies: A has no method adapt()",
+        ),
+        (
+            "from adaptkit import hookimpl\nclass A:\n  name = 'lora'\n  def adapt(self, model): ...\n"
+            "@hookimpl\ndef adaptkit_strategies(): return [A]\n",
+            "strategy 'lora' is offered already by built-in lora; remove or rename one",
+        ),
+    ],
+)
+def test_a_bad_plugin_file_is_one_line(cli: Cli, own_folder: Path, text: str, problem: str) -> None:
+    path = write(own_folder / "bad.py", text)
+    result = cli("run", "-s", "head", "--plugin", str(path))
+    assert result.stderr == f"Error: plugin {path}: {problem.format(path=path)}\n"
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert [entry.name for entry in own_folder.iterdir() if entry.suffix] == ["bad.py"]
+
+
+def test_a_missing_plugin_file_is_one_line(cli: Cli, own_folder: Path) -> None:
+    result = cli("run", "-s", "head", "--plugin", "none.py")
+    assert result.stderr == f"Error: plugin {own_folder}/none.py: there is no such file\n"
+    assert result.exit_code == 2
+
+
+def test_a_broken_installed_plugin_is_a_warning_unless_it_is_needed(
+    cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(own_folder, "thirdparty_broken", "raise RuntimeError('no GPU')\n", monkeypatch)
+    fault = "plugin thirdparty_broken 1.2: RuntimeError: no GPU"
+    listing = cli("strategies")
+    assert (listing.exit_code, listing.stderr) == (0, f"Warning: {fault} (skipped)\n")
+    plugins = cli("plugins")
+    assert (plugins.exit_code, plugins.stderr) == (0, f"Warning: {fault}\n")
+    needed = cli("run", "-s", "gpu-lora", *TINY, "--no-track")
+    assert needed.exit_code == 2
+    assert needed.stderr.splitlines()[-1] == f"Error: unknown strategy 'gpu-lora'; did you mean 'lora'? ({fault})"
+    monkeypatch.setenv("ADAPTKIT_STRICT", "1")
+    strict = cli("run", "-s", "head", *TINY, "--no-track")
+    assert (strict.exit_code, strict.stderr) == (2, f"Error: {fault}\n")
+
+
+def test_two_plugins_of_one_name_are_an_error_that_names_both(cli: Cli, own_folder: Path) -> None:
+    one, two = write(own_folder / "one.py", PLUGIN), write(own_folder / "two.py", PLUGIN)
+    result = cli("run", "-s", "head", "--plugin", str(one), "--plugin", str(two))
+    assert result.exit_code == 2
+    offered = "strategy 'last-bias' is offered already by"
+    assert result.stderr == f"Error: plugin {two}: {offered} {one}; remove or rename one\n"
+
+
+def test_a_plugin_that_raises_while_watching_is_a_warning_with_its_line_and_an_error_when_strict(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(
+        own_folder / "raising.py",
+        """
+        from adaptkit import hookimpl
+
+        @hookimpl
+        def adaptkit_run_started(run):
+            if run.kind == "adaptation":
+                raise ZeroDivisionError("one by zero")
+        """,
+    )
+    message = (
+        rf"plugin {path} failed in adaptkit_run_started: ZeroDivisionError: one by zero "
+        rf"\({path}:7\); the run goes on"
+    )
+    with pytest.warns(PluginWarning, match=message):
+        outcome = adaptkit.run("head", settings=TINY_SETTINGS, track=False, plugins=[path])
+    assert outcome.runs[0].status == "finished"
+    monkeypatch.setenv("ADAPTKIT_STRICT", "1")
+    with pytest.raises(ZeroDivisionError):
+        adaptkit.run("head", settings=TINY_SETTINGS, track=False, plugins=[path])
+
+
+def test_the_order_of_events(store: Path) -> None:
+    events: list[str] = []
+
+    class Watcher:
+        @adaptkit.hookimpl
+        def adaptkit_run_started(self, run: Run) -> None:
+            events.append(f"started {run.name} {tracked_as()}")
+
+        @adaptkit.hookimpl
+        def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
+            events.append(f"epoch {epoch.number}")
+
+        @adaptkit.hookimpl
+        def adaptkit_run_ended(self, run: Run) -> None:
+            events.append(f"ended {tracked_as()}")
+
+        @adaptkit.hookimpl
+        def adaptkit_run_failed(self, run: Run, error: BaseException) -> None:
+            events.append(f"failed {tracked_as()} {type(error).__name__}")
+
+    def tracked_as() -> str:
+        import mlflow
+
+        # The tracker is first at the start and last at the end, so the run is there for all others.
+        active = mlflow.active_run()
+        return active.info.status if active else "nothing"
+
+    adaptkit.run("head", settings=TINY_SETTINGS, plugins=[Watcher()], refresh_base=True)
+    adaptkit.run("full", settings=TINY_SETTINGS | {"optimizer": "sgd"}, lr=1e30, plugins=[Watcher()])
+    assert events == [
+        "started base small_cnn mnist5k RUNNING",
+        "epoch 1",
+        "epoch 2",
+        "ended RUNNING",
+        "started head seed=0 RUNNING",
+        "epoch 1",
+        "epoch 2",
+        "ended RUNNING",
+        "started full seed=0 RUNNING",
+        "failed RUNNING RunFailed",
+    ]
+
+
+@pytest.mark.parametrize("command", ["strategies", "datasets", "backbones", "shifts", "plugins"])
+def test_listings_are_light_and_have_json(cli: Cli, command: str) -> None:
+    code = (
+        "import sys\nfrom adaptkit.cli import main\n"
+        f"try: main([{command!r}, '--json'])\nexcept SystemExit as e: assert e.code == 0\n"
+        "heavy = {'torch', 'mlflow', 'torchvision', 'sklearn', 'numpy'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr == "[]\n"
+    assert json.loads(result.stdout)
+    assert cli(command).exit_code == 0
+
+
+def test_listings_name_everything(cli: Cli) -> None:
+    def names(command: str) -> list[str]:
+        return [entry["name"] for entry in json.loads(cli(command, "--json").stdout)]
+
+    assert {"full", "head", "lora", "scratch"} <= set(names("strategies"))
+    assert names("datasets") == ["cifar10", "digits", "fashion-mnist", "kmnist", "mnist", "mnist5k"]
+    assert names("backbones") == ["small_cnn"]
+    assert names("shifts") == ["blur", "contrast", "noise", "rotate"]
+    text = cli("strategies").stdout
+    assert "-o rank=8  rank of the update" in text
+
+
+def test_backbones_data_sets_and_shifts_come_through_hooks_too(cli: Cli, own_folder: Path) -> None:
+    path = write(
+        own_folder / "everything.py",
+        """
+        from dataclasses import dataclass
+        from adaptkit import hookimpl
+
+        class Line:
+            "One linear layer, without a property `head`."
+            name = "line"
+
+            def build(self, channels, size, classes):
+                from torch import nn
+                return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))
+
+        class Bars:
+            "Four positions of a bar."
+            name = "bars"
+
+            def load(self, data_dir):
+                import torch
+                from adaptkit.contracts import Corpus, Images
+                labels = torch.arange(400) % 4
+                pixels = torch.zeros(400, 1, 8, 8, dtype=torch.uint8)
+                pixels[torch.arange(400), 0, 2 * labels] = 255
+                return Corpus(Images(pixels, labels, ("a", "b", "c", "d")))
+
+        @dataclass
+        class Dim:
+            "Darken."
+            name = "dim"
+            by: float = 0.0
+
+            def apply(self, images, generator):
+                return images * (1 - self.by)
+
+        @hookimpl
+        def adaptkit_backbones(): return [Line]
+
+        @hookimpl
+        def adaptkit_datasets(): return [Bars]
+
+        @hookimpl
+        def adaptkit_shifts(): return [Dim]
+        """,
+    )
+    chosen = ("--backbone", "line", "--dataset", "bars", "--shift", "dim=0.5", "--plugin", str(path))
+    result = cli("run", "-s", "head", "-s", "lora", *chosen, "--no-track", "--json", "--set", "base.lr=0.01")
+    outcome = json.loads(result.stdout)
+    assert (outcome["plan"]["shift"], outcome["plan"]["classes"]) == ("dim=0.5", ["a", "b", "c", "d"])
+    assert outcome["base"]["test_accuracy"] == 1.0
+    head, lora = outcome["runs"]
+    assert (head["metrics"]["params/trainable"], head["metrics"]["params/total"]) == (260, 260)
+    assert lora["metrics"]["params/trainable"] == 8 * (64 + 4)
+    assert head["metrics"]["final/shifted_accuracy"] == 1.0

@@ -1,0 +1,130 @@
+"""The shape of the code: rows that import downwards only, no circles, light start-up, every hook tested."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "adaptkit"
+
+#: from the highest row to the lowest; a module belongs to the longest name that fits
+ROWS = [
+    ["adaptkit.cli", "adaptkit.__main__"],
+    ["adaptkit.api", "adaptkit"],
+    ["adaptkit.experiment"],
+    ["adaptkit.tracking"],
+    ["adaptkit.reports"],
+    ["adaptkit.training"],
+    ["adaptkit.strategies", "adaptkit.backbones", "adaptkit.data"],
+    ["adaptkit.adapters"],
+    [
+        "adaptkit.resolve",
+        "adaptkit.request",
+        "adaptkit.config",
+        "adaptkit.presets",
+        "adaptkit.outcome",
+        "adaptkit.plugins",
+        "adaptkit.hookspecs",
+        "adaptkit.contracts",
+        "adaptkit.cache",
+        "adaptkit.seeds",
+        "adaptkit.errors",
+    ],
+]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield what a module imports when it runs: not for type checkers only."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("adaptkit"):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in modules() else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("adaptkit"))
+
+
+def row(module: str) -> int:
+    fits = [(len(name), number) for number, names in enumerate(ROWS) for name in names if is_in(module, name)]
+    assert fits, f"{module} stands in no row"
+    return max(fits)[1]
+
+
+def is_in(module: str, name: str) -> bool:
+    return module == name or (module.startswith(f"{name}.") and name != "adaptkit")
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_lower_row_never_imports_a_higher_one(module: str) -> None:
+    if module == "adaptkit":
+        return  # the public names: whatever they are
+    above = [name for name in imports(modules()[module]) if row(name) < row(module) and name != "adaptkit"]
+    assert above == []
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    graph = {name: set(imports(path)) - {"adaptkit"} for name, path in modules().items() if name != "adaptkit"}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail, name))
+        if name not in done:
+            for other in graph.get(name, ()):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_imports_neither_torch_nor_mlflow(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom adaptkit.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as e: assert e.code == 0\n"
+        "print(sorted({'torch', 'mlflow', 'numpy', 'pydantic', 'rich'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr == "[]\n"
+    assert "adaptkit" in result.stdout
+
+
+def test_python_m_adaptkit_is_the_same_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "adaptkit", "--help"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("Usage: adaptkit [OPTIONS] [COMMAND] [ARGS]...")
+
+
+def test_every_hook_has_a_test() -> None:
+    from adaptkit import hookspecs
+
+    hooks = [name for name in vars(hookspecs) if name.startswith("adaptkit_")]
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert len(hooks) == 8
+    assert [name for name in hooks if f"def {name}(" not in tests] == []
+
+
+def test_no_file_is_overlong() -> None:
+    long = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
+    assert {name: lines for name, lines in long.items() if lines > 260} == {}
