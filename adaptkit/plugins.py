@@ -206,7 +206,7 @@ def _collect(manager: pluggy.PluginManager, faults: list[Fault]) -> dict[str, di
     for kind, (hook, method) in COLLECTIONS.items():
         found: dict[str, Offer] = {}
         for implementation in getattr(manager.hook, hook).get_hookimpls():
-            origin = implementation.plugin_name
+            origin = str(implementation.plugin_name)
             try:
                 classes: Sequence[type[Any]] = list(implementation.function())
                 offered = [_offer(kind, cls, origin, method) for cls in classes]
@@ -237,7 +237,7 @@ def _offer(kind: str, cls: type[Any], origin: str, method: str) -> Offer:
 
 def _is_generated_doc(cls: type[Any]) -> bool:
     # A dataclass without a docstring is given its signature as one.
-    return bool(cls.__doc__) and dataclasses.is_dataclass(cls) and cls.__doc__.startswith(f"{cls.__name__}(")
+    return dataclasses.is_dataclass(cls) and (cls.__doc__ or "").startswith(f"{cls.__name__}(")
 
 
 def _reason(error: Exception) -> str:

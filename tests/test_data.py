@@ -126,7 +126,7 @@ def server(tmp_path):
             asked.append(self.path)
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield folder, f"http://127.0.0.1:{running.server_port}/", asked
         running.shutdown()
@@ -509,7 +509,7 @@ def test_digests_follow_the_content_and_nothing_else(mnist):
     )
     for place, expected in ((source, [1, 0, 1]), (pool, [0, 1, 1]), (test, [1, 1, 1]), (unused, [0, 0, 0])):
         pixels = corpus.train.pixels.clone()
-        pixels[place, 0, 14, 14] ^= 1
+        pixels[place] ^= 255
         changed = Given("another name", Corpus(dataclasses.replace(corpus.train, pixels=pixels)))
         differs = [int(a != b) for a, b in zip(digests(made), digests(load(changed, **split)), strict=True)]
         assert differs == expected
@@ -621,7 +621,7 @@ def test_images_of_the_source_are_left_out_of_the_target(mnist):
     made = load(mnist, target, source=1000, pool=4000, test=1000)
     source = {image.tobytes() for image in made.source.pixels.numpy()}
     tests = set(made.clean_test.index.tolist())
-    assert len(made.pool) == 3000 * 2 // 2  # all 5,000 but the source's 1,000 and the 1,000 of the clean test
+    assert len(made.pool) == 5000 - 1000 - 1000  # without the source and the clean test
     assert not source & {image.tobytes() for image in made.pool.pixels.numpy()}
     assert not tests & set(made.pool_index.tolist())
     assert matches(made.pool, target.corpus, made.pool_index)
@@ -644,7 +644,8 @@ def test_too_few_images_name_class_and_part():
     ten = Given("ten", Corpus(some_images(300)))
     assert problem(lambda: load(ten, source=100, pool=10, test=100)) == (
         "data set ten: too few images: 1 of class '0' in pool, 1 of class '1' in pool, 1 of class '2' in pool, "
-        "1 of class '3' in pool, 1 of class '4' in pool and 5 more such; each part needs 2 of each class (see split.pool)"
+        "1 of class '3' in pool, 1 of class '4' in pool and 5 more such; "
+        "each part needs 2 of each class (see split.pool)"
     )
     missing = Given("ten", Corpus(Images(ten.corpus.train.pixels, ten.corpus.train.labels.clamp(max=8), DIGITS)))
     assert problem(lambda: load(missing)).startswith("data set ten: too few images: 0 of class '9' in source, 0 of")

@@ -32,7 +32,7 @@ def find_head(model: nn.Module) -> nn.Module:
 def with_head(model: nn.Module) -> nn.Module:
     """Return the model, which now answers `model.head`; its own `head`, if it has one, is left alone."""
     if not hasattr(model, "head"):
-        model.__class__ = _headed(type(model))
+        model.__class__ = _headed(type(model))  # type: ignore[arg-type]  # classes are hashable
     return model
 
 
@@ -47,5 +47,5 @@ def _headed(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _rebuild(cls: type[nn.Module]) -> nn.Module:
-    headed = _headed(cls)
+    headed = _headed(cls)  # type: ignore[arg-type]
     return headed.__new__(headed)

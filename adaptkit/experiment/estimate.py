@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import nn
 
@@ -46,7 +47,7 @@ def estimate_seconds(experiment: Experiment) -> float:
 
 
 def _measure(
-    experiment: Experiment, model: nn.Module, groups: list[dict[str, object]], recipe: Recipe
+    experiment: Experiment, model: nn.Module, groups: list[dict[str, Any]], recipe: Recipe
 ) -> tuple[float, float]:
     """Return the seconds of a training step and of evaluating one image."""
     request = experiment.request

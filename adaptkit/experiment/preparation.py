@@ -47,7 +47,8 @@ def prepare(request: Request) -> Experiment:
         split=settings.split,
         data_dir=settings.data_dir,
     )
-    arms, problems = [], []
+    arms: list[ArmPlan] = []
+    problems: list[str] = []
     for arm in request.arms:
         try:
             model = build_model(request, domains)

@@ -18,7 +18,7 @@ class Head:
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of `model.head`."""
-        return list(model.head.parameters())  # type: ignore[union-attr,operator]
+        return list(model.head.parameters())  # type: ignore[union-attr]
 
 
 @hookimpl

@@ -37,13 +37,13 @@ class LoRA:
         """Wrap the chosen layers and return their A and B; raise BadInput for targets that fit no layer."""
         from adaptkit.strategies.lora_layers import LoRALinear
 
-        adapted = []
+        adapted: list[nn.Parameter] = []
         for name in self._targets(model):
             parent, _, child = name.rpartition(".")
             layer = model.get_submodule(name)
             wrapped = LoRALinear(layer, self.rank, self.alpha, self.dropout)  # type: ignore[arg-type]
             setattr(model.get_submodule(parent), child, wrapped)
-            adapted += [wrapped.lora_A.weight, wrapped.lora_B.weight]
+            adapted += [*wrapped.lora_A.parameters(), *wrapped.lora_B.parameters()]
         return adapted
 
     def merge(self, model: nn.Module) -> None:

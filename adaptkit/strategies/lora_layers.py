@@ -29,7 +29,8 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the base's output plus the scaled update."""
         update: Tensor = self.lora_B(self.lora_A(self.lora_dropout(x)))
-        return self.base_layer(x) + self.scaling * update
+        unchanged: Tensor = self.base_layer(x)
+        return unchanged + self.scaling * update
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

@@ -1,7 +1,7 @@
 """Give a SQLite file MLflow's schema, whoever else opens the file at the same moment.
 
-MLflow creates its tables in place, one migration after another and without a lock: two first starts at once, or one that
-is killed, leave a file that MLflow refuses for good. So the schema is made in memory and appears under its name whole.
+MLflow creates its tables in place, one migration after another and without a lock: two first starts at once, or one
+that is killed, leave a file that MLflow refuses for good. So the schema is made in memory and gets its name when whole.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterable
 from contextlib import closing
 from itertools import chain, count
@@ -167,7 +168,10 @@ def _create(path: Path, head: str | None) -> None:
     try:
         # In memory it takes half the time of a file, which is synced after each migration; and a kill leaves nothing.
         with closing(sqlite3.connect(memory, uri=True)) as source, closing(sqlite3.connect(temporary)) as target:
-            MlflowClient(tracking_uri=f"sqlite:///{memory}&uri=true")
+            with warnings.catch_warnings():
+                # SQLAlchemy is about to choose another pool for such an address: as good, while `source` is open.
+                warnings.filterwarnings("ignore", "Selection of the SingletonThreadPool", DeprecationWarning)
+                MlflowClient(tracking_uri=f"sqlite:///{memory}&uri=true")
             source.backup(target)
         if _revision(temporary) != head:  # an SQLite that was built without the shared cache
             temporary.unlink()

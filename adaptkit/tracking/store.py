@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -53,7 +52,7 @@ class Store:
 def open_store(uri: str | None, experiment: str) -> Store:
     """Open the store at `uri`, MLFLOW_TRACKING_URI or MLflow's default, and make the experiment if it is new.
 
-    Raises BadInput, before anything is written, when the store or the experiment cannot be used.
+    Raises BadInput when the store or the experiment cannot be used.
     """
     if not experiment.strip():
         raise BadInput("the experiment needs a name: --experiment NAME")
@@ -119,22 +118,22 @@ def _find_experiment(
     client: MlflowClient, name: str, address: Address, path: Path | None
 ) -> tuple[Experiment, str | None]:
     """Return the experiment of this name, or of `name-2` and so on while its artifacts could not be kept."""
-    unusable = None
-    for number in count(1):
+    unusable, number = None, 1
+    while True:
         candidate = name if number == 1 else f"{name}-{number}"
         found = client.get_experiment_by_name(candidate)
         if found is None:
-            found = _create_experiment(client, candidate, path)
+            found, problem = _create_experiment(client, candidate, path), None
         elif found.lifecycle_stage == "deleted":
             if number == 1:
                 raise BadInput(_deleted_line(found, address))
-            continue
-        elif problem := None if address.is_server else _artifact_problem(found.artifact_location, path):
-            unusable = unusable or problem
-            continue
-        break
-    moved = f"experiment {name!r} {unusable}: these runs go to {candidate!r}" if unusable else None
-    return found, moved
+            problem = "was deleted"
+        else:
+            problem = None if address.is_server else _artifact_problem(found.artifact_location, path)
+        if problem is None:
+            moved = f"experiment {name!r} {unusable}: these runs go to {candidate!r}"
+            return found, moved if unusable else None
+        unusable, number = unusable or problem, number + 1
 
 
 def _create_experiment(client: MlflowClient, name: str, path: Path | None) -> Experiment:
