@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,11 +74,11 @@ def test_the_default_store_is_mlflows_own(store: Path, own_folder: Path, capfd: 
     opened = open_store(None, "adaptkit")
 
     assert opened.uri == mlflow.get_tracking_uri() == f"sqlite:///{own_folder}/mlflow.db"
-    assert not mlflow.is_tracking_uri_set()
+    assert not mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]
     assert mlflow.active_run() is None
     assert "MLFLOW_TRACKING_URI" not in os.environ
     assert location(opened) == f"{own_folder}/mlruns/{opened.experiment_id}"
-    assert mlflow.MlflowClient().get_experiment_by_name("adaptkit").experiment_id == opened.experiment_id
+    assert mlflow.MlflowClient().get_experiment(opened.experiment_id).name == "adaptkit"
     assert opened.experiment_name == "adaptkit"
     assert opened.notices == ()
     assert opened.ui_command == "mlflow ui"
@@ -120,10 +121,11 @@ def test_without_a_shared_memory_database_the_schema_is_made_in_a_file(
 ) -> None:
     connect = sqlite3.connect
 
-    def unshared(name: str | Path, **options: object) -> sqlite3.Connection:
-        return connect(":memory:" if "mode=memory" in str(name) else name, **options)  # type: ignore[call-overload]
+    def unshared(name: str | Path, **options: Any) -> sqlite3.Connection:
+        opened: sqlite3.Connection = connect(":memory:" if "mode=memory" in str(name) else name, **options)
+        return opened
 
-    monkeypatch.setattr(schema.sqlite3, "connect", unshared)
+    monkeypatch.setattr(sqlite3, "connect", unshared)
     open_store(None, "adaptkit")
     assert names(own_folder) == ["mlflow.db"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -65,13 +66,10 @@ class LazyGroup(click.Group):
                     raise
                 _print_problems(error)
                 code = error.exit_code
-            except KeyboardInterrupt as error:
-                number = error.signal_number if isinstance(error, Interrupted) else 2
+            except click.Abort as error:  # Click's name for an interrupt
+                signalled = isinstance(error.__cause__, Interrupted)
                 click.echo("Interrupted.", err=True)
-                code = 128 + number
-            except click.Abort:
-                click.echo("Interrupted.", err=True)
-                code = 130
+                code = 128 + (error.__cause__.signal_number if signalled else signal.SIGINT)
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -26,7 +26,7 @@ class Address:
     @property
     def is_server(self) -> bool:
         """Tell whether an MLflow server keeps this store."""
-        return urlsplit(self.uri).scheme in SERVERS
+        return self.uri.startswith(tuple(f"{scheme}:" for scheme in SERVERS))
 
     @property
     def is_default(self) -> bool:
@@ -76,11 +76,7 @@ def resolve(uri: str | None) -> Address:
         return _sqlite(given)
     if kind in (*SERVERS, *DATABASES):
         address = Address(f"{scheme}{given[len(scheme) :]}")
-        try:
-            is_complete = given[len(scheme) :].startswith("://") and (kind in DATABASES or urlsplit(given).port != 0)
-        except ValueError:
-            is_complete = False
-        if not is_complete or (kind in SERVERS and not urlsplit(given).hostname):
+        if not (_names_a_host(given) if kind in SERVERS else "://" in given):
             raise BadInput(f"{address.shown} is no address of a tracking store; write {scheme}://HOST:PORT")
         return address
     if scheme in ("", "file") and not given.startswith("databricks"):
@@ -104,6 +100,14 @@ def _sqlite(uri: str) -> Address:
     if parts is None or not name or name.startswith((":memory:", "file:")):
         raise BadInput(f"{uri} names no database file; write sqlite:///PATH/mlflow.db")
     return sqlite_address(Path(os.path.abspath(name)), parts[2] or "")
+
+
+def _names_a_host(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        return parts.port != 0 and bool(parts.hostname)
+    except ValueError:  # a port or a bracket that is none
+        return False
 
 
 def _no_file_store(given: str) -> str:

@@ -28,7 +28,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def ask_to_write(path: Path, timeout: float | None = None) -> None:
-    """Open a write transaction and drop it: fails when a file cannot be written, or another program is writing."""
+    """Open a write transaction and drop it: fails while another program is writing."""
     with closing(connect(path, timeout)) as database:
         database.execute("BEGIN IMMEDIATE")
         database.execute("ROLLBACK")
@@ -49,6 +49,9 @@ def check_writable(path: Path) -> None:
         raise BadInput(f"cannot write the tracking store to {folder}: {error.strerror or error}") from error
     if path.is_dir():
         raise BadInput(f"the tracking store {path} is a folder; name a file in it: sqlite:///{path}/mlflow.db")
+    # SQLite opens such a file all the same and begins to write; closing a handle of ours would drop SQLite's locks.
+    if path.exists() and not os.access(path, os.W_OK):
+        raise BadInput(f"the tracking store {path} is not writable")
     with explained(path):
         try:
             if path.exists():

@@ -1,0 +1,118 @@
+"""Whole processes: signals, many at once, killed at the worst moment, a server that goes away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from mlflow import MlflowClient
+from servers import mlflow_ui
+from test_tracking import EPOCH_METRICS, runs
+
+pytestmark = pytest.mark.slow
+
+#: long enough to be stopped in the middle
+LONG = ("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100", "--set", "base.epochs=2")
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "adaptkit", "run", *arguments]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            return
+    raise AssertionError(f"the process ended without {words!r}")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=lambda value: str(value),
+)
+def test_a_signal_kills_the_run_and_its_record_says_so(store: Path, number: signal.Signals, code: int) -> None:
+    process = start("-s", "head", *LONG, "--epochs", "100000")
+    read_until(process, "[head seed=0] epoch 3/")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert errors.splitlines()[-1] == "Interrupted." and "Traceback" not in errors
+    found = runs()
+    assert (found["base small_cnn mnist5k"].info.status, found["head seed=0"].info.status) == ("FINISHED", "KILLED")
+    steps = [p.step for p in client().get_metric_history(found["head seed=0"].info.run_id, "train/loss")]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 2
+
+
+def test_a_signal_in_the_base_run_kills_that(store: Path) -> None:
+    process = start("-s", "head", *LONG, "--set", "base.epochs=100000")
+    read_until(process, "[base small_cnn mnist5k] epoch 2/")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert {name: run.info.status for name, run in runs().items()} == {"base small_cnn mnist5k": "KILLED"}
+
+
+def test_eight_processes_started_at_once_in_an_empty_folder_lose_nothing(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
+    processes = [start("-s", "head", "--seeds", str(seed), *TINY, "-q") for seed in range(8)]
+    errors = [process.communicate(timeout=400)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, errors
+    found = runs()
+    assert sorted(found) == ["base small_cnn mnist5k", *(f"head seed={seed}" for seed in range(8))]
+    for name, run in found.items():
+        assert run.info.status == "FINISHED"
+        metrics = EPOCH_METRICS | ({"shifted/accuracy"} if name.startswith("head") else set())
+        for key in metrics:
+            assert [p.step for p in client().get_metric_history(run.info.run_id, key)] == [1, 2], (name, key)
+        assert len(run.data.metrics) == (21 if name.startswith("head") else 5)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.4, 0.8, 1.2])
+def test_a_process_killed_while_the_store_is_made_leaves_a_folder_that_works(own_folder: Path, delay: float) -> None:
+    process = start("-s", "head", *TINY, "-q")
+    until = time.monotonic() + 60
+    while not list(own_folder.glob(".mlflow.db*")) and time.monotonic() < until:
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    again = start("-s", "head", *TINY, "-q")
+    _, errors = again.communicate(timeout=120)
+    assert (again.returncode, errors) == (0, "")
+    assert runs()["head seed=0"].info.status == "FINISHED"
+
+
+def test_a_server_that_goes_away_costs_seconds_and_the_results_are_still_printed(own_folder: Path) -> None:
+    with mlflow_ui(own_folder) as page:
+        plugin = own_folder / "killer.py"
+        plugin.write_text(
+            "import os, signal\nfrom adaptkit import hookimpl\n\n@hookimpl\ndef adaptkit_epoch_ended(run, epoch):\n"
+            f"    if run.kind == 'adaptation' and epoch.number == 1:\n"
+            f"        os.killpg(os.getpgid({page.process.pid}), signal.SIGKILL)\n"
+        )
+        began = time.monotonic()
+        process = start("-s", "head", "-s", "lora", *TINY, "--tracking-uri", page.address, "--plugin", str(plugin))
+        output, errors = process.communicate(timeout=200)
+    assert time.monotonic() - began < 90  # MLflow's own defaults: four minutes for each call
+    assert process.returncode == 1
+    assert "head" in output and "lora" in output
+    assert [line.split(": ")[:2] for line in errors.splitlines() if line.startswith("Error")] == [
+        ["Error", "tracking stopped while logging epoch 1"]
+    ]
+    assert errors.splitlines()[-1].endswith("; the results above are not, or not all, in MLflow")
+
+
+def client() -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{Path.cwd() / 'mlflow.db'}")
