@@ -11,8 +11,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "split.pool": 400,
         "split.test": 400,
         "shots": 20,
-        "epochs": 3,
-        "base.epochs": 3,
+        "epochs": 8,
+        "base.epochs": 5,
     },
     "default": {},
     # The notebook that adaptkit grew from, but with disjoint source and target images.

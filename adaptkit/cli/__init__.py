@@ -67,9 +67,9 @@ class LazyGroup(click.Group):
                 _print_problems(error)
                 code = error.exit_code
             except click.Abort as error:  # Click's name for an interrupt
-                signalled = isinstance(error.__cause__, Interrupted)
+                cause = error.__cause__
                 click.echo("Interrupted.", err=True)
-                code = 128 + (error.__cause__.signal_number if signalled else signal.SIGINT)
+                code = 128 + (cause.signal_number if isinstance(cause, Interrupted) else signal.SIGINT)
         sys.exit(code if isinstance(code, int) else 0)
 
 

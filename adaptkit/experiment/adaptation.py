@@ -18,7 +18,7 @@ from adaptkit.contracts import Epoch, Predictions, Run, RunInput, RunResult, Str
 from adaptkit.data.domains import TestSet
 from adaptkit.data.views import shifted_views
 from adaptkit.errors import AdaptkitError, RunFailed
-from adaptkit.experiment.base import Base
+from adaptkit.experiment.base import Base, place
 from adaptkit.experiment.preparation import Experiment, draw_target
 from adaptkit.outcome import RunRecord
 from adaptkit.plugins import Plugins
@@ -125,7 +125,7 @@ class Stage:
         strategy = arm.create()
         groups = adapt(model, strategy, derive_seed(seed, "init"))
         inherited = Inherited.of(model, tensors)
-        return Trained(model.to(self.experiment.device), groups, inherited, strategy)
+        return Trained(place(model, self.experiment.device), groups, inherited, strategy)
 
     def _reloaded(self, arm: Arm, seed: int, folder: Path, model: nn.Module) -> Trained:
         """Read the adapter back onto a fresh base; raise RunFailed if the model is not the trained one."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from adaptkit.data.views import shifted_views
-from adaptkit.experiment.base import build_model
+from adaptkit.experiment.base import build_model, place
 from adaptkit.experiment.preparation import Experiment, draw_target
 from adaptkit.seeds import derive_seed
 from adaptkit.training.loop import Evaluation, Recipe, fit
@@ -26,7 +26,7 @@ def estimate_seconds(experiment: Experiment) -> float:
     settings = request.settings
     seconds = 0.0
     if not experiment.plan.base_cached:
-        model = build_model(request, domains).to(experiment.device)
+        model = place(build_model(request, domains), experiment.device)
         groups = [{"params": list(model.parameters())}]
         recipe = Recipe(1, settings.base.batch_size, settings.base.lr, 0, precision=settings.precision)
         step, test = _measure(experiment, model, groups, recipe)
@@ -37,7 +37,7 @@ def estimate_seconds(experiment: Experiment) -> float:
         model = build_model(request, domains)
         groups = adapt(model, arm.create(), derive_seed(settings.seed[0], "init"))
         recipe = Recipe(1, settings.batch_size, arm.lr, 0, settings.optimizer, precision=settings.precision)
-        step, test = _measure(experiment, model.to(experiment.device), groups, recipe)
+        step, test = _measure(experiment, place(model, experiment.device), groups, recipe)
         tested = len(domains.clean_test.labels)
         if settings.evaluate_shifted == "epoch":
             tested += len(domains.shifted_test.labels)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from adaptkit.experiment.adaptation import Stage
+from adaptkit.experiment.base import place
 from adaptkit.experiment.base_run import obtain_base
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.outcome import BaseRecord, Outcome
@@ -30,7 +31,7 @@ def execute(
     A run that fails for a known reason is a record with its error; the others go on.
     """
     base, base_run_id, cached = obtain_base(experiment, plugins, tracker, refresh_base, notice)
-    base_model = base.build(experiment.request, experiment.domains).to(experiment.device)
+    base_model = place(base.build(experiment.request, experiment.domains), experiment.device)
     precision = experiment.request.settings.precision
     logits = {
         "clean": predict_logits(base_model, experiment.clean[0], precision),
