@@ -77,7 +77,7 @@ class SplitSettings(Group):
     pool: Count = Field(1000, description="target images that a run draws from, at most")
     test: Count = Field(1500, description="test images, at most")
     sampling: Literal["stratified", "random"] = Field(
-        "stratified", description="equal shares of the classes, or chance"
+        "stratified", description="stratified: equal shares of the classes; random: chance"
     )
 
 
@@ -86,13 +86,15 @@ class Settings(Group):
 
     preset: str = Field("default", description="named settings to start from: quick, default, notebook")
     strategy: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_distinct)] = Field(
-        (), description="what to compare"
+        (), description="strategies to compare"
     )
     dataset: str = Field("mnist5k", description="source data set")
     target: Annotated[str | None, BeforeValidator(_optional)] = Field(
         None, description="target data set; none: the source under the shift"
     )
-    shift: str | None = Field(None, description=f"what turns source into target images; {DEFAULT_SHIFT} without target")
+    shift: str | None = Field(
+        None, description=f"source into target images; none, or {DEFAULT_SHIFT} if there is no target"
+    )
     backbone: str = Field("small_cnn", description="architecture")
     seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds), AfterValidator(_distinct)] = Field(
         (0,), min_length=1, description="seeds, a run each"
@@ -104,12 +106,14 @@ class Settings(Group):
     )
     batch_size: Count = Field(32, description="images a step of adaptation")
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
-        "adam", description="optimizer of adaptation (sgd: momentum 0.9)"
+        "adam", description="adam, adamw or sgd (momentum 0.9), for adaptation"
     )
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight decay of adaptation")
-    evaluate_shifted: Literal["epoch", "end"] = Field("epoch", description="when to evaluate on the shifted test set")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format (bf16: autocast)")
+    evaluate_shifted: Literal["epoch", "end"] = Field(
+        "epoch", description="evaluate on the shifted test set each epoch, or at the end"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto, cpu, cuda or mps")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32, or bf16 (autocast)")
     data_dir: Path = Field(Path("data"), description="where data sets are read from and downloaded to")
     experiment: str = Field("adaptkit", min_length=1, description="MLflow experiment")
     base: BaseSettings = Field(default_factory=BaseSettings)  # type: ignore[arg-type]
@@ -126,6 +130,15 @@ def setting_keys() -> dict[str, str]:
         else:
             keys[name] = field.description or ""
     return keys
+
+
+def setting_defaults() -> dict[str, str]:
+    """Return the default of each setting as it is written, by dotted key; settings without one are left out."""
+    shown = {}
+    for key, value in flatten(Settings.model_validate({}).model_dump()):
+        if value not in (None, ()):
+            shown[key] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return shown
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

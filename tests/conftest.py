@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -55,6 +56,11 @@ def own_folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name)
     monkeypatch.setenv("ADAPTKIT_CACHE", str(shared / "cache"))
     monkeypatch.chdir(tmp_path)
+    # Tests load BitFit from its file; installed as well, its name would be offered twice.
+    installed = importlib.metadata.entry_points
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda **group: [e for e in installed(**group) if e.name != "bitfit"]
+    )
     return tmp_path
 
 

@@ -165,3 +165,12 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_the_others_go_on(cli: Cli) 
         "zero-shot",
         "head",
     ]
+
+
+def test_a_base_whose_loss_is_not_finite_is_one_line(cli: Cli) -> None:
+    tiny = ("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100")
+    result = cli("run", "-s", "head", "--set", "base.lr=1e38", *tiny, "--no-track", "-q")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "Error: the loss is not finite in epoch 1; a lower learning rate may help: --set base.lr=1e+37\n"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -37,6 +38,14 @@ PLUGIN = """
     def adaptkit_strategies():
         return [LastBias]
 """
+
+
+def installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def write(path: Path, text: str) -> Path:
@@ -89,6 +98,14 @@ def test_an_installed_plugin_is_found_by_its_entry_point(
 def test_bitfit_runs_from_its_file(cli: Cli) -> None:
     arguments = ("run", "-s", "bitfit", *TINY, "--no-track", "--json", "--plugin", str(BITFIT))
     (run,) = json.loads(cli(*arguments).stdout)["runs"]
+    assert (run["metrics"]["params/trainable"], run["metrics"]["params/total"]) == (234, 421_642)
+
+
+@pytest.mark.skipif(not installed("adaptkit-bitfit"), reason="plugins/bitfit is not installed")
+def test_bitfit_runs_when_it_is_installed() -> None:
+    command = [sys.executable, "-m", "adaptkit", "run", "-s", "bitfit", *TINY, "--no-track", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    (run,) = json.loads(result.stdout)["runs"]
     assert (run["metrics"]["params/trainable"], run["metrics"]["params/total"]) == (234, 421_642)
 
 
@@ -326,3 +343,28 @@ def test_backbones_data_sets_and_shifts_come_through_hooks_too(cli: Cli, own_fol
     assert (head["metrics"]["params/trainable"], head["metrics"]["params/total"]) == (260, 260)
     assert lora["metrics"]["params/trainable"] == 8 * (64 + 4)
     assert head["metrics"]["final/shifted_accuracy"] == 1.0
+
+
+def test_a_strategy_is_told_of_each_step_and_its_merge_is_what_is_timed() -> None:
+    calls: list[Any] = []
+
+    class Scheduled:
+        name = "scheduled"
+
+        def adapt(self, model: Any) -> Any:
+            return model.head.parameters()
+
+        def step_ended(self, model: Any, step: int) -> None:
+            calls.append((type(model).__name__, step))
+
+        def merge(self, model: Any) -> None:
+            calls.append("merge")
+
+    class Plugin:
+        @adaptkit.hookimpl
+        def adaptkit_strategies(self) -> list[type]:
+            return [Scheduled]
+
+    adaptkit.run("scheduled", settings=TINY_SETTINGS, track=False, plugins=[Plugin()])
+    # 50 images, batches of 32, two epochs
+    assert calls == [("SmallCNNModel", 1), ("SmallCNNModel", 2), ("SmallCNNModel", 3), ("SmallCNNModel", 4), "merge"]

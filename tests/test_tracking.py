@@ -256,6 +256,22 @@ def test_a_plugins_plain_mlflow_calls_land_in_the_run_and_the_globals_are_put_ba
     assert {run.info.status for run in found.values()} == {"FINISHED"}
 
 
+def test_a_run_is_tracked_beside_a_users_own_experiment_and_open_run(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    from mlflow.tracking import fluent
+
+    mlflow.set_tracking_uri(f"sqlite:///{store}")
+    monkeypatch.setattr(fluent, "_active_experiment_id", client().create_experiment("mine"))
+    with mlflow.start_run() as outer:
+        adaptkit.run("head", settings=TINY_SETTINGS)
+        mlflow.log_metric("mine", 1)
+    mlflow.set_tracking_uri("")
+    assert runs()["head seed=0"].info.status == "FINISHED"
+    assert client().get_run(outer.info.run_id).data.metrics == {"mine": 1.0}
+
+
 class Raising:
     """Raise in the second epoch of an adaptation run."""
 

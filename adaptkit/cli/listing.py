@@ -27,7 +27,7 @@ def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Com
             loaded.require_sound()
             offers = loaded.offers[kind].values()
             if as_json:
-                click.echo(json.dumps([describe(offer) for offer in offers], indent=2))
+                click.echo(json.dumps([describe(offer) for offer in offers], indent=2, default=str))
             else:
                 print_offers(list(offers))
 

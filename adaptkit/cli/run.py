@@ -28,7 +28,24 @@ SETTING_OPTIONS = (
 )  # fmt: skip
 
 
-@click.command()
+class RunCommand(click.Command):
+    """A command whose help ends with every setting that `--set` and `--config` know."""
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the settings with their defaults."""
+        from adaptkit.config import setting_defaults, setting_keys
+
+        defaults = setting_defaults()
+        with formatter.section("Settings (--set KEY=VALUE, or lines of a --config file)"):
+            rows = [
+                (key, f"{text}  [default: {defaults[key]}]" if key in defaults else text)
+                for key, text in setting_keys().items()
+            ]
+            rows += [("NAME.OPTION", "option of a strategy, as in lora.rank=4"), ("shift.NAME", "amount of one shift")]
+            formatter.write_dl(rows)
+
+
+@click.command(cls=RunCommand)
 @click.option(
     "-s", "--strategy", multiple=True, metavar="NAME", help="What to compare; see `adaptkit strategies`. Repeatable."
 )
@@ -110,7 +127,7 @@ def run(
         experiment = prepare(request)
         plan = dataclasses.replace(experiment.plan, seconds=estimate_seconds(experiment))
         if as_json:
-            click.echo(json.dumps(plan.to_dict(), indent=2))
+            click.echo(json.dumps(plan.to_dict(), indent=2, default=str))
         else:
             print_plan(output(), plan)
         return
@@ -128,7 +145,7 @@ def run(
             notice=lambda line: console.print(line, markup=False),
         )
     if as_json:
-        click.echo(json.dumps(outcome.to_dict(), indent=2))
+        click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))
     else:
         print_results(output(), outcome)
         if not quiet:

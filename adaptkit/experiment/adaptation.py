@@ -87,7 +87,7 @@ class Stage:
         def views(epoch: int) -> Tensor:
             return shifted_views(pixels, request.shifts, derive_seed(recipe.order_seed, f"views {epoch}"))
 
-        first = views(1)[: settings.batch_size].to(device)
+        first = shifted_views(pixels[: settings.batch_size], request.shifts, 0).to(device)
         memory = step_bytes(trained.model, first, labels[: len(first)], recipe) if device.type != "cuda" else 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

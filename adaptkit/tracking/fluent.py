@@ -17,18 +17,25 @@ class ActiveRun:
         self._environment = os.environ.get(ENVIRONMENT)
         self._uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
         mlflow.set_tracking_uri(uri)
-        # Nested: somebody who calls adaptkit from Python may have a run of their own open.
-        mlflow.start_run(run_id=run_id, nested=True)
+        self._store = uri
+        try:
+            # Nested: somebody who calls adaptkit from Python may have a run of their own open.
+            mlflow.start_run(run_id=run_id, nested=True)
+            self._is_active = True
+        except mlflow.MlflowException:
+            # Somebody called `mlflow.set_experiment`: then MLflow activates no run of another experiment.
+            self._is_active = False
 
     def end(self, status: str) -> None:
         """End the run, and any that a plugin opened inside it and left open, with this status."""
         import mlflow
 
         try:
-            while (run := mlflow.active_run()) is not None:
+            if not self._is_active:
+                mlflow.MlflowClient(tracking_uri=self._store).set_terminated(self.run_id, status)
+            while self._is_active and (run := mlflow.active_run()) is not None:
                 mlflow.end_run(status)
-                if run.info.run_id == self.run_id:
-                    break
+                self._is_active = run.info.run_id != self.run_id
         finally:
             mlflow.set_tracking_uri(self._uri)  # type: ignore[arg-type]
             if self._environment is None:

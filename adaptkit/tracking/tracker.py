@@ -96,10 +96,14 @@ class Tracker:
     @hookimpl(trylast=True)
     def adaptkit_run_ended(self, run: Run, result: RunResult, model: nn.Module) -> None:
         """Log the final metrics and the artifacts, and finish the run."""
-        with tempfile.TemporaryDirectory(prefix="adaptkit-") as name:
-            folder = Path(name)
-            write_artifacts(folder, run, result)
-            self._try("logging results", lambda: self._log_result(run, result, folder))
+        try:
+            with tempfile.TemporaryDirectory(prefix="adaptkit-") as name:
+                folder = Path(name)
+                self._try("writing artifacts", lambda: write_artifacts(folder, run, result))
+                self._try("logging results", lambda: self._log_result(run, result, folder))
+        except Exception:
+            self._end("FAILED")
+            raise
         self._end("FINISHED")
 
     @hookimpl(trylast=True)
@@ -156,7 +160,9 @@ class Tracker:
     def _end(self, status: str) -> None:
         active, self._active = self._active, None
         if active is not None:
-            self._try("ending a run", lambda: active.end(status), even_so=True)
+            # A record with a gap is not that of a finished run, whatever became of the run.
+            shown = "FAILED" if self.fault is not None and status == "FINISHED" else status
+            self._try("ending a run", lambda: active.end(shown), even_so=True)
 
     def _try(self, doing: str, action: Callable[[], T], even_so: bool = False) -> T | None:
         """Do this unless the store has failed already; note it when it fails now."""

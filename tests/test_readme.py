@@ -1,0 +1,80 @@
+"""What the README shows is what the project does."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import BITFIT
+
+from adaptkit.cli import COMMANDS, main
+from adaptkit.plugins import load_plugins
+from adaptkit.resolve import Layer, resolve
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_first_two_shell_blocks_are_the_two_commands() -> None:
+    assert blocks("sh") == [
+        "pip install -e . && adaptkit run --strategy lora\n",
+        "pip install -e '.[test]' ./plugins/bitfit && pytest\n",
+    ]
+
+
+def test_the_plugin_shown_is_the_plugin_shipped() -> None:
+    def without_docstrings(source: str) -> str:
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                node.body = node.body[1:]
+        return ast.unparse(tree)
+
+    shown = next(block for block in blocks("python") if "BitFit" in block)
+    assert without_docstrings(shown) == without_docstrings(BITFIT.read_text(encoding="utf-8"))
+    assert len([line for line in shown.splitlines() if line]) <= 15
+
+
+def test_every_command_shown_exists_and_its_settings_are_valid() -> None:
+    shown = [line.split("  ")[0] for line in blocks("")[-1].splitlines()]
+    assert {line.split()[1] for line in shown} <= set(COMMANDS)
+    plugins = load_plugins()
+    for line in (line for line in shown if line.startswith("adaptkit run") and "my.yaml" not in line):
+        context = main.make_context("adaptkit", line.replace("DIR", "data").split()[1:], resilient_parsing=True)
+        command = main.get_command(context, "run")
+        assert command is not None
+        with command.make_context("run", line.replace("DIR", "data").split()[2:]) as inner:
+            values = inner.params
+        from adaptkit.cli.run import collect_layers
+
+        layers = collect_layers(
+            values["strategy"], values["options"], values["config"], values["settings"], values["seeds"], values
+        )
+        assert resolve([*layers, Layer({})], plugins).arms
+
+
+def test_every_file_named_exists() -> None:
+    root = Path(__file__).parents[1]
+    linked = re.findall(r"\]\(([^)h][^)]*)\)", README)
+    assert linked and [name for name in linked if not (root / name).exists()] == []
+
+
+def test_help_lists_every_command_of_the_readme() -> None:
+    text = CliRunner().invoke(main, ["--help"], prog_name="adaptkit").stdout
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+
+
+@pytest.mark.slow
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+    (example,) = [block for block in blocks("python") if "adaptkit.run(" in block]
+    exec(compile(example, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rsplit(" ", 1)[0] for line in lines] == [
+        f"{label} {seed}" for seed in range(3) for label in ("head", "lora rank=4")
+    ]

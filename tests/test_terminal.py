@@ -1,0 +1,61 @@
+"""On a real terminal: bars that move, colours, a table that fits; none of it elsewhere."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+
+import pytest
+from click.testing import Result
+from conftest import TINY
+from rich.text import Text
+
+Cli = Callable[..., Result]
+
+
+def on_a_terminal(*arguments: str, width: int) -> tuple[int, str]:
+    """Return the exit code and all that a command printed on a pseudo-terminal of this width."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    environment = dict(os.environ, TERM="xterm-256color", COLUMNS=str(width))
+    command = [sys.executable, "-m", "adaptkit", *arguments]
+    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment)
+    os.close(child)
+    printed = b""
+    while True:
+        try:
+            part = os.read(parent, 65536)
+        except OSError:  # the other end was closed
+            break
+        if not part:
+            break
+        printed += part
+    os.close(parent)
+    return process.wait(), printed.decode()
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_bars_and_a_table_within_its_width() -> None:
+    code, printed = on_a_terminal("run", "-s", "lora", "-s", "head", *TINY, "--no-track", width=90)
+    assert code == 0
+    assert "\x1b[?25l" in printed and printed.count("\x1b[?25h") >= 1  # the cursor is hidden and comes back
+    assert re.search(r"lora seed=0.*2/2", printed) and re.search(r"head seed=0.*2/2", printed)
+    lines = [Text.from_ansi(line).plain.rstrip() for line in printed.split("\r\n")]
+    heading = next(line for line in lines if line.startswith(" strategy    shifted"))
+    assert heading.split() == ["strategy", "shifted", "gain", "clean", "retention", "trainable", "share", "seconds"]
+    table = lines[lines.index(heading) :]
+    assert max(map(len, table)) <= 90
+    assert [line.split()[0] for line in table[2:5]] == ["zero-shot", "lora", "head"]
+
+
+@pytest.mark.slow
+def test_an_error_on_a_terminal_is_one_plain_line() -> None:
+    code, printed = on_a_terminal("run", "-s", "lorra", width=80)
+    assert (code, printed) == (2, "Error: unknown strategy 'lorra'; did you mean 'lora'?\r\n")
