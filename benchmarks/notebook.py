@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t
+from scipy.stats import t, ttest_ind
 
 STRATEGIES = ("full", "head", "lora")
 
@@ -49,11 +49,18 @@ def interval(values: list[float], factor: float = 100) -> str:
 def main() -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--script", type=Path, required=True)
-    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--script", type=Path)
+    parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="keep the raw figures in this JSON file")
+    parser.add_argument("--read", type=Path, help="print the tables of raw figures kept earlier")
     options = parser.parse_args()
+    if options.read:
+        kept = json.loads(options.read.read_text())
+        print_tables(kept["seconds"], kept["results"])
+        return
+    if not (options.script and options.data_dir):
+        parser.error("--script and --data-dir are needed")
     data, script_file = str(options.data_dir.resolve()), str(options.script.resolve())
     raw: dict[str, list[Any]] = {"script": [], "adaptkit": []}
     seconds: dict[str, list[float]] = {"script": [], "adaptkit": []}
@@ -74,34 +81,36 @@ def main() -> None:
             print(f"seed {seed} {name}: {took:.1f} s", file=sys.stderr)
             if options.output:
                 options.output.write_text(json.dumps({"seconds": seconds, "results": raw}, indent=2))
+    print_tables(seconds, raw)
 
-    def script(strategy: str, test: str) -> list[float]:
-        if test == "clean":
-            return [run[strategy]["test_accuracy"][-1] for run in raw["script"]]
-        return [run[strategy]["shifted_accuracy"] for run in raw["script"]]
 
-    def ours(strategy: str, metric: str) -> list[float]:
-        runs = [run for document in raw["adaptkit"] for run in document["runs"] if run["strategy"] == strategy]
-        return [run["metrics"][metric] for run in runs]
-
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ")
-    print(f"torch {raw['script'][0]['torch']}, {raw['script'][0]['threads']} threads, {options.seeds} seeds\n")
-    print("| accuracy in %, mean ± 95 % interval | script | adaptkit |\n| --- | --- | --- |")
-    base = [document["base"] for document in raw["adaptkit"]]
-    print(
-        f"| base, clean test | {interval(script('base', 'clean'))} | {interval([b['test_accuracy'] for b in base])} |"
-    )
-    shifted = interval([b["shifted_accuracy"] for b in base])
-    print(f"| zero-shot, shifted test | {interval(script('base', 'shifted'))} | {shifted} |")
+def print_tables(seconds: dict[str, list[float]], raw: dict[str, list[Any]]) -> None:
+    """Print accuracies and times as Markdown; p is Welch's t-test of script against adaptkit, uncorrected."""
+    theirs: dict[str, list[float]] = {
+        "base, clean test": [run["base"]["test_accuracy"][-1] for run in raw["script"]],
+        "zero-shot, shifted test": [run["base"]["shifted_accuracy"] for run in raw["script"]],
+    }
+    ours: dict[str, list[float]] = {
+        "base, clean test": [document["base"]["test_accuracy"] for document in raw["adaptkit"]],
+        "zero-shot, shifted test": [document["base"]["shifted_accuracy"] for document in raw["adaptkit"]],
+    }
     for strategy in STRATEGIES:
-        clean = interval(ours(strategy, "final/test_accuracy"))
-        print(f"| {strategy}, clean test | {interval(script(strategy, 'clean'))} | {clean} |")
-        shifted = interval(ours(strategy, "final/shifted_accuracy"))
-        print(f"| {strategy}, shifted test | {interval(script(strategy, 'shifted'))} | {shifted} |")
+        runs = [run for document in raw["adaptkit"] for run in document["runs"] if run["strategy"] == strategy]
+        theirs[f"{strategy}, clean test"] = [run[strategy]["test_accuracy"][-1] for run in raw["script"]]
+        theirs[f"{strategy}, shifted test"] = [run[strategy]["shifted_accuracy"] for run in raw["script"]]
+        ours[f"{strategy}, clean test"] = [run["metrics"]["final/test_accuracy"] for run in runs]
+        ours[f"{strategy}, shifted test"] = [run["metrics"]["final/shifted_accuracy"] for run in runs]
+    first = raw["script"][0]
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {first['torch']},")
+    print(f"{first['threads']} threads, {len(raw['script'])} seeds.\n")
+    print("| accuracy in %, mean ± 95 % interval | script | adaptkit | p |\n| --- | --- | --- | --- |")
+    for name in theirs:
+        p = ttest_ind(theirs[name], ours[name], equal_var=False).pvalue
+        print(f"| {name} | {interval(theirs[name])} | {interval(ours[name])} | {p:.2f} |")
     print("\n| whole process, seconds | minimum | median | maximum |\n| --- | --- | --- | --- |")
     for name, values in seconds.items():
         print(f"| {name} | {min(values):.1f} | {statistics.median(values):.1f} | {max(values):.1f} |")
-    ratios = [ours / theirs for ours, theirs in zip(seconds["adaptkit"], seconds["script"], strict=True)]
+    ratios = [mine / other for mine, other in zip(seconds["adaptkit"], seconds["script"], strict=True)]
     print(f"| adaptkit / script | {min(ratios):.2f} | {statistics.median(ratios):.2f} | {max(ratios):.2f} |")
 
 
