@@ -61,17 +61,16 @@ def run_request(
     notice: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Run a checked request; `planned` hears the plan, `notice` lines to tell the user, before training."""
-    experiment = prepare(request)
-    plan = dataclasses.replace(experiment.plan, base_cached=experiment.plan.base_cached and not refresh_base)
+    experiment = prepare(request, refresh_base=refresh_base)
     if not track:
-        planned(plan)
+        planned(experiment.plan)
         return execute(experiment, plugins, refresh_base=refresh_base, notice=notice)
 
     from adaptkit.tracking.store import open_store
     from adaptkit.tracking.tracker import Tracker
 
     store = open_store(tracking_uri, request.settings.experiment)
-    planned(plan)
+    planned(experiment.plan)
     for line in store.notices:
         notice(line)
     tracker = Tracker(store)

@@ -14,7 +14,7 @@ from adaptkit.errors import BadInput
 DEFAULT_LR = 1e-3
 DEFAULT_SHIFT = "rotate=45,noise=0.3"
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -208,6 +208,8 @@ def describe_error(error: Mapping[str, Any]) -> str:
         return f"must be a finite number, not {shown}"
     if kind == "literal_error":
         return f"must be {context['expected'].replace(chr(39), '')}, not {shown}"
+    if kind == "missing":
+        return "must be given"
     if kind == "tuple_type":
         return f"must be one or a list of them, not {shown}"
     if kind == "value_error":

@@ -52,4 +52,4 @@ def adaptkit_run_ended(run: Run, result: RunResult, model: nn.Module) -> None:
 
 @hookspec
 def adaptkit_run_failed(run: Run, error: BaseException) -> None:
-    """Watch a run that stopped early; the error is raised again afterwards."""
+    """Watch a run that stopped early: an error that adaptkit expects ends this run alone, any other is raised again."""

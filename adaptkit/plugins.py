@@ -143,15 +143,17 @@ def load_plugins(files: Iterable[str | Path] = (), objects: Iterable[object] = (
     for entry_point in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
         distribution = entry_point.dist
         origin = f"{distribution.name} {distribution.version}" if distribution else entry_point.name
+        if manager.has_plugin(origin):
+            origin = f"{origin} ({entry_point.name})"
         try:
             _register(manager, entry_point.load(), origin)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             faults.append(Fault(origin, _reason(error)))
     named = [part for part in os.environ.get("ADAPTKIT_PLUGINS", "").split(os.pathsep) if part]
     for path in dict.fromkeys(Path(file).expanduser().absolute() for file in (*named, *files)):
         try:
             _register(manager, _import_file(path), str(path))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             faults.append(Fault(str(path), _reason(error), asked_for=True))
     for thing in objects:
         _register(manager, thing, getattr(thing, "__name__", repr(thing)))
@@ -159,9 +161,10 @@ def load_plugins(files: Iterable[str | Path] = (), objects: Iterable[object] = (
     return Plugins(manager, offers, tuple(faults))
 
 
-def options_of(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+def options_of(offered: type[Any] | Offer | None) -> dict[str, dataclasses.Field[Any]]:
     """Return the options of a strategy or shift class: its dataclass fields, by name."""
-    if not dataclasses.is_dataclass(cls):
+    cls = offered.cls if isinstance(offered, Offer) else offered
+    if cls is None or not dataclasses.is_dataclass(cls):
         return {}
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
 
@@ -185,8 +188,8 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _register(manager: pluggy.PluginManager, plugin: object, origin: str) -> None:
-    manager.register(plugin, name=origin)
     try:
+        manager.register(plugin, name=origin)
         callers = manager.get_hookcallers(plugin) or []
         unknown = [caller.name for caller in callers if caller.spec is None]
         if unknown:
@@ -196,8 +199,10 @@ def _register(manager: pluggy.PluginManager, plugin: object, origin: str) -> Non
             raise BadInput("it has no hooks (is @hookimpl missing?)")
         if any(impl.hookwrapper or impl.wrapper for caller in callers for impl in caller.get_hookimpls()):
             raise BadInput("hook wrappers are not supported")
-    except BadInput:
-        manager.unregister(plugin)
+    except Exception:
+        # pluggy keeps the hooks that it had read before it came to the bad one.
+        if manager.has_plugin(origin):
+            manager.unregister(name=origin)
         raise
 
 
@@ -232,6 +237,11 @@ def _offer(kind: str, cls: type[Any], origin: str, method: str) -> Offer:
         raise BadInput(f"{cls.__name__} needs a class variable `name`, a string without '= , : .' and spaces")
     if not callable(getattr(cls, method, None)):
         raise BadInput(f"{cls.__name__} has no method {method}()")
+    if kind == "shift" and len(options_of(cls)) != 1:
+        raise BadInput(f"{cls.__name__} must be a dataclass with one field, its amount")
+    lr = getattr(cls, "lr", 1.0)
+    if kind == "strategy" and not (isinstance(lr, int | float) and 0 < lr < float("inf")):
+        raise BadInput(f"{cls.__name__}.lr must be a number above 0, not {lr!r}")
     return Offer(kind, name, cls, origin)
 
 
@@ -240,7 +250,9 @@ def _is_generated_doc(cls: type[Any]) -> bool:
     return dataclasses.is_dataclass(cls) and (cls.__doc__ or "").startswith(f"{cls.__name__}(")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return "it ended Python while it was imported (sys.exit)"
     if isinstance(error, SyntaxError):
         return f"syntax error in line {error.lineno}: {error.msg}"
     if isinstance(error, AdaptkitError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,19 +19,18 @@ class Arm:
     """A strategy with its options and learning rate: what the seeds replicate."""
 
     strategy: str
-    cls: type[Any]
+    checked: Strategy
     options: Mapping[str, Any]
     lr: float
 
     def create(self) -> Strategy:
         """Return a new instance of the strategy."""
-        strategy: Strategy = self.cls(**self.options)
-        return strategy
+        return copy.deepcopy(self.checked)
 
     @property
     def label(self) -> str:
         """Return the strategy's name and the options that are not at their default."""
-        defaults = {name: field.default for name, field in options_of(self.cls).items()}
+        defaults = {name: field.default for name, field in options_of(type(self.checked)).items()}
         changed = [f"{key}={_plain(value)}" for key, value in self.options.items() if value != defaults[key]]
         return " ".join([self.strategy, *changed])
 
@@ -53,7 +53,7 @@ class Request:
         return ",".join(f"{name}={_plain(amount)}" for name, amount in self.amounts.items()) or "none"
 
     def base_params(self) -> dict[str, Any]:
-        """Return every setting that a base run depends on."""
+        """Return the settings of a base run: of the data, the model and the base."""
         keys = ("preset", "dataset", "backbone", "device", "precision", "data_dir")
         return {key: value for key, value in self._flat().items() if key in keys or "." in key}
 

@@ -17,6 +17,15 @@ from adaptkit.request import Arm, Request
 
 
 @dataclass(frozen=True)
+class Option:
+    """A strategy option as it was given: for the strategy of that name, or for the only one that runs."""
+
+    strategy: str
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class Layer:
     """Settings from one place: `values` by dotted key; `label`, if any, begins the messages about them."""
 
@@ -24,18 +33,20 @@ class Layer:
     label: str = ""
 
 
-def resolve(layers: Sequence[Layer], plugins: Plugins) -> Request:
+def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[str] = ()) -> Request:
     """Merge layers, the strongest first, over the preset and the defaults, and check all of it.
 
-    Raises BadInput with one line for each problem.
+    Raises BadInput with one line for each problem, those found before included.
     """
     plugins.require_sound()
-    problems: list[str] = []
+    problems = list(found_before)
     layers = _with_preset(layers, problems)
     values, amounts, options = _merge(layers, plugins, problems)
+    named = "strategy" in values
     settings = _settings(values, problems)
-    if settings is None:
-        raise BadInput(*problems)
+    if not named:
+        names = ", ".join(plugins.offers["strategy"])
+        problems.append(f"no strategy: name at least one with --strategy; known: {names}")
     arms = _arms(settings, options, plugins, problems)
     shifts = _shifts(amounts, settings, plugins, problems)
     found: dict[str, Any] = {}
@@ -54,7 +65,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins) -> Request:
         found["target"],
         found["backbone"],
         tuple(shifts.values()),
-        {name: next(iter(vars(shift).values())) for name, shift in shifts.items()},
+        {name: getattr(shift, next(iter(options_of(type(shift))))) for name, shift in shifts.items()},
     )
 
 
@@ -87,14 +98,14 @@ def _with_preset(layers: Sequence[Layer], problems: list[str]) -> list[Layer]:
 
 def _merge(
     layers: Sequence[Layer], plugins: Plugins, problems: list[str]
-) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, dict[str, Any]]]:
-    """Return the settings, the shift amounts (None: the default) and the options by strategy ('' when unnamed)."""
+) -> tuple[dict[str, Any], dict[str, Any] | None, list[Option]]:
+    """Return the settings, the shift amounts (None: the default) and the strategies' options, the weakest first."""
     known = setting_keys()
     prefixes = {*plugins.offers["strategy"], "strategy"}
     values: dict[str, Any] = {}
     amounts: dict[str, Any] | None = None
     changed: dict[str, Any] = {}
-    options: dict[str, dict[str, Any]] = {}
+    options: list[Option] = []
     for layer in reversed(layers):
         where = f"{layer.label}: " if layer.label else ""
         for key, value in layer.values.items():
@@ -109,7 +120,7 @@ def _merge(
             elif prefix == "shift" and rest:
                 changed[rest] = value
             elif prefix in prefixes and rest:
-                options.setdefault("" if prefix == "strategy" else prefix, {})[rest] = value
+                options.append(Option("" if prefix == "strategy" else prefix, rest, value))
             else:
                 problems.append(f"{where}unknown key {key!r}{_nearest_key(key, known, prefixes)}")
     if changed:
@@ -126,60 +137,52 @@ def _nearest_key(key: str, known: Mapping[str, str], prefixes: set[str]) -> str:
     return hint if hint.startswith("; did") else "; see `adaptkit run --help` for the keys"
 
 
-def _settings(values: Mapping[str, Any], problems: list[str]) -> Settings | None:
+def _settings(values: dict[str, Any], problems: list[str]) -> Settings:
+    """Return the settings; note those that are wrong and go on with their defaults, to find all problems at once."""
     try:
         return Settings.model_validate(nest(values))
     except ValidationError as error:
         for record in error.errors():
-            key = ".".join(str(part) for part in record["loc"] if isinstance(part, str))
-            problems.append(f"{key}: {describe_error(record)}" if key else describe_error(record))
-        return None
+            key = ".".join(part for part in record["loc"] if isinstance(part, str))
+            problems.append(f"{key}: {describe_error(record)}")
+            values.pop(key, None)
+        return Settings.model_validate(nest(values))
 
 
-def _arms(
-    settings: Settings, options: dict[str, dict[str, Any]], plugins: Plugins, problems: list[str]
-) -> tuple[Arm, ...]:
-    if not settings.strategy:
-        names = ", ".join(plugins.offers["strategy"])
-        problems.append(f"no strategy: name at least one with --strategy; known: {names}")
-    unnamed = options.pop("", {})
-    if unnamed and len(settings.strategy) > 1:
-        for key in unnamed:
-            owners = [
-                name
-                for name in settings.strategy
-                if name in plugins.offers["strategy"] and key in options_of(plugins.find("strategy", name).cls)
-            ]
+def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems: list[str]) -> tuple[Arm, ...]:
+    names = settings.strategy
+    if len(names) > 1:
+        for key in dict.fromkeys(option.key for option in options if not option.strategy):
+            owners = [name for name in names if key in options_of(plugins.offers["strategy"].get(name))]
             hint = f"; write {owners[0]}.{key}" if owners else ""
             problems.append(f"option {key}: several strategies run{hint}")
-    elif settings.strategy:
-        name = settings.strategy[0]
-        options[name] = options.get(name, {}) | unnamed if unnamed else options.get(name, {})
-    for name in options:
-        if name not in settings.strategy and options[name]:
-            problems.append(f"{name}.{next(iter(options[name]))}: strategy {name} is not run")
+        options = [option for option in options if option.strategy]
+    for option in options:
+        if names and option.strategy and option.strategy not in names:
+            problems.append(f"{option.strategy}.{option.key}: strategy {option.strategy} is not run")
     arms = []
-    for name in settings.strategy:
+    for name in names:
+        given = {option.key: option.value for option in options if option.strategy in ("", name)}
         try:
             cls = plugins.find("strategy", name).cls
-            checked = _options(name, cls, options.get(name, {}))
-            lr = settings.lr or float(getattr(cls, "lr", DEFAULT_LR))
-            arms.append(Arm(name, cls, checked, lr))
+            instance, checked = _instance(name, cls, given)
+            arms.append(Arm(name, instance, checked, settings.lr or float(getattr(cls, "lr", DEFAULT_LR))))
         except BadInput as error:
             problems.extend(error.problems)
     return tuple(arms)
 
 
-def _options(name: str, cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _instance(name: str, cls: type[Any], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a checked strategy and all its options."""
     known = options_of(cls)
     unknown = [key for key in given if key not in known]
     if unknown:
         has = f"; {name} has no options" if not known else ""
         raise BadInput(*(f"unknown option {f'{name}.{key}'!r}{has or suggestion(key, known)}" for key in unknown))
     if not known:
-        return {}
+        return cls(), {}
     instance = _validate(cls, given, name)
-    return {key: getattr(instance, key) for key in known}
+    return instance, {key: getattr(instance, key) for key in known}
 
 
 def _shifts(

@@ -30,6 +30,9 @@ TINY = (
     *("--set", "shots=5", "--set", "base.epochs=2", "--epochs", "2"),
 )
 
+#: a developer's own settings, which no test may follow
+FOREIGN = ("ADAPTKIT_", "MLFLOW_TRACKING", "MLFLOW_EXPERIMENT", "MLFLOW_BACKEND", "MLFLOW_RUN")
+
 TINY_SETTINGS = {
     "split.source": 200,
     "split.pool": 100,
@@ -52,15 +55,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run each test in an empty folder, with the session's cache and nothing else of adaptkit's or MLflow's."""
-    for name in [name for name in os.environ if name.startswith(("ADAPTKIT_", "MLFLOW_TRACKING"))]:
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("ADAPTKIT_CACHE", str(shared / "cache"))
     monkeypatch.chdir(tmp_path)
     # Tests load BitFit from its file; installed as well, its name would be offered twice.
     installed = importlib.metadata.entry_points
-    monkeypatch.setattr(
-        importlib.metadata, "entry_points", lambda **group: [e for e in installed(**group) if e.name != "bitfit"]
-    )
+
+    def without_bitfit(**chosen: str) -> Any:
+        found = installed(**chosen)
+        return [point for point in found if point.name != "bitfit"] if chosen.get("group") == "adaptkit" else found
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", without_bitfit)
     return tmp_path
 
 
@@ -117,12 +123,13 @@ def tracked(shared: Path, empty_store: Path) -> Iterator[Tracked]:
         if not (folder / "outcome.json").exists():
             folder.mkdir(exist_ok=True)
             shutil.copy(empty_store, folder / "mlflow.db")
-            patch = pytest.MonkeyPatch()
-            patch.setenv("ADAPTKIT_CACHE", str(shared / "cache"))
-            patch.chdir(folder)
-            arguments = ["run", "-s", "lora", "-s", "head", "-o", "lora.rank=4", *TINY, "--json"]
-            result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+            with pytest.MonkeyPatch.context() as patch:
+                for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+                    patch.delenv(name)
+                patch.setenv("ADAPTKIT_CACHE", str(shared / "cache"))
+                patch.chdir(folder)
+                arguments = ["run", "-s", "lora", "-s", "head", "-o", "lora.rank=4", *TINY, "--json"]
+                result = CliRunner().invoke(main, arguments, catch_exceptions=False)
             assert result.exit_code == 0, result.stderr
             (folder / "outcome.json").write_text(result.stdout)
-            patch.undo()
     yield Tracked(folder, json.loads((folder / "outcome.json").read_text()))

@@ -42,6 +42,23 @@ def test_refresh_trains_it_anew_to_the_same_weights() -> None:
     assert (outcome.base.fingerprint, outcome.base.cached) == (first[0], False)
 
 
+def test_a_backbone_that_changed_under_its_name_has_a_base_of_its_own(own_folder: Path) -> None:
+    fingerprints = set()
+    for activation in ("ReLU", "GELU"):
+        path = own_folder / f"{activation}.py"
+        path.write_text(
+            "from adaptkit import hookimpl\nclass Line:\n    name = 'line'\n"
+            "    def build(self, channels, size, classes):\n        from torch import nn\n"
+            f"        middle = nn.{activation}()\n"
+            "        return nn.Sequential(nn.Flatten(), nn.Linear(784, 16), middle, nn.Linear(16, classes))\n"
+            "@hookimpl\ndef adaptkit_backbones(): return [Line]\n"
+        )
+        outcome = adaptkit.run("head", backbone="line", settings=TINY_SETTINGS, track=False, plugins=[path])
+        assert outcome.base.cached is False
+        fingerprints.add(outcome.base.fingerprint)
+    assert len(fingerprints) == 2
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no card"])
 def test_a_damaged_base_is_trained_anew(own_cache: Path, damage: str) -> None:
     first = base_of()

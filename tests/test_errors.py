@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from conftest import TINY
 
 Cli = Callable[..., Result]
 
@@ -81,6 +82,20 @@ CASES = {
             "unknown data set 'mnist5'; did you mean 'mnist5k'?",
         ],
     ),
+    "problems of every kind at once": (
+        ["-s", "lorra", "--epochs", "0", "-o", "=3", "--set", "epoch=3", "--config", "none.yaml"],
+        [
+            "-o =3: write key=value",
+            "config file none.yaml: No such file or directory",
+            "unknown key 'epoch'; did you mean 'epochs'?",
+            "epochs: must be at least 1, not 0",
+            "unknown strategy 'lorra'; did you mean 'lora'?",
+        ],
+    ),
+    "an enormous number": (
+        ["-s", "head", "--batch-size", "99999999999999999999"],
+        ["batch_size: must be at most 1e+09, not 99999999999999999999"],
+    ),
     "all values at once": (
         ["-s", "head", "--epochs", "0", "--batch-size", "x", "--set", "base.lr=-1"],
         [
@@ -140,6 +155,13 @@ def test_an_unwritable_tracking_folder_is_one_line(cli: Cli, own_folder: Path) -
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("Error: ")
     assert str(own_folder / "file") in result.stderr
+
+
+def test_an_unwritable_artifact_folder_is_one_line(cli: Cli, store: Path, own_folder: Path) -> None:
+    (own_folder / "mlruns").write_text("not a folder")
+    result = cli("run", "-s", "head", *TINY)
+    assert result.exit_code == 2
+    assert result.stderr == f"Error: cannot write artifacts to {own_folder}/mlruns/2: Not a directory\n"
 
 
 def test_an_unwritable_cache_is_one_line(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,9 @@ def test_a_file_plugin_runs_and_lists_its_options(cli: Cli, own_folder: Path) ->
         "summary": "Train the bias of the head.",
         "origin": str(path),
         "lr": 0.001,
-        "options": [{"name": "scale", "type": "float", "default": 1.0, "help": "does nothing"}],
+        "options": [
+            {"name": "scale", "type": "float", "required": False, "default": 1.0, "help": "does nothing"},
+        ],
     } in listed
 
 
@@ -93,6 +95,20 @@ def test_an_installed_plugin_is_found_by_its_entry_point(
     install(own_folder, "thirdparty_good", PLUGIN, monkeypatch)
     assert load_plugins().find("strategy", "last-bias").origin == "thirdparty_good 1.2"
     assert cli("run", "-s", "last-bias", *TINY, "--no-track", "-q").exit_code == 0
+
+
+def test_two_entry_points_of_one_distribution_are_both_loaded(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(own_folder, "thirdparty_pair", PLUGIN, monkeypatch)
+    write(own_folder / "thirdparty_other.py", PLUGIN.replace("last-bias", "first-bias"))
+    (own_folder / "thirdparty_pair-1.2.dist-info" / "entry_points.txt").write_text(
+        "[adaptkit]\na = thirdparty_pair\nb = thirdparty_other\n"
+    )
+    plugins = load_plugins()
+    assert plugins.faults == ()
+    assert plugins.find("strategy", "last-bias").origin == "thirdparty_pair 1.2"
+    assert plugins.find("strategy", "first-bias").origin == "thirdparty_pair 1.2 (b)"
 
 
 def test_bitfit_runs_from_its_file(cli: Cli) -> None:
@@ -142,6 +158,17 @@ def test_plugins_are_named_by_environment_and_never_taken_from_the_current_folde
         (
             "from adaptkit import hookimpl\nclass A: pass\n@hookimpl\ndef adaptkit_strategies(): return [A]\n",
             "adaptkit_strategies: A needs a class variable `name`, a string without '= , : .' and spaces",
+        ),
+        ("import sys; sys.exit()\n", "it ended Python while it was imported (sys.exit)"),
+        (
+            "from adaptkit import hookimpl\nclass A:\n  name = 'a'\n  def apply(self, images, generator): ...\n"
+            "@hookimpl\ndef adaptkit_shifts(): return [A]\n",
+            "adaptkit_shifts: A must be a dataclass with one field, its amount",
+        ),
+        (
+            "from adaptkit import hookimpl\nclass A:\n  name, lr = 'a', 'x'\n  def adapt(self, model): ...\n"
+            "@hookimpl\ndef adaptkit_strategies(): return [A]\n",
+            "adaptkit_strategies: A.lr must be a number above 0, not 'x'",
         ),
         (
             "from adaptkit import hookimpl\nclass A: name = 'a'\n@hookimpl\ndef adaptkit_strategies(): return [A]\n",

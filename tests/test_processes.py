@@ -103,7 +103,8 @@ def test_a_server_that_goes_away_costs_seconds_and_the_results_are_still_printed
             f"        os.killpg(os.getpgid({page.process.pid}), signal.SIGKILL)\n"
         )
         began = time.monotonic()
-        process = start("-s", "head", "-s", "lora", *TINY, "--tracking-uri", page.address, "--plugin", str(plugin))
+        address = page.address.replace("http://", "http://user:secret@")
+        process = start("-s", "head", "-s", "lora", *TINY, "--tracking-uri", address, "--plugin", str(plugin))
         output, errors = process.communicate(timeout=200)
     assert time.monotonic() - began < 90  # MLflow's own defaults: four minutes for each call
     assert process.returncode == 1
@@ -112,6 +113,8 @@ def test_a_server_that_goes_away_costs_seconds_and_the_results_are_still_printed
         ["Error", "tracking stopped while logging epoch 1"]
     ]
     assert errors.splitlines()[-1].endswith("; the results above are not, or not all, in MLflow")
+    assert "secret" not in output + errors
+    assert not [run for run in runs().values() if "secret" in str(run.data.tags)]
 
 
 def client() -> MlflowClient:

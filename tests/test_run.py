@@ -180,6 +180,13 @@ def test_precedence_is_option_set_config_preset_default(cli: Cli, own_folder: Pa
     assert plan["arms"][0]["lr"] == 0.005  # the strategy's default
 
 
+def test_an_option_beats_the_config_file_however_either_names_the_strategy(cli: Cli, own_folder: Path) -> None:
+    for key, flag in (("strategy.rank", "lora.rank=4"), ("lora.rank", "rank=4"), ("strategy.rank", "rank=4")):
+        (own_folder / "c.yaml").write_text(f"strategy: lora\n{key}: 8\n")
+        plan = json.loads(cli("run", "--config", "c.yaml", "-o", flag, *TINY, "--dry-run", "--json").stdout)
+        assert plan["arms"][0]["options"]["rank"] == 4
+
+
 @pytest.mark.parametrize("content", ["shift: noise=0.2,rotate=10\n", "shift: {noise: 0.2, rotate: 10}\n"])
 def test_a_shift_keeps_its_order_and_single_amounts_can_be_changed(cli: Cli, own_folder: Path, content: str) -> None:
     (own_folder / "c.yaml").write_text(content)

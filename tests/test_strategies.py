@@ -207,7 +207,7 @@ def test_head_is_found_in_any_model_and_after_lora() -> None:
         assert twin.head is twin.out[2] and twin.head is not model.head
     adapt(model, make("lora"), init_seed=0)
     assert model.head is model.out[2] and hasattr(model.head, "base_layer")  # type: ignore[index]
-    with pytest.raises(LookupError, match="Conv2d has no linear layer"):
+    with pytest.raises(BadInput, match="Conv2d has no linear layer"):
         find_head(nn.Conv2d(1, 1, 1))
 
 
@@ -231,6 +231,7 @@ class Declaring:
         (lambda model: [nn.Parameter(torch.zeros(1))], "adapt() returned a parameter that is not in the model"),
         (lambda model: [*model.head.parameters(), *model.head.parameters()], "adapt() returned a parameter twice"),
         (lambda model: ["head"], "adapt() returned a str where a parameter belongs"),
+        (lambda model: None, "adapt() returned nothing; return the parameters to train"),
         (lambda model: [{"lr": 1.0}], "an optimizer group from adapt() has no 'params'"),
     ],
 )

@@ -226,7 +226,9 @@ def test_a_cached_base_is_recorded_in_a_store_that_lacks_it_and_only_once(
     assert sorted(found) == ["base small_cnn mnist5k", "head seed=0", "lora seed=0"]
     base = found["base small_cnn mnist5k"]
     elsewhere = runs(tracked.uri)["base small_cnn mnist5k"]
-    assert base.data.metrics == elsewhere.data.metrics
+    # Another test may have trained this base anew meanwhile, in another time.
+    timeless = {key: value for key, value in base.data.metrics.items() if not key.startswith("time/")}
+    assert timeless == {key: elsewhere.data.metrics[key] for key in timeless} and len(timeless) == 3
     assert base.data.tags["adaptkit.base_fingerprint"] == elsewhere.data.tags["adaptkit.base_fingerprint"]
     assert {run.data.tags.get("adaptkit.base_run_id", base.info.run_id) for run in found.values()} == {base.info.run_id}
 

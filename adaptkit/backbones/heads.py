@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from adaptkit.errors import BadInput
+
 
 def find_head(model: nn.Module) -> nn.Module:
     """Return the last linear layer in definition order; a wrapper with a `base_layer` counts as one layer.
 
-    Raises LookupError if the model has none.
+    Raises BadInput if the model has none.
     """
     found: nn.Module | None = None
     wrapped: tuple[str, ...] = ()
@@ -25,7 +27,7 @@ def find_head(model: nn.Module) -> nn.Module:
         elif isinstance(module, nn.Linear):
             found = module
     if found is None:
-        raise LookupError(f"{type(model).__name__} has no linear layer to serve as head")
+        raise BadInput(f"{type(model).__name__} has no linear layer to serve as head")
     return found
 
 

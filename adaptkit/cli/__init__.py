@@ -68,6 +68,8 @@ class LazyGroup(click.Group):
                 code = error.exit_code
             except click.Abort as error:  # Click's name for an interrupt
                 cause = error.__cause__
+                if not isinstance(cause, KeyboardInterrupt | None):
+                    raise cause from None  # Click takes any EOFError for an interrupt
                 click.echo("Interrupted.", err=True)
                 code = 128 + (cause.signal_number if isinstance(cause, Interrupted) else signal.SIGINT)
         sys.exit(code if isinstance(code, int) else 0)

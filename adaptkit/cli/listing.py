@@ -82,7 +82,8 @@ def describe(offer: Offer) -> dict[str, Any]:
             {
                 "name": name,
                 "type": _type_name(offer.cls, name),
-                "default": None if field.default is dataclasses.MISSING else field.default,
+                "required": _default(field) is dataclasses.MISSING,
+                "default": None if _default(field) is dataclasses.MISSING else _default(field),
                 "help": field.metadata.get("help", ""),
             }
             for name, field in options_of(offer.cls).items()
@@ -92,19 +93,28 @@ def describe(offer: Offer) -> dict[str, Any]:
 
 def print_offers(offers: list[Offer]) -> None:
     """Print offers as a table, with the options of each below it."""
+    from rich.markup import escape
+
     from adaptkit.cli.terminal import output
 
     console = output()
     width = max((len(offer.name) for offer in offers), default=0)
     for offer in offers:
-        console.print(f"[bold]{offer.name:<{width}}[/]  {offer.summary}  [dim]({offer.origin})[/]")
+        console.print(
+            f"[bold]{offer.name:<{width}}[/]  {escape(offer.summary)}  [dim]({escape(offer.origin)})[/]", soft_wrap=True
+        )
         for option in describe(offer).get("options", []):
             if offer.kind == "shift":
-                console.print(f"{'':{width}}    {offer.name}=AMOUNT  {option['help']}", highlight=False)
+                usage = f"{offer.name}=AMOUNT"
             else:
-                console.print(
-                    f"{'':{width}}    -o {option['name']}={option['default']}  {option['help']}", highlight=False
-                )
+                usage = f"-o {option['name']}={'VALUE (required)' if option['required'] else option['default']}"
+            console.print(f"{'':{width}}    {usage}  {option['help']}", markup=False, soft_wrap=True)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _type_name(cls: type[Any], option: str) -> str:

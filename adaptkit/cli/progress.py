@@ -25,7 +25,9 @@ class ProgressLines:
     def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
         """Print the epoch's figures."""
         self.console.print(
-            f"[{run.name}] epoch {epoch.number}/{epochs_of(run)}  {figures(epoch)}  {epoch.seconds:.2f} s", markup=False
+            f"[{run.name}] epoch {epoch.number}/{epochs_of(run)}  {figures(epoch)}  {epoch.seconds:.2f} s",
+            markup=False,
+            soft_wrap=True,
         )
 
     def close(self) -> None:

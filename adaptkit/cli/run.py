@@ -112,9 +112,9 @@ def run(
     from adaptkit.plugins import load_plugins
     from adaptkit.resolve import resolve
 
-    layers = collect_layers(strategy, options, config, settings, seeds, values)
+    layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
     plugins = load_plugins(plugin)
-    request = resolve(layers, plugins)
+    request = resolve(layers, plugins, problems)
 
     from adaptkit.cli.tables import print_plan, print_results
     from adaptkit.cli.terminal import messages, output
@@ -124,7 +124,7 @@ def run(
         from adaptkit.experiment.estimate import estimate_seconds
         from adaptkit.experiment.preparation import prepare
 
-        experiment = prepare(request)
+        experiment = prepare(request, refresh_base=refresh_base)
         plan = dataclasses.replace(experiment.plan, seconds=estimate_seconds(experiment))
         if as_json:
             click.echo(json.dumps(plan.to_dict(), indent=2, default=str))
@@ -142,7 +142,7 @@ def run(
             track=not no_track,
             refresh_base=refresh_base,
             planned=lambda plan: None if quiet else print_plan(console, plan),
-            notice=lambda line: console.print(line, markup=False),
+            notice=lambda line: console.print(line, markup=False, soft_wrap=True),
         )
     if as_json:
         click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))
@@ -160,8 +160,8 @@ def collect_layers(
     settings: tuple[str, ...],
     seeds: str | None,
     values: dict[str, Any],
-) -> list[Layer]:
-    """Return the sources of settings, the strongest first; raise BadInput for those that cannot be read."""
+) -> tuple[list[Layer], list[str]]:
+    """Return the sources of settings, the strongest first, and what is wrong with those that cannot be read."""
     from adaptkit.config import read_config
     from adaptkit.resolve import Layer, option_keys
 
@@ -178,9 +178,7 @@ def collect_layers(
             layers.append(Layer(read_config(config), config.name))
         except BadInput as error:
             problems.extend(error.problems)
-    if problems:
-        raise BadInput(*problems)
-    return layers
+    return layers, problems
 
 
 def split_pairs(option: str, pairs: tuple[str, ...], problems: list[str]) -> dict[str, str]:

@@ -15,17 +15,20 @@ ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if h
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise Interrupted at the first signal; later ones are ignored while the run is being closed."""
+    """Raise Interrupted at the first signal; the second is ignored while the run is being closed, the third kills."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    raised = False
+    received = 0
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal raised
-        if not raised:
-            raised = True
+        nonlocal received
+        received += 1
+        if received == 1:
             raise Interrupted(number)
+        if received > 2:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     # A process started under nohup ignores SIGHUP, and shall go on doing so.
     before = {number: signal.getsignal(number) for number in ENDING if signal.getsignal(number) != signal.SIG_IGN}

@@ -14,15 +14,21 @@ from adaptkit.reports.summary import Estimate, summarise
 def print_plan(console: Console, plan: Plan) -> None:
     """Print what an experiment will do."""
     target = plan.target if plan.shift == "none" else f"{plan.target} under {plan.shift}"
-    console.print(f"Source   {escape(plan.dataset)}: {plan.source_images:,} training, {plan.clean_test_images:,} test")
+    console.print(
+        f"Source   {escape(plan.dataset)}: {plan.source_images:,} training, {plan.clean_test_images:,} test",
+        soft_wrap=True,
+    )
     console.print(
         f"Target   {escape(target)}: {plan.drawn_images:,} training (drawn from {plan.pool_images:,}), "
-        f"{plan.shifted_test_images:,} test"
+        f"{plan.shifted_test_images:,} test",
+        soft_wrap=True,
     )
     base = "found in the cache" if plan.base_cached else "to be trained first"
-    console.print(f"Base     {escape(plan.backbone)}, {len(plan.classes)} classes, on {plan.device}; {base}")
+    console.print(
+        f"Base     {escape(plan.backbone)}, {len(plan.classes)} classes, on {plan.device}; {base}", soft_wrap=True
+    )
     seeds = "seed" if len(plan.seeds) == 1 else "seeds"
-    console.print(f"Runs     {seeds} {', '.join(map(str, plan.seeds))}; {plan.epochs} epochs each")
+    console.print(f"Runs     {seeds} {', '.join(map(str, plan.seeds))}; {plan.epochs} epochs each", soft_wrap=True)
     table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("strategy")
     for heading in ("trainable", "of all", "share", "learning rate"):
@@ -56,7 +62,7 @@ def print_results(console: Console, outcome: Outcome) -> None:
     )
     for row in summarise(outcome):
         table.add_row(
-            escape(row.label),
+            escape(row.label) + (f" ({row.runs} of {seeds} seeds)" if row.runs < seeds else ""),
             percent(row.shifted),
             percent(row.gain, signed=True),
             percent(row.clean),

@@ -66,7 +66,10 @@ class Stage:
             with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
                 metrics = self._train_and_judge(run, arm, seed, epochs, Path(folder))
             status, reason = "finished", None
-        except BaseException as error:
+        except BaseException as raised:
+            error = raised
+            if isinstance(raised, torch.OutOfMemoryError):
+                error = RunFailed("the device's memory is too small; a smaller --batch-size may help")
             self.plugins.notify("adaptkit_run_failed", run=run, error=error)
             if not isinstance(error, AdaptkitError):
                 raise

@@ -61,12 +61,14 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 def recipe_key(request: Request, domains: Domains) -> str:
     """Return the sha256 of all that decides the base's weights."""
     settings = request.settings
-    layout = [(name, tuple(tensor.shape)) for name, tensor in build_model(request, domains).state_dict().items()]
+    model = build_model(request, domains)
     recipe = {
         "version": RECIPE_VERSION,
         "source": domains.source_digest,
         "backbone": settings.backbone,
-        "layout": hashlib.sha256(repr(layout).encode()).hexdigest(),
+        # A backbone that changed under the same name is another one: its layers, or its initial weights.
+        "layers": repr(model),
+        "start": fingerprint(model.state_dict()),
         "base": settings.base.model_dump(),
         "precision": settings.precision,
         "device": settings.device,

@@ -31,7 +31,7 @@ class Experiment:
     plan: Plan
 
 
-def prepare(request: Request) -> Experiment:
+def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
     """Load the data and try every strategy on the untrained model.
 
     Raises BadInput, for all strategies at once, before anything is trained or tracked.
@@ -72,7 +72,7 @@ def prepare(request: Request) -> Experiment:
         clean_test_images=len(domains.clean_test.labels),
         shifted_test_images=len(domains.shifted_test.labels),
         classes=domains.classes,
-        base_cached=stored_base(key) is not None,
+        base_cached=not refresh_base and stored_base(key) is not None,
         arms=tuple(arms),
         seeds=settings.seed,
         epochs=settings.epochs,

@@ -87,10 +87,10 @@ def draw_samples(
             axes.set_axis_off()
         found = predictions[name]
         for index, (axes, image) in enumerate(zip(row, images.numpy(), strict=False)):
-            if image.shape[0] == 1:
-                axes.imshow(image[0], cmap="gray", vmin=0, vmax=1)
-            else:
+            if image.shape[0] == 3:
                 axes.imshow(image.transpose(1, 2, 0))
+            else:  # grey, or the first of some other channels
+                axes.imshow(image[0], cmap="gray", vmin=0, vmax=1)
             truth, predicted = classes[found.truth[index]], classes[found.predicted[index]]
             right = truth == predicted
             label = truth if right else f"{truth} as {predicted}"

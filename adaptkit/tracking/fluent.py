@@ -31,11 +31,12 @@ class ActiveRun:
         import mlflow
 
         try:
-            if not self._is_active:
-                mlflow.MlflowClient(tracking_uri=self._store).set_terminated(self.run_id, status)
-            while self._is_active and (run := mlflow.active_run()) is not None:
+            while self._is_active and (run := mlflow.active_run()) is not None and run.info.run_id != self.run_id:
                 mlflow.end_run(status)
-                self._is_active = run.info.run_id != self.run_id
+            # By its id, and first: `end_run` forgets the run before it writes, and a signal may come in between.
+            mlflow.MlflowClient(tracking_uri=self._store).set_terminated(self.run_id, status)
+            if self._is_active and mlflow.active_run() is not None:
+                mlflow.end_run(status)
         finally:
             mlflow.set_tracking_uri(self._uri)  # type: ignore[arg-type]
             if self._environment is None:

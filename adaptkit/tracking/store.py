@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -74,6 +75,8 @@ def open_store(uri: str | None, experiment: str) -> Store:
             check_database(address)
         client = MlflowClient(tracking_uri=address.uri)
         found, moved = _find_experiment(client, experiment, address, path)
+    if not address.is_server:
+        _check_artifacts(found.artifact_location)
     return Store(
         uri=address.uri,
         client=client,
@@ -172,6 +175,20 @@ def _artifact_problem(location: str, path: Path | None) -> str | None:
     if local.parent.is_dir() and not (home / path.name).exists():
         return None
     return f"keeps its artifacts in {local}, a folder from which this database was moved or copied"
+
+
+def _check_artifacts(location: str) -> None:
+    """Refuse a local artifact folder that cannot be written, before anything is trained."""
+    scheme = urlsplit(location).scheme
+    if scheme not in ("", "file"):
+        return
+    folder = Path(unquote(urlsplit(location).path) if scheme else location)
+    try:
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(b"0")
+    except OSError as error:
+        raise BadInput(f"cannot write artifacts to {folder}: {error.strerror or error}") from None
 
 
 def _deleted_line(found: Experiment, address: Address) -> str:

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adaptkit import __version__
 from adaptkit.contracts import Epoch, Run, RunInput, RunResult
@@ -38,6 +38,7 @@ class Tracker:
         self.store = store
         self.fault: str | None = None
         self._run_ids: dict[str, str] = {}
+        self._ended: set[str] = set()
         self._active: ActiveRun | None = None
         self._tags = {
             "adaptkit.version": __version__,
@@ -46,7 +47,7 @@ class Tracker:
             # A process of this number that began later than this is another one.
             "adaptkit.process_seen": f"{time.time():.3f}",
             "mlflow.user": user_name(),
-            "mlflow.source.name": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "mlflow.source.name": store.without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
             "mlflow.source.type": "LOCAL",
             **git_tags(),
         }
@@ -96,33 +97,27 @@ class Tracker:
     @hookimpl(trylast=True)
     def adaptkit_run_ended(self, run: Run, result: RunResult, model: nn.Module) -> None:
         """Log the final metrics and the artifacts, and finish the run."""
-        try:
-            with tempfile.TemporaryDirectory(prefix="adaptkit-") as name:
-                folder = Path(name)
-                self._try("writing artifacts", lambda: write_artifacts(folder, run, result))
-                self._try("logging results", lambda: self._log_result(run, result, folder))
-        except Exception:
-            self._end("FAILED")
-            raise
-        self._end("FINISHED")
+        self._try("logging results", lambda: self._log_result(run, result))
+        self._try("writing artifacts", lambda: self._log_artifacts(run, result))
+        # A record with a gap is not that of a finished run, whatever became of the run.
+        self._end(run, "FINISHED" if self.fault is None else "FAILED")
 
     @hookimpl(trylast=True)
     def adaptkit_run_failed(self, run: Run, error: BaseException) -> None:
         """End the run as what it is: KILLED after a signal, FAILED after an error, with its traceback."""
+        if run.name in self._ended:  # what failed came after the run
+            return
         if isinstance(error, KeyboardInterrupt):
             status = "KILLED"
         elif isinstance(error, SystemExit) and error.code in (None, 0):
             status = "FINISHED"
         else:
             status = "FAILED"
-        if self._active is None:  # it failed before its first batch
+        if run.name not in self._run_ids:  # it failed before its first batch
             self._try("starting a run", lambda: self._start(run))
         if status == "FAILED":
-            text = "".join(traceback.format_exception(error))
-            self._try(
-                "logging the error", lambda: self.store.client.log_text(self._run_ids[run.name], text, "error.txt")
-            )
-        self._end(status)
+            self._try("logging the error", lambda: self._log_error(run, error))
+        self._end(run, status)
 
     def _start(self, run: Run) -> None:
         from mlflow.entities import Param
@@ -147,33 +142,44 @@ class Tracker:
         points = [Metric(key, float(value), now, step or 0) for key, value in metrics.items()]
         self.store.client.log_batch(self._run_ids[run.name], metrics=points)
 
-    def _log_result(self, run: Run, result: RunResult, folder: Path) -> None:
+    def _log_result(self, run: Run, result: RunResult) -> None:
         from mlflow.entities import RunTag
 
-        run_id = self._run_ids[run.name]
-        self.store.client.log_artifacts(run_id, str(folder))
         if result.metrics:
             self._log_metrics(run, dict(result.metrics), None)
         if result.tags:
-            self.store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in result.tags.items()])
+            tags = [RunTag(key, value) for key, value in result.tags.items()]
+            self.store.client.log_batch(self._run_ids[run.name], tags=tags)
 
-    def _end(self, status: str) -> None:
-        active, self._active = self._active, None
-        if active is not None:
-            # A record with a gap is not that of a finished run, whatever became of the run.
-            shown = "FAILED" if self.fault is not None and status == "FINISHED" else status
-            self._try("ending a run", lambda: active.end(shown), even_so=True)
+    def _log_artifacts(self, run: Run, result: RunResult) -> None:
+        with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
+            write_artifacts(Path(folder), run, result)
+            self.store.client.log_artifacts(self._run_ids[run.name], folder)
 
-    def _try(self, doing: str, action: Callable[[], T], even_so: bool = False) -> T | None:
+    def _log_error(self, run: Run, error: BaseException) -> None:
+        text = self.store.without_secrets("".join(traceback.format_exception(error)))
+        self.store.client.log_text(self._run_ids[run.name], text, "error.txt")
+
+    def _end(self, run: Run, status: str) -> None:
+        run_id = self._run_ids.get(run.name)
+        if run_id is None:
+            return
+        if self._active is not None:
+            self._try("ending a run", self._active.end, status, even_so=True)
+        else:  # a signal came before the run was made MLflow's active one
+            self._try("ending a run", self.store.client.set_terminated, run_id, status, even_so=True)
+        # Only now: a signal until here ends the run once more, as KILLED.
+        self._active = None
+        self._ended.add(run.name)
+
+    def _try(self, doing: str, action: Callable[..., T], *arguments: Any, even_so: bool = False) -> T | None:
         """Do this unless the store has failed already; note it when it fails now."""
-        from mlflow.exceptions import MlflowException
-
         if self.fault is not None and not even_so:
             return None
         try:
-            return action()
-        except (MlflowException, OSError) as error:
-            reason = self.store.without_secrets(str(error).strip().split("\n")[0])
+            return action(*arguments)
+        except Exception as error:  # the store's or a figure's: the training's results are not lost for either
+            reason = self.store.without_secrets(str(error).strip().split("\n")[0] or type(error).__name__)
             self.fault = self.fault or f"tracking stopped while {doing}: {reason}"
             return None
 

@@ -17,11 +17,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def deterministic() -> AbstractContextManager[None]:
+    """Return the context in which cuDNN gives the same bits each time, in full precision."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
 @torch.inference_mode()
 def predict_logits(model: nn.Module, pixels: Tensor, precision: str = "fp32") -> Tensor:
     """Return float32 logits `[n, classes]` for images `[n, c, h, w]` on the model's device."""
     model.eval()
-    with autocast(pixels.device, precision):
+    with deterministic(), autocast(pixels.device, precision):
         return torch.cat([model(batch).float() for batch in pixels.split(BATCH)])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from adaptkit.contracts import Epoch
 from adaptkit.errors import RunFailed
 from adaptkit.seeds import derive_seed
-from adaptkit.training.evaluation import accuracy, autocast
+from adaptkit.training.evaluation import accuracy, autocast, deterministic
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
 
@@ -68,7 +67,7 @@ def fit(
     cumulative, step = 0.0, 0
     for number in range(1, recipe.epochs + 1):
         start = time.perf_counter()
-        with stream, _deterministic():
+        with stream, deterministic():
             pixels = views(number).to(device)
             set_train_mode(model)
             loss_sum = torch.zeros((), device=device)
@@ -92,6 +91,11 @@ def fit(
             if not math.isfinite(loss_value):
                 raise RunFailed(
                     f"the loss is not finite in epoch {number}; "
+                    f"a lower learning rate may help: {recipe.lr_option}{recipe.lr / 10:g}"
+                )
+            if not all(bool(torch.isfinite(p).all()) for group in groups for p in group["params"]):
+                raise RunFailed(
+                    f"the weights are not finite after epoch {number}; "
                     f"a lower learning rate may help: {recipe.lr_option}{recipe.lr / 10:g}"
                 )
             clean = accuracy(model, *tests.clean, recipe.precision)
@@ -120,7 +124,3 @@ def make_optimizer(groups: Sequence[dict[str, Any]], recipe: Recipe, device: tor
     """Return the recipe's optimizer over these groups; a group's own settings go before the recipe's."""
     options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": device.type in ("cpu", "cuda")}
     return OPTIMIZERS[recipe.optimizer](list(groups), **options)
-
-
-def _deterministic() -> contextlib.AbstractContextManager[None]:
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -32,7 +32,10 @@ def adapt(model: nn.Module, strategy: Strategy, init_seed: int) -> list[dict[str
     Raises BadInput when the strategy trains nothing, a parameter twice, or one that is not the model's.
     """
     with RandomStream(init_seed):
-        declared = list(strategy.adapt(model))
+        returned = strategy.adapt(model)
+    if returned is None:
+        raise BadInput(f"strategy {strategy.name}: adapt() returned nothing; return the parameters to train")
+    declared = list(returned)
     groups = _groups(strategy.name, declared)
     trained = [parameter for group in groups for parameter in group["params"]]
     identities = {id(parameter) for parameter in trained}
