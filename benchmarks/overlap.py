@@ -1,0 +1,81 @@
+"""Measure what it changes that the notebook's target images may be among its source images.
+
+    python benchmarks/overlap.py --data-dir FOLDER_WITH_MNIST
+
+Full fine-tuning on the notebook preset, from one base a seed: target images disjoint from the source, as in adaptkit,
+or drawn from source and pool alike, as in the notebook. Prints gain and retention in points, paired by seed and draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy
+import torch
+from scipy.stats import ttest_rel
+
+from adaptkit.data.views import shifted_views
+from adaptkit.experiment.base import place
+from adaptkit.experiment.base_run import obtain_base
+from adaptkit.experiment.preparation import prepare
+from adaptkit.plugins import load_plugins
+from adaptkit.request import Request
+from adaptkit.resolve import Layer, resolve
+from adaptkit.seeds import derive_seed
+from adaptkit.training.evaluation import accuracy
+from adaptkit.training.loop import Evaluation, Recipe, fit
+from adaptkit.training.trainable import adapt
+
+IMAGES, SOURCE, ALL = 2_000, 20_000, 60_000
+
+
+def views_of(pixels: torch.Tensor, request: Request, order: int, epoch: int) -> torch.Tensor:
+    """Return an epoch's views of the target images."""
+    return shifted_views(pixels, request.shifts, derive_seed(order, f"views {epoch}"))
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=4)
+    options = parser.parse_args()
+    plugins = load_plugins()
+    found: dict[str, list[tuple[float, float]]] = {"disjoint": [], "overlapping": []}
+    for seed in range(options.seeds):
+        keys = {"split.seed": seed, "base.seed": seed, "seed": seed, "data_dir": str(options.data_dir)}
+        request = resolve([Layer({"strategy": ["full"], "preset": "notebook"} | keys)], plugins)
+        experiment = prepare(request)
+        base, _, _ = obtain_base(experiment, plugins, None, False, print)
+        model = place(base.build(request, experiment.domains), experiment.device)
+        clean, zero_shot = accuracy(model, *experiment.clean), accuracy(model, *experiment.shifted)
+        domains = experiment.domains
+        pixels = torch.cat([domains.source.pixels, domains.pool.pixels])
+        labels = torch.cat([domains.source.labels, domains.pool.labels])
+        for draw in range(options.draws):
+            for kind, values in found.items():
+                generator = torch.Generator().manual_seed(derive_seed(draw, kind))
+                first = SOURCE if kind == "disjoint" else 0
+                chosen = first + torch.randperm(ALL - first, generator=generator)[:IMAGES]
+                model = place(base.build(request, domains), experiment.device)
+                groups = adapt(model, request.arms[0].create(), 0)
+                order = derive_seed(draw, "order")
+
+                views = partial(views_of, pixels[chosen], request, order)
+                recipe = Recipe(epochs=5, batch_size=128, lr=1e-3, order_seed=order)
+                for _ in fit(model, groups, views, labels[chosen], recipe, Evaluation(experiment.clean)):
+                    pass
+                kept, gained = accuracy(model, *experiment.clean), accuracy(model, *experiment.shifted)
+                values.append((100 * (gained - zero_shot), 100 * (kept - clean)))
+    print(f"| full, points, {len(found['disjoint'])} pairs | disjoint | overlapping | p |\n| --- | --- | --- | --- |")
+    for column, name in enumerate(("gain", "retention")):
+        apart, mixed = ([value[column] for value in found[kind]] for kind in ("disjoint", "overlapping"))
+        p = ttest_rel(apart, mixed).pvalue
+        print(f"| {name} | {numpy.mean(apart):+.2f} | {numpy.mean(mixed):+.2f} | {p:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
