@@ -15,6 +15,10 @@ __version__ = "0.1.0"
 __all__ = ["AdaptkitError", "BadInput", "Outcome", "RunFailed", "__version__", "hookimpl", "run"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     # Imported on first use: the command line and plugin modules import this package, and must stay light.
     if name == "run":

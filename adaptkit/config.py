@@ -208,6 +208,8 @@ def describe_error(error: Mapping[str, Any]) -> str:
         return f"must be a finite number, not {shown}"
     if kind == "literal_error":
         return f"must be {context['expected'].replace(chr(39), '')}, not {shown}"
+    if kind == "string_too_short":
+        return "must not be empty"
     if kind == "missing":
         return "must be given"
     if kind == "tuple_type":

@@ -33,6 +33,7 @@ class Plan:
     device: str
     source_images: int
     pool_images: int
+    shots: int
     drawn_images: int
     clean_test_images: int
     shifted_test_images: int

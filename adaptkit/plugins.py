@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import os
 import sys
 import traceback
@@ -22,6 +20,7 @@ import pluggy
 
 from adaptkit import hookspecs
 from adaptkit.errors import AdaptkitError, BadInput, suggestion
+from adaptkit.offers import COLLECTIONS, TITLES, Offer, make_offer
 
 ENTRY_POINT_GROUP = "adaptkit"
 
@@ -37,37 +36,9 @@ BUILT_INS = (
     "adaptkit.data.shifts",
 )
 
-#: kind -> the hook that collects it and the method that its classes must have
-COLLECTIONS = {
-    "strategy": ("adaptkit_strategies", "adapt"),
-    "backbone": ("adaptkit_backbones", "build"),
-    "dataset": ("adaptkit_datasets", "load"),
-    "shift": ("adaptkit_shifts", "apply"),
-}
-
-#: kind -> what users call it
-TITLES = {"strategy": "strategy", "backbone": "backbone", "dataset": "data set", "shift": "shift"}
-
 
 class PluginWarning(UserWarning):
     """Tell that a plugin could not be loaded, or failed while it watched a run."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """One class that a plugin offers, and where it comes from."""
-
-    kind: str
-    name: str
-    cls: type[Any]
-    origin: str
-
-    @property
-    def summary(self) -> str:
-        """Return the first line of the class's docstring, or of its module's."""
-        own = self.cls.__doc__ if not _is_generated_doc(self.cls) else None
-        text = own or getattr(sys.modules.get(self.cls.__module__), "__doc__", None) or ""
-        return text.strip().split("\n")[0]
 
 
 @dataclass(frozen=True)
@@ -89,6 +60,7 @@ class Plugins:
     manager: pluggy.PluginManager
     offers: dict[str, dict[str, Offer]]
     faults: tuple[Fault, ...]
+    files: tuple[str, ...] = ()
 
     def find(self, kind: str, name: str) -> Offer:
         """Return the offer of that name; raise BadInput with the nearest name when there is none."""
@@ -150,7 +122,8 @@ def load_plugins(files: Iterable[str | Path] = (), objects: Iterable[object] = (
         except (Exception, SystemExit) as error:
             faults.append(Fault(origin, _reason(error)))
     named = [part for part in os.environ.get("ADAPTKIT_PLUGINS", "").split(os.pathsep) if part]
-    for path in dict.fromkeys(Path(file).expanduser().absolute() for file in (*named, *files)):
+    paths = tuple(dict.fromkeys(Path(file).expanduser().absolute() for file in (*named, *files)))
+    for path in paths:
         try:
             _register(manager, _import_file(path), str(path))
         except (Exception, SystemExit) as error:
@@ -158,20 +131,12 @@ def load_plugins(files: Iterable[str | Path] = (), objects: Iterable[object] = (
     for thing in objects:
         _register(manager, thing, getattr(thing, "__name__", repr(thing)))
     offers = _collect(manager, faults)
-    return Plugins(manager, offers, tuple(faults))
-
-
-def options_of(offered: type[Any] | Offer | None) -> dict[str, dataclasses.Field[Any]]:
-    """Return the options of a strategy or shift class: its dataclass fields, by name."""
-    cls = offered.cls if isinstance(offered, Offer) else offered
-    if cls is None or not dataclasses.is_dataclass(cls):
-        return {}
-    return {field.name: field for field in dataclasses.fields(cls) if field.init}
+    return Plugins(manager, offers, tuple(faults), tuple(map(str, paths)))
 
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise BadInput("there is no such file")
+        raise BadInput("it is a folder, not a Python file" if path.is_dir() else "there is no such file")
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"adaptkit_file_{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -208,13 +173,13 @@ def _register(manager: pluggy.PluginManager, plugin: object, origin: str) -> Non
 
 def _collect(manager: pluggy.PluginManager, faults: list[Fault]) -> dict[str, dict[str, Offer]]:
     offers: dict[str, dict[str, Offer]] = {}
-    for kind, (hook, method) in COLLECTIONS.items():
+    for kind, (hook, _) in COLLECTIONS.items():
         found: dict[str, Offer] = {}
         for implementation in getattr(manager.hook, hook).get_hookimpls():
             origin = str(implementation.plugin_name)
             try:
                 classes: Sequence[type[Any]] = list(implementation.function())
-                offered = [_offer(kind, cls, origin, method) for cls in classes]
+                offered = [make_offer(kind, cls, origin) for cls in classes]
             except Exception as error:
                 faults.append(Fault(origin, f"{hook}: {_reason(error)}", asked_for=origin.startswith(os.sep)))
                 continue
@@ -227,27 +192,6 @@ def _collect(manager: pluggy.PluginManager, faults: list[Fault]) -> dict[str, di
                     found[offer.name] = offer
         offers[kind] = dict(sorted(found.items()))
     return offers
-
-
-def _offer(kind: str, cls: type[Any], origin: str, method: str) -> Offer:
-    if not inspect.isclass(cls):
-        raise BadInput(f"{cls!r} is not a class")
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not name or set(name) & set("=,:. "):
-        raise BadInput(f"{cls.__name__} needs a class variable `name`, a string without '= , : .' and spaces")
-    if not callable(getattr(cls, method, None)):
-        raise BadInput(f"{cls.__name__} has no method {method}()")
-    if kind == "shift" and len(options_of(cls)) != 1:
-        raise BadInput(f"{cls.__name__} must be a dataclass with one field, its amount")
-    lr = getattr(cls, "lr", 1.0)
-    if kind == "strategy" and not (isinstance(lr, int | float) and 0 < lr < float("inf")):
-        raise BadInput(f"{cls.__name__}.lr must be a number above 0, not {lr!r}")
-    return Offer(kind, name, cls, origin)
-
-
-def _is_generated_doc(cls: type[Any]) -> bool:
-    # A dataclass without a docstring is given its signature as one.
-    return dataclasses.is_dataclass(cls) and (cls.__doc__ or "").startswith(f"{cls.__name__}(")
 
 
 def _reason(error: BaseException) -> str:

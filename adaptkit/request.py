@@ -11,7 +11,7 @@ import yaml
 
 from adaptkit.config import Settings
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
-from adaptkit.plugins import options_of
+from adaptkit.offers import options_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Request:
     backbone: Backbone
     shifts: tuple[Shift, ...]
     amounts: Mapping[str, float]
+    plugin_files: tuple[str, ...] = ()
 
     @property
     def shift_text(self) -> str:
@@ -64,11 +65,14 @@ class Request:
         return params | {f"shift.{name}": amount for name, amount in self.amounts.items()}
 
     def config_text(self, params: Mapping[str, Any]) -> str:
-        """Return these params as a config file that repeats the run."""
+        """Return these params as a config file that repeats the run, with the command to do so as a comment."""
+        command = ["adaptkit run --config config.yaml", *(f"--plugin {path}" for path in self.plugin_files)]
+        if "strategy" not in params:
+            command.append("--refresh-base -s NAME")
         # The amounts are in `shift` already, whose order counts.
         config = {key: _plain(value) for key, value in params.items() if not key.startswith("shift.")}
         config["experiment"] = self.settings.experiment
-        return yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
+        return f"# {' '.join(command)}\n{yaml.safe_dump(config, sort_keys=True, allow_unicode=True)}"
 
     def _flat(self) -> dict[str, Any]:
         own = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "base", "split"})

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from adaptkit.config import DEFAULT_LR, DEFAULT_SHIFT, Settings, describe_error, nest, setting_keys
 from adaptkit.contracts import Shift
 from adaptkit.errors import BadInput, suggestion
-from adaptkit.plugins import Plugins, options_of
+from adaptkit.offers import options_of
+from adaptkit.plugins import Plugins
 from adaptkit.presets import PRESETS
 from adaptkit.request import Arm, Request
 
@@ -66,6 +67,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
         found["backbone"],
         tuple(shifts.values()),
         {name: getattr(shift, next(iter(options_of(type(shift))))) for name, shift in shifts.items()},
+        plugins.files,
     )
 
 
@@ -76,7 +78,7 @@ def option_keys(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse_amounts(text: str) -> dict[str, str]:
     """Read `rotate=45,noise=0.3` in its order; `none` or nothing is no shift. Raises BadInput."""
-    if text.strip() in ("", "none"):
+    if text.strip() == "none":
         return {}
     amounts: dict[str, str] = {}
     for part in text.split(","):

@@ -104,6 +104,12 @@ CASES = {
             "base.lr: must be greater than 0, not -1",
         ],
     ),
+    "strategy without its option": (
+        ["lora"],
+        ["Got unexpected extra argument (lora); name strategies with -s, as in -s lora"],
+    ),
+    "empty shift": (["-s", "head", "--shift", ""], ["shift: '' is not name=amount, as in rotate=45,noise=0.3"]),
+    "empty experiment": (["-s", "head", "--experiment", ""], ["experiment: must not be empty"]),
     "unknown flag": (["-s", "head", "--epoch", "3"], ["No such option '--epoch'. Did you mean '--epochs'?"]),
 }
 

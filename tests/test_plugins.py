@@ -212,6 +212,22 @@ def test_a_broken_installed_plugin_is_a_warning_unless_it_is_needed(
     assert (strict.exit_code, strict.stderr) == (2, f"Error: {fault}\n")
 
 
+def test_an_error_inside_adapt_is_one_line_with_its_place(cli: Cli, own_folder: Path) -> None:
+    path = write(own_folder / "mine.py", PLUGIN.replace("model.head.bias", "model.haed.bias"))
+    result = cli("run", "-s", "last-bias", *TINY, "--plugin", str(path))
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: strategy last-bias cannot be tried: AttributeError: 'SmallCNNModel' object has no")
+
+
+def test_the_config_of_a_run_names_the_plugin_files_that_it_needs(store: Path, own_folder: Path) -> None:
+    path = write(own_folder / "mine.py", PLUGIN)
+    adaptkit.run("last-bias", settings=TINY_SETTINGS, plugins=[path])
+    headers = {file.read_text().splitlines()[0] for file in own_folder.glob("mlruns/*/*/artifacts/config.yaml")}
+    repeat = f"# adaptkit run --config config.yaml --plugin {path}"
+    assert headers == {repeat, f"{repeat} --refresh-base -s NAME"}
+
+
 def test_two_plugins_of_one_name_are_an_error_that_names_both(cli: Cli, own_folder: Path) -> None:
     one, two = write(own_folder / "one.py", PLUGIN), write(own_folder / "two.py", PLUGIN)
     result = cli("run", "-s", "head", "--plugin", str(one), "--plugin", str(two))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import BITFIT
+from conftest import BITFIT, TINY
 
 from adaptkit.cli import COMMANDS, main
 from adaptkit.plugins import load_plugins
@@ -79,3 +80,15 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str], store: Path
     assert [line.rsplit(" ", 1)[0] for line in lines] == [
         f"{label} {seed}" for seed in range(3) for label in ("head", "lora rank=4")
     ]
+
+
+def test_the_strategy_with_options_runs(tmp_path: Path) -> None:
+    (example,) = [block for block in blocks("python") if "LastLayers" in block]
+    path = tmp_path / "last_layers.py"
+    path.write_text(example)
+    arguments = ["run", "-s", "last-layers", "-o", "count=1", *TINY, "--no-track", "--json", "--plugin", str(path)]
+    result = CliRunner().invoke(main, arguments)
+    (run,) = json.loads(result.stdout)["runs"]
+    assert (run["options"], run["metrics"]["params/trainable"]) == ({"count": 1}, 1290)
+    refused = CliRunner().invoke(main, [*arguments, "-o", "count=0"])
+    assert refused.stderr == "Error: last-layers.count: must be at least 1, not 0\n"

@@ -29,6 +29,7 @@ ROWS = [
         "adaptkit.presets",
         "adaptkit.outcome",
         "adaptkit.plugins",
+        "adaptkit.offers",
         "adaptkit.hookspecs",
         "adaptkit.contracts",
         "adaptkit.cache",

@@ -12,7 +12,8 @@ import click
 
 from adaptkit.cli.options import json_option, plugin_option
 from adaptkit.config import DEFAULT_LR
-from adaptkit.plugins import Offer, load_plugins, options_of
+from adaptkit.offers import Offer, options_of
+from adaptkit.plugins import load_plugins
 
 
 def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Command]:

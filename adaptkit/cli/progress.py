@@ -25,7 +25,7 @@ class ProgressLines:
     def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
         """Print the epoch's figures."""
         self.console.print(
-            f"[{run.name}] epoch {epoch.number}/{epochs_of(run)}  {figures(epoch)}  {epoch.seconds:.2f} s",
+            f"[{run.name}] epoch {epoch.number}/{epochs_of(run)}  {figures(epoch)}  {times(epoch)}",
             markup=False,
             soft_wrap=True,
         )
@@ -81,6 +81,11 @@ class ProgressBars:
 def epochs_of(run: Run) -> int:
     """Return how many epochs a run will take."""
     return int(run.params["base.epochs" if run.kind == "base" else "epochs"])
+
+
+def times(epoch: Epoch) -> str:
+    """Return how long an epoch trained and evaluated."""
+    return f"{epoch.seconds - epoch.evaluation_seconds:.2f} s + {epoch.evaluation_seconds:.2f} s evaluation"
 
 
 def figures(epoch: Epoch) -> str:

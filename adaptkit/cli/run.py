@@ -31,6 +31,16 @@ SETTING_OPTIONS = (
 class RunCommand(click.Command):
     """A command whose help ends with every setting that `--set` and `--config` know."""
 
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        """Read the arguments; say how strategies are named to whoever names one without an option."""
+        try:
+            return super().parse_args(context, arguments)
+        except click.UsageError as error:
+            if "unexpected extra argument" not in error.message:
+                raise
+            hint = "name strategies with -s, as in -s lora"
+            raise click.UsageError(f"{error.message.rstrip('.')}; {hint}", context) from None
+
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the settings with their defaults."""
         from adaptkit.config import setting_defaults, setting_keys
@@ -142,7 +152,7 @@ def run(
             track=not no_track,
             refresh_base=refresh_base,
             planned=lambda plan: None if quiet else print_plan(console, plan),
-            notice=lambda line: console.print(line, markup=False, soft_wrap=True),
+            notice=lambda line: None if quiet else console.print(line, markup=False, soft_wrap=True),
         )
     if as_json:
         click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))
@@ -168,7 +178,7 @@ def collect_layers(
     problems: list[str] = []
     given = {key: values[key] for key in SETTING_OPTIONS if values[key] is not None}
     if strategy:
-        given["strategy"] = list(strategy)
+        given["strategy"] = [name.strip() for names in strategy for name in names.split(",")]
     if seeds is not None:
         given["seed"] = seeds
     given |= option_keys(split_pairs("-o", options, problems))

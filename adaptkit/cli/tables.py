@@ -18,8 +18,10 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"Source   {escape(plan.dataset)}: {plan.source_images:,} training, {plan.clean_test_images:,} test",
         soft_wrap=True,
     )
+    asked = plan.shots * len(plan.classes)
+    fewer = "" if plan.drawn_images >= asked else f": at most half of it, not the {asked:,} asked for"
     console.print(
-        f"Target   {escape(target)}: {plan.drawn_images:,} training (drawn from {plan.pool_images:,}), "
+        f"Target   {escape(target)}: {plan.drawn_images:,} training (drawn from {plan.pool_images:,}{fewer}), "
         f"{plan.shifted_test_images:,} test",
         soft_wrap=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,7 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
     )
     arms: list[ArmPlan] = []
     problems: list[str] = []
+    cause: Exception | None = None
     for arm in request.arms:
         try:
             model = build_model(request, domains)
@@ -57,8 +59,13 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
             arms.append(ArmPlan(arm.strategy, arm.label, arm.options, arm.lr, counts.total, counts.trainable))
         except BadInput as error:
             problems.extend(error.problems)
+        except Exception as error:
+            cause = error
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {error}"
+            problems.append(f"strategy {arm.strategy} cannot be tried: {reason} ({place.filename}:{place.lineno})")
     if problems:
-        raise BadInput(*problems)
+        raise BadInput(*problems) from cause
     key = recipe_key(request, domains)
     plan = Plan(
         dataset=settings.dataset,
@@ -68,6 +75,7 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
         device=device.type,
         source_images=len(domains.source),
         pool_images=len(domains.pool),
+        shots=settings.shots,
         drawn_images=len(draw_target(request, domains, settings.seed[0])),
         clean_test_images=len(domains.clean_test.labels),
         shifted_test_images=len(domains.shifted_test.labels),

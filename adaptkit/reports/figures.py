@@ -78,9 +78,9 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str], title: str)
 def draw_samples(
     samples: Mapping[str, Tensor], predictions: Mapping[str, Predictions], classes: Sequence[str], title: str
 ) -> Figure:
-    """Draw the first images of each test set with what the model says of them; wrong answers are orange."""
+    """Draw the first images of each test set with their class; wrong predictions follow in orange."""
     columns = max(len(images) for images in samples.values())
-    figure = Figure(figsize=(1.15 * columns, 1.55 * len(samples) + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.15 * columns, 1.4 * len(samples) + 0.4), layout="constrained")
     grid = figure.subplots(len(samples), columns, squeeze=False)
     for row, (name, images) in zip(grid, samples.items(), strict=True):
         for axes in row:
@@ -93,8 +93,8 @@ def draw_samples(
                 axes.imshow(image[0], cmap="gray", vmin=0, vmax=1)
             truth, predicted = classes[found.truth[index]], classes[found.predicted[index]]
             right = truth == predicted
-            label = truth if right else f"{truth} as {predicted}"
+            label = truth if right else f"{truth} → {predicted}"
             axes.set_title(label, fontsize=8, color="black" if right else SHIFTED)
         row[0].text(-0.25, 0.5, name, transform=row[0].transAxes, rotation=90, va="center", ha="right", fontsize=9)
-    figure.suptitle(f"{title}: true class as predicted class", fontsize=10)
+    figure.suptitle(f"{title}: first test images with their class (orange: true → predicted)", fontsize=10)
     return figure

@@ -30,7 +30,7 @@ class LoRA:
         default=0.0, metadata={"help": "dropout on the update's input"}
     )
     targets: str = field(
-        default="Linear", metadata={"help": "layers: module types or name patterns, as in Linear or classifier.*"}
+        default="Linear", metadata={"help": "linear layers: Linear (all), or patterns of names such as classifier.*"}
     )
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
@@ -59,7 +59,6 @@ class LoRA:
         from torch import nn
 
         modules = {name: module for name, module in model.named_modules() if name}
-        types = {type(module).__name__ for module in modules.values()}
         chosen: set[str] = set()
         for pattern in (part.strip() for part in self.targets.split(",")):
             hits = [
@@ -73,7 +72,7 @@ class LoRA:
                 raise BadInput(f"lora.targets: {pattern!r} fits no Linear layer ({kinds})")
             if not layers:
                 linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
-                raise BadInput(f"lora.targets: no layer fits {pattern!r}{suggestion(pattern, {*types, *linear})}")
+                raise BadInput(f"lora.targets: no layer fits {pattern!r}{suggestion(pattern, {'Linear', *linear})}")
             chosen.update(layers)
         return [name for name in modules if name in chosen]
 

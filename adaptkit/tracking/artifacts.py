@@ -18,8 +18,7 @@ from adaptkit.reports.figures import draw_confusion, draw_curves, draw_samples, 
 
 def write_artifacts(folder: Path, run: Run, result: RunResult) -> None:
     """Write all artifacts of a run into a folder: at its root, since MLflow's compare page shows only those."""
-    repeat = "adaptkit run --config config.yaml" + (" --refresh-base -s NAME" if run.kind == "base" else "")
-    (folder / "config.yaml").write_text(f"# {repeat}\n{result.config}", encoding="utf-8")
+    (folder / "config.yaml").write_text(result.config, encoding="utf-8")
     (folder / "environment.txt").write_text(environment(), encoding="utf-8")
     for name, predictions in result.predictions.items():
         _write_report(folder / f"classification_report_{name}", predictions, result.classes)

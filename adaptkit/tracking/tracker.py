@@ -70,10 +70,14 @@ class Tracker:
 
     def record(self, run: Run, epochs: Iterable[Epoch], result: RunResult, model: nn.Module) -> None:
         """Record a run that took place earlier from the history kept of it."""
-        self.adaptkit_run_started(run, model)
-        for epoch in epochs:
-            self.adaptkit_epoch_ended(run, epoch)
-        self.adaptkit_run_ended(run, result, model)
+        try:
+            self.adaptkit_run_started(run, model)
+            for epoch in epochs:
+                self.adaptkit_epoch_ended(run, epoch)
+            self.adaptkit_run_ended(run, result, model)
+        except BaseException as error:  # a signal
+            self.adaptkit_run_failed(run, error)
+            raise
 
     @hookimpl(tryfirst=True)
     def adaptkit_run_started(self, run: Run, model: nn.Module) -> None:

@@ -1,0 +1,70 @@
+"""What plugins offer: classes of four kinds, with a name and perhaps options."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from adaptkit.errors import BadInput
+
+#: kind -> the hook that collects it and the method that its classes must have
+COLLECTIONS = {
+    "strategy": ("adaptkit_strategies", "adapt"),
+    "backbone": ("adaptkit_backbones", "build"),
+    "dataset": ("adaptkit_datasets", "load"),
+    "shift": ("adaptkit_shifts", "apply"),
+}
+
+#: kind -> what users call it
+TITLES = {"strategy": "strategy", "backbone": "backbone", "dataset": "data set", "shift": "shift"}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One class that a plugin offers, and where it comes from."""
+
+    kind: str
+    name: str
+    cls: type[Any]
+    origin: str
+
+    @property
+    def summary(self) -> str:
+        """Return the first line of the class's docstring, or of its module's."""
+        own = self.cls.__doc__ if not _is_generated_doc(self.cls) else None
+        text = own or getattr(sys.modules.get(self.cls.__module__), "__doc__", None) or ""
+        return text.strip().split("\n")[0]
+
+
+def options_of(offered: type[Any] | Offer | None) -> dict[str, dataclasses.Field[Any]]:
+    """Return the options of a strategy or shift class: its dataclass fields, by name."""
+    cls = offered.cls if isinstance(offered, Offer) else offered
+    if cls is None or not dataclasses.is_dataclass(cls):
+        return {}
+    return {field.name: field for field in dataclasses.fields(cls) if field.init}
+
+
+def make_offer(kind: str, cls: type[Any], origin: str) -> Offer:
+    """Return a class as an offer; raise BadInput unless it keeps the contract of its kind."""
+    _, method = COLLECTIONS[kind]
+    if not inspect.isclass(cls):
+        raise BadInput(f"{cls!r} is not a class")
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not name or set(name) & set("=,:. "):
+        raise BadInput(f"{cls.__name__} needs a class variable `name`, a string without '= , : .' and spaces")
+    if not callable(getattr(cls, method, None)):
+        raise BadInput(f"{cls.__name__} has no method {method}()")
+    if kind == "shift" and len(options_of(cls)) != 1:
+        raise BadInput(f"{cls.__name__} must be a dataclass with one field, its amount")
+    lr = getattr(cls, "lr", 1.0)
+    if kind == "strategy" and not (isinstance(lr, int | float) and 0 < lr < float("inf")):
+        raise BadInput(f"{cls.__name__}.lr must be a number above 0, not {lr!r}")
+    return Offer(kind, name, cls, origin)
+
+
+def _is_generated_doc(cls: type[Any]) -> bool:
+    # A dataclass without a docstring is given its signature as one.
+    return dataclasses.is_dataclass(cls) and (cls.__doc__ or "").startswith(f"{cls.__name__}(")
