@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from adaptkit.config import DEFAULT_LR, DEFAULT_SHIFT, Settings, describe_error, nest, setting_keys
 from adaptkit.contracts import Shift
@@ -54,7 +54,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
     for key, kind in (("dataset", "dataset"), ("target", "dataset"), ("backbone", "backbone")):
         name = getattr(settings, key)
         try:
-            found[key] = plugins.find(kind, name).cls() if name is not None else None
+            found[key] = _create(plugins.find(kind, name).cls, name) if name is not None else None
         except BadInput as error:
             problems.extend(error.problems)
     if problems:
@@ -182,9 +182,16 @@ def _instance(name: str, cls: type[Any], given: Mapping[str, Any]) -> tuple[Any,
         has = f"; {name} has no options" if not known else ""
         raise BadInput(*(f"unknown option {f'{name}.{key}'!r}{has or suggestion(key, known)}" for key in unknown))
     if not known:
-        return cls(), {}
+        return _create(cls, name), {}
     instance = _validate(cls, given, name)
     return instance, {key: getattr(instance, key) for key in known}
+
+
+def _create(cls: type[Any], name: str) -> Any:
+    try:
+        return cls()
+    except Exception as error:
+        raise BadInput(f"{name}: {cls.__name__}() failed: {type(error).__name__}: {error}") from error
 
 
 def _shifts(
@@ -213,3 +220,6 @@ def _validate(cls: type[Any], given: Mapping[str, Any], prefix: str, rename: Map
             key = (rename or {}).get(key, key)
             lines.append(f"{prefix}.{key}: {describe_error(record)}" if key else f"{prefix}: {describe_error(record)}")
         raise BadInput(*lines) from None
+    except PydanticUserError as error:
+        reason = str(error).split("\n")[0]
+        raise BadInput(f"{prefix}: the options of {cls.__name__} cannot be checked: {reason}") from error

@@ -411,3 +411,32 @@ def test_a_strategy_is_told_of_each_step_and_its_merge_is_what_is_timed() -> Non
     adaptkit.run("scheduled", settings=TINY_SETTINGS, track=False, plugins=[Plugin()])
     # 50 images, batches of 32, two epochs
     assert calls == [("SmallCNNModel", 1), ("SmallCNNModel", 2), ("SmallCNNModel", 3), ("SmallCNNModel", 4), "merge"]
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (
+            "class A:\n    name = 'a'\n    def __init__(self, width): ...\n    def adapt(self, model): ...\n",
+            "a: A() failed: TypeError: A.__init__() missing 1 required positional argument: 'width'",
+        ),
+        (
+            "from dataclasses import dataclass\n@dataclass\nclass A:\n    name = 'a'\n    width: int\n"
+            "    def adapt(self, model): ...\n",
+            "a.width: must be given",
+        ),
+        (
+            "from dataclasses import dataclass\nclass Odd: ...\n@dataclass\nclass A:\n    name = 'a'\n"
+            "    width: Odd = None\n    def adapt(self, model): ...\n",
+            "a: the options of A cannot be checked: Unable to generate pydantic-core schema for",
+        ),
+    ],
+    ids=["arguments", "required option", "unknown type"],
+)
+def test_a_strategy_that_cannot_be_made_is_one_line(cli: Cli, own_folder: Path, body: str, problem: str) -> None:
+    path = own_folder / "mine.py"
+    path.write_text(f"from adaptkit import hookimpl\n{body}@hookimpl\ndef adaptkit_strategies(): return [A]\n")
+    result = cli("run", "-s", "a", "--plugin", str(path))
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Error: {problem}")
