@@ -33,7 +33,7 @@ IMAGES, SOURCE, ALL = 2_000, 20_000, 60_000
 
 def views_of(pixels: torch.Tensor, request: Request, order: int, epoch: int) -> torch.Tensor:
     """Return an epoch's views of the target images."""
-    return shifted_views(pixels, request.shifts, derive_seed(order, f"views {epoch}"))
+    return shifted_views(pixels, request.shifts, derive_seed(order, f"v{epoch}"))
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4)
     options = parser.parse_args()
     plugins = load_plugins()
-    found: dict[str, list[tuple[float, float]]] = {"disjoint": [], "overlapping": []}
+    found: dict[str, list[tuple[float, float]]] = {"disjoint": [], "overlap": []}
     for seed in range(options.seeds):
         keys = {"split.seed": seed, "base.seed": seed, "seed": seed, "data_dir": str(options.data_dir)}
         request = resolve([Layer({"strategy": ["full"], "preset": "notebook"} | keys)], plugins)
@@ -57,7 +57,7 @@ def main() -> None:
         labels = torch.cat([domains.source.labels, domains.pool.labels])
         for draw in range(options.draws):
             for kind, values in found.items():
-                generator = torch.Generator().manual_seed(derive_seed(draw, kind))
+                generator = torch.Generator().manual_seed(derive_seed(draw, f"t{kind}"))
                 first = SOURCE if kind == "disjoint" else 0
                 chosen = first + torch.randperm(ALL - first, generator=generator)[:IMAGES]
                 model = place(base.build(request, domains), experiment.device)
@@ -72,7 +72,7 @@ def main() -> None:
                 values.append((100 * (gained - zero_shot), 100 * (kept - clean)))
     print(f"| full, points, {len(found['disjoint'])} pairs | disjoint | overlapping | p |\n| --- | --- | --- | --- |")
     for column, name in enumerate(("gain", "retention")):
-        apart, mixed = ([value[column] for value in found[kind]] for kind in ("disjoint", "overlapping"))
+        apart, mixed = ([value[column] for value in found[kind]] for kind in found)
         p = ttest_rel(apart, mixed).pvalue
         print(f"| {name} | {numpy.mean(apart):+.2f} | {numpy.mean(mixed):+.2f} | {p:.4f} |")
 
