@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.errors import AdaptkitError, BadInput, RunFailed
@@ -9,10 +10,15 @@ from adaptkit.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from adaptkit.api import run
+    from adaptkit.comparing import compare, draw
+    from adaptkit.findings import Findings
     from adaptkit.outcome import Outcome
 
 __version__ = "0.1.0"
-__all__ = ["AdaptkitError", "BadInput", "Outcome", "RunFailed", "__version__", "hookimpl", "run"]
+__all__ = [
+    "AdaptkitError", "BadInput", "Findings", "Outcome", "RunFailed", "__version__",
+    "compare", "draw", "hookimpl", "run",
+]  # fmt: skip
 
 
 def __dir__() -> list[str]:
@@ -21,12 +27,13 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: the command line and plugin modules import this package, and must stay light.
-    if name == "run":
-        from adaptkit.api import run
-
-        return run
-    if name == "Outcome":
-        from adaptkit.outcome import Outcome
-
-        return Outcome
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    modules = {
+        "run": "api",
+        "compare": "comparing",
+        "draw": "comparing",
+        "Outcome": "outcome",
+        "Findings": "findings",
+    }
+    if name not in modules:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"adaptkit.{modules[name]}"), name)

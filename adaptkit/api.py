@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from adaptkit.config import flatten, read_config
+from adaptkit.errors import BadInput
 from adaptkit.experiment.execution import execute
 from adaptkit.experiment.preparation import prepare
+from adaptkit.findings import Findings
 from adaptkit.outcome import Outcome, Plan
 from adaptkit.plugins import Plugins, load_plugins
+from adaptkit.reports.collector import Collector
 from adaptkit.request import Request
 from adaptkit.resolve import Layer, option_keys, resolve
 
@@ -27,12 +32,14 @@ def run(
     tracking_uri: str | None = None,
     track: bool = True,
     refresh_base: bool = False,
+    report: str | Path | None = None,
     **keys: Any,
 ) -> Outcome:
     """Run an experiment and return its results, as `adaptkit run` does.
 
     `options` are strategy options (`{"rank": 4}` or `{"lora.rank": 4}`), `settings` any keys (`{"base.epochs": 2}`),
     `keys` those without a dot (`seed="0-4"`, `shift="rotate=30"`). `plugins` are files or objects with hooks.
+    The outcome's `comparison` judges the strategies; with `report`, its figures go to that folder too.
     Raises BadInput before anything is trained or tracked; a run that fails later is a record with its error.
     """
     given = dict(keys) | ({"strategy": strategy} if strategy is not None else {}) | option_keys(options or {})
@@ -47,7 +54,14 @@ def run(
         [thing for thing in things if not isinstance(thing, str | Path)],
     )
     request = resolve(layers, loaded)
-    return run_request(request, loaded, tracking_uri=tracking_uri, track=track, refresh_base=refresh_base)
+    return run_request(
+        request,
+        loaded,
+        tracking_uri=tracking_uri,
+        track=track,
+        refresh_base=refresh_base,
+        report=None if report is None else Path(report),
+    )
 
 
 def run_request(
@@ -57,14 +71,23 @@ def run_request(
     tracking_uri: str | None = None,
     track: bool = True,
     refresh_base: bool = False,
+    report: Path | None = None,
     planned: Callable[[Plan], None] = lambda plan: None,
     notice: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Run a checked request; `planned` hears the plan, `notice` lines to tell the user, before training."""
+    if report is not None:
+        check_folder(report)
     experiment = prepare(request, refresh_base=refresh_base)
+    collector = Collector()
     if not track:
         planned(experiment.plan)
-        return execute(experiment, plugins, refresh_base=refresh_base, notice=notice)
+        with registered(plugins, collector, "collector"):
+            outcome = execute(experiment, plugins, refresh_base=refresh_base, notice=notice)
+        findings = judge_outcome(outcome, collector)
+        if report is not None:
+            _files_of(findings, report, report)
+        return dataclasses.replace(outcome, comparison=findings)
 
     from adaptkit.tracking.store import open_store
     from adaptkit.tracking.tracker import Tracker
@@ -74,11 +97,17 @@ def run_request(
     for line in store.notices:
         notice(line)
     tracker = Tracker(store)
-    plugins.manager.register(tracker, name="tracker")
-    try:
+    several = len(request.arms) * len(request.settings.seed) > 1
+    with (
+        registered(plugins, collector, "collector"),
+        registered(plugins, tracker, "tracker"),
+        tracker.grouped(request.group_name, request.shared_params()) if several else nullcontext(),
+    ):
         outcome = execute(experiment, plugins, tracker, refresh_base=refresh_base, notice=notice)
-    finally:
-        plugins.manager.unregister(tracker)
+        findings = judge_outcome(outcome, collector)
+        with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
+            files = _files_of(findings, report, Path(temporary))
+            tracker.end_group(findings, files)
     return dataclasses.replace(
         outcome,
         experiment=store.experiment_name,
@@ -87,4 +116,47 @@ def run_request(
         ui_url=store.runs_url(),
         notices=store.notices,
         tracking_error=tracker.fault,
+        parent_run_id=tracker.parent_id,
+        comparison=findings,
     )
+
+
+def judge_outcome(outcome: Outcome, collector: Collector) -> Findings | None:
+    """Return what the runs of an experiment say of its strategies; None when none has finished."""
+    from adaptkit.reports.judgement import judge_runs
+
+    runs = collector.runs({f"{run.label} seed={run.seed}": run.run_id for run in outcome.runs})
+    return judge_runs(runs) if any(run.status == "finished" for run in runs) else None
+
+
+@contextmanager
+def registered(plugins: Plugins, plugin: object, name: str) -> Iterator[None]:
+    """Let an object of adaptkit's own watch the runs for a while."""
+    plugins.manager.register(plugin, name=name)
+    try:
+        yield
+    finally:
+        plugins.manager.unregister(plugin)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse, before anything is trained, a folder that the report could not be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput(f"cannot write a report to {folder}: {error.strerror or error}") from None
+
+
+def _files_of(findings: Findings | None, report: Path | None, temporary: Path) -> list[Path]:
+    """Return the files that belong to the run that groups the others: the report if one is wanted, else its JSON."""
+    if findings is None:
+        return []
+    if report is not None:
+        from adaptkit.reports.report import write_report
+
+        return write_report(report, findings)
+    path = temporary / "comparison.json"
+    path.write_text(f"{findings.to_json()}\n", encoding="utf-8")
+    return [path]

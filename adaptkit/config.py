@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from adaptkit.errors import BadInput
 
 DEFAULT_LR = 1e-3
+DEFAULT_EXPERIMENT = "adaptkit"
 DEFAULT_SHIFT = "rotate=45,noise=0.3"
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -115,7 +116,7 @@ class Settings(Group):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto, cpu, cuda or mps")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32, or bf16 (autocast)")
     data_dir: Path = Field(Path("data"), description="where data sets are read from and downloaded to")
-    experiment: str = Field("adaptkit", min_length=1, description="MLflow experiment")
+    experiment: str = Field(DEFAULT_EXPERIMENT, min_length=1, description="MLflow experiment")
     base: BaseSettings = Field(default_factory=BaseSettings)  # type: ignore[arg-type]
     split: SplitSettings = Field(default_factory=SplitSettings)  # type: ignore[arg-type]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptkit.contracts import Epoch
+from adaptkit.findings import Findings
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished experiment; `notices` are things to tell the user, `tracking_error` why not all is in MLflow."""
+    """A finished experiment; `notices` are things to tell the user, `tracking_error` why not all is in MLflow.
+
+    `parent_run_id` is the MLflow run that groups several runs; `comparison` is None when no run has finished.
+    """
 
     plan: Plan
     base: BaseRecord
@@ -91,6 +95,8 @@ class Outcome:
     ui_url: str | None = None
     notices: tuple[str, ...] = ()
     tracking_error: str | None = None
+    parent_run_id: str | None = None
+    comparison: Findings | None = None
 
     @property
     def failed(self) -> tuple[RunRecord, ...]:
@@ -99,4 +105,5 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as plain JSON types."""
-        return dataclasses.asdict(self)
+        plain = dataclasses.asdict(dataclasses.replace(self, comparison=None))
+        return plain | {"comparison": None if self.comparison is None else self.comparison.to_dict()}

@@ -64,6 +64,21 @@ class Request:
         params |= {f"strategy.{key}": value for key, value in arm.options.items()}
         return params | {f"shift.{name}": amount for name, amount in self.amounts.items()}
 
+    @property
+    def group_name(self) -> str:
+        """Return the name of the run that groups the runs of all strategies and seeds."""
+        seeds = self.settings.seed
+        shown = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
+        if seeds != tuple(range(seeds[0], seeds[-1] + 1)):
+            shown = ",".join(map(str, seeds))
+        word = "seed" if len(seeds) == 1 else "seeds"
+        return f"{', '.join(arm.label for arm in self.arms)} {word}={shown}"
+
+    def shared_params(self) -> dict[str, Any]:
+        """Return the settings that all adaptation runs have in common."""
+        every = [self.run_params(arm, seed) for arm in self.arms for seed in self.settings.seed]
+        return {key: value for key, value in every[0].items() if all(run.get(key) == value for run in every)}
+
     def config_text(self, params: Mapping[str, Any]) -> str:
         """Return these params as a config file that repeats the run, with the command to do so as a comment."""
         command = ["adaptkit run --config config.yaml", *(f"--plugin {path}" for path in self.plugin_files)]

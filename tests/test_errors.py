@@ -110,7 +110,10 @@ CASES = {
     ),
     "empty shift": (["-s", "head", "--shift", ""], ["shift: '' is not name=amount, as in rotate=45,noise=0.3"]),
     "empty experiment": (["-s", "head", "--experiment", ""], ["experiment: must not be empty"]),
-    "unknown flag": (["-s", "head", "--epoch", "3"], ["No such option '--epoch'. Did you mean '--epochs'?"]),
+    "unknown flag": (
+        ["-s", "head", "--epoch", "3"],
+        ["No such option '--epoch'. (Did you mean one of: '--epochs', '--report'?)"],
+    ),
 }
 
 

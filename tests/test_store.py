@@ -20,6 +20,7 @@ import pytest
 
 from adaptkit.errors import BadInput
 from adaptkit.tracking import schema, server, sqlite
+from adaptkit.tracking.address import CHARTS
 from adaptkit.tracking.store import Store, open_store
 
 HEAD_SQL = "SELECT version_num FROM alembic_version"
@@ -82,10 +83,7 @@ def test_the_default_store_is_mlflows_own(store: Path, own_folder: Path, capfd: 
     assert opened.experiment_name == "adaptkit"
     assert opened.notices == ()
     assert opened.ui_command == "mlflow ui"
-    assert opened.runs_url() == (
-        f"http://127.0.0.1:5000/#/experiments/{opened.experiment_id}"
-        "/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    )
+    assert opened.runs_url() == (f"http://127.0.0.1:5000/#/experiments/{opened.experiment_id}/runs?{CHARTS}")
     assert open_store(None, "adaptkit").experiment_id == opened.experiment_id
     assert capfd.readouterr() == ("", "")
 
@@ -546,7 +544,6 @@ def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token-7")
     uri = "https://me:p%40ss@host/mlflow/"
     opened = Store(uri, None, "7", "adaptkit", (), None)  # type: ignore[arg-type]
-    page = "https://host/mlflow/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    assert opened.runs_url() == page
+    assert opened.runs_url() == f"https://host/mlflow/#/experiments/7/runs?{CHARTS}"
     assert "p%40ss" not in repr(opened)
     assert opened.without_secrets(f"{uri} p@ss token-7") == "https://host/mlflow/ *** ***"

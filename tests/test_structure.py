@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "adaptkit"
 #: from the highest row to the lowest; a module belongs to the longest name that fits
 ROWS = [
     ["adaptkit.cli", "adaptkit.__main__"],
-    ["adaptkit.api", "adaptkit"],
+    ["adaptkit.api", "adaptkit.comparing", "adaptkit"],
     ["adaptkit.experiment"],
     ["adaptkit.tracking"],
     ["adaptkit.reports"],
@@ -28,6 +28,8 @@ ROWS = [
         "adaptkit.config",
         "adaptkit.presets",
         "adaptkit.outcome",
+        "adaptkit.comparison",
+        "adaptkit.findings",
         "adaptkit.plugins",
         "adaptkit.offers",
         "adaptkit.hookspecs",

@@ -17,6 +17,7 @@ from mlflow.entities import Run as MlflowRun
 
 import adaptkit
 from adaptkit.contracts import Epoch, Run
+from adaptkit.tracking.address import CHARTS
 
 Cli = Callable[..., Result]
 
@@ -64,7 +65,9 @@ def listed(uri: str | None, run: MlflowRun) -> list[str]:
 
 def test_there_is_one_base_run_and_one_run_a_strategy(tracked: Tracked) -> None:
     found = runs(tracked.uri)
-    assert sorted(found) == ["base small_cnn mnist5k", "head seed=0", "lora rank=4 seed=0"]
+    assert sorted(found) == [
+        "base small_cnn mnist5k", "head seed=0", "lora rank=4 seed=0", "lora rank=4, head seed=0",
+    ]  # fmt: skip
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     by_label = {run["label"]: run["run_id"] for run in tracked.outcome["runs"]}
     assert by_label == {
@@ -349,11 +352,10 @@ def test_nothing_is_tracked_when_asked_not_to(cli: Cli, own_folder: Path) -> Non
 
 
 def test_it_says_how_to_look_at_the_runs(cli: Cli, store: Path, own_folder: Path) -> None:
-    page = "runs?workflowType=machine_learning&compareRunsMode=CHART"
     here = cli("run", "-s", "head", *TINY)
     assert here.stderr.splitlines()[-2:] == [
         "Look at the runs:  mlflow ui",
-        f"then open          http://127.0.0.1:5000/#/experiments/2/{page}",
+        f"then open          http://127.0.0.1:5000/#/experiments/2/runs?{CHARTS}",
     ]
     (own_folder / "else").mkdir()
     uri = f"sqlite:///{store.rename(own_folder / 'else' / 'mlflow.db')}"

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
 def test_params_metric_histories_and_artifacts_are_served(tracked: Tracked) -> None:
     with mlflow_ui(tracked.folder) as page:
         found = page.runs()
-        assert sorted(found) == ["base small_cnn mnist5k", "head seed=0", "lora rank=4 seed=0"]
+        assert sorted(found) == [
+            "base small_cnn mnist5k", "head seed=0", "lora rank=4 seed=0", "lora rank=4, head seed=0",
+        ]  # fmt: skip
         run = found["lora rank=4 seed=0"]
         run_id = run["info"]["run_id"]
         params = {param["key"]: param["value"] for param in run["data"]["params"]}

@@ -16,6 +16,8 @@ from adaptkit.errors import AdaptkitError, Interrupted, suggestion
 #: command -> where it is defined and what it does, so that `--help` imports no command
 COMMANDS = {
     "run": ("adaptkit.cli.run:run", "Adapt a base with strategies and track each run."),
+    "ui": ("adaptkit.cli.ui:ui", "Open MLflow's page on the runs."),
+    "compare": ("adaptkit.cli.compare:compare", "Say from tracked runs which strategy is better, and how sure."),
     "strategies": ("adaptkit.cli.listing:strategies", "List strategies and their options."),
     "datasets": ("adaptkit.cli.listing:datasets", "List data sets."),
     "backbones": ("adaptkit.cli.listing:backbones", "List backbones."),

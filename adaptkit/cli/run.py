@@ -90,6 +90,9 @@ class RunCommand(click.Command):
 @click.option(
     "--dry-run", is_flag=True, help="Try everything on one batch, show the plan and the time it takes; no run."
 )
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="DIR", help="Write a report of the comparison to a folder."
+)
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
@@ -104,6 +107,7 @@ def run(
     plugin: tuple[str, ...],
     refresh_base: bool,
     dry_run: bool,
+    report: Path | None,
     as_json: bool,
     quiet: bool,
     traceback: bool,
@@ -126,7 +130,8 @@ def run(
     plugins = load_plugins(plugin)
     request = resolve(layers, plugins, problems)
 
-    from adaptkit.cli.tables import print_plan, print_results
+    from adaptkit.cli.plan import print_plan
+    from adaptkit.cli.results import print_outcome
     from adaptkit.cli.terminal import messages, output
 
     console = messages()
@@ -151,13 +156,14 @@ def run(
             tracking_uri=tracking_uri,
             track=not no_track,
             refresh_base=refresh_base,
+            report=report,
             planned=lambda plan: None if quiet else print_plan(console, plan),
             notice=lambda line: None if quiet else console.print(line, markup=False, soft_wrap=True),
         )
     if as_json:
         click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))
     else:
-        print_results(output(), outcome)
+        print_outcome(output(), outcome)
         if not quiet:
             print_way_to_runs(console, outcome)
     raise_failures(outcome)

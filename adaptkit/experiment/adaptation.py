@@ -215,6 +215,9 @@ class Stage:
         target = f"`{plan.target}`" + (f" under `{plan.shift}`" if plan.shift != "none" else "")
         tags = {
             "adaptkit.kind": "adaptation",
+            "adaptkit.arm": arm.label,
+            "adaptkit.pool_images": str(plan.pool_images),
+            "adaptkit.drawn_images": str(plan.drawn_images),
             "adaptkit.base_fingerprint": self.base.fingerprint,
             "adaptkit.data_fingerprint": domains.fingerprint,
             "adaptkit.pair_id": f"{domains.fingerprint[:12]}-{seed}",

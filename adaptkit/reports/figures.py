@@ -11,12 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from adaptkit.contracts import Epoch, Predictions
+from adaptkit.reports.palette import CLEAN, SHIFTED, TRAIN
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Okabe and Ito's colours: told apart with every kind of colour vision.
-TRAIN, CLEAN, SHIFTED = "#999999", "#0072B2", "#D55E00"
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -13,6 +13,13 @@ from adaptkit.errors import BadInput, suggestion
 
 SERVERS = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")
+#: where `mlflow ui` listens unless it is told otherwise
+UI_PORT = 5000
+#: MLflow's own start page shows something else, and is empty. Sorted by time, runs hide behind the run that groups them.
+CHARTS = (
+    "workflowType=machine_learning&compareRunsMode=CHART&searchFilter=tags.adaptkit.kind%3D%27adaptation%27"
+    "&orderByKey=metrics.%60final%2Fshifted_accuracy%60&orderByAsc=false"
+)
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
@@ -48,6 +55,13 @@ class Address:
             return "mlflow ui"
         # A password does not belong on the screen: its place stays to be filled in.
         return f"mlflow ui --backend-store-uri {shlex.quote(re.sub('://.*@', '://***@', self.uri, flags=re.DOTALL))}"
+
+    def runs_url(self, experiment_id: str | None, port: int = UI_PORT) -> str:
+        """Return the page of an experiment's charts, or of all experiments, at the server or at `mlflow ui`'s port."""
+        base = self.shown.rstrip("/") if self.is_server else f"http://127.0.0.1:{port}"
+        if experiment_id is None:
+            return f"{base}/#/experiments?workflowType=machine_learning"
+        return f"{base}/#/experiments/{experiment_id}/runs?{CHARTS}"
 
     def without_secrets(self, text: str) -> str:
         """Return a text about this store without users and passwords."""

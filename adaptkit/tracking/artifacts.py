@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import importlib.metadata
 import json
@@ -14,6 +13,7 @@ from pathlib import Path
 from adaptkit import __version__
 from adaptkit.contracts import Predictions, Run, RunResult
 from adaptkit.reports.figures import draw_confusion, draw_curves, draw_samples, save
+from adaptkit.tracking.predictions import write_predictions
 
 
 def write_artifacts(folder: Path, run: Run, result: RunResult) -> None:
@@ -24,7 +24,7 @@ def write_artifacts(folder: Path, run: Run, result: RunResult) -> None:
         _write_report(folder / f"classification_report_{name}", predictions, result.classes)
         figure = draw_confusion(predictions, result.classes, f"{run.name}: {name} test")
         save(figure, folder / f"confusion_{name}.png")
-    _write_predictions(folder / "predictions.csv", result)
+    write_predictions(folder / "predictions.csv", result)
     save(draw_curves(result.epochs, run.name), folder / "curves.png")
     if result.samples:
         save(draw_samples(result.samples, result.predictions, result.classes, run.name), folder / "samples.png")
@@ -60,15 +60,3 @@ def _write_report(stem: Path, predictions: Predictions, classes: tuple[str, ...]
     report = classification_report(predictions.truth, predictions.predicted, output_dict=True, **options)
     report["accuracy"] = predictions.accuracy  # left out by scikit-learn when a class is absent
     stem.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_predictions(path: Path, result: RunResult) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["test_set", "image", "truth", "prediction", "confidence", "base_prediction"])
-        for name, found in result.predictions.items():
-            base = found.base_predicted if found.base_predicted is not None else found.predicted
-            columns = (found.image, found.truth, found.predicted, found.confidence, base)
-            for image, truth, predicted, confidence, before in zip(*columns, strict=True):
-                names = result.classes[truth], result.classes[predicted]
-                writer.writerow([name, int(image), *names, f"{confidence:.6f}", result.classes[before]])

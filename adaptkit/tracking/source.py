@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 import getpass
+import os
+import socket
 import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def source_tags(without_secrets: Callable[[str], str]) -> dict[str, str]:
+    """Return the tags that say which process of whom, on which machine, makes a run, and from which code."""
+    return {
+        "adaptkit.host": socket.gethostname(),
+        "adaptkit.pid": str(os.getpid()),
+        # A process of this number that began later than this is another one.
+        "adaptkit.process_seen": f"{time.time():.3f}",
+        "mlflow.user": user_name(),
+        "mlflow.source.name": without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "mlflow.source.type": "LOCAL",
+        **git_tags(),
+    }
 
 
 def user_name() -> str:

@@ -40,10 +40,8 @@ class Store:
     ui_command: str | None
 
     def runs_url(self) -> str:
-        """Return the page of the experiment's charts: MLflow's own start page shows something else, and is empty."""
-        address = Address(self.uri)
-        base = address.shown.rstrip("/") if address.is_server else "http://127.0.0.1:5000"
-        return f"{base}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+        """Return the page of the experiment's charts."""
+        return Address(self.uri).runs_url(self.experiment_id)
 
     def without_secrets(self, text: str) -> str:
         """Return a text about this store without users and passwords."""
@@ -66,7 +64,7 @@ def open_store(uri: str | None, experiment: str) -> Store:
         check_server(address)
     _prepare_mlflow(address)
     notices: tuple[str, ...] = ()
-    with _errors_as_lines(address):
+    with errors_as_lines(address):
         from mlflow import MlflowClient
 
         if path:
@@ -87,6 +85,28 @@ def open_store(uri: str | None, experiment: str) -> Store:
     )
 
 
+def open_existing(uri: str | None) -> tuple[Address, MlflowClient]:
+    """Open the store at `uri`, MLFLOW_TRACKING_URI or MLflow's default to read what it holds.
+
+    Raises BadInput when there is none, or it cannot be reached.
+    """
+    address = resolve(uri)
+    path = Path(os.path.realpath(address.path)) if address.path else None
+    if path and not path.is_file():
+        raise BadInput(f"there is no tracking store at {path}: `adaptkit run` makes one; --tracking-uri names another")
+    if address.is_server:
+        check_server(address)
+    _prepare_mlflow(address)
+    with errors_as_lines(address):
+        from mlflow import MlflowClient
+
+        if path:
+            prepare_schema(path, address.uri)  # of an older MLflow: it could not be read
+        elif not address.is_server:
+            check_database(address)
+        return address, MlflowClient(tracking_uri=address.uri)
+
+
 def _prepare_mlflow(address: Address) -> None:
     """Set what MLflow reads when it is imported, and keep it off the terminal: what fails is also raised."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -104,7 +124,8 @@ def _prepare_mlflow(address: Address) -> None:
 
 
 @contextmanager
-def _errors_as_lines(address: Address) -> Iterator[None]:
+def errors_as_lines(address: Address) -> Iterator[None]:
+    """Turn MLflow's and the database's errors into one line, without passwords."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

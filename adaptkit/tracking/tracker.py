@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adaptkit import __version__
 from adaptkit.contracts import Epoch, Run, RunInput, RunResult
+from adaptkit.findings import Findings
 from adaptkit.hookspecs import hookimpl
 from adaptkit.tracking.artifacts import write_artifacts
 from adaptkit.tracking.fluent import ActiveRun
-from adaptkit.tracking.source import git_tags, user_name
+from adaptkit.tracking.recorder import create_comparison, log_comparison
+from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -40,17 +40,8 @@ class Tracker:
         self._run_ids: dict[str, str] = {}
         self._ended: set[str] = set()
         self._active: ActiveRun | None = None
-        self._tags = {
-            "adaptkit.version": __version__,
-            "adaptkit.host": socket.gethostname(),
-            "adaptkit.pid": str(os.getpid()),
-            # A process of this number that began later than this is another one.
-            "adaptkit.process_seen": f"{time.time():.3f}",
-            "mlflow.user": user_name(),
-            "mlflow.source.name": store.without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-            "mlflow.source.type": "LOCAL",
-            **git_tags(),
-        }
+        self._tags = {"adaptkit.version": __version__, **source_tags(store.without_secrets)}
+        self._parent: str | None = None
 
     def run_id(self, run: Run) -> str | None:
         """Return the MLflow id of a run that was recorded here."""
@@ -78,6 +69,35 @@ class Tracker:
         except BaseException as error:  # a signal
             self.adaptkit_run_failed(run, error)
             raise
+
+    @property
+    def parent_id(self) -> str | None:
+        """Return the MLflow id of the run that groups the adaptation runs, if there is one."""
+        return self._parent
+
+    @contextmanager
+    def grouped(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
+        """Group the adaptation runs of this block under a run of kind comparison."""
+        self._parent = self._try("starting the comparison", create_comparison, self.store, name, params)
+        try:
+            yield
+        except BaseException as error:
+            self._end_parent("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+
+    def end_group(self, findings: Findings | None, files: Sequence[Path]) -> None:
+        """Log what the group's runs say, with these files, and end the run that groups them."""
+        if self._parent is None:
+            return
+        if findings is not None:
+            comparison = findings.comparisons[0]
+            self._try("logging the comparison", log_comparison, self.store, self._parent, comparison, files)
+        self._end_parent("FAILED" if findings is None or self.fault else "FINISHED")
+
+    def _end_parent(self, status: str) -> None:
+        if self._parent is not None:
+            terminate = self.store.client.set_terminated
+            self._try("ending the comparison", terminate, self._parent, status, even_so=True)
 
     @hookimpl(tryfirst=True)
     def adaptkit_run_started(self, run: Run, model: nn.Module) -> None:
@@ -128,6 +148,8 @@ class Tracker:
 
         client = self.store.client
         tags = self._tags | dict(run.tags)
+        if self._parent is not None and run.kind == "adaptation":
+            tags["mlflow.parentRunId"] = self._parent
         if run.description:
             tags["mlflow.note.content"] = run.description
         created = client.create_run(self.store.experiment_id, run_name=run.name, tags=tags)

@@ -1,4 +1,4 @@
-"""Draw the plan and the results of an experiment for the terminal."""
+"""Draw the plan of an experiment for the terminal."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adaptkit.outcome import Outcome, Plan
-from adaptkit.reports.summary import Estimate, summarise
+from adaptkit.outcome import Plan
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -41,51 +40,6 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(table)
     if plan.seconds is not None:
         console.print(f"Estimated time: {duration(plan.seconds)} of training and evaluation on this machine.")
-
-
-def print_results(console: Console, outcome: Outcome) -> None:
-    """Print a row a strategy, with the zero-shot base for comparison."""
-    seeds = len(outcome.plan.seeds)
-    note = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed: no interval"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=f"accuracies in %, {note}", caption_justify="left")
-    table.add_column("strategy")
-    for heading in ("shifted", "gain", "clean", "retention", "trainable", "share", "seconds"):
-        table.add_column(heading, justify="right")
-    table.add_row(
-        "zero-shot",
-        f"{100 * outcome.base.shifted_accuracy:.1f}",
-        "",
-        f"{100 * outcome.base.test_accuracy:.1f}",
-        "",
-        "0",
-        "0.00 %",
-        "",
-        style="dim",
-    )
-    for row in summarise(outcome):
-        table.add_row(
-            escape(row.label) + (f" ({row.runs} of {seeds} seeds)" if row.runs < seeds else ""),
-            percent(row.shifted),
-            percent(row.gain, signed=True),
-            percent(row.clean),
-            percent(row.retention, signed=True),
-            f"{row.trainable:,}",
-            f"{100 * row.trainable_fraction:.2f} %",
-            interval(row.seconds, 1, 1, False),
-        )
-    console.print(table)
-
-
-def percent(estimate: Estimate, signed: bool = False) -> str:
-    """Return a fraction in per cent, with its interval."""
-    return interval(estimate, 100, 1, signed)
-
-
-def interval(estimate: Estimate, factor: float, digits: int, signed: bool) -> str:
-    """Return `mean ± half-width`, or the mean alone."""
-    sign = "+" if signed else ""
-    mean = f"{factor * estimate.mean:{sign}.{digits}f}"
-    return mean if estimate.half_width is None else f"{mean} ± {factor * estimate.half_width:.{digits}f}"
 
 
 def duration(seconds: float) -> str:

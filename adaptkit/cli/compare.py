@@ -1,0 +1,95 @@
+"""The command that compares tracked runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adaptkit.cli.options import json_option
+from adaptkit.cli.signals import interruptible
+from adaptkit.errors import BadInput
+
+
+@click.command()
+@click.argument("run_ids", nargs=-1, metavar="[RUN_ID]...")
+@click.option("--experiment", metavar="NAME", help="Compare all its adaptation runs.  [default: adaptkit]")
+@click.option(
+    "--where",
+    metavar="CONDITION",
+    help="Only runs under a condition in MLflow's filter language; bare names are params.",
+)
+@click.option("--metric", metavar="NAME", help="What to compare by.  [default: final/shifted_accuracy]")
+@click.option(
+    "--margin", type=float, metavar="X", help="Difference within which arms are tied, in points.  [default: 1]"
+)
+@click.option("--ppt-constant", type=float, metavar="C", help="Constant of the PPT score.  [default: 1e7]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write the report and its figures to a folder."
+)
+@click.option(
+    "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
+)
+@click.option("--no-track", is_flag=True, help="Record no comparison run in MLflow.")
+@json_option
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+def compare(
+    run_ids: tuple[str, ...],
+    experiment: str | None,
+    where: str | None,
+    metric: str | None,
+    margin: float | None,
+    ppt_constant: float | None,
+    output: Path | None,
+    tracking_uri: str | None,
+    no_track: bool,
+    as_json: bool,
+    traceback: bool,
+) -> None:
+    """Say which strategy is better, by how much, how sure, and at what cost, from tracked runs.
+
+    \b
+    Examples:
+      adaptkit compare
+      adaptkit compare --where "strategy != 'scratch'" --output report
+      adaptkit compare RUN_ID RUN_ID --metric final/retention --json
+
+    Without run ids, all runs of the experiment are compared; the id of a run that groups others stands for these. The
+    comparison is recorded in MLflow with its report.
+    """
+    from adaptkit.cli.results import print_findings
+    from adaptkit.cli.terminal import messages
+    from adaptkit.cli.terminal import output as results
+    from adaptkit.comparing import judge_tracked, publish
+    from adaptkit.reports.metrics import DEFAULT_METRIC, PPT_CONSTANT
+
+    problems = []
+    if run_ids and (experiment or where):
+        problems.append("name runs by their ids, or by --experiment and --where, not both")
+    if margin is not None and not 0 <= margin < float("inf"):
+        problems.append(f"--margin: must be at least 0, not {margin:g}")
+    if ppt_constant is not None and not 0 < ppt_constant < float("inf"):
+        problems.append(f"--ppt-constant: must be greater than 0, not {ppt_constant:g}")
+    if problems:
+        raise BadInput(*problems)
+    with interruptible():
+        findings = judge_tracked(
+            run_ids,
+            experiment=experiment,
+            where=where,
+            metric=metric or DEFAULT_METRIC,
+            margin=margin,
+            ppt_constant=ppt_constant or PPT_CONSTANT,
+            tracking_uri=tracking_uri,
+            curves=output is not None or not no_track,
+        )
+        if as_json:
+            click.echo(findings.to_json())
+        else:
+            print_findings(results(), findings)
+        recorded = publish(findings, output=output, tracking_uri=tracking_uri, track=not no_track)
+    console = messages()
+    if output is not None:
+        console.print(f"Report:    {output / 'report.html'}", markup=False, soft_wrap=True)
+    if recorded:
+        console.print(f"In MLflow: {', '.join(recorded)}; `adaptkit ui` shows it", markup=False, soft_wrap=True)

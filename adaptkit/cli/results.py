@@ -1,0 +1,152 @@
+"""Draw a comparison for the terminal: the arms, what lies between them, what they cost, and the verdict."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from adaptkit.comparison import COSTS, ArmResult, Comparison
+from adaptkit.findings import Findings
+from adaptkit.outcome import Outcome
+from adaptkit.reports.formats import NOTHING, mean, number, p_value, size
+from adaptkit.reports.formats import interval as bounds
+from adaptkit.reports.sentences import spoken_pairs
+
+COLOURS = {"better": "green", "worse": "red", "tie": "cyan", "unclear": "yellow"}
+#: what the accuracy table shows already
+SHOWN = ("final/shifted_accuracy", "final/test_accuracy", "final/gain", "final/retention", "time/train_seconds")
+#: arms of a terminal's table
+MOST_ARMS = 40
+
+
+def print_outcome(console: Console, outcome: Outcome) -> None:
+    """Print the results of an experiment: the accuracies, and the verdict if there is something to compare."""
+    if outcome.comparison is None:
+        return
+    (comparison,) = outcome.comparison.comparisons
+    print_arms(console, comparison, len(outcome.plan.seeds))
+    print_sentences(console, comparison)
+
+
+def print_findings(console: Console, findings: Findings) -> None:
+    """Print every comparison with its pairs and costs."""
+    for comparison in findings.comparisons:
+        if comparison.reason is not None:
+            console.rule(f"Comparison {comparison.number} of {len(findings.comparisons)}", align="left")
+            console.print(comparison.reason, markup=False, soft_wrap=True)
+        print_arms(console, comparison, len({seed for arm in comparison.arms for seed in arm.seeds}))
+        if len(comparison.arms) > 1:
+            print_pairs(console, comparison)
+            print_costs(console, comparison)
+        print_sentences(console, comparison)
+    for note in findings.notes:
+        console.print(f"Note: {note}", markup=False, soft_wrap=True)
+
+
+def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
+    """Print a row an arm, the best first, with the zero-shot base for comparison."""
+    metric = comparison.metric
+    note = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed: no interval"
+    table = _table("strategy", f"accuracies in %, {note}")
+    own = metric.key not in SHOWN
+    headings = ["shifted", "gain", "clean", "retention", "trainable", "share", "seconds"]
+    for heading in [metric.key.rsplit("/", 1)[-1], *headings] if own else headings:
+        table.add_column(heading, justify="right")
+    zero_shot = [
+        f"{100 * comparison.zero_shot:.1f}",
+        "",
+        f"{100 * comparison.base_accuracy:.1f}",
+        "",
+        "0",
+        "0.00 %",
+        "",
+    ]
+    table.add_row("zero-shot", *([""] if own else []), *zero_shot, style="dim")
+    for arm in comparison.arms[:MOST_ARMS]:
+        fewer = f" ({len(arm.seeds)} of {seeds} seeds)" if len(arm.seeds) < seeds else ""
+        score = [mean(arm.score, metric.digits, scale=metric.scale)] if own else []
+        table.add_row(
+            escape(arm.name) + fewer,
+            *score,
+            mean(arm.shifted, scale=100),
+            mean(arm.gain, scale=100, signed=True),
+            mean(arm.clean, scale=100),
+            mean(arm.retention, scale=100, signed=True),
+            f"{arm.trainable:,}",
+            f"{100 * arm.trainable_fraction:.2f} %",
+            mean(arm.train_seconds),
+        )
+    console.print(table)
+    if (more := len(comparison.arms) - MOST_ARMS) > 0:
+        console.print(f"and {more} more: see --json or --output")
+
+
+def print_pairs(console: Console, comparison: Comparison) -> None:
+    """Print what lies between each two arms, or between the best and the others when there are many."""
+    metric, digits, scale = comparison.metric, comparison.metric.digits, comparison.metric.scale
+    unit = f" in {metric.unit}" if metric.unit else ""
+    shown = spoken_pairs(comparison)
+    most = "" if len(shown) == len(comparison.pairs) else f"; {len(comparison.pairs) - len(shown)} more in --json"
+    caption = f"{metric.label}, differences{unit} [95 % interval]; p after Holm{most}"
+    table = _table("pair", caption)
+    for heading in ("difference", "test images", "p", "seeds", "disagree"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for pair in shown:
+        difference = number(pair.difference, digits, scale=scale, signed=True)
+        table.add_row(
+            f"{escape(pair.a)} - {escape(pair.b)}",
+            escape(f"{difference} {bounds(pair.low, pair.high, digits, scale)}"),
+            escape(bounds(pair.image_low, pair.image_high, digits, scale)),
+            p_value(pair.p),
+            str(pair.n),
+            number(pair.disagreement, scale=100, unit=" %"),
+            f"[{COLOURS[pair.verdict]}]{pair.verdict}[/]",
+        )
+    console.print(table)
+
+
+def print_costs(console: Console, comparison: Comparison) -> None:
+    """Print what each arm costs, and which arms dominate it by which cost."""
+    caption = "dominated: a cheaper arm is better or tied; (…) names the costs"
+    table = _table("strategy", caption)
+    for heading in ("adapter", "s/epoch", "memory", "inference", "PPT"):
+        table.add_column(heading, justify="right")
+    table.add_column("dominated by")
+    for arm in comparison.arms[:MOST_ARMS]:
+        table.add_row(
+            escape(arm.name),
+            size(arm.adapter_bytes),
+            mean(arm.epoch_seconds, 2),
+            size(arm.peak_bytes),
+            f"{arm.inference_ratio.mean:.2f}x",
+            f"{arm.ppt:.3f}",
+            escape(dominators(arm)),
+        )
+    console.print(table)
+
+
+def print_sentences(console: Console, comparison: Comparison) -> None:
+    """Print the verdict, a line a sentence, and what must be known of the runs."""
+    for sentence in comparison.sentences:
+        console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
+    for note in comparison.notes:
+        console.print(f"Note: {note}", markup=False, soft_wrap=not console.is_terminal, style="dim")
+
+
+def dominators(arm: ArmResult) -> str:
+    """Return which arms dominate this one, with the costs by which each does; a dash on every front."""
+    names = dict.fromkeys(name for others in arm.dominated_by.values() for name in others)
+    parts = []
+    for name in names:
+        costs = [label for cost, label in COSTS.items() if name in arm.dominated_by[cost]]
+        parts.append(f"{name} ({'every cost' if len(costs) == len(COSTS) else ', '.join(costs)})")
+    return "; ".join(parts) or NOTHING
+
+
+def _table(first: str, caption: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    table.add_column(first)
+    return table

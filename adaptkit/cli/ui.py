@@ -1,0 +1,187 @@
+"""Show the runs: start `mlflow ui` on the store that they are in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from adaptkit.cli.signals import interruptible
+from adaptkit.errors import AdaptkitError, BadInput, suggestion
+from adaptkit.tracking.address import UI_PORT, Address
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+START_SECONDS = 120.0  # 4 s on an idle machine, 24 s on a busy one
+STOP_SECONDS = 10.0  # for requests that are being answered
+
+
+@click.command()
+@click.option("--experiment", metavar="NAME", help="MLflow experiment to link to.  [default: adaptkit]")
+@click.option(
+    "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    metavar="N",
+    help=f"Port of this machine.  [default: {UI_PORT}, or the next free one]",
+)
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+def ui(experiment: str | None, tracking_uri: str | None, port: int | None, traceback: bool) -> None:
+    """Open MLflow's page on the runs and print the link to their charts; Ctrl-C ends it.
+
+    \b
+    Example: adaptkit ui
+
+    A plain `mlflow ui` shows the same page, but later and at several times the memory.
+    """
+    from adaptkit.tracking.store import errors_as_lines, open_existing
+
+    with interruptible():
+        address, client = open_existing(tracking_uri)
+        with errors_as_lines(address):
+            experiment_id = find_experiment(address, client, experiment)
+        words = "Look at the runs:" if experiment_id else "Look at the experiments:"
+        if address.is_server:
+            click.echo(f"{words}  {address.runs_url(experiment_id)}")
+            return
+        port = free_port(UI_PORT) if port is None else checked_port(port)
+        click.echo(f"Starting MLflow's page on {address.shown}", err=True)
+        with server(address, port) as process:
+            click.echo(f"{words}  {address.runs_url(experiment_id, port)}")
+            click.echo("Ctrl-C ends it.", err=True)
+            process.wait()
+            raise AdaptkitError(f"`mlflow ui` ended by itself with exit code {process.returncode}")
+
+
+def find_experiment(address: Address, client: MlflowClient, name: str | None) -> str | None:
+    """Return the id of the experiment; None, for the page of all, when nobody named one and the default is not there.
+
+    Raises BadInput for an experiment that was asked for and is not there.
+    """
+    from adaptkit.config import DEFAULT_EXPERIMENT
+
+    found = client.get_experiment_by_name(name or DEFAULT_EXPERIMENT)
+    if found is not None and found.lifecycle_stage == "active":
+        return str(found.experiment_id)
+    if name is None:
+        return None
+    if found is not None:
+        raise BadInput(f"--experiment: {name!r} was deleted in MLflow; `mlflow experiments restore` brings it back")
+    known = [other.name for other in client.search_experiments(max_results=1000) if other.name != "Default"]
+    raise BadInput(f"--experiment: there is no experiment {name!r} in {address.shown}{suggestion(name, known)}")
+
+
+def checked_port(port: int) -> int:
+    """Return the port; raise BadInput when it is taken."""
+    if not _is_free(port):
+        raise BadInput(f"--port: {port} is taken; choose another, or none for the next free one")
+    return port
+
+
+def free_port(first: int) -> int:
+    """Return the first port from `first` on that nobody listens at."""
+    for port in range(first, first + 100):
+        if _is_free(port):
+            return port
+    raise BadInput(f"no port from {first} to {first + 99} is free; choose one with --port")
+
+
+@contextmanager
+def server(address: Address, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `mlflow ui` on a store, from its first answer until the block is left.
+
+    Raises AdaptkitError when it does not start.
+    """
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    environment = os.environ | {
+        # MLflow starts its web server by name.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        # Not on the command line, which every user of the machine can read: it may hold a password.
+        "MLFLOW_BACKEND_STORE_URI": address.uri,
+        # The jobs are for language models: 14 processes, twice the time to start, five times the memory.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
+    }
+    with tempfile.TemporaryFile() as log:
+        # In a session of its own: all its processes are ended together, and by us alone.
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            _wait_until_up(process, port, log, address)
+            yield process
+        finally:
+            _stop(process)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        if os.name == "posix":  # as the server itself will do; elsewhere this would share a port that is taken
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: IO[bytes], address: Address) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            log.seek(0)
+            lines = log.read().decode(errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+            raise AdaptkitError(f"`mlflow ui` did not start: {address.without_secrets(last)}")
+        if _answers(port):
+            return
+        time.sleep(0.1)
+    raise AdaptkitError(f"`mlflow ui` did not answer within {START_SECONDS:.0f} s")
+
+
+def _answers(port: int) -> bool:
+    # Not urllib, which would ask the proxy that the environment names.
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server with all its processes, also those that outlive the one that we started."""
+    until = time.monotonic() + STOP_SECONDS
+    left = _signal_all(process, signal.SIGTERM)
+    while left and time.monotonic() < until:
+        time.sleep(0.05)
+        process.poll()  # a process that nobody has asked about counts as alive
+        left = _signal_all(process, 0)
+    if left:
+        _signal_all(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_all(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Send a signal to the process and those that it started; tell whether there was one to get it."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,67 @@
+"""All that a set of runs says, as one record and one JSON document."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adaptkit.comparison import Comparison, LeftOut
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All comparisons that a set of runs allows; `notes` are about runs that stand in none of them."""
+
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the findings as plain JSON types: arms and pairs carry the number of their comparison."""
+        first = self.comparisons[0]
+        plain = {
+            "metric": first.metric.key,
+            "margin": first.margin,
+            "arms": [{"comparison": c.number} | arm.to_dict() for c in self.comparisons for arm in c.arms],
+            "pairs": [
+                {"comparison": c.number} | dataclasses.asdict(pair) for c in self.comparisons for pair in c.pairs
+            ],
+            "sentences": [sentence for c in self.comparisons for sentence in c.sentences],
+            "comparisons": [
+                {
+                    key: value
+                    for key, value in _shallow(c).items()
+                    if key not in ("arms", "pairs", "metric", "margin", "left_out")
+                }
+                for c in self.comparisons
+            ],
+            "left_out": [
+                dataclasses.asdict(run)
+                for runs in (*(c.left_out for c in self.comparisons), self.left_out)
+                for run in runs
+            ],
+            "notes": list(self.notes),
+        }
+        finite: dict[str, Any] = _finite(plain)
+        return finite
+
+    def to_json(self) -> str:
+        """Return the findings as one JSON document."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return plain JSON types with None for numbers that JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _shallow(record: Comparison) -> dict[str, Any]:
+    return {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}

@@ -1,0 +1,72 @@
+"""Collect the runs of an experiment for its comparison: a plugin that watches run events."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from adaptkit.comparison import ComparedRun, Curve
+from adaptkit.contracts import Run, RunResult
+from adaptkit.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Collector:
+    """Keep what a comparison needs of each adaptation run, whether it is tracked or not."""
+
+    def __init__(self) -> None:
+        self._runs: list[ComparedRun] = []
+
+    def runs(self, run_ids: Mapping[str, str | None]) -> list[ComparedRun]:
+        """Return the collected runs; `run_ids` maps their names to their ids in a tracking store."""
+        return [dataclasses.replace(run, run_id=run_ids.get(run.name)) for run in self._runs]
+
+    @hookimpl
+    def adaptkit_run_ended(self, run: Run, result: RunResult, model: nn.Module) -> None:
+        """Keep a finished adaptation run."""
+        if run.kind != "adaptation":
+            return
+        epochs = result.epochs
+        shifted = tuple(epoch.shifted_accuracy for epoch in epochs if epoch.shifted_accuracy is not None)
+        curve = Curve(
+            epoch=tuple(epoch.number for epoch in epochs),
+            seconds=tuple(epoch.cumulative_seconds for epoch in epochs),
+            clean=tuple(epoch.test_accuracy for epoch in epochs),
+            shifted=shifted if len(shifted) == len(epochs) else None,
+        )
+        self._runs.append(
+            dataclasses.replace(
+                self._started(run, "finished"),
+                metrics=dict(result.metrics),
+                classes=result.classes,
+                predictions=result.predictions,
+                curve=curve,
+            )
+        )
+
+    @hookimpl
+    def adaptkit_run_failed(self, run: Run, error: BaseException) -> None:
+        """Keep that an adaptation run stopped early, and why."""
+        if run.kind == "adaptation":
+            reason = str(error).strip() or type(error).__name__
+            self._runs.append(dataclasses.replace(self._started(run, "failed"), reason=reason.splitlines()[0]))
+
+    def _started(self, run: Run, status: str) -> ComparedRun:
+        strategy = str(run.params["strategy"])
+        params = {key: str(value) for key, value in run.params.items()}
+        return ComparedRun(
+            name=run.name,
+            run_id=None,
+            strategy=strategy,
+            arm=run.tags.get("adaptkit.arm", strategy),
+            options={key[9:]: value for key, value in params.items() if key.startswith("strategy.")},
+            settings={key: value for key, value in params.items() if not key.startswith("strategy")},
+            seed=int(params["seed"]),
+            status=status,
+            started=len(self._runs),
+            metrics={},
+            tags=run.tags,
+        )

@@ -1,0 +1,176 @@
+"""Judge the arms of a comparison: what each reaches, what lies between them, at what cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy
+
+from adaptkit.comparison import COSTS, ArmResult, ComparedRun, Comparison, Estimate, Metric
+from adaptkit.errors import BadInput
+from adaptkit.findings import Findings
+from adaptkit.reports.grouping import Arm, Group, group_runs
+from adaptkit.reports.metrics import DEFAULT_MARGIN, DEFAULT_METRIC, PPT_CONSTANT, find_metric
+from adaptkit.reports.pairs import judge_pairs
+from adaptkit.reports.pareto import dominators
+from adaptkit.reports.sentences import note_sentences, verdict_sentences
+from adaptkit.reports.statistics import confusion, estimate, f1_scores, ppt
+
+#: the line for whoever has nothing to compare
+MORE_ARMS = "run another strategy with the same seeds, as in `adaptkit run -s full -s head --seeds 0-4`"
+
+
+def judge_runs(
+    runs: Sequence[ComparedRun],
+    *,
+    metric: str = DEFAULT_METRIC,
+    margin: float | None = None,
+    ppt_constant: float = PPT_CONSTANT,
+) -> Findings:
+    """Return every comparison that these runs allow; `margin` is in points for accuracies, else in the metric's unit.
+
+    Raises BadInput when none has finished, or for a metric that no run has.
+    """
+    finished = [run for run in runs if run.status == "finished"]
+    if not finished:
+        counts = ", ".join(f"{run.name} ({run.status})" for run in runs)
+        raise BadInput(f"no run has finished: {counts}" if counts else "no runs to compare")
+    chosen = find_metric(metric, finished)
+    default = DEFAULT_MARGIN if chosen.scale == 100 else 0.0
+    scaled = default if margin is None else margin / chosen.scale
+    groups, left_out = group_runs([_with_metric(run, metric) for run in runs])
+    comparisons = tuple(
+        judge(group, number, chosen, scaled, ppt_constant) for number, group in enumerate(groups, start=1)
+    )
+    notes = tuple(f"{run.name} is left out: {run.reason}" for run in left_out)
+    return Findings(comparisons, notes, left_out)
+
+
+def require_pairs(findings: Findings) -> None:
+    """Raise BadInput when no comparison has two arms."""
+    if any(len(comparison.arms) > 1 for comparison in findings.comparisons):
+        return
+    arms = [arm for comparison in findings.comparisons for arm in comparison.arms]
+    if len(arms) == 1:
+        seeds = "seed" if len(arms[0].seeds) == 1 else "seeds"
+        raise BadInput(f"only one arm to compare: {arms[0].name} ({len(arms[0].seeds)} {seeds}); {MORE_ARMS}")
+    apart = "; ".join(
+        f"{comparison.arms[0].name}: {(comparison.reason or '').split(': ', 1)[-1]}"
+        for comparison in findings.comparisons
+    )
+    raise BadInput(f"no two arms share a base, the data and the number of labelled images ({apart}); {MORE_ARMS}")
+
+
+def judge(group: Group, number: int, metric: Metric, margin: float, ppt_constant: float) -> Comparison:
+    """Judge one group of arms."""
+    _check_test_images([run for arm in group.arms for run in arm.runs])
+    sign = -1 if metric.higher_is_better else 1
+    arms = sorted((_arm_result(arm, metric, ppt_constant) for arm in group.arms), key=lambda arm: sign * arm.score.mean)
+    comparable = _timings_comparable(arms)
+    pairs = judge_pairs(arms, metric, margin, comparable)
+    dominated = dominators(arms, pairs, timings_comparable=comparable)
+    arms = [dataclasses.replace(arm, dominated_by=dominated[arm.name]) for arm in arms]
+    first = arms[0].runs[0]
+    comparison = Comparison(
+        number=number,
+        reason=group.reason,
+        metric=metric,
+        margin=margin,
+        ppt_constant=ppt_constant,
+        arms=tuple(arms),
+        pairs=pairs,
+        sentences=(),
+        notes=(),
+        left_out=group.left_out,
+        zero_shot=first.metrics["final/zero_shot_accuracy"],
+        base_accuracy=first.metrics["final/base_test_accuracy"],
+        classes=first.classes,
+        test_images=len(first.predictions["shifted"].truth),
+        base_fingerprint=first.tags.get("adaptkit.base_fingerprint", ""),
+        data_fingerprint=first.tags.get("adaptkit.data_fingerprint", ""),
+        setup=_setup([run for arm in arms for run in arm.runs]),
+        timings_comparable=comparable,
+    )
+    comparison = dataclasses.replace(comparison, notes=note_sentences(comparison))
+    return dataclasses.replace(comparison, sentences=verdict_sentences(comparison))
+
+
+def _with_metric(run: ComparedRun, metric: str) -> ComparedRun:
+    if run.status != "finished" or metric in run.metrics:
+        return run
+    return dataclasses.replace(run, status="incomplete", reason=f"has no metric {metric}")
+
+
+def _arm_result(arm: Arm, metric: Metric, ppt_constant: float) -> ArmResult:
+    def over_seeds(value: str | Callable[[ComparedRun], float]) -> Estimate:
+        read = (lambda run: run.metrics[value]) if isinstance(value, str) else value
+        return estimate([read(run) for run in arm.runs])
+
+    first = arm.runs[0]
+    classes = len(first.classes)
+    shifted = [run.predictions["shifted"] for run in arm.runs]
+    counts = [confusion(found.truth, found.predicted, classes) for found in shifted]
+    rows = numpy.maximum(counts[0].sum(1, keepdims=True), 1)
+    trainable = int(first.metrics["params/trainable"])
+    return ArmResult(
+        name=arm.name,
+        slug=arm.slug,
+        strategy=arm.strategy,
+        options=arm.options,
+        settings=arm.settings,
+        seeds=tuple(run.seed for run in arm.runs),
+        score=over_seeds(metric.key),
+        shifted=over_seeds("final/shifted_accuracy"),
+        gain=over_seeds("final/gain"),
+        clean=over_seeds("final/test_accuracy"),
+        retention=over_seeds("final/retention"),
+        macro_f1=over_seeds("final/shifted_macro_f1"),
+        parameters=int(first.metrics["params/total"]),
+        trainable=trainable,
+        trainable_fraction=first.metrics["params/trainable_fraction"],
+        adapter_bytes=over_seeds("size/adapter_bytes"),
+        train_seconds=over_seeds("time/train_seconds"),
+        epoch_seconds=over_seeds(lambda run: run.metrics["time/train_seconds"] / int(run.settings.get("epochs", 1))),
+        peak_bytes=over_seeds("memory/peak_bytes"),
+        inference_ratio=over_seeds("time/inference_ratio"),
+        ppt=ppt(over_seeds("final/shifted_accuracy").mean, trainable, ppt_constant),
+        class_f1=tuple(numpy.mean([f1_scores(count) for count in counts], axis=0).tolist()),
+        confusion=tuple(map(tuple, numpy.mean([count / rows for count in counts], axis=0).tolist())),
+        dominated_by=dict.fromkeys(COSTS, ()),
+        runs=arm.runs,
+    )
+
+
+def _check_test_images(runs: Sequence[ComparedRun]) -> None:
+    """Refuse runs whose predictions are not of the same test images: no difference between them means anything."""
+    first = runs[0]
+    for run in runs[1:]:
+        for name, found in run.predictions.items():
+            expected = first.predictions[name]
+            same = run.classes == first.classes and len(found.truth) == len(expected.truth)
+            if not (same and (found.image == expected.image).all() and (found.truth == expected.truth).all()):
+                raise BadInput(f"the predictions of {run.name} and {first.name} are not of the same {name} test images")
+
+
+def _timings_comparable(arms: Sequence[ArmResult]) -> bool:
+    """Tell whether all seconds were taken on one machine's device by runs that had it to themselves."""
+    runs = [run for arm in arms for run in arm.runs]
+    places = {(run.tags.get("adaptkit.host"), run.settings.get("device")) for run in runs}
+    return len(places) == 1 and all(run.tags.get("adaptkit.timing", "alone") == "alone" for run in runs)
+
+
+def _setup(runs: Sequence[ComparedRun]) -> Mapping[str, str]:
+    """Return the settings that all runs share."""
+    first = runs[0].settings
+    own = ("seed", "strategy", "preset", "data_dir")
+    shared = {
+        key: value
+        for key, value in first.items()
+        if key not in own and not key.startswith("strategy.") and all(run.settings.get(key) == value for run in runs)
+    }
+    for fact in ("pool_images", "drawn_images"):
+        values = {run.tags.get(f"adaptkit.{fact}") for run in runs}
+        if len(values) == 1 and (value := values.pop()):
+            shared[fact] = value
+    return shared

@@ -1,0 +1,78 @@
+"""The metrics that runs can be compared by: what they are called, in which unit, and which direction is good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from adaptkit.comparison import ComparedRun, Metric
+from adaptkit.errors import BadInput, suggestion
+
+DEFAULT_METRIC = "final/shifted_accuracy"
+#: one point, for accuracies; other metrics have no margin of their own
+DEFAULT_MARGIN = 0.01
+#: V-PETL Bench's constant for its PPT score
+PPT_CONSTANT = 1e7
+
+LABELS = {
+    "final/shifted_accuracy": "accuracy on the shifted test",
+    "final/test_accuracy": "accuracy on the clean test",
+    "final/shifted_macro_f1": "macro F1 on the shifted test",
+    "final/gain": "gain",
+    "final/retention": "retention",
+    "time/train_seconds": "training time",
+    "time/evaluation_seconds": "evaluation time",
+    "time/inference_ratio": "inference time",
+    "params/trainable": "trainable parameters",
+    "params/total": "parameters",
+    "size/adapter_bytes": "adapter size",
+    "memory/peak_bytes": "peak memory",
+}
+UNITS = {"seconds": "s", "bytes": "bytes", "ratio": "times the base's"}
+#: metrics of which less is better, by what their names begin or end with
+COSTLY = ("time/", "params/", "size/", "memory/")
+LOSSES = ("loss", "error", "seconds", "bytes")
+#: the final metrics that every adaptation run records, without which a record has a gap
+REQUIRED = (
+    "final/test_accuracy", "final/shifted_accuracy", "final/shifted_macro_f1", "final/zero_shot_accuracy",
+    "final/base_test_accuracy", "final/gain", "final/retention", "params/total", "params/trainable",
+    "params/trainable_fraction", "size/adapter_bytes", "memory/peak_bytes", "time/train_seconds",
+    "time/inference_ratio",
+)  # fmt: skip
+#: metric -> the test set whose images decide it
+TEST_SETS = {
+    "final/shifted_accuracy": "shifted",
+    "final/gain": "shifted",
+    "final/shifted_macro_f1": "shifted",
+    "final/test_accuracy": "clean",
+    "final/retention": "clean",
+}
+
+
+def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
+    """Return the metric of this name; raise BadInput, naming the nearest, if no run has it."""
+    known = {name for run in runs for name in run.metrics}
+    if key not in known:
+        raise BadInput(f"--metric: no run has a metric {key!r}{_nearest(key, known)}")
+    is_share = key in TEST_SETS or key.endswith("accuracy") or key == "params/trainable_fraction"
+    ending = key.rsplit("_", 1)[-1]
+    costly = key.startswith(COSTLY) or key.rsplit("/", 1)[-1].endswith(LOSSES)
+    return Metric(
+        key=key,
+        label=LABELS.get(key, key),
+        unit="points" if is_share else UNITS.get(ending, ""),
+        scale=100.0 if is_share else 1.0,
+        higher_is_better=not costly,
+    )
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    """Suggest a metric also for the part of its name behind the slash, `shifted_acuracy`."""
+    hint = suggestion(key, known)
+    if "did you mean" in hint or not known:
+        return hint
+    by_ending = {name.rsplit("/", 1)[-1]: name for name in known}
+    short = suggestion(key.rsplit("/", 1)[-1], by_ending)
+    if "did you mean" not in short:
+        return hint
+    ending = short.split("'")[1]
+    return f"; did you mean {by_ending[ending]!r}?"

@@ -1,0 +1,201 @@
+"""Write findings as a report that people can open: a page, Markdown, JSON and figures."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from adaptkit.comparison import Comparison
+from adaptkit.errors import BadInput
+from adaptkit.findings import Findings
+from adaptkit.reports import report_tables as tables
+from adaptkit.reports.comparison_figures import draw_comparison, save_drawing
+from adaptkit.reports.formats import margin
+from adaptkit.reports.palette import assign_colours
+from adaptkit.reports.report_tables import Table
+from adaptkit.reports.wording import listed
+
+TEMPLATES = Path(__file__).parent / "templates"
+#: report.html comes last: when it is there, so is the rest
+TEXTS = ("comparison.json", "report.md", "report.html")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a report shows it: what it shows in words, its PNG file beside the report, the bytes as base64."""
+
+    title: str
+    caption: str
+    file: str
+    data: str
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What a report says of one comparison."""
+
+    comparison: Comparison
+    strategies: str
+    subject: str
+    results: Sequence[Table]
+    class_scores: Table
+    runs: Table
+    left_out: Table
+    facts: Sequence[tuple[str, str]]
+    pictures: Sequence[Picture]
+
+
+def write_report(folder: Path, findings: Findings) -> list[Path]:
+    """Write report.html, report.md, comparison.json and each figure as PNG and SVG; return their paths.
+
+    Nothing is replaced before all of it is drawn, and no file is ever half-written. Raises BadInput for a folder that
+    cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".report-") as temporary:
+            names = _draw(Path(temporary), findings)
+            for name in names:
+                if (folder / name).is_dir():
+                    raise BadInput(f"--output: {folder / name} is a folder, where a file is to be written")
+            for name in names:
+                os.replace(Path(temporary) / name, folder / name)
+    except OSError as error:
+        raise BadInput(f"--output: cannot write to {folder}: {_reason(error)}") from error
+    return [folder / name for name in names]
+
+
+def _reason(error: OSError) -> str:
+    return "it is a file" if isinstance(error, FileExistsError) else error.strerror or type(error).__name__
+
+
+def _draw(folder: Path, findings: Findings) -> list[str]:
+    """Draw and write everything into an empty folder; return the names of the files."""
+    strategies = {arm.strategy for comparison in findings.comparisons for arm in comparison.arms}
+    chapters, names = [], []
+    for position, comparison in enumerate(findings.comparisons, start=1):
+        pictures = []
+        for drawing in draw_comparison(comparison, strategies):
+            if position > 1:
+                drawing = dataclasses.replace(drawing, stem=f"{drawing.stem}_{position}")
+            png, svg = save_drawing(drawing, folder)
+            data = base64.b64encode(png.read_bytes()).decode("ascii")
+            pictures.append(Picture(drawing.title, drawing.alt, png.name, data))
+            names += [png.name, svg.name]
+        chapters.append(_chapter(comparison, pictures, assign_colours(strategies)))
+    known = {
+        "chapters": chapters,
+        "findings": findings,
+        "left_out": tables.left_out(findings.left_out),
+        "reading": how_to_read(findings.comparisons[0]),
+    }
+    texts = {
+        "comparison.json": json.dumps(_finite(findings.to_dict()), indent=2, allow_nan=False) + "\n",
+        "report.md": _template("report.md.j2", autoescape=False, finalize=escape_markdown).render(known),
+        "report.html": _template("report.html.j2", autoescape=True).render(known),
+    }
+    for name in TEXTS:
+        (folder / name).write_text(texts[name], encoding="utf-8", errors="replace")
+    return [*names, *TEXTS]
+
+
+def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mapping[str, str]) -> Chapter:
+    return Chapter(
+        comparison=comparison,
+        strategies=listed(arm.name for arm in comparison.arms),
+        subject=tables.subject(comparison),
+        results=[
+            tables.accuracies(comparison, colours),
+            tables.pairs(comparison),
+            tables.costs(comparison, colours),
+            tables.fronts(comparison, colours),
+        ],
+        class_scores=tables.class_scores(comparison),
+        runs=tables.runs(comparison, colours),
+        left_out=tables.left_out(comparison.left_out),
+        facts=tables.facts(comparison),
+        pictures=pictures,
+    )
+
+
+def how_to_read(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    """Return the words of a report with what they mean."""
+    within = margin(comparison.metric, comparison.margin)
+    return (
+        ("numbers", "Accuracies and F1 are in %, differences between them in points."),
+        (
+            "interval",
+            "The 95 % t-interval of this pair's own differences over the seeds that both share; it is not adjusted for "
+            "the number of pairs.",
+        ),
+        ("p (Holm)", "The p-value of the paired t-test, corrected by Holm's method for the number of pairs."),
+        ("better, worse", "The corrected p-value is below 0.05, and the resampled interval agrees."),
+        (
+            "tie",
+            f"Neither better nor worse, and the 95 % interval lies within {within}: as good, for this purpose.",
+        ),
+        ("unclear", "The data do not decide. That is not a tie."),
+        (
+            "resampled images",
+            "The 95 % interval of the difference when the test images are drawn again. It covers the chance of the "
+            "test images, the t-interval that of the seeds; a verdict that it does not bear out is unclear.",
+        ),
+        (
+            "gain, retention",
+            "Shifted minus zero-shot, and clean minus the base's clean accuracy; below 0 is forgetting.",
+        ),
+    )
+
+
+def escape_markdown(value: object) -> object:
+    """Return a value as one line that Markdown shows as it is, in a table too; `Markup` stays as it is.
+
+    What cannot be taken for Markdown is left alone, so that the file can be read as text.
+    """
+    if isinstance(value, Markup):
+        return value
+    text = " ".join("".join(sign if sign.isprintable() else " " for sign in str(value)).split())
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    # Web addresses become links without any brackets, mail addresses too.
+    text = re.sub(r":(?=//)", r"\\:", text)
+    text = re.sub(r"(?i)\b(www)\.", r"\1\\.", text).replace("@", "&#64;")
+    # What begins a line: headings, quotations, lists, rules.
+    text = re.sub(r"^(#|>|[-+=](?=[-+= ]|$))", r"\\\1", text)
+    return re.sub(r"^(\d+)([.)])(?= |$)", r"\1\\\2", text)
+
+
+def _template(name: str, autoescape: bool, finalize: Callable[[object], object] | None = None) -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=autoescape,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(name)
+
+
+def _finite(value: Any) -> Any:
+    """Return plain data with None for numbers that JSON cannot write."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,224 @@
+"""Say what a comparison found in sentences that could be read aloud, with what they cover."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adaptkit.comparison import ArmResult, Comparison, Estimate, PairResult
+from adaptkit.reports.metrics import TEST_SETS
+from adaptkit.reports.pareto import cheaper
+from adaptkit.reports.statistics import sampling_error
+from adaptkit.reports.wording import amount, listed, p_value, part, plural, rounded, times, unit
+
+#: more pairs than this are not read aloud: then those of the best arm are
+MOST_PAIRS = 10
+#: what a newcomer needs to be told to run, to hear about the seeds
+ENOUGH_SEEDS = 5
+
+TIME = "time/train_seconds"
+DOMAINS = {
+    "final/shifted_accuracy": "On the shifted test",
+    "final/shifted_macro_f1": "By macro F1 on the shifted test",
+    "final/test_accuracy": "On the clean test",
+    "final/gain": "In gain on the shifted test",
+    "final/retention": "In retention on the clean test",
+}
+
+
+def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
+    """Return the verdicts, the best arm's first, then the front of accuracy against parameters, then the scope."""
+    sentences = [_pair_sentence(comparison, pair) for pair in spoken_pairs(comparison)]
+    if unspoken := len(comparison.pairs) - len(sentences):
+        sentences.append(f"The other {unspoken:,} pairs are not read out; they stand in the table of the report.")
+    if any(pair.test == "mcnemar" for pair in comparison.pairs):
+        sentences.append(
+            "McNemar's test covers the chance of the test images alone, not that of the seeds: another draw of the "
+            f"labelled images may reverse it; run at least {ENOUGH_SEEDS} seeds (--seeds 0-{ENOUGH_SEEDS - 1})."
+        )
+    if comparison.metric.key in ("final/shifted_accuracy", "final/gain"):
+        sentences.append(_zero_shot_sentence(comparison))
+    if len(comparison.arms) > 1:
+        sentences.append(_front_sentence(comparison))
+    sentences.append(_scope_sentence(comparison))
+    return tuple(sentences)
+
+
+def note_sentences(comparison: Comparison) -> tuple[str, ...]:
+    """Return what a reader must know of the runs: which are missing, and in what they are unequal."""
+    notes = []
+    every = sorted({seed for arm in comparison.arms for seed in arm.seeds})
+    for arm in comparison.arms:
+        if missing := [seed for seed in every if seed not in arm.seeds]:
+            notes.append(
+                f"{arm.name} has no finished run of {plural('seed', missing)} {listed(map(str, missing))}: "
+                "its pairs cover the seeds that both arms have."
+            )
+    for key, words in (("epochs", "epochs"), ("batch_size", "images a step")):
+        values = {arm.settings.get(key, "?") for arm in comparison.arms}
+        if len(values) > 1:
+            shown = listed(sorted(values, key=lambda value: (len(value), value)))
+            notes.append(
+                f"The arms were trained with unequal {key} ({shown} {words}): they share the drawn images only."
+            )
+    if not comparison.timings_comparable:
+        notes.append(
+            "Training seconds are shown but not ranked: the runs shared a machine or were made on different ones."
+        )
+    for status in dict.fromkeys(run.status for run in comparison.left_out):
+        runs = [run for run in comparison.left_out if run.status == status]
+        reasons = dict.fromkeys(run.reason for run in runs if run.reason != run.status)
+        why = f" ({listed(reasons)})" if reasons else ""
+        notes.append(f"Left out, {len(runs)} {status}: {listed(run.name for run in runs)}{why}.")
+    return tuple(notes)
+
+
+def spoken_pairs(comparison: Comparison) -> Sequence[PairResult]:
+    """Return the pairs that are read out and shown on a terminal: all, or the best arm's when there are many."""
+    if len(comparison.pairs) <= MOST_PAIRS:
+        return comparison.pairs
+    return [pair for pair in comparison.pairs if pair.a == comparison.arms[0].name][:MOST_PAIRS]
+
+
+def _pair_sentence(comparison: Comparison, pair: PairResult) -> str:
+    where = DOMAINS.get(comparison.metric.key, f"By {comparison.metric.label}")
+    if pair.n == 0:
+        return f"{where}, {pair.a} and {pair.b} cannot be paired: they share no seed; run both with the same seeds."
+    if pair.test is None or pair.difference is None or pair.low is None or pair.high is None or pair.p is None:
+        return (
+            f"{where}, one seed cannot tell {pair.a} from {pair.b}: run at least {ENOUGH_SEEDS} seeds "
+            f"(--seeds 0-{ENOUGH_SEEDS - 1})."
+        )
+    if pair.verdict in ("better", "worse"):
+        return f"{where}, {_decided(comparison, pair)}"
+    if pair.verdict == "tie":
+        return f"{where}, {_tied(comparison, pair)}"
+    return f"{where}, {_undecided(comparison, pair)}"
+
+
+def _decided(comparison: Comparison, pair: PairResult) -> str:
+    swap = pair.verdict == "worse"
+    winner, loser = (pair.b, pair.a) if swap else (pair.a, pair.b)
+    sign = 1 if pair.difference is not None and pair.difference >= 0 else -1
+    costs = _costs(comparison, pair, swap)
+    return f"{winner} beats {loser} by {_difference(comparison, pair, sign)}{_evidence(pair)}; it {costs}."
+
+
+def _tied(comparison: Comparison, pair: PairResult) -> str:
+    cheaper_first = pair.trainable_ratio <= 1
+    cheap = pair.a if cheaper_first else pair.b
+    margin = amount(comparison.metric, comparison.margin)
+    return (
+        f"{pair.a} and {pair.b} are tied within ±{margin} {unit(comparison.metric, comparison.margin)}: "
+        f"they differ by {_difference(comparison, pair, 1)}{_evidence(pair)}; "
+        f"{cheap} {_costs(comparison, pair, not cheaper_first)}."
+    )
+
+
+def _undecided(comparison: Comparison, pair: PairResult) -> str:
+    start = f"{pair.a} and {pair.b} differ by {_difference(comparison, pair, 1)}{_evidence(pair)}"
+    if pair.seeds_verdict != "unclear":
+        spread = (
+            f"[{amount(comparison.metric, pair.image_low or 0)}, {amount(comparison.metric, pair.image_high or 0)}]"
+        )
+        found = {"tie": "a tie"}.get(pair.seeds_verdict, "a difference")
+        more = (
+            f"; about {rounded(pair.images_needed)} test images would"
+            if pair.images_needed
+            else "; no number of test images would, at this difference"
+        )
+        return f"{start}: the seeds say {found}, resampled test images {spread} do not bear it out: unclear{more}."
+    if pair.sd is None:
+        return f"{start}: the test images do not decide."
+    if pair.seeds_needed is None:
+        return f"{start}: the seeds do not decide, and no number of seeds up to 10,000 would at this spread."
+    # A plan for as many seeds as there are would be none: the correction asks for at least one more.
+    extra = max(pair.seeds_needed - pair.n, 1)
+    plan = f"{rounded(pair.n + extra)} seeds would ({rounded(extra)} more)"
+    return f"{start}: the seeds do not decide; at this spread, {plan}."
+
+
+def _difference(comparison: Comparison, pair: PairResult, sign: int) -> str:
+    """Return the difference with its interval, turned so that it is read in the sentence's direction."""
+    metric = comparison.metric
+    assert pair.difference is not None and pair.low is not None and pair.high is not None
+    low, high = sorted((sign * pair.low, sign * pair.high))
+    value = sign * pair.difference
+    return f"{amount(metric, value)} {unit(metric, value)} [{amount(metric, low)}, {amount(metric, high)}]"
+
+
+def _evidence(pair: PairResult) -> str:
+    assert pair.p is not None
+    if pair.test == "mcnemar":
+        return f" with one seed (McNemar's exact test, {p_value(pair.p)})"
+    return f" over {pair.n} paired seeds ({p_value(pair.p)})"
+
+
+def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
+    """Return what the pair's first arm (the second if swapped) costs, measured against the other."""
+
+    def turned(ratio: float) -> float:
+        return 1 / ratio if swapped else ratio
+
+    parts = [f"trains {times(turned(pair.trainable_ratio), 'the parameters', 'as many parameters')}"]
+    one, other = comparison.arm(pair.a), comparison.arm(pair.b)
+    if pair.seconds_ratio and (cheaper(one, other, TIME) or cheaper(other, one, TIME)):
+        parts.append(f"took {times(turned(pair.seconds_ratio), 'as long', 'about as long')}")
+    if pair.retention_difference is not None:
+        kept = -pair.retention_difference if swapped else pair.retention_difference
+        points = f"{100 * abs(kept):.1f}"
+        both_forget = all(arm.retention.mean < 0 for arm in (one, other))
+        if points == "0.0":
+            parts.append("ended level on the clean test")
+        elif both_forget:
+            parts.append(f"forgot {points} points {'more' if kept < 0 else 'less'} of the clean domain")
+        else:
+            parts.append(f"ended {points} points {'lower' if kept < 0 else 'higher'} on the clean test")
+    return listed(parts)
+
+
+def _zero_shot_sentence(comparison: Comparison) -> str:
+    start = f"Without adaptation the base reaches {100 * comparison.zero_shot:.1f} % there"
+    lost = [arm.name for arm in comparison.arms if not _is_gain(arm.gain)]
+    if not lost:
+        return f"{start}; {'every arm gains' if len(comparison.arms) > 1 else _reached(comparison.arms[0])}."
+    return f"{start}; no gain over it is shown for {listed(lost)}."
+
+
+def _reached(arm: ArmResult) -> str:
+    interval = (
+        ""
+        if arm.gain.low is None or arm.gain.high is None
+        else f" [{100 * arm.gain.low:.1f}, {100 * arm.gain.high:.1f}]"
+    )
+    return f"{arm.name} gains {100 * arm.gain.mean:.1f} points{interval}"
+
+
+def _is_gain(gain: Estimate) -> bool:
+    return (gain.mean if gain.low is None else gain.low) > 0
+
+
+def _front_sentence(comparison: Comparison) -> str:
+    cost = "params/trainable"
+    front = [arm.name for arm in comparison.front(cost)]
+    beaten = [arm for arm in comparison.arms if arm.dominated_by[cost]]
+    sentence = f"Weighed against trainable parameters, nothing dominates {listed(front)}"
+    if beaten:
+        shown = [f"{arm.name} is dominated by {listed(arm.dominated_by[cost])}" for arm in beaten]
+        sentence += f"; {listed(shown)}"
+    return f"{sentence}."
+
+
+def _scope_sentence(comparison: Comparison) -> str:
+    metric = comparison.metric
+    test = TEST_SETS.get(metric.key, "shifted")
+    images = len(comparison.arms[0].runs[0].predictions[test].truth)
+    sentence = f"This holds for this base and these {images:,} test images"
+    accuracies = [arm.shifted.mean if test == "shifted" else arm.clean.mean for arm in comparison.arms]
+    error = sampling_error(sum(accuracies) / len(accuracies), images)
+    sentence += f" (an accuracy here has a 95 % sampling error of ±{100 * error:.1f} points)"
+    if any(len(arm.seeds) > 1 for arm in comparison.arms):
+        drawn, pool = (comparison.setup.get(key, "") for key in ("drawn_images", "pool_images"))
+        if drawn.isdigit() and pool.isdigit() and int(pool):
+            # Two draws of k images from a pool of n have k * k / n in common, on average.
+            sentence += f"; the seeds' draws share {part(int(drawn) / int(pool))} of their images"
+    return f"{sentence}."

@@ -1,0 +1,245 @@
+"""Read runs for a comparison from an MLflow store that exists: nothing is made or changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adaptkit.comparison import ComparedRun, Curve
+from adaptkit.config import DEFAULT_EXPERIMENT
+from adaptkit.errors import BadInput, suggestion
+from adaptkit.reports.metrics import REQUIRED
+from adaptkit.tracking.address import Address
+from adaptkit.tracking.filters import with_params
+from adaptkit.tracking.predictions import read_predictions
+from adaptkit.tracking.store import errors_as_lines, open_existing
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+PAGE = 1000
+PARENTS = ("comparison", "sweep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """An open store that is only read."""
+
+    address: Address
+    client: MlflowClient
+
+    def find(self, run_ids: Sequence[str], experiment: str | None, where: str | None) -> list[MlflowRun]:
+        """Return the adaptation runs asked for: by id (a parent stands for its children), else a whole experiment's.
+
+        Raises BadInput for ids and names that are not there, and for a filter that MLflow cannot read.
+        """
+        with errors_as_lines(self.address):
+            asked = self._by_id(run_ids)
+            wanted = {run.info.run_id for run in asked}
+            if asked:
+                experiments = list(dict.fromkeys(run.info.experiment_id for run in asked))
+            else:
+                experiments = [self._experiment_id(experiment or DEFAULT_EXPERIMENT)]
+            found = self._search(experiments, "tags.`adaptkit.kind` = 'adaptation'", where)
+        if wanted:
+            found = [run for run in found if {run.info.run_id, run.data.tags.get("mlflow.parentRunId")} & wanted]
+        return found
+
+    def read(self, found: Iterable[MlflowRun]) -> list[ComparedRun]:
+        """Return the runs with their predictions, read from their artifacts.
+
+        Raises BadInput, all problems at once, for a run that is still running and for a missing artifact.
+        """
+        records = list(found)
+        runs = [_compared(run) for run in records]
+        problems = [
+            f"{run.name} ({run.run_id}) is still running: wait for it, or leave it out with "
+            """--where "status != 'RUNNING'\""""
+            for run in runs
+            if run.status == "running"
+        ]
+        if problems:
+            raise BadInput(*problems)
+        with ThreadPoolExecutor(4) as pool:
+            read = list(pool.map(self._with_predictions, runs, [run.info.artifact_uri or "" for run in records]))
+        if missing := [problem for _, problem in read if problem is not None]:
+            raise BadInput(*missing)
+        return [run for run, _ in read]
+
+    def with_curves(self, runs: Iterable[ComparedRun]) -> list[ComparedRun]:
+        """Return the runs with their histories, epoch by epoch."""
+        with errors_as_lines(self.address), ThreadPoolExecutor(4) as pool:
+            return list(pool.map(self._with_curve, runs))
+
+    def _experiment_id(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage != "deleted":
+            return str(found.experiment_id)
+        known = [experiment.name for experiment in self.client.search_experiments(max_results=PAGE)]
+        known = [other for other in known if other != "Default"]
+        raise BadInput(
+            f"--experiment: there is no experiment {name!r} in {self.address.shown}{suggestion(name, known)}"
+        )
+
+    def _by_id(self, run_ids: Sequence[str]) -> list[MlflowRun]:
+        from mlflow.exceptions import MlflowException
+
+        found, problems = [], []
+        for run_id in dict.fromkeys(run_ids):
+            try:
+                run = self.client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+                problems.append(f"there is no run {run_id!r} in {self.address.shown}")
+                continue
+            kind = run.data.tags.get("adaptkit.kind", "none of adaptkit's")
+            if kind not in ("adaptation", *PARENTS):
+                problems.append(f"run {run_id} is of kind {kind}; adaptation runs are compared")
+            found.append(run)
+        if problems:
+            raise BadInput(*problems)
+        return found
+
+    def _search(self, experiments: list[str], condition: str, where: str | None) -> list[MlflowRun]:
+        from mlflow.exceptions import MlflowException
+
+        filter_string = f"{condition} and {with_params(where)}" if where and where.strip() else condition
+        found: list[MlflowRun] = []
+        token: str | None = None
+        while True:
+            try:
+                page = self.client.search_runs(
+                    experiments,
+                    filter_string,
+                    max_results=PAGE,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+            except MlflowException as error:
+                if where and error.error_code == "INVALID_PARAMETER_VALUE":
+                    raise BadInput(f"--where: {str(error).strip().splitlines()[0]}") from None
+                raise
+            found.extend(page)
+            token = page.token
+            if not token:
+                return found
+
+    def _with_predictions(self, run: ComparedRun, artifacts: str) -> tuple[ComparedRun, str | None]:
+        """Return the run with its predictions, or the reason why they cannot be read."""
+        if run.status != "finished":
+            return run, None
+        try:
+            with (
+                self._artifact(artifacts, "predictions.csv") as path,
+                self._artifact(artifacts, "adapter/adapter.json") as card,
+            ):
+                classes = tuple(json.loads(card.read_text(encoding="utf-8"))["classes"])
+                predictions = read_predictions(path, classes)
+        except FileNotFoundError as error:
+            return run, f"{run.name} ({run.run_id}) has no artifact {error.filename}"
+        except (KeyError, ValueError, OSError) as error:
+            return run, f"{run.name} ({run.run_id}): its predictions cannot be read: {type(error).__name__}: {error}"
+        return dataclasses.replace(run, classes=classes, predictions=predictions), None
+
+    @contextmanager
+    def _artifact(self, artifacts: str, name: str) -> Iterator[Path]:
+        """Lend a local copy of an artifact; raise FileNotFoundError, with its name, when there is none."""
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
+            try:
+                # By its address: MLflow would ask the store for the run several times to find it.
+                where = download_artifacts(
+                    artifact_uri=f"{artifacts.rstrip('/')}/{name}", dst_path=folder, tracking_uri=self.address.uri
+                )
+            except (MlflowException, OSError) as error:
+                raise FileNotFoundError(2, "no such artifact", name) from error
+            yield Path(where)
+
+    def _with_curve(self, run: ComparedRun) -> ComparedRun:
+        if run.status != "finished" or run.run_id is None:
+            return run
+        keys = ("time/cumulative_seconds", "test/accuracy", "shifted/accuracy")
+        series = {
+            key: {point.step: point.value for point in self.client.get_metric_history(run.run_id, key)}
+            for key in keys
+            if key in run.metrics
+        }
+        seconds, clean, shifted = (series.get(key, {}) for key in keys)
+        steps = sorted(set(seconds) & set(clean))
+        if not steps:
+            return run
+        curve = Curve(
+            epoch=tuple(steps),
+            seconds=tuple(seconds[step] for step in steps),
+            clean=tuple(clean[step] for step in steps),
+            shifted=tuple(shifted[step] for step in steps) if all(step in shifted for step in steps) else None,
+        )
+        return dataclasses.replace(run, curve=curve)
+
+
+def open_reader(uri: str | None) -> Reader:
+    """Open the store that is meant for reading; raise BadInput when there is none, or it cannot be reached."""
+    address, client = open_existing(uri)
+    return Reader(address, client)
+
+
+def _compared(run: MlflowRun) -> ComparedRun:
+    tags, params = run.data.tags, run.data.params
+    strategy = params.get("strategy", "unknown")
+    metrics = run.data.metrics
+    status, reason = _status(run)
+    if status == "finished" and (missing := [key for key in REQUIRED if key not in metrics]):
+        status, reason = "incomplete", f"its record lacks {missing[0]}"
+    seed = params.get("seed", "")
+    if status == "finished" and not seed.isdigit():
+        status, reason = "incomplete", "its record lacks a seed"
+    return ComparedRun(
+        name=run.info.run_name or run.info.run_id,
+        run_id=run.info.run_id,
+        strategy=strategy,
+        arm=tags.get("adaptkit.arm", strategy),
+        options={key[9:]: value for key, value in params.items() if key.startswith("strategy.")},
+        settings={key: value for key, value in params.items() if not key.startswith("strategy")},
+        seed=int(seed) if seed.isdigit() else 0,
+        status=status,
+        started=run.info.start_time or 0,
+        metrics=metrics,
+        tags=tags,
+        reason=reason,
+    )
+
+
+def _status(run: MlflowRun) -> tuple[str, str | None]:
+    """Return what became of a run; one that nobody can still be running was killed."""
+    status = run.info.status.lower()
+    if status not in ("running", "scheduled"):
+        return status, None
+    tags = run.data.tags
+    pid = tags.get("adaptkit.pid", "")
+    if tags.get("adaptkit.host") == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)):
+        return "killed", "its process is gone"
+    return "running", None
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":  # elsewhere, signal 0 is no question
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
