@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -26,9 +27,12 @@ TRUTH = numpy.arange(IMAGES) % len(CLASSES)
 DATA, BASE = "d" * 64, "b" * 64
 
 
-def predicted(wrong: Iterable[int]) -> Any:
+_open = functools.cache(open_store)
+
+
+def predicted(wrong: Iterable[int], truth: Any = TRUTH) -> Any:
     """Return predictions that are wrong for these images: they name the next class."""
-    found = TRUTH.copy()
+    found = truth.copy()
     chosen = list(wrong)
     found[chosen] = (found[chosen] + 1) % len(CLASSES)
     return found
@@ -49,17 +53,18 @@ def fabricate(
     status: str = "FINISHED",
     artifacts: Sequence[str] = ("predictions.csv", "adapter/adapter.json"),
     arm: str | None = None,
+    truth: Any = TRUTH,
 ) -> str:
     """Record a run whose adapted model is wrong on these shifted test images; return its id."""
-    store = open_store(uri, experiment)
+    store = _open(uri, experiment)
     client: MlflowClient = store.client
-    shifted, clean = predicted(wrong), predicted(wrong_clean)
-    base = predicted(range(IMAGES // 2))
-    accuracy, clean_accuracy = float((shifted == TRUTH).mean()), float((clean == TRUTH).mean())
+    shifted, clean = predicted(wrong, truth), predicted(wrong_clean, truth)
+    base = predicted(range(len(truth) // 2), truth)
+    accuracy, clean_accuracy = float((shifted == truth).mean()), float((clean == truth).mean())
     known = {
         "final/test_accuracy": clean_accuracy,
         "final/shifted_accuracy": accuracy,
-        "final/shifted_macro_f1": float(f1_score(TRUTH, shifted, average="macro")),
+        "final/shifted_macro_f1": float(f1_score(truth, shifted, average="macro")),
         "final/zero_shot_accuracy": 0.5,
         "final/base_test_accuracy": 1.0,
         "final/gain": accuracy - 0.5,
@@ -105,13 +110,13 @@ def fabricate(
         tags=[RunTag(key, value) for key, value in own_tags.items()],
     )
     if status == "FINISHED":
-        index, sure = numpy.arange(IMAGES), numpy.full(IMAGES, 0.9)
+        index, sure = numpy.arange(len(truth)), numpy.full(len(truth), 0.9)
         result = RunResult(
             metrics=known,
             epochs=(),
             predictions={
-                "clean": Predictions(index, TRUTH, clean, sure, TRUTH),
-                "shifted": Predictions(index, TRUTH, shifted, sure, base),
+                "clean": Predictions(index, truth, clean, sure, truth),
+                "shifted": Predictions(index, truth, shifted, sure, base),
             },
             classes=CLASSES,
             config="",

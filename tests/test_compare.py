@@ -15,6 +15,7 @@ from conftest import TINY, Tracked
 from fabrication import BASE, DATA, IMAGES, fabricate
 from mlflow import MlflowClient
 from scipy import stats
+from servers import mlflow_ui
 
 import adaptkit
 from adaptkit.tracking import reader
@@ -100,7 +101,7 @@ def test_a_strategy_under_another_name_is_a_tie(cli: Cli, store: Path, own_folde
     ]
     assert (pair["image_low"], pair["image_high"]) == (0, 0)
     sentence = (
-        "On the shifted test, head and twin are tied within ±1.0 point: they differ by 0.0 points [0.0, 0.0] over "
+        "On the shifted test, head and twin are tied within ±1 point: they differ by 0.0 points [0.0, 0.0] over "
         "2 paired seeds (p = 1.00); head trains as many parameters and ended level on the clean test."
     )
     assert sentence in ran.stdout.splitlines()
@@ -357,6 +358,8 @@ def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: P
         "--margin: must be at least 0, not -1",
         "--ppt-constant: must be greater than 0, not 0",
     ]
+    MlflowClient(tracking_uri=uri).delete_run(one[0])
+    assert refused(cli, one[0]) == [f"run {one[0]} was deleted; `mlflow runs restore --run-id {one[0]}` brings it back"]
     tuned = fabricate(uri, "tuned", 0, [], tags={"adaptkit.kind": "tuning"})
     assert refused(cli, tuned) == [f"run {tuned} is of kind tuning; adaptation runs are compared"]
 
@@ -438,3 +441,18 @@ def test_the_terminal_shows_arms_pairs_costs_and_sentences(cli: Cli, tracked: Tr
     assert ["strategy", "adapter", "s/epoch", "memory", "inference", "PPT", "dominated", "by"] in lines
     assert {"zero-shot", "lora", "head"} <= {line[0] for line in lines if line}
     assert "\x1b" not in result.stdout
+
+
+@pytest.mark.slow
+def test_a_server_is_read_and_written_like_its_database(cli: Cli, uri: str, own_folder: Path) -> None:
+    some(uri, "one", [20, 30, 25])
+    some(uri, "other", [50, 61, 56])
+    there = compared(cli)
+    with mlflow_ui(own_folder) as page:
+        assert compared(cli, "--tracking-uri", page.address) == there
+        result = cli("compare", "--tracking-uri", page.address)
+        assert result.exit_code == 0 and result.stderr.startswith("In MLflow: ")
+        run = page.runs()["compare one, other"]
+        assert run["info"]["status"] == "FINISHED"
+        served = page.get("get-artifact", run_id=run["info"]["run_id"], path="comparison.json").json()
+    assert served == there

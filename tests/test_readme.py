@@ -77,9 +77,11 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str], store: Path
     (example,) = [block for block in blocks("python") if "adaptkit.run(" in block]
     exec(compile(example, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert [line.rsplit(" ", 1)[0] for line in lines] == [
+    assert [line.rsplit(" ", 1)[0] for line in lines[:6]] == [
         f"{label} {seed}" for seed in range(3) for label in ("head", "lora rank=4")
     ]
+    assert lines[6].startswith("On the shifted test, ") and lines[-1].startswith("This holds for this base and these ")
+    assert Path("report/report.html").exists()
 
 
 def test_the_strategy_with_options_runs(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
     """Print a row an arm, the best first, with the zero-shot base for comparison."""
     metric = comparison.metric
     note = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed: no interval"
-    table = _table("strategy", f"accuracies in %, {note}")
+    table = _table("strategy", f"accuracies in %, gain and retention in points; {note}")
     own = metric.key not in SHOWN
     headings = ["shifted", "gain", "clean", "retention", "trainable", "share", "seconds"]
     for heading in [metric.key.rsplit("/", 1)[-1], *headings] if own else headings:
@@ -97,13 +97,13 @@ def print_pairs(console: Console, comparison: Comparison) -> None:
     for pair in shown:
         difference = number(pair.difference, digits, scale=scale, signed=True)
         table.add_row(
-            f"{escape(pair.a)} - {escape(pair.b)}",
+            f"{escape(pair.a)} vs {escape(pair.b)}",
             escape(f"{difference} {bounds(pair.low, pair.high, digits, scale)}"),
             escape(bounds(pair.image_low, pair.image_high, digits, scale)),
             p_value(pair.p),
             str(pair.n),
             number(pair.disagreement, scale=100, unit=" %"),
-            f"[{COLOURS[pair.verdict]}]{pair.verdict}[/]",
+            f"[{COLOURS[pair.verdict]}]{pair.verdict}[/]" + (" (1 seed)" if pair.test == "mcnemar" else ""),
         )
     console.print(table)
 

@@ -216,6 +216,7 @@ class Stage:
         tags = {
             "adaptkit.kind": "adaptation",
             "adaptkit.arm": arm.label,
+            "adaptkit.starts_at_base": str(getattr(arm.checked, "starts_at_base", True)),
             "adaptkit.pool_images": str(plan.pool_images),
             "adaptkit.drawn_images": str(plan.drawn_images),
             "adaptkit.base_fingerprint": self.base.fingerprint,

@@ -53,48 +53,61 @@ def draw_comparison(comparison: Comparison, strategies: Iterable[str] = ()) -> l
 
 
 def draw_accuracy_over_training(comparison: Comparison, marks: Mapping[str, Mark]) -> Drawing | None:
-    """Draw the shifted test's accuracy against epochs and seconds; None if no run evaluated it after each epoch."""
-    curves = {arm.name: found for arm in comparison.arms if (found := _curves(arm))}
+    """Draw the accuracy against epochs and seconds; None without histories.
+
+    On the shifted test, or on the clean one when no run evaluated the shifted test after each epoch.
+    """
+    test, before, level = "shifted", "zero-shot", comparison.zero_shot
+    curves = {arm.name: found for arm in comparison.arms if (found := _curves(arm, test))}
+    if not curves:
+        test, before, level = "clean", "base", comparison.base_accuracy
+        curves = {arm.name: found for arm in comparison.arms if (found := _curves(arm, test))}
     if not curves:
         return None
     names = list(curves)[:CROWD]
-    title = "Accuracy on the shifted test over training"
+    title = f"Accuracy on the {test} test over training"
     figure = new_figure(9.4, 4.2, title)
     by_epoch, by_time = figure.subplots(1, 2, sharey=True)
     shade = 0.16 if len(names) <= 6 else 0.07
     ends = {}
     for name in names:
         runs = curves[name]
-        values = zip(*(run.shifted or () for run in runs), strict=True)
+        values = zip(*(_accuracies(run, test) for run in runs), strict=True)
         estimates = [scaled(estimate(column), 100) for column in values]
         seconds = numpy.mean([run.seconds for run in runs], axis=0).tolist()
         _draw_curve(by_epoch, runs[0].epoch, estimates, marks[name], shade)
         _draw_curve(by_time, seconds, estimates, marks[name], shade)
         ends[name] = estimates[-1].mean
     for axes in (by_epoch, by_time):
-        axes.axhline(100 * comparison.zero_shot, color=ZERO_SHOT, linestyle=DASHED, linewidth=1.3)
+        axes.axhline(100 * level, color=ZERO_SHOT, linestyle=DASHED, linewidth=1.3)
         axes.set_xlim(left=0)
     low, high = by_epoch.get_ylim()
     by_epoch.set_ylim(max(low, 0), min(high, 101))
     by_epoch.xaxis.get_major_locator().set_params(integer=True)
     by_epoch.set_xlabel("epoch")
     by_time.set_xlabel("seconds of training and evaluation")
-    by_epoch.set_ylabel("accuracy on the shifted test (%)")
+    by_epoch.set_ylabel(f"accuracy on the {test} test (%)")
     # The line that ends highest comes first, as the eye meets it.
     names.sort(key=lambda name: -ends[name])
     handles = [_handle(marks[name]) for name in names] + [
         Line2D([], [], color=ZERO_SHOT, linestyle=DASHED, linewidth=1.3)
     ]
-    set_legend(figure, handles, [*names, "zero-shot"], loc="outside right center")
+    set_legend(figure, handles, [*names, before], loc="outside right center")
     write_note(figure, _curves_note(comparison, curves, names))
     settle(figure)
     values_at_end = listed([f"{shown(name)} {ends[name]:.1f} %" for name in names])
     alt = f"Lines against epoch and seconds. After the last epoch: {values_at_end}; "
-    return Drawing("accuracy_over_training", title, f"{alt}zero-shot {100 * comparison.zero_shot:.1f} %.", figure)
+    return Drawing("accuracy_over_training", title, f"{alt}{before} {100 * level:.1f} %.", figure)
 
 
-def _curves(arm: ArmResult) -> list[Curve]:
-    return [run.curve for run in arm.runs if run.curve is not None and run.curve.shifted is not None]
+def _curves(arm: ArmResult, test: str) -> list[Curve]:
+    found = [run.curve for run in arm.runs if run.curve is not None and _accuracies(run.curve, test)]
+    # A history with a gap has no place in a mean epoch by epoch.
+    return [curve for curve in found if curve.epoch == max(found, key=lambda other: len(other.epoch)).epoch]
+
+
+def _accuracies(curve: Curve, test: str) -> tuple[float, ...]:
+    return curve.clean if test == "clean" else curve.shifted or ()
 
 
 def _draw_curve(axes: Axes, xs: Sequence[float], estimates: Sequence[Estimate], mark: Mark, shade: float) -> None:

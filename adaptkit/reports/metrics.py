@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 from adaptkit.comparison import ComparedRun, Metric
@@ -66,13 +67,7 @@ def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
 
 
 def _nearest(key: str, known: set[str]) -> str:
-    """Suggest a metric also for the part of its name behind the slash, `shifted_acuracy`."""
-    hint = suggestion(key, known)
-    if "did you mean" in hint or not known:
-        return hint
-    by_ending = {name.rsplit("/", 1)[-1]: name for name in known}
-    short = suggestion(key.rsplit("/", 1)[-1], by_ending)
-    if "did you mean" not in short:
-        return hint
-    ending = short.split("'")[1]
-    return f"; did you mean {by_ending[ending]!r}?"
+    """Suggest the nearest metric; final ones also for the part of their name behind the slash, `shifted_acuracy`."""
+    endings = {name.removeprefix("final/"): name for name in known if name.startswith("final/")}
+    short = difflib.get_close_matches(key, endings, n=1, cutoff=0.8)
+    return f"; did you mean {endings[short[0]]!r}?" if short else suggestion(key, known)

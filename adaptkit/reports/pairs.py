@@ -62,7 +62,7 @@ def judge_pairs(
                 seconds_ratio=pair.seconds_ratio if timings_comparable else None,
             )
         )
-    return _worded(found, metric, margin, len(runs[0].predictions["shifted"].truth))
+    return _worded(found, metric, margin, len(runs[0].predictions[TEST_SETS.get(metric.key, "shifted")].truth))
 
 
 def _tested(

@@ -174,7 +174,7 @@ def pairs(comparison: Comparison) -> Table:
 def _word(pair: PairResult) -> str:
     """Return the verdict, and what the seeds alone would say where the test images do not bear it out."""
     if pair.seeds_verdict == pair.verdict:
-        return pair.verdict
+        return pair.verdict + (" (1 seed)" if pair.test == "mcnemar" else "")
     return f"{pair.verdict} (by seeds alone: {pair.seeds_verdict})"
 
 

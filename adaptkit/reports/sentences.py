@@ -100,29 +100,29 @@ def _decided(comparison: Comparison, pair: PairResult) -> str:
     winner, loser = (pair.b, pair.a) if swap else (pair.a, pair.b)
     sign = 1 if pair.difference is not None and pair.difference >= 0 else -1
     costs = _costs(comparison, pair, swap)
-    return f"{winner} beats {loser} by {_difference(comparison, pair, sign)}{_evidence(pair)}; it {costs}."
+    return f"{winner} beats {loser} by {_difference(comparison, pair, sign)}{_evidence(comparison, pair)}; it {costs}."
 
 
 def _tied(comparison: Comparison, pair: PairResult) -> str:
     cheaper_first = pair.trainable_ratio <= 1
     cheap = pair.a if cheaper_first else pair.b
-    margin = amount(comparison.metric, comparison.margin)
+    margin = f"±{comparison.metric.scale * comparison.margin:g} {unit(comparison.metric, comparison.margin)}"
     return (
-        f"{pair.a} and {pair.b} are tied within ±{margin} {unit(comparison.metric, comparison.margin)}: "
-        f"they differ by {_difference(comparison, pair, 1)}{_evidence(pair)}; "
+        f"{pair.a} and {pair.b} are tied within {margin}: "
+        f"they differ by {_difference(comparison, pair, 1)}{_evidence(comparison, pair)}; "
         f"{cheap} {_costs(comparison, pair, not cheaper_first)}."
     )
 
 
 def _undecided(comparison: Comparison, pair: PairResult) -> str:
-    start = f"{pair.a} and {pair.b} differ by {_difference(comparison, pair, 1)}{_evidence(pair)}"
+    start = f"{pair.a} and {pair.b} differ by {_difference(comparison, pair, 1)}{_evidence(comparison, pair)}"
     if pair.seeds_verdict != "unclear":
         spread = (
             f"[{amount(comparison.metric, pair.image_low or 0)}, {amount(comparison.metric, pair.image_high or 0)}]"
         )
         found = {"tie": "a tie"}.get(pair.seeds_verdict, "a difference")
         more = (
-            f"; about {rounded(pair.images_needed)} test images would"
+            f"; about {rounded(pair.images_needed):,} test images would"
             if pair.images_needed
             else "; no number of test images would, at this difference"
         )
@@ -132,9 +132,8 @@ def _undecided(comparison: Comparison, pair: PairResult) -> str:
     if pair.seeds_needed is None:
         return f"{start}: the seeds do not decide, and no number of seeds up to 10,000 would at this spread."
     # A plan for as many seeds as there are would be none: the correction asks for at least one more.
-    extra = max(pair.seeds_needed - pair.n, 1)
-    plan = f"{rounded(pair.n + extra)} seeds would ({rounded(extra)} more)"
-    return f"{start}: the seeds do not decide; at this spread, {plan}."
+    needed = rounded(max(pair.seeds_needed, pair.n + 1))
+    return f"{start}: the seeds do not decide; at this spread, {needed:,} seeds would ({needed - pair.n:,} more)."
 
 
 def _difference(comparison: Comparison, pair: PairResult, sign: int) -> str:
@@ -146,11 +145,13 @@ def _difference(comparison: Comparison, pair: PairResult, sign: int) -> str:
     return f"{amount(metric, value)} {unit(metric, value)} [{amount(metric, low)}, {amount(metric, high)}]"
 
 
-def _evidence(pair: PairResult) -> str:
+def _evidence(comparison: Comparison, pair: PairResult) -> str:
     assert pair.p is not None
+    tested = sum(other.p is not None for other in comparison.pairs)
+    p = p_value(pair.p) + (f", corrected for {tested:,} pairs" if tested > 1 else "")
     if pair.test == "mcnemar":
-        return f" with one seed (McNemar's exact test, {p_value(pair.p)})"
-    return f" over {pair.n} paired seeds ({p_value(pair.p)})"
+        return f" with one seed (McNemar's exact test, {p})"
+    return f" over {pair.n} paired seeds ({p})"
 
 
 def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
@@ -159,14 +160,15 @@ def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
     def turned(ratio: float) -> float:
         return 1 / ratio if swapped else ratio
 
-    parts = [f"trains {times(turned(pair.trainable_ratio), 'the parameters', 'as many parameters')}"]
+    parts = [f"trains {times(turned(pair.trainable_ratio), 'the parameters', 'the parameters', 'as many parameters')}"]
     one, other = comparison.arm(pair.a), comparison.arm(pair.b)
     if pair.seconds_ratio and (cheaper(one, other, TIME) or cheaper(other, one, TIME)):
-        parts.append(f"took {times(turned(pair.seconds_ratio), 'as long', 'about as long')}")
-    if pair.retention_difference is not None:
+        parts.append(f"took {times(turned(pair.seconds_ratio), 'as long', 'the time', 'about as long')}")
+    if pair.retention_difference is not None and TEST_SETS.get(comparison.metric.key) != "clean":
         kept = -pair.retention_difference if swapped else pair.retention_difference
         points = f"{100 * abs(kept):.1f}"
-        both_forget = all(arm.retention.mean < 0 for arm in (one, other))
+        # What does not start at the base, such as training from scratch, has nothing to forget.
+        both_forget = all(arm.retention.mean < 0 and _starts_at_base(arm) for arm in (one, other))
         if points == "0.0":
             parts.append("ended level on the clean test")
         elif both_forget:
@@ -179,9 +181,13 @@ def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
 def _zero_shot_sentence(comparison: Comparison) -> str:
     start = f"Without adaptation the base reaches {100 * comparison.zero_shot:.1f} % there"
     lost = [arm.name for arm in comparison.arms if not _is_gain(arm.gain)]
-    if not lost:
-        return f"{start}; {'every arm gains' if len(comparison.arms) > 1 else _reached(comparison.arms[0])}."
-    return f"{start}; no gain over it is shown for {listed(lost)}."
+    if lost:
+        return f"{start}; no gain over it is shown for {listed(lost)}."
+    if len(comparison.arms) == 1:
+        return f"{start}; {_reached(comparison.arms[0])}."
+    if any(arm.gain.low is None for arm in comparison.arms):
+        return f"{start}."
+    return f"{start}; the 95 % interval of every strategy lies above that."
 
 
 def _reached(arm: ArmResult) -> str:
@@ -197,11 +203,15 @@ def _is_gain(gain: Estimate) -> bool:
     return (gain.mean if gain.low is None else gain.low) > 0
 
 
+def _starts_at_base(arm: ArmResult) -> bool:
+    return arm.runs[0].tags.get("adaptkit.starts_at_base", "True") == "True"
+
+
 def _front_sentence(comparison: Comparison) -> str:
     cost = "params/trainable"
     front = [arm.name for arm in comparison.front(cost)]
     beaten = [arm for arm in comparison.arms if arm.dominated_by[cost]]
-    sentence = f"Weighed against trainable parameters, nothing dominates {listed(front)}"
+    sentence = f"By trainable parameters, the Pareto front is {listed(front)}: none that trains fewer is better or tied"
     if beaten:
         shown = [f"{arm.name} is dominated by {listed(arm.dominated_by[cost])}" for arm in beaten]
         sentence += f"; {listed(shown)}"

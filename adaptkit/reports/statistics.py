@@ -6,6 +6,7 @@ They work on whole families at once, so that what the words promise can be teste
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from adaptkit.comparison import Estimate
 
@@ -113,12 +114,18 @@ def seeds_needed(mean: float, sd: float, margin: float, pairs: int) -> int | Non
 
     def decided(n: int) -> bool:
         error = sd / math.sqrt(n)
-        different = abs(mean) > error * float(stats.t.isf(ALPHA / (2 * pairs), n - 1))
-        return different or abs(mean) + error * float(stats.t.isf(ALPHA / 2, n - 1)) <= margin
+        different = abs(mean) > error * _quantile(ALPHA / (2 * pairs), n - 1)
+        return different or abs(mean) + error * _quantile(ALPHA / 2, n - 1) <= margin
 
     # Both conditions only get easier with n.
     plans = range(2, MOST_SEEDS + 1)
     return plans[bisect.bisect_left(plans, True, key=decided)] if decided(MOST_SEEDS) else None
+
+
+@functools.cache
+def _quantile(tail: float, freedom: int) -> float:
+    """Return Student's t above which this share lies: a plan looks many of them up."""
+    return float(special.stdtrit(freedom, 1 - tail))
 
 
 def images_needed(verdict: str, mean: float, low: float, high: float, margin: float, images: int) -> int | None:

@@ -30,13 +30,13 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def times(ratio: float, ending: str, equal: str) -> str:
-    """Return `2.1 times <ending>`, or the words for what is about equal."""
+def times(ratio: float, more: str, less: str, equal: str) -> str:
+    """Return `2.1 times <more>`, `6.5 % of <less>`, or the words for what is about equal."""
     if abs(ratio - 1) < SAME:
         return equal
-    if ratio < 0.1:
-        return f"{100 * ratio:.2g} % of {ending}" if ending == "the parameters" else f"{ratio:.2f} times {ending}"
-    return f"{ratio:.0f} times {ending}" if ratio >= 10 else f"{ratio:.1f} times {ending}"
+    if ratio < 1:
+        return f"{100 * ratio:.2g} % of {less}"
+    return f"{ratio:,.0f} times {more}" if ratio >= 10 else f"{ratio:.1f} times {more}"
 
 
 def part(share: float) -> str:
@@ -56,10 +56,6 @@ def plural(word: str, items: Sequence[object]) -> str:
     return word if len(items) == 1 else f"{word}s"
 
 
-def rounded(number: int | None) -> str:
-    """Return a count as precisely as it is known: two digits from a hundred on."""
-    value = number or 0
-    if value < 100:
-        return str(value)
-    digits = len(str(value)) - 2
-    return f"{round(value, -digits):,}"
+def rounded(count: int) -> int:
+    """Return an estimated count as precisely as it is known: two digits from a hundred on."""
+    return count if count < 100 else round(count, 2 - len(str(count)))

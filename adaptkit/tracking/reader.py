@@ -9,9 +9,10 @@ import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from adaptkit.comparison import ComparedRun, Curve
 from adaptkit.config import DEFAULT_EXPERIMENT
@@ -105,6 +106,8 @@ class Reader:
             kind = run.data.tags.get("adaptkit.kind", "none of adaptkit's")
             if kind not in ("adaptation", *PARENTS):
                 problems.append(f"run {run_id} is of kind {kind}; adaptation runs are compared")
+            elif run.info.lifecycle_stage == "deleted":
+                problems.append(f"run {run_id} was deleted; `mlflow runs restore --run-id {run_id}` brings it back")
             found.append(run)
         if problems:
             raise BadInput(*problems)
@@ -153,11 +156,13 @@ class Reader:
 
     @contextmanager
     def _artifact(self, artifacts: str, name: str) -> Iterator[Path]:
-        """Lend a local copy of an artifact; raise FileNotFoundError, with its name, when there is none."""
+        """Lend an artifact as a local file; raise FileNotFoundError, with its name, when there is none."""
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
-        with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
+        # Without a folder to copy to, MLflow names the file itself when it is on this machine.
+        is_local = urlsplit(artifacts).scheme in ("", "file")
+        with nullcontext() if is_local else tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
             try:
                 # By its address: MLflow would ask the store for the run several times to find it.
                 where = download_artifacts(
