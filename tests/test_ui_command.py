@@ -45,9 +45,11 @@ def test_an_unknown_experiment_is_met_with_the_nearest_name(cli: Cli, tracked: T
 
 def test_a_deleted_experiment_is_named_as_such(cli: Cli, store: Path) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{store}")
-    client.delete_experiment(client.create_experiment("old"))
+    old = client.create_experiment("old")
+    client.delete_experiment(old)
     assert refusal(cli("ui", "--experiment", "old")) == (
-        "Error: --experiment: 'old' was deleted in MLflow; `mlflow experiments restore` brings it back"
+        "Error: experiment 'old' was deleted in MLflow: restore it with "
+        f"`mlflow experiments restore --experiment-id {old}`, or choose another --experiment"
     )
 
 

@@ -18,7 +18,8 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from adaptkit.cli.signals import interruptible
-from adaptkit.errors import AdaptkitError, BadInput, suggestion
+from adaptkit.config import DEFAULT_EXPERIMENT
+from adaptkit.errors import AdaptkitError, BadInput
 from adaptkit.tracking.address import UI_PORT, Address
 
 if TYPE_CHECKING:
@@ -68,21 +69,13 @@ def ui(experiment: str | None, tracking_uri: str | None, port: int | None, trace
 
 
 def find_experiment(address: Address, client: MlflowClient, name: str | None) -> str | None:
-    """Return the id of the experiment; None, for the page of all, when nobody named one and the default is not there.
+    """Return the id of the experiment; None, for the page of all, when none is named and the default is not there."""
+    from adaptkit.tracking.store import existing_experiment
 
-    Raises BadInput for an experiment that was asked for and is not there.
-    """
-    from adaptkit.config import DEFAULT_EXPERIMENT
-
-    found = client.get_experiment_by_name(name or DEFAULT_EXPERIMENT)
-    if found is not None and found.lifecycle_stage == "active":
-        return str(found.experiment_id)
     if name is None:
-        return None
-    if found is not None:
-        raise BadInput(f"--experiment: {name!r} was deleted in MLflow; `mlflow experiments restore` brings it back")
-    known = [other.name for other in client.search_experiments(max_results=1000) if other.name != "Default"]
-    raise BadInput(f"--experiment: there is no experiment {name!r} in {address.shown}{suggestion(name, known)}")
+        found = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
+        return str(found.experiment_id) if found is not None and found.lifecycle_stage == "active" else None
+    return existing_experiment(address, client, name)
 
 
 def checked_port(port: int) -> int:

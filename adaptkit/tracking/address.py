@@ -15,8 +15,8 @@ SERVERS = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")
 #: where `mlflow ui` listens unless it is told otherwise
 UI_PORT = 5000
-#: MLflow's own start page shows something else, and is empty. Sorted by time, runs hide behind the run that groups them;
-#: and only the first ten are drawn: by seed, they are of every strategy.
+#: MLflow's own start page shows something else, and is empty. Sorted by time, runs hide behind the run that groups
+#: them; and only the first ten are drawn: by seed, they are of every strategy.
 CHARTS = (
     "workflowType=machine_learning&compareRunsMode=CHART&searchFilter=tags.adaptkit.kind%3D%27adaptation%27"
     "&orderByKey=params.%60seed%60&orderByAsc=true"

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 from adaptkit.comparison import ComparedRun, Curve
 from adaptkit.config import DEFAULT_EXPERIMENT
-from adaptkit.errors import BadInput, suggestion
+from adaptkit.errors import BadInput
 from adaptkit.reports.metrics import REQUIRED
 from adaptkit.tracking.address import Address
 from adaptkit.tracking.filters import with_params
 from adaptkit.tracking.predictions import read_predictions
-from adaptkit.tracking.store import errors_as_lines, open_existing
+from adaptkit.tracking.store import errors_as_lines, existing_experiment, open_existing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,7 +49,7 @@ class Reader:
             if asked:
                 experiments = list(dict.fromkeys(run.info.experiment_id for run in asked))
             else:
-                experiments = [self._experiment_id(experiment or DEFAULT_EXPERIMENT)]
+                experiments = [existing_experiment(self.address, self.client, experiment or DEFAULT_EXPERIMENT)]
             found = self._search(experiments, "tags.`adaptkit.kind` = 'adaptation'", where)
         if wanted:
             found = [run for run in found if {run.info.run_id, run.data.tags.get("mlflow.parentRunId")} & wanted]
@@ -80,16 +80,6 @@ class Reader:
         """Return the runs with their histories, epoch by epoch."""
         with errors_as_lines(self.address), ThreadPoolExecutor(4) as pool:
             return list(pool.map(self._with_curve, runs))
-
-    def _experiment_id(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is not None and found.lifecycle_stage != "deleted":
-            return str(found.experiment_id)
-        known = [experiment.name for experiment in self.client.search_experiments(max_results=PAGE)]
-        known = [other for other in known if other != "Default"]
-        raise BadInput(
-            f"--experiment: there is no experiment {name!r} in {self.address.shown}{suggestion(name, known)}"
-        )
 
     def _by_id(self, run_ids: Sequence[str]) -> list[MlflowRun]:
         from mlflow.exceptions import MlflowException

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from adaptkit.errors import BadInput
+from adaptkit.errors import BadInput, suggestion
 from adaptkit.tracking.address import Address, resolve
 from adaptkit.tracking.schema import prepare_schema
 from adaptkit.tracking.server import check_database, check_server, plain_server_error
@@ -105,6 +105,17 @@ def open_existing(uri: str | None) -> tuple[Address, MlflowClient]:
         elif not address.is_server:
             check_database(address)
         return address, MlflowClient(tracking_uri=address.uri)
+
+
+def existing_experiment(address: Address, client: MlflowClient, name: str) -> str:
+    """Return the id of the experiment of this name; raise BadInput, with the nearest, when there is none."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        known = [other.name for other in client.search_experiments(max_results=1000) if other.name != "Default"]
+        raise BadInput(f"--experiment: there is no experiment {name!r} in {address.shown}{suggestion(name, known)}")
+    if found.lifecycle_stage == "deleted":
+        raise BadInput(_deleted_line(found, address))
+    return str(found.experiment_id)
 
 
 def _prepare_mlflow(address: Address) -> None:
