@@ -92,7 +92,7 @@ def draw(findings: Findings) -> dict[str, Figure]:
 def publish(
     findings: Findings, *, output: Path | None = None, tracking_uri: str | None = None, track: bool = True
 ) -> tuple[str, ...]:
-    """Write the report to a folder, to MLflow or to both; return the ids of the comparison runs made there."""
+    """Write the report to a folder, to MLflow or to both; return the pages of the runs made there."""
     if output is None and not track:
         return ()
     from adaptkit.reports.report import write_report

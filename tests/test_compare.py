@@ -451,7 +451,7 @@ def test_a_server_is_read_and_written_like_its_database(cli: Cli, uri: str, own_
     with mlflow_ui(own_folder) as page:
         assert compared(cli, "--tracking-uri", page.address) == there
         result = cli("compare", "--tracking-uri", page.address)
-        assert result.exit_code == 0 and result.stderr.startswith("In MLflow: ")
+        assert result.exit_code == 0 and result.stderr.startswith(f"In MLflow: {page.address}/#/")
         run = page.runs()["compare one, other"]
         assert run["info"]["status"] == "FINISHED"
         served = page.get("get-artifact", run_id=run["info"]["run_id"], path="comparison.json").json()

@@ -44,7 +44,8 @@ def test_a_comparison_is_a_run_with_means_intervals_report_and_links(cli: Cli, u
     assert (run.info.status, run.info.run_name) == ("FINISHED", "compare good (v1), poor")
     assert result.stderr.splitlines() == [
         "Report:    report/report.html",
-        f"In MLflow: {run.info.run_id}; `adaptkit ui` shows it",
+        "In MLflow: `adaptkit ui`, then http://127.0.0.1:5000/#/experiments/"
+        f"{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/report.html",
     ]
     for arm, slug in zip(found["arms"], ("good _v1_", "poor"), strict=True):
         assert arm["slug"] == slug

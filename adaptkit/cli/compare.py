@@ -62,6 +62,7 @@ def compare(
     from adaptkit.cli.terminal import output as results
     from adaptkit.comparing import judge_tracked, publish
     from adaptkit.reports.metrics import DEFAULT_METRIC, PPT_CONSTANT
+    from adaptkit.tracking.address import resolve
 
     problems = []
     if run_ids and (experiment or where):
@@ -91,5 +92,6 @@ def compare(
     console = messages()
     if output is not None:
         console.print(f"Report:    {output / 'report.html'}", markup=False, soft_wrap=True)
-    if recorded:
-        console.print(f"In MLflow: {', '.join(recorded)}; `adaptkit ui` shows it", markup=False, soft_wrap=True)
+    first = "" if resolve(tracking_uri).is_server else "`adaptkit ui`, then "
+    for page in recorded:
+        console.print(f"In MLflow: {first}{page}", markup=False, soft_wrap=True)

@@ -59,10 +59,17 @@ class Address:
 
     def runs_url(self, experiment_id: str | None, port: int = UI_PORT) -> str:
         """Return the page of an experiment's charts, or of all experiments, at the server or at `mlflow ui`'s port."""
-        base = self.shown.rstrip("/") if self.is_server else f"http://127.0.0.1:{port}"
+        page = self._page(port)
         if experiment_id is None:
-            return f"{base}/#/experiments?workflowType=machine_learning"
-        return f"{base}/#/experiments/{experiment_id}/runs?{CHARTS}"
+            return f"{page}/#/experiments?workflowType=machine_learning"
+        return f"{page}/#/experiments/{experiment_id}/runs?{CHARTS}"
+
+    def report_url(self, experiment_id: str, run_id: str) -> str:
+        """Return the page of a comparison run's report, at the server or at `mlflow ui`'s port."""
+        return f"{self._page(UI_PORT)}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html"
+
+    def _page(self, port: int) -> str:
+        return self.shown.rstrip("/") if self.is_server else f"http://127.0.0.1:{port}"
 
     def without_secrets(self, text: str) -> str:
         """Return a text about this store without users and passwords."""

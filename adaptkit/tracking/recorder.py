@@ -21,7 +21,7 @@ NAMED_ARMS = 4
 
 
 def record_findings(findings: Findings, files: Sequence[Path], tracking_uri: str | None) -> tuple[str, ...]:
-    """Make a run for each comparison, beside the runs that it compares, with these files; return their ids.
+    """Make a run for each comparison, beside the runs that it compares, with these files; return their pages.
 
     Raises BadInput for a store that cannot be written, TrackingLost when it fails: that run ends as FAILED.
     """
@@ -49,7 +49,7 @@ def record_findings(findings: Findings, files: Sequence[Path], tracking_uri: str
             raise TrackingLost(f"the comparison could not be recorded: {reason}") from None
         finally:
             store.client.set_terminated(run_ids[-1], status)
-    return tuple(run_ids)
+    return tuple(address.report_url(store.experiment_id, run_id) for run_id in run_ids)
 
 
 def create_comparison(store: Store, name: str, params: Mapping[str, object]) -> str:
