@@ -499,10 +499,10 @@ def test_labels_cover_neither_each_other_nor_a_point() -> None:
 
 def test_colours_are_fixed_for_the_built_in_strategies_and_steady_for_others() -> None:
     assert assign_colours(FIXED) == FIXED
-    five = [f"plugin{i}" for i in range(5)]
-    colours = assign_colours([*five, "lora"])
-    assert {colours[name] for name in five} == set(OTHERS)
-    assert colours == assign_colours(["lora", *reversed(five)])
+    six = [f"plugin{i}" for i in range(6)]
+    colours = assign_colours([*six, "lora"])
+    assert {colours[name] for name in six} == set(OTHERS)
+    assert colours == assign_colours(["lora", *reversed(six)])
     assert assign_colours(["lora", "dora"])["dora"] == assign_colours(["dora", "scratch"])["dora"]
     assert len({*FIXED.values(), *OTHERS}) == 10
 

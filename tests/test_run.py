@@ -63,7 +63,9 @@ def test_results_are_a_table_and_progress_goes_to_standard_error(cli: Cli, own_f
     assert set(rule.strip()) == {"─"}
     assert [row.split()[0] for row in rows[:3]] == ["zero-shot", "lora", "head"]
     assert rows[1].count("±") == 5
-    assert rows[3] == "accuracies in %, mean ± 95 % interval over 2 seeds" + " " * (len(rows[3]) - 50)
+    assert rows[3] == (
+        "accuracies in %, gain and retention in points; mean ± 95 % interval over 2 seeds".ljust(len(rows[3]))
+    )
     lines = result.stderr.splitlines()
     assert lines[0] == "Source   mnist5k: 200 training, 100 test"
     assert lines[1] == "Target   mnist5k under rotate=45,noise=0.3: 50 training (drawn from 100), 100 test"

@@ -23,8 +23,9 @@ TRAIN, CLEAN, SHIFTED = "#999999", "#0072B2", "#D55E00"
 ZERO_SHOT, QUIET, INK = "#767676", "#6b6b6b", "#222222"
 DASHED = (0, (6, 4))
 
-FIXED = {"full": "#0072B2", "head": "#009E73", "lora": "#D55E00", "scratch": "#CC79A7", "bitfit": "#E69F00"}
-OTHERS = ("#56B4E9", "#000000", "#332288", "#661100", "#999933")
+#: of the built-in strategies
+FIXED = {"full": "#0072B2", "head": "#009E73", "lora": "#D55E00", "scratch": "#CC79A7"}
+OTHERS = ("#E69F00", "#56B4E9", "#000000", "#332288", "#661100", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
 
