@@ -32,7 +32,9 @@ class Metric:
     @property
     def digits(self) -> int:
         """Return how many decimals are shown."""
-        return 1 if self.scale == 100 else 3
+        if self.scale == 100:
+            return 1
+        return 0 if self.key.startswith(("params/", "size/", "memory/")) else 3
 
 
 @dataclass(frozen=True)

@@ -317,6 +317,15 @@ def test_another_metric_is_compared_in_its_own_unit_and_direction(cli: Cli, uri:
     )
 
 
+def test_bytes_are_said_without_decimals(cli: Cli, uri: str) -> None:
+    some(uri, "big", [20, 21], metrics={"memory/peak_bytes": 4096})
+    some(uri, "small", [20, 21], metrics={"memory/peak_bytes": 1024})
+    sentence = compared(cli, "--metric", "memory/peak_bytes")["sentences"][0]
+    assert sentence.startswith(
+        "By peak memory, small beats big by 3,072 bytes [3,072, 3,072] over 2 paired seeds (p < 0.001)"
+    )
+
+
 def test_timings_of_runs_that_shared_the_machine_are_not_ranked(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30, 25], metrics={"time/train_seconds": 3.0})
     some(uri, "other", [50, 61, 56], tags={"adaptkit.timing": "shared"})
