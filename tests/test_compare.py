@@ -144,8 +144,9 @@ def test_seeds_that_do_not_decide_say_how_many_would(cli: Cli, uri: str) -> None
     mean, sd = stats.tmean(differences), stats.tstd(differences)
     needed = next(n for n in range(3, 99) if 2 * stats.t.sf(mean / sd * math.sqrt(n), n - 1) < 0.05)
     assert pair["seeds_needed"] == needed
-    assert (
-        f": the seeds do not decide; at this spread, {needed} seeds would ({needed - 3} more)." in found["sentences"][0]
+    assert found["sentences"][0].endswith(
+        f": the seeds do not decide; at this spread, {needed} seeds ({needed - 3} more) would show a difference, "
+        "if the test images bear it out."
     )
 
 
@@ -300,7 +301,7 @@ def test_arms_that_share_no_seed_are_not_paired(cli: Cli, uri: str) -> None:
         "On the shifted test, one and other cannot be paired: they share no seed; run both with the same seeds."
     )
     assert found["comparisons"][0]["notes"][0] == (
-        "one has no finished run of seed 1: its pairs cover the seeds that both arms have."
+        "one has no finished run among these of seed 1: its pairs cover the seeds that both arms have."
     )
 
 
@@ -371,6 +372,15 @@ def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: P
     assert refused(cli, one[0]) == [f"run {one[0]} was deleted; `mlflow runs restore --run-id {one[0]}` brings it back"]
     tuned = fabricate(uri, "tuned", 0, [], tags={"adaptkit.kind": "tuning"})
     assert refused(cli, tuned) == [f"run {tuned} is of kind tuning; adaptation runs are compared"]
+
+
+def test_runs_that_failed_are_named_when_one_arm_is_left(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30])
+    fabricate(uri, "other", 0, [], status="FAILED")
+    assert refused(cli) == [
+        "only one arm to compare: one (2 seeds); left out: other seed=0 (failed); run another strategy with the same "
+        "seeds, as in `adaptkit run -s full -s head --seeds 0-4`"
+    ]
 
 
 def test_a_missing_artifact_is_named(cli: Cli, uri: str) -> None:

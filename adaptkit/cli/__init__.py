@@ -88,7 +88,8 @@ def main(context: click.Context, traceback: bool) -> None:
     A first session:
       adaptkit run -s lora                 adapt with LoRA, tracked in MLflow
       adaptkit run -s full -s head -s lora --seeds 0-4
-      mlflow ui                            look at the runs
+      adaptkit compare                     which is better, how sure, at what cost
+      adaptkit ui                          look at the runs in MLflow
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -16,6 +16,7 @@ from adaptkit.reports.pairs import judge_pairs
 from adaptkit.reports.pareto import dominators
 from adaptkit.reports.sentences import note_sentences, verdict_sentences
 from adaptkit.reports.statistics import confusion, estimate, f1_scores, ppt
+from adaptkit.reports.wording import listed
 
 #: the line for whoever has nothing to compare
 MORE_ARMS = "run another strategy with the same seeds, as in `adaptkit run -s full -s head --seeds 0-4`"
@@ -54,7 +55,9 @@ def require_pairs(findings: Findings) -> None:
     arms = [arm for comparison in findings.comparisons for arm in comparison.arms]
     if len(arms) == 1:
         seeds = "seed" if len(arms[0].seeds) == 1 else "seeds"
-        raise BadInput(f"only one arm to compare: {arms[0].name} ({len(arms[0].seeds)} {seeds}); {MORE_ARMS}")
+        every = (*findings.left_out, *(run for comparison in findings.comparisons for run in comparison.left_out))
+        missing = f"left out: {listed(f'{run.name} ({run.status})' for run in every)}; " if every else ""
+        raise BadInput(f"only one arm to compare: {arms[0].name} ({len(arms[0].seeds)} {seeds}); {missing}{MORE_ARMS}")
     apart = "; ".join(
         f"{comparison.arms[0].name}: {(comparison.reason or '').split(': ', 1)[-1]}"
         for comparison in findings.comparisons

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from adaptkit.comparison import ArmResult, Comparison, Estimate, PairResult
 from adaptkit.reports.metrics import TEST_SETS
 from adaptkit.reports.pareto import cheaper
-from adaptkit.reports.statistics import sampling_error
+from adaptkit.reports.statistics import sampling_error, seeds_needed
 from adaptkit.reports.wording import amount, listed, p_value, part, plural, rounded, times, unit
 
 #: more pairs than this are not read aloud: then those of the best arm are
@@ -50,7 +50,7 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
     for arm in comparison.arms:
         if missing := [seed for seed in every if seed not in arm.seeds]:
             notes.append(
-                f"{arm.name} has no finished run of {plural('seed', missing)} {listed(map(str, missing))}: "
+                f"{arm.name} has no finished run among these of {plural('seed', missing)} {listed(map(str, missing))}: "
                 "its pairs cover the seeds that both arms have."
             )
     for key, words in (("epochs", "epochs"), ("batch_size", "images a step")):
@@ -133,7 +133,14 @@ def _undecided(comparison: Comparison, pair: PairResult) -> str:
         return f"{start}: the seeds do not decide, and no number of seeds up to 10,000 would at this spread."
     # A plan for as many seeds as there are would be none: the correction asks for at least one more.
     needed = rounded(max(pair.seeds_needed, pair.n + 1))
-    return f"{start}: the seeds do not decide; at this spread, {needed:,} seeds would ({needed - pair.n:,} more)."
+    tested = sum(other.p is not None for other in comparison.pairs)
+    # Without a margin there is no tie: then only a difference can be what so many seeds would show.
+    is_difference = seeds_needed(pair.difference or 0.0, pair.sd, 0.0, tested) == pair.seeds_needed
+    found = "a difference" if is_difference else "a tie"
+    return (
+        f"{start}: the seeds do not decide; at this spread, {needed:,} seeds ({needed - pair.n:,} more) would show "
+        f"{found}, if the test images bear it out."
+    )
 
 
 def _difference(comparison: Comparison, pair: PairResult, sign: int) -> str:
@@ -222,6 +229,8 @@ def _scope_sentence(comparison: Comparison) -> str:
     metric = comparison.metric
     test = TEST_SETS.get(metric.key, "shifted")
     images = len(comparison.arms[0].runs[0].predictions[test].truth)
+    if metric.key not in TEST_SETS:
+        return "This holds for this base, these data and the machine that the runs were made on."
     sentence = f"This holds for this base and these {images:,} test images"
     accuracies = [arm.shifted.mean if test == "shifted" else arm.clean.mean for arm in comparison.arms]
     error = sampling_error(sum(accuracies) / len(accuracies), images)
