@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import json
-import math
 import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -102,7 +99,7 @@ def _draw(folder: Path, findings: Findings) -> list[str]:
         "reading": how_to_read(findings.comparisons[0]),
     }
     texts = {
-        "comparison.json": json.dumps(_finite(findings.to_dict()), indent=2, allow_nan=False) + "\n",
+        "comparison.json": f"{findings.to_json()}\n",
         "report.md": _template("report.md.j2", autoescape=False, finalize=escape_markdown).render(known),
         "report.html": _template("report.html.j2", autoescape=True).render(known),
     }
@@ -190,12 +187,3 @@ def _template(name: str, autoescape: bool, finalize: Callable[[object], object] 
         keep_trailing_newline=True,
     )
     return environment.get_template(name)
-
-
-def _finite(value: Any) -> Any:
-    """Return plain data with None for numbers that JSON cannot write."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
