@@ -12,7 +12,9 @@ from typing import Any
 from adaptkit.config import flatten, read_config
 from adaptkit.errors import BadInput
 from adaptkit.experiment.execution import execute
+from adaptkit.experiment.hardware import shared_threads
 from adaptkit.experiment.preparation import prepare
+from adaptkit.experiment.sharing import Seat
 from adaptkit.findings import Findings
 from adaptkit.outcome import Outcome, Plan
 from adaptkit.plugins import Plugins, load_plugins
@@ -32,6 +34,7 @@ def run(
     tracking_uri: str | None = None,
     track: bool = True,
     refresh_base: bool = False,
+    feature_cache: bool = True,
     report: str | Path | None = None,
     **keys: Any,
 ) -> Outcome:
@@ -39,6 +42,7 @@ def run(
 
     `options` are strategy options (`{"rank": 4}` or `{"lora.rank": 4}`), `settings` any keys (`{"base.epochs": 2}`),
     `keys` those without a dot (`seed="0-4"`, `shift="rotate=30"`). `plugins` are files or objects with hooks.
+    Without `feature_cache` nothing that frozen layers computed is used again, from this experiment or an earlier one.
     The outcome's `comparison` judges the strategies; with `report`, its figures go to that folder too.
     Raises BadInput before anything is trained or tracked; a run that fails later is a record with its error.
     """
@@ -60,6 +64,7 @@ def run(
         tracking_uri=tracking_uri,
         track=track,
         refresh_base=refresh_base,
+        feature_cache=feature_cache,
         report=None if report is None else Path(report),
     )
 
@@ -71,6 +76,7 @@ def run_request(
     tracking_uri: str | None = None,
     track: bool = True,
     refresh_base: bool = False,
+    feature_cache: bool = True,
     report: Path | None = None,
     planned: Callable[[Plan], None] = lambda plan: None,
     notice: Callable[[str], None] = lambda line: None,
@@ -78,36 +84,39 @@ def run_request(
     """Run a checked request; `planned` hears the plan, `notice` lines to tell the user, before training."""
     if report is not None:
         check_folder(report)
-    experiment = prepare(request, refresh_base=refresh_base)
-    collector = Collector()
-    if not track:
+    with Seat() as seat:
+        experiment = prepare(request, refresh_base=refresh_base)
+        collector = Collector()
+        if not track:
+            planned(experiment.plan)
+            with registered(plugins, collector, "collector"), shared_threads(seat.company().others, notice):
+                outcome = execute(experiment, plugins, seat, None, refresh_base, feature_cache, notice)
+            findings = judge_outcome(outcome, collector)
+            if report is not None:
+                _files_of(findings, report, report)
+            return dataclasses.replace(outcome, comparison=findings)
+
+        from adaptkit.tracking.store import open_store
+        from adaptkit.tracking.tracker import Tracker
+
+        store = open_store(tracking_uri, request.settings.experiment)
         planned(experiment.plan)
-        with registered(plugins, collector, "collector"):
-            outcome = execute(experiment, plugins, refresh_base=refresh_base, notice=notice)
-        findings = judge_outcome(outcome, collector)
-        if report is not None:
-            _files_of(findings, report, report)
-        return dataclasses.replace(outcome, comparison=findings)
-
-    from adaptkit.tracking.store import open_store
-    from adaptkit.tracking.tracker import Tracker
-
-    store = open_store(tracking_uri, request.settings.experiment)
-    planned(experiment.plan)
-    for line in store.notices:
-        notice(line)
-    tracker = Tracker(store)
-    several = len(request.arms) * len(request.settings.seed) > 1
-    with (
-        registered(plugins, collector, "collector"),
-        registered(plugins, tracker, "tracker"),
-        tracker.grouped(request.group_name, request.shared_params()) if several else nullcontext(),
-    ):
-        outcome = execute(experiment, plugins, tracker, refresh_base=refresh_base, notice=notice)
-        findings = judge_outcome(outcome, collector)
-        with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
-            files = _files_of(findings, report, Path(temporary))
-            tracker.end_group(findings, files)
+        for line in store.notices:
+            notice(line)
+        tracker = Tracker(store)
+        request = experiment.request  # with the device and the precision that were found
+        several = len(request.arms) * len(request.settings.seed) > 1
+        with (
+            registered(plugins, collector, "collector"),
+            registered(plugins, tracker, "tracker"),
+            tracker.grouped(request.group_name, request.shared_params()) if several else nullcontext(),
+            shared_threads(seat.company().others, notice),
+        ):
+            outcome = execute(experiment, plugins, seat, tracker, refresh_base, feature_cache, notice)
+            findings = judge_outcome(outcome, collector)
+            with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
+                files = _files_of(findings, report, Path(temporary))
+                tracker.end_group(findings, files)
     return dataclasses.replace(
         outcome,
         experiment=store.experiment_name,

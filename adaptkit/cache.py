@@ -18,3 +18,8 @@ def cache_folder() -> Path:
     else:
         parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return parent / "adaptkit"
+
+
+def features_allowed() -> bool:
+    """Tell whether `ADAPTKIT_NO_FEATURE_CACHE` leaves the features of frozen layers to be used again."""
+    return os.environ.get("ADAPTKIT_NO_FEATURE_CACHE", "") in ("", "0")

@@ -114,7 +114,9 @@ class Settings(Group):
         "epoch", description="evaluate on the shifted test set each epoch, or at the end"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto, cpu, cuda or mps")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32, or bf16 (autocast)")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32", description="fp32, bf16 (autocast), or auto: bf16 where it is native"
+    )
     data_dir: Path = Field(Path("data"), description="where data sets are read from and downloaded to")
     experiment: str = Field(DEFAULT_EXPERIMENT, min_length=1, description="MLflow experiment")
     base: BaseSettings = Field(default_factory=BaseSettings)  # type: ignore[arg-type]

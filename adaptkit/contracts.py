@@ -56,11 +56,46 @@ class Shift(Protocol):
         """Return shifted copies of float images `[n, c, h, w]` in 0..1, drawing anew for each image."""
 
 
+class StoredPixels(Protocol):
+    """Images that are kept elsewhere and decoded one at a time, when they are needed.
+
+    Worker processes decode them: an instance must be picklable, and an index must give the same image every time.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Return `(n, c, h, w)`: the number of images, and the channels and size they are decoded to."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return one image, uint8 `[c, h, w]`; an error that is raised here is told with the image's index."""
+
+
+@dataclass(frozen=True)
+class SelectedPixels:
+    """Some of the stored images, in the order of the int64 `indices`; none is decoded before it is asked for."""
+
+    stored: StoredPixels
+    indices: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Return the shape of the selection."""
+        _, channels, height, width = self.stored.shape
+        return len(self.indices), channels, height, width
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Decode one image of the selection."""
+        return self.stored[int(self.indices[index])]
+
+
 @dataclass(frozen=True)
 class Images:
-    """Labelled images: `pixels` uint8 `[n, c, h, w]`, `labels` int64 `[n]`, and the name of each class."""
+    """Labelled images: `pixels` uint8 `[n, c, h, w]`, `labels` int64 `[n]`, and the name of each class.
 
-    pixels: Tensor
+    Pixels are a tensor, or stored elsewhere where they would not fit into memory.
+    """
+
+    pixels: Tensor | StoredPixels
     labels: Tensor
     classes: tuple[str, ...]
 
@@ -68,8 +103,19 @@ class Images:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Images:
-        """Return the images at these indices, in this order."""
-        return Images(self.pixels[indices], self.labels[indices], self.classes)
+        """Return the images at these indices, in this order; stored ones stay where they are."""
+        import torch
+
+        chosen = torch.arange(len(self))[indices]
+        pixels = self.pixels
+        if isinstance(pixels, torch.Tensor):
+            # Copies whole images, where indexing copies byte by byte.
+            pixels = pixels.index_select(0, chosen)
+        elif isinstance(pixels, SelectedPixels):
+            pixels = SelectedPixels(pixels.stored, pixels.indices[chosen])
+        else:
+            pixels = SelectedPixels(pixels, chosen)
+        return Images(pixels, self.labels[chosen], self.classes)
 
 
 @dataclass(frozen=True)

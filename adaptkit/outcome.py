@@ -25,13 +25,17 @@ class ArmPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an experiment will do: sizes in images; `seconds` is an estimate that only a dry run makes."""
+    """What an experiment will do: sizes in images; `notices` are things to tell the user before training.
+
+    `seconds` is an estimate that only a dry run makes.
+    """
 
     dataset: str
     target: str
     shift: str
     backbone: str
     device: str
+    precision: str
     source_images: int
     pool_images: int
     shots: int
@@ -43,6 +47,7 @@ class Plan:
     arms: tuple[ArmPlan, ...]
     seeds: tuple[int, ...]
     epochs: int
+    notices: tuple[str, ...] = ()
     seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:

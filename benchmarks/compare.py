@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy
+from measuring import markdown, spread, timed
 
 # The records that the tests fabricate.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -37,7 +36,7 @@ from adaptkit.reports.report import write_report
 from adaptkit.tracking.reader import open_reader
 from rich.console import Console
 reader = open_reader(sys.argv[1])
-mark("start-up")
+mark("start-up: imports, opening the store")
 runs = reader.read(reader.find([], None, None))
 mark("read runs and predictions")
 findings = judge_runs(runs)
@@ -45,10 +44,10 @@ mark("judge")
 print_findings(Console(file=sys.stderr, width=120), findings)
 mark("print")
 runs = reader.with_curves(runs)
-mark("read histories")
+mark("for the report: read histories")
 with tempfile.TemporaryDirectory() as folder:
     write_report(Path(folder), judge_runs(runs))
-mark("draw and write the report (judging once more)")
+mark("for the report: draw and write it")
 print(json.dumps([(name, then - before) for (_, before), (name, then) in zip(marks, marks[1:])]))
 """
 
@@ -67,29 +66,29 @@ def fill(uri: str, arms: int, seeds: int) -> None:
             )  # fmt: skip
 
 
+def measure(arms: int, seeds: int, repeats: int) -> dict[str, list[float]]:
+    """Record so many runs and return the seconds of each phase of comparing them."""
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"sqlite:///{folder}/mlflow.db"
+        fill(uri, arms, seeds)
+        for _ in range(repeats):
+            _, printed = timed([sys.executable, "-c", MEASURED, uri], Path(folder))
+            for phase, seconds in json.loads(printed):
+                found.setdefault(phase, []).append(seconds)
+    compared = [found[phase] for phase in ("read runs and predictions", "judge", "print")]
+    return found | {"**compare, after start-up**": [sum(parts) for parts in zip(*compared, strict=True)]}
+
+
 def main() -> None:
-    """Print the medians of each phase."""
+    """Print the medians of each phase as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
-    for name, (arms, seeds) in SHAPES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            uri = f"sqlite:///{folder}/mlflow.db"
-            fill(uri, arms, seeds)
-            found: dict[str, list[float]] = {}
-            for _ in range(repeats):
-                command = [sys.executable, "-c", MEASURED, uri]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                for phase, seconds in json.loads(done.stdout):
-                    found.setdefault(phase, []).append(seconds)
-        print(f"{name}, median of {repeats} (minimum to maximum), seconds")
-        for phase, times in found.items():
-            print(f"  {phase:<48} {statistics.median(times):6.2f}  ({min(times):.2f} to {max(times):.2f})")
-        compared = ("read runs and predictions", "judge", "print")
-        total = [sum(found[phase][index] for phase in compared) for index in range(repeats)]
-        print(
-            f"  {'compare, after start-up':<48} {statistics.median(total):6.2f}  ({min(total):.2f} to {max(total):.2f})"
-        )
+    found = {name: measure(arms, seeds, repeats) for name, (arms, seeds) in SHAPES.items()}
+    phases = next(iter(found.values()))
+    rows = [[phase, *(spread(figures[phase]) for figures in found.values())] for phase in phases]
+    print(markdown([f"seconds, median (minimum to maximum) of {repeats}", *found], rows))
 
 
 if __name__ == "__main__":

@@ -14,27 +14,15 @@ import math
 import os
 import platform
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from experiments import fresh_folder, strategies
+from measuring import markdown, ratios, timed
 from scipy.stats import t, ttest_ind
 
 STRATEGIES = ("full", "head", "lora")
-
-
-def timed(command: list[str], folder: str) -> tuple[float, dict[str, Any]]:
-    """Return the seconds that a command took and the JSON document that it printed."""
-    environment = dict(os.environ, ADAPTKIT_CACHE=f"{folder}/cache")
-    start = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    seconds = time.perf_counter() - start
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}")
-    return seconds, json.loads(done.stdout)
 
 
 def interval(values: list[float], factor: float = 100) -> str:
@@ -69,16 +57,23 @@ def main() -> None:
             "script": [sys.executable, script_file, "--data-dir", data, "--seed", str(seed), "--shifted"],
             "adaptkit": [
                 *(sys.executable, "-m", "adaptkit", "run", "--preset", "notebook", "--data-dir", data, "--json"),
-                *(part for name in STRATEGIES for part in ("-s", name)),
-                *("--seeds", str(seed), "--set", f"split.seed={seed}", "--set", f"base.seed={seed}"),
+                *(
+                    *strategies(STRATEGIES),
+                    "--seeds",
+                    str(seed),
+                    "--set",
+                    f"split.seed={seed}",
+                    "--set",
+                    f"base.seed={seed}",
+                ),
             ],
         }
         for name in ("script", "adaptkit") if seed % 2 == 0 else ("adaptkit", "script"):
-            with tempfile.TemporaryDirectory() as folder:
-                took, document = timed(commands[name], folder)
-            seconds[name].append(took)
-            raw[name].append(document)
-            print(f"seed {seed} {name}: {took:.1f} s", file=sys.stderr)
+            with fresh_folder() as folder:
+                sample, printed = timed(commands[name], folder, {"ADAPTKIT_CACHE": str(folder / "cache")})
+            seconds[name].append(sample["seconds"])
+            raw[name].append(json.loads(printed))
+            print(f"seed {seed} {name}: {sample['seconds']:.1f} s", file=sys.stderr)
             if options.output:
                 options.output.write_text(json.dumps({"seconds": seconds, "results": raw}, indent=2))
     print_tables(seconds, raw)
@@ -103,15 +98,18 @@ def print_tables(seconds: dict[str, list[float]], raw: dict[str, list[Any]]) -> 
     first = raw["script"][0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {first['torch']},")
     print(f"{first['threads']} threads, {len(raw['script'])} seeds.\n")
-    print("| accuracy in %, mean ± 95 % interval | script | adaptkit | p |\n| --- | --- | --- | --- |")
+    rows = []
     for name in theirs:
         p = ttest_ind(theirs[name], ours[name], equal_var=False).pvalue
-        print(f"| {name} | {interval(theirs[name])} | {interval(ours[name])} | {p:.2f} |")
-    print("\n| whole process, seconds | minimum | median | maximum |\n| --- | --- | --- | --- |")
-    for name, values in seconds.items():
-        print(f"| {name} | {min(values):.1f} | {statistics.median(values):.1f} | {max(values):.1f} |")
-    ratios = [mine / other for mine, other in zip(seconds["adaptkit"], seconds["script"], strict=True)]
-    print(f"| adaptkit / script | {min(ratios):.2f} | {statistics.median(ratios):.2f} | {max(ratios):.2f} |")
+        rows.append([name, interval(theirs[name]), interval(ours[name]), f"{p:.2f}"])
+    print(markdown(["accuracy in %, mean ± 95 % interval", "script", "adaptkit", "p"], rows))
+    times = {name: (values, 1) for name, values in seconds.items()}
+    times["adaptkit / script"] = (ratios(seconds["adaptkit"], seconds["script"]), 2)
+    rows = [
+        [name, *(f"{figure(values):.{digits}f}" for figure in (min, statistics.median, max))]
+        for name, (values, digits) in times.items()
+    ]
+    print(f"\n{markdown(['whole process, seconds', 'minimum', 'median', 'maximum'], rows)}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import torch
 from scipy.stats import ttest_rel
 
 from adaptkit.data.views import shifted_views
-from adaptkit.experiment.base import place
 from adaptkit.experiment.base_run import obtain_base
 from adaptkit.experiment.preparation import prepare
 from adaptkit.plugins import load_plugins
@@ -25,7 +24,8 @@ from adaptkit.request import Request
 from adaptkit.resolve import Layer, resolve
 from adaptkit.seeds import derive_seed
 from adaptkit.training.evaluation import accuracy
-from adaptkit.training.loop import Evaluation, Recipe, fit
+from adaptkit.training.loop import Recipe, fit
+from adaptkit.training.passes import plain
 from adaptkit.training.trainable import adapt
 
 IMAGES, SOURCE, ALL = 2_000, 20_000, 60_000
@@ -50,7 +50,7 @@ def main() -> None:
         request = resolve([Layer({"strategy": ["full"], "preset": "notebook"} | keys)], plugins)
         experiment = prepare(request)
         base, _, _ = obtain_base(experiment, plugins, None, False, print)
-        model = place(base.build(request, experiment.domains), experiment.device)
+        model = experiment.place(base.build(request, experiment.domains))
         clean, zero_shot = accuracy(model, *experiment.clean), accuracy(model, *experiment.shifted)
         domains = experiment.domains
         pixels = torch.cat([domains.source.pixels, domains.pool.pixels])
@@ -60,13 +60,13 @@ def main() -> None:
                 generator = torch.Generator().manual_seed(derive_seed(draw, f"t{kind}"))
                 first = SOURCE if kind == "disjoint" else 0
                 chosen = first + torch.randperm(ALL - first, generator=generator)[:IMAGES]
-                model = place(base.build(request, domains), experiment.device)
+                model = experiment.place(base.build(request, domains))
                 groups = adapt(model, request.arms[0].create(), 0)
                 order = derive_seed(draw, "order")
 
                 views = partial(views_of, pixels[chosen], request, order)
                 recipe = Recipe(epochs=5, batch_size=128, lr=1e-3, order_seed=order)
-                for _ in fit(model, groups, views, labels[chosen], recipe, Evaluation(experiment.clean)):
+                for _ in fit(model, groups, plain(model, views, experiment.clean), labels[chosen], recipe):
                     pass
                 kept, gained = accuracy(model, *experiment.clean), accuracy(model, *experiment.shifted)
                 values.append((100 * (gained - zero_shot), 100 * (kept - clean)))

@@ -52,12 +52,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def own_cache(shared: Path) -> Path:
+    """Return this test process's cache: in a common one, experiments of test processes would see each other."""
+    return shared / f"cache-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+
+
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Run each test in an empty folder, with the session's cache and nothing else of adaptkit's or MLflow's."""
+    """Run each test in an empty folder, with its process's cache and nothing else of adaptkit's or MLflow's."""
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("ADAPTKIT_CACHE", str(shared / "cache"))
+    monkeypatch.setenv("ADAPTKIT_CACHE", str(own_cache(shared)))
     monkeypatch.chdir(tmp_path)
     # Tests load BitFit from its file; installed as well, its name would be offered twice.
     installed = importlib.metadata.entry_points
@@ -126,7 +131,7 @@ def tracked(shared: Path, empty_store: Path) -> Iterator[Tracked]:
             with pytest.MonkeyPatch.context() as patch:
                 for name in [name for name in os.environ if name.startswith(FOREIGN)]:
                     patch.delenv(name)
-                patch.setenv("ADAPTKIT_CACHE", str(shared / "cache"))
+                patch.setenv("ADAPTKIT_CACHE", str(own_cache(shared)))
                 patch.chdir(folder)
                 arguments = ["run", "-s", "lora", "-s", "head", "-o", "lora.rank=4", *TINY, "--json"]
                 result = CliRunner().invoke(main, arguments, catch_exceptions=False)

@@ -85,3 +85,20 @@ def test_two_processes_started_together_train_it_once() -> None:
     assert [process.returncode for process in processes] == [0, 0]
     trained = [text.count("[base small_cnn mnist5k] epoch 1/2") for text in messages]
     assert sorted(trained) == [0, 1]
+
+
+def test_a_backbone_that_views_what_convolutions_give_is_trained(own_folder: Path) -> None:
+    # In the layout in which convolutions are fastest `view` raises: such a model gets torch's own.
+    path = own_folder / "viewing.py"
+    path.write_text(
+        "from adaptkit import hookimpl\nclass Viewing:\n    name = 'viewing'\n"
+        "    def build(self, channels, size, classes):\n        from torch import nn\n"
+        "        class Model(nn.Module):\n"
+        "            def __init__(self):\n                super().__init__()\n"
+        "                self.conv, self.out = nn.Conv2d(channels, 4, 5, stride=4), nn.Linear(144, classes)\n"
+        "            def forward(self, x):\n                return self.out(self.conv(x).view(x.size(0), -1))\n"
+        "        return Model()\n"
+        "@hookimpl\ndef adaptkit_backbones(): return [Viewing]\n"
+    )
+    outcome = adaptkit.run(["full", "lora"], backbone="viewing", settings=TINY_SETTINGS, track=False, plugins=[path])
+    assert [run.status for run in outcome.runs] == ["finished", "finished"]

@@ -68,7 +68,7 @@ CASES = {
     "seed twice": (["-s", "head", "--seeds", "0,1,0"], ["seed: 0 is named twice"]),
     "strategy twice": (["-s", "head", "-s", "head"], ["strategy: head is named twice"]),
     "device": (["-s", "head", "--device", "gpu"], ["device: must be auto, cpu, cuda or mps, not 'gpu'"]),
-    "precision": (["-s", "head", "--precision", "fp8"], ["precision: must be fp32 or bf16, not 'fp8'"]),
+    "precision": (["-s", "head", "--precision", "fp8"], ["precision: must be fp32, bf16 or auto, not 'fp8'"]),
     "missing config": (
         ["-s", "head", "--config", "none.yaml"],
         ["config file none.yaml: No such file or directory"],

@@ -205,7 +205,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(cli: Cli, own_folder: Path)
     result = cli("run", "-s", "lora", "-s", "full", *TINY, "--set", "base.seed=77", "--dry-run")
     assert result.exit_code == 0
     lines = [line.rstrip() for line in result.stdout.splitlines() if line.strip()]
-    assert lines[2] == "Base     small_cnn, 10 classes, on cpu; to be trained first"
+    assert lines[2] == "Base     small_cnn, 10 classes, on cpu in fp32; to be trained first"
     assert lines[6].split() == ["lora", "27,216", "448,858", "6.06", "%", "0.005"]
     assert lines[7].split() == ["full", "421,642", "421,642", "100.00", "%", "0.001"]
     assert lines[8].startswith("Estimated time: ") and lines[8].endswith("of training and evaluation on this machine.")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 
 PACKAGE = Path(__file__).parents[1] / "adaptkit"
 
@@ -36,6 +37,7 @@ ROWS = [
         "adaptkit.contracts",
         "adaptkit.cache",
         "adaptkit.seeds",
+        "adaptkit.imports",
         "adaptkit.errors",
     ],
 ]
@@ -115,6 +117,27 @@ def test_help_imports_neither_torch_nor_mlflow(arguments: list[str], allowed: se
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr == "[]\n"
     assert "adaptkit" in result.stdout
+
+
+@pytest.mark.slow
+def test_nothing_that_training_does_without_is_imported_before_it(store: Path, own_folder: Path) -> None:
+    plugin = own_folder / "watching.py"
+    plugin.write_text(
+        "import sys\nfrom adaptkit import hookimpl\n"
+        "LATE = ('torch._dynamo', 'torchvision', 'sklearn', 'scipy.stats', 'matplotlib')\n"
+        "def show(run):\n"
+        "    early = [name for name in LATE if name in sys.modules]\n"
+        "    print(run.kind, 'mlflow' in sys.modules, early, file=sys.stderr)\n"
+        "@hookimpl\ndef adaptkit_run_started(run, model):\n    show(run)\n"
+        "@hookimpl\ndef adaptkit_epoch_ended(run, epoch):\n    show(run)\n"
+    )
+    # The first run records the base as well, for which figures are drawn.
+    command = [sys.executable, "-m", "adaptkit", "run", *TINY, "-q", "--plugin", str(plugin), "-s"]
+    seen = []
+    for strategy, more in (("head", []), ("lora", []), ("lora", ["--no-track"])):
+        result = subprocess.run([*command, strategy, *more], capture_output=True, text=True, check=True)
+        seen.append(list(dict.fromkeys(result.stderr.splitlines())))
+    assert seen[1:] == [["adaptation True []"], ["adaptation False []"]]
 
 
 def test_python_m_adaptkit_is_the_same_command() -> None:

@@ -25,9 +25,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         soft_wrap=True,
     )
     base = "found in the cache" if plan.base_cached else "to be trained first"
-    console.print(
-        f"Base     {escape(plan.backbone)}, {len(plan.classes)} classes, on {plan.device}; {base}", soft_wrap=True
-    )
+    place = f"{plan.device} in {plan.precision}"
+    console.print(f"Base     {escape(plan.backbone)}, {len(plan.classes)} classes, on {place}; {base}", soft_wrap=True)
     seeds = "seed" if len(plan.seeds) == 1 else "seeds"
     console.print(f"Runs     {seeds} {', '.join(map(str, plan.seeds))}; {plan.epochs} epochs each", soft_wrap=True)
     table = Table(box=box.SIMPLE, pad_edge=False)
@@ -38,6 +37,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         share = f"{100 * arm.trainable / arm.parameters:.2f} %"
         table.add_row(escape(arm.label), f"{arm.trainable:,}", f"{arm.parameters:,}", share, f"{arm.lr:g}")
     console.print(table)
+    for notice in plan.notices:
+        console.print(f"Note: {notice}", markup=False, soft_wrap=True)
     if plan.seconds is not None:
         console.print(f"Estimated time: {duration(plan.seconds)} of training and evaluation on this machine.")
 

@@ -14,6 +14,7 @@ import click
 from adaptkit.cli.options import json_option, plugin_option
 from adaptkit.cli.signals import interruptible
 from adaptkit.errors import BadInput, RunFailed, TrackingLost
+from adaptkit.imports import uncollected
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +80,9 @@ class RunCommand(click.Command):
 @click.option("--batch-size", metavar="N", help="Images a step of adaptation.  [default: 32]")
 @click.option("--data-dir", metavar="DIR", help="Where data sets are read from and downloaded to.  [default: data]")
 @click.option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.  [default: auto]")
-@click.option("--precision", metavar="fp32|bf16", help="Number format.  [default: fp32]")
+@click.option(
+    "--precision", metavar="fp32|bf16|auto", help="Number format; auto: bf16 where it is native.  [default: fp32]"
+)
 @click.option("--experiment", metavar="NAME", help="MLflow experiment.  [default: adaptkit]")
 @click.option(
     "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
@@ -87,6 +90,7 @@ class RunCommand(click.Command):
 @click.option("--no-track", is_flag=True, help="Record nothing in MLflow.")
 @plugin_option
 @click.option("--refresh-base", is_flag=True, help="Train the base anew even if the cache has it.")
+@click.option("--no-feature-cache", is_flag=True, help="Compute what frozen layers give anew each time.")
 @click.option(
     "--dry-run", is_flag=True, help="Try everything on one batch, show the plan and the time it takes; no run."
 )
@@ -106,6 +110,7 @@ def run(
     no_track: bool,
     plugin: tuple[str, ...],
     refresh_base: bool,
+    no_feature_cache: bool,
     dry_run: bool,
     report: Path | None,
     as_json: bool,
@@ -131,7 +136,6 @@ def run(
     request = resolve(layers, plugins, problems)
 
     from adaptkit.cli.plan import print_plan
-    from adaptkit.cli.results import print_outcome
     from adaptkit.cli.terminal import messages, output
 
     console = messages()
@@ -147,7 +151,8 @@ def run(
             print_plan(output(), plan)
         return
 
-    from adaptkit.api import run_request
+    with uncollected():
+        from adaptkit.api import run_request
 
     with interruptible(), shown(plugins, console, quiet):
         outcome = run_request(
@@ -156,6 +161,7 @@ def run(
             tracking_uri=tracking_uri,
             track=not no_track,
             refresh_base=refresh_base,
+            feature_cache=not no_feature_cache,
             report=report,
             planned=lambda plan: None if quiet else print_plan(console, plan),
             notice=lambda line: None if quiet else console.print(line, markup=False, soft_wrap=True),
@@ -163,6 +169,8 @@ def run(
     if as_json:
         click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))
     else:
+        from adaptkit.cli.results import print_outcome  # only now: it judges with the help of SciPy
+
         print_outcome(output(), outcome)
         if not quiet:
             print_way_to_runs(console, outcome)

@@ -39,7 +39,7 @@ def stratified(labels: Tensor, sizes: Sequence[int], generator: Generator) -> tu
     """
     _require(len(labels), sizes)
     order = torch.randperm(len(labels), generator=generator)
-    members = [order[labels[order] == label] for label in sorted(set(labels.tolist()))]
+    members = _by_class(labels, order)
     table = _shares([len(indices) for indices in members], [*sizes, len(labels) - sum(sizes)])
     pieces = [_cut(indices, [row[column] for row in table]) for column, indices in enumerate(members)]
     parts = [torch.cat([piece[part] for piece in pieces]) if pieces else order for part in range(len(sizes))]
@@ -54,13 +54,20 @@ def draw(labels: Tensor, shots: int, sampling: str, generator: Generator) -> Ten
     state a draw of fewer shots is part of the draw of more.
     """
     order = torch.randperm(len(labels), generator=generator)
-    classes = sorted(set(labels.tolist()))
+    members = _by_class(labels, order)
     half = len(labels) // 2
-    if sampling == "random" or not classes:
-        return order[: min(shots * len(classes), half)]
-    each = min(shots, half // len(classes))
-    drawn = torch.cat([order[labels[order] == label][:each] for label in classes])
+    if sampling == "random" or not members:
+        return order[: min(shots * len(members), half)]
+    each = min(shots, half // len(members))
+    drawn = torch.cat([indices[:each] for indices in members])
     return drawn[torch.randperm(len(drawn), generator=generator)]
+
+
+def _by_class(labels: Tensor, order: Tensor) -> tuple[Tensor, ...]:
+    """Return the images of each class that occurs, by rising label, each class in the given order."""
+    ordered = labels[order]
+    counts: list[int] = ordered.unique(return_counts=True)[1].tolist()
+    return order[ordered.argsort(stable=True)].split(counts) if counts else ()
 
 
 def _cut(indices: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:

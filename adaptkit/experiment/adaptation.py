@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 from adaptkit import __version__
 from adaptkit.adapters.files import WEIGHTS, Inherited, load_adapter, save_adapter
-from adaptkit.contracts import Epoch, Predictions, Run, RunInput, RunResult, Strategy
-from adaptkit.data.domains import TestSet
-from adaptkit.data.views import shifted_views
+from adaptkit.contracts import Epoch, Predictions, Run, RunResult, Strategy
 from adaptkit.errors import AdaptkitError, RunFailed
-from adaptkit.experiment.base import Base, place
+from adaptkit.experiment.base import Base
+from adaptkit.experiment.description import describe_run
+from adaptkit.experiment.feeding import Feeding
 from adaptkit.experiment.preparation import Experiment, draw_target
+from adaptkit.experiment.sharing import Company, Seat
 from adaptkit.outcome import RunRecord
 from adaptkit.plugins import Plugins
 from adaptkit.request import Arm
 from adaptkit.seeds import derive_seed
-from adaptkit.training.evaluation import inference_ratio, predict_logits, share_right
-from adaptkit.training.loop import Evaluation, Recipe, fit
+from adaptkit.training.evaluation import inference_ratio, predict, predict_logits, share_right
+from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.memory import step_bytes
 from adaptkit.training.trainable import adapt, count
 
 if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Tracker
 
-#: Logits of the reloaded adapter may differ from the trained model's by this much.
+#: Logits of the reloaded adapter may differ from the trained model's by this much; large ones by this share.
 RELOAD_TOLERANCE = 1e-4
 
 
@@ -52,19 +54,30 @@ class Stage:
 
     experiment: Experiment
     plugins: Plugins
+    seat: Seat
     tracker: Tracker | None
+    feeding: Feeding
     base: Base
     base_run_id: str | None
     base_model: nn.Module
-    base_logits: dict[str, Tensor]
+
+    @functools.cached_property
+    def base_logits(self) -> dict[str, Tensor]:
+        """Return what the base says of both test sets; features that the strategies read come by, and are kept."""
+        for arm in self.experiment.request.arms:
+            # A strategy that cannot adapt this base fails in its own runs.
+            with contextlib.suppress(Exception):
+                self.feeding.expect(self.adapted(arm, self.experiment.request.settings.seed[0]).model)
+        return self.feeding.base_logits(self.base_model)
 
     def run(self, arm: Arm, seed: int) -> RunRecord:
         """Adapt a copy of the base with one strategy and seed, telling the watchers; return its record."""
-        run = self._describe(arm, seed)
+        company = self.seat.company()
+        run = describe_run(self.experiment, self.base, self.base_run_id, arm, seed, company)
         epochs: list[Epoch] = []
         try:
             with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-                metrics = self._train_and_judge(run, arm, seed, epochs, Path(folder))
+                metrics = self._train_and_judge(run, arm, seed, company, epochs, Path(folder))
             status, reason = "finished", None
         except BaseException as raised:
             error = raised
@@ -79,68 +92,67 @@ class Stage:
             arm.strategy, arm.label, arm.options, arm.lr, seed, status, run_id, metrics, tuple(epochs), reason
         )
 
-    def _train_and_judge(self, run: Run, arm: Arm, seed: int, epochs: list[Epoch], folder: Path) -> dict[str, float]:
-        experiment, request = self.experiment, self.experiment.request
-        settings, device = request.settings, self.experiment.device
-        drawn = draw_target(request, experiment.domains, seed)
-        pixels, labels = experiment.domains.pool.pixels[drawn], experiment.domains.pool.labels[drawn].to(device)
-        trained = self._adapted(arm, seed)
+    def _train_and_judge(
+        self, run: Run, arm: Arm, seed: int, company: Company, epochs: list[Epoch], folder: Path
+    ) -> dict[str, float]:
+        experiment, device = self.experiment, self.experiment.device
+        drawn = draw_target(experiment.request, experiment.domains, seed)
+        labels = experiment.domains.pool.labels[drawn].to(device)
+        trained = self.adapted(arm, seed)
         recipe = self._recipe(arm, seed)
-
-        def views(epoch: int) -> Tensor:
-            return shifted_views(pixels, request.shifts, derive_seed(recipe.order_seed, f"views {epoch}"))
-
-        first = shifted_views(pixels[: settings.batch_size], request.shifts, 0).to(device)
-        memory = step_bytes(trained.model, first, labels[: len(first)], recipe) if device.type != "cuda" else 0
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        tests = Evaluation(experiment.clean, experiment.shifted if settings.evaluate_shifted == "epoch" else None)
+        first = self.feeding.views(seed, 1).value.tensor[: recipe.batch_size].clone()
+        memory = step_bytes(trained.model, first, labels[: len(first)], recipe)
         self.plugins.notify("adaptkit_run_started", run=run, model=trained.model)
         step_ended = getattr(trained.strategy, "step_ended", None)
-        for epoch in fit(trained.model, trained.groups, views, labels, recipe, tests, step_ended):
+        # A strategy that changes the model between steps needs the whole of it.
+        passes = self.feeding.passes(trained.model, seed, whole=step_ended is not None)
+        for epoch in fit(trained.model, trained.groups, passes, labels, recipe, step_ended):
             epochs.append(epoch)
             self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
-        if device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(device)
+        trained_logits = predict(passes.testing("clean"), recipe.precision)
         files = save_adapter(folder, trained.inherited.adapter(trained.model), self._card(arm, seed))
-        reloaded = self._reloaded(arm, seed, folder, trained.model)
+        reloaded = self._reloaded(arm, seed, folder)
+        logits = {
+            name: predict_logits(reloaded.model, test.images.value.tensor, recipe.precision)
+            for name, test in self.feeding.tests.items()
+        }
+        _require_same(logits["clean"], trained_logits, arm)
+        domains = experiment.domains
         predictions = {
-            "clean": self._predictions(reloaded.model, "clean", experiment.domains.clean_test),
-            "shifted": self._predictions(reloaded.model, "shifted", experiment.domains.shifted_test),
+            name: Predictions.of(logits[name], test.index, test.labels, self.base_logits[name])
+            for name, test in (("clean", domains.clean_test), ("shifted", domains.shifted_test))
         }
         metrics = self._metrics(predictions, epochs, reloaded, files[WEIGHTS].stat().st_size, memory)
         result = RunResult(
             metrics=metrics,
             epochs=tuple(epochs),
             predictions=predictions,
-            classes=experiment.domains.classes,
-            config=request.config_text(run.params),
+            classes=domains.classes,
+            config=experiment.request.config_text(run.params),
+            tags={
+                "adaptkit.frozen_prefix": passes.frozen_prefix,
+                "adaptkit.timing": self.seat.timing_since(company),
+            },
             files={f"adapter/{name}": path for name, path in files.items()},
             samples={"clean": experiment.clean[0][:8].cpu(), "shifted": experiment.shifted[0][:8].cpu()},
         )
         self.plugins.notify("adaptkit_run_ended", run=run, result=result, model=reloaded.model)
         return metrics
 
-    def _adapted(self, arm: Arm, seed: int) -> Trained:
+    def adapted(self, arm: Arm, seed: int) -> Trained:
+        """Return a copy of the base, on the device, that the strategy has changed."""
         # On the CPU first: the initial weights are then the same whatever the device.
         model = self.base.build(self.experiment.request, self.experiment.domains)
         tensors = (*model.parameters(), *model.buffers())
         strategy = arm.create()
         groups = adapt(model, strategy, derive_seed(seed, "init"))
         inherited = Inherited.of(model, tensors)
-        return Trained(place(model, self.experiment.device), groups, inherited, strategy)
+        return Trained(self.experiment.place(model), groups, inherited, strategy)
 
-    def _reloaded(self, arm: Arm, seed: int, folder: Path, model: nn.Module) -> Trained:
-        """Read the adapter back onto a fresh base; raise RunFailed if the model is not the trained one."""
-        reloaded = self._adapted(arm, seed)
+    def _reloaded(self, arm: Arm, seed: int, folder: Path) -> Trained:
+        """Read the adapter back onto a fresh base."""
+        reloaded = self.adapted(arm, seed)
         load_adapter(folder, reloaded.model, self.base.fingerprint)
-        pixels, precision = self.experiment.clean[0], self.experiment.request.settings.precision
-        gap = predict_logits(reloaded.model, pixels, precision) - predict_logits(model, pixels, precision)
-        if not gap.abs().max().item() <= RELOAD_TOLERANCE:
-            raise RunFailed(
-                f"strategy {arm.strategy}: the reloaded adapter's logits differ from the trained model's "
-                f"by {gap.abs().max().item():.3g}; is there state outside parameters and buffers?"
-            )
         return reloaded
 
     def _metrics(
@@ -151,6 +163,8 @@ class Stage:
         adapter_bytes: int,
         memory: int,
     ) -> dict[str, float]:
+        from sklearn.metrics import f1_score  # only now: nobody waits for it before training
+
         clean, shifted = predictions["clean"].accuracy, predictions["shifted"].accuracy
         zero_shot = share_right(self.base_logits["shifted"], self.experiment.shifted[1])
         base_clean = share_right(self.base_logits["clean"], self.experiment.clean[1])
@@ -178,11 +192,6 @@ class Stage:
             "time/inference_ratio": inference_ratio(merged, self.base_model, self.experiment.clean[0][:250]),
         }
 
-    def _predictions(self, model: nn.Module, name: str, test: TestSet) -> Predictions:
-        pixels = self.experiment.clean[0] if name == "clean" else self.experiment.shifted[0]
-        logits = predict_logits(model, pixels, self.experiment.request.settings.precision)
-        return Predictions.of(logits, test.index, test.labels, self.base_logits[name])
-
     def _recipe(self, arm: Arm, seed: int) -> Recipe:
         settings = self.experiment.request.settings
         return Recipe(
@@ -209,35 +218,12 @@ class Stage:
             "classes": list(domains.classes),
         }
 
-    def _describe(self, arm: Arm, seed: int) -> Run:
-        experiment = self.experiment
-        plan, domains = experiment.plan, experiment.domains
-        target = f"`{plan.target}`" + (f" under `{plan.shift}`" if plan.shift != "none" else "")
-        tags = {
-            "adaptkit.kind": "adaptation",
-            "adaptkit.arm": arm.label,
-            "adaptkit.starts_at_base": str(getattr(arm.checked, "starts_at_base", True)),
-            "adaptkit.pool_images": str(plan.pool_images),
-            "adaptkit.drawn_images": str(plan.drawn_images),
-            "adaptkit.base_fingerprint": self.base.fingerprint,
-            "adaptkit.data_fingerprint": domains.fingerprint,
-            "adaptkit.pair_id": f"{domains.fingerprint[:12]}-{seed}",
-            "adaptkit.timing": "alone",
-            **{f"adaptkit.{purpose}_seed": str(derive_seed(seed, purpose)) for purpose in ("draw", "init", "order")},
-        }
-        if self.base_run_id:
-            tags["adaptkit.base_run_id"] = self.base_run_id
-        return Run(
-            kind="adaptation",
-            name=f"{arm.label} seed={seed}",
-            params=experiment.request.run_params(arm, seed),
-            tags=tags,
-            inputs=(
-                RunInput(plan.dataset, "source", domains.source_digest, plan.dataset),
-                RunInput(plan.target, "target", domains.target_digest, f"{plan.target} shift={plan.shift}"),
-            ),
-            description=(
-                f"Strategy **{arm.label}** adapts a `{plan.backbone}` base, trained on {plan.source_images} images of "
-                f"`{plan.dataset}`, to {target} with {plan.drawn_images} labelled images (seed {seed})."
-            ),
+
+def _require_same(reloaded: Tensor, trained: Tensor, arm: Arm) -> None:
+    """Raise RunFailed if the reloaded model, run whole, is not the trained one."""
+    gap = (reloaded - trained).abs().max().item()
+    if not gap <= RELOAD_TOLERANCE * max(1.0, trained.abs().max().item()):
+        raise RunFailed(
+            f"strategy {arm.strategy}: the reloaded adapter's logits differ from the trained model's "
+            f"by {gap:.3g}; is there state outside parameters and buffers?"
         )

@@ -23,8 +23,11 @@ from adaptkit.data.domains import Domains
 from adaptkit.errors import BadInput
 from adaptkit.request import Request
 from adaptkit.seeds import derive_seed
-from adaptkit.training.loop import Evaluation, Recipe, fit
+from adaptkit.training.features import ImageSet, Value
+from adaptkit.training.loop import Recipe, fit
+from adaptkit.training.passes import Test
 from adaptkit.training.seeding import RandomStream
+from adaptkit.training.streaming import BytePasses, on_device
 
 #: Raised whenever the same recipe would give other weights, so that old cache entries are not taken for new ones.
 RECIPE_VERSION = 1
@@ -51,11 +54,6 @@ def build_model(request: Request, domains: Domains) -> nn.Module:
     with RandomStream(derive_seed(request.settings.base.seed, "base weights")):
         model = request.backbone.build(domains.channels, domains.size, len(domains.classes))
     return with_head(model)
-
-
-def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a model to its device, in place, in the memory layout in which convolutions are fastest."""
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def recipe_key(request: Request, domains: Domains) -> str:
@@ -115,7 +113,9 @@ def stored_base(key: str) -> Base | None:
 def train_base(request: Request, domains: Domains, model: nn.Module, clean: tuple[Tensor, Tensor]) -> Iterator[Epoch]:
     """Train the model on the source, in place, yielding each epoch; `clean` is the clean test set on the device."""
     settings = request.settings
-    source = domains.source.pixels.to(clean[0].device).float().div_(255)
+    device = clean[0].device
+    test = Test(ImageSet("clean", Value(clean[0], 0.0)), clean[1])
+    passes = BytePasses(model, on_device(domains.source.pixels, device), device, {"clean": test})
     recipe = Recipe(
         epochs=settings.base.epochs,
         batch_size=settings.base.batch_size,
@@ -124,9 +124,8 @@ def train_base(request: Request, domains: Domains, model: nn.Module, clean: tupl
         precision=settings.precision,
         lr_option="--set base.lr=",
     )
-    labels = domains.source.labels.to(clean[0].device)
     groups = [{"params": list(model.parameters())}]
-    yield from fit(model, groups, lambda number: source, labels, recipe, Evaluation(clean))
+    yield from fit(model, groups, passes, domains.source.labels.to(device), recipe)
 
 
 def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from adaptkit.contracts import Predictions, Run, RunInput, RunResult
-from adaptkit.experiment.base import Base, base_lock, build_model, place, store_base, stored_base, train_base
+from adaptkit.experiment.base import Base, base_lock, build_model, store_base, stored_base, train_base
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.plugins import Plugins
 from adaptkit.training.evaluation import predict_logits
@@ -39,14 +39,14 @@ def obtain_base(
             return base, None, True
         run_id = tracker.find_base(base.fingerprint)
         if run_id is None:
-            model = place(base.build(experiment.request, experiment.domains), experiment.device)
+            model = experiment.place(base.build(experiment.request, experiment.domains))
             tracker.record(run, base.epochs, _base_result(experiment, run, base, model), model)
             run_id = tracker.run_id(run)
         return base, run_id, True
 
 
 def _train_base(experiment: Experiment, plugins: Plugins, run: Run) -> Base:
-    model = place(build_model(experiment.request, experiment.domains), experiment.device)
+    model = experiment.place(build_model(experiment.request, experiment.domains))
     epochs = []
     try:
         plugins.notify("adaptkit_run_started", run=run, model=model)

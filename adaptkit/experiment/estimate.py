@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from adaptkit.data.views import shifted_views
-from adaptkit.experiment.base import build_model, place
+from adaptkit.experiment.base import build_model
 from adaptkit.experiment.preparation import Experiment, draw_target
 from adaptkit.seeds import derive_seed
-from adaptkit.training.loop import Evaluation, Recipe, fit
+from adaptkit.training.loop import Recipe, fit
+from adaptkit.training.passes import plain
 from adaptkit.training.trainable import adapt
 
 STEPS = 3
@@ -26,7 +27,7 @@ def estimate_seconds(experiment: Experiment) -> float:
     settings = request.settings
     seconds = 0.0
     if not experiment.plan.base_cached:
-        model = place(build_model(request, domains), experiment.device)
+        model = experiment.place(build_model(request, domains))
         groups = [{"params": list(model.parameters())}]
         recipe = Recipe(1, settings.base.batch_size, settings.base.lr, 0, precision=settings.precision)
         step, test = _measure(experiment, model, groups, recipe)
@@ -37,7 +38,7 @@ def estimate_seconds(experiment: Experiment) -> float:
         model = build_model(request, domains)
         groups = adapt(model, arm.create(), derive_seed(settings.seed[0], "init"))
         recipe = Recipe(1, settings.batch_size, arm.lr, 0, settings.optimizer, precision=settings.precision)
-        step, test = _measure(experiment, place(model, experiment.device), groups, recipe)
+        step, test = _measure(experiment, experiment.place(model), groups, recipe)
         tested = len(domains.clean_test.labels)
         if settings.evaluate_shifted == "epoch":
             tested += len(domains.shifted_test.labels)
@@ -54,10 +55,9 @@ def _measure(
     chosen = draw_target(request, experiment.domains, request.settings.seed[0])[: STEPS * recipe.batch_size]
     pixels = experiment.domains.pool.pixels[chosen]
     labels = experiment.domains.pool.labels[chosen].to(experiment.device)
-    tests = Evaluation((experiment.clean[0][:500], experiment.clean[1][:500]))
+    clean = experiment.clean[0][:500], experiment.clean[1][:500]
+    passes = plain(model, lambda number: shifted_views(pixels, request.shifts, number), clean)
     for _ in range(2):  # the first pass warms up
-        epoch = next(
-            fit(model, groups, lambda number: shifted_views(pixels, request.shifts, number), labels, recipe, tests)
-        )
+        epoch = next(fit(model, groups, passes, labels, recipe))
     steps = math.ceil(len(labels) / recipe.batch_size)
-    return (epoch.seconds - epoch.evaluation_seconds) / steps, epoch.evaluation_seconds / len(tests.clean[1])
+    return (epoch.seconds - epoch.evaluation_seconds) / steps, epoch.evaluation_seconds / len(clean[1])

@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from adaptkit.cache import features_allowed
 from adaptkit.experiment.adaptation import Stage
-from adaptkit.experiment.base import place
 from adaptkit.experiment.base_run import obtain_base
+from adaptkit.experiment.feeding import Feeding
 from adaptkit.experiment.preparation import Experiment
+from adaptkit.experiment.sharing import Seat
 from adaptkit.outcome import BaseRecord, Outcome
 from adaptkit.plugins import Plugins
-from adaptkit.training.evaluation import predict_logits, share_right
+from adaptkit.training.evaluation import share_right
 
 if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Tracker
@@ -21,24 +23,26 @@ if TYPE_CHECKING:
 def execute(
     experiment: Experiment,
     plugins: Plugins,
+    seat: Seat,
     tracker: Tracker | None = None,
-    *,
     refresh_base: bool = False,
+    feature_cache: bool = True,
     notice: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Train or find the base, adapt a copy of it with each strategy and seed, and return all results.
 
-    A run that fails for a known reason is a record with its error; the others go on.
+    A run that fails for a known reason is a record with its error; the others go on. Without `feature_cache`, every
+    forward pass is through the whole model.
     """
     base, base_run_id, cached = obtain_base(experiment, plugins, tracker, refresh_base, notice)
-    base_model = place(base.build(experiment.request, experiment.domains), experiment.device)
-    precision = experiment.request.settings.precision
-    logits = {
-        "clean": predict_logits(base_model, experiment.clean[0], precision),
-        "shifted": predict_logits(base_model, experiment.shifted[0], precision),
-    }
-    stage = Stage(experiment, plugins, tracker, base, base_run_id, base_model, logits)
-    runs = [stage.run(arm, seed) for seed in experiment.request.settings.seed for arm in experiment.request.arms]
+    base_model = experiment.place(base.build(experiment.request, experiment.domains))
+    feeding = Feeding.of(experiment, reuse=feature_cache and features_allowed())
+    stage = Stage(experiment, plugins, seat, tracker, feeding, base, base_run_id, base_model)
+    logits = stage.base_logits
+    runs = []
+    for seed in experiment.request.settings.seed:
+        runs += [stage.run(arm, seed) for arm in experiment.request.arms]
+        feeding.forget(seed)
     return Outcome(
         plan=dataclasses.replace(experiment.plan, base_cached=cached),
         base=BaseRecord(

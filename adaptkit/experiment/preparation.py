@@ -7,12 +7,13 @@ import traceback
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptkit.data.domains import Domains, TestSet, load_domains
 from adaptkit.data.split import draw
 from adaptkit.errors import BadInput
 from adaptkit.experiment.base import build_model, recipe_key, stored_base
+from adaptkit.experiment.hardware import find_device, find_precision, precision_notices
 from adaptkit.outcome import ArmPlan, Plan
 from adaptkit.request import Request
 from adaptkit.seeds import derive_seed
@@ -30,6 +31,11 @@ class Experiment:
     shifted: tuple[Tensor, Tensor]
     base_key: str
     plan: Plan
+    memory_format: torch.memory_format
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model to the experiment's device, in place, in the memory layout that suits it."""
+        return model.to(self.device).to(memory_format=self.memory_format)
 
 
 def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
@@ -37,8 +43,10 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
 
     Raises BadInput, for all strategies at once, before anything is trained or tracked.
     """
-    device = _device(request.settings.device)
-    request = dataclasses.replace(request, settings=request.settings.model_copy(update={"device": device.type}))
+    device = find_device(request.settings.device)
+    precision = find_precision(request.settings.precision, device)
+    found = {"device": device.type, "precision": precision}
+    request = dataclasses.replace(request, settings=request.settings.model_copy(update=found))
     settings = request.settings
     domains = load_domains(
         request.dataset,
@@ -73,6 +81,7 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
         shift=request.shift_text,
         backbone=settings.backbone,
         device=device.type,
+        precision=precision,
         source_images=len(domains.source),
         pool_images=len(domains.pool),
         shots=settings.shots,
@@ -84,9 +93,17 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
         arms=tuple(arms),
         seeds=settings.seed,
         epochs=settings.epochs,
+        notices=precision_notices(precision, device),
     )
     return Experiment(
-        request, domains, device, _moved(domains.clean_test, device), _moved(domains.shifted_test, device), key, plan
+        request,
+        domains,
+        device,
+        _moved(domains.clean_test, device),
+        _moved(domains.shifted_test, device),
+        key,
+        plan,
+        _memory_format(build_model(request, domains), domains.clean_test.pixels[:2]),
     )
 
 
@@ -96,15 +113,16 @@ def draw_target(request: Request, domains: Domains, seed: int) -> Tensor:
     return draw(domains.pool.labels, request.settings.shots, request.settings.split.sampling, generator)
 
 
+def _memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
+    """Return the layout in which convolutions are fastest, or torch's own for a model that cannot take it."""
+    model.to(memory_format=torch.channels_last).eval()
+    try:
+        with torch.no_grad():
+            model(images.clone())
+    except Exception:  # `x.view(len(x), -1)` after a convolution, for one
+        return torch.contiguous_format
+    return torch.channels_last
+
+
 def _moved(test: TestSet, device: torch.device) -> tuple[Tensor, Tensor]:
     return test.pixels.to(device), test.labels.to(device)
-
-
-def _device(name: str) -> torch.device:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    if not available[name]:
-        have = ", ".join(kind for kind, there in available.items() if there)
-        raise BadInput(f"device: {name} is not available here; have: {have}")
-    return torch.device(name)

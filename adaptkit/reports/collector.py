@@ -41,6 +41,7 @@ class Collector:
             dataclasses.replace(
                 self._started(run, "finished"),
                 metrics=dict(result.metrics),
+                tags={**run.tags, **result.tags},
                 classes=result.classes,
                 predictions=result.predictions,
                 curve=curve,

@@ -157,9 +157,10 @@ def _check_test_images(runs: Sequence[ComparedRun]) -> None:
 
 
 def _timings_comparable(arms: Sequence[ArmResult]) -> bool:
-    """Tell whether all seconds were taken on one machine's device by runs that had it to themselves."""
+    """Tell whether all seconds were taken on one machine's device, with one number of threads, by runs alone there."""
     runs = [run for arm in arms for run in arm.runs]
-    places = {(run.tags.get("adaptkit.host"), run.settings.get("device")) for run in runs}
+    tags = ("adaptkit.host", "adaptkit.threads")
+    places = {(*(run.tags.get(tag) for tag in tags), run.settings.get("device")) for run in runs}
     return len(places) == 1 and all(run.tags.get("adaptkit.timing", "alone") == "alone" for run in runs)
 
 

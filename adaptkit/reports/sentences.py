@@ -62,7 +62,8 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
             )
     if not comparison.timings_comparable:
         notes.append(
-            "Training seconds are shown but not ranked: the runs shared a machine or were made on different ones."
+            "Training seconds are shown but not ranked: the runs shared a machine, or were made on different ones "
+            "or with different numbers of threads."
         )
     for status in dict.fromkeys(run.status for run in comparison.left_out):
         runs = [run for run in comparison.left_out if run.status == status]

@@ -19,7 +19,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         like = {"device": base_layer.weight.device, "dtype": base_layer.weight.dtype}
         self.base_layer = base_layer
-        self.lora_dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.lora_dropout = nn.Dropout(dropout) if dropout > 0 else None
         self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False, **like)
         self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False, **like)
         self.scaling = alpha / rank
@@ -27,10 +27,13 @@ class LoRALinear(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the base's output plus the scaled update."""
-        update: Tensor = self.lora_B(self.lora_A(self.lora_dropout(x)))
+        """Return the base's output plus the scaled update: `[..., in]` to `[..., out]`."""
         unchanged: Tensor = self.base_layer(x)
-        return unchanged + self.scaling * update
+        inner: Tensor = self.lora_A(x if self.lora_dropout is None else self.lora_dropout(x))
+        # One product scales and adds the update; in place it would change features kept of the frozen layer.
+        rows = unchanged.reshape(-1, self.base_layer.out_features)
+        projected = inner.reshape(-1, self.lora_A.out_features)
+        return torch.addmm(rows, projected, self.lora_B.weight.t(), alpha=self.scaling).view_as(unchanged)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

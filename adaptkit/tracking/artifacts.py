@@ -7,17 +7,20 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from pathlib import Path
 
 from adaptkit import __version__
 from adaptkit.contracts import Predictions, Run, RunResult
-from adaptkit.reports.figures import draw_confusion, draw_curves, draw_samples, save
 from adaptkit.tracking.predictions import write_predictions
 
 
 def write_artifacts(folder: Path, run: Run, result: RunResult) -> None:
     """Write all artifacts of a run into a folder: at its root, since MLflow's compare page shows only those."""
+    # Only now: matplotlib need not be there before a figure is drawn.
+    from adaptkit.reports.figures import draw_confusion, draw_curves, draw_samples, save
+
     (folder / "config.yaml").write_text(result.config, encoding="utf-8")
     (folder / "environment.txt").write_text(environment(), encoding="utf-8")
     for name, predictions in result.predictions.items():
@@ -47,8 +50,17 @@ def environment() -> str:
     ]
     if torch.cuda.is_available():
         lines.append(f"cuda {torch.version.cuda}, {torch.cuda.get_device_name()}")
-    found = {(dist.metadata["Name"] or "").lower(): dist.version for dist in importlib.metadata.distributions()}
-    return "\n".join([*lines, "", *(f"{name}=={version}" for name, version in sorted(found.items()) if name), ""])
+    found = dict(filter(None, map(_name_and_version, importlib.metadata.distributions())))
+    return "\n".join([*lines, "", *(f"{name}=={version}" for name, version in sorted(found.items())), ""])
+
+
+def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str] | None:
+    """Return a distribution's name, in small letters, and its version; None when its metadata does not say."""
+    # Only the lines needed: to parse all metadata, README files included, takes ten times as long.
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    found = {key: re.search(rf"^{key}: *(\S+)", text, re.MULTILINE) for key in ("Name", "Version")}
+    name, version = found["Name"], found["Version"]
+    return (name[1].lower(), version[1]) if name and version else None
 
 
 def _write_report(stem: Path, predictions: Predictions, classes: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.imports import uncollected
 from adaptkit.tracking.address import Address, resolve
 from adaptkit.tracking.schema import prepare_schema
 from adaptkit.tracking.server import check_database, check_server, plain_server_error
@@ -64,7 +65,7 @@ def open_store(uri: str | None, experiment: str) -> Store:
         check_server(address)
     _prepare_mlflow(address)
     notices: tuple[str, ...] = ()
-    with errors_as_lines(address):
+    with uncollected(), errors_as_lines(address):  # what the store needs of MLflow is imported when it is opened
         from mlflow import MlflowClient
 
         if path:
@@ -126,7 +127,8 @@ def _prepare_mlflow(address: Address) -> None:
     if address.is_server:  # by default a dead server blocks each call for four minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    import mlflow  # noqa: F401  (it sets its loggers' levels: ours come after)
+    with uncollected():
+        import mlflow  # noqa: F401  (it sets its loggers' levels: ours come after)
 
     if "MLFLOW_LOGGING_LEVEL" in os.environ:
         return

@@ -121,7 +121,7 @@ class Tracker:
     @hookimpl(trylast=True)
     def adaptkit_run_ended(self, run: Run, result: RunResult, model: nn.Module) -> None:
         """Log the final metrics and the artifacts, and finish the run."""
-        self._try("logging results", lambda: self._log_result(run, result))
+        self._try("logging results", lambda: self._log_metrics(run, result.metrics, None, result.tags))
         self._try("writing artifacts", lambda: self._log_artifacts(run, result))
         # A record with a gap is not that of a finished run, whatever became of the run.
         self._end(run, "FINISHED" if self.fault is None else "FAILED")
@@ -160,22 +160,16 @@ class Tracker:
         if run.inputs:
             client.log_inputs(created.info.run_id, [_dataset(given) for given in run.inputs])
 
-    def _log_metrics(self, run: Run, metrics: dict[str, float], step: int | None) -> None:
-        from mlflow.entities import Metric
+    def _log_metrics(
+        self, run: Run, metrics: Mapping[str, float], step: int | None, tags: Mapping[str, str] | None = None
+    ) -> None:
+        from mlflow.entities import Metric, RunTag
 
         now = int(time.time() * 1000)
         # Without a step of its own (0), MLflow's page draws a bar for each run instead of a curve.
         points = [Metric(key, float(value), now, step or 0) for key, value in metrics.items()]
-        self.store.client.log_batch(self._run_ids[run.name], metrics=points)
-
-    def _log_result(self, run: Run, result: RunResult) -> None:
-        from mlflow.entities import RunTag
-
-        if result.metrics:
-            self._log_metrics(run, dict(result.metrics), None)
-        if result.tags:
-            tags = [RunTag(key, value) for key, value in result.tags.items()]
-            self.store.client.log_batch(self._run_ids[run.name], tags=tags)
+        named = [RunTag(key, value) for key, value in (tags or {}).items()]
+        self.store.client.log_batch(self._run_ids[run.name], metrics=points, tags=named)
 
     def _log_artifacts(self, run: Run, result: RunResult) -> None:
         with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:

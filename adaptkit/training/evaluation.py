@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import statistics
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-BATCH = 500
+#: images a pass: on a CPU what fits its caches is fastest
+CPU_BATCH = 128
+DEVICE_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a network is fed: tensors with a row for each image. `seconds` is what making them is charged at."""
+
+    network: Callable[..., Tensor]
+    tensors: tuple[Tensor, ...]
+    seconds: float = 0.0
+
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the tensors of each part: `parts` are int64 indices on the CPU."""
+        for part in parts:
+            indices = part.to(self.tensors[0].device)
+            yield tuple(tensor[indices] for tensor in self.tensors)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
@@ -22,12 +41,36 @@ def deterministic() -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
+@contextmanager
+def computing(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute as models do when nothing is trained: in this precision, with the same bits each time."""
+    with deterministic(), autocast(device, precision):
+        yield
+
+
+def pass_size(device: torch.device) -> int:
+    """Return how many images go through a network at a time when nothing is trained."""
+    return CPU_BATCH if device.type == "cpu" else DEVICE_BATCH
+
+
 @torch.inference_mode()
+def predict(rows: Rows, precision: str = "fp32") -> Tensor:
+    """Return the network's float32 logits `[n, classes]`; the model must be in evaluation mode."""
+    device = rows.tensors[0].device
+    parts = (tensor.split(pass_size(device)) for tensor in rows.tensors)
+    with computing(device, precision):
+        return torch.cat([rows.network(*part).float() for part in zip(*parts, strict=True)])
+
+
+def whole(model: nn.Module, pixels: Tensor) -> Rows:
+    """Return the whole model with images that it may write into."""
+    return Rows(lambda images: model(images.clone()), (pixels,))
+
+
 def predict_logits(model: nn.Module, pixels: Tensor, precision: str = "fp32") -> Tensor:
     """Return float32 logits `[n, classes]` for images `[n, c, h, w]` on the model's device."""
     model.eval()
-    with deterministic(), autocast(pixels.device, precision):
-        return torch.cat([model(batch).float() for batch in pixels.split(BATCH)])
+    return predict(whole(model, pixels), precision)
 
 
 def accuracy(model: nn.Module, pixels: Tensor, labels: Tensor, precision: str = "fp32") -> float:
@@ -40,6 +83,14 @@ def share_right(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).sum().item() / len(labels)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given, so that a clock read next tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def inference_ratio(model: nn.Module, base: nn.Module, pixels: Tensor, repeats: int = 9) -> float:
     """Return the model's time for these images over the base's: medians of interleaved passes after a warm-up."""
     seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -47,8 +98,7 @@ def inference_ratio(model: nn.Module, base: nn.Module, pixels: Tensor, repeats: 
         for is_base, timed in ((False, model), (True, base)):
             start = time.perf_counter()
             predict_logits(timed, pixels)
-            if pixels.is_cuda:
-                torch.cuda.synchronize()
+            synchronize(pixels.device)
             if turn > 0:
                 seconds[is_base].append(time.perf_counter() - start)
     return statistics.median(seconds[False]) / statistics.median(seconds[True])

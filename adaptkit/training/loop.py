@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from adaptkit.contracts import Epoch
 from adaptkit.errors import RunFailed
 from adaptkit.seeds import derive_seed
-from adaptkit.training.evaluation import accuracy, autocast, deterministic
+from adaptkit.training import optimizers
+from adaptkit.training.evaluation import autocast, deterministic, predict, share_right
+from adaptkit.training.passes import Fed, Passes
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": lambda groups, **options: torch.optim.SGD(groups, momentum=0.9, **options),
-}
+T = TypeVar("T")
+F = TypeVar("F", bound=Fed)
 
 
 @dataclass(frozen=True)
@@ -39,45 +38,38 @@ class Recipe:
     lr_option: str = "--lr "
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Test images on the model's device: the clean ones and, where they are evaluated each epoch, the shifted."""
-
-    clean: tuple[Tensor, Tensor]
-    shifted: tuple[Tensor, Tensor] | None = None
-
-
 def fit(
     model: nn.Module,
     groups: Sequence[dict[str, Any]],
-    views: Callable[[int], Tensor],
+    passes: Passes,
     labels: Tensor,
     recipe: Recipe,
-    tests: Evaluation,
     step_ended: Callable[[nn.Module, int], None] | None = None,
 ) -> Iterator[Epoch]:
     """Train the parameters in `groups`, evaluate, and yield the record of each epoch.
 
-    `views(number)` gives that epoch's training images, float `[n, c, h, w]`, and `labels` int64 `[n]`.
-    `seconds` covers making the views, training and evaluation. Raises RunFailed when the loss is not finite.
+    `passes` gives an epoch's training images, with int64 `labels` `[n]`, and the test sets. `seconds` covers training,
+    evaluation and making what they read; what was made before is charged at what it took. Raises RunFailed when the
+    loss is not finite.
     """
     device = labels.device
     optimizer = make_optimizer(groups, recipe, device)
     stream = RandomStream(recipe.order_seed)
+    clock = _Clock()
     cumulative, step = 0.0, 0
     for number in range(1, recipe.epochs + 1):
-        start = time.perf_counter()
+        clock.restart()
+        set_train_mode(model)
         with stream, deterministic():
-            pixels = views(number).to(device)
-            set_train_mode(model)
+            fed = clock.charged(passes.training, number)
             loss_sum = torch.zeros((), device=device)
             right = torch.zeros((), device=device, dtype=torch.int64)
-            for batch in batch_order(len(labels), recipe, number).split(recipe.batch_size):
-                indices = batch.to(device)
-                truth = labels[indices]
+            order = batch_order(len(labels), recipe, number).split(recipe.batch_size)
+            for batch, given in zip(order, fed.batches(order), strict=True):
+                truth = labels[batch.to(device)]
                 optimizer.zero_grad(set_to_none=True)
                 with autocast(device, recipe.precision):
-                    logits = model(pixels[indices])
+                    logits = fed.network(*given)
                     loss = nn.functional.cross_entropy(logits.float(), truth)
                 loss.backward()
                 optimizer.step()
@@ -87,31 +79,51 @@ def fit(
                 loss_sum += loss.detach() * len(batch)
                 right += (logits.detach().argmax(1) == truth).sum()
             loss_value = loss_sum.item() / len(labels)
-            trained_at = time.perf_counter()
-            if not math.isfinite(loss_value):
-                raise RunFailed(
-                    f"the loss is not finite in epoch {number}; "
-                    f"a lower learning rate may help: {recipe.lr_option}{recipe.lr / 10:g}"
-                )
-            if not all(bool(torch.isfinite(p).all()) for group in groups for p in group["params"]):
-                raise RunFailed(
-                    f"the weights are not finite after epoch {number}; "
-                    f"a lower learning rate may help: {recipe.lr_option}{recipe.lr / 10:g}"
-                )
-            clean = accuracy(model, *tests.clean, recipe.precision)
-            shifted = accuracy(model, *tests.shifted, recipe.precision) if tests.shifted else None
-        now = time.perf_counter()
-        cumulative += now - start
+            training = clock.seconds()
+            _check_finite(loss_value, groups, number, recipe)
+            model.eval()
+            accuracies = {}
+            for name, test in passes.tests.items():
+                rows = clock.charged(passes.testing, name)
+                accuracies[name] = share_right(predict(rows, recipe.precision), test.labels)
+        seconds = clock.seconds()
+        cumulative += seconds
         yield Epoch(
             number=number,
             loss=loss_value,
             train_accuracy=right.item() / len(labels),
-            test_accuracy=clean,
-            shifted_accuracy=shifted,
-            seconds=now - start,
-            evaluation_seconds=now - trained_at,
+            test_accuracy=accuracies["clean"],
+            shifted_accuracy=accuracies.get("shifted"),
+            seconds=seconds,
+            evaluation_seconds=seconds - training,
             cumulative_seconds=cumulative,
         )
+
+
+class _Clock:
+    """Measure an epoch, with what others have computed for it charged at what it took them."""
+
+    def restart(self) -> None:
+        self._start, self._owed = time.perf_counter(), 0.0
+
+    def charged(self, make: Callable[[T], F], argument: T) -> F:
+        """Return what `make(argument)` gives, and count its `seconds` instead of the time that this call takes."""
+        start = time.perf_counter()
+        fed = make(argument)
+        self._owed += fed.seconds - (time.perf_counter() - start)
+        return fed
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start + self._owed
+
+
+def _check_finite(loss: float, groups: Sequence[dict[str, Any]], epoch: int, recipe: Recipe) -> None:
+    advice = f"a lower learning rate may help: {recipe.lr_option}{recipe.lr / 10:g}"
+    if not math.isfinite(loss):
+        raise RunFailed(f"the loss is not finite in epoch {epoch}; {advice}")
+    finite = [torch.isfinite(parameter).all() for group in groups for parameter in group["params"]]
+    if not bool(torch.stack(finite).all()):
+        raise RunFailed(f"the weights are not finite after epoch {epoch}; {advice}")
 
 
 def batch_order(images: int, recipe: Recipe, epoch: int) -> Tensor:
@@ -123,4 +135,4 @@ def batch_order(images: int, recipe: Recipe, epoch: int) -> Tensor:
 def make_optimizer(groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over these groups; a group's own settings go before the recipe's."""
     options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": device.type in ("cpu", "cuda")}
-    return OPTIMIZERS[recipe.optimizer](list(groups), **options)
+    return optimizers.make(recipe.optimizer, list(groups), **options)

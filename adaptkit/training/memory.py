@@ -7,17 +7,23 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from adaptkit.training.evaluation import autocast
+from adaptkit.training.evaluation import computing
 from adaptkit.training.loop import Recipe, make_optimizer
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
 
 
 def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe) -> int:
-    """Return the bytes of parameters, gradients, optimizer state and tensors saved for backward in one step.
+    """Return the bytes that one training step of the whole model takes.
 
-    The step is taken on a copy, so that the model stays as it is.
+    On CUDA the most that was allocated; elsewhere parameters, buffers, gradients, optimizer state and tensors saved
+    for backward. The step is taken on a copy, so that the model stays as it is, and what else an experiment keeps,
+    such as features, does not count.
     """
+    device = labels.device
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     model = copy.deepcopy(model)
     set_train_mode(model)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -30,13 +36,15 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe)
         return tensor
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer([{"params": trained}], recipe, labels.device)
+    optimizer = make_optimizer([{"params": trained}], recipe, device)
     with RandomStream(recipe.order_seed):
         watched = torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept)
-        with autocast(labels.device, recipe.precision), watched:
+        with computing(device, recipe.precision), watched:
             loss = nn.functional.cross_entropy(model(pixels).float(), labels)
         loss.backward()
         optimizer.step()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) - before
     state = [value for slots in optimizer.state.values() for value in slots.values() if isinstance(value, Tensor)]
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     held = (*model.parameters(), *model.buffers(), *gradients, *state)

@@ -51,6 +51,12 @@ def adapt(model: nn.Module, strategy: Strategy, init_seed: int) -> list[dict[str
     return groups
 
 
+def freeze(model: nn.Module) -> None:
+    """Train nothing of the model."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+
 def count(model: nn.Module) -> Counts:
     """Count the parameters, a shared one once."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]

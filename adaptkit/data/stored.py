@@ -1,0 +1,185 @@
+"""Read images that are stored elsewhere: decoded ahead of need by worker processes, the same bits however many."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from adaptkit.contracts import Images, StoredPixels
+from adaptkit.errors import BadInput, RunFailed
+
+#: fewer images are decoded sooner than workers are started
+FEW_IMAGES = 256
+#: what a worker decodes at a time: at most so many images, and if they are large fewer
+PIECE_IMAGES = 64
+PIECE_BYTES = 1 << 20
+#: decoded ahead of need by all workers together; they hand over through /dev/shm, where containers have 64 MiB
+AHEAD_BYTES = 32 << 20
+#: images that are checked or counted are held in memory at most so many bytes at a time
+CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class LoadedImages(Images):
+    """Images whose pixels are in memory."""
+
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class NamedPixels:
+    """Stored images that are checked as they are decoded; `title` begins the line that says what is wrong with one."""
+
+    stored: StoredPixels
+    shape: tuple[int, int, int, int]
+    title: str
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Decode one image; raise BadInput if it cannot be read or is not what the shape promises."""
+        try:
+            image: Any = self.stored[index]
+        except Exception as error:
+            raise BadInput(f"{self.title} {index} cannot be read ({_reason(error)})") from error
+        expected = list(self.shape[1:])
+        if isinstance(image, Tensor) and image.dtype == torch.uint8 and list(image.shape) == expected:
+            return image
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        found = found.removeprefix("torch.")
+        raise BadInput(f"{self.title} {index} must be a tensor uint8 {expected}, as the shape says, not {found}")
+
+
+def loaded(images: Images) -> LoadedImages:
+    """Return the images with their pixels in memory."""
+    pixels = images.pixels
+    if not isinstance(pixels, Tensor):
+        (pixels,) = decoded(pixels, [torch.arange(len(images))])
+    return LoadedImages(pixels, images.labels, images.classes)
+
+
+def chunks(pixels: Tensor | StoredPixels) -> Iterator[Tensor]:
+    """Yield all pixels in order, uint8 `[k, c, h, w]`, of which each holds few enough bytes."""
+    size = max(1, CHUNK_BYTES // math.prod(pixels.shape[1:]))
+    if isinstance(pixels, Tensor):
+        yield from pixels.split(size)
+    else:
+        yield from decoded(pixels, torch.arange(pixels.shape[0]).split(size))
+
+
+def decoded(pixels: StoredPixels, parts: Sequence[Tensor], *, pinned: bool = False) -> Iterator[Tensor]:
+    """Yield the images of each part, uint8 `[k, c, h, w]`: `parts` are int64 indices.
+
+    `pinned` puts them where a CUDA device can fetch them by itself. No global random generator is touched. Raises
+    BadInput for an image that cannot be read, RunFailed when a worker process dies.
+    """
+    image_bytes = math.prod(pixels.shape[1:])
+    size = max(1, min(PIECE_IMAGES, PIECE_BYTES // image_bytes))
+    workers = worker_count(sum(map(len, parts)), size * image_bytes)
+    parallel: dict[str, Any] = {}
+    if workers:
+        parallel = {
+            "num_workers": workers,
+            "prefetch_factor": max(1, AHEAD_BYTES // (workers * size * image_bytes)),
+            "multiprocessing_context": "fork",
+            "worker_init_fn": _end_quietly,
+        }
+    loader: Any = DataLoader(
+        _Decoder(pixels),
+        batch_sampler=(piece.tolist() for part in parts for piece in part.split(size)),
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),
+        **parallel,
+    )
+    with _pieces(loader, workers) as pieces:
+        for part in parts:
+            batch = torch.empty((len(part), *pixels.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+            filled = 0
+            while filled < len(part):
+                piece = next(pieces)
+                if isinstance(piece, str):
+                    raise BadInput(piece)
+                batch[filled : filled + len(piece)] = piece
+                filled += len(piece)
+            yield batch
+
+
+@contextmanager
+def _pieces(loader: Any, workers: int) -> Iterator[Any]:
+    """Iterate over a loader, and end its workers whatever happens; raise RunFailed when one of them dies."""
+    pieces: Any = None
+    try:
+        pieces = iter(loader)
+        yield pieces
+    except BaseException as error:
+        if pieces is None:
+            # Of an iterator that was only half made nothing is left but what the traceback holds; it ends its workers.
+            traceback.clear_frames(error.__traceback__)
+        # That a worker has died is told by torch, by the pipe to it, or by the socket on which it hands tensors over.
+        told = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        if workers and (told or isinstance(error, OSError | EOFError)):
+            raise RunFailed(f"the processes that decode images have failed ({_reason(error)})") from error
+        raise
+    finally:
+        if workers and pieces is not None:
+            # Else they would wait until a traceback that holds the iterator is forgotten. That one has died may be
+            # told only now, by a signal.
+            with suppress(RuntimeError):
+                pieces._shutdown_workers()
+
+
+def worker_count(images: int, piece_bytes: int) -> int:
+    """Return how many processes decode so many images, in pieces of so many bytes: 0 for this one alone."""
+    # Only forked processes know the plugins that were loaded from files, and only on Linux forking is safe.
+    if images < FEW_IMAGES or sys.platform != "linux" or multiprocessing.current_process().daemon:
+        return 0
+    from joblib import cpu_count  # type: ignore[import-untyped]
+
+    cores = int(cpu_count())
+    return min(cores, max(1, AHEAD_BYTES // piece_bytes)) if cores > 1 else 0
+
+
+class _Decoder(Dataset[Any]):
+    """Decode pieces; an image that cannot be read is told by its line, for an error would come with its traceback."""
+
+    def __init__(self, pixels: StoredPixels) -> None:
+        self.pixels = pixels
+
+    def __getitems__(self, indices: list[int]) -> Tensor | str:
+        try:
+            return torch.stack([self.pixels[index] for index in indices])
+        except BadInput as error:
+            return str(error)
+
+
+def _as_it_is(piece: Any) -> Any:
+    return piece
+
+
+def _end_quietly(worker: int) -> None:
+    """Let signals, which a terminal sends to all of its processes, end a worker: the main process tells of them."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os._exit(0)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError | BadInput) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

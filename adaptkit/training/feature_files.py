@@ -1,0 +1,96 @@
+"""Keep features on disk: bounded, shared between processes, and never trusted when they are damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+#: bytes of all feature files; the least recently used go first
+DISK_LIMIT = 2 << 30
+#: seconds after which a file that a killed process left half-written is removed
+ABANDONED = 3600
+
+
+@dataclass(frozen=True)
+class FeatureFiles:
+    """A folder of feature tensors, one safetensors file each; a folder that cannot be written keeps nothing."""
+
+    folder: Path
+    limit: int = DISK_LIMIT
+
+    def read(self, key: str) -> tuple[Tensor, float] | None:
+        """Return a tensor and the seconds that computing it took; None if it is not there or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                # Into memory of torch's own: where a file happens to lie unaligned, sums are taken in another order.
+                tensor = file.get_tensor("features").clone()
+            if metadata["sha256"] != _sha256(tensor):
+                return None
+            if metadata["channels_last"] == "True":
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+            with contextlib.suppress(OSError):
+                os.utime(path)  # used last: the others go first
+            return tensor, float(metadata["seconds"])
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            return None
+
+    def write(self, key: str, tensor: Tensor, seconds: float) -> None:
+        """Keep a tensor, whole or not at all, and make room for it."""
+        from safetensors.torch import save_file
+
+        if tensor.nbytes > self.limit // 4:
+            return
+        # How convolutions lay out their results matters for the bits and the time of what reads them.
+        layout = tensor.ndim == 4 and not tensor.is_contiguous()
+        plain = tensor.detach().cpu().contiguous()
+        metadata = {"seconds": repr(seconds), "channels_last": str(layout), "sha256": _sha256(plain)}
+        temporary = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(plain.nbytes)
+            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
+            os.close(handle)
+            save_file({"features": plain}, temporary, metadata)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.path(key))
+        except OSError:  # full, read-only, or (on Windows) read by another process: features can be computed again
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+    def path(self, key: str) -> Path:
+        """Return where the tensor of this key is kept."""
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+
+    def _make_room(self, needed: int) -> None:
+        files = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(OSError):  # another process makes room too
+                status = path.stat()
+                if path.suffix == ".part" and time.time() - status.st_mtime > ABANDONED:
+                    path.unlink()
+                elif path.suffix == ".safetensors":
+                    files.append((status.st_mtime, status.st_size, path))
+        held = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if held + needed <= self.limit:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+            held -= size
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()

@@ -1,0 +1,131 @@
+"""Decide how a model is run over images: whole, or only its trained part over the features of its frozen part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adaptkit.training.evaluation import Rows, whole
+from adaptkit.training.features import FeatureStore, ImageSet, Value
+from adaptkit.training.prefix import Division
+
+
+@dataclass(frozen=True)
+class Test:
+    """A fixed test set: its images and their labels, int64 `[n]`, on the model's device."""
+
+    images: ImageSet
+    labels: Tensor
+
+
+class Fed(Protocol):
+    """What a network is fed while it is trained: `Rows`, or images that come batch by batch."""
+
+    @property
+    def network(self) -> Callable[..., Tensor]:
+        """Return the network."""
+
+    @property
+    def seconds(self) -> float:
+        """Return what making its food is charged at."""
+
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what the network is given for each part: `parts` are int64 indices on the CPU."""
+
+
+class Passes(Protocol):
+    """What training and evaluation run: for each set of images a network and what it is fed."""
+
+    @property
+    def tests(self) -> Mapping[str, Test]:
+        """Return the test sets that are evaluated after each epoch."""
+
+    @property
+    def frozen_prefix(self) -> str:
+        """Return the names of the last frozen layers, with commas between, or `none`."""
+
+    def training(self, epoch: int) -> Fed:
+        """Return the training images of this epoch."""
+
+    def testing(self, name: str) -> Rows:
+        """Return a test set's images."""
+
+
+@dataclass(frozen=True)
+class WholePasses:
+    """Run the whole model over the images: the plain path."""
+
+    model: nn.Module
+    views: Callable[[int], ImageSet]
+    tests: Mapping[str, Test]
+    frozen_prefix = "none"
+
+    def training(self, epoch: int) -> Rows:
+        """Return this epoch's views of the training images."""
+        value = self.views(epoch).value
+        return Rows(self.model, (value.tensor,), value.seconds)
+
+    def testing(self, name: str) -> Rows:
+        """Return a test set's images."""
+        images = self.tests[name].images
+        return whole(self.model, images.value.tensor)
+
+
+def plain(model: nn.Module, views: Callable[[int], Tensor], clean: tuple[Tensor, Tensor]) -> WholePasses:
+    """Return the plain path over views that are made for each epoch, and a clean test set of images and labels."""
+
+    def timed(epoch: int) -> ImageSet:
+        start = time.perf_counter()
+        made = views(epoch).to(clean[0].device)
+        return ImageSet(f"views {epoch}", Value(made, time.perf_counter() - start))
+
+    return WholePasses(model, timed, {"clean": Test(ImageSet("clean", Value(clean[0], 0.0)), clean[1])})
+
+
+@dataclass(frozen=True)
+class DividedPasses:
+    """Run the trained part of a model over the features of its frozen part, which the store computes once.
+
+    A run is charged once for them, however often it reads them.
+    """
+
+    division: Division
+    store: FeatureStore
+    views: Callable[[int], ImageSet]
+    tests: Mapping[str, Test]
+    _charged: set[str] = field(default_factory=set)
+
+    @property
+    def frozen_prefix(self) -> str:
+        """Return the names of the last frozen layers."""
+        return ",".join(str(node.target if node.op == "call_module" else node.name) for node in self.division.cut)
+
+    def training(self, epoch: int) -> Rows:
+        """Return the features of this epoch's views of the training images."""
+        return self._divided(self.views(epoch))
+
+    def testing(self, name: str) -> Rows:
+        """Return the features of a test set's images."""
+        return self._divided(self.tests[name].images)
+
+    def _divided(self, images: ImageSet) -> Rows:
+        if not self.division.holds():  # a plugin has changed, in the meantime, what is trained or who watches
+            return Rows(self.division.model, (images.value.tensor,), images.value.seconds)
+        if not self.store.fits(self.division, images):
+            return Rows(self._streamed, (images.value.tensor,), images.value.seconds)
+        values = self.store.features(self.division, images)
+        seconds = 0.0 if images.name in self._charged else max(value.seconds for value in values)
+        self._charged.add(images.name)
+        return Rows(self.division.trained, tuple(value.tensor for value in values), seconds)
+
+    def _streamed(self, images: Tensor) -> Tensor:
+        """Run a batch through both parts, the frozen one without autograd."""
+        with torch.no_grad():
+            features = self.division.prefix(images)
+        logits: Tensor = self.division.trained(*features)
+        return logits

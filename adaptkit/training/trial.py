@@ -1,0 +1,113 @@
+"""Try on a few images whether a divided model trains and judges as the whole one does."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from adaptkit.adapters.weights import fingerprint
+from adaptkit.training.seeding import RandomStream
+
+#: passes in training and in evaluation: what moves in the first is seen by the second
+STEPS = 2
+#: what torch itself keeps in a layer; parameters and buffers are compared by their values
+OWN = frozenset(vars(nn.Module()))
+
+
+def passes_trial(
+    model: nn.Module,
+    parts: Callable[[nn.Module], tuple[nn.Module, nn.Module]],
+    images: Tensor,
+    compute: Callable[[], AbstractContextManager[None]],
+) -> bool:
+    """Train two copies of a model on the images, one whole and one divided, and compare all that can be seen.
+
+    Logits, gradients, buffers, what the layers keep for themselves and what is drawn at random must be the same, but
+    for the order of sums, in which unequal numbers of images may differ. `parts(model)` are a model's frozen and
+    trained part. The model itself is left alone.
+    """
+    whole, divided = copy.deepcopy(model), copy.deepcopy(model)
+    frozen, trained = parts(divided)
+    given = images.clone()
+    with RandomStream(0), compute(), torch.no_grad():
+        features = [torch.cat(value.split(2)) for value in frozen(given)]  # as they are kept
+    kept = [value.clone() for value in features]
+    rows = torch.arange(len(images), device=images.device)
+    plain = _history(whole, lambda: whole(images[rows]), images, compute)
+    found = _history(divided, lambda: trained(*(value[rows] for value in features)), images, compute)
+    unchanged = torch.equal(given, images) and all(map(torch.equal, features, kept))
+    return unchanged and _same(plain, found) and _same(held(whole), held(divided))
+
+
+def held(layer: nn.Module) -> dict[str, Any]:
+    """Return the buffers of a layer and of those in it, and what they keep outside parameters and buffers, pickled.
+
+    Raises an exception when that cannot be pickled.
+    """
+    kept: dict[str, Any] = dict(layer.named_buffers())
+    for name, part in layer.named_modules():
+        kept[f"{name} is"] = type(part), part.training
+        content = io.BytesIO()
+        _Pickler(content).dump({key: value for key, value in vars(part).items() if key not in OWN})
+        kept[f"{name} keeps"] = content.getvalue()
+    return kept
+
+
+class _Pickler(pickle.Pickler):
+    """Tell a tensor by its content: its own pickle holds an address."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        return (str, (fingerprint({"": thing}),)) if isinstance(thing, Tensor) else NotImplemented
+
+
+def _history(
+    model: nn.Module,
+    run: Callable[[], Tensor],
+    images: Tensor,
+    compute: Callable[[], AbstractContextManager[None]],
+) -> list[Any]:
+    """Train and evaluate; return each step's logits and gradients, and the next numbers of all generators."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    seen: list[Any] = []
+    with RandomStream(0):
+        for _ in range(STEPS if parameters else 0):
+            with compute():
+                logits = run()
+            seen.append(logits.detach())
+            loss = nn.functional.cross_entropy(logits.float(), torch.zeros_like(logits[:, 0], dtype=torch.long))
+            # Raises an exception where a parameter has no gradient: nobody knows then how it is used.
+            seen += torch.autograd.grad(loss, parameters)
+            for parameter in parameters:  # what starts at zero has no say until it moves
+                parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+        model.eval()
+        for _ in range(STEPS):
+            with compute(), torch.inference_mode():
+                seen.append(run().clone())
+        seen += [random.random(), numpy.random.random(), torch.rand(1), torch.rand(1, device=images.device)]
+    return seen
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Compare lists and dictionaries of tensors and other values."""
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and _same(list(ours.values()), list(theirs.values()))
+    pairs = list(zip(ours, theirs, strict=True))
+    return all(_close(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    if torch.equal(ours, theirs):
+        return True
+    if ours.shape != theirs.shape or not ours.is_floating_point():
+        return False
+    tolerance = 1e-5 if ours.dtype in (torch.float32, torch.float64) else 2e-2
+    return bool((ours - theirs).abs().max() <= tolerance * ours.abs().max())
