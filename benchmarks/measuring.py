@@ -106,8 +106,8 @@ def column(samples: Sequence[Sample], key: str = "seconds") -> list[float]:
 
 
 def ratios(these: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Return the ratio of each repeat: what ran at about the same time is compared."""
-    return [this / other for this, other in zip(these, others, strict=True)]
+    """Return the ratio of each repeat that both have: what ran at about the same time is compared."""
+    return [this / other for this, other in zip(these, others, strict=False)]
 
 
 def differences(these: Sequence[float], others: Sequence[float]) -> list[float]:

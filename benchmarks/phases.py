@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 from experiments import PLAIN, experiment, first_batch, fresh_folder, strategies, total
@@ -15,6 +16,8 @@ SMALL = (
     *("--epochs", "1", "--set", "base.epochs=1"),
     *("--set", "split.source=1000", "--set", "split.pool=2000", "--set", "split.test=500"),
 )
+#: repeats of what takes long and is compared with nothing that is close to it
+SELDOM = 1
 #: what is run twice in the same folder: the second time the base, the features and the store are there
 TWICE = {"fp32": (), "plain path": (PLAIN,), "bf16": ("--precision", "bf16")}
 
@@ -45,10 +48,23 @@ def measure(setting: Setting) -> Figures:
             command = [*preset, *strategies(TWENTY), "--seeds", "0-4", "--precision", precision]
             return {f"twenty runs, {precision}": experiment(folder, *command)}
 
-    cases = {"script": script} if setting.script else {}
-    cases |= {name: lambda name=name: twice(name) for name in TWICE}
-    cases |= {f"twenty {precision}": lambda precision=precision: twenty(precision) for precision in ("fp32", "bf16")}
-    return interleaved(cases, setting.repeats, setting.keep)
+    often = ({"script": script} if setting.script else {}) | {"fp32": lambda: twice("fp32")}
+    seldom = {"plain path": lambda: twice("plain path"), "twenty fp32": lambda: twenty("fp32")}
+    if computes_bf16():
+        often |= {"bf16": lambda: twice("bf16")}
+        seldom |= {"twenty bf16": lambda: twenty("bf16")}
+    else:
+        print("bf16 is emulated on this processor: not measured", file=sys.stderr)
+    figures = interleaved(often, setting.repeats, setting.keep)
+    kept = dict(figures)
+    return kept | interleaved(seldom, min(setting.repeats, SELDOM), lambda more: setting.keep(kept | more))
+
+
+def computes_bf16() -> bool:
+    """Tell whether `--precision auto` is bf16 here."""
+    code = "import torch; from adaptkit.experiment import hardware; print(hardware.computes_bf16(torch.device('cpu')))"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return asked.stdout.strip() == "True"
 
 
 def tables(figures: Figures) -> str:
@@ -59,7 +75,7 @@ def tables(figures: Figures) -> str:
     for phase in ("base", *STRATEGIES):
         theirs = _scripts(figures, phase)
         phases.append(_row(f"{phase}: script", theirs, []))
-        for name in TWICE:
+        for name in _measured(figures):
             phases.append(_row(f"{phase}: {name}", _phase(figures, name, phase), theirs))
             if phase != "base":
                 again = total(figures[f"{name}, second time"], phase, "seconds")
@@ -78,7 +94,7 @@ def tables(figures: Figures) -> str:
             markdown(["whole process", "seconds, median (min to max)", "/ script"], whole),
             markdown(["epochs, trained and evaluated", "seconds, median (min to max)", "/ script"], phases),
             markdown(["seconds of", "start-up, without the base's epochs", "adaptation epochs", "all else"], rest),
-            markdown(["clean test accuracy, %", "script", *TWICE], _accuracies(figures)),
+            markdown(["clean test accuracy, %", "script", *_measured(figures)], _accuracies(figures)),
         ]
     )
 
@@ -91,7 +107,7 @@ def goals(figures: Figures) -> list[Goal]:
         return _over(_phase(figures, name, phase), _scripts(figures, phase))
 
     def process(name: str) -> list[float]:
-        return _over(column(figures[name]), column(figures.get("script", [])))
+        return _over(column(figures.get(name, [])), column(figures.get("script", [])))
 
     return [
         Goal("adaptation phase / script: full", phase("fp32", "full"), 0.5),
@@ -106,8 +122,12 @@ def goals(figures: Figures) -> list[Goal]:
     ]
 
 
+def _measured(figures: Figures) -> list[str]:
+    return [name for name in TWICE if name in figures]
+
+
 def _phase(figures: Figures, name: str, phase: str) -> list[float]:
-    samples = figures[name]
+    samples = figures.get(name, [])
     return [sample["base"]["seconds"] for sample in samples] if phase == "base" else total(samples, phase)
 
 
@@ -128,6 +148,6 @@ def _accuracies(figures: Figures) -> list[list[str]]:
     rows = []
     for strategy in STRATEGIES:
         script = [100 * sample["clean"][strategy] for sample in figures.get("script", [])]
-        ours = [[100 * value for value in total(figures[name], strategy, "clean")] for name in TWICE]
+        ours = [[100 * value for value in total(figures[name], strategy, "clean")] for name in _measured(figures)]
         rows.append([strategy, spread(script), *map(spread, ours)])
     return rows

@@ -30,7 +30,8 @@ TINY = (
     *("--set", "shots=5", "--set", "base.epochs=2", "--epochs", "2"),
 )
 
-#: a developer's own settings, which no test may follow
+#: a developer's own settings, which no test may follow; all tests may be run with whole models, though
+KEPT = ("ADAPTKIT_NO_FEATURE_CACHE",)
 FOREIGN = ("ADAPTKIT_", "MLFLOW_TRACKING", "MLFLOW_EXPERIMENT", "MLFLOW_BACKEND", "MLFLOW_RUN")
 
 TINY_SETTINGS = {
@@ -60,7 +61,7 @@ def own_cache(shared: Path) -> Path:
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run each test in an empty folder, with its process's cache and nothing else of adaptkit's or MLflow's."""
-    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+    for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in KEPT]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_cache(shared)))
     monkeypatch.chdir(tmp_path)
@@ -129,7 +130,7 @@ def tracked(shared: Path, empty_store: Path) -> Iterator[Tracked]:
             folder.mkdir(exist_ok=True)
             shutil.copy(empty_store, folder / "mlflow.db")
             with pytest.MonkeyPatch.context() as patch:
-                for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+                for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in KEPT]:
                     patch.delenv(name)
                 patch.setenv("ADAPTKIT_CACHE", str(own_cache(shared)))
                 patch.chdir(folder)

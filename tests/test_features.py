@@ -91,6 +91,7 @@ class Watcher:
 @pytest.fixture(autouse=True)
 def own_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
+    monkeypatch.delenv("ADAPTKIT_NO_FEATURE_CACHE", raising=False)
     return own_folder / "cache"
 
 

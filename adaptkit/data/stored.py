@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -26,8 +27,10 @@ FEW_IMAGES = 256
 #: what a worker decodes at a time: at most so many images, and if they are large fewer
 PIECE_IMAGES = 64
 PIECE_BYTES = 1 << 20
-#: decoded ahead of need by all workers together; they hand over through /dev/shm, where containers have 64 MiB
+#: decoded ahead of need by all workers together; they hand over through /dev/shm, where containers have 64 MiB, and
+#: each piece is an open file
 AHEAD_BYTES = 32 << 20
+AHEAD_PIECES = 64
 #: images that are checked or counted are held in memory at most so many bytes at a time
 CHUNK_BYTES = 16 << 20
 
@@ -91,7 +94,7 @@ def decoded(pixels: StoredPixels, parts: Sequence[Tensor], *, pinned: bool = Fal
     if workers:
         parallel = {
             "num_workers": workers,
-            "prefetch_factor": max(1, AHEAD_BYTES // (workers * size * image_bytes)),
+            "prefetch_factor": max(1, min(AHEAD_PIECES, AHEAD_BYTES // (size * image_bytes)) // workers),
             "multiprocessing_context": "fork",
             "worker_init_fn": _end_quietly,
         }
@@ -120,7 +123,8 @@ def _pieces(loader: Any, workers: int) -> Iterator[Any]:
     """Iterate over a loader, and end its workers whatever happens; raise RunFailed when one of them dies."""
     pieces: Any = None
     try:
-        pieces = iter(loader)
+        with _undisturbed() if workers else nullcontext():
+            pieces = iter(loader)
         yield pieces
     except BaseException as error:
         if pieces is None:
@@ -133,10 +137,22 @@ def _pieces(loader: Any, workers: int) -> Iterator[Any]:
         raise
     finally:
         if workers and pieces is not None:
-            # Else they would wait until a traceback that holds the iterator is forgotten. That one has died may be
-            # told only now, by a signal.
-            with suppress(RuntimeError):
-                pieces._shutdown_workers()
+            # Else they would wait until a traceback that holds the iterator is forgotten.
+            pieces._shutdown_workers()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Take back torch's handler that raises an error wherever the main thread is when a worker dies.
+
+    That it has died is told all the same, where its piece is missed.
+    """
+    before = signal.getsignal(signal.SIGCHLD) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
 
 
 def worker_count(images: int, piece_bytes: int) -> int:
