@@ -3,7 +3,7 @@
     python benchmarks/stacking.py
 
 Trains the part that is trained of `head` and of `lora` on `small_cnn`, on features of 500 images, batch 32, 10 epochs,
-for five seeds: one after the other, as adaptkit does, and stacked (torch.func: `vmap` over the seeds' parameters). Prints
+for five seeds: one after the other, as adaptkit does, and stacked (torch.func: `vmap` over the parameters). Prints
 both times, how far the weights are apart at the end, and how many seconds of five default runs could be saved.
 """
 
