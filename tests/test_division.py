@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -26,6 +27,11 @@ SMALLEST = TINY_SETTINGS | {
     "base.epochs": 1,
     "shots": 4,
 }
+
+
+@pytest.fixture(autouse=True)
+def allowed(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADAPTKIT_NO_FEATURE_CACHE", raising=False)
 
 
 class Watcher:
