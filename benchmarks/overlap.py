@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy
 import torch
 from scipy.stats import ttest_rel
+from torch import Tensor, nn
 
 from adaptkit.data.views import shifted_views
 from adaptkit.experiment.base_run import obtain_base
@@ -23,7 +24,7 @@ from adaptkit.plugins import load_plugins
 from adaptkit.request import Request
 from adaptkit.resolve import Layer, resolve
 from adaptkit.seeds import derive_seed
-from adaptkit.training.evaluation import accuracy
+from adaptkit.training.evaluation import predict_logits, share_right
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain
 from adaptkit.training.trainable import adapt
@@ -34,6 +35,11 @@ IMAGES, SOURCE, ALL = 2_000, 20_000, 60_000
 def views_of(pixels: torch.Tensor, request: Request, order: int, epoch: int) -> torch.Tensor:
     """Return an epoch's views of the target images."""
     return shifted_views(pixels, request.shifts, derive_seed(order, f"v{epoch}"))
+
+
+def accuracy(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
+    """Return the fraction of images that the model labels rightly."""
+    return share_right(predict_logits(model, pixels), labels)
 
 
 def main() -> None:

@@ -264,6 +264,43 @@ def test_a_hook_that_watches_layers_sees_every_image(own_cache: Path) -> None:
     assert Watching.seen == EPOCHS * (50 + 2 * TEST_IMAGES) + TEST_IMAGES
 
 
+@pytest.mark.parametrize("feature_cache", [True, False])
+def test_a_plugin_may_leave_the_model_in_training_mode(feature_cache: bool) -> None:
+    class Dropping(CountedModel):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = super().forward(x)
+            return nn.functional.dropout(logits, 0.5, self.training)
+
+    class Backbone(Counted):
+        name = "dropping"
+
+        def build(self, channels: int, size: int, classes: int) -> nn.Module:
+            return Dropping(classes)
+
+    class Careless:
+        @adaptkit.hookimpl
+        def adaptkit_backbones(self) -> list[type]:
+            return [Backbone]
+
+        @adaptkit.hookimpl
+        def adaptkit_run_started(self, run: Any, model: nn.Module) -> None:
+            self.model = model
+
+        @adaptkit.hookimpl
+        def adaptkit_epoch_ended(self, run: Any, epoch: Any) -> None:
+            self.model.train()
+
+    outcome = adaptkit.run(
+        ["full", "head"],
+        backbone="dropping",
+        settings=TINY_SETTINGS,
+        track=False,
+        plugins=[Careless()],
+        feature_cache=feature_cache,
+    )
+    assert [(run.status, run.error) for run in outcome.runs] == [("finished", None)] * 2
+
+
 def test_the_folder_of_features_is_bounded(own_folder: Path) -> None:
     kept = FeatureFiles(own_folder / "features", limit=100_000)
     for number in range(6):

@@ -109,6 +109,7 @@ class Stage:
         for epoch in fit(trained.model, trained.groups, passes, labels, recipe, step_ended):
             epochs.append(epoch)
             self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+        trained.model.eval()  # a plugin may have set it otherwise after the last epoch
         trained_logits = predict(passes.testing("clean"), recipe.precision)
         files = save_adapter(folder, trained.inherited.adapter(trained.model), self._card(arm, seed))
         reloaded = self._reloaded(arm, seed, folder)

@@ -43,10 +43,11 @@ class Feeding:
             )
         }
         precision = experiment.request.settings.precision
-        if not reuse:
-            return cls(experiment, FeatureStore(precision, limit=0), tests, reuse)
-        files = FeatureFiles(cache_folder() / "features")
-        return cls(experiment, FeatureStore(precision, files, limit=MEMORY_LIMIT), tests, reuse)
+        if reuse:
+            store = FeatureStore(precision, FeatureFiles(cache_folder() / "features"), MEMORY_LIMIT)
+        else:
+            store = FeatureStore(precision, None, limit=0)
+        return cls(experiment, store, tests, reuse)
 
     def expect(self, model: nn.Module) -> None:
         """Let the store keep, when they come by, the features that this adapted model reads."""

@@ -17,6 +17,7 @@ from adaptkit.experiment.hardware import find_device, find_precision, precision_
 from adaptkit.outcome import ArmPlan, Plan
 from adaptkit.request import Request
 from adaptkit.seeds import derive_seed
+from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import adapt, count
 
 
@@ -117,7 +118,7 @@ def _memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
     """Return the layout in which convolutions are fastest, or torch's own for a model that cannot take it."""
     model.to(memory_format=torch.channels_last).eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), RandomStream(0):
             model(images.clone())
     except Exception:  # `x.view(len(x), -1)` after a convolution, for one
         return torch.contiguous_format

@@ -73,11 +73,6 @@ def predict_logits(model: nn.Module, pixels: Tensor, precision: str = "fp32") ->
     return predict(whole(model, pixels), precision)
 
 
-def accuracy(model: nn.Module, pixels: Tensor, labels: Tensor, precision: str = "fp32") -> float:
-    """Return the fraction of images that the model labels rightly."""
-    return share_right(predict_logits(model, pixels, precision), labels)
-
-
 def share_right(logits: Tensor, labels: Tensor) -> float:
     """Return the fraction of rows whose largest logit is the label's."""
     return (logits.argmax(1) == labels).sum().item() / len(labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,17 +43,11 @@ class FeatureStore:
     `wanted` are the digests of all values that some strategy's trained part reads: they are kept when they come by.
     """
 
-    def __init__(
-        self,
-        precision: str,
-        files: FeatureFiles | None = None,
-        wanted: Iterable[str] = (),
-        limit: int = MEMORY_LIMIT,
-    ) -> None:
+    def __init__(self, precision: str, files: FeatureFiles | None, limit: int) -> None:
         self.precision = precision
         self.files = files
-        self.wanted = frozenset(wanted)
         self.limit = limit
+        self.wanted: frozenset[str] = frozenset()
         self._kept: OrderedDict[tuple[str, str], Value] = OrderedDict()
 
     def images(self, name: str, make: Callable[[], Tensor]) -> ImageSet:
@@ -127,12 +121,7 @@ class FeatureStore:
         ]
         starts = [node for node in known if any(user in missing for user in node.users)]
         start = time.perf_counter()
-        given = [known[node].tensor for node in starts]
-        given = [
-            tensor.clone() if division.is_overwritten(node) else tensor
-            for node, tensor in zip(starts, given, strict=True)
-        ]
-        tensors = self._run(division.frozen(starts, ends), given)
+        tensors = self._run(division.frozen(starts, ends), [known[node].tensor for node in starts])
         synchronize(images.value.tensor.device)
         # Values that were computed together share their cost: the longest of them, not the sum, is what it took.
         seconds = time.perf_counter() - start + max(known[node].seconds for node in starts)
