@@ -22,6 +22,7 @@ from adaptkit.config import SplitSettings
 from adaptkit.contracts import Corpus, Images
 from adaptkit.data import domains, mnist5k, torchvision_sets
 from adaptkit.data.digits import Digits
+from adaptkit.data.idx import CLASSES
 from adaptkit.data.mnist5k import Mnist5k
 from adaptkit.data.shifts import Noise, Rotate
 from adaptkit.data.torchvision_sets import Cifar10, FashionMnist, Kmnist, Mnist
@@ -231,6 +232,21 @@ def test_sets_in_mnists_format_are_read_from_the_folder(tmp_path, no_network, da
         assert torch.equal(found.pixels, given.pixels) and found.pixels.dtype == torch.uint8
         assert torch.equal(found.labels, given.labels) and found.labels.dtype == torch.int64
         assert found.classes == classes
+
+
+def test_sets_in_mnists_format_are_read_without_torchvision(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    train, test = some_images(20), some_images(10, seed=1)
+    write_idx(tmp_path, "MNIST", train, test)
+    assert torch.equal(Mnist().load(tmp_path).test.pixels, test.pixels)
+
+
+@pytest.mark.parametrize("name", ["FashionMNIST", "KMNIST", "MNIST"])
+def test_classes_are_torchvisions(name):
+    from torchvision import datasets
+
+    theirs = [label.partition(" - ")[0] if name == "MNIST" else label for label in getattr(datasets, name).classes]
+    assert CLASSES[name] == tuple(theirs)
 
 
 def test_cifar10_is_read_from_the_folder(tmp_path, no_network, monkeypatch):

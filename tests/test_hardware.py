@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -218,3 +221,22 @@ def test_a_number_of_threads_that_was_chosen_stays(
     with shared_threads(3, said.append):
         assert torch.get_num_threads() == 8
     assert said == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep freed memory")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    code = (
+        "import torch\n"
+        "from adaptkit.experiment.hardware import keep_freed_memory\n"
+        "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "def held():\n"
+        "    before = resident()\n"
+        "    torch.ones(16 << 20)\n"
+        "    return (resident() - before) >> 20\n"
+        "plain = held()\n"
+        "keep_freed_memory()\n"
+        "print(plain, held())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    plain, kept = map(int, done.stdout.split())
+    assert plain < 8 and kept >= 56  # of 64 MiB

@@ -153,7 +153,9 @@ def run(
 
     with uncollected():
         from adaptkit.api import run_request
+        from adaptkit.experiment.hardware import keep_freed_memory
 
+    keep_freed_memory()
     with interruptible(), shown(plugins, console, quiet):
         outcome = run_request(
             request,

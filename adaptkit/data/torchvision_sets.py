@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
+from adaptkit.data.idx import CLASSES, idx_files, read_corpus
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from adaptkit.contracts import Corpus, Dataset, Images
+    from adaptkit.contracts import Corpus, Dataset
 
 #: seconds that a server may take to answer at all, and to go on once it sends
 ANSWER_WITHIN = 5.0
@@ -71,26 +72,26 @@ class Cifar10:
 
 
 def _load(name: str, torchvision_name: str, data_dir: Path) -> Corpus:
-    from adaptkit.contracts import Corpus
-
-    published = _published(name, torchvision_name)
     folder = data_dir.expanduser().absolute()
-    files = _files(published)
-    where = (folder / files[0]).parent
-    if not all(os.path.isfile(folder / file) for file in files):
-        _download(name, published, folder, files)
+    files = idx_files(torchvision_name)
+    if not files or not _present(folder, files):
+        published = _published(name, torchvision_name)
+        files = _files(published)
+        if not _present(folder, files):
+            _download(name, published, folder, files)
     try:
-        # numpy 2.4.0-2.4.4 warns of the pickled dtypes in CIFAR's files, which nobody here can change.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-            train, test = (_images(name, published(root=folder, train=part)) for part in (True, False))
+        return read_corpus(folder, torchvision_name) if torchvision_name in CLASSES else _cifar(folder, published)
     except Exception as error:
         # torchvision raises whatever its parsing trips over: AssertionError, ValueError, RuntimeError, ...
         reason = _line(error) if isinstance(error, OSError) else "damaged or incomplete"
+        where = (folder / files[0]).parent
         raise BadInput(
             f"data set {name}: cannot read the files in {where} ({reason}); delete them to download them anew"
         ) from None
-    return Corpus(train, test)
+
+
+def _present(folder: Path, files: Sequence[str]) -> bool:
+    return all(os.path.isfile(folder / file) for file in files)
 
 
 def _published(name: str, torchvision_name: str) -> Any:
@@ -127,19 +128,23 @@ def _archives(published: Any) -> list[str]:
     return [f"{published.__name__}/raw/{name}" for name, _ in published.resources]
 
 
-def _images(name: str, dataset: Any) -> Images:
+def _cifar(folder: Path, published: Any) -> Corpus:
     import torch
 
-    from adaptkit.contracts import Images
+    from adaptkit.contracts import Corpus, Images
 
-    labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
-    pixels = torch.as_tensor(dataset.data)
-    # MNIST's come as [n, h, w], CIFAR's as [n, h, w, 3].
-    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    classes = tuple("0123456789") if name == "mnist" else tuple(dataset.classes)
-    if len(pixels) != len(labels) or not len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
-        raise ValueError("images and labels do not belong together")
-    return Images(pixels, labels, classes)
+    # numpy 2.4.0-2.4.4 warns of the pickled dtypes in CIFAR's files, which nobody here can change.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
+        parts = [published(root=folder, train=train) for train in (True, False)]
+    images = []
+    for part in parts:
+        pixels = torch.as_tensor(part.data).permute(0, 3, 1, 2).contiguous()  # from [n, h, w, 3]
+        labels = torch.as_tensor(part.targets, dtype=torch.int64)
+        if len(pixels) != len(labels) or not set(part.targets) <= set(range(len(part.classes))):
+            raise ValueError("images and labels do not belong together")
+        images.append(Images(pixels, labels, tuple(part.classes)))
+    return Corpus(*images)
 
 
 def _download(name: str, published: Any, folder: Path, files: Sequence[str]) -> None:
@@ -147,7 +152,7 @@ def _download(name: str, published: Any, folder: Path, files: Sequence[str]) -> 
     archives = _archives(published)
     where = (folder / files[0]).parent
     advice = f"copy its files to {where}, or use --dataset mnist5k, which needs no network"
-    if not all(os.path.isfile(folder / archive) for archive in archives):
+    if not _present(folder, archives):
         published = _reachable(published, f"data set {name}: not in {where}", advice)
     try:
         folder.mkdir(parents=True, exist_ok=True)

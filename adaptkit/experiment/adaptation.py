@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: Logits of the reloaded adapter may differ from the trained model's by this much; large ones by this share.
 RELOAD_TOLERANCE = 1e-4
+#: images on which the reloaded model is held against the trained one
+CHECKED = 512
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,14 @@ class Stage:
         for epoch in fit(trained.model, trained.groups, passes, labels, recipe, step_ended):
             epochs.append(epoch)
             self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
-        trained.model.eval()  # a plugin may have set it otherwise after the last epoch
-        trained_logits = predict(passes.testing("clean"), recipe.precision)
         files = save_adapter(folder, trained.inherited.adapter(trained.model), self._card(arm, seed))
         reloaded = self._reloaded(arm, seed, folder)
-        logits = {
-            name: predict_logits(reloaded.model, test.images.value.tensor, recipe.precision)
-            for name, test in self.feeding.tests.items()
-        }
-        _require_same(logits["clean"], trained_logits, arm)
+        judged = self.feeding.passes(reloaded.model, seed, whole=step_ended is not None, judged=True)
+        reloaded.model.eval()
+        logits = {name: predict(judged.testing(name), recipe.precision) for name in judged.tests}
+        # The trained model is run whole: this judges the division, too.
+        before = predict_logits(trained.model, judged.tests["clean"].images.value.tensor[:CHECKED], recipe.precision)
+        _require_same(logits["clean"][:CHECKED], before, arm)
         domains = experiment.domains
         predictions = {
             name: Predictions.of(logits[name], test.index, test.labels, self.base_logits[name])
@@ -190,7 +191,7 @@ class Stage:
             "memory/peak_bytes": memory,
             "time/train_seconds": sum(epoch.seconds for epoch in epochs) - evaluation,
             "time/evaluation_seconds": evaluation,
-            "time/inference_ratio": inference_ratio(merged, self.base_model, self.experiment.clean[0][:250]),
+            "time/inference_ratio": inference_ratio(merged, self.base_model, self.experiment.clean[0]),
         }
 
     def _recipe(self, arm: Arm, seed: int) -> Recipe:
@@ -221,7 +222,7 @@ class Stage:
 
 
 def _require_same(reloaded: Tensor, trained: Tensor, arm: Arm) -> None:
-    """Raise RunFailed if the reloaded model, run whole, is not the trained one."""
+    """Raise RunFailed if the reloaded model is not the trained one."""
     gap = (reloaded - trained).abs().max().item()
     if not gap <= RELOAD_TOLERANCE * max(1.0, trained.abs().max().item()):
         raise RunFailed(

@@ -57,10 +57,13 @@ class Feeding:
             if division is not None:
                 self.store.wanted |= {division.digests[node] for node in division.cut}
 
-    def passes(self, model: nn.Module, seed: int, whole: bool = False) -> Passes:
-        """Return how an adapted model of this seed is run: divided where that is possible and wanted, else whole."""
-        names = ("clean", "shifted") if self.experiment.request.settings.evaluate_shifted == "epoch" else ("clean",)
-        tests = {name: self.tests[name] for name in names}
+    def passes(self, model: nn.Module, seed: int, *, whole: bool = False, judged: bool = False) -> Passes:
+        """Return how an adapted model of this seed is run: divided where that is possible and wanted, else whole.
+
+        The tests are those of each epoch, or all that a trained model is `judged` by.
+        """
+        each_epoch = self.experiment.request.settings.evaluate_shifted == "epoch"
+        tests = self.tests if judged or each_epoch else {"clean": self.tests["clean"]}
         set_train_mode(model)
         division = self._division(model) if self.reuse and not whole else None
 

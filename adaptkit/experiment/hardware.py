@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from adaptkit.errors import BadInput
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 #: torch's questions for what multiplies bfloat16 on x86; a processor with AMX tiles has AMX-BF16
 X86_INSTRUCTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+#: of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def find_device(name: str) -> torch.device:
@@ -62,6 +65,19 @@ def computes_bf16(device: torch.device) -> bool:
 def _asked(module: object, question: str) -> bool:
     # Private names: where this build of torch lacks one, bf16 is not known to be native.
     return bool(getattr(module, question, lambda: False)())
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that a training step frees for the next step.
+
+    Given back to the system, each page of it is cleared and mapped anew in every step. Only for processes of adaptkit's
+    own; does nothing where the C library is not glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_MAX, 0)
+    library.mallopt(M_TRIM_THRESHOLD, ctypes.c_int(2**31 - 1))
 
 
 @contextmanager

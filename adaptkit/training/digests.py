@@ -32,7 +32,10 @@ def digest(node: fx.Node, thing: Any, inputs: dict[fx.Node, str]) -> str:
 
 
 def _layer(layer: nn.Module) -> list[str]:
-    """Return what makes a layer what it is: its classes, weights, buffers and all that it keeps."""
+    """Return what makes a layer what it is: its classes, weights, buffers and all that it keeps.
+
+    Its mode is left out: a layer whose value is frozen does the same in training as in evaluation.
+    """
     # A function put into a layer goes by its name when it is pickled; another of this name may be in another.
     if any(isinstance(value, types.MethodType) for part in layer.modules() for value in vars(part).values()):
         return [uuid.uuid4().hex]

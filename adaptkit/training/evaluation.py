@@ -87,7 +87,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def inference_ratio(model: nn.Module, base: nn.Module, pixels: Tensor, repeats: int = 9) -> float:
-    """Return the model's time for these images over the base's: medians of interleaved passes after a warm-up."""
+    """Return the model's time for a pass over the base's: medians of interleaved ones after a warm-up."""
+    pixels = pixels[: pass_size(pixels.device)]
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(repeats + 1):
         for is_base, timed in ((False, model), (True, base)):

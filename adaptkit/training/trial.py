@@ -55,7 +55,7 @@ def held(layer: nn.Module) -> dict[str, Any]:
     """
     kept: dict[str, Any] = dict(layer.named_buffers())
     for name, part in layer.named_modules():
-        kept[f"{name} is"] = type(part), part.training
+        kept[f"{name} is"] = type(part)
         content = io.BytesIO()
         _Pickler(content).dump({key: value for key, value in vars(part).items() if key not in OWN})
         kept[f"{name} keeps"] = content.getvalue()
