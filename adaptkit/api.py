@@ -16,8 +16,9 @@ from adaptkit.experiment.hardware import shared_threads
 from adaptkit.experiment.preparation import prepare
 from adaptkit.experiment.sharing import Seat
 from adaptkit.findings import Findings
+from adaptkit.loading import load_plugins
 from adaptkit.outcome import Outcome, Plan
-from adaptkit.plugins import Plugins, load_plugins
+from adaptkit.plugins import Plugins
 from adaptkit.reports.collector import Collector
 from adaptkit.request import Request
 from adaptkit.resolve import Layer, option_keys, resolve

@@ -16,8 +16,9 @@ class Strategy(Protocol):
 
     A strategy with options is a standard dataclass; its fields are the options. Optional members:
     `lr` (default learning rate, 1e-3 when absent), `starts_at_base` (False if the adapted model does not give the
-    base's logits before training), `merge(model)` (fold the adapter into the weights, in place) and
-    `step_ended(model, step)` (called after each optimizer step, counted from 1).
+    base's logits before training), `merge(model)` (fold the adapter into the weights, in place),
+    `step_ended(model, step)` (called after each optimizer step, counted from 1) and `unavailable` (why it is listed,
+    but cannot be used here).
     """
 
     name: ClassVar[str]
@@ -27,7 +28,12 @@ class Strategy(Protocol):
 
 
 class Backbone(Protocol):
-    """Build an architecture."""
+    """Build an architecture.
+
+    A class variable `argument` (a word in capitals) says that the name carries one, as in `timm:resnet18`; the instance
+    is made with it. A standard dataclass has options, given as `--set backbone.KEY=VALUE`; where there is an argument,
+    the first field is that. `described(channels, size)`, if there is one, returns more facts to record with each run.
+    """
 
     name: ClassVar[str]
 
@@ -36,7 +42,7 @@ class Backbone(Protocol):
 
 
 class Dataset(Protocol):
-    """Read labelled images."""
+    """Read labelled images. Its name may carry an argument, as a backbone's may."""
 
     name: ClassVar[str]
 

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from adaptkit.contracts import Backbone, Dataset, Epoch, Run, RunResult, Shift, Strategy
 
+#: raised when a hook or a contract changes so that plugins may need the newer one: they say so by an `API_VERSION` too
+API_VERSION = 1
+
 hookspec = pluggy.HookspecMarker("adaptkit")
 hookimpl = pluggy.HookimplMarker("adaptkit")
 

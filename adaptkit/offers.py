@@ -18,6 +18,9 @@ COLLECTIONS = {
     "shift": ("adaptkit_shifts", "apply"),
 }
 
+#: kinds whose names may carry an argument, as in `folder:PATH`
+WITH_ARGUMENT = ("backbone", "dataset")
+
 #: kind -> what users call it
 TITLES = {"strategy": "strategy", "backbone": "backbone", "dataset": "data set", "shift": "shift"}
 
@@ -32,6 +35,21 @@ class Offer:
     origin: str
 
     @property
+    def argument(self) -> str:
+        """Return what follows the name after a colon, in capitals; empty if nothing does."""
+        return str(getattr(self.cls, "argument", "")) if self.kind in WITH_ARGUMENT else ""
+
+    @property
+    def shown(self) -> str:
+        """Return the name as it is written on the command line."""
+        return f"{self.name}:{self.argument}" if self.argument else self.name
+
+    @property
+    def unavailable(self) -> str:
+        """Return why it cannot be used here; empty if it can."""
+        return str(getattr(self.cls, "unavailable", ""))
+
+    @property
     def summary(self) -> str:
         """Return the first line of the class's docstring, or of its module's."""
         own = self.cls.__doc__ if not _is_generated_doc(self.cls) else None
@@ -40,11 +58,15 @@ class Offer:
 
 
 def options_of(offered: type[Any] | Offer | None) -> dict[str, dataclasses.Field[Any]]:
-    """Return the options of a strategy or shift class: its dataclass fields, by name."""
+    """Return the options of a strategy, backbone, data set or shift class: its dataclass fields, by name.
+
+    Where the name carries an argument, the first field is that and no option.
+    """
     cls = offered.cls if isinstance(offered, Offer) else offered
     if cls is None or not dataclasses.is_dataclass(cls):
         return {}
-    return {field.name: field for field in dataclasses.fields(cls) if field.init}
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    return {field.name: field for field in (fields[1:] if hasattr(cls, "argument") else fields)}
 
 
 def make_offer(kind: str, cls: type[Any], origin: str) -> Offer:

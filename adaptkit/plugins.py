@@ -1,40 +1,17 @@
-"""Load plugins and look up what they offer: built-ins, installed packages, then files named by the user."""
+"""The loaded plugins: what they offer, how they are called, and what is wrong with them."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.metadata
-import importlib.util
 import os
-import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pluggy
 
-from adaptkit import hookspecs
 from adaptkit.errors import AdaptkitError, BadInput, suggestion
-from adaptkit.offers import COLLECTIONS, TITLES, Offer, make_offer
-
-ENTRY_POINT_GROUP = "adaptkit"
-
-BUILT_INS = (
-    "adaptkit.strategies.full",
-    "adaptkit.strategies.head",
-    "adaptkit.strategies.lora",
-    "adaptkit.strategies.scratch",
-    "adaptkit.backbones.small_cnn",
-    "adaptkit.data.mnist5k",
-    "adaptkit.data.digits",
-    "adaptkit.data.torchvision_sets",
-    "adaptkit.data.shifts",
-)
+from adaptkit.offers import TITLES, Offer
 
 
 class PluginWarning(UserWarning):
@@ -42,43 +19,84 @@ class PluginWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Something wrong with a plugin; `asked_for` says that the user named it, so nothing may run without it."""
+class Source:
+    """Where a plugin comes from: `kind` is built-in, installed, file or object; `hint` is how to mend or remove it."""
 
     origin: str
+    kind: str
+    path: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a plugin.
+
+    `fatal`: the user named the plugin, so nothing may run without it. `works`: it can be used all the same. `taken` are
+    the kind and the name that it offers although another plugin does.
+    """
+
+    source: Source
     message: str
-    asked_for: bool = False
+    fatal: bool = False
+    works: bool = False
+    taken: tuple[str, str] | None = None
+
+    @property
+    def origin(self) -> str:
+        """Return the name of the plugin that is at fault."""
+        return self.source.origin
 
     def __str__(self) -> str:
-        return f"plugin {self.origin}: {self.message}"
+        hint = f"; {self.source.hint}" if self.source.hint else ""
+        return f"plugin {self.origin}: {self.message}{hint}"
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """The loaded plugins: what they offer by kind and name, and what went wrong."""
+    """The loaded plugins: what they offer by kind and name, where they come from, and what went wrong."""
 
     manager: pluggy.PluginManager
     offers: dict[str, dict[str, Offer]]
+    sources: tuple[Source, ...]
     faults: tuple[Fault, ...]
-    files: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the files that were named, in order."""
+        return tuple(source.path for source in self.sources if source.kind == "file")
 
     def find(self, kind: str, name: str) -> Offer:
-        """Return the offer of that name; raise BadInput with the nearest name when there is none."""
-        try:
-            return self.offers[kind][name]
-        except KeyError:
-            unloaded = "".join(f" ({fault})" for fault in self.faults)
-            problem = f"unknown {TITLES[kind]} {name!r}{suggestion(name, self.offers[kind])}{unloaded}"
-            raise BadInput(problem) from None
+        """Return the offer of that name, which may carry an argument after a colon.
+
+        Raises BadInput when there is none (with the nearest name), when two plugins offer it, when it cannot be used
+        here, or when it lacks its argument.
+        """
+        bare, colon, argument = name.partition(":")
+        title = TITLES[kind]
+        if bare not in self.offers[kind]:
+            unloaded = "".join(f" ({fault})" for fault in self.faults if not fault.works)
+            raise BadInput(f"unknown {title} {bare!r}{suggestion(bare, self.offers[kind])}{unloaded}")
+        offer = self.offers[kind][bare]
+        for fault in self.faults:
+            if fault.taken == (kind, bare):
+                raise BadInput(str(fault))
+        if offer.unavailable:
+            raise BadInput(f"{title} {bare} cannot be used: {offer.unavailable}")
+        if colon and not offer.argument:
+            raise BadInput(f"{title} {bare} takes nothing after its name, but {name!r} was given")
+        if offer.argument and not argument:
+            raise BadInput(f"{title} {bare} needs a name after a colon: {offer.shown}")
+        return offer
 
     def require_sound(self) -> None:
         """Raise BadInput for faults that the user must mend first, warn of the others."""
         strict = os.environ.get("ADAPTKIT_STRICT") == "1"
-        fatal = [str(fault) for fault in self.faults if fault.asked_for or strict]
+        fatal = [str(fault) for fault in self.faults if fault.fatal or strict]
         if fatal:
             raise BadInput(*fatal)
         for fault in self.faults:
-            warnings.warn(f"{fault} (skipped)", PluginWarning, stacklevel=2)
+            warnings.warn(f"{fault}{'' if fault.works else ' (skipped)'}", PluginWarning, stacklevel=2)
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call each implementation of an event hook, the latest first; one that raises is a warning.
@@ -100,105 +118,3 @@ class Plugins:
                     PluginWarning,
                     stacklevel=2,
                 )
-
-
-def load_plugins(files: Iterable[str | Path] = (), objects: Iterable[object] = ()) -> Plugins:
-    """Load the built-ins, installed entry points, `ADAPTKIT_PLUGINS` and these files, and collect their offers.
-
-    A plugin that cannot be loaded becomes a fault; `Plugins.require_sound` decides what follows from it.
-    """
-    manager = pluggy.PluginManager("adaptkit")
-    manager.add_hookspecs(hookspecs)
-    faults: list[Fault] = []
-    for name in BUILT_INS:
-        manager.register(importlib.import_module(name), name=f"built-in {name.rpartition('.')[2]}")
-    for entry_point in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
-        distribution = entry_point.dist
-        origin = f"{distribution.name} {distribution.version}" if distribution else entry_point.name
-        if manager.has_plugin(origin):
-            origin = f"{origin} ({entry_point.name})"
-        try:
-            _register(manager, entry_point.load(), origin)
-        except (Exception, SystemExit) as error:
-            faults.append(Fault(origin, _reason(error)))
-    named = [part for part in os.environ.get("ADAPTKIT_PLUGINS", "").split(os.pathsep) if part]
-    paths = tuple(dict.fromkeys(Path(file).expanduser().absolute() for file in (*named, *files)))
-    for path in paths:
-        try:
-            _register(manager, _import_file(path), str(path))
-        except (Exception, SystemExit) as error:
-            faults.append(Fault(str(path), _reason(error), asked_for=True))
-    for thing in objects:
-        _register(manager, thing, getattr(thing, "__name__", repr(thing)))
-    offers = _collect(manager, faults)
-    return Plugins(manager, offers, tuple(faults), tuple(map(str, paths)))
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise BadInput("it is a folder, not a Python file" if path.is_dir() else "there is no such file")
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    name = f"adaptkit_file_{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise BadInput("not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up while it executes
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _register(manager: pluggy.PluginManager, plugin: object, origin: str) -> None:
-    try:
-        manager.register(plugin, name=origin)
-        callers = manager.get_hookcallers(plugin) or []
-        unknown = [caller.name for caller in callers if caller.spec is None]
-        if unknown:
-            specified = [name for name in vars(hookspecs) if name.startswith("adaptkit_")]
-            raise BadInput(*(f"unknown hook {name}{suggestion(name, specified)}" for name in unknown))
-        if not callers:
-            raise BadInput("it has no hooks (is @hookimpl missing?)")
-        if any(impl.hookwrapper or impl.wrapper for caller in callers for impl in caller.get_hookimpls()):
-            raise BadInput("hook wrappers are not supported")
-    except Exception:
-        # pluggy keeps the hooks that it had read before it came to the bad one.
-        if manager.has_plugin(origin):
-            manager.unregister(name=origin)
-        raise
-
-
-def _collect(manager: pluggy.PluginManager, faults: list[Fault]) -> dict[str, dict[str, Offer]]:
-    offers: dict[str, dict[str, Offer]] = {}
-    for kind, (hook, _) in COLLECTIONS.items():
-        found: dict[str, Offer] = {}
-        for implementation in getattr(manager.hook, hook).get_hookimpls():
-            origin = str(implementation.plugin_name)
-            try:
-                classes: Sequence[type[Any]] = list(implementation.function())
-                offered = [make_offer(kind, cls, origin) for cls in classes]
-            except Exception as error:
-                faults.append(Fault(origin, f"{hook}: {_reason(error)}", asked_for=origin.startswith(os.sep)))
-                continue
-            for offer in offered:
-                if offer.name in found:
-                    first = found[offer.name].origin
-                    message = f"{TITLES[kind]} {offer.name!r} is offered already by {first}; remove or rename one"
-                    faults.append(Fault(origin, message, asked_for=True))
-                else:
-                    found[offer.name] = offer
-        offers[kind] = dict(sorted(found.items()))
-    return offers
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, SystemExit):
-        return "it ended Python while it was imported (sys.exit)"
-    if isinstance(error, SyntaxError):
-        return f"syntax error in line {error.lineno}: {error.msg}"
-    if isinstance(error, AdaptkitError):
-        return "; ".join(error.problems)
-    return f"{type(error).__name__}: {error}".replace("\n", " ")

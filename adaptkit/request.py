@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -47,6 +47,7 @@ class Request:
     shifts: tuple[Shift, ...]
     amounts: Mapping[str, float]
     plugin_files: tuple[str, ...] = ()
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shift_text(self) -> str:
@@ -89,13 +90,19 @@ class Request:
         config["experiment"] = self.settings.experiment
         return f"# {' '.join(command)}\n{yaml.safe_dump(config, sort_keys=True, allow_unicode=True)}"
 
+    def backbone_facts(self, channels: int, size: int) -> dict[str, Any]:
+        """Return what the backbone says of itself for such images, under params' names."""
+        described = getattr(self.backbone, "described", None)
+        facts = described(channels, size) if described is not None else {}
+        return {f"backbone.{key}": value for key, value in facts.items()}
+
     def _flat(self) -> dict[str, Any]:
         own = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "base", "split"})
         own["target"] = own["target"] or "none"
         own["data_dir"] = str(own["data_dir"])
         for group in ("base", "split"):
             own |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
-        return own
+        return own | {f"backbone.{key}": value for key, value in self.backbone_options.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
     plugins.require_sound()
     problems = list(found_before)
     layers = _with_preset(layers, problems)
-    values, amounts, options = _merge(layers, plugins, problems)
+    values, amounts, options, chosen = _merge(layers, plugins, problems)
     named = "strategy" in values
     settings = _settings(values, problems)
     if not named:
@@ -50,11 +51,13 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
         problems.append(f"no strategy: name at least one with --strategy; known: {names}")
     arms = _arms(settings, options, plugins, problems)
     shifts = _shifts(amounts, settings, plugins, problems)
-    found: dict[str, Any] = {}
-    for key, kind in (("dataset", "dataset"), ("target", "dataset"), ("backbone", "backbone")):
+    found: dict[str, Any] = {"target": None}
+    for key, kind, given in (("dataset", "dataset", {}), ("target", "dataset", {}), ("backbone", "backbone", chosen)):
         name = getattr(settings, key)
         try:
-            found[key] = _create(plugins.find(kind, name).cls, name) if name is not None else None
+            if name is not None:
+                offer, title = plugins.find(kind, name), kind if given else name
+                found[key], checked = make_checked(title, offer.cls, given, name.partition(":")[2])
         except BadInput as error:
             problems.extend(error.problems)
     if problems:
@@ -68,6 +71,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
         tuple(shifts.values()),
         {name: getattr(shift, next(iter(options_of(type(shift))))) for name, shift in shifts.items()},
         plugins.files,
+        checked,
     )
 
 
@@ -100,14 +104,17 @@ def _with_preset(layers: Sequence[Layer], problems: list[str]) -> list[Layer]:
 
 def _merge(
     layers: Sequence[Layer], plugins: Plugins, problems: list[str]
-) -> tuple[dict[str, Any], dict[str, Any] | None, list[Option]]:
-    """Return the settings, the shift amounts (None: the default) and the strategies' options, the weakest first."""
+) -> tuple[dict[str, Any], dict[str, Any] | None, list[Option], dict[str, Any]]:
+    """Return the settings, the shift amounts (None: the default), the strategies' options (the weakest first) and the
+    backbone's.
+    """
     known = setting_keys()
     prefixes = {*plugins.offers["strategy"], "strategy"}
     values: dict[str, Any] = {}
     amounts: dict[str, Any] | None = None
     changed: dict[str, Any] = {}
     options: list[Option] = []
+    backbone: dict[str, Any] = {}
     for layer in reversed(layers):
         where = f"{layer.label}: " if layer.label else ""
         for key, value in layer.values.items():
@@ -121,6 +128,8 @@ def _merge(
                 values[key] = value
             elif prefix == "shift" and rest:
                 changed[rest] = value
+            elif prefix == "backbone" and rest:
+                backbone[rest] = value
             elif prefix in prefixes and rest:
                 options.append(Option("" if prefix == "strategy" else prefix, rest, value))
             else:
@@ -129,7 +138,7 @@ def _merge(
         if amounts is None:
             amounts = parse_amounts(DEFAULT_SHIFT) if values.get("target") in (None, "", "none") else {}
         amounts |= changed
-    return values, amounts, options
+    return values, amounts, options, backbone
 
 
 def _nearest_key(key: str, known: Mapping[str, str], prefixes: set[str]) -> str:
@@ -167,31 +176,39 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
         given = {option.key: option.value for option in options if option.strategy in ("", name)}
         try:
             cls = plugins.find("strategy", name).cls
-            instance, checked = _instance(name, cls, given)
+            instance, checked = make_checked(name, cls, given)
             arms.append(Arm(name, instance, checked, settings.lr or float(getattr(cls, "lr", DEFAULT_LR))))
         except BadInput as error:
             problems.extend(error.problems)
     return tuple(arms)
 
 
-def _instance(name: str, cls: type[Any], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return a checked strategy and all its options."""
+def make_checked(
+    title: str, cls: type[Any], given: Mapping[str, Any], argument: str = ""
+) -> tuple[Any, dict[str, Any]]:
+    """Return an instance with these options, checked, and all its options; raise BadInput with a line a problem.
+
+    `title` begins the keys in the lines; `argument` is what followed the name after a colon.
+    """
     known = options_of(cls)
     unknown = [key for key in given if key not in known]
     if unknown:
-        has = f"; {name} has no options" if not known else ""
-        raise BadInput(*(f"unknown option {f'{name}.{key}'!r}{has or suggestion(key, known)}" for key in unknown))
-    if not known:
-        return _create(cls, name), {}
-    instance = _validate(cls, given, name)
+        has = f"; {getattr(cls, 'name', title)} has no options" if not known else ""
+        raise BadInput(*(f"unknown option {f'{title}.{key}'!r}{has or suggestion(key, known)}" for key in unknown))
+    if not dataclasses.is_dataclass(cls):
+        return _create(cls, title, *([argument] if argument else [])), {}
+    first = {dataclasses.fields(cls)[0].name: argument} if argument else {}
+    instance = _validate(cls, first | dict(given), title)
     return instance, {key: getattr(instance, key) for key in known}
 
 
-def _create(cls: type[Any], name: str) -> Any:
+def _create(cls: type[Any], title: str, *argument: str) -> Any:
     try:
-        return cls()
+        return cls(*argument)
+    except BadInput:
+        raise
     except Exception as error:
-        raise BadInput(f"{name}: {cls.__name__}() failed: {type(error).__name__}: {error}") from error
+        raise BadInput(f"{title}: {cls.__name__}() failed: {type(error).__name__}: {error}") from error
 
 
 def _shifts(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adaptkit.data.views import shifted_views
 from adaptkit.experiment.base_run import obtain_base
 from adaptkit.experiment.preparation import prepare
-from adaptkit.plugins import load_plugins
+from adaptkit.loading import load_plugins
 from adaptkit.request import Request
 from adaptkit.resolve import Layer, resolve
 from adaptkit.seeds import derive_seed

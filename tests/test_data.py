@@ -27,7 +27,7 @@ from adaptkit.data.mnist5k import Mnist5k
 from adaptkit.data.shifts import Noise, Rotate
 from adaptkit.data.torchvision_sets import Cifar10, FashionMnist, Kmnist, Mnist
 from adaptkit.errors import BadInput
-from adaptkit.plugins import load_plugins
+from adaptkit.loading import load_plugins
 
 DIGITS = tuple("0123456789")
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

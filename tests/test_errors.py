@@ -11,7 +11,7 @@ from conftest import TINY
 
 Cli = Callable[..., Result]
 
-STRATEGIES = "full, head, lora, scratch"
+STRATEGIES = "adapter, full, head, lora, norm, partial, scratch, ssf"
 
 CASES = {
     "unknown strategy": (["-s", "lorra"], ["unknown strategy 'lorra'; did you mean 'lora'?"]),
@@ -37,8 +37,11 @@ CASES = {
         ["lora.targets: no layer fits 'classifer.*'; did you mean 'classifier.3'?"],
     ),
     "targets of the wrong type": (
-        ["-s", "lora", "-o", "targets=Conv2d"],
-        ["lora.targets: 'Conv2d' fits no Linear layer (features.0 is a Conv2d, features.3 is a Conv2d)"],
+        ["-s", "lora", "-o", "targets=MaxPool2d"],
+        [
+            "lora.targets: 'MaxPool2d' fits no Linear or Conv2d layer that LoRA can adapt "
+            "(features.1 is a MaxPool2d, features.4 is a MaxPool2d)"
+        ],
     ),
     "unknown data set": (["-s", "head", "--dataset", "mnist5"], ["unknown data set 'mnist5'; did you mean 'mnist5k'?"]),
     "unknown target": (["-s", "head", "--target", "digit"], ["unknown data set 'digit'; did you mean 'digits'?"]),

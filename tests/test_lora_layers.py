@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from adaptkit.strategies.lora_layers import LoRALinear
+from adaptkit.strategies.lora import LoRA
+from adaptkit.strategies.lora_convolutions import DoRAConv2d, LoRAConv2d
+from adaptkit.strategies.lora_layers import Decomposed, DoRALinear, LoRALayer, LoRALinear
+from adaptkit.testing import models
 from adaptkit.training.seeding import RandomStream
+from adaptkit.training.trainable import adapt
 
 
 def lora_layer(dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> LoRALinear:
@@ -106,3 +111,118 @@ def test_a_lora_layer_can_be_traced_and_copied() -> None:
     layer, x = lora_layer(), images(3, 4, 6)
     assert torch.equal(torch.fx.symbolic_trace(layer)(x), layer(x))
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+
+
+CONVOLUTIONS = [
+    nn.Conv2d(6, 4, 3),
+    nn.Conv2d(6, 4, 1, bias=False),
+    nn.Conv2d(6, 4, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)),
+    nn.Conv2d(6, 4, 3, padding="same", dilation=2),
+    nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect"),
+    nn.Conv2d(6, 4, 3, padding=(1, 2), padding_mode="circular", stride=2),
+    nn.Conv2d(6, 4, 3, padding=1, groups=2),
+    nn.Conv2d(6, 12, 3, padding=2, dilation=2, groups=6, padding_mode="replicate"),
+]
+
+
+def changed(layer: LoRALayer) -> LoRALayer:
+    """Return a layer whose update is not zero, and whose magnitudes are not those of its base."""
+    with RandomStream(4):
+        nn.init.normal_(layer.lora_B.get_parameter("weight"))
+        if isinstance(layer, Decomposed):
+            layer.lora_magnitude_vector.weight.data *= torch.rand(()) + 1
+    return layer
+
+
+@pytest.mark.parametrize("base", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("kind", [LoRAConv2d, DoRAConv2d])
+def test_a_convolutions_update_is_that_of_a_dense_weight(base: nn.Conv2d, kind: type[LoRAConv2d]) -> None:
+    layer, x = kind(base, rank=2, alpha=3, dropout=0.0), images(2, 6, 9, 8)
+    assert torch.equal(layer(x), base(x))
+    changed(layer)
+    weight = base.weight.detach().clone()
+    rank, width = 1 if base.groups > 1 else 2, base.out_channels // base.groups
+    for out in range(base.out_channels):
+        for r in range(rank):
+            filters = layer.lora_A.weight[out // width * rank + r]
+            weight[out] += 3 / 2 * layer.lora_B.weight[out, r, 0, 0] * filters.detach()
+    if kind is DoRAConv2d:
+        magnitudes = layer.lora_magnitude_vector.weight.detach()  # type: ignore[union-attr]
+        assert magnitudes.shape == (1, base.out_channels, 1, 1)
+        weight *= magnitudes.view(-1, 1, 1, 1) / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    dense = copy.deepcopy(base)
+    dense.weight.data = weight
+    torch.testing.assert_close(layer(x), dense(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.merged()(x), dense(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_rank_of_a_grouped_convolution_is_shared_out_among_its_groups() -> None:
+    shapes = [
+        (tuple(layer.lora_A.weight.shape), tuple(layer.lora_B.weight.shape))
+        for rank, groups in ((8, 2), (3, 2), (8, 12))
+        for layer in [LoRAConv2d(nn.Conv2d(12, 24, 3, groups=groups), rank, alpha=1, dropout=0.0)]
+    ]
+    assert shapes == [
+        ((8, 6, 3, 3), (24, 4, 1, 1)),
+        ((4, 6, 3, 3), (24, 2, 1, 1)),
+        ((12, 1, 3, 3), (24, 1, 1, 1)),
+    ]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_dora_follows_the_papers_formula_and_its_gradient(bias: bool) -> None:
+    base = nn.Linear(6, 5, bias=bias)
+    base.weight.data[2] = 0  # an output that has died has no direction
+    layer, x = DoRALinear(base, rank=2, alpha=3, dropout=0.0), images(3, 4, 6)
+    assert torch.equal(layer(x), base(x)) and layer.lora_magnitude_vector.weight.shape == (5,)
+    changed(layer)
+    magnitude, (down, up) = layer.lora_magnitude_vector.weight, (layer.lora_A.weight, layer.lora_B.weight)
+    weight = base.weight.detach() + 3 / 2 * up @ down
+    scaled = magnitude / weight.detach().norm(dim=1)  # section 4.3: the length is a constant
+    expected = nn.functional.linear(x, scaled[:, None] * weight, base.bias)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.merged()(x), expected, rtol=1e-5, atol=1e-5)
+    trained = (magnitude, down, up)
+    gradients = [torch.autograd.grad(y.square().sum(), trained) for y in (layer(x), expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 4, 3)], ids=str)
+def test_rslora_scales_by_the_root_of_the_rank(layer: nn.Linear | nn.Conv2d) -> None:
+    wrapped = LoRA(rank=4, alpha=3, rslora=True)._wrapped(layer)
+    assert wrapped.scaling == 3 / 2
+
+
+def test_dora_drops_the_update_and_the_change_of_length_in_training() -> None:
+    layer, x = DoRALinear(nn.Linear(6, 5), rank=2, alpha=3, dropout=0.5), images(4, 6)
+    changed(layer).train()
+    with RandomStream(9):
+        ours = layer(x)
+    with RandomStream(9):
+        dropped = nn.functional.dropout(x, 0.5)
+    expected = layer.base_layer(x) + layer.merged()(dropped) - layer.base_layer(dropped)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.eval()(x), layer.merged()(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}, {"rslora": True, "dora": True}], ids=str)
+def test_pefts_own_layers_give_the_same_logits_and_count(options: dict[str, bool]) -> None:
+    peft: Any = pytest.importorskip("peft")
+    ours, theirs = models.base("residual"), models.base("residual")
+    adapt(ours, LoRA(rank=4, targets="all", **options), init_seed=0)  # type: ignore[arg-type]
+    names = [name for name, module in ours.named_modules() if isinstance(module, LoRALayer)]
+    for name in names:
+        changed(ours.get_submodule(name))  # type: ignore[arg-type]
+    config = peft.LoraConfig(
+        r=4, lora_alpha=16, target_modules=names, use_dora="dora" in options, use_rslora="rslora" in options
+    )
+    model = peft.get_peft_model(theirs, config)
+    state = {key.replace(".default", ""): value for key, value in model.base_model.model.state_dict().items()}
+    assert {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in ours.state_dict().items()}
+    for key, value in ours.state_dict().items():
+        state[key].copy_(value)
+    pixels = images(5, 3, 12, 12)
+    torch.testing.assert_close(ours.eval()(pixels), model.eval()(pixels), rtol=1e-5, atol=1e-5)
+    trained = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (ours, model)]
+    assert trained[0] == trained[1] > 0

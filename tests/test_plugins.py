@@ -17,7 +17,8 @@ from conftest import BITFIT, TINY, TINY_SETTINGS
 
 import adaptkit
 from adaptkit.contracts import Epoch, Run
-from adaptkit.plugins import PluginWarning, load_plugins
+from adaptkit.loading import load_plugins
+from adaptkit.plugins import PluginWarning
 
 Cli = Callable[..., Result]
 
@@ -199,7 +200,8 @@ def test_a_broken_installed_plugin_is_a_warning_unless_it_is_needed(
     cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(own_folder, "thirdparty_broken", "raise RuntimeError('no GPU')\n", monkeypatch)
-    fault = "plugin thirdparty_broken 1.2: RuntimeError: no GPU"
+    hint = "mend it with pip install --upgrade thirdparty_broken, or pip uninstall thirdparty_broken"
+    fault = f"plugin thirdparty_broken 1.2: RuntimeError: no GPU; {hint}"
     listing = cli("strategies")
     assert (listing.exit_code, listing.stderr) == (0, f"Warning: {fault} (skipped)\n")
     plugins = cli("plugins")

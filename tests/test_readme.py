@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from conftest import BITFIT, TINY
 
 from adaptkit.cli import COMMANDS, main
-from adaptkit.plugins import load_plugins
+from adaptkit.loading import load_plugins
 from adaptkit.resolve import resolve
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

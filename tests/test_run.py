@@ -89,7 +89,17 @@ def test_json_is_one_document_with_the_whole_outcome(cli: Cli) -> None:
     assert outcome["base"]["test_accuracy"] == outcome["runs"][0]["metrics"]["final/base_test_accuracy"]
     (run,) = outcome["runs"]
     assert (run["strategy"], run["label"], run["seed"], run["status"]) == ("lora", "lora rank=2", 0, "finished")
-    assert run["options"] == {"rank": 2, "alpha": 16.0, "dropout": 0.0, "targets": "Linear"}
+    assert run["options"] == {
+        "rank": 2,
+        "alpha": 16.0,
+        "dropout": 0.0,
+        "targets": "Linear",
+        "rslora": False,
+        "dora": False,
+        "plus": 1.0,
+        "train_head": False,
+        "bias": "none",
+    }
     assert list(run["metrics"]) == [
         "final/test_accuracy",
         "final/shifted_accuracy",
@@ -235,7 +245,7 @@ def test_the_shifted_test_set_waits_for_the_end_when_asked_to() -> None:
 
 
 def test_the_notebooks_preset_is_the_notebooks_experiment(cli: Cli, own_folder: Path) -> None:
-    from adaptkit.plugins import load_plugins
+    from adaptkit.loading import load_plugins
     from adaptkit.resolve import Layer, resolve
 
     layers = [Layer({"strategy": ["full", "head", "lora"], "preset": "notebook"})]
@@ -263,6 +273,11 @@ def test_the_notebooks_preset_is_the_notebooks_experiment(cli: Cli, own_folder: 
         "strategy.alpha": 16.0,
         "strategy.dropout": 0.0,
         "strategy.targets": "Linear",
+        "strategy.rslora": False,
+        "strategy.dora": False,
+        "strategy.plus": 1.0,
+        "strategy.train_head": False,
+        "strategy.bias": "none",
     }
     assert [arm.lr for arm in request.arms] == [0.001] * 3
     assert request.settings.seed == (42,) and request.settings.evaluate_shifted == "end"

@@ -15,8 +15,8 @@ from adaptkit.data.mnist5k import Mnist5k
 from adaptkit.data.shifts import Blur, Contrast, Noise, Rotate, blurred, luminance, rotated
 from adaptkit.data.views import CHUNK, shifted_views
 from adaptkit.errors import BadInput
+from adaptkit.loading import load_plugins
 from adaptkit.offers import options_of
-from adaptkit.plugins import load_plugins
 
 SHIFTS = {"rotate": Rotate, "noise": Noise, "blur": Blur, "contrast": Contrast}
 

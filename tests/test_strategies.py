@@ -17,7 +17,7 @@ from adaptkit.backbones.heads import find_head, with_head
 from adaptkit.backbones.small_cnn_layers import SmallCNNModel
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput
-from adaptkit.plugins import load_plugins
+from adaptkit.loading import load_plugins
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain
 from adaptkit.training.seeding import RandomStream

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "adaptkit"
 ROWS = [
     ["adaptkit.cli", "adaptkit.__main__"],
     ["adaptkit.api", "adaptkit.comparing", "adaptkit"],
+    ["adaptkit.testing", "adaptkit.scaffold"],
     ["adaptkit.experiment"],
     ["adaptkit.tracking"],
     ["adaptkit.reports"],
@@ -31,6 +32,7 @@ ROWS = [
         "adaptkit.outcome",
         "adaptkit.comparison",
         "adaptkit.findings",
+        "adaptkit.loading",
         "adaptkit.plugins",
         "adaptkit.offers",
         "adaptkit.hookspecs",

@@ -21,7 +21,7 @@ def find_head(model: nn.Module) -> nn.Module:
         if name.startswith(wrapped):
             continue
         if hasattr(module, "base_layer"):
-            wrapped += (f"{name}.",)
+            wrapped += (f"{name}." if name else "",)
             if isinstance(module.base_layer, nn.Linear):
                 found = module
         elif isinstance(module, nn.Linear):

@@ -12,8 +12,8 @@ import click
 
 from adaptkit.cli.options import json_option, plugin_option
 from adaptkit.config import DEFAULT_LR
+from adaptkit.loading import load_plugins
 from adaptkit.offers import Offer, options_of
-from adaptkit.plugins import load_plugins
 
 
 def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Command]:
@@ -21,16 +21,17 @@ def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Com
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @click.command(plural, help=function.__doc__)
+        @click.option("--all", "everything", is_flag=True, help="Those that cannot be used here, too, with the reason.")
         @plugin_option
         @json_option
-        def command(plugin: tuple[str, ...], as_json: bool) -> None:
+        def command(everything: bool, plugin: tuple[str, ...], as_json: bool) -> None:
             loaded = load_plugins(plugin)
             loaded.require_sound()
-            offers = loaded.offers[kind].values()
+            offers = [offer for offer in loaded.offers[kind].values() if everything or not offer.unavailable]
             if as_json:
                 click.echo(json.dumps([describe(offer) for offer in offers], indent=2, default=str))
             else:
-                print_offers(list(offers))
+                print_offers(offers)
 
         return command
 
@@ -76,9 +77,13 @@ def shifts() -> None:
 def describe(offer: Offer) -> dict[str, Any]:
     """Return an offer as plain JSON types."""
     record: dict[str, Any] = {"name": offer.name, "summary": offer.summary, "origin": offer.origin}
+    if offer.argument:
+        record["argument"] = offer.argument
+    if offer.unavailable:
+        record["unavailable"] = offer.unavailable
     if offer.kind == "strategy":
         record["lr"] = getattr(offer.cls, "lr", DEFAULT_LR)
-    if offer.kind in ("strategy", "shift"):
+    if offer.kind != "dataset":
         record["options"] = [
             {
                 "name": name,
@@ -99,16 +104,22 @@ def print_offers(offers: list[Offer]) -> None:
     from adaptkit.cli.terminal import output
 
     console = output()
-    width = max((len(offer.name) for offer in offers), default=0)
+    width = max((len(offer.shown) for offer in offers), default=0)
     for offer in offers:
         console.print(
-            f"[bold]{offer.name:<{width}}[/]  {escape(offer.summary)}  [dim]({escape(offer.origin)})[/]", soft_wrap=True
+            f"[bold]{offer.shown:<{width}}[/]  {escape(offer.summary)}  [dim]({escape(offer.origin)})[/]",
+            soft_wrap=True,
         )
+        if offer.unavailable:
+            console.print(f"{'':{width}}    cannot be used: {offer.unavailable}", markup=False, soft_wrap=True)
         for option in describe(offer).get("options", []):
+            value = "VALUE (required)" if option["required"] else option["default"]
             if offer.kind == "shift":
                 usage = f"{offer.name}=AMOUNT"
+            elif offer.kind == "backbone":
+                usage = f"--set backbone.{option['name']}={value}"
             else:
-                usage = f"-o {option['name']}={'VALUE (required)' if option['required'] else option['default']}"
+                usage = f"-o {option['name']}={value}"
             console.print(f"{'':{width}}    {usage}  {option['help']}", markup=False, soft_wrap=True)
 
 

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 plugin_option = click.option(
     "--plugin", "plugin", multiple=True, type=click.Path(), metavar="PATH", help="Python file with hooks. Repeatable."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def split_pairs(option: str, pairs: Sequence[str], problems: list[str]) -> dict[str, str]:
+    """Return `key=value` arguments as a dictionary; note those that are not."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if equals and key.strip():
+            found[key.strip()] = value.strip()
+        else:
+            problems.append(f"{option} {pair}: write key=value")
+    return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.options import json_option, plugin_option, split_pairs
 from adaptkit.cli.signals import interruptible
 from adaptkit.errors import BadInput, RunFailed, TrackingLost
 from adaptkit.imports import uncollected
@@ -128,7 +128,7 @@ def run(
 
     The strongest source of a setting wins: option, --set, --config, --preset, default.
     """
-    from adaptkit.plugins import load_plugins
+    from adaptkit.loading import load_plugins
     from adaptkit.resolve import resolve
 
     layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
@@ -205,18 +205,6 @@ def collect_layers(
         except BadInput as error:
             problems.extend(error.problems)
     return layers, problems
-
-
-def split_pairs(option: str, pairs: tuple[str, ...], problems: list[str]) -> dict[str, str]:
-    """Return `key=value` arguments as a dictionary; note those that are not."""
-    found: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if equals and key.strip():
-            found[key.strip()] = value.strip()
-        else:
-            problems.append(f"{option} {pair}: write key=value")
-    return found
 
 
 @contextlib.contextmanager

@@ -130,7 +130,7 @@ class Stage:
             epochs=tuple(epochs),
             predictions=predictions,
             classes=domains.classes,
-            config=experiment.request.config_text(run.params),
+            config=experiment.request.config_text(experiment.request.run_params(arm, seed)),
             tags={
                 "adaptkit.frozen_prefix": passes.frozen_prefix,
                 "adaptkit.timing": self.seat.timing_since(company),
@@ -215,6 +215,7 @@ class Stage:
             "init_seed": derive_seed(seed, "init"),
             "base_fingerprint": self.base.fingerprint,
             "backbone": self.experiment.request.settings.backbone,
+            "backbone_options": dict(self.experiment.request.backbone_options),
             "channels": domains.channels,
             "size": domains.size,
             "classes": list(domains.classes),

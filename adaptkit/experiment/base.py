@@ -72,7 +72,9 @@ def recipe_key(request: Request, domains: Domains) -> str:
         "device": settings.device,
         "torch": torch.__version__,
     }
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    if request.backbone_options:
+        recipe["backbone_options"] = dict(request.backbone_options)
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def _base_result(experiment: Experiment, run: Run, base: Base, model: nn.Module)
         epochs=base.epochs,
         predictions={"clean": predictions},
         classes=experiment.domains.classes,
-        config=experiment.request.config_text(run.params),
+        config=experiment.request.config_text(experiment.request.base_params()),
         samples={"clean": experiment.clean[0][:8].cpu()},
         tags={"adaptkit.base_fingerprint": base.fingerprint},
     )
@@ -82,7 +82,7 @@ def _describe_base(experiment: Experiment) -> Run:
     return Run(
         kind="base",
         name=f"base {plan.backbone} {plan.dataset}",
-        params=experiment.request.base_params(),
+        params=experiment.request.base_params() | experiment.backbone_facts,
         tags={"adaptkit.kind": "base", "adaptkit.recipe_key": experiment.base_key},
         inputs=(RunInput(plan.dataset, "source", experiment.domains.source_digest, plan.dataset),),
         description=f"The base: `{plan.backbone}` trained on {plan.source_images} images of `{plan.dataset}`.",

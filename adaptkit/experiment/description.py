@@ -36,7 +36,7 @@ def describe_run(
     return Run(
         kind="adaptation",
         name=f"{arm.label} seed={seed}",
-        params=experiment.request.run_params(arm, seed),
+        params=experiment.request.run_params(arm, seed) | experiment.backbone_facts,
         tags=tags,
         inputs=(
             RunInput(plan.dataset, "source", domains.source_digest, plan.dataset),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import traceback
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,11 @@ class Experiment:
     base_key: str
     plan: Plan
     memory_format: torch.memory_format
+
+    @property
+    def backbone_facts(self) -> dict[str, Any]:
+        """Return what the backbone says of itself, under params' names."""
+        return self.request.backbone_facts(self.domains.channels, self.domains.size)
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the experiment's device, in place, in the memory layout that suits it."""
@@ -74,7 +80,7 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
             reason = f"{type(error).__name__}: {error}"
             problems.append(f"strategy {arm.strategy} cannot be tried: {reason} ({place.filename}:{place.lineno})")
     if problems:
-        raise BadInput(*problems) from cause
+        raise BadInput(*dict.fromkeys(problems)) from cause
     key = recipe_key(request, domains)
     plan = Plan(
         dataset=settings.dataset,

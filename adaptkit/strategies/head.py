@@ -17,8 +17,10 @@ class Head:
     lr = 5e-3
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
-        """Return the parameters of `model.head`."""
-        return list(model.head.parameters())  # type: ignore[union-attr]
+        """Return the parameters of `model.head`, or of the last linear layer in it."""
+        from adaptkit.backbones.heads import find_head
+
+        return list(find_head(model.head).parameters())  # type: ignore[arg-type]
 
 
 @hookimpl

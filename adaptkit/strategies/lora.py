@@ -1,10 +1,14 @@
-"""LoRA (Hu et al., 2021, arXiv:2106.09685): train a low-rank update beside each frozen layer."""
+"""LoRA (Hu et al., 2021, arXiv:2106.09685): train a low-rank update beside each frozen layer.
+
+Its variants are options: rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732), DoRA (Liu et al., 2024, arXiv:2402.09353)
+and LoRA+ (Hayou et al., 2024, arXiv:2402.12354).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +17,8 @@ from adaptkit.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from adaptkit.strategies.lora_layers import LoRALayer
 
 
 @dataclass
@@ -30,51 +36,107 @@ class LoRA:
         default=0.0, metadata={"help": "dropout on the update's input"}
     )
     targets: str = field(
-        default="Linear", metadata={"help": "linear layers: Linear (all), or patterns of names such as classifier.*"}
+        default="Linear",
+        metadata={"help": "linear, conv or all; or types such as Linear and patterns of names such as classifier.*"},
+    )
+    rslora: bool = field(default=False, metadata={"help": "scale the update by alpha / sqrt(rank) (rsLoRA)"})
+    dora: bool = field(default=False, metadata={"help": "train the length of each output's weights apart (DoRA)"})
+    plus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = field(
+        default=1.0, metadata={"help": "learning rate of B over that of A (LoRA+; its authors advise 16)"}
+    )
+    train_head: bool = field(
+        default=False, metadata={"help": "train the last classifier layer itself, instead of an update beside it"}
+    )
+    bias: Literal["none", "lora_only", "all"] = field(
+        default="none", metadata={"help": "biases to train too: none, lora_only (of the chosen layers) or all"}
     )
 
-    def adapt(self, model: nn.Module) -> list[nn.Parameter]:
-        """Wrap the chosen layers and return their A and B; raise BadInput for targets that fit no layer."""
-        from adaptkit.strategies.lora_layers import LoRALinear
+    def adapt(self, model: nn.Module) -> list[nn.Parameter] | list[dict[str, Any]]:
+        """Wrap the chosen layers and return what is trained; raise BadInput for targets that fit no layer."""
+        from adaptkit.backbones.layers import replace_layer
 
+        # Before layers are wrapped: their biases have the names that the model gave them.
+        biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
         adapted: list[nn.Parameter] = []
-        for name in self._targets(model):
-            parent, _, child = name.rpartition(".")
-            layer = model.get_submodule(name)
-            wrapped = LoRALinear(layer, self.rank, self.alpha, self.dropout)  # type: ignore[arg-type]
-            setattr(model.get_submodule(parent), child, wrapped)
-            adapted += [*wrapped.lora_A.parameters(), *wrapped.lora_B.parameters()]
-        return adapted
+        ups: list[nn.Parameter] = []
+        own_biases: list[nn.Parameter] = []
+        for layer in self._targets(model):
+            wrapped = self._wrapped(layer)
+            replace_layer(model, layer, wrapped)
+            adapted += [new for name, new in wrapped.named_parameters() if not name.startswith("base_layer.")]
+            ups += wrapped.lora_B.parameters()
+            own_biases += [bias for name, bias in wrapped.base_layer.named_parameters() if name == "bias"]
+        if self.train_head:
+            adapted += model.head.parameters()  # type: ignore[union-attr]
+        adapted += {"none": [], "lora_only": own_biases, "all": biases}[self.bias]
+        adapted = list(dict.fromkeys(adapted))
+        if self.plus == 1:
+            return adapted
+        faster = {id(parameter) for parameter in ups}
+        others = [parameter for parameter in adapted if id(parameter) not in faster]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": ups, "lr_ratio": self.plus}]
+        return groups
 
     def merge(self, model: nn.Module) -> None:
         """Fold each update into its layer's weight and put the plain layer back."""
-        from adaptkit.strategies.lora_layers import LoRALinear
+        from adaptkit.backbones.layers import replace_layer
+        from adaptkit.strategies.lora_layers import LoRALayer
 
-        for name, module in list(model.named_modules()):
-            if isinstance(module, LoRALinear):
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, module.merged())
+        for module in list(model.modules()):
+            if isinstance(module, LoRALayer):
+                replace_layer(model, module, module.merged())
 
-    def _targets(self, model: nn.Module) -> list[str]:
+    def _wrapped(self, layer: nn.Module) -> LoRALayer:
         from torch import nn
 
+        from adaptkit.strategies.lora_convolutions import DoRAConv2d, LoRAConv2d
+        from adaptkit.strategies.lora_layers import DoRALinear, LoRALinear
+
+        if isinstance(layer, nn.Linear):
+            linear = DoRALinear if self.dora else LoRALinear
+            return linear(layer, self.rank, self.alpha, self.dropout, self.rslora)
+        convolution = DoRAConv2d if self.dora else LoRAConv2d
+        return convolution(layer, self.rank, self.alpha, self.dropout, self.rslora)  # type: ignore[arg-type]
+
+    def _targets(self, model: nn.Module) -> list[nn.Module]:
+        from torch import nn
+
+        from adaptkit.backbones.layers import called_layers
+
+        words = {"linear": (nn.Linear,), "conv": (nn.Conv2d,), "all": (nn.Linear, nn.Conv2d)}
         modules = {name: module for name, module in model.named_modules() if name}
+        fit = called_layers(model, words["all"])
+        if self.train_head:
+            kept = {id(module) for module in model.head.modules()}  # type: ignore[union-attr]
+            fit = {name: layer for name, layer in fit.items() if id(layer) not in kept}
         chosen: set[str] = set()
         for pattern in (part.strip() for part in self.targets.split(",")):
-            hits = [
-                name
-                for name, module in modules.items()
-                if type(module).__name__ == pattern or fnmatchcase(name, pattern)
-            ]
-            layers = [name for name in hits if isinstance(modules[name], nn.Linear)]
-            if not layers and hits:
-                kinds = ", ".join(f"{name} is a {type(modules[name]).__name__}" for name in hits[:3])
-                raise BadInput(f"lora.targets: {pattern!r} fits no Linear layer ({kinds})")
+            if pattern in words:
+                hits = [name for name, layer in fit.items() if isinstance(layer, words[pattern])]
+            else:
+                hits = [
+                    name
+                    for name, module in modules.items()
+                    if type(module).__name__ == pattern or fnmatchcase(name, pattern)
+                ]
+            layers = [name for name in hits if name in fit]
             if not layers:
-                linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
-                raise BadInput(f"lora.targets: no layer fits {pattern!r}{suggestion(pattern, {'Linear', *linear})}")
+                told = [f"{name} is {self._kind(model, modules[name])}" for name in hits[:3]]
+                raise BadInput(f"lora.targets: {_misfit(pattern, told, {'Linear', *words, *fit} - {pattern})}")
             chosen.update(layers)
-        return [name for name in modules if name in chosen]
+        return [fit[name] for name in modules if name in chosen]
+
+    def _kind(self, model: nn.Module, module: nn.Module) -> str:
+        if self.train_head and module is model.head:
+            return "the head, trained as it is"
+        return f"a {type(module).__name__}"
+
+
+def _misfit(pattern: str, told: list[str], known: set[str]) -> str:
+    """Say why a pattern fits no layer: what it hits instead, or what it may have meant."""
+    if told:
+        return f"{pattern!r} fits no Linear or Conv2d layer that LoRA can adapt ({', '.join(told)})"
+    return f"no layer fits {pattern!r}{suggestion(pattern, known)}"
 
 
 @hookimpl

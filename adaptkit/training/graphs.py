@@ -19,17 +19,20 @@ STEADY = (
 
 
 class Tracer(fx.Tracer):
-    """Look into containers and into layers that are trained in part; take all others as they are."""
+    """Look into containers, layers that are trained in part, and those that only arrange others without parameters."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, nn.Sequential):
             return False
         trained = [parameter.requires_grad for parameter in m.parameters()]
         mixed = any(trained) and not all(trained)
-        return not mixed or parametrize.is_parametrized(m) or super().is_leaf_module(m, module_qualified_name)
+        arranging = not trained and any(True for _ in m.children())
+        whole = not (mixed or arranging) or parametrize.is_parametrized(m)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         last = next(iter(reversed(self.graph.nodes)))
+        stack = self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:  # its forward cannot be traced: it depends on values or types
@@ -37,6 +40,7 @@ class Tracer(fx.Tracer):
                 if node is last:
                     break
                 self.graph.erase_node(node)
+            self.module_stack = stack  # an exception leaves the modules in it that it came through
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 
@@ -78,7 +82,12 @@ def _is_frozen(model: nn.Module, node: fx.Node) -> bool:
     if not isinstance(thing, nn.Module):
         return not getattr(thing, "requires_grad", False)
     trained = any(parameter.requires_grad for parameter in thing.parameters())
-    return not trained and all(not part.training or type(part) in (*STEADY, nn.Sequential) for part in thing.modules())
+    return not trained and all(not part.training or _is_steady(part) for part in thing.modules())
+
+
+def _is_steady(layer: nn.Module) -> bool:
+    """Tell whether a layer without parameters of its own does the same in training; a dropout of nothing does."""
+    return type(layer) in (*STEADY, nn.Sequential) or (isinstance(layer, nn.Dropout) and layer.p == 0)
 
 
 def referent(model: nn.Module, node: fx.Node) -> Any:

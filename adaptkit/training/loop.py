@@ -135,4 +135,12 @@ def batch_order(images: int, recipe: Recipe, epoch: int) -> Tensor:
 def make_optimizer(groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over these groups; a group's own settings go before the recipe's."""
     options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": device.type in ("cpu", "cuda")}
-    return optimizers.make(recipe.optimizer, list(groups), **options)
+    return optimizers.make(recipe.optimizer, [_settled(group, recipe.lr) for group in groups], **options)
+
+
+def _settled(group: dict[str, Any], lr: float) -> dict[str, Any]:
+    """Return a group with its learning rate, where it says how many times the run's that is (`lr_ratio`)."""
+    if "lr_ratio" not in group:
+        return group
+    rest = {key: value for key, value in group.items() if key != "lr_ratio"}
+    return rest | {"lr": group.get("lr", lr) * group["lr_ratio"]}

@@ -1,0 +1,50 @@
+"""Adapters (Houlsby et al., 2019, arXiv:1902.00751): train a bottleneck after each frozen block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from adaptkit.errors import BadInput
+from adaptkit.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass
+class Adapter:
+    """Train a residual bottleneck of two layers after each block, 1x1 convolutions where it gives feature maps."""
+
+    name: ClassVar[str] = "adapter"
+    lr: ClassVar[float] = 5e-3
+
+    width: Annotated[int, Field(ge=1)] = field(default=8, metadata={"help": "channels inside each bottleneck"})
+    train_head: bool = field(default=False, metadata={"help": "train the last classifier layer too"})
+
+    def adapt(self, model: nn.Module) -> list[nn.Parameter]:
+        """Put a bottleneck after each block and return their parameters; raise BadInput for a model without blocks."""
+        from adaptkit.backbones.layers import replace_layer
+        from adaptkit.backbones.stages import find_stages
+        from adaptkit.strategies.adapter_layers import AdaptedBlock, Bottleneck, output_channels
+
+        trained: list[nn.Parameter] = []
+        for stage in find_stages(model):
+            channels = output_channels(stage.last)
+            if channels is not None:
+                bottleneck = Bottleneck(*channels, width=self.width, after=stage.name)
+                replace_layer(model, stage.last, AdaptedBlock(stage.last, bottleneck))
+                trained += bottleneck.parameters()
+        if not trained:
+            raise BadInput(f"strategy adapter: {type(model).__name__} has no block to put an adapter after")
+        if self.train_head:
+            trained += model.head.parameters()  # type: ignore[union-attr]
+        return trained
+
+
+@hookimpl
+def adaptkit_strategies() -> list[type]:
+    """Offer `adapter`."""
+    return [Adapter]

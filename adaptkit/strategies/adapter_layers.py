@@ -1,0 +1,96 @@
+"""The layers of adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from adaptkit.backbones.layers import NORMS
+from adaptkit.errors import BadInput
+
+
+def output_channels(block: nn.Module) -> tuple[int, bool] | None:
+    """Return how many channels a block gives, read off its last layer, and whether that layer has them first.
+
+    None if the block has no layer whose channels are known.
+    """
+    for layer in reversed(list(block.modules())):
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return layer.out_channels, True
+        if isinstance(layer, nn.Linear):
+            return layer.out_features, False
+        if isinstance(layer, NORMS):
+            if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+                return layer.normalized_shape[-1], False
+            return int(getattr(layer, "num_features", None) or layer.num_channels), True  # type: ignore[arg-type]
+    return None
+
+
+class Bottleneck(nn.Module):
+    """Add `up(gelu(down(x)))` to x, for each place of a feature map or token by itself; `up` starts at zero.
+
+    `channels_first` decides where both the first and the last dimension could be the channels; `after` is the name of
+    the block, for errors.
+    """
+
+    def __init__(self, channels: int, channels_first: bool, width: int, after: str) -> None:
+        super().__init__()
+        self.down = nn.Linear(channels, width)
+        self.up = nn.Linear(width, channels)
+        self.channels_first, self.after = channels_first, after
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with the bottleneck's output added: `[n, channels, h, w]`, or `[..., channels]`."""
+        down, up = self.down, self.up
+        return through(x, down.weight, down.bias, up.weight, up.bias, self.channels_first, self.after)
+
+
+@fx.wrap
+def through(
+    x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, channels_first: bool, after: str
+) -> Tensor:
+    """Pass x through a bottleneck; a function of its own, since a tracer cannot follow the question for x's shape.
+
+    Raises BadInput when x has not the channels that the bottleneck expects.
+    """
+    channels = down.shape[1]
+    first, last = x.ndim == 4 and x.shape[1] == channels, x.shape[-1] == channels
+    if first and (channels_first or not last):
+        inner = functional.gelu(functional.conv2d(x, down[:, :, None, None], down_bias))
+        return x + functional.conv2d(inner, up[:, :, None, None], up_bias)
+    if last:
+        return x + functional.linear(functional.gelu(functional.linear(x, down, down_bias)), up, up_bias)
+    raise BadInput(
+        f"strategy adapter: {after} gives {list(x.shape)}, where its last layer has {channels} channels; "
+        "such a block cannot be adapted"
+    )
+
+
+class AdaptedBlock(nn.Module):
+    """A frozen block with a bottleneck after it; asked for anything else, it answers as the block."""
+
+    def __init__(self, base_layer: nn.Module, adapter: Bottleneck) -> None:
+        super().__init__()
+        like = next(base_layer.parameters())
+        self.base_layer = base_layer
+        self.adapter = adapter.to(like.device, like.dtype)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the block's output, adapted; of several outputs the first."""
+        output = self.base_layer(*args, **kwargs)
+        if isinstance(output, tuple):
+            return (self.adapter(output[0]), *output[1:])
+        return self.adapter(output)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the block has under this name: models read attributes of their blocks."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__"):
+                raise
+        return getattr(super().__getattr__("base_layer"), name)

@@ -1,0 +1,41 @@
+"""Train normalization layers only: BatchNorm (Frankle et al., 2020, arXiv:2003.00152), LayerNorm (Zhao et al., 2023,
+arXiv:2312.11420), and the others alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from adaptkit.errors import BadInput
+from adaptkit.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass
+class Norm:
+    """Train the scales and shifts of normalization layers only; BatchNorm's statistics move with them."""
+
+    name: ClassVar[str] = "norm"
+    lr: ClassVar[float] = 5e-3
+
+    train_head: bool = field(default=False, metadata={"help": "train the last classifier layer too"})
+
+    def adapt(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of the normalization layers; raise BadInput for a model without any."""
+        from adaptkit.backbones.layers import NORMS
+
+        layers = [module for module in model.modules() if isinstance(module, NORMS)]
+        trained = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+        if not trained:
+            raise BadInput(f"strategy norm: {type(model).__name__} has no normalization layer with parameters")
+        if self.train_head:
+            trained += model.head.parameters()  # type: ignore[union-attr]
+        return list(dict.fromkeys(trained))
+
+
+@hookimpl
+def adaptkit_strategies() -> list[type]:
+    """Offer `norm`."""
+    return [Norm]

@@ -1,0 +1,49 @@
+"""Train the last stages of a model, freeze the earlier ones (Yosinski et al., 2014, arXiv:1411.1792).
+
+Which stages to train for which shift: Lee et al., 2022, arXiv:2210.11466.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from adaptkit.errors import BadInput
+from adaptkit.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass
+class Partial:
+    """Train the last stages and the head, from the base's weights."""
+
+    name: ClassVar[str] = "partial"
+    lr: ClassVar[float] = 1e-3
+
+    stages: Annotated[int, Field(ge=1)] = field(
+        default=1, metadata={"help": "how many stages, counted back from the head, are trained with it"}
+    )
+
+    def adapt(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of the last stages and the head; raise BadInput if there are fewer stages."""
+        from adaptkit.backbones.stages import find_stages
+
+        found = find_stages(model)
+        if self.stages > len(found):
+            names = ", ".join(stage.name for stage in found) or "none"
+            raise BadInput(
+                f"partial.stages: {self.stages} is more than the {len(found)} stages of {type(model).__name__} "
+                f"({names})"
+            )
+        trained = [parameter for stage in found[-self.stages :] for parameter in stage.parameters()]
+        return list(dict.fromkeys([*trained, *model.head.parameters()]))  # type: ignore[union-attr]
+
+
+@hookimpl
+def adaptkit_strategies() -> list[type]:
+    """Offer `partial`."""
+    return [Partial]

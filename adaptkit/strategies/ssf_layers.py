@@ -1,0 +1,72 @@
+"""The layers of SSF.
+
+A layer without bias has no shift, so that merging adds no parameter; the normalization layer that follows it shifts.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class SSFLayer(nn.Module):
+    """Scale and shift each channel of what a linear or convolution layer gives: `y * scale + shift`."""
+
+    def __init__(self, base_layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        weight, bias = base_layer.weight, base_layer.bias
+        self.scale = nn.Parameter(torch.ones_like(weight.detach().flatten(1)[:, 0]))
+        self.shift = nn.Parameter(torch.zeros_like(bias)) if bias is not None else None
+        # Channels are the first dimension of a feature map, the last of a vector.
+        self.spread = (-1, 1, 1) if isinstance(base_layer, nn.Conv2d) else (-1,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the base's output, scaled and shifted."""
+        y: Tensor = self.base_layer(x) * self.scale.view(self.spread)
+        return y if self.shift is None else y + self.shift.view(self.spread)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear | nn.Conv2d:
+        """Return a plain layer that gives the same; the wrapped layer is left alone."""
+        layer = copy.deepcopy(self.base_layer)
+        layer.weight *= self.scale.view(-1, *[1] * (layer.weight.ndim - 1))
+        if self.shift is not None and layer.bias is not None:
+            layer.bias.mul_(self.scale).add_(self.shift)
+        return layer
+
+
+class SSFNorm(nn.Module):
+    """Scale and shift what a normalization layer gives, by scaling and shifting its own weight and bias.
+
+    That is right too for layers that permute dimensions or apply an activation after they have normalized.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        weight, bias = base_layer.weight, getattr(base_layer, "bias", None)
+        assert isinstance(weight, Tensor)
+        self.scale = nn.Parameter(torch.ones_like(weight))
+        self.shift = nn.Parameter(torch.zeros_like(bias)) if isinstance(bias, Tensor) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output with the scaled weight and the scaled and shifted bias."""
+        y: Tensor = torch.func.functional_call(self.base_layer, self._affine(), (x,))
+        return y
+
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """Return a plain layer that gives the same; the wrapped layer is left alone."""
+        layer = copy.deepcopy(self.base_layer)
+        for name, value in self._affine().items():
+            layer.get_parameter(name).copy_(value)
+        return layer
+
+    def _affine(self) -> dict[str, Tensor]:
+        affine = {"weight": self.base_layer.get_parameter("weight") * self.scale}
+        if self.shift is not None:
+            affine["bias"] = self.base_layer.get_parameter("bias") * self.scale + self.shift
+        return affine

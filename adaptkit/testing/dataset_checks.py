@@ -1,0 +1,95 @@
+"""What a data set promises: each function tries one promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adaptkit.contracts import Corpus, Dataset, Images
+from adaptkit.data.conform import load_checked
+from adaptkit.errors import BadInput
+from adaptkit.testing.differences import listed
+from adaptkit.testing.surroundings import watched
+from adaptkit.testing.verdicts import CheckFailed, NotTried, require, told
+
+#: images of a stored data set that are decoded
+DECODED = 8
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A data set, made anew by `create()`, and the folder that it reads from."""
+
+    create: Callable[[], Dataset]
+    data_dir: Path
+
+    def corpus(self) -> Corpus:
+        """Return the data set; raise NotTried where it cannot be read."""
+        try:
+            with watched():
+                return load_checked(self.create(), self.data_dir)
+        except Exception as error:
+            raise NotTried("it cannot be read") from error
+
+
+def reads_its_images(reading: Reading) -> None:
+    """Square uint8 images, int64 labels, a name for each class."""
+    try:
+        with watched():
+            corpus = load_checked(reading.create(), reading.data_dir)
+    except BadInput as error:
+        raise CheckFailed(told(error)) from error
+    except Exception as error:
+        raise CheckFailed(f"load() raises {told(error)}") from error
+    for images in parts(corpus):
+        require(bool((some(images) >= 0).all()), "an image cannot be decoded")
+
+
+def has_images_of_each_class(reading: Reading) -> None:
+    """Each class that has a name has two images or more."""
+    images = reading.corpus().train
+    counts = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+    few = [name for name, count in zip(images.classes, counts, strict=True) if count < 2]
+    require(not few, f"fewer than two images of class {listed(few)}")
+
+
+def reads_the_same_each_time(reading: Reading) -> None:
+    """Read twice, images and labels are the same in the same order."""
+    for ours, theirs in zip(parts(reading.corpus()), parts(reading.corpus()), strict=True):
+        same = torch.equal(ours.labels, theirs.labels) and torch.equal(some(ours), some(theirs))
+        require(same, "read twice, its images are others or come in another order")
+
+
+def touches_nothing_global(reading: Reading) -> None:
+    """Nothing outside changes, random generators included: data are read, not drawn."""
+    reading.corpus()  # what is imported for the first time is imported here
+    before = torch.get_rng_state()
+    with watched() as changes:
+        reading.create().load(reading.data_dir)
+    require(not changes, f"it changes {listed(changes)} for everybody in the process")
+    require(torch.equal(before, torch.get_rng_state()), "it draws from torch's global generator")
+
+
+#: in the order in which they are told
+CHECKS: dict[str, Callable[[Reading], None]] = {
+    "reads its images": reads_its_images,
+    "has images of each class": has_images_of_each_class,
+    "reads the same each time": reads_the_same_each_time,
+    "touches nothing global": touches_nothing_global,
+}
+
+
+def parts(corpus: Corpus) -> list[Images]:
+    """Return the training images and, where there are any, the official test images."""
+    return [images for images in (corpus.train, corpus.test) if images is not None]
+
+
+def some(images: Images) -> Tensor:
+    """Return the pixels of all images in memory, or of the first ones of a stored data set."""
+    if isinstance(images.pixels, Tensor):
+        return images.pixels
+    return torch.stack([images.pixels[index] for index in range(min(DECODED, len(images)))])

@@ -1,0 +1,119 @@
+"""One strategy on one small model: adapted, trained, and compared with its base."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptkit.adapters.files import Inherited
+from adaptkit.config import DEFAULT_LR
+from adaptkit.contracts import Strategy
+from adaptkit.errors import BadInput
+from adaptkit.experiment.adaptation import Trained
+from adaptkit.testing import models
+from adaptkit.testing.surroundings import watched
+from adaptkit.testing.verdicts import NotTried, told
+from adaptkit.training.loop import Recipe, fit
+from adaptkit.training.passes import plain
+from adaptkit.training.seeding import RandomStream
+from adaptkit.training.trainable import adapt
+
+EPOCHS, BATCH = 2, 8
+#: logits that may differ in the order of sums only
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A strategy, made anew by `create()`, and the name of the model on which it is tried."""
+
+    create: Callable[[], Strategy]
+    model: str
+
+    @functools.cached_property
+    def data(self) -> tuple[Tensor, Tensor]:
+        """Return the images and labels."""
+        return models.images(models.MODELS[self.model][1])
+
+    def base(self) -> nn.Module:
+        """Return a fresh base."""
+        return models.base(self.model)
+
+    def adapted(self) -> Trained:
+        """Return an adapted copy of the base; raise NotTried where that fails."""
+        try:
+            with watched():
+                return self.adapted_or_raise()
+        except Refused as error:
+            raise NotTried(f"it does not fit this model: {told(error)}") from None
+        except Exception as error:
+            raise NotTried("adapt() fails") from error
+
+    def adapted_or_raise(self) -> Trained:
+        """Return an adapted copy of the base; raise Refused if the strategy refuses this model."""
+        model = self.base()
+        tensors = (*model.parameters(), *model.buffers())
+        strategy = self.create()
+        groups = adapt(model, _Refusing(strategy), init_seed=1)  # type: ignore[arg-type]  # its name is its own
+        return Trained(model, groups, Inherited.of(model, tensors), strategy)
+
+    def trained(self) -> Trained:
+        """Return an adapted model after a short training; raise NotTried where that fails."""
+        adapted = self.adapted()
+        self.train(adapted)
+        return adapted
+
+    def train(self, adapted: Trained) -> None:
+        """Train an adapted model; raise NotTried where that fails, which is a check's business of its own."""
+        try:
+            with watched():
+                self.train_or_raise(adapted)
+        except Exception as error:
+            raise NotTried("training fails") from error
+
+    def train_or_raise(self, adapted: Trained) -> None:
+        """Train an adapted model for a few steps, as an experiment does."""
+        pixels, labels = self.data
+        recipe = Recipe(
+            epochs=EPOCHS, batch_size=BATCH, lr=float(getattr(adapted.strategy, "lr", DEFAULT_LR)), order_seed=2
+        )
+        passes = plain(adapted.model, lambda epoch: pixels, (pixels, labels))
+        step_ended = getattr(adapted.strategy, "step_ended", None)
+        for _ in fit(adapted.model, adapted.groups, passes, labels, recipe, step_ended):
+            pass
+
+    def logits(self, model: nn.Module) -> Tensor:
+        """Return what a model in evaluation mode says of the images; the same numbers are drawn each time."""
+        model.eval()
+        with RandomStream(3), torch.no_grad():
+            logits: Tensor = model(self.data[0].clone())
+        return logits
+
+
+class Refused(BadInput):
+    """Report a model that a strategy does not fit, in the strategy's own words."""
+
+
+class _Refusing:
+    """A strategy whose own refusals can be told from what adaptkit refuses of it."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.name = strategy.name
+        self._strategy = strategy
+
+    def adapt(self, model: nn.Module) -> Any:
+        try:
+            declared = self._strategy.adapt(model)
+            return declared if declared is None else list(declared)
+        except BadInput as error:
+            raise Refused(*error.problems) from None
+
+
+def declared(adapted: Trained) -> list[nn.Parameter]:
+    """Return the parameters that the strategy trains."""
+    return [parameter for group in adapted.groups for parameter in group["params"]]

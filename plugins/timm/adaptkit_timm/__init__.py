@@ -1,0 +1,61 @@
+"""Models of timm (PyTorch Image Models; Wightman, 2019) as backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator
+
+from adaptkit import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _size(given: Any) -> str:
+    text = str(given)
+    if text in ("model", "data") or (text.isdecimal() and int(text) > 0):
+        return text
+    raise ValueError(f"must be model, data or a number of pixels, not {given!r}")
+
+
+@dataclass
+class Timm:
+    """A model of timm (PyTorch Image Models), pretrained, from a file, or fresh."""
+
+    name: ClassVar[str] = "timm"
+    argument: ClassVar[str] = "MODEL"
+
+    model: str
+    weights: str = field(
+        default="pretrained", metadata={"help": "pretrained, none, or a .safetensors, .pth, .pt or .bin file"}
+    )
+    size: Annotated[str, BeforeValidator(_size)] = field(
+        default="model",
+        metadata={"help": "what images are resized to: model (its pretraining size), data (as they are) or pixels"},
+    )
+
+    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+        """Return timm's model for float images `[n, channels, size, size]` in 0..1, which it resizes and normalises.
+
+        Raises BadInput for a model or weights that are not there, do not fit, or are not for such images.
+        """
+        from adaptkit_timm.models import InputPlan, build_model
+
+        return build_model(InputPlan.of(self.model, self.size, channels, size), self.weights, classes)
+
+    def described(self, channels: int, size: int) -> Mapping[str, str | int | float]:
+        """Return what the model does with such images, and which weights it starts from."""
+        from adaptkit_timm.models import InputPlan
+        from adaptkit_timm.weights import weights_id
+
+        plan = InputPlan.of(self.model, self.size, channels, size)
+        return {**plan.described(), "weights_id": weights_id(plan.name, plan.config, self.weights)}
+
+
+@hookimpl
+def adaptkit_backbones() -> list[type]:
+    """Offer `timm:MODEL`."""
+    return [Timm]

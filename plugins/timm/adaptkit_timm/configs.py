@@ -1,0 +1,30 @@
+"""Find a model in timm's registry by its name."""
+
+from __future__ import annotations
+
+import timm
+from timm.models import PretrainedCfg
+
+from adaptkit import BadInput
+from adaptkit.errors import suggestion
+
+
+def find_config(name: str) -> PretrainedCfg:
+    """Return timm's description of a model and its weights; raise BadInput, with the nearest name, if it has none."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        hint = suggestion(architecture, timm.list_models())
+        # Without a near name the hint would be more than a thousand names.
+        hint = hint if hint.startswith("; did") else "; timm.list_models() returns those it has"
+        raise BadInput(f"backbone timm:{name}: timm has no model {architecture!r}{hint}")
+    tagged = [known for known in timm.list_models(include_tags=True) if known.startswith(f"{architecture}.")]
+    if tag and name not in tagged:
+        hint = suggestion(tag, [known.partition(".")[2] for known in tagged])
+        raise BadInput(f"backbone timm:{name}: timm has no weights {tag!r} for {architecture}{hint}")
+    return timm.get_pretrained_cfg(name) or PretrainedCfg()
+
+
+def classifier_names(config: PretrainedCfg) -> frozenset[str]:
+    """Return the names of the weights and biases that turn features into classes."""
+    layers = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
+    return frozenset(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias"))

