@@ -1,0 +1,13 @@
+"""Hugging Face PEFT's methods as strategies for adaptkit: `peft-lora`, `peft-ia3`, `peft-vera` and the others."""
+
+from __future__ import annotations
+
+from adaptkit import hookimpl
+
+
+@hookimpl
+def adaptkit_strategies() -> list[type]:
+    """Offer one strategy for each type of the installed PEFT."""
+    from adaptkit_peft.strategies import offered
+
+    return offered()

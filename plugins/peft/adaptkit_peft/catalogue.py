@@ -1,0 +1,102 @@
+"""The catalogue: what each type of one version of PEFT is, so that it can be listed without importing PEFT."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptkit.cache import cache_folder
+from adaptkit.errors import BadInput
+
+#: the catalogue of the version of PEFT that this package was written with
+PACKAGED = Path(__file__).with_name("catalogue.json")
+#: changes when the entries do: a catalogue of another edition is made anew
+EDITION = 1
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: `kinds` are `bool`, `int`, `float`, `str` or `none`, `choices` the words that it takes."""
+
+    name: str
+    kinds: tuple[str, ...]
+    choices: tuple[str, ...]
+    default: bool | int | float | str | None
+    help: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One type of PEFT: the layers it adapts, or why it cannot be used here (`unavailable`)."""
+
+    type: str
+    unavailable: str
+    layers: tuple[str, ...]
+    starts_at_base: bool
+    merges: bool
+    options: tuple[Option, ...]
+
+
+def read() -> tuple[Entry, ...]:
+    """Return the entries for the installed PEFT; make them once where no catalogue of that version is at hand.
+
+    Raises BadInput if PEFT is not installed, or cannot be imported when it must be.
+    """
+    version = installed_version()
+    kept = cache_folder() / "peft" / f"{version}.json"
+    for path in (PACKAGED, kept):
+        entries = _parse(path, version)
+        if entries is not None:
+            return entries
+    from adaptkit.adapters.weights import write_bytes
+
+    from adaptkit_peft.measurement import measured
+
+    entries = measured()
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+        write_bytes(kept, written(version, entries).encode())
+    return entries
+
+
+def installed_version() -> str:
+    """Return the version of the installed PEFT; raise BadInput if there is none."""
+    try:
+        return importlib.metadata.version("peft")
+    except importlib.metadata.PackageNotFoundError:
+        raise BadInput("PEFT is not installed: pip install peft") from None
+
+
+def written(version: str, entries: tuple[Entry, ...]) -> str:
+    """Return a catalogue as the text of its file."""
+    document = {"edition": EDITION, "peft": version, "types": [asdict(entry) for entry in entries]}
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _parse(path: Path, version: str) -> tuple[Entry, ...] | None:
+    """Return the entries in a file; None if it is not there, damaged, or of another version or edition."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if (document["edition"], document["peft"]) != (EDITION, version):
+            return None
+        return tuple(_entry(record) for record in document["types"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _entry(record: dict[str, Any]) -> Entry:
+    options = [
+        Option(**option | {"kinds": tuple(option["kinds"]), "choices": tuple(option["choices"])})
+        for option in record["options"]
+    ]
+    return Entry(**record | {"layers": tuple(record["layers"]), "options": tuple(options)})
+
+
+if __name__ == "__main__":
+    from adaptkit_peft.measurement import measured
+
+    PACKAGED.write_text(written(installed_version(), measured()), encoding="utf-8")
+    print(f"wrote {PACKAGED}")

@@ -1,0 +1,33 @@
+"""Fitting: settings that follow from the widths of the layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from adaptkit.errors import BadInput
+
+from adaptkit_peft.methods import Divisor, Limited
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def fit(fitted: Divisor | Limited, layers: Mapping[str, nn.Module], strategy: str) -> int:
+    """Return the value of an option that suits the widths of all layers; raise BadInput if there is none."""
+    from adaptkit_peft.layers import widths
+
+    pairs = [widths(layer) for layer in layers.values()]
+    if isinstance(fitted, Limited):
+        return min(fitted.largest, *(fitted.room(*pair) for pair in pairs))
+    found = sorted({pair[("in", "out").index(side)] for pair in pairs for side in fitted.sides})
+    common = math.gcd(*found)
+    start = min(common, fitted.largest) // fitted.step * fitted.step
+    divisors = [candidate for candidate in range(start, 0, -fitted.step) if common % candidate == 0]
+    if not divisors or divisors[0] < fitted.least:
+        listed = ", ".join(map(str, found))
+        raise BadInput(
+            f"{strategy}: no {fitted.option} divides the widths of all layers ({listed}); adapt others (targets)"
+        )
+    return divisors[0]

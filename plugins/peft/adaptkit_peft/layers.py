@@ -1,0 +1,70 @@
+"""Layers: which of a model's are adapted, found by their type, and what sort each of them is."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from adaptkit.backbones.layers import NORMS, called_layers
+from adaptkit.errors import BadInput
+from torch import nn
+
+TYPES: dict[str, tuple[type[nn.Module], ...]] = {
+    "linear": (nn.Linear,),
+    "conv": (nn.Conv2d,),
+    "all": (nn.Linear, nn.Conv2d),
+    "norm": NORMS,
+}
+WORDS = {"linear": "linear layer", "conv": "Conv2d layer", "all": "linear or Conv2d layer", "norm": "norm layer"}
+
+
+def find_layers(model: nn.Module, targets: str, left_out: nn.Module | None, strategy: str) -> dict[str, nn.Module]:
+    """Return the layers to adapt by their full names; raise BadInput if there are none, or if one has two places."""
+    places = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    found = {
+        name: layer
+        for name, layer in called_layers(model, TYPES[targets]).items()
+        if layer is not left_out and getattr(layer, "weight", None) is not None
+    }
+    if not found:
+        raise BadInput(f"{strategy}: the model has no {WORDS[targets]} to adapt")
+    shared = [name for name, layer in found.items() if places[id(layer)] > 1]
+    if shared:
+        raise BadInput(f"{strategy} cannot adapt a layer that the model holds in two places: {', '.join(shared[:3])}")
+    return found
+
+
+def sorts(layer: nn.Module) -> list[str]:
+    """Return all that a type of PEFT must cope with to adapt this layer, in words for people."""
+    if isinstance(layer, NORMS):
+        return ["norm layers"]
+    if isinstance(layer, nn.Linear):
+        return ["linear layers" if layer.bias is not None else "linear layers without bias"]
+    assert isinstance(layer, nn.Conv2d)
+    found = ["1x1 convolutions"]
+    if layer.kernel_size != (1, 1):
+        pairs = [layer.kernel_size, layer.stride, layer.dilation]
+        if not isinstance(layer.padding, str):
+            pairs.append(layer.padding)
+        even = all(height == width for height, width in pairs)
+        found = ["square convolutions" if even else "convolutions that differ in height and width"]
+    if layer.bias is None:
+        found.append("convolutions without bias")
+    if layer.dilation != (1, 1):
+        found.append("dilated convolutions")
+    if layer.groups > 1:
+        depthwise = layer.groups == layer.in_channels == layer.out_channels
+        found.append("depth-wise convolutions" if depthwise else "grouped convolutions")
+    if isinstance(layer.padding, str):
+        found.append("convolutions with padding in words")
+    if layer.padding_mode != "zeros":
+        found.append("convolutions not padded with zeros")
+    return found
+
+
+def widths(layer: nn.Module) -> tuple[int, int]:
+    """Return how many numbers go into a layer's weight and come out of it: `(in, out)`."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.weight[0].numel(), layer.out_channels
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight.shape[-1], weight.shape[0]

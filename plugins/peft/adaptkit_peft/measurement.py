@@ -1,0 +1,131 @@
+"""Measurement: what each type of the installed PEFT can adapt, tried on single layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from adaptkit.errors import AdaptkitError, BadInput
+from adaptkit.training.seeding import RandomStream
+from torch import nn
+
+from adaptkit_peft.catalogue import Entry
+from adaptkit_peft.layers import sorts
+from adaptkit_peft.methods import PROMPT, UNSUITABLE
+from adaptkit_peft.options import options_of
+from adaptkit_peft.proof import apart
+from adaptkit_peft.strategies import strategy_class
+
+#: a layer that starts as its base differs less
+START = 1e-5
+
+#: layers, each with an input: what is found of them holds for the sorts that they are of
+PROBES: tuple[tuple[Callable[[], nn.Module], tuple[int, ...]], ...] = (
+    (lambda: nn.Linear(32, 24), (5, 32)),
+    (lambda: nn.Linear(32, 24, bias=False), (5, 32)),
+    (lambda: nn.Conv2d(16, 24, 1), (3, 16, 6, 6)),
+    (lambda: nn.Conv2d(16, 24, 3, stride=2, padding=1), (3, 16, 7, 7)),
+    (lambda: nn.Conv2d(16, 24, (3, 2), stride=(2, 1), padding=(1, 0)), (3, 16, 7, 8)),
+    (lambda: nn.Conv2d(16, 24, 1, bias=False), (3, 16, 6, 6)),
+    (lambda: nn.Conv2d(16, 24, 3, padding=2, dilation=2), (3, 16, 8, 8)),
+    (lambda: nn.Conv2d(16, 24, 3, padding=1, groups=4), (3, 16, 7, 7)),
+    (lambda: nn.Conv2d(16, 16, 3, padding=1, groups=16), (3, 16, 7, 7)),
+    (lambda: nn.Conv2d(16, 24, 3, padding="same"), (3, 16, 7, 7)),
+    (lambda: nn.Conv2d(16, 24, 3, padding=1, padding_mode="reflect"), (3, 16, 7, 7)),
+)
+NORMS: tuple[tuple[Callable[[], nn.Module], tuple[int, ...]], ...] = (
+    (lambda: nn.LayerNorm(16), (5, 16)),
+    (lambda: nn.BatchNorm2d(16), (3, 16, 6, 6)),
+    (lambda: nn.GroupNorm(4, 16), (3, 16, 6, 6)),
+)
+#: the type that adapts norm layers
+ON_NORMS = "LN_TUNING"
+
+
+def measured() -> tuple[Entry, ...]:
+    """Return the catalogue's entries for the installed PEFT, by name; raise BadInput if it cannot be imported."""
+    try:
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    except ImportError as error:
+        raise BadInput(f"PEFT cannot be imported ({error}): pip install --upgrade peft") from error
+    types = sorted((str(peft_type.value), config) for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tuple(_entry(peft_type, config) for peft_type, config in types)
+
+
+def _entry(peft_type: str, config: type[Any]) -> Entry:
+    reason = UNSUITABLE.get(peft_type, "")
+    if _is_prompt(config):
+        reason = reason or PROMPT
+    if reason:
+        return Entry(peft_type, reason, (), True, False, ())
+    (first, shape), *others = NORMS if peft_type == ON_NORMS else PROBES
+    # Everything is allowed until it is known what is not.
+    everything = tuple(
+        sorted({sort for make, _ in (NORMS if peft_type == ON_NORMS else PROBES) for sort in sorts(make())})
+    )
+    trial = Entry(peft_type, "", everything, True, True, options_of(peft_type, config))
+    try:
+        gap = _try(trial, first(), shape)
+    except Exception as error:
+        trial = dataclasses.replace(trial, merges=False)
+        try:
+            gap = _try(trial, first(), shape)
+        except Exception:
+            return Entry(peft_type, f"it fails on {sorts(first())[0]}: {_told(error)}", (), True, False, ())
+    found, failed = set(sorts(first())), set[str]()
+    for make, shape in others:
+        layer = make()
+        if failed.intersection(sorts(layer)):
+            continue  # it would fail for a reason that is known
+        try:
+            if _try(trial, layer, shape) > START >= gap:
+                raise ValueError("it does not start as its base")
+            found.update(sorts(layer))
+        except Exception:
+            failed.add(sorts(layer)[-1])
+    return dataclasses.replace(trial, layers=tuple(sorted(found - failed)), starts_at_base=gap <= START)
+
+
+def _is_prompt(config: type[Any]) -> bool:
+    """Tell whether a configuration is of a method that trains tokens."""
+    from peft import PromptLearningConfig
+
+    return issubclass(config, PromptLearningConfig)
+
+
+def _try(entry: Entry, layer: nn.Module, shape: tuple[int, ...]) -> float:
+    """Adapt a layer, which is proved by that, and train it; return how far it starts from its base.
+
+    Raises an exception when something fails.
+    """
+    with RandomStream(0):
+        images = torch.randn(shape)
+        model = nn.Sequential(OrderedDict(layer=layer)).eval()
+        with torch.no_grad():
+            base = model(images)
+        strategy = strategy_class(entry)()
+        if hasattr(strategy, "targets"):
+            strategy.targets = "all"
+        trained = strategy.adapt(model)
+        with torch.no_grad():
+            gap = apart(base, model.eval()(images))
+        model.train()(images).square().mean().backward()
+        if any(parameter.grad is None for parameter in trained):
+            raise ValueError("a parameter has no gradient")
+        try:
+            pickle.dumps(model)
+        except Exception as error:
+            raise ValueError("the adapted model cannot be pickled") from error
+    return gap
+
+
+def _told(error: BaseException) -> str:
+    text = "; ".join(error.problems) if isinstance(error, AdaptkitError) else str(error)
+    return " ".join(text.split()) or type(error).__name__

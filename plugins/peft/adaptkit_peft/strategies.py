@@ -1,0 +1,158 @@
+"""Strategies: one class for each type in the catalogue, its options being the type's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import operator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from adaptkit.errors import BadInput
+from pydantic import BeforeValidator
+
+from adaptkit_peft import catalogue
+from adaptkit_peft.catalogue import Entry, Option
+from adaptkit_peft.methods import FITTED, LEARNING_RATE, LEARNING_RATES, PAPERS, SETTINGS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: kind -> its values, as they are written on a command line
+FLAGS: dict[str, dict[str, bool | None]] = {"bool": {"true": True, "false": False}, "none": {"none": None}}
+KINDS = {"bool": bool, "int": int, "float": float, "str": str, "none": None}
+
+
+class PeftStrategy:
+    """Adapt a model with one type of PEFT."""
+
+    name: ClassVar[str]
+    entry: ClassVar[Entry]
+
+    def adapt(self, model: nn.Module) -> list[nn.Parameter]:
+        """Wrap the chosen layers in place and return what is trained.
+
+        Raises BadInput if the type cannot be used, does not fit a layer, or refuses an option.
+        """
+        from adaptkit_peft.layers import find_layers
+        from adaptkit_peft.wrapping import wrap
+
+        if self.entry.unavailable:
+            raise BadInput(f"{self.name} cannot be used: {self.entry.unavailable}")
+        head = model.get_submodule("head") if getattr(self, "train_head", False) else None
+        only = "norm" if "norm layers" in self.entry.layers else "linear"
+        layers = find_layers(model, getattr(self, "targets", only), head, self.name)
+        self._require_fitting(layers)
+        wrap(model, self.entry.type, layers, self._settings(layers), self.name)
+        self._prove(model, layers)
+        if head is not None:
+            head.requires_grad_(True)
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def _require_fitting(self, layers: dict[str, nn.Module]) -> None:
+        from adaptkit_peft.layers import sorts
+
+        unfit: dict[str, list[str]] = {}
+        for name, layer in layers.items():
+            for sort in sorts(layer):
+                if sort not in self.entry.layers:
+                    unfit.setdefault(sort, []).append(name)
+        if unfit:
+            raise BadInput(
+                *(
+                    f"{self.name} cannot adapt {sort}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+                    for sort, names in unfit.items()
+                )
+            )
+
+    def _prove(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
+        """Try the smallest layer of each sort, with the options that were given."""
+        from adaptkit_peft.layers import sorts, widths
+        from adaptkit_peft.proof import fault
+
+        by_size = sorted(layers, key=lambda name: math.prod(widths(layers[name])), reverse=True)
+        for sort, name in {tuple(sorts(layers[name])): name for name in by_size}.items():
+            found = fault(model.get_submodule(name), self.entry.merges)
+            if found:
+                raise BadInput(f"{self.name} cannot adapt {sort[-1]} with these options: {name}: {found}")
+
+    def _settings(self, layers: dict[str, nn.Module]) -> dict[str, Any]:
+        """Return what PEFT's configuration is given: the options that differ from its defaults, and what is needed."""
+        from adaptkit_peft.fitting import fit
+
+        given = {
+            option.name: value
+            for option in self.entry.options
+            for value in [getattr(self, option.name)]
+            if value != option.default or type(value) is not type(option.default)
+        }
+        fitted = FITTED.get(self.entry.type)
+        if fitted and getattr(self, fitted.option) is None:
+            given[fitted.option] = fit(fitted, layers, self.name)
+        return SETTINGS.get(self.entry.type, {}) | given
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made from the catalogue: it is found by its type, not by a name in a module.
+        return remade, (self.entry.type, dict(vars(self)))
+
+
+class MergingStrategy(PeftStrategy):
+    """Adapt a model with a type of PEFT that can be folded into the weights."""
+
+    def merge(self, model: nn.Module) -> None:
+        """Fold the adapter into the weights, in place."""
+        from adaptkit_peft.wrapping import unwrap
+
+        unwrap(model)
+
+
+def offered() -> list[type]:
+    """Return a strategy class for each type of the installed PEFT; raise BadInput if there is none."""
+    return [strategy_class(entry) for entry in catalogue.read()]
+
+
+@functools.cache
+def strategy_class(entry: Entry) -> type[Any]:
+    """Return the class of one type."""
+    options = () if entry.unavailable else (*_own_options(entry), *entry.options)
+    members: dict[str, Any] = {
+        "__doc__": f"{PAPERS.get(entry.type, f'PEFT: {entry.type}')}.",
+        "__module__": __name__,
+        "name": f"peft-{entry.type.lower()}",
+        "lr": LEARNING_RATES.get(entry.type, LEARNING_RATE),
+        "starts_at_base": entry.starts_at_base,
+        "entry": entry,
+    }
+    if entry.unavailable:
+        members["unavailable"] = entry.unavailable
+    base = MergingStrategy if entry.merges else PeftStrategy
+    title = f"Peft{entry.type.title().replace('_', '')}"
+    return dataclasses.make_dataclass(title, map(_field, options), bases=(base,), namespace=members)
+
+
+def remade(peft_type: str, values: dict[str, Any]) -> Any:
+    """Return a strategy of a type with these options."""
+    entry = next(entry for entry in catalogue.read() if entry.type == peft_type)
+    return strategy_class(entry)(**values)
+
+
+def _own_options(entry: Entry) -> list[Option]:
+    """Return the options that are not PEFT's: those that leave a choice."""
+    if "norm layers" in entry.layers:
+        return []
+    head = Option("train_head", ("bool",), (), False, "train the head itself instead of adapting it")
+    if not any("convolutions" in sort for sort in entry.layers):
+        return [head]
+    words = ("linear", "conv", "all")
+    return [Option("targets", (), words, "linear", "layers to adapt: linear, conv (Conv2d) or all"), head]
+
+
+def _field(option: Option) -> tuple[str, Any, Any]:
+    if option.choices:
+        # One literal, where a union would tell of each of its members what a wrong value is not.
+        flags = {word: value for kind in option.kinds for word, value in FLAGS[kind].items()}
+        read = BeforeValidator(lambda value: flags.get(value, value) if isinstance(value, str) else value)
+        hint: Any = Annotated[Literal[(*flags.values(), *option.choices)], read]
+    else:
+        hint = functools.reduce(operator.or_, (KINDS[kind] for kind in option.kinds))
+    return option.name, hint, dataclasses.field(default=option.default, metadata={"help": option.help})

@@ -1,0 +1,60 @@
+"""The table of types that the README shows: `python -m adaptkit_peft.table` writes it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from adaptkit_peft import catalogue
+from adaptkit_peft.catalogue import Entry
+from adaptkit_peft.methods import LEARNING_RATE, LEARNING_RATES, PAPERS
+
+BEGIN, END = "<!-- types: begin -->", "<!-- types: end -->"
+
+
+def table() -> str:
+    """Return the types of the installed PEFT as Markdown: those that work, then those that do not."""
+    entries = catalogue.read()
+    known = {sort for entry in entries for sort in entry.layers if "convolutions" in sort}
+    lines = [
+        f"With PEFT {catalogue.installed_version()}:",
+        "",
+        "| strategy | method | adapts | starts at the base | merges | lr |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for entry in entries:
+        if not entry.unavailable:
+            rate = LEARNING_RATES.get(entry.type, LEARNING_RATE)
+            lines.append(
+                f"| `peft-{entry.type.lower()}` | {PAPERS.get(entry.type, entry.type)} | {_adapted(entry, known)} "
+                f"| {'yes' if entry.starts_at_base else 'no'} | {'yes' if entry.merges else 'no'} | {rate:g} |"
+            )
+    lines += ["", "| not available | why |", "| --- | --- |"]
+    lines += [f"| `peft-{entry.type.lower()}` | {entry.unavailable} |" for entry in entries if entry.unavailable]
+    return "\n".join(lines)
+
+
+def _adapted(entry: Entry, known: set[str]) -> str:
+    """Return what a type adapts, in few words: kinds of layers, and which convolutions are excepted."""
+    layers = set(entry.layers)
+    if "norm layers" in layers:
+        return "norm layers"
+    found = ["linear" if "linear layers without bias" in layers else "linear with bias"]
+    if "square convolutions" in layers:
+        missing = sorted(sort.replace("convolutions", "").strip() for sort in known - layers)
+        found.append(f"conv, but not: {', '.join(missing)}" if missing else "conv")
+    elif "1x1 convolutions" in layers:
+        found.append("1x1 conv")
+    return ", ".join(found)
+
+
+def with_table(text: str) -> str:
+    """Return a README's text with the table of now between its two marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    readme = Path(sys.argv[1])
+    readme.write_text(with_table(readme.read_text(encoding="utf-8")), encoding="utf-8")

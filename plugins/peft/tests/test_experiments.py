@@ -1,0 +1,138 @@
+"""PEFT's strategies in adaptkit's experiments and on its command line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import adaptkit
+import pytest
+import torch
+from adaptkit.backbones.heads import with_head
+from adaptkit.cli import main
+from adaptkit.errors import BadInput
+from click.testing import CliRunner, Result
+from torch import nn
+
+import adaptkit_peft
+from adaptkit_peft.strategies import offered
+
+CLASSES = {cls.name: cls for cls in offered()}
+SETTINGS = {
+    "split.source": 200,
+    "split.pool": 100,
+    "split.test": 100,
+    "shots": 5,
+    "base.epochs": 2,
+    "epochs": 2,
+}
+TINY = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture
+def own_plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Load this package from here, whether it is installed or not."""
+    monkeypatch.setenv("ADAPTKIT_ENTRY_POINTS", "0")
+    monkeypatch.setenv("ADAPTKIT_PLUGINS", adaptkit_peft.__file__)
+    return adaptkit_peft
+
+
+def cli(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments), prog_name="adaptkit")
+
+
+@pytest.mark.parametrize("options", [{"rank": 4}, {"rank": 4, "targets": "all"}, {"rank": 4, "rslora": True}])
+def test_pefts_lora_and_ours_agree_in_every_logged_number(own_plugin: Any, options: dict[str, Any]) -> None:
+    """The same seed draws the same A for both; B is zero."""
+    names = {"rank": "r", "targets": "targets", "rslora": "use_rslora"}
+    given = {f"lora.{key}": value for key, value in options.items()}
+    given |= {f"peft-lora.{names[key]}": value for key, value in options.items()}
+    given |= {"lora.alpha": 8, "peft-lora.lora_alpha": 8}
+    outcome = adaptkit.run(["peft-lora", "lora"], settings=SETTINGS, options=given, seed=[0, 1], track=False)
+    kept = ("final/test_accuracy", "final/shifted_accuracy", "params/trainable", "params/total")
+    seen: dict[str, list[Any]] = {"lora": [], "peft-lora": []}
+    losses: dict[str, list[float]] = {"lora": [], "peft-lora": []}
+    for record in outcome.runs:
+        epochs = [(epoch.train_accuracy, epoch.test_accuracy, epoch.shifted_accuracy) for epoch in record.epochs]
+        seen[record.strategy].append((record.seed, epochs, [record.metrics[key] for key in kept]))
+        losses[record.strategy] += [epoch.loss for epoch in record.epochs]
+    assert len(seen["lora"]) == 2
+    assert seen["peft-lora"] == seen["lora"]
+    assert losses["peft-lora"] == pytest.approx(losses["lora"], rel=1e-5)
+
+
+def test_a_run_on_the_command_line(own_plugin: Any) -> None:
+    options = ("-o", "peft-lora.use_dora=true", "-o", "peft-lora.r=4", "-o", "peft-lora.init_lora_weights=pissa")
+    result = cli("run", "-s", "peft-ia3", "-s", "peft-lora", *options, *TINY, "--no-track", "--json")
+    assert result.exit_code == 0, result.stderr
+    runs = {run["strategy"]: run for run in json.loads(result.stdout)["runs"]}
+    assert {name: run["status"] for name, run in runs.items()} == {"peft-ia3": "finished", "peft-lora": "finished"}
+    # Linear layers, 3136 to 128 and 128 to 10: a number for each output; rank 4 both ways, and each output's length.
+    assert runs["peft-ia3"]["metrics"]["params/trainable"] == 128 + 10
+    assert runs["peft-lora"]["metrics"]["params/trainable"] == 4 * (3136 + 128 + 128 + 10) + 128 + 10
+    assert runs["peft-lora"]["options"]["use_dora"] is True
+    assert runs["peft-lora"]["options"]["init_lora_weights"] == "pissa"
+
+
+def test_a_type_that_cannot_work_is_refused_with_its_reason(own_plugin: Any) -> None:
+    result = cli("run", "-s", "peft-prefix_tuning", "--no-track")
+    reason = "cannot be used: it puts trained tokens before the input of a language model"
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"Error: strategy peft-prefix_tuning {reason}\n"
+    assert reason in cli("strategies", "--all").stdout
+    assert "peft-prefix_tuning" not in cli("strategies").stdout
+    with pytest.raises(BadInput, match=r"^peft-xlora cannot be used: it mixes LoRA adapters"):
+        CLASSES["peft-xlora"]().adapt(nn.Linear(2, 2))
+
+
+def test_a_wrong_option_is_one_line(own_plugin: Any) -> None:
+    result = cli("run", "-s", "peft-lora", "-o", "init_lora_weights=foo", "--no-track")
+    words = "True, False, gaussian, olora, pissa, orthogonal or mica"
+    assert result.stderr == f"Error: peft-lora.init_lora_weights: must be {words}, not 'foo'\n"
+    model = with_head(nn.Sequential(nn.Linear(8, 4)))
+    with pytest.raises(BadInput, match=r"^peft-lora: `r` should be a positive integer value .* 0$"):
+        CLASSES["peft-lora"](r=0).adapt(model)
+    model = with_head(nn.Sequential(nn.Linear(9, 5)))
+    with pytest.raises(BadInput, match=r"^peft-oft: Invalid `oft_block_size` \(4\)! Adjusted"):
+        CLASSES["peft-oft"](oft_block_size=4).adapt(model)
+
+
+def test_what_a_type_would_adapt_wrongly_is_refused_by_name() -> None:
+    layers = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3, dilation=2), nn.Flatten(), nn.Linear(8, 4))
+    with pytest.raises(BadInput) as refused:
+        CLASSES["peft-oft"](targets="all").adapt(with_head(layers))
+    assert refused.value.problems[0] == "peft-oft cannot adapt square convolutions: 0, 1"
+
+
+def test_only_the_layers_that_are_meant_are_wrapped() -> None:
+    """Names end alike here, and torch's attention reads its projection's weight past any wrapper."""
+    model = nn.ModuleDict(
+        {
+            "a": nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 8)),
+            "1": nn.Linear(8, 8),
+            "attention": nn.MultiheadAttention(8, 2),
+        }
+    )
+    CLASSES["peft-lora"](train_head=True).adapt(with_head(nn.Sequential(model, nn.Linear(8, 2))))
+    adapted = sorted(name.rpartition(".")[0] for name, _ in model.named_modules() if name.endswith(".base_layer"))
+    assert adapted == ["1", "a.1"]
+
+
+def test_layers_that_torch_reads_past_their_wrapper_still_count() -> None:
+    """In evaluation torch's encoder has a fast path, which would say what the base says."""
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = with_head(nn.Sequential(encoder, nn.Flatten(), nn.Linear(24, 2))).eval()
+    tokens = torch.randn(4, 3, 8)
+    before = encoder(tokens)
+    trained = CLASSES["peft-lora"](train_head=True).adapt(model)
+    with torch.no_grad():
+        for parameter in trained:
+            parameter += 0.1
+        assert not torch.allclose(encoder.eval()(tokens), before, atol=1e-3)
+
+
+def test_a_layer_in_two_places_is_refused() -> None:
+    layer = nn.Linear(8, 8)
+    model = with_head(nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(8, 2)))
+    with pytest.raises(BadInput, match=r"^peft-lora cannot adapt a layer that the model holds in two places: 0$"):
+        CLASSES["peft-lora"]().adapt(model)

@@ -1,0 +1,60 @@
+"""Each type of PEFT, through adaptkit's conformance kit: three in every run, all of them with `-m slow`."""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from adaptkit.testing import Check, checks
+
+from adaptkit_peft.strategies import offered
+
+CLASSES = {cls.name: cls for cls in offered() if not hasattr(cls, "unavailable")}
+FAST = ("peft-ia3", "peft-lora", "peft-vera")
+#: variants that change how a type starts or what it computes
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("peft-lora", {"use_dora": True}),
+    ("peft-lora", {"use_rslora": True, "r": 4}),
+    ("peft-lora", {"init_lora_weights": "gaussian"}),
+    ("peft-lora", {"init_lora_weights": "olora", "r": 4}),
+    ("peft-lora", {"init_lora_weights": "orthogonal", "r": 4}),
+    ("peft-lora", {"init_lora_weights": "pissa", "r": 4}),
+    ("peft-lora", {"bias": "all", "train_head": True}),
+    ("peft-miss", {"init_weights": "bat", "r": 4}),
+)
+
+
+def cases() -> Iterator[Any]:
+    for name, cls in CLASSES.items():
+        marks = [] if name in FAST else [pytest.mark.slow]
+        for check in checks(cls):
+            yield pytest.param(check, id=f"{name}: {check}", marks=marks)
+        if "square convolutions" in cls.entry.layers:
+            for check in checks(cls, {"targets": "all"}):
+                yield pytest.param(check, id=f"{name} on all: {check}", marks=pytest.mark.slow)
+    for name, options in VARIANTS:
+        for check in checks(CLASSES[name], options):
+            yield pytest.param(check, id=f"{name} {options}: {check}", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("check", list(cases()))
+def test_conformance(check: Check) -> None:
+    check()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(CLASSES)]
+)
+def test_each_type_fits_at_least_one_model(name: str) -> None:
+    """A type that refused every model would skip all of its checks above."""
+    fitted = []
+    for check in checks(CLASSES[name]):
+        if check.name == "trains":
+            try:
+                check()
+            except unittest.SkipTest:
+                continue
+            fitted.append(check.subject)
+    assert fitted
