@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class AdaptkitError(Exception):
@@ -45,3 +48,22 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def located(error: BaseException) -> str:
+    """Return an error as one line, with the place in the plugin that it came from, or the last one there is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inner = [str(Path(file).parent) for file in map(_file, ("adaptkit", "torch")) if file]
+    others = [frame for frame in frames if not frame.filename.startswith(tuple(inner))]
+    place = next((f" ({frame.filename}:{frame.lineno})" for frame in reversed(others or frames)), "")
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+
+
+def comes_from(error: BaseException, cls: type) -> bool:
+    """Tell whether code in the file of this class took part in an error."""
+    file = _file(cls.__module__)
+    return file is not None and any(frame.filename == file for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _file(module: str) -> str | None:
+    return getattr(sys.modules.get(module), "__file__", None)

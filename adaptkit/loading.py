@@ -8,10 +8,9 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pluggy
 
@@ -97,7 +96,7 @@ def _source_of(point: importlib.metadata.EntryPoint, known: set[str]) -> Source:
     origin = f"{distribution.name} {distribution.version}"
     if origin in known:
         origin = f"{origin} ({point.name})"
-    hint = f"mend it with pip install --upgrade {distribution.name}, or pip uninstall {distribution.name}"
+    hint = f"mend it, or remove it with pip uninstall {distribution.name}"
     return Source(origin, "installed", point.value, hint)
 
 
@@ -135,7 +134,7 @@ def _register(manager: pluggy.PluginManager, plugin: object, origin: str) -> Non
         if needed > hookspecs.API_VERSION:
             raise BadInput(
                 f"it needs version {needed} of adaptkit's plugin API, and adaptkit {__version__} has "
-                f"{hookspecs.API_VERSION}: pip install --upgrade adaptkit-vision"
+                f"{hookspecs.API_VERSION}: a newer adaptkit-vision is needed"
             )
     except Exception:
         # pluggy keeps the hooks that it had read before it came to the bad one.
@@ -154,7 +153,9 @@ def _collect(
             source = sources[str(implementation.plugin_name)]
             named = source.kind == "file"
             try:
-                classes: Sequence[type[Any]] = list(implementation.function())
+                classes = implementation.function()
+                if not isinstance(classes, list | tuple):
+                    raise BadInput(f"it returned {type(classes).__name__}, not a list of classes")
                 offered = [make_offer(kind, cls, source.origin) for cls in classes]
             except (Exception, SystemExit) as error:
                 faults.append(Fault(source, f"{hook}: {_reason(error)}", fatal=named))

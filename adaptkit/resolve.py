@@ -231,12 +231,17 @@ def _validate(cls: type[Any], given: Mapping[str, Any], prefix: str, rename: Map
     try:
         return TypeAdapter(cls).validate_python(dict(given))
     except ValidationError as error:
-        lines = []
+        told: dict[str, list[str]] = {}  # by option: one of several types has an error for each
         for record in error.errors():
-            key = ".".join(str(part) for part in record["loc"])
-            key = (rename or {}).get(key, key)
-            lines.append(f"{prefix}.{key}: {describe_error(record)}" if key else f"{prefix}: {describe_error(record)}")
-        raise BadInput(*lines) from None
+            key = str(record["loc"][0]) if record["loc"] else ""
+            told.setdefault(f".{(rename or {}).get(key, key)}".rstrip("."), []).append(describe_error(record))
+        raise BadInput(*(f"{prefix}{key}: {_either(reasons)}" for key, reasons in told.items())) from None
     except PydanticUserError as error:
         reason = str(error).split("\n")[0]
         raise BadInput(f"{prefix}: the options of {cls.__name__} cannot be checked: {reason}") from error
+
+
+def _either(reasons: Sequence[str]) -> str:
+    """Join what each of several types has against a value, which only the last need name."""
+    *others, last = dict.fromkeys(reasons)
+    return " or ".join([*(reason.rpartition(", not ")[0] or reason for reason in others), last])

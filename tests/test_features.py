@@ -107,8 +107,9 @@ def files(cache: Path) -> list[Path]:
     return sorted((cache / "features").glob("*.safetensors"))
 
 
-#: What an experiment sends through the model to see whether it takes the layout in which convolutions are fastest.
-LAYOUT = 2
+#: What an experiment sends through the model to see whether it takes the layout in which convolutions are fastest, and
+#: through each strategy's untrained model to see whether it works.
+LAYOUT, TRIED = 2, 2
 #: What every run sends through the whole model besides training: a step to measure memory, clean test images to hold
 #: the reloaded model against, and the comparison of times with the base (10 passes of the base and of the model).
 FIXED = 32 + TEST_IMAGES + 20 * TEST_IMAGES
@@ -122,7 +123,7 @@ def test_without_the_cache_everything_passes_the_whole_model() -> None:
     passed(["head"])  # trains the base
     training, evaluation = EPOCHS * 50, EPOCHS * 2 * TEST_IMAGES
     base = final = 2 * TEST_IMAGES
-    expected = LAYOUT + base + FIXED + training + evaluation + final
+    expected = LAYOUT + TRIED + base + FIXED + training + evaluation + final
     assert passed(["head"], feature_cache=False) == expected
     assert passed(["head"], feature_cache=False) == expected
 
@@ -132,7 +133,7 @@ def test_test_sets_pass_frozen_layers_once_and_are_found_on_disk_again(own_cache
     for path in files(own_cache):
         path.unlink()
     # Looking ahead, the base, the run; what it judges is divided as well.
-    once = LAYOUT + 3 * TRIAL + FROZEN_TRIAL + FIXED + EPOCHS * 50
+    once = LAYOUT + TRIED + 3 * TRIAL + FROZEN_TRIAL + FIXED + EPOCHS * 50
     assert passed(["head"]) == once + 2 * TEST_IMAGES
     assert len(files(own_cache)) == 4  # of each test set what `head` reads, and the base's logits
     checks = 4 * len(files(own_cache))
@@ -145,7 +146,7 @@ def test_test_sets_pass_frozen_layers_once_and_are_found_on_disk_again(own_cache
 def test_strategies_of_one_seed_share_features_and_a_seed_has_its_own() -> None:
     passed(["head"])
     alone = passed(["head"])
-    assert passed(["head", "tail"]) - alone == 3 * TRIAL + FIXED
+    assert passed(["head", "tail"]) - alone == TRIED + 3 * TRIAL + FIXED
     assert passed(["head"], seed="0-1") - alone == 2 * TRIAL + FIXED + EPOCHS * 50
 
 

@@ -200,7 +200,7 @@ def test_a_broken_installed_plugin_is_a_warning_unless_it_is_needed(
     cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(own_folder, "thirdparty_broken", "raise RuntimeError('no GPU')\n", monkeypatch)
-    hint = "mend it with pip install --upgrade thirdparty_broken, or pip uninstall thirdparty_broken"
+    hint = "mend it, or remove it with pip uninstall thirdparty_broken"
     fault = f"plugin thirdparty_broken 1.2: RuntimeError: no GPU; {hint}"
     listing = cli("strategies")
     assert (listing.exit_code, listing.stderr) == (0, f"Warning: {fault} (skipped)\n")
@@ -442,3 +442,25 @@ def test_a_strategy_that_cannot_be_made_is_one_line(cli: Cli, own_folder: Path, 
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"Error: {problem}")
+
+
+def test_an_option_of_several_types_is_one_line(cli: Cli, own_folder: Path) -> None:
+    body = """
+        from dataclasses import dataclass
+        from typing import Literal
+        from adaptkit import hookimpl
+
+        @dataclass
+        class A:
+            name = "a"
+            start: bool | Literal["pissa", "gaussian"] = True
+
+            def adapt(self, model):
+                return [model.head.bias]
+
+        @hookimpl
+        def adaptkit_strategies(): return [A]
+        """
+    path = write(own_folder / "mine.py", body)
+    result = cli("run", "-s", "a", "-o", "start=piza", "--plugin", str(path))
+    assert result.stderr == "Error: a.start: must be true or false or must be pissa or gaussian, not 'piza'\n"

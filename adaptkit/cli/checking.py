@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ MARKS = {"passed": "[green]ok[/]", "failed": "[red]FAILED[/]", "not tried": "[di
 
 def check_plugin(what: str, options: Sequence[str], data_dir: Path, files: Sequence[str], as_json: bool) -> None:
     """Try all that a name, an installed plugin or a file stands for, print it, and exit with 1 if something fails."""
-    is_file = what.endswith(".py") or "/" in what or Path(what).is_file()
+    is_file = what.endswith(".py") or os.sep in what or Path(what).exists()
     plugins = load_plugins([*files, what] if is_file else files)
     problems: list[str] = []
     given = split_pairs("-o", options, problems)
@@ -71,10 +72,12 @@ def _offers(plugins: Plugins, what: str) -> list[Offer]:
     every = [offer for offers in plugins.offers.values() for offer in offers.values()]
     offered = [offer for offer in every if offer.origin in origins and not offer.unavailable]
     if not offered and origins:
-        raise BadInput(f"{what} offers nothing that can be tried: it watches runs")
+        reasons = [f"{offer.name} cannot be used: {offer.unavailable}" for offer in every if offer.origin in origins]
+        raise BadInput(f"{what} offers nothing that can be tried: {'; '.join(reasons) or 'it watches runs'}")
     if not offered:
         known = {offer.name for offer in every} | {source.origin.split(" ")[0] for source in plugins.sources}
-        raise BadInput(f"nothing is called {what!r}{suggestion(what, known - {'built-in'})}")
+        unloaded = "".join(f" ({fault})" for fault in plugins.faults if not fault.works)
+        raise BadInput(f"nothing is called {what!r}{suggestion(what, known - {'built-in'})}{unloaded}")
     return offered
 
 

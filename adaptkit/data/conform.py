@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from adaptkit.contracts import Corpus, Dataset, Images
 from adaptkit.data.shifts import luminance
 from adaptkit.data.stored import LoadedImages, NamedPixels, chunks, loaded
-from adaptkit.errors import BadInput
+from adaptkit.errors import BadInput, located
 
 
 def load_checked(dataset: Dataset, data_dir: Path) -> Corpus:
@@ -20,7 +20,14 @@ def load_checked(dataset: Dataset, data_dir: Path) -> Corpus:
 
     Stored images are not decoded here: each is checked when it is.
     """
-    corpus = dataset.load(data_dir)
+    try:
+        corpus = dataset.load(data_dir)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"data set {dataset.name}: load() raises {located(error)}") from error
+    if not isinstance(corpus, Corpus):
+        raise BadInput(f"data set {dataset.name}: load() returned {type(corpus).__name__}, not a Corpus")
     for images in (corpus.train, corpus.test):
         if images is None:
             continue

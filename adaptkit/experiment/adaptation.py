@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adaptkit import __version__
 from adaptkit.adapters.files import WEIGHTS, Inherited, load_adapter, save_adapter
 from adaptkit.contracts import Epoch, Predictions, Run, RunResult, Strategy
-from adaptkit.errors import AdaptkitError, RunFailed
+from adaptkit.errors import AdaptkitError, RunFailed, comes_from, located
 from adaptkit.experiment.base import Base
 from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.feeding import Feeding
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 #: Logits of the reloaded adapter may differ from the trained model's by this much; large ones by this share.
 RELOAD_TOLERANCE = 1e-4
-#: images on which the reloaded model is held against the trained one
-CHECKED = 512
+#: images on which the reloaded model, and the merged one, are held against the trained one
+CHECKED, MERGED = 512, 64
+STATE = "; is there state outside parameters and buffers?"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ class Stage:
             error = raised
             if isinstance(raised, torch.OutOfMemoryError):
                 error = RunFailed("the device's memory is too small; a smaller --batch-size may help")
+            elif isinstance(raised, Exception) and comes_from(raised, type(arm.checked)):
+                error = RunFailed(f"strategy {arm.strategy} fails: {located(raised)}")
+                error.__cause__ = raised
             self.plugins.notify("adaptkit_run_failed", run=run, error=error)
             if not isinstance(error, AdaptkitError):
                 raise
@@ -118,7 +122,7 @@ class Stage:
         logits = {name: predict(judged.testing(name), recipe.precision) for name in judged.tests}
         # The trained model is run whole: this judges the division, too.
         before = predict_logits(trained.model, judged.tests["clean"].images.value.tensor[:CHECKED], recipe.precision)
-        _require_same(logits["clean"][:CHECKED], before, arm)
+        _require_same(logits["clean"][:CHECKED], before, f"strategy {arm.strategy}: the reloaded adapter", STATE)
         domains = experiment.domains
         predictions = {
             name: Predictions.of(logits[name], test.index, test.labels, self.base_logits[name])
@@ -174,6 +178,9 @@ class Stage:
         merged = copy.deepcopy(reloaded.model)
         if hasattr(reloaded.strategy, "merge"):
             reloaded.strategy.merge(merged)
+            some = self.experiment.clean[0][:MERGED]
+            ours, theirs = (predict_logits(model, some) for model in (merged, reloaded.model))
+            _require_same(ours, theirs, f"strategy {reloaded.strategy.name}: the merged model")
         evaluation = sum(epoch.evaluation_seconds for epoch in epochs)
         truth, predicted = predictions["shifted"].truth, predictions["shifted"].predicted
         return {
@@ -222,11 +229,8 @@ class Stage:
         }
 
 
-def _require_same(reloaded: Tensor, trained: Tensor, arm: Arm) -> None:
-    """Raise RunFailed if the reloaded model is not the trained one."""
-    gap = (reloaded - trained).abs().max().item()
+def _require_same(logits: Tensor, trained: Tensor, whose: str, hint: str = "") -> None:
+    """Raise RunFailed if these are not the trained model's logits."""
+    gap = (logits - trained).abs().max().item()
     if not gap <= RELOAD_TOLERANCE * max(1.0, trained.abs().max().item()):
-        raise RunFailed(
-            f"strategy {arm.strategy}: the reloaded adapter's logits differ from the trained model's "
-            f"by {gap:.3g}; is there state outside parameters and buffers?"
-        )
+        raise RunFailed(f"{whose}'s logits differ from the trained model's by {gap:.3g}{hint}")

@@ -52,7 +52,10 @@ class Base:
 def build_model(request: Request, domains: Domains) -> nn.Module:
     """Return the untrained architecture: its initial weights depend on the base seed alone."""
     with RandomStream(derive_seed(request.settings.base.seed, "base weights")):
-        model = request.backbone.build(domains.channels, domains.size, len(domains.classes))
+        model: Any = request.backbone.build(domains.channels, domains.size, len(domains.classes))
+    if not isinstance(model, nn.Module):
+        name = request.settings.backbone
+        raise BadInput(f"backbone {name}: build() returned {type(model).__name__}, not a torch.nn.Module")
     return with_head(model)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from adaptkit.data.domains import Domains, TestSet, load_domains
 from adaptkit.data.split import draw
-from adaptkit.errors import BadInput
+from adaptkit.errors import BadInput, located
 from adaptkit.experiment.base import build_model, recipe_key, stored_base
 from adaptkit.experiment.hardware import find_device, find_precision, precision_notices
 from adaptkit.outcome import ArmPlan, Plan
@@ -63,6 +62,7 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
         split=settings.split,
         data_dir=settings.data_dir,
     )
+    memory_format = _memory_format(request, domains)
     arms: list[ArmPlan] = []
     problems: list[str] = []
     cause: Exception | None = None
@@ -70,15 +70,15 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
         try:
             model = build_model(request, domains)
             adapt(model, arm.create(), derive_seed(settings.seed[0], "init"))
+            _try(model, domains.clean_test.pixels[:2])
             counts = count(model)
             arms.append(ArmPlan(arm.strategy, arm.label, arm.options, arm.lr, counts.total, counts.trainable))
         except BadInput as error:
-            problems.extend(error.problems)
+            named = [line if arm.strategy in line else f"strategy {arm.strategy}: {line}" for line in error.problems]
+            problems.extend(named)
         except Exception as error:
             cause = error
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__}: {error}"
-            problems.append(f"strategy {arm.strategy} cannot be tried: {reason} ({place.filename}:{place.lineno})")
+            problems.append(f"strategy {arm.strategy} cannot be tried: {located(error)}")
     if problems:
         raise BadInput(*dict.fromkeys(problems)) from cause
     key = recipe_key(request, domains)
@@ -110,7 +110,7 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
         _moved(domains.shifted_test, device),
         key,
         plan,
-        _memory_format(build_model(request, domains), domains.clean_test.pixels[:2]),
+        memory_format,
     )
 
 
@@ -120,15 +120,35 @@ def draw_target(request: Request, domains: Domains, seed: int) -> Tensor:
     return draw(domains.pool.labels, request.settings.shots, request.settings.split.sampling, generator)
 
 
-def _memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
-    """Return the layout in which convolutions are fastest, or torch's own for a model that cannot take it."""
-    model.to(memory_format=torch.channels_last).eval()
+def _memory_format(request: Request, domains: Domains) -> torch.memory_format:
+    """Return the layout in which convolutions are fastest, or torch's own for a model that cannot take it.
+
+    Raises BadInput for a backbone that fails in either.
+    """
+    images, name = domains.clean_test.pixels[:2], request.settings.backbone
     try:
-        with torch.no_grad(), RandomStream(0):
-            model(images.clone())
+        model = build_model(request, domains)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"backbone {name}: build() raises {located(error)}") from error
+    try:
+        _try(model.to(memory_format=torch.channels_last), images)
+        return torch.channels_last
     except Exception:  # `x.view(len(x), -1)` after a convolution, for one
-        return torch.contiguous_format
-    return torch.channels_last
+        model.to(memory_format=torch.contiguous_format)
+    try:
+        _try(model, images)
+    except Exception as error:
+        raise BadInput(f"backbone {name} fails for images {list(images.shape[1:])}: {located(error)}") from error
+    return torch.contiguous_format
+
+
+@torch.no_grad()
+def _try(model: nn.Module, images: Tensor) -> None:
+    """Run a model on some images as it is run in evaluation."""
+    with RandomStream(0):
+        model.eval()(images.clone())
 
 
 def _moved(test: TestSet, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,8 @@ def write_package(name: str, kind: str, parent: Path) -> Written:
     """
     if not NAME.fullmatch(name):
         raise BadInput(f"{name!r} cannot be a plugin's name: write small letters and digits, with - between words")
+    if name.startswith("adaptkit"):
+        raise BadInput(f"{name!r}: leave `adaptkit` out; the package will be called adaptkit-NAME")
     offer = load_plugins().offers[kind].get(name)
     if offer is not None:
         raise BadInput(f"{kind} {name!r} is offered already by {offer.origin}; choose another name")

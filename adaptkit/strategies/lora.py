@@ -42,7 +42,7 @@ class LoRA:
     rslora: bool = field(default=False, metadata={"help": "scale the update by alpha / sqrt(rank) (rsLoRA)"})
     dora: bool = field(default=False, metadata={"help": "train the length of each output's weights apart (DoRA)"})
     plus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = field(
-        default=1.0, metadata={"help": "learning rate of B over that of A (LoRA+; its authors advise 16)"}
+        default=1.0, metadata={"help": "learning rate of B over that of A, the run's (LoRA+; with 16, lower --lr)"}
     )
     train_head: bool = field(
         default=False, metadata={"help": "train the last classifier layer itself, instead of an update beside it"}

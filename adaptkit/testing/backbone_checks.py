@@ -40,6 +40,8 @@ class Build:
             raise NotTried(f"it is not for such images: {told(error)}") from None
         except Exception as error:
             raise NotTried("build() fails") from error
+        if not isinstance(model, nn.Module):
+            raise NotTried("build() returns no model")
         return with_head(model).eval()
 
     def images(self, count: int = 4) -> Tensor:
@@ -61,11 +63,12 @@ def builds(build: Build) -> None:
     """A model comes out, or a refusal in one line."""
     try:
         with watched(), RandomStream(0):
-            build.create().build(build.channels, build.size, build.classes)
+            model = build.create().build(build.channels, build.size, build.classes)
     except BadInput as error:
         raise NotTried(f"it is not for such images: {told(error)}") from None
     except Exception as error:
         raise CheckFailed(f"build() raises {told(error)}") from error
+    require(isinstance(model, nn.Module), f"build() returned {type(model).__name__}, not a torch.nn.Module")
 
 
 def gives_logits(build: Build) -> None:

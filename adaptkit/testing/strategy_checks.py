@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import tempfile
@@ -219,7 +220,8 @@ def touches_nothing_global(trial: Trial) -> None:
         adapted = trial.adapted_or_raise()
         trial.train_or_raise(adapted)
         if hasattr(adapted.strategy, "merge"):
-            adapted.strategy.merge(copy.deepcopy(adapted.model))
+            with contextlib.suppress(Exception):  # which is a check's business of its own
+                adapted.strategy.merge(copy.deepcopy(adapted.model))
     require(not changes, f"it changes {listed(changes)} for everybody in the process")
 
 

@@ -6,7 +6,7 @@ import unittest
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from adaptkit.errors import AdaptkitError
+from adaptkit.errors import AdaptkitError, located
 
 
 class CheckFailed(AssertionError):
@@ -52,6 +52,8 @@ class Check:
             return Verdict(self.name, self.subject, "failed", str(failure))
         except NotTried as reason:
             return Verdict(self.name, self.subject, "not tried", str(reason))
+        except Exception as error:
+            return Verdict(self.name, self.subject, "failed", f"it raises {located(error)}")
         return Verdict(self.name, self.subject, "passed")
 
 
@@ -62,6 +64,5 @@ def require(condition: bool, reason: str) -> None:
 
 
 def told(error: BaseException) -> str:
-    """Return an error as one line."""
-    text = "; ".join(error.problems) if isinstance(error, AdaptkitError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+    """Return an error as one line, with its place unless it is meant for users."""
+    return " ".join("; ".join(error.problems).split()) if isinstance(error, AdaptkitError) else located(error)

@@ -9,8 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from adaptkit.contracts import Strategy
-from adaptkit.errors import BadInput
+from adaptkit.errors import BadInput, suggestion
 from adaptkit.training.seeding import RandomStream
+
+#: what an optimizer group may say: `lr_ratio` is how many times the run's learning rate it has
+GROUP_KEYS = frozenset(
+    ("params", "lr", "lr_ratio", "weight_decay", "betas", "eps", "amsgrad", "momentum", "dampening", "nesterov")
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,14 @@ def _groups(name: str, declared: Sequence[Any]) -> list[dict[str, Any]]:
     if declared and all(isinstance(item, dict) for item in declared):
         if not all("params" in group for group in declared):
             raise BadInput(f"strategy {name}: an optimizer group from adapt() has no 'params'")
+        unknown = {key for group in declared for key in group} - GROUP_KEYS
+        if unknown:
+            raise BadInput(
+                *(
+                    f"strategy {name}: unknown key {key!r} in an optimizer group{suggestion(str(key), GROUP_KEYS)}"
+                    for key in sorted(map(str, unknown))
+                )
+            )
         groups = [group | {"params": _listed(group["params"])} for group in declared]
     else:
         groups = [{"params": declared}]
