@@ -20,24 +20,13 @@ from adaptkit.strategies.lora import LoRA
 from adaptkit.testing import Check, checks, try_all
 
 OFFERS = load_plugins([BITFIT]).offers
-#: those that put layers of their own into the model; the others are tried among the slow tests
-WRAPPING = ("adapter", "lora", "ssf")
 
 
+@pytest.mark.slow  # LoRA goes through all of it below, with a fault of its own
 @pytest.mark.parametrize(
-    "check", [check for name in WRAPPING for check in checks(OFFERS["strategy"][name].cls)], ids=str
+    "check", [check for offer in OFFERS["strategy"].values() for check in checks(offer.cls)], ids=str
 )
-def test_built_in_strategies_that_wrap_layers(check: Check) -> None:
-    check()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "check",
-    [check for name, offer in OFFERS["strategy"].items() if name not in WRAPPING for check in checks(offer.cls)],
-    ids=str,
-)
-def test_the_other_built_in_strategies(check: Check) -> None:
+def test_built_in_strategies(check: Check) -> None:
     check()
 
 

@@ -347,6 +347,7 @@ def test_stored_shapes_are_checked_before_anything_is_decoded() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2], indirect=True)
 @pytest.mark.parametrize("first", [0, 250])
 # torch leaves the socket open on which it waited for a tensor of the dead
@@ -471,6 +472,7 @@ print(len(made.source), *(resource.getrusage(who).ru_maxrss // 1024 for who in (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts other units elsewhere")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_memory_does_not_grow_with_the_images(workers: int) -> None:
@@ -485,6 +487,7 @@ def test_memory_does_not_grow_with_the_images(workers: int) -> None:
     assert all(large - small < 80 for small, large in zip(*peaks, strict=True)), peaks
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 @pytest.mark.parametrize("to_all", [True, False], ids=["to all processes", "to the main process"])
 def test_ctrl_c_ends_the_workers(pictures: Path, to_all: bool) -> None:

@@ -346,8 +346,9 @@ def test_a_strategy_that_fails_before_its_first_batch_is_tracked_as_failed(store
         def adaptkit_strategies(self) -> list[type]:
             return [Late]
 
-    with pytest.raises(RuntimeError, match="not again"):
-        adaptkit.run("late", settings=TINY_SETTINGS, plugins=[Plugin()])
+    (run,) = adaptkit.run("late", settings=TINY_SETTINGS, plugins=[Plugin()]).runs
+    assert run.status == "failed" and run.error is not None
+    assert run.error.startswith("strategy late fails: RuntimeError: not again (")
     assert runs()["late seed=0"].info.status == "FAILED"
 
 
