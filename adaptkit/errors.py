@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Iterable
@@ -53,17 +54,21 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def located(error: BaseException) -> str:
     """Return an error as one line, with the place in the plugin that it came from, or the last one there is."""
     frames = traceback.extract_tb(error.__traceback__)
-    inner = [str(Path(file).parent) for file in map(_file, ("adaptkit", "torch")) if file]
-    others = [frame for frame in frames if not frame.filename.startswith(tuple(inner))]
+    inner = tuple(filter(None, map(_code_of, ("adaptkit", "torch"))))
+    others = [frame for frame in frames if not frame.filename.startswith(inner)]
     place = next((f" ({frame.filename}:{frame.lineno})" for frame in reversed(others or frames)), "")
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 def comes_from(error: BaseException, cls: type) -> bool:
-    """Tell whether code in the file of this class took part in an error."""
-    file = _file(cls.__module__)
-    return file is not None and any(frame.filename == file for frame in traceback.extract_tb(error.__traceback__))
+    """Tell whether code of the package of this class took part in an error; of adaptkit's own, of its file."""
+    root = cls.__module__.partition(".")[0]
+    code = _code_of(cls.__module__ if root == "adaptkit" else root)
+    return code != "" and any(frame.filename.startswith(code) for frame in traceback.extract_tb(error.__traceback__))
 
 
-def _file(module: str) -> str | None:
-    return getattr(sys.modules.get(module), "__file__", None)
+def _code_of(module: str) -> str:
+    """Return the folder of a package, with its last separator, or the file of a module; nothing if there is none."""
+    loaded = sys.modules.get(module)
+    file = getattr(loaded, "__file__", None) or ""
+    return f"{Path(file).parent}{os.sep}" if file and hasattr(loaded, "__path__") else file

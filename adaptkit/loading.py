@@ -151,7 +151,7 @@ def _collect(
         found: dict[str, Offer] = {}
         for implementation in getattr(manager.hook, hook).get_hookimpls():
             source = sources[str(implementation.plugin_name)]
-            named = source.kind == "file"
+            named = source.kind in ("file", "object")
             try:
                 classes = implementation.function()
                 if not isinstance(classes, list | tuple):

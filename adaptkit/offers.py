@@ -18,9 +18,6 @@ COLLECTIONS = {
     "shift": ("adaptkit_shifts", "apply"),
 }
 
-#: kinds whose names may carry an argument, as in `folder:PATH`
-WITH_ARGUMENT = ("backbone", "dataset")
-
 #: kind -> what users call it
 TITLES = {"strategy": "strategy", "backbone": "backbone", "dataset": "data set", "shift": "shift"}
 
@@ -37,7 +34,7 @@ class Offer:
     @property
     def argument(self) -> str:
         """Return what follows the name after a colon, in capitals; empty if nothing does."""
-        return str(getattr(self.cls, "argument", "")) if self.kind in WITH_ARGUMENT else ""
+        return argument_of(self.cls)
 
     @property
     def shown(self) -> str:
@@ -66,7 +63,14 @@ def options_of(offered: type[Any] | Offer | None) -> dict[str, dataclasses.Field
     if cls is None or not dataclasses.is_dataclass(cls):
         return {}
     fields = [field for field in dataclasses.fields(cls) if field.init]
-    return {field.name: field for field in (fields[1:] if hasattr(cls, "argument") else fields)}
+    return {field.name: field for field in (fields[1:] if argument_of(cls) else fields)}
+
+
+def argument_of(cls: type[Any]) -> str:
+    """Return what follows the name of a backbone or data set after a colon, in capitals; empty if nothing does."""
+    # A strategy or a shift may have an option of this name.
+    named = hasattr(cls, "build") or hasattr(cls, "load")
+    return str(getattr(cls, "argument", "")) if named else ""
 
 
 def make_offer(kind: str, cls: type[Any], origin: str) -> Offer:

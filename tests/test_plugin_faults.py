@@ -10,6 +10,8 @@ import pytest
 from click.testing import Result
 from conftest import TINY
 
+import adaptkit
+
 Cli = Callable[..., Result]
 
 STRATEGY = """
@@ -202,3 +204,27 @@ def test_check_tells_errors_in_their_check(cli: Cli, own_folder: Path, old: str,
     if "merge" in told:
         assert len(failed) == 1
     assert "it does not fit this model: it has no classifier" in result.stdout
+
+
+def test_the_place_is_in_an_installed_package_whose_name_begins_as_ours(
+    cli: Cli, own_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Beside adaptkit in one folder, as pip would put it; the layers are in a module of their own.
+    package = own_folder / "site" / "adaptkit_odd"
+    package.mkdir(parents=True)
+    hooks, layers = STRATEGY.split("class Scaled")[0], STRATEGY.split("class Odd")
+    (package / "layers.py").write_text(
+        layers[0].replace("* self.scale", "* (self.scale if not self.training else 1 / 0)")
+    )
+    (package / "__init__.py").write_text(f"{hooks}from adaptkit_odd.layers import Scaled\nclass Odd{layers[1]}")
+    info = own_folder / "site" / "adaptkit_odd-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: adaptkit-odd\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[adaptkit]\nodd = adaptkit_odd\n")
+    monkeypatch.syspath_prepend(own_folder / "site")
+    monkeypatch.setattr(adaptkit, "__file__", str(own_folder / "site" / "adaptkit" / "__init__.py"))
+    result = cli("run", "-s", "odd", "-s", "head", *TINY, "--json", "-q")
+    odd, head = json.loads(result.stdout)["runs"]
+    place = f"{package / 'layers.py'}:11"
+    assert odd["error"] == f"strategy odd fails: ZeroDivisionError: division by zero ({place})"
+    assert head["status"] == "finished"

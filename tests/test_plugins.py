@@ -464,3 +464,18 @@ def test_an_option_of_several_types_is_one_line(cli: Cli, own_folder: Path) -> N
     path = write(own_folder / "mine.py", body)
     result = cli("run", "-s", "a", "-o", "start=piza", "--plugin", str(path))
     assert result.stderr == "Error: a.start: must be true or false or must be pissa or gaussian, not 'piza'\n"
+
+
+def test_a_strategy_may_have_an_option_called_argument(cli: Cli, own_folder: Path) -> None:
+    path = write(own_folder / "mine.py", PLUGIN.replace("scale:", "argument:"))
+    options = ("-o", "argument=2", *TINY, "--no-track", "--json", "--plugin", str(path))
+    (run,) = json.loads(cli("run", "-s", "last-bias", *options).stdout)["runs"]
+    assert run["options"] == {"argument": 2.0}
+
+
+def test_what_a_strategy_refuses_is_told_with_its_name(cli: Cli, own_folder: Path) -> None:
+    body = "from adaptkit import BadInput\n            raise BadInput('last layers have no bias here')"
+    path = write(own_folder / "mine.py", PLUGIN.replace("return [model.head.bias]", body))
+    result = cli("run", "-s", "last-bias", *TINY, "--plugin", str(path))
+    line = "strategy last-bias: last layers have no bias here"
+    assert (result.exit_code, result.stderr) == (2, f"Error: {line}\n")

@@ -26,7 +26,7 @@ MARKS = {"passed": "[green]ok[/]", "failed": "[red]FAILED[/]", "not tried": "[di
 
 def check_plugin(what: str, options: Sequence[str], data_dir: Path, files: Sequence[str], as_json: bool) -> None:
     """Try all that a name, an installed plugin or a file stands for, print it, and exit with 1 if something fails."""
-    is_file = what.endswith(".py") or os.sep in what or Path(what).exists()
+    is_file = what.endswith(".py") or os.sep in what or Path(what).is_file()
     plugins = load_plugins([*files, what] if is_file else files)
     problems: list[str] = []
     given = split_pairs("-o", options, problems)

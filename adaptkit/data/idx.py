@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptkit.contracts import Corpus
@@ -46,7 +46,7 @@ def read_corpus(folder: Path, name: str) -> Corpus:
     return Corpus(*parts)
 
 
-def _read(path: Path, dimensions: int):  # type: ignore[no-untyped-def]  # numpy is imported when it is needed
+def _read(path: Path, dimensions: int) -> Any:  # of numpy, which is imported when it is needed
     """Return the uint8 array of an IDX file: two zeros, the kind of value, the dimensions, each size, the values.
 
     http://yann.lecun.com/exdb/mnist/ describes the format.

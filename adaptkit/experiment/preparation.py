@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class Experiment:
     plan: Plan
     memory_format: torch.memory_format
 
-    @property
+    @functools.cached_property
     def backbone_facts(self) -> dict[str, Any]:
         """Return what the backbone says of itself, under params' names."""
         return self.request.backbone_facts(self.domains.channels, self.domains.size)
@@ -74,8 +75,10 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
             counts = count(model)
             arms.append(ArmPlan(arm.strategy, arm.label, arm.options, arm.lr, counts.total, counts.trainable))
         except BadInput as error:
-            named = [line if arm.strategy in line else f"strategy {arm.strategy}: {line}" for line in error.problems]
-            problems.extend(named)
+            own = (f"strategy {arm.strategy}", f"{arm.strategy}.", f"{arm.strategy} ")
+            problems += [
+                line if line.startswith(own) else f"strategy {arm.strategy}: {line}" for line in error.problems
+            ]
         except Exception as error:
             cause = error
             problems.append(f"strategy {arm.strategy} cannot be tried: {located(error)}")

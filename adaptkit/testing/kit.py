@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptkit.errors import BadInput
-from adaptkit.offers import COLLECTIONS, options_of
+from adaptkit.offers import COLLECTIONS, argument_of, options_of
 from adaptkit.resolve import make_checked
 from adaptkit.testing import backbone_checks, dataset_checks, models, option_checks, shift_checks, strategy_checks
 from adaptkit.testing.backbone_checks import Build
@@ -43,8 +43,8 @@ def checks(
     if kind == "shift" and not given:
         given = _amount(cls)
     title = str(getattr(cls, "name", kind))
-    if hasattr(cls, "argument") and not argument:
-        raise BadInput(f"{kind} {title} needs a name after a colon: {title}:{cls.argument}")
+    if argument_of(cls) and not argument:
+        raise BadInput(f"{kind} {title} needs a name after a colon: {title}:{argument_of(cls)}")
     instance, _ = make_checked(title, cls, given, argument)
     create = functools.partial(copy.deepcopy, instance)  # as an experiment does
     found = [
@@ -64,7 +64,7 @@ def checks(
     elif kind == "dataset":
         found += _each(dataset_checks.CHECKS, {"images": Reading(create, Path(data_dir))})
     else:
-        found = _each(shift_checks.CHECKS, {"grey": Shifting(create, 1), "colour": Shifting(create, 3)})
+        found += _each(shift_checks.CHECKS, {"grey": Shifting(create, 1), "colour": Shifting(create, 3)})
     return found
 
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adaptkit.adapters.files import load_adapter, save_adapter
 from adaptkit.errors import BadInput
+from adaptkit.experiment.adaptation import Trained
 from adaptkit.testing.differences import apart, listed, shapes, tensors
 from adaptkit.testing.surroundings import watched
 from adaptkit.testing.trials import TOLERANCE, Refused, Trial, declared
@@ -86,29 +87,21 @@ def changes_only_what_it_declares(trial: Trial) -> None:
     """Every other parameter keeps its bits in training."""
     adapted = trial.adapted()
     trained = {id(parameter) for parameter in declared(adapted)}
-    frozen = {
-        name: parameter.detach().clone()
-        for name, parameter in adapted.model.named_parameters()
-        if id(parameter) not in trained
-    }
-    trial.train(adapted)
-    now = dict(adapted.model.named_parameters())
-    moved = [name for name, value in frozen.items() if name not in now or not torch.equal(now[name], value)]
+    frozen = {name: parameter for name, parameter in adapted.model.named_parameters() if id(parameter) not in trained}
+    moved = moved_by_training(trial, adapted, frozen)
     require(not moved, f"{listed(moved)} changes in training, but is not declared")
 
 
 def leaves_frozen_buffers(trial: Trial) -> None:
     """Buffers of the base, such as BatchNorm's statistics, stay unless their layer's weight is trained."""
     adapted = trial.adapted()
-    before = {
-        f"{path}.{name}".lstrip("."): buffer.clone()
+    frozen = {
+        f"{path}.{name}".lstrip("."): buffer
         for path, module in adapted.model.named_modules()
         for name, buffer in module.named_buffers(recurse=False)
         if f"{path}.{name}".lstrip(".") in adapted.inherited.buffers and not is_trained(module)
     }
-    trial.train(adapted)
-    now = dict(adapted.model.named_buffers())
-    moved = [name for name, value in before.items() if name not in now or not torch.equal(now[name], value)]
+    moved = moved_by_training(trial, adapted, frozen)
     require(not moved, f"{listed(moved)} changes in training, but its layer is frozen")
 
 
@@ -242,6 +235,14 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
     "shares nothing between models": shares_nothing_between_models,
     "touches nothing global": touches_nothing_global,
 }
+
+
+def moved_by_training(trial: Trial, adapted: Trained, frozen: Mapping[str, Tensor]) -> list[str]:
+    """Train an adapted model, and return which of these tensors of it are others then."""
+    before = {name: tensor.detach().clone() for name, tensor in frozen.items()}
+    trial.train(adapted)
+    now = tensors(adapted.model)
+    return [name for name, value in before.items() if name not in now or not torch.equal(now[name], value)]
 
 
 def attempt(when: str, model: nn.Module, pixels: Tensor) -> Tensor:
