@@ -75,6 +75,7 @@ def test_an_optimizer_without_marks_is_taken_as_it_is() -> None:
     assert parameter.tolist() == [0.5, 0.5] and parameter.requires_grad
 
 
+@pytest.mark.slow
 def test_training_imports_no_compiler_and_whoever_compiles_has_it_as_ever() -> None:
     code = """
 import sys, torch

@@ -151,6 +151,7 @@ def test_without_a_cache_that_can_be_written_an_experiment_counts_as_alone(
         assert seat.timing_since(before) == "alone"
 
 
+@pytest.mark.slow
 def test_a_run_beside_another_is_tagged_shared_and_its_seconds_are_not_ranked(
     sit: Sit, cli: Callable[..., Result], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
