@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from adaptkit.comparing import compare, draw
     from adaptkit.findings import Findings
     from adaptkit.outcome import Outcome
+    from adaptkit.trained import load
 
 __version__ = "0.1.0"
 __all__ = [
     "AdaptkitError", "BadInput", "Findings", "Outcome", "RunFailed", "__version__",
-    "compare", "draw", "hookimpl", "run",
+    "compare", "draw", "hookimpl", "load", "run",
 ]  # fmt: skip
 
 
@@ -31,6 +32,7 @@ def __getattr__(name: str) -> Any:
         "run": "api",
         "compare": "comparing",
         "draw": "comparing",
+        "load": "trained",
         "Outcome": "outcome",
         "Findings": "findings",
     }

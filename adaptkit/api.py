@@ -42,18 +42,24 @@ def run(
     """Run an experiment and return its results, as `adaptkit run` does.
 
     `options` are strategy options (`{"rank": 4}` or `{"lora.rank": 4}`), `settings` any keys (`{"base.epochs": 2}`),
-    `keys` those without a dot (`seed="0-4"`, `shift="rotate=30"`). `plugins` are files or objects with hooks.
+    `keys` those without a dot (`seed="0-4"`, `shift="rotate=30"`). `plugins` are files or objects with hooks;
+    `backbone` may be a torch.nn.Module, of which a copy is trained.
     Without `feature_cache` nothing that frozen layers computed is used again, from this experiment or an earlier one.
     The outcome's `comparison` judges the strategies; with `report`, its figures go to that folder too.
     Raises BadInput before anything is trained or tracked; a run that fails later is a record with its error.
     """
+    things = list(plugins)
+    if "backbone" in keys and not isinstance(keys["backbone"], str):
+        from adaptkit.backbones.given import given_backbone
+
+        things.append(given_backbone(keys["backbone"]))
+        keys["backbone"] = f"python:{type(keys['backbone']).__name__}"
     given = dict(keys) | ({"strategy": strategy} if strategy is not None else {}) | option_keys(options or {})
     if preset is not None:
         given["preset"] = preset
     layers = [Layer(dict(flatten(given))), Layer(dict(flatten(settings or {})))]
     if config is not None:
         layers.append(Layer(read_config(Path(config)), str(config)))
-    things = list(plugins)
     loaded = load_plugins(
         [thing for thing in things if isinstance(thing, str | Path)],
         [thing for thing in things if not isinstance(thing, str | Path)],

@@ -19,6 +19,10 @@ COSTS = {
 }
 
 
+#: the param `dataset` of runs without a source
+NO_SOURCE = "none"
+
+
 @dataclass(frozen=True)
 class Metric:
     """A compared metric: `scale` turns its values into what is shown in `unit` (fractions into points)."""
@@ -39,11 +43,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run epoch by epoch: accuracies as fractions, `seconds` since the run's start."""
+    """One run epoch by epoch: accuracies as fractions, `seconds` since the run's start; no `clean` without a source."""
 
     epoch: tuple[int, ...]
     seconds: tuple[float, ...]
-    clean: tuple[float, ...]
+    clean: tuple[float, ...] | None
     shifted: tuple[float, ...] | None
 
 
@@ -52,7 +56,8 @@ class ComparedRun:
     """One adaptation run as a comparison sees it.
 
     `options` and `settings` are the params as text, `arm` the strategy with its options as the run was named,
-    `status` finished, failed, killed or running. Predictions (`clean`, `shifted`) are class indices.
+    `status` finished, failed, killed or running. Predictions (`clean`, `shifted`) are class indices; without a source
+    there are none of a clean test, and `shifted` is the target's test set.
     """
 
     name: str
@@ -70,6 +75,11 @@ class ComparedRun:
     predictions: Mapping[str, Predictions] = field(default_factory=dict, repr=False)
     curve: Curve | None = field(default=None, repr=False)
     reason: str | None = None
+
+    @property
+    def has_source(self) -> bool:
+        """Tell whether the run's base was trained on a source, which then has a clean test."""
+        return self.settings.get("dataset") != NO_SOURCE
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,8 @@ class ArmResult:
     """A strategy with its options: accuracies as fractions, costs a run, and what dominates it.
 
     `score` is the compared metric. `dominated_by` maps each cost to the arms that are cheaper and better or tied.
-    `confusion` is the mean share of each true class (row) taken for each class (column) on the shifted test.
+    `confusion` is the mean share of each true class (row) taken for each class (column) on the shifted test; empty for
+    more than 100 classes. Without a source there is no `gain`, `clean` or `retention`.
     """
 
     name: str
@@ -104,9 +115,9 @@ class ArmResult:
     seeds: tuple[int, ...]
     score: Estimate
     shifted: Estimate
-    gain: Estimate
-    clean: Estimate
-    retention: Estimate
+    gain: Estimate | None
+    clean: Estimate | None
+    retention: Estimate | None
     macro_f1: Estimate
     parameters: int
     trainable: int
@@ -193,7 +204,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms that share a base, the data and the number of labelled images, and what is found between them."""
+    """Arms that share a base, the data and the number of labelled images, and what is found between them.
+
+    Without a source there is no `zero_shot` and no `base_accuracy`: the base's head is new.
+    """
 
     number: int
     reason: str | None
@@ -205,8 +219,8 @@ class Comparison:
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
-    zero_shot: float
-    base_accuracy: float
+    zero_shot: float | None
+    base_accuracy: float | None
     classes: tuple[str, ...]
     test_images: int
     base_fingerprint: str
@@ -215,6 +229,11 @@ class Comparison:
     setup: Mapping[str, str]
     #: whether seconds were measured on one machine, one run at a time
     timings_comparable: bool
+
+    @property
+    def test_name(self) -> str:
+        """Return what people call the test set of `shifted`."""
+        return "target's test set" if self.zero_shot is None else "shifted test"
 
     def arm(self, name: str) -> ArmResult:
         """Return the arm of this name."""

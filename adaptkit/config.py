@@ -14,6 +14,8 @@ from adaptkit.errors import BadInput
 DEFAULT_LR = 1e-3
 DEFAULT_EXPERIMENT = "adaptkit"
 DEFAULT_SHIFT = "rotate=45,noise=0.3"
+#: images of each class that a part may have in any case, where nobody said how many it may have at most
+EACH = 10
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -55,6 +57,9 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+Limit = Annotated[Count | None, BeforeValidator(_optional)]
+
+
 class Group(BaseModel):
     """A group of settings."""
 
@@ -67,6 +72,9 @@ class BaseSettings(Group):
     epochs: Count = Field(6, description="epochs of the base on the source")
     lr: Rate = Field(1e-3, description="learning rate of the base (Adam)")
     batch_size: Count = Field(64, description="images a step of the base")
+    mode: Literal["train", "probe"] = Field(
+        "train", description="train: all of it; probe: its head, on pretrained weights that stay as they are"
+    )
     seed: Seed = Field(0, description="initial weights and order of the base")
 
 
@@ -74,12 +82,23 @@ class SplitSettings(Group):
     """Which images are source, target pool and test."""
 
     seed: Seed = Field(0, description="partition, test sets and the shifted test set's draws")
-    source: Count = Field(2500, description="source training images, at most")
-    pool: Count = Field(1000, description="target images that a run draws from, at most")
-    test: Count = Field(1500, description="test images, at most")
+    source: Limit = Field(None, description="source training images, at most; none: 2500, or 10 a class")
+    pool: Limit = Field(None, description="target images that a run draws from, at most; none: 1000, or 10 a class")
+    test: Limit = Field(None, description="test images, at most; none: 1500, or 10 a class")
     sampling: Literal["stratified", "random"] = Field(
         "stratified", description="stratified: equal shares of the classes; random: chance"
     )
+    file: Annotated[Path | None, BeforeValidator(_optional)] = Field(
+        None, description="an earlier run's split.json, whose images are taken again"
+    )
+
+    def limited(self, classes: int) -> SplitSettings:
+        """Return the settings with a number for each limit that is none, for so many classes."""
+        limits = {
+            part: getattr(self, part) or max(limit, EACH * classes)
+            for part, limit in (("source", 2500), ("pool", 1000), ("test", 1500))
+        }
+        return self.model_copy(update=limits)
 
 
 class Settings(Group):
@@ -89,7 +108,9 @@ class Settings(Group):
     strategy: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_distinct)] = Field(
         (), description="strategies to compare"
     )
-    dataset: str = Field("mnist5k", description="source data set")
+    dataset: Annotated[str | None, BeforeValidator(_optional)] = Field(
+        "mnist5k", description="source data set; none: pretrained weights, whose new head every strategy trains"
+    )
     target: Annotated[str | None, BeforeValidator(_optional)] = Field(
         None, description="target data set; none: the source under the shift"
     )
@@ -97,6 +118,10 @@ class Settings(Group):
         None, description=f"source into target images; none, or {DEFAULT_SHIFT} if there is no target"
     )
     backbone: str = Field("small_cnn", description="architecture")
+    image_size: Annotated[Count | None, BeforeValidator(_optional)] = Field(
+        None, description="side of the images in pixels; none: the data set's own, else the backbone's"
+    )
+    skip_bad_images: bool = Field(False, description="leave out files that are no pictures, instead of stopping")
     seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds), AfterValidator(_distinct)] = Field(
         (0,), min_length=1, description="seeds, a run each"
     )
@@ -110,6 +135,12 @@ class Settings(Group):
         "adam", description="adam, adamw or sgd (momentum 0.9), for adaptation"
     )
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight decay of adaptation")
+    augment: Annotated[str | None, BeforeValidator(_optional)] = Field(
+        None, description="shifts of training images only, drawn anew each epoch, as in flip=0.5,crop=0.7"
+    )
+    bn: Literal["freeze", "adapt"] = Field(
+        "freeze", description="BatchNorm's statistics in frozen layers: freeze, or adapt them to the target"
+    )
     evaluate_shifted: Literal["epoch", "end"] = Field(
         "epoch", description="evaluate on the shifted test set each epoch, or at the end"
     )
@@ -148,7 +179,7 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     """Yield the entries of a nested mapping under dotted keys; a mapping of shifts becomes its text."""
     for key, value in mapping.items():
         name = f"{prefix}{key}"
-        if name == "shift" and isinstance(value, Mapping):
+        if name in ("shift", "augment") and isinstance(value, Mapping):
             yield name, ",".join(f"{shift}={amount}" for shift, amount in value.items())
         elif isinstance(value, Mapping):
             yield from flatten(value, f"{name}.")

@@ -17,8 +17,9 @@ class Strategy(Protocol):
     A strategy with options is a standard dataclass; its fields are the options. Optional members:
     `lr` (default learning rate, 1e-3 when absent), `starts_at_base` (False if the adapted model does not give the
     base's logits before training), `merge(model)` (fold the adapter into the weights, in place),
-    `step_ended(model, step)` (called after each optimizer step, counted from 1) and `unavailable` (why it is listed,
-    but cannot be used here).
+    `step_ended(model, step)` (called after each optimizer step, counted from 1), `notices(model)` (lines to tell the
+    user before training, given an unadapted model, which is left alone) and `unavailable` (why it is listed, but cannot
+    be used here). An option `train_head` says that the head is trained itself: it is true where the head is new.
     """
 
     name: ClassVar[str]
@@ -32,7 +33,10 @@ class Backbone(Protocol):
 
     A class variable `argument` (a word in capitals) says that the name carries one, as in `timm:resnet18`; the instance
     is made with it. A standard dataclass has options, given as `--set backbone.KEY=VALUE`; where there is an argument,
-    the first field is that. `described(channels, size)`, if there is one, returns more facts to record with each run.
+    the first field is that. `--weights` is the option `weights`: `default` for the published ones, `none` for fresh
+    ones, else a file. `image_size`, if there is one, is the side in pixels to which pictures without a size of their
+    own are brought. `described(channels, size)`, if there is one, returns more facts to record with each run, `mean`
+    and `std` among them where the model normalises its images.
     """
 
     name: ClassVar[str]
@@ -41,8 +45,20 @@ class Backbone(Protocol):
         """Return a model from float images `[n, channels, size, size]` in 0..1 to logits `[n, classes]`."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How pictures are read: brought to `size` pixels a side; files that are no pictures are left out if `skip_bad`."""
+
+    size: int
+    skip_bad: bool = False
+
+
 class Dataset(Protocol):
-    """Read labelled images. Its name may carry an argument, as a backbone's may."""
+    """Read labelled images. Its name may carry an argument, as a backbone's may.
+
+    A data set whose images have no size of their own has a method `at(reading)` that returns it with a `Reading`; it is
+    called before `load`.
+    """
 
     name: ClassVar[str]
 
@@ -66,6 +82,7 @@ class StoredPixels(Protocol):
     """Images that are kept elsewhere and decoded one at a time, when they are needed.
 
     Worker processes decode them: an instance must be picklable, and an index must give the same image every time.
+    `names`, if there are any, say which image is which by more than its index: the paths of files, for one.
     """
 
     @property
@@ -126,10 +143,14 @@ class Images:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A data set as published: its images and, where there is one, its official test set."""
+    """A data set as published: its images and, where there is one, its official test set.
+
+    `notices` are lines to tell the user before training.
+    """
 
     train: Images
     test: Images | None = None
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,12 +177,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch, trained and evaluated. Accuracies are fractions; `seconds` covers training and evaluation."""
+    """One epoch, trained and evaluated; `seconds` covers both.
+
+    Accuracies are fractions: on the training images, the clean test (None without a source) and the shifted one (None
+    where it is evaluated at the end).
+    """
 
     number: int
     loss: float
     train_accuracy: float
-    test_accuracy: float
+    test_accuracy: float | None
     shifted_accuracy: float | None
     seconds: float
     evaluation_seconds: float

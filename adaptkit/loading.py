@@ -31,10 +31,13 @@ BUILT_INS = (
     "adaptkit.strategies.scratch",
     "adaptkit.strategies.ssf",
     "adaptkit.backbones.small_cnn",
+    "adaptkit.backbones.torchvision_models",
     "adaptkit.data.mnist5k",
     "adaptkit.data.digits",
+    "adaptkit.data.folder",
     "adaptkit.data.torchvision_sets",
     "adaptkit.data.shifts",
+    "adaptkit.data.augmentations",
 )
 
 #: packages that take from half a second to several to be imported

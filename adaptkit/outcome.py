@@ -13,7 +13,10 @@ from adaptkit.findings import Findings
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """What a strategy will train: numbers of parameters, learning rate and options."""
+    """What a strategy will train: numbers of parameters, learning rate and options.
+
+    Of the `trainable` ones, so many are in the `head`, in the `adapter` (the base does not have them), in the `base`.
+    """
 
     strategy: str
     label: str
@@ -21,6 +24,9 @@ class ArmPlan:
     lr: float
     parameters: int
     trainable: int
+    head: int
+    adapter: int
+    base: int
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """The base of an experiment; accuracies are fractions, and the shifted one is zero-shot."""
+    """The base of an experiment; accuracies are fractions, the shifted one is zero-shot; None without a source."""
 
     fingerprint: str
     run_id: str | None
     cached: bool
-    test_accuracy: float
-    shifted_accuracy: float
+    test_accuracy: float | None
+    shifted_accuracy: float | None
     epochs: tuple[Epoch, ...]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,15 +15,24 @@ from adaptkit.config import Settings
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
 from adaptkit.offers import options_of
 
+#: the option by which a strategy trains the head itself
+TRAIN_HEAD = "train_head"
+#: the option of a backbone that says where its pretrained weights come from
+WEIGHTS = "weights"
+
 
 @dataclass(frozen=True)
 class Arm:
-    """A strategy with its options and learning rate: what the seeds replicate."""
+    """A strategy with its options and learning rate: what the seeds replicate.
+
+    With a `new_head`, which the base has no weights for, the head is trained beside what the strategy trains.
+    """
 
     strategy: str
     checked: Strategy
     options: Mapping[str, Any]
     lr: float
+    new_head: bool = False
 
     def create(self) -> Strategy:
         """Return a new instance of the strategy."""
@@ -31,6 +42,8 @@ class Arm:
     def label(self) -> str:
         """Return the strategy's name and the options that are not at their default."""
         defaults = {name: field.default for name, field in options_of(type(self.checked)).items()}
+        if self.new_head and TRAIN_HEAD in defaults:
+            defaults[TRAIN_HEAD] = True
         changed = [f"{key}={_plain(value)}" for key, value in self.options.items() if value != defaults[key]]
         return " ".join([self.strategy, *changed])
 
@@ -41,22 +54,36 @@ class Request:
 
     settings: Settings
     arms: tuple[Arm, ...]
-    dataset: Dataset
+    dataset: Dataset | None
     target: Dataset | None
     backbone: Backbone
     shifts: tuple[Shift, ...]
     amounts: Mapping[str, float]
+    augmentations: tuple[Shift, ...] = ()
+    augment_amounts: Mapping[str, float] = field(default_factory=dict)
     plugin_files: tuple[str, ...] = ()
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shift_text(self) -> str:
         """Return the shift as it is written on the command line."""
-        return ",".join(f"{name}={_plain(amount)}" for name, amount in self.amounts.items()) or "none"
+        return _written(self.amounts)
+
+    @property
+    def architecture(self) -> Backbone:
+        """Return the backbone without pretrained weights: for whoever has weights to put into it."""
+        if WEIGHTS not in self.backbone_options:
+            return self.backbone
+        return dataclasses.replace(self.backbone, **{WEIGHTS: "none"})  # type: ignore[type-var]
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Tell whether the backbone, for all that is known of it, starts from weights that were trained before."""
+        return self.backbone_options.get(WEIGHTS, "none") != "none" or self.settings.backbone.startswith("python:")
 
     def base_params(self) -> dict[str, Any]:
         """Return the settings of a base run: of the data, the model and the base."""
-        keys = ("preset", "dataset", "backbone", "device", "precision", "data_dir")
+        keys = ("preset", "dataset", "backbone", "image_size", "skip_bad_images", "device", "precision", "data_dir")
         return {key: value for key, value in self._flat().items() if key in keys or "." in key}
 
     def run_params(self, arm: Arm, seed: int) -> dict[str, Any]:
@@ -98,11 +125,16 @@ class Request:
 
     def _flat(self) -> dict[str, Any]:
         own = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "base", "split"})
-        own["target"] = own["target"] or "none"
-        own["data_dir"] = str(own["data_dir"])
+        own["augment"] = _written(self.augment_amounts)
         for group in ("base", "split"):
             own |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
+        own = {key: "none" if value is None else value for key, value in own.items()}
+        own |= {key: str(value) for key, value in own.items() if isinstance(value, Path)}
         return own | {f"backbone.{key}": value for key, value in self.backbone_options.items()}
+
+
+def _written(amounts: Mapping[str, float]) -> str:
+    return ",".join(f"{name}={_plain(amount)}" for name, amount in amounts.items()) or "none"
 
 
 def _plain(value: Any) -> Any:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from adaptkit.config import DEFAULT_LR, DEFAULT_SHIFT, Settings, describe_error, nest, setting_keys
 from adaptkit.contracts import Shift
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.instances import make_checked, validated
 from adaptkit.offers import options_of
 from adaptkit.plugins import Plugins
 from adaptkit.presets import PRESETS
-from adaptkit.request import Arm, Request
+from adaptkit.request import TRAIN_HEAD, WEIGHTS, Arm, Request
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,13 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
         names = ", ".join(plugins.offers["strategy"])
         problems.append(f"no strategy: name at least one with --strategy; known: {names}")
     arms = _arms(settings, options, plugins, problems)
-    shifts = _shifts(amounts, settings, plugins, problems)
-    found: dict[str, Any] = {"target": None}
+    if amounts is None:
+        amounts = parse_amounts(DEFAULT_SHIFT) if settings.target is None else {}
+    shifts = _shifts("shift", amounts, plugins, problems)
+    augmentations = _augmentations(settings, plugins, problems)
+    if settings.dataset is None and settings.target is None:
+        problems.append("dataset none: name the images to adapt to, as in --target folder:PATH")
+    found: dict[str, Any] = {"dataset": None, "target": None}
     for key, kind, given in (("dataset", "dataset", {}), ("target", "dataset", {}), ("backbone", "backbone", chosen)):
         name = getattr(settings, key)
         try:
@@ -69,7 +74,9 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
         found["target"],
         found["backbone"],
         tuple(shifts.values()),
-        {name: getattr(shift, next(iter(options_of(type(shift))))) for name, shift in shifts.items()},
+        _amounts_of(shifts),
+        tuple(augmentations.values()),
+        _amounts_of(augmentations),
         plugins.files,
         checked,
     )
@@ -80,17 +87,17 @@ def option_keys(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key if "." in key else f"strategy.{key}": value for key, value in options.items()}
 
 
-def parse_amounts(text: str) -> dict[str, str]:
-    """Read `rotate=45,noise=0.3` in its order; `none` or nothing is no shift. Raises BadInput."""
+def parse_amounts(text: str, key: str = "shift") -> dict[str, str]:
+    """Read `rotate=45,noise=0.3` in its order; `none` or nothing is no shift. Raises BadInput, naming the key."""
     if text.strip() == "none":
         return {}
     amounts: dict[str, str] = {}
     for part in text.split(","):
         name, equals, amount = (piece.strip() for piece in part.partition("="))
         if not (name and equals and amount):
-            raise BadInput(f"shift: {part.strip()!r} is not name=amount, as in {DEFAULT_SHIFT}")
+            raise BadInput(f"{key}: {part.strip()!r} is not name=amount, as in {DEFAULT_SHIFT}")
         if name in amounts:
-            raise BadInput(f"shift: {name} is named twice")
+            raise BadInput(f"{key}: {name} is named twice")
         amounts[name] = amount
     return amounts
 
@@ -124,6 +131,8 @@ def _merge(
                     amounts, changed = parse_amounts("none" if value is None else str(value)), {}
                 except BadInput as error:
                     problems.extend(f"{where}{problem}" for problem in error.problems)
+            elif key == WEIGHTS:
+                backbone[WEIGHTS] = value
             elif key in known:
                 values[key] = value
             elif prefix == "shift" and rest:
@@ -174,74 +183,40 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
     arms = []
     for name in names:
         given = {option.key: option.value for option in options if option.strategy in ("", name)}
+        new_head = settings.dataset is None
         try:
             cls = plugins.find("strategy", name).cls
+            if new_head and TRAIN_HEAD in options_of(cls):
+                given = {TRAIN_HEAD: True} | given
             instance, checked = make_checked(name, cls, given)
-            arms.append(Arm(name, instance, checked, settings.lr or float(getattr(cls, "lr", DEFAULT_LR))))
+            lr = settings.lr or float(getattr(cls, "lr", DEFAULT_LR))
+            arms.append(Arm(name, instance, checked, lr, new_head))
         except BadInput as error:
             problems.extend(error.problems)
     return tuple(arms)
 
 
-def make_checked(
-    title: str, cls: type[Any], given: Mapping[str, Any], argument: str = ""
-) -> tuple[Any, dict[str, Any]]:
-    """Return an instance with these options, checked, and all its options; raise BadInput with a line a problem.
-
-    `title` begins the keys in the lines; `argument` is what followed the name after a colon.
-    """
-    known = options_of(cls)
-    unknown = [key for key in given if key not in known]
-    if unknown:
-        has = f"; {getattr(cls, 'name', title)} has no options" if not known else ""
-        raise BadInput(*(f"unknown option {f'{title}.{key}'!r}{has or suggestion(key, known)}" for key in unknown))
-    if not dataclasses.is_dataclass(cls):
-        return _create(cls, title, *([argument] if argument else [])), {}
-    first = {dataclasses.fields(cls)[0].name: argument} if argument else {}
-    instance = _validate(cls, first | dict(given), title)
-    return instance, {key: getattr(instance, key) for key in known}
-
-
-def _create(cls: type[Any], title: str, *argument: str) -> Any:
-    try:
-        return cls(*argument)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"{title}: {cls.__name__}() failed: {type(error).__name__}: {error}") from error
-
-
-def _shifts(
-    amounts: Mapping[str, Any] | None, settings: Settings, plugins: Plugins, problems: list[str]
-) -> dict[str, Shift]:
-    if amounts is None:
-        amounts = parse_amounts(DEFAULT_SHIFT) if settings.target is None else {}
+def _shifts(key: str, amounts: Mapping[str, Any], plugins: Plugins, problems: list[str]) -> dict[str, Shift]:
+    """Return the shifts of these names and amounts; `key` is the setting that they are in."""
     shifts: dict[str, Shift] = {}
     for name, amount in amounts.items():
         try:
             cls = plugins.find("shift", name).cls
             field = next(iter(options_of(cls)))
-            shifts[name] = _validate(cls, {field: amount}, "shift", rename={field: name})
+            shifts[name] = validated(cls, {field: amount}, key, rename={field: name})
         except BadInput as error:
             problems.extend(error.problems)
     return shifts
 
 
-def _validate(cls: type[Any], given: Mapping[str, Any], prefix: str, rename: Mapping[str, str] | None = None) -> Any:
+def _augmentations(settings: Settings, plugins: Plugins, problems: list[str]) -> dict[str, Shift]:
     try:
-        return TypeAdapter(cls).validate_python(dict(given))
-    except ValidationError as error:
-        told: dict[str, list[str]] = {}  # by option: one of several types has an error for each
-        for record in error.errors():
-            key = str(record["loc"][0]) if record["loc"] else ""
-            told.setdefault(f".{(rename or {}).get(key, key)}".rstrip("."), []).append(describe_error(record))
-        raise BadInput(*(f"{prefix}{key}: {_either(reasons)}" for key, reasons in told.items())) from None
-    except PydanticUserError as error:
-        reason = str(error).split("\n")[0]
-        raise BadInput(f"{prefix}: the options of {cls.__name__} cannot be checked: {reason}") from error
+        amounts = parse_amounts(settings.augment or "none", "augment")
+    except BadInput as error:
+        problems.extend(error.problems)
+        return {}
+    return _shifts("augment", amounts, plugins, problems)
 
 
-def _either(reasons: Sequence[str]) -> str:
-    """Join what each of several types has against a value, which only the last need name."""
-    *others, last = dict.fromkeys(reasons)
-    return " or ".join([*(reason.rpartition(", not ")[0] or reason for reason in others), last])
+def _amounts_of(shifts: Mapping[str, Shift]) -> dict[str, float]:
+    return {name: getattr(shift, next(iter(options_of(type(shift))))) for name, shift in shifts.items()}

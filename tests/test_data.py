@@ -654,9 +654,8 @@ def test_too_few_images_name_class_and_part():
     kept = torch.cat([torch.arange(100)[images.labels == 0], torch.arange(100)[images.labels == 1][:3]])
     few = Given("pets", Corpus(images.take(kept)))
     assert problem(lambda: load(few)) == (
-        "data set pets: too few images: "
-        "1 of class 'dog' in source, 1 of class 'dog' in pool, 1 of class 'dog' in test; "
-        "each part needs 2 of each class (see split.source and split.pool and split.test)"
+        "data set pets: too few images: 3 images of class 'dog'; "
+        "a class needs 6, 2 of them for each of source, pool and test"
     )
     ten = Given("ten", Corpus(some_images(300)))
     assert problem(lambda: load(ten, source=100, pool=10, test=100)) == (
@@ -665,7 +664,7 @@ def test_too_few_images_name_class_and_part():
         "each part needs 2 of each class (see split.pool)"
     )
     missing = Given("ten", Corpus(Images(ten.corpus.train.pixels, ten.corpus.train.labels.clamp(max=8), DIGITS)))
-    assert problem(lambda: load(missing)).startswith("data set ten: too few images: 0 of class '9' in source, 0 of")
+    assert problem(lambda: load(missing)).startswith("data set ten: too few images: 0 images of class '9'; a class ")
 
 
 @pytest.mark.parametrize(

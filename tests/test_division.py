@@ -142,13 +142,21 @@ class Norm(nn.Module):
         return self.layer(self.conv(x))
 
 
-@pytest.mark.parametrize("backbone", sorted(load_plugins().offers["backbone"]))
-def test_built_in_strategies_on_built_in_backbones(backbone: str) -> None:
+def test_built_in_strategies_on_the_small_cnn() -> None:
     strategies = sorted(set(load_plugins([BITFIT]).offers["strategy"]) - {"norm"})  # it has no normalization layer
-    cuts = same_both_ways(None, {}, BITFIT, strategy=strategies, backbone=backbone, options={"lora.rank": 2})
+    cuts = same_both_ways(None, {}, BITFIT, strategy=strategies, options={"lora.rank": 2})
     reused = {name for name, cut in zip(strategies, cuts, strict=True) if cut != "none"}
     # The first bias is in the first layer: nothing before it is frozen.
     assert reused == {"adapter", "head", "lora", "partial", "ssf"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backbone", "size"), [("resnet18", 28), ("vit_b_16", 32), ("convnext_tiny", 32)])
+def test_built_in_strategies_on_backbones_of_torchvision(backbone: str, size: int) -> None:
+    strategies = ["head", "lora", "partial"]
+    keys = {"weights": "none", "image_size": size, "options": {"lora.rank": 2}}
+    cuts = same_both_ways(None, {}, strategy=strategies, backbone=f"torchvision:{backbone}", **keys)
+    assert dict(zip(strategies, cuts, strict=True))["head"] != "none"
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_method_that_does_not_fit_says_so() -> None:
             cnn(),
             "partial.stages: 4 is more than the 3 stages of SmallCNNModel (features.0, features.3, classifier.1)",
         ),
-        (LoRA(targets="conv"), bare, "lora.targets: no layer fits 'conv'; known: 1, Linear, all, linear"),
+        (LoRA(targets="conv"), bare, "lora.targets: no layer fits 'conv'; known: 1, Linear, all, auto, linear"),
         (
             LoRA(targets="MaxPool2d"),
             cnn(),

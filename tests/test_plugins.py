@@ -326,9 +326,9 @@ def test_listings_name_everything(cli: Cli) -> None:
         return [entry["name"] for entry in json.loads(cli(command, "--json").stdout)]
 
     assert {"full", "head", "lora", "scratch"} <= set(names("strategies"))
-    assert names("datasets") == ["cifar10", "digits", "fashion-mnist", "kmnist", "mnist", "mnist5k"]
-    assert names("backbones") == ["small_cnn"]
-    assert names("shifts") == ["blur", "contrast", "noise", "rotate"]
+    assert names("datasets") == ["cifar10", "digits", "fashion-mnist", "folder", "kmnist", "mnist", "mnist5k"]
+    assert names("backbones") == ["small_cnn", "torchvision"]
+    assert names("shifts") == ["blur", "contrast", "crop", "flip", "noise", "rotate"]
     text = cli("strategies").stdout
     assert "-o rank=8  rank of the update" in text
 

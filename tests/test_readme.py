@@ -53,7 +53,7 @@ def test_every_command_shown_exists_and_its_settings_are_valid() -> None:
         assert command is not None
         with command.make_context("run", line.replace("DIR", "data").split()[2:]) as inner:
             values = inner.params
-        from adaptkit.cli.run import collect_layers
+        from adaptkit.cli.settings import collect_layers
 
         layers, problems = collect_layers(
             values["strategy"], values["options"], values["config"], values["settings"], values["seeds"], values

@@ -93,7 +93,7 @@ def test_json_is_one_document_with_the_whole_outcome(cli: Cli) -> None:
         "rank": 2,
         "alpha": 16.0,
         "dropout": 0.0,
-        "targets": "Linear",
+        "targets": "auto",
         "rslora": False,
         "dora": False,
         "plus": 1.0,
@@ -111,6 +111,9 @@ def test_json_is_one_document_with_the_whole_outcome(cli: Cli) -> None:
         "params/total",
         "params/trainable",
         "params/trainable_fraction",
+        "params/trainable_head",
+        "params/trainable_adapter",
+        "params/trainable_base",
         "size/adapter_bytes",
         "memory/peak_bytes",
         "time/train_seconds",
@@ -216,9 +219,11 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(cli: Cli, own_folder: Path)
     assert result.exit_code == 0
     lines = [line.rstrip() for line in result.stdout.splitlines() if line.strip()]
     assert lines[2] == "Base     small_cnn, 10 classes, on cpu in fp32; to be trained first"
-    assert lines[6].split() == ["lora", "27,216", "448,858", "6.06", "%", "0.005"]
-    assert lines[7].split() == ["full", "421,642", "421,642", "100.00", "%", "0.001"]
-    assert lines[8].startswith("Estimated time: ") and lines[8].endswith("of training and evaluation on this machine.")
+    assert lines[4].split() == ["strategy", "trainable", "head", "adapter", "base", "share", "learning", "rate"]
+    assert lines[6].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.005"]
+    assert lines[7].split() == ["full", "421,642", "1,290", "0", "420,352", "100.00", "%", "0.001"]
+    assert lines[8].startswith("base: 421,642 parameters; ")
+    assert lines[9].startswith("Estimated time: ") and lines[9].endswith("of training and evaluation on this machine.")
     assert result.stderr == ""
     assert not cache.exists() and list(own_folder.iterdir()) == []
     again = json.loads(cli("run", "-s", "lora", *TINY, "--set", "base.seed=77", "--dry-run", "--json").stdout)
@@ -263,16 +268,18 @@ def test_the_notebooks_preset_is_the_notebooks_experiment(cli: Cli, own_folder: 
         "base.epochs": 5,
         "base.lr": 0.001,
         "base.batch_size": 128,
+        "base.mode": "train",
         "base.seed": 42,
         "split.seed": 42,
         "split.source": 20_000,
         "split.pool": 40_000,
         "split.test": 5_000,
         "split.sampling": "random",
+        "split.file": "none",
         "strategy.rank": 8,
         "strategy.alpha": 16.0,
         "strategy.dropout": 0.0,
-        "strategy.targets": "Linear",
+        "strategy.targets": "auto",
         "strategy.rslora": False,
         "strategy.dora": False,
         "strategy.plus": 1.0,

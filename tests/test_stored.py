@@ -160,7 +160,7 @@ def test_a_stored_data_set_gives_the_results_of_one_in_memory(
     assert results(pictures, dataset="stored") == expected
     seen = decoded_at(pictures.parent)
     assert sorted(index for index, _ in seen) == list(range(600))  # each once
-    monkeypatch.setattr(domains, "SOURCE_BYTES", 300 * 16 * 16 - 1)
+    monkeypatch.setattr(stored, "HELD_BYTES", 300 * 16 * 16 - 1)
     assert results(pictures, dataset="stored") == expected
     seen = decoded_at(pictures.parent)
     times = numpy.bincount([index for index, _ in seen])
@@ -185,7 +185,7 @@ def test_a_broken_picture_is_one_line(
     cli, pictures: Path, workers: int, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if role == "streamed":
-        monkeypatch.setattr(domains, "SOURCE_BYTES", 0)
+        monkeypatch.setattr(stored, "HELD_BYTES", 0)
     broken = pictures.parent / "data" / "217-3.png"
     broken.write_bytes(b"not a picture")
     chosen = ["--dataset", "digits", "--target", "stored"] if role == "target" else ["--dataset", "stored"]
@@ -199,7 +199,7 @@ def test_a_broken_picture_is_one_line(
 def test_a_picture_that_breaks_during_training_fails_the_base_run(
     cli, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(domains, "SOURCE_BYTES", 0)
+    monkeypatch.setattr(stored, "HELD_BYTES", 0)
     pictures.write_text(
         PICTURES + "\n\n@hookimpl\ndef adaptkit_epoch_ended(run, epoch):\n"
         "    for file in Path('data').glob('*.png'):\n        file.unlink()\n"
@@ -414,7 +414,7 @@ def test_bytes_become_the_floats_that_whole_tensors_become(workers: int, held: s
 @with_any_workers
 def test_a_stored_target_is_without_the_images_of_the_source(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Half of the target's images are the source's own.
-    monkeypatch.setattr(domains, "SOURCE_BYTES", 0)
+    monkeypatch.setattr(stored, "HELD_BYTES", 0)
     source = Given("source", Corpus(painted(400)))
     made = load(source, Given("target", Corpus(painted(800))), source=300, pool=400, test=400)
     held = set(made.source.pixels.indices.tolist()) | set(made.clean_test.index.tolist())
@@ -425,7 +425,7 @@ def test_a_stored_target_is_without_the_images_of_the_source(workers: int, monke
     ):
         assert len(part) == len(index) and len(set(chosen.tolist()) & held) > 0
         assert index.tolist() == [number for number in chosen.tolist() if number not in held]
-    assert numbers(made.pool.pixels) == made.pool_index.tolist()
+    assert numbers(stored.loaded(made.pool).pixels) == made.pool_index.tolist()
 
 
 def relabelled_from(images: Images, start: int) -> Images:
@@ -462,7 +462,7 @@ from test_stored import Given, load, painted
 from adaptkit.contracts import Corpus
 from adaptkit.training.streaming import ByteRows
 stored.worker_count = lambda images, piece_bytes: {workers}
-domains.SOURCE_BYTES = 1 << 20
+stored.HELD_BYTES = 1 << 20
 made = load(Given("many", Corpus(painted({count}, side=128))), source={source}, pool=100, test=100)
 rows = ByteRows(None, made.source.pixels, torch.device("cpu"))
 for given, in rows.batches(torch.randperm(len(made.source)).split(64)):

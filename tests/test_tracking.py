@@ -36,6 +36,7 @@ ARTIFACTS = [
     "environment.txt",
     "predictions.csv",
     "samples.png",
+    "split.json",
 ]
 
 
@@ -84,7 +85,7 @@ def test_every_resolved_setting_is_a_param(tracked: Tracked) -> None:
         "strategy.rank": "4",
         "strategy.alpha": "16.0",
         "strategy.dropout": "0.0",
-        "strategy.targets": "Linear",
+        "strategy.targets": "auto",
         "strategy.rslora": "False",
         "strategy.dora": "False",
         "strategy.plus": "1.0",
@@ -96,6 +97,10 @@ def test_every_resolved_setting_is_a_param(tracked: Tracked) -> None:
         "shift.rotate": "45.0",
         "shift.noise": "0.3",
         "backbone": "small_cnn",
+        "image_size": "28",
+        "skip_bad_images": "False",
+        "augment": "none",
+        "bn": "freeze",
         "seed": "0",
         "shots": "5",
         "epochs": "2",
@@ -110,12 +115,14 @@ def test_every_resolved_setting_is_a_param(tracked: Tracked) -> None:
         "base.epochs": "2",
         "base.lr": "0.001",
         "base.batch_size": "64",
+        "base.mode": "train",
         "base.seed": "0",
         "split.seed": "0",
         "split.source": "200",
         "split.pool": "100",
         "split.test": "100",
         "split.sampling": "stratified",
+        "split.file": "none",
     }
     assert "shift" not in runs(tracked.uri)["base small_cnn mnist5k"].data.params
 
@@ -154,9 +161,8 @@ def test_final_metrics_are_logged_once_and_without_a_step(tracked: Tracked) -> N
 def test_a_base_run_knows_no_shift(tracked: Tracked) -> None:
     base = runs(tracked.uri)["base small_cnn mnist5k"]
     assert set(base.data.metrics) == EPOCH_METRICS
-    assert listed(tracked.uri, base) == [
-        name for name in ARTIFACTS if "shifted" not in name and not name.startswith("adapter/")
-    ]
+    own = [name for name in ARTIFACTS if "shifted" not in name and not name.startswith(("adapter/", "split"))]
+    assert listed(tracked.uri, base) == ["base/base.json", "base/base.safetensors", *own]
 
 
 def test_tags_say_what_a_run_is_and_what_it_can_be_compared_with(tracked: Tracked) -> None:

@@ -58,20 +58,75 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str,
     return {WEIGHTS: folder / WEIGHTS, CARD: folder / CARD}
 
 
-def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str) -> None:
-    """Put an adapter onto an adapted fresh base, in place.
+def read_card(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
+    """Return what a card, a JSON file, says; raise BadInput unless it says these keys with values of these types."""
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise BadInput(f"{path} is damaged: it is not JSON") from None
+    if not isinstance(card, dict):
+        raise BadInput(f"{path} is damaged: it is a JSON {type(card).__name__}, not an object")
+    if lacking := [key for key in types if key not in card]:
+        raise BadInput(f"{path} is damaged, or not written by adaptkit: it lacks {', '.join(lacking)}")
+    # JSON's true and false are whole numbers to Python.
+    wrong = [key for key, kind in types.items() if not isinstance(card[key], kind) or isinstance(card[key], bool)]
+    if wrong:
+        raise BadInput(f"{path} is damaged: {', '.join(wrong)} cannot be {', '.join(repr(card[key]) for key in wrong)}")
+    return card
 
-    Raises BadInput when the adapter belongs to another base, is damaged, or does not fit the model.
+
+def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; raise BadInput when it is damaged, or has another sha256."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
+    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise BadInput(f"{path} is damaged: its sha256 is {found}, and {CARD} says {sha256}")
+    try:
+        return unpack(content)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise BadInput(f"{path} is damaged: {' '.join(str(error).split())}") from None
+
+
+def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str) -> tuple[str, ...]:
+    """Put an adapter onto an adapted fresh base, in place; return the names of its tensors.
+
+    The fingerprint is that of the base's weights. Raises BadInput when the adapter belongs to another base, is damaged,
+    or does not fit the model.
     """
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    content = (folder / WEIGHTS).read_bytes()
+    card = read_card(folder / CARD, {"base_fingerprint": str, "sha256": str})
     if card["base_fingerprint"] != base_fingerprint:
-        raise BadInput(f"the adapter was made for base {card['base_fingerprint'][:12]}, not {base_fingerprint[:12]}")
-    if hashlib.sha256(content).hexdigest() != card["sha256"]:
-        raise BadInput(f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CARD}")
-    tensors = unpack(content)
+        raise BadInput(f"the adapter was made for base {card['base_fingerprint']}, not {base_fingerprint}")
+    tensors = read_weights(folder / WEIGHTS, card["sha256"])
+    fit_adapter(tensors, model)
+    return tuple(tensors)
+
+
+def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Put an adapter's tensors into an adapted model, in place; raise BadInput unless they are what it trains."""
     own = model.state_dict()
-    foreign = [name for name in tensors if name not in own or own[name].shape != tensors[name].shape]
-    if foreign:
-        raise BadInput(f"the adapter does not fit the model: {', '.join(sorted(foreign)[:3])}")
-    model.load_state_dict(tensors, strict=False)
+    problems = {
+        "has tensors that are not the model's": [name for name in tensors if name not in own],
+        "has tensors of another shape or type than the model's": [
+            name
+            for name, tensor in tensors.items()
+            if name in own and (own[name].shape, own[name].dtype) != (tensor.shape, tensor.dtype)
+        ],
+        "lacks tensors that are trained": [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and name in own and name not in tensors
+        ],
+    }
+    told = [
+        f"the adapter does not fit the model: it {what}: {', '.join(sorted(names)[:3])}"
+        + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for what, names in problems.items()
+        if names
+    ]
+    if told:
+        raise BadInput(*told)
+    model.load_state_dict(dict(tensors), strict=False)

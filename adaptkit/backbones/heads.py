@@ -1,4 +1,4 @@
-"""Give any model a `head`: its last classifier layer, found anew at each look-up."""
+"""Give any model a `head`: its last classifier layer, found anew at each look-up; or a fresh one for other classes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from adaptkit.backbones.layers import replace_layer
 from adaptkit.errors import BadInput
 
 
@@ -29,6 +30,22 @@ def find_head(model: nn.Module) -> nn.Module:
     if found is None:
         raise BadInput(f"{type(model).__name__} has no linear layer to serve as head")
     return found
+
+
+def replace_head(model: nn.Module, classes: int) -> nn.Linear:
+    """Put a fresh linear layer for so many classes in the place of the last one, and return it.
+
+    Raises BadInput if the model has none, or is itself that layer.
+    """
+    found = find_head(model)
+    if found is model:
+        raise BadInput(f"{type(model).__name__} is a head alone: a layer in a model can be replaced, not the model")
+    old = getattr(found, "base_layer", found)
+    assert isinstance(old, nn.Linear)
+    device, dtype = old.weight.device, old.weight.dtype
+    fresh = nn.Linear(old.in_features, classes, bias=old.bias is not None, device=device, dtype=dtype)
+    replace_layer(model, found, fresh)
+    return fresh
 
 
 def with_head(model: nn.Module) -> nn.Module:

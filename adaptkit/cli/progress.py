@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from adaptkit.comparison import NO_SOURCE
 from adaptkit.contracts import Epoch, Run, RunResult
 from adaptkit.hookspecs import hookimpl
 
@@ -51,8 +52,12 @@ class ProgressBars:
     @hookimpl
     def adaptkit_run_started(self, run: Run, model: nn.Module) -> None:
         """Begin the run's bar."""
+        epochs = epochs_of(run)
+        if not epochs:
+            self._task = None
+            return
         self.progress.start()
-        self._task = self.progress.add_task(escape(run.name), total=epochs_of(run), figures="")
+        self._task = self.progress.add_task(escape(run.name), total=epochs, figures="")
 
     @hookimpl
     def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
@@ -79,7 +84,9 @@ class ProgressBars:
 
 
 def epochs_of(run: Run) -> int:
-    """Return how many epochs a run will take."""
+    """Return how many epochs a run will take; a base without a source is not trained."""
+    if run.kind == "base" and run.params.get("dataset") == NO_SOURCE:
+        return 0
     return int(run.params["base.epochs" if run.kind == "base" else "epochs"])
 
 
@@ -90,11 +97,10 @@ def times(epoch: Epoch) -> str:
 
 def figures(epoch: Epoch) -> str:
     """Return an epoch's loss and accuracies as one line."""
-    parts = [
-        f"loss {epoch.loss:.3f}",
-        f"train {100 * epoch.train_accuracy:.1f} %",
-        f"clean {100 * epoch.test_accuracy:.1f} %",
-    ]
+    parts = [f"loss {epoch.loss:.3f}", f"train {100 * epoch.train_accuracy:.1f} %"]
+    if epoch.test_accuracy is not None:
+        parts.append(f"clean {100 * epoch.test_accuracy:.1f} %")
     if epoch.shifted_accuracy is not None:
-        parts.append(f"shifted {100 * epoch.shifted_accuracy:.1f} %")
+        word = "target" if epoch.test_accuracy is None else "shifted"
+        parts.append(f"{word} {100 * epoch.shifted_accuracy:.1f} %")
     return "  ".join(parts)

@@ -46,34 +46,28 @@ def print_findings(console: Console, findings: Findings) -> None:
 
 
 def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
-    """Print a row an arm, the best first, with the zero-shot base for comparison."""
-    metric = comparison.metric
+    """Print a row an arm, the best first, with the zero-shot base for comparison, if there is a source."""
+    metric, zero_shot, clean = comparison.metric, comparison.zero_shot, comparison.base_accuracy
     note = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed: no interval"
-    table = _table("strategy", f"accuracies in %, gain and retention in points; {note}")
+    has_source = zero_shot is not None and clean is not None
+    about = "accuracies in %, gain and retention in points" if has_source else "accuracy on the target's test set in %"
+    table = _table("strategy", f"{about}; {note}")
     own = metric.key not in SHOWN
-    headings = ["shifted", "gain", "clean", "retention", "trainable", "share", "seconds"]
+    accuracies = ["shifted", "gain", "clean", "retention"] if has_source else ["target"]
+    headings = [*accuracies, "trainable", "share", "seconds"]
     for heading in [metric.key.rsplit("/", 1)[-1], *headings] if own else headings:
         table.add_column(heading, justify="right")
-    zero_shot = [
-        f"{100 * comparison.zero_shot:.1f}",
-        "",
-        f"{100 * comparison.base_accuracy:.1f}",
-        "",
-        "0",
-        "0.00 %",
-        "",
-    ]
-    table.add_row("zero-shot", *([""] if own else []), *zero_shot, style="dim")
+    if zero_shot is not None and clean is not None:
+        base = [f"{100 * zero_shot:.1f}", "", f"{100 * clean:.1f}", "", "0", "0.00 %", ""]
+        table.add_row("zero-shot", *([""] if own else []), *base, style="dim")
     for arm in comparison.arms[:MOST_ARMS]:
         fewer = f" ({len(arm.seeds)} of {seeds} seeds)" if len(arm.seeds) < seeds else ""
         score = [mean(arm.score, metric.digits, scale=metric.scale)] if own else []
+        found = [(arm.shifted, False), (arm.gain, True), (arm.clean, False), (arm.retention, True)]
         table.add_row(
             escape(arm.name) + fewer,
             *score,
-            mean(arm.shifted, scale=100),
-            mean(arm.gain, scale=100, signed=True),
-            mean(arm.clean, scale=100),
-            mean(arm.retention, scale=100, signed=True),
+            *(mean(value, scale=100, signed=signed) for value, signed in found if value is not None),
             f"{arm.trainable:,}",
             f"{100 * arm.trainable_fraction:.2f} %",
             mean(arm.train_seconds),

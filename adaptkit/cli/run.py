@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import json_option, plugin_option, split_pairs
+from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.settings import RunCommand, collect_layers
 from adaptkit.cli.signals import interruptible
-from adaptkit.errors import BadInput, RunFailed, TrackingLost
+from adaptkit.errors import RunFailed, TrackingLost
 from adaptkit.imports import uncollected
 
 if TYPE_CHECKING:
@@ -21,39 +22,6 @@ if TYPE_CHECKING:
 
     from adaptkit.outcome import Outcome
     from adaptkit.plugins import Plugins
-    from adaptkit.resolve import Layer
-
-SETTING_OPTIONS = (
-    "preset", "dataset", "target", "shift", "backbone", "epochs", "lr", "batch_size", "data_dir", "device",
-    "precision", "experiment",
-)  # fmt: skip
-
-
-class RunCommand(click.Command):
-    """A command whose help ends with every setting that `--set` and `--config` know."""
-
-    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
-        """Read the arguments; say how strategies are named to whoever names one without an option."""
-        try:
-            return super().parse_args(context, arguments)
-        except click.UsageError as error:
-            if "unexpected extra argument" not in error.message:
-                raise
-            hint = "name strategies with -s, as in -s lora"
-            raise click.UsageError(f"{error.message.rstrip('.')}; {hint}", context) from None
-
-    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the settings with their defaults."""
-        from adaptkit.config import setting_defaults, setting_keys
-
-        defaults = setting_defaults()
-        with formatter.section("Settings (--set KEY=VALUE, or lines of a --config file)"):
-            rows = [
-                (key, f"{text}  [default: {defaults[key]}]" if key in defaults else text)
-                for key, text in setting_keys().items()
-            ]
-            rows += [("NAME.OPTION", "option of a strategy, as in lora.rank=4"), ("shift.NAME", "amount of one shift")]
-            formatter.write_dl(rows)
 
 
 @click.command(cls=RunCommand)
@@ -68,12 +36,25 @@ class RunCommand(click.Command):
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. base.epochs=3. Repeatable."
 )
-@click.option("--dataset", metavar="NAME", help="Source data set; see `adaptkit datasets`.  [default: mnist5k]")
-@click.option("--target", metavar="NAME", help="Target data set.  [default: the source under the shift]")
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Source: see `adaptkit datasets`, or folder:PATH, or none for pretrained weights.  [default: mnist5k]",
+)
+@click.option("--target", metavar="NAME", help="Target, as folder:PATH.  [default: the source under the shift]")
 @click.option(
     "--shift", metavar="NAME=X,...", help="Shift to the target, e.g. rotate=45,noise=0.3; see `adaptkit shifts`."
 )
 @click.option("--backbone", metavar="NAME", help="Architecture; see `adaptkit backbones`.  [default: small_cnn]")
+@click.option(
+    "--weights", metavar="default|none|FILE", help="The backbone's first weights: published, fresh, or a file's."
+)
+@click.option("--image-size", metavar="N", help="Side of the images, in pixels.  [default: the data's or backbone's]")
+@click.option("--augment", metavar="NAME=X,...", help="Shifts of training images only, e.g. flip=0.5,crop=0.7.")
+@click.option(
+    "--bn", metavar="freeze|adapt", help="Statistics of frozen BatchNorm layers: keep, or move.  [default: freeze]"
+)
+@click.option("--skip-bad-images", is_flag=True, help="Leave out files that are no pictures, instead of stopping.")
 @click.option("--seeds", "--seed", metavar="LIST", help="A run for each: 3, 0-4 or 0,2,5.  [default: 0]")
 @click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10]")
 @click.option("--lr", metavar="X", help="Learning rate.  [default: the strategy's own]")
@@ -108,6 +89,7 @@ def run(
     seeds: str | None,
     tracking_uri: str | None,
     no_track: bool,
+    skip_bad_images: bool,
     plugin: tuple[str, ...],
     refresh_base: bool,
     no_feature_cache: bool,
@@ -125,12 +107,14 @@ def run(
       adaptkit run -s lora
       adaptkit run -s full -s head -s lora -o lora.rank=4 --seeds 0-4
       adaptkit run -s lora --target digits --preset quick
+      adaptkit run -s lora -s head --dataset none --target folder:photos --backbone torchvision:resnet18
 
     The strongest source of a setting wins: option, --set, --config, --preset, default.
     """
     from adaptkit.loading import load_plugins
     from adaptkit.resolve import resolve
 
+    values["skip_bad_images"] = True if skip_bad_images else None  # a config may say so, too
     layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
     plugins = load_plugins(plugin)
     request = resolve(layers, plugins, problems)
@@ -177,34 +161,6 @@ def run(
         if not quiet:
             print_way_to_runs(console, outcome)
     raise_failures(outcome)
-
-
-def collect_layers(
-    strategy: tuple[str, ...],
-    options: tuple[str, ...],
-    config: Path | None,
-    settings: tuple[str, ...],
-    seeds: str | None,
-    values: dict[str, Any],
-) -> tuple[list[Layer], list[str]]:
-    """Return the sources of settings, the strongest first, and what is wrong with those that cannot be read."""
-    from adaptkit.config import read_config
-    from adaptkit.resolve import Layer, option_keys
-
-    problems: list[str] = []
-    given = {key: values[key] for key in SETTING_OPTIONS if values[key] is not None}
-    if strategy:
-        given["strategy"] = [name.strip() for names in strategy for name in names.split(",")]
-    if seeds is not None:
-        given["seed"] = seeds
-    given |= option_keys(split_pairs("-o", options, problems))
-    layers = [Layer(given), Layer(split_pairs("--set", settings, problems))]
-    if config is not None:
-        try:
-            layers.append(Layer(read_config(config), config.name))
-        except BadInput as error:
-            problems.extend(error.problems)
-    return layers, problems
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ def messages() -> Console:
 def _console(terminal: bool, stderr: bool) -> Console:
     # Without a terminal: no ANSI codes, no wrapping at a width that nobody chose, no live display.
     return (
-        Console(stderr=stderr, highlight=False, soft_wrap=False)
+        Console(stderr=stderr, highlight=False, soft_wrap=False, emoji=False)
         if terminal
-        else Console(stderr=stderr, highlight=False, no_color=True, force_terminal=False, width=FILE_WIDTH)
+        else Console(stderr=stderr, highlight=False, no_color=True, force_terminal=False, width=FILE_WIDTH, emoji=False)
     )

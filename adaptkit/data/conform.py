@@ -7,35 +7,36 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from adaptkit.contracts import Corpus, Dataset, Images
-from adaptkit.data.shifts import luminance
-from adaptkit.data.stored import LoadedImages, NamedPixels, chunks, loaded
+from adaptkit.contracts import Corpus, Dataset, Images, Reading
+from adaptkit.data.stored import NamedPixels
 from adaptkit.errors import BadInput, located
 
 
-def load_checked(dataset: Dataset, data_dir: Path) -> Corpus:
+def load_checked(dataset: Dataset, data_dir: Path, reading: Reading | None = None, name: str = "") -> Corpus:
     """Load a data set and raise BadInput unless it keeps the contract.
 
-    Stored images are not decoded here: each is checked when it is.
+    Stored images are not decoded here: each is checked when it is. `reading` is how pictures are read that have no size
+    of their own, `name` what the user calls the data set, if not by its own name.
     """
+    title = f"data set {name or dataset.name}"
     try:
-        corpus = dataset.load(data_dir)
+        at = getattr(dataset, "at", None)
+        corpus = (dataset if at is None or reading is None else at(reading)).load(data_dir)
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(f"data set {dataset.name}: load() raises {located(error)}") from error
+        raise BadInput(f"{title}: load() raises {located(error)}") from error
     if not isinstance(corpus, Corpus):
-        raise BadInput(f"data set {dataset.name}: load() returned {type(corpus).__name__}, not a Corpus")
+        raise BadInput(f"{title}: load() returned {type(corpus).__name__}, not a Corpus")
     for images in (corpus.train, corpus.test):
         if images is None:
             continue
         problem = _problem(images, corpus.train)
         if problem:
-            raise BadInput(f"data set {dataset.name}: {problem}")
-    test = None if corpus.test is None else _named(corpus.test, f"data set {dataset.name}: test image")
-    return Corpus(_named(corpus.train, f"data set {dataset.name}: image"), test)
+            raise BadInput(f"{title}: {problem}")
+    test = None if corpus.test is None else _named(corpus.test, f"{title}: test image")
+    return Corpus(_named(corpus.train, f"{title}: image"), test, corpus.notices)
 
 
 def _named(images: Images, title: str) -> Images:
@@ -86,38 +87,9 @@ def relabelled(corpus: Corpus, name: str, classes: tuple[str, ...], source: str)
     def relabel(images: Images) -> Images:
         return Images(images.pixels, number[images.labels], classes)
 
-    return Corpus(relabel(corpus.train), None if corpus.test is None else relabel(corpus.test))
+    return Corpus(relabel(corpus.train), None if corpus.test is None else relabel(corpus.test), corpus.notices)
 
 
 def _some(names: Sequence[str], limit: int = 10) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(repr, names[:limit])) + more
-
-
-def alike(images: Images, model: Images, name: str) -> LoadedImages:
-    """Return the target's images in the channels and the size of the source's; raise BadInput where none leads there.
-
-    Grey images are repeated for each channel, colours become their luminance, sizes are changed bilinearly.
-    """
-    (given, side), (channels, size) = images.pixels.shape[1:3], model.pixels.shape[1:3]
-    if given != channels and (given, channels) not in ((1, 3), (3, 1)):
-        raise BadInput(f"target {name}: its images have {given} channels, the source's {channels}")
-    if (given, side) == (channels, size):
-        return loaded(images)
-    pixels = torch.empty((len(images), channels, size, size), dtype=torch.uint8)
-    filled = 0
-    for chunk in chunks(images.pixels):
-        pixels[filled : filled + len(chunk)] = _converted(chunk, channels, size)
-        filled += len(chunk)
-    return LoadedImages(pixels, images.labels, images.classes)
-
-
-def _converted(pixels: Tensor, channels: int, size: int) -> Tensor:
-    given, side = pixels.shape[1:3]
-    if given != channels:
-        pixels = luminance(pixels.float()).round().to(torch.uint8) if channels == 1 else pixels.repeat(1, 3, 1, 1)
-    if side != size:
-        # Without antialiasing a shrunk image would be a sample of its pixels.
-        large = interpolate(pixels.float(), size=(size, size), mode="bilinear", antialias=side > size)
-        pixels = large.round().clamp(0, 255).to(torch.uint8)
-    return pixels

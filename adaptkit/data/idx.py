@@ -43,7 +43,8 @@ def read_corpus(folder: Path, name: str) -> Corpus:
         if len(pixels) != len(truth) or not len(truth) or truth.max() >= len(CLASSES[name]):
             raise ValueError("images and labels do not belong together")
         parts.append(Images(pixels, truth, CLASSES[name]))
-    return Corpus(*parts)
+    train, test = parts
+    return Corpus(train, test)
 
 
 def _read(path: Path, dimensions: int) -> Any:  # of numpy, which is imported when it is needed

@@ -33,6 +33,8 @@ AHEAD_BYTES = 32 << 20
 AHEAD_PIECES = 64
 #: images that are checked or counted are held in memory at most so many bytes at a time
 CHUNK_BYTES = 16 << 20
+#: bytes of one part's images that are held in memory; more of them stay stored, and are decoded whenever they are read
+HELD_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,21 @@ class NamedPixels:
         found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         found = found.removeprefix("torch.")
         raise BadInput(f"{self.title} {index} must be a tensor uint8 {expected}, as the shape says, not {found}")
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Return what the stored images are called, if they have names."""
+        return names_of(self.stored)
+
+
+def names_of(pixels: Tensor | StoredPixels) -> Sequence[str] | None:
+    """Return what the images of a data set are called; None if their index is all that tells them apart."""
+    return getattr(pixels, "names", None) if not isinstance(pixels, Tensor) else None
+
+
+def held(images: Images) -> Images:
+    """Return the images in memory if they are few enough to be held there, else as they are."""
+    return loaded(images) if math.prod(images.pixels.shape) <= HELD_BYTES else images
 
 
 def loaded(images: Images) -> LoadedImages:

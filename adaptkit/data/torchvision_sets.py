@@ -6,15 +6,10 @@ import contextlib
 import io
 import os
 import shutil
-import socket
 import sys
 import tempfile
-import threading
-import time
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
@@ -22,13 +17,10 @@ from urllib.parse import urlsplit
 from adaptkit.data.idx import CLASSES, idx_files, read_corpus
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
+from adaptkit.network import ANSWER_WITHIN, answering, bounded_waits
 
 if TYPE_CHECKING:
     from adaptkit.contracts import Corpus, Dataset
-
-#: seconds that a server may take to answer at all, and to go on once it sends
-ANSWER_WITHIN = 5.0
-STALL_WITHIN = 20.0
 
 
 class Mnist:
@@ -144,7 +136,8 @@ def _cifar(folder: Path, published: Any) -> Corpus:
         if len(pixels) != len(labels) or not set(part.targets) <= set(range(len(part.classes))):
             raise ValueError("images and labels do not belong together")
         images.append(Images(pixels, labels, tuple(part.classes)))
-    return Corpus(*images)
+    train, test = images
+    return Corpus(train, test)
 
 
 def _download(name: str, published: Any, folder: Path, files: Sequence[str]) -> None:
@@ -162,7 +155,7 @@ def _download(name: str, published: Any, folder: Path, files: Sequence[str]) -> 
                 if os.path.isfile(folder / archive):
                     Path(scratch, archive).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(folder / archive, Path(scratch, archive))
-            with _patient_but_not_for_ever():
+            with bounded_waits(), _quietly():
                 published(root=scratch, download=True)
             for file in files:
                 if not os.path.isfile(folder / file):
@@ -180,51 +173,21 @@ def _reachable(published: Any, problem: str, advice: str) -> Any:
     """
     mirrors = list(getattr(published, "mirrors", ()))
     addresses = [f"{mirror}{published.resources[0][0]}" for mirror in mirrors] or [published.url]
-    answered = _answering(addresses)
+    answered = answering(addresses, ANSWER_WITHIN)
     if not answered:
         hosts = ", ".join(dict.fromkeys(urlsplit(address).netloc for address in addresses))
         raise BadInput(f"{problem}, and no answer from {hosts} to download it; {advice}")
     if not mirrors:
         return published
-    answering = [mirror for mirror, address in zip(mirrors, addresses, strict=True) if address in answered]
+    reachable = [mirror for mirror, address in zip(mirrors, addresses, strict=True) if address in answered]
     # torchvision names the folder after the class.
-    return type(published.__name__, (published,), {"mirrors": answering})
+    return type(published.__name__, (published,), {"mirrors": reachable})
 
 
-def _answering(addresses: Sequence[str]) -> set[str]:
-    answered: list[str] = []
-
-    def ask(address: str) -> None:
-        request = urllib.request.Request(address, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=ANSWER_WITHIN).close()
-        except urllib.error.HTTPError as error:
-            error.close()  # an answer all the same: some servers refuse HEAD
-        except Exception:
-            return
-        answered.append(address)
-
-    # In threads, because looking up a name and trying its many addresses is not bounded by the timeout.
-    threads = [threading.Thread(target=ask, args=(address,), daemon=True) for address in addresses]
-    deadline = time.monotonic() + ANSWER_WITHIN
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return set(answered)
-
-
-@contextlib.contextmanager
-def _patient_but_not_for_ever() -> Iterator[None]:
-    """Bound each wait for the network, and show torchvision's progress bars on a terminal only."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL_WITHIN)
+def _quietly() -> contextlib.AbstractContextManager[object]:
+    """Show torchvision's progress bars on a terminal only."""
     visible = sys.stderr is not None and sys.stderr.isatty()
-    try:
-        with contextlib.nullcontext() if visible else contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
+    return contextlib.nullcontext() if visible else contextlib.redirect_stderr(io.StringIO())
 
 
 def _line(error: Exception) -> str:

@@ -1,17 +1,91 @@
-"""Turn stored images into what a model sees: floats in 0..1, under shifts."""
+"""Turn images that are kept as bytes into what a model sees: floats in 0..1, under shifts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from adaptkit.contracts import Shift
+from adaptkit.contracts import Shift, StoredPixels
+from adaptkit.data.stored import decoded
 from adaptkit.errors import BadInput
 from adaptkit.seeds import derive_seed
 
 CHUNK = 1024
+#: bytes of views that are made at once and kept; more of them are made batch by batch, each time anew
+VIEW_BYTES = 128 << 20
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class LazyViews:
+    """Views that are made when they are asked for, float32 `[n, c, h, w]` on `device`: used as a tensor of them is.
+
+    What is drawn for an image depends on its position, on the shift's place in the order, and on the seed.
+    """
+
+    #: what they hold of memory
+    nbytes: ClassVar[int] = 0
+
+    pixels: Tensor | StoredPixels
+    shifts: tuple[Shift, ...]
+    seed: int
+    device: torch.device = CPU
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of all views together."""
+        return tuple(self.pixels.shape)
+
+    def __len__(self) -> int:
+        return int(self.pixels.shape[0])
+
+    def __getitem__(self, chosen: slice | Tensor) -> Tensor:
+        """Return the views at these positions."""
+        indices = torch.arange(len(self))[chosen.cpu() if isinstance(chosen, Tensor) else chosen]
+        return next(self.batches([indices]))
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield all views in order, so many at a time."""
+        return self.batches(torch.arange(len(self)).split(size))
+
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the views of each part: `parts` are int64 indices on the CPU."""
+        for part, images in zip(parts, self._images(parts), strict=True):
+            views = images.to(self.device, non_blocking=True).to(torch.float32) / 255
+            if self.shifts:
+                shifted = [
+                    _shifted(view[None], self.shifts, self.seed, int(position))
+                    for position, view in zip(part, views, strict=True)
+                ]
+                views = torch.cat(shifted)
+            yield views
+
+    def to(self, device: torch.device) -> LazyViews:
+        """Return the views on this device."""
+        return dataclasses.replace(self, device=device)
+
+    def _images(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        if isinstance(self.pixels, Tensor):
+            return (self.pixels.index_select(0, part) for part in parts)
+        return decoded(self.pixels, parts, pinned=self.device.type == "cuda")
+
+
+Views = Tensor | LazyViews
+
+
+def views_of(pixels: Tensor | StoredPixels, shifts: Sequence[Shift], seed: int) -> Views:
+    """Return uint8 images as a model sees them under shifts: made now if they are few enough to be kept."""
+    if math.prod(pixels.shape) * 4 > VIEW_BYTES:
+        return LazyViews(pixels, tuple(shifts), seed)
+    if not isinstance(pixels, Tensor):
+        (pixels,) = decoded(pixels, [torch.arange(pixels.shape[0])])
+    return shifted_views(pixels, shifts, seed)
 
 
 def shifted_views(pixels: Tensor, shifts: Sequence[Shift], seed: int) -> Tensor:
@@ -22,12 +96,17 @@ def shifted_views(pixels: Tensor, shifts: Sequence[Shift], seed: int) -> Tensor:
     views = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
     for start in range(0, len(pixels), CHUNK):
         images = pixels[start : start + CHUNK].to(torch.float32) / 255
-        for place, shift in enumerate(shifts):
-            # A generator for each: the amount of one shift then has no say in the draws of the next.
-            generator = torch.Generator().manual_seed(derive_seed(seed, f"views/{place}/{start}"))
-            before = images.shape
-            images = shift.apply(images, generator)
-            if images.shape != before:
-                raise BadInput(f"shift {shift.name}: turned images {list(before)} into {list(images.shape)}")
-        views[start : start + CHUNK] = images
+        views[start : start + CHUNK] = _shifted(images, shifts, seed, start)
     return views
+
+
+def _shifted(images: Tensor, shifts: Sequence[Shift], seed: int, start: int) -> Tensor:
+    """Return the images, the first of which has position `start`, under the shifts."""
+    for place, shift in enumerate(shifts):
+        # A generator for each: the amount of one shift then has no say in the draws of the next.
+        generator = torch.Generator().manual_seed(derive_seed(seed, f"views/{place}/{start}"))
+        before = images.shape
+        images = shift.apply(images, generator)
+        if images.shape != before:
+            raise BadInput(f"shift {shift.name}: turned images {list(before)} into {list(images.shape)}")
+    return images

@@ -13,31 +13,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from adaptkit import __version__
 from adaptkit.adapters.files import WEIGHTS, Inherited, load_adapter, save_adapter
 from adaptkit.contracts import Epoch, Predictions, Run, RunResult, Strategy
 from adaptkit.errors import AdaptkitError, RunFailed, comes_from, located
 from adaptkit.experiment.base import Base
+from adaptkit.experiment.card import adapter_card
 from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.feeding import Feeding
+from adaptkit.experiment.measurement import accuracies, parameters, require_same, times
 from adaptkit.experiment.preparation import Experiment, draw_target
 from adaptkit.experiment.sharing import Company, Seat
 from adaptkit.outcome import RunRecord
 from adaptkit.plugins import Plugins
 from adaptkit.request import Arm
 from adaptkit.seeds import derive_seed
-from adaptkit.training.evaluation import inference_ratio, predict, predict_logits, share_right
+from adaptkit.training.evaluation import pass_size, predict, predict_logits
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.memory import step_bytes
-from adaptkit.training.trainable import adapt, count
+from adaptkit.training.trainable import Origin, adapt
 
 if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Tracker
 
-#: Logits of the reloaded adapter may differ from the trained model's by this much; large ones by this share.
-RELOAD_TOLERANCE = 1e-4
-#: images on which the reloaded model, and the merged one, are held against the trained one
-CHECKED, MERGED = 512, 64
+#: passes on which the reloaded model is held against the trained one, images on which the merged one is
+CHECKED, MERGED = 4, 64
 STATE = "; is there state outside parameters and buffers?"
 
 
@@ -48,6 +47,7 @@ class Trained:
     model: nn.Module
     groups: list[dict[str, Any]]
     inherited: Inherited
+    origin: Origin
     strategy: Strategy
 
 
@@ -66,12 +66,15 @@ class Stage:
 
     @functools.cached_property
     def base_logits(self) -> dict[str, Tensor]:
-        """Return what the base says of both test sets; features that the strategies read come by, and are kept."""
+        """Return what the base says of the test sets; features that the strategies read come by, and are kept.
+
+        A base with a new head says nothing.
+        """
         for arm in self.experiment.request.arms:
             # A strategy that cannot adapt this base fails in its own runs.
             with contextlib.suppress(Exception):
                 self.feeding.expect(self.adapted(arm, self.experiment.request.settings.seed[0]).model)
-        return self.feeding.base_logits(self.base_model)
+        return self.feeding.base_logits(self.base_model) if self.experiment.clean is not None else {}
 
     def run(self, arm: Arm, seed: int) -> RunRecord:
         """Adapt a copy of the base with one strategy and seed, telling the watchers; return its record."""
@@ -115,19 +118,26 @@ class Stage:
         for epoch in fit(trained.model, trained.groups, passes, labels, recipe, step_ended):
             epochs.append(epoch)
             self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
-        files = save_adapter(folder, trained.inherited.adapter(trained.model), self._card(arm, seed))
-        reloaded = self._reloaded(arm, seed, folder)
+        tensors = trained.inherited.adapter(trained.model)
+        files = save_adapter(folder / "kept", tensors, adapter_card(experiment, self.base, arm, seed, tensors))
+        # From where everybody will read it, if there is such a place.
+        kept = self.tracker.keep_adapter(run, files, folder / "read") if self.tracker else None
+        reloaded = self._reloaded(arm, seed, kept or folder / "kept")
         judged = self.feeding.passes(reloaded.model, seed, whole=step_ended is not None, judged=True)
         reloaded.model.eval()
         logits = {name: predict(judged.testing(name), recipe.precision) for name in judged.tests}
         # The trained model is run whole: this judges the division, too.
-        before = predict_logits(trained.model, judged.tests["clean"].images.value.tensor[:CHECKED], recipe.precision)
-        _require_same(logits["clean"][:CHECKED], before, f"strategy {arm.strategy}: the reloaded adapter", STATE)
+        some = experiment.some(CHECKED * pass_size(first))
+        before = predict_logits(trained.model, some, recipe.precision)
+        after = logits[next(iter(judged.tests))][: len(some)]
+        require_same(after, before, f"strategy {arm.strategy}: the reloaded adapter", STATE)
         domains = experiment.domains
         predictions = {
-            name: Predictions.of(logits[name], test.index, test.labels, self.base_logits[name])
-            for name, test in (("clean", domains.clean_test), ("shifted", domains.shifted_test))
+            name: Predictions.of(logits[name], test.index, test.labels, self.base_logits.get(name))
+            for name, test in domains.tests.items()
         }
+        split = folder / "split.json"
+        split.write_text(domains.split_text, encoding="utf-8")
         metrics = self._metrics(predictions, epochs, reloaded, files[WEIGHTS].stat().st_size, memory)
         result = RunResult(
             metrics=metrics,
@@ -139,8 +149,8 @@ class Stage:
                 "adaptkit.frozen_prefix": passes.frozen_prefix,
                 "adaptkit.timing": self.seat.timing_since(company),
             },
-            files={f"adapter/{name}": path for name, path in files.items()},
-            samples={"clean": experiment.clean[0][:8].cpu(), "shifted": experiment.shifted[0][:8].cpu()},
+            files={"split.json": split} | {f"adapter/{name}": path for name, path in files.items()},
+            samples={name: images[:8].cpu() for name, (images, _) in experiment.tests.items()},
         )
         self.plugins.notify("adaptkit_run_ended", run=run, result=result, model=reloaded.model)
         return metrics
@@ -151,9 +161,10 @@ class Stage:
         model = self.base.build(self.experiment.request, self.experiment.domains)
         tensors = (*model.parameters(), *model.buffers())
         strategy = arm.create()
-        groups = adapt(model, strategy, derive_seed(seed, "init"))
+        origin = Origin.of(model)
+        groups = adapt(model, strategy, derive_seed(seed, "init"), arm.new_head)
         inherited = Inherited.of(model, tensors)
-        return Trained(self.experiment.place(model), groups, inherited, strategy)
+        return Trained(self.experiment.place(model), groups, inherited, origin, strategy)
 
     def _reloaded(self, arm: Arm, seed: int, folder: Path) -> Trained:
         """Read the adapter back onto a fresh base."""
@@ -169,37 +180,18 @@ class Stage:
         adapter_bytes: int,
         memory: int,
     ) -> dict[str, float]:
-        from sklearn.metrics import f1_score  # only now: nobody waits for it before training
-
-        clean, shifted = predictions["clean"].accuracy, predictions["shifted"].accuracy
-        zero_shot = share_right(self.base_logits["shifted"], self.experiment.shifted[1])
-        base_clean = share_right(self.base_logits["clean"], self.experiment.clean[1])
-        counts = count(reloaded.model)
         merged = copy.deepcopy(reloaded.model)
         if hasattr(reloaded.strategy, "merge"):
             reloaded.strategy.merge(merged)
-            some = self.experiment.clean[0][:MERGED]
+            some = self.experiment.some(MERGED)
             ours, theirs = (predict_logits(model, some) for model in (merged, reloaded.model))
-            _require_same(ours, theirs, f"strategy {reloaded.strategy.name}: the merged model")
-        evaluation = sum(epoch.evaluation_seconds for epoch in epochs)
-        truth, predicted = predictions["shifted"].truth, predictions["shifted"].predicted
-        return {
-            "final/test_accuracy": clean,
-            "final/shifted_accuracy": shifted,
-            "final/shifted_macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
-            "final/zero_shot_accuracy": zero_shot,
-            "final/base_test_accuracy": base_clean,
-            "final/gain": shifted - zero_shot,
-            "final/retention": clean - base_clean,
-            "params/total": counts.total,
-            "params/trainable": counts.trainable,
-            "params/trainable_fraction": counts.fraction,
-            "size/adapter_bytes": adapter_bytes,
-            "memory/peak_bytes": memory,
-            "time/train_seconds": sum(epoch.seconds for epoch in epochs) - evaluation,
-            "time/evaluation_seconds": evaluation,
-            "time/inference_ratio": inference_ratio(merged, self.base_model, self.experiment.clean[0]),
-        }
+            require_same(ours, theirs, f"strategy {reloaded.strategy.name}: the merged model")
+        return (
+            accuracies(self.experiment, predictions, self.base_logits)
+            | parameters(reloaded.model, reloaded.origin)
+            | {"size/adapter_bytes": adapter_bytes, "memory/peak_bytes": memory}
+            | times(self.experiment, epochs, merged, self.base_model)
+        )
 
     def _recipe(self, arm: Arm, seed: int) -> Recipe:
         settings = self.experiment.request.settings
@@ -211,26 +203,5 @@ class Stage:
             optimizer=settings.optimizer,
             weight_decay=settings.weight_decay,
             precision=settings.precision,
+            adapt_statistics=settings.bn == "adapt",
         )
-
-    def _card(self, arm: Arm, seed: int) -> dict[str, Any]:
-        domains = self.experiment.domains
-        return {
-            "adaptkit_version": __version__,
-            "strategy": arm.strategy,
-            "options": dict(arm.options),
-            "init_seed": derive_seed(seed, "init"),
-            "base_fingerprint": self.base.fingerprint,
-            "backbone": self.experiment.request.settings.backbone,
-            "backbone_options": dict(self.experiment.request.backbone_options),
-            "channels": domains.channels,
-            "size": domains.size,
-            "classes": list(domains.classes),
-        }
-
-
-def _require_same(logits: Tensor, trained: Tensor, whose: str, hint: str = "") -> None:
-    """Raise RunFailed if these are not the trained model's logits."""
-    gap = (logits - trained).abs().max().item()
-    if not gap <= RELOAD_TOLERANCE * max(1.0, trained.abs().max().item()):
-        raise RunFailed(f"{whose}'s logits differ from the trained model's by {gap:.3g}{hint}")

@@ -16,21 +16,24 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from adaptkit.adapters.weights import fingerprint, pack, unpack, write_bytes
-from adaptkit.backbones.heads import with_head
+from adaptkit.backbones.heads import find_head, with_head
 from adaptkit.cache import cache_folder
-from adaptkit.contracts import Epoch
+from adaptkit.contracts import Backbone, Epoch
 from adaptkit.data.domains import Domains
+from adaptkit.data.views import Views
 from adaptkit.errors import BadInput
-from adaptkit.request import Request
+from adaptkit.request import WEIGHTS, Request
 from adaptkit.seeds import derive_seed
 from adaptkit.training.features import ImageSet, Value
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import Test
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.streaming import BytePasses, on_device
+from adaptkit.training.trainable import freeze
 
 #: Raised whenever the same recipe would give other weights, so that old cache entries are not taken for new ones.
 RECIPE_VERSION = 1
+WEIGHTS_FILE, CARD_FILE = "base.safetensors", "base.json"
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,19 @@ class Base:
 
     def build(self, request: Request, domains: Domains) -> nn.Module:
         """Return a fresh model with the base's weights."""
-        model = build_model(request, domains)
+        model = _built(request, request.architecture, domains)
         model.load_state_dict(dict(self.state))
         return model
 
 
 def build_model(request: Request, domains: Domains) -> nn.Module:
-    """Return the untrained architecture: its initial weights depend on the base seed alone."""
+    """Return the untrained model: its pretrained weights, if any; its initial ones depend on the base seed alone."""
+    return _built(request, request.backbone, domains)
+
+
+def _built(request: Request, backbone: Backbone, domains: Domains) -> nn.Module:
     with RandomStream(derive_seed(request.settings.base.seed, "base weights")):
-        model: Any = request.backbone.build(domains.channels, domains.size, len(domains.classes))
+        model: Any = backbone.build(domains.channels, domains.size, len(domains.classes))
     if not isinstance(model, nn.Module):
         name = request.settings.backbone
         raise BadInput(f"backbone {name}: build() returned {type(model).__name__}, not a torch.nn.Module")
@@ -63,6 +70,7 @@ def recipe_key(request: Request, domains: Domains) -> str:
     """Return the sha256 of all that decides the base's weights."""
     settings = request.settings
     model = build_model(request, domains)
+    trained = settings.base.model_dump(exclude={"mode"} if settings.base.mode == "train" else set())
     recipe = {
         "version": RECIPE_VERSION,
         "source": domains.source_digest,
@@ -70,13 +78,15 @@ def recipe_key(request: Request, domains: Domains) -> str:
         # A backbone that changed under the same name is another one: its layers, or its initial weights.
         "layers": repr(model),
         "start": fingerprint(model.state_dict()),
-        "base": settings.base.model_dump(),
+        "base": trained if domains.clean_test is not None else "not trained",
         "precision": settings.precision,
         "device": settings.device,
         "torch": torch.__version__,
     }
     if request.backbone_options:
-        recipe["backbone_options"] = dict(request.backbone_options)
+        # Which weights it starts from is in `start`; where their file lies says nothing.
+        options = {key: value for key, value in request.backbone_options.items() if key != WEIGHTS}
+        recipe["backbone_options"] = options
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -107,18 +117,21 @@ def stored_base(key: str) -> Base | None:
     """Return the base from the cache; None if it is not there or damaged."""
     folder = _folder(key)
     try:
-        card = json.loads((folder / "base.json").read_text(encoding="utf-8"))
-        state = unpack((folder / "base.safetensors").read_bytes())
+        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        state = unpack((folder / WEIGHTS_FILE).read_bytes())
         base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return base if fingerprint(state) == base.fingerprint else None
 
 
-def train_base(request: Request, domains: Domains, model: nn.Module, clean: tuple[Tensor, Tensor]) -> Iterator[Epoch]:
-    """Train the model on the source, in place, yielding each epoch; `clean` is the clean test set on the device."""
+def train_base(request: Request, domains: Domains, model: nn.Module, clean: tuple[Views, Tensor]) -> Iterator[Epoch]:
+    """Train the model on the source, in place, yielding each epoch; `clean` is the clean test set on the device.
+
+    Where the base is only probed, the head is trained alone.
+    """
     settings = request.settings
-    device = clean[0].device
+    device = clean[1].device
     test = Test(ImageSet("clean", Value(clean[0], 0.0)), clean[1])
     passes = BytePasses(model, on_device(domains.source.pixels, device), device, {"clean": test})
     recipe = Recipe(
@@ -129,20 +142,31 @@ def train_base(request: Request, domains: Domains, model: nn.Module, clean: tupl
         precision=settings.precision,
         lr_option="--set base.lr=",
     )
-    groups = [{"params": list(model.parameters())}]
+    trained = list(model.parameters())
+    if settings.base.mode == "probe":
+        freeze(model)
+        trained = list(find_head(model.head).parameters())  # type: ignore[arg-type]
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    groups = [{"params": trained}]
     yield from fit(model, groups, passes, domains.source.labels.to(device), recipe)
 
 
 def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:
-    """Keep a trained base in the cache and return it."""
+    """Keep a base in the cache and return it."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     base = Base(key, fingerprint(state), state, epochs)
     card = {"fingerprint": base.fingerprint, "key": key, "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
-    folder = _folder(key)
-    write_bytes(folder / "base.safetensors", pack(state))
-    # Written last: without it, the weights are not found.
-    write_bytes(folder / "base.json", (json.dumps(card, indent=2) + "\n").encode())
+    write_base(_folder(key), base, card)
     return base
+
+
+def write_base(folder: Path, base: Base, card: Mapping[str, Any]) -> dict[str, Path]:
+    """Write a base's weights and a card that says what they are; return the files by name."""
+    write_bytes(folder / WEIGHTS_FILE, pack(base.state))
+    # Written last: without it, the weights are not found.
+    write_bytes(folder / CARD_FILE, (json.dumps(card, indent=2) + "\n").encode())
+    return {name: folder / name for name in (WEIGHTS_FILE, CARD_FILE)}
 
 
 def _folder(key: str) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from adaptkit.contracts import Predictions, Run, RunInput, RunResult
-from adaptkit.experiment.base import Base, base_lock, build_model, store_base, stored_base, train_base
+from adaptkit.experiment.base import Base, base_lock, build_model, store_base, stored_base, train_base, write_base
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.plugins import Plugins
 from adaptkit.training.evaluation import predict_logits
@@ -40,50 +43,78 @@ def obtain_base(
         run_id = tracker.find_base(base.fingerprint)
         if run_id is None:
             model = experiment.place(base.build(experiment.request, experiment.domains))
-            tracker.record(run, base.epochs, _base_result(experiment, run, base, model), model)
+            with _base_result(experiment, base, model) as result:
+                tracker.record(run, base.epochs, result, model)
             run_id = tracker.run_id(run)
         return base, run_id, True
 
 
 def _train_base(experiment: Experiment, plugins: Plugins, run: Run) -> Base:
+    """Train the base; without a source its pretrained weights, with a new head, are the base."""
     model = experiment.place(build_model(experiment.request, experiment.domains))
     epochs = []
     try:
         plugins.notify("adaptkit_run_started", run=run, model=model)
-        for epoch in train_base(experiment.request, experiment.domains, model, experiment.clean):
-            epochs.append(epoch)
-            plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+        if experiment.clean is not None:
+            for epoch in train_base(experiment.request, experiment.domains, model, experiment.clean):
+                epochs.append(epoch)
+                plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
         base = store_base(experiment.base_key, model, tuple(epochs))
-        result = _base_result(experiment, run, base, model)
-        plugins.notify("adaptkit_run_ended", run=run, result=result, model=model)
+        with _base_result(experiment, base, model) as result:
+            plugins.notify("adaptkit_run_ended", run=run, result=result, model=model)
     except BaseException as error:
         plugins.notify("adaptkit_run_failed", run=run, error=error)
         raise
     return base
 
 
-def _base_result(experiment: Experiment, run: Run, base: Base, model: nn.Module) -> RunResult:
-    test = experiment.domains.clean_test
-    logits = predict_logits(model, experiment.clean[0], experiment.request.settings.precision)
-    predictions = Predictions.of(logits, test.index, test.labels)
-    return RunResult(
-        metrics={},
-        epochs=base.epochs,
-        predictions={"clean": predictions},
-        classes=experiment.domains.classes,
-        config=experiment.request.config_text(experiment.request.base_params()),
-        samples={"clean": experiment.clean[0][:8].cpu()},
-        tags={"adaptkit.base_fingerprint": base.fingerprint},
-    )
+@contextmanager
+def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterator[RunResult]:
+    """Lend what there is to tell of a base; its files exist as long."""
+    domains, request = experiment.domains, experiment.request
+    predictions, samples = {}, {}
+    if experiment.clean is not None and domains.clean_test is not None:
+        logits = predict_logits(model, experiment.clean[0], request.settings.precision)
+        predictions["clean"] = Predictions.of(logits, domains.clean_test.index, domains.clean_test.labels)
+        samples["clean"] = experiment.clean[0][:8].cpu()
+    card = {
+        "fingerprint": base.fingerprint,
+        "key": base.key,
+        "backbone": request.settings.backbone,
+        "backbone_options": dict(request.backbone_options),
+        "channels": domains.channels,
+        "size": domains.size,
+        "classes": list(domains.classes),
+        "preprocessing": experiment.preprocessing,
+    }
+    with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
+        files = write_base(Path(folder), base, card)
+        yield RunResult(
+            metrics={},
+            epochs=base.epochs,
+            predictions=predictions,
+            classes=domains.classes,
+            config=request.config_text(request.base_params()),
+            files={f"base/{name}": path for name, path in files.items()},
+            samples=samples,
+            tags={"adaptkit.base_fingerprint": base.fingerprint},
+        )
 
 
 def _describe_base(experiment: Experiment) -> Run:
     plan = experiment.plan
+    has_source = experiment.clean is not None
+    inputs: tuple[RunInput, ...] = ()
+    if has_source:
+        inputs = (RunInput(plan.dataset, "source", experiment.domains.source_digest, plan.dataset),)
+        story = f"trained on {plan.source_images} images of `{plan.dataset}`"
+    else:
+        story = f"with a new head for {len(plan.classes)} classes, untrained"
     return Run(
         kind="base",
-        name=f"base {plan.backbone} {plan.dataset}",
+        name=f"base {plan.backbone} {plan.dataset if has_source else f'for {plan.target}'}",
         params=experiment.request.base_params() | experiment.backbone_facts,
         tags={"adaptkit.kind": "base", "adaptkit.recipe_key": experiment.base_key},
-        inputs=(RunInput(plan.dataset, "source", experiment.domains.source_digest, plan.dataset),),
-        description=f"The base: `{plan.backbone}` trained on {plan.source_images} images of `{plan.dataset}`.",
+        inputs=inputs,
+        description=f"The base: `{plan.backbone}` {story}.",
     )

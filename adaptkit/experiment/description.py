@@ -31,6 +31,12 @@ def describe_run(
         "adaptkit.threads": str(torch.get_num_threads()),
         **{f"adaptkit.{purpose}_seed": str(derive_seed(seed, purpose)) for purpose in ("draw", "init", "order")},
     }
+    source: tuple[RunInput, ...] = ()
+    weights = experiment.backbone_facts.get("backbone.weights_id", "none")
+    story = f"with weights `{weights}` and a new head"
+    if domains.clean_test is not None:
+        source = (RunInput(plan.dataset, "source", domains.source_digest, plan.dataset),)
+        story = f"trained on {plan.source_images} images of `{plan.dataset}`"
     if base_run_id:
         tags["adaptkit.base_run_id"] = base_run_id
     return Run(
@@ -39,11 +45,11 @@ def describe_run(
         params=experiment.request.run_params(arm, seed) | experiment.backbone_facts,
         tags=tags,
         inputs=(
-            RunInput(plan.dataset, "source", domains.source_digest, plan.dataset),
+            *source,
             RunInput(plan.target, "target", domains.target_digest, f"{plan.target} shift={plan.shift}"),
         ),
         description=(
-            f"Strategy **{arm.label}** adapts a `{plan.backbone}` base, trained on {plan.source_images} images of "
-            f"`{plan.dataset}`, to {target} with {plan.drawn_images} labelled images (seed {seed})."
+            f"Strategy **{arm.label}** adapts a `{plan.backbone}` base, {story}, to {target} with {plan.drawn_images} "
+            f"labelled images (seed {seed})."
         ),
     )

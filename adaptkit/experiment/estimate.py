@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from adaptkit.data.views import shifted_views
+from adaptkit.data.stored import held
+from adaptkit.data.views import views_of
 from adaptkit.experiment.base import build_model
 from adaptkit.experiment.preparation import Experiment, draw_target
 from adaptkit.seeds import derive_seed
@@ -26,22 +27,22 @@ def estimate_seconds(experiment: Experiment) -> float:
     request, domains = experiment.request, experiment.domains
     settings = request.settings
     seconds = 0.0
-    if not experiment.plan.base_cached:
+    if not experiment.plan.base_cached and domains.clean_test is not None:
         model = experiment.place(build_model(request, domains))
         groups = [{"params": list(model.parameters())}]
         recipe = Recipe(1, settings.base.batch_size, settings.base.lr, 0, precision=settings.precision)
         step, test = _measure(experiment, model, groups, recipe)
         steps = math.ceil(len(domains.source) / settings.base.batch_size)
-        seconds += settings.base.epochs * (steps * step + len(domains.clean_test.labels) * test)
+        seconds += settings.base.epochs * (steps * step + len(domains.clean_test) * test)
     drawn = len(draw_target(request, domains, settings.seed[0]))
     for arm in request.arms:
         model = build_model(request, domains)
-        groups = adapt(model, arm.create(), derive_seed(settings.seed[0], "init"))
+        groups = adapt(model, arm.create(), derive_seed(settings.seed[0], "init"), arm.new_head)
         recipe = Recipe(1, settings.batch_size, arm.lr, 0, settings.optimizer, precision=settings.precision)
         step, test = _measure(experiment, experiment.place(model), groups, recipe)
-        tested = len(domains.clean_test.labels)
+        tested = len(domains.clean_test or ())
         if settings.evaluate_shifted == "epoch":
-            tested += len(domains.shifted_test.labels)
+            tested += len(domains.shifted_test)
         epoch = math.ceil(drawn / settings.batch_size) * step + tested * test
         seconds += len(settings.seed) * settings.epochs * epoch
     return seconds
@@ -53,11 +54,13 @@ def _measure(
     """Return the seconds of a training step and of evaluating one image."""
     request = experiment.request
     chosen = draw_target(request, experiment.domains, request.settings.seed[0])[: STEPS * recipe.batch_size]
-    pixels = experiment.domains.pool.pixels[chosen]
+    pixels = held(experiment.domains.pool.take(chosen)).pixels
     labels = experiment.domains.pool.labels[chosen].to(experiment.device)
-    clean = experiment.clean[0][:500], experiment.clean[1][:500]
-    passes = plain(model, lambda number: shifted_views(pixels, request.shifts, number), clean)
+    images, truth = experiment.clean or experiment.shifted
+    some = images[:500], truth[:500]
+    shifts = (*request.shifts, *request.augmentations)
+    passes = plain(model, lambda number: views_of(pixels, shifts, number), some)
     for _ in range(2):  # the first pass warms up
         epoch = next(fit(model, groups, passes, labels, recipe))
     steps = math.ceil(len(labels) / recipe.batch_size)
-    return (epoch.seconds - epoch.evaluation_seconds) / steps, epoch.evaluation_seconds / len(clean[1])
+    return (epoch.seconds - epoch.evaluation_seconds) / steps, epoch.evaluation_seconds / len(some[1])

@@ -38,7 +38,7 @@ def execute(
     base_model = experiment.place(base.build(experiment.request, experiment.domains))
     feeding = Feeding.of(experiment, reuse=feature_cache and features_allowed())
     stage = Stage(experiment, plugins, seat, tracker, feeding, base, base_run_id, base_model)
-    logits = stage.base_logits
+    accuracies = {name: share_right(logits, experiment.tests[name][1]) for name, logits in stage.base_logits.items()}
     runs = []
     for seed in experiment.request.settings.seed:
         runs += [stage.run(arm, seed) for arm in experiment.request.arms]
@@ -49,8 +49,8 @@ def execute(
             fingerprint=base.fingerprint,
             run_id=base_run_id,
             cached=cached,
-            test_accuracy=share_right(logits["clean"], experiment.clean[1]),
-            shifted_accuracy=share_right(logits["shifted"], experiment.shifted[1]),
+            test_accuracy=accuracies.get("clean"),
+            shifted_accuracy=accuracies.get("shifted"),
             epochs=base.epochs,
         ),
         runs=tuple(runs),

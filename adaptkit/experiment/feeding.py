@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from adaptkit.cache import cache_folder
-from adaptkit.data.views import shifted_views
+from adaptkit.data.stored import held
+from adaptkit.data.views import Views, views_of
 from adaptkit.experiment.preparation import Experiment, draw_target
 from adaptkit.seeds import derive_seed
 from adaptkit.training.evaluation import computing, predict_logits
@@ -34,13 +35,10 @@ class Feeding:
     @classmethod
     def of(cls, experiment: Experiment, reuse: bool) -> Feeding:
         """Return the feeding of an experiment with an empty store."""
-        domains = experiment.domains
+        digests = {"clean": experiment.domains.source_digest, "shifted": experiment.domains.target_digest}
         tests = {
-            name: Test(ImageSet(f"{name}/{digest}", Value(pixels, 0.0), lasting=True), labels)
-            for name, digest, (pixels, labels) in (
-                ("clean", domains.source_digest, experiment.clean),
-                ("shifted", domains.target_digest, experiment.shifted),
-            )
+            name: Test(ImageSet(f"{name}/{digests[name]}", Value(pixels, 0.0), lasting=True), labels)
+            for name, (pixels, labels) in experiment.tests.items()
         }
         precision = experiment.request.settings.precision
         if reuse:
@@ -52,7 +50,7 @@ class Feeding:
     def expect(self, model: nn.Module) -> None:
         """Let the store keep, when they come by, the features that this adapted model reads."""
         if self.reuse:
-            set_train_mode(model)
+            set_train_mode(model, self._adapt_statistics)
             division = self._division(model)
             if division is not None:
                 self.store.wanted |= {division.digests[node] for node in division.cut}
@@ -63,8 +61,8 @@ class Feeding:
         The tests are those of each epoch, or all that a trained model is `judged` by.
         """
         each_epoch = self.experiment.request.settings.evaluate_shifted == "epoch"
-        tests = self.tests if judged or each_epoch else {"clean": self.tests["clean"]}
-        set_train_mode(model)
+        tests = {name: test for name, test in self.tests.items() if judged or each_epoch or name == "clean"}
+        set_train_mode(model, self._adapt_statistics)
         division = self._division(model) if self.reuse and not whole else None
 
         def views(epoch: int) -> ImageSet:
@@ -77,22 +75,23 @@ class Feeding:
     def views(self, seed: int, epoch: int) -> ImageSet:
         """Return the training images of a seed as an epoch sees them; without shifts they are the same in each."""
         request, domains, device = self.experiment.request, self.experiment.domains, self.experiment.device
+        shifts = (*request.shifts, *request.augmentations)
 
-        def make() -> Tensor:
+        def make() -> Views:
             view_seed = derive_seed(derive_seed(seed, "order"), f"views {epoch}")
-            pixels = domains.pool.pixels[draw_target(request, domains, seed)]
+            drawn = held(domains.pool.take(draw_target(request, domains, seed)))
             # A stream of its own: whether views are made or remembered, training draws the same numbers.
             with RandomStream(view_seed):
-                return shifted_views(pixels, request.shifts, view_seed).to(device)
+                return views_of(drawn.pixels, shifts, view_seed).to(device)
 
-        return self.store.images(f"views {seed}/{epoch if request.shifts else 'fixed'}", make)
+        return self.store.images(f"views {seed}/{epoch if shifts else 'fixed'}", make)
 
     def forget(self, seed: int) -> None:
         """Drop the training images of a seed and their features."""
         self.store.forget(f"views {seed}/")
 
     def base_logits(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return what the base says of both test sets: the features of a model that is frozen as a whole."""
+        """Return what the base says of the test sets: the features of a model that is frozen as a whole."""
         precision = self.experiment.request.settings.precision
         freeze(model)
         set_train_mode(model)
@@ -102,10 +101,16 @@ class Feeding:
             if division is None or not self.store.fits(division, test.images):
                 logits[name] = predict_logits(model, test.images.value.tensor, precision)
             else:
-                logits[name] = self.store.features(division, test.images)[0].tensor.float()
+                (found,) = self.store.features(division, test.images)
+                assert isinstance(found.tensor, Tensor)
+                logits[name] = found.tensor.float()
         return logits
+
+    @property
+    def _adapt_statistics(self) -> bool:
+        return self.experiment.request.settings.bn == "adapt"
 
     def _division(self, model: nn.Module) -> Division | None:
         device, precision = self.experiment.device, self.experiment.request.settings.precision
-        images = self.experiment.clean[0][:TRIED]
+        images = self.experiment.some(TRIED)
         return divide(model, images, lambda: computing(device, precision)) if len(images) == TRIED else None

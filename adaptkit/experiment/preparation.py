@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptkit.contracts import Reading
 from adaptkit.data.domains import Domains, TestSet, load_domains
 from adaptkit.data.split import draw
+from adaptkit.data.views import Views
 from adaptkit.errors import BadInput, located
 from adaptkit.experiment.base import build_model, recipe_key, stored_base
 from adaptkit.experiment.hardware import find_device, find_precision, precision_notices
@@ -19,7 +22,10 @@ from adaptkit.outcome import ArmPlan, Plan
 from adaptkit.request import Request
 from adaptkit.seeds import derive_seed
 from adaptkit.training.seeding import RandomStream
-from adaptkit.training.trainable import adapt, count
+from adaptkit.training.trainable import Origin, adapt, count
+
+#: side, in pixels, of pictures that have no size of their own, for a backbone that asks for none
+IMAGE_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,8 @@ class Experiment:
     request: Request
     domains: Domains
     device: torch.device
-    clean: tuple[Tensor, Tensor]
-    shifted: tuple[Tensor, Tensor]
+    clean: tuple[Views, Tensor] | None
+    shifted: tuple[Views, Tensor]
     base_key: str
     plan: Plan
     memory_format: torch.memory_format
@@ -39,6 +45,35 @@ class Experiment:
     def backbone_facts(self) -> dict[str, Any]:
         """Return what the backbone says of itself, under params' names."""
         return self.request.backbone_facts(self.domains.channels, self.domains.size)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Return how pictures become what the model sees, in the words of its files."""
+        facts = self.backbone_facts
+        normalised = {
+            key: [float(value) for value in str(facts[f"backbone.{key}"]).split(",")]
+            if f"backbone.{key}" in facts
+            else None
+            for key in ("mean", "std")
+        }
+        return {
+            "channels": self.domains.channels,
+            "size": self.domains.size,
+            "resize": "shorter side, then centre crop",
+            "interpolation": "bilinear",
+            "range": [0, 1],
+            **normalised,
+        }
+
+    @property
+    def tests(self) -> dict[str, tuple[Views, Tensor]]:
+        """Return the images and labels of each test set by name, on the device."""
+        clean = {} if self.clean is None else {"clean": self.clean}
+        return clean | {"shifted": self.shifted}
+
+    def some(self, count: int) -> Tensor:
+        """Return the first test images, as many as that or fewer."""
+        return (self.clean or self.shifted)[0][:count]
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the experiment's device, in place, in the memory layout that suits it."""
@@ -52,28 +87,42 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
     """
     device = find_device(request.settings.device)
     precision = find_precision(request.settings.precision, device)
-    found = {"device": device.type, "precision": precision}
+    found: dict[str, Any] = {"device": device.type, "precision": precision}
+    request = dataclasses.replace(request, settings=request.settings.model_copy(update=found))
+    domains = load_data(request)
+    found = {"split": domains.split, "image_size": domains.size}
     request = dataclasses.replace(request, settings=request.settings.model_copy(update=found))
     settings = request.settings
-    domains = load_domains(
-        request.dataset,
-        request.target,
-        request.shifts,
-        shift_text=request.shift_text,
-        split=settings.split,
-        data_dir=settings.data_dir,
-    )
-    memory_format = _memory_format(request, domains)
+    few = domains.shifted_test.pixels[:2]
+    memory_format = _memory_format(request, domains, few)
     arms: list[ArmPlan] = []
     problems: list[str] = []
     cause: Exception | None = None
+    notices = [*domains.notices, *_notices(request), *precision_notices(precision, device)]
+    untouched = build_model(request, domains)
     for arm in request.arms:
         try:
-            model = build_model(request, domains)
-            adapt(model, arm.create(), derive_seed(settings.seed[0], "init"))
-            _try(model, domains.clean_test.pixels[:2])
-            counts = count(model)
-            arms.append(ArmPlan(arm.strategy, arm.label, arm.options, arm.lr, counts.total, counts.trainable))
+            strategy, model = arm.create(), copy.deepcopy(untouched)
+            told = getattr(strategy, "notices", None)
+            lines = told(model) if told is not None else ()
+            notices += [line if line.startswith(f"{arm.strategy}: ") else f"{arm.strategy}: {line}" for line in lines]
+            origin = Origin.of(model)
+            adapt(model, strategy, derive_seed(settings.seed[0], "init"), arm.new_head)
+            _try(model, few)
+            counts, shares = count(model), origin.shares(model)
+            arms.append(
+                ArmPlan(
+                    strategy=arm.strategy,
+                    label=arm.label,
+                    options=arm.options,
+                    lr=arm.lr,
+                    parameters=counts.total,
+                    trainable=counts.trainable,
+                    head=shares.head,
+                    adapter=shares.adapter,
+                    base=shares.base,
+                )
+            )
         except BadInput as error:
             own = (f"strategy {arm.strategy}", f"{arm.strategy}.", f"{arm.strategy} ")
             problems += [
@@ -86,8 +135,8 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
         raise BadInput(*dict.fromkeys(problems)) from cause
     key = recipe_key(request, domains)
     plan = Plan(
-        dataset=settings.dataset,
-        target=settings.target or settings.dataset,
+        dataset=settings.dataset or "none",
+        target=settings.target or settings.dataset or "none",
         shift=request.shift_text,
         backbone=settings.backbone,
         device=device.type,
@@ -96,25 +145,50 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
         pool_images=len(domains.pool),
         shots=settings.shots,
         drawn_images=len(draw_target(request, domains, settings.seed[0])),
-        clean_test_images=len(domains.clean_test.labels),
+        clean_test_images=len(domains.clean_test or ()),
         shifted_test_images=len(domains.shifted_test.labels),
         classes=domains.classes,
         base_cached=not refresh_base and stored_base(key) is not None,
         arms=tuple(arms),
         seeds=settings.seed,
         epochs=settings.epochs,
-        notices=precision_notices(precision, device),
+        notices=tuple(notices),
     )
     return Experiment(
         request,
         domains,
         device,
-        _moved(domains.clean_test, device),
+        None if domains.clean_test is None else _moved(domains.clean_test, device),
         _moved(domains.shifted_test, device),
         key,
         plan,
         memory_format,
     )
+
+
+def load_data(request: Request) -> Domains:
+    """Load the images that a request asks for; raise BadInput when they cannot be had."""
+    settings = request.settings
+    size = settings.image_size or getattr(request.backbone, "image_size", None) or IMAGE_SIZE
+    return load_domains(
+        request.dataset,
+        request.target,
+        request.shifts,
+        names=(settings.dataset, settings.target),
+        shift_text=request.shift_text,
+        split=settings.split,
+        data_dir=settings.data_dir,
+        reading=Reading(size, settings.skip_bad_images),
+        image_size=settings.image_size,
+    )
+
+
+def _notices(request: Request) -> list[str]:
+    if request.dataset is None and not request.is_pretrained:
+        return [f"backbone {request.settings.backbone} has no pretrained weights: the base knows nothing yet"]
+    if request.settings.base.mode == "probe" and not request.is_pretrained:
+        return ["base.mode=probe: the backbone has no pretrained weights, and only its head will be trained"]
+    return []
 
 
 def draw_target(request: Request, domains: Domains, seed: int) -> Tensor:
@@ -123,12 +197,12 @@ def draw_target(request: Request, domains: Domains, seed: int) -> Tensor:
     return draw(domains.pool.labels, request.settings.shots, request.settings.split.sampling, generator)
 
 
-def _memory_format(request: Request, domains: Domains) -> torch.memory_format:
+def _memory_format(request: Request, domains: Domains, images: Tensor) -> torch.memory_format:
     """Return the layout in which convolutions are fastest, or torch's own for a model that cannot take it.
 
     Raises BadInput for a backbone that fails in either.
     """
-    images, name = domains.clean_test.pixels[:2], request.settings.backbone
+    name = request.settings.backbone
     try:
         model = build_model(request, domains)
     except BadInput:
@@ -154,5 +228,5 @@ def _try(model: nn.Module, images: Tensor) -> None:
         model.eval()(images.clone())
 
 
-def _moved(test: TestSet, device: torch.device) -> tuple[Tensor, Tensor]:
+def _moved(test: TestSet, device: torch.device) -> tuple[Views, Tensor]:
     return test.pixels.to(device), test.labels.to(device)

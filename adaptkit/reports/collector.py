@@ -30,11 +30,13 @@ class Collector:
         if run.kind != "adaptation":
             return
         epochs = result.epochs
+        clean = tuple(epoch.test_accuracy for epoch in epochs if epoch.test_accuracy is not None)
         shifted = tuple(epoch.shifted_accuracy for epoch in epochs if epoch.shifted_accuracy is not None)
+        evaluated = bool(epochs) and len(epochs) in (len(clean), len(shifted))
         curve = Curve(
             epoch=tuple(epoch.number for epoch in epochs),
             seconds=tuple(epoch.cumulative_seconds for epoch in epochs),
-            clean=tuple(epoch.test_accuracy for epoch in epochs),
+            clean=clean if len(clean) == len(epochs) else None,
             shifted=shifted if len(shifted) == len(epochs) else None,
         )
         self._runs.append(
@@ -44,7 +46,7 @@ class Collector:
                 tags={**run.tags, **result.tags},
                 classes=result.classes,
                 predictions=result.predictions,
-                curve=curve,
+                curve=curve if evaluated else None,
             )
         )
 

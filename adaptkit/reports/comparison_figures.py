@@ -57,15 +57,15 @@ def draw_accuracy_over_training(comparison: Comparison, marks: Mapping[str, Mark
 
     On the shifted test, or on the clean one when no run evaluated the shifted test after each epoch.
     """
-    test, before, level = "shifted", "zero-shot", comparison.zero_shot
+    test, name_of_test, before, level = "shifted", comparison.test_name, "zero-shot", comparison.zero_shot
     curves = {arm.name: found for arm in comparison.arms if (found := _curves(arm, test))}
     if not curves:
-        test, before, level = "clean", "base", comparison.base_accuracy
+        test, name_of_test, before, level = "clean", "clean test", "base", comparison.base_accuracy
         curves = {arm.name: found for arm in comparison.arms if (found := _curves(arm, test))}
     if not curves:
         return None
     names = list(curves)[:CROWD]
-    title = f"Accuracy on the {test} test over training"
+    title = f"Accuracy on the {name_of_test} over training"
     figure = new_figure(9.4, 4.2, title)
     by_epoch, by_time = figure.subplots(1, 2, sharey=True)
     shade = 0.16 if len(names) <= 6 else 0.07
@@ -79,25 +79,28 @@ def draw_accuracy_over_training(comparison: Comparison, marks: Mapping[str, Mark
         _draw_curve(by_time, seconds, estimates, marks[name], shade)
         ends[name] = estimates[-1].mean
     for axes in (by_epoch, by_time):
-        axes.axhline(100 * level, color=ZERO_SHOT, linestyle=DASHED, linewidth=1.3)
+        if level is not None:
+            axes.axhline(100 * level, color=ZERO_SHOT, linestyle=DASHED, linewidth=1.3)
         axes.set_xlim(left=0)
     low, high = by_epoch.get_ylim()
     by_epoch.set_ylim(max(low, 0), min(high, 101))
     by_epoch.xaxis.get_major_locator().set_params(integer=True)
     by_epoch.set_xlabel("epoch")
     by_time.set_xlabel("seconds of training and evaluation")
-    by_epoch.set_ylabel(f"accuracy on the {test} test (%)")
+    by_epoch.set_ylabel(f"accuracy on the {name_of_test} (%)")
     # The line that ends highest comes first, as the eye meets it.
     names.sort(key=lambda name: -ends[name])
-    handles = [_handle(marks[name]) for name in names] + [
-        Line2D([], [], color=ZERO_SHOT, linestyle=DASHED, linewidth=1.3)
-    ]
-    set_legend(figure, handles, [*names, before], loc="outside right center")
+    handles, words = [_handle(marks[name]) for name in names], list(names)
+    if level is not None:
+        handles.append(Line2D([], [], color=ZERO_SHOT, linestyle=DASHED, linewidth=1.3))
+        words.append(before)
+    set_legend(figure, handles, words, loc="outside right center")
     write_note(figure, _curves_note(comparison, curves, names))
     settle(figure)
     values_at_end = listed([f"{shown(name)} {ends[name]:.1f} %" for name in names])
-    alt = f"Lines against epoch and seconds. After the last epoch: {values_at_end}; "
-    return Drawing("accuracy_over_training", title, f"{alt}{before} {100 * level:.1f} %.", figure)
+    base = f"; {before} {100 * level:.1f} %" if level is not None else ""
+    alt = f"Lines against epoch and seconds. After the last epoch: {values_at_end}{base}."
+    return Drawing("accuracy_over_training", title, alt, figure)
 
 
 def _curves(arm: ArmResult, test: str) -> list[Curve]:
@@ -107,7 +110,7 @@ def _curves(arm: ArmResult, test: str) -> list[Curve]:
 
 
 def _accuracies(curve: Curve, test: str) -> tuple[float, ...]:
-    return curve.clean if test == "clean" else curve.shifted or ()
+    return (curve.clean if test == "clean" else curve.shifted) or ()
 
 
 def _draw_curve(axes: Axes, xs: Sequence[float], estimates: Sequence[Estimate], mark: Mark, shade: float) -> None:

@@ -61,11 +61,15 @@ class Drawing:
 
 @contextmanager
 def own_style(**more: Any) -> Iterator[None]:
-    """Draw in this module's style, whatever the user's matplotlib settings are, and put those back.
+    """Draw in this module's style, whatever the user's matplotlib settings are, and put those back."""
+    with style.context(["default", STYLE | more]), any_characters():
+        yield
 
-    A name may hold characters that no font here has; they are drawn as boxes, without a warning for each.
-    """
-    with style.context(["default", STYLE | more]), warnings.catch_warnings():
+
+@contextmanager
+def any_characters() -> Iterator[None]:
+    """Draw characters that no font here has, as in users' names, as boxes, without a warning for each."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from", category=UserWarning)
         yield
 

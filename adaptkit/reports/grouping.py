@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from adaptkit.comparison import ComparedRun, LeftOut
 
 #: params that do not change a run's result, or are held by the fingerprints or by `ComparedRun` itself
-NOT_OF_AN_ARM = {"strategy", "seed", "preset", "device", "data_dir", "evaluate_shifted", "shots"}
+NOT_OF_AN_ARM = {
+    "strategy", "seed", "preset", "device", "data_dir", "evaluate_shifted", "shots", "image_size", "skip_bad_images",
+}  # fmt: skip
 DATA = ("dataset", "target", "shift")
+#: what runs did before these params existed
+ALWAYS = {"augment": "none", "bn": "freeze"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Group:
 
 def group_runs(runs: Iterable[ComparedRun]) -> tuple[tuple[Group, ...], tuple[LeftOut, ...]]:
     """Return the comparisons that these runs allow, the one with most runs first, and runs that stand in none."""
-    by_key: dict[tuple[str, str, str], list[ComparedRun]] = defaultdict(list)
+    by_key: dict[tuple[str, str, str, bool], list[ComparedRun]] = defaultdict(list)
     for run in runs:
         by_key[_key(run)].append(run)
     alone: list[LeftOut] = []
@@ -57,12 +61,13 @@ def group_runs(runs: Iterable[ComparedRun]) -> tuple[tuple[Group, ...], tuple[Le
     return tuple(groups), tuple(alone)
 
 
-def _key(run: ComparedRun) -> tuple[str, str, str]:
+def _key(run: ComparedRun) -> tuple[str, str, str, bool]:
     tags = run.tags
     return (
         tags.get("adaptkit.data_fingerprint", ""),
         tags.get("adaptkit.base_fingerprint", ""),
         run.settings.get("shots", ""),
+        run.has_source,
     )
 
 
@@ -94,7 +99,7 @@ def _training_settings(run: ComparedRun) -> dict[str, str]:
     return {
         key: value
         for key, value in run.settings.items()
-        if key not in NOT_OF_AN_ARM and key not in DATA and key != "backbone" and not key.startswith(apart)
+        if key not in (*NOT_OF_AN_ARM, *DATA, "backbone") and not key.startswith(apart) and ALWAYS.get(key) != value
     }
 
 
@@ -158,16 +163,18 @@ def _reasons(groups: Sequence[Sequence[ComparedRun]]) -> list[str | None]:
         return [None] * len(groups)
     keys = [_key(members[0]) for members in groups]
     words = []
-    for members, (data, base, shots) in zip(groups, keys, strict=True):
+    for members, (data, base, shots, has_source) in zip(groups, keys, strict=True):
         settings = members[0].settings
         parts = []
         if len({key[0] for key in keys}) > 1:
-            target = settings.get("target", "none")
-            shown = settings.get("dataset", "?") if target == "none" else f"{settings.get('dataset')} to {target}"
+            names = [settings.get("dataset", "?"), settings.get("target", "none")]
+            shown = " to ".join(name for name in names if name != "none")
             parts.append(f"data {data[:8] or 'unknown'} ({shown}, shift {settings.get('shift', '?')})")
         if len({key[1] for key in keys}) > 1:
             parts.append(f"base {base[:8] or 'unknown'} ({settings.get('backbone', '?')})")
         if len({key[2] for key in keys}) > 1:
             parts.append(f"{shots or '?'} labelled images a class")
+        if len({key[3] for key in keys}) > 1:
+            parts.append("a base trained on a source" if has_source else "no source")
         words.append("compared apart, since the runs differ in more than the strategy: " + ", ".join(parts))
     return list(words)

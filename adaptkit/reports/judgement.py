@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy
-
 from adaptkit.comparison import COSTS, ArmResult, ComparedRun, Comparison, Estimate, Metric
 from adaptkit.errors import BadInput
 from adaptkit.findings import Findings
+from adaptkit.reports.classes import MOST_CONFUSION, class_f1, mean_confusion
 from adaptkit.reports.grouping import Arm, Group, group_runs
-from adaptkit.reports.metrics import DEFAULT_MARGIN, DEFAULT_METRIC, PPT_CONSTANT, find_metric
+from adaptkit.reports.metrics import DEFAULT_MARGIN, DEFAULT_METRIC, PPT_CONSTANT, find_metric, worded
 from adaptkit.reports.pairs import judge_pairs
 from adaptkit.reports.pareto import dominators
 from adaptkit.reports.sentences import note_sentences, verdict_sentences
-from adaptkit.reports.statistics import confusion, estimate, f1_scores, ppt
+from adaptkit.reports.statistics import estimate, ppt
 from adaptkit.reports.wording import listed
 
 #: the line for whoever has nothing to compare
@@ -67,7 +66,9 @@ def require_pairs(findings: Findings) -> None:
 
 def judge(group: Group, number: int, metric: Metric, margin: float, ppt_constant: float) -> Comparison:
     """Judge one group of arms."""
-    _check_test_images([run for arm in group.arms for run in arm.runs])
+    runs = [run for arm in group.arms for run in arm.runs]
+    _check_test_images(runs)
+    metric = worded(metric, runs[0].has_source)
     sign = -1 if metric.higher_is_better else 1
     arms = sorted((_arm_result(arm, metric, ppt_constant) for arm in group.arms), key=lambda arm: sign * arm.score.mean)
     comparable = _timings_comparable(arms)
@@ -86,8 +87,8 @@ def judge(group: Group, number: int, metric: Metric, margin: float, ppt_constant
         sentences=(),
         notes=(),
         left_out=group.left_out,
-        zero_shot=first.metrics["final/zero_shot_accuracy"],
-        base_accuracy=first.metrics["final/base_test_accuracy"],
+        zero_shot=first.metrics["final/zero_shot_accuracy"] if first.has_source else None,
+        base_accuracy=first.metrics["final/base_test_accuracy"] if first.has_source else None,
         classes=first.classes,
         test_images=len(first.predictions["shifted"].truth),
         base_fingerprint=first.tags.get("adaptkit.base_fingerprint", ""),
@@ -110,11 +111,11 @@ def _arm_result(arm: Arm, metric: Metric, ppt_constant: float) -> ArmResult:
         read = (lambda run: run.metrics[value]) if isinstance(value, str) else value
         return estimate([read(run) for run in arm.runs])
 
+    def of_source(key: str) -> Estimate | None:
+        return over_seeds(key) if first.has_source else None
+
     first = arm.runs[0]
-    classes = len(first.classes)
-    shifted = [run.predictions["shifted"] for run in arm.runs]
-    counts = [confusion(found.truth, found.predicted, classes) for found in shifted]
-    rows = numpy.maximum(counts[0].sum(1, keepdims=True), 1)
+    few = len(first.classes) <= MOST_CONFUSION
     trainable = int(first.metrics["params/trainable"])
     return ArmResult(
         name=arm.name,
@@ -125,9 +126,9 @@ def _arm_result(arm: Arm, metric: Metric, ppt_constant: float) -> ArmResult:
         seeds=tuple(run.seed for run in arm.runs),
         score=over_seeds(metric.key),
         shifted=over_seeds("final/shifted_accuracy"),
-        gain=over_seeds("final/gain"),
-        clean=over_seeds("final/test_accuracy"),
-        retention=over_seeds("final/retention"),
+        gain=of_source("final/gain"),
+        clean=of_source("final/test_accuracy"),
+        retention=of_source("final/retention"),
         macro_f1=over_seeds("final/shifted_macro_f1"),
         parameters=int(first.metrics["params/total"]),
         trainable=trainable,
@@ -138,8 +139,8 @@ def _arm_result(arm: Arm, metric: Metric, ppt_constant: float) -> ArmResult:
         peak_bytes=over_seeds("memory/peak_bytes"),
         inference_ratio=over_seeds("time/inference_ratio"),
         ppt=ppt(over_seeds("final/shifted_accuracy").mean, trainable, ppt_constant),
-        class_f1=tuple(numpy.mean([f1_scores(count) for count in counts], axis=0).tolist()),
-        confusion=tuple(map(tuple, numpy.mean([count / rows for count in counts], axis=0).tolist())),
+        class_f1=tuple(class_f1(arm.runs).mean(0).tolist()),
+        confusion=tuple(map(tuple, mean_confusion(arm.runs).tolist())) if few else (),
         dominated_by=dict.fromkeys(COSTS, ()),
         runs=arm.runs,
     )
@@ -165,9 +166,11 @@ def _timings_comparable(arms: Sequence[ArmResult]) -> bool:
 
 
 def _setup(runs: Sequence[ComparedRun]) -> Mapping[str, str]:
-    """Return the settings that all runs share."""
+    """Return the settings that all runs share; without a source, nobody trained the base."""
     first = runs[0].settings
-    own = ("seed", "strategy", "preset", "data_dir")
+    own = ["seed", "strategy", "preset", "data_dir"]
+    if not runs[0].has_source:
+        own += [key for key in first if key.startswith("base.") or key == "split.source"]
     shared = {
         key: value
         for key, value in first.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
 
@@ -28,16 +29,24 @@ LABELS = {
     "size/adapter_bytes": "adapter size",
     "memory/peak_bytes": "peak memory",
 }
+#: what is called otherwise where there is no source, and nothing was shifted
+WITHOUT_SOURCE = {
+    "final/shifted_accuracy": "accuracy on the target's test set",
+    "final/shifted_macro_f1": "macro F1 on the target's test set",
+}
 UNITS = {"seconds": "s", "bytes": "bytes", "ratio": "times the base's"}
 #: metrics of which less is better, by what their names begin or end with
 COSTLY = ("time/", "params/", "size/", "memory/")
 LOSSES = ("loss", "error", "seconds", "bytes")
 #: the final metrics that every adaptation run records, without which a record has a gap
 REQUIRED = (
-    "final/test_accuracy", "final/shifted_accuracy", "final/shifted_macro_f1", "final/zero_shot_accuracy",
-    "final/base_test_accuracy", "final/gain", "final/retention", "params/total", "params/trainable",
+    "final/shifted_accuracy", "final/shifted_macro_f1", "params/total", "params/trainable",
     "params/trainable_fraction", "size/adapter_bytes", "memory/peak_bytes", "time/train_seconds",
     "time/inference_ratio",
+)  # fmt: skip
+#: those that only a run with a source has
+OF_SOURCE = (
+    "final/test_accuracy", "final/zero_shot_accuracy", "final/base_test_accuracy", "final/gain", "final/retention",
 )  # fmt: skip
 #: metric -> the test set whose images decide it
 TEST_SETS = {
@@ -51,8 +60,11 @@ TEST_SETS = {
 
 def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
     """Return the metric of this name; raise BadInput, naming the nearest, if no run has it."""
-    known = {name for run in runs for name in run.metrics}
+    given = list(runs)
+    known = {name for run in given for name in run.metrics}
     if key not in known:
+        if key in (*OF_SOURCE, "test/accuracy") and not any(run.has_source for run in given):
+            raise BadInput(f"--metric: these runs have no source, and therefore no {key}")
         raise BadInput(f"--metric: no run has a metric {key!r}{_nearest(key, known)}")
     is_share = key in TEST_SETS or key.endswith("accuracy") or key == "params/trainable_fraction"
     ending = key.rsplit("_", 1)[-1]
@@ -64,6 +76,16 @@ def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
         scale=100.0 if is_share else 1.0,
         higher_is_better=not costly,
     )
+
+
+def required(has_source: bool) -> tuple[str, ...]:
+    """Return the final metrics without which the record of a finished run has a gap."""
+    return (*OF_SOURCE, *REQUIRED) if has_source else REQUIRED
+
+
+def worded(metric: Metric, has_source: bool) -> Metric:
+    """Return the metric as it is called in a comparison of runs with or without a source."""
+    return metric if has_source else dataclasses.replace(metric, label=WITHOUT_SOURCE.get(metric.key, metric.label))
 
 
 def _nearest(key: str, known: set[str]) -> str:

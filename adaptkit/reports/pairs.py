@@ -10,11 +10,10 @@ import numpy
 from numpy.typing import NDArray
 
 from adaptkit.comparison import ArmResult, ComparedRun, Metric, PairResult
+from adaptkit.reports.classes import class_f1
 from adaptkit.reports.metrics import TEST_SETS
 from adaptkit.reports.resampling import resampled_scores
 from adaptkit.reports.statistics import (
-    confusion,
-    f1_scores,
     holm,
     images_needed,
     mcnemar,
@@ -46,7 +45,7 @@ def judge_pairs(
     runs = [run for arm in arms for run in arm.runs]
     position = {id(run): index for index, run in enumerate(runs)}
     scores = resampled_scores(metric.key, runs)
-    shares = _class_f1(runs)
+    shares = class_f1(runs)
     # An accuracy cannot change by less than one test image.
     resolution = 1 / len(runs[0].predictions[TEST_SETS[metric.key]].truth) if metric.key in TEST_SETS else 0.0
     found = []
@@ -74,7 +73,7 @@ def _tested(
     images: NDArray[numpy.float64] | None,
 ) -> PairResult:
     """Return the pair's difference and test, without a verdict."""
-    differences = [one.metrics[metric.key] - other.metrics[metric.key] for one, other in pairs]
+    differences = _differences(pairs, metric.key)
     low_images, high_images = percentile_interval(images) if images is not None else (None, None)
     pair = PairResult(
         a=a.name,
@@ -95,10 +94,8 @@ def _tested(
         images_needed=None,
         disagreement=_mean([_disagreement(one, other) for one, other in pairs]),
         class_f1_difference=(),
-        gain_difference=_mean([one.metrics["final/gain"] - other.metrics["final/gain"] for one, other in pairs]),
-        retention_difference=_mean(
-            [one.metrics["final/retention"] - other.metrics["final/retention"] for one, other in pairs]
-        ),
+        gain_difference=_mean(_differences(pairs, "final/gain")),
+        retention_difference=_mean(_differences(pairs, "final/retention")),
         trainable_ratio=a.trainable / b.trainable,
         seconds_ratio=a.train_seconds.mean / b.train_seconds.mean if b.train_seconds.mean else None,
     )
@@ -151,11 +148,11 @@ def _disagreement(one: ComparedRun, other: ComparedRun) -> float:
     return float((one.predictions["shifted"].predicted != other.predictions["shifted"].predicted).mean())
 
 
-def _class_f1(runs: Sequence[ComparedRun]) -> NDArray[numpy.float64]:
-    """Return the F1 of each class on the shifted test, `[runs, classes]`."""
-    classes = len(runs[0].classes)
-    found = [run.predictions["shifted"] for run in runs]
-    return numpy.stack([f1_scores(confusion(one.truth, one.predicted, classes)) for one in found])
+def _differences(pairs: Sequence[tuple[ComparedRun, ComparedRun]], key: str) -> list[float]:
+    """Return how much the first's metric is above the second's in each pair; none where the metric does not exist."""
+    if not all(key in run.metrics for pair in pairs for run in pair):
+        return []
+    return [one.metrics[key] - other.metrics[key] for one, other in pairs]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -53,7 +53,8 @@ def draw_accuracy_parameters(comparison: Comparison, marks: Mapping[str, Mark]) 
     axes.plot(*zip(*line, strict=True), color="#9a9a9a", linewidth=1.2, zorder=1)
     axes.set_ylabel(level_label(metric))
     axes.margins(y=0.12)
-    texts = _draw_zero_shot(axes, 100 * comparison.zero_shot) if metric.key == "final/shifted_accuracy" else []
+    has_level = metric.key == "final/shifted_accuracy" and comparison.zero_shot is not None
+    texts = _draw_zero_shot(axes, 100 * (comparison.zero_shot or 0.0)) if has_level else []
     use_parameter_axis(axes, [arm.trainable for arm in arms])
     note = seeds_note([len(arm.seeds) for arm in arms])
     if len(arms) > 1:
@@ -70,13 +71,19 @@ def draw_accuracy_parameters(comparison: Comparison, marks: Mapping[str, Mark]) 
     return Drawing("accuracy_parameters", title, alt, figure)
 
 
-def draw_gain_retention(comparison: Comparison, marks: Mapping[str, Mark]) -> Drawing:
-    """Draw what each arm gains on the shifted domain against what it keeps of the clean one, in points."""
+def draw_gain_retention(comparison: Comparison, marks: Mapping[str, Mark]) -> Drawing | None:
+    """Draw what each arm gains on the shifted domain against what it keeps of the clean one; None without a source."""
     arms = comparison.arms
+    points = {
+        arm.name: (scaled(arm.retention, 100), scaled(arm.gain, 100))
+        for arm in arms
+        if arm.retention is not None and arm.gain is not None
+    }
+    if not points:
+        return None
     title = "Gain on the shifted domain against retention of the clean one"
     figure = _wide_enough(arms, title)
     axes = figure.subplots()
-    points = {arm.name: (scaled(arm.retention, 100), scaled(arm.gain, 100)) for arm in arms}
     draw_points(axes, list(points.values()), [marks[name] for name in points], [False] * len(points))
     axes.axhline(0, color="#8a8a8a", linewidth=1, zorder=1)
     axes.axvline(0, color="#8a8a8a", linewidth=1, zorder=1)

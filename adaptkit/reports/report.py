@@ -21,7 +21,7 @@ from adaptkit.reports import report_tables as tables
 from adaptkit.reports.comparison_figures import draw_comparison, save_drawing
 from adaptkit.reports.formats import margin
 from adaptkit.reports.palette import assign_colours
-from adaptkit.reports.report_tables import Table
+from adaptkit.reports.table import Table
 from adaptkit.reports.wording import listed
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -96,7 +96,7 @@ def _draw(folder: Path, findings: Findings) -> list[str]:
         "chapters": chapters,
         "findings": findings,
         "left_out": tables.left_out(findings.left_out),
-        "reading": how_to_read(findings.comparisons[0]),
+        "reading": how_to_read(findings.comparisons),
     }
     texts = {
         "comparison.json": f"{findings.to_json()}\n",
@@ -127,10 +127,10 @@ def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mappi
     )
 
 
-def how_to_read(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+def how_to_read(comparisons: Sequence[Comparison]) -> tuple[tuple[str, str], ...]:
     """Return the words of a report with what they mean."""
-    within = margin(comparison.metric, comparison.margin)
-    return (
+    within = margin(comparisons[0].metric, comparisons[0].margin)
+    words = (
         ("numbers", "Accuracies and F1 are in %, differences between them in points."),
         (
             "interval",
@@ -149,11 +149,11 @@ def how_to_read(comparison: Comparison) -> tuple[tuple[str, str], ...]:
             "The 95 % interval of the difference when the test images are drawn again. It covers the chance of the "
             "test images, the t-interval that of the seeds; a verdict that it does not bear out is unclear.",
         ),
-        (
-            "gain, retention",
-            "Shifted minus zero-shot, and clean minus the base's clean accuracy; below 0 is forgetting.",
-        ),
     )
+    if all(comparison.zero_shot is None for comparison in comparisons):
+        return words
+    meaning = "Shifted minus zero-shot, and clean minus the base's clean accuracy; below 0 is forgetting."
+    return (*words, ("gain, retention", meaning))
 
 
 def escape_markdown(value: object) -> object:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from adaptkit.comparison import COSTS, ArmResult, Comparison, LeftOut, PairResult
+from adaptkit.reports.classes import telling_classes
 from adaptkit.reports.formats import (
     NOTHING,
     difference_unit,
@@ -18,40 +18,16 @@ from adaptkit.reports.formats import (
     size,
     with_unit,
 )
+from adaptkit.reports.table import Cell, Column, Table
 from adaptkit.reports.wording import listed
 
 #: strategy -> its colour in the figures
 Colours = Mapping[str, str]
 
+#: of more classes than this, so many are in the table
+MOST_CLASSES, MOST_TELLING = 100, 50
 #: metrics that have a column of their own among the accuracies
 SHOWN = ("final/shifted_accuracy", "final/gain", "final/test_accuracy", "final/retention", "final/shifted_macro_f1")
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading, and whether numbers stand below it."""
-
-    heading: str
-    numbers: bool = True
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A text; `tone` is what a page says of it in colour too, `colour` an arm's, as in the figures."""
-
-    text: str
-    tone: str = ""
-    colour: str | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells, the first of which names the row; `note` says what one must know to read them."""
-
-    title: str
-    note: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
 
 
 def _name(arm: ArmResult, colours: Colours) -> Cell:
@@ -59,30 +35,31 @@ def _name(arm: ArmResult, colours: Colours) -> Cell:
 
 
 def accuracies(comparison: Comparison, colours: Colours) -> Table:
-    """Return what each arm reaches, the best first, and the base as it is."""
-    metric = comparison.metric
+    """Return what each arm reaches, the best first, and, with a source, the base as it is."""
+    metric, has_source = comparison.metric, comparison.zero_shot is not None
     extra = metric.key not in SHOWN
     columns = [Column("Strategy", False)]
     if extra:
         columns.append(Column(heading(comparison.metric)))
-    titles = ("Shifted (%)", "Gain (points)", "Clean (%)", "Retention (points)", "Macro F1 (%)", "Seeds")
-    columns += [Column(title) for title in titles]
+    titles = ("Shifted (%)", "Gain (points)", "Clean (%)", "Retention (points)") if has_source else ("Target (%)",)
+    columns += [Column(title) for title in (*titles, "Macro F1 (%)", "Seeds")]
     rows = []
     for arm in comparison.arms:
         score = [mean(arm.score, metric.digits, scale=metric.scale)] if extra else []
-        texts = [
-            mean(arm.shifted, scale=100),
-            mean(arm.gain, scale=100, signed=True),
-            mean(arm.clean, scale=100),
-            mean(arm.retention, scale=100, signed=True),
-            mean(arm.macro_f1, scale=100),
-            str(arm.score.n),
-        ]
+        texts = [mean(arm.shifted, scale=100)]
+        if arm.gain is not None and arm.clean is not None and arm.retention is not None:
+            gain, retention = (mean(change, scale=100, signed=True) for change in (arm.gain, arm.retention))
+            texts += [gain, mean(arm.clean, scale=100), retention]
+        texts += [mean(arm.macro_f1, scale=100), str(arm.score.n)]
         rows.append((_name(arm, colours), *map(Cell, score + texts)))
-    zero_shot, clean = number(comparison.zero_shot, scale=100), number(comparison.base_accuracy, scale=100)
-    texts = [NOTHING] * extra + [zero_shot, NOTHING, clean, NOTHING, NOTHING, NOTHING]
-    rows.append(tuple(Cell(text, "control") for text in ("zero-shot", *texts)))
-    note = "Mean ± half-width of the 95 % interval over seeds. Zero-shot is the base as it is, without adaptation."
+    note = "Mean ± half-width of the 95 % interval over seeds."
+    if has_source:
+        zero_shot, clean = number(comparison.zero_shot, scale=100), number(comparison.base_accuracy, scale=100)
+        texts = [NOTHING] * extra + [zero_shot, NOTHING, clean, NOTHING, NOTHING, NOTHING]
+        rows.append(tuple(Cell(text, "control") for text in ("zero-shot", *texts)))
+        note += " Zero-shot is the base as it is, without adaptation."
+    else:
+        note += " Target is the accuracy on the target's test set."
     return Table("Accuracy", note, tuple(columns), tuple(rows))
 
 
@@ -137,13 +114,13 @@ def _place(arm: ArmResult, cost: str, timings_comparable: bool) -> Cell:
 
 def pairs(comparison: Comparison) -> Table:
     """Return what is found between each two arms."""
-    metric = comparison.metric
+    metric, has_source = comparison.metric, comparison.zero_shot is not None
     columns = [
         *(Column("Pair", False), Column("Verdict", False)),
         Column(f"{with_unit('Difference', difference_unit(comparison.metric))} [95 % interval]"),
         Column("Resampled images"),
         *(Column("p (Holm)"), Column("p (unadjusted)"), Column("Shared seeds"), Column("Disagreement (%)")),
-        Column("Retention difference (points)"),
+        *([Column("Retention difference (points)")] if has_source else []),
     ]
     rows: list[tuple[Cell, ...]] = [
         (
@@ -155,7 +132,7 @@ def pairs(comparison: Comparison) -> Table:
             Cell(p_value(pair.p_unadjusted)),
             Cell(str(pair.n)),
             Cell(number(pair.disagreement, scale=100)),
-            Cell(number(pair.retention_difference, scale=100, signed=True)),
+            *([Cell(number(pair.retention_difference, scale=100, signed=True))] if has_source else []),
         )
         for pair in comparison.pairs
     ]
@@ -190,14 +167,23 @@ def _needed(pair: PairResult) -> str:
 
 
 def class_scores(comparison: Comparison) -> Table:
-    """Return the F1 of each class on the shifted test, an arm a column."""
-    arms = comparison.arms
+    """Return the F1 of each class on the shifted test, an arm a column; of very many classes, the most telling."""
+    arms, count = comparison.arms, len(comparison.classes)
+    title, note = "F1 of each class (%)", f"On the {comparison.test_name}, mean over seeds."
+    chosen: Iterable[int] = range(count)
+    if count > MOST_CLASSES:
+        chosen = telling_classes(arms, MOST_TELLING)
+        which = "on which the arms differ most" if len(arms) > 1 else "of lowest F1"
+        title, note = "F1 of classes (%)", f"{note} The {MOST_TELLING} of {count:,} classes {which}."
     rows = [
-        (Cell(name), *(Cell(number(arm.class_f1[index], scale=100) if arm.class_f1 else NOTHING) for arm in arms))
-        for index, name in enumerate(comparison.classes)
+        (
+            Cell(comparison.classes[index]),
+            *(Cell(number(arm.class_f1[index], scale=100) if arm.class_f1 else NOTHING) for arm in arms),
+        )
+        for index in chosen
     ]
     columns = (Column("Class", False), *(Column(arm.name) for arm in arms))
-    return Table("F1 of each class (%)", "On the shifted test, mean over seeds.", columns, tuple(rows))
+    return Table(title, note, columns, tuple(rows))
 
 
 def runs(comparison: Comparison, colours: Colours) -> Table:
@@ -235,8 +221,13 @@ def subject(comparison: Comparison) -> str:
     data = " to ".join(name for name in (setup.get("dataset", ""), target) if name not in ("", "none"))
     if shift != "none":
         data = f"{data} under {shift}".strip()
-    parts = (data, setup.get("backbone", ""), f"{count} runs", f"{comparison.test_images:,} shifted test images")
+    images = f"{comparison.test_images:,} {_test_images(comparison)}"
+    parts = (data, setup.get("backbone", ""), f"{count} runs", images)
     return " · ".join(part for part in parts if part)
+
+
+def _test_images(comparison: Comparison) -> str:
+    return "test images" if comparison.zero_shot is None else "shifted test images"
 
 
 def facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
@@ -245,7 +236,7 @@ def facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     return (
         ("metric", metric.key if metric.label == metric.key else f"{metric.label} ({metric.key})"),
         ("margin of a tie", margin(comparison.metric, comparison.margin)),
-        ("shifted test images", f"{comparison.test_images:,}"),
+        (_test_images(comparison), f"{comparison.test_images:,}"),
         *((key, str(value)) for key, value in comparison.setup.items()),
         ("base fingerprint", comparison.base_fingerprint or NOTHING),
         ("data fingerprint", comparison.data_fingerprint or NOTHING),

@@ -23,6 +23,10 @@ DOMAINS = {
     "final/gain": "In gain on the shifted test",
     "final/retention": "In retention on the clean test",
 }
+WITHOUT_SOURCE = {
+    "final/shifted_accuracy": "On the target's test set",
+    "final/shifted_macro_f1": "By macro F1 on the target's test set",
+}
 
 
 def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
@@ -35,8 +39,8 @@ def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
             "McNemar's test covers the chance of the test images alone, not that of the seeds: another draw of the "
             f"labelled images may reverse it; run at least {ENOUGH_SEEDS} seeds (--seeds 0-{ENOUGH_SEEDS - 1})."
         )
-    if comparison.metric.key in ("final/shifted_accuracy", "final/gain"):
-        sentences.append(_zero_shot_sentence(comparison))
+    if comparison.metric.key in ("final/shifted_accuracy", "final/gain") and comparison.zero_shot is not None:
+        sentences.append(_zero_shot_sentence(comparison, comparison.zero_shot))
     if len(comparison.arms) > 1:
         sentences.append(_front_sentence(comparison))
     sentences.append(_scope_sentence(comparison))
@@ -81,7 +85,8 @@ def spoken_pairs(comparison: Comparison) -> Sequence[PairResult]:
 
 
 def _pair_sentence(comparison: Comparison, pair: PairResult) -> str:
-    where = DOMAINS.get(comparison.metric.key, f"By {comparison.metric.label}")
+    domains = DOMAINS if comparison.zero_shot is not None else WITHOUT_SOURCE
+    where = domains.get(comparison.metric.key, f"By {comparison.metric.label}")
     if pair.n == 0:
         return f"{where}, {pair.a} and {pair.b} cannot be paired: they share no seed; run both with the same seeds."
     if pair.test is None or pair.difference is None or pair.low is None or pair.high is None or pair.p is None:
@@ -176,7 +181,9 @@ def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
         kept = -pair.retention_difference if swapped else pair.retention_difference
         points = f"{100 * abs(kept):.1f}"
         # What does not start at the base, such as training from scratch, has nothing to forget.
-        both_forget = all(arm.retention.mean < 0 and _starts_at_base(arm) for arm in (one, other))
+        both_forget = all(
+            arm.retention is not None and arm.retention.mean < 0 and _starts_at_base(arm) for arm in (one, other)
+        )
         if points == "0.0":
             parts.append("ended level on the clean test")
         elif both_forget:
@@ -186,25 +193,22 @@ def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
     return listed(parts)
 
 
-def _zero_shot_sentence(comparison: Comparison) -> str:
-    start = f"Without adaptation the base reaches {100 * comparison.zero_shot:.1f} % there"
-    lost = [arm.name for arm in comparison.arms if not _is_gain(arm.gain)]
+def _zero_shot_sentence(comparison: Comparison, zero_shot: float) -> str:
+    start = f"Without adaptation the base reaches {100 * zero_shot:.1f} % there"
+    gains = {arm.name: arm.gain for arm in comparison.arms if arm.gain is not None}
+    lost = [name for name, gain in gains.items() if not _is_gain(gain)]
     if lost:
         return f"{start}; no gain over it is shown for {listed(lost)}."
-    if len(comparison.arms) == 1:
-        return f"{start}; {_reached(comparison.arms[0])}."
-    if any(arm.gain.low is None for arm in comparison.arms):
+    if len(gains) == 1:
+        return f"{start}; {_reached(*gains.popitem())}."
+    if any(gain.low is None for gain in gains.values()):
         return f"{start}."
     return f"{start}; the 95 % interval of every strategy lies above that."
 
 
-def _reached(arm: ArmResult) -> str:
-    interval = (
-        ""
-        if arm.gain.low is None or arm.gain.high is None
-        else f" [{100 * arm.gain.low:.1f}, {100 * arm.gain.high:.1f}]"
-    )
-    return f"{arm.name} gains {100 * arm.gain.mean:.1f} points{interval}"
+def _reached(name: str, gain: Estimate) -> str:
+    interval = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
+    return f"{name} gains {100 * gain.mean:.1f} points{interval}"
 
 
 def _is_gain(gain: Estimate) -> bool:
@@ -233,7 +237,8 @@ def _scope_sentence(comparison: Comparison) -> str:
     if metric.key not in TEST_SETS:
         return "This holds for this base, these data and the machine that the runs were made on."
     sentence = f"This holds for this base and these {images:,} test images"
-    accuracies = [arm.shifted.mean if test == "shifted" else arm.clean.mean for arm in comparison.arms]
+    judged = [arm.shifted if test == "shifted" else arm.clean for arm in comparison.arms]
+    accuracies = [found.mean for found in judged if found is not None]
     error = sampling_error(sum(accuracies) / len(accuracies), images)
     sentence += f" (an accuracy here has a 95 % sampling error of ±{100 * error:.1f} points)"
     if any(len(arm.seeds) > 1 for arm in comparison.arms):

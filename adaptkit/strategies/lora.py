@@ -7,12 +7,10 @@ and LoRA+ (Hayou et al., 2024, arXiv:2402.12354).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from adaptkit.errors import BadInput, suggestion
 from adaptkit.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -36,8 +34,11 @@ class LoRA:
         default=0.0, metadata={"help": "dropout on the update's input"}
     )
     targets: str = field(
-        default="Linear",
-        metadata={"help": "linear, conv or all; or types such as Linear and patterns of names such as classifier.*"},
+        default="auto",
+        metadata={
+            "help": "auto, linear, conv or all; or types such as Linear and patterns of names such as classifier.*. "
+            "auto is linear if the model has linear layers besides its head, else all"
+        },
     )
     rslora: bool = field(default=False, metadata={"help": "scale the update by alpha / sqrt(rank) (rsLoRA)"})
     dora: bool = field(default=False, metadata={"help": "train the length of each output's weights apart (DoRA)"})
@@ -54,13 +55,14 @@ class LoRA:
     def adapt(self, model: nn.Module) -> list[nn.Parameter] | list[dict[str, Any]]:
         """Wrap the chosen layers and return what is trained; raise BadInput for targets that fit no layer."""
         from adaptkit.backbones.layers import replace_layer
+        from adaptkit.strategies.lora_targets import choose
 
         # Before layers are wrapped: their biases have the names that the model gave them.
         biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
         adapted: list[nn.Parameter] = []
         ups: list[nn.Parameter] = []
         own_biases: list[nn.Parameter] = []
-        for layer in self._targets(model):
+        for layer in choose(model, self.targets, self.train_head).layers.values():
             wrapped = self._wrapped(layer)
             replace_layer(model, layer, wrapped)
             adapted += [new for name, new in wrapped.named_parameters() if not name.startswith("base_layer.")]
@@ -76,6 +78,15 @@ class LoRA:
         others = [parameter for parameter in adapted if id(parameter) not in faster]
         groups: list[dict[str, Any]] = [{"params": others}, {"params": ups, "lr_ratio": self.plus}]
         return groups
+
+    def notices(self, model: nn.Module) -> list[str]:
+        """Return lines that name the layers that are left out, and those whose update is out of proportion.
+
+        Raises BadInput as `adapt` does.
+        """
+        from adaptkit.strategies.lora_targets import choose, remarks
+
+        return remarks(choose(model, self.targets, self.train_head), self.rank, self.dora)
 
     def merge(self, model: nn.Module) -> None:
         """Fold each update into its layer's weight and put the plain layer back."""
@@ -97,46 +108,6 @@ class LoRA:
             return linear(layer, self.rank, self.alpha, self.dropout, self.rslora)
         convolution = DoRAConv2d if self.dora else LoRAConv2d
         return convolution(layer, self.rank, self.alpha, self.dropout, self.rslora)  # type: ignore[arg-type]
-
-    def _targets(self, model: nn.Module) -> list[nn.Module]:
-        from torch import nn
-
-        from adaptkit.backbones.layers import called_layers
-
-        words = {"linear": (nn.Linear,), "conv": (nn.Conv2d,), "all": (nn.Linear, nn.Conv2d)}
-        modules = {name: module for name, module in model.named_modules() if name}
-        fit = called_layers(model, words["all"])
-        if self.train_head:
-            kept = {id(module) for module in model.head.modules()}  # type: ignore[union-attr]
-            fit = {name: layer for name, layer in fit.items() if id(layer) not in kept}
-        chosen: set[str] = set()
-        for pattern in (part.strip() for part in self.targets.split(",")):
-            if pattern in words:
-                hits = [name for name, layer in fit.items() if isinstance(layer, words[pattern])]
-            else:
-                hits = [
-                    name
-                    for name, module in modules.items()
-                    if type(module).__name__ == pattern or fnmatchcase(name, pattern)
-                ]
-            layers = [name for name in hits if name in fit]
-            if not layers:
-                told = [f"{name} is {self._kind(model, modules[name])}" for name in hits[:3]]
-                raise BadInput(f"lora.targets: {_misfit(pattern, told, {'Linear', *words, *fit} - {pattern})}")
-            chosen.update(layers)
-        return [fit[name] for name in modules if name in chosen]
-
-    def _kind(self, model: nn.Module, module: nn.Module) -> str:
-        if self.train_head and module is model.head:
-            return "the head, trained as it is"
-        return f"a {type(module).__name__}"
-
-
-def _misfit(pattern: str, told: list[str], known: set[str]) -> str:
-    """Say why a pattern fits no layer: what it hits instead, or what it may have meant."""
-    if told:
-        return f"{pattern!r} fits no Linear or Conv2d layer that LoRA can adapt ({', '.join(told)})"
-    return f"no layer fits {pattern!r}{suggestion(pattern, known)}"
 
 
 @hookimpl

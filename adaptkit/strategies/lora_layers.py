@@ -103,8 +103,8 @@ class Decomposed(LoRALayer):
         if self.base_layer.bias is not None:
             linear = linear - self.base_layer.bias.view(self.spread)
         gain = self._gain()
-        # Written as a difference to the frozen layer: it starts as its base bit for bit.
-        result: Tensor = unchanged + (gain - 1) * linear + gain * self.scaling * self.lora_B(self.lora_A(x))
+        # Written as a difference to the frozen layer: it starts as its base bit for bit. The order is PEFT's.
+        result: Tensor = unchanged + ((gain - 1) * linear + gain * self.lora_B(self.lora_A(x)) * self.scaling)
         return result
 
     @torch.no_grad()

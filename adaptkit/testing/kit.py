@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from adaptkit.errors import BadInput
+from adaptkit.instances import make_checked
 from adaptkit.offers import COLLECTIONS, argument_of, options_of
-from adaptkit.resolve import make_checked
 from adaptkit.testing import backbone_checks, dataset_checks, models, option_checks, shift_checks, strategy_checks
 from adaptkit.testing.backbone_checks import Build
 from adaptkit.testing.dataset_checks import Reading
@@ -22,7 +22,7 @@ from adaptkit.testing.verdicts import Check, Verdict
 #: channels, size and classes of the images that backbones are tried on
 IMAGES = ((1, 28, 10), (3, 32, 4))
 #: amounts of which the first that a shift takes is tried, if it has no default
-AMOUNTS = (10.0, 1.0, 0.5)
+AMOUNTS = (10.0, 0.5, 1.0)
 
 
 def checks(

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptkit.errors import BadInput
+from adaptkit.instances import make_checked
 from adaptkit.offers import options_of
-from adaptkit.resolve import make_checked
 from adaptkit.testing.verdicts import CheckFailed, NotTried, require, told
 
 

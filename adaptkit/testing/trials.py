@@ -21,7 +21,7 @@ from adaptkit.testing.verdicts import NotTried, told
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain
 from adaptkit.training.seeding import RandomStream
-from adaptkit.training.trainable import adapt
+from adaptkit.training.trainable import Origin, adapt
 
 EPOCHS, BATCH = 2, 8
 #: logits that may differ in the order of sums only
@@ -58,9 +58,9 @@ class Trial:
         """Return an adapted copy of the base; raise Refused if the strategy refuses this model."""
         model = self.base()
         tensors = (*model.parameters(), *model.buffers())
-        strategy = self.create()
+        strategy, origin = self.create(), Origin.of(model)
         groups = adapt(model, _Refusing(strategy), init_seed=1)  # type: ignore[arg-type]  # its name is its own
-        return Trained(model, groups, Inherited.of(model, tensors), strategy)
+        return Trained(model, groups, Inherited.of(model, tensors), origin, strategy)
 
     def trained(self) -> Trained:
         """Return an adapted model after a short training; raise NotTried where that fails."""

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from adaptkit.comparison import ComparedRun, Curve
 from adaptkit.config import DEFAULT_EXPERIMENT
 from adaptkit.errors import BadInput
-from adaptkit.reports.metrics import REQUIRED
+from adaptkit.reports.metrics import required
 from adaptkit.tracking.address import Address
 from adaptkit.tracking.filters import with_params
 from adaptkit.tracking.predictions import read_predictions
@@ -133,11 +133,11 @@ class Reader:
             return run, None
         try:
             with (
-                self._artifact(artifacts, "predictions.csv") as path,
-                self._artifact(artifacts, "adapter/adapter.json") as card,
+                self.artifact(artifacts, "predictions.csv") as path,
+                self.artifact(artifacts, "adapter/adapter.json") as card,
             ):
                 classes = tuple(json.loads(card.read_text(encoding="utf-8"))["classes"])
-                predictions = read_predictions(path, classes)
+                predictions = read_predictions(path, classes, ("clean", "shifted") if run.has_source else ("shifted",))
         except FileNotFoundError as error:
             return run, f"{run.name} ({run.run_id}) has no artifact {error.filename}"
         except (KeyError, ValueError, OSError) as error:
@@ -145,7 +145,7 @@ class Reader:
         return dataclasses.replace(run, classes=classes, predictions=predictions), None
 
     @contextmanager
-    def _artifact(self, artifacts: str, name: str) -> Iterator[Path]:
+    def artifact(self, artifacts: str, name: str) -> Iterator[Path]:
         """Lend an artifact as a local file; raise FileNotFoundError, with its name, when there is none."""
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
@@ -172,13 +172,14 @@ class Reader:
             if key in run.metrics
         }
         seconds, clean, shifted = (series.get(key, {}) for key in keys)
-        steps = sorted(set(seconds) & set(clean))
+        # A run without a source may not have been evaluated before its end.
+        steps = sorted(set(seconds) & set(clean if run.has_source else shifted))
         if not steps:
             return run
         curve = Curve(
             epoch=tuple(steps),
             seconds=tuple(seconds[step] for step in steps),
-            clean=tuple(clean[step] for step in steps),
+            clean=tuple(clean[step] for step in steps) if run.has_source else None,
             shifted=tuple(shifted[step] for step in steps) if all(step in shifted for step in steps) else None,
         )
         return dataclasses.replace(run, curve=curve)
@@ -192,15 +193,9 @@ def open_reader(uri: str | None) -> Reader:
 
 def _compared(run: MlflowRun) -> ComparedRun:
     tags, params = run.data.tags, run.data.params
-    strategy = params.get("strategy", "unknown")
-    metrics = run.data.metrics
+    strategy, seed = params.get("strategy", "unknown"), params.get("seed", "")
     status, reason = _status(run)
-    if status == "finished" and (missing := [key for key in REQUIRED if key not in metrics]):
-        status, reason = "incomplete", f"its record lacks {missing[0]}"
-    seed = params.get("seed", "")
-    if status == "finished" and not seed.isdigit():
-        status, reason = "incomplete", "its record lacks a seed"
-    return ComparedRun(
+    compared = ComparedRun(
         name=run.info.run_name or run.info.run_id,
         run_id=run.info.run_id,
         strategy=strategy,
@@ -210,10 +205,17 @@ def _compared(run: MlflowRun) -> ComparedRun:
         seed=int(seed) if seed.isdigit() else 0,
         status=status,
         started=run.info.start_time or 0,
-        metrics=metrics,
+        metrics=run.data.metrics,
         tags=tags,
         reason=reason,
     )
+    if status != "finished":
+        return compared
+    missing = [key for key in required(compared.has_source) if key not in compared.metrics]
+    lacking = missing[0] if missing else None if seed.isdigit() else "a seed"
+    if lacking is None:
+        return compared
+    return dataclasses.replace(compared, status="incomplete", reason=f"its record lacks {lacking}")
 
 
 def _status(run: MlflowRun) -> tuple[str, str | None]:

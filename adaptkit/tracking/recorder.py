@@ -93,17 +93,14 @@ def log_comparison(store: Store, run_id: str, comparison: Comparison, files: Seq
 
 def write_arms(path: Path, comparison: Comparison) -> None:
     """Write the table that maps the part of a metric's name to the arm, with the arm's figures."""
+    of_source = ["gain", "retention"] if comparison.zero_shot is not None else []
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["slug", "arm", "seeds", "mean", "low", "high", "gain", "retention", "trainable"])
+        writer.writerow(["slug", "arm", "seeds", "mean", "low", "high", *of_source, "trainable"])
         for arm in comparison.arms:
-            score = arm.score
-            writer.writerow(
-                [
-                    *(arm.slug, arm.name, score.n, score.mean, score.low, score.high),
-                    *(arm.gain.mean, arm.retention.mean, arm.trainable),
-                ]
-            )
+            score, changes = arm.score, [change.mean for change in (arm.gain, arm.retention) if change is not None]
+            figures = (score.n, score.mean, score.low, score.high, *changes)
+            writer.writerow([arm.slug, arm.name, *figures, arm.trainable])
 
 
 def describe(comparison: Comparison, experiment_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: the folder of a run's artifacts that holds its adapter
+ADAPTER = "adapter"
+
 
 class Tracker:
     """Record each run in an MLflow store, one synchronous call an epoch.
@@ -39,6 +43,7 @@ class Tracker:
         self.fault: str | None = None
         self._run_ids: dict[str, str] = {}
         self._ended: set[str] = set()
+        self._kept: set[str] = set()
         self._active: ActiveRun | None = None
         self._tags = {"adaptkit.version": __version__, **source_tags(store.without_secrets)}
         self._parent: str | None = None
@@ -69,6 +74,20 @@ class Tracker:
         except BaseException as error:  # a signal
             self.adaptkit_run_failed(run, error)
             raise
+
+    def keep_adapter(self, run: Run, files: Mapping[str, Path], folder: Path) -> Path | None:
+        """Put a run's adapter into the store and read it back into a folder; None if the store does not answer."""
+
+        def keep() -> Path:
+            run_id = self._run_ids[run.name]
+            for path in files.values():
+                self.store.client.log_artifact(run_id, str(path), ADAPTER)
+            folder.mkdir()
+            read = Path(self.store.client.download_artifacts(run_id, ADAPTER, str(folder)))
+            self._kept.add(run.name)
+            return read
+
+        return self._try("keeping the adapter", keep)
 
     @property
     def parent_id(self) -> str | None:
@@ -110,10 +129,11 @@ class Tracker:
         metrics = {
             "train/loss": epoch.loss,
             "train/accuracy": epoch.train_accuracy,
-            "test/accuracy": epoch.test_accuracy,
             "time/epoch_seconds": epoch.seconds,
             "time/cumulative_seconds": epoch.cumulative_seconds,
         }
+        if epoch.test_accuracy is not None:
+            metrics["test/accuracy"] = epoch.test_accuracy
         if epoch.shifted_accuracy is not None:
             metrics["shifted/accuracy"] = epoch.shifted_accuracy
         self._try(f"logging epoch {epoch.number}", lambda: self._log_metrics(run, metrics, epoch.number))
@@ -172,6 +192,9 @@ class Tracker:
         self.store.client.log_batch(self._run_ids[run.name], metrics=points, tags=named)
 
     def _log_artifacts(self, run: Run, result: RunResult) -> None:
+        if run.name in self._kept:
+            files = {name: path for name, path in result.files.items() if not name.startswith(f"{ADAPTER}/")}
+            result = dataclasses.replace(result, files=files)
         with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
             write_artifacts(Path(folder), run, result)
             self.store.client.log_artifacts(self._run_ids[run.name], folder)

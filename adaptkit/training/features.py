@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from adaptkit.data.views import Views
 from adaptkit.training.evaluation import computing, pass_size, synchronize
 from adaptkit.training.feature_files import FeatureFiles
 from adaptkit.training.prefix import Division
@@ -22,9 +23,12 @@ CHECKED = 4
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor with a row for each image; `seconds` is what computing it took, with all that it comes from."""
+    """A tensor with a row for each image; `seconds` is what computing it took, with all that it comes from.
 
-    tensor: Tensor
+    Images, not features, may be views that are made when they are needed.
+    """
+
+    tensor: Views
     seconds: float
 
 
@@ -50,7 +54,7 @@ class FeatureStore:
         self.wanted: frozenset[str] = frozenset()
         self._kept: OrderedDict[tuple[str, str], Value] = OrderedDict()
 
-    def images(self, name: str, make: Callable[[], Tensor]) -> ImageSet:
+    def images(self, name: str, make: Callable[[], Views]) -> ImageSet:
         """Return the images of this name, made the first time by `make()`."""
         value = self._recall("images", name)
         if value is None:
@@ -101,7 +105,7 @@ class FeatureStore:
         device = images.value.tensor.device
         value = Value(read[0].to(device), read[1])
         # A layer whose code changed has the same settings and weights as before, but other features.
-        fresh = self._run(division.frozen([division.images], [node]), [images.value.tensor[:CHECKED]])[0]
+        fresh = self._run(division.frozen([division.images], [node]), [images.value.tensor[:CHECKED]], CHECKED)[0]
         kept = value.tensor[:CHECKED]
         if len(value.tensor) != len(images.value.tensor) or kept.shape != fresh.shape or kept.dtype != fresh.dtype:
             return None
@@ -121,7 +125,9 @@ class FeatureStore:
         ]
         starts = [node for node in known if any(user in missing for user in node.users)]
         start = time.perf_counter()
-        tensors = self._run(division.frozen(starts, ends), [known[node].tensor for node in starts])
+        tensors = self._run(
+            division.frozen(starts, ends), [known[node].tensor for node in starts], pass_size(images.value.tensor)
+        )
         synchronize(images.value.tensor.device)
         # Values that were computed together share their cost: the longest of them, not the sum, is what it took.
         seconds = time.perf_counter() - start + max(known[node].seconds for node in starts)
@@ -135,9 +141,9 @@ class FeatureStore:
         return division.digests[node] in self.wanted and not division.is_overwritten(node)
 
     @torch.no_grad()
-    def _run(self, network: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
+    def _run(self, network: nn.Module, tensors: list[Views], at_once: int) -> list[Tensor]:
         device = tensors[0].device
-        parts = zip(*(tensor.split(pass_size(device)) for tensor in tensors), strict=True)
+        parts = zip(*(tensor.split(at_once) for tensor in tensors), strict=True)
         with computing(device, self.precision):
             results = [network(*part) for part in parts]
         return [torch.cat(pieces) for pieces in zip(*results, strict=True)]

@@ -26,7 +26,10 @@ F = TypeVar("F", bound=Fed)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: `order_seed` decides the batches and every random draw of the model's layers."""
+    """How to train: `order_seed` decides the batches and every random draw of the model's layers.
+
+    With `adapt_statistics`, the running statistics of frozen layers move, too.
+    """
 
     epochs: int
     batch_size: int
@@ -35,6 +38,7 @@ class Recipe:
     optimizer: str = "adam"
     weight_decay: float = 0.0
     precision: str = "fp32"
+    adapt_statistics: bool = False
     lr_option: str = "--lr "
 
 
@@ -59,7 +63,7 @@ def fit(
     cumulative, step = 0.0, 0
     for number in range(1, recipe.epochs + 1):
         clock.restart()
-        set_train_mode(model)
+        set_train_mode(model, recipe.adapt_statistics)
         with stream, deterministic():
             fed = clock.charged(passes.training, number)
             loss_sum = torch.zeros((), device=device)
@@ -92,7 +96,7 @@ def fit(
             number=number,
             loss=loss_value,
             train_accuracy=right.item() / len(labels),
-            test_accuracy=accuracies["clean"],
+            test_accuracy=accuracies.get("clean"),
             shifted_accuracy=accuracies.get("shifted"),
             seconds=seconds,
             evaluation_seconds=seconds - training,

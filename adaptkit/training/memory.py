@@ -25,7 +25,7 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     model = copy.deepcopy(model)
-    set_train_mode(model)
+    set_train_mode(model, recipe.adapt_statistics)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}
 

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from adaptkit.training.evaluation import Rows, whole
+from adaptkit.data.views import Views
+from adaptkit.training.evaluation import Rows, pass_size, whole
 from adaptkit.training.features import FeatureStore, ImageSet, Value
 from adaptkit.training.prefix import Division
 
@@ -76,15 +77,15 @@ class WholePasses:
         return whole(self.model, images.value.tensor)
 
 
-def plain(model: nn.Module, views: Callable[[int], Tensor], clean: tuple[Tensor, Tensor]) -> WholePasses:
-    """Return the plain path over views that are made for each epoch, and a clean test set of images and labels."""
+def plain(model: nn.Module, views: Callable[[int], Views], test: tuple[Views, Tensor]) -> WholePasses:
+    """Return the plain path over views that are made for each epoch, and a test set of images and labels."""
 
     def timed(epoch: int) -> ImageSet:
         start = time.perf_counter()
-        made = views(epoch).to(clean[0].device)
+        made = views(epoch).to(test[0].device)
         return ImageSet(f"views {epoch}", Value(made, time.perf_counter() - start))
 
-    return WholePasses(model, timed, {"clean": Test(ImageSet("clean", Value(clean[0], 0.0)), clean[1])})
+    return WholePasses(model, timed, {"clean": Test(ImageSet("clean", Value(test[0], 0.0)), test[1])})
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class DividedPasses:
         values = self.store.features(self.division, images)
         seconds = 0.0 if images.name in self._charged else max(value.seconds for value in values)
         self._charged.add(images.name)
-        return Rows(self.division.trained, tuple(value.tensor for value in values), seconds)
+        tensors = tuple(value.tensor for value in values)
+        return Rows(self.division.trained, tensors, seconds, at_once=pass_size(images.value.tensor))
 
     def _streamed(self, images: Tensor) -> Tensor:
         """Run a batch through both parts, the frozen one without autograd."""

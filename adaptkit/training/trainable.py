@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adaptkit.backbones.heads import find_head
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.training.seeding import RandomStream
@@ -31,11 +32,51 @@ class Counts:
         return self.trainable / self.total
 
 
-def adapt(model: nn.Module, strategy: Strategy, init_seed: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Shares:
+    """What is trained, in numbers of parameters: of the head, of the adapter (what the base has not), of the base."""
+
+    head: int
+    adapter: int
+    base: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The parameters of a model before a strategy changes it: those of its head, and all."""
+
+    head: tuple[nn.Parameter, ...]
+    everything: tuple[nn.Parameter, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Origin:
+        """Note the parameters of a model that has a `head`."""
+        return cls(tuple(find_head(model.head).parameters()), tuple(model.parameters()))  # type: ignore[arg-type]
+
+    def head_of(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of the head as the model has it now: its own from before, or those of another layer."""
+        own = {id(parameter) for parameter in model.parameters()}
+        kept = [parameter for parameter in self.head if id(parameter) in own]
+        head = find_head(model.head)  # type: ignore[arg-type]
+        return kept if kept or hasattr(head, "base_layer") else list(head.parameters())
+
+    def shares(self, model: nn.Module) -> Shares:
+        """Return which parameters of the changed model are trained, a shared one counted once."""
+        head = {id(parameter) for parameter in self.head_of(model)}
+        before = {id(parameter) for parameter in self.everything}
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        in_head = sum(parameter.numel() for parameter in trained if id(parameter) in head)
+        new = sum(parameter.numel() for parameter in trained if id(parameter) not in head | before)
+        return Shares(in_head, new, sum(parameter.numel() for parameter in trained) - in_head - new)
+
+
+def adapt(model: nn.Module, strategy: Strategy, init_seed: int, new_head: bool = False) -> list[dict[str, Any]]:
     """Let the strategy change the model, freeze all that it does not train, and return its optimizer groups.
 
-    Raises BadInput when the strategy trains nothing, a parameter twice, or one that is not the model's.
+    A new head, for which there are no weights yet, is trained whatever the strategy says. Raises BadInput when the
+    strategy trains nothing, a parameter twice, or one that is not the model's.
     """
+    origin = Origin.of(model) if new_head else None
     with RandomStream(init_seed):
         returned = strategy.adapt(model)
     if returned is None:
@@ -51,6 +92,10 @@ def adapt(model: nn.Module, strategy: Strategy, init_seed: int) -> list[dict[str
         raise BadInput(f"strategy {strategy.name}: adapt() returned a parameter twice")
     if not identities <= own:
         raise BadInput(f"strategy {strategy.name}: adapt() returned a parameter that is not in the model")
+    untrained = [] if origin is None else [p for p in origin.head_of(model) if id(p) not in identities]
+    if untrained:
+        groups.append({"params": untrained})
+        identities |= {id(parameter) for parameter in untrained}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in identities)
     return groups
@@ -68,11 +113,11 @@ def count(model: nn.Module) -> Counts:
     return Counts(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
 
-def set_train_mode(model: nn.Module) -> None:
+def set_train_mode(model: nn.Module, adapt_statistics: bool = False) -> None:
     """Put what is trained into train mode and what is frozen into eval mode.
 
-    Running statistics move only if the layer's weight is trained; a layer without parameters, such as dropout,
-    follows the module that holds it.
+    Running statistics move only if the layer's weight is trained, or all of them if they shall adapt; a layer without
+    parameters, such as dropout, follows the module that holds it.
     """
     everything = all(parameter.requires_grad for parameter in model.parameters())
 
@@ -82,6 +127,7 @@ def set_train_mode(model: nn.Module) -> None:
         if isinstance(getattr(module, "running_mean", None), Tensor):
             weight = getattr(module, "weight", None)
             trained = weight.requires_grad if isinstance(weight, Tensor) else everything
+            trained = trained or adapt_statistics
         module.training = trained
         for child in module.children():
             visit(child, trained)

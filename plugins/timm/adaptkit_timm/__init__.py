@@ -30,7 +30,8 @@ class Timm:
 
     model: str
     weights: str = field(
-        default="pretrained", metadata={"help": "pretrained, none, or a .safetensors, .pth, .pt or .bin file"}
+        default="pretrained",
+        metadata={"help": "pretrained (or default), none, or a .safetensors, .pth, .pt or .bin file"},
     )
     size: Annotated[str, BeforeValidator(_size)] = field(
         default="model",
@@ -45,6 +46,15 @@ class Timm:
         from adaptkit_timm.models import InputPlan, build_model
 
         return build_model(InputPlan.of(self.model, self.size, channels, size), self.weights, classes)
+
+    @property
+    def image_size(self) -> int:
+        """Return the size to which the model resizes images; those without a size of their own are read at it."""
+        from adaptkit_timm.configs import find_config
+
+        # Under size=data too: pictures that have no size have the one that the weights were trained at.
+        given = str(self.size)
+        return int(given) if given.isdecimal() else max(find_config(self.model).input_size[-2:])
 
     def described(self, channels: int, size: int) -> Mapping[str, str | int | float]:
         """Return what the model does with such images, and which weights it starts from."""

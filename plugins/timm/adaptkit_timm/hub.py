@@ -17,7 +17,7 @@ def fetch(name: str, config: PretrainedCfg) -> Path:
 
     Raises BadInput, in one line, when there are none or they cannot be fetched.
     """
-    way_out = "use --set backbone.weights=PATH for a file, or none for fresh weights"
+    way_out = "use --weights FILE, or --weights none for fresh ones"
     if not config.hf_hub_id:
         where = f"only at {config.url}" if config.url else "nowhere"
         raise BadInput(f"backbone timm:{name}: timm has its pretrained weights {where}; {way_out}")

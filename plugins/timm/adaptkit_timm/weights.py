@@ -19,6 +19,9 @@ from adaptkit import BadInput
 from adaptkit_timm.configs import classifier_names
 from adaptkit_timm.hub import fetch
 
+#: the words for timm's own weights: its, and the one that all backbones of adaptkit take
+PRETRAINED = ("pretrained", "default")
+
 #: keys under which training programs keep the weights in a file of other things; those of an average come first
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 
@@ -37,13 +40,13 @@ class Weights:
 
 
 def load_weights(name: str, config: PretrainedCfg, source: str) -> Weights | None:
-    """Return the weights that `source` (pretrained, none or a path) stands for; None for none.
+    """Return the weights that `source` (pretrained or default, none, or a path) stands for; None for none.
 
     Raises BadInput, in one line, when they cannot be had or do not fit the model.
     """
     if source == "none":
         return None
-    if source == "pretrained":
+    if source in PRETRAINED:
         return Weights(_read(*_stamp(fetch(name, config))), None)
     return _fitted(name, *_stamp(_found(source)))
 
@@ -52,7 +55,7 @@ def weights_id(name: str, config: PretrainedCfg, source: str) -> str:
     """Return what tells these weights from others: the Hub's name and commit, or the sha256 of the file."""
     if source == "none":
         return "none"
-    if source == "pretrained":
+    if source in PRETRAINED:
         folder = fetch(name, config).parent
         commit = f"@{folder.name[:12]}" if folder.parent.name == "snapshots" else ""
         return f"{config.hf_hub_id}{commit}"
@@ -62,7 +65,9 @@ def weights_id(name: str, config: PretrainedCfg, source: str) -> str:
 def _found(source: str) -> Path:
     path = Path(source).expanduser()
     if not path.is_file():
-        raise BadInput(f"backbone.weights: must be pretrained, none or a file, and there is no file {source!r}")
+        raise BadInput(
+            f"backbone.weights: must be pretrained, default, none or a file, and there is no file {source!r}"
+        )
     return path
 
 

@@ -131,6 +131,14 @@ def test_describes_what_it_does_with_images():
 
 
 @pytest.mark.parametrize(
+    ("name", "size", "pixels"),
+    [("resnet18", "model", 224), ("resnet18", "data", 224), ("resnet18", "96", 96), ("test_vit", "model", 160)],
+)
+def test_pictures_without_a_size_are_read_at_the_models(name, size, pixels):
+    assert Timm(name, "none", size).image_size == pixels
+
+
+@pytest.mark.parametrize(
     ("name", "options", "line"),
     [
         ("resnet81", {}, "backbone timm:resnet81: timm has no model 'resnet81'; did you mean 'resnet18'?"),
@@ -145,7 +153,7 @@ def test_describes_what_it_does_with_images():
         (
             "resnet10t",
             {"weights": "lost.pth"},
-            "backbone.weights: must be pretrained, none or a file, and there is no file 'lost.pth'",
+            "backbone.weights: must be pretrained, default, none or a file, and there is no file 'lost.pth'",
         ),
         (
             "resnetv2_50x1_bit",

@@ -41,7 +41,7 @@ class Watcher:
         (
             "timm:resnet10t",
             "data",
-            {"head": "global_pool.flatten", "lora": "global_pool.flatten,fc.base_layer,reshape"},
+            {"head": "global_pool.flatten", "lora": "truediv,conv1.0.base_layer"},
         ),
         (
             "timm:test_vit",

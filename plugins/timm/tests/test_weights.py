@@ -180,7 +180,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(tmp_path, monkeypatch, sile
         Timm("resnet10t").build(3, 32, 5)
     assert caught.value.problems == (
         f"backbone timm:resnet10t: the pretrained weights timm/resnet10t.c3_in1k cannot be fetched ({reason}); "
-        "use --set backbone.weights=PATH for a file, or none for fresh weights",
+        "use --weights FILE, or --weights none for fresh ones",
     )
     assert time.perf_counter() - start < 5
 
@@ -196,6 +196,8 @@ def test_pretrained_weights_in_the_hubs_cache_need_no_network(tmp_path, monkeypa
     model = Timm("resnet10t", size="data").build(3, 32, 5)
     assert same(model, state) == ["fc.weight", "fc.bias"]
     assert Timm("resnet10t").described(3, 32)["weights_id"] == "timm/resnet10t.c3_in1k@0123456789ab"
+    assert same(Timm("resnet10t", "default", "data").build(3, 32, 5), state) == ["fc.weight", "fc.bias"]
+    assert Timm("resnet10t", "default").described(3, 32) == Timm("resnet10t").described(3, 32)
 
 
 @torch.no_grad()

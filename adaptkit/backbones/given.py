@@ -1,0 +1,119 @@
+"""A model given from Python, as `adaptkit.run(backbone=model)`, in the place of a backbone's name."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from adaptkit.adapters.weights import fingerprint
+from adaptkit.backbones.heads import find_head, replace_head
+from adaptkit.errors import BadInput
+from adaptkit.hookspecs import hookimpl
+
+#: digits that tell the weights of one model from those of another
+DIGITS = 12
+
+
+def given_backbone(module: nn.Module) -> object:
+    """Return a plugin that offers the backbone `python:CLASS`: copies of this model, which itself is never changed.
+
+    The model takes float images in 0..1 as they are: nothing is normalised. Raises BadInput for a model without a
+    linear layer, with layers that are not initialised yet, or that cannot be copied.
+    """
+    title = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise BadInput(f"backbone: must be a name or a torch.nn.Module, not {title}")
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    if lazy:
+        raise BadInput(f"backbone python:{title}: {lazy[0]} is not initialised yet; call the model on an image first")
+    model = _copied(module, title)
+    try:
+        find_head(model)
+    except BadInput as error:
+        raise BadInput(f"backbone python:{error}") from None
+
+    class Python:
+        """A model given from Python, which takes images in 0..1 as they are."""
+
+        name: ClassVar[str] = "python"
+        argument: ClassVar[str] = "CLASS"
+
+        def __init__(self, model: str) -> None:
+            if model != title:
+                raise BadInput(f"backbone python:{model}: the model that was given is python:{title}")
+
+        def build(self, channels: int, size: int, classes: int) -> nn.Module:
+            """Return a copy of the model; its head is a fresh one where it is for another number of classes."""
+            return _built(model, title, channels, size, classes)
+
+        def described(self, channels: int, size: int) -> Mapping[str, str]:
+            """Return what tells the model's weights from others."""
+            return {"weights_id": identity()}
+
+    @functools.cache
+    def identity() -> str:
+        tensors = {name: thing for name, thing in model.state_dict().items() if isinstance(thing, Tensor)}
+        return fingerprint(tensors)[:DIGITS]
+
+    return Given(title, Python)
+
+
+class Given:
+    """The plugin around one class that is offered."""
+
+    def __init__(self, title: str, offered: type) -> None:
+        self.__name__ = f"the model {title}"
+        self._offered = offered
+
+    @hookimpl
+    def adaptkit_backbones(self) -> list[type]:
+        """Offer the class."""
+        return [self._offered]
+
+
+def _built(model: nn.Module, title: str, channels: int, size: int, classes: int) -> nn.Module:
+    made = _copied(model, title)
+    head = find_head(made)
+    linear = getattr(head, "base_layer", head)
+    if linear.out_features != classes:
+        replace_head(made, classes)
+    was_training = [part.training for part in made.modules()]
+    images = torch.zeros(2, channels, size, size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = made.eval()(images)
+    except Exception as error:  # whatever the model does not like
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(
+            f"backbone python:{title}: it does not work on images {list(images.shape[1:])} ({reason}); "
+            "another size of images is set by image_size"
+        ) from None
+    for part, training in zip(made.modules(), was_training, strict=True):
+        part.training = training
+    shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != [len(images), classes]:
+        raise BadInput(
+            f"backbone python:{title}: for {len(images)} images it gives {shape}, not logits {[len(images), classes]}; "
+            "its last linear layer must be its classifier"
+        )
+    return made
+
+
+def _copied(module: nn.Module, title: str) -> nn.Module:
+    """Return a copy on the CPU whose weights can all be trained: strategies decide which are."""
+    try:
+        made = copy.deepcopy(module).cpu()
+        for parameter in made.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"backbone python:{title}: it cannot be copied ({reason})") from None
+    return made

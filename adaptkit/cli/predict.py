@@ -1,0 +1,172 @@
+"""The command that names what is on pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.signals import interruptible
+from adaptkit.errors import BadInput
+
+if TYPE_CHECKING:
+    from adaptkit.predicting import Prediction
+
+#: rows of a table that are shown at a time
+PAGE = 200
+
+
+@click.command()
+@click.argument("run_id")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.option("--top-k", type=click.IntRange(min=1), default=1, metavar="N", help="Classes to name.  [default: 1]")
+@json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Pictures a pass.  [default: 64]"
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    metavar="auto|cpu|cuda|mps",
+    help="Where to compute.  [default: auto]",
+)
+@click.option(
+    "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
+)
+@plugin_option
+@click.option("--skip-bad-images", is_flag=True, help="Leave out files that are no pictures, and exit with 0.")
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+def predict(
+    run_id: str,
+    paths: tuple[Path, ...],
+    top_k: int,
+    as_json: bool,
+    as_csv: bool,
+    batch_size: int,
+    device: str,
+    tracking_uri: str | None,
+    plugin: tuple[str, ...],
+    skip_bad_images: bool,
+    traceback: bool,
+) -> None:
+    """Name what is on pictures with the model of a finished run.
+
+    \b
+    Examples:
+      adaptkit predict RUN_ID picture.jpg
+      adaptkit predict RUN_ID photos --top-k 3 --csv > predictions.csv
+
+    A folder stands for the pictures in it, at any depth. Pictures are brought to the model's channels and size as in
+    training. Files that are no pictures are listed at the end, and the exit code is 2.
+    """
+    if as_json and as_csv:
+        raise BadInput("--json and --csv: choose one")
+    from adaptkit.cli.terminal import messages
+    from adaptkit.experiment.hardware import find_device
+    from adaptkit.predicting import find_pictures, predict_pictures
+    from adaptkit.trained import find_trained, given_plugins
+
+    place = find_device(device)
+    pictures = find_pictures(paths)
+    first = next(pictures, None)
+    if first is None:
+        raise BadInput(f"there are no files in {', '.join(map(str, paths))}")
+    bad: list[str] = []
+    with interruptible():
+        trained = find_trained(run_id, tracking_uri, given_plugins(plugin))
+        predictions = predict_pictures(
+            trained.merged().to(place),
+            trained.preprocessing,
+            trained.classes,
+            chain([first], pictures),
+            top_k=top_k,
+            batch_size=batch_size,
+            broken=bad.append,
+        )
+        if as_json:
+            _print_json(run_id, trained.classes, predictions)
+        elif as_csv:
+            _print_csv(predictions, min(top_k, len(trained.classes)))
+        else:
+            _print_table(predictions)
+    if bad and not skip_bad_images:
+        raise BadInput(*bad, f"{_files(len(bad))} could not be read; --skip-bad-images goes on without")
+    for line in bad:
+        messages().print(f"Left out: {line}", markup=False, soft_wrap=True)
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'}"
+
+
+def _shown(path: Path) -> str:
+    """Return a path as text that can be printed, whatever bytes it has."""
+    return str(path).encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _print_json(run_id: str, classes: Iterable[str], predictions: Iterator[Prediction]) -> None:
+    """Print one document, a prediction at a time."""
+    head = json.dumps({"run_id": run_id, "classes": list(classes)}, indent=2)
+    click.echo(f'{head[:-2]},\n  "predictions": [', nl=False)
+    for number, prediction in enumerate(predictions):
+        (name, confidence), *_ = prediction.ranked
+        row = {
+            "path": _shown(prediction.path),
+            "class": name,
+            "confidence": round(confidence, 6),
+            "top": [{"class": other, "confidence": round(share, 6)} for other, share in prediction.ranked],
+        }
+        click.echo(f"{',' if number else ''}\n    {json.dumps(row)}", nl=False)
+    click.echo("\n  ]\n}")
+
+
+def _print_csv(predictions: Iterator[Prediction], count: int) -> None:
+    """Print a row for each picture, with two columns for each class that is named."""
+    names = ["path", "class", "confidence"]
+    names += [f"{name}_{rank}" for rank in range(2, count + 1) for name in ("class", "confidence")]
+    click.echo(_csv_row(names))
+    for prediction in predictions:
+        ranked = [cell for name, share in prediction.ranked for cell in (name, f"{share:.6f}")]
+        click.echo(_csv_row([_shown(prediction.path), *ranked]))
+
+
+def _csv_row(cells: Iterable[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
+
+
+def _print_table(predictions: Iterator[Prediction]) -> None:
+    """Print a table, a page at a time."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from adaptkit.cli.terminal import output
+
+    console = output()
+    width, first = 0, True
+    while page := list(islice(predictions, PAGE)):
+        width = max(width, *(len(_shown(prediction.path)) for prediction in page))
+        table = Table(box=None, pad_edge=False, header_style="bold", show_header=first)
+        table.add_column("picture", overflow="fold", min_width=min(width, console.width // 2))
+        table.add_column("class", overflow="fold")
+        table.add_column("confidence", justify="right", min_width=10)
+        if len(page[0].ranked) > 1:
+            table.add_column("then", overflow="fold")
+        for prediction in page:
+            (name, confidence), *others = prediction.ranked
+            cells = [_shown(prediction.path), name, f"{confidence:.1%}"]
+            if others:
+                cells.append(", ".join(f"{other} {share:.1%}" for other, share in others))
+            table.add_row(*map(Text, cells))
+        console.print(table)
+        first = False

@@ -1,0 +1,104 @@
+"""Write down which images were source, pool and test (split.json), and read it back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptkit.errors import BadInput, suggestion
+
+#: what a split may consist of
+PARTS = ("source", "pool", "clean_test", "shifted_test")
+#: parts of one data set that may not share an image: what is trained on is not tested on
+APART = (
+    ("source", "pool"),
+    *((trained, tested) for trained in ("source", "pool") for tested in ("clean_test", "shifted_test")),
+)
+
+
+@dataclass(frozen=True)
+class SplitPart:
+    """One part: its data set as the user named it, and its images, by name or by index."""
+
+    dataset: str
+    members: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split as it was read from a file."""
+
+    path: Path
+    classes: tuple[str, ...]
+    parts: Mapping[str, SplitPart]
+
+    def part(self, title: str) -> SplitPart:
+        """Return the part of this title; raise BadInput if the split has none."""
+        if title not in self.parts:
+            raise BadInput(f"split.file {self.path}: it has no {title}{suggestion(title, self.parts)}")
+        return self.parts[title]
+
+
+def split_text(classes: Sequence[str], parts: Mapping[str, SplitPart]) -> str:
+    """Return a split as JSON, a part a line."""
+    lines = [
+        f'    "{title}": {json.dumps({"dataset": parts[title].dataset, "images": list(parts[title].members)})}'
+        for title in PARTS
+        if title in parts
+    ]
+    return f'{{\n  "classes": {json.dumps(list(classes))},\n  "parts": {{\n' + ",\n".join(lines) + "\n  }\n}\n"
+
+
+def read_split(path: Path) -> Split:
+    """Return the split in a file; raise BadInput when it cannot be read as one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = {
+            str(title): SplitPart(str(part["dataset"]), tuple(map(_member, part["images"])))
+            for title, part in content["parts"].items()
+        }
+        split = Split(path, tuple(map(_name, content["classes"])), parts)
+    except OSError as error:
+        raise BadInput(f"split.file {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise BadInput(f"split.file {path}: it is not a split.json of a run") from None
+    if problems := _problems(split):
+        raise BadInput(*(f"split.file {path}: {problem}" for problem in problems))
+    return split
+
+
+def _problems(split: Split) -> list[str]:
+    """Return what is wrong with a split that somebody may have edited."""
+    problems = [f"unknown part {title!r}{suggestion(title, PARTS)}" for title in split.parts if title not in PARTS]
+    for title, part in split.parts.items():
+        if twice := len(part.members) - len(set(part.members)):
+            problems.append(f"its {title} has {twice} {'image' if twice == 1 else 'images'} more than once")
+    for first, second in APART:
+        one, other = split.parts.get(first), split.parts.get(second)
+        if one and other and one.dataset == other.dataset and (both := {*one.members} & {*other.members}):
+            problems.append(f"its {first} and its {second} share {len(both)} {'image' if len(both) == 1 else 'images'}")
+    return problems
+
+
+def positions(part: SplitPart, names: Sequence[str] | range) -> list[int]:
+    """Return where a part's images are among those of these names; raise BadInput for images that are gone."""
+    places = {name: place for place, name in enumerate(names)}
+    gone = [member for member in part.members if member not in places]
+    if gone:
+        shown = ", ".join(map(str, gone[:5])) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
+        raise BadInput(f"split.file: {part.dataset} no longer has {shown}")
+    return [places[member] for member in part.members]
+
+
+def _member(value: object) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(value)
+    return value
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(value)
+    return value

@@ -1,0 +1,183 @@
+"""Put a PEFT adapter into a store as a finished run, from Python or from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from adaptkit import __version__
+from adaptkit.adapters.files import WEIGHTS, Inherited, fit_adapter, save_adapter
+from adaptkit.adapters.peft_files import adapter_of
+from adaptkit.config import read_config
+from adaptkit.errors import BadInput
+from adaptkit.experiment.card import changed_layers
+from adaptkit.instances import make_checked
+from adaptkit.plugins import Plugins
+from adaptkit.run_data import run_data
+from adaptkit.strategies.lora import LoRA
+from adaptkit.tracking.source import source_tags
+from adaptkit.tracking.store import Store, errors_as_lines, open_store
+from adaptkit.trained import MODEL_TYPES, TrainedRun, find_trained, given_plugins
+from adaptkit.training.evaluation import predict_logits, share_right
+from adaptkit.training.trainable import adapt, count
+
+#: params that an imported run has in common with the run whose base it is put onto
+KEPT = ("dataset", "target", "shift", "backbone", "image_size", "skip_bad_images", "split", "base", "data_dir")
+METRICS = {"clean": "final/test_accuracy", "shifted": "final/shifted_accuracy"}
+
+
+@dataclass(frozen=True)
+class ImportRecord:
+    """The run that was made: its id and name, LoRA's options, and its final metrics by name."""
+
+    run_id: str
+    name: str
+    options: Mapping[str, Any]
+    metrics: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+def import_peft(
+    folder: str | Path,
+    onto: str,
+    *,
+    name: str | None = None,
+    tracking_uri: str | None = None,
+    plugins: Iterable[str | Path | object] = (),
+    backbone: nn.Module | None = None,
+    notice: Callable[[str], None] = lambda line: None,
+) -> ImportRecord:
+    """Put a PEFT folder onto the base of the run `onto` and record it as a run of kind `imported`, in its experiment.
+
+    It is evaluated on the run's test sets where its data can be had; `notice` hears why not. Raises BadInput for a
+    folder that is not PEFT's, or that fits another base.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise BadInput(f"{path} is not a folder")
+    loaded = given_plugins(plugins, backbone)
+    base = find_trained(onto, tracking_uri, loaded)
+    found = adapter_of(path)
+    model = base.base()
+    tensors = (*model.parameters(), *model.buffers())
+    strategy, options = make_checked("lora", LoRA, found.options)
+    try:
+        adapt(model, strategy, 0)
+        inherited = Inherited.of(model, tensors)
+        fit_adapter(found.tensors, model)
+    except BadInput as error:
+        raise BadInput(
+            *(f"{path} does not fit the base of {base.found.title}: {line}" for line in error.problems)
+        ) from None
+    metrics, fingerprint = _evaluated(model.eval(), base, loaded, notice)
+    counts = count(model)
+    metrics |= {"params/total": counts.total, "params/trainable": counts.trainable}
+    metrics["params/trainable_fraction"] = counts.fraction
+    shown = name or f"imported {path.resolve().name}"
+    with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
+        adapter = inherited.adapter(model)
+        card = {key: base.card[key] for key in MODEL_TYPES} | {
+            "adaptkit_version": __version__,
+            "strategy": "lora",
+            "options": dict(options),
+            "targets": changed_layers(adapter, base.base_state),
+            "new_head": False,
+            "init_seed": 0,
+            "base_fingerprint": base.base_fingerprint,
+            "preprocessing": dict(base.described_preprocessing),
+        }
+        files = save_adapter(Path(temporary, "adapter"), adapter, card)
+        metrics["size/adapter_bytes"] = files[WEIGHTS].stat().st_size
+        _copy_config(Path(temporary), base, options)
+        tags = {"adaptkit.data_fingerprint": fingerprint} if fingerprint else {}
+        run_id = _record(shown, base, options, metrics, tags, Path(temporary), tracking_uri)
+    return ImportRecord(run_id, shown, options, metrics)
+
+
+def _evaluated(
+    model: nn.Module, base: TrainedRun, plugins: Plugins, notice: Callable[[str], None]
+) -> tuple[dict[str, float], str | None]:
+    """Return the accuracies on the test sets that there are, and the fingerprint of the data."""
+    try:
+        _, domains = run_data(base.found, plugins)
+        wanted = {name: test for name, test in domains.tests.items() if name == "clean" or base.found.kind != "base"}
+        metrics = {
+            METRICS[name]: share_right(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
+        }
+    except Exception as error:  # a data set's own: it may not be there, or not be downloaded
+        reason = "; ".join(error.problems) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
+        notice(f"not evaluated: the data of {base.found.title} cannot be had here: {reason}")
+        return {}, None
+    recorded = base.found.tags.get("adaptkit.data_fingerprint")
+    if recorded is not None and recorded != domains.fingerprint:
+        notice(f"the data of {base.found.title} is not what it was: accuracies are for the images that are there now")
+    return metrics, domains.fingerprint if base.found.kind != "base" else None
+
+
+def _copy_config(folder: Path, base: TrainedRun, options: Mapping[str, Any]) -> None:
+    """Write the settings of the data and the base, with the adapter's options, and the split beside them."""
+    with base.found.file("config.yaml") as path:
+        config = {key: value for key, value in read_config(path).items() if key.split(".")[0] in (*KEPT, "experiment")}
+    if base.found.kind == "base":
+        config["shift"] = "none"
+    config |= {"strategy": "lora"} | {f"strategy.{key}": value for key, value in options.items()}
+    text = yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
+    (folder / "config.yaml").write_text(f"# the data and the base of an imported adapter\n{text}", encoding="utf-8")
+    if base.found.has("split.json"):
+        with base.found.file("split.json") as split:
+            (folder / "split.json").write_bytes(split.read_bytes())
+
+
+def _record(
+    name: str,
+    base: TrainedRun,
+    options: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    artifacts: Path,
+    tracking_uri: str | None,
+) -> str:
+    """Make the run in the experiment of the run that it is put onto; return its id."""
+    from mlflow.entities import Metric, Param
+
+    reader = base.found.runs.reader
+    with errors_as_lines(reader.address):
+        experiment = reader.client.get_experiment(base.found.record.info.experiment_id).name
+    store: Store = open_store(tracking_uri, experiment)
+    params = {key: value for key, value in base.found.params.items() if key.split(".")[0] in KEPT}
+    params |= {"strategy": "lora"} | {f"strategy.{key}": str(value) for key, value in options.items()}
+    every = source_tags(store.without_secrets) | {
+        "adaptkit.version": __version__,
+        "adaptkit.kind": "imported",
+        "adaptkit.arm": name,
+        "adaptkit.base_fingerprint": base.base_fingerprint,
+        "adaptkit.base_run_id": base.found.tags.get("adaptkit.base_run_id", base.found.run_id),
+        "mlflow.note.content": f"A PEFT adapter, imported onto the base of run `{base.found.run_id}`.",
+        **tags,
+    }
+    client, now = store.client, int(time.time() * 1000)
+    with errors_as_lines(reader.address):
+        run_id = str(client.create_run(store.experiment_id, run_name=name, tags=every).info.run_id)
+        status = "FAILED"
+        try:
+            points = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+            client.log_batch(run_id, metrics=points, params=[Param(key, value) for key, value in params.items()])
+            client.log_artifacts(run_id, str(artifacts))
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            client.set_terminated(run_id, status)
+    return run_id
