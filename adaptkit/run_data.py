@@ -101,5 +101,7 @@ def _named(found: StoredRun) -> str:
     target, shift = params.get("target", "none"), params.get("shift", "none")
     if found.kind == "base":
         return f"the clean test set ({params.get('dataset')})"
+    if params.get("dataset") == "none":
+        return f"the target's test set ({target})"
     name = target if target != "none" else params.get("dataset", "")
     return f"the shifted test set ({name}{'' if shift == 'none' else f' under {shift}'})"

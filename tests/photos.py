@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -76,3 +77,9 @@ def make_photos(
             else:
                 picture.save(folder / name / f"{index:04}.jpg", quality=30 if shifted else 90)
     return folder
+
+
+if __name__ == "__main__":
+    # Two domains of 1,600 pictures of 64 pixels each, below the folder that is named: good ones and worn ones.
+    make_photos(Path(sys.argv[1], "good"), per_class=400, size=64)
+    make_photos(Path(sys.argv[1], "worn"), per_class=400, size=64, seed=1, shifted=True)

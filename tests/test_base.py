@@ -59,7 +59,9 @@ def test_a_backbone_that_changed_under_its_name_has_a_base_of_its_own(own_folder
     assert len(fingerprints) == 2
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "no card"])
+@pytest.mark.parametrize(
+    "damage", ["flip", *(pytest.param(name, marks=pytest.mark.slow) for name in ("truncate", "no card"))]
+)
 def test_a_damaged_base_is_trained_anew(own_cache: Path, damage: str) -> None:
     first = base_of()
     (weights,) = (own_cache / "bases").glob("*/base.safetensors")
@@ -74,6 +76,7 @@ def test_a_damaged_base_is_trained_anew(own_cache: Path, damage: str) -> None:
     assert base_of() == (first[0], True)
 
 
+@pytest.mark.slow
 def test_two_processes_started_together_train_it_once() -> None:
     command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "--no-track"]
     environment = dict(os.environ, OMP_NUM_THREADS="1")

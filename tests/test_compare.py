@@ -87,6 +87,7 @@ def test_the_json_has_the_promised_keys_and_numbers_that_the_store_gives(cli: Cl
     )
 
 
+@pytest.mark.slow
 def test_a_strategy_under_another_name_is_a_tie(cli: Cli, store: Path, own_folder: Path) -> None:
     (own_folder / "twin.py").write_text(TWIN)
     ran = cli("run", "-s", "head", "-s", "twin", "--seeds", "0-1", *TINY, "--plugin", "twin.py", "-q")

@@ -472,6 +472,7 @@ def test_long_names_lose_their_middle() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["strategyxxxxxxxxxxxxxx…xxx rank=16"]
 
 
+@pytest.mark.slow
 def test_the_same_drawing_gives_the_same_bytes_and_carries_its_words(tmp_path: Path) -> None:
     files = []
     for folder in (tmp_path / "one", tmp_path / "two"):

@@ -142,6 +142,7 @@ class Norm(nn.Module):
         return self.layer(self.conv(x))
 
 
+@pytest.mark.slow
 def test_built_in_strategies_on_the_small_cnn() -> None:
     strategies = sorted(set(load_plugins([BITFIT]).offers["strategy"]) - {"norm"})  # it has no normalization layer
     cuts = same_both_ways(None, {}, BITFIT, strategy=strategies, options={"lora.rank": 2})

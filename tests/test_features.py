@@ -155,6 +155,7 @@ def test_without_a_shift_the_training_images_pass_once() -> None:
     assert passed(["head"], shift="none", settings=TINY_SETTINGS | {"epochs": 7}) == passed(["head"], shift="none")
 
 
+@pytest.mark.slow
 def test_results_are_the_same_with_and_without(own_cache: Path) -> None:
     outcomes, watchers = [], []
     for feature_cache in (True, True, False):

@@ -87,6 +87,7 @@ def test_bf16_is_as_accurate_as_fp32_and_keeps_its_state_in_fp32() -> None:
     assert watcher.weights == watcher.gradients == watcher.saved == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("is_native", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_bf16_where_that_is_native(
     cli: Cli, native: Callable[[bool], None], is_native: bool, precision: str
@@ -223,6 +224,7 @@ def test_a_number_of_threads_that_was_chosen_stays(
     assert said == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep freed memory")
 def test_freed_memory_is_kept_for_the_next_step() -> None:
     code = (

@@ -118,6 +118,7 @@ def test_bitfit_runs_from_its_file(cli: Cli) -> None:
     assert (run["metrics"]["params/trainable"], run["metrics"]["params/total"]) == (234, 421_642)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed("adaptkit-bitfit"), reason="plugins/bitfit is not installed")
 def test_bitfit_runs_when_it_is_installed() -> None:
     command = [sys.executable, "-m", "adaptkit", "run", "-s", "bitfit", *TINY, "--no-track", "--json"]

@@ -111,6 +111,7 @@ def test_several_runs_are_grouped_under_one_that_ends_with_the_comparison(
     assert parent.data.metrics["mean/shifted_accuracy/lora"] == means["lora"]
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_is_in_the_folder_and_in_mlflow(cli: Cli, store: Path, own_folder: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "head", *TINY, "-q", "--report", "report")
     assert result.exit_code == 0
@@ -140,6 +141,7 @@ def test_a_group_that_stops_early_ends_as_what_it_is(
     assert parent.info.status == status and parent.info.end_time is not None
 
 
+@pytest.mark.slow
 def test_a_group_of_which_some_runs_fail_says_so_and_one_of_none_left_has_failed(cli: Cli, store: Path) -> None:
     wild = ["--set", "optimizer=sgd", "--lr", "1e30"]
     assert cli("run", "-s", "full", "--seeds", "0-1", *wild, *TINY, "-q").exit_code == 1

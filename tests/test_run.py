@@ -290,6 +290,7 @@ def test_the_notebooks_preset_is_the_notebooks_experiment(cli: Cli, own_folder: 
     assert request.settings.seed == (42,) and request.settings.evaluate_shifted == "end"
 
 
+@pytest.mark.slow
 def test_bf16_runs(cli: Cli) -> None:
     result = cli("run", "-s", "lora", "--precision", "bf16", *TINY, "--no-track", "-q")
     assert (result.exit_code, result.stderr) == (0, "")

@@ -180,6 +180,7 @@ def test_a_run_beside_another_is_tagged_shared_and_its_seconds_are_not_ranked(
     assert compared["comparisons"][0]["timings_comparable"] is False
 
 
+@pytest.mark.slow
 def test_another_experiment_that_comes_and_goes_during_a_run_is_noticed(sit: Sit) -> None:
     class Visitor:
         """Begin and end another experiment while this one trains."""

@@ -96,7 +96,7 @@ def test_a_probed_base_moves_its_head_alone(own_folder: Path, store: Path) -> No
     assert trained.base.fingerprint != outcome.base.fingerprint
 
 
-@pytest.mark.parametrize(("bn", "moves"), [("freeze", False), ("adapt", True)])
+@pytest.mark.parametrize(("bn", "moves"), [pytest.param("freeze", False, marks=pytest.mark.slow), ("adapt", True)])
 def test_statistics_of_frozen_layers_move_and_are_saved_only_when_asked_to(
     own_folder: Path, store: Path, bn: str, moves: bool
 ) -> None:

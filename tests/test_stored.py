@@ -115,7 +115,7 @@ def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 by_any_workers = [
-    pytest.mark.parametrize("workers", [0, 1, 2], indirect=True),
+    pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow), 2], indirect=True),
     # torch's own word on a machine of one core
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]

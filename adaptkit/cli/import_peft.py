@@ -57,6 +57,11 @@ def import_peft(
         return
     shown = output()
     shown.print(f"Imported as run {record.run_id} ({record.name})", markup=False, soft_wrap=True)
-    for key, title in (("final/test_accuracy", "clean test"), ("final/shifted_accuracy", "shifted test")):
+    both = "final/test_accuracy" in record.metrics
+    titles = {
+        "final/test_accuracy": "clean test",
+        "final/shifted_accuracy": "shifted test" if both else "target's test set",
+    }
+    for key, title in titles.items():
         if key in record.metrics:
             shown.print(f"  accuracy, {title}: {record.metrics[key]:.1%}", markup=False, soft_wrap=True)

@@ -33,7 +33,7 @@ class Format:
     `require` raises BadInput for a run that cannot be written so, before anything is. `write` puts the files into an
     empty folder. `read` returns, from the files alone, the functions from images `[n, c, h, w]` to logits that the
     export is verified by, named. `usage` is the README's Markdown on how to use the files. Logits may differ by
-    `tolerance`; unless that is `absolute`, large ones by that share.
+    `tolerance`, large ones by that share.
     """
 
     name: str
@@ -42,7 +42,6 @@ class Format:
     read: Callable[[Path, TrainedRun], dict[str, Logits]]
     usage: Callable[[TrainedRun], str]
     tolerance: float = 1e-4
-    absolute: bool = False
 
 
 def anything(trained: TrainedRun) -> None:

@@ -86,4 +86,4 @@ print(base.classes[logits.argmax()])
 """
 
 
-FORMAT = Format("peft", require, write, read, usage, tolerance=1e-5, absolute=True)
+FORMAT = Format("peft", require, write, read, usage, tolerance=1e-5)

@@ -22,7 +22,9 @@ def exported_program(exported: Exported) -> Any:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             shapes = ({0: torch.export.Dim("batch")},)
-            return torch.export.export(exported.model, (exported.example,), dynamic_shapes=shapes)
+            # The program keeps what it was traced with: nobody's pictures, and no view of a larger tensor.
+            images = torch.zeros_like(exported.example)
+            return torch.export.export(exported.model, (images,), dynamic_shapes=shapes)
     except Exception as error:  # torch's, of a dozen kinds
         raise RunFailed(f"torch.export cannot export this model: {first_line(error)}") from error
 

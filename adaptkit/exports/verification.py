@@ -39,7 +39,7 @@ def verify(
     logits: dict[str, Logits], expected: Tensor, images: Tensor, source: str, written: Format
 ) -> tuple[Verification, ...]:
     """Compare logits, each by its name, with those expected; raise RunFailed when one is out of tolerance."""
-    largest = 1.0 if written.absolute else max(1.0, float(expected.abs().max()))
+    largest = max(1.0, float(expected.abs().max()))
     found = []
     for name, model in logits.items():
         try:
