@@ -118,8 +118,8 @@ class Settings(Group):
         None, description=f"source into target images; none, or {DEFAULT_SHIFT} if there is no target"
     )
     backbone: str = Field("small_cnn", description="architecture")
-    image_size: Annotated[Count | None, BeforeValidator(_optional)] = Field(
-        None, description="side of the images in pixels; none: the data set's own, else the backbone's"
+    image_size: Annotated[int | None, BeforeValidator(_optional)] = Field(
+        None, ge=1, le=4096, description="side of the images in pixels; none: the data set's own, else the backbone's"
     )
     skip_bad_images: bool = Field(False, description="leave out files that are no pictures, instead of stopping")
     seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds), AfterValidator(_distinct)] = Field(

@@ -104,11 +104,12 @@ def _staged(folder: Path) -> Iterator[Path]:
     try:
         yield stage
         stage.chmod(0o755)
-        if place.is_dir():  # it may be somebody's current folder, or another disk: it stays
+        _require_empty(folder)  # others may have been here in the meantime
+        if place.is_dir() and (place == Path.cwd() or place.is_mount()):  # it must stay
             for path in stage.iterdir():
                 shutil.move(path, place / path.name)
         else:
-            stage.rename(place)
+            stage.rename(place)  # over an empty folder, but over no other
     except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
         with contextlib.suppress(OSError):  # of folders that others use by now

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 
 from adaptkit import __version__
-from adaptkit.adapters.files import WEIGHTS, Inherited, fit_adapter, save_adapter
+from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, fit_adapter, load_adapter, save_adapter
 from adaptkit.adapters.peft_files import adapter_of
+from adaptkit.adapters.weights import sha256_of
 from adaptkit.config import read_config
-from adaptkit.errors import BadInput
+from adaptkit.errors import BadInput, RunFailed
 from adaptkit.experiment.card import changed_layers
 from adaptkit.instances import make_checked
 from adaptkit.plugins import Plugins
@@ -66,6 +68,8 @@ def import_peft(
     path = Path(folder)
     if not path.is_dir():
         raise BadInput(f"{path} is not a folder")
+    if not (path / "adapter_config.json").exists():
+        raise BadInput(f"{path} is not a PEFT folder: it has no adapter_config.json")
     loaded = given_plugins(plugins, backbone)
     base = find_trained(onto, tracking_uri, loaded)
     found = adapter_of(path)
@@ -76,10 +80,13 @@ def import_peft(
         adapt(model, strategy, 0)
         inherited = Inherited.of(model, tensors)
         fit_adapter(found.tensors, model)
+        for parameter_name, parameter in model.named_parameters():
+            # What was saved whole belongs to the adapter, whatever LoRA itself trains.
+            parameter.requires_grad_(parameter.requires_grad or parameter_name in found.tensors)
     except BadInput as error:
-        raise BadInput(
-            *(f"{path} does not fit the base of {base.found.title}: {line}" for line in error.problems)
-        ) from None
+        # It speaks of an option that the user has not typed.
+        lines = [line.removeprefix("lora.targets: ").partition("; known: ")[0] for line in error.problems]
+        raise BadInput(*(f"{path} does not fit the base of {base.found.title}: {line}" for line in lines)) from None
     metrics, fingerprint = _evaluated(model.eval(), base, loaded, notice)
     counts = count(model)
     metrics |= {"params/total": counts.total, "params/trainable": counts.trainable}
@@ -98,11 +105,25 @@ def import_peft(
             "preprocessing": dict(base.described_preprocessing),
         }
         files = save_adapter(Path(temporary, "adapter"), adapter, card)
+        _require_same(Path(temporary, "adapter"), model, base, options)
         metrics["size/adapter_bytes"] = files[WEIGHTS].stat().st_size
         _copy_config(Path(temporary), base, options)
-        tags = {"adaptkit.data_fingerprint": fingerprint} if fingerprint else {}
+        tags = {"adaptkit.adapter_sha256": sha256_of(files[CARD])}
+        tags |= {"adaptkit.data_fingerprint": fingerprint} if fingerprint else {}
         run_id = _record(shown, base, options, metrics, tags, Path(temporary), tracking_uri)
     return ImportRecord(run_id, shown, options, metrics)
+
+
+def _require_same(folder: Path, model: nn.Module, base: TrainedRun, options: Mapping[str, Any]) -> None:
+    """Read the adapter back onto a fresh base; raise RunFailed unless that is the model that was evaluated."""
+    fresh = base.base()
+    strategy, _ = make_checked("lora", LoRA, options)
+    adapt(fresh, strategy, 0)
+    load_adapter(folder, fresh, base.base_fingerprint)
+    theirs = fresh.state_dict()
+    lost = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, theirs[name])]
+    if lost:
+        raise RunFailed(f"the adapter that was written does not give the model back: {', '.join(lost[:3])}")
 
 
 def _evaluated(

@@ -76,7 +76,7 @@ class Plugins:
         title = TITLES[kind]
         if bare not in self.offers[kind]:
             unloaded = "".join(f" ({fault})" for fault in self.faults if not fault.works)
-            raise BadInput(f"unknown {title} {bare!r}{suggestion(bare, self.offers[kind])}{unloaded}")
+            raise BadInput(f"unknown {title} {bare!r}{self._hint(kind, bare)}{unloaded}")
         offer = self.offers[kind][bare]
         for fault in self.faults:
             if fault.taken == (kind, bare):
@@ -88,6 +88,14 @@ class Plugins:
         if offer.argument and not argument:
             raise BadInput(f"{title} {bare} needs a name after a colon: {offer.shown}")
         return offer
+
+    def _hint(self, kind: str, name: str) -> str:
+        """Return what may have been meant by an unknown name: a folder, a near name, or one of all."""
+        if kind == "dataset" and "folder" in self.offers[kind] and os.path.isdir(name):
+            return f"; did you mean 'folder:{name}'?"
+        known = self.offers[kind]
+        hint = suggestion(name, known)
+        return hint if hint.startswith("; did") else suggestion(name, [offer.shown for offer in known.values()])
 
     def require_sound(self) -> None:
         """Raise BadInput for faults that the user must mend first, warn of the others."""

@@ -61,6 +61,8 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
         name = getattr(settings, key)
         try:
             if name is not None:
+                if WEIGHTS in given and WEIGHTS not in options_of(plugins.find(kind, name)):
+                    raise BadInput(f"backbone {name} has no pretrained weights; leave out --weights")
                 offer, title = plugins.find(kind, name), kind if given else name
                 found[key], checked = make_checked(title, offer.cls, given, name.partition(":")[2])
         except BadInput as error:

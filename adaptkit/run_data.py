@@ -48,6 +48,8 @@ def run_data(found: StoredRun, plugins: Plugins) -> tuple[Request, Domains]:
         config.setdefault("strategy", "head")  # a base run's names none, and data do not depend on it
         if found.kind == "base":
             config["shift"] = "none"
+            if config.get("dataset") in (None, "none"):
+                raise BadInput(f"{found.title} is a base without a source, and has no test images of its own")
         request = resolve([Layer(config, "config.yaml")], plugins)
         return request, load_data(request)
 
@@ -91,7 +93,7 @@ def own_images(paths: Sequence[Path], preprocessing: Preprocessing) -> CheckedIm
     if broken:
         raise BadInput(*broken)
     if not pixels:
-        raise BadInput("--images: there are no pictures there")
+        raise BadInput(f"--images: there are no pictures in {', '.join(map(str, paths))}")
     return CheckedImages(torch.cat(pixels), ", ".join(map(str, paths)))
 
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from adaptkit.errors import BadInput
+from adaptkit.tracking.artifact_folders import local_artifacts
 from adaptkit.tracking.reader import Reader, open_reader
 from adaptkit.tracking.store import errors_as_lines
 
@@ -110,20 +110,9 @@ class StoredRun:
 
     @property
     def _local(self) -> Path | None:
-        """Return the folder of the run's artifacts on this machine; None if they are elsewhere.
-
-        Of a database that was moved, together with the folder `mlruns` beside it, they are there.
-        """
+        """Return the folder of the run's artifacts on this machine; None if they are elsewhere."""
         address = str(self.record.info.artifact_uri or "")
-        if self.runs.is_remote(address):
-            return None
-        path = Path(unquote(urlsplit(address).path) if address.startswith("file:") else address)
-        database = self.runs.reader.address.path
-        if path.is_dir() or database is None or "mlruns" not in path.parts:
-            return path
-        inner = path.parts[len(path.parts) - path.parts[::-1].index("mlruns") :]
-        moved = database.resolve().parent / "mlruns" / Path(*inner)
-        return moved if moved.is_dir() else path
+        return local_artifacts(address, self.runs.reader.address.path)
 
 
 @dataclass(frozen=True)
@@ -164,10 +153,6 @@ class Runs:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
                 return None
-
-    def is_remote(self, artifacts: str) -> bool:
-        """Tell whether artifacts at this address have to be downloaded."""
-        return urlsplit(artifacts).scheme not in ("", "file")
 
 
 def open_runs(uri: str | None) -> Runs:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import CARD, WEIGHTS, load_adapter, read_card, read_weights
-from adaptkit.adapters.weights import fingerprint
+from adaptkit.adapters.weights import fingerprint, sha256_of
 from adaptkit.backbones.heads import with_head
 from adaptkit.contracts import Backbone, Strategy
 from adaptkit.errors import BadInput, located
@@ -152,6 +152,10 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
         return _rebuilt_base(found, plugins)
     with found.folder("adapter", WEIGHTS, CARD) as folder:
         card = read_card(folder / CARD, ADAPTER_TYPES | MODEL_TYPES)
+        if sha256_of(folder / CARD) != found.tags.get("adaptkit.adapter_sha256"):
+            raise BadInput(
+                f"{found.title}: its adapter/{CARD} was altered, or is another run's: the run says otherwise"
+            )
         state = _base_state(found, card["base_fingerprint"])
         backbone = _find_backbone(card, plugins, found.title)
         model = _base_model(backbone, card, state, found.title)
@@ -188,7 +192,13 @@ def _base_state(found: StoredRun, wanted: str) -> dict[str, Tensor]:
     for base in found.bases(wanted):
         if base.has(f"base/{WEIGHTS_FILE}"):
             with base.folder("base", WEIGHTS_FILE) as folder:
-                return read_weights(folder / WEIGHTS_FILE)
+                state = read_weights(folder / WEIGHTS_FILE)
+            if base.tags.get("adaptkit.base_fingerprint") == wanted != fingerprint(state):
+                raise BadInput(
+                    f"{found.title}: base/{WEIGHTS_FILE} of its base, {base.title}, is damaged: its fingerprint is "
+                    f"{fingerprint(state)}, and was {wanted}"
+                )
+            return state
         keys.append(base.tags.get("adaptkit.recipe_key", ""))
     for key in filter(None, keys):
         kept = stored_base(key)

@@ -27,6 +27,7 @@ from test_trained import artifacts_of, copied, run_of
 from torch import Tensor
 
 import adaptkit
+from adaptkit.adapters.weights import pack, unpack
 from adaptkit.backbones.small_cnn_layers import SmallCNNModel
 from adaptkit.exports import merged, onnx
 
@@ -213,12 +214,34 @@ def test_a_peft_folder_comes_back_as_a_run(cli: Cli, tracked: Tracked, own_folde
     )
 
 
+def test_layers_that_peft_saved_whole_are_imported_whole(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
+    uri, run_id = copied(tracked, own_folder / "store"), run_of(tracked, "lora")
+    cli("export", run_id, "--to", "peft", "-o", "folder", "--tracking-uri", uri)
+    path, config = Path("folder/adapter_model.safetensors"), Path("folder/adapter_config.json")
+    filter_weights = torch.full((32, 1, 3, 3), 0.05)
+    whole = {"base_model.model.features.0.weight": filter_weights, "base_model.model.features.0.bias": torch.ones(32)}
+    path.write_bytes(pack(unpack(path.read_bytes()) | whole))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"modules_to_save": ["features.0"]}))
+    record = json.loads(cli("import-peft", "folder", "--onto", run_id, "--json", "--tracking-uri", uri).stdout)
+    model = adaptkit.load(record["run_id"], tracking_uri=uri)
+    assert torch.equal(model.get_parameter("features.0.weight"), filter_weights)
+    assert torch.equal(model.get_parameter("features.0.bias"), torch.ones(32))
+    trained = MlflowClient(tracking_uri=uri).get_run(run_id).data.metrics["params/trainable"]
+    assert record["metrics"]["params/trainable"] == trained + 32 * 9 + 32
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in unpack(path.read_bytes()).items()}
+    path.write_bytes(pack(broken))
+    refused = cli("import-peft", "folder", "--onto", run_id, "--tracking-uri", uri)
+    assert refused.exit_code == 2 and "the adapter does not fit the model: it has numbers that are not finite" in (
+        refused.stderr
+    )
+
+
 def test_a_folder_that_is_not_peftss_is_refused(cli: Cli, lora: str) -> None:
     assert cli("import-peft", "gone", "--onto", lora).stderr == "Error: gone is not a folder\n"
     Path("empty").mkdir()
     result = cli("import-peft", "empty", "--onto", lora)
     assert result.exit_code == 2
-    assert result.stderr == "Error: empty/adapter_config.json cannot be read: No such file or directory\n"
+    assert result.stderr == "Error: empty is not a PEFT folder: it has no adapter_config.json\n"
 
 
 @pytest.mark.slow

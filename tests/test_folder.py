@@ -78,8 +78,11 @@ def test_without_a_reading_pictures_are_64_pixels(own_folder: Path) -> None:
     assert Folder("photos").load(UNUSED).train.pixels.shape == (4, 3, 64, 64)
 
 
-def test_it_is_made_from_what_follows_the_colon() -> None:
+def test_it_is_made_from_what_follows_the_colon(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins = load_plugins()
+    Path("a b, ü:c").mkdir()
+    monkeypatch.setenv("HOME", str(own_folder))
+    Path("t").mkdir()
     assert plugins.offers["dataset"]["folder"].shown == "folder:PATH"
     values = {"strategy": "head", "dataset": "folder:a b, ü:c/", "target": "folder:~/t"}
     request = resolve([Layer(values)], plugins)
@@ -87,6 +90,13 @@ def test_it_is_made_from_what_follows_the_colon() -> None:
     with pytest.raises(BadInput) as caught:
         resolve([Layer({"strategy": "head", "dataset": "folder"})], plugins)
     assert caught.value.problems == ("data set folder needs a name after a colon: folder:PATH",)
+    with pytest.raises(BadInput) as caught:
+        resolve([Layer({"strategy": "hed", "dataset": "folder:tt", "target": "t"})], plugins)
+    assert caught.value.problems == (
+        "unknown strategy 'hed'; did you mean 'head'?",
+        "folder:tt: there is no such folder; did you mean 't'?",
+        "unknown data set 't'; did you mean 'folder:t'?",
+    )
 
 
 def test_paths_begin_at_home_or_here(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,8 +188,12 @@ def test_a_thousand_classes() -> None:
          "own, named after the class"),
         ("photos/1.png", "photos", "there are pictures and no class folders (1.png); put the pictures of each class "
          "into a subfolder of its own, named after the class"),
-        ("photos/a\tb/1.png photos/c/1.png", "photos", r"a class cannot be called 'a\\tb'"),
-        ("photos/\u00e9/1.png photos/e\u0301/1.png", "photos", "two class folders are called '\u00e9'"),
+        ("photos/a\tb/1.png photos/c/1.png", "photos", r"a class cannot be called 'a\tb': rename the folder to what "
+         "can be printed"),
+        ("photos/\u00e9/1.png photos/e\u0301/1.png", "photos", "two class folders are called '\u00e9', in two "
+         "spellings of the same signs"),
+        ("photos/train/a/1.png photos/test/a/1.png photos/new/1.png", "photos", "beside train and test, which hold the "
+         "classes, there is new"),
     ],
 )  # fmt: skip
 def test_another_layout_is_told_in_a_line(made: str, path: str, line: str) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from photos import make_photos
 from plain_model import Plain
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -182,7 +185,17 @@ def test_an_earlier_split_is_taken_again(own_folder: Path, store: Path) -> None:
     Path(path).write_text(json.dumps(written))
     with pytest.raises(BadInput) as caught:
         run("head", dataset="none", target="digits", settings={"split.file": path})
-    assert caught.value.problems == ("split.file: digits no longer has 1797",)
+    assert caught.value.problems == ("split.file: digits does not have, or no longer has, 1797",)
+
+
+def test_copies_of_pictures_on_both_sides_are_told(cli: Any, own_folder: Path) -> None:
+    make_photos(own_folder / "photos", per_class=10, size=24)
+    asked = ("run", "-s", "head", "--dataset", "none", "--target", "folder:photos", "--image-size", "24", "--dry-run")
+    first = json.loads(cli(*asked, "--json").stdout)["notices"]
+    for picture in sorted((own_folder / "photos").rglob("*.*")):
+        shutil.copy(picture, picture.with_stem(f"{picture.stem} copy"))
+    (line,) = (line for line in json.loads(cli(*asked, "--json").stdout)["notices"] if line not in first)
+    assert re.fullmatch(r"\d+ of 48 images of the test set are in the pool too, pixel for pixel", line)
 
 
 def tracking(folder: Path) -> Any:

@@ -66,11 +66,11 @@ def test_a_split_that_tests_on_what_it_trains_on_is_refused(tmp_path: Path) -> N
 
 def test_members_are_found_again_and_new_images_do_not_matter() -> None:
     part = SplitPart("folder:photos", ("b/2.png", "a/1.png"))
-    assert positions(part, ["a/0.png", "a/1.png", "b/2.png"]) == [2, 1]
-    assert positions(SplitPart("digits", (7, 0)), range(8)) == [7, 0]
+    assert positions(part, ["a/0.png", "a/1.png", "b/2.png"], "folder:p") == [2, 1]
+    assert positions(SplitPart("digits", (7, 0)), range(8), "digits") == [7, 0]
     with pytest.raises(BadInput) as caught:
-        positions(part, ["a/1.png"])
-    assert caught.value.problems == ("split.file: folder:photos no longer has b/2.png",)
+        positions(part, ["a/1.png"], "folder:p")
+    assert caught.value.problems == ("split.file: folder:p does not have, or no longer has, b/2.png",)
     with pytest.raises(BadInput) as caught:
-        positions(SplitPart("digits", tuple(range(-1, 10))), range(3))
-    assert caught.value.problems == ("split.file: digits no longer has -1, 3, 4, 5, 6 and 3 more",)
+        positions(SplitPart("digits", tuple(range(-1, 10))), range(3), "digits")
+    assert caught.value.problems == ("split.file: digits does not have, or no longer has, -1, 3, 4, 5, 6 and 3 more",)

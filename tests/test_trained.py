@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import hashlib
@@ -22,8 +23,8 @@ from PIL import Image
 from torch import nn
 
 import adaptkit
-from adaptkit.adapters.files import save_adapter
-from adaptkit.adapters.weights import fingerprint, pack, unpack
+from adaptkit.adapters.files import card_digest, save_adapter
+from adaptkit.adapters.weights import fingerprint, pack, sha256_of, unpack
 from adaptkit.backbones.small_cnn_layers import SmallCNNModel
 from adaptkit.errors import BadInput
 from adaptkit.preprocessing import Preprocessing
@@ -226,6 +227,31 @@ def change(**values: Any) -> Callable[[Path], None]:
     return changed
 
 
+def seal(folder: Path, own: str, run_id: str) -> str:
+    """Sign a changed card again, in the run too, as nobody does by accident; return the run's own signature."""
+    path = folder / "adapter.json"
+    card = json.loads(path.read_text())
+    card["card_sha256"] = card_digest(card)
+    path.write_text(json.dumps(card))
+    client = MlflowClient(own)
+    before = client.get_run(run_id).data.tags["adaptkit.adapter_sha256"]
+    client.set_tag(run_id, "adaptkit.adapter_sha256", sha256_of(path))
+    return before
+
+
+def take_anothers(folder: Path) -> None:
+    other = next(path for path in folder.parents[2].glob("*/artifacts/adapter") if path != folder)
+    for path in other.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+
+
+ALTERED = r"its adapter/adapter\.json was altered, or is another run's"
+#: what is refused at once; all other damages are signed as if they were meant
+UNSIGNED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "other options": (change(options={"rank": 4, "alpha": 64.0}), ALTERED),
+    "other classes": (change(classes=list("9876543210")), ALTERED),
+    "another run's": (take_anothers, ALTERED),
+}
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (truncate, r"adapter\.safetensors is damaged: its sha256 is \w{64}, and adapter\.json says \w{64}"),
     "altered": (alter, r"adapter\.safetensors is damaged: its sha256 is \w{64}, and adapter\.json says \w{64}"),
@@ -255,12 +281,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [*UNSIGNED, *DAMAGES])
 def test_a_damaged_adapter_is_refused_in_one_line(damage: str, folder: Path, own: str, tracked: Tracked) -> None:
-    break_it, problem = DAMAGES[damage]
+    break_it, problem = (UNSIGNED | DAMAGES)[damage]
+    run_id = run_of(tracked, "lora")
     break_it(folder)
-    with pytest.raises(BadInput, match=problem) as caught:
-        adaptkit.load(run_of(tracked, "lora"), tracking_uri=own)
+    signed = None
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there is no card to sign
+        signed = seal(folder, own, run_id) if damage in DAMAGES else None
+    try:
+        with pytest.raises(BadInput, match=problem) as caught:
+            adaptkit.load(run_id, tracking_uri=own)
+    finally:
+        if signed is not None:
+            MlflowClient(own).set_tag(run_id, "adaptkit.adapter_sha256", signed)
     assert len(caught.value.problems) <= 2
 
 
@@ -275,8 +309,9 @@ def test_the_base_is_judged_by_its_weights_as_they_are(own: str, tracked: Tracke
         with pytest.raises(BadInput) as caught:
             adaptkit.load(run_of(tracked, "lora"), tracking_uri=own)
         assert caught.value.problems == (
-            f"run {run_of(tracked, 'lora')} (lora rank=4 seed=0): the adapter was made for base "
-            f"{base['fingerprint']}, not {fingerprint(state)}",
+            f"run {run_of(tracked, 'lora')} (lora rank=4 seed=0): base/base.safetensors of its base, run "
+            f"{base['run_id']} (base small_cnn mnist5k), is damaged: its fingerprint is {fingerprint(state)}, and was "
+            f"{base['fingerprint']}",
         )
         with pytest.raises(BadInput, match=f"fingerprint is {fingerprint(state)}, and was {base['fingerprint']}"):
             adaptkit.load(base["run_id"], tracking_uri=own)

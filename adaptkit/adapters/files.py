@@ -53,9 +53,16 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str,
     """Write the tensors and the card that says what they are; return the files by name."""
     content = pack(tensors)
     described = dict(card) | {"sha256": hashlib.sha256(content).hexdigest()}
+    described["card_sha256"] = card_digest(described)
     write_bytes(folder / WEIGHTS, content)
     write_bytes(folder / CARD, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
     return {WEIGHTS: folder / WEIGHTS, CARD: folder / CARD}
+
+
+def card_digest(card: Mapping[str, Any]) -> str:
+    """Return the sha256 of what a card says, but for this sha256 itself."""
+    said = {key: value for key, value in card.items() if key != "card_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_card(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
@@ -97,7 +104,9 @@ def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str) -> tuple
     The fingerprint is that of the base's weights. Raises BadInput when the adapter belongs to another base, is damaged,
     or does not fit the model.
     """
-    card = read_card(folder / CARD, {"base_fingerprint": str, "sha256": str})
+    card = read_card(folder / CARD, {"base_fingerprint": str, "sha256": str, "card_sha256": str})
+    if card_digest(card) != card["card_sha256"]:
+        raise BadInput(f"{folder / CARD} was altered: it is not what was written when the adapter was made")
     if card["base_fingerprint"] != base_fingerprint:
         raise BadInput(f"the adapter was made for base {card['base_fingerprint']}, not {base_fingerprint}")
     tensors = read_weights(folder / WEIGHTS, card["sha256"])
@@ -114,6 +123,9 @@ def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
             name
             for name, tensor in tensors.items()
             if name in own and (own[name].shape, own[name].dtype) != (tensor.shape, tensor.dtype)
+        ],
+        "has numbers that are not finite": [
+            name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
         ],
         "lacks tensors that are trained": [
             name

@@ -22,6 +22,12 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a temporary neighbour, then by renaming."""
     path.parent.mkdir(parents=True, exist_ok=True)

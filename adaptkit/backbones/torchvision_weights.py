@@ -141,7 +141,15 @@ def _differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> l
         for name in wanted
         if name in given and given[name].shape != wanted[name].shape
     ]
-    told = ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
+    whole = [
+        name for name in wanted if name in given and wanted[name].is_floating_point() > given[name].is_floating_point()
+    ]
+    told = (
+        (missing, "missing"),
+        (whole, "of whole numbers"),
+        (unexpected, "unexpected"),
+        (misshapen, "of another shape"),
+    )
     return [f"{len(names)} {word}: {_few(names)}" for names, word in told if names]
 
 
@@ -158,15 +166,20 @@ def read_file(path: Path) -> dict[str, Tensor]:
     try:
         content = _content(path)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        more = "it holds more than tensors; save the model's state_dict() alone"
-        raise BadInput(
-            f"weights: {path} cannot be read: {more if 'weights_only' in str(error) else _line(error)}"
-        ) from None
+        reason = "it is damaged, or not a file of weights"
+        if "weights_only" in str(error):
+            reason = "it holds more than tensors; save the model's state_dict() alone"
+        elif isinstance(error, OSError):
+            reason = _line(error)
+        raise BadInput(f"weights: {path} cannot be read: {reason}") from None
     if isinstance(content, dict):
         content = next((content[key] for key in NESTED if isinstance(content.get(key), dict)), content)
     pairs = content.items() if isinstance(content, dict) else ()
     if not pairs or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in pairs):
         raise BadInput(f"weights: {path} does not hold a model's tensors by their names")
+    odd = [name for name, tensor in pairs if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+    if odd:
+        raise BadInput(f"weights: {path} holds numbers that are not finite: {_few(odd)}")
     return {functools.reduce(str.removeprefix, PREFIXES, name): tensor for name, tensor in pairs}
 
 

@@ -83,6 +83,10 @@ def predict(
     bad: list[str] = []
     with interruptible():
         trained = find_trained(run_id, tracking_uri, given_plugins(plugin))
+        if trained.strategy is None and trained.card.get("new_head"):
+            raise BadInput(
+                f"{trained.found.title} is a base whose head was never trained; name one of the runs that did"
+            )
         predictions = predict_pictures(
             trained.merged().to(place),
             trained.preprocessing,

@@ -42,11 +42,14 @@ class Part:
 
 def layout(title: str, root: Path) -> tuple[list[Part], tuple[str, ...]]:
     """Return the training files and, where there are any, the test files; raise BadInput for anything else."""
-    _require_folder(title, root)
+    require_folder(title, root)
     folders, _ = _entries(title, root)
     tests = [name for name in TESTS if name in folders]
-    if not (TRAIN in folders and tests and set(folders) <= {TRAIN, *TESTS} and _hold_folders(title, root, folders)):
+    divided = TRAIN in folders and tests and _hold_folders(title, root, [TRAIN, *tests])
+    if not divided:
         return [_part(title, root, "")], ()
+    if others := sorted(set(folders) - {TRAIN, *TESTS}):
+        raise BadInput(f"{title}: beside {TRAIN} and {tests[0]}, which hold the classes, there is {listed(others)}")
     parts = [_part(title, root, f"{name}/") for name in (TRAIN, tests[0])]
     train, test = (part.files.keys() for part in parts)
     differences = [
@@ -79,12 +82,21 @@ def _part(title: str, root: Path, prefix: str) -> Part:
         raise BadInput(f"{where}there are pictures {beside} ({some}); {asked}")
     if not folders:
         raise BadInput(f"{where}it is empty; {asked}")
-    problems = [f"{where}a class cannot be called {shown(name)!r}" for name in folders if not name.isprintable()]
+    problems = [
+        f"{where}a class cannot be called '{shown(name)}': rename the folder to what can be printed"
+        for name in folders
+        if not name.isprintable()
+    ]
     files: dict[str, tuple[str, ...]] = {}
+    seen: dict[tuple[int, int], str] = {}
+    for name in folders:
+        first = seen.setdefault(_identity(top / name), name)
+        if first != name:
+            problems.append(f"{where}{shown(first)} and {shown(name)} are one folder, by a link")
     # Composed, because some systems write é as two characters: the names of two folders are compared.
     for label, name in sorted((unicodedata.normalize("NFC", name), name) for name in folders):
         if label in files:
-            problems.append(f"{where}two class folders are called {label!r}")
+            problems.append(f"{where}two class folders are called {label!r}, in two spellings of the same signs")
         files[label] = tuple(sorted(f"{prefix}{name}/{file}" for file in _below(title, top / name, above)))
     problems += [f"{where}class {shown(label)!r} has no pictures" for label, names in files.items() if not names]
     if len(folders) == 1 and not problems:
@@ -139,7 +151,8 @@ def _pictures(files: Sequence[str]) -> list[str]:
     return [name for name in files if name.lower().endswith(PICTURES)]
 
 
-def _require_folder(title: str, root: Path) -> None:
+def require_folder(title: str, root: Path) -> None:
+    """Raise BadInput, with the nearest name, unless there is such a folder."""
     try:
         if root.is_dir():
             return

@@ -14,9 +14,9 @@ from torch import Tensor
 from adaptkit.contracts import Corpus, Dataset, Images, Reading, Shift, StoredPixels
 from adaptkit.data.conform import load_checked, relabelled
 from adaptkit.data.conversion import alike, resized
-from adaptkit.data.partition import NOTHING, Part, source_parts, split_part, target_parts
+from adaptkit.data.partition import NOTHING, Part, copies, source_parts, split_part, target_parts
 from adaptkit.data.split_files import SplitPart, read_split, split_text
-from adaptkit.data.stored import chunks, held
+from adaptkit.data.stored import chunks, held, names_of
 from adaptkit.data.views import LazyViews, Views, views_of
 from adaptkit.errors import BadInput
 from adaptkit.seeds import derive_seed
@@ -116,10 +116,11 @@ def load_domains(
 
     corpus, foreign = _both(load, (dataset, name), (target, target_name))
     parts: dict[str, SplitPart] = {}
-    notices: tuple[str, ...] = ()
+    notices: tuple[str, ...] = () if earlier is None else (earlier.told(name, target_name),)
     source = clean = None
     if corpus is not None:
-        classes, notices = corpus.train.classes, corpus.notices
+        classes = corpus.train.classes
+        notices += corpus.notices
         split = split.limited(len(classes))
         source, pool, clean = map(_held, source_parts(corpus, name, split, earlier, pool=foreign is None))
         parts |= {"source": split_part(corpus, name, source), "clean_test": split_part(corpus, name, clean)}
@@ -139,6 +140,9 @@ def load_domains(
         parts |= {title: split_part(foreign, target_name, part) for title, part in zip(titles, found, strict=True)}
         model = None if source is None else source.images.pixels.shape
         pool, shifted = (_held(_like(part, model, f"target {target_name}")) for part in found)
+    if any(loaded is not None and names_of(loaded.train.pixels) for loaded in (corpus, foreign)):
+        parts_by_title = {"the pool": pool, "the source": source, "the test set": shifted}
+        notices += copies(parts_by_title | ({} if clean is shifted else {"the clean test set": clean}))
     clean_test = None if clean is None else _test_set(clean, (), 0)
     shifted_test = _test_set(shifted, shifts, derive_seed(split.seed, "shifted test"))
     source_digest = ""

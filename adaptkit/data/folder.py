@@ -33,6 +33,12 @@ class Folder:
 
     path: str
 
+    def __post_init__(self) -> None:
+        """Raise BadInput for a folder that is not there, while all other settings are checked."""
+        from adaptkit.data.class_folders import require_folder
+
+        require_folder(f"{self.name}:{self.path}", Path(self.path).expanduser())
+
     def at(self, reading: Reading) -> Folder:
         """Return the folder with its pictures read so."""
         return _ReadFolder(self.path, reading)

@@ -59,6 +59,21 @@ def split_part(corpus: Corpus, name: str, part: Part) -> SplitPart:
     return SplitPart(name, tuple(members if names is None else (names[index] for index in members)))
 
 
+def copies(parts: Mapping[str, Part | None]) -> tuple[str, ...]:
+    """Return a line for each test set that holds copies of pictures that are trained on: a user's own folder may.
+
+    Parts that are not in memory are not looked at.
+    """
+    here = {title: part for title, part in parts.items() if part is not None and isinstance(part.images.pixels, Tensor)}
+    pairs = [(test, other) for test in here if "test" in test for other in here if "test" not in other]
+    lines = []
+    for test, other in pairs:
+        count = int(occurring(here[test].images, [here[other].images]).sum()) if len(here[other].index) else 0
+        if count:
+            lines.append(f"{count} of {len(here[test].index)} images of {test} are in {other} too, pixel for pixel")
+    return tuple(lines)
+
+
 NOTHING = torch.empty(0, dtype=torch.int64)
 
 
@@ -79,7 +94,7 @@ def _recalled(corpus: Corpus, name: str, earlier: Split | None, titles: Sequence
         part = earlier.part(title)
         if names is None and part.dataset != name:
             raise BadInput(f"split.file: its {title} is of {part.dataset}, not of {name}")
-        index = torch.tensor(positions(part, names if names is not None else range(count)), dtype=torch.int64)
+        index = torch.tensor(positions(part, names if names is not None else range(count), name), dtype=torch.int64)
         parts[title] = Part(_taken(corpus, index), index)
     return parts
 

@@ -21,8 +21,6 @@ FORMATS = (
     *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000"),
     *("PPM", "QOI", "ICO", "ICNS", "SGI", "PCX", "DDS", "TGA"),
 )
-#: a picture is reduced by cheap means to no less than so many times the size, and only then well
-GAP = 3.0
 #: what undoes an EXIF orientation
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -69,7 +67,6 @@ def _read(source: Path | Image.Image, size: int) -> Tensor:
         if isinstance(source, Image.Image):
             return _cropped(_coloured(_upright(source)), size)
         with _opened(source) as image:
-            _draft(image, size)
             image.load()
             return _cropped(_coloured(_upright(image)), size)
 
@@ -106,14 +103,6 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
-
-
-def _draft(image: Image.Image, size: int) -> None:
-    """Let JPEG decode to a fraction of its size, if that is large enough still; others know nothing of it."""
-    shorter = min(image.size)
-    if shorter > GAP * size:
-        scale = GAP * size / shorter
-        image.draft(None, (round(image.width * scale), round(image.height * scale)))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -157,7 +146,7 @@ def _cropped(image: Image.Image, size: int) -> Tensor:
     starts = [round((side - size) / 2) * before / side for side, before in zip(sides, image.size, strict=True)]
     ends = [start + size * before / side for start, side, before in zip(starts, sides, image.size, strict=True)]
     box = (starts[0], starts[1], min(ends[0], image.width), min(ends[1], image.height))
-    small = image.resize((size, size), Image.Resampling.BILINEAR, box, reducing_gap=GAP)
+    small = image.resize((size, size), Image.Resampling.BILINEAR, box)
     return torch.from_numpy(numpy.array(small)).permute(2, 0, 1).contiguous()
 
 

@@ -34,6 +34,14 @@ class Split:
     classes: tuple[str, ...]
     parts: Mapping[str, SplitPart]
 
+    def told(self, *names: str) -> str:
+        """Return a line that says whose split is taken, for data sets of these names."""
+        made = dict.fromkeys(part.dataset for part in self.parts.values() if part.dataset not in names)
+        origin = f", which was made of {' and '.join(made)}" if made else ""
+        return (
+            f"split.file: the images are those of {self.path}{origin}; the split's seed, limits and sampling do not act"
+        )
+
     def part(self, title: str) -> SplitPart:
         """Return the part of this title; raise BadInput if the split has none."""
         if title not in self.parts:
@@ -82,13 +90,13 @@ def _problems(split: Split) -> list[str]:
     return problems
 
 
-def positions(part: SplitPart, names: Sequence[str] | range) -> list[int]:
-    """Return where a part's images are among those of these names; raise BadInput for images that are gone."""
+def positions(part: SplitPart, names: Sequence[str] | range, dataset: str) -> list[int]:
+    """Return where a part's images are among those of a data set; raise BadInput for images that it does not have."""
     places = {name: place for place, name in enumerate(names)}
     gone = [member for member in part.members if member not in places]
     if gone:
         shown = ", ".join(map(str, gone[:5])) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
-        raise BadInput(f"split.file: {part.dataset} no longer has {shown}")
+        raise BadInput(f"split.file: {dataset} does not have, or no longer has, {shown}")
     return [places[member] for member in part.members]
 
 

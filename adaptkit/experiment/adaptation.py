@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from adaptkit.adapters.files import WEIGHTS, Inherited, load_adapter, save_adapter
+from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, load_adapter, save_adapter
+from adaptkit.adapters.weights import sha256_of
 from adaptkit.contracts import Epoch, Predictions, Run, RunResult, Strategy
 from adaptkit.errors import AdaptkitError, RunFailed, comes_from, located
 from adaptkit.experiment.base import Base
@@ -146,6 +147,7 @@ class Stage:
             classes=domains.classes,
             config=experiment.request.config_text(experiment.request.run_params(arm, seed)),
             tags={
+                "adaptkit.adapter_sha256": sha256_of(files[CARD]),
                 "adaptkit.frozen_prefix": passes.frozen_prefix,
                 "adaptkit.timing": self.seat.timing_since(company),
             },

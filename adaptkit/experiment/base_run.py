@@ -86,6 +86,7 @@ def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterat
         "size": domains.size,
         "classes": list(domains.classes),
         "preprocessing": experiment.preprocessing,
+        "new_head": experiment.clean is None,
     }
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
         files = write_base(Path(folder), base, card)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from adaptkit.contracts import Epoch, Predictions
@@ -65,6 +66,8 @@ def times(experiment: Experiment, epochs: Sequence[Epoch], merged: nn.Module, ba
 
 def require_same(logits: Tensor, trained: Tensor, whose: str, hint: str = "") -> None:
     """Raise RunFailed if these are not the trained model's logits."""
+    if not bool(torch.isfinite(trained).all()):
+        raise RunFailed(f"{whose}'s logits are not finite, nor are the trained model's; a lower learning rate may help")
     gap = (logits - trained).abs().max().item()
     if not gap <= RELOAD_TOLERANCE * max(1.0, trained.abs().max().item()):
         raise RunFailed(f"{whose}'s logits differ from the trained model's by {gap:.3g}{hint}")

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from adaptkit.comparison import ComparedRun, Curve
 from adaptkit.config import DEFAULT_EXPERIMENT
 from adaptkit.errors import BadInput
 from adaptkit.reports.metrics import required
 from adaptkit.tracking.address import Address
+from adaptkit.tracking.artifact_folders import local_artifacts
 from adaptkit.tracking.filters import with_params
 from adaptkit.tracking.predictions import read_predictions
 from adaptkit.tracking.store import errors_as_lines, existing_experiment, open_existing
@@ -150,8 +150,10 @@ class Reader:
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
+        local = local_artifacts(artifacts, self.address.path)
+        artifacts = artifacts if local is None else str(local)
         # Without a folder to copy to, MLflow names the file itself when it is on this machine.
-        is_local = urlsplit(artifacts).scheme in ("", "file")
+        is_local = local is not None
         with nullcontext() if is_local else tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
             try:
                 # By its address: MLflow would ask the store for the run several times to find it.
