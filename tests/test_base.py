@@ -36,6 +36,7 @@ def test_a_base_is_trained_once_and_found_again(own_cache: Path) -> None:
     assert len(list((own_cache / "bases").glob("*/base.safetensors"))) == 5
 
 
+@pytest.mark.slow
 def test_refresh_trains_it_anew_to_the_same_weights() -> None:
     first = base_of()
     outcome = adaptkit.run("head", settings=TINY_SETTINGS, track=False, refresh_base=True)

@@ -324,6 +324,7 @@ def test_of_many_classes_those_are_drawn_on_which_arms_differ_most() -> None:
     assert next(label.get_text() for label in alone.figure.axes[0].get_xticklabels()) == "class 21"
 
 
+@pytest.mark.slow
 def test_confusion_differences_are_points_around_zero_against_the_best_arm() -> None:
     drawing = draw_four()["confusion_differences"]
     panels = [axes for axes in drawing.figure.axes if axes.images and axes.get_visible()]
@@ -367,6 +368,7 @@ def test_a_pair_without_a_shared_seed_says_so() -> None:
     assert len(axes.lines) == 1
 
 
+@pytest.mark.slow
 def test_of_many_pairs_those_with_the_best_arm_are_drawn() -> None:
     arms = [make_arm(f"arm{i:02}", 0.9 - i / 200) for i in range(40)]
     drawings = draw(compare(*arms, verdict="unclear"))

@@ -298,6 +298,7 @@ def test_the_sound_one_keeps_everything() -> None:
     assert [verdict for verdict in try_all(checks(Sound)) if verdict.word == "failed"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_planted_fault_is_caught_by_its_own_check_and_no_other(fault: type) -> None:
     check, reason = FAULTS[fault]

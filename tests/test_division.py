@@ -160,6 +160,7 @@ def test_built_in_strategies_on_backbones_of_torchvision(backbone: str, size: in
     assert dict(zip(strategies, cuts, strict=True))["head"] != "none"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "cuts"),
     [
@@ -331,6 +332,7 @@ class Overwriting(Parts):
         return self.head(torch.relu_(sums))
 
 
+@pytest.mark.slow
 def test_strategies_whose_cuts_overwrite_one_another() -> None:
     def gentle(model: Any) -> list[nn.Parameter]:
         model.act = nn.PReLU(1)
@@ -383,6 +385,7 @@ def prompts(model: Any) -> list[nn.Parameter]:
     return [model.prompt]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block",
     [lambda: nn.TransformerEncoderLayer(16, 2, 32, 0.1, batch_first=True), Block],

@@ -185,6 +185,7 @@ def test_a_missing_package_is_named(cli: Cli, lora: str, monkeypatch: pytest.Mon
     assert result.stderr == "Error: --to onnx needs onnxscript: pip install onnx onnxscript onnxruntime\n"
 
 
+@pytest.mark.slow
 def test_a_peft_folder_comes_back_as_a_run(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     uri, run_id = copied(tracked, own_folder / "store"), run_of(tracked, "lora")
     store = ("--tracking-uri", uri)

@@ -39,6 +39,7 @@ CHECKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 def test_every_method_keeps_every_promise(check: Any) -> None:
     check()

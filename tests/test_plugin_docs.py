@@ -36,6 +36,7 @@ def test_every_hook_stands_there_with_its_signature_and_an_example(hook: str) ->
     assert any(f"@hookimpl\ndef {hook}(" in code for code, _ in EXAMPLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "command"), EXAMPLES, ids=[file_of(command) for _, command in EXAMPLES])
 def test_the_examples_run(cli: Cli, own_folder: Path, store: Path, code: str, command: list[str]) -> None:
     Path(file_of(command)).write_text(code)

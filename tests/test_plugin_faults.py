@@ -62,6 +62,7 @@ def test_the_sound_one_runs(cli: Cli, own_folder: Path) -> None:
     assert cli("run", "-s", "odd", *TINY, "--no-track", "-q", "--plugin", path).exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [

@@ -223,6 +223,7 @@ def test_an_error_inside_adapt_is_one_line_with_its_place(cli: Cli, own_folder: 
     assert line.startswith("Error: strategy last-bias cannot be tried: AttributeError: 'SmallCNNModel' object has no")
 
 
+@pytest.mark.slow
 def test_the_config_of_a_run_names_the_plugin_files_that_it_needs(store: Path, own_folder: Path) -> None:
     path = write(own_folder / "mine.py", PLUGIN)
     adaptkit.run("last-bias", settings=TINY_SETTINGS, plugins=[path])

@@ -71,6 +71,7 @@ def test_a_comparison_is_a_run_with_means_intervals_report_and_links(cli: Cli, u
     assert len(json.loads(cli("compare", "--no-track", "--json").stdout)["arms"]) == 2
 
 
+@pytest.mark.slow
 def test_comparisons_apart_are_runs_of_their_own(cli: Cli, uri: str) -> None:
     for strategy, wrong in (("one", 20), ("other", 50)):
         for seed in (0, 1):

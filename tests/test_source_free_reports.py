@@ -214,6 +214,7 @@ def test_json_has_null_for_what_there_is_not(cli: Cli, three: Three) -> None:
     assert not ABSENT.search(" ".join(found["sentences"] + comparison["notes"]))
 
 
+@pytest.mark.slow
 def test_the_report_has_no_empty_column_and_no_figure_of_what_there_is_not(
     cli: Cli, three: Three, tmp_path: Path
 ) -> None:

@@ -169,6 +169,7 @@ def test_a_stored_data_set_gives_the_results_of_one_in_memory(
     assert (os.getpid() in {pid for _, pid in seen}) == (workers == 0)
 
 
+@pytest.mark.slow
 @with_any_workers
 def test_a_stored_target_gives_the_results_of_one_in_memory(pictures: Path, workers: int) -> None:
     # Larger than the source's images, of which none is left out: only files that are needed are ever read.
