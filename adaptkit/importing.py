@@ -138,7 +138,7 @@ def _evaluated(
         }
     except Exception as error:  # a data set's own: it may not be there, or not be downloaded
         reason = "; ".join(error.problems) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
-        notice(f"not evaluated: the data of {base.found.title} cannot be had here: {reason}")
+        notice(f"not evaluated, for its data cannot be had here: {reason}")
         return {}, None
     recorded = base.found.tags.get("adaptkit.data_fingerprint")
     if recorded is not None and recorded != domains.fingerprint:

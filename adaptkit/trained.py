@@ -152,7 +152,10 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
         return _rebuilt_base(found, plugins)
     with found.folder("adapter", WEIGHTS, CARD) as folder:
         card = read_card(folder / CARD, ADAPTER_TYPES | MODEL_TYPES)
-        if sha256_of(folder / CARD) != found.tags.get("adaptkit.adapter_sha256"):
+        signed = found.tags.get("adaptkit.adapter_sha256")
+        if signed is None:
+            raise BadInput(f"{found.title} was recorded before adapters were signed: run it again with this adaptkit")
+        if sha256_of(folder / CARD) != signed:
             raise BadInput(
                 f"{found.title}: its adapter/{CARD} was altered, or is another run's: the run says otherwise"
             )
