@@ -22,7 +22,7 @@ from adaptkit.instances import make_checked
 from adaptkit.loading import load_plugins
 from adaptkit.offers import options_of
 from adaptkit.plugins import Plugins
-from adaptkit.preprocessing import Preprocessing
+from adaptkit.preprocessing import Preprocessing, describe_preprocessing
 from adaptkit.request import WEIGHTS as WEIGHTS_OPTION
 from adaptkit.stored_runs import StoredRun, open_runs
 from adaptkit.training.seeding import RandomStream
@@ -117,19 +117,6 @@ class TrainedRun:
         """Tell whether a model has the layout of the plain backbone."""
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         return shapes == {name: tensor.shape for name, tensor in self.base_state.items()}
-
-
-def describe_preprocessing(channels: int, size: int) -> dict[str, Any]:
-    """Return the preprocessing of a model that does not say how it normalises its images."""
-    return {
-        "channels": channels,
-        "size": size,
-        "resize": "shorter side, then centre crop",
-        "interpolation": "bilinear",
-        "range": [0, 1],
-        "mean": None,
-        "std": None,
-    }
 
 
 def given_plugins(things: Iterable[str | Path | object], backbone: nn.Module | None = None) -> Plugins:
