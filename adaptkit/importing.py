@@ -102,7 +102,6 @@ def import_peft(
             "new_head": False,
             "init_seed": 0,
             "base_fingerprint": base.base_fingerprint,
-            "preprocessing": dict(base.described_preprocessing),
         }
         files = save_adapter(Path(temporary, "adapter"), adapter, card)
         _require_same(Path(temporary, "adapter"), model, base, options)

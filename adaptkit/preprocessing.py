@@ -77,16 +77,3 @@ class Preprocessing:
 
 def _rounded(images: Tensor) -> Tensor:
     return images if images.dtype == torch.uint8 else images.round().clamp(0, 255).to(torch.uint8)
-
-
-def describe_preprocessing(channels: int, size: int) -> dict[str, Any]:
-    """Return the preprocessing of a model that does not say how it normalises its images."""
-    return {
-        "channels": channels,
-        "size": size,
-        "resize": "shorter side, then centre crop",
-        "interpolation": "bilinear",
-        "range": [0, 1],
-        "mean": None,
-        "std": None,
-    }

@@ -22,13 +22,16 @@ from adaptkit.instances import make_checked
 from adaptkit.loading import load_plugins
 from adaptkit.offers import options_of
 from adaptkit.plugins import Plugins
-from adaptkit.preprocessing import Preprocessing, describe_preprocessing
+from adaptkit.preprocessing import Preprocessing
 from adaptkit.request import WEIGHTS as WEIGHTS_OPTION
 from adaptkit.stored_runs import StoredRun, open_runs
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import adapt, freeze
 
-MODEL_TYPES = {"backbone": str, "backbone_options": dict, "channels": int, "size": int, "classes": list}
+MODEL_TYPES = {
+    **{"backbone": str, "backbone_options": dict, "preprocessing": dict},
+    **{"channels": int, "size": int, "classes": list},
+}
 ADAPTER_TYPES = {"strategy": str, "options": dict, "init_seed": int, "base_fingerprint": str, "sha256": str}
 
 
@@ -84,8 +87,8 @@ class TrainedRun:
     @property
     def described_preprocessing(self) -> Mapping[str, Any]:
         """Return what is done to pictures before and in the model, for people who do it without adaptkit."""
-        given = self.card.get("preprocessing")
-        return given if isinstance(given, dict) else describe_preprocessing(self.card["channels"], self.card["size"])
+        described: Mapping[str, Any] = self.card["preprocessing"]
+        return described
 
     @functools.cached_property
     def base_fingerprint(self) -> str:

@@ -297,8 +297,9 @@ class Trap:
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
-        ("w.safetensors", b"no tensors at all", "cannot be read: "),
-        ("w.pth", b"no tensors at all", "cannot be read: "),
+        ("w.safetensors", b"no tensors at all", "cannot be read: it is damaged, or not a file of weights"),
+        ("w.pth", b"no tensors at all", "cannot be read: it is damaged, or not a file of weights"),
+        ("w.pth", {"conv.weight": torch.tensor([1.0, torch.nan])}, "holds numbers that are not finite: conv.weight"),
         ("w.pth", Trap(), "cannot be read: it holds more than tensors; save the model's state_dict() alone"),
         ("w.pth", nn.Linear(2, 2), "cannot be read: it holds more than tensors; save the model's state_dict() alone"),
         ("w.pth", {"epoch": 3}, "does not hold a model's tensors by their names"),

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import io
-import pickle
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,17 +15,10 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
+from adaptkit.adapters.weight_files import SUFFIXES, few, file_digest, read_weight_file
 from adaptkit.backbones.heads import find_head
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.network import ANSWER_WITHIN, answering, bounded_waits
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-
-#: keys under which training programs keep the weights in a file of other things; those of an average come first
-NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "weights")
-
-#: what training on several devices, and compiling, put before each name
-PREFIXES = ("module.", "_orig_mod.")
 
 #: classifiers that only training uses
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
@@ -74,7 +64,7 @@ def weights_file(name: str, source: str) -> Path | None:
     wanted = _digest_in(path.name)
     if not path.is_file():
         _fetch(published.url, path, wanted, title)
-    elif not _sha256(*_stamp(path)).startswith(wanted):
+    elif not file_digest(path).startswith(wanted):
         raise BadInput(
             f"{title}: {path} is damaged or another file; delete it, or use --weights FILE or --weights none"
         )
@@ -86,7 +76,7 @@ def weights_id(name: str, source: str) -> str:
     path = weights_file(name, source)
     if path is None:
         return "none"
-    digest = f"sha256:{_sha256(*_stamp(path))[:12]}"
+    digest = f"sha256:{file_digest(path)[:12]}"
     return f"{torchvision.models.get_model_weights(name).DEFAULT.name} {digest}" if source == "default" else digest
 
 
@@ -116,7 +106,9 @@ def load_file(model: nn.Module, path: Path, title: str, size: int) -> None:
     `title` is the model's name. Raises BadInput, in one line, when the file cannot be read or does not fit.
     """
     own = model.state_dict()
-    given = {_renamed(name): tensor for name, tensor in read_file(path).items() if not name.startswith(AUXILIARY)}
+    given = {
+        _renamed(name): tensor for name, tensor in read_weight_file(path).items() if not name.startswith(AUXILIARY)
+    }
     _fit_positions(given, own, getattr(model, "patch_size", 1), size)
     found = find_head(model)
     head = next(name for name, layer in model.named_modules() if layer is found)
@@ -150,7 +142,7 @@ def _differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> l
         (unexpected, "unexpected"),
         (misshapen, "of another shape"),
     )
-    return [f"{len(names)} {word}: {_few(names)}" for names, word in told if names]
+    return [f"{len(names)} {word}: {few(names)}" for names, word in told if names]
 
 
 def _fit_positions(given: dict[str, Tensor], own: Mapping[str, Tensor], patch: Any, size: int) -> None:
@@ -161,60 +153,10 @@ def _fit_positions(given: dict[str, Tensor], own: Mapping[str, Tensor], patch: A
             given[POSITIONS] = interpolate_embeddings(size, patch, {POSITIONS: given[POSITIONS]})[POSITIONS]
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a file by their names; nothing in it is executed. Raises BadInput."""
-    try:
-        content = _content(path)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        reason = "it is damaged, or not a file of weights"
-        if "weights_only" in str(error):
-            reason = "it holds more than tensors; save the model's state_dict() alone"
-        elif isinstance(error, OSError):
-            reason = _line(error)
-        raise BadInput(f"weights: {path} cannot be read: {reason}") from None
-    if isinstance(content, dict):
-        content = next((content[key] for key in NESTED if isinstance(content.get(key), dict)), content)
-    pairs = content.items() if isinstance(content, dict) else ()
-    if not pairs or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in pairs):
-        raise BadInput(f"weights: {path} does not hold a model's tensors by their names")
-    odd = [name for name, tensor in pairs if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
-    if odd:
-        raise BadInput(f"weights: {path} holds numbers that are not finite: {_few(odd)}")
-    return {functools.reduce(str.removeprefix, PREFIXES, name): tensor for name, tensor in pairs}
-
-
-def _content(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(str(error)) from None
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def _renamed(name: str) -> str:
     for pattern, now in RENAMED:
         name = pattern.sub(now, name)
     return name
-
-
-def _few(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
-
-
-def _stamp(path: Path) -> tuple[Path, int, int]:
-    """Return a file with what changes when it is written again."""
-    about = path.stat()
-    return path.absolute(), about.st_mtime_ns, about.st_size
-
-
-@functools.lru_cache(maxsize=8)
-def _sha256(path: Path, _modified: int, _bytes: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _line(error: BaseException) -> str:

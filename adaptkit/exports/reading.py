@@ -1,4 +1,4 @@
-"""How the READMEs of exports read a picture: as adaptkit does, but without it."""
+"""How the READMEs of exports read a picture of 8 bits a channel: as adaptkit does, but without it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ card = json.load(open("model.json"))
 
 def read(path):
     channels, size = card["channels"], card["size"]
-    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB" if channels == 3 else "L")
+    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("RGB" if channels == 3 else "L")
     picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
     return torch.tensor(numpy.array(picture)).view(size, size, channels).permute(2, 0, 1) / 255
 """

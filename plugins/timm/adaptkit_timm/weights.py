@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,12 @@ from timm.models import PretrainedCfg
 from torch import Tensor
 
 from adaptkit import BadInput
+from adaptkit.adapters.weight_files import SUFFIXES, file_digest, read_weight_file, stamp
 from adaptkit_timm.configs import classifier_names
 from adaptkit_timm.hub import fetch
 
 #: the words for timm's own weights: its, and the one that all backbones of adaptkit take
 PRETRAINED = ("pretrained", "default")
-
-#: keys under which training programs keep the weights in a file of other things; those of an average come first
-NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -47,8 +43,8 @@ def load_weights(name: str, config: PretrainedCfg, source: str) -> Weights | Non
     if source == "none":
         return None
     if source in PRETRAINED:
-        return Weights(_read(*_stamp(fetch(name, config))), None)
-    return _fitted(name, *_stamp(_found(source)))
+        return Weights(_read(*stamp(fetch(name, config))), None)
+    return _fitted(name, *stamp(_found(source)))
 
 
 def weights_id(name: str, config: PretrainedCfg, source: str) -> str:
@@ -59,7 +55,7 @@ def weights_id(name: str, config: PretrainedCfg, source: str) -> str:
         folder = fetch(name, config).parent
         commit = f"@{folder.name[:12]}" if folder.parent.name == "snapshots" else ""
         return f"{config.hf_hub_id}{commit}"
-    return _sha256(*_stamp(_found(source)))
+    return f"sha256:{file_digest(_found(source))}"
 
 
 def _found(source: str) -> Path:
@@ -71,46 +67,12 @@ def _found(source: str) -> Path:
     return path
 
 
-def _stamp(path: Path) -> tuple[Path, int, int]:
-    """Return a file with what changes when it is written again: it is read once for the models of an experiment."""
-    about = path.stat()
-    return path.absolute(), about.st_mtime_ns, about.st_size
-
-
-@functools.lru_cache(maxsize=8)
-def _sha256(path: Path, _modified: int, _bytes: int) -> str:
-    with path.open("rb") as stream:
-        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
-
-
 @functools.lru_cache(maxsize=1)
 def _read(path: Path, _modified: int, _bytes: int) -> Mapping[str, Tensor]:
-    """Return the tensors in a file by their names, in their order; nothing in the file is executed."""
-    try:
-        content = _content(path)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = "it holds more than tensors" if "weights_only" in str(error).lower() else _first_line(error)
-        raise BadInput(f"backbone.weights: {path} cannot be read: {reason}") from None
-    if isinstance(content, dict):
-        content = next((content[key] for key in NESTED if isinstance(content.get(key), dict)), content)
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise BadInput(f"backbone.weights: {path} does not hold a model's tensors by their names")
-    # What trained on several devices has this before each name.
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
-
-
-def _content(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(str(error)) from None
-    if path.suffix in (".pth", ".pt", ".bin"):
-        return torch.load(path, map_location="cpu", weights_only=True)
-    raise ValueError("its name must end in .safetensors, .pth, .pt or .bin")
+    """Return the tensors in a file by their names, in their order: it is read once for the models of an experiment."""
+    if path.suffix not in SUFFIXES:
+        raise BadInput(f"weights: {path} cannot be read: its name must end in {', '.join(SUFFIXES)}")
+    return read_weight_file(path)
 
 
 @functools.lru_cache(maxsize=1)
