@@ -76,7 +76,7 @@ def test_eight_processes_started_at_once_in_an_empty_folder_lose_nothing(
         metrics = EPOCH_METRICS | ({"shifted/accuracy"} if name.startswith("head") else set())
         for key in metrics:
             assert [p.step for p in client().get_metric_history(run.info.run_id, key)] == [1, 2], (name, key)
-        assert len(run.data.metrics) == (21 if name.startswith("head") else 5)
+        assert len(run.data.metrics) == (24 if name.startswith("head") else 5)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.4, 0.8, 1.2])
