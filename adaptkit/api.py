@@ -48,22 +48,7 @@ def run(
     The outcome's `comparison` judges the strategies; with `report`, its figures go to that folder too.
     Raises BadInput before anything is trained or tracked; a run that fails later is a record with its error.
     """
-    things = list(plugins)
-    if "backbone" in keys and not isinstance(keys["backbone"], str):
-        from adaptkit.backbones.given import given_backbone
-
-        things.append(given_backbone(keys["backbone"]))
-        keys["backbone"] = f"python:{type(keys['backbone']).__name__}"
-    given = dict(keys) | ({"strategy": strategy} if strategy is not None else {}) | option_keys(options or {})
-    if preset is not None:
-        given["preset"] = preset
-    layers = [Layer(dict(flatten(given))), Layer(dict(flatten(settings or {})))]
-    if config is not None:
-        layers.append(Layer(read_config(Path(config)), str(config)))
-    loaded = load_plugins(
-        [thing for thing in things if isinstance(thing, str | Path)],
-        [thing for thing in things if not isinstance(thing, str | Path)],
-    )
+    layers, loaded = layers_and_plugins(strategy, options, preset, config, settings, plugins, keys)
     request = resolve(layers, loaded)
     return run_request(
         request,
@@ -74,6 +59,35 @@ def run(
         feature_cache=feature_cache,
         report=None if report is None else Path(report),
     )
+
+
+def layers_and_plugins(
+    strategy: str | Sequence[str] | None,
+    options: Mapping[str, Any] | None,
+    preset: str | None,
+    config: str | Path | None,
+    settings: Mapping[str, Any] | None,
+    plugins: Iterable[str | Path | object],
+    keys: Mapping[str, Any],
+) -> tuple[list[Layer], Plugins]:
+    """Return the sources of settings that a call from Python gives, the strongest first, and the plugins it names."""
+    things, given = list(plugins), dict(keys)
+    if "backbone" in given and not isinstance(given["backbone"], str):
+        from adaptkit.backbones.given import given_backbone
+
+        things.append(given_backbone(given["backbone"]))
+        given["backbone"] = f"python:{type(given['backbone']).__name__}"
+    given |= ({"strategy": strategy} if strategy is not None else {}) | option_keys(options or {})
+    if preset is not None:
+        given["preset"] = preset
+    layers = [Layer(dict(flatten(given))), Layer(dict(flatten(settings or {})))]
+    if config is not None:
+        layers.append(Layer(read_config(Path(config)), str(config)))
+    loaded = load_plugins(
+        [thing for thing in things if isinstance(thing, str | Path)],
+        [thing for thing in things if not isinstance(thing, str | Path)],
+    )
+    return layers, loaded
 
 
 def run_request(
