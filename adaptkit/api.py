@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def run_request(
         collector = Collector()
         if not track:
             planned(experiment.plan)
-            with registered(plugins, collector, "collector"), shared_threads(seat.company().others, notice):
+            with plugins.watching(collector, "collector"), shared_threads(seat.company().others, notice):
                 outcome = execute(experiment, plugins, seat, None, refresh_base, feature_cache, notice)
             findings = judge_outcome(outcome, collector)
             if report is not None:
@@ -128,8 +128,8 @@ def run_request(
         request = experiment.request  # with the device and the precision that were found
         several = len(request.arms) * len(request.settings.seed) > 1
         with (
-            registered(plugins, collector, "collector"),
-            registered(plugins, tracker, "tracker"),
+            plugins.watching(collector, "collector"),
+            plugins.watching(tracker, "tracker"),
             tracker.grouped(request.group_name, request.shared_params()) if several else nullcontext(),
             shared_threads(seat.company().others, notice),
         ):
@@ -157,16 +157,6 @@ def judge_outcome(outcome: Outcome, collector: Collector) -> Findings | None:
 
     runs = collector.runs({f"{run.label} seed={run.seed}": run.run_id for run in outcome.runs})
     return judge_runs(runs) if any(run.status == "finished" for run in runs) else None
-
-
-@contextmanager
-def registered(plugins: Plugins, plugin: object, name: str) -> Iterator[None]:
-    """Let an object of adaptkit's own watch the runs for a while."""
-    plugins.manager.register(plugin, name=name)
-    try:
-        yield
-    finally:
-        plugins.manager.unregister(plugin)
 
 
 def check_folder(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,11 @@ class Request:
     def is_pretrained(self) -> bool:
         """Tell whether the backbone, for all that is known of it, starts from weights that were trained before."""
         return self.backbone_options.get(WEIGHTS, "none") != "none" or self.settings.backbone.startswith("python:")
+
+    def with_arms(self, arms: Iterable[Arm]) -> Request:
+        """Return the request with these arms, each once."""
+        distinct = {(arm.label, arm.lr): arm for arm in arms}
+        return dataclasses.replace(self, arms=tuple(distinct.values()))
 
     def base_params(self) -> dict[str, Any]:
         """Return the settings of a base run: of the data, the model and the base."""

@@ -13,9 +13,9 @@ import click
 
 from adaptkit.cli.options import json_option, plugin_option
 from adaptkit.cli.settings import RunCommand, collect_layers, setting_options
-from adaptkit.cli.signals import interruptible
 from adaptkit.errors import RunFailed, TrackingLost
 from adaptkit.imports import uncollected
+from adaptkit.signals import interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console

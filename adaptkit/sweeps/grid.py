@@ -1,4 +1,4 @@
-"""Read a grid: which values of which settings and options a sweep tries, as `lora.rank=2,4,8` or `lr=1e-4..1e-2/5log`."""
+"""Read a grid: which values of which settings and options a sweep tries, as in `lr=1e-4..1e-2/5log`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adaptkit.errors import BadInput
+from adaptkit.resolve import Layer
 
 #: more points of one axis than anybody waits for
 MOST_POINTS = 1000
@@ -17,7 +18,7 @@ def parse_grid(texts: Sequence[str] | Mapping[str, Any]) -> dict[str, tuple[Any,
     """Return the values of each key of a grid, in order; raise BadInput with a line for each part that is none."""
     pairs = texts.items() if isinstance(texts, Mapping) else [_pair(text) for text in texts]
     grid: dict[str, tuple[Any, ...]] = {}
-    problems = []
+    problems: list[str] = []
     for key, value in pairs:
         try:
             if not key or value in ("", None):
@@ -30,6 +31,28 @@ def parse_grid(texts: Sequence[str] | Mapping[str, Any]) -> dict[str, tuple[Any,
     if problems:
         raise BadInput(*problems)
     return grid
+
+
+def collect_grid(
+    texts: Sequence[str] | Mapping[str, Any], layers: Sequence[Layer], problems: list[str]
+) -> tuple[dict[str, tuple[Any, ...]], list[Layer]]:
+    """Return the grid that is given, over those that config files hold under `grid`, and the layers without them.
+
+    What cannot be read is noted among the problems.
+    """
+    below: dict[str, Any] = {}
+    rest = []
+    for layer in reversed(layers):
+        below |= {key[5:]: value for key, value in layer.values.items() if key.startswith("grid.")}
+        plain = {key: value for key, value in layer.values.items() if not key.startswith("grid.")}
+        rest.append(Layer(plain, layer.label))
+    grid: dict[str, tuple[Any, ...]] = {}
+    for given in (below, texts):
+        try:
+            grid |= parse_grid(given)
+        except BadInput as error:
+            problems.extend(error.problems)
+    return grid, rest[::-1]
 
 
 def parse_values(key: str, value: object) -> tuple[Any, ...]:

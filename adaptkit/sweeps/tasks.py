@@ -14,7 +14,7 @@ from adaptkit.outcome import RunRecord
 class Task:
     """One run to be made: `params` are settings of one strategy and one seed, as a run's config.yaml holds them.
 
-    `kind` is adaptation or tuning; `stage` counts the materials that the engine was given; `swept` names the run's
+    `kind` is adaptation or tuning; `stage` counts the materials that the engine was given; `label` names the run, with
     settings that others of its sweep have otherwise; `tags` are more tags of the run.
     """
 
@@ -22,7 +22,7 @@ class Task:
     kind: str
     stage: int
     params: Mapping[str, Any]
-    swept: str = ""
+    label: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
