@@ -15,6 +15,7 @@ from adaptkit.reports.wording import listed
 SPOKEN_ARMS, MOST_TRENDS = 3, 6
 #: what changes with another setting, by itself
 FOLLOWS = ("shift", "pool_images", "drawn_images", "split.file")
+SWAPPED = {"better": "worse", "worse": "better"}
 
 
 def find_trends(comparisons: Sequence[Comparison]) -> tuple[Trend, ...]:
@@ -80,9 +81,6 @@ def _sentences(setting: str, line: dict[float, Comparison], names: Sequence[str]
                         verdicts[word].append(f"{value:g}")
             if verdicts:
                 yield f"{place} along {setting}: {_told(a, b, verdicts)}."
-
-
-SWAPPED = {"better": "worse", "worse": "better"}
 
 
 def _told(a: str, b: str, verdicts: dict[str, list[str]]) -> str:
