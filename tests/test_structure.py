@@ -52,6 +52,7 @@ ROWS = [
         "adaptkit.contracts",
         "adaptkit.cache",
         "adaptkit.seeds",
+        "adaptkit.severity",
         "adaptkit.instances",
         "adaptkit.network",
         "adaptkit.imports",

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--shift", metavar="NAME=X,...", help="Shift to the target, e.g. rotate=45,noise=0.3; see `adaptkit shifts`."
 )
+@click.option("--severity", metavar="LIST", help="Test final models at multiples of the shift, e.g. 0.5,1,1.5,2.")
 @click.option("--backbone", metavar="NAME", help="Architecture; see `adaptkit backbones`.  [default: small_cnn]")
 @click.option(
     "--weights", metavar="default|none|FILE", help="The backbone's first weights: published, fresh, or a file's."

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SETTING_OPTIONS = (
     "preset", "dataset", "target", "shift", "backbone", "weights", "image_size", "augment", "bn",
-    "skip_bad_images", "epochs", "lr", "batch_size", "data_dir", "device", "precision", "experiment",
+    "skip_bad_images", "epochs", "lr", "batch_size", "data_dir", "device", "precision", "experiment", "severity",
 )  # fmt: skip
 
 
