@@ -27,10 +27,15 @@ class SeverityArm:
     accuracies: tuple[Estimate, ...]
     area: Estimate | None
 
+    @property
+    def score(self) -> Estimate:
+        """Return what arms are ranked by."""
+        return self.area or self.accuracies[0]
+
 
 @dataclass(frozen=True)
 class SeverityPair:
-    """Two arms' areas, `a` minus `b` over the seeds that they share: as a pair of the compared metric, by seeds alone."""
+    """Two arms' areas, `a` minus `b` over the seeds that they share, judged as by any metric, by seeds alone."""
 
     a: str
     b: str

@@ -21,6 +21,7 @@ from adaptkit.reports import report_tables as tables
 from adaptkit.reports.comparison_figures import draw_comparison, save_drawing
 from adaptkit.reports.formats import margin
 from adaptkit.reports.palette import assign_colours
+from adaptkit.reports.severity_table import severity_table
 from adaptkit.reports.table import Table
 from adaptkit.reports.wording import listed
 
@@ -118,6 +119,7 @@ def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mappi
             tables.pairs(comparison),
             tables.costs(comparison, colours),
             tables.fronts(comparison, colours),
+            *([severity_table(found, colours)] if (found := comparison.robustness) is not None else []),
         ],
         class_scores=tables.class_scores(comparison),
         runs=tables.runs(comparison, colours),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from adaptkit.comparison import ArmResult, Comparison, Estimate, PairResult
 from adaptkit.reports.metrics import TEST_SETS
 from adaptkit.reports.pareto import cheaper
+from adaptkit.reports.severity_sentences import severity_sentences
 from adaptkit.reports.statistics import sampling_error, seeds_needed
 from adaptkit.reports.wording import amount, listed, p_value, part, plural, rounded, times, unit
 
@@ -43,6 +44,7 @@ def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
         sentences.append(_zero_shot_sentence(comparison, comparison.zero_shot))
     if len(comparison.arms) > 1:
         sentences.append(_front_sentence(comparison))
+    sentences += severity_sentences(comparison.robustness)
     sentences.append(_scope_sentence(comparison))
     return tuple(sentences)
 
@@ -69,6 +71,8 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
             "Training seconds are shown but not ranked: the runs shared a machine, or were made on different ones "
             "or with different numbers of threads."
         )
+    if comparison.robustness is not None:
+        notes += comparison.robustness.notes
     for status in dict.fromkeys(run.status for run in comparison.left_out):
         runs = [run for run in comparison.left_out if run.status == status]
         reasons = dict.fromkeys(run.reason for run in runs if run.reason != run.status)
