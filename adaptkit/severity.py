@@ -53,6 +53,8 @@ class Crossing:
     """Where the mean lines of two arms cross: `rising` is behind at the severity `low` and ahead at `high`.
 
     `settled` says that the pair's 95 % intervals exclude 0 at both; `before` and `after` are the differences there.
+    `sure_before` and `sure_after` are the nearest severities on each side, with no other crossing between, at which
+    the interval excludes 0.
     """
 
     rising: str
@@ -64,6 +66,8 @@ class Crossing:
     after: float
     n: int
     settled: bool
+    sure_before: float | None
+    sure_after: float | None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 import numpy
+from numpy.typing import NDArray
 
 from adaptkit.comparison import ArmResult, ComparedRun, Metric, PairResult
 from adaptkit.errors import BadInput
@@ -130,9 +131,23 @@ def crossings(a: ArmResult, b: ArmResult, severities: Sequence[float]) -> list[C
                 after=sign * float(means[right]),
                 n=len(pairs),
                 settled=bool(decided[left] and decided[right] and right == left + 1),
+                sure_before=_nearest(severities, decided, means, range(left, -1, -1)),
+                sure_after=_nearest(severities, decided, means, range(right, len(severities))),
             )
         )
     return found
+
+
+def _nearest(
+    severities: Sequence[float], decided: NDArray[numpy.bool_], means: NDArray[numpy.float64], steps: range
+) -> float | None:
+    """Return the first severity on the way at which a pair is decided, before its means change their sign again."""
+    for index in steps:
+        if means[index] * means[steps[0]] < 0:
+            return None
+        if decided[index]:
+            return severities[index]
+    return None
 
 
 def _tested(runs: Sequence[ComparedRun]) -> list[ComparedRun]:

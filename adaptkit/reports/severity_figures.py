@@ -46,6 +46,8 @@ def draw_accuracy_over_severity(comparison: Comparison, marks: Mapping[str, Mark
         axes.plot(found.severities, levels, color=ZERO_SHOT, linestyle=DASHED, linewidth=1.3)
         handles.append(Line2D([], [], color=ZERO_SHOT, linestyle=DASHED, linewidth=1.3))
         words.append(f"zero-shot  {100 * (found.zero_shot_area or 0.0):.1f}")
+    if found.severities[0] <= 1 <= found.severities[-1]:
+        axes.axvline(1, color="#8a8a8a", linewidth=1, zorder=1)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, 0), min(high, 101))
     _use_severity_axis(axes, found.severities)
@@ -106,5 +108,5 @@ def _note(comparison: Comparison, found: Robustness, arms: tuple[SeverityArm, ..
     if len(arms) < len(found.arms):
         parts.append(f"the best {len(arms)} of {len(found.arms)} arms")
     if (shift := comparison.setup.get("shift", "none")) != "none":
-        parts.append(f"severity 1 is {shown(shift, 60)}")
+        parts.append(f"severity 1, to which was adapted: {shown(shift, 60)}")
     return "; ".join(parts)

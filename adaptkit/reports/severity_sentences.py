@@ -40,7 +40,7 @@ def _area_sentence(found: Robustness) -> str:
         parts.append(f"it is tied with {listed(tied)}")
     if surely:
         parts.append(f"it is surely larger than that of {listed(_apart(name, paired[name]) for name in surely)}")
-    return f"{start}; {listed(parts)}."
+    return f"{start}; {'; '.join(parts)}."
 
 
 def _crossing_sentences(found: Robustness) -> list[str]:
@@ -48,7 +48,7 @@ def _crossing_sentences(found: Robustness) -> list[str]:
         lines = "The two mean lines do not" if len(found.arms) == 2 else "No two mean lines"
         return [f"{lines} cross over these severities."]
     # Stable: crossings are in the order of the arms' areas.
-    ordered = sorted(found.crossings, key=lambda crossing: not crossing.settled)
+    ordered = sorted(found.crossings, key=lambda crossing: (not crossing.settled, not _surely(crossing)))
     sentences = [_crossing(crossing) for crossing in ordered[:MOST_CROSSINGS]]
     if (more := len(ordered) - MOST_CROSSINGS) > 0:
         sentences.append(f"{more:,} more crossings of mean lines stand in the JSON (`crossings`).")
@@ -63,10 +63,19 @@ def _crossing(crossing: Crossing) -> str:
             f"ahead at {written(crossing.high)}, both sure over {crossing.n} paired seeds."
         )
     seeds = "one seed does" if crossing.n == 1 else "these seeds do"
-    return (
-        f"The means of {crossing.falling} and {crossing.rising} cross near severity {_place(crossing)}, with "
-        f"{crossing.rising} ahead beyond it, which {seeds} not settle."
-    )
+    start = f"The means of {crossing.falling} and {crossing.rising} cross near severity {_place(crossing)}"
+    if _surely(crossing):
+        assert crossing.sure_before is not None and crossing.sure_after is not None
+        return (
+            f"{start}, a place which {seeds} not settle: {crossing.falling} is surely ahead at "
+            f"{written(crossing.sure_before)}, {crossing.rising} at {written(crossing.sure_after)}."
+        )
+    return f"{start}, with {crossing.rising} ahead beyond it, which {seeds} not settle."
+
+
+def _surely(crossing: Crossing) -> bool:
+    """Tell whether the two arms surely change places, wherever that may be."""
+    return crossing.sure_before is not None and crossing.sure_after is not None
 
 
 def _place(crossing: Crossing) -> str:
