@@ -44,7 +44,8 @@ def estimate_seconds(experiment: Experiment) -> float:
         if settings.evaluate_shifted == "epoch":
             tested += len(domains.shifted_test)
         epoch = math.ceil(drawn / settings.batch_size) * step + tested * test
-        seconds += len(settings.seed) * settings.epochs * epoch
+        over = len(request.severities) * len(domains.shifted_test) * test
+        seconds += len(settings.seed) * (settings.epochs * epoch + over)
     return seconds
 
 

@@ -26,6 +26,11 @@ from adaptkit.reports.table import Table
 from adaptkit.reports.wording import listed
 
 TEMPLATES = Path(__file__).parent / "templates"
+SEVERITY = (
+    "A multiple of the shift's amounts: 1 is what was adapted to. The area is the mean accuracy over the range, with "
+    "straight lines between severities; it is judged by the seeds alone. An arm is surely ahead at a severity where "
+    "this pair's 95 % interval there excludes 0, unadjusted."
+)
 #: report.html comes last: when it is there, so is the rest
 TEXTS = ("comparison.json", "report.md", "report.html")
 
@@ -132,7 +137,7 @@ def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mappi
 def how_to_read(comparisons: Sequence[Comparison]) -> tuple[tuple[str, str], ...]:
     """Return the words of a report with what they mean."""
     within = margin(comparisons[0].metric, comparisons[0].margin)
-    words = (
+    words: tuple[tuple[str, str], ...] = (
         ("numbers", "Accuracies and F1 are in %, differences between them in points."),
         (
             "interval",
@@ -152,6 +157,8 @@ def how_to_read(comparisons: Sequence[Comparison]) -> tuple[tuple[str, str], ...
             "test images, the t-interval that of the seeds; a verdict that it does not bear out is unclear.",
         ),
     )
+    if any(comparison.robustness is not None for comparison in comparisons):
+        words = (*words, ("severity", SEVERITY))
     if all(comparison.zero_shot is None for comparison in comparisons):
         return words
     meaning = "Shifted minus zero-shot, and clean minus the base's clean accuracy; below 0 is forgetting."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptkit.comparison import ArmResult, Comparison, Estimate, PairResult
-from adaptkit.reports.metrics import TEST_SETS
+from adaptkit.reports.metrics import TEST_SETS, of_severities
 from adaptkit.reports.pareto import cheaper
 from adaptkit.reports.severity_sentences import severity_sentences
 from adaptkit.reports.statistics import sampling_error, seeds_needed
@@ -238,6 +238,8 @@ def _scope_sentence(comparison: Comparison) -> str:
     metric = comparison.metric
     test = TEST_SETS.get(metric.key, "shifted")
     images = len(comparison.arms[0].runs[0].predictions[test].truth)
+    if of_severities(metric.key):
+        return f"This holds for this base and these {images:,} test images under these severities."
     if metric.key not in TEST_SETS:
         return "This holds for this base, these data and the machine that the runs were made on."
     sentence = f"This holds for this base and these {images:,} test images"
