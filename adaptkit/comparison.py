@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptkit.contracts import Predictions
+
+if TYPE_CHECKING:
+    from adaptkit.severity import Robustness
 
 #: cost metric -> what people call it; on each of them the Pareto front is drawn
 COSTS = {
@@ -229,6 +232,8 @@ class Comparison:
     setup: Mapping[str, str]
     #: whether seconds were measured on one machine, one run at a time
     timings_comparable: bool
+    #: None where no run was tested over severities of the shift
+    robustness: Robustness | None = None
 
     @property
     def test_name(self) -> str:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from adaptkit.errors import BadInput
+from adaptkit.severity import Severities
 
 DEFAULT_LR = 1e-3
 DEFAULT_EXPERIMENT = "adaptkit"
@@ -117,6 +118,7 @@ class Settings(Group):
     shift: str | None = Field(
         None, description=f"source into target images; none, or {DEFAULT_SHIFT} if there is no target"
     )
+    severity: Severities = Field((), description="multiples of the shift at which final models are tested: 0.5,1,2")
     backbone: str = Field("small_cnn", description="architecture")
     image_size: Annotated[int | None, BeforeValidator(_optional)] = Field(
         None, ge=1, le=4096, description="side of the images in pixels; none: the data set's own, else the backbone's"

@@ -80,4 +80,7 @@ def _finite(value: Any) -> Any:
 
 
 def _shallow(record: Comparison) -> dict[str, Any]:
-    return {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
+    found = {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
+    if record.robustness is not None:
+        found["robustness"] = dataclasses.asdict(record.robustness)
+    return found

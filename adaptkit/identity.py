@@ -10,6 +10,7 @@ from typing import Any
 #: params that do not change a run's result, or are held by the fingerprints or by `ComparedRun` itself
 NOT_OF_AN_ARM = {
     "strategy", "seed", "preset", "device", "data_dir", "evaluate_shifted", "shots", "image_size", "skip_bad_images",
+    "severity",
 }  # fmt: skip
 DATA = ("dataset", "target", "shift")
 #: what runs did before these params existed
@@ -32,7 +33,8 @@ def trial_key(kind: str, params: Mapping[str, Any], data_fingerprint: str, base_
     Images and base count by their content: which device, threads or folder they were read with says nothing.
     """
     written = {key: str(value) for key, value in params.items()}
-    named = ("strategy", "seed", "shots", "backbone", "split.sampling")
+    # What is measured besides counts, too: who asks for it is not served by a run without.
+    named = ("strategy", "seed", "shots", "backbone", "split.sampling", "severity")
     deciding = {
         **training_settings(written),
         **{key: value for key, value in written.items() if key in named or key.startswith("strategy.")},

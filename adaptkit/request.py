@@ -14,6 +14,7 @@ import yaml
 from adaptkit.config import Settings
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
 from adaptkit.offers import options_of
+from adaptkit.severity import written
 
 #: the option by which a strategy trains the head itself
 TRAIN_HEAD = "train_head"
@@ -75,6 +76,8 @@ class Request:
     augment_amounts: Mapping[str, float] = field(default_factory=dict)
     plugin_files: tuple[str, ...] = ()
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    #: severity -> the shifts with so many times their amounts
+    severities: Mapping[float, tuple[Shift, ...]] = field(default_factory=dict)
 
     @property
     def shift_text(self) -> str:
@@ -150,8 +153,10 @@ class Request:
         return {f"backbone.{key}": value for key, value in facts.items()}
 
     def _flat(self) -> dict[str, Any]:
-        own = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "base", "split"})
+        own = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "base", "split", "severity"})
         own["augment"] = _written(self.augment_amounts)
+        if self.severities:  # what a run without them records stays as it was
+            own["severity"] = ",".join(map(written, self.severities))
         for group in ("base", "split"):
             own |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
         own = {key: "none" if value is None else value for key, value in own.items()}

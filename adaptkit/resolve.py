@@ -16,6 +16,7 @@ from adaptkit.offers import options_of
 from adaptkit.plugins import Plugins
 from adaptkit.presets import PRESETS
 from adaptkit.request import TRAIN_HEAD, WEIGHTS, Arm, Request
+from adaptkit.severity import written
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
     if amounts is None:
         amounts = parse_amounts(DEFAULT_SHIFT) if settings.target is None else {}
     shifts = _shifts("shift", amounts, plugins, problems)
+    severities = _severities(settings, shifts, plugins, problems)
+    if settings.severity and not amounts:
+        problems.append("severity: there is no shift to multiply; name one, as in --shift " + DEFAULT_SHIFT)
     augmentations = _augmentations(settings, plugins, problems)
     if settings.dataset is None and settings.target is None:
         problems.append("dataset none: name the images to adapt to, as in --target folder:PATH")
@@ -81,6 +85,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
         _amounts_of(augmentations),
         plugins.files,
         checked,
+        severities,
     )
 
 
@@ -209,6 +214,27 @@ def _shifts(key: str, amounts: Mapping[str, Any], plugins: Plugins, problems: li
         except BadInput as error:
             problems.extend(error.problems)
     return shifts
+
+
+def _severities(
+    settings: Settings, shifts: Mapping[str, Shift], plugins: Plugins, problems: list[str]
+) -> dict[float, tuple[Shift, ...]]:
+    """Return the shifts at each severity; at 1 they are the experiment's own, to the last bit."""
+    found = {}
+    for severity in settings.severity:
+        told: list[str] = []
+        multiplied = shifts
+        if severity != 1:
+            amounts = {name: _multiple(amount, severity) for name, amount in _amounts_of(shifts).items()}
+            multiplied = _shifts("shift", amounts, plugins, told)
+        found[severity] = tuple(multiplied.values())
+        problems += [f"severity {written(severity)}: {line}" for line in told]
+    return found
+
+
+def _multiple(amount: Any, severity: float) -> Any:
+    """Return so many times an amount, written without what binary fractions add to it (0.1 x 3)."""
+    return f"{amount * severity:.15g}" if isinstance(amount, int | float) else amount
 
 
 def _augmentations(settings: Settings, plugins: Plugins, problems: list[str]) -> dict[str, Shift]:

@@ -56,6 +56,7 @@ ROWS = [
         "adaptkit.contracts",
         "adaptkit.cache",
         "adaptkit.seeds",
+        "adaptkit.severity",
         "adaptkit.signals",
         "adaptkit.instances",
         "adaptkit.network",

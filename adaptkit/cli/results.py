@@ -13,6 +13,8 @@ from adaptkit.outcome import Outcome
 from adaptkit.reports.formats import NOTHING, mean, number, p_value, size
 from adaptkit.reports.formats import interval as bounds
 from adaptkit.reports.sentences import spoken_pairs
+from adaptkit.reports.severity_table import severity_cells, severity_note, shown_severities, zero_shot_cells
+from adaptkit.severity import written
 
 COLOURS = {"better": "green", "worse": "red", "tie": "cyan", "unclear": "yellow"}
 #: what the accuracy table shows already
@@ -27,6 +29,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         return
     (comparison,) = outcome.comparison.comparisons
     print_arms(console, comparison, len(outcome.plan.seeds))
+    print_severities(console, comparison)
     print_sentences(console, comparison)
 
 
@@ -40,6 +43,7 @@ def print_findings(console: Console, findings: Findings) -> None:
         if len(comparison.arms) > 1:
             print_pairs(console, comparison)
             print_costs(console, comparison)
+        print_severities(console, comparison)
         print_sentences(console, comparison)
     if findings.trends:
         console.rule("Along a setting", align="left")
@@ -123,6 +127,24 @@ def print_costs(console: Console, comparison: Comparison) -> None:
             f"{arm.ppt:.3f}",
             escape(dominators(arm)),
         )
+    console.print(table)
+
+
+def print_severities(console: Console, comparison: Comparison) -> None:
+    """Print a row an arm over the severities of the shift, if the runs were tested over them."""
+    found = comparison.robustness
+    if found is None:
+        return
+    chosen = shown_severities(found)
+    table = _table("severity", severity_note(found))
+    for index in chosen:
+        table.add_column(written(found.severities[index]), justify="right")
+    if len(found.severities) > 1:
+        table.add_column("area", justify="right")
+    if found.zero_shot is not None:
+        table.add_row("zero-shot", *zero_shot_cells(found, chosen), style="dim")
+    for arm in found.arms[:MOST_ARMS]:
+        table.add_row(escape(arm.name), *severity_cells(arm, chosen))
     console.print(table)
 
 

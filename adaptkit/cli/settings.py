@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SETTING_OPTIONS = (
     "preset", "dataset", "target", "shift", "backbone", "weights", "image_size", "augment", "bn",
-    "skip_bad_images", "epochs", "lr", "batch_size", "data_dir", "device", "precision", "experiment",
+    "skip_bad_images", "epochs", "lr", "batch_size", "data_dir", "device", "precision", "experiment", "severity",
 )  # fmt: skip
 
 #: what every command takes that trains: the settings that most people change, and where runs go
@@ -45,6 +45,7 @@ OPTIONS = (
     click.option(
         "--shift", metavar="NAME=X,...", help="Shift to the target, e.g. rotate=45,noise=0.3; see `adaptkit shifts`."
     ),
+    click.option("--severity", metavar="LIST", help="Test final models at multiples of the shift, e.g. 0.5,1,1.5,2."),
     click.option("--backbone", metavar="NAME", help="Architecture; see `adaptkit backbones`.  [default: small_cnn]"),
     click.option(
         "--weights", metavar="default|none|FILE", help="The backbone's first weights: published, fresh, or a file's."

@@ -62,6 +62,8 @@ class Domains:
     fingerprint: str
     split: SplitSettings
     split_text: str
+    #: the images of the shifted test before any shift
+    unshifted: Tensor | StoredPixels
     notices: tuple[str, ...] = ()
 
     @property
@@ -73,6 +75,14 @@ class Domains:
     def size(self) -> int:
         """Return the height, which is the width, of every image in pixels."""
         return int(self.pool.pixels.shape[2])
+
+    def test_under(self, shifts: Sequence[Shift]) -> Views:
+        """Return the shifted test's images under these shifts, drawn from the same stream as under the experiment's."""
+        return views_of(self.unshifted, shifts, _test_seed(self.split))
+
+    def few_under(self, shifts: Sequence[Shift]) -> Tensor:
+        """Return the first two of these images."""
+        return LazyViews(self.unshifted, tuple(shifts), _test_seed(self.split))[:2]
 
     @property
     def tests(self) -> dict[str, TestSet]:
@@ -144,7 +154,7 @@ def load_domains(
         parts_by_title = {"the pool": pool, "the source": source, "the test set": shifted}
         notices += copies(parts_by_title | ({} if clean is shifted else {"the clean test set": clean}))
     clean_test = None if clean is None else _test_set(clean, (), 0)
-    shifted_test = _test_set(shifted, shifts, derive_seed(split.seed, "shifted test"))
+    shifted_test = _test_set(shifted, shifts, _test_seed(split))
     source_digest = ""
     positions = [pool.index, shifted_test.index]
     if source is not None and clean_test is not None:
@@ -163,6 +173,7 @@ def load_domains(
         _digest(source_digest, target_digest, shift_text, *positions),
         split,
         split_text(classes, parts),
+        shifted.images.pixels,
         notices,
     )
 
@@ -190,6 +201,10 @@ def _held(part: Part) -> Part:
 def _like(part: Part, shape: Sequence[int] | None, name: str) -> Part:
     """Return the target's images in the channels and the size of the source's, if there is one."""
     return part if shape is None else Part(alike(part.images, shape[1], shape[2], name), part.index)
+
+
+def _test_seed(split: SplitSettings) -> int:
+    return derive_seed(split.seed, "shifted test")
 
 
 def _test_set(part: Part, shifts: Sequence[Shift], seed: int) -> TestSet:

@@ -24,6 +24,7 @@ from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.feeding import Feeding
 from adaptkit.experiment.measurement import accuracies, parameters, require_same, times
 from adaptkit.experiment.preparation import Experiment, draw_target
+from adaptkit.experiment.robustness import accuracies_over, severity_metrics, write_severities
 from adaptkit.experiment.sharing import Company, Seat
 from adaptkit.outcome import RunRecord
 from adaptkit.plugins import Plugins
@@ -69,6 +70,7 @@ class Stage:
     base_run_id: str | None
     base_model: nn.Module
     known_logits: Mapping[str, Tensor] | None = None
+    known_over: Mapping[float, float] | None = None
     label: str | None = None
 
     @functools.cached_property
@@ -84,6 +86,15 @@ class Stage:
             with contextlib.suppress(Exception):
                 self.feeding.expect(self.adapted(arm, self.experiment.request.settings.seed[0]).model)
         return self.feeding.base_logits(self.base_model) if self.experiment.clean is not None else {}
+
+    @functools.cached_property
+    def zero_shot_over(self) -> Mapping[float, float]:
+        """Return the base's accuracy at each severity; none of a base with a new head."""
+        if self.known_over is not None:
+            return self.known_over
+        if self.experiment.clean is None:
+            return {}
+        return accuracies_over(self.experiment, self.base_model, self.base_logits["shifted"])
 
     def run(self, arm: Arm, seed: int) -> RunRecord:
         """Adapt a copy of the base with one strategy and seed, telling the watchers; return its record."""
@@ -147,7 +158,14 @@ class Stage:
         }
         split = folder / "split.json"
         split.write_text(domains.split_text, encoding="utf-8")
-        metrics = self._metrics(predictions, epochs, reloaded, files[WEIGHTS].stat().st_size, memory)
+        kept_files = {"split.json": split} | {f"adapter/{name}": path for name, path in files.items()}
+        over: dict[str, float] = {}
+        if experiment.request.severities:
+            reached = accuracies_over(experiment, reloaded.model, logits["shifted"])
+            over = severity_metrics(reached, self.zero_shot_over)
+            kept_files["severity.json"] = folder / "severity.json"
+            write_severities(kept_files["severity.json"], reached, self.zero_shot_over)
+        metrics = self._metrics(predictions, epochs, reloaded, files[WEIGHTS].stat().st_size, memory) | over
         result = RunResult(
             metrics=metrics,
             epochs=tuple(epochs),
@@ -159,7 +177,7 @@ class Stage:
                 "adaptkit.frozen_prefix": passes.frozen_prefix,
                 "adaptkit.timing": self.seat.timing_since(company),
             },
-            files={"split.json": split} | {f"adapter/{name}": path for name, path in files.items()},
+            files=kept_files,
             samples={name: images[:8].cpu() for name, (images, _) in experiment.tests.items()},
         )
         self.plugins.notify("adaptkit_run_ended", run=run, result=result, model=reloaded.model)

@@ -25,9 +25,9 @@ def estimate_seconds(experiment: Experiment) -> float:
 
     Start-up, figures and tracking are not in it; a base that is in the cache costs nothing.
     """
-    seeds, epochs = len(experiment.request.settings.seed), experiment.request.settings.epochs
-    runs = sum(seeds * epochs * epoch_seconds(experiment, arm) for arm in experiment.request.arms)
-    return base_seconds(experiment) + runs
+    settings = experiment.request.settings
+    runs = sum(run_seconds(experiment, arm, settings.epochs) for arm in experiment.request.arms)
+    return base_seconds(experiment) + len(settings.seed) * runs
 
 
 def base_seconds(experiment: Experiment) -> float:
@@ -44,8 +44,8 @@ def base_seconds(experiment: Experiment) -> float:
     return settings.epochs * (steps * step + len(domains.clean_test) * test)
 
 
-def epoch_seconds(experiment: Experiment, arm: Arm) -> float:
-    """Return the seconds that an epoch of adaptation will take, trained and evaluated."""
+def run_seconds(experiment: Experiment, arm: Arm, epochs: int) -> float:
+    """Return the seconds that an adaptation run of so many epochs will take, trained and evaluated."""
     request, domains = experiment.request, experiment.domains
     settings = request.settings
     model = build_model(request, domains)
@@ -56,7 +56,8 @@ def epoch_seconds(experiment: Experiment, arm: Arm) -> float:
     if settings.evaluate_shifted == "epoch":
         tested += len(domains.shifted_test)
     drawn = len(draw_target(request, domains, settings.seed[0]))
-    return math.ceil(drawn / settings.batch_size) * step + tested * test
+    epoch = math.ceil(drawn / settings.batch_size) * step + tested * test
+    return epochs * epoch + len(request.severities) * len(domains.shifted_test) * test
 
 
 def _measure(

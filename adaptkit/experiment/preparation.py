@@ -21,6 +21,7 @@ from adaptkit.experiment.hardware import find_device, find_precision, precision_
 from adaptkit.outcome import ArmPlan, Plan
 from adaptkit.request import Request
 from adaptkit.seeds import derive_seed
+from adaptkit.severity import written
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import Origin, adapt, count
 
@@ -133,6 +134,7 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
             problems.append(f"strategy {arm.strategy} cannot be tried: {located(error)}")
     if problems:
         raise BadInput(*dict.fromkeys(problems)) from cause
+    _try_severities(request, domains)
     key = recipe_key(request, domains)
     plan = Plan(
         dataset=settings.dataset or "none",
@@ -219,6 +221,20 @@ def _memory_format(request: Request, domains: Domains, images: Tensor) -> torch.
     except Exception as error:
         raise BadInput(f"backbone {name} fails for images {list(images.shape[1:])}: {located(error)}") from error
     return torch.contiguous_format
+
+
+def _try_severities(request: Request, domains: Domains) -> None:
+    """Make two images at each severity; raise BadInput for a shift that fails at one."""
+    problems = []
+    for severity, shifts in request.severities.items():
+        try:
+            with RandomStream(0):
+                domains.few_under(shifts)
+        except Exception as error:
+            reasons = error.problems if isinstance(error, BadInput) else (located(error),)
+            problems += [f"severity {written(severity)}: {reason}" for reason in reasons]
+    if problems:
+        raise BadInput(*problems)
 
 
 @torch.no_grad()

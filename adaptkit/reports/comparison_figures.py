@@ -26,6 +26,7 @@ from adaptkit.reports.drawing import (
 from adaptkit.reports.pair_figures import draw_differences
 from adaptkit.reports.palette import DASHED, ZERO_SHOT, Mark, assign_colours, assign_marks
 from adaptkit.reports.point_figures import draw_accuracy_parameters, draw_gain_retention
+from adaptkit.reports.severity_figures import draw_accuracy_over_severity
 from adaptkit.reports.statistics import estimate
 from adaptkit.reports.sweep_figures import draw_option_sweeps
 
@@ -42,6 +43,7 @@ def draw_comparison(comparison: Comparison, strategies: Iterable[str] = ()) -> l
     with own_style():
         drawings = [
             draw_accuracy_over_training(comparison, marks),
+            draw_accuracy_over_severity(comparison, marks),
             draw_accuracy_parameters(comparison, marks),
             draw_gain_retention(comparison, marks),
             draw_class_f1(comparison),

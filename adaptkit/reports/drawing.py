@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from adaptkit.comparison import Estimate, Metric
+from adaptkit.reports.metrics import of_severities
 from adaptkit.reports.palette import INK, QUIET, Mark
 
 DPI = 120
@@ -138,7 +139,8 @@ def listed(names: list[str], most: int = 12) -> str:
 
 def level_label(metric: Metric) -> str:
     """Return an axis label for values of a metric."""
-    return _with_unit(metric.label, "%" if metric.key.endswith(("accuracy", "fraction")) else metric.unit)
+    is_level = metric.key.endswith(("accuracy", "fraction")) or of_severities(metric.key)
+    return _with_unit(metric.label, "%" if is_level else metric.unit)
 
 
 def difference_label(metric: Metric) -> str:

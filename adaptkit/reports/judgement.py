@@ -13,6 +13,7 @@ from adaptkit.reports.grouping import Arm, Group, group_runs
 from adaptkit.reports.metrics import DEFAULT_MARGIN, DEFAULT_METRIC, PPT_CONSTANT, find_metric, worded
 from adaptkit.reports.pairs import judge_pairs
 from adaptkit.reports.pareto import dominators
+from adaptkit.reports.robustness import judge_robustness, over_common
 from adaptkit.reports.sentences import note_sentences, verdict_sentences
 from adaptkit.reports.statistics import estimate, ppt
 from adaptkit.reports.trends import find_trends
@@ -67,6 +68,7 @@ def require_pairs(findings: Findings) -> None:
 
 def judge(group: Group, number: int, metric: Metric, margin: float, ppt_constant: float) -> Comparison:
     """Judge one group of arms."""
+    group = over_common(group, metric)
     runs = [run for arm in group.arms for run in arm.runs]
     _check_test_images(runs)
     metric = worded(metric, runs[0].has_source)
@@ -96,6 +98,7 @@ def judge(group: Group, number: int, metric: Metric, margin: float, ppt_constant
         data_fingerprint=first.tags.get("adaptkit.data_fingerprint", ""),
         setup=_setup([run for arm in arms for run in arm.runs]),
         timings_comparable=comparable,
+        robustness=judge_robustness(arms, margin if metric.scale == 100 else DEFAULT_MARGIN, comparable),
     )
     comparison = dataclasses.replace(comparison, notes=note_sentences(comparison))
     return dataclasses.replace(comparison, sentences=verdict_sentences(comparison))

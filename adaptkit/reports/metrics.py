@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from adaptkit.comparison import ComparedRun, Metric
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.severity import ACCURACY, AREA, ZERO_SHOT
 
 DEFAULT_METRIC = "final/shifted_accuracy"
 #: one point, for accuracies; other metrics have no margin of their own
@@ -21,6 +22,7 @@ LABELS = {
     "final/shifted_macro_f1": "macro F1 on the shifted test",
     "final/gain": "gain",
     "final/retention": "retention",
+    AREA: "area under accuracy over severity",
     "time/train_seconds": "training time",
     "time/evaluation_seconds": "evaluation time",
     "time/inference_ratio": "inference time",
@@ -67,15 +69,21 @@ def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
             raise BadInput(f"--metric: these runs have no source, and therefore no {key}")
         raise BadInput(f"--metric: no run has a metric {key!r}{_nearest(key, known)}")
     is_share = key in TEST_SETS or key.endswith("accuracy") or key == "params/trainable_fraction"
+    is_share = is_share or of_severities(key)
     ending = key.rsplit("_", 1)[-1]
     costly = key.startswith(COSTLY) or key.rsplit("/", 1)[-1].endswith(LOSSES)
     return Metric(
         key=key,
-        label=LABELS.get(key, key),
+        label=LABELS.get(key) or (f"accuracy at severity {key[len(ACCURACY) :]}" if key.startswith(ACCURACY) else key),
         unit="points" if is_share else UNITS.get(ending, ""),
         scale=100.0 if is_share else 1.0,
         higher_is_better=not costly,
     )
+
+
+def of_severities(key: str) -> bool:
+    """Tell whether images under severities of the shift, of which no predictions are kept, decide a metric."""
+    return key == AREA or key.startswith((ACCURACY, ZERO_SHOT))
 
 
 def required(has_source: bool) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from adaptkit.comparison import ArmResult, ComparedRun, Metric, PairResult
 from adaptkit.reports.classes import class_f1
-from adaptkit.reports.metrics import TEST_SETS
+from adaptkit.reports.metrics import TEST_SETS, of_severities
 from adaptkit.reports.resampling import resampled_scores
 from adaptkit.reports.statistics import (
     holm,
@@ -47,7 +47,8 @@ def judge_pairs(
     scores = resampled_scores(metric.key, runs)
     shares = class_f1(runs)
     # An accuracy cannot change by less than one test image.
-    resolution = 1 / len(runs[0].predictions[TEST_SETS[metric.key]].truth) if metric.key in TEST_SETS else 0.0
+    test = TEST_SETS.get(metric.key) or ("shifted" if of_severities(metric.key) else None)
+    resolution = 1 / len(runs[0].predictions[test].truth) if test else 0.0
     found = []
     for a, b in combinations(arms, 2):
         pairs = shared_runs(a, b)

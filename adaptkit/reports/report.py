@@ -21,11 +21,17 @@ from adaptkit.reports import report_tables as tables
 from adaptkit.reports.comparison_figures import Drawing, draw_comparison, save_drawing
 from adaptkit.reports.formats import margin
 from adaptkit.reports.palette import assign_colours
+from adaptkit.reports.severity_table import severity_table
 from adaptkit.reports.table import Table
 from adaptkit.reports.trend_figures import draw_trends
 from adaptkit.reports.wording import listed
 
 TEMPLATES = Path(__file__).parent / "templates"
+SEVERITY = (
+    "A multiple of the shift's amounts: 1 is what was adapted to. The area is the mean accuracy over the range, with "
+    "straight lines between severities; it is judged by the seeds alone. An arm is surely ahead at a severity where "
+    "this pair's 95 % interval there excludes 0, unadjusted."
+)
 #: report.html comes last: when it is there, so is the rest
 TEXTS = ("comparison.json", "report.md", "report.html")
 
@@ -126,6 +132,7 @@ def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mappi
             tables.pairs(comparison),
             tables.costs(comparison, colours),
             tables.fronts(comparison, colours),
+            *([severity_table(found, colours)] if (found := comparison.robustness) is not None else []),
         ],
         class_scores=tables.class_scores(comparison),
         runs=tables.runs(comparison, colours),
@@ -138,7 +145,7 @@ def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mappi
 def how_to_read(comparisons: Sequence[Comparison]) -> tuple[tuple[str, str], ...]:
     """Return the words of a report with what they mean."""
     within = margin(comparisons[0].metric, comparisons[0].margin)
-    words = (
+    words: tuple[tuple[str, str], ...] = (
         ("numbers", "Accuracies and F1 are in %, differences between them in points."),
         (
             "interval",
@@ -158,6 +165,8 @@ def how_to_read(comparisons: Sequence[Comparison]) -> tuple[tuple[str, str], ...
             "test images, the t-interval that of the seeds; a verdict that it does not bear out is unclear.",
         ),
     )
+    if any(comparison.robustness is not None for comparison in comparisons):
+        words = (*words, ("severity", SEVERITY))
     if all(comparison.zero_shot is None for comparison in comparisons):
         return words
     meaning = "Shifted minus zero-shot, and clean minus the base's clean accuracy; below 0 is forgetting."

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptkit.comparison import ArmResult, Comparison, Estimate, PairResult
-from adaptkit.reports.metrics import TEST_SETS
+from adaptkit.reports.metrics import TEST_SETS, of_severities
 from adaptkit.reports.pareto import cheaper
+from adaptkit.reports.severity_sentences import severity_sentences
 from adaptkit.reports.statistics import sampling_error, seeds_needed
 from adaptkit.reports.wording import amount, listed, p_value, part, plural, rounded, times, unit
 
@@ -43,6 +44,7 @@ def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
         sentences.append(_zero_shot_sentence(comparison, comparison.zero_shot))
     if len(comparison.arms) > 1:
         sentences.append(_front_sentence(comparison))
+    sentences += severity_sentences(comparison.robustness)
     sentences.append(_scope_sentence(comparison))
     return tuple(sentences)
 
@@ -69,6 +71,8 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
             "Training seconds are shown but not ranked: the runs shared a machine, or were made on different ones "
             "or with different numbers of threads."
         )
+    if comparison.robustness is not None:
+        notes += comparison.robustness.notes
     for status in dict.fromkeys(run.status for run in comparison.left_out):
         runs = [run for run in comparison.left_out if run.status == status]
         reasons = dict.fromkeys(run.reason for run in runs if run.reason != run.status)
@@ -239,6 +243,8 @@ def _scope_sentence(comparison: Comparison) -> str:
     metric = comparison.metric
     test = TEST_SETS.get(metric.key, "shifted")
     images = len(comparison.arms[0].runs[0].predictions[test].truth)
+    if of_severities(metric.key):
+        return f"This holds for this base and these {images:,} test images under these severities."
     if metric.key not in TEST_SETS:
         return "This holds for this base, these data and the machine that the runs were made on."
     sentence = f"This holds for this base and these {images:,} test images"

@@ -40,6 +40,7 @@ class Material:
     base: Base
     base_run_id: str | None
     base_logits: Mapping[str, Tensor]
+    zero_shot_over: Mapping[float, float]
     features: Mapping[tuple[str, str], Value]
     wanted: frozenset[str]
 
@@ -58,6 +59,7 @@ def make_material(
         base=base,
         base_run_id=base_run_id,
         base_logits={name: value.cpu() for name, value in logits.items()},
+        zero_shot_over=stage.zero_shot_over,
         features={key: Value(value.tensor.to(CPU), value.seconds) for key, value in features.items()},
         wanted=store.wanted,
     )
@@ -76,7 +78,7 @@ def open_material(material: Material, request: Request, plugins: Plugins, seat: 
             {key: Value(value.tensor.to(device), value.seconds) for key, value in material.features.items()}
         )
     known = {name: value.to(device) for name, value in material.base_logits.items()}
-    return dataclasses.replace(stage, known_logits=known)
+    return dataclasses.replace(stage, known_logits=known, known_over=material.zero_shot_over)
 
 
 def stage_for(stage: Stage, request: Request, tracker: Tracker | None, label: str | None) -> Stage:

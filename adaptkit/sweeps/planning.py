@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptkit.experiment.estimate import base_seconds, epoch_seconds
+from adaptkit.experiment.estimate import base_seconds, run_seconds
 from adaptkit.experiment.preparation import Experiment, prepare
 from adaptkit.identity import trial_key
 from adaptkit.sweep_outcome import SweepPlan, TrialPlan
@@ -91,12 +91,13 @@ class Prepared:
         Of each stage and strategy one trial is tried.
         """
         total = sum(map(base_seconds, self.experiments))
-        tried: dict[tuple[int, str], float] = {}
+        tried: dict[tuple[int, str, int], float] = {}
         for trial in self.trials:
-            kind = (trial.stage, trial.cell.arm.strategy)
+            arm, epochs = trial.cell.arm, trial.cell.request.settings.epochs
+            kind = (trial.stage, arm.strategy, epochs)
             if kind not in tried:
-                tried[kind] = epoch_seconds(self.experiments[trial.stage], trial.cell.arm)
-            total += trial.cell.request.settings.epochs * tried[kind]
+                tried[kind] = run_seconds(self.experiments[trial.stage], arm, epochs)
+            total += tried[kind]
         return total
 
 
