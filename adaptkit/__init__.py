@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from adaptkit.comparing import compare, draw
     from adaptkit.findings import Findings
     from adaptkit.outcome import Outcome
+    from adaptkit.sweep_outcome import SweepOutcome
+    from adaptkit.sweeping import sweep
     from adaptkit.trained import load
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdaptkitError", "BadInput", "Findings", "Outcome", "RunFailed", "__version__",
-    "compare", "draw", "hookimpl", "load", "run",
+    "AdaptkitError", "BadInput", "Findings", "Outcome", "RunFailed", "SweepOutcome", "__version__",
+    "compare", "draw", "hookimpl", "load", "run", "sweep",
 ]  # fmt: skip
 
 
@@ -33,6 +35,8 @@ def __getattr__(name: str) -> Any:
         "compare": "comparing",
         "draw": "comparing",
         "load": "trained",
+        "sweep": "sweeping",
+        "SweepOutcome": "sweep_outcome",
         "Outcome": "outcome",
         "Findings": "findings",
     }
