@@ -18,7 +18,7 @@ from adaptkit.findings import Findings
 from adaptkit.outcome import RunRecord
 from adaptkit.plugins import Plugins
 from adaptkit.sweep_outcome import SweepOutcome, SweepPlan, TrialRecord
-from adaptkit.sweeps.engines import Setting, open_engine
+from adaptkit.sweeps.engines import Setting, engine_notices, joined, open_engine
 from adaptkit.sweeps.grid import collect_grid
 from adaptkit.sweeps.ground import alone, grouped, key_of, obtain_bases
 from adaptkit.sweeps.materials import make_material
@@ -65,8 +65,11 @@ def sweep(
     strategy: str | Sequence[str] | None = None,
     *,
     grid: Mapping[str, Any] | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     engine: str = "local",
+    cpus_per_trial: int = 1,
+    gpus_per_trial: float = 0,
+    ray_address: str | None = None,
     max_trials: int | None = None,
     time_budget: float | None = None,
     retry_failed: bool = False,
@@ -86,13 +89,14 @@ def sweep(
     `grid` maps settings and options (`lr`, `lora.rank`) to values: a list, or a text such as `"1e-4..1e-2/5log"`; the
     other arguments are those of `adaptkit.run`. Trials that the experiment holds already are not run again; failed
     ones are with `retry_failed`. `time_budget` is in seconds. With `jobs` above 1, processes are spawned: guard the
-    script by `if __name__ == "__main__"`. Raises BadInput before anything is trained or tracked.
+    script by `if __name__ == "__main__"`. The engine `ray` runs as many trials at a time as its cluster has room for,
+    or `jobs`; a Ray that is initialised already is used. Raises BadInput before anything is trained or tracked.
     """
     layers, loaded = layers_and_plugins(strategy, options, preset, config, settings, plugins, keys)
     problems: list[str] = []
     varied, layers = collect_grid(grid or {}, layers, problems)
     conditions = Conditions(
-        engine=Setting(engine, jobs),
+        engine=Setting(engine, jobs, cpus_per_trial, gpus_per_trial, ray_address),
         limits=Limits(max_trials, time_budget, retry_failed),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
@@ -122,13 +126,13 @@ def run_sweep(
     watch: Watch = Watch(),
 ) -> SweepOutcome:
     """Run the trials of checked cells that the store does not hold, and judge all of them."""
-    conditions.engine.check(plugins)
+    conditions.engine.check(plugins, cells[0].request.settings.device)
     if conditions.report is not None:
         check_folder(conditions.report)
-    with Seat() as seat:
+    with Seat() as seat, joined(conditions.engine):
         prepared = prepare_sweep(cells, grid, refresh_base=conditions.refresh_base)
         store = open_store(conditions.tracking_uri, cells[0].request.settings.experiment)
-        for line in store.notices:
+        for line in (*store.notices, *engine_notices(conditions.engine, store)):
             watch.notice(line)
         with shared_threads(seat.company().others, watch.notice):
             bases = obtain_bases(prepared.experiments, plugins, store, conditions.refresh_base, watch.notice)
@@ -145,7 +149,7 @@ def run_sweep(
                 for trial in left:
                     records[trial.number] = _record(trial, "left")
                 statuses = {number: record.status for number, record in records.items()}
-                watch.planned(prepared.plan(conditions.engine.jobs, statuses))
+                watch.planned(prepared.plan(conditions.engine.jobs or 1, statuses))
                 if left:
                     materials = [
                         make_material(experiment, base.base, base.run_id, plugins, seat, conditions.feature_cache)

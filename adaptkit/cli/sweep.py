@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     metavar="KEY=VALUES",
     help="What to vary: lora.rank=2,4,8 or lr=1e-4..1e-2/5log. Repeatable; all combinations are run.",
 )
-@click.option("--jobs", type=int, default=1, metavar="N", help="Trials at a time, a process each.  [default: 1]")
+@click.option("--jobs", type=int, metavar="N", help="Trials at a time, a process each.  [default: 1; ray: all it can]")
 @click.option("--engine", default="local", metavar="local|ray", help="Who runs the trials.  [default: local]")
+@click.option("--ray-address", metavar="HOST:PORT", help="Join this Ray cluster; auto: the one that runs here.")
+@click.option("--cpus-per-trial", type=int, default=1, metavar="N", help="Ray: cores for each trial.  [default: 1]")
+@click.option("--gpus-per-trial", type=float, default=0, metavar="X", help="Ray: GPUs for each, as in 0.25.")
 @click.option("--print-trials", is_flag=True, help="Show every trial and the time that they take; run none.")
 @click.option("--max-trials", type=int, metavar="N", help="Run at most so many trials now.")
 @click.option("--time-budget", metavar="TIME", help="Begin no trial after so long: 90s, 30m, 2h.")
@@ -52,8 +55,11 @@ def sweep(
     tracking_uri: str | None,
     skip_bad_images: bool,
     grid: tuple[str, ...],
-    jobs: int,
+    jobs: int | None,
     engine: str,
+    ray_address: str | None,
+    cpus_per_trial: int,
+    gpus_per_trial: float,
     print_trials: bool,
     max_trials: int | None,
     time_budget: str | None,
@@ -110,7 +116,7 @@ def sweep(
     if print_trials:
         from adaptkit.sweeping import plan_sweep
 
-        plan = plan_sweep(cells, varied, jobs, tracking_uri, refresh_base)
+        plan = plan_sweep(cells, varied, jobs or 1, tracking_uri, refresh_base)
         if as_json:
             click.echo(json.dumps(plan.to_dict(), indent=2, default=str))
         else:
@@ -118,7 +124,7 @@ def sweep(
         return
     keep_freed_memory()
     conditions = Conditions(
-        engine=Setting(engine, jobs),
+        engine=Setting(engine, jobs, cpus_per_trial, gpus_per_trial, ray_address),
         limits=Limits(max_trials, seconds, retry_failed),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,

@@ -11,13 +11,15 @@ from adaptkit.errors import AdaptkitError, located
 from adaptkit.experiment.adaptation import Stage
 from adaptkit.experiment.sharing import Seat
 from adaptkit.hookspecs import hookimpl
+from adaptkit.identity import trial_key
 from adaptkit.outcome import RunRecord
 from adaptkit.plugins import Plugins, PluginWarning
-from adaptkit.request import Request
+from adaptkit.request import Arm, Request
 from adaptkit.resolve import Layer, resolve
 from adaptkit.sweeps.materials import Material, open_material, stage_for
 from adaptkit.sweeps.tasks import EpochEnded, Started, Task, Tell
 from adaptkit.tracking.store import Store
+from adaptkit.tracking.sweeps import end_dead, finished_run
 from adaptkit.tracking.tracker import Tracker
 
 
@@ -48,8 +50,11 @@ class Worker:
         self._seat = seat
         self._stages: dict[int, Stage] = {}
 
-    def perform(self, task: Task, tell: Tell) -> RunRecord:
-        """Make a task's run; one that fails is a record with its reason."""
+    def perform(self, task: Task, tell: Tell, attempt: int = 0) -> RunRecord:
+        """Make a task's run; one that fails is a record with its reason.
+
+        An `attempt` above 0 follows others whose worker was lost: if one of them did finish its run, that is it.
+        """
         tell(Started(task))
         request = request_of(task, self._plugins)
         (arm,), (seed,) = request.arms, request.settings.seed
@@ -57,12 +62,25 @@ class Worker:
         with self._plugins.watching(tracker, "tracker"), self._plugins.watching(_Epochs(task, tell), "epochs"):
             try:
                 stage = stage_for(self._stage(task.stage, request), request, tracker, task.label)
+                if attempt and (made := self._made_before(task, stage, arm, seed)) is not None:
+                    return made
                 record = stage.run(arm, seed)
             except Exception as error:  # a fault of a plugin, or ours: of this trial, not of the sweep
                 reason = "; ".join(error.problems) if isinstance(error, AdaptkitError) else located(error)
                 return failed(task, reason)
         # A trial that is not on record was not made: nobody could compare it.
         return record if tracker.fault is None else failed(task, tracker.fault)
+
+    def _made_before(self, task: Task, stage: Stage, arm: Arm, seed: int) -> RunRecord | None:
+        """Return the record of a task's run that finished before its worker was lost; end those that did not."""
+        params = stage.experiment.request.run_params(arm, seed) | stage.experiment.backbone_facts
+        key = trial_key(task.kind, params, stage.experiment.domains.fingerprint, stage.base.fingerprint)
+        end_dead(self._store, self._place.parent, key)
+        found = finished_run(self._store, self._place.parent, key)
+        if found is None:
+            return None
+        run_id, metrics = found
+        return RunRecord(arm.strategy, task.label, arm.options, arm.lr, seed, "finished", run_id, metrics, ())
 
     def _stage(self, number: int, request: Request) -> Stage:
         if number not in self._stages:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from adaptkit import __version__
 from adaptkit.comparison import Comparison
+from adaptkit.errors import BadInput
 from adaptkit.tracking.recorder import log_comparison
 from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store
@@ -59,6 +60,27 @@ def end_dead(store: Store, parent: str, key: str | None = None) -> None:
         condition += f" and tags.`{TRIAL_KEY}` = '{key}'"
     for run in _search(store, condition):
         store.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def finished_run(store: Store, parent: str, key: str) -> tuple[str, dict[str, float]] | None:
+    """Return the id and the metrics of the finished run of this parent with this key, if there is one."""
+    mine = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`{TRIAL_KEY}` = '{key}'"
+    for run in _search(store, f"{mine} and attributes.status = 'FINISHED'"):
+        return str(run.info.run_id), dict(run.data.metrics)
+    return None
+
+
+def require_parent(store: Store, parent: str) -> None:
+    """Raise BadInput unless the run that groups others is in this store: what is there by the same name may not be."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = store.client.get_run(parent).info.experiment_id
+    except MlflowException:
+        found = None
+    if found != store.experiment_id:
+        shown = store.without_secrets(store.uri)
+        raise BadInput(f"{shown} is not the sweep's store here: share its folder, or use an MLflow server")
 
 
 def find_trials(store: Store, keys: Iterable[str], kind: str = "adaptation") -> dict[str, Found]:
