@@ -30,6 +30,10 @@ class RunFailed(AdaptkitError):
     """Report a run that could not be finished."""
 
 
+class ProcessLost(AdaptkitError):
+    """Report that one of the processes that share a run has ended: the others cannot go on."""
+
+
 class TrackingLost(AdaptkitError):
     """Report results that could not be recorded in the tracking store."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from adaptkit.errors import AdaptkitError, Interrupted, suggestion
+from adaptkit.training.distributed import leave_after_first, place
 
 #: command -> where it is defined and what it does, so that `--help` imports no command
 COMMANDS = {
@@ -75,8 +76,11 @@ class LazyGroup(click.Group):
                 cause = error.__cause__
                 if not isinstance(cause, KeyboardInterrupt | None):
                     raise cause from None  # Click takes any EOFError for an interrupt
-                click.echo("Interrupted.", err=True)
+                if place().rank == 0:
+                    click.echo("Interrupted.", err=True)
                 code = 128 + (cause.signal_number if isinstance(cause, Interrupted) else signal.SIGINT)
+        if isinstance(code, int) and code in (1, 2):
+            leave_after_first(code)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -100,9 +104,12 @@ def main(context: click.Context, traceback: bool) -> None:
 
 def _print_problems(error: AdaptkitError | click.ClickException) -> None:
     problems = error.problems if isinstance(error, AdaptkitError) else (error.format_message(),)
+    if place().local_rank > 0:  # the first process of this machine says it
+        return
     for problem in problems:
         click.echo(f"Error: {' '.join(problem.split())}", err=True)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    if place().rank == 0:
+        click.echo(f"Warning: {message}", err=True)

@@ -29,6 +29,7 @@ def describe_run(
         "adaptkit.pair_id": f"{domains.fingerprint[:12]}-{seed}",
         "adaptkit.timing": "shared" if company.others else "alone",
         "adaptkit.threads": str(torch.get_num_threads()),
+        "adaptkit.processes": str(experiment.processes.count),
         **{f"adaptkit.{purpose}_seed": str(derive_seed(seed, purpose)) for purpose in ("draw", "init", "order")},
     }
     source: tuple[RunInput, ...] = ()

@@ -21,8 +21,10 @@ from adaptkit.experiment.hardware import find_device, find_precision, precision_
 from adaptkit.outcome import ArmPlan, Plan
 from adaptkit.request import Request
 from adaptkit.seeds import derive_seed
+from adaptkit.training.checkpointing import find_blocks
+from adaptkit.training.distributed import ALONE, Processes, uneven
 from adaptkit.training.seeding import RandomStream
-from adaptkit.training.trainable import Origin, adapt, count
+from adaptkit.training.trainable import Origin, adapt, count, set_train_mode
 
 #: side, in pixels, of pictures that have no size of their own, for a backbone that asks for none
 IMAGE_SIZE = 64
@@ -40,6 +42,7 @@ class Experiment:
     base_key: str
     plan: Plan
     memory_format: torch.memory_format
+    processes: Processes = ALONE
 
     @functools.cached_property
     def backbone_facts(self) -> dict[str, Any]:
@@ -80,7 +83,7 @@ class Experiment:
         return model.to(self.device).to(memory_format=self.memory_format)
 
 
-def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
+def prepare(request: Request, *, refresh_base: bool = False, processes: Processes = ALONE) -> Experiment:
     """Load the data and try every strategy on the untrained model.
 
     Raises BadInput, for all strategies at once, before anything is trained or tracked.
@@ -109,6 +112,12 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
             origin = Origin.of(model)
             adapt(model, strategy, derive_seed(settings.seed[0], "init"), arm.new_head)
             _try(model, few)
+            set_train_mode(model, settings.bn == "adapt")
+            if processes.count > 1 and (parts := uneven(model)):
+                notices.append(
+                    f"{arm.label}: {parts} of each of {processes.count} processes' part of a batch alone: "
+                    "not what one process would train"
+                )
             counts, shares = count(model), origin.shares(model)
             arms.append(
                 ArmPlan(
@@ -133,7 +142,9 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
             problems.append(f"strategy {arm.strategy} cannot be tried: {located(error)}")
     if problems:
         raise BadInput(*dict.fromkeys(problems)) from cause
-    key = recipe_key(request, domains)
+    if settings.checkpointing and not find_blocks(untouched):
+        notices.append(f"checkpointing: backbone {settings.backbone} has no blocks of several layers, nothing changes")
+    key = recipe_key(request, domains, processes)
     plan = Plan(
         dataset=settings.dataset or "none",
         target=settings.target or settings.dataset or "none",
@@ -163,6 +174,7 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
         key,
         plan,
         memory_format,
+        processes,
     )
 
 
