@@ -120,10 +120,11 @@ class Stage:
             # Whole: a model that its strategy changes between steps, or of which blocks are to be computed twice.
             whole = step_ended is not None or (recipe.checkpointing and is_trained(find_blocks(trained.model)))
             passes = self.feeding.passes(trained.model, seed, whole=whole)
-        for epoch in fit(trained.model, trained.groups, passes, labels, recipe, step_ended, processes):
-            epochs.append(epoch)
-            with processes.together():
-                self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+        with processes.ending():
+            for epoch in fit(trained.model, trained.groups, passes, labels, recipe, step_ended, processes):
+                epochs.append(epoch)
+                with processes.together():
+                    self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
         if not processes.leads:
             return {}  # the first one judges
         tensors = trained.inherited.adapter(trained.model)

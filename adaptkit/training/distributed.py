@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adaptkit.errors import AdaptkitError, BadInput, ProcessLost, RunFailed, located
+from adaptkit.errors import AdaptkitError, BadInput, FailedAlone, ProcessLost, RunFailed, located
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,8 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 WAIT = timedelta(days=7)
 #: seconds in which the first process says what went wrong before another one's end makes torchrun stop it
 PATIENCE = 10
+#: the mark of an error that all processes have
+KNOWN = "_known_to_all_processes"
 #: bytes of gradients that are summed at once
 BUCKET = 32 << 20
 
@@ -119,6 +121,16 @@ class Processes:
             error = raised
         self._agree(error)
 
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Let an error in the block that the other processes do not know of end this process, and so all of them."""
+        try:
+            yield
+        except Exception as error:
+            if self.count == 1 or isinstance(error, ProcessLost) or getattr(error, KNOWN, False):
+                raise
+            raise FailedAlone(f"process {self.rank} fails: {located(error)}") from error
+
     def from_first(self, decide: Callable[[], T]) -> T:
         """Return what the first process decides, or raise what stops it, in all of them."""
         if self.count == 1:
@@ -175,7 +187,7 @@ class Processes:
 
         held = self._gathered(fingerprint({name: tensor.detach().cpu() for name, tensor in tensors.items()}))
         if len(set(held)) > 1:
-            raise RunFailed(f"the processes do not hold the same weights {when} training")
+            raise _known(RunFailed(f"the processes do not hold the same weights {when} training"))
 
     def _agree(self, error: Exception | None) -> None:
         import torch
@@ -189,9 +201,9 @@ class Processes:
             told = ProcessLost, (f"process {self.rank} fails: {located(error)}",)
         found = self._gathered(told)
         if error is not None:
-            raise error
+            raise _known(error)
         for kind, problems in filter(None, found):
-            raise kind(*problems)
+            raise _known(kind(*problems))
 
     def _gathered(self, thing: T) -> list[T]:
         from torch import distributed
@@ -240,6 +252,11 @@ def uneven(model: nn.Module) -> str | None:
     return " and ".join(found) or None
 
 
+def _known(error: Exception) -> Exception:
+    setattr(error, KNOWN, True)
+    return error
+
+
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Yield neighbours of one number format, so many that their gradients are summed at once."""
     bucket: list[nn.Parameter] = []
@@ -266,5 +283,4 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise ProcessLost(f"another process of this run has ended or cannot be reached ({reason})") from error
+        raise ProcessLost("another process of this run has ended, or cannot be reached") from error

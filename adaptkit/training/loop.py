@@ -99,12 +99,14 @@ def fit(
                 optimizer.step()
                 step += 1
                 if step_ended is not None:
-                    step_ended(model, step)
+                    with processes.together():
+                        step_ended(model, step)
             next(food, None)  # whoever decodes ahead is done
             loss_value = processes.total(loss_sum).item() / len(labels)
             train_accuracy = processes.total(right).item() / len(labels)
             training = clock.seconds()
-            _check_finite(loss_value, groups, number, recipe)
+            with processes.together():
+                _check_finite(loss_value, groups, number, recipe)
             processes.average_statistics(model)
             model.eval()
             accuracies = {}
