@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from adaptkit.errors import AdaptkitError, FailedAlone, Interrupted, suggestion
-from adaptkit.training.distributed import leave_after_first, place
+from adaptkit.training.torchrun import leave_after_first, place
 
 #: command -> where it is defined and what it does, so that `--help` imports no command
 COMMANDS = {

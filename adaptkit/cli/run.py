@@ -122,7 +122,7 @@ def run(
 
     from adaptkit.cli.plan import print_plan
     from adaptkit.cli.terminal import messages, output
-    from adaptkit.training.distributed import place
+    from adaptkit.training.torchrun import place
 
     console, leads = messages(), place().rank == 0
     quiet = quiet or not leads

@@ -15,9 +15,28 @@ from adaptkit.backbones.stages import find_stages
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks of a model that has a `head` for which computing twice saves memory: stages of several layers.
 
-    A single layer keeps its input, which is all that would be kept of it anyway.
+    A single layer keeps its input, which is all that would be kept of it anyway. Where one stage is most of the model,
+    as an encoder with a small patch embedding before it, its blocks are meant.
     """
-    return [stage.parts[0][1] for stage in find_stages(model) if len(list(stage.parts[0][1].children())) > 0]
+    size = _size(model)
+    stages = [stage.parts[0][1] for stage in find_stages(model)]
+    return [block for stage in stages if _is_composed(stage) for block in _divided(stage, size / 2)]
+
+
+def _divided(stage: nn.Module, most: float) -> list[nn.Module]:
+    for module in stage.modules():
+        blocks = [child for child in module.children() if _is_composed(child)]
+        if isinstance(module, nn.Sequential | nn.ModuleList) and len(blocks) > 1 and _size(module) > most:
+            return [inner for block in blocks for inner in _divided(block, most)]
+    return [stage]
+
+
+def _is_composed(module: nn.Module) -> bool:
+    return any(True for _ in module.children())
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def is_trained(blocks: Sequence[nn.Module]) -> bool:

@@ -7,9 +7,6 @@ Not torch's DistributedDataParallel: it wraps a module, but what is trained here
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adaptkit.errors import AdaptkitError, BadInput, FailedAlone, ProcessLost, RunFailed, located
+from adaptkit.training.torchrun import place
 
 if TYPE_CHECKING:
     import torch
@@ -24,40 +22,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: what torchrun tells each process
-VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 #: The first process may wait for another experiment's base; whether a process still lives, torchrun sees at once.
 WAIT = timedelta(days=7)
-#: seconds in which the first process says what went wrong before another one's end makes torchrun stop it
-PATIENCE = 10
 #: the mark of an error that all processes have
 KNOWN = "_known_to_all_processes"
 #: bytes of gradients that are summed at once
 BUCKET = 32 << 20
-
-
-@dataclass(frozen=True)
-class Place:
-    """A process's place: its number among all, its number on this machine, and how many there are."""
-
-    rank: int = 0
-    local_rank: int = 0
-    count: int = 1
-
-
-def place() -> Place:
-    """Return the place that torchrun gave this process; without torchrun it is alone."""
-    given = [os.environ.get(name, "") for name in VARIABLES]
-    if not all(given) or not all(number.isdigit() for number in given[:3]):
-        return Place()
-    return Place(*map(int, given[:3]))
-
-
-def leave_after_first(code: int) -> None:
-    """Let the first process print what all know before this one ends with the code: torchrun then stops the others."""
-    if place().rank > 0:
-        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(code))
-        time.sleep(PATIENCE)
 
 
 @contextmanager
