@@ -340,3 +340,14 @@ def test_weights_that_drift_apart_are_a_failed_run_and_the_next_one_goes_on(stor
     assert {name: run.info.status for name, run in runs().items() if "," not in name} == {
         "base small_cnn mnist5k": "FINISHED", "failing seed=0": "FAILED", "head seed=0": "FINISHED",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_way_beyond_that_the_docs_show_runs(own_folder: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "distributed.md").read_text(encoding="utf-8")
+    (script,) = [block for block in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if "fully_shard" in block]
+    (own_folder / "beyond.py").write_text(script)
+    done = started(command("beyond.py"), own_folder)
+    assert done.returncode == 0, done.stderr
+    lines = sorted(re.sub(r"loss [0-9.]+", "loss", line) for line in done.stdout.splitlines())
+    assert lines == [f"process {rank}: loss, 18 tensors trained" for rank in (0, 0, 1, 1)]
