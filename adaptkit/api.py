@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptkit.config import flatten, read_config
 from adaptkit.errors import BadInput
 from adaptkit.experiment.execution import execute
-from adaptkit.experiment.hardware import shared_threads
+from adaptkit.experiment.hardware import find_device, shared_threads
 from adaptkit.experiment.preparation import prepare
 from adaptkit.experiment.sharing import Seat
 from adaptkit.findings import Findings
@@ -22,6 +22,10 @@ from adaptkit.plugins import Plugins
 from adaptkit.reports.collector import Collector
 from adaptkit.request import Request
 from adaptkit.resolve import Layer, option_keys, resolve
+from adaptkit.training.distributed import joined
+
+if TYPE_CHECKING:
+    from adaptkit.tracking.store import Store
 
 
 def run(
@@ -102,25 +106,37 @@ def run_request(
     planned: Callable[[Plan], None] = lambda plan: None,
     notice: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Run a checked request; `planned` hears the plan, `notice` lines to tell the user, before training."""
-    if report is not None:
-        check_folder(report)
-    with Seat() as seat:
-        experiment = prepare(request, refresh_base=refresh_base)
+    """Run a checked request; `planned` hears the plan, `notice` lines to tell the user, before training.
+
+    Several processes that torchrun started share the training, and return the same. The first alone is watched, tracks
+    and tells.
+    """
+    with (
+        joined(lambda: find_device(request.settings.device)) as processes,
+        Seat() if processes.leads else nullcontext(Seat()) as seat,
+    ):
+        with processes.together():
+            if report is not None and processes.leads:
+                check_folder(report)
+            experiment = prepare(request, refresh_base=refresh_base, processes=processes)
+            store = _opened(tracking_uri, request) if track and processes.leads else None
+        if not processes.leads:
+            unwatched = dataclasses.replace(plugins, watched=False)
+            outcome = execute(experiment, unwatched, seat, None, refresh_base, feature_cache)
+            return processes.from_first(lambda: outcome)
         collector = Collector()
-        if not track:
+        if store is None:
             planned(experiment.plan)
             with plugins.watching(collector, "collector"), shared_threads(seat.company().others, notice):
                 outcome = execute(experiment, plugins, seat, None, refresh_base, feature_cache, notice)
             findings = judge_outcome(outcome, collector)
             if report is not None:
                 _files_of(findings, report, report)
-            return dataclasses.replace(outcome, comparison=findings)
+            finished = dataclasses.replace(outcome, comparison=findings)
+            return processes.from_first(lambda: finished)
 
-        from adaptkit.tracking.store import open_store
         from adaptkit.tracking.tracker import Tracker
 
-        store = open_store(tracking_uri, request.settings.experiment)
         planned(experiment.plan)
         for line in store.notices:
             notice(line)
@@ -138,17 +154,24 @@ def run_request(
             with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
                 files = _files_of(findings, report, Path(temporary))
                 tracker.end_group(findings, files)
-    return dataclasses.replace(
-        outcome,
-        experiment=store.experiment_name,
-        tracking_uri=store.without_secrets(store.uri),
-        ui_command=store.ui_command,
-        ui_url=store.runs_url(),
-        notices=store.notices,
-        tracking_error=tracker.fault,
-        parent_run_id=tracker.parent_id,
-        comparison=findings,
-    )
+        recorded = dataclasses.replace(
+            outcome,
+            experiment=store.experiment_name,
+            tracking_uri=store.without_secrets(store.uri),
+            ui_command=store.ui_command,
+            ui_url=store.runs_url(),
+            notices=store.notices,
+            tracking_error=tracker.fault,
+            parent_run_id=tracker.parent_id,
+            comparison=findings,
+        )
+        return processes.from_first(lambda: recorded)
+
+
+def _opened(tracking_uri: str | None, request: Request) -> Store:
+    from adaptkit.tracking.store import open_store
+
+    return open_store(tracking_uri, request.settings.experiment)
 
 
 def judge_outcome(outcome: Outcome, collector: Collector) -> Findings | None:

@@ -150,6 +150,9 @@ class Settings(Group):
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "fp32", description="fp32, bf16 (autocast), or auto: bf16 where it is native"
     )
+    checkpointing: bool = Field(
+        False, description="compute blocks' activations twice instead of keeping them: slower training, in less memory"
+    )
     data_dir: Path = Field(Path("data"), description="where data sets are read from and downloaded to")
     experiment: str = Field(DEFAULT_EXPERIMENT, min_length=1, description="MLflow experiment")
     base: BaseSettings = Field(default_factory=BaseSettings)  # type: ignore[arg-type]

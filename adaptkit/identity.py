@@ -10,7 +10,7 @@ from typing import Any
 #: params that do not change a run's result, or are held by the fingerprints or by `ComparedRun` itself
 NOT_OF_AN_ARM = {
     "strategy", "seed", "preset", "device", "data_dir", "evaluate_shifted", "shots", "image_size", "skip_bad_images",
-    "severity",
+    "severity", "checkpointing",
 }  # fmt: skip
 DATA = ("dataset", "target", "shift")
 #: what runs did before these params existed

@@ -56,12 +56,16 @@ class Fault:
 
 @dataclass(frozen=True)
 class Plugins:
-    """The loaded plugins: what they offer by kind and name, where they come from, and what went wrong."""
+    """The loaded plugins: what they offer by kind and name, where they come from, and what went wrong.
+
+    Of several processes that share a run one alone is `watched`.
+    """
 
     manager: pluggy.PluginManager
     offers: dict[str, dict[str, Offer]]
     sources: tuple[Source, ...]
     faults: tuple[Fault, ...]
+    watched: bool = True
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -122,7 +126,7 @@ class Plugins:
 
         Errors of adaptkit's own family pass, as every error does under `ADAPTKIT_STRICT=1`.
         """
-        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls() if self.watched else ()):
             try:
                 implementation.function(*[arguments[name] for name in implementation.argnames])
             except AdaptkitError:

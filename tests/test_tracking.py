@@ -111,6 +111,7 @@ def test_every_resolved_setting_is_a_param(tracked: Tracked) -> None:
         "evaluate_shifted": "epoch",
         "device": "cpu",
         "precision": "fp32",
+        "checkpointing": "False",
         "data_dir": "data",
         "base.epochs": "2",
         "base.lr": "0.001",

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from adaptkit.errors import AdaptkitError, Interrupted, suggestion
+from adaptkit.errors import AdaptkitError, FailedAlone, Interrupted, suggestion
+from adaptkit.training.torchrun import leave_after_first, place
 
 #: command -> where it is defined and what it does, so that `--help` imports no command
 COMMANDS = {
@@ -72,11 +73,14 @@ class LazyGroup(click.Group):
                     raise
                 _print_problems(error)
                 code = error.exit_code
+                if not isinstance(error, FailedAlone):
+                    leave_after_first(code)
             except click.Abort as error:  # Click's name for an interrupt
                 cause = error.__cause__
                 if not isinstance(cause, KeyboardInterrupt | None):
                     raise cause from None  # Click takes any EOFError for an interrupt
-                click.echo("Interrupted.", err=True)
+                if place().rank == 0:
+                    click.echo("Interrupted.", err=True)
                 code = 128 + (cause.signal_number if isinstance(cause, Interrupted) else signal.SIGINT)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -101,9 +105,12 @@ def main(context: click.Context, traceback: bool) -> None:
 
 def _print_problems(error: AdaptkitError | click.ClickException) -> None:
     problems = error.problems if isinstance(error, AdaptkitError) else (error.format_message(),)
+    if place().local_rank > 0 and not isinstance(error, FailedAlone):  # the first process of this machine says it
+        return
     for problem in problems:
         click.echo(f"Error: {' '.join(problem.split())}", err=True)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    if place().rank == 0:
+        click.echo(f"Warning: {message}", err=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, load_adapter, save_adapter
 from adaptkit.adapters.weights import sha256_of
 from adaptkit.contracts import Epoch, Predictions, Run, RunResult, Strategy
-from adaptkit.errors import AdaptkitError, RunFailed, comes_from, located
+from adaptkit.errors import AdaptkitError, ProcessLost, RunFailed, comes_from, located
 from adaptkit.experiment.base import Base
 from adaptkit.experiment.card import adapter_card
 from adaptkit.experiment.description import describe_run
@@ -30,6 +30,7 @@ from adaptkit.outcome import RunRecord
 from adaptkit.plugins import Plugins
 from adaptkit.request import Arm
 from adaptkit.seeds import derive_seed
+from adaptkit.training.checkpointing import find_blocks, is_trained
 from adaptkit.training.evaluation import pass_size, predict, predict_logits
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.memory import step_bytes
@@ -113,7 +114,7 @@ class Stage:
                 error = RunFailed(f"strategy {arm.strategy} fails: {located(raised)}")
                 error.__cause__ = raised
             self.plugins.notify("adaptkit_run_failed", run=run, error=error)
-            if not isinstance(error, AdaptkitError):
+            if not isinstance(error, AdaptkitError) or isinstance(error, ProcessLost):
                 raise
             metrics, status, reason = {}, "failed", str(error)
         run_id = self.tracker.run_id(run) if self.tracker else None
@@ -124,26 +125,33 @@ class Stage:
     def _train_and_judge(
         self, run: Run, arm: Arm, seed: int, company: Company, epochs: list[Epoch], folder: Path
     ) -> dict[str, float]:
-        experiment, device = self.experiment, self.experiment.device
-        drawn = draw_target(experiment.request, experiment.domains, seed)
-        labels = experiment.domains.pool.labels[drawn].to(device)
-        trained = self.adapted(arm, seed)
-        recipe = self._recipe(arm, seed)
-        first = self.feeding.views(seed, 1).value.tensor[: recipe.batch_size].clone()
-        memory = step_bytes(trained.model, first, labels[: len(first)], recipe)
-        self.plugins.notify("adaptkit_run_started", run=run, model=trained.model)
-        step_ended = getattr(trained.strategy, "step_ended", None)
-        # A strategy that changes the model between steps needs the whole of it.
-        passes = self.feeding.passes(trained.model, seed, whole=step_ended is not None)
-        for epoch in fit(trained.model, trained.groups, passes, labels, recipe, step_ended):
-            epochs.append(epoch)
-            self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+        experiment, processes = self.experiment, self.experiment.processes
+        recipe, memory = self._recipe(arm, seed), 0
+        with processes.together():
+            drawn = draw_target(experiment.request, experiment.domains, seed)
+            labels = experiment.domains.pool.labels[drawn].to(experiment.device)
+            trained = self.adapted(arm, seed)
+            first = self.feeding.views(seed, 1).value.tensor[: recipe.batch_size].clone()
+            if processes.leads:
+                memory = step_bytes(trained.model, first, labels[: len(first)], recipe)
+            self.plugins.notify("adaptkit_run_started", run=run, model=trained.model)
+            step_ended = getattr(trained.strategy, "step_ended", None)
+            # Whole: a model that its strategy changes between steps, or of which blocks are to be computed twice.
+            whole = step_ended is not None or (recipe.checkpointing and is_trained(find_blocks(trained.model)))
+            passes = self.feeding.passes(trained.model, seed, whole=whole)
+        with processes.ending():
+            for epoch in fit(trained.model, trained.groups, passes, labels, recipe, step_ended, processes):
+                epochs.append(epoch)
+                with processes.together():
+                    self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+        if not processes.leads:
+            return {}  # the first one judges
         tensors = trained.inherited.adapter(trained.model)
         files = save_adapter(folder / "kept", tensors, adapter_card(experiment, self.base, arm, seed, tensors))
         # From where everybody will read it, if there is such a place.
         kept = self.tracker.keep_adapter(run, files, folder / "read") if self.tracker else None
         reloaded = self._reloaded(arm, seed, kept or folder / "kept")
-        judged = self.feeding.passes(reloaded.model, seed, whole=step_ended is not None, judged=True)
+        judged = self.feeding.passes(reloaded.model, seed, whole=whole, judged=True)
         reloaded.model.eval()
         logits = {name: predict(judged.testing(name), recipe.precision) for name in judged.tests}
         # The trained model is run whole: this judges the division, too.
@@ -232,4 +240,5 @@ class Stage:
             weight_decay=settings.weight_decay,
             precision=settings.precision,
             adapt_statistics=settings.bn == "adapt",
+            checkpointing=settings.checkpointing,
         )

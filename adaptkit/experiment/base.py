@@ -24,6 +24,7 @@ from adaptkit.data.views import Views
 from adaptkit.errors import BadInput
 from adaptkit.request import WEIGHTS, Request
 from adaptkit.seeds import derive_seed
+from adaptkit.training.distributed import Processes, uneven
 from adaptkit.training.features import ImageSet, Value
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import Test
@@ -66,8 +67,8 @@ def _built(request: Request, backbone: Backbone, domains: Domains) -> nn.Module:
     return with_head(model)
 
 
-def recipe_key(request: Request, domains: Domains) -> str:
-    """Return the sha256 of all that decides the base's weights."""
+def recipe_key(request: Request, domains: Domains, processes: Processes) -> str:
+    """Return the sha256 of all that decides the base's weights, but for the last digits of sums."""
     settings = request.settings
     model = build_model(request, domains)
     trained = settings.base.model_dump(exclude={"mode"} if settings.base.mode == "train" else set())
@@ -83,6 +84,8 @@ def recipe_key(request: Request, domains: Domains) -> str:
         "device": settings.device,
         "torch": torch.__version__,
     }
+    if processes.count > 1 and domains.clean_test is not None and uneven(model.train()):
+        recipe["processes"] = processes.count
     if request.backbone_options:
         # Which weights it starts from is in `start`; where their file lies says nothing.
         options = {key: value for key, value in request.backbone_options.items() if key != WEIGHTS}
@@ -125,7 +128,9 @@ def stored_base(key: str) -> Base | None:
     return base if fingerprint(state) == base.fingerprint else None
 
 
-def train_base(request: Request, domains: Domains, model: nn.Module, clean: tuple[Views, Tensor]) -> Iterator[Epoch]:
+def train_base(
+    request: Request, domains: Domains, model: nn.Module, clean: tuple[Views, Tensor], processes: Processes
+) -> Iterator[Epoch]:
     """Train the model on the source, in place, yielding each epoch; `clean` is the clean test set on the device.
 
     Where the base is only probed, the head is trained alone.
@@ -140,6 +145,7 @@ def train_base(request: Request, domains: Domains, model: nn.Module, clean: tupl
         lr=settings.base.lr,
         order_seed=derive_seed(settings.base.seed, "base order"),
         precision=settings.precision,
+        checkpointing=settings.checkpointing,
         lr_option="--set base.lr=",
     )
     trained = list(model.parameters())
@@ -149,7 +155,7 @@ def train_base(request: Request, domains: Domains, model: nn.Module, clean: tupl
         for parameter in trained:
             parameter.requires_grad_(True)
     groups = [{"params": trained}]
-    yield from fit(model, groups, passes, domains.source.labels.to(device), recipe)
+    yield from fit(model, groups, passes, domains.source.labels.to(device), recipe, processes=processes)
 
 
 def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:

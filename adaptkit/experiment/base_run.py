@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,14 +27,22 @@ def obtain_base(
     refresh: bool,
     notice: Callable[[str], None],
 ) -> tuple[Base, str | None, bool]:
-    """Return the base, its run id in this store, and whether it came from the cache."""
-    run = _describe_base(experiment)
+    """Return the base, its run id in this store, and whether it came from the cache.
+
+    Of several processes the first one looks and records; if the base is not there, all of them train it.
+    """
+    run, processes = _describe_base(experiment), experiment.processes
 
     def waiting() -> None:
         notice("waiting for another process that trains this base")
 
-    with base_lock(experiment.base_key, waiting):
-        base = None if refresh else stored_base(experiment.base_key)
+    with ExitStack() as held:
+
+        def look() -> Base | None:
+            held.enter_context(base_lock(experiment.base_key, waiting))
+            return None if refresh else stored_base(experiment.base_key)
+
+        base = processes.from_first(look)
         if base is None:
             base = _train_base(experiment, plugins, run)
             return base, tracker.run_id(run) if tracker else None, False
@@ -51,21 +59,27 @@ def obtain_base(
 
 def _train_base(experiment: Experiment, plugins: Plugins, run: Run) -> Base:
     """Train the base; without a source its pretrained weights, with a new head, are the base."""
+    processes = experiment.processes
     model = experiment.place(build_model(experiment.request, experiment.domains))
     epochs = []
     try:
         plugins.notify("adaptkit_run_started", run=run, model=model)
         if experiment.clean is not None:
-            for epoch in train_base(experiment.request, experiment.domains, model, experiment.clean):
+            for epoch in train_base(experiment.request, experiment.domains, model, experiment.clean, processes):
                 epochs.append(epoch)
-                plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
-        base = store_base(experiment.base_key, model, tuple(epochs))
-        with _base_result(experiment, base, model) as result:
-            plugins.notify("adaptkit_run_ended", run=run, result=result, model=model)
+                with processes.together():
+                    plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+
+        def keep() -> Base:
+            base = store_base(experiment.base_key, model, tuple(epochs))
+            with _base_result(experiment, base, model) as result:
+                plugins.notify("adaptkit_run_ended", run=run, result=result, model=model)
+            return base
+
+        return processes.from_first(keep)
     except BaseException as error:
         plugins.notify("adaptkit_run_failed", run=run, error=error)
         raise
-    return base
 
 
 @contextmanager
@@ -115,7 +129,11 @@ def _describe_base(experiment: Experiment) -> Run:
         kind="base",
         name=f"base {plan.backbone} {plan.dataset if has_source else f'for {plan.target}'}",
         params=experiment.request.base_params() | experiment.backbone_facts,
-        tags={"adaptkit.kind": "base", "adaptkit.recipe_key": experiment.base_key},
+        tags={
+            "adaptkit.kind": "base",
+            "adaptkit.recipe_key": experiment.base_key,
+            "adaptkit.processes": str(experiment.processes.count),
+        },
         inputs=inputs,
         description=f"The base: `{plan.backbone}` {story}.",
     )

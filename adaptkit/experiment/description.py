@@ -41,6 +41,7 @@ def describe_run(
         "adaptkit.trial_key": trial_key("adaptation", params, domains.fingerprint, base.fingerprint),
         "adaptkit.timing": "shared" if company.others else "alone",
         "adaptkit.threads": str(torch.get_num_threads()),
+        "adaptkit.processes": str(experiment.processes.count),
         **{f"adaptkit.{purpose}_seed": str(derive_seed(seed, purpose)) for purpose in ("draw", "init", "order")},
     }
     source: tuple[RunInput, ...] = ()

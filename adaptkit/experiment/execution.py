@@ -32,13 +32,14 @@ def execute(
     """Train or find the base, adapt a copy of it with each strategy and seed, and return all results.
 
     A run that fails for a known reason is a record with its error; the others go on. Without `feature_cache`, every
-    forward pass is through the whole model.
+    forward pass is through the whole model. Of several processes the first one alone judges, and its results count.
     """
     base, base_run_id, cached = obtain_base(experiment, plugins, tracker, refresh_base, notice)
     base_model = experiment.place(base.build(experiment.request, experiment.domains))
     feeding = Feeding.of(experiment, reuse=feature_cache and features_allowed())
     stage = Stage(experiment, plugins, seat, tracker, feeding, base, base_run_id, base_model)
-    accuracies = {name: share_right(logits, experiment.tests[name][1]) for name, logits in stage.base_logits.items()}
+    told = stage.base_logits if experiment.processes.leads else {}
+    accuracies = {name: share_right(logits, experiment.tests[name][1]) for name, logits in told.items()}
     runs = []
     for seed in experiment.request.settings.seed:
         runs += [stage.run(arm, seed) for arm in experiment.request.arms]

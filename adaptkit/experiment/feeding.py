@@ -42,7 +42,8 @@ class Feeding:
         }
         precision = experiment.request.settings.precision
         if reuse:
-            store = FeatureStore(precision, FeatureFiles(cache_folder() / "features"), MEMORY_LIMIT)
+            files = FeatureFiles(cache_folder() / "features", writable=experiment.processes.leads)
+            store = FeatureStore(precision, files, MEMORY_LIMIT)
         else:
             store = FeatureStore(precision, None, limit=0)
         return cls(experiment, store, tests, reuse)

@@ -22,8 +22,10 @@ from adaptkit.outcome import ArmPlan, Plan
 from adaptkit.request import Request
 from adaptkit.seeds import derive_seed
 from adaptkit.severity import written
+from adaptkit.training.checkpointing import find_blocks
+from adaptkit.training.distributed import ALONE, Processes, uneven
 from adaptkit.training.seeding import RandomStream
-from adaptkit.training.trainable import Origin, adapt, count
+from adaptkit.training.trainable import Origin, adapt, count, set_train_mode
 
 #: side, in pixels, of pictures that have no size of their own, for a backbone that asks for none
 IMAGE_SIZE = 64
@@ -41,6 +43,7 @@ class Experiment:
     base_key: str
     plan: Plan
     memory_format: torch.memory_format
+    processes: Processes = ALONE
 
     @functools.cached_property
     def backbone_facts(self) -> dict[str, Any]:
@@ -81,7 +84,13 @@ class Experiment:
         return model.to(self.device).to(memory_format=self.memory_format)
 
 
-def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | None = None) -> Experiment:
+def prepare(
+    request: Request,
+    *,
+    refresh_base: bool = False,
+    domains: Domains | None = None,
+    processes: Processes = ALONE,
+) -> Experiment:
     """Load the data, unless they are given, and try every strategy on the untrained model.
 
     Raises BadInput, for all strategies at once, before anything is trained or tracked.
@@ -110,6 +119,12 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
             origin = Origin.of(model)
             adapt(model, strategy, derive_seed(settings.seed[0], "init"), arm.new_head)
             _try(model, few)
+            set_train_mode(model, settings.bn == "adapt")
+            if processes.count > 1 and (parts := uneven(model)):
+                notices.append(
+                    f"{arm.label}: {parts} of each of {processes.count} processes' part of a batch alone: "
+                    "not what one process would train"
+                )
             counts, shares = count(model), origin.shares(model)
             arms.append(
                 ArmPlan(
@@ -135,7 +150,9 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     if problems:
         raise BadInput(*dict.fromkeys(problems)) from cause
     _try_severities(request, domains)
-    key = recipe_key(request, domains)
+    if settings.checkpointing and not find_blocks(untouched):
+        notices.append(f"checkpointing: backbone {settings.backbone} has no blocks of several layers, nothing changes")
+    key = recipe_key(request, domains, processes)
     plan = Plan(
         dataset=settings.dataset or "none",
         target=settings.target or settings.dataset or "none",
@@ -165,6 +182,7 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
         key,
         plan,
         memory_format,
+        processes,
     )
 
 

@@ -164,8 +164,8 @@ def _check_test_images(runs: Sequence[ComparedRun]) -> None:
 def _timings_comparable(arms: Sequence[ArmResult]) -> bool:
     """Tell whether all seconds were taken on one machine's device, with one number of threads, by runs alone there."""
     runs = [run for arm in arms for run in arm.runs]
-    tags = ("adaptkit.host", "adaptkit.threads")
-    places = {(*(run.tags.get(tag) for tag in tags), run.settings.get("device")) for run in runs}
+    tags = {"adaptkit.host": None, "adaptkit.threads": None, "adaptkit.processes": "1"}  # what older runs did not say
+    places = {(*(run.tags.get(*tag) for tag in tags.items()), run.settings.get("device")) for run in runs}
     return len(places) == 1 and all(run.tags.get("adaptkit.timing", "alone") == "alone" for run in runs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +16,9 @@ from adaptkit.contracts import Epoch
 from adaptkit.errors import RunFailed
 from adaptkit.seeds import derive_seed
 from adaptkit.training import optimizers
-from adaptkit.training.evaluation import autocast, deterministic, predict, share_right
+from adaptkit.training.checkpointing import find_blocks, recomputed
+from adaptkit.training.distributed import ALONE, Processes
+from adaptkit.training.evaluation import autocast, count_right, deterministic
 from adaptkit.training.passes import Fed, Passes
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
@@ -28,7 +31,8 @@ F = TypeVar("F", bound=Fed)
 class Recipe:
     """How to train: `order_seed` decides the batches and every random draw of the model's layers.
 
-    With `adapt_statistics`, the running statistics of frozen layers move, too.
+    With `adapt_statistics`, the running statistics of frozen layers move, too. With `checkpointing`, what blocks of a
+    whole model keep for the backward pass is computed again there.
     """
 
     epochs: int
@@ -39,6 +43,7 @@ class Recipe:
     weight_decay: float = 0.0
     precision: str = "fp32"
     adapt_statistics: bool = False
+    checkpointing: bool = False
     lr_option: str = "--lr "
 
 
@@ -49,59 +54,91 @@ def fit(
     labels: Tensor,
     recipe: Recipe,
     step_ended: Callable[[nn.Module, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[Epoch]:
     """Train the parameters in `groups`, evaluate, and yield the record of each epoch.
 
     `passes` gives an epoch's training images, with int64 `labels` `[n]`, and the test sets. `seconds` covers training,
-    evaluation and making what they read; what was made before is charged at what it took. Raises RunFailed when the
-    loss is not finite.
+    evaluation and making what they read; what was made before is charged at what it took. The `processes` share each
+    batch and the test images out, and have the same weights after each step. Raises RunFailed when the loss is not
+    finite.
     """
     device = labels.device
+    parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = make_optimizer(groups, recipe, device)
     stream = RandomStream(recipe.order_seed)
+    drawn = _draws(recipe, processes)
     clock = _Clock()
     cumulative, step = 0.0, 0
+    processes.require_same(model.state_dict() | _numbered(parameters), "before")
     for number in range(1, recipe.epochs + 1):
         clock.restart()
         set_train_mode(model, recipe.adapt_statistics)
+        blocks = find_blocks(model) if recipe.checkpointing else []
         with stream, deterministic():
-            fed = clock.charged(passes.training, number)
+            with processes.together():
+                fed = clock.charged(passes.training, number)
             loss_sum = torch.zeros((), device=device)
             right = torch.zeros((), device=device, dtype=torch.int64)
             order = batch_order(len(labels), recipe, number).split(recipe.batch_size)
-            for batch, given in zip(order, fed.batches(order), strict=True):
-                truth = labels[batch.to(device)]
+            parts = [processes.share(batch) for batch in order]
+            food = fed.batches([part for part in parts if len(part)])
+            for batch, part in zip(order, parts, strict=True):
                 optimizer.zero_grad(set_to_none=True)
-                with autocast(device, recipe.precision):
-                    logits = fed.network(*given)
-                    loss = nn.functional.cross_entropy(logits.float(), truth)
-                loss.backward()
+                with processes.combined(parameters):
+                    if len(part):
+                        truth = labels[part.to(device)]
+                        given = next(food)
+                        with drawn:
+                            with autocast(device, recipe.precision), recomputed(blocks):
+                                logits = fed.network(*given)
+                                loss = nn.functional.cross_entropy(logits.float(), truth)
+                            (loss if part is batch else loss * (len(part) / len(batch))).backward()
+                        loss_sum += loss.detach() * len(part)
+                        right += (logits.detach().argmax(1) == truth).sum()
                 optimizer.step()
                 step += 1
                 if step_ended is not None:
-                    step_ended(model, step)
-                loss_sum += loss.detach() * len(batch)
-                right += (logits.detach().argmax(1) == truth).sum()
-            loss_value = loss_sum.item() / len(labels)
+                    with processes.together():
+                        step_ended(model, step)
+            next(food, None)  # whoever decodes ahead is done
+            loss_value = processes.total(loss_sum).item() / len(labels)
+            train_accuracy = processes.total(right).item() / len(labels)
             training = clock.seconds()
-            _check_finite(loss_value, groups, number, recipe)
+            with processes.together():
+                _check_finite(loss_value, groups, number, recipe)
+            processes.average_statistics(model)
             model.eval()
             accuracies = {}
             for name, test in passes.tests.items():
-                rows = clock.charged(passes.testing, name)
-                accuracies[name] = share_right(predict(rows, recipe.precision), test.labels)
+                with processes.together():
+                    rows = clock.charged(passes.testing, name)
+                    found = count_right(rows, test.labels, recipe.precision, processes)
+                accuracies[name] = int(processes.total(found)) / len(test.labels)
         seconds = clock.seconds()
         cumulative += seconds
         yield Epoch(
             number=number,
             loss=loss_value,
-            train_accuracy=right.item() / len(labels),
+            train_accuracy=train_accuracy,
             test_accuracy=accuracies.get("clean"),
             shifted_accuracy=accuracies.get("shifted"),
             seconds=seconds,
             evaluation_seconds=seconds - training,
             cumulative_seconds=cumulative,
         )
+    processes.require_same(model.state_dict() | _numbered(parameters), "after")
+
+
+def _draws(recipe: Recipe, processes: Processes) -> AbstractContextManager[None]:
+    """Return where layers draw from: each process from a stream of its own, lest they drop the same of other images."""
+    if processes.count == 1:
+        return nullcontext()
+    return RandomStream(derive_seed(recipe.order_seed, f"process {processes.rank}"))
+
+
+def _numbered(parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+    return {f"trained {number}": parameter for number, parameter in enumerate(parameters)}
 
 
 class _Clock:

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from adaptkit.training.checkpointing import find_blocks, recomputed
 from adaptkit.training.evaluation import computing
 from adaptkit.training.loop import Recipe, make_optimizer
 from adaptkit.training.seeding import RandomStream
@@ -17,8 +18,8 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe)
     """Return the bytes that one training step of the whole model takes.
 
     On CUDA the most that was allocated; elsewhere parameters, buffers, gradients, optimizer state and tensors saved
-    for backward. The step is taken on a copy, so that the model stays as it is, and what else an experiment keeps,
-    such as features, does not count.
+    for backward, with those of the one block that keeps most where blocks are computed twice. The step is taken on a
+    copy, so that the model stays as it is, and what else an experiment keeps, such as features, does not count.
     """
     device = labels.device
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
@@ -26,6 +27,8 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe)
         torch.cuda.reset_peak_memory_stats(device)
     model = copy.deepcopy(model)
     set_train_mode(model, recipe.adapt_statistics)
+    blocks = find_blocks(model) if recipe.checkpointing else []
+    again = _largest(copy.deepcopy(model), pixels, recipe) if blocks and device.type != "cuda" else 0
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}
 
@@ -39,7 +42,7 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe)
     optimizer = make_optimizer([{"params": trained}], recipe, device)
     with RandomStream(recipe.order_seed):
         watched = torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept)
-        with computing(device, recipe.precision), watched:
+        with computing(device, recipe.precision), watched, recomputed(blocks):
             loss = nn.functional.cross_entropy(model(pixels).float(), labels)
         loss.backward()
         optimizer.step()
@@ -48,4 +51,34 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe)
     state = [value for slots in optimizer.state.values() for value in slots.values() if isinstance(value, Tensor)]
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     held = (*model.parameters(), *model.buffers(), *gradients, *state)
-    return sum(tensor.nbytes for tensor in held) + sum(saved.values())
+    return sum(tensor.nbytes for tensor in held) + sum(saved.values()) + again
+
+
+def _largest(model: nn.Module, pixels: Tensor, recipe: Recipe) -> int:
+    """Return the bytes that one block keeps for backward, of the block that keeps most: one at a time is computed anew.
+
+    Its own parameters are not counted. The model is run, which may move its statistics.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+    sizes = [0]
+
+    def note(tensor: Tensor) -> None:
+        # Held until the block ends, lest another takes its place; nothing is kept for a backward pass.
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+
+    def begin(*_: object) -> None:
+        kept.clear()
+
+    def end(*_: object) -> None:
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+        kept.clear()
+
+    for block in find_blocks(model):
+        block.register_forward_pre_hook(begin)
+        block.register_forward_hook(end)
+    watched = torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing)
+    with RandomStream(recipe.order_seed), computing(pixels.device, recipe.precision), watched:
+        model(pixels)
+    return max(sizes)
