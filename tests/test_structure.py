@@ -54,6 +54,7 @@ ROWS = [
         "adaptkit.seeds",
         "adaptkit.instances",
         "adaptkit.network",
+        "adaptkit.ranges",
         "adaptkit.imports",
         "adaptkit.errors",
     ],

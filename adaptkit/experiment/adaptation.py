@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,9 +83,19 @@ class Stage:
         company = self.seat.company()
         run = describe_run(self.experiment, self.base, self.base_run_id, arm, seed, company)
         epochs: list[Epoch] = []
-        try:
+
+        def act() -> dict[str, float]:
             with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-                metrics = self._train_and_judge(run, arm, seed, company, epochs, Path(folder))
+                return self._train_and_judge(run, arm, seed, company, epochs, Path(folder))
+
+        return self.attempt(run, arm, seed, epochs, act)
+
+    def attempt(
+        self, run: Run, arm: Arm, seed: int, epochs: list[Epoch], act: Callable[[], dict[str, float]]
+    ) -> RunRecord:
+        """Do what makes the run's metrics and return its record; tell the watchers when it fails."""
+        try:
+            metrics = act()
             status, reason = "finished", None
         except BaseException as raised:
             error = raised
@@ -109,7 +120,7 @@ class Stage:
         drawn = draw_target(experiment.request, experiment.domains, seed)
         labels = experiment.domains.pool.labels[drawn].to(device)
         trained = self.adapted(arm, seed)
-        recipe = self._recipe(arm, seed)
+        recipe = self.recipe(arm, seed)
         first = self.feeding.views(seed, 1).value.tensor[: recipe.batch_size].clone()
         memory = step_bytes(trained.model, first, labels[: len(first)], recipe)
         self.plugins.notify("adaptkit_run_started", run=run, model=trained.model)
@@ -195,7 +206,8 @@ class Stage:
             | times(self.experiment, epochs, merged, self.base_model)
         )
 
-    def _recipe(self, arm: Arm, seed: int) -> Recipe:
+    def recipe(self, arm: Arm, seed: int) -> Recipe:
+        """Return how a strategy is trained with a seed."""
         settings = self.experiment.request.settings
         return Recipe(
             epochs=settings.epochs,

@@ -136,6 +136,8 @@ class Tracker:
             metrics["test/accuracy"] = epoch.test_accuracy
         if epoch.shifted_accuracy is not None:
             metrics["shifted/accuracy"] = epoch.shifted_accuracy
+        if epoch.validation_accuracy is not None:
+            metrics["validation/accuracy"] = epoch.validation_accuracy
         self._try(f"logging epoch {epoch.number}", lambda: self._log_metrics(run, metrics, epoch.number))
 
     @hookimpl(trylast=True)
@@ -168,7 +170,7 @@ class Tracker:
 
         client = self.store.client
         tags = self._tags | dict(run.tags)
-        if self._parent is not None and run.kind == "adaptation":
+        if self._parent is not None and run.kind in ("adaptation", "tuning"):
             tags["mlflow.parentRunId"] = self._parent
         if run.description:
             tags["mlflow.note.content"] = run.description

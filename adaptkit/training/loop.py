@@ -101,6 +101,7 @@ def fit(
             seconds=seconds,
             evaluation_seconds=seconds - training,
             cumulative_seconds=cumulative,
+            validation_accuracy=accuracies.get("validation"),
         )
 
 
