@@ -1,0 +1,1 @@
+"""Many runs: what a sweep varies, which trials that makes, and who runs them."""
