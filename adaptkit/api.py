@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +48,7 @@ def run(
     The outcome's `comparison` judges the strategies; with `report`, its figures go to that folder too.
     Raises BadInput before anything is trained or tracked; a run that fails later is a record with its error.
     """
-    things = list(plugins)
-    if "backbone" in keys and not isinstance(keys["backbone"], str):
-        from adaptkit.backbones.given import given_backbone
-
-        things.append(given_backbone(keys["backbone"]))
-        keys["backbone"] = f"python:{type(keys['backbone']).__name__}"
-    given = dict(keys) | ({"strategy": strategy} if strategy is not None else {}) | option_keys(options or {})
-    if preset is not None:
-        given["preset"] = preset
-    layers = [Layer(dict(flatten(given))), Layer(dict(flatten(settings or {})))]
-    if config is not None:
-        layers.append(Layer(read_config(Path(config)), str(config)))
-    loaded = load_plugins(
-        [thing for thing in things if isinstance(thing, str | Path)],
-        [thing for thing in things if not isinstance(thing, str | Path)],
-    )
+    layers, loaded = layers_and_plugins(strategy, options, preset, config, settings, plugins, keys)
     request = resolve(layers, loaded)
     return run_request(
         request,
@@ -74,6 +59,35 @@ def run(
         feature_cache=feature_cache,
         report=None if report is None else Path(report),
     )
+
+
+def layers_and_plugins(
+    strategy: str | Sequence[str] | None,
+    options: Mapping[str, Any] | None,
+    preset: str | None,
+    config: str | Path | None,
+    settings: Mapping[str, Any] | None,
+    plugins: Iterable[str | Path | object],
+    keys: Mapping[str, Any],
+) -> tuple[list[Layer], Plugins]:
+    """Return the sources of settings that a call from Python gives, the strongest first, and the plugins it names."""
+    things, given = list(plugins), dict(keys)
+    if "backbone" in given and not isinstance(given["backbone"], str):
+        from adaptkit.backbones.given import given_backbone
+
+        things.append(given_backbone(given["backbone"]))
+        given["backbone"] = f"python:{type(given['backbone']).__name__}"
+    given |= ({"strategy": strategy} if strategy is not None else {}) | option_keys(options or {})
+    if preset is not None:
+        given["preset"] = preset
+    layers = [Layer(dict(flatten(given))), Layer(dict(flatten(settings or {})))]
+    if config is not None:
+        layers.append(Layer(read_config(Path(config)), str(config)))
+    loaded = load_plugins(
+        [thing for thing in things if isinstance(thing, str | Path)],
+        [thing for thing in things if not isinstance(thing, str | Path)],
+    )
+    return layers, loaded
 
 
 def run_request(
@@ -96,7 +110,7 @@ def run_request(
         collector = Collector()
         if not track:
             planned(experiment.plan)
-            with registered(plugins, collector, "collector"), shared_threads(seat.company().others, notice):
+            with plugins.watching(collector, "collector"), shared_threads(seat.company().others, notice):
                 outcome = execute(experiment, plugins, seat, None, refresh_base, feature_cache, notice)
             findings = judge_outcome(outcome, collector)
             if report is not None:
@@ -114,8 +128,8 @@ def run_request(
         request = experiment.request  # with the device and the precision that were found
         several = len(request.arms) * len(request.settings.seed) > 1
         with (
-            registered(plugins, collector, "collector"),
-            registered(plugins, tracker, "tracker"),
+            plugins.watching(collector, "collector"),
+            plugins.watching(tracker, "tracker"),
             tracker.grouped(request.group_name, request.shared_params()) if several else nullcontext(),
             shared_threads(seat.company().others, notice),
         ):
@@ -143,16 +157,6 @@ def judge_outcome(outcome: Outcome, collector: Collector) -> Findings | None:
 
     runs = collector.runs({f"{run.label} seed={run.seed}": run.run_id for run in outcome.runs})
     return judge_runs(runs) if any(run.status == "finished" for run in runs) else None
-
-
-@contextmanager
-def registered(plugins: Plugins, plugin: object, name: str) -> Iterator[None]:
-    """Let an object of adaptkit's own watch the runs for a while."""
-    plugins.manager.register(plugin, name=name)
-    try:
-        yield
-    finally:
-        plugins.manager.unregister(plugin)
 
 
 def check_folder(folder: Path) -> None:

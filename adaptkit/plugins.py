@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +107,15 @@ class Plugins:
             raise BadInput(*fatal)
         for fault in self.faults:
             warnings.warn(f"{fault}{'' if fault.works else ' (skipped)'}", PluginWarning, stacklevel=2)
+
+    @contextmanager
+    def watching(self, plugin: object, name: str) -> Iterator[None]:
+        """Let an object of adaptkit's own watch the runs for a while."""
+        self.manager.register(plugin, name=name)
+        try:
+            yield
+        finally:
+            self.manager.unregister(plugin)
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call each implementation of an event hook, the latest first; one that raises is a warning.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,18 @@ from adaptkit.offers import options_of
 TRAIN_HEAD = "train_head"
 #: the option of a backbone that says where its pretrained weights come from
 WEIGHTS = "weights"
+#: settings that may differ between runs on the same base, images and views
+OF_A_RUN = {
+    "lr",
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "weight_decay",
+    "evaluate_shifted",
+    "preset",
+    "device",
+    "data_dir",
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,11 @@ class Request:
         """Tell whether the backbone, for all that is known of it, starts from weights that were trained before."""
         return self.backbone_options.get(WEIGHTS, "none") != "none" or self.settings.backbone.startswith("python:")
 
+    def with_arms(self, arms: Iterable[Arm]) -> Request:
+        """Return the request with these arms, each once."""
+        distinct = {(arm.label, arm.lr): arm for arm in arms}
+        return dataclasses.replace(self, arms=tuple(distinct.values()))
+
     def base_params(self) -> dict[str, Any]:
         """Return the settings of a base run: of the data, the model and the base."""
         keys = ("preset", "dataset", "backbone", "image_size", "skip_bad_images", "device", "precision", "data_dir")
@@ -102,20 +119,29 @@ class Request:
         word = "seed" if len(seeds) == 1 else "seeds"
         return f"{', '.join(arm.label for arm in self.arms)} {word}={shown}"
 
+    def stage_params(self) -> dict[str, Any]:
+        """Return the settings that decide the data, the base and what models see: runs that share them share these."""
+        flat = self._flat() | {"shift": self.shift_text}
+        return {key: value for key, value in flat.items() if key not in OF_A_RUN}
+
     def shared_params(self) -> dict[str, Any]:
         """Return the settings that all adaptation runs have in common."""
         every = [self.run_params(arm, seed) for arm in self.arms for seed in self.settings.seed]
         return {key: value for key, value in every[0].items() if all(run.get(key) == value for run in every)}
+
+    def config(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return these params as settings that repeat the run, in plain types."""
+        # The amounts are in `shift` already, whose order counts.
+        plain = {key: _plain(value) for key, value in params.items() if not key.startswith("shift.")}
+        return plain | {"experiment": self.settings.experiment}
 
     def config_text(self, params: Mapping[str, Any]) -> str:
         """Return these params as a config file that repeats the run, with the command to do so as a comment."""
         command = ["adaptkit run --config config.yaml", *(f"--plugin {path}" for path in self.plugin_files)]
         if "strategy" not in params:
             command.append("--refresh-base -s NAME")
-        # The amounts are in `shift` already, whose order counts.
-        config = {key: _plain(value) for key, value in params.items() if not key.startswith("shift.")}
-        config["experiment"] = self.settings.experiment
-        return f"# {' '.join(command)}\n{yaml.safe_dump(config, sort_keys=True, allow_unicode=True)}"
+        text: str = yaml.safe_dump(self.config(params), sort_keys=True, allow_unicode=True)
+        return f"# {' '.join(command)}\n{text}"
 
     def backbone_facts(self, channels: int, size: int) -> dict[str, Any]:
         """Return what the backbone says of itself for such images, under params' names."""

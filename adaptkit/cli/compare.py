@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from adaptkit.cli.options import json_option
-from adaptkit.cli.signals import interruptible
 from adaptkit.errors import BadInput
+from adaptkit.signals import interruptible
 
 
 @click.command()

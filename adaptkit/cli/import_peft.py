@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from adaptkit.cli.options import json_option, plugin_option
-from adaptkit.cli.signals import interruptible
+from adaptkit.signals import interruptible
 
 
 @click.command("import-peft")

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from adaptkit.cli.durations import duration
 from adaptkit.comparison import NO_SOURCE
 from adaptkit.outcome import Plan
 
@@ -56,11 +57,3 @@ def _arms(plan: Plan) -> Table:
         counts = (f"{count:,}" for count in (arm.trainable, arm.head, arm.adapter, arm.base))
         table.add_row(escape(arm.label), *counts, f"{100 * arm.trainable / arm.parameters:.2f} %", f"{arm.lr:g}")
     return table
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} seconds"
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"

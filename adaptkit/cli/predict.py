@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adaptkit.cli.options import json_option, plugin_option
-from adaptkit.cli.signals import interruptible
 from adaptkit.errors import BadInput
+from adaptkit.signals import interruptible
 
 if TYPE_CHECKING:
     from adaptkit.predicting import Prediction

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptkit.cli.options import json_option, plugin_option
-from adaptkit.cli.settings import RunCommand, collect_layers
-from adaptkit.cli.signals import interruptible
+from adaptkit.cli.settings import RunCommand, collect_layers, setting_options
 from adaptkit.errors import RunFailed, TrackingLost
 from adaptkit.imports import uncollected
+from adaptkit.signals import interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,49 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=RunCommand)
-@click.option(
-    "-s", "--strategy", multiple=True, metavar="NAME", help="What to compare; see `adaptkit strategies`. Repeatable."
-)
-@click.option(
-    "-o", "options", multiple=True, metavar="KEY=VALUE", help="Strategy option: rank=4, or lora.rank=4. Repeatable."
-)
-@click.option("--preset", metavar="NAME", help="Settings to start from: quick, default or notebook.")
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="YAML file of settings.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. base.epochs=3. Repeatable."
-)
-@click.option(
-    "--dataset",
-    metavar="NAME",
-    help="Source: see `adaptkit datasets`, or folder:PATH, or none for pretrained weights.  [default: mnist5k]",
-)
-@click.option("--target", metavar="NAME", help="Target, as folder:PATH.  [default: the source under the shift]")
-@click.option(
-    "--shift", metavar="NAME=X,...", help="Shift to the target, e.g. rotate=45,noise=0.3; see `adaptkit shifts`."
-)
-@click.option("--backbone", metavar="NAME", help="Architecture; see `adaptkit backbones`.  [default: small_cnn]")
-@click.option(
-    "--weights", metavar="default|none|FILE", help="The backbone's first weights: published, fresh, or a file's."
-)
-@click.option("--image-size", metavar="N", help="Side of the images, in pixels.  [default: the data's or backbone's]")
-@click.option("--augment", metavar="NAME=X,...", help="Shifts of training images only, e.g. flip=0.5,crop=0.7.")
-@click.option(
-    "--bn", metavar="freeze|adapt", help="Statistics of frozen BatchNorm layers: keep, or move.  [default: freeze]"
-)
-@click.option("--skip-bad-images", is_flag=True, help="Leave out files that are no pictures, instead of stopping.")
-@click.option("--seeds", "--seed", metavar="LIST", help="A run for each: 3, 0-4 or 0,2,5.  [default: 0]")
-@click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10]")
-@click.option("--lr", metavar="X", help="Learning rate.  [default: the strategy's own]")
-@click.option("--batch-size", metavar="N", help="Images a step of adaptation.  [default: 32]")
-@click.option("--data-dir", metavar="DIR", help="Where data sets are read from and downloaded to.  [default: data]")
-@click.option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.  [default: auto]")
-@click.option(
-    "--precision", metavar="fp32|bf16|auto", help="Number format; auto: bf16 where it is native.  [default: fp32]"
-)
-@click.option("--experiment", metavar="NAME", help="MLflow experiment.  [default: adaptkit]")
-@click.option(
-    "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
-)
+@setting_options
 @click.option("--no-track", is_flag=True, help="Record nothing in MLflow.")
 @plugin_option
 @click.option("--refresh-base", is_flag=True, help="Train the base anew even if the cache has it.")

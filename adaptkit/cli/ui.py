@@ -17,9 +17,9 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from adaptkit.cli.signals import interruptible
 from adaptkit.config import DEFAULT_EXPERIMENT
 from adaptkit.errors import AdaptkitError, BadInput
+from adaptkit.signals import interruptible
 from adaptkit.tracking.address import UI_PORT, Address
 
 if TYPE_CHECKING:

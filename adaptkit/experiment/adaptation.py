@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class Stage:
-    """What every adaptation run of an experiment shares: the base, and what it says of the test sets."""
+    """What every adaptation run of an experiment shares: the base, and what it says of the test sets, where known.
+
+    `label` names runs whose strategy and options do not tell them apart.
+    """
 
     experiment: Experiment
     plugins: Plugins
@@ -65,13 +68,17 @@ class Stage:
     base: Base
     base_run_id: str | None
     base_model: nn.Module
+    known_logits: Mapping[str, Tensor] | None = None
+    label: str | None = None
 
     @functools.cached_property
-    def base_logits(self) -> dict[str, Tensor]:
+    def base_logits(self) -> Mapping[str, Tensor]:
         """Return what the base says of the test sets; features that the strategies read come by, and are kept.
 
         A base with a new head says nothing.
         """
+        if self.known_logits is not None:
+            return self.known_logits
         for arm in self.experiment.request.arms:
             # A strategy that cannot adapt this base fails in its own runs.
             with contextlib.suppress(Exception):
@@ -81,7 +88,7 @@ class Stage:
     def run(self, arm: Arm, seed: int) -> RunRecord:
         """Adapt a copy of the base with one strategy and seed, telling the watchers; return its record."""
         company = self.seat.company()
-        run = describe_run(self.experiment, self.base, self.base_run_id, arm, seed, company)
+        run = describe_run(self.experiment, self.base, self.base_run_id, arm, seed, company, self.label)
         epochs: list[Epoch] = []
 
         def act() -> dict[str, float]:

@@ -8,15 +8,26 @@ from adaptkit.contracts import Run, RunInput
 from adaptkit.experiment.base import Base
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.experiment.sharing import Company
+from adaptkit.identity import trial_key
 from adaptkit.request import Arm
 from adaptkit.seeds import derive_seed
 
 
 def describe_run(
-    experiment: Experiment, base: Base, base_run_id: str | None, arm: Arm, seed: int, company: Company
+    experiment: Experiment,
+    base: Base,
+    base_run_id: str | None,
+    arm: Arm,
+    seed: int,
+    company: Company,
+    label: str | None = None,
 ) -> Run:
-    """Return what is known of an adaptation run before it begins; `company` are the experiments beside it then."""
+    """Return what is known of an adaptation run before it begins; `company` are the experiments beside it then.
+
+    `label` names it, with its seed; by default the strategy and its options do.
+    """
     plan, domains = experiment.plan, experiment.domains
+    params = experiment.request.run_params(arm, seed) | experiment.backbone_facts
     target = f"`{plan.target}`" + (f" under `{plan.shift}`" if plan.shift != "none" else "")
     tags = {
         "adaptkit.kind": "adaptation",
@@ -27,6 +38,7 @@ def describe_run(
         "adaptkit.base_fingerprint": base.fingerprint,
         "adaptkit.data_fingerprint": domains.fingerprint,
         "adaptkit.pair_id": f"{domains.fingerprint[:12]}-{seed}",
+        "adaptkit.trial_key": trial_key("adaptation", params, domains.fingerprint, base.fingerprint),
         "adaptkit.timing": "shared" if company.others else "alone",
         "adaptkit.threads": str(torch.get_num_threads()),
         **{f"adaptkit.{purpose}_seed": str(derive_seed(seed, purpose)) for purpose in ("draw", "init", "order")},
@@ -41,8 +53,8 @@ def describe_run(
         tags["adaptkit.base_run_id"] = base_run_id
     return Run(
         kind="adaptation",
-        name=f"{arm.label} seed={seed}",
-        params=experiment.request.run_params(arm, seed) | experiment.backbone_facts,
+        name=f"{label or arm.label} seed={seed}",
+        params=params,
         tags=tags,
         inputs=(
             *source,

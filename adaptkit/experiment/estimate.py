@@ -11,6 +11,7 @@ from adaptkit.data.stored import held
 from adaptkit.data.views import views_of
 from adaptkit.experiment.base import build_model
 from adaptkit.experiment.preparation import Experiment, draw_target
+from adaptkit.request import Arm
 from adaptkit.seeds import derive_seed
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain
@@ -24,28 +25,38 @@ def estimate_seconds(experiment: Experiment) -> float:
 
     Start-up, figures and tracking are not in it; a base that is in the cache costs nothing.
     """
+    seeds, epochs = len(experiment.request.settings.seed), experiment.request.settings.epochs
+    runs = sum(seeds * epochs * epoch_seconds(experiment, arm) for arm in experiment.request.arms)
+    return base_seconds(experiment) + runs
+
+
+def base_seconds(experiment: Experiment) -> float:
+    """Return the seconds that training the base will take: none if it is in the cache, or is not trained."""
+    request, domains = experiment.request, experiment.domains
+    if experiment.plan.base_cached or domains.clean_test is None:
+        return 0.0
+    settings = request.settings.base
+    model = experiment.place(build_model(request, domains))
+    groups = [{"params": list(model.parameters())}]
+    recipe = Recipe(1, settings.batch_size, settings.lr, 0, precision=request.settings.precision)
+    step, test = _measure(experiment, model, groups, recipe)
+    steps = math.ceil(len(domains.source) / settings.batch_size)
+    return settings.epochs * (steps * step + len(domains.clean_test) * test)
+
+
+def epoch_seconds(experiment: Experiment, arm: Arm) -> float:
+    """Return the seconds that an epoch of adaptation will take, trained and evaluated."""
     request, domains = experiment.request, experiment.domains
     settings = request.settings
-    seconds = 0.0
-    if not experiment.plan.base_cached and domains.clean_test is not None:
-        model = experiment.place(build_model(request, domains))
-        groups = [{"params": list(model.parameters())}]
-        recipe = Recipe(1, settings.base.batch_size, settings.base.lr, 0, precision=settings.precision)
-        step, test = _measure(experiment, model, groups, recipe)
-        steps = math.ceil(len(domains.source) / settings.base.batch_size)
-        seconds += settings.base.epochs * (steps * step + len(domains.clean_test) * test)
+    model = build_model(request, domains)
+    groups = adapt(model, arm.create(), derive_seed(settings.seed[0], "init"), arm.new_head)
+    recipe = Recipe(1, settings.batch_size, arm.lr, 0, settings.optimizer, precision=settings.precision)
+    step, test = _measure(experiment, experiment.place(model), groups, recipe)
+    tested = len(domains.clean_test or ())
+    if settings.evaluate_shifted == "epoch":
+        tested += len(domains.shifted_test)
     drawn = len(draw_target(request, domains, settings.seed[0]))
-    for arm in request.arms:
-        model = build_model(request, domains)
-        groups = adapt(model, arm.create(), derive_seed(settings.seed[0], "init"), arm.new_head)
-        recipe = Recipe(1, settings.batch_size, arm.lr, 0, settings.optimizer, precision=settings.precision)
-        step, test = _measure(experiment, experiment.place(model), groups, recipe)
-        tested = len(domains.clean_test or ())
-        if settings.evaluate_shifted == "epoch":
-            tested += len(domains.shifted_test)
-        epoch = math.ceil(drawn / settings.batch_size) * step + tested * test
-        seconds += len(settings.seed) * settings.epochs * epoch
-    return seconds
+    return math.ceil(drawn / settings.batch_size) * step + tested * test
 
 
 def _measure(

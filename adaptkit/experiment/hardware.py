@@ -90,7 +90,7 @@ def shared_threads(others: int, notice: Callable[[str], None] = lambda line: Non
     if any(os.environ.get(name) for name in THREAD_VARIABLES):
         yield
         return
-    cores = _cores(before)
+    cores = usable_cores()
     share = max(1, cores // (others + 1))
     if share < cores:
         notice(
@@ -106,8 +106,8 @@ def shared_threads(others: int, notice: Callable[[str], None] = lambda line: Non
             torch.set_num_threads(before)
 
 
-def _cores(threads: int) -> int:
+def usable_cores() -> int:
     """Return the cores that this process may use: torch's own choice, but no more than a container's quota."""
     from joblib import cpu_count  # type: ignore[import-untyped]
 
-    return min(threads, int(cpu_count()))
+    return min(torch.get_num_threads(), int(cpu_count()))

@@ -80,8 +80,8 @@ class Experiment:
         return model.to(self.device).to(memory_format=self.memory_format)
 
 
-def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
-    """Load the data and try every strategy on the untrained model.
+def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | None = None) -> Experiment:
+    """Load the data, unless they are given, and try every strategy on the untrained model.
 
     Raises BadInput, for all strategies at once, before anything is trained or tracked.
     """
@@ -89,7 +89,7 @@ def prepare(request: Request, *, refresh_base: bool = False) -> Experiment:
     precision = find_precision(request.settings.precision, device)
     found: dict[str, Any] = {"device": device.type, "precision": precision}
     request = dataclasses.replace(request, settings=request.settings.model_copy(update=found))
-    domains = load_data(request)
+    domains = domains or load_data(request)
     found = {"split": domains.split, "image_size": domains.size}
     request = dataclasses.replace(request, settings=request.settings.model_copy(update=found))
     settings = request.settings

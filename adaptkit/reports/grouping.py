@@ -8,14 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adaptkit.comparison import ComparedRun, LeftOut
-
-#: params that do not change a run's result, or are held by the fingerprints or by `ComparedRun` itself
-NOT_OF_AN_ARM = {
-    "strategy", "seed", "preset", "device", "data_dir", "evaluate_shifted", "shots", "image_size", "skip_bad_images",
-}  # fmt: skip
-DATA = ("dataset", "target", "shift")
-#: what runs did before these params existed
-ALWAYS = {"augment": "none", "bn": "freeze"}
+from adaptkit.identity import training_settings
 
 
 @dataclass(frozen=True)
@@ -89,18 +82,8 @@ def _finished(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[Left
 
 
 def _arm_key(run: ComparedRun) -> tuple[str, tuple[tuple[str, str], ...]]:
-    own = {f"strategy.{key}": value for key, value in run.options.items()} | _training_settings(run)
+    own = {f"strategy.{key}": value for key, value in run.options.items()} | training_settings(run.settings)
     return run.strategy, tuple(sorted(own.items()))
-
-
-def _training_settings(run: ComparedRun) -> dict[str, str]:
-    """Return the params that decide how this run was trained, beside base, split and data."""
-    apart = ("base.", "split.", "shift.", "strategy.")
-    return {
-        key: value
-        for key, value in run.settings.items()
-        if key not in (*NOT_OF_AN_ARM, *DATA, "backbone") and not key.startswith(apart) and ALWAYS.get(key) != value
-    }
 
 
 def _arms(runs: Sequence[ComparedRun]) -> tuple[Arm, ...]:
@@ -111,7 +94,7 @@ def _arms(runs: Sequence[ComparedRun]) -> tuple[Arm, ...]:
     names = _names([members[0] for members in groups])
     slugs = make_slugs(names)
     return tuple(
-        Arm(name, slug, members[0].strategy, members[0].options, _training_settings(members[0]), tuple(members))
+        Arm(name, slug, members[0].strategy, members[0].options, training_settings(members[0].settings), tuple(members))
         for name, slug, members in zip(names, slugs, groups, strict=True)
     )
 
@@ -127,9 +110,9 @@ def _names(first_runs: Sequence[ComparedRun]) -> list[str]:
         if len(siblings) == 1:
             names.append(run.arm)
             continue
-        own = dict(run.options) | _training_settings(run)
-        others = [dict(other.options) | _training_settings(other) for other in siblings]
-        order = [*sorted(run.options), *sorted(_training_settings(run))]
+        own = dict(run.options) | training_settings(run.settings)
+        others = [dict(other.options) | training_settings(other.settings) for other in siblings]
+        order = [*sorted(run.options), *sorted(training_settings(run.settings))]
         keys = [key for key in order if any(other.get(key) != own[key] for other in others)]
         names.append(" ".join([run.strategy, *(f"{key}={_short(own[key])}" for key in keys)]))
     repeated = {name for name, count in Counter(names).items() if count > 1}

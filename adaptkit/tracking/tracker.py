@@ -18,7 +18,7 @@ from adaptkit.findings import Findings
 from adaptkit.hookspecs import hookimpl
 from adaptkit.tracking.artifacts import write_artifacts
 from adaptkit.tracking.fluent import ActiveRun
-from adaptkit.tracking.recorder import create_comparison, log_comparison
+from adaptkit.tracking.recorder import TAG_LENGTH, create_comparison, log_comparison
 from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store
 
@@ -30,15 +30,18 @@ T = TypeVar("T")
 
 #: the folder of a run's artifacts that holds its adapter
 ADAPTER = "adapter"
+#: why a run failed, in one line
+ERROR_TAG = "adaptkit.error"
 
 
 class Tracker:
     """Record each run in an MLflow store, one synchronous call an epoch.
 
-    When the store stops answering, `fault` says so, nothing more is sent, and training goes on.
+    When the store stops answering, `fault` says so, nothing more is sent, and training goes on. Adaptation and tuning
+    runs are grouped under the run `parent`, if there is one, and have these `tags` too.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, parent: str | None = None, tags: Mapping[str, str] | None = None) -> None:
         self.store = store
         self.fault: str | None = None
         self._run_ids: dict[str, str] = {}
@@ -46,7 +49,8 @@ class Tracker:
         self._kept: set[str] = set()
         self._active: ActiveRun | None = None
         self._tags = {"adaptkit.version": __version__, **source_tags(store.without_secrets)}
-        self._parent: str | None = None
+        self._own_tags = dict(tags or {})
+        self._parent = parent
 
     def run_id(self, run: Run) -> str | None:
         """Return the MLflow id of a run that was recorded here."""
@@ -170,8 +174,10 @@ class Tracker:
 
         client = self.store.client
         tags = self._tags | dict(run.tags)
-        if self._parent is not None and run.kind in ("adaptation", "tuning"):
-            tags["mlflow.parentRunId"] = self._parent
+        if run.kind != "base":
+            tags |= self._own_tags
+            if self._parent is not None:
+                tags["mlflow.parentRunId"] = self._parent
         if run.description:
             tags["mlflow.note.content"] = run.description
         created = client.create_run(self.store.experiment_id, run_name=run.name, tags=tags)
@@ -203,6 +209,8 @@ class Tracker:
 
     def _log_error(self, run: Run, error: BaseException) -> None:
         text = self.store.without_secrets("".join(traceback.format_exception(error)))
+        line = self.store.without_secrets(" ".join(str(error).split()) or type(error).__name__)
+        self.store.client.set_tag(self._run_ids[run.name], ERROR_TAG, line[:TAG_LENGTH])
         self.store.client.log_text(self._run_ids[run.name], text, "error.txt")
 
     def _end(self, run: Run, status: str) -> None:

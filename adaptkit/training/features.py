@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,16 @@ class FeatureStore:
             synchronize(made.device)
             value = self._keep("images", name, Value(made, time.perf_counter() - start))
         return ImageSet(name, value)
+
+    def of(self, names: Iterable[str]) -> dict[tuple[str, str], Value]:
+        """Return all that is kept of the images of these names, for another store of the same experiment."""
+        wanted = set(names)
+        return {key: value for key, value in self._kept.items() if key[1] in wanted}
+
+    def take(self, values: Mapping[tuple[str, str], Value]) -> None:
+        """Keep what another store of the same experiment has computed."""
+        for (digest, name), value in values.items():
+            self._keep(digest, name, value)
 
     def forget(self, name: str) -> None:
         """Drop all that comes from images whose name begins so."""

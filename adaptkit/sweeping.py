@@ -1,0 +1,240 @@
+"""Run a sweep from Python, or from the command line: the same steps for both."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adaptkit.api import check_folder, layers_and_plugins
+from adaptkit.comparing import judge_tracked
+from adaptkit.experiment.hardware import shared_threads
+from adaptkit.experiment.sharing import Seat
+from adaptkit.findings import Findings
+from adaptkit.outcome import RunRecord
+from adaptkit.plugins import Plugins
+from adaptkit.sweep_outcome import SweepOutcome, SweepPlan, TrialRecord
+from adaptkit.sweeps.engines import Setting, open_engine
+from adaptkit.sweeps.grid import collect_grid
+from adaptkit.sweeps.ground import alone, grouped, key_of, obtain_bases
+from adaptkit.sweeps.materials import make_material
+from adaptkit.sweeps.planning import Prepared, Trial, prepare_sweep
+from adaptkit.sweeps.tasks import Task, Tell, ignore
+from adaptkit.sweeps.trials import Cell, expand, shown
+from adaptkit.sweeps.worker import Place
+from adaptkit.tracking.store import Store, open_store
+from adaptkit.tracking.sweeps import Found, find_trials
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far one start of a sweep goes: so many trials, so many seconds after which none begins, failed ones again."""
+
+    max_trials: int | None = None
+    seconds: float | None = None
+    retry_failed: bool = False
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who hears of a sweep: its plan, lines to tell the user, trials under way, and each that has ended."""
+
+    planned: Callable[[SweepPlan], None] = lambda plan: None
+    notice: Callable[[str], None] = lambda line: None
+    tell: Tell = ignore
+    ended: Callable[[TrialRecord], None] = lambda record: None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where and how a sweep is run, whatever its trials are."""
+
+    engine: Setting = field(default_factory=Setting)
+    limits: Limits = field(default_factory=Limits)
+    tracking_uri: str | None = None
+    refresh_base: bool = False
+    feature_cache: bool = True
+    report: Path | None = None
+
+
+def sweep(
+    strategy: str | Sequence[str] | None = None,
+    *,
+    grid: Mapping[str, Any] | None = None,
+    jobs: int = 1,
+    engine: str = "local",
+    max_trials: int | None = None,
+    time_budget: float | None = None,
+    retry_failed: bool = False,
+    options: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    plugins: Iterable[str | Path | object] = (),
+    tracking_uri: str | None = None,
+    refresh_base: bool = False,
+    feature_cache: bool = True,
+    report: str | Path | None = None,
+    **keys: Any,
+) -> SweepOutcome:
+    """Run each strategy with each combination of a grid's values, and compare them, as `adaptkit sweep` does.
+
+    `grid` maps settings and options (`lr`, `lora.rank`) to values: a list, or a text such as `"1e-4..1e-2/5log"`; the
+    other arguments are those of `adaptkit.run`. Trials that the experiment holds already are not run again; failed
+    ones are with `retry_failed`. `time_budget` is in seconds. With `jobs` above 1, processes are spawned: guard the
+    script by `if __name__ == "__main__"`. Raises BadInput before anything is trained or tracked.
+    """
+    layers, loaded = layers_and_plugins(strategy, options, preset, config, settings, plugins, keys)
+    problems: list[str] = []
+    varied, layers = collect_grid(grid or {}, layers, problems)
+    conditions = Conditions(
+        engine=Setting(engine, jobs),
+        limits=Limits(max_trials, time_budget, retry_failed),
+        tracking_uri=tracking_uri,
+        refresh_base=refresh_base,
+        feature_cache=feature_cache,
+        report=None if report is None else Path(report),
+    )
+    return run_sweep(expand(layers, varied, loaded, problems), varied, loaded, conditions)
+
+
+def plan_sweep(
+    cells: Sequence[Cell],
+    grid: Mapping[str, tuple[Any, ...]],
+    jobs: int = 1,
+    tracking_uri: str | None = None,
+    refresh_base: bool = False,
+) -> SweepPlan:
+    """Return what a sweep would do and how long it would take; nothing is trained but a few batches, or tracked."""
+    prepared = prepare_sweep(cells, grid, refresh_base=refresh_base)
+    return prepared.plan(jobs, seconds=prepared.seconds())
+
+
+def run_sweep(
+    cells: Sequence[Cell],
+    grid: Mapping[str, tuple[Any, ...]],
+    plugins: Plugins,
+    conditions: Conditions,
+    watch: Watch = Watch(),
+) -> SweepOutcome:
+    """Run the trials of checked cells that the store does not hold, and judge all of them."""
+    conditions.engine.check(plugins)
+    if conditions.report is not None:
+        check_folder(conditions.report)
+    with Seat() as seat:
+        prepared = prepare_sweep(cells, grid, refresh_base=conditions.refresh_base)
+        store = open_store(conditions.tracking_uri, cells[0].request.settings.experiment)
+        for line in store.notices:
+            watch.notice(line)
+        with shared_threads(seat.company().others, watch.notice):
+            bases = obtain_bases(prepared.experiments, plugins, store, conditions.refresh_base, watch.notice)
+            keys = [prepared.key(trial, bases[trial.stage].base.fingerprint) for trial in prepared.trials]
+            key = key_of(keys)
+            with alone(store, key), grouped(store, key, _name(prepared), _params(prepared)) as group:
+                found = find_trials(store, keys)
+                records = {
+                    trial.number: _known(trial, found[key])
+                    for trial, key in zip(prepared.trials, keys, strict=True)
+                    if key in found
+                }
+                left = [trial for trial in prepared.trials if _is_left(records.get(trial.number), conditions.limits)]
+                for trial in left:
+                    records[trial.number] = _record(trial, "left")
+                statuses = {number: record.status for number, record in records.items()}
+                watch.planned(prepared.plan(conditions.engine.jobs, statuses))
+                if left:
+                    materials = [
+                        make_material(experiment, base.base, base.run_id, plugins, seat, conditions.feature_cache)
+                        for experiment, base in zip(prepared.experiments, bases, strict=True)
+                    ]
+                    place = Place.of(store, group.run_id, plugins, conditions.feature_cache)
+                    with open_engine(conditions.engine, place, materials, plugins, store, seat) as engine:
+                        for ended in engine.run(_tasks(prepared, left, conditions.limits), watch.tell):
+                            trial = prepared.trials[ended.task.number - 1]
+                            records[trial.number] = _made(trial, ended.record)
+                            watch.ended(records[trial.number])
+                ordered = tuple(records[trial.number] for trial in prepared.trials)
+                findings = _judge(ordered, store)
+                with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
+                    outcome = _outcome(ordered, group.run_id, store, findings)
+                    first = None if findings is None else findings.comparisons[0]
+                    group.close("FINISHED", first, _files(outcome, conditions.report, Path(temporary)))
+    return outcome
+
+
+def _is_left(record: TrialRecord | None, limits: Limits) -> bool:
+    return record is None or (record.status == "failed" and limits.retry_failed)
+
+
+def _tasks(prepared: Prepared, left: Sequence[Trial], limits: Limits) -> Iterator[Task]:
+    """Yield the tasks of trials that are left, as far as the limits allow when each is asked for."""
+    start = time.monotonic()
+    for trial in left[: limits.max_trials]:
+        if limits.seconds is not None and time.monotonic() - start >= limits.seconds:
+            return
+        yield prepared.task(trial)
+
+
+def _record(trial: Trial, status: str, **found: Any) -> TrialRecord:
+    cell = trial.cell
+    return TrialRecord(trial.number, cell.label, cell.arm.strategy, cell.values, trial.seed, status, **found)
+
+
+def _known(trial: Trial, found: Found) -> TrialRecord:
+    status = "found" if found.status == "finished" else "failed"
+    return _record(trial, status, run_id=found.run_id, accuracy=found.accuracy, error=found.error)
+
+
+def _made(trial: Trial, made: RunRecord) -> TrialRecord:
+    accuracy = made.metrics.get("final/shifted_accuracy")
+    return _record(trial, made.status, run_id=made.run_id, accuracy=accuracy, error=made.error)
+
+
+def _judge(records: Sequence[TrialRecord], store: Store) -> Findings | None:
+    """Return what `adaptkit compare` says of the trials that are done."""
+    done = [record.run_id for record in records if record.status in ("finished", "found") and record.run_id]
+    return judge_tracked(done, tracking_uri=store.uri) if done else None
+
+
+def _outcome(records: tuple[TrialRecord, ...], parent: str, store: Store, findings: Findings | None) -> SweepOutcome:
+    return SweepOutcome(
+        trials=records,
+        parent_run_id=parent,
+        experiment=store.experiment_name,
+        tracking_uri=store.without_secrets(store.uri),
+        ui_command=store.ui_command,
+        ui_url=store.runs_url(),
+        notices=store.notices,
+        comparison=findings,
+    )
+
+
+def _files(outcome: SweepOutcome, report: Path | None, temporary: Path) -> list[Path]:
+    """Return the files of the sweep: its trials, and the report of the comparison."""
+    trials = temporary / "sweep.json"
+    plain = {key: value for key, value in outcome.to_dict().items() if key != "comparison"}
+    trials.write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
+    if outcome.comparison is None:
+        return [trials]
+    from adaptkit.reports.report import write_report
+
+    return [trials, *write_report(report or temporary / "report", outcome.comparison)]
+
+
+def _name(prepared: Prepared) -> str:
+    """Return the name of the run that groups a sweep's trials."""
+    plan = prepared.plan(1)
+    axes = [f"{key} ({len(values)})" for key, values in plan.grid.items()]
+    seeds = f"seed {plan.seeds[0]}" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
+    return f"sweep {', '.join(plan.strategies)}: {', '.join([*axes, seeds])}"
+
+
+def _params(prepared: Prepared) -> dict[str, Any]:
+    """Return what all trials share, and the grid."""
+    every = [prepared.params(trial) for trial in prepared.trials]
+    shared = {key: value for key, value in every[0].items() if all(params.get(key) == value for params in every)}
+    return shared | {f"grid.{key}": ",".join(map(shown, values)) for key, values in prepared.grid.items()}

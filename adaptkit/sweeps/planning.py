@@ -1,0 +1,117 @@
+"""Check every trial of a sweep against real data and a real model, and say what it will take, before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adaptkit.experiment.estimate import base_seconds, epoch_seconds
+from adaptkit.experiment.preparation import Experiment, prepare
+from adaptkit.identity import trial_key
+from adaptkit.sweep_outcome import SweepPlan, TrialPlan
+from adaptkit.sweeps.tasks import Task
+from adaptkit.sweeps.trials import Cell, stages_of
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cell with one seed; `stage` counts the stages of its sweep."""
+
+    number: int
+    cell: Cell
+    seed: int
+    stage: int
+
+    @property
+    def name(self) -> str:
+        """Return the name that its run will have."""
+        return f"{self.cell.label} seed={self.seed}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked sweep: an experiment for each stage, and the trials in the order in which they run.
+
+    Seed by seed: a sweep that is cut short has still run its cells on the same images.
+    """
+
+    experiments: tuple[Experiment, ...]
+    trials: tuple[Trial, ...]
+    grid: Mapping[str, tuple[Any, ...]]
+
+    def params(self, trial: Trial) -> dict[str, Any]:
+        """Return every setting of a trial's run, as its stage's experiment found them."""
+        found = self.experiments[trial.stage].request.settings
+        update = {key: getattr(found, key) for key in ("device", "precision", "split", "image_size")}
+        request = trial.cell.request
+        request = dataclasses.replace(request, settings=request.settings.model_copy(update=update))
+        return request.run_params(trial.cell.arm, trial.seed)
+
+    def key(self, trial: Trial, base_fingerprint: str) -> str:
+        """Return what a trial is known by in the store."""
+        experiment = self.experiments[trial.stage]
+        params = self.params(trial) | experiment.backbone_facts
+        return trial_key("adaptation", params, experiment.domains.fingerprint, base_fingerprint)
+
+    def task(self, trial: Trial) -> Task:
+        """Return a trial as it travels to whoever runs it."""
+        params = trial.cell.request.config(self.params(trial))
+        return Task(trial.number, "adaptation", trial.stage, params, trial.cell.label)
+
+    def plan(self, jobs: int, status: Mapping[int, str] | None = None, seconds: float | None = None) -> SweepPlan:
+        """Return what will be done; `status` are the states of trials, by their numbers, that are not left."""
+        known = status or {}
+        trials = tuple(
+            TrialPlan(
+                trial.number,
+                trial.cell.label,
+                trial.cell.arm.strategy,
+                trial.cell.values,
+                trial.seed,
+                known.get(trial.number, "left"),
+            )
+            for trial in self.trials
+        )
+        return SweepPlan(
+            trials=trials,
+            grid=self.grid,
+            strategies=tuple(dict.fromkeys(trial.cell.arm.strategy for trial in self.trials)),
+            seeds=tuple(dict.fromkeys(trial.seed for trial in self.trials)),
+            bases=sum(not experiment.plan.base_cached for experiment in self.experiments),
+            jobs=jobs,
+            seconds=seconds,
+            notices=tuple(dict.fromkeys(line for experiment in self.experiments for line in experiment.plan.notices)),
+        )
+
+    def seconds(self) -> float:
+        """Return the seconds that training and evaluation will take one after the other, as a few batches say.
+
+        Of each stage and strategy one trial is tried.
+        """
+        total = sum(map(base_seconds, self.experiments))
+        tried: dict[tuple[int, str], float] = {}
+        for trial in self.trials:
+            kind = (trial.stage, trial.cell.arm.strategy)
+            if kind not in tried:
+                tried[kind] = epoch_seconds(self.experiments[trial.stage], trial.cell.arm)
+            total += trial.cell.request.settings.epochs * tried[kind]
+        return total
+
+
+def prepare_sweep(
+    cells: Sequence[Cell], grid: Mapping[str, tuple[Any, ...]], *, refresh_base: bool = False
+) -> Prepared:
+    """Load the data of every stage and try every cell's strategy on the untrained model; raise BadInput."""
+    found = [(prepare(request, refresh_base=refresh_base), members) for request, members in stages_of(cells)]
+    stage_of = {id(cell): number for number, (_, members) in enumerate(found) for cell in members}
+    trials = (
+        Trial(number, cell, seed, stage_of[id(cell)]) for number, (seed, cell) in enumerate(_ordered(cells), start=1)
+    )
+    return Prepared(tuple(experiment for experiment, _ in found), tuple(trials), grid)
+
+
+def _ordered(cells: Sequence[Cell]) -> Iterator[tuple[int, Cell]]:
+    for seed in dict.fromkeys(seed for cell in cells for seed in cell.request.settings.seed):
+        yield from ((seed, cell) for cell in cells)

@@ -1,0 +1,101 @@
+"""Run trials one after the other: what an engine does in this process, in others or on other machines."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adaptkit.contracts import Epoch, Run
+from adaptkit.errors import AdaptkitError, located
+from adaptkit.experiment.adaptation import Stage
+from adaptkit.experiment.sharing import Seat
+from adaptkit.hookspecs import hookimpl
+from adaptkit.outcome import RunRecord
+from adaptkit.plugins import Plugins, PluginWarning
+from adaptkit.request import Request
+from adaptkit.resolve import Layer, resolve
+from adaptkit.sweeps.materials import Material, open_material, stage_for
+from adaptkit.sweeps.tasks import EpochEnded, Started, Task, Tell
+from adaptkit.tracking.store import Store
+from adaptkit.tracking.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where trials are recorded: `parent` is the run that groups them; plugins are named by their files."""
+
+    tracking_uri: str
+    experiment: str
+    parent: str
+    plugin_files: tuple[str, ...]
+    feature_cache: bool
+
+    @classmethod
+    def of(cls, store: Store, parent: str, plugins: Plugins, feature_cache: bool) -> Place:
+        """Return the place of an open store."""
+        return cls(store.uri, store.experiment_name, parent, plugins.files, feature_cache)
+
+
+class Worker:
+    """Run tasks on materials, keeping the stages that are open."""
+
+    def __init__(self, place: Place, materials: Sequence[Material], plugins: Plugins, store: Store, seat: Seat) -> None:
+        self._place = place
+        self._materials = materials
+        self._plugins = plugins
+        self._store = store
+        self._seat = seat
+        self._stages: dict[int, Stage] = {}
+
+    def perform(self, task: Task, tell: Tell) -> RunRecord:
+        """Make a task's run; one that fails is a record with its reason."""
+        tell(Started(task))
+        request = request_of(task, self._plugins)
+        (arm,), (seed,) = request.arms, request.settings.seed
+        tracker = Tracker(self._store, self._place.parent, task.tags)
+        with self._plugins.watching(tracker, "tracker"), self._plugins.watching(_Epochs(task, tell), "epochs"):
+            try:
+                stage = stage_for(self._stage(task.stage, request), request, tracker, task.label)
+                record = stage.run(arm, seed)
+            except Exception as error:  # a fault of a plugin, or ours: of this trial, not of the sweep
+                reason = "; ".join(error.problems) if isinstance(error, AdaptkitError) else located(error)
+                return failed(task, reason)
+        # A trial that is not on record was not made: nobody could compare it.
+        return record if tracker.fault is None else failed(task, tracker.fault)
+
+    def _stage(self, number: int, request: Request) -> Stage:
+        if number not in self._stages:
+            material = self._materials[number]
+            self._stages[number] = open_material(
+                material, request, self._plugins, self._seat, self._place.feature_cache
+            )
+        return self._stages[number]
+
+
+class _Epochs:
+    """Tell a task's epochs."""
+
+    def __init__(self, task: Task, tell: Tell) -> None:
+        self._task = task
+        self._tell = tell
+
+    @hookimpl
+    def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
+        """Tell this epoch."""
+        self._tell(EpochEnded(self._task, epoch))
+
+
+def request_of(task: Task, plugins: Plugins) -> Request:
+    """Return the checked request that a task's params stand for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginWarning)  # the sweep has told them
+        return resolve([Layer(task.params)], plugins)
+
+
+def failed(task: Task, reason: str) -> RunRecord:
+    """Return the record of a task that failed before its run had one."""
+    params = task.params
+    options = {key.removeprefix("strategy."): value for key, value in params.items() if key.startswith("strategy.")}
+    strategy, seed, lr = str(params["strategy"]), int(params["seed"]), float(params["lr"])
+    return RunRecord(strategy, task.label, options, lr, seed, "failed", None, {}, (), reason)

@@ -1,0 +1,110 @@
+"""Sweeps in MLflow: the run that groups the trials, and what earlier starts have left there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adaptkit import __version__
+from adaptkit.comparison import Comparison
+from adaptkit.tracking.recorder import log_comparison
+from adaptkit.tracking.source import source_tags
+from adaptkit.tracking.store import Store
+from adaptkit.tracking.tracker import ERROR_TAG
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
+
+PAGE = 1000
+SWEEP_KEY, TRIAL_KEY = "adaptkit.sweep_key", "adaptkit.trial_key"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trial that the store knows: its latest run that finished, or else its latest that failed, and why."""
+
+    run_id: str
+    status: str
+    accuracy: float | None
+    error: str | None
+
+
+def open_sweep(store: Store, key: str, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+    """Return the run that groups the trials of this sweep, made anew or opened again.
+
+    Runs in it that seem to be running are those of an earlier start, which died: they end as killed.
+    """
+    from mlflow.entities import Param
+
+    client = store.client
+    found = client.search_runs([store.experiment_id], f"tags.`{SWEEP_KEY}` = '{key}'", max_results=1)
+    if found:
+        run_id = str(found[0].info.run_id)
+        end_dead(store, run_id)
+        client.update_run(run_id, status="RUNNING")
+        return run_id
+    own = {"adaptkit.version": __version__, "adaptkit.kind": "sweep", SWEEP_KEY: key, **tags}
+    created = client.create_run(store.experiment_id, run_name=name, tags=source_tags(store.without_secrets) | own)
+    run_id = str(created.info.run_id)
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    return run_id
+
+
+def end_dead(store: Store, parent: str, key: str | None = None) -> None:
+    """End runs of this parent that nobody runs any more as killed: all of them, or those of one trial."""
+    condition = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
+    if key is not None:
+        condition += f" and tags.`{TRIAL_KEY}` = '{key}'"
+    for run in _search(store, condition):
+        store.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def find_trials(store: Store, keys: Iterable[str], kind: str = "adaptation") -> dict[str, Found]:
+    """Return what the experiment holds of trials with these keys, whichever run or sweep made them."""
+    wanted = set(keys)
+    found: dict[str, Found] = {}
+    for run in _search(store, f"tags.`adaptkit.kind` = '{kind}'"):
+        key = run.data.tags.get(TRIAL_KEY, "")
+        status = {"FINISHED": "finished", "FAILED": "failed"}.get(run.info.status)
+        if key not in wanted or status is None or (status == "failed" and key in found):
+            continue
+        found[key] = Found(
+            run.info.run_id,
+            status,
+            run.data.metrics.get("final/shifted_accuracy"),
+            run.data.tags.get(ERROR_TAG, "no reason is on record") if status == "failed" else None,
+        )
+    return found
+
+
+def close_sweep(
+    store: Store, run_id: str, status: str, comparison: Comparison | None = None, files: Sequence[Path] = ()
+) -> None:
+    """End the run that groups a sweep's trials, with what they say and these files."""
+    try:
+        if comparison is not None:
+            log_comparison(store, run_id, comparison, files)
+        else:
+            for path in files:
+                store.client.log_artifact(run_id, str(path))
+    finally:
+        store.client.set_terminated(run_id, status)
+
+
+def _search(store: Store, condition: str) -> Iterable[MlflowRun]:
+    """Yield the runs under a condition, the latest last."""
+    token: str | None = None
+    while True:
+        page = store.client.search_runs(
+            [store.experiment_id],
+            condition,
+            max_results=PAGE,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
