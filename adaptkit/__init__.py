@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from adaptkit.findings import Findings
     from adaptkit.outcome import Outcome
     from adaptkit.trained import load
+    from adaptkit.tuning import tune
 
 __version__ = "0.1.0"
 __all__ = [
     "AdaptkitError", "BadInput", "Findings", "Outcome", "RunFailed", "__version__",
-    "compare", "draw", "hookimpl", "load", "run",
+    "compare", "draw", "hookimpl", "load", "run", "tune",
 ]  # fmt: skip
 
 
@@ -33,6 +34,7 @@ def __getattr__(name: str) -> Any:
         "compare": "comparing",
         "draw": "comparing",
         "load": "trained",
+        "tune": "tuning",
         "Outcome": "outcome",
         "Findings": "findings",
     }

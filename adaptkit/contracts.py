@@ -192,6 +192,7 @@ class Epoch:
     evaluation_seconds: float
     cumulative_seconds: float
     validation_accuracy: float | None = None
+    validation_loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,11 @@ class RunCommand(click.Command):
                 (key, f"{text}  [default: {defaults[key]}]" if key in defaults else text)
                 for key, text in setting_keys().items()
             ]
-            rows += [("NAME.OPTION", "option of a strategy, as in lora.rank=4"), ("shift.NAME", "amount of one shift")]
+            rows += [
+                ("NAME.OPTION", "option of a strategy, as in lora.rank=4"),
+                ("NAME.lr", "learning rate of one strategy; goes before lr"),
+                ("shift.NAME", "amount of one shift"),
+            ]
             formatter.write_dl(rows)
 
 

@@ -10,21 +10,23 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Epoch, Run, RunResult
+from adaptkit.data.domains import Domains, TestSet
 from adaptkit.errors import BadInput
 from adaptkit.experiment.adaptation import Stage
 from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.feeding import TRIED
 from adaptkit.experiment.preparation import Experiment, draw_target
 from adaptkit.experiment.sharing import Company
+from adaptkit.identity import trial_key
 from adaptkit.outcome import RunRecord
 from adaptkit.request import Arm
 from adaptkit.seeds import derive_seed
-from adaptkit.training.loop import fit
+from adaptkit.training.loop import VALIDATION, fit
 from adaptkit.training.passes import Test
 
-#: the share of the labelled images that is held back, and the metric that they give
+#: the share of the labelled images that is held back, and the metrics that they give
 HELD_BACK = 0.2
-VALIDATION = "validation/accuracy"
+ACCURACY, LOSS = "validation/accuracy", "validation/loss"
 
 
 def split_drawn(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -51,15 +53,29 @@ def require_validation(experiment: Experiment, seed: int) -> tuple[int, int]:
     return len(training), len(held)
 
 
+def blinded(domains: Domains) -> Domains:
+    """Return the images without those of the tests: a few black ones stand for them, on which models are tried."""
+
+    def black(test: TestSet) -> TestSet:
+        few = min(TRIED, len(test))
+        shape = (few, *test.pixels.shape[1:])
+        return TestSet(torch.zeros(shape), torch.zeros(few, dtype=torch.int64), torch.zeros(few, dtype=torch.int64))
+
+    clean = None if domains.clean_test is None else black(domains.clean_test)
+    return dataclasses.replace(domains, clean_test=clean, shifted_test=black(domains.shifted_test))
+
+
 def tune_once(stage: Stage, arm: Arm, seed: int) -> RunRecord:
-    """Train with one strategy and seed, telling the watchers; the record's metric is that of the last epoch."""
+    """Train with one strategy and seed, telling the watchers; the record's metrics are those of the last epoch."""
     company = stage.seat.company()
-    described = describe_run(stage.experiment, stage.base, stage.base_run_id, arm, seed, company)
+    experiment, base = stage.experiment, stage.base
+    described = describe_run(experiment, base, stage.base_run_id, arm, seed, company, stage.label)
+    key = trial_key("tuning", described.params, experiment.domains.fingerprint, base.fingerprint)
     text = "A tuning run: a fifth of the labelled images is held back, and no test set is looked at."
     run = dataclasses.replace(
         described,
         kind="tuning",
-        tags={**described.tags, "adaptkit.kind": "tuning"},
+        tags={**described.tags, "adaptkit.kind": "tuning", "adaptkit.trial_key": key},
         description=f"{described.description} {text}",
     )
     epochs: list[Epoch] = []
@@ -88,7 +104,7 @@ def _train(stage: Stage, run: Run, arm: Arm, seed: int, company: Company, epochs
     passes = feeding.over(
         trained.model,
         lambda epoch: seen(str(epoch) if shifts else "fixed", training, True, f"views {epoch}").images,
-        {"validation": validation},
+        {VALIDATION: validation},
         validation.images.value.tensor[:TRIED],
         whole=step_ended is not None,
     )
@@ -101,4 +117,4 @@ def _train(stage: Stage, run: Run, arm: Arm, seed: int, company: Company, epochs
     # Its accuracies are logged epoch by epoch, and there is nothing to draw.
     result = RunResult({}, (), {}, experiment.domains.classes, config, tags)
     stage.plugins.notify("adaptkit_run_ended", run=run, result=result, model=trained.model)
-    return {VALIDATION: epochs[-1].validation_accuracy or 0.0}
+    return {ACCURACY: epochs[-1].validation_accuracy or 0.0, LOSS: epochs[-1].validation_loss or 0.0}

@@ -137,6 +137,6 @@ def _searched(space: Space, trials: Sequence[Trial]) -> Searched:
     good = [trial for trial in trials if trial.reason is None]
     if not good:
         raise RunFailed(f"{space.strategy}: every trial failed: {trials[0].reason}")
-    # Of equals the one inside of all ranges, then the first: the strategy's defaults were that.
-    best = min(good, key=lambda trial: (-(trial.value or 0.0), len(space.edges(trial.values)), trial.number))
+    # Few images give many equal accuracies; of rates that are all too small, the loss says which is the least so.
+    best = min(good, key=lambda trial: (-(trial.value or 0.0), trial.loss, trial.number))
     return Searched(space, tuple(trials), best, space.edges(best.values))

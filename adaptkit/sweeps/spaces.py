@@ -113,8 +113,9 @@ def make_spaces(
         except BadInput as error:
             problems.extend(error.problems)
         if not searched:
+            name = arm.strategy
             problems.append(
-                f"{arm.strategy}: nothing is left to be tuned; give a range, as in --space {arm.strategy}.lr=…"
+                f"{name}: nothing is left to be tuned; say what is searched: --space {name}.lr=LOW..HIGH/log"
             )
         spaces.append(Space(arm, searched, searched))
     if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     import optuna
 
 #: what a trial says beside its value
-REASON, RUNS = "adaptkit.reason", "adaptkit.runs"
+REASON, RUNS, LOSS = "adaptkit.reason", "adaptkit.runs", "adaptkit.loss"
 
 
 @dataclass(frozen=True)
 class Trial:
     """One point of a search: its `value` is None until it is known, and 0 for a trial that failed for a `reason`.
 
-    `runs` are the ids of its tuning runs.
+    Of equal values that with the smaller `loss` is better. `runs` are the ids of its tuning runs.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Trial:
     value: float | None = None
     reason: str | None = None
     runs: tuple[str, ...] = ()
+    loss: float = math.inf
 
 
 def require_optuna() -> None:
@@ -75,6 +77,7 @@ class Study:
         storage, frozen = self._study._storage, self._study.get_trials(deepcopy=False)[trial.number]
         storage.set_trial_user_attr(frozen._trial_id, REASON, trial.reason)
         storage.set_trial_user_attr(frozen._trial_id, RUNS, list(trial.runs))
+        storage.set_trial_user_attr(frozen._trial_id, LOSS, trial.loss if math.isfinite(trial.loss) else None)
         with _quiet():
             self._study.tell(trial.number, trial.value)
 
@@ -150,7 +153,15 @@ def _distributions(dimensions: Mapping[str, Dimension]) -> dict[str, Any]:
 def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
     value = frozen.values[0] if frozen.values else None
     attributes = frozen.user_attrs
-    return Trial(frozen.number, frozen.params, value, attributes.get(REASON), tuple(attributes.get(RUNS, ())))
+    loss = attributes.get(LOSS)
+    return Trial(
+        frozen.number,
+        frozen.params,
+        value,
+        attributes.get(REASON),
+        tuple(attributes.get(RUNS, ())),
+        math.inf if loss is None else loss,
+    )
 
 
 @contextmanager

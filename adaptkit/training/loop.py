@@ -23,6 +23,9 @@ from adaptkit.training.trainable import set_train_mode
 T = TypeVar("T")
 F = TypeVar("F", bound=Fed)
 
+#: the name of the images held back from a tuning run, whose loss is kept too
+VALIDATION = "validation"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -86,10 +89,12 @@ def fit(
             training = clock.seconds()
             _check_finite(loss_value, groups, number, recipe)
             model.eval()
-            accuracies = {}
+            accuracies, losses = {}, {}
             for name, test in passes.tests.items():
-                rows = clock.charged(passes.testing, name)
-                accuracies[name] = share_right(predict(rows, recipe.precision), test.labels)
+                logits = predict(clock.charged(passes.testing, name), recipe.precision)
+                accuracies[name] = share_right(logits, test.labels)
+                if name == VALIDATION:
+                    losses[name] = nn.functional.cross_entropy(logits, test.labels).item()
         seconds = clock.seconds()
         cumulative += seconds
         yield Epoch(
@@ -101,7 +106,8 @@ def fit(
             seconds=seconds,
             evaluation_seconds=seconds - training,
             cumulative_seconds=cumulative,
-            validation_accuracy=accuracies.get("validation"),
+            validation_accuracy=accuracies.get(VALIDATION),
+            validation_loss=losses.get(VALIDATION),
         )
 
 
