@@ -58,8 +58,12 @@ def judge_tracked(
     ppt_constant: float = PPT_CONSTANT,
     tracking_uri: str | None = None,
     curves: bool = True,
+    alone: bool = False,
 ) -> Findings:
-    """Read runs from a store and judge them; without `curves`, their histories are not read."""
+    """Read runs from a store and judge them; without `curves`, their histories are not read.
+
+    Raises BadInput when no two arms can be compared, unless they may stand `alone`.
+    """
     from adaptkit.reports.judgement import judge_runs, require_pairs
     from adaptkit.tracking.reader import open_reader
 
@@ -74,7 +78,8 @@ def judge_tracked(
     if curves:
         runs = reader.with_curves(runs)
     findings = judge_runs(runs, metric=metric, margin=margin, ppt_constant=ppt_constant)
-    require_pairs(findings)
+    if not alone:
+        require_pairs(findings)
     return findings
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +15,14 @@ from typing import Any
 from adaptkit.api import check_folder, layers_and_plugins
 from adaptkit.comparing import judge_tracked
 from adaptkit.config import parse_seeds
-from adaptkit.errors import AdaptkitError, BadInput, suggestion
+from adaptkit.errors import BadInput, suggestion
 from adaptkit.experiment.base import build_model
 from adaptkit.experiment.hardware import shared_threads
-from adaptkit.experiment.preparation import Experiment, prepare
+from adaptkit.experiment.preparation import Experiment, can_be_adapted, prepare
 from adaptkit.experiment.sharing import Seat
 from adaptkit.identity import trial_key
 from adaptkit.plugins import Plugins
-from adaptkit.request import Arm, Request
+from adaptkit.request import Request
 from adaptkit.resolve import LR, Layer, resolve
 from adaptkit.seeds import derive_seed
 from adaptkit.sweep_outcome import TrialRecord
@@ -34,14 +32,12 @@ from adaptkit.sweeps.ground import Group, alone, grouped, key_of, obtain_bases
 from adaptkit.sweeps.materials import make_material, without_tests
 from adaptkit.sweeps.search import Asked, Search
 from adaptkit.sweeps.spaces import Space, changed, make_spaces
-from adaptkit.sweeps.study import Trial, open_studies, require_optuna
+from adaptkit.sweeps.study import Trial, open_studies, require_optuna, study_file
 from adaptkit.sweeps.tasks import Tell, ignore
 from adaptkit.sweeps.tuning_records import budget_of, line_of, plan_of, tuned_of
 from adaptkit.sweeps.tuning_runs import Runs
 from adaptkit.sweeps.worker import Place
-from adaptkit.tracking import address
 from adaptkit.tracking.store import Store, open_store
-from adaptkit.training.trainable import adapt
 from adaptkit.tune_outcome import TUNING_FILE, TUNING_TAG, Budget, Tuned, TuneOutcome, TunePlan
 
 METHODS = ("tpe", "grid")
@@ -163,7 +159,7 @@ def run_tuning(asked: Tuning, plugins: Plugins, conditions: Conditions, watch: T
     with Seat() as seat:
         experiment = prepare(asked.request, refresh_base=conditions.refresh_base)
         request = experiment.request
-        fits = functools.partial(can_be_adapted, experiment, build_model(request, experiment.domains))
+        fits = functools.partial(can_be_adapted, build_model(request, experiment.domains))
         spaces = make_spaces(request.arms, asked.spaces, asked.given, fits)
         search = Search(spaces, asked.trials, asked.method, derive_seed(asked.tuning_seeds[0], "tuning"))
         budget = budget_of(experiment, asked.trials, asked.method, asked.tuning_seeds)
@@ -183,7 +179,7 @@ def run_tuning(asked: Tuning, plugins: Plugins, conditions: Conditions, watch: T
                 materials = [without_tests(material), material]
                 strategies = [space.strategy for space in spaces]
                 with (
-                    open_studies(_database(store), key[:16], strategies, search.seed) as studies,
+                    open_studies(study_file(store), key[:16], strategies, search.seed) as studies,
                     open_engine(conditions.engine, place, materials, plugins, store, seat) as engine,
                 ):
                     runs = Runs(experiment, base.base.fingerprint, engine, watch.tell, watch.tried)
@@ -202,22 +198,6 @@ def run_tuning(asked: Tuning, plugins: Plugins, conditions: Conditions, watch: T
                         watch.ended(record)
                 ordered = tuple(sorted(records, key=lambda record: record.number))
                 return _finish(budget, tuned, ordered, group, store, conditions.report)
-
-
-def can_be_adapted(experiment: Experiment, untouched: Any, arm: Arm) -> bool:
-    """Tell whether a strategy with these options takes this model."""
-    try:
-        adapt(copy.deepcopy(untouched), arm.create(), 0, arm.new_head)
-    except AdaptkitError:
-        return False
-    return True
-
-
-def _database(store: Store) -> Path:
-    """Return where the studies are kept: beside the store, or in the current folder where a server keeps that."""
-    path = address.resolve(store.uri).path
-    folder = Path.cwd() if path is None else Path(os.path.realpath(path)).parent
-    return folder / "optuna.db"
 
 
 def _key(asked: Tuning, experiment: Experiment, spaces: Sequence[Space], base_fingerprint: str) -> str:
@@ -249,7 +229,7 @@ def _finish(
         ui_command=store.ui_command,
         ui_url=store.runs_url(),
         notices=store.notices,
-        comparison=judge_tracked(done, tracking_uri=store.uri) if done else None,
+        comparison=judge_tracked(done, tracking_uri=store.uri, alone=True) if done else None,
     )
     first = None if outcome.comparison is None else outcome.comparison.comparisons[0]
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:

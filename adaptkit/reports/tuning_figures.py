@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from adaptkit.ranges import Range, parse_dimension
 from adaptkit.reports.drawing import Drawing, new_figure, own_style, set_legend, settle, shown, write_note
@@ -25,7 +26,7 @@ def draw_tuning(tuned: Sequence[Tuned]) -> Drawing:
     columns = min(COLUMNS, len(tuned))
     rows = -(-len(tuned) // columns)
     with own_style():
-        figure = new_figure(max(5.4, 3.1 * columns), 1.1 + 2.7 * rows, title)
+        figure = new_figure(2.2 + 2.7 * columns, 1.0 + 2.7 * rows, title)
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for axes, one in zip(panels.flat, tuned, strict=False):
             _draw_panel(axes, one, colours[one.strategy])
@@ -40,14 +41,14 @@ def draw_tuning(tuned: Sequence[Tuned]) -> Drawing:
             Line2D([], [], color=INK, marker="o", linestyle="", markersize=11, markerfacecolor="none"),
             Patch(facecolor=SEARCHED, edgecolor="#d8d8d8"),
         ]
-        names = ["a trial", "chosen", "searched at first"]
+        names = ["a trial", "chosen", "searched first"]
         if has_grown:
             handles.append(Patch(facecolor=GROWN, edgecolor="#e5cf9f"))
-            names.append("grown, since the best lay on the edge")
+            names.append("grown: the best lay at the edge")
         if has_failed:
             handles.append(Line2D([], [], color=QUIET, marker="x", linestyle="", markersize=6))
             names.append("failed")
-        set_legend(figure, handles, names, loc="outside upper left", ncols=len(names), fontsize=8)
+        set_legend(figure, handles, names, loc="outside right upper", fontsize=8)
         count = len(tuned[0].trials)
         write_note(
             figure,
@@ -61,7 +62,7 @@ def draw_tuning(tuned: Sequence[Tuned]) -> Drawing:
 
 def _draw_panel(axes: Axes, one: Tuned, colour: str) -> None:
     key = "lr" if "lr" in one.space else next(iter(one.space))
-    axes.set_title(shown(one.label), loc="left", fontsize=9, color=darker(colour), fontweight="bold")
+    axes.set_title(shown(one.strategy), loc="left", fontsize=9, color=darker(colour), fontweight="bold", pad=17)
     axes.set_xlabel("learning rate" if key == "lr" else shown(key))
     axes.margins(y=0.1)
     _draw_space(axes, one, key)
@@ -77,14 +78,18 @@ def _draw_panel(axes: Axes, one: Tuned, colour: str) -> None:
     value = one.chosen[key]
     if _is_number(value):
         axes.plot([value], [100 * one.accuracy], "o", color=INK, markersize=11, markerfacecolor="none", zorder=4)
-        chosen = ", ".join(f"{name} {_written(found)}" for name, found in one.chosen.items())
-        axes.set_title(f"{chosen}: {100 * one.accuracy:.1f} %", loc="right", fontsize=8, color=QUIET)
+    chosen = ", ".join(f"{name} {_written(found)}" for name, found in one.chosen.items())
+    text = shown(f"{chosen}: {100 * one.accuracy:.1f} %", 44)
+    axes.text(0, 1.03, text, transform=axes.transAxes, fontsize=8, color=QUIET)
 
 
 def _draw_space(axes: Axes, one: Tuned, key: str) -> None:
     first, last = (parse_dimension(key, space[key]) for space in (one.first, one.space))
     if key == "lr" or (isinstance(last, Range) and last.log):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
     if not isinstance(first, Range) or not isinstance(last, Range):
         return
     if last != first:

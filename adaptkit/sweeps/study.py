@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from adaptkit.errors import BadInput
 from adaptkit.ranges import Choice, Dimension
 from adaptkit.seeds import derive_seed
 from adaptkit.sweeps.spaces import Space
+from adaptkit.tracking.address import resolve
+from adaptkit.tracking.store import Store
 
 if TYPE_CHECKING:
     import optuna
@@ -134,6 +137,13 @@ def open_studies(path: Path, key: str, strategies: Sequence[str], seed: int) -> 
         finally:
             storage.remove_session()
             storage.engine.dispose()
+
+
+def study_file(store: Store) -> Path:
+    """Return where the studies are kept: beside the store, or in the current folder where a server keeps that."""
+    path = resolve(store.uri).path
+    folder = Path.cwd() if path is None else Path(os.path.realpath(path)).parent
+    return folder / "optuna.db"
 
 
 def _distributions(dimensions: Mapping[str, Dimension]) -> dict[str, Any]:
