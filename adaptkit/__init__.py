@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from adaptkit.comparing import compare, draw
     from adaptkit.findings import Findings
     from adaptkit.outcome import Outcome
+    from adaptkit.sweep_outcome import SweepOutcome
+    from adaptkit.sweeping import sweep
     from adaptkit.trained import load
+    from adaptkit.tune_outcome import TuneOutcome
     from adaptkit.tuning import tune
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdaptkitError", "BadInput", "Findings", "Outcome", "RunFailed", "__version__",
-    "compare", "draw", "hookimpl", "load", "run", "tune",
+    "AdaptkitError", "BadInput", "Findings", "Outcome", "RunFailed", "SweepOutcome", "TuneOutcome", "__version__",
+    "compare", "draw", "hookimpl", "load", "run", "sweep", "tune",
 ]  # fmt: skip
 
 
@@ -34,7 +37,10 @@ def __getattr__(name: str) -> Any:
         "compare": "comparing",
         "draw": "comparing",
         "load": "trained",
+        "sweep": "sweeping",
+        "SweepOutcome": "sweep_outcome",
         "tune": "tuning",
+        "TuneOutcome": "tune_outcome",
         "Outcome": "outcome",
         "Findings": "findings",
     }

@@ -197,7 +197,7 @@ def _made(trial: Trial, made: RunRecord) -> TrialRecord:
 def _judge(records: Sequence[TrialRecord], store: Store) -> Findings | None:
     """Return what `adaptkit compare` says of the trials that are done."""
     done = [record.run_id for record in records if record.status in ("finished", "found") and record.run_id]
-    return judge_tracked(done, tracking_uri=store.uri) if done else None
+    return judge_tracked(done, tracking_uri=store.uri, alone=True) if done else None
 
 
 def _outcome(records: tuple[TrialRecord, ...], parent: str, store: Store, findings: Findings | None) -> SweepOutcome:

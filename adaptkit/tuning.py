@@ -147,7 +147,7 @@ def check_tuning(
 def _given(layers: Sequence[Layer], strategy: str) -> set[str]:
     """Return the keys of a strategy that the user has given a value, which is then not searched."""
     keys = {key for layer in layers for key in layer.values}
-    own = {key.partition(".")[2] for key in keys if key.partition(".")[0] in (strategy, "strategy")}
+    own = {key.partition(".")[2] for key in keys if key.startswith((f"{strategy}.", "strategy."))}
     return own | ({LR} if LR in keys else set())
 
 

@@ -22,7 +22,7 @@ def parse_grid(texts: Sequence[str] | Mapping[str, Any]) -> dict[str, tuple[Any,
     for key, value in pairs:
         try:
             if not key or value in ("", None):
-                raise BadInput(f"grid {key or value!r}: write key=values, as in lora.rank=2,4,8")
+                raise BadInput(f"grid {key or value}: write key=values, as in lora.rank=2,4,8")
             if key in grid:
                 raise BadInput(f"grid {key}: is given twice")
             grid[key] = parse_values(key, value)
@@ -86,10 +86,11 @@ def _points(key: str, part: str) -> list[Any]:
     is_log = steps.endswith("log")
     first, _, last = ends.partition("..")
     try:
-        low, high, count = float(first), float(last), int(steps.removesuffix("log"))
+        low, high = float(first), float(last)
+        count = int(steps.removesuffix("log")) if slash else 0
     except ValueError:
         raise BadInput(f"grid {key}: {part!r} is no range; {GRAMMAR}") from None
-    if not slash or not 2 <= count <= MOST_POINTS:
+    if not 2 <= count <= MOST_POINTS:
         raise BadInput(f"grid {key}: {part!r} needs a number of values from 2 to {MOST_POINTS}; {GRAMMAR}")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise BadInput(f"grid {key}: {part!r} must rise from a number to a greater one")

@@ -53,11 +53,16 @@ def expand(
     layers: Sequence[Layer], grid: Mapping[str, Sequence[Any]], plugins: Plugins, found_before: Sequence[str] = ()
 ) -> tuple[Cell, ...]:
     """Return every cell of a grid over layers of settings; raise BadInput with all that is wrong with them."""
-    whole = resolve(layers, plugins, found_before)
-    strategies = whole.settings.strategy
-    axes = _axes(grid, strategies, plugins)
-    cells: list[Cell] = []
     problems: list[str] = []
+    try:
+        strategies = list(resolve(layers, plugins, found_before).settings.strategy)
+    except BadInput as error:
+        problems.extend(error.problems)
+        strategies = _named(layers, plugins)
+    axes = _axes(grid, strategies, plugins, problems)
+    if problems:
+        raise BadInput(*problems)
+    cells: list[Cell] = []
     for strategy in strategies:
         own = {key: values for key, values in axes.items() if _owner(key, strategies) in (None, strategy)}
         below = [Layer(_without_others(layer.values, strategy, strategies), layer.label) for layer in layers]
@@ -77,20 +82,29 @@ def expand(
     return tuple(cells)
 
 
-def _axes(grid: Mapping[str, Sequence[Any]], strategies: Sequence[str], plugins: Plugins) -> dict[str, Sequence[Any]]:
-    """Return the grid with each option under its strategy's name; raise BadInput for keys that cannot be varied."""
+def _named(layers: Sequence[Layer], plugins: Plugins) -> list[str]:
+    """Return the strategies that are named and known, where something else is wrong with the settings."""
+    named = next((layer.values["strategy"] for layer in layers if "strategy" in layer.values), ())
+    names = named.split(",") if isinstance(named, str) else named
+    return [name for name in names if name in plugins.offers["strategy"]]
+
+
+def _axes(
+    grid: Mapping[str, Sequence[Any]], strategies: Sequence[str], plugins: Plugins, problems: list[str]
+) -> dict[str, Sequence[Any]]:
+    """Return the grid with each option under its strategy's name; note keys that cannot be varied."""
     axes: dict[str, Sequence[Any]] = {}
-    problems: list[str] = []
     known = setting_keys()
     for key, values in grid.items():
         prefix, _, rest = key.partition(".")
         options = {name: options_of(plugins.offers["strategy"][name]) for name in strategies}
         owners = [name for name in strategies if (rest or key) in options[name]]
+        is_own = prefix in strategies and rest in options[prefix]
         if key in NOT_ON_A_GRID:
             problems.append(f"grid {key}: {NOT_ON_A_GRID[key]}")
-        elif key in known or key in ("shift", "weights") or (rest and prefix in ("shift", "backbone", *strategies)):
+        elif key in known or key in ("shift", "weights") or (rest and prefix in ("shift", "backbone")) or is_own:
             axes[key] = values
-        elif prefix in plugins.offers["strategy"] and rest:
+        elif prefix in plugins.offers["strategy"] and rest and prefix not in strategies:
             problems.append(f"grid {key}: strategy {prefix} is not run")
         elif (not rest or prefix == "strategy") and len(owners) == 1:
             axes[f"{owners[0]}.{rest or key}"] = values
@@ -101,8 +115,6 @@ def _axes(grid: Mapping[str, Sequence[Any]], strategies: Sequence[str], plugins:
             near = {*known, *(f"{name}.{option}" for name in strategies for option in options[name])}
             hint = suggestion(key, near)
             problems.append(f"grid {key}: unknown key{hint if hint.startswith('; did') else ''}")
-    if problems:
-        raise BadInput(*problems)
     return axes
 
 
