@@ -98,7 +98,10 @@ def test_what_still_lies_on_an_edge_is_said(tmp_path: Path) -> None:
     assert found["head"].space.stuck == {"lr": "grown 3 times"}
 
 
-@pytest.mark.parametrize("crash_after", [0, 3, 11, 25, 35])
+@pytest.mark.parametrize(
+    "crash_after",
+    [11, 25, *(pytest.param(after, marks=pytest.mark.slow) for after in (0, 3, 18, 35))],
+)
 def test_a_crash_changes_nothing(tmp_path: Path, crash_after: int) -> None:
     wanted = search(["head.lr=1e-6..1e-5/log"])
     undisturbed = run(tmp_path / "whole.db", wanted, Machine(best=5e-3))

@@ -134,7 +134,7 @@ def test_the_comparison_says_budget_space_and_choice_and_ignores_trials(
     assert all(f"{given} trials of 2 epochs: searched lr" in note and "chosen lr" in note for note in notes)
     assert tuned.outcome["comparison"]["comparisons"][0]["notes"] == found["comparisons"][0]["notes"]
     for command in ("predict", "export"):
-        more = ["."] if command == "predict" else ["--to", "merged"]
+        more = ["."] if command == "predict" else ["--to", "merged", "-o", "out"]
         refused = cli(command, tuned.runs("tuning")[0].info.run_id, *more)
         assert refused.exit_code == 2 and "tuning" in refused.stderr
 
