@@ -13,12 +13,27 @@ from adaptkit.comparison import Comparison, LeftOut
 
 
 @dataclass(frozen=True)
+class Trend:
+    """Arms that stand in several comparisons, which differ in one number: `setting`, by its rising `values`.
+
+    `numbers` are those of the comparisons, in this order; `arms` are named as there, the best on average first.
+    """
+
+    setting: str
+    values: tuple[float, ...]
+    numbers: tuple[int, ...]
+    arms: tuple[str, ...]
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Findings:
     """All comparisons that a set of runs allows; `notes` are about runs that stand in none of them."""
 
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    trends: tuple[Trend, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the findings as plain JSON types: arms and pairs carry the number of their comparison."""
@@ -45,6 +60,7 @@ class Findings:
                 for run in runs
             ],
             "notes": list(self.notes),
+            "trends": [dataclasses.asdict(trend) for trend in self.trends],
         }
         finite: dict[str, Any] = _finite(plain)
         return finite

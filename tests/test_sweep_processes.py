@@ -92,6 +92,13 @@ def children_of(process: subprocess.Popen[str]) -> list[int]:
     return [int(line) for line in listed.stdout.split()]
 
 
+def require_gone(processes: list[int]) -> None:
+    until = time.monotonic() + 10
+    while (left := [pid for pid in processes if Path(f"/proc/{pid}").exists()]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left == []
+
+
 def wait_for(process: subprocess.Popen[str], pattern: str) -> Iterator[str]:
     assert process.stderr is not None
     for line in process.stderr:
@@ -132,7 +139,7 @@ def test_ctrl_c_ends_a_sweep_and_the_next_start_goes_on(
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.splitlines()[-1]) == (130, "Interrupted.")
     assert time.monotonic() - began < 30 and not [line for line in (*lines, errors) if "Traceback" in line]
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    require_gone(workers)
     (parent,) = tracked("sweep")
     assert parent.info.status == "KILLED"
     assert {run.info.status for run in tracked()} <= {"FINISHED", "KILLED"}
@@ -169,11 +176,8 @@ def test_workers_die_with_their_sweep(store: Path) -> None:
     workers = children_of(process)
     assert len(workers) >= 2
     process.kill()
-    process.wait()
-    until = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    process.communicate()
+    require_gone(workers)
 
 
 def test_a_worker_that_dies_takes_one_trial_with_it(store: Path, own_folder: Path) -> None:

@@ -41,6 +41,10 @@ def print_findings(console: Console, findings: Findings) -> None:
             print_pairs(console, comparison)
             print_costs(console, comparison)
         print_sentences(console, comparison)
+    if findings.trends:
+        console.rule("Along a setting", align="left")
+    for sentence in (sentence for trend in findings.trends for sentence in trend.sentences):
+        console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
     for note in findings.notes:
         console.print(f"Note: {note}", markup=False, soft_wrap=True)
 

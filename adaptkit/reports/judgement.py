@@ -15,6 +15,7 @@ from adaptkit.reports.pairs import judge_pairs
 from adaptkit.reports.pareto import dominators
 from adaptkit.reports.sentences import note_sentences, verdict_sentences
 from adaptkit.reports.statistics import estimate, ppt
+from adaptkit.reports.trends import find_trends
 from adaptkit.reports.wording import listed
 
 #: the line for whoever has nothing to compare
@@ -44,7 +45,7 @@ def judge_runs(
         judge(group, number, chosen, scaled, ppt_constant) for number, group in enumerate(groups, start=1)
     )
     notes = tuple(f"{run.name} is left out: {run.reason}" for run in left_out)
-    return Findings(comparisons, notes, left_out)
+    return Findings(comparisons, notes, left_out, find_trends(comparisons))
 
 
 def require_pairs(findings: Findings) -> None:

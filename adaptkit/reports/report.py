@@ -18,11 +18,11 @@ from adaptkit.comparison import Comparison
 from adaptkit.errors import BadInput
 from adaptkit.findings import Findings
 from adaptkit.reports import report_tables as tables
-from adaptkit.reports.comparison_figures import draw_comparison, save_drawing
-from adaptkit.reports.drawing import Drawing
+from adaptkit.reports.comparison_figures import Drawing, draw_comparison, save_drawing
 from adaptkit.reports.formats import margin
 from adaptkit.reports.palette import assign_colours
 from adaptkit.reports.table import Table
+from adaptkit.reports.trend_figures import draw_trends
 from adaptkit.reports.wording import listed
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -84,19 +84,19 @@ def _reason(error: OSError) -> str:
 def _draw(folder: Path, findings: Findings, more: Sequence[Drawing]) -> list[str]:
     """Draw and write everything into an empty folder; return the names of the files."""
     strategies = {arm.strategy for comparison in findings.comparisons for arm in comparison.arms}
-    chapters, names = [], []
+    chapters: list[Chapter] = []
+    names: list[str] = []
+    trends = [_picture(drawing, folder, names) for drawing in draw_trends(findings, strategies)]
     for position, comparison in enumerate(findings.comparisons, start=1):
         pictures = []
         for drawing in [*(more if position == 1 else ()), *draw_comparison(comparison, strategies)]:
             if position > 1:
                 drawing = dataclasses.replace(drawing, stem=f"{drawing.stem}_{position}")
-            png, svg = save_drawing(drawing, folder)
-            data = base64.b64encode(png.read_bytes()).decode("ascii")
-            pictures.append(Picture(drawing.title, drawing.alt, png.name, data))
-            names += [png.name, svg.name]
+            pictures.append(_picture(drawing, folder, names))
         chapters.append(_chapter(comparison, pictures, assign_colours(strategies)))
     known = {
         "chapters": chapters,
+        "trends": list(zip(findings.trends, trends, strict=True)),
         "findings": findings,
         "left_out": tables.left_out(findings.left_out),
         "reading": how_to_read(findings.comparisons),
@@ -109,6 +109,13 @@ def _draw(folder: Path, findings: Findings, more: Sequence[Drawing]) -> list[str
     for name in TEXTS:
         (folder / name).write_text(texts[name], encoding="utf-8", errors="replace")
     return [*names, *TEXTS]
+
+
+def _picture(drawing: Drawing, folder: Path, names: list[str]) -> Picture:
+    """Write a figure into the folder, note the names of its files, and return it as the report shows it."""
+    png, svg = save_drawing(drawing, folder)
+    names += [png.name, svg.name]
+    return Picture(drawing.title, drawing.alt, png.name, base64.b64encode(png.read_bytes()).decode("ascii"))
 
 
 def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mapping[str, str]) -> Chapter:

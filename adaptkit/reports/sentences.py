@@ -86,21 +86,26 @@ def spoken_pairs(comparison: Comparison) -> Sequence[PairResult]:
     return [pair for pair in comparison.pairs if pair.a == comparison.arms[0].name][:MOST_PAIRS]
 
 
-def _pair_sentence(comparison: Comparison, pair: PairResult) -> str:
+def where(comparison: Comparison) -> str:
+    """Return how a sentence about the compared metric begins."""
     domains = DOMAINS if comparison.zero_shot is not None else WITHOUT_SOURCE
-    where = domains.get(comparison.metric.key, f"By {comparison.metric.label}")
+    return domains.get(comparison.metric.key, f"By {comparison.metric.label}")
+
+
+def _pair_sentence(comparison: Comparison, pair: PairResult) -> str:
+    place = where(comparison)
     if pair.n == 0:
-        return f"{where}, {pair.a} and {pair.b} cannot be paired: they share no seed; run both with the same seeds."
+        return f"{place}, {pair.a} and {pair.b} cannot be paired: they share no seed; run both with the same seeds."
     if pair.test is None or pair.difference is None or pair.low is None or pair.high is None or pair.p is None:
         return (
-            f"{where}, one seed cannot tell {pair.a} from {pair.b}: run at least {ENOUGH_SEEDS} seeds "
+            f"{place}, one seed cannot tell {pair.a} from {pair.b}: run at least {ENOUGH_SEEDS} seeds "
             f"(--seeds 0-{ENOUGH_SEEDS - 1})."
         )
     if pair.verdict in ("better", "worse"):
-        return f"{where}, {_decided(comparison, pair)}"
+        return f"{place}, {_decided(comparison, pair)}"
     if pair.verdict == "tie":
-        return f"{where}, {_tied(comparison, pair)}"
-    return f"{where}, {_undecided(comparison, pair)}"
+        return f"{place}, {_tied(comparison, pair)}"
+    return f"{place}, {_undecided(comparison, pair)}"
 
 
 def _decided(comparison: Comparison, pair: PairResult) -> str:

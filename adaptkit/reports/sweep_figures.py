@@ -108,7 +108,7 @@ def _draw_sweep(metric: Metric, sweep: Sweep, marks: Mapping[str, Mark], stem: s
         labels += [
             Label(x, y, f"{value:g}", darker(colour)) for (value, _), x, y in zip(line, xs[1], means, strict=True)
         ]
-    _use_option_axis(panels[0], sorted({value for line in lines.values() for value, _ in line}))
+    use_option_axis(panels[0], sorted({value for line in lines.values() for value, _ in line}))
     panels[0].set_xlabel(option)
     panels[0].set_ylabel(level_label(metric))
     panels[0].margins(y=0.1)
@@ -157,8 +157,8 @@ def _named(
     }
 
 
-def _use_option_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Let ticks stand at the values themselves, on a doubling scale where all are positive."""
+def use_option_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Let ticks stand at the rising values themselves, on a doubling scale where all are positive."""
     if values[0] > 0:
         axes.set_xscale("log", base=2)
         padding = (values[-1] / values[0]) ** 0.08

@@ -31,6 +31,7 @@ class _Hand:
 
     process: BaseProcess
     line: Connection
+    post: threading.Thread
     task: Task | None = None
     ready: bool = False
 
@@ -70,6 +71,7 @@ class ProcessEngine:
             if hand.process.is_alive():
                 hand.process.kill()
                 hand.process.join()
+            hand.post.join()  # it ends when nobody reads any more
             hand.line.close()
         self._hands = []
 
@@ -103,10 +105,10 @@ class ProcessEngine:
         process = self._context.Process(target=serve, args=(theirs,), name="adaptkit worker")
         process.start()
         theirs.close()
-        hand = _Hand(process, ours)
         # In a thread: whoever is being started reads only when it has imported all it needs.
-        threading.Thread(target=_post, args=(ours, self._parcel), daemon=True).start()
-        return hand
+        post = threading.Thread(target=_post, args=(ours, self._parcel), daemon=True)
+        post.start()
+        return _Hand(process, ours, post)
 
     def _heard(self) -> list[_Hand]:
         """Wait until a worker says something, or dies."""
