@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from adaptkit.sweep_outcome import SweepOutcome
     from adaptkit.sweeping import sweep
     from adaptkit.trained import load
+    from adaptkit.tune_outcome import TuneOutcome
+    from adaptkit.tuning import tune
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdaptkitError", "BadInput", "Findings", "Outcome", "RunFailed", "SweepOutcome", "__version__",
-    "compare", "draw", "hookimpl", "load", "run", "sweep",
+    "AdaptkitError", "BadInput", "Findings", "Outcome", "RunFailed", "SweepOutcome", "TuneOutcome", "__version__",
+    "compare", "draw", "hookimpl", "load", "run", "sweep", "tune",
 ]  # fmt: skip
 
 
@@ -37,6 +39,8 @@ def __getattr__(name: str) -> Any:
         "load": "trained",
         "sweep": "sweeping",
         "SweepOutcome": "sweep_outcome",
+        "tune": "tuning",
+        "TuneOutcome": "tune_outcome",
         "Outcome": "outcome",
         "Findings": "findings",
     }

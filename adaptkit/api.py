@@ -41,6 +41,7 @@ def run(
     refresh_base: bool = False,
     feature_cache: bool = True,
     report: str | Path | None = None,
+    from_tune: str | None = None,
     **keys: Any,
 ) -> Outcome:
     """Run an experiment and return its results, as `adaptkit run` does.
@@ -49,10 +50,15 @@ def run(
     `keys` those without a dot (`seed="0-4"`, `shift="rotate=30"`). `plugins` are files or objects with hooks;
     `backbone` may be a torch.nn.Module, of which a copy is trained.
     Without `feature_cache` nothing that frozen layers computed is used again, from this experiment or an earlier one.
+    `from_tune` is the run id of a tuning, whose values are used where nothing else is said.
     The outcome's `comparison` judges the strategies; with `report`, its figures go to that folder too.
     Raises BadInput before anything is trained or tracked; a run that fails later is a record with its error.
     """
     layers, loaded = layers_and_plugins(strategy, options, preset, config, settings, plugins, keys)
+    if from_tune is not None:
+        from adaptkit.tuned_settings import tuned_layer
+
+        layers.append(tuned_layer(from_tune, layers, tracking_uri))
     request = resolve(layers, loaded)
     return run_request(
         request,

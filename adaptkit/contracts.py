@@ -165,7 +165,7 @@ class RunInput:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is about to begin: `kind` is base or adaptation; `params` holds every resolved setting."""
+    """A run that is about to begin: `kind` is base, adaptation or tuning; `params` holds every resolved setting."""
 
     kind: str
     name: str
@@ -180,7 +180,7 @@ class Epoch:
     """One epoch, trained and evaluated; `seconds` covers both.
 
     Accuracies are fractions: on the training images, the clean test (None without a source) and the shifted one (None
-    where it is evaluated at the end).
+    where it is evaluated at the end). A tuning run has that on held-back target images, and none on a test set.
     """
 
     number: int
@@ -191,6 +191,8 @@ class Epoch:
     seconds: float
     evaluation_seconds: float
     cumulative_seconds: float
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
 
 
 @dataclass(frozen=True)

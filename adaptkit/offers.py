@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
+import typing
 from dataclasses import dataclass
 from typing import Any
 
 from adaptkit.errors import BadInput
+from adaptkit.ranges import Choice, Dimension, parse_dimension
 
 #: kind -> the hook that collects it and the method that its classes must have
 COLLECTIONS = {
@@ -88,7 +90,46 @@ def make_offer(kind: str, cls: type[Any], origin: str) -> Offer:
     lr = getattr(cls, "lr", 1.0)
     if kind == "strategy" and not (isinstance(lr, int | float) and 0 < lr < float("inf")):
         raise BadInput(f"{cls.__name__}.lr must be a number above 0, not {lr!r}")
+    if kind == "strategy":
+        tunable(cls)
     return Offer(kind, name, cls, origin)
+
+
+def tunable(cls: type[Any]) -> dict[str, Dimension]:
+    """Return the options that a strategy declares tunable, with what is searched of each.
+
+    Raises BadInput for a declaration that cannot be read or that the option itself refuses.
+    """
+    declared = {key: field for key, field in options_of(cls).items() if "tune" in field.metadata}
+    return {key: read_dimension(cls, key, field.metadata["tune"], "tune ") for key, field in declared.items()}
+
+
+def read_dimension(cls: type[Any], key: str, text: object, told: str = "") -> Dimension:
+    """Return what a text says is searched of an option, its values checked; raise BadInput, `told` in the lines."""
+    title = f"{told}{getattr(cls, 'name', cls.__name__)}.{key}"
+    default = options_of(cls)[key].default
+    is_whole = isinstance(default, int) and not isinstance(default, bool)
+    dimension = parse_dimension(title, str(text), integer=is_whole)
+    if isinstance(dimension, Choice):
+        return Choice(tuple(check_option(cls, key, value, title) for value in dimension.values))
+    for end in (dimension.low, dimension.high):
+        check_option(cls, key, end, title)
+    return dimension
+
+
+def check_option(cls: type[Any], key: str, value: Any, title: str) -> Any:
+    """Return a value as an option's type makes it; raise BadInput for one that the type refuses."""
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+    from adaptkit.config import describe_error
+
+    try:
+        kind = typing.get_type_hints(cls, include_extras=True)[key]
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise BadInput(f"{title}: {describe_error(error.errors()[0])}") from None
+    except (PydanticUserError, NameError) as error:
+        raise BadInput(f"{title}: its type cannot be checked: {error}") from None
 
 
 def _is_generated_doc(cls: type[Any]) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from adaptkit.config import DEFAULT_LR, DEFAULT_SHIFT, Settings, describe_error, nest, setting_keys
+from adaptkit.config import DEFAULT_LR, DEFAULT_SHIFT, Rate, Settings, describe_error, nest, setting_keys
 from adaptkit.contracts import Shift
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.instances import make_checked, validated
@@ -17,6 +17,9 @@ from adaptkit.plugins import Plugins
 from adaptkit.presets import PRESETS
 from adaptkit.request import TRAIN_HEAD, WEIGHTS, Arm, Request
 from adaptkit.severity import written
+
+#: as an option of a strategy that has none of this name: its learning rate, which goes before `lr`
+LR = "lr"
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
     names = settings.strategy
     if len(names) > 1:
         for key in dict.fromkeys(option.key for option in options if not option.strategy):
-            owners = [name for name in names if key in options_of(plugins.offers["strategy"].get(name))]
+            owners = [name for name in names if key == LR or key in options_of(plugins.offers["strategy"].get(name))]
             hint = f"; write {owners[0]}.{key}" if owners else ""
             problems.append(f"option {key}: several strategies run{hint}")
         options = [option for option in options if option.strategy]
@@ -195,12 +198,26 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
             cls = plugins.find("strategy", name).cls
             if new_head and TRAIN_HEAD in options_of(cls):
                 given = {TRAIN_HEAD: True} | given
+            own = given.pop(LR, None) if LR not in options_of(cls) else None
             instance, checked = make_checked(name, cls, given)
-            lr = settings.lr or float(getattr(cls, "lr", DEFAULT_LR))
+            lr = settings.lr or default_lr(cls) if own is None else _rate(f"{name}.{LR}", own)
             arms.append(Arm(name, instance, checked, lr, new_head))
         except BadInput as error:
             problems.extend(error.problems)
     return tuple(arms)
+
+
+def default_lr(cls: type[Any]) -> float:
+    """Return a strategy's own learning rate."""
+    return float(getattr(cls, LR, DEFAULT_LR))
+
+
+def _rate(title: str, value: object) -> float:
+    """Return a learning rate of one strategy; raise BadInput for what is none."""
+    try:
+        return TypeAdapter(Rate).validate_python(value)
+    except ValidationError as error:
+        raise BadInput(f"{title}: {describe_error(error.errors()[0])}") from None
 
 
 def _shifts(key: str, amounts: Mapping[str, Any], plugins: Plugins, problems: list[str]) -> dict[str, Shift]:

@@ -103,4 +103,6 @@ def figures(epoch: Epoch) -> str:
     if epoch.shifted_accuracy is not None:
         word = "target" if epoch.test_accuracy is None else "shifted"
         parts.append(f"{word} {100 * epoch.shifted_accuracy:.1f} %")
+    if epoch.validation_accuracy is not None:
+        parts.append(f"validation {100 * epoch.validation_accuracy:.1f} %")
     return "  ".join(parts)

@@ -14,7 +14,7 @@ import click
 
 from adaptkit.cli.options import json_option, plugin_option
 from adaptkit.cli.settings import RunCommand, collect_layers, setting_options
-from adaptkit.errors import RunFailed, TrackingLost
+from adaptkit.errors import BadInput, RunFailed, TrackingLost
 from adaptkit.imports import uncollected
 from adaptkit.signals import interruptible
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
     from adaptkit.outcome import Outcome
     from adaptkit.plugins import Plugins
+    from adaptkit.resolve import Layer
 
 
 @click.command(cls=RunCommand)
 @setting_options
+@click.option("--from-tune", metavar="RUN_ID", help="Use what a tuning chose, where -o, --lr and the like say nothing.")
 @click.option("--no-track", is_flag=True, help="Record nothing in MLflow.")
 @plugin_option
 @click.option("--refresh-base", is_flag=True, help="Train the base anew even if the cache has it.")
@@ -47,6 +49,7 @@ def run(
     settings: tuple[str, ...],
     seeds: str | None,
     tracking_uri: str | None,
+    from_tune: str | None,
     no_track: bool,
     skip_bad_images: bool,
     plugin: tuple[str, ...],
@@ -68,13 +71,15 @@ def run(
       adaptkit run -s lora --target digits --preset quick
       adaptkit run -s lora -s head --dataset none --target folder:photos --backbone torchvision:resnet18
 
-    The strongest source of a setting wins: option, --set, --config, --preset, default.
+    The strongest source of a setting wins: option, --set, --config, --from-tune, --preset, default.
     """
     from adaptkit.loading import load_plugins
     from adaptkit.resolve import resolve
 
     values["skip_bad_images"] = True if skip_bad_images else None  # a config may say so, too
     layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
+    if from_tune is not None:
+        add_tuned(from_tune, layers, tracking_uri, problems)
     plugins = load_plugins(plugin)
     request = resolve(layers, plugins, problems)
 
@@ -124,6 +129,16 @@ def run(
         if not quiet:
             print_way_to_runs(console, outcome)
     raise_failures(outcome)
+
+
+def add_tuned(run_id: str, layers: list[Layer], tracking_uri: str | None, problems: list[str]) -> None:
+    """Put what a tuning has chosen below the layers of settings; note what is wrong with it."""
+    from adaptkit.tuned_settings import tuned_layer
+
+    try:
+        layers.append(tuned_layer(run_id, layers, tracking_uri))
+    except BadInput as error:
+        problems.extend(error.problems)
 
 
 @contextlib.contextmanager

@@ -81,6 +81,24 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+ENGINE_OPTIONS = (
+    click.option(
+        "--jobs", type=int, metavar="N", help="Trials at a time, a process each.  [default: 1; ray: all it can]"
+    ),
+    click.option("--engine", default="local", metavar="local|ray", help="Who runs the trials.  [default: local]"),
+    click.option("--ray-address", metavar="HOST:PORT", help="Join this Ray cluster; auto: the one that runs here."),
+    click.option("--cpus-per-trial", type=int, default=1, metavar="N", help="Ray: cores for each trial.  [default: 1]"),
+    click.option("--gpus-per-trial", type=float, default=0, metavar="X", help="Ray: GPUs for each, as in 0.25."),
+)
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that runs many trials the options that say who runs them."""
+    for option in reversed(ENGINE_OPTIONS):
+        command = option(command)
+    return command
+
+
 class RunCommand(click.Command):
     """A command whose help ends with every setting that `--set` and `--config` know."""
 
@@ -104,7 +122,11 @@ class RunCommand(click.Command):
                 (key, f"{text}  [default: {defaults[key]}]" if key in defaults else text)
                 for key, text in setting_keys().items()
             ]
-            rows += [("NAME.OPTION", "option of a strategy, as in lora.rank=4"), ("shift.NAME", "amount of one shift")]
+            rows += [
+                ("NAME.OPTION", "option of a strategy, as in lora.rank=4"),
+                ("NAME.lr", "learning rate of one strategy; goes before lr"),
+                ("shift.NAME", "amount of one shift"),
+            ]
             formatter.write_dl(rows)
 
 

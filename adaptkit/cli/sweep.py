@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptkit.cli.options import json_option, plugin_option
-from adaptkit.cli.settings import RunCommand, collect_layers, setting_options
+from adaptkit.cli.settings import RunCommand, collect_layers, engine_options, setting_options
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.imports import uncollected
 from adaptkit.signals import interruptible
@@ -27,11 +27,7 @@ if TYPE_CHECKING:
     metavar="KEY=VALUES",
     help="What to vary: lora.rank=2,4,8 or lr=1e-4..1e-2/5log. Repeatable; all combinations are run.",
 )
-@click.option("--jobs", type=int, metavar="N", help="Trials at a time, a process each.  [default: 1; ray: all it can]")
-@click.option("--engine", default="local", metavar="local|ray", help="Who runs the trials.  [default: local]")
-@click.option("--ray-address", metavar="HOST:PORT", help="Join this Ray cluster; auto: the one that runs here.")
-@click.option("--cpus-per-trial", type=int, default=1, metavar="N", help="Ray: cores for each trial.  [default: 1]")
-@click.option("--gpus-per-trial", type=float, default=0, metavar="X", help="Ray: GPUs for each, as in 0.25.")
+@engine_options
 @click.option("--print-trials", is_flag=True, help="Show every trial and the time that they take; run none.")
 @click.option("--max-trials", type=int, metavar="N", help="Run at most so many trials now.")
 @click.option("--time-budget", metavar="TIME", help="Begin no trial after so long: 90s, 30m, 2h.")

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,9 +102,19 @@ class Stage:
         company = self.seat.company()
         run = describe_run(self.experiment, self.base, self.base_run_id, arm, seed, company, self.label)
         epochs: list[Epoch] = []
-        try:
+
+        def act() -> dict[str, float]:
             with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-                metrics = self._train_and_judge(run, arm, seed, company, epochs, Path(folder))
+                return self._train_and_judge(run, arm, seed, company, epochs, Path(folder))
+
+        return self.attempt(run, arm, seed, epochs, act)
+
+    def attempt(
+        self, run: Run, arm: Arm, seed: int, epochs: list[Epoch], act: Callable[[], dict[str, float]]
+    ) -> RunRecord:
+        """Do what makes the run's metrics and return its record; tell the watchers when it fails."""
+        try:
+            metrics = act()
             status, reason = "finished", None
         except BaseException as raised:
             error = raised
@@ -126,7 +136,7 @@ class Stage:
         self, run: Run, arm: Arm, seed: int, company: Company, epochs: list[Epoch], folder: Path
     ) -> dict[str, float]:
         experiment, processes = self.experiment, self.experiment.processes
-        recipe, memory = self._recipe(arm, seed), 0
+        recipe, memory = self.recipe(arm, seed), 0
         with processes.together():
             drawn = draw_target(experiment.request, experiment.domains, seed)
             labels = experiment.domains.pool.labels[drawn].to(experiment.device)
@@ -229,7 +239,8 @@ class Stage:
             | times(self.experiment, epochs, merged, self.base_model)
         )
 
-    def _recipe(self, arm: Arm, seed: int) -> Recipe:
+    def recipe(self, arm: Arm, seed: int) -> Recipe:
+        """Return how a strategy is trained with a seed."""
         settings = self.experiment.request.settings
         return Recipe(
             epochs=settings.epochs,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from adaptkit.cache import cache_folder
+from adaptkit.contracts import Shift
 from adaptkit.data.stored import held
 from adaptkit.data.views import Views, views_of
 from adaptkit.experiment.preparation import Experiment, draw_target
@@ -52,7 +55,7 @@ class Feeding:
         """Let the store keep, when they come by, the features that this adapted model reads."""
         if self.reuse:
             set_train_mode(model, self._adapt_statistics)
-            division = self._division(model)
+            division = self._division(model, self.experiment.some(TRIED))
             if division is not None:
                 self.store.wanted |= {division.digests[node] for node in division.cut}
 
@@ -63,29 +66,42 @@ class Feeding:
         """
         each_epoch = self.experiment.request.settings.evaluate_shifted == "epoch"
         tests = {name: test for name, test in self.tests.items() if judged or each_epoch or name == "clean"}
+        return self.over(model, lambda epoch: self.views(seed, epoch), tests, self.experiment.some(TRIED), whole=whole)
+
+    def over(
+        self,
+        model: nn.Module,
+        views: Callable[[int], ImageSet],
+        tests: Mapping[str, Test],
+        tried: Tensor,
+        *,
+        whole: bool = False,
+    ) -> Passes:
+        """Return how a model is run over these views and tests; `tried` are a few images to try a division on."""
         set_train_mode(model, self._adapt_statistics)
-        division = self._division(model) if self.reuse and not whole else None
-
-        def views(epoch: int) -> ImageSet:
-            return self.views(seed, epoch)
-
+        division = self._division(model, tried) if self.reuse and not whole else None
         if division is None:
             return WholePasses(model, views, tests)
         return DividedPasses(division, self.store, views, tests)
 
     def views(self, seed: int, epoch: int) -> ImageSet:
         """Return the training images of a seed as an epoch sees them; without shifts they are the same in each."""
-        request, domains, device = self.experiment.request, self.experiment.domains, self.experiment.device
+        request = self.experiment.request
         shifts = (*request.shifts, *request.augmentations)
+        drawn = functools.partial(draw_target, request, self.experiment.domains, seed)
+        view_seed = derive_seed(derive_seed(seed, "order"), f"views {epoch}")
+        return self.drawn_views(f"views {seed}/{epoch if shifts else 'fixed'}", drawn, shifts, view_seed)
+
+    def drawn_views(self, name: str, drawn: Callable[[], Tensor], shifts: Sequence[Shift], view_seed: int) -> ImageSet:
+        """Return images of the pool, at the positions that `drawn()` gives, under shifts; they are kept by name."""
 
         def make() -> Views:
-            view_seed = derive_seed(derive_seed(seed, "order"), f"views {epoch}")
-            drawn = held(domains.pool.take(draw_target(request, domains, seed)))
+            images = held(self.experiment.domains.pool.take(drawn()))
             # A stream of its own: whether views are made or remembered, training draws the same numbers.
             with RandomStream(view_seed):
-                return views_of(drawn.pixels, shifts, view_seed).to(device)
+                return views_of(images.pixels, shifts, view_seed).to(self.experiment.device)
 
-        return self.store.images(f"views {seed}/{epoch if shifts else 'fixed'}", make)
+        return self.store.images(name, make)
 
     def forget(self, seed: int) -> None:
         """Drop the training images of a seed and their features."""
@@ -96,7 +112,7 @@ class Feeding:
         precision = self.experiment.request.settings.precision
         freeze(model)
         set_train_mode(model)
-        division = self._division(model) if self.reuse else None
+        division = self._division(model, self.experiment.some(TRIED)) if self.reuse else None
         logits = {}
         for name, test in self.tests.items():
             if division is None or not self.store.fits(division, test.images):
@@ -111,7 +127,6 @@ class Feeding:
     def _adapt_statistics(self) -> bool:
         return self.experiment.request.settings.bn == "adapt"
 
-    def _division(self, model: nn.Module) -> Division | None:
+    def _division(self, model: nn.Module, images: Tensor) -> Division | None:
         device, precision = self.experiment.device, self.experiment.request.settings.precision
-        images = self.experiment.some(TRIED)
         return divide(model, images, lambda: computing(device, precision)) if len(images) == TRIED else None

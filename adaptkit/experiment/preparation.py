@@ -19,7 +19,7 @@ from adaptkit.errors import BadInput, located
 from adaptkit.experiment.base import build_model, recipe_key, stored_base
 from adaptkit.experiment.hardware import find_device, find_precision, precision_notices
 from adaptkit.outcome import ArmPlan, Plan
-from adaptkit.request import Request
+from adaptkit.request import Arm, Request
 from adaptkit.seeds import derive_seed
 from adaptkit.severity import written
 from adaptkit.training.checkpointing import find_blocks
@@ -184,6 +184,15 @@ def prepare(
         memory_format,
         processes,
     )
+
+
+def can_be_adapted(untouched: nn.Module, arm: Arm) -> bool:
+    """Tell whether a strategy with these options takes this model, which is left alone."""
+    try:
+        adapt(copy.deepcopy(untouched), arm.create(), 0, arm.new_head)
+    except BadInput:
+        return False
+    return True
 
 
 def load_data(request: Request) -> Domains:

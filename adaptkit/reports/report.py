@@ -61,8 +61,10 @@ class Chapter:
     pictures: Sequence[Picture]
 
 
-def write_report(folder: Path, findings: Findings) -> list[Path]:
+def write_report(folder: Path, findings: Findings, more: Sequence[Drawing] = ()) -> list[Path]:
     """Write report.html, report.md, comparison.json and each figure as PNG and SVG; return their paths.
+
+    `more` are figures that stand before those of the first comparison.
 
     Nothing is replaced before all of it is drawn, and no file is ever half-written. Raises BadInput for a folder that
     cannot be written.
@@ -70,7 +72,7 @@ def write_report(folder: Path, findings: Findings) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".report-") as temporary:
-            names = _draw(Path(temporary), findings)
+            names = _draw(Path(temporary), findings, more)
             for name in names:
                 if (folder / name).is_dir():
                     raise BadInput(f"--output: {folder / name} is a folder, where a file is to be written")
@@ -85,7 +87,7 @@ def _reason(error: OSError) -> str:
     return "it is a file" if isinstance(error, FileExistsError) else error.strerror or type(error).__name__
 
 
-def _draw(folder: Path, findings: Findings) -> list[str]:
+def _draw(folder: Path, findings: Findings, more: Sequence[Drawing]) -> list[str]:
     """Draw and write everything into an empty folder; return the names of the files."""
     strategies = {arm.strategy for comparison in findings.comparisons for arm in comparison.arms}
     chapters: list[Chapter] = []
@@ -93,7 +95,7 @@ def _draw(folder: Path, findings: Findings) -> list[str]:
     trends = [_picture(drawing, folder, names) for drawing in draw_trends(findings, strategies)]
     for position, comparison in enumerate(findings.comparisons, start=1):
         pictures = []
-        for drawing in draw_comparison(comparison, strategies):
+        for drawing in [*(more if position == 1 else ()), *draw_comparison(comparison, strategies)]:
             if position > 1:
                 drawing = dataclasses.replace(drawing, stem=f"{drawing.stem}_{position}")
             pictures.append(_picture(drawing, folder, names))

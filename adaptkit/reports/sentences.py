@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptkit.comparison import ArmResult, Comparison, Estimate, PairResult
+from adaptkit.reports.budgets import budget_notes
 from adaptkit.reports.metrics import TEST_SETS, of_severities
 from adaptkit.reports.pareto import cheaper
 from adaptkit.reports.severity_sentences import severity_sentences
@@ -66,6 +67,7 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
             notes.append(
                 f"The arms were trained with unequal {key} ({shown} {words}): they share the drawn images only."
             )
+    notes += budget_notes(comparison.arms)
     if not comparison.timings_comparable:
         notes.append(
             "Training seconds are shown but not ranked: the runs shared a machine, or were made on different ones "

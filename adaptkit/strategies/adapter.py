@@ -21,7 +21,9 @@ class Adapter:
     name: ClassVar[str] = "adapter"
     lr: ClassVar[float] = 5e-3
 
-    width: Annotated[int, Field(ge=1)] = field(default=8, metadata={"help": "channels inside each bottleneck"})
+    width: Annotated[int, Field(ge=1)] = field(
+        default=8, metadata={"help": "channels inside each bottleneck", "tune": "2..32/log"}
+    )
     train_head: bool = field(default=False, metadata={"help": "train the last classifier layer too"})
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:

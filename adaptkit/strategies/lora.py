@@ -26,7 +26,7 @@ class LoRA:
     name: ClassVar[str] = "lora"
     lr: ClassVar[float] = 5e-3
 
-    rank: Annotated[int, Field(ge=1)] = field(default=8, metadata={"help": "rank of the update"})
+    rank: Annotated[int, Field(ge=1)] = field(default=8, metadata={"help": "rank of the update", "tune": "2..32/log"})
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = field(
         default=16.0, metadata={"help": "the update is scaled by alpha / rank"}
     )

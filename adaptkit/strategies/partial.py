@@ -25,7 +25,8 @@ class Partial:
     lr: ClassVar[float] = 1e-3
 
     stages: Annotated[int, Field(ge=1)] = field(
-        default=1, metadata={"help": "how many stages, counted back from the head, are trained with it"}
+        default=1,
+        metadata={"help": "how many stages, counted back from the head, are trained with it", "tune": "1,2,3"},
     )
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:

@@ -17,6 +17,7 @@ from adaptkit.experiment.base import Base
 from adaptkit.experiment.feeding import Feeding
 from adaptkit.experiment.preparation import Experiment, prepare
 from adaptkit.experiment.sharing import Seat
+from adaptkit.experiment.validation import blinded
 from adaptkit.plugins import Plugins
 from adaptkit.request import Request
 from adaptkit.training.features import Value
@@ -62,6 +63,13 @@ def make_material(
         zero_shot_over=stage.zero_shot_over,
         features={key: Value(value.tensor.to(CPU), value.seconds) for key, value in features.items()},
         wanted=store.wanted,
+    )
+
+
+def without_tests(material: Material) -> Material:
+    """Return what tuning needs of a material: whoever is given it cannot look at the test images."""
+    return dataclasses.replace(
+        material, domains=blinded(material.domains), base_logits={}, features={}, wanted=frozenset()
     )
 
 

@@ -10,6 +10,7 @@ from adaptkit.contracts import Epoch, Run
 from adaptkit.errors import AdaptkitError, located
 from adaptkit.experiment.adaptation import Stage
 from adaptkit.experiment.sharing import Seat
+from adaptkit.experiment.validation import tune_once
 from adaptkit.hookspecs import hookimpl
 from adaptkit.identity import trial_key
 from adaptkit.outcome import RunRecord
@@ -64,7 +65,7 @@ class Worker:
                 stage = stage_for(self._stage(task.stage, request), request, tracker, task.label)
                 if attempt and (made := self._made_before(task, stage, arm, seed)) is not None:
                     return made
-                record = stage.run(arm, seed)
+                record = tune_once(stage, arm, seed) if task.kind == "tuning" else stage.run(arm, seed)
             except Exception as error:  # a fault of a plugin, or ours: of this trial, not of the sweep
                 reason = "; ".join(error.problems) if isinstance(error, AdaptkitError) else located(error)
                 return failed(task, reason)

@@ -140,6 +140,10 @@ class Tracker:
             metrics["test/accuracy"] = epoch.test_accuracy
         if epoch.shifted_accuracy is not None:
             metrics["shifted/accuracy"] = epoch.shifted_accuracy
+        if epoch.validation_accuracy is not None:
+            metrics["validation/accuracy"] = epoch.validation_accuracy
+        if epoch.validation_loss is not None:
+            metrics["validation/loss"] = epoch.validation_loss
         self._try(f"logging epoch {epoch.number}", lambda: self._log_metrics(run, metrics, epoch.number))
 
     @hookimpl(trylast=True)

@@ -18,13 +18,16 @@ from adaptkit.seeds import derive_seed
 from adaptkit.training import optimizers
 from adaptkit.training.checkpointing import find_blocks, recomputed
 from adaptkit.training.distributed import ALONE, Processes
-from adaptkit.training.evaluation import autocast, count_right, deterministic
+from adaptkit.training.evaluation import autocast, count_right, deterministic, predict, share_right
 from adaptkit.training.passes import Fed, Passes
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Fed)
+
+#: the name of the images held back from a tuning run, whose loss is kept too
+VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,15 @@ def fit(
                 _check_finite(loss_value, groups, number, recipe)
             processes.average_statistics(model)
             model.eval()
-            accuracies = {}
+            accuracies, losses = {}, {}
             for name, test in passes.tests.items():
                 with processes.together():
                     rows = clock.charged(passes.testing, name)
+                    if name == VALIDATION:
+                        logits = predict(rows, recipe.precision)
+                        accuracies[name] = share_right(logits, test.labels)
+                        losses[name] = nn.functional.cross_entropy(logits, test.labels).item()
+                        continue
                     found = count_right(rows, test.labels, recipe.precision, processes)
                 accuracies[name] = int(processes.total(found)) / len(test.labels)
         seconds = clock.seconds()
@@ -126,6 +134,8 @@ def fit(
             seconds=seconds,
             evaluation_seconds=seconds - training,
             cumulative_seconds=cumulative,
+            validation_accuracy=accuracies.get(VALIDATION),
+            validation_loss=losses.get(VALIDATION),
         )
     processes.require_same(model.state_dict() | _numbered(parameters), "after")
 
