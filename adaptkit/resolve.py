@@ -9,14 +9,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from adaptkit.config import DEFAULT_LR, DEFAULT_SHIFT, Rate, Settings, describe_error, nest, setting_keys
-from adaptkit.contracts import Shift
 from adaptkit.errors import BadInput, suggestion
-from adaptkit.instances import make_checked, validated
+from adaptkit.instances import make_checked
 from adaptkit.offers import options_of
 from adaptkit.plugins import Plugins
 from adaptkit.presets import PRESETS
 from adaptkit.request import TRAIN_HEAD, WEIGHTS, Arm, Request
-from adaptkit.severity import written
+from adaptkit.shift_settings import amounts_of, make_augmentations, make_severities, make_shifts, parse_amounts
 
 #: as an option of a strategy that has none of this name: its learning rate, which goes before `lr`
 LR = "lr"
@@ -56,11 +55,11 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
     arms = _arms(settings, options, plugins, problems)
     if amounts is None:
         amounts = parse_amounts(DEFAULT_SHIFT) if settings.target is None else {}
-    shifts = _shifts("shift", amounts, plugins, problems)
-    severities = _severities(settings, shifts, plugins, problems)
+    shifts = make_shifts("shift", amounts, plugins, problems)
+    severities = make_severities(settings, shifts, plugins, problems)
     if settings.severity and not amounts:
         problems.append("severity: there is no shift to multiply; name one, as in --shift " + DEFAULT_SHIFT)
-    augmentations = _augmentations(settings, plugins, problems)
+    augmentations = make_augmentations(settings, plugins, problems)
     if settings.dataset is None and settings.target is None:
         problems.append("dataset none: name the images to adapt to, as in --target folder:PATH")
     found: dict[str, Any] = {"dataset": None, "target": None}
@@ -83,9 +82,9 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
         found["target"],
         found["backbone"],
         tuple(shifts.values()),
-        _amounts_of(shifts),
+        amounts_of(shifts),
         tuple(augmentations.values()),
-        _amounts_of(augmentations),
+        amounts_of(augmentations),
         plugins.files,
         checked,
         severities,
@@ -95,21 +94,6 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
 def option_keys(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return strategy options under their setting keys: `rank` is `strategy.rank`, `lora.rank` stays."""
     return {key if "." in key else f"strategy.{key}": value for key, value in options.items()}
-
-
-def parse_amounts(text: str, key: str = "shift") -> dict[str, str]:
-    """Read `rotate=45,noise=0.3` in its order; `none` or nothing is no shift. Raises BadInput, naming the key."""
-    if text.strip() == "none":
-        return {}
-    amounts: dict[str, str] = {}
-    for part in text.split(","):
-        name, equals, amount = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and amount):
-            raise BadInput(f"{key}: {part.strip()!r} is not name=amount, as in {DEFAULT_SHIFT}")
-        if name in amounts:
-            raise BadInput(f"{key}: {name} is named twice")
-        amounts[name] = amount
-    return amounts
 
 
 def _with_preset(layers: Sequence[Layer], problems: list[str]) -> list[Layer]:
@@ -218,50 +202,3 @@ def _rate(title: str, value: object) -> float:
         return TypeAdapter(Rate).validate_python(value)
     except ValidationError as error:
         raise BadInput(f"{title}: {describe_error(error.errors()[0])}") from None
-
-
-def _shifts(key: str, amounts: Mapping[str, Any], plugins: Plugins, problems: list[str]) -> dict[str, Shift]:
-    """Return the shifts of these names and amounts; `key` is the setting that they are in."""
-    shifts: dict[str, Shift] = {}
-    for name, amount in amounts.items():
-        try:
-            cls = plugins.find("shift", name).cls
-            field = next(iter(options_of(cls)))
-            shifts[name] = validated(cls, {field: amount}, key, rename={field: name})
-        except BadInput as error:
-            problems.extend(error.problems)
-    return shifts
-
-
-def _severities(
-    settings: Settings, shifts: Mapping[str, Shift], plugins: Plugins, problems: list[str]
-) -> dict[float, tuple[Shift, ...]]:
-    """Return the shifts at each severity; at 1 they are the experiment's own, to the last bit."""
-    found = {}
-    for severity in settings.severity:
-        told: list[str] = []
-        multiplied = shifts
-        if severity != 1:
-            amounts = {name: _multiple(amount, severity) for name, amount in _amounts_of(shifts).items()}
-            multiplied = _shifts("shift", amounts, plugins, told)
-        found[severity] = tuple(multiplied.values())
-        problems += [f"severity {written(severity)}: {line}" for line in told]
-    return found
-
-
-def _multiple(amount: Any, severity: float) -> Any:
-    """Return so many times an amount, written without what binary fractions add to it (0.1 x 3)."""
-    return f"{amount * severity:.15g}" if isinstance(amount, int | float) else amount
-
-
-def _augmentations(settings: Settings, plugins: Plugins, problems: list[str]) -> dict[str, Shift]:
-    try:
-        amounts = parse_amounts(settings.augment or "none", "augment")
-    except BadInput as error:
-        problems.extend(error.problems)
-        return {}
-    return _shifts("augment", amounts, plugins, problems)
-
-
-def _amounts_of(shifts: Mapping[str, Shift]) -> dict[str, float]:
-    return {name: getattr(shift, next(iter(options_of(type(shift))))) for name, shift in shifts.items()}

@@ -16,9 +16,10 @@ from adaptkit.api import check_folder, layers_and_plugins
 from adaptkit.comparing import judge_tracked
 from adaptkit.config import parse_seeds
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.experiment.attempts import can_be_adapted
 from adaptkit.experiment.base import build_model
 from adaptkit.experiment.hardware import shared_threads
-from adaptkit.experiment.preparation import Experiment, can_be_adapted, prepare
+from adaptkit.experiment.preparation import Experiment, prepare
 from adaptkit.experiment.sharing import Seat
 from adaptkit.identity import trial_key
 from adaptkit.plugins import Plugins

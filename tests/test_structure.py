@@ -60,6 +60,7 @@ ROWS = [
         "adaptkit.cache",
         "adaptkit.seeds",
         "adaptkit.severity",
+        "adaptkit.shift_settings",
         "adaptkit.signals",
         "adaptkit.instances",
         "adaptkit.network",

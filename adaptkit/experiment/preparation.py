@@ -16,15 +16,14 @@ from adaptkit.data.domains import Domains, TestSet, load_domains
 from adaptkit.data.split import draw
 from adaptkit.data.views import Views
 from adaptkit.errors import BadInput, located
+from adaptkit.experiment.attempts import find_memory_format, try_model, try_severities
 from adaptkit.experiment.base import build_model, recipe_key, stored_base
 from adaptkit.experiment.hardware import find_device, find_precision, precision_notices
 from adaptkit.outcome import ArmPlan, Plan
-from adaptkit.request import Arm, Request
+from adaptkit.request import Request
 from adaptkit.seeds import derive_seed
-from adaptkit.severity import written
 from adaptkit.training.checkpointing import find_blocks
 from adaptkit.training.distributed import ALONE, Processes, uneven
-from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import Origin, adapt, count, set_train_mode
 
 #: side, in pixels, of pictures that have no size of their own, for a backbone that asks for none
@@ -104,7 +103,7 @@ def prepare(
     request = dataclasses.replace(request, settings=request.settings.model_copy(update=found))
     settings = request.settings
     few = domains.shifted_test.pixels[:2]
-    memory_format = _memory_format(request, domains, few)
+    memory_format = find_memory_format(request, domains, few)
     arms: list[ArmPlan] = []
     problems: list[str] = []
     cause: Exception | None = None
@@ -118,7 +117,7 @@ def prepare(
             notices += [line if line.startswith(f"{arm.strategy}: ") else f"{arm.strategy}: {line}" for line in lines]
             origin = Origin.of(model)
             adapt(model, strategy, derive_seed(settings.seed[0], "init"), arm.new_head)
-            _try(model, few)
+            try_model(model, few)
             set_train_mode(model, settings.bn == "adapt")
             if processes.count > 1 and (parts := uneven(model)):
                 notices.append(
@@ -149,7 +148,7 @@ def prepare(
             problems.append(f"strategy {arm.strategy} cannot be tried: {located(error)}")
     if problems:
         raise BadInput(*dict.fromkeys(problems)) from cause
-    _try_severities(request, domains)
+    try_severities(request, domains)
     if settings.checkpointing and not find_blocks(untouched):
         notices.append(f"checkpointing: backbone {settings.backbone} has no blocks of several layers, nothing changes")
     key = recipe_key(request, domains, processes)
@@ -186,15 +185,6 @@ def prepare(
     )
 
 
-def can_be_adapted(untouched: nn.Module, arm: Arm) -> bool:
-    """Tell whether a strategy with these options takes this model, which is left alone."""
-    try:
-        adapt(copy.deepcopy(untouched), arm.create(), 0, arm.new_head)
-    except BadInput:
-        return False
-    return True
-
-
 def load_data(request: Request) -> Domains:
     """Load the images that a request asks for; raise BadInput when they cannot be had."""
     settings = request.settings
@@ -224,51 +214,6 @@ def draw_target(request: Request, domains: Domains, seed: int) -> Tensor:
     """Return the positions in the pool of the few labelled images of this seed."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "draw"))
     return draw(domains.pool.labels, request.settings.shots, request.settings.split.sampling, generator)
-
-
-def _memory_format(request: Request, domains: Domains, images: Tensor) -> torch.memory_format:
-    """Return the layout in which convolutions are fastest, or torch's own for a model that cannot take it.
-
-    Raises BadInput for a backbone that fails in either.
-    """
-    name = request.settings.backbone
-    try:
-        model = build_model(request, domains)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"backbone {name}: build() raises {located(error)}") from error
-    try:
-        _try(model.to(memory_format=torch.channels_last), images)
-        return torch.channels_last
-    except Exception:  # `x.view(len(x), -1)` after a convolution, for one
-        model.to(memory_format=torch.contiguous_format)
-    try:
-        _try(model, images)
-    except Exception as error:
-        raise BadInput(f"backbone {name} fails for images {list(images.shape[1:])}: {located(error)}") from error
-    return torch.contiguous_format
-
-
-def _try_severities(request: Request, domains: Domains) -> None:
-    """Make two images at each severity; raise BadInput for a shift that fails at one."""
-    problems = []
-    for severity, shifts in request.severities.items():
-        try:
-            with RandomStream(0):
-                domains.few_under(shifts)
-        except Exception as error:
-            reasons = error.problems if isinstance(error, BadInput) else (located(error),)
-            problems += [f"severity {written(severity)}: {reason}" for reason in reasons]
-    if problems:
-        raise BadInput(*problems)
-
-
-@torch.no_grad()
-def _try(model: nn.Module, images: Tensor) -> None:
-    """Run a model on some images as it is run in evaluation."""
-    with RandomStream(0):
-        model.eval()(images.clone())
 
 
 def _moved(test: TestSet, device: torch.device) -> tuple[Views, Tensor]:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from adaptkit.comparison import ArmResult, Comparison, Estimate, PairResult
 from adaptkit.reports.budgets import budget_notes
-from adaptkit.reports.metrics import TEST_SETS, of_severities
+from adaptkit.reports.metrics import TEST_SETS
 from adaptkit.reports.pareto import cheaper
+from adaptkit.reports.scope import scope_sentence
 from adaptkit.reports.severity_sentences import severity_sentences
-from adaptkit.reports.statistics import sampling_error, seeds_needed
-from adaptkit.reports.wording import amount, listed, p_value, part, plural, rounded, times, unit
+from adaptkit.reports.statistics import seeds_needed
+from adaptkit.reports.wording import amount, listed, p_value, plural, rounded, times, unit
 
 #: more pairs than this are not read aloud: then those of the best arm are
 MOST_PAIRS = 10
@@ -46,7 +47,7 @@ def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
     if len(comparison.arms) > 1:
         sentences.append(_front_sentence(comparison))
     sentences += severity_sentences(comparison.robustness)
-    sentences.append(_scope_sentence(comparison))
+    sentences.append(scope_sentence(comparison))
     return tuple(sentences)
 
 
@@ -238,25 +239,4 @@ def _front_sentence(comparison: Comparison) -> str:
     if beaten:
         shown = [f"{arm.name} is dominated by {listed(arm.dominated_by[cost])}" for arm in beaten]
         sentence += f"; {listed(shown)}"
-    return f"{sentence}."
-
-
-def _scope_sentence(comparison: Comparison) -> str:
-    metric = comparison.metric
-    test = TEST_SETS.get(metric.key, "shifted")
-    images = len(comparison.arms[0].runs[0].predictions[test].truth)
-    if of_severities(metric.key):
-        return f"This holds for this base and these {images:,} test images under these severities."
-    if metric.key not in TEST_SETS:
-        return "This holds for this base, these data and the machine that the runs were made on."
-    sentence = f"This holds for this base and these {images:,} test images"
-    judged = [arm.shifted if test == "shifted" else arm.clean for arm in comparison.arms]
-    accuracies = [found.mean for found in judged if found is not None]
-    error = sampling_error(sum(accuracies) / len(accuracies), images)
-    sentence += f" (an accuracy here has a 95 % sampling error of ±{100 * error:.1f} points)"
-    if any(len(arm.seeds) > 1 for arm in comparison.arms):
-        drawn, pool = (comparison.setup.get(key, "") for key in ("drawn_images", "pool_images"))
-        if drawn.isdigit() and pool.isdigit() and int(pool):
-            # Two draws of k images from a pool of n have k * k / n in common, on average.
-            sentence += f"; the seeds' draws share {part(int(drawn) / int(pool))} of their images"
     return f"{sentence}."
