@@ -14,6 +14,7 @@ import pluggy
 
 from adaptkit.errors import AdaptkitError, BadInput, suggestion
 from adaptkit.offers import TITLES, Offer
+from adaptkit.signals import origin
 
 
 class PluginWarning(UserWarning):
@@ -132,6 +133,8 @@ class Plugins:
             except AdaptkitError:
                 raise
             except Exception as error:
+                if (cause := origin(error)) is not error:
+                    raise cause from error
                 if os.environ.get("ADAPTKIT_STRICT") == "1":
                     raise
                 place = traceback.extract_tb(error.__traceback__)[-1]

@@ -10,6 +10,9 @@ from types import FrameType
 
 from adaptkit.errors import Interrupted
 
+#: the signal that has asked this process to end, if one has
+_asked: int | None = None
+
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -19,12 +22,15 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    global _asked
     received = 0
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        global _asked
         nonlocal received
         received += 1
         if received == 1:
+            _asked = number
             raise Interrupted(number)
         if received > 2:
             signal.signal(number, signal.SIG_DFL)
@@ -39,3 +45,11 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _asked = None
+
+
+def origin(error: BaseException) -> BaseException:
+    """Return Interrupted for an error that a library made of it, or that followed it; any other error as it is."""
+    if _asked is None or isinstance(error, KeyboardInterrupt):
+        return error
+    return Interrupted(_asked)

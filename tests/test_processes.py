@@ -62,6 +62,59 @@ def test_a_signal_in_the_base_run_kills_that(store: Path) -> None:
     assert {name: run.info.status for name, run in runs().items()} == {"base small_cnn mnist5k": "KILLED"}
 
 
+PLUGIN = """
+import os
+import signal
+
+from adaptkit import hookimpl
+
+
+@hookimpl
+def adaptkit_epoch_ended(run, epoch):
+    if run.kind == "adaptation" and os.environ["HOW"] == "translated":
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:  # as compiled modules do that are being imported
+            raise ImportError("initialization failed") from None
+
+
+@hookimpl
+def adaptkit_run_failed(run, error):
+    if os.environ["HOW"] == "closing":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Failing:
+    name = "failing"
+
+    def adapt(self, model):
+        return list(model.parameters())
+
+    def step_ended(self, model, step):
+        if os.environ["HOW"] == "closing":
+            raise ValueError("no")
+
+
+@hookimpl
+def adaptkit_strategies():
+    return [Failing]
+"""
+
+
+@pytest.mark.parametrize("how", ["translated", "closing"])
+def test_a_signal_is_not_lost_where_a_library_makes_an_error_of_it_or_a_run_is_being_closed(
+    store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("HOW", how)
+    (own_folder / "plugin.py").write_text(PLUGIN)
+    process = start("-s", "failing", *TINY, "--plugin", "plugin.py")
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (143, "Interrupted."), errors
+    assert "Traceback" not in errors
+    (run,) = (run for name, run in runs().items() if name.startswith("failing"))
+    assert run.info.status == "KILLED"
+
+
 def test_eight_processes_started_at_once_in_an_empty_folder_lose_nothing(
     own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

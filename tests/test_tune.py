@@ -201,13 +201,16 @@ def test_what_is_given_is_not_searched(own_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_from_python_with_two_processes_and_two_tuning_seeds(store: Path) -> None:
+def test_from_python_with_two_processes_and_two_tuning_seeds(
+    store: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: dict[str, Any] = {"trials": 3, "tuning_seeds": "0,7", "seed": "1", "settings": TINY_SETTINGS}
     one = adaptkit.tune("head", **given)
     assert all(len(trial.run_ids) == 2 for trial in one.strategies[0].trials)
-    shutil.move("mlflow.db", "first.db")
-    Path("optuna.db").unlink()
-    two = adaptkit.tune("head", jobs=2, **given)
+    Path("second").mkdir()
+    monkeypatch.chdir("second")
+    second = shutil.copy(empty_store, "mlflow.db")
+    two = adaptkit.tune("head", jobs=2, tracking_uri=f"sqlite:///{Path(second).resolve()}", **given)
     assert values(two.to_dict()) == values(one.to_dict())
     assert two.comparison is not None and one.comparison is not None
     with pytest.raises(BadInput, match="seed 7 is a tuning seed"):
@@ -234,7 +237,7 @@ def test_a_tuning_that_is_stopped_goes_on_as_if_nothing_had_happened(
     again = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     outcome = json.loads(again.stdout)
     assert values(outcome) == values(tuned.outcome)
-    client = mlflow.MlflowClient(tracking_uri="sqlite:///mlflow.db")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{store}")
     statuses = Counter(run.info.status for run in runs_of(client, "tuning"))
     assert statuses["FINISHED"] in (2 * outcome["budget"]["given"], 2 * outcome["budget"]["given"] + 1)
     assert statuses["RUNNING"] == 0

@@ -30,6 +30,7 @@ from adaptkit.outcome import RunRecord
 from adaptkit.plugins import Plugins
 from adaptkit.request import Arm
 from adaptkit.seeds import derive_seed
+from adaptkit.signals import origin
 from adaptkit.training.checkpointing import find_blocks, is_trained
 from adaptkit.training.evaluation import pass_size, predict, predict_logits
 from adaptkit.training.loop import Recipe, fit
@@ -117,13 +118,15 @@ class Stage:
             metrics = act()
             status, reason = "finished", None
         except BaseException as raised:
-            error = raised
-            if isinstance(raised, torch.OutOfMemoryError):
+            error = origin(raised)
+            if isinstance(error, torch.OutOfMemoryError):
                 error = RunFailed("the device's memory is too small; a smaller --batch-size may help")
-            elif isinstance(raised, Exception) and comes_from(raised, type(arm.checked)):
+            elif isinstance(error, Exception) and comes_from(raised, type(arm.checked)):
                 error = RunFailed(f"strategy {arm.strategy} fails: {located(raised)}")
                 error.__cause__ = raised
             self.plugins.notify("adaptkit_run_failed", run=run, error=error)
+            if isinstance(error, KeyboardInterrupt) and error is not raised:
+                raise error from raised
             if not isinstance(error, AdaptkitError) or isinstance(error, ProcessLost):
                 raise
             metrics, status, reason = {}, "failed", str(error)

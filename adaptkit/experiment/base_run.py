@@ -14,6 +14,7 @@ from adaptkit.contracts import Predictions, Run, RunInput, RunResult
 from adaptkit.experiment.base import Base, base_lock, build_model, store_base, stored_base, train_base, write_base
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.plugins import Plugins
+from adaptkit.signals import origin
 from adaptkit.training.evaluation import predict_logits
 
 if TYPE_CHECKING:
@@ -77,8 +78,11 @@ def _train_base(experiment: Experiment, plugins: Plugins, run: Run) -> Base:
             return base
 
         return processes.from_first(keep)
-    except BaseException as error:
+    except BaseException as raised:
+        error = origin(raised)
         plugins.notify("adaptkit_run_failed", run=run, error=error)
+        if error is not raised:
+            raise error from raised
         raise
 
 

@@ -17,6 +17,7 @@ from adaptkit.outcome import RunRecord
 from adaptkit.plugins import Plugins, PluginWarning
 from adaptkit.request import Arm, Request
 from adaptkit.resolve import Layer, resolve
+from adaptkit.signals import origin
 from adaptkit.sweeps.materials import Material, open_material, stage_for
 from adaptkit.sweeps.tasks import EpochEnded, Started, Task, Tell
 from adaptkit.tracking.store import Store
@@ -67,6 +68,8 @@ class Worker:
                     return made
                 record = tune_once(stage, arm, seed) if task.kind == "tuning" else stage.run(arm, seed)
             except Exception as error:  # a fault of a plugin, or ours: of this trial, not of the sweep
+                if (cause := origin(error)) is not error:
+                    raise cause from error
                 reason = "; ".join(error.problems) if isinstance(error, AdaptkitError) else located(error)
                 return failed(task, reason)
         # A trial that is not on record was not made: nobody could compare it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
@@ -25,6 +26,8 @@ class ActiveRun:
         except mlflow.MlflowException:
             # Somebody called `mlflow.set_experiment`: then MLflow activates no run of another experiment.
             self._is_active = False
+        # MLflow ends what is left open when a process exits as finished: a signal may come while a run is being closed.
+        atexit.register(self.end, "KILLED")
 
     def end(self, status: str) -> None:
         """End the run, and any that a plugin opened inside it and left open, with this status."""
@@ -37,6 +40,10 @@ class ActiveRun:
             mlflow.MlflowClient(tracking_uri=self._store).set_terminated(self.run_id, status)
             if self._is_active and mlflow.active_run() is not None:
                 mlflow.end_run(status)
+            atexit.unregister(self.end)
+        except Exception:  # the store does not answer: at the exit it would not either
+            atexit.unregister(self.end)
+            raise
         finally:
             mlflow.set_tracking_uri(self._uri)  # type: ignore[arg-type]
             if self._environment is None:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -127,7 +128,8 @@ def _prepare_mlflow(address: Address) -> None:
     if address.is_server:  # by default a dead server blocks each call for four minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    with uncollected():
+    with uncollected(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # in a notebook: its bars are off
         import mlflow  # noqa: F401  (it sets its loggers' levels: ours come after)
 
     if "MLFLOW_LOGGING_LEVEL" in os.environ:

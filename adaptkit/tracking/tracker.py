@@ -16,6 +16,7 @@ from adaptkit import __version__
 from adaptkit.contracts import Epoch, Run, RunInput, RunResult
 from adaptkit.findings import Findings
 from adaptkit.hookspecs import hookimpl
+from adaptkit.signals import origin
 from adaptkit.tracking.artifacts import write_artifacts
 from adaptkit.tracking.fluent import ActiveRun
 from adaptkit.tracking.recorder import TAG_LENGTH, create_comparison, log_comparison
@@ -234,6 +235,8 @@ class Tracker:
         try:
             return action(*arguments)
         except Exception as error:  # the store's or a figure's: the training's results are not lost for either
+            if not even_so and (cause := origin(error)) is not error:
+                raise cause from error
             reason = self.store.without_secrets(str(error).strip().split("\n")[0] or type(error).__name__)
             self.fault = self.fault or f"tracking stopped while {doing}: {reason}"
             return None
