@@ -14,7 +14,7 @@ import pluggy
 
 from adaptkit.errors import AdaptkitError, BadInput, suggestion
 from adaptkit.offers import TITLES, Offer
-from adaptkit.signals import origin
+from adaptkit.signals import origin, require_none
 
 
 class PluginWarning(UserWarning):
@@ -127,6 +127,8 @@ class Plugins:
 
         Errors of adaptkit's own family pass, as every error does under `ADAPTKIT_STRICT=1`.
         """
+        if hook != "adaptkit_run_failed":
+            require_none()
         for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls() if self.watched else ()):
             try:
                 implementation.function(*[arguments[name] for name in implementation.argnames])

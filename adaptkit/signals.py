@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,14 +39,28 @@ def interruptible() -> Iterator[None]:
 
     # A process started under nohup ignores SIGHUP, and shall go on doing so.
     before = {number: signal.getsignal(number) for number in ENDING if signal.getsignal(number) != signal.SIG_IGN}
+    unraisable = sys.unraisablehook
+
+    def quiet(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Interrupted):
+            unraisable(lost)
+
     for number in before:
         signal.signal(number, interrupt)
+    sys.unraisablehook = quiet
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
         _asked = None
+
+
+def require_none() -> None:
+    """Raise Interrupted if a signal has come and got lost: Python drops what is raised while it frees objects."""
+    if _asked is not None:
+        raise Interrupted(_asked)
 
 
 def origin(error: BaseException) -> BaseException:

@@ -76,12 +76,22 @@ def adaptkit_epoch_ended(run, epoch):
             os.kill(os.getpid(), signal.SIGTERM)
         except KeyboardInterrupt:  # as compiled modules do that are being imported
             raise ImportError("initialization failed") from None
+    if run.kind == "adaptation" and os.environ["HOW"] == "lost" and epoch.number == 1:
+        freed = Freed()
+        del freed
 
 
 @hookimpl
 def adaptkit_run_failed(run, error):
     if os.environ["HOW"] == "closing":
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(10):
+            pass
 
 
 class Failing:
@@ -101,7 +111,7 @@ def adaptkit_strategies():
 """
 
 
-@pytest.mark.parametrize("how", ["translated", "closing"])
+@pytest.mark.parametrize("how", ["translated", "lost", "closing"])
 def test_a_signal_is_not_lost_where_a_library_makes_an_error_of_it_or_a_run_is_being_closed(
     store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:

@@ -183,7 +183,7 @@ def _work(line: Connection, parcel: bytes) -> None:
     from adaptkit.experiment.hardware import keep_freed_memory
     from adaptkit.experiment.sharing import Seat
     from adaptkit.loading import load_plugins
-    from adaptkit.signals import interruptible
+    from adaptkit.signals import interruptible, require_none
     from adaptkit.sweeps.materials import use_threads
     from adaptkit.sweeps.worker import Worker
     from adaptkit.tracking.store import open_store
@@ -198,6 +198,7 @@ def _work(line: Connection, parcel: bytes) -> None:
         worker = Worker(place, materials, plugins, store, seat)
         line.send("ready")
         while True:
+            require_none()
             task = line.recv()
             line.send(Ended(task, worker.perform(task, line.send)))
 
