@@ -7,9 +7,10 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.errors import BadInput
@@ -59,7 +60,9 @@ def joined(setting: Setting) -> Iterator[None]:
             _connect(_address(setting))
         if slots(setting) == 0:
             raise BadInput(_too_much(setting))
-        yield
+        # Ray says on standard output that a machine is lost, among what may be JSON.
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         if is_ours:
             ray.shutdown()

@@ -106,6 +106,9 @@ class RayEngine:
                     is_over = True
                 else:
                     self._submit(*given, tell)
+            # Nothing is left for them, or the cluster has shrunk: others may be waiting for their share of a machine.
+            while self._idle:
+                ray.kill(self._idle.pop())
             if not self._busy:
                 if is_over and not self._returned:
                     return

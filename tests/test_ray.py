@@ -1,0 +1,136 @@
+"""Sweeps on Ray: a head and a second machine, as processes of their own here, one of which is lost in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from conftest import TINY
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+TWELVE = ("-s", "lora", "-s", "head", "--grid", "lora.rank=2,4", "--grid", "lr=0.001,0.01", "--seeds", "0-1", *TINY)
+#: Ray's own choice of memory for objects would take most of a small machine
+MEMORY = str(200 << 20)
+
+
+def ray(*arguments: str) -> subprocess.Popen[str]:
+    """Start a part of a cluster that stays in the foreground, as a leader of a group of processes."""
+    command = [str(Path(sys.executable).parent / "ray"), "start", *arguments, "--block", "--disable-usage-stats"]
+    command += ["--object-store-memory", MEMORY]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a part of a cluster with all that it has started."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,sid="], capture_output=True, text=True).stdout
+    for pid, session in (map(int, line.split()) for line in listed.splitlines()):
+        if session == process.pid:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    process.wait()
+
+
+@pytest.fixture
+def cluster(own_folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Start a head and a second node, a core each; return the address, and the second node."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    head = ray("--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", "--node-ip-address=127.0.0.1")
+    second = None
+    try:
+        until = time.monotonic() + 60
+        while subprocess.run(["ray", "health-check", "--address", address], capture_output=True).returncode != 0:
+            assert time.monotonic() < until, "the head has not started"
+            time.sleep(0.5)
+        second = ray(f"--address={address}", "--num-cpus=1", "--node-ip-address=127.0.0.1")
+        time.sleep(5)
+        yield address, second
+    finally:
+        for process in filter(None, (second, head)):
+            kill(process)
+
+
+def sweep(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "adaptkit", "sweep", *TWELVE, *arguments]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished() -> list[Run]:
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    experiment = client.get_experiment_by_name("adaptkit")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], "tags.`adaptkit.kind` = 'adaptation'", max_results=1000)
+    return [run for run in found if run.info.status == "FINISHED"]
+
+
+def numbers(runs: list[Run]) -> dict[str, dict[str, float]]:
+    return {
+        run.data.tags["adaptkit.trial_key"]: {
+            key: value for key, value in run.data.metrics.items() if not key.startswith(("time/", "memory/"))
+        }
+        for run in runs
+    }
+
+
+@pytest.mark.slow
+def test_a_lost_machine_costs_no_trial_and_makes_none_twice(
+    store: Path, cluster: tuple[str, subprocess.Popen[str]]
+) -> None:
+    address, second = cluster
+    process = sweep("--engine", "ray", "--ray-address", address, "--json")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if re.match(r"\[2/12\]", line):
+            break
+    kill(second)
+    output, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    outcome: dict[str, Any] = json.loads(output)
+    assert [trial["status"] for trial in outcome["trials"]] == ["finished"] * 12
+    runs = finished()
+    assert len(runs) == 12 and len(numbers(runs)) == 12
+    # The same trials, found by a sweep without Ray in another store, have the same numbers.
+    again = sweep("--experiment", "local", "--json", "-q")
+    output, errors = again.communicate(timeout=400)
+    assert (again.returncode, errors) == (0, "")
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    local = [client.get_run(trial["run_id"]) for trial in json.loads(output)["trials"]]
+    assert numbers(local) == numbers(runs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--gpus-per-trial", "1"), "--cpus-per-trial, --gpus-per-trial and --ray-address are for --engine ray"),
+        (("--ray-address", "a:1"), "--cpus-per-trial, --gpus-per-trial and --ray-address are for --engine ray"),
+    ],
+)
+def test_what_is_rays_is_refused_without_it(
+    store: Path, arguments: tuple[str, ...], line: str, cli: Callable[..., Result]
+) -> None:
+    result = cli("sweep", "-s", "head", *TINY, *arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"Error: {line}\n")
