@@ -12,6 +12,7 @@ from typing import Any
 
 from adaptkit.api import check_folder, layers_and_plugins
 from adaptkit.comparing import judge_tracked
+from adaptkit.experiment.base import stored_base
 from adaptkit.experiment.hardware import shared_threads
 from adaptkit.experiment.sharing import Seat
 from adaptkit.findings import Findings
@@ -26,7 +27,7 @@ from adaptkit.sweeps.planning import Prepared, Trial, prepare_sweep
 from adaptkit.sweeps.tasks import Task, Tell, ignore
 from adaptkit.sweeps.trials import Cell, expand, shown
 from adaptkit.sweeps.worker import Place
-from adaptkit.tracking.store import Store, open_store
+from adaptkit.tracking.store import Store, existing_store, open_store
 from adaptkit.tracking.sweeps import Found, find_trials
 
 
@@ -115,7 +116,16 @@ def plan_sweep(
 ) -> SweepPlan:
     """Return what a sweep would do and how long it would take; nothing is trained but a few batches, or tracked."""
     prepared = prepare_sweep(cells, grid, refresh_base=refresh_base)
-    return prepared.plan(jobs, seconds=prepared.seconds())
+    bases = [None if refresh_base else stored_base(experiment.base_key) for experiment in prepared.experiments]
+    keys = {
+        trial.number: prepared.key(trial, base.fingerprint)
+        for trial in prepared.trials
+        if (base := bases[trial.stage]) is not None
+    }
+    store = existing_store(tracking_uri, cells[0].request.settings.experiment) if keys else None
+    found = {} if store is None else find_trials(store, keys.values())
+    known = {number: _status(found[key]) for number, key in keys.items() if key in found}
+    return prepared.plan(jobs, known, prepared.seconds(known))
 
 
 def run_sweep(
@@ -165,8 +175,7 @@ def run_sweep(
                 findings = _judge(ordered, store)
                 with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
                     outcome = _outcome(ordered, group.run_id, store, findings)
-                    first = None if findings is None else findings.comparisons[0]
-                    group.close("FINISHED", first, _files(outcome, conditions.report, Path(temporary)))
+                    group.close("FINISHED", findings, _files(outcome, conditions.report, Path(temporary)))
     return outcome
 
 
@@ -188,9 +197,12 @@ def _record(trial: Trial, status: str, **found: Any) -> TrialRecord:
     return TrialRecord(trial.number, cell.label, cell.arm.strategy, cell.values, trial.seed, status, **found)
 
 
+def _status(found: Found) -> str:
+    return "found" if found.status == "finished" else "failed"
+
+
 def _known(trial: Trial, found: Found) -> TrialRecord:
-    status = "found" if found.status == "finished" else "failed"
-    return _record(trial, status, run_id=found.run_id, accuracy=found.accuracy, error=found.error)
+    return _record(trial, _status(found), run_id=found.run_id, accuracy=found.accuracy, error=found.error)
 
 
 def _made(trial: Trial, made: RunRecord) -> TrialRecord:

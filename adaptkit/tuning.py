@@ -232,7 +232,6 @@ def _finish(
         notices=store.notices,
         comparison=judge_tracked(done, tracking_uri=store.uri, alone=True) if done else None,
     )
-    first = None if outcome.comparison is None else outcome.comparison.comparisons[0]
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
         folder = report or Path(temporary) / "report"
         files = []
@@ -245,5 +244,5 @@ def _finish(
         plain = {key: value for key, value in outcome.to_dict().items() if key != "comparison"}
         path.write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
         # Runs that failed leave a tuning that is not finished: the same command runs them again.
-        group.close("FAILED" if outcome.failed else "FINISHED", first, [path, *files])
+        group.close("FAILED" if outcome.failed else "FINISHED", outcome.comparison, [path, *files])
     return outcome

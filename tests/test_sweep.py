@@ -244,6 +244,10 @@ def test_max_trials_leaves_the_rest_for_the_next_start(store: Path, cli: Callabl
     first = json.loads(cli(*command, "--max-trials", "2").stdout)
     assert [trial["status"] for trial in first["trials"]] == ["finished", "finished", "left"]
     assert len(first["comparison"]["arms"]) == 2
+    plan = cli(*command[:-1], "--print-trials").stdout
+    assert "Trials   3 settings x 1 = 3 (2 finished before, 1 left)\n" in plan
+    rows = [line.split() for line in plan.splitlines() if line.strip()[:1].isdigit()]
+    assert rows[1:] == [["2", "head", "lr=0.01", "0", "finished", "before"], ["3", "head", "lr=0.1", "0", "left"]]
     second = json.loads(cli(*command, "--max-trials", "2").stdout)
     assert [trial["status"] for trial in second["trials"]] == ["found", "found", "finished"]
     assert len(second["comparison"]["arms"]) == 3
@@ -261,7 +265,19 @@ def test_settings_that_decide_data_or_base_are_swept_too(store: Path, cli: Calla
     assert [trial["label"] for trial in outcome["trials"]] == [
         f"head shots={shots} base.epochs={epochs}" for shots in (2, 5) for epochs in (1, 2)
     ]
-    assert len(outcome["comparison"]["comparisons"]) == 4
+    comparisons = outcome["comparison"]["comparisons"]
+    assert len(comparisons) == 4
+    client = MlflowClient(f"sqlite:///{store}")
+    group = client.get_run(outcome["parent_run_id"])
+    arms = [
+        (arm["comparison"], f"mean/shifted_accuracy/{arm['slug']}", arm["mean"])
+        for arm in outcome["comparison"]["arms"]
+    ]
+    for number, metric, mean in arms:
+        assert (number, mean) in [(p.step, p.value) for p in client.get_metric_history(group.info.run_id, metric)]
+    told = group.data.tags["mlflow.note.content"]
+    assert [told.count(f"**Comparison {number}**") for number in (1, 2, 3, 4)] == [1] * 4
+    assert set(group.data.tags["adaptkit.compared_runs"].split(",")) == {trial["run_id"] for trial in outcome["trials"]}
     assert len({trial["accuracy"] for trial in outcome["trials"]}) > 1
 
 

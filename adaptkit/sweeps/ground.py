@@ -11,11 +11,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from adaptkit.cache import cache_folder
-from adaptkit.comparison import Comparison
 from adaptkit.errors import BadInput, TrackingLost
 from adaptkit.experiment.base import Base
 from adaptkit.experiment.base_run import obtain_base
 from adaptkit.experiment.preparation import Experiment
+from adaptkit.findings import Findings
 from adaptkit.plugins import Plugins
 from adaptkit.tracking.store import Store
 from adaptkit.tracking.sweeps import close_sweep, open_sweep
@@ -79,11 +79,11 @@ class Group:
     store: Store
     is_closed: bool = False
 
-    def close(self, status: str, comparison: Comparison | None = None, files: Sequence[Path] = ()) -> None:
-        """End the run, if it has not been ended yet, with a comparison and files."""
+    def close(self, status: str, findings: Findings | None = None, files: Sequence[Path] = ()) -> None:
+        """End the run, if it has not been ended yet, with what those it groups say, and files."""
         if not self.is_closed:
             self.is_closed = True
-            close_sweep(self.store, self.run_id, status, comparison, files)
+            close_sweep(self.store, self.run_id, status, findings, files)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,14 +85,14 @@ class Prepared:
             notices=tuple(dict.fromkeys(line for experiment in self.experiments for line in experiment.plan.notices)),
         )
 
-    def seconds(self) -> float:
+    def seconds(self, known: Container[int] = ()) -> float:
         """Return the seconds that training and evaluation will take one after the other, as a few batches say.
 
-        Of each stage and strategy one trial is tried.
+        Of each stage and strategy one trial is tried; those with a known number take none.
         """
         total = sum(map(base_seconds, self.experiments))
         tried: dict[tuple[int, str, int], float] = {}
-        for trial in self.trials:
+        for trial in (trial for trial in self.trials if trial.number not in known):
             arm, epochs = trial.cell.arm, trial.cell.request.settings.epochs
             kind = (trial.stage, arm.strategy, epochs)
             if kind not in tried:

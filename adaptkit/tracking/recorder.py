@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from adaptkit import __version__
-from adaptkit.comparison import Comparison
+from adaptkit.comparison import ArmResult, Comparison
 from adaptkit.errors import TrackingLost
 from adaptkit.findings import Findings
 from adaptkit.tracking.source import source_tags
@@ -17,6 +17,8 @@ from adaptkit.tracking.store import Store, errors_as_lines, open_existing, open_
 
 #: MLflow cuts a tag at 8,000 characters
 TAG_LENGTH = 8000
+#: MLflow takes so many metrics in one call
+METRICS_AT_ONCE = 1000
 NAMED_ARMS = 4
 
 
@@ -39,7 +41,7 @@ def record_findings(findings: Findings, files: Sequence[Path], tracking_uri: str
             run_ids.append(create_comparison(store, f"compare {', '.join(shown)}", comparison.setup))
         status = "FAILED"
         try:
-            log_comparison(store, run_ids[-1], comparison, files)
+            log_findings(store, run_ids[-1], Findings((comparison,)), files)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -62,56 +64,73 @@ def create_comparison(store: Store, name: str, params: Mapping[str, object]) -> 
     return run_id
 
 
-def log_comparison(store: Store, run_id: str, comparison: Comparison, files: Sequence[Path]) -> None:
-    """Log each arm's mean and interval as metrics, the sentences as description, the compared runs, and files."""
+def log_findings(store: Store, run_id: str, findings: Findings, files: Sequence[Path]) -> None:
+    """Log each arm's mean and interval as metrics, the sentences as description, the compared runs, and files.
+
+    Where there are several comparisons, the metrics' step is the comparison's number.
+    """
     from mlflow.entities import Metric, RunTag
 
     client, experiment_id = store.client, store.experiment_id
     now = int(time.time() * 1000)
-    name = comparison.metric.key.rsplit("/", 1)[-1]
+    first, *others = findings.comparisons
+    name = first.metric.key.rsplit("/", 1)[-1]
     points = [
-        Metric(f"{kind}/{name}/{arm.slug}", value, now, 0)
+        # MLflow's page draws bars of what has no step but 0, else curves.
+        Metric(f"{kind}/{name}/{arm.slug}", value, now, comparison.number if others else 0)
+        for comparison in findings.comparisons
         for arm in comparison.arms
         for kind, value in (("mean", arm.score.mean), ("low", arm.score.low), ("high", arm.score.high))
         if value is not None
     ]
-    compared = [run.run_id for arm in comparison.arms for run in arm.runs if run.run_id]
+    compared = [run.run_id for one in findings.comparisons for arm in one.arms for run in arm.runs if run.run_id]
     tags = {
-        "adaptkit.base_fingerprint": comparison.base_fingerprint,
-        "adaptkit.data_fingerprint": comparison.data_fingerprint,
-        "adaptkit.metric": comparison.metric.key,
-        "adaptkit.compared_runs": _fitting(compared),
-        "mlflow.note.content": describe(comparison, experiment_id),
+        "adaptkit.base_fingerprint": _joined(one.base_fingerprint for one in findings.comparisons),
+        "adaptkit.data_fingerprint": _joined(one.data_fingerprint for one in findings.comparisons),
+        "adaptkit.metric": first.metric.key,
+        "adaptkit.compared_runs": _joined(compared),
+        "mlflow.note.content": describe(findings, experiment_id),
     }
-    client.log_batch(run_id, metrics=points, tags=[RunTag(key, value) for key, value in tags.items()])
+    for start in range(0, len(points), METRICS_AT_ONCE):
+        client.log_batch(run_id, metrics=points[start : start + METRICS_AT_ONCE])
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-        write_arms(Path(folder) / "arms.csv", comparison)
+        write_arms(Path(folder) / "arms.csv", findings.comparisons)
         # At the root, since MLflow's compare page shows only those.
         for path in (Path(folder) / "arms.csv", *files):
             client.log_artifact(run_id, str(path))
 
 
-def write_arms(path: Path, comparison: Comparison) -> None:
+def write_arms(path: Path, comparisons: Sequence[Comparison]) -> None:
     """Write the table that maps the part of a metric's name to the arm, with the arm's figures."""
-    of_source = ["gain", "retention"] if comparison.zero_shot is not None else []
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["slug", "arm", "seeds", "mean", "low", "high", *of_source, "trainable"])
-        for arm in comparison.arms:
-            score, changes = arm.score, [change.mean for change in (arm.gain, arm.retention) if change is not None]
-            figures = (score.n, score.mean, score.low, score.high, *changes)
-            writer.writerow([arm.slug, arm.name, *figures, arm.trainable])
+        rows = [{"comparison": comparison.number} | _row(arm) for comparison in comparisons for arm in comparison.arms]
+        writer = csv.DictWriter(stream, max(rows, key=len))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-def describe(comparison: Comparison, experiment_id: str) -> str:
+def _row(arm: ArmResult) -> dict[str, object]:
+    score, changes = arm.score, {"gain": arm.gain, "retention": arm.retention}
+    found = {"slug": arm.slug, "arm": arm.name, "seeds": score.n, "mean": score.mean, "low": score.low}
+    means = {name: change.mean for name, change in changes.items() if change is not None}
+    return {**found, "high": score.high, **means, "trainable": arm.trainable}
+
+
+def describe(findings: Findings, experiment_id: str) -> str:
     """Return the sentences as Markdown, with a link to each compared run that is in the store."""
-    lines = [f"- {_escaped(sentence)}" for sentence in (*comparison.sentences, *comparison.notes)]
-    lines += ["", "Compared runs:", ""]
-    for arm in comparison.arms:
-        links = [
-            f"[seed {run.seed}](#/experiments/{experiment_id}/runs/{run.run_id})" for run in arm.runs if run.run_id
-        ]
-        lines.append(f"- {_escaped(arm.name)}: {', '.join(links) or 'not tracked'}")
+    told = [sentence for trend in findings.trends for sentence in trend.sentences]
+    lines = [f"- {_escaped(sentence)}" for sentence in told]
+    for comparison in findings.comparisons:
+        if len(findings.comparisons) > 1:
+            lines += ["", f"**Comparison {comparison.number}** {_escaped(comparison.reason or '')}".rstrip(), ""]
+        lines += [f"- {_escaped(sentence)}" for sentence in (*comparison.sentences, *comparison.notes)]
+        lines += ["", "Compared runs:", ""]
+        for arm in comparison.arms:
+            links = [
+                f"[seed {run.seed}](#/experiments/{experiment_id}/runs/{run.run_id})" for run in arm.runs if run.run_id
+            ]
+            lines.append(f"- {_escaped(arm.name)}: {', '.join(links) or 'not tracked'}")
     text = "\n".join(lines)
     while len(text) > TAG_LENGTH:
         lines = lines[:-1]
@@ -126,7 +145,7 @@ def _escaped(text: str) -> str:
     return text
 
 
-def _fitting(run_ids: list[str]) -> str:
-    """Return ids with commas between, as many as a tag holds; `comparison.json` has all."""
-    text = ",".join(run_ids)
+def _joined(names: Iterable[str]) -> str:
+    """Return names with commas between, each once, as many as a tag holds; `comparison.json` has all."""
+    text = ",".join(dict.fromkeys(names))
     return text if len(text) <= TAG_LENGTH else text[:TAG_LENGTH].rsplit(",", 1)[0]

@@ -109,6 +109,19 @@ def open_existing(uri: str | None) -> tuple[Address, MlflowClient]:
         return address, MlflowClient(tracking_uri=address.uri)
 
 
+def existing_store(uri: str | None, experiment: str) -> Store | None:
+    """Return the store and the experiment of this name, to read them; None if one of them is not there."""
+    address = resolve(uri)
+    if address.path and not Path(os.path.realpath(address.path)).is_file():
+        return None
+    address, client = open_existing(uri)
+    with errors_as_lines(address):
+        found = client.get_experiment_by_name(experiment)
+    if found is None or found.lifecycle_stage == "deleted":
+        return None
+    return Store(address.uri, client, str(found.experiment_id), found.name, (), address.ui_command)
+
+
 def existing_experiment(address: Address, client: MlflowClient, name: str) -> str:
     """Return the id of the experiment of this name; raise BadInput, with the nearest, when there is none."""
     found = client.get_experiment_by_name(name)

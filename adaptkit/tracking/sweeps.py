@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptkit import __version__
-from adaptkit.comparison import Comparison
 from adaptkit.errors import BadInput
-from adaptkit.tracking.recorder import log_comparison
+from adaptkit.findings import Findings
+from adaptkit.tracking.recorder import log_findings
 from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store
 from adaptkit.tracking.tracker import ERROR_TAG
@@ -102,12 +102,12 @@ def find_trials(store: Store, keys: Iterable[str], kind: str = "adaptation") -> 
 
 
 def close_sweep(
-    store: Store, run_id: str, status: str, comparison: Comparison | None = None, files: Sequence[Path] = ()
+    store: Store, run_id: str, status: str, findings: Findings | None = None, files: Sequence[Path] = ()
 ) -> None:
     """End the run that groups a sweep's trials, with what they say and these files."""
     try:
-        if comparison is not None:
-            log_comparison(store, run_id, comparison, files)
+        if findings is not None:
+            log_findings(store, run_id, findings, files)
         else:
             for path in files:
                 store.client.log_artifact(run_id, str(path))

@@ -19,7 +19,7 @@ from adaptkit.hookspecs import hookimpl
 from adaptkit.signals import origin
 from adaptkit.tracking.artifacts import write_artifacts
 from adaptkit.tracking.fluent import ActiveRun
-from adaptkit.tracking.recorder import TAG_LENGTH, create_comparison, log_comparison
+from adaptkit.tracking.recorder import TAG_LENGTH, create_comparison, log_findings
 from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store
 
@@ -114,8 +114,7 @@ class Tracker:
         if self._parent is None:
             return
         if findings is not None:
-            comparison = findings.comparisons[0]
-            self._try("logging the comparison", log_comparison, self.store, self._parent, comparison, files)
+            self._try("logging the comparison", log_findings, self.store, self._parent, findings, files)
         self._end_parent("FAILED" if findings is None or self.fault else "FINISHED")
 
     def _end_parent(self, status: str) -> None:
