@@ -50,6 +50,10 @@ def interruptible() -> Iterator[None]:
     sys.unraisablehook = quiet
     try:
         yield
+    except Exception as error:
+        if (cause := origin(error)) is not error:
+            raise cause from error
+        raise
     finally:
         sys.unraisablehook = unraisable
         for number, handler in before.items():

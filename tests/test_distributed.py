@@ -316,7 +316,7 @@ def test_a_process_that_fails_ends_all_within_seconds(store: Path, own_folder: P
     if how == "killed":
         assert time.time() - float((own_folder / "died").read_text()) < 20
         # torchrun may stop the first process before it can say more.
-        assert sorted(exit_codes(done.stderr))[0] == -9 and len(exit_codes(done.stderr)) == 2
+        assert -9 in exit_codes(done.stderr) and len(exit_codes(done.stderr)) == 2
         assert [line for line in own_lines(done.stderr) if line not in (words, "Interrupted.")] == []
     else:
         # Where only one knows, torchrun may stop the first process before its own end.

@@ -232,8 +232,8 @@ def test_a_tuning_that_is_stopped_goes_on_as_if_nothing_had_happened(
             break
     time.sleep(0.5)  # in the midst of the next run
     process.send_signal(ending)
-    process.communicate()
-    assert process.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL), errors
     again = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     outcome = json.loads(again.stdout)
     assert values(outcome) == values(tuned.outcome)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from adaptkit.errors import AdaptkitError, BadInput, RunFailed
+from adaptkit.signals import require_none
 from adaptkit.sweeps.materials import Material
 from adaptkit.sweeps.tasks import Ended, Task, Tell
 from adaptkit.sweeps.worker import Place, failed
@@ -81,6 +82,7 @@ class ProcessEngine:
         is_over = False
         returned: list[Task] = []
         while True:
+            require_none()
             for hand in self._hands:
                 if not hand.ready or hand.task is not None or (is_over and not returned):
                     continue
@@ -183,7 +185,7 @@ def _work(line: Connection, parcel: bytes) -> None:
     from adaptkit.experiment.hardware import keep_freed_memory
     from adaptkit.experiment.sharing import Seat
     from adaptkit.loading import load_plugins
-    from adaptkit.signals import interruptible, require_none
+    from adaptkit.signals import interruptible
     from adaptkit.sweeps.materials import use_threads
     from adaptkit.sweeps.worker import Worker
     from adaptkit.tracking.store import open_store

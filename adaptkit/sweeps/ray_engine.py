@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptkit import __version__
 from adaptkit.errors import AdaptkitError, BadInput, RunFailed, located
+from adaptkit.signals import require_none
 from adaptkit.sweeps.tasks import Ended, Started, Task, Tell, ignore
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class RayEngine:
         is_over = False
         seen = time.monotonic()
         while True:
+            require_none()
             room = self._room()
             while len(self._busy) < room and not (is_over and not self._returned):
                 given = (
