@@ -42,7 +42,7 @@ def draw_trends(findings: Findings, strategies: Iterable[str] = ()) -> list[Draw
 
 def _draw(trend: Trend, comparisons: Sequence[Comparison], strategies: Iterable[str], position: int) -> Drawing:
     metric, setting = comparisons[0].metric, shown(trend.setting, 24)
-    title = f"{shown(metric.label, 60)} along {setting}"
+    title = f"{shown(metric.label[:1].upper() + metric.label[1:], 60)} along {setting}"
     names = trend.arms[:MOST_LINES]
     firsts: dict[str, ArmResult] = {}
     for comparison in comparisons:
