@@ -84,12 +84,13 @@ class TrialTable:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, transient=True)
         self._plan: SweepPlan | None = None
         self._counts: Counter[str] = Counter()
         self._running: dict[int, tuple[Task, float, int]] = {}
         self._done: list[TrialRecord] = []
         self._start = 0.0
+        # Last: it draws itself at once.
+        self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> TrialTable:
         return self
@@ -139,7 +140,7 @@ class TrialTable:
         )
 
     def _time_left(self) -> str:
-        if not self._done:
+        if not self._done or not self._counts["left"]:
             return ""
         passed = time.monotonic() - self._start
         return f"; about {duration(passed / len(self._done) * self._counts['left'])} left"

@@ -40,7 +40,12 @@ def obtain_bases(
     """Return the base of each experiment, trained now or earlier, with its run; raise TrackingLost without a store."""
     tracker = Tracker(store)
     with plugins.watching(tracker, "tracker"):
-        found = [obtain_base(experiment, plugins, tracker, refresh_base, notice) for experiment in experiments]
+        found = []
+        for number, experiment in enumerate(experiments, start=1):
+            if refresh_base or not experiment.plan.base_cached:
+                which = f" {number} of {len(experiments)}" if len(experiments) > 1 else ""
+                notice(f"Base{which}: {experiment.request.settings.backbone} is being trained on the source")
+            found.append(obtain_base(experiment, plugins, tracker, refresh_base, notice))
     if tracker.fault is not None:
         raise TrackingLost(tracker.fault)
     return [Foundation(base, run_id) for base, run_id, _ in found]
