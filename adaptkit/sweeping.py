@@ -28,7 +28,7 @@ from adaptkit.sweeps.tasks import Task, Tell, ignore
 from adaptkit.sweeps.trials import Cell, expand, shown
 from adaptkit.sweeps.worker import Place
 from adaptkit.tracking.store import Store, existing_store, open_store
-from adaptkit.tracking.sweeps import Found, find_trials
+from adaptkit.tracking.sweeps import Found, fail_dead, find_trials
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,8 @@ def run_sweep(
                     with open_engine(conditions.engine, place, materials, plugins, store, seat) as engine:
                         for ended in engine.run(_tasks(prepared, left, conditions.limits), watch.tell):
                             trial = prepared.trials[ended.task.number - 1]
+                            if ended.record.error and ended.record.run_id is None:
+                                fail_dead(store, group.run_id, keys[trial.number - 1], ended.record.error)
                             records[trial.number] = _made(trial, ended.record)
                             watch.ended(records[trial.number])
                 ordered = tuple(records[trial.number] for trial in prepared.trials)

@@ -125,6 +125,7 @@ def test_users_say_what_is_searched_of_all_of_one_and_not_at_all() -> None:
         ("lora.rank=0..4", "--space lora.rank: must be at least 1, not 0"),
         ("lr=0.1,x", "--space lr: '0.1,x' holds what is no number"),
         ("lr=-1..1", "--space lr: a learning rate must be greater than 0, not -1"),
+        ("lr=1,inf", "--space lr: a learning rate must be finite, not inf"),
         ("lr", "--space lr: write key=range"),
     ],
 )

@@ -76,6 +76,13 @@ def test_every_strategy_has_the_same_number_of_trials_and_begins_with_its_defaul
         assert one.best.value == max(trial.value or 0 for trial in one.trials)
 
 
+@pytest.mark.parametrize("trials", [2, 3, 9])
+def test_the_defaults_are_tried_once(tmp_path: Path, trials: int) -> None:
+    for one in run(tmp_path / "optuna.db", search(trials=trials), Machine(0.01)).values():
+        values = [tuple(trial.values.items()) for trial in one.trials]
+        assert values.count(values[0]) == 1
+
+
 def test_a_range_grows_and_every_strategy_is_given_as_many_trials(tmp_path: Path) -> None:
     lines: list[str] = []
     machine = Machine(best=5e-3)

@@ -305,7 +305,27 @@ def test_from_python_it_is_the_same(swept: tuple[Path, dict[str, Any]], again: P
             ("--grid", "lora.rank=0,2", "--grid", "lr=-1,1"),
             ["lr: must be greater than 0, not -1", "lora.rank: must be at least 1, not 0"],
         ),
+        (("--grid", "lr=1e-3,0.001"), ["grid lr: 0.001 is named twice"]),
+        (("--grid", "lora.rank=2,2.0"), ["grid lora.rank: 2.0 is named twice"]),
+        (
+            ("--grid", "lora.targets=Linear,linear", "--grid", "lora.rank=2,4", "--grid", "rank=8"),
+            ["grid rank: is lora.rank, which has values of its own"],
+        ),
+        (
+            ("--grid", "shots=2,5,9"),
+            [
+                "grid shots: 9 draws the same 50 images as 5, since a run draws at most half of the pool of 100: "
+                "leave it out, or raise split.pool"
+            ],
+        ),
+        (
+            ("--grid", "lr=1e-4..1/1000log", "--grid", "lora.rank=1..20/20"),
+            ["the grid has 20,000 settings of one strategy: at most 10,000 are run in one sweep"],
+        ),
+        (("--grid", "lr=-1e308..1e308/3"), ["grid lr: '-1e308..1e308/3' is too wide to be divided"]),
         (("--jobs", "0"), ["--jobs: must be at least 1, not 0"]),
+        (("--jobs", "0", "--print-trials"), ["--jobs: must be at least 1, not 0"]),
+        (("--time-budget", ""), ["--time-budget: '' is no length of time; write 90s, 30m, 2h or 1h30m"]),
         (("--engine", "rye"), ["--engine: unknown engine 'rye'; did you mean 'ray'?"]),
         (("--max-trials", "0"), ["--max-trials: must be at least 1, not 0"]),
         (("--time-budget", "soon"), ["--time-budget: 'soon' is no length of time; write 90s, 30m, 2h or 1h30m"]),
@@ -317,3 +337,16 @@ def test_bad_input_is_one_line_a_problem(
     result = cli("sweep", "-s", "lora", "-s", "head", *TINY, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert sorted(result.stderr.splitlines()) == sorted(f"Error: {line}" for line in lines)
+
+
+@pytest.mark.parametrize("command", ["sweep", "tune"])
+def test_torchrun_is_told_what_it_is_not_for(
+    store: Path, command: str, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    result = cli(command, "-s", "head", *TINY, "--seeds", "1")
+    line = "torchrun shares out one run; for several trials at a time, use --jobs or --engine"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"Error: {line}\n")

@@ -189,8 +189,11 @@ def test_a_worker_that_dies_takes_one_trial_with_it(store: Path, own_folder: Pat
     assert states == {f"deadly value={n}": ("finished", None) for n in (0, 2, 3)} | {
         "deadly value=1": ("failed", reason)
     }
-    again = finish(*command)
-    assert {trial["label"]: trial["status"] for trial in again["trials"]}["deadly value=1"] == "failed"
+    dead = [run for run in tracked() if run.info.status != "FINISHED"]
+    assert [(run.info.status, run.data.tags["adaptkit.error"]) for run in dead] == [("FAILED", reason)]
+    again = {trial["label"]: trial for trial in finish(*command)["trials"]}["deadly value=1"]
+    assert (again["status"], again["error"], again["run_id"]) == ("failed", reason, dead[0].info.run_id)
+    assert len(tracked()) == 4
 
 
 def test_the_same_sweep_is_not_run_twice_at_once(store: Path) -> None:

@@ -23,6 +23,7 @@ def parse_duration(option: str, text: str) -> float:
 def duration(seconds: float) -> str:
     """Return seconds as people say them."""
     if seconds < 90:
-        return f"{max(seconds, 1):.0f} seconds"
+        whole = round(max(seconds, 1))
+        return f"{whole} second{'s' * (whole > 1)}"
     minutes = seconds / 60
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"

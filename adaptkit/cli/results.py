@@ -45,7 +45,7 @@ def print_findings(console: Console, findings: Findings) -> None:
             print_costs(console, comparison)
         print_severities(console, comparison)
         print_sentences(console, comparison)
-    if findings.trends:
+    if any(trend.sentences for trend in findings.trends):
         console.rule("Along a setting", align="left")
     for sentence in (sentence for trend in findings.trends for sentence in trend.sentences):
         console.print(sentence, markup=False, soft_wrap=not console.is_terminal)

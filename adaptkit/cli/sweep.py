@@ -91,12 +91,12 @@ def sweep(
         problems.append(f"--max-trials: must be at least 1, not {max_trials}")
     seconds = None
     try:
-        seconds = parse_duration("--time-budget", time_budget) if time_budget else None
+        seconds = parse_duration("--time-budget", time_budget) if time_budget is not None else None
     except BadInput as error:
         problems.extend(error.problems)
     plugins = load_plugins(plugin)
 
-    from adaptkit.cli.terminal import messages, output
+    from adaptkit.cli.terminal import going_on, messages, output
     from adaptkit.sweeps.grid import collect_grid
     from adaptkit.sweeps.trials import expand
 
@@ -109,6 +109,15 @@ def sweep(
         from adaptkit.sweeping import Conditions, Limits, Watch, run_sweep
         from adaptkit.sweeps.engines import Setting
 
+    conditions = Conditions(
+        engine=Setting(engine, jobs, cpus_per_trial, gpus_per_trial, ray_address),
+        limits=Limits(max_trials, seconds, retry_failed),
+        tracking_uri=tracking_uri,
+        refresh_base=refresh_base,
+        feature_cache=not no_feature_cache,
+        report=report,
+    )
+    conditions.engine.check(plugins, cells[0].request.settings.device)
     if print_trials:
         from adaptkit.sweeping import plan_sweep
 
@@ -119,14 +128,6 @@ def sweep(
             print_sweep_plan(output(), plan, every=True)
         return
     keep_freed_memory()
-    conditions = Conditions(
-        engine=Setting(engine, jobs, cpus_per_trial, gpus_per_trial, ray_address),
-        limits=Limits(max_trials, seconds, retry_failed),
-        tracking_uri=tracking_uri,
-        refresh_base=refresh_base,
-        feature_cache=not no_feature_cache,
-        report=report,
-    )
     view: TrialLines | TrialTable = TrialTable(console) if console.is_terminal else TrialLines(console)
     watch = Watch(
         planned=view.planned,
@@ -134,7 +135,7 @@ def sweep(
         tell=view.tell,
         ended=view.ended,
     )
-    with interruptible(), view:
+    with going_on(console), interruptible(), view:
         outcome = run_sweep(cells, varied, plugins, conditions, Watch() if quiet else watch)
     print_sweep(outcome, as_json, quiet)
     if outcome.failed and (strict or not outcome.done):

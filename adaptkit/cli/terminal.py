@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 
@@ -18,6 +20,16 @@ def output() -> Console:
 def messages() -> Console:
     """Return the console of progress and notices."""
     return _console(sys.stderr.isatty(), stderr=True)
+
+
+@contextmanager
+def going_on(console: Console) -> Iterator[None]:
+    """Say after an interruption that nothing of what is done will be done again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("What is done is kept: the same command goes on.")
+        raise
 
 
 def _console(terminal: bool, stderr: bool) -> Console:

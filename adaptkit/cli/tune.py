@@ -86,7 +86,7 @@ def tune(
     layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
     plugins = load_plugins(plugin)
 
-    from adaptkit.cli.terminal import messages, output
+    from adaptkit.cli.terminal import going_on, messages, output
 
     console = messages()
     with uncollected():
@@ -107,7 +107,7 @@ def tune(
     )
     view = TuningBars(console) if console.is_terminal else TuningLines(console)
     watch = TuneWatch(view.planned, view.notice, view.tell, view.tried, view.tuned, view.ended)
-    with interruptible(), view:
+    with going_on(console), interruptible(), view:
         outcome = run_tuning(asked, plugins, conditions, TuneWatch() if quiet else watch)
     if as_json:
         click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))

@@ -173,7 +173,7 @@ def print_tuned(console: Console, outcome: TuneOutcome) -> None:
 def print_way_on(console: Console, outcome: TuneOutcome) -> None:
     """Print how to use what was chosen, and how to look at the runs."""
     lines = [
-        f"Run what was chosen:  adaptkit run --from-tune {outcome.parent_run_id}",
+        f"Run what was chosen:  adaptkit run --from-tune {outcome.parent_run_id}, with the other settings given here",
         f"Look at the runs:     {outcome.ui_command or outcome.ui_url}",
     ]
     if outcome.ui_command is not None:

@@ -65,10 +65,19 @@ def parse_values(key: str, value: object) -> tuple[Any, ...]:
         values = (value,)
     if not values:
         raise BadInput(f"grid {key}: has no values")
-    repeated = [point for index, point in enumerate(values) if point in values[:index]]
+    plain = [_number(point) for point in values]
+    repeated = [point for index, point in enumerate(values) if plain[index] in plain[:index]]
     if repeated:
         raise BadInput(f"grid {key}: {repeated[0]} is named twice")
     return values
+
+
+def _number(point: Any) -> Any:
+    """Return the number that a text is, however it is written; anything else as it is."""
+    try:
+        return float(point) if isinstance(point, str) else point
+    except ValueError:
+        return point
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -96,7 +105,10 @@ def _points(key: str, part: str) -> list[Any]:
         raise BadInput(f"grid {key}: {part!r} must rise from a number to a greater one")
     if is_log and low <= 0:
         raise BadInput(f"grid {key}: {part!r} must begin above 0 on a log scale")
-    return [_rounded(low, high, index / (count - 1), is_log) for index in range(count)]
+    points = [_rounded(low, high, index / (count - 1), is_log) for index in range(count)]
+    if not all(map(math.isfinite, points)):
+        raise BadInput(f"grid {key}: {part!r} is too wide to be divided")
+    return points
 
 
 def _rounded(low: float, high: float, share: float, is_log: bool) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptkit.errors import BadInput
 from adaptkit.experiment.estimate import base_seconds, run_seconds
 from adaptkit.experiment.preparation import Experiment, prepare
 from adaptkit.identity import trial_key
@@ -106,11 +107,29 @@ def prepare_sweep(
 ) -> Prepared:
     """Load the data of every stage and try every cell's strategy on the untrained model; raise BadInput."""
     found = [(prepare(request, refresh_base=refresh_base), members) for request, members in stages_of(cells)]
+    if "shots" in grid:
+        _require_different_draws([experiment for experiment, _ in found])
     stage_of = {id(cell): number for number, (_, members) in enumerate(found) for cell in members}
     trials = (
         Trial(number, cell, seed, stage_of[id(cell)]) for number, (seed, cell) in enumerate(_ordered(cells), start=1)
     )
     return Prepared(tuple(experiment for experiment, _ in found), tuple(trials), grid)
+
+
+def _require_different_draws(experiments: Sequence[Experiment]) -> None:
+    """Raise BadInput for numbers of shots above half of the pool: their trials would be those of a smaller number."""
+    problems = []
+    for experiment in experiments:
+        plan = experiment.plan
+        same = [other for other in experiments if other.plan.pool_images == plan.pool_images]
+        fewer = [other.plan.shots for other in same if other.plan.drawn_images == plan.drawn_images]
+        if min(fewer) < plan.shots:
+            problems.append(
+                f"grid shots: {plan.shots} draws the same {plan.drawn_images:,} images as {min(fewer)}, since a run "
+                f"draws at most half of the pool of {plan.pool_images:,}: leave it out, or raise split.pool"
+            )
+    if problems:
+        raise BadInput(*dict.fromkeys(problems))
 
 
 def _ordered(cells: Sequence[Cell]) -> Iterator[tuple[int, Cell]]:

@@ -91,7 +91,9 @@ class Search:
         if self.method == "grid":
             return grid_points(space, self.trials)
         count = max(1, self.trials // SHARE)
-        return [space.defaults, *first_points(space, count, derive_seed(self.seed, f"{space.strategy} first"))]
+        points = first_points(space, count, derive_seed(self.seed, f"{space.strategy} first"))
+        # The middle of a range is often the default.
+        return [space.defaults, *(point for point in points if point != space.defaults)]
 
     def _grown(self, found: Searched, wider: Space) -> list[dict[str, Any]]:
         """Return points in what has grown, for half of the further trials: the best so far, moved there."""

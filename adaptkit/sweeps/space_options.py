@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ def asked_for(arms: Sequence[Arm], texts: Sequence[str], problems: list[str]) ->
     """Return by strategy what these texts say; note those that cannot be read among the problems."""
     found: dict[str, dict[str, Dimension]] = {arm.strategy: {} for arm in arms}
     common: dict[str, Dimension] = {}
+    named: set[str] = set()
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition("="))
         prefix, dot, option = key.rpartition(".")
@@ -23,6 +25,9 @@ def asked_for(arms: Sequence[Arm], texts: Sequence[str], problems: list[str]) ->
         try:
             if not (equals and key and value):
                 raise BadInput(f"--space {text}: write key=range, as in lr=1e-4..1e-1/log or lora.rank=2,4,8")
+            if key in named:
+                raise BadInput(f"--space {key}: is given twice")
+            named.add(key)
             if key == LR:
                 common[LR] = _rate_dimension(f"--space {key}", value)
             elif not dot:
@@ -53,7 +58,12 @@ def _rate_dimension(title: str, text: str) -> Dimension:
             dimension = Choice(tuple(float(value) for value in dimension.values))
     except ValueError:
         raise BadInput(f"{title}: {text!r} holds what is no number; {GRAMMAR}") from None
-    lowest = dimension.low if isinstance(dimension, Range) else min(dimension.values)
-    if lowest <= 0:
-        raise BadInput(f"{title}: a learning rate must be greater than 0, not {lowest:g}")
+    values = (dimension.low, dimension.high) if isinstance(dimension, Range) else dimension.values
+    for value in values:
+        if not (value > 0 and math.isfinite(value)):
+            what = "finite" if value == math.inf else "greater than 0"
+            raise BadInput(f"{title}: a learning rate must be {what}, not {value:g}")
+    shown = [f"{value:g}" for value in values]
+    if repeated := [name for index, name in enumerate(shown) if name in shown[:index]]:
+        raise BadInput(f"{title}: {text!r} names {repeated[0]} twice")
     return dimension

@@ -116,11 +116,14 @@ class Study:
 def open_studies(path: Path, key: str, strategies: Sequence[str], seed: int) -> Iterator[dict[str, Study]]:
     """Open, or begin, the studies of a search in a database; raise BadInput for a file that cannot be used."""
     import optuna
+    from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
 
     with _quiet():
         try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+            # A folder's name may hold a question mark.
+            address = URL.create("sqlite", database=str(path)).render_as_string()
+            storage = optuna.storages.RDBStorage(address, engine_kwargs={"connect_args": {"timeout": 60}})
         except (SQLAlchemyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BadInput(f"the trials cannot be kept in {path}: {reason}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ NOT_ON_A_GRID = {
     "data_dir": "it decides no result",
     "preset": "name its settings instead",
 }
+
+#: settings of one strategy
+MOST_CELLS = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def expand(
     axes = _axes(grid, strategies, plugins, problems)
     if problems:
         raise BadInput(*problems)
+    _require_few(axes, strategies)
     cells: list[Cell] = []
     for strategy in strategies:
         own = {key: values for key, values in axes.items() if _owner(key, strategies) in (None, strategy)}
@@ -79,7 +84,33 @@ def expand(
                 cells.append(Cell(request, values, _label(request.arms[0], values)))
     if problems:
         raise BadInput(*dict.fromkeys(problems))
+    _require_distinct(cells)
     return tuple(cells)
+
+
+def _require_few(axes: Mapping[str, Sequence[Any]], strategies: Sequence[str]) -> None:
+    """Raise BadInput for a grid that nobody waits for: making its cells would take all memory."""
+    sizes = [
+        math.prod(len(values) for key, values in axes.items() if _owner(key, strategies) in (None, strategy))
+        for strategy in strategies
+    ]
+    most = max(sizes, default=0)
+    if most > MOST_CELLS:
+        raise BadInput(f"the grid has {most:,} settings of one strategy: at most {MOST_CELLS:,} are run in one sweep")
+
+
+def _require_distinct(cells: Sequence[Cell]) -> None:
+    """Raise BadInput for two cells that are the same: `rank=2` and `rank=02`."""
+    found: dict[str, Cell] = {}
+    problems = []
+    for cell in cells:
+        seed = cell.request.settings.seed[0]
+        same = json.dumps(cell.request.run_params(cell.arm, seed), sort_keys=True, default=str)
+        if same in found:
+            problems.append(f"the grid names one setting twice: {found[same].label} and {cell.label}")
+        found.setdefault(same, cell)
+    if problems:
+        raise BadInput(*problems)
 
 
 def _named(layers: Sequence[Layer], plugins: Plugins) -> list[str]:
@@ -107,7 +138,10 @@ def _axes(
         elif prefix in plugins.offers["strategy"] and rest and prefix not in strategies:
             problems.append(f"grid {key}: strategy {prefix} is not run")
         elif (not rest or prefix == "strategy") and len(owners) == 1:
-            axes[f"{owners[0]}.{rest or key}"] = values
+            full = f"{owners[0]}.{rest or key}"
+            if full in grid:
+                problems.append(f"grid {key}: is {full}, which has values of its own")
+            axes[full] = values
         elif (not rest or prefix == "strategy") and owners:
             written = " or ".join(f"{name}.{rest or key}" for name in owners)
             problems.append(f"grid {key}: several strategies have it; write {written}")

@@ -62,6 +62,14 @@ def end_dead(store: Store, parent: str, key: str | None = None) -> None:
         store.client.set_terminated(run.info.run_id, "KILLED")
 
 
+def fail_dead(store: Store, parent: str, key: str, reason: str) -> None:
+    """End the run of a trial whose process died as failed, if there is one."""
+    mine = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`{TRIAL_KEY}` = '{key}'"
+    for run in _search(store, f"{mine} and attributes.status = 'RUNNING'"):
+        store.client.set_tag(run.info.run_id, ERROR_TAG, reason)
+        store.client.set_terminated(run.info.run_id, "FAILED")
+
+
 def finished_run(store: Store, parent: str, key: str) -> tuple[str, dict[str, float]] | None:
     """Return the id and the metrics of the finished run of this parent with this key, if there is one."""
     mine = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`{TRIAL_KEY}` = '{key}'"
