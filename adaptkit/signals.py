@@ -50,7 +50,7 @@ def interruptible() -> Iterator[None]:
     sys.unraisablehook = quiet
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:  # Ray raises a plain one
         if (cause := origin(error)) is not error:
             raise cause from error
         raise
@@ -69,6 +69,6 @@ def require_none() -> None:
 
 def origin(error: BaseException) -> BaseException:
     """Return Interrupted for an error that a library made of it, or that followed it; any other error as it is."""
-    if _asked is None or isinstance(error, KeyboardInterrupt):
+    if _asked is None or isinstance(error, Interrupted):
         return error
     return Interrupted(_asked)
