@@ -53,20 +53,38 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
+ASK = """
+import sys
+import ray
+ray.init(sys.argv[1], log_to_driver=False, logging_level="critical")
+print(sum(node["Alive"] for node in ray.nodes()))
+"""
+
+
+def wait_for_machines(address: str, count: int) -> None:
+    """Wait until so many machines belong to a cluster: the first start of a fresh Ray takes a minute."""
+    until = time.monotonic() + 240
+    while True:
+        asked = subprocess.run([sys.executable, "-c", ASK, address], capture_output=True, text=True)
+        if asked.stdout.split()[-1:] == [str(count)]:
+            return
+        assert time.monotonic() < until, asked.stderr
+        time.sleep(0.5)
+
+
 @pytest.fixture
-def cluster(own_folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def cluster(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Start a head and a second node, a core each; return the address, and the second node."""
+    # Whoever runs the tests may have a token, for which `ray start` would ask.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     port = free_port()
     address = f"127.0.0.1:{port}"
     head = ray("--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", "--node-ip-address=127.0.0.1")
     second = None
     try:
-        until = time.monotonic() + 60
-        while subprocess.run(["ray", "health-check", "--address", address], capture_output=True).returncode != 0:
-            assert time.monotonic() < until, "the head has not started"
-            time.sleep(0.5)
+        wait_for_machines(address, 1)
         second = ray(f"--address={address}", "--num-cpus=1", "--node-ip-address=127.0.0.1")
-        time.sleep(5)
+        wait_for_machines(address, 2)
         yield address, second
     finally:
         for process in filter(None, (second, head)):

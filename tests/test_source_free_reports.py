@@ -251,7 +251,7 @@ def test_the_report_has_no_empty_column_and_no_figure_of_what_there_is_not(
     assert recorded.data.params["dataset"] == "none"
     assert not ABSENT.search(recorded.data.tags["mlflow.note.content"])
     arms = Path(client.download_artifacts(recorded.info.run_id, "arms.csv", str(tmp_path))).read_text().splitlines()
-    assert arms[0] == "slug,arm,seeds,mean,low,high,trainable" and len(arms) == 4
+    assert arms[0] == "comparison,slug,arm,seeds,mean,low,high,trainable" and len(arms) == 4
 
 
 @pytest.mark.parametrize("metric", ["final/retention", "final/gain", "final/test_accuracy", "test/accuracy"])

@@ -112,7 +112,10 @@ def _connect(address: str) -> None:
     except Exception as error:  # a dozen kinds: another version, no token, no memory, nobody there
         line = (str(error).strip() or type(error).__name__).split("\n")[0]
         where = "Ray cannot be started here" if address == "local" else f"--ray-address: cannot join {address}"
-        raise BadInput(f"{where}: {line}") from None
+        # `ray start` asks for the user's token where there is one; who joins sends it only when told to.
+        may_ask = address != "local" and "RAY_AUTH_MODE" not in os.environ
+        hint = "; if the cluster asks for a token, set RAY_AUTH_MODE=token" if may_ask else ""
+        raise BadInput(f"{where}: {line}{hint}") from None
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which closes no run
