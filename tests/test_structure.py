@@ -31,6 +31,7 @@ ROWS = [
         "adaptkit.sweeping",
         "adaptkit.tuning",
         "adaptkit.tuned_settings",
+        "adaptkit.caching",
         "adaptkit",
     ],
     ["adaptkit.testing", "adaptkit.scaffold"],
