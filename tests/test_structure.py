@@ -32,6 +32,7 @@ ROWS = [
         "adaptkit.tuning",
         "adaptkit.tuned_settings",
         "adaptkit.caching",
+        "adaptkit.diagnosis",
         "adaptkit",
     ],
     ["adaptkit.testing", "adaptkit.scaffold"],
