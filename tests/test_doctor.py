@@ -64,10 +64,10 @@ def test_where_nothing_is_wrong_it_says_what_there_is(store: Path, cli: Cli) -> 
     assert all(f"{name} " in versions["text"] for name in ("adaptkit", "Python", "torch", "torchvision", "mlflow"))
     assert sys.executable in found["system"][0]["text"]
     assert found["cache"][0]["text"].startswith(f"{os.environ['ADAPTKIT_CACHE']}; ")
-    assert found["store"][0]["text"] == f"{store} can be read and written; 1 experiment"
+    assert found["store"][0]["text"] == f"{store} can be read and written; 2 experiments"
     assert found["runs"] == [{"name": "runs", "state": "ok", "text": "none is unfinished", "mend": None}]
     lines = cli("doctor").stdout.splitlines()
-    assert f"ok     store        {store} can be read and written; 1 experiment" in lines
+    assert f"ok     store        {store} can be read and written; 2 experiments" in lines
 
 
 def test_a_store_that_is_not_there_yet_is_no_fault(own_folder: Path, cli: Cli) -> None:
@@ -178,7 +178,7 @@ def test_a_server_is_asked_for_its_time_and_its_runs(store: Path, own_folder: Pa
     with mlflow_ui(own_folder) as page:
         code, found = findings(cli, "--tracking-uri", page.address)
         assert code == 1 and gone in found["runs"][0]["text"]
-        assert found["store"][0]["text"].startswith(f"{page.address} can be read and written; ")
+        assert found["store"][0]["text"].startswith(f"{page.address} answers; ")
         assert found["clock"][0]["state"] == "ok"
         assert findings(cli, "--tracking-uri", page.address, "--end-stale-runs")[0] == 0
         assert findings(cli, "--tracking-uri", page.address)[1]["runs"][0]["text"] == "none is unfinished"
