@@ -31,6 +31,8 @@ ROWS = [
         "adaptkit.sweeping",
         "adaptkit.tuning",
         "adaptkit.tuned_settings",
+        "adaptkit.caching",
+        "adaptkit.diagnosis",
         "adaptkit",
     ],
     ["adaptkit.testing", "adaptkit.scaffold"],

@@ -28,6 +28,8 @@ COMMANDS = {
     "datasets": ("adaptkit.cli.listing:datasets", "List data sets."),
     "backbones": ("adaptkit.cli.listing:backbones", "List backbones."),
     "shifts": ("adaptkit.cli.listing:shifts", "List shifts."),
+    "doctor": ("adaptkit.cli.doctor:doctor", "Say what is wrong here, and how to mend it."),
+    "cache": ("adaptkit.cli.cache:cache", "Show what the cache holds, find what is damaged, make room."),
     "plugins": ("adaptkit.cli.plugins:plugins", "List plugins and what is wrong with them."),
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,6 +118,28 @@ def base_lock(key: str, waiting: Any = None) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def if_free(key: str) -> Iterator[bool]:
+    """Hold the recipe's lock if nobody has it; tell whether."""
+    lock = FileLock(_folder(key).with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def used(key: str) -> float:
+    """Return the Unix time at which the base was last written or read."""
+    folder = _folder(key)
+    card = folder / CARD_FILE
+    return (card if card.exists() else folder).stat().st_mtime
+
+
 def stored_base(key: str) -> Base | None:
     """Return the base from the cache; None if it is not there or damaged."""
     folder = _folder(key)
@@ -125,7 +149,11 @@ def stored_base(key: str) -> Base | None:
         base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return base if fingerprint(state) == base.fingerprint else None
+    if fingerprint(state) != base.fingerprint:
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(folder / CARD_FILE)  # used last: the others go first
+    return base
 
 
 def train_base(

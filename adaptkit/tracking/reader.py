@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from adaptkit.reports.metrics import required
 from adaptkit.tracking.address import Address
 from adaptkit.tracking.artifact_folders import local_artifacts
 from adaptkit.tracking.filters import with_params
+from adaptkit.tracking.liveness import lives
 from adaptkit.tracking.predictions import read_predictions
 from adaptkit.tracking.store import errors_as_lines, existing_experiment, open_existing
 
@@ -225,20 +224,6 @@ def _status(run: MlflowRun) -> tuple[str, str | None]:
     status = run.info.status.lower()
     if status not in ("running", "scheduled"):
         return status, None
-    tags = run.data.tags
-    pid = tags.get("adaptkit.pid", "")
-    if tags.get("adaptkit.host") == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)):
+    if lives(run.data.tags) is False:
         return "killed", "its process is gone"
     return "running", None
-
-
-def _is_alive(pid: int) -> bool:
-    if os.name != "posix":  # elsewhere, signal 0 is no question
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True

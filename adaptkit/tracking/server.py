@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+import time
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -33,6 +35,28 @@ def check_server(address: Address) -> None:
         reason = f"no answer within {REACH_SECONDS:.0f} s"
     text = str((isinstance(reason, OSError) and reason.strerror) or reason or type(reason).__name__)
     raise BadInput(f"cannot reach the MLflow server at {address.shown}: {address.without_secrets(text)}") from None
+
+
+def clock_skew(address: Address) -> float | None:
+    """Return by how many seconds a server's clock is ahead of this machine's; None if it does not tell its time.
+
+    Servers tell it in whole seconds.
+    """
+    before = time.time()
+    try:
+        with urlopen(Request(f"{address.shown.rstrip('/')}/health"), timeout=REACH_SECONDS) as answer:
+            told = answer.headers.get("Date")
+    except (OSError, HTTPException, ValueError):
+        return None
+    if told is None:
+        return None
+    try:
+        theirs = parsedate_to_datetime(told).timestamp()
+    except ValueError:
+        return None
+    ours = (before + time.time()) / 2
+    # Cut to a whole second: the middle of what it may have been.
+    return theirs + 0.5 - ours
 
 
 def check_database(address: Address) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,23 +33,20 @@ class FeatureFiles:
 
     def read(self, key: str) -> tuple[Tensor, float] | None:
         """Return a tensor and the seconds that computing it took; None if it is not there or damaged."""
-        from safetensors import SafetensorError, safe_open
-
         path = self.path(key)
+        found = _content(path)
+        if found is None:
+            return None
+        tensor, metadata = found
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                # Into memory of torch's own: where a file happens to lie unaligned, sums are taken in another order.
-                tensor = file.get_tensor("features").clone()
-            if metadata["sha256"] != _sha256(tensor):
-                return None
+            seconds = float(metadata["seconds"])
             if metadata["channels_last"] == "True":
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
-            with contextlib.suppress(OSError):
-                os.utime(path)  # used last: the others go first
-            return tensor, float(metadata["seconds"])
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        except (KeyError, ValueError):
             return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # used last: the others go first
+        return tensor, seconds
 
     def write(self, key: str, tensor: Tensor, seconds: float) -> None:
         """Keep a tensor, whole or not at all, and make room for it."""
@@ -94,6 +92,25 @@ class FeatureFiles:
             with contextlib.suppress(OSError):
                 path.unlink()
             held -= size
+
+
+def sound(path: Path) -> bool:
+    """Tell whether a file holds the tensor that was written to it."""
+    return _content(path) is not None
+
+
+def _content(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
+    """Return the tensor of a file and what stands beside it; None if it is not there or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            # Into memory of torch's own: where a file happens to lie unaligned, sums are taken in another order.
+            tensor = file.get_tensor("features").clone()
+        return (tensor, metadata) if metadata["sha256"] == _sha256(tensor) else None
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        return None
 
 
 def _sha256(tensor: Tensor) -> str:

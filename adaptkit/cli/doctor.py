@@ -1,0 +1,45 @@
+"""Say what is wrong with this machine, its plugins and its store, and how to mend it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import click
+
+from adaptkit.cli.options import json_option, plugin_option
+
+
+@click.command()
+@click.option(
+    "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
+)
+@click.option("--end-stale-runs", is_flag=True, help="End runs whose process is gone, as killed.")
+@plugin_option
+@json_option
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+def doctor(
+    tracking_uri: str | None, end_stale_runs: bool, plugin: tuple[str, ...], as_json: bool, traceback: bool
+) -> None:
+    """Look at versions, device, cache, plugins, store and unfinished runs; exits with 1 if anything is wrong.
+
+    Its output can be pasted into a report: it names no passwords.
+
+    \b
+    Example: adaptkit doctor
+    """
+    from adaptkit.diagnosis import diagnose
+
+    found = []
+    for finding in diagnose(tracking_uri, plugin, end_stale_runs):
+        found.append(finding)
+        if not as_json:
+            click.echo(f"{finding.state:<5}  {finding.name:<11}  {finding.text}")
+            if finding.mend is not None:
+                click.echo(f"{'':<20}{'to mend it' if finding.state == 'wrong' else 'hint'}: {finding.mend}")
+    wrong = sum(finding.state == "wrong" for finding in found)
+    if as_json:
+        click.echo(json.dumps({"findings": [dataclasses.asdict(one) for one in found], "wrong": wrong}, indent=2))
+    if wrong:
+        sys.exit(1)

@@ -1,0 +1,190 @@
+"""Look at everything a run depends on, and say what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adaptkit import __version__
+from adaptkit.cache import cache_folder
+from adaptkit.errors import AdaptkitError
+from adaptkit.loading import load_plugins
+from adaptkit.tracking.address import Address, resolve
+from adaptkit.tracking.server import clock_skew
+from adaptkit.tracking.sqlite import check_writable
+from adaptkit.tracking.stale import StaleRun, end_stale, unfinished
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DISTRIBUTIONS = ("torch", "torchvision", "mlflow", "scikit-learn", "numpy", "matplotlib", "pluggy", "click", "rich")
+#: bytes that a disk should have left; seconds by which a server's clock may differ
+LITTLE, SKEW = 10**9, 5.0
+#: runs that are named one by one
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing: `state` is ok, note or wrong; `mend` says how to put it right."""
+
+    name: str
+    state: str
+    text: str
+    mend: str | None = None
+
+
+def diagnose(
+    tracking_uri: str | None = None, plugins: Sequence[str | Path] = (), end_stale_runs: bool = False
+) -> Iterator[Finding]:
+    """Yield what is found, thing by thing; with `end_stale_runs`, runs whose process is gone are ended as killed."""
+    yield from _versions()
+    yield from _device()
+    yield from _cache()
+    yield from _plugins(plugins)
+    yield from _store(tracking_uri, end_stale_runs)
+
+
+def _versions() -> Iterator[Finding]:
+    found = []
+    for name in DISTRIBUTIONS:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("versions", "wrong", f"{name} is not installed", f"pip install {name}")
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    yield Finding("versions", "ok", f"adaptkit {__version__}, Python {platform.python_version()}, {', '.join(found)}")
+    yield Finding("system", "ok", f"{system}; {sys.executable}")
+    for name in ("torch", "torchvision"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # of many kinds, where compiled parts do not fit
+            line = str(error).strip().split("\n")[0]
+            yield Finding(name, "wrong", f"cannot be imported: {line}", "pip install --upgrade torch torchvision")
+
+
+def _device() -> Iterator[Finding]:
+    try:
+        import torch
+
+        from adaptkit.experiment.hardware import THREAD_VARIABLES, computes_bf16, find_device
+    except Exception:  # said already
+        return
+    device = find_device("auto")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    bf16 = "bf16 is native" if device.type != "mps" and computes_bf16(device) else "bf16 is not known to be native"
+    yield Finding("device", "ok", f"{name}; {bf16}")
+    given = [f"{variable}={os.environ[variable]}" for variable in THREAD_VARIABLES if os.environ.get(variable)]
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    text = f"{threads} of {cores} cores{f' ({chr(44).join(given)})' if given else ''}"
+    if threads < cores and given:
+        yield Finding("threads", "note", text, f"unset {given[0].partition('=')[0]} to use all cores")
+    else:
+        yield Finding("threads", "ok", text)
+
+
+def _cache() -> Iterator[Finding]:
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Really write: permission bits say nothing about a read-only mount or a full disk.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        reason = error.strerror or error
+        yield Finding("cache", "wrong", f"cannot write to {folder}: {reason}", "set ADAPTKIT_CACHE to another folder")
+        return
+    if free < LITTLE:
+        mend = "adaptkit cache clear, or set ADAPTKIT_CACHE to a folder on another disk"
+        yield Finding("cache", "wrong", f"{folder}: only {free / 1e6:.0f} MB are left on its disk", mend)
+    else:
+        yield Finding("cache", "ok", f"{folder}; {free / 1e9:.1f} GB are left on its disk")
+
+
+def _plugins(files: Sequence[str | Path]) -> Iterator[Finding]:
+    try:
+        loaded = load_plugins(files)
+    except AdaptkitError as error:
+        yield from (Finding("plugins", "wrong", line) for line in error.problems)
+        return
+    names = [source.origin for source in loaded.sources if source.kind != "built-in"]
+    yield Finding("plugins", "ok", ", ".join(names) or "none beside the built-in ones")
+    for fault in loaded.faults:
+        state = "note" if fault.works else "wrong"
+        yield Finding("plugins", state, f"{fault.origin}: {fault.message}", fault.source.hint or None)
+
+
+def _store(uri: str | None, end_stale_runs: bool) -> Iterator[Finding]:
+    try:
+        address = resolve(uri)
+        if address.path is not None:
+            path = Path(os.path.realpath(address.path))
+            check_writable(path)
+            if not path.is_file():
+                yield Finding("store", "note", f"{address.shown} is not there yet: the first tracked run makes it")
+                return
+        from adaptkit.tracking.store import open_existing
+
+        address, client = open_existing(uri)
+        experiments = client.search_experiments(max_results=1000)
+    except AdaptkitError as error:
+        yield from (Finding("store", "wrong", line) for line in error.problems)
+        return
+    except Exception as error:  # the store's own, of many kinds
+        line = str(error).strip().split("\n")[0]
+        yield Finding("store", "wrong", f"cannot be read: {resolve(uri).without_secrets(line)}")
+        return
+    count = f"{len(experiments)} experiment{'s' * (len(experiments) != 1)}"
+    state = "can be read and written" if address.path else "answers"
+    yield Finding("store", "ok", f"{address.shown} {state}; {count}")
+    yield from _clock(address)
+    yield from _runs(client, [experiment.experiment_id for experiment in experiments], end_stale_runs)
+
+
+def _clock(address: Address) -> Iterator[Finding]:
+    skew = clock_skew(address) if address.is_server else None
+    if skew is None:
+        return
+    text = f"the server's is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
+    if abs(skew) > SKEW:
+        mend = "set both clocks by a time server: runs would seem to end before they began"
+        yield Finding("clock", "wrong", text, mend)
+    else:
+        yield Finding("clock", "ok", text)
+
+
+def _runs(client: MlflowClient, experiments: Sequence[str], end_them: bool) -> Iterator[Finding]:
+    found = unfinished(client, experiments)
+    by_state: dict[bool | None, list[StaleRun]] = {True: [], False: [], None: []}
+    for run in found:
+        by_state[run.lives].append(run)
+    if not found:
+        yield Finding("runs", "ok", "none is unfinished")
+    if by_state[True]:
+        yield Finding("runs", "ok", f"{_named(by_state[True], 'under way')}")
+    if by_state[None]:
+        mend = "run `adaptkit doctor` on the machines on which they were started"
+        yield Finding("runs", "note", _named(by_state[None], "on record as running elsewhere"), mend)
+    if by_state[False] and end_them:
+        end_stale(client, by_state[False])
+        yield Finding("runs", "note", _named(by_state[False], "ended as killed, since its process was gone"))
+    elif by_state[False]:
+        text = _named(by_state[False], "on record as running, but its process is gone")
+        yield Finding("runs", "wrong", text, "adaptkit doctor --end-stale-runs")
+
+
+def _named(runs: Sequence[StaleRun], what: str) -> str:
+    shown = [f"{run.name} ({run.run_id}, {run.place})" for run in runs[:NAMED]]
+    more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+    return f"{what}: {', '.join(shown)}{more}"

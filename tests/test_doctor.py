@@ -1,0 +1,184 @@
+"""`adaptkit doctor`: what is wrong is named with how to mend it, and runs of dead processes are found and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from mlflow import MlflowClient
+from servers import mlflow_ui
+
+from adaptkit.tracking.address import Address
+from adaptkit.tracking.server import clock_skew
+
+Cli = Callable[..., Result]
+
+
+def findings(cli: Cli, *arguments: str) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+    """Return the exit code and what was found, by name."""
+    result = cli("doctor", "--json", *arguments)
+    document = json.loads(result.stdout)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in document["findings"]:
+        found.setdefault(one["name"], []).append(one)
+    assert document["wrong"] == sum(one["state"] == "wrong" for one in document["findings"])
+    return result.exit_code, found
+
+
+def running(store: Path, name: str, **tags: str) -> str:
+    """Put a run on record as running; return its id."""
+    client = MlflowClient(f"sqlite:///{store}")
+    experiment = client.get_experiment_by_name("adaptkit")
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment("adaptkit")
+    own = {"adaptkit.kind": "adaptation", "adaptkit.host": socket.gethostname()}
+    return str(client.create_run(experiment_id, run_name=name, tags=own | tags).info.run_id)
+
+
+@pytest.fixture
+def dead() -> str:
+    """Return the number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return str(process.pid)
+
+
+def test_where_nothing_is_wrong_it_says_what_there_is(store: Path, cli: Cli) -> None:
+    code, found = findings(cli)
+    assert code == 0
+    assert {one["state"] for name in found for one in found[name]} <= {"ok", "note"}
+    (versions,) = found["versions"]
+    assert all(f"{name} " in versions["text"] for name in ("adaptkit", "Python", "torch", "torchvision", "mlflow"))
+    assert sys.executable in found["system"][0]["text"]
+    assert found["cache"][0]["text"].startswith(f"{os.environ['ADAPTKIT_CACHE']}; ")
+    assert found["store"][0]["text"] == f"{store} can be read and written; 2 experiments"
+    assert found["runs"] == [{"name": "runs", "state": "ok", "text": "none is unfinished", "mend": None}]
+    lines = cli("doctor").stdout.splitlines()
+    assert f"ok     store        {store} can be read and written; 2 experiments" in lines
+
+
+def test_a_store_that_is_not_there_yet_is_no_fault(own_folder: Path, cli: Cli) -> None:
+    code, found = findings(cli)
+    assert code == 0
+    (only,) = found["store"]
+    assert only["state"] == "note" and only["text"].endswith("is not there yet: the first tracked run makes it")
+    assert not (own_folder / "mlflow.db").exists()
+
+
+def test_runs_of_dead_processes_are_found_and_ended(store: Path, cli: Cli, dead: str) -> None:
+    now = f"{time.time():.3f}"
+    gone = running(store, "lora seed=0", **{"adaptkit.pid": dead, "adaptkit.process_seen": now})
+    # The number is taken by another process, which began later.
+    reused = running(store, "lora seed=1", **{"adaptkit.pid": str(os.getpid()), "adaptkit.process_seen": "1000"})
+    alive = running(store, "lora seed=2", **{"adaptkit.pid": str(os.getpid()), "adaptkit.process_seen": now})
+    far = running(store, "lora seed=3", **{"adaptkit.host": "elsewhere", "adaptkit.pid": "1"})
+    code, found = findings(cli)
+    assert code == 1
+    by_state = {one["state"]: one for one in found["runs"]}
+    assert (
+        by_state["ok"]["text"] == f"under way: lora seed=2 ({alive}, process {os.getpid()} on {socket.gethostname()})"
+    )
+    assert by_state["note"]["text"] == f"on record as running elsewhere: lora seed=3 ({far}, process 1 on elsewhere)"
+    assert by_state["wrong"]["text"].startswith("on record as running, but its process is gone: lora seed=0 (")
+    assert gone in by_state["wrong"]["text"] and reused in by_state["wrong"]["text"]
+    assert by_state["wrong"]["mend"] == "adaptkit doctor --end-stale-runs"
+
+    code, found = findings(cli, "--end-stale-runs")
+    assert code == 0 and "wrong" not in {one["state"] for one in found["runs"]}
+    client = MlflowClient(f"sqlite:///{store}")
+    statuses = [client.get_run(run_id).info.status for run_id in (gone, reused, alive, far)]
+    assert statuses == ["KILLED", "KILLED", "RUNNING", "RUNNING"]
+    assert client.get_run(gone).data.tags["adaptkit.error"] == "its process is gone"
+    assert findings(cli)[0] == 0
+
+
+def test_a_plugin_at_fault_is_wrong_and_says_where(own_folder: Path, cli: Cli) -> None:
+    (own_folder / "broken.py").write_text("import nothing_of_this_name\n")
+    code, found = findings(cli, "--plugin", "broken.py")
+    assert code == 1
+    (fault,) = [one for one in found["plugins"] if one["state"] == "wrong"]
+    assert "broken.py" in fault["text"] and "nothing_of_this_name" in fault["text"]
+
+
+def test_a_cache_that_cannot_be_written_is_wrong(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_folder / "file").write_text("")
+    monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "file"))
+    code, found = findings(cli)
+    (only,) = found["cache"]
+    assert (code, only["state"], only["mend"]) == (1, "wrong", "set ADAPTKIT_CACHE to another folder")
+    assert only["text"] == f"cannot write to {own_folder / 'file'}: File exists"
+
+
+def test_a_store_of_a_newer_mlflow_is_wrong(store: Path, cli: Cli) -> None:
+    with closing(sqlite3.connect(store)) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+        database.commit()
+    os.utime(store, (1, 1))  # nobody is at work on it
+    result = cli("doctor")
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
+    assert "was made by a newer MLflow than the installed one" in line and "pip install --upgrade mlflow" in line
+
+
+def test_no_password_is_shown(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:geheim@127.0.0.1:1")
+    for arguments in ((), ("--json",)):
+        result = cli("doctor", *arguments)
+        assert result.exit_code == 1 and "geheim" not in result.output and "somebody" not in result.output
+        assert "cannot reach the MLflow server at http://127.0.0.1:1" in result.stdout
+
+
+@contextmanager
+def server_of(ahead: float) -> Iterator[str]:
+    """Run a server whose clock is so many seconds ahead."""
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(200)
+            self.send_header("Date", formatdate(time.time() + ahead, usegmt=True))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("ahead", [0, 3600, -90])
+def test_a_server_clock_that_differs_is_seen(ahead: float) -> None:
+    with server_of(ahead) as address:
+        skew = clock_skew(Address(address))
+    assert skew is not None and abs(skew - ahead) <= 1
+
+
+@pytest.mark.slow
+def test_a_server_is_asked_for_its_time_and_its_runs(store: Path, own_folder: Path, cli: Cli, dead: str) -> None:
+    gone = running(store, "lora seed=0", **{"adaptkit.pid": dead})
+    with mlflow_ui(own_folder) as page:
+        code, found = findings(cli, "--tracking-uri", page.address)
+        assert code == 1 and gone in found["runs"][0]["text"]
+        assert found["store"][0]["text"].startswith(f"{page.address} answers; ")
+        assert found["clock"][0]["state"] == "ok"
+        assert findings(cli, "--tracking-uri", page.address, "--end-stale-runs")[0] == 0
+        assert findings(cli, "--tracking-uri", page.address)[1]["runs"][0]["text"] == "none is unfinished"
