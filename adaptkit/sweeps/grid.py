@@ -44,7 +44,10 @@ def collect_grid(
     rest = []
     for layer in reversed(layers):
         below |= {key[5:]: value for key, value in layer.values.items() if key.startswith("grid.")}
-        plain = {key: value for key, value in layer.values.items() if not key.startswith("grid.")}
+        if "grid" in layer.values:
+            where = f"{layer.label}: " if layer.label else ""
+            problems.append(f"{where}grid: write a line KEY: VALUES below it for each")
+        plain = {key: value for key, value in layer.values.items() if key != "grid" and not key.startswith("grid.")}
         rest.append(Layer(plain, layer.label))
     grid: dict[str, tuple[Any, ...]] = {}
     for given in (below, texts):
