@@ -109,6 +109,8 @@ def test_a_base_that_is_found_again_counts_as_used(filled: tuple[Path, dict[str,
     (base,) = entries(cli, "bases")
     card = Path(base["path"]) / "base.json"
     os.utime(card, (1000, 1000))
+    assert cli("cache", "verify").exit_code == 0
+    assert cli("run", "-s", "head", *TINY, "--dry-run").exit_code == 0
     assert entries(cli, "bases")[0]["used"] == 1000
     metrics(cli)
     assert entries(cli, "bases")[0]["used"] > time.time() - 300

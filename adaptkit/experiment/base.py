@@ -134,10 +134,16 @@ def if_free(key: str) -> Iterator[bool]:
 
 
 def used(key: str) -> float:
-    """Return the Unix time at which the base was last written or read."""
+    """Return the Unix time at which the base was last written or used."""
     folder = _folder(key)
     card = folder / CARD_FILE
     return (card if card.exists() else folder).stat().st_mtime
+
+
+def mark_used(key: str) -> None:
+    """Note that the base is being used now: where room is made, others go first."""
+    with contextlib.suppress(OSError):
+        os.utime(_folder(key) / CARD_FILE)
 
 
 def stored_base(key: str) -> Base | None:
@@ -149,11 +155,7 @@ def stored_base(key: str) -> Base | None:
         base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if fingerprint(state) != base.fingerprint:
-        return None
-    with contextlib.suppress(OSError):
-        os.utime(folder / CARD_FILE)  # used last: the others go first
-    return base
+    return base if fingerprint(state) == base.fingerprint else None
 
 
 def train_base(

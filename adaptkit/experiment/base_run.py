@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from adaptkit.contracts import Predictions, Run, RunInput, RunResult
-from adaptkit.experiment.base import Base, base_lock, build_model, store_base, stored_base, train_base, write_base
+from adaptkit.experiment.base import (
+    Base,
+    base_lock,
+    build_model,
+    mark_used,
+    store_base,
+    stored_base,
+    train_base,
+    write_base,
+)
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.plugins import Plugins
 from adaptkit.signals import origin
@@ -44,6 +53,7 @@ def obtain_base(
             return None if refresh else stored_base(experiment.base_key)
 
         base = processes.from_first(look)
+        mark_used(experiment.base_key)
         if base is None:
             base = _train_base(experiment, plugins, run)
             return base, tracker.run_id(run) if tracker else None, False

@@ -42,7 +42,8 @@ def obtain_bases(
     with plugins.watching(tracker, "tracker"):
         found = []
         for number, experiment in enumerate(experiments, start=1):
-            if refresh_base or not experiment.plan.base_cached:
+            is_trained = experiment.clean is not None
+            if is_trained and (refresh_base or not experiment.plan.base_cached):
                 which = f" {number} of {len(experiments)}" if len(experiments) > 1 else ""
                 notice(f"Base{which}: {experiment.request.settings.backbone} is being trained on the source")
             found.append(obtain_base(experiment, plugins, tracker, refresh_base, notice))

@@ -123,7 +123,7 @@ def _require_different_draws(experiments: Sequence[Experiment]) -> None:
         plan = experiment.plan
         same = [other for other in experiments if other.plan.pool_images == plan.pool_images]
         fewer = [other.plan.shots for other in same if other.plan.drawn_images == plan.drawn_images]
-        if min(fewer) < plan.shots:
+        if plan.drawn_images < plan.shots * len(plan.classes) and min(fewer) < plan.shots:
             problems.append(
                 f"grid shots: {plan.shots} draws the same {plan.drawn_images:,} images as {min(fewer)}, since a run "
                 f"draws at most half of the pool of {plan.pool_images:,}: leave it out, or raise split.pool"
