@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from adaptkit.contracts import Predictions, Run, RunInput, RunResult
+from adaptkit.errors import RunFailed
 from adaptkit.experiment.base import (
     Base,
     base_lock,
@@ -25,6 +26,7 @@ from adaptkit.experiment.preparation import Experiment
 from adaptkit.plugins import Plugins
 from adaptkit.signals import origin
 from adaptkit.training.evaluation import predict_logits
+from adaptkit.training.shortage import BASE_HINT, lacks_memory
 
 if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Tracker
@@ -90,6 +92,8 @@ def _train_base(experiment: Experiment, plugins: Plugins, run: Run) -> Base:
         return processes.from_first(keep)
     except BaseException as raised:
         error = origin(raised)
+        if lacks_memory(error):
+            error = RunFailed(BASE_HINT)
         plugins.notify("adaptkit_run_failed", run=run, error=error)
         if error is not raised:
             raise error from raised

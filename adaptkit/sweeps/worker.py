@@ -23,6 +23,7 @@ from adaptkit.sweeps.tasks import EpochEnded, Started, Task, Tell
 from adaptkit.tracking.store import Store
 from adaptkit.tracking.sweeps import end_dead, finished_run
 from adaptkit.tracking.tracker import Tracker
+from adaptkit.training.shortage import HINT, lacks_memory
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Worker:
             except Exception as error:  # a fault of a plugin, or ours: of this trial, not of the sweep
                 if (cause := origin(error)) is not error:
                     raise cause from error
-                reason = "; ".join(error.problems) if isinstance(error, AdaptkitError) else located(error)
+                known = error.problems if isinstance(error, AdaptkitError) else (HINT,) if lacks_memory(error) else ()
+                reason = "; ".join(known or (located(error),))
                 return failed(task, reason)
         # A trial that is not on record was not made: nobody could compare it.
         return record if tracker.fault is None else failed(task, tracker.fault)
