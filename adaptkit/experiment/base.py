@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from adaptkit.adapters.files import card_digest
 from adaptkit.adapters.weights import fingerprint, pack, unpack, write_bytes
 from adaptkit.backbones.heads import find_head, with_head
-from adaptkit.cache import cache_folder
+from adaptkit.cache import cache_folder, cache_limit, warn_of_damage
 from adaptkit.contracts import Backbone, Epoch
 from adaptkit.data.domains import Domains
 from adaptkit.data.views import Views
@@ -37,6 +39,7 @@ from adaptkit.training.trainable import freeze
 #: Raised whenever the same recipe would give other weights, so that old cache entries are not taken for new ones.
 RECIPE_VERSION = 1
 WEIGHTS_FILE, CARD_FILE = "base.safetensors", "base.json"
+CARD_KEYS = {"fingerprint", "key", "epochs", "card_sha256"}
 
 
 @dataclass(frozen=True)
@@ -151,11 +154,50 @@ def stored_base(key: str) -> Base | None:
     folder = _folder(key)
     try:
         card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        if not set(card) <= CARD_KEYS or card.get("card_sha256") not in (None, card_digest(card)):
+            return None
         state = unpack((folder / WEIGHTS_FILE).read_bytes())
         base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return base if fingerprint(state) == base.fingerprint else None
+
+
+def sound_base(key: str) -> Base | None:
+    """Return the base from the cache, None if it is not there; warn of one that is damaged."""
+    base = stored_base(key)
+    if base is None and (_folder(key) / CARD_FILE).exists():
+        warn_of_damage(_folder(key))
+    return base
+
+
+def make_room(kept: str) -> list[int]:
+    """Remove the bases that were used longest ago, but not this one, until the cache's limit holds the others.
+
+    One that a process is using stays. Returns the bytes of each that was removed.
+    """
+    held, removed = [], []
+    for folder in (cache_folder() / "bases").iterdir():
+        with contextlib.suppress(OSError):  # another process makes room too
+            if folder.is_dir():
+                size = sum(path.stat().st_size for path in folder.iterdir())
+                held.append((used(folder.name), size, folder.name))
+    total = sum(size for _, size, _ in held)
+    for _, size, key in sorted(held):
+        if total <= cache_limit():
+            break
+        if key != kept and remove_base(key):
+            removed.append(size)
+            total -= size
+    return removed
+
+
+def remove_base(key: str) -> bool:
+    """Remove a base unless a process is using it; tell whether it could be."""
+    with if_free(key) as free:
+        if free:
+            shutil.rmtree(_folder(key), ignore_errors=True)
+    return free
 
 
 def train_base(
@@ -201,7 +243,8 @@ def write_base(folder: Path, base: Base, card: Mapping[str, Any]) -> dict[str, P
     """Write a base's weights and a card that says what they are; return the files by name."""
     write_bytes(folder / WEIGHTS_FILE, pack(base.state))
     # Written last: without it, the weights are not found.
-    write_bytes(folder / CARD_FILE, (json.dumps(card, indent=2) + "\n").encode())
+    signed = {**card, "card_sha256": card_digest(json.loads(json.dumps(card)))}
+    write_bytes(folder / CARD_FILE, (json.dumps(signed, indent=2) + "\n").encode())
     return {name: folder / name for name in (WEIGHTS_FILE, CARD_FILE)}
 
 

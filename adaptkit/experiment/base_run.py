@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from adaptkit.cache import LIMIT_VARIABLE, cache_limit, shown_size
 from adaptkit.contracts import Predictions, Run, RunInput, RunResult
 from adaptkit.errors import RunFailed
 from adaptkit.experiment.base import (
     Base,
     base_lock,
     build_model,
+    make_room,
     mark_used,
+    sound_base,
     store_base,
-    stored_base,
     train_base,
     write_base,
 )
@@ -44,6 +46,7 @@ def obtain_base(
     Of several processes the first one looks and records; if the base is not there, all of them train it.
     """
     run, processes = _describe_base(experiment), experiment.processes
+    cache_limit()  # of a wrong one the user hears before anything is trained
 
     def waiting() -> None:
         notice("waiting for another process that trains this base")
@@ -52,12 +55,18 @@ def obtain_base(
 
         def look() -> Base | None:
             held.enter_context(base_lock(experiment.base_key, waiting))
-            return None if refresh else stored_base(experiment.base_key)
+            return None if refresh else sound_base(experiment.base_key)
 
         base = processes.from_first(look)
         mark_used(experiment.base_key)
         if base is None:
             base = _train_base(experiment, plugins, run)
+            if removed := make_room(experiment.base_key) if processes.leads else []:
+                what = "the base that was" if len(removed) == 1 else f"the {len(removed)} bases that were"
+                notice(
+                    f"{what} used longest ago left the cache ({shown_size(sum(removed))}): "
+                    f"{LIMIT_VARIABLE} is {shown_size(cache_limit())}"
+                )
             return base, tracker.run_id(run) if tracker else None, False
         if tracker is None:
             return base, None, True
