@@ -1,6 +1,6 @@
 """Run hundreds of short runs and watch what they leave behind: python benchmarks/soak.py [--runs 300]
 
-Three ways: `adaptkit.run` again and again in one process, one sweep of as many trials in one process, and a tenth as
+Three ways: a sweep of so many trials in one process, `adaptkit.run` half as often in one process, and a twentieth as
 many processes of one run each. After every few runs: the resident memory once freed memory has been given back, open
 files, those of them that are the store's database, threads, and temporary files. Growth is what a straight line
 through all samples after the first third says, a run.
@@ -128,11 +128,12 @@ def main() -> None:
     asked = parser.parse_args()
     before = machine()
     print(f"{described(before)}, load average {before['load']:.1f} before.\n")
-    for how, title in (("run", "`adaptkit.run` in a loop"), ("sweep", "one `adaptkit.sweep`")):
+    ways = (("run", "`adaptkit.run` in a loop", asked.runs // 2), ("sweep", "one `adaptkit.sweep`", asked.runs))
+    for how, title, runs in ways:
         if asked.only not in (None, how):
             continue
         start = time.monotonic()
-        samples = soak(how, asked.runs)
+        samples = soak(how, runs)
         seconds = time.monotonic() - start
         chosen = [samples[0], samples[len(samples) // 3], samples[2 * len(samples) // 3], samples[-1]]
         rows = [
@@ -142,7 +143,7 @@ def main() -> None:
         heading = [f"{title}, {seconds:.0f} s", *(f"after {row[0]:.0f} runs" for row in chosen), "growth a run"]
         print(f"{markdown(heading, rows)}\n", flush=True)
     if asked.only in (None, "processes"):
-        found = processes(max(2, asked.runs // 10))
+        found = processes(max(2, asked.runs // 20))
         first, last = found["left"][0], found["left"][-1]
         rows = [
             ["seconds", f"{found['seconds'][0]:.1f}", f"{found['seconds'][-1]:.1f}"],
