@@ -1,4 +1,4 @@
-"""Time the commands that read a whole experiment, of 30 runs and of 1,000: python benchmarks/large.py [--repeats 3]
+"""Time the commands that read a whole experiment, of 30 runs and of 1,000: python benchmarks/large.py [--repeats 2]
 
 The runs are written into a real SQLite store as a sweep records them: the settings, keys and fingerprints of real
 trials, 10 epochs each, predictions on two test sets of 400 images. Nothing but the base is trained. Each command is a
@@ -8,6 +8,7 @@ process of its own; the two stores run in turn.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
@@ -100,11 +101,11 @@ def fill(shop: Shop) -> float:
     return time.monotonic() - start
 
 
-def measure(shops: list[Shop], repeats: int) -> dict[str, list[Sample]]:
+def measure(shops: list[Shop], repeats: int, only: str) -> dict[str, list[Sample]]:
     """Return the samples of each command on each store, by `RUNS COMMAND`."""
     fresh = ["sweep", "-s", "head", "--preset", "quick", "--epochs", "1"]
     there = ["--experiment", EXPERIMENT]
-    numbers = iter(range(1, 1000))
+    numbers = itertools.count(int(time.time()))  # new ones in a folder that is used again, too
     commands = {
         "`doctor`": lambda shop: shop.adaptkit("doctor"),
         "`compare --no-track`": lambda shop: shop.adaptkit("compare", *there, "--no-track"),
@@ -116,13 +117,17 @@ def measure(shops: list[Shop], repeats: int) -> dict[str, list[Sample]]:
             *fresh, "--experiment", f"empty {next(numbers)}"
         ),
         "`sweep` of one new trial, beside the runs": lambda shop: shop.adaptkit(
-            *fresh, *there, "--lr", f"0.1{next(numbers):03}"
+            *fresh, *there, "--lr", f"0.1{next(numbers)}"
         ),
-        "`sweep` whose trials are all there: dry run": lambda shop: shop.adaptkit(*shop.grid, *there, "--dry-run"),
+        "`sweep --print-trials` whose trials are all there": lambda shop: shop.adaptkit(
+            *shop.grid, *there, "--print-trials"
+        ),
         "`sweep` whose trials are all there": lambda shop: shop.adaptkit(*shop.grid, *there),
     }
     found: dict[str, list[Sample]] = {}
     for name, command in commands.items():
+        if only not in name:
+            continue
         cases = {str(shop.runs): partial(_sample, shop, name, command) for shop in shops}
         found |= interleaved(cases, repeats, lambda figures: None)
     return found
@@ -135,7 +140,8 @@ def _sample(shop: Shop, name: str, command: Callable[[Shop], Sample]) -> dict[st
 def main() -> None:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--only", default="", help="part of the names of the commands to time")
     parser.add_argument("--folder", type=Path, help="keep the stores there, and use those that are there")
     asked = parser.parse_args()
     before = machine()
@@ -147,7 +153,7 @@ def main() -> None:
                 shop.folder.mkdir(parents=True)
                 shop.adaptkit("run", "-s", "head", "--preset", "quick", "--epochs", "1", "--experiment", "base")
                 print(f"{shop.runs} runs recorded in {fill(shop):.0f} s", file=sys.stderr)
-        found = measure(shops, asked.repeats)
+        found = measure(shops, asked.repeats, asked.only)
     print(f"{described(before)}\n\n{asked.repeats} repeats, load average {before['load']:.1f} before.\n")
     names = list(dict.fromkeys(name.partition(" ")[2] for name in found))
     rows = [
