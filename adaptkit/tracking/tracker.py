@@ -7,8 +7,10 @@ import json
 import tempfile
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,18 +35,39 @@ T = TypeVar("T")
 ADAPTER = "adapter"
 #: why a run failed, in one line
 ERROR_TAG = "adaptkit.error"
+#: what a run is called where it is made, before the store has given it an id
+LOCAL_ID_TAG = "adaptkit.local_id"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that goes on in its own record: how many epochs the store has of it, and which metrics without a step."""
+
+    run_id: str
+    local_id: str
+    epochs: int
+    metrics: frozenset[str]
 
 
 class Tracker:
     """Record each run in an MLflow store, one synchronous call an epoch.
 
     When the store stops answering, `fault` says so, nothing more is sent, and training goes on. Adaptation and tuning
-    runs are grouped under the run `parent`, if there is one, and have these `tags` too.
+    runs are grouped under the run `parent`, if there is one, and have these `tags` too. Runs `resumed`, by name, go on
+    in their own records, and nothing is logged twice.
     """
 
-    def __init__(self, store: Store, parent: str | None = None, tags: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        parent: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        resumed: Mapping[str, Resumed] | None = None,
+    ) -> None:
         self.store = store
         self.fault: str | None = None
+        self._resumed = dict(resumed or {})
+        self._local_ids = {name: run.local_id for name, run in self._resumed.items()}
         self._run_ids: dict[str, str] = {}
         self._ended: set[str] = set()
         self._kept: set[str] = set()
@@ -56,6 +79,10 @@ class Tracker:
     def run_id(self, run: Run) -> str | None:
         """Return the MLflow id of a run that was recorded here."""
         return self._run_ids.get(run.name)
+
+    def local_id(self, run: Run) -> str:
+        """Return what a run is called here, whether or not the store has given it an id yet."""
+        return self._local_ids.setdefault(run.name, uuid.uuid4().hex)
 
     def find_base(self, fingerprint: str) -> str | None:
         """Return the id of a finished base run with these weights in this experiment."""
@@ -130,6 +157,8 @@ class Tracker:
     @hookimpl(trylast=True)
     def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
         """Log the epoch's metrics in one call."""
+        if run.name in self._resumed and epoch.number <= self._resumed[run.name].epochs:
+            return
         metrics = {
             "train/loss": epoch.loss,
             "train/accuracy": epoch.train_accuracy,
@@ -149,7 +178,9 @@ class Tracker:
     @hookimpl(trylast=True)
     def adaptkit_run_ended(self, run: Run, result: RunResult, model: nn.Module) -> None:
         """Log the final metrics and the artifacts, and finish the run."""
-        self._try("logging results", lambda: self._log_metrics(run, result.metrics, None, result.tags))
+        there = self._resumed[run.name].metrics if run.name in self._resumed else frozenset()
+        metrics = {key: value for key, value in result.metrics.items() if key not in there}
+        self._try("logging results", lambda: self._log_metrics(run, metrics, None, result.tags))
         self._try("writing artifacts", lambda: self._log_artifacts(run, result))
         # A record with a gap is not that of a finished run, whatever became of the run.
         self._end(run, "FINISHED" if self.fault is None else "FAILED")
@@ -175,7 +206,10 @@ class Tracker:
         from mlflow.entities import Param
 
         client = self.store.client
-        tags = self._tags | dict(run.tags)
+        tags = self._tags | dict(run.tags) | {LOCAL_ID_TAG: self.local_id(run)}
+        if run.name in self._resumed:
+            self._reopen(run, tags)
+            return
         if run.kind != "base":
             tags |= self._own_tags
             if self._parent is not None:
@@ -189,6 +223,15 @@ class Tracker:
         client.log_batch(created.info.run_id, params=params)
         if run.inputs:
             client.log_inputs(created.info.run_id, [_dataset(given) for given in run.inputs])
+
+    def _reopen(self, run: Run, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        client, run_id = self.store.client, self._resumed[run.name].run_id
+        self._run_ids[run.name] = run_id
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        client.update_run(run_id, status="RUNNING")
+        self._active = ActiveRun(self.store.uri, run_id)
 
     def _log_metrics(
         self, run: Run, metrics: Mapping[str, float], step: int | None, tags: Mapping[str, str] | None = None
