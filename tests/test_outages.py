@@ -184,8 +184,9 @@ def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
     assert all(one["error"] is None and one["status"] in ("FINISHED", None) for one in sent), sent
     assert record(server.address, experiment) == undisturbed
     assert journals() == []
+    note("newer-store")
     assert sync(proxy.address)["runs"] == []
-    note("tracking server goes wrong and stays so", injected=1, survived=1)
+    note({"refuse": "server-away", "error": "server-fails", "lose": "answers-lost"}[moment.partition("=")[2]])
 
 
 def test_a_server_of_which_every_third_request_is_well_treated_is_told_all(
@@ -198,7 +199,7 @@ def test_a_server_of_which_every_third_request_is_well_treated_is_told_all(
         run("--tracking-uri", proxy.address, command="sync")
     assert record(server.address, "flaky") == undisturbed
     assert proxy.counts["lose"] > 3 and proxy.counts["error"] > 3
-    note("requests that fail, before or after they act", injected=proxy.counts["lose"] + proxy.counts["error"])
+    note("server-flaky", proxy.counts["lose"] + proxy.counts["error"])
 
 
 def test_a_server_that_comes_back_in_time_has_everything_without_a_sync(
@@ -207,7 +208,7 @@ def test_a_server_that_comes_back_in_time_has_everything_without_a_sync(
     done = disturbed(proxy, "back", "adaptation:1=refuse adaptation:3=ok")
     assert (done.returncode, [line for line in done.stderr.splitlines() if line.startswith("Error")]) == (0, [])
     assert record(server.address, "back") == undisturbed
-    note("tracking server goes away and comes back", injected=2, survived=2)
+    note("server-back")
 
 
 def test_a_process_that_is_killed_while_the_server_is_away_leaves_all_that_it_knew(
@@ -230,7 +231,7 @@ def test_a_process_that_is_killed_while_the_server_is_away_leaves_all_that_it_kn
     whole = undisturbed["lora seed=0"]["metrics"]
     epochs = {key: points[:2] for key, points in whole.items() if len(points) == EPOCHS}
     assert found["lora seed=0"]["metrics"] == epochs
-    note("SIGKILL while the tracking server is away", injected=1, survived=1)
+    note("kill-away")
 
 
 def test_two_syncs_at_once_and_one_that_is_killed_send_each_event_once(
@@ -250,7 +251,7 @@ def test_two_syncs_at_once_and_one_that_is_killed_send_each_event_once(
         output, errors = one.communicate(timeout=120)
         assert (one.returncode, errors) == (0, ""), output
     assert record(server.address, "twice") == undisturbed
-    note("SIGKILL while `adaptkit sync` sends", injected=3, survived=3)
+    note("kill-sync", 3)
 
 
 def local(steps: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -299,7 +300,7 @@ def test_a_database_that_another_program_locks_for_long_does_not_stop_a_run(twin
     assert "Traceback" not in done.stderr
     sync(uri())
     assert record(uri(), "adaptkit") == twin
-    note("SQLite store locked by another program", injected=1, survived=1)
+    note("locked")
 
 
 def test_a_database_that_is_moved_away_and_back_has_everything_after_a_sync(twin: dict[str, dict[str, Any]]) -> None:
@@ -317,7 +318,7 @@ def test_a_database_that_is_moved_away_and_back_has_everything_after_a_sync(twin
     os.rename("away.db", "mlflow.db")
     sync(uri())
     assert record(uri(), "adaptkit") == twin
-    note("SQLite store moved away", injected=1, survived=1)
+    note("moved")
 
 
 @pytest.fixture
@@ -372,7 +373,7 @@ def test_a_full_disk_of_the_store_or_of_the_journal_costs_no_results(
         # The store is there: it has all but the files that found no place on their way.
         found = record(uri(), "adaptkit")
         assert found["lora seed=0"]["metrics"] == twin["lora seed=0"]["metrics"]
-    note(f"disk of the {what} full", injected=1, survived=1)
+    note(f"full-{what}")
 
 
 def test_the_front_door_says_what_is_wrong_with_a_store_in_one_line(
@@ -385,3 +386,4 @@ def test_the_front_door_says_what_is_wrong_with_a_store_in_one_line(
     assert (result.exit_code, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("Error: ")
     assert journals() == []
+    note("newer-store")
