@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from adaptkit.errors import first_line
 from adaptkit.signals import origin
 from adaptkit.tracking.address import Address, resolve
 from adaptkit.tracking.delivery import Delivery
@@ -67,7 +68,7 @@ def _sent(journal: Journal, delivery: Delivery, address: Address) -> Synced:
     except Exception as error:  # the store's, of many kinds
         if (cause := origin(error)) is not error:
             raise cause from error
-        reason = address.without_secrets(str(error).strip().split("\n")[0] or type(error).__name__)
+        reason = address.without_secrets(first_line(error))
         return dataclasses.replace(_of(journal, count - len(journal.unsent())), error=reason)
     last = events[-1] if events else None
     done = dataclasses.replace(_of(journal, count), status=last.status if isinstance(last, End) else "KILLED")

@@ -193,10 +193,10 @@ def test_a_server_of_which_every_third_request_is_well_treated_is_told_all(
     proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]
 ) -> None:
     disturbed(proxy, "flaky", "base:0=every-second")
-    for _ in range(20):
-        if not journals():
-            break
+    for _ in range(3):
         run("--tracking-uri", proxy.address, command="sync")
+    proxy.mode = "ok"
+    sync(proxy.address)
     assert record(server.address, "flaky") == undisturbed
     assert proxy.counts["lose"] > 3 and proxy.counts["error"] > 3
     note("server-flaky", proxy.counts["lose"] + proxy.counts["error"])
@@ -361,7 +361,7 @@ def test_a_full_disk_of_the_store_or_of_the_journal_costs_no_results(
         done = local("", "--tracking-uri", f"sqlite:///{small_disk / 'mlflow.db'}")
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
-        assert re.match("Error: not all is in MLflow: .*(full|No space|disk I/O)", done.stderr.splitlines()[-1])
+        assert done.stderr.splitlines()[-1].startswith("Error: not all is in MLflow: database or disk is full; ")
         (small_disk / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
         sync(f"sqlite:///{small_disk / 'mlflow.db'}")
@@ -370,9 +370,8 @@ def test_a_full_disk_of_the_store_or_of_the_journal_costs_no_results(
         monkeypatch.setenv("ADAPTKIT_STATE", str(small_disk))
         done = local("")
         assert "Traceback" not in done.stderr
-        # The store is there: it has all but the files that found no place on their way.
-        found = record(uri(), "adaptkit")
-        assert found["lora seed=0"]["metrics"] == twin["lora seed=0"]["metrics"]
+        assert done.returncode == 0, done.stderr
+        assert record(uri(), "adaptkit") == twin  # the store is there, and the files found another way
     note(f"full-{what}")
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from adaptkit.errors import first_line
+from adaptkit.state import state_folder
 from adaptkit.tracking.address import Address
 from adaptkit.tracking.delivery import Delivery
-from adaptkit.tracking.events import Event
+from adaptkit.tracking.events import Event, Put
 from adaptkit.tracking.journal import Journal
 from adaptkit.tracking.sender import Sender
 from adaptkit.tracking.store import Store
@@ -39,9 +42,8 @@ class Outbox:
         try:
             journal = Journal.begin(*about)
         except OSError as error:
-            self._unkept = self._unkept or f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")
-            self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix="adaptkit-"))
-            journal = Journal.begin(*about, parent=self._temporary)
+            self._note_unkept(error, state_folder())
+            journal = Journal.begin(*about, parent=self._elsewhere())
         self._journals[local_id] = journal
 
     def tell(self, local_id: str, *events: Event) -> None:
@@ -51,7 +53,7 @@ class Outbox:
             try:
                 journal.append(event)
             except OSError as error:  # the disk is full: what cannot be sent from here is lost
-                self._unkept = self._unkept or f"{journal.folder}: {error.strerror or error}"
+                self._note_unkept(error, journal.folder)
             finally:  # whatever happens here, even a signal, the two count alike
                 self._sender.put(journal, event)
         self._settle(GRACE + SHARE * (time.monotonic() - self._began) - self._waited)
@@ -71,10 +73,24 @@ class Outbox:
         """Return the store's id of a run, if it has one yet."""
         return self._sender.delivery.ids.get(local_id)
 
-    def folder(self, local_id: str, name: str) -> Path:
-        """Make a folder for files of a run, which exists until the store has all of the run."""
+    def put(
+        self, local_id: str, name: str, write: Callable[[Path], None], path: str | None = None, signed: bool = False
+    ) -> Path:
+        """Let `write` fill a folder, the files of which become artifacts below `path`; return it.
+
+        It exists until the store has all of the run. Raises what `write` raises.
+        """
         folder = self._journals[local_id].folder / name
-        folder.mkdir()
+        try:
+            folder.mkdir()
+            write(folder)
+        except OSError as error:  # the disk is full: another one may not be
+            self._note_unkept(error, folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder = self._elsewhere() / f"{local_id}-{name}"
+            folder.mkdir()
+            write(folder)
+        self.tell(local_id, Put(str(folder) if self._temporary in folder.parents else name, path, signed))
         return folder
 
     @property
@@ -96,6 +112,14 @@ class Outbox:
             return f"{reason}; and it cannot be kept for later: {self._unkept}"
         return f"{reason}; what is missing is kept: `adaptkit sync` sends it"
 
+    def _note_unkept(self, error: OSError, place: Path) -> None:
+        self._unkept = self._unkept or f"{error.filename or place}: {error.strerror or error}"
+
+    def _elsewhere(self) -> Path:
+        """Return a folder that exists as long as this outbox does."""
+        self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix="adaptkit-"))
+        return self._temporary
+
     def _let_go(self) -> None:
         """Let others have what is left: nothing is being sent from here any more."""
         for journal in self._journals.values():
@@ -109,4 +133,4 @@ class Outbox:
         self._waited += time.monotonic() - begun
 
     def _told(self, error: Exception) -> str:
-        return self._store.without_secrets(str(error).strip().split("\n")[0] or type(error).__name__)
+        return self._store.without_secrets(first_line(error))

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from adaptkit import __version__
 from adaptkit.contracts import Epoch, Run, RunResult
+from adaptkit.errors import first_line
 from adaptkit.findings import Findings
 from adaptkit.hookspecs import hookimpl
 from adaptkit.signals import origin
 from adaptkit.tracking.artifacts import write_artifacts
-from adaptkit.tracking.events import End, Event, Log, Put, Reopen, now, points
+from adaptkit.tracking.events import End, Event, Log, Reopen, now, points
 from adaptkit.tracking.fluent import ActiveRun
 from adaptkit.tracking.group import Group
 from adaptkit.tracking.outbox import Outbox
@@ -37,6 +38,7 @@ T = TypeVar("T")
 ADAPTER = "adapter"
 #: why a run failed, in one line
 ERROR_TAG = "adaptkit.error"
+COMPARISON = "the comparison"
 PARENT_TAG, BASE_TAG = "mlflow.parentRunId", "adaptkit.base_run_id"
 
 __all__ = ["ADAPTER", "ERROR_TAG", "Resumed", "Tracker"]
@@ -126,15 +128,14 @@ class Tracker:
     def keep_adapter(self, run: Run, files: Mapping[str, Path]) -> Path | None:
         """Send a run's adapter to the store, which must give the same back, and return the folder that is sent."""
 
-        def keep() -> Path:
-            folder = self._outbox.folder(self.local_id(run), ADAPTER)
+        def write(folder: Path) -> None:
             for name, path in files.items():
                 shutil.copyfile(path, folder / name)
-            self._tell(run, Put(ADAPTER, ADAPTER, signed=True))
-            self._kept.add(run.name)
-            return folder
 
-        return self._try(run, "keeping the adapter", keep)
+        kept = self._try(run.name, "keeping the adapter", self._put, run, ADAPTER, write, ADAPTER, True)
+        if kept is not None:
+            self._kept.add(run.name)
+        return kept
 
     @contextmanager
     def grouped(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
@@ -150,7 +151,7 @@ class Tracker:
         """Record what the group's runs say, with these files, and end the run that groups them."""
         if self._group is not None:
             if findings is not None:
-                self._group.conclude(findings, files)
+                self._try(COMPARISON, "writing its files", self._group.conclude, findings, files)
             self._group.end("FAILED" if findings is None or self.fault else "FINISHED")
 
     @hookimpl(tryfirst=True)
@@ -170,7 +171,7 @@ class Tracker:
         there = self._resumed[run.name].metrics if run.name in self._resumed else frozenset()
         metrics = {key: value for key, value in result.metrics.items() if key not in there}
         self._tell(run, Log(points(metrics), tags=result.tags))
-        self._try(run, "writing artifacts", self._put_artifacts, run, result)
+        self._try(run.name, "writing artifacts", self._put_artifacts, run, result)
         # A record with a gap is not that of a finished run, whatever became of the run.
         self._end(run, "FAILED" if run.name in self._incomplete else "FINISHED")
 
@@ -188,7 +189,7 @@ class Tracker:
         if not self._outbox.is_open(self.local_id(run)):  # it failed before its first batch
             self._start(run)
         if status == "FAILED":
-            self._try(run, "recording the error", self._put_error, run, error)
+            self._try(run.name, "recording the error", self._put_error, run, error)
         self._end(run, status)
 
     def _start(self, run: Run) -> None:
@@ -216,20 +217,22 @@ class Tracker:
     def _tell(self, run: Run, event: Event) -> None:
         self._outbox.tell(self.local_id(run), event)
 
+    def _put(
+        self, run: Run, name: str, write: Callable[[Path], None], path: str | None = None, signed: bool = False
+    ) -> Path:
+        return self._outbox.put(self.local_id(run), name, write, path, signed)
+
     def _put_artifacts(self, run: Run, result: RunResult) -> None:
         if run.name in self._kept:
             files = {name: path for name, path in result.files.items() if not name.startswith(f"{ADAPTER}/")}
             result = dataclasses.replace(result, files=files)
-        write_artifacts(self._outbox.folder(self.local_id(run), "artifacts"), run, result)
-        self._tell(run, Put("artifacts"))
+        self._put(run, "artifacts", lambda folder: write_artifacts(folder, run, result))
 
     def _put_error(self, run: Run, error: BaseException) -> None:
         text = self.store.without_secrets("".join(traceback.format_exception(error)))
         line = self.store.without_secrets(" ".join(str(error).split()) or type(error).__name__)
         self._tell(run, Log(tags={ERROR_TAG: line[:TAG_LENGTH]}))
-        folder = self._outbox.folder(self.local_id(run), "error")
-        (folder / "error.txt").write_text(text, encoding="utf-8")
-        self._tell(run, Put("error"))
+        self._put(run, "error", lambda folder: _write(folder / "error.txt", text))
 
     def _end(self, run: Run, status: str) -> None:
         self._tell(run, End(status, now()))
@@ -240,14 +243,18 @@ class Tracker:
         self._active = None
         self._ended.add(run.name)
 
-    def _try(self, run: Run, doing: str, action: Callable[..., T], *arguments: Any) -> T | None:
+    def _try(self, name: str, doing: str, action: Callable[..., T], *arguments: Any) -> T | None:
         """Do this; note it when it fails."""
         try:
             return action(*arguments)
         except Exception as error:  # a disk's, a figure's or the store's: the training's results are not lost for it
             if (cause := origin(error)) is not error:
                 raise cause from error
-            reason = self.store.without_secrets(str(error).strip().split("\n")[0] or type(error).__name__)
-            self.fault = self.fault or f"the record of {run.name} is incomplete: {doing} failed: {reason}"
-            self._incomplete.add(run.name)
+            reason = self.store.without_secrets(first_line(error))
+            self.fault = self.fault or f"the record of {name} is incomplete: {doing} failed: {reason}"
+            self._incomplete.add(name)
             return None
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
