@@ -24,6 +24,8 @@ ROWS = [
         "adaptkit.stored_runs",
         "adaptkit.run_data",
         "adaptkit.run_record",
+        "adaptkit.run_environment",
+        "adaptkit.record_checks",
         "adaptkit.reproducing",
         "adaptkit.rerun",
         "adaptkit.preprocessing",

@@ -30,7 +30,8 @@ def _lines(found: Reproduction) -> Iterator[str]:
     yield f"run {found.run_id}"
     yield ""
     if found.first is not None and found.verdict == DIFFERENT:
-        yield f"First difference: {found.first.what}"
+        large = " that is too large" if found.environment_differences and found.base is not None else ""
+        yield f"First difference{large}: {found.first.what}"
         yield f"  recorded  {_value(found.first.recorded)}"
         yield f"  now       {_value(found.first.now)}"
         if found.first.detail:
@@ -93,7 +94,9 @@ def _surroundings(found: Reproduction) -> Iterator[str]:
     width, middle = (max(map(len, column)) + 2 for column in (names, before))
     for name, one, other in zip(names, before, ["now", *(o.now for o in found.environment_differences)], strict=True):
         yield f"{name:<{width}}{one:<{middle}}{other}"
-    if found.verdict == WITHIN:
+    if found.verdict == IDENTICAL:
+        yield "It came out the same nevertheless."
+    elif found.verdict == WITHIN:
         yield "On other hardware or with other versions, differences of this size are to be expected."
     elif found.verdict == DIFFERENT and found.base is not None:
         yield "That may be why, but the difference is larger than is to be expected of it."

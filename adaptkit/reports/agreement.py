@@ -16,6 +16,8 @@ from adaptkit.reproduction import Compared, Difference
 #: training enlarges the last digits (what was measured: docs/reproducing.md): points of an accuracy, a share of any
 #: other metric's value, a share of the predictions, and of the length of the vector of all adapted numbers.
 POINTS, SHARE, PREDICTIONS, LENGTH = 0.01, 0.05, 0.02, 0.05
+#: and in any case, of few images, so many
+IMAGES = 3
 #: what is counted before anything is computed: the same everywhere
 COUNTED = ("params/", "size/")
 #: metrics of an epoch, in the order in which it makes them
@@ -52,17 +54,18 @@ class Agreement:
     largest: Mapping[str, str]
 
 
-def compare_results(recorded: Results, now: Results, weights: str = "adapter") -> Agreement:
+def compare_results(recorded: Results, now: Results, weights: str = "adapter", drawn: int | None = None) -> Agreement:
     """Compare two runs' results; differences come in the order: epochs, final metrics, predictions, weights.
 
-    `weights` is what the trained weights are called. Values are compared as they are stored, to the last bit.
+    `weights` is what the trained weights are called, `drawn` how many images were trained on, where they are few.
+    Values are compared as they are stored, to the last bit.
     """
     points, points_now = _points(recorded.metrics), _points(now.metrics)
     rows, rows_now = _rows(recorded.predictions), _rows(now.predictions)
     differences: list[Difference] = []
     largest: dict[str, str] = {}
     for part in (
-        _compare_metrics(points, points_now),
+        _compare_metrics(points, points_now, _allowed(recorded.predictions, drawn)),
         _compare_predictions(rows, rows_now),
         _compare_weights(recorded.tensors, now.tensors, weights),
     ):
@@ -99,7 +102,18 @@ def _points(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> dict[_Point, 
     return found
 
 
-def _compare_metrics(recorded: Mapping[_Point, float], now: Mapping[_Point, float]) -> _Part:
+def _allowed(predictions: Mapping[str, Mapping[str, Row]], drawn: int | None) -> dict[str, float]:
+    """Return by how much an accuracy may differ: on the images trained on, or held back of them, and on a test set."""
+    fewest = min((len(rows) for rows in predictions.values()), default=None)
+    return {
+        title: max(POINTS, IMAGES / count) if count else POINTS
+        for title, count in (("train", drawn), ("validation", drawn), ("test", fewest))
+    }
+
+
+def _compare_metrics(
+    recorded: Mapping[_Point, float], now: Mapping[_Point, float], allowed: Mapping[str, float]
+) -> _Part:
     part = _Part()
     furthest: dict[str, tuple[float, str]] = {}
     for point in sorted({*recorded, *now}):
@@ -109,18 +123,25 @@ def _compare_metrics(recorded: Mapping[_Point, float], now: Mapping[_Point, floa
         final, step, _, key, number = point
         what = key if final else f"{key}, epoch {step}" + (f", value {number + 1}" if number else "")
         if before is None or after is None:
-            part.differences.append(Difference("metric", what, before, after, within=False))
+            part.differences.append(Difference("metric", what, _finite(before), _finite(after), within=False))
             continue
         is_share = key.endswith("accuracy") or key in TEST_SETS or of_severities(key)
         gap = abs(before - after) / (1.0 if is_share else max(abs(before), abs(after)))
-        within = gap <= (POINTS if is_share else SHARE) and not key.startswith(COUNTED)
-        part.differences.append(Difference("metric", what, before, after, within))
+        within = gap <= (
+            allowed.get(key.partition("/")[0], allowed["test"]) if is_share else SHARE
+        ) and not key.startswith(COUNTED)
+        part.differences.append(Difference("metric", what, _finite(before), _finite(after), within))
         kind = "accuracies" if is_share else "other metrics"
         if not gap <= furthest.get(kind, (-1.0, ""))[0]:
             furthest[kind] = gap, what
     for kind, (gap, what) in furthest.items():
         part.largest[kind] = f"{100 * gap:.3g} {'points' if kind == 'accuracies' else '%'} ({what})"
     return part
+
+
+def _finite(value: float | None) -> float | str | None:
+    """Return a number as JSON can write it."""
+    return value if value is None or math.isfinite(value) else str(value)
 
 
 def _rows(predictions: Mapping[str, Mapping[str, Row]]) -> dict[tuple[str, str], Row]:
