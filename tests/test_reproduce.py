@@ -1,4 +1,4 @@
-"""`adaptkit reproduce`: a run made again from its record alone, and what is said where it does not come out the same."""
+"""`adaptkit reproduce`: a run made again from its record alone, and what is said where it is not the same."""
 
 from __future__ import annotations
 

@@ -125,9 +125,9 @@ def _compare_metrics(
             continue
         is_share = key.endswith("accuracy") or key in TEST_SETS or of_severities(key)
         gap = abs(before - after) / (1.0 if is_share else max(abs(before), abs(after)))
-        within = gap <= (
-            allowed.get(key.partition("/")[0], allowed["test"]) if is_share else SHARE
-        ) and not key.startswith(COUNTED)
+        count = images.get(key.partition("/")[0], images["test"])
+        most = max(FINAL if final else EPOCHS, IMAGES / count if count else 0.0) if is_share else SHARE
+        within = gap <= most and not key.startswith(COUNTED)
         part.differences.append(Difference("metric", what, _finite(before), _finite(after), within))
         kind = "accuracies" if is_share else "other metrics"
         if not gap <= furthest.get(kind, (-1.0, ""))[0]:
