@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from adaptkit.reproduction import Reproduction
 
-SHORT = 12
+SHORT, WIDTH = 12, 79
 #: what the versions of are told anyway
 NAMED = ("adaptkit", "Python", "torch", "system", "processor", "threads", "device", "GPU")
 
@@ -47,8 +48,11 @@ def _lines(found: Reproduction) -> Iterator[str]:
 def _rows(found: Reproduction) -> Iterator[str]:
     """Yield a line for each thing that was compared."""
     kinds = [difference.kind for difference in found.differences]
-    largest, compared = dict(found.largest), found.compared
-    yield _row("data", found.data_fingerprint[:SHORT], "others" if "data" in kinds else "as recorded")
+    firsts = {difference.kind: difference for difference in reversed(found.differences)}
+    largest, compared = found.largest, found.compared
+    data = firsts.get("data")
+    said = "as recorded" if data is None else "the same, with other last digits" if data.within else "others"
+    yield _row("data", found.data_fingerprint[:SHORT], said)
     if found.base is None:
         yield "Nothing was run."
         return
@@ -60,8 +64,11 @@ def _rows(found: Reproduction) -> Iterator[str]:
         if kind in largest:
             yield f"{'':13}{kind} by at most {largest[kind]}"
     if compared.predictions:
-        said = largest.get("predictions", "equal, their confidences are not")
-        yield _row("predictions", f"{compared.predictions:,} images", said if "prediction" in kinds else "equal")
+        said = "equal"
+        if other := firsts.get("prediction"):
+            column = f"{other.what.partition(',')[0]}: {other.detail} otherwise"
+            said = largest.get("predictions", f"equal; {column}")
+        yield _row("predictions", f"{compared.predictions:,} images", said)
     if compared.tensors:
         title = "base" if found.kind == "base" else "adapter"
         numbers = f"{compared.numbers:,} numbers"
@@ -76,18 +83,18 @@ def _row(title: str, amount: str, said: str) -> str:
 
 def _same(kind: str, kinds: list[str], equal: str) -> str:
     count = kinds.count(kind)
-    return f"{count:,} {'differ' if count > 1 else 'differs'}" if count and kind == "metric" else (
-        "differs" if count else equal
-    )  # fmt: skip
+    if not count:
+        return equal
+    return f"{count:,} differ" if kind == "metric" and count > 1 else "differs" if kind != "metric" else "1 differs"
 
 
 def _surroundings(found: Reproduction) -> Iterator[str]:
     now = found.environment["now"]
     if not found.environment_differences:
-        said = {"system": "{}", "processor": "{}", "device": "on {}", "GPU": "{}", "threads": "{} threads"}
+        said = {"system": "{}", "processor": "{}", "device": "on {}", "GPU": "{}", "threads": "threads: {}"}
         parts = [said.get(key, f"{key} {{}}").format(now[key]) for key in NAMED if key in now]
         yield "Computed as recorded, with the same versions on hardware of the same kind:"
-        yield ", ".join(parts)
+        yield from textwrap.wrap(", ".join(parts), WIDTH)
         return
     names = ["", *(other.what for other in found.environment_differences)]
     before = ["the run", *(other.recorded for other in found.environment_differences)]
