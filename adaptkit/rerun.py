@@ -24,7 +24,7 @@ from adaptkit.plugins import Plugins
 from adaptkit.reports.agreement import Results
 from adaptkit.run_record import read_results
 from adaptkit.stored_runs import StoredRun, open_runs
-from adaptkit.tracking.store import open_store
+from adaptkit.tracking.store import Store, open_store
 from adaptkit.tracking.tracker import Tracker
 
 FROM_CACHE, ANEW = "from the cache", "made anew"
@@ -63,17 +63,16 @@ def run_again(
         Seat() as seat,
         recorded_threads(threads, notice),
     ):
-        uri = f"sqlite:///{Path(folder) / 'mlflow.db'}"
-        tracker = Tracker(open_store(uri, "reproduction"))
+        store = open_store(f"sqlite:///{Path(folder) / 'mlflow.db'}", "reproduction")
         # From the beginning: what plugins log to MLflow themselves goes there, too.
-        with plugins.watching(tracker, "tracker"):
+        with Tracker(store, journals=Path(folder) / "journals") as tracker, plugins.watching(tracker, "tracker"):
             follow = tracker if found.kind == "base" else None
-            base, run_id, cached = obtain_base(experiment, plugins, follow, anew, notice)
+            base, _, cached = obtain_base(experiment, plugins, follow, anew, notice)
             if found.kind != "base":
-                run_id = _adapt(found.kind, experiment, plugins, seat, tracker, base, feature_cache)
-        if tracker.fault is not None or run_id is None:
+                _adapt(found.kind, experiment, plugins, seat, tracker, base, feature_cache)
+        if tracker.fault is not None:
             raise RunFailed(f"what was run again could not be kept: {tracker.fault}")
-        made = open_runs(uri).find(run_id, (found.kind,))
+        made = _only(store, found.kind)
         with made.file("environment.txt") as path:
             text = path.read_text(encoding="utf-8")
         return Rerun(
@@ -93,8 +92,8 @@ def _adapt(
     tracker: Tracker,
     base: Base,
     feature_cache: bool,
-) -> str | None:
-    """Make the adaptation or tuning run; return its id."""
+) -> None:
+    """Make the adaptation or tuning run."""
     if kind == "tuning":
         experiment = prepare(experiment.request, domains=blinded(experiment.domains))
     model = experiment.place(base.build(experiment.request, experiment.domains))
@@ -108,7 +107,12 @@ def _adapt(
         record = stage.run(arm, seed)
     if record.error is not None:
         raise RunFailed(record.error)
-    return record.run_id
+
+
+def _only(store: Store, kind: str) -> StoredRun:
+    """Return the only run of this kind in the store."""
+    (record,) = store.client.search_runs([store.experiment_id], f"tags.`adaptkit.kind` = '{kind}'")
+    return open_runs(store.uri).find(str(record.info.run_id), (kind,))
 
 
 @contextmanager

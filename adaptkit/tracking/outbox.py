@@ -21,10 +21,13 @@ BEGINNING, BEGINNING_OF_SERVER = 5.0, 1.0
 
 
 class Outbox:
-    """Take what the store shall be told of runs, by their local ids; nobody waits for long."""
+    """Take what the store shall be told of runs, by their local ids; nobody waits for long.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    Its journals are where all are kept, or in a folder of their own, where nobody looks for them.
+    """
+
+    def __init__(self, store: Store, journals: Path | None = None) -> None:
+        self._store, self._folder = store, journals
         self._sender = Sender(Delivery(store.client, store.experiment_id), self._told)
         self._journals: dict[str, Journal] = {}
         self._unkept: str | None = None
@@ -35,7 +38,7 @@ class Outbox:
         """Begin the record of a run."""
         about = (local_id, name, Address(self._store.uri).shown, self._store.experiment_name)
         try:
-            journal = Journal.begin(*about)
+            journal = Journal.begin(*about, parent=self._folder)
         except OSError as error:
             self._unkept = self._unkept or f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")
             self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix="adaptkit-"))

@@ -55,7 +55,7 @@ class Tracker:
 
     Once it is closed, `fault` says why the store does not have all of it. Adaptation and tuning runs are grouped under
     the run `parent`, if there is one, and have these `tags` too. Runs `resumed`, by name, go on in their own records,
-    and nothing is logged twice.
+    and nothing is logged twice. What is to be thrown away has its `journals` in a folder of their own.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class Tracker:
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
         resumed: Mapping[str, Resumed] | None = None,
+        journals: Path | None = None,
     ) -> None:
         self.store = store
         self.fault: str | None = None
-        self._outbox = Outbox(store)
+        self._outbox = Outbox(store, journals)
         self._resumed = dict(resumed or {})
         self._local_ids = {name: run.local_id for name, run in self._resumed.items()}
         self._ended: set[str] = set()
-        self._kept: set[str] = set()
-        self._incomplete: set[str] = set()
+        self._kept, self._incomplete = set[str](), set[str]()
         self._active: ActiveRun | None = None
         self._tags = {"adaptkit.version": __version__, **source_tags(store.without_secrets)}
         self._own_tags = dict(tags or {})
