@@ -66,7 +66,7 @@ def _rows(found: Reproduction) -> Iterator[str]:
     if compared.predictions:
         said = "equal"
         if other := firsts.get("prediction"):
-            column = f"{other.what.partition(',')[0]}: {other.detail} otherwise"
+            column = f"{other.what.partition(',')[0]}: {other.detail} differ"
             said = largest.get("predictions", f"equal; {column}")
         yield _row("predictions", f"{compared.predictions:,} images", said)
     if compared.tensors:

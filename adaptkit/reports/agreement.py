@@ -16,7 +16,7 @@ from adaptkit.reproduction import Compared, Difference
 #: training enlarges the last digits: about twice the largest differences that were measured so
 #: (docs/reproducing.md). Accuracies that a run ends with, and those of its epochs, which go up and down; a share of any
 #: other metric's value; a share of the predictions; and of the adapter's length, the square root of its sum of squares.
-FINAL, EPOCHS, SHARE, PREDICTIONS, LENGTH = 0.02, 0.04, 0.1, 0.1, 1.0
+FINAL, EPOCHS, SHARE, PREDICTIONS, LENGTH = 0.02, 0.06, 0.1, 0.1, 1.0
 #: and in any case, of few images, so many
 IMAGES = 3
 #: what is counted before anything is computed: the same everywhere
@@ -170,7 +170,7 @@ def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[t
         detail = f"{len(others):,} of {whole:,} images"
         part.differences.append(Difference("prediction", f"{title}, {_place(place)}", before, after, within, detail))
         if attribute == "prediction":
-            part.largest["predictions"] = f"{detail} otherwise"
+            part.largest["predictions"] = f"{len(others):,} differ{'s' * (len(others) == 1)}"
     return part
 
 
