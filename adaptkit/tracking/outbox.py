@@ -15,8 +15,9 @@ from adaptkit.tracking.sender import Sender
 from adaptkit.tracking.store import Store
 
 #: Those who train wait for the store so many seconds in all, and this share of the time since they began.
-GRACE, SHARE = 0.3, 0.02
-#: seconds that the beginning of a run may wait for its id, which plugins need: a file is soon free, a server is slow
+GRACE, SHARE = 0.5, 0.04
+#: Seconds that the beginning of a run may wait for its id, which plugins need: a file is soon free, a server is slow.
+#: Once that was too short, nobody waits until the store has caught up.
 BEGINNING, BEGINNING_OF_SERVER = 5.0, 1.0
 
 
@@ -28,15 +29,16 @@ class Outbox:
 
     def __init__(self, store: Store, journals: Path | None = None) -> None:
         self._store, self._folder = store, journals
-        self._sender = Sender(Delivery(store.client, store.experiment_id), self._told)
+        self._sender = Sender(Delivery(store.client, store.experiment_id), self._told, self._let_go)
         self._journals: dict[str, Journal] = {}
         self._unkept: str | None = None
         self._temporary: Path | None = None
+        self._is_late = False
         self._began, self._waited = time.monotonic(), 0.0
 
     def open(self, local_id: str, name: str) -> None:
         """Begin the record of a run."""
-        about = (local_id, name, Address(self._store.uri).shown, self._store.experiment_name)
+        about = (local_id, name, self._store.shown, self._store.experiment_name)
         try:
             journal = Journal.begin(*about, parent=self._folder)
         except OSError as error:
@@ -63,8 +65,9 @@ class Outbox:
 
     def wait_for_id(self, local_id: str) -> str | None:
         """Return the store's id of a run that has just begun; None if the store is slow or away."""
-        if self.run_id(local_id) is None:
+        if not self._is_late or self.is_settled:
             self._settle(BEGINNING_OF_SERVER if Address(self._store.uri).is_server else BEGINNING)
+            self._is_late = not self.is_settled
         return self.run_id(local_id)
 
     def run_id(self, local_id: str) -> str | None:
@@ -78,9 +81,9 @@ class Outbox:
         return folder
 
     @property
-    def answers(self) -> bool:
-        """Tell whether the store, for all that is known, takes what it is sent."""
-        return self._sender.fault is None
+    def is_settled(self) -> bool:
+        """Tell whether the store has all that it was sent: it is neither slow nor away."""
+        return self._sender.settle(0.0)
 
     def flush(self) -> None:
         """Send what there is, as long as the store takes it."""
@@ -88,18 +91,20 @@ class Outbox:
 
     def close(self) -> str | None:
         """Send what is left, as long as the store takes it; return why not all is there."""
-        complete = self._sender.close()
-        for journal in self._journals.values():
-            journal.release()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-        if complete:
+        if self._sender.close():
             return None
         refused = next(iter(self._sender.refused.values()), None)
         reason = refused or self._sender.fault or "it is slow"
         if self._unkept is not None:
             return f"{reason}; and it cannot be kept for later: {self._unkept}"
         return f"{reason}; what is missing is kept: `adaptkit sync` sends it"
+
+    def _let_go(self) -> None:
+        """Let others have what is left: nothing is being sent from here any more."""
+        for journal in self._journals.values():
+            journal.release()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _settle(self, seconds: float) -> None:
         begun = time.monotonic()

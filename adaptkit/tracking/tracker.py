@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +24,7 @@ from adaptkit.tracking.fluent import ActiveRun
 from adaptkit.tracking.group import Group
 from adaptkit.tracking.outbox import Outbox
 from adaptkit.tracking.recorder import TAG_LENGTH
-from adaptkit.tracking.run_events import begin_run, epoch_log
+from adaptkit.tracking.run_events import Resumed, begin_run, epoch_log
 from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store
 
@@ -39,15 +39,7 @@ ADAPTER = "adapter"
 ERROR_TAG = "adaptkit.error"
 PARENT_TAG, BASE_TAG = "mlflow.parentRunId", "adaptkit.base_run_id"
 
-
-@dataclass(frozen=True)
-class Resumed:
-    """A run that goes on in its own record: how many epochs the store has of it, and which metrics without a step."""
-
-    run_id: str
-    local_id: str
-    epochs: int
-    metrics: frozenset[str]
+__all__ = ["ADAPTER", "ERROR_TAG", "Resumed", "Tracker"]
 
 
 class Tracker:
@@ -178,7 +170,7 @@ class Tracker:
         there = self._resumed[run.name].metrics if run.name in self._resumed else frozenset()
         metrics = {key: value for key, value in result.metrics.items() if key not in there}
         self._tell(run, Log(points(metrics), tags=result.tags))
-        self._try(run, "writing artifacts", lambda: self._put_artifacts(run, result))
+        self._try(run, "writing artifacts", self._put_artifacts, run, result)
         # A record with a gap is not that of a finished run, whatever became of the run.
         self._end(run, "FAILED" if run.name in self._incomplete else "FINISHED")
 
@@ -196,12 +188,12 @@ class Tracker:
         if not self._outbox.is_open(self.local_id(run)):  # it failed before its first batch
             self._start(run)
         if status == "FAILED":
-            self._try(run, "recording the error", lambda: self._put_error(run, error))
+            self._try(run, "recording the error", self._put_error, run, error)
         self._end(run, status)
 
     def _start(self, run: Run) -> None:
-        local_id = self.local_id(run)
-        tags, runs = self._tags | dict(run.tags), {}
+        local_id, tags = self.local_id(run), self._tags | dict(run.tags)
+        runs: dict[str, str] = {}
         events: list[Event]
         self._outbox.open(local_id, run.name)
         if run.name in self._resumed:
@@ -216,9 +208,10 @@ class Tracker:
             events = begin_run(run, tags, runs)
         self._outbox.tell(local_id, *events)
         run_id = self._outbox.wait_for_id(local_id)
-        if run_id is not None and self._outbox.answers:
+        if run_id is not None and self._outbox.is_settled:
             # Where the store is slow or away, MLflow would ask it, again and again, before it took the run for active.
-            self._active = self._try(run, "making the run MLflow's active one", ActiveRun, self.store.uri, run_id)
+            with contextlib.suppress(Exception):
+                self._active = ActiveRun(self.store.uri, run_id)
 
     def _tell(self, run: Run, event: Event) -> None:
         self._outbox.tell(self.local_id(run), event)
@@ -241,8 +234,8 @@ class Tracker:
     def _end(self, run: Run, status: str) -> None:
         self._tell(run, End(status, now()))
         if self._active is not None:
-            active = self._active
-            self._try(run, "ending the run", lambda: active.end(status, self._outbox.answers))
+            with contextlib.suppress(Exception):  # the record has its end
+                self._active.end(status, self._outbox.is_settled)
         # Only now: a signal until here ends the run once more, as KILLED.
         self._active = None
         self._ended.add(run.name)
