@@ -577,11 +577,12 @@ def test_a_model_from_python_is_given_again(store: Path) -> None:
 def test_runs_of_sweeps_and_tunings(cli: Cli, store: Path) -> None:
     swept = cli("sweep", "-s", "lora", "--grid", "lora.rank=1,2", *TINY, "--json")
     assert swept.exit_code == 0, swept.stderr
-    client = MlflowClient()
+    client = MlflowClient(tracking_uri=f"sqlite:///{store}")
     experiment = client.get_experiment_by_name("adaptkit").experiment_id
     (one, two) = client.search_runs([experiment], "tags.`adaptkit.kind` = 'adaptation'")
     for run in (one, two):
-        assert cli("reproduce", run.info.run_id, "-q").stdout.splitlines()[0].endswith(": identical")
+        again = cli("reproduce", run.info.run_id, "-q")
+        assert again.stdout.partition("\n")[0].endswith(": identical"), again.stderr or again.stdout
     tuned = cli("tune", "-s", "head", "--trials", "2", "--seeds", "1", *TINY, "--json")
     assert tuned.exit_code == 0, tuned.stderr
     for run in client.search_runs([experiment], "tags.`adaptkit.kind` = 'tuning'"):

@@ -64,7 +64,8 @@ class Tracker:
         self._resumed = dict(resumed or {})
         self._local_ids = {name: run.local_id for name, run in self._resumed.items()}
         self._ended: set[str] = set()
-        self._kept, self._incomplete = set[str](), set[str]()
+        self._kept: set[str] = set()
+        self._incomplete: set[str] = set()
         self._active: ActiveRun | None = None
         self._tags = {"adaptkit.version": __version__, **source_tags(store.without_secrets)}
         self._own_tags = dict(tags or {})
