@@ -21,6 +21,10 @@ COMMANDS = {
     "tune": ("adaptkit.cli.tune:tune", "Choose learning rates and options with an equal budget, and compare."),
     "ui": ("adaptkit.cli.ui:ui", "Open MLflow's page on the runs."),
     "compare": ("adaptkit.cli.compare:compare", "Say from tracked runs which strategy is better, and how sure."),
+    "reproduce": (
+        "adaptkit.cli.reproduce:reproduce",
+        "Run a run again from its record, and say whether it is the same.",
+    ),
     "predict": ("adaptkit.cli.predict:predict", "Name what is on pictures with a run's model."),
     "export": ("adaptkit.cli.export:export", "Write a run's model in a format that others read."),
     "import-peft": ("adaptkit.cli.import_peft:import_peft", "Put a PEFT adapter into the store as a run."),

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,6 +196,12 @@ def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:
     card = {"fingerprint": base.fingerprint, "key": key, "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
     write_base(_folder(key), base, card)
     return base
+
+
+def drop_base(key: str) -> None:
+    """Remove a base that nobody else knows of from the cache."""
+    shutil.rmtree(_folder(key), ignore_errors=True)
+    _folder(key).with_suffix(".lock").unlink(missing_ok=True)
 
 
 def write_base(folder: Path, base: Base, card: Mapping[str, Any]) -> dict[str, Path]:

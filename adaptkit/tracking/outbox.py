@@ -25,10 +25,13 @@ BEGINNING, BEGINNING_OF_SERVER = 5.0, 1.0
 
 
 class Outbox:
-    """Take what the store shall be told of runs, by their local ids; nobody waits for long."""
+    """Take what the store shall be told of runs, by their local ids; nobody waits for long.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    Its journals are where all are kept, or in a folder of their own, where nobody looks for them.
+    """
+
+    def __init__(self, store: Store, journals: Path | None = None) -> None:
+        self._store, self._folder = store, journals
         self._sender = Sender(Delivery(store.client, store.experiment_id), self._told, self._let_go)
         self._journals: dict[str, Journal] = {}
         self._unkept: str | None = None
@@ -40,7 +43,7 @@ class Outbox:
         """Begin the record of a run."""
         about = (local_id, name, self._store.shown, self._store.experiment_name)
         try:
-            journal = Journal.begin(*about)
+            journal = Journal.begin(*about, parent=self._folder)
         except OSError as error:
             self._note_unkept(error, state_folder())
             journal = Journal.begin(*about, parent=self._elsewhere())

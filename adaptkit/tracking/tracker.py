@@ -49,7 +49,7 @@ class Tracker:
 
     Once it is closed, `fault` says why the store does not have all of it. Adaptation and tuning runs are grouped under
     the run `parent`, if there is one, and have these `tags` too. Runs `resumed`, by name, go on in their own records,
-    and nothing is logged twice.
+    and nothing is logged twice. What is to be thrown away has its `journals` in a folder of their own.
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class Tracker:
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
         resumed: Mapping[str, Resumed] | None = None,
+        journals: Path | None = None,
     ) -> None:
         self.store = store
         self.fault: str | None = None
-        self._outbox = Outbox(store)
+        self._outbox = Outbox(store, journals)
         self._resumed = dict(resumed or {})
         self._local_ids = {name: run.local_id for name, run in self._resumed.items()}
         self._ended: set[str] = set()
