@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from adaptkit.errors import BadInput
+from adaptkit.plain_files import read_file
 from adaptkit.severity import Severities
 
 DEFAULT_LR = 1e-3
@@ -17,6 +19,12 @@ DEFAULT_EXPERIMENT = "adaptkit"
 DEFAULT_SHIFT = "rotate=45,noise=0.3"
 #: images of each class that a part may have in any case, where nobody said how many it may have at most
 EACH = 10
+#: more seeds than anybody waits for
+MOST_SEEDS = 10_000
+#: of a config file: its size, what its entries come to when its aliases are written out, and how deep they are nested
+MOST_BYTES, MOST_ENTRIES, DEEPEST = 1 << 20, 10_000, 20
+#: seconds that whoever writes a config into a pipe may take
+PIPE_SECONDS = 10.0
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -32,15 +40,22 @@ def parse_seeds(value: object) -> object:
     seeds: list[int] = []
     for part in value.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not _is_whole(first) or (dash and not _is_whole(last)):
             raise ValueError(f"must be a seed, a range or a list such as 3, 0-4 or 0,2,5, not {value!r}")
         low, high = int(first), int(last or first)
         if low > high:
             raise ValueError(f"the range {part.strip()} runs backwards; write {high}-{low}")
-        if high - low >= 10_000:
-            raise ValueError(f"the range {part.strip()} holds more than 10000 seeds")
+        if high - low >= MOST_SEEDS:
+            raise ValueError(f"the range {part.strip()} holds more than {MOST_SEEDS} seeds")
         seeds.extend(range(low, high + 1))
+        if len(seeds) > MOST_SEEDS:
+            raise ValueError(f"must be at most {MOST_SEEDS} seeds")
     return seeds
+
+
+def _is_whole(text: str) -> bool:
+    # isdigit() alone takes signs for digits that int() does not, such as those of powers.
+    return text.isascii() and text.isdigit() and len(text) <= 20
 
 
 def _names(value: object) -> object:
@@ -52,9 +67,9 @@ def _optional(value: object) -> object:
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    repeated = sorted({value for value in values if values.count(value) > 1})
+    repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
-        raise ValueError(f"{repeated[0]} is named twice")
+        raise ValueError(f"{min(repeated)} is named twice")
     return values
 
 
@@ -207,7 +222,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """Return the settings in a YAML file under dotted keys; raise BadInput when it cannot be read as such."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, MOST_BYTES, PIPE_SECONDS).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise BadInput(f"config file {path}: {reason}") from None
@@ -217,11 +232,29 @@ def read_config(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark else ""
         raise BadInput(f"config file {path}: not valid YAML{place}") from None
+    except (ValueError, RecursionError):  # a date that there is not, or lists in lists without end
+        raise BadInput(f"config file {path}: not valid YAML") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise BadInput(f"config file {path}: must hold `key: value` lines")
+    if not _is_small(content):
+        raise BadInput(f"config file {path}: it holds more than {MOST_ENTRIES} entries, or they are nested too deep")
     return dict(flatten(content))
+
+
+def _is_small(content: object) -> bool:
+    """Tell whether a file's content stays small when its aliases, which may hold each other, are written out."""
+    left, count = [(content, 0)], 0
+    while left:
+        thing, depth = left.pop()
+        inner = [*thing, *thing.values()] if isinstance(thing, dict) else thing
+        if isinstance(inner, list | tuple | set):
+            count += len(inner)
+            if depth >= DEEPEST or count > MOST_ENTRIES:
+                return False
+            left += [(one, depth + 1) for one in inner]
+    return True
 
 
 def describe_error(error: Mapping[str, Any]) -> str:

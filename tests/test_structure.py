@@ -68,6 +68,8 @@ ROWS = [
         "adaptkit.network",
         "adaptkit.ranges",
         "adaptkit.imports",
+        "adaptkit.plain_files",
+        "adaptkit.printing",
         "adaptkit.errors",
     ],
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from adaptkit.errors import AdaptkitError, FailedAlone, Interrupted, suggestion
+from adaptkit.printing import printable
 from adaptkit.training.torchrun import leave_after_first, place
 
 #: command -> where it is defined and what it does, so that `--help` imports no command
@@ -111,9 +112,9 @@ def _print_problems(error: AdaptkitError | click.ClickException) -> None:
     if place().local_rank > 0 and not isinstance(error, FailedAlone):  # the first process of this machine says it
         return
     for problem in problems:
-        click.echo(f"Error: {' '.join(problem.split())}", err=True)
+        click.echo(f"Error: {printable(' '.join(problem.split()))}", err=True)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
     if place().rank == 0:
-        click.echo(f"Warning: {message}", err=True)
+        click.echo(f"Warning: {printable(str(message))}", err=True)

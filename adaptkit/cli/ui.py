@@ -19,6 +19,7 @@ import click
 
 from adaptkit.config import DEFAULT_EXPERIMENT
 from adaptkit.errors import AdaptkitError, BadInput
+from adaptkit.printing import printable
 from adaptkit.signals import interruptible
 from adaptkit.tracking.address import UI_PORT, Address
 
@@ -57,10 +58,10 @@ def ui(experiment: str | None, tracking_uri: str | None, port: int | None, trace
             experiment_id = find_experiment(address, client, experiment)
         words = "Look at the runs:" if experiment_id else "Look at the experiments:"
         if address.is_server:
-            click.echo(f"{words}  {address.runs_url(experiment_id)}")
+            click.echo(printable(f"{words}  {address.runs_url(experiment_id)}"))
             return
         port = free_port(UI_PORT) if port is None else checked_port(port)
-        click.echo(f"Starting MLflow's page on {address.shown}", err=True)
+        click.echo(printable(f"Starting MLflow's page on {address.shown}"), err=True)
         with server(address, port) as process:
             click.echo(f"{words}  {address.runs_url(experiment_id, port)}")
             click.echo("Ctrl-C ends it.", err=True)

@@ -98,8 +98,8 @@ def resolve(uri: str | None) -> Address:
         return _sqlite(given)
     if kind in (*SERVERS, *DATABASES):
         address = Address(f"{scheme}{given[len(scheme) :]}")
-        if not (_names_a_host(given) if kind in SERVERS else "://" in given):
-            raise BadInput(f"{address.shown} is no address of a tracking store; write {scheme}://HOST:PORT")
+        if not (_names_a_host(given) if kind in SERVERS else given[len(scheme) :].startswith("://")):
+            raise BadInput(f"{_without_login(given)} is no address of a tracking store; write {scheme}://HOST:PORT")
         return address
     if scheme in ("", "file") and not given.startswith("databricks"):
         raise BadInput(_no_file_store(given))
@@ -120,7 +120,7 @@ def _sqlite(uri: str) -> Address:
     parts = re.fullmatch(r"sqlite(?:\+pysqlite)?:///([^?]*)(\?.*)?", uri, flags=re.IGNORECASE)
     name = unquote(parts[1]) if parts else ""
     if parts is None or not name or name.startswith((":memory:", "file:")):
-        raise BadInput(f"{uri} names no database file; write sqlite:///PATH/mlflow.db")
+        raise BadInput(f"{_without_login(uri)} names no database file; write sqlite:///PATH/mlflow.db")
     return sqlite_address(Path(os.path.abspath(name)), parts[2] or "")
 
 
@@ -132,8 +132,17 @@ def _names_a_host(uri: str) -> bool:
         return False
 
 
+def _without_login(uri: str) -> str:
+    """Return what was given for an address, but nothing that could be a user and a password before an @."""
+    if re.match("(file:)?/(?!/)|file:///", uri):
+        return uri  # the path of a file
+    return re.sub(r"^((?:[\w+.-]+:)?/*).*@", r"\1", uri.split("?")[0], flags=re.DOTALL)
+
+
 def _no_file_store(given: str) -> str:
-    path = Path(unquote(urlsplit(given).path) if given.startswith("file:") else given)
+    given = _without_login(given)
+    # Not by urlsplit, which refuses brackets.
+    path = Path(unquote(re.sub("^file:(//[^/]*)?", "", given)) if given.startswith("file:") else given)
     if path.suffix not in (".db", ".sqlite", ".sqlite3"):
         path = (path.parent if path.name == "mlruns" else path) / "mlflow.db"
     return f"{given} is a folder for MLflow's old file store, which MLflow has given up; write sqlite:///{path}"
