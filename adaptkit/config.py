@@ -7,11 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from adaptkit.errors import BadInput
-from adaptkit.plain_files import read_file
 from adaptkit.severity import Severities
 
 DEFAULT_LR = 1e-3
@@ -21,10 +18,6 @@ DEFAULT_SHIFT = "rotate=45,noise=0.3"
 EACH = 10
 #: more seeds than anybody waits for
 MOST_SEEDS = 10_000
-#: of a config file: its size, what its entries come to when its aliases are written out, and how deep they are nested
-MOST_BYTES, MOST_ENTRIES, DEEPEST = 1 << 20, 10_000, 20
-#: seconds that whoever writes a config into a pipe may take
-PIPE_SECONDS = 10.0
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -217,44 +210,6 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(group, {})
         inner[last] = value
     return nested
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings in a YAML file under dotted keys; raise BadInput when it cannot be read as such."""
-    try:
-        text = read_file(path, MOST_BYTES, PIPE_SECONDS).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise BadInput(f"config file {path}: {reason}") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise BadInput(f"config file {path}: not valid YAML{place}") from None
-    except (ValueError, RecursionError):  # a date that there is not, or lists in lists without end
-        raise BadInput(f"config file {path}: not valid YAML") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise BadInput(f"config file {path}: must hold `key: value` lines")
-    if not _is_small(content):
-        raise BadInput(f"config file {path}: it holds more than {MOST_ENTRIES} entries, or they are nested too deep")
-    return dict(flatten(content))
-
-
-def _is_small(content: object) -> bool:
-    """Tell whether a file's content stays small when its aliases, which may hold each other, are written out."""
-    left, count = [(content, 0)], 0
-    while left:
-        thing, depth = left.pop()
-        inner = [*thing, *thing.values()] if isinstance(thing, dict) else thing
-        if isinstance(inner, list | tuple | set):
-            count += len(inner)
-            if depth >= DEEPEST or count > MOST_ENTRIES:
-                return False
-            left += [(one, depth + 1) for one in inner]
-    return True
 
 
 def describe_error(error: Mapping[str, Any]) -> str:

@@ -264,7 +264,7 @@ def _request() -> Any:
 
 def config(data: bytes) -> None:
     """Read a config file and check its settings."""
-    from adaptkit.config import read_config
+    from adaptkit.config_files import read_config
     from adaptkit.resolve import Layer, resolve
     from adaptkit.sweeps.grid import collect_grid
 

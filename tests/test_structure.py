@@ -47,6 +47,7 @@ ROWS = [
         "adaptkit.resolve",
         "adaptkit.request",
         "adaptkit.config",
+        "adaptkit.config_files",
         "adaptkit.presets",
         "adaptkit.outcome",
         "adaptkit.sweep_outcome",
