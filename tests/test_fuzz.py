@@ -35,7 +35,13 @@ FOUND = {
     "shift": (b"rotate=1 none " + b",".join(b"%d" % number for number in range(40_000)),),
     "grid": (b"lr=" + b",".join(b"%d..%d/1000" % (i, i + 1) for i in range(300)),),
     "sizes": (b"9" * 400 + b"TB", b"9" * 400 + b"d"),
-    "address": (b"postgresql+psycopg2@://u@h/d", b"file://[a", b"sqlite://me@host/x", b"//me@host/x"),
+    "address": (
+        b"postgresql+psycopg2@://u@h/d",
+        b"file://[a",
+        b"sqlite://me@host/x",
+        b"//me@host/x",
+        b"databricks\xb1@",
+    ),
     "config": (
         b"a: 2001-00-01",
         b"a: &a {b: *a}",

@@ -103,7 +103,7 @@ def resolve(uri: str | None) -> Address:
         return address
     if scheme in ("", "file") and not given.startswith("databricks"):
         raise BadInput(_no_file_store(given))
-    scheme = scheme or given
+    scheme = scheme or "databricks"
     raise BadInput(
         f"adaptkit cannot track to {scheme!r} addresses{suggestion(scheme, ('sqlite', *SERVERS, *DATABASES))}"
     )
