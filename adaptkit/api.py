@@ -27,6 +27,7 @@ from adaptkit.training.distributed import joined
 
 if TYPE_CHECKING:
     from adaptkit.tracking.store import Store
+    from adaptkit.tracking.tracker import Tracker
 
 
 def run(
@@ -147,16 +148,18 @@ def run_request(
         planned(experiment.plan)
         for line in store.notices:
             notice(line)
-        tracker = Tracker(store)
         request = experiment.request  # with the device and the precision that were found
         several = len(request.arms) * len(request.settings.seed) > 1
         with (
+            Tracker(store) as tracker,
             plugins.watching(collector, "collector"),
             plugins.watching(tracker, "tracker"),
             tracker.grouped(request.group_name, request.shared_params()) if several else nullcontext(),
             shared_threads(seat.company().others, notice),
         ):
             outcome = execute(experiment, plugins, seat, tracker, refresh_base, feature_cache, notice)
+            tracker.flush()
+            outcome = _with_ids(outcome, tracker)
             findings = judge_outcome(outcome, collector)
             with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
                 files = _files_of(findings, report, Path(temporary))
@@ -179,6 +182,12 @@ def _opened(tracking_uri: str | None, request: Request) -> Store:
     from adaptkit.tracking.store import open_store
 
     return open_store(tracking_uri, request.settings.experiment)
+
+
+def _with_ids(outcome: Outcome, tracker: Tracker) -> Outcome:
+    """Return the outcome with the ids of runs that a slow store has taken only meanwhile."""
+    runs = [dataclasses.replace(run, run_id=tracker.run_id(f"{run.label} seed={run.seed}")) for run in outcome.runs]
+    return dataclasses.replace(outcome, runs=tuple(runs))
 
 
 def judge_outcome(outcome: Outcome, collector: Collector) -> Findings | None:

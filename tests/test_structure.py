@@ -61,6 +61,7 @@ ROWS = [
         "adaptkit.hookspecs",
         "adaptkit.contracts",
         "adaptkit.cache",
+        "adaptkit.state",
         "adaptkit.seeds",
         "adaptkit.severity",
         "adaptkit.shift_settings",

@@ -130,7 +130,7 @@ class Stage:
             if not isinstance(error, AdaptkitError) or isinstance(error, ProcessLost):
                 raise
             metrics, status, reason = {}, "failed", str(error)
-        run_id = self.tracker.run_id(run) if self.tracker else None
+        run_id = self.tracker.run_id(run.name) if self.tracker else None
         return RunRecord(
             arm.strategy, arm.label, arm.options, arm.lr, seed, status, run_id, metrics, tuple(epochs), reason
         )
@@ -162,7 +162,7 @@ class Stage:
         tensors = trained.inherited.adapter(trained.model)
         files = save_adapter(folder / "kept", tensors, adapter_card(experiment, self.base, arm, seed, tensors))
         # From where everybody will read it, if there is such a place.
-        kept = self.tracker.keep_adapter(run, files, folder / "read") if self.tracker else None
+        kept = self.tracker.keep_adapter(run, files) if self.tracker else None
         reloaded = self._reloaded(arm, seed, kept or folder / "kept")
         judged = self.feeding.passes(reloaded.model, seed, whole=whole, judged=True)
         reloaded.model.eval()

@@ -56,7 +56,7 @@ def obtain_base(
         mark_used(experiment.base_key)
         if base is None:
             base = _train_base(experiment, plugins, run)
-            return base, tracker.run_id(run) if tracker else None, False
+            return base, tracker.run_id(run.name) if tracker else None, False
         if tracker is None:
             return base, None, True
         run_id = tracker.find_base(base.fingerprint)
@@ -64,7 +64,7 @@ def obtain_base(
             model = experiment.place(base.build(experiment.request, experiment.domains))
             with _base_result(experiment, base, model) as result:
                 tracker.record(run, base.epochs, result, model)
-            run_id = tracker.run_id(run)
+            run_id = tracker.run_id(run.name)
         return base, run_id, True
 
 
