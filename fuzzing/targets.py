@@ -427,6 +427,20 @@ def _archive(pickled: bytes) -> bytes:
     return file.getvalue()
 
 
+def journal(data: bytes) -> None:
+    """Look for journals in a state folder that somebody wrote: what it is about, what was sent, its events."""
+    from adaptkit.tracking.journal import ABOUT, EVENTS, SENT, waiting_journals
+
+    os.environ["ADAPTKIT_STATE"] = str(scratch() / "state")
+    folder = scratch() / "state" / "journals" / "one"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in zip((ABOUT, SENT, EVENTS), [*data.split(b"\0", 2), b"", b""], strict=False):
+        (folder / name).write_bytes(content)
+    with refusals():
+        for found in waiting_journals():
+            found.unsent()
+
+
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 
@@ -747,6 +761,15 @@ TARGETS = {
         ("ctorch._utils\n_rebuild_tensor_v2\n", "ccollections\nOrderedDict\n", "cbuiltins\neval\n", "storage"),
     ),
     "base": Target(base, (json.dumps(BASE).encode() + b"\0" + _safetensors(),), tuple(f'"{key}"' for key in EPOCH)),
+    "journal": Target(
+        journal,
+        (
+            json.dumps(dict.fromkeys(("local_id", "name", "store", "experiment"), "x")).encode()
+            + b'\0{"events": 1, "run_id": "x"}\0'
+            + b'{"number": 1, "do": "end", "status": "FAILED", "at": 1}\n{"number": 2, "do": "log", "params": {}}',
+        ),
+        ('"events": ', '"number": ', '"do": "create"', '"do": "put"', "Infinity", "NaN", "[", "\n"),
+    ),
     "features": Target(features, (_safetensors(),), ("features", "sha256", "seconds", "channels_last")),
     "peft": Target(
         peft, (json.dumps(PEFT).encode() + b"\0" + FACTORS,), tuple(f'"{key}"' for key in (*PEFT, "alpha_pattern"))
