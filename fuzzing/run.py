@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def fuzz(name: str, seconds: int, seed: int, folder: Path) -> dict[str, Any]:
     """Fuzz one target for so many seconds; a process that an input ends is followed by another."""
     total: dict[str, Any] = {"inputs": 0, "seconds": 0.0, "coverage": 0, "findings": []}
     until = time.monotonic() + seconds
-    with tempfile.TemporaryDirectory(prefix="fuzzing-") as kept:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="fuzzing-", dir=memory, ignore_cleanup_errors=True) as kept:
         place = Path(kept)
         for turn in range(MOST_ENDS):
             left = round(until - time.monotonic())
@@ -109,7 +111,14 @@ def _process(name: str, seconds: int, seed: int, place: Path) -> tuple[int, str]
     ]
     with (place / "log").open("w+b") as log:
         try:
-            code = subprocess.run(command, stdout=log, stderr=log, cwd=place, timeout=seconds + AROUND).returncode
+            code = subprocess.run(
+                command,
+                stdout=log,
+                stderr=log,
+                cwd=place,
+                env={**os.environ, "FUZZING_FOLDER": str(place)},
+                timeout=seconds + AROUND,
+            ).returncode
         except subprocess.TimeoutExpired:
             code = -1
         log.seek(0)

@@ -105,11 +105,15 @@ def text_of(data: bytes) -> str:
     return data.decode(errors="surrogateescape")
 
 
+def in_memory() -> str | None:
+    """Return where files of no worth go: to the worker's own folder, or into memory where there is such a place."""
+    return os.environ.get("FUZZING_FOLDER") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+
+
 @functools.cache
 def scratch() -> Path:
-    """Return this process's folder for files, in memory where there is such a place."""
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="fuzzing-", dir=memory if os.access(memory, os.W_OK) else None))
+    """Return this process's folder for files."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzzing-", dir=in_memory()))
     owner = os.getpid()
 
     def remove() -> None:
@@ -487,10 +491,14 @@ NAMES = (
 
 
 def _build(root: Path, made: Choices) -> None:
-    """Make one thing at one place below the root."""
+    """Make one thing at one place below the root: never through a link, nor over what is there."""
     place = root
     for _ in range(1 + made.number(3)):
+        if place.is_symlink():
+            return
         place = place / NAMES[made.number(len(NAMES))]
+    if os.path.lexists(place):
+        return
     what = MAKERS[made.number(len(MAKERS))]
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)

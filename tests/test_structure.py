@@ -72,6 +72,7 @@ ROWS = [
         "adaptkit.imports",
         "adaptkit.plain_files",
         "adaptkit.printing",
+        "adaptkit.redaction",
         "adaptkit.errors",
     ],
 ]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from adaptkit.printing import printable
+from adaptkit.redaction import without_secrets
 
 #: Wide enough for every table when nobody looks at the output.
 FILE_WIDTH = 120
@@ -21,7 +22,7 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a text as it is printed, whatever was in it for the terminal written out."""
-        return super().render_str(printable(text), **options)
+        return super().render_str(printable(without_secrets(text)), **options)
 
 
 def output() -> Console:

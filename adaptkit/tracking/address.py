@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.redaction import without_secrets
 
 SERVERS = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")
@@ -21,7 +22,6 @@ CHARTS = (
     "workflowType=machine_learning&compareRunsMode=CHART&searchFilter=tags.adaptkit.kind%3D%27adaptation%27"
     "&orderByKey=params.%60seed%60&orderByAsc=true"
 )
-SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,8 @@ class Address:
 
     def without_secrets(self, text: str) -> str:
         """Return a text about this store without users and passwords."""
-        text = re.sub(r"(?<=://)[^\s'\"]*@", "", text)
-        secrets = {os.environ.get(name, "") for name in SECRETS}
-        if found := re.match("[^/]+://[^:]*:(.*)@", self.uri, flags=re.DOTALL):
-            secrets |= {found[1], unquote(found[1])}
-        for secret in sorted(secrets - {""}, key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return text
+        found = re.match("[^/]+://[^:]*:(.*)@", self.uri, flags=re.DOTALL)
+        return without_secrets(text, {found[1], unquote(found[1])} if found else ())
 
 
 def resolve(uri: str | None) -> Address:
