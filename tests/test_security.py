@@ -365,7 +365,7 @@ def test_no_name_of_a_file_acts_on_a_terminal_or_a_page(own_folder: Path) -> Non
     fill(own_folder / "data", names)
     shutil.copy(own_folder / "data" / names[0] / "0.png", own_folder / f"x{HOSTILE.replace('/', '')}.png")
     (own_folder / f"y{HOSTILE.replace('/', '')}.png").write_bytes(b"no picture")
-    code, printed = on_a_terminal("run", "-s", "head", "--dataset", "folder:data", *SMALL, width=200)
+    code, printed = on_a_terminal("run", "-s", "head", "-s", "full", "--dataset", "folder:data", *SMALL, width=200)
     assert code == 0 and bare(printed) == []
     code, printed = on_a_terminal("compare", "--output", "out", width=200)
     assert code == 0, printed
