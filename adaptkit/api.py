@@ -146,7 +146,7 @@ def run_request(
         from adaptkit.tracking.tracker import Tracker
 
         planned(experiment.plan)
-        for line in store.notices:
+        for line in (*store.notices, *_unsent(store)):
             notice(line)
         request = experiment.request  # with the device and the precision that were found
         several = len(request.arms) * len(request.settings.seed) > 1
@@ -188,6 +188,13 @@ def _with_ids(outcome: Outcome, tracker: Tracker) -> Outcome:
     """Return the outcome with the ids of runs that a slow store has taken only meanwhile."""
     runs = [dataclasses.replace(run, run_id=tracker.run_id(f"{run.label} seed={run.seed}")) for run in outcome.runs]
     return dataclasses.replace(outcome, runs=tuple(runs))
+
+
+def _unsent(store: Store) -> list[str]:
+    from adaptkit.tracking.journal import waiting_for
+
+    count = waiting_for(store.shown)
+    return [f"{count} earlier run{'s are' if count > 1 else ' is'} not all in MLflow: `adaptkit sync`"] if count else []
 
 
 def judge_outcome(outcome: Outcome, collector: Collector) -> Findings | None:

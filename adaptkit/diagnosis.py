@@ -19,6 +19,7 @@ from adaptkit.cache import cache_folder
 from adaptkit.errors import AdaptkitError
 from adaptkit.loading import load_plugins
 from adaptkit.tracking.address import Address, resolve
+from adaptkit.tracking.journal import left_journals
 from adaptkit.tracking.server import clock_skew
 from adaptkit.tracking.sqlite import check_writable
 from adaptkit.tracking.stale import StaleRun, end_stale, unfinished
@@ -52,6 +53,7 @@ def diagnose(
     yield from _cache()
     yield from _plugins(plugins)
     yield from _store(tracking_uri, end_stale_runs)
+    yield from _unsent()
 
 
 def _versions() -> Iterator[Finding]:
@@ -110,6 +112,20 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", "wrong", f"{folder}: only {free / 1e6:.0f} MB are left on its disk", mend)
     else:
         yield Finding("cache", "ok", f"{folder}; {free / 1e9:.1f} GB are left on its disk")
+
+
+def _unsent() -> Iterator[Finding]:
+    try:
+        waiting = sorted({f"{journal.name} for {journal.store}" for journal in left_journals()})
+    except OSError as error:
+        reason = f"cannot read {error.filename}: {error.strerror}"
+        yield Finding("journals", "wrong", reason, "set ADAPTKIT_STATE to another folder")
+        return
+    if waiting:
+        named = ", ".join(waiting[:NAMED]) + (f" and {len(waiting) - NAMED} more" if len(waiting) > NAMED else "")
+        yield Finding("journals", "wrong", f"not all of these runs is in MLflow: {named}", "adaptkit sync")
+    else:
+        yield Finding("journals", "ok", "nothing is left to send")
 
 
 def _plugins(files: Sequence[str | Path]) -> Iterator[Finding]:

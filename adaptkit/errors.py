@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -59,6 +60,13 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says in its first line, or what a database's driver says in it."""
+    text = str(error).strip()
+    driver = re.search(r"\((?:\w+\.)+\w*Error\) ([^\n]+)", text)
+    return driver[1] if driver else text.split("\n")[0] or type(error).__name__
 
 
 def located(error: BaseException) -> str:

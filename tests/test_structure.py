@@ -32,6 +32,7 @@ ROWS = [
         "adaptkit.tuning",
         "adaptkit.tuned_settings",
         "adaptkit.caching",
+        "adaptkit.syncing",
         "adaptkit.diagnosis",
         "adaptkit",
     ],

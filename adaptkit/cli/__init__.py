@@ -33,6 +33,7 @@ COMMANDS = {
     "backbones": ("adaptkit.cli.listing:backbones", "List backbones."),
     "shifts": ("adaptkit.cli.listing:shifts", "List shifts."),
     "doctor": ("adaptkit.cli.doctor:doctor", "Say what is wrong here, and how to mend it."),
+    "sync": ("adaptkit.cli.sync:sync", "Send to MLflow what it could not be told while it was away."),
     "cache": ("adaptkit.cli.cache:cache", "Show what the cache holds, find what is damaged, make room."),
     "plugins": ("adaptkit.cli.plugins:plugins", "List plugins and what is wrong with them."),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptkit.findings import Findings
-from adaptkit.tracking.events import End, Put, now
+from adaptkit.tracking.events import End, now
 from adaptkit.tracking.outbox import Outbox
 from adaptkit.tracking.recorder import begin_comparison, findings_log, write_arms
 from adaptkit.tracking.store import Store
@@ -26,11 +26,14 @@ class Group:
 
     def conclude(self, findings: Findings, files: Sequence[Path]) -> None:
         """Record what the runs say, with these files."""
-        folder = self._outbox.folder(self.local_id, "artifacts")
-        write_arms(folder / "arms.csv", findings.comparisons)
-        for path in files:
-            shutil.copyfile(path, folder / path.name)
-        self._outbox.tell(self.local_id, findings_log(findings, self._store.experiment_id), Put("artifacts"))
+
+        def write(folder: Path) -> None:
+            write_arms(folder / "arms.csv", findings.comparisons)
+            for path in files:
+                shutil.copyfile(path, folder / path.name)
+
+        self._outbox.tell(self.local_id, findings_log(findings, self._store.experiment_id))
+        self._outbox.put(self.local_id, "artifacts", write)
 
     def end(self, status: str) -> None:
         """Record the end."""

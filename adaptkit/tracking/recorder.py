@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adaptkit import __version__
 from adaptkit.comparison import ArmResult, Comparison
-from adaptkit.errors import TrackingLost
+from adaptkit.errors import TrackingLost, first_line
 from adaptkit.findings import Findings
 from adaptkit.tracking.delivery import send_logs
 from adaptkit.tracking.events import Create, Log, now
@@ -46,7 +46,7 @@ def record_findings(findings: Findings, files: Sequence[Path], tracking_uri: str
             status = "KILLED"
             raise
         except Exception as error:
-            reason = store.without_secrets(str(error).strip().split("\n")[0] or type(error).__name__)
+            reason = store.without_secrets(first_line(error))
             raise TrackingLost(f"the comparison could not be recorded: {reason}") from None
         finally:
             store.client.set_terminated(run_ids[-1], status)

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from adaptkit.contracts import Epoch, Run, RunInput
 from adaptkit.tracking.events import Create, Event, Input, Log, now, points
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that goes on in its own record: how many epochs the store has of it, and which metrics without a step."""
+
+    run_id: str
+    local_id: str
+    epochs: int
+    metrics: frozenset[str]
 
 
 def begin_run(run: Run, tags: Mapping[str, str], runs: Mapping[str, str]) -> list[Event]:

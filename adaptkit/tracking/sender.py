@@ -25,11 +25,11 @@ class Sender:
     which the store will never take an event is `refused`, with the reason; the others go on.
     """
 
-    def __init__(self, delivery: Delivery, told: Callable[[Exception], str]) -> None:
+    def __init__(self, delivery: Delivery, told: Callable[[Exception], str], stopped: Callable[[], None]) -> None:
         self.delivery = delivery
         self.fault: str | None = None
         self.refused: dict[str, str] = {}
-        self._told = told
+        self._told, self._stopped = told, stopped
         self._waiting: deque[tuple[Journal, Event]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -108,6 +108,8 @@ class Sender:
                     pause = min(2 * pause, LONGEST_PAUSE)
 
     def _stop(self) -> None:
+        # Only now, not when nobody waits any longer: until then it may still be sending.
+        self._stopped()
         self._thread = None
         self._changed.notify_all()
 

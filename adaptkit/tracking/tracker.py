@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adaptkit import __version__
 from adaptkit.contracts import Epoch, Run, RunResult
+from adaptkit.errors import first_line
 from adaptkit.findings import Findings
 from adaptkit.hookspecs import hookimpl
 from adaptkit.signals import origin
 from adaptkit.tracking.artifacts import write_artifacts
-from adaptkit.tracking.events import End, Event, Log, Put, Reopen, now, points
+from adaptkit.tracking.events import End, Event, Log, Reopen, now, points
 from adaptkit.tracking.fluent import ActiveRun
 from adaptkit.tracking.group import Group
 from adaptkit.tracking.outbox import Outbox
 from adaptkit.tracking.recorder import TAG_LENGTH
-from adaptkit.tracking.run_events import begin_run, epoch_log
+from adaptkit.tracking.run_events import Resumed, begin_run, epoch_log
 from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store
 
@@ -37,17 +38,10 @@ T = TypeVar("T")
 ADAPTER = "adapter"
 #: why a run failed, in one line
 ERROR_TAG = "adaptkit.error"
+COMPARISON = "the comparison"
 PARENT_TAG, BASE_TAG = "mlflow.parentRunId", "adaptkit.base_run_id"
 
-
-@dataclass(frozen=True)
-class Resumed:
-    """A run that goes on in its own record: how many epochs the store has of it, and which metrics without a step."""
-
-    run_id: str
-    local_id: str
-    epochs: int
-    metrics: frozenset[str]
+__all__ = ["ADAPTER", "ERROR_TAG", "Resumed", "Tracker"]
 
 
 class Tracker:
@@ -134,15 +128,14 @@ class Tracker:
     def keep_adapter(self, run: Run, files: Mapping[str, Path]) -> Path | None:
         """Send a run's adapter to the store, which must give the same back, and return the folder that is sent."""
 
-        def keep() -> Path:
-            folder = self._outbox.folder(self.local_id(run), ADAPTER)
+        def write(folder: Path) -> None:
             for name, path in files.items():
                 shutil.copyfile(path, folder / name)
-            self._tell(run, Put(ADAPTER, ADAPTER, signed=True))
-            self._kept.add(run.name)
-            return folder
 
-        return self._try(run, "keeping the adapter", keep)
+        kept = self._try(run.name, "keeping the adapter", self._put, run, ADAPTER, write, ADAPTER, True)
+        if kept is not None:
+            self._kept.add(run.name)
+        return kept
 
     @contextmanager
     def grouped(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
@@ -158,7 +151,7 @@ class Tracker:
         """Record what the group's runs say, with these files, and end the run that groups them."""
         if self._group is not None:
             if findings is not None:
-                self._group.conclude(findings, files)
+                self._try(COMPARISON, "writing its files", self._group.conclude, findings, files)
             self._group.end("FAILED" if findings is None or self.fault else "FINISHED")
 
     @hookimpl(tryfirst=True)
@@ -178,7 +171,7 @@ class Tracker:
         there = self._resumed[run.name].metrics if run.name in self._resumed else frozenset()
         metrics = {key: value for key, value in result.metrics.items() if key not in there}
         self._tell(run, Log(points(metrics), tags=result.tags))
-        self._try(run, "writing artifacts", lambda: self._put_artifacts(run, result))
+        self._try(run.name, "writing artifacts", self._put_artifacts, run, result)
         # A record with a gap is not that of a finished run, whatever became of the run.
         self._end(run, "FAILED" if run.name in self._incomplete else "FINISHED")
 
@@ -196,12 +189,12 @@ class Tracker:
         if not self._outbox.is_open(self.local_id(run)):  # it failed before its first batch
             self._start(run)
         if status == "FAILED":
-            self._try(run, "recording the error", lambda: self._put_error(run, error))
+            self._try(run.name, "recording the error", self._put_error, run, error)
         self._end(run, status)
 
     def _start(self, run: Run) -> None:
-        local_id = self.local_id(run)
-        tags, runs = self._tags | dict(run.tags), {}
+        local_id, tags = self.local_id(run), self._tags | dict(run.tags)
+        runs: dict[str, str] = {}
         events: list[Event]
         self._outbox.open(local_id, run.name)
         if run.name in self._resumed:
@@ -216,45 +209,52 @@ class Tracker:
             events = begin_run(run, tags, runs)
         self._outbox.tell(local_id, *events)
         run_id = self._outbox.wait_for_id(local_id)
-        if run_id is not None and self._outbox.answers:
+        if run_id is not None and self._outbox.is_settled:
             # Where the store is slow or away, MLflow would ask it, again and again, before it took the run for active.
-            self._active = self._try(run, "making the run MLflow's active one", ActiveRun, self.store.uri, run_id)
+            with contextlib.suppress(Exception):
+                self._active = ActiveRun(self.store.uri, run_id)
 
     def _tell(self, run: Run, event: Event) -> None:
         self._outbox.tell(self.local_id(run), event)
+
+    def _put(
+        self, run: Run, name: str, write: Callable[[Path], None], path: str | None = None, signed: bool = False
+    ) -> Path:
+        return self._outbox.put(self.local_id(run), name, write, path, signed)
 
     def _put_artifacts(self, run: Run, result: RunResult) -> None:
         if run.name in self._kept:
             files = {name: path for name, path in result.files.items() if not name.startswith(f"{ADAPTER}/")}
             result = dataclasses.replace(result, files=files)
-        write_artifacts(self._outbox.folder(self.local_id(run), "artifacts"), run, result)
-        self._tell(run, Put("artifacts"))
+        self._put(run, "artifacts", lambda folder: write_artifacts(folder, run, result))
 
     def _put_error(self, run: Run, error: BaseException) -> None:
         text = self.store.without_secrets("".join(traceback.format_exception(error)))
         line = self.store.without_secrets(" ".join(str(error).split()) or type(error).__name__)
         self._tell(run, Log(tags={ERROR_TAG: line[:TAG_LENGTH]}))
-        folder = self._outbox.folder(self.local_id(run), "error")
-        (folder / "error.txt").write_text(text, encoding="utf-8")
-        self._tell(run, Put("error"))
+        self._put(run, "error", lambda folder: _write(folder / "error.txt", text))
 
     def _end(self, run: Run, status: str) -> None:
         self._tell(run, End(status, now()))
         if self._active is not None:
-            active = self._active
-            self._try(run, "ending the run", lambda: active.end(status, self._outbox.answers))
+            with contextlib.suppress(Exception):  # the record has its end
+                self._active.end(status, self._outbox.is_settled)
         # Only now: a signal until here ends the run once more, as KILLED.
         self._active = None
         self._ended.add(run.name)
 
-    def _try(self, run: Run, doing: str, action: Callable[..., T], *arguments: Any) -> T | None:
+    def _try(self, name: str, doing: str, action: Callable[..., T], *arguments: Any) -> T | None:
         """Do this; note it when it fails."""
         try:
             return action(*arguments)
         except Exception as error:  # a disk's, a figure's or the store's: the training's results are not lost for it
             if (cause := origin(error)) is not error:
                 raise cause from error
-            reason = self.store.without_secrets(str(error).strip().split("\n")[0] or type(error).__name__)
-            self.fault = self.fault or f"the record of {run.name} is incomplete: {doing} failed: {reason}"
-            self._incomplete.add(run.name)
+            reason = self.store.without_secrets(first_line(error))
+            self.fault = self.fault or f"the record of {name} is incomplete: {doing} failed: {reason}"
+            self._incomplete.add(name)
             return None
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
