@@ -38,3 +38,11 @@ def read_file(path: Path, most: int | None = MOST_BYTES, wait: float = 0.0) -> b
             content += part
             if most is not None and len(content) > most:
                 raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` as the home folder; one of a user that there is not stays as it is, a path of nothing."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

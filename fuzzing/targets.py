@@ -433,7 +433,7 @@ def _archive(pickled: bytes) -> bytes:
 
 def journal(data: bytes) -> None:
     """Look for journals in a state folder that somebody wrote: what it is about, what was sent, its events."""
-    from adaptkit.tracking.journal import ABOUT, EVENTS, SENT, waiting_journals
+    from adaptkit.tracking.journal import ABOUT, EVENTS, SENT, left_journals
 
     os.environ["ADAPTKIT_STATE"] = str(scratch() / "state")
     folder = scratch() / "state" / "journals" / "one"
@@ -441,7 +441,7 @@ def journal(data: bytes) -> None:
     for name, content in zip((ABOUT, SENT, EVENTS), [*data.split(b"\0", 2), b"", b""], strict=False):
         (folder / name).write_bytes(content)
     with refusals():
-        for found in waiting_journals():
+        for found in left_journals():
             found.unsent()
 
 

@@ -54,7 +54,11 @@ FOUND = {
         b"\xff",
         b'backbone: "\\udc86"',
     ),
-    "options": (b"-s head --backbone \xff", b"-s \xff -o rank=\xff --set shift.rotate=\xff --target folder:\xff"),
+    "options": (
+        b"-s head --target folder:~nobody-here/x",
+        b"-s head --backbone \xff",
+        b"-s \xff -o rank=\xff --target folder:\xff",
+    ),
     "predictions": (
         b'test_set,image,truth,prediction,confidence,base_prediction\n"clean{0,0,1,0.9,\nshifted,1,2,2,0.7,1\n',
         b"test_set,image,truth,prediction,confidence,base_prediction\nclean,0,0,1," + b"9" * 200_000 + b",\n",
