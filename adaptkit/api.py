@@ -9,7 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.config import flatten, read_config
+from adaptkit.config import flatten
+from adaptkit.config_files import read_config
 from adaptkit.errors import BadInput
 from adaptkit.experiment.execution import execute
 from adaptkit.experiment.hardware import find_device, shared_threads

@@ -6,11 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+from adaptkit.plain_files import expanded
+
 
 def cache_folder() -> Path:
     """Return `ADAPTKIT_CACHE` or this platform's cache folder for adaptkit; it need not exist yet."""
     if named := os.environ.get("ADAPTKIT_CACHE"):
-        return Path(named).expanduser().absolute()
+        return expanded(named).absolute()
     if sys.platform == "win32":
         parent = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":

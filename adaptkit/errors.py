@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from adaptkit.redaction import without_secrets
+
 
 class AdaptkitError(Exception):
     """Stop with one clear line a problem instead of a traceback."""
@@ -73,7 +75,7 @@ def located(error: BaseException) -> str:
     inner = tuple(filter(None, map(_code_of, ("adaptkit", "torch"))))
     others = [frame for frame in frames if not frame.filename.startswith(inner)]
     place = next((f" ({frame.filename}:{frame.lineno})" for frame in reversed(others or frames)), "")
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+    return f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))}{place}"
 
 
 def comes_from(error: BaseException, cls: type) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptkit.config import read_config
+from adaptkit.config_files import read_config
 from adaptkit.data.domains import Domains
 from adaptkit.errors import BadInput
 from adaptkit.experiment.preparation import load_data

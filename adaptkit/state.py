@@ -6,11 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+from adaptkit.plain_files import expanded
+
 
 def state_folder() -> Path:
     """Return `ADAPTKIT_STATE` or this platform's folder for programs' state, for adaptkit; it need not exist yet."""
     if named := os.environ.get("ADAPTKIT_STATE"):
-        return Path(named).expanduser().absolute()
+        return expanded(named).absolute()
     if sys.platform == "win32":
         parent = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
         return parent / "adaptkit" / "state"

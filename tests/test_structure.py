@@ -53,6 +53,7 @@ ROWS = [
         "adaptkit.resolve",
         "adaptkit.request",
         "adaptkit.config",
+        "adaptkit.config_files",
         "adaptkit.presets",
         "adaptkit.outcome",
         "adaptkit.sweep_outcome",
@@ -76,6 +77,9 @@ ROWS = [
         "adaptkit.network",
         "adaptkit.ranges",
         "adaptkit.imports",
+        "adaptkit.plain_files",
+        "adaptkit.printing",
+        "adaptkit.redaction",
         "adaptkit.errors",
     ],
 ]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import click
 
 from adaptkit.errors import AdaptkitError, FailedAlone, Interrupted, suggestion
+from adaptkit.printing import printable
+from adaptkit.redaction import without_secrets
 from adaptkit.training.torchrun import leave_after_first, place
 
 #: command -> where it is defined and what it does, so that `--help` imports no command
@@ -70,6 +74,7 @@ class LazyGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **options: Any) -> Any:
         """Run the command line and exit: 0 done, 1 a run failed, 2 bad input, 128 + n ended by signal n."""
         options["standalone_mode"] = False
+        sys.excepthook = _show_traceback
         arguments = list(sys.argv[1:] if args is None else args)
         with warnings.catch_warnings():
             warnings.filterwarnings("always", module="adaptkit")
@@ -95,9 +100,9 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "--version", package_name="adaptkit-vision", prog_name="adaptkit")
-@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.option("--traceback", "_", is_flag=True, help="Show where an error comes from.")
 @click.pass_context
-def main(context: click.Context, traceback: bool) -> None:
+def main(context: click.Context, _: bool) -> None:
     """Decide how to fine-tune a vision model on little, shifted data.
 
     \b
@@ -116,9 +121,14 @@ def _print_problems(error: AdaptkitError | click.ClickException) -> None:
     if place().local_rank > 0 and not isinstance(error, FailedAlone):  # the first process of this machine says it
         return
     for problem in problems:
-        click.echo(f"Error: {' '.join(problem.split())}", err=True)
+        click.echo(f"Error: {printable(without_secrets(' '.join(problem.split())))}", err=True)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
     if place().rank == 0:
-        click.echo(f"Warning: {message}", err=True)
+        click.echo(f"Warning: {printable(without_secrets(str(message)))}", err=True)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    """Print a traceback as Python does, but for secrets: an error may quote the command line."""
+    click.echo(printable(without_secrets("".join(traceback.format_exception(kind, error, place)))), err=True, nl=False)

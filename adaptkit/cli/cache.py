@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import sys
 import time
@@ -136,7 +137,10 @@ def parse_size(option: str, text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B)?", text.upper())
     if found is None:
         raise BadInput(f"{option}: {text!r} is no size; write 500MB or 2GB")
-    return int(float(found[1]) * UNITS[found[2] or "B"])
+    size = float(found[1]) * UNITS[found[2] or "B"]
+    if math.isinf(size):
+        raise BadInput(f"{option}: must be a size that there is")
+    return int(size)
 
 
 def _plain(entry: Entry) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import click
 
 from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.printing import printable
 
 
 @click.command()
@@ -35,9 +36,10 @@ def doctor(
     for finding in diagnose(tracking_uri, plugin, end_stale_runs):
         found.append(finding)
         if not as_json:
-            click.echo(f"{finding.state:<5}  {finding.name:<11}  {finding.text}")
+            click.echo(printable(f"{finding.state:<5}  {finding.name:<11}  {finding.text}"))
             if finding.mend is not None:
-                click.echo(f"{'':<20}{'to mend it' if finding.state == 'wrong' else 'hint'}: {finding.mend}")
+                word = "to mend it" if finding.state == "wrong" else "hint"
+                click.echo(printable(f"{'':<20}{word}: {finding.mend}"))
     wrong = sum(finding.state == "wrong" for finding in found)
     if as_json:
         click.echo(json.dumps({"findings": [dataclasses.asdict(one) for one in found], "wrong": wrong}, indent=2))

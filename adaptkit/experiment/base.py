@@ -25,6 +25,7 @@ from adaptkit.contracts import Backbone, Epoch
 from adaptkit.data.domains import Domains
 from adaptkit.data.views import Views
 from adaptkit.errors import BadInput
+from adaptkit.plain_files import read_file
 from adaptkit.request import WEIGHTS, Request
 from adaptkit.seeds import derive_seed
 from adaptkit.training.distributed import Processes, uneven
@@ -151,10 +152,10 @@ def stored_base(key: str) -> Base | None:
     """Return the base from the cache; None if it is not there or damaged."""
     folder = _folder(key)
     try:
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-        state = unpack((folder / WEIGHTS_FILE).read_bytes())
+        card = json.loads(read_file(folder / CARD_FILE))
+        state = unpack(read_file(folder / WEIGHTS_FILE, None))
         base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return base if fingerprint(state) == base.fingerprint else None
 

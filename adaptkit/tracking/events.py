@@ -93,6 +93,6 @@ def read(line: str) -> tuple[int, Event]:
         given: dict[str, Any] = json.loads(line)
         number = int(given.pop("number"))
         event: Event = KINDS[given.pop("do")](**given)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"no event: {error}") from None
     return number, event

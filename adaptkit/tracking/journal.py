@@ -18,6 +18,8 @@ from adaptkit.state import state_folder
 from adaptkit.tracking.events import Event, read, written
 
 EVENTS, SENT, ABOUT, LOCK = "events.jsonl", "sent.json", "about.json", "lock"
+#: what reading JSON raises that somebody else wrote, or half-wrote
+DAMAGE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 
 def journals_folder() -> Path:
@@ -133,10 +135,10 @@ def _found(path: Path) -> Journal | None:
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
         local_id, name, store, experiment = (str(about[key]) for key in ("local_id", "name", "store", "experiment"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *DAMAGE):
         return None
     journal = Journal(path, local_id, name, store, experiment, doubtful=True)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, *DAMAGE):
         sent = json.loads((path / SENT).read_text(encoding="utf-8"))
         journal.sent, journal.run_id = int(sent["events"]), sent["run_id"]
     return journal

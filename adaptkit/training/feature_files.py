@@ -103,6 +103,8 @@ def _content(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
     """Return the tensor of a file and what stands beside it; None if it is not there or damaged."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():  # of a pipe the opening would not end
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
