@@ -77,7 +77,7 @@ class Outbox:
         return self._sender.delivery.ids.get(local_id)
 
     def put(
-        self, local_id: str, name: str, write: Callable[[Path], None], path: str | None = None, signed: bool = False
+        self, local_id: str, name: str, write: Callable[[Path], object], path: str | None = None, signed: bool = False
     ) -> Path:
         """Let `write` fill a folder, the files of which become artifacts below `path`; return it.
 

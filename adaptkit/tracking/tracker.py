@@ -219,7 +219,7 @@ class Tracker:
         self._outbox.tell(self.local_id(run), event)
 
     def _put(
-        self, run: Run, name: str, write: Callable[[Path], None], path: str | None = None, signed: bool = False
+        self, run: Run, name: str, write: Callable[[Path], object], path: str | None = None, signed: bool = False
     ) -> Path:
         return self._outbox.put(self.local_id(run), name, write, path, signed)
 
@@ -233,7 +233,7 @@ class Tracker:
         text = self.store.without_secrets("".join(traceback.format_exception(error)))
         line = self.store.without_secrets(" ".join(str(error).split()) or type(error).__name__)
         self._tell(run, Log(tags={ERROR_TAG: line[:TAG_LENGTH]}))
-        self._put(run, "error", lambda folder: _write(folder / "error.txt", text))
+        self._put(run, "error", lambda folder: (folder / "error.txt").write_text(text, encoding="utf-8"))
 
     def _end(self, run: Run, status: str) -> None:
         self._tell(run, End(status, now()))
@@ -255,7 +255,3 @@ class Tracker:
             self.fault = self.fault or f"the record of {name} is incomplete: {doing} failed: {reason}"
             self._incomplete.add(name)
             return None
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
