@@ -31,10 +31,10 @@ from adaptkit.plugins import Plugins
 from adaptkit.request import Arm
 from adaptkit.seeds import derive_seed
 from adaptkit.signals import origin
-from adaptkit.training.checkpointing import find_blocks, is_trained
 from adaptkit.training.evaluation import pass_size, predict, predict_logits
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.memory import step_bytes
+from adaptkit.training.recomputation import find_blocks, is_trained
 from adaptkit.training.trainable import Origin, adapt
 
 if TYPE_CHECKING:

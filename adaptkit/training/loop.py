@@ -16,10 +16,10 @@ from adaptkit.contracts import Epoch
 from adaptkit.errors import RunFailed
 from adaptkit.seeds import derive_seed
 from adaptkit.training import optimizers
-from adaptkit.training.checkpointing import find_blocks, recomputed
 from adaptkit.training.distributed import ALONE, Processes
 from adaptkit.training.evaluation import autocast, count_right, deterministic, predict, share_right
 from adaptkit.training.passes import Fed, Passes
+from adaptkit.training.recomputation import find_blocks, recomputed
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
 
