@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptkit.cache import features_allowed
 from adaptkit.config import flatten, read_config
 from adaptkit.errors import BadInput
 from adaptkit.experiment.execution import execute
 from adaptkit.experiment.hardware import find_device, shared_threads
+from adaptkit.experiment.keeping import Keeping
 from adaptkit.experiment.preparation import prepare
 from adaptkit.experiment.sharing import Seat
 from adaptkit.findings import Findings
@@ -26,6 +28,7 @@ from adaptkit.training.distributed import joined
 
 if TYPE_CHECKING:
     from adaptkit.tracking.store import Store
+    from adaptkit.tracking.tracker import Tracker
 
 
 def run(
@@ -155,23 +158,46 @@ def run_request(
             tracker.grouped(request.group_name, request.shared_params()) if several else nullcontext(),
             shared_threads(seat.company().others, notice),
         ):
-            outcome = execute(experiment, plugins, seat, tracker, refresh_base, feature_cache, notice)
-            findings = judge_outcome(outcome, collector)
-            with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
-                files = _files_of(findings, report, Path(temporary))
-                tracker.end_group(findings, files)
-        recorded = dataclasses.replace(
-            outcome,
-            experiment=store.experiment_name,
-            tracking_uri=store.without_secrets(store.uri),
-            ui_command=store.ui_command,
-            ui_url=store.runs_url(),
-            notices=store.notices,
-            tracking_error=tracker.fault,
-            parent_run_id=tracker.parent_id,
-            comparison=findings,
-        )
+            # Several processes are one only as long as all of them live: their runs begin anew.
+            reuse = feature_cache and features_allowed()
+            keeping = Keeping(experiment, tracker, reuse, notice, report) if processes.count == 1 else None
+            with resumable(keeping, tracking_uri):
+                outcome = execute(experiment, plugins, seat, tracker, refresh_base, feature_cache, notice, keeping)
+                recorded = close_group(outcome, collector, tracker, report)
         return processes.from_first(lambda: recorded)
+
+
+@contextmanager
+def resumable(keeping: Keeping | None, tracking_uri: str | None) -> Iterator[None]:
+    """Keep the run that groups this experiment's; tell whoever interrupts it, in the error's notes, how to go on."""
+    if keeping is None:
+        yield
+        return
+    try:
+        with keeping.group():
+            yield
+    except KeyboardInterrupt as error:
+        if (command := keeping.hint(tracking_uri)) is not None:
+            error.add_note(f"Go on with:  {command}")
+        raise
+
+
+def close_group(outcome: Outcome, collector: Collector, tracker: Tracker, report: Path | None) -> Outcome:
+    """Judge a tracked experiment, end the run that groups its runs, if there is one, and return the whole outcome."""
+    store, findings = tracker.store, judge_outcome(outcome, collector)
+    with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
+        tracker.end_group(findings, _files_of(findings, report, Path(temporary)))
+    return dataclasses.replace(
+        outcome,
+        experiment=store.experiment_name,
+        tracking_uri=store.without_secrets(store.uri),
+        ui_command=store.ui_command,
+        ui_url=store.runs_url(),
+        notices=store.notices,
+        tracking_error=tracker.fault,
+        parent_run_id=tracker.parent_id,
+        comparison=findings,
+    )
 
 
 def _opened(tracking_uri: str | None, request: Request) -> Store:

@@ -83,7 +83,8 @@ class LazyGroup(click.Group):
                 if not isinstance(cause, KeyboardInterrupt | None):
                     raise cause from None  # Click takes any EOFError for an interrupt
                 if place().rank == 0:
-                    click.echo("Interrupted.", err=True)
+                    for line in ("Interrupted.", *getattr(cause, "__notes__", ())):
+                        click.echo(line, err=True)
                 code = 128 + (cause.signal_number if isinstance(cause, Interrupted) else signal.SIGINT)
         sys.exit(code if isinstance(code, int) else 0)
 
