@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from adaptkit.comparing import compare, draw
     from adaptkit.findings import Findings
     from adaptkit.outcome import Outcome
+    from adaptkit.resuming import resume
     from adaptkit.sweep_outcome import SweepOutcome
     from adaptkit.sweeping import sweep
     from adaptkit.trained import load
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AdaptkitError", "BadInput", "Findings", "Outcome", "RunFailed", "SweepOutcome", "TuneOutcome", "__version__",
-    "compare", "draw", "hookimpl", "load", "run", "sweep", "tune",
+    "compare", "draw", "hookimpl", "load", "resume", "run", "sweep", "tune",
 ]  # fmt: skip
 
 
@@ -37,6 +38,7 @@ def __getattr__(name: str) -> Any:
         "compare": "comparing",
         "draw": "comparing",
         "load": "trained",
+        "resume": "resuming",
         "sweep": "sweeping",
         "SweepOutcome": "sweep_outcome",
         "tune": "tuning",

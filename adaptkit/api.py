@@ -163,7 +163,7 @@ def run_request(
             keeping = Keeping(experiment, tracker, reuse, notice, report) if processes.count == 1 else None
             with resumable(keeping, tracking_uri):
                 outcome = execute(experiment, plugins, seat, tracker, refresh_base, feature_cache, notice, keeping)
-                recorded = close_group(outcome, collector, tracker, report)
+                recorded = close_group(outcome, judge_outcome(outcome, collector), tracker, report)
         return processes.from_first(lambda: recorded)
 
 
@@ -182,9 +182,9 @@ def resumable(keeping: Keeping | None, tracking_uri: str | None) -> Iterator[Non
         raise
 
 
-def close_group(outcome: Outcome, collector: Collector, tracker: Tracker, report: Path | None) -> Outcome:
-    """Judge a tracked experiment, end the run that groups its runs, if there is one, and return the whole outcome."""
-    store, findings = tracker.store, judge_outcome(outcome, collector)
+def close_group(outcome: Outcome, findings: Findings | None, tracker: Tracker, report: Path | None) -> Outcome:
+    """End the run that groups a tracked experiment's runs, if there is one, with what they say; return all of it."""
+    store = tracker.store
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
         tracker.end_group(findings, _files_of(findings, report, Path(temporary)))
     return dataclasses.replace(

@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("adaptkit.cli.run:run", "Adapt a base with strategies and track each run."),
     "sweep": ("adaptkit.cli.sweep:sweep", "Run many settings of strategies, and compare them."),
     "tune": ("adaptkit.cli.tune:tune", "Choose learning rates and options with an equal budget, and compare."),
+    "resume": ("adaptkit.cli.resume:resume", "Go on with runs that were killed, in their own records."),
     "ui": ("adaptkit.cli.ui:ui", "Open MLflow's page on the runs."),
     "compare": ("adaptkit.cli.compare:compare", "Say from tracked runs which strategy is better, and how sure."),
     "predict": ("adaptkit.cli.predict:predict", "Name what is on pictures with a run's model."),

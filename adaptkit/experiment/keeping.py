@@ -157,7 +157,7 @@ class Keeping:
             threads=torch.get_num_threads(),
             reuse=self.reuse,
             versions=versions(),
-            command=" ".join(["adaptkit", *map(shlex.quote, sys.argv[1:])]),
+            command=store.without_secrets(shlex.join(["adaptkit", *sys.argv[1:]])),
             report=None if self.report is None else str(self.report.absolute()),
             **known,
         )

@@ -203,8 +203,6 @@ class Tracker:
         self._end(run, status)
 
     def _start(self, run: Run) -> None:
-        from mlflow.entities import Param
-
         client = self.store.client
         tags = self._tags | dict(run.tags) | {LOCAL_ID_TAG: self.local_id(run)}
         if run.name in self._resumed:
@@ -219,10 +217,15 @@ class Tracker:
         created = client.create_run(self.store.experiment_id, run_name=run.name, tags=tags)
         self._run_ids[run.name] = created.info.run_id
         self._active = ActiveRun(self.store.uri, created.info.run_id)
-        params = [Param(key, str(value)) for key, value in run.params.items()]
-        client.log_batch(created.info.run_id, params=params)
+        self._log_start(run)
+
+    def _log_start(self, run: Run) -> None:
+        from mlflow.entities import Param
+
+        client, run_id = self.store.client, self._run_ids[run.name]
+        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in run.params.items()])
         if run.inputs:
-            client.log_inputs(created.info.run_id, [_dataset(given) for given in run.inputs])
+            client.log_inputs(run_id, [_dataset(given) for given in run.inputs])
 
     def _reopen(self, run: Run, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -232,6 +235,8 @@ class Tracker:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         client.update_run(run_id, status="RUNNING")
         self._active = ActiveRun(self.store.uri, run_id)
+        # Its process may have died before it had written this; where it is there, nothing changes.
+        self._log_start(run)
 
     def _log_metrics(
         self, run: Run, metrics: Mapping[str, float], step: int | None, tags: Mapping[str, str] | None = None
