@@ -17,6 +17,7 @@ from adaptkit.tracking.tracker import ERROR_TAG, LOCAL_ID_TAG
 from adaptkit.tracking.unfinished import by_local_id
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
 #: kinds of runs of which something is kept
@@ -59,22 +60,29 @@ def local_id_of(run: MlflowRun) -> str:
 
 
 def find_all(runs: Runs) -> list[str]:
-    """Return the ids of the runs in a store that stopped and can go on here, those that group others before theirs.
+    """Return the ids of the runs in a store that stopped and can go on here; forget those that ended meanwhile."""
+    with errors_as_lines(runs.reader.address):
+        kept = {record.local_id: record for record in records() if not is_held(record.local_id)}
+        for local_id, run in by_local_id(runs.reader.client, list(kept)).items():
+            if run.info.status in ENDED:
+                forget(local_id)
+        return [run_id for run_id, _ in stopped(runs.reader.client)]
 
-    What is kept of runs that have ended meanwhile is removed.
+
+def stopped(client: MlflowClient) -> list[tuple[str, str]]:
+    """Return the ids and names of the runs in a store that stopped and can go on here.
+
+    A run that groups others stands for those of them that stopped.
     """
     kept = {record.local_id: record for record in records() if not is_held(record.local_id)}
-    with errors_as_lines(runs.reader.address):
-        found = by_local_id(runs.reader.client, list(kept))
-    ids: dict[str, str] = {}
-    for local_id, run in found.items():
-        if run.info.status in ENDED:
-            forget(local_id)
-        elif lives(run.data.tags) is not True:
-            ids[local_id] = str(run.info.run_id)
-    grouped = {run_id for local_id, run_id in ids.items() if kept[local_id].parent in ids.values()}
-    groups_first = sorted(ids, key=lambda local_id: kept[local_id].kind != "comparison")
-    return [ids[local_id] for local_id in groups_first if ids[local_id] not in grouped]
+    found = {
+        local_id: str(run.info.run_id)
+        for local_id, run in by_local_id(client, list(kept)).items()
+        if run.info.status not in ENDED and lives(run.data.tags) is not True
+    }
+    groups_first = sorted(found, key=lambda local_id: kept[local_id].kind != "comparison")
+    alone = [local_id for local_id in groups_first if kept[local_id].parent not in found.values()]
+    return [(found[local_id], kept[local_id].name) for local_id in alone]
 
 
 def forget(local_id: str) -> None:

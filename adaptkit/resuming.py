@@ -89,7 +89,11 @@ def resume_all(
 ) -> Iterator[Attempt]:
     """Go on with every run of this machine in a store that stopped; one that cannot go on does not stop the others."""
     runs, given = open_runs(tracking_uri), list(plugins)
-    for run_id in find_all(runs):
+    tried: set[str] = set()
+    # Anew each time: what goes on with a run that groups others may end the run of its base.
+    while left := [run_id for run_id in find_all(runs) if run_id not in tried]:
+        run_id = left[0]
+        tried.add(run_id)
         found = runs.get(run_id)
         name = str(found.info.run_name) if found is not None else run_id
         try:
