@@ -78,7 +78,7 @@ def stopped(client: MlflowClient) -> list[tuple[str, str]]:
     found = {
         local_id: str(run.info.run_id)
         for local_id, run in by_local_id(client, list(kept)).items()
-        if run.info.status not in ENDED and lives(run.data.tags) is not True
+        if run.info.status not in ENDED and not _is_made(run)
     }
     groups_first = sorted(found, key=lambda local_id: kept[local_id].kind != "comparison")
     alone = [local_id for local_id in groups_first if kept[local_id].parent not in found.values()]
@@ -145,8 +145,13 @@ def _require_unfinished(stored: StoredRun) -> None:
         reason = f": {tags[ERROR_TAG]}" if ERROR_TAG in tags else ""
         done = {"FINISHED": "is finished: there is nothing to resume", "FAILED": f"failed{reason}; run it anew"}
         raise BadInput(f"{stored.title} {done[info.status]}")
-    if info.status == "RUNNING" and lives(tags) is True:
+    if _is_made(stored.record):
         raise BadInput(f"{stored.title} is being made by process {tags.get('adaptkit.pid')} on this machine")
+
+
+def _is_made(run: MlflowRun) -> bool:
+    """Tell whether a process that can be seen is making a run; one that was interrupted may be this one's."""
+    return run.info.status == "RUNNING" and lives(run.data.tags) is True
 
 
 def _why_nothing(stored: StoredRun) -> str:

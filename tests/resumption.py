@@ -15,7 +15,7 @@ OF_THE_PROCESS = (
     *("mlflow.", "adaptkit.host", "adaptkit.pid", "adaptkit.process_seen", "adaptkit.local_id", "adaptkit.resumed"),
     *("adaptkit.timing", "adaptkit.base_run_id"),
 )
-EPOCH_KEYS = {"train/loss", "train/accuracy", "test/accuracy", "time/epoch_seconds", "time/cumulative_seconds"}
+EPOCH_KEYS = {"train/loss", "train/accuracy", "time/epoch_seconds", "time/cumulative_seconds"}
 
 
 @dataclass(frozen=True)
