@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 from adaptkit.errors import BadInput
 from adaptkit.experiment.keeping import versions
 from adaptkit.experiment.preparation import Experiment
-from adaptkit.experiment.underway import Claim, Record, claim, file_digest, is_held, read_record, records
+from adaptkit.experiment.underway import (
+    Claim,
+    Record,
+    claim,
+    file_digest,
+    is_held,
+    read_record,
+    records,
+    remove_leftovers,
+)
 from adaptkit.stored_runs import Runs, StoredRun
 from adaptkit.tracking.liveness import lives
 from adaptkit.tracking.store import errors_as_lines
@@ -61,6 +70,7 @@ def local_id_of(run: MlflowRun) -> str:
 
 def find_all(runs: Runs) -> list[str]:
     """Return the ids of the runs in a store that stopped and can go on here; forget those that ended meanwhile."""
+    remove_leftovers()
     with errors_as_lines(runs.reader.address):
         kept = {record.local_id: record for record in records() if not is_held(record.local_id)}
         for local_id, run in by_local_id(runs.reader.client, list(kept)).items():

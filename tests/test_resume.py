@@ -472,8 +472,13 @@ def test_what_is_left_of_a_run_that_has_ended_is_removed(uri: str, cli: Cli, sto
     run_id = killed(uri, stop)
     (record,) = records()
     MlflowClient(uri).set_terminated(run_id, "FINISHED")
+    old, new = folder_of("old"), folder_of("new")
+    for path in (old, new):
+        path.mkdir()
+        (path / "checkpoint.safetensors.part").write_bytes(b"half")
+    os.utime(old, (1, 1))
     assert cli("resume", "--all").exit_code == 0
-    assert not folder_of(record.local_id).exists()
+    assert (folder_of(record.local_id).exists(), old.exists(), new.exists()) == (False, False, True)
 
 
 def test_a_sweeps_trial_goes_on_with_the_sweep(uri: str, cli: Cli) -> None:

@@ -157,7 +157,7 @@ class Keeping:
             threads=torch.get_num_threads(),
             reuse=self.reuse,
             versions=versions(),
-            command=store.without_secrets(shlex.join(["adaptkit", *sys.argv[1:]])),
+            command=store.without_secrets(_command()),
             report=None if self.report is None else str(self.report.absolute()),
             **known,
         )
@@ -219,6 +219,12 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _command() -> str:
+    """Return what was typed, or which script calls."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["adaptkit" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def _unwritten(path: Path, error: OSError) -> str:

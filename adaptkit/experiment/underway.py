@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,6 +19,8 @@ from adaptkit.adapters.weights import write_bytes
 from adaptkit.state import state_folder
 
 RECORD, CHECKPOINT, LOCK = "record.json", "checkpoint.safetensors", "lock"
+#: seconds after which a folder without a record is taken for abandoned
+ABANDONED = 3600.0
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,7 @@ class Claim:
 
     def discard(self) -> None:
         """Remove all that is kept of the run: it has ended."""
-        # Last: without it, what is left is known to be nobody's.
-        for path in sorted(self.path.glob("*"), key=lambda path: (path.name == RECORD, path.name)):
+        for path in self.path.glob("*"):
             if path.name != LOCK:
                 path.unlink(missing_ok=True)
         self.release()
@@ -126,6 +128,16 @@ def records() -> Iterator[Record]:
     folder = state_folder() / "runs"
     found = (read_record(path.name) for path in folder.glob("*")) if folder.is_dir() else ()
     yield from sorted((record for record in found if record is not None), key=lambda record: record.started)
+
+
+def remove_leftovers() -> None:
+    """Remove folders of runs whose process died before it had written what they are, or while it removed them."""
+    folder = state_folder() / "runs"
+    for path in folder.glob("*") if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            is_old = time.time() - path.stat().st_mtime > ABANDONED
+            if is_old and not (path / RECORD).exists() and (held := claim(path.name)) is not None:
+                held.discard()
 
 
 def file_digest(path: str) -> str:
