@@ -10,10 +10,12 @@ from adaptkit.errors import BadInput
 from adaptkit.experiment.keeping import versions
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.experiment.underway import (
+    CHECKPOINT,
     Claim,
     Record,
     claim,
     file_digest,
+    folder_of,
     is_held,
     read_record,
     records,
@@ -73,8 +75,14 @@ def find_all(runs: Runs) -> list[str]:
     remove_leftovers()
     with errors_as_lines(runs.reader.address):
         kept = {record.local_id: record for record in records() if not is_held(record.local_id)}
-        for local_id, run in by_local_id(runs.reader.client, list(kept)).items():
+        found = by_local_id(runs.reader.client, list(kept))
+        for local_id, run in found.items():
             if run.info.status in ENDED:
+                forget(local_id)
+        here = runs.reader.address.without_secrets(runs.reader.address.uri)
+        for local_id, record in kept.items():
+            # Its process died before the store had anything of it; what was trained since is kept, come what may.
+            if local_id not in found and record.store == here and not (folder_of(local_id) / CHECKPOINT).exists():
                 forget(local_id)
         return [run_id for run_id, _ in stopped(runs.reader.client)]
 

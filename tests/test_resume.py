@@ -477,8 +477,16 @@ def test_what_is_left_of_a_run_that_has_ended_is_removed(uri: str, cli: Cli, sto
         path.mkdir()
         (path / "checkpoint.safetensors.part").write_bytes(b"half")
     os.utime(old, (1, 1))
+    # Of these the store has nothing: its process died before it had told it, or the store did not answer.
+    unborn, trained = folder_of("a" * 32), folder_of("b" * 32)
+    for path in (unborn, trained):
+        path.mkdir()
+        text = (folder_of(record.local_id) / "record.json").read_text()
+        (path / "record.json").write_text(text.replace(record.local_id, path.name))
+    (trained / "checkpoint.safetensors").write_bytes(b"")
     assert cli("resume", "--all").exit_code == 0
-    assert (folder_of(record.local_id).exists(), old.exists(), new.exists()) == (False, False, True)
+    left = [path.exists() for path in (folder_of(record.local_id), old, new, unborn, trained)]
+    assert left == [False, False, True, False, True]
 
 
 def test_a_sweeps_trial_goes_on_with_the_sweep(uri: str, cli: Cli) -> None:
