@@ -21,6 +21,8 @@ from resumption import Recorded, ids, recorded, require_as_undisturbed
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="SIGKILL")]
 
 KILLS = 10
+#: tests see nothing of what adaptkit is told by the environment
+OUT = os.environ.get("ADAPTKIT_RELIABILITY_OUT")
 #: a process that does not end in so many seconds hangs
 PATIENCE = 300
 
@@ -115,7 +117,7 @@ WORST = [
 def survived(fault: str, injected: int, count: int) -> None:
     """Note, for whoever collects it, how many faults of a kind were injected and survived."""
     print(f"{fault}: {injected} injected, {count} survived")
-    if folder := os.environ.get("ADAPTKIT_RELIABILITY_OUT"):
+    if folder := OUT:
         name = "".join(letter if letter.isalnum() else "-" for letter in fault)
         content = {"fault": fault, "injected": injected, "survived": count}
         Path(folder).mkdir(parents=True, exist_ok=True)
