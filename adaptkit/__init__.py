@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adaptkit.outcome import Outcome
     from adaptkit.reproducing import reproduce
     from adaptkit.reproduction import Reproduction
+    from adaptkit.resuming import resume
     from adaptkit.sweep_outcome import SweepOutcome
     from adaptkit.sweeping import sweep
     from adaptkit.trained import load
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AdaptkitError", "BadInput", "Findings", "Outcome", "Reproduction", "RunFailed", "SweepOutcome", "TuneOutcome",
-    "__version__", "compare", "draw", "hookimpl", "load", "reproduce", "run", "sweep", "tune",
+    "__version__", "compare", "draw", "hookimpl", "load", "reproduce", "resume", "run", "sweep", "tune",
 ]  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def __getattr__(name: str) -> Any:
         "compare": "comparing",
         "draw": "comparing",
         "load": "trained",
+        "resume": "resuming",
         "sweep": "sweeping",
         "SweepOutcome": "sweep_outcome",
         "tune": "tuning",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from adaptkit.errors import first_line
+from adaptkit.errors import BadInput, first_line
 from adaptkit.signals import origin
 from adaptkit.tracking.address import Address, resolve
 from adaptkit.tracking.delivery import Delivery
@@ -58,6 +58,16 @@ def sync(tracking_uri: str | None = None) -> Iterator[Synced]:
         delivery.ids.update(ids)
         yield _sent(journal, delivery, meant)
         ids |= delivery.ids
+
+
+def require_sent(tracking_uri: str | None) -> None:
+    """See that the store has all that dead processes have left for it: what goes on asks the store where it is.
+
+    Raises BadInput.
+    """
+    failed = [one for one in sync(tracking_uri) if one.error is not None]
+    if failed:
+        raise BadInput(*(f"{one.name}: what is left of its record cannot be sent: {one.error}" for one in failed))
 
 
 def _sent(journal: Journal, delivery: Delivery, address: Address) -> Synced:

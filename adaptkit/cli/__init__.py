@@ -23,6 +23,7 @@ COMMANDS = {
     "run": ("adaptkit.cli.run:run", "Adapt a base with strategies and track each run."),
     "sweep": ("adaptkit.cli.sweep:sweep", "Run many settings of strategies, and compare them."),
     "tune": ("adaptkit.cli.tune:tune", "Choose learning rates and options with an equal budget, and compare."),
+    "resume": ("adaptkit.cli.resume:resume", "Go on with runs that were killed, in their own records."),
     "ui": ("adaptkit.cli.ui:ui", "Open MLflow's page on the runs."),
     "compare": ("adaptkit.cli.compare:compare", "Say from tracked runs which strategy is better, and how sure."),
     "reproduce": (
@@ -93,7 +94,8 @@ class LazyGroup(click.Group):
                 if not isinstance(cause, KeyboardInterrupt | None):
                     raise cause from None  # Click takes any EOFError for an interrupt
                 if place().rank == 0:
-                    click.echo("Interrupted.", err=True)
+                    for line in ("Interrupted.", *getattr(cause, "__notes__", ())):
+                        click.echo(line, err=True)
                 code = 128 + (cause.signal_number if isinstance(cause, Interrupted) else signal.SIGINT)
         sys.exit(code if isinstance(code, int) else 0)
 

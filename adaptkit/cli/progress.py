@@ -64,7 +64,7 @@ class ProgressBars:
     def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
         """Move the bar and show the latest figures."""
         if self._task is not None:
-            self.progress.update(self._task, advance=1, figures=figures(epoch))
+            self.progress.update(self._task, completed=epoch.number, figures=figures(epoch))
 
     @hookimpl
     def adaptkit_run_ended(self, run: Run, result: RunResult, model: nn.Module) -> None:

@@ -28,6 +28,7 @@ from adaptkit.errors import BadInput
 from adaptkit.plain_files import read_file
 from adaptkit.request import WEIGHTS, Request
 from adaptkit.seeds import derive_seed
+from adaptkit.training.checkpoints import Checkpoint, Keep
 from adaptkit.training.distributed import Processes, uneven
 from adaptkit.training.features import ImageSet, Value
 from adaptkit.training.loop import Recipe, fit
@@ -161,11 +162,16 @@ def stored_base(key: str) -> Base | None:
 
 
 def train_base(
-    request: Request, domains: Domains, model: nn.Module, clean: tuple[Views, Tensor], processes: Processes
+    request: Request,
+    domains: Domains,
+    model: nn.Module,
+    clean: tuple[Views, Tensor],
+    processes: Processes,
+    start: Checkpoint | None = None,
+    keep: Keep | None = None,
 ) -> Iterator[Epoch]:
-    """Train the model on the source, in place, yielding each epoch; `clean` is the clean test set on the device.
-
-    Where the base is only probed, the head is trained alone.
+    """Train the prepared model on the source, in place, yielding each epoch; `clean` is the clean test set on the
+    device. Training goes on from `start`, and each epoch's checkpoint is given to `keep`.
     """
     settings = request.settings
     device = clean[1].device
@@ -180,14 +186,20 @@ def train_base(
         checkpointing=settings.checkpointing,
         lr_option="--set base.lr=",
     )
+    # A backbone may come with frozen parameters of its own.
     trained = list(model.parameters())
     if settings.base.mode == "probe":
+        trained = [parameter for parameter in trained if parameter.requires_grad]
+    groups, labels = [{"params": trained}], domains.source.labels.to(device)
+    yield from fit(model, groups, passes, labels, recipe, processes=processes, start=start, keep=keep)
+
+
+def prepare_base(request: Request, model: nn.Module) -> None:
+    """Choose what is trained of the base: where it is only probed, the head alone."""
+    if request.settings.base.mode == "probe":
         freeze(model)
-        trained = list(find_head(model.head).parameters())  # type: ignore[arg-type]
-        for parameter in trained:
+        for parameter in find_head(model.head).parameters():  # type: ignore[arg-type]
             parameter.requires_grad_(True)
-    groups = [{"params": trained}]
-    yield from fit(model, groups, passes, domains.source.labels.to(device), recipe, processes=processes)
 
 
 def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:

@@ -9,20 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from adaptkit.findings import Findings
-from adaptkit.tracking.events import End, now
+from adaptkit.tracking.events import End, Log, Reopen, now
 from adaptkit.tracking.outbox import Outbox
 from adaptkit.tracking.recorder import begin_comparison, findings_log, write_arms
+from adaptkit.tracking.run_events import Resumed
 from adaptkit.tracking.store import Store
 
 
 class Group:
     """Record what a command's runs say together."""
 
-    def __init__(self, outbox: Outbox, store: Store, name: str, params: Mapping[str, Any]) -> None:
-        self.local_id = uuid.uuid4().hex
-        self._outbox, self._store = outbox, store
+    def __init__(
+        self, outbox: Outbox, store: Store, name: str, params: Mapping[str, Any], resumed: Resumed | None = None
+    ) -> None:
+        self.local_id = resumed.local_id if resumed else uuid.uuid4().hex
+        self._outbox, self._store, self._is_ended = outbox, store, False
         outbox.open(self.local_id, name)
-        outbox.tell(self.local_id, *begin_comparison(store, name, params))
+        create, log = begin_comparison(store, name, params)
+        beginning = (Reopen(resumed.run_id), Log(tags=create.tags), log) if resumed else (create, log)
+        outbox.tell(self.local_id, *beginning)
+        outbox.wait_for_id(self.local_id)
 
     def conclude(self, findings: Findings, files: Sequence[Path]) -> None:
         """Record what the runs say, with these files."""
@@ -36,5 +42,7 @@ class Group:
         self._outbox.put(self.local_id, "artifacts", write)
 
     def end(self, status: str) -> None:
-        """Record the end."""
-        self._outbox.tell(self.local_id, End(status, now()))
+        """Record the end, once."""
+        if not self._is_ended:
+            self._is_ended = True
+            self._outbox.tell(self.local_id, End(status, now()))

@@ -42,6 +42,13 @@ def epoch_log(epoch: Epoch) -> Log:
     return Log(points({key: value for key, value in metrics.items() if value is not None}, epoch.number))
 
 
+def status_after(error: BaseException) -> str:
+    """Return what a run ends as that an error stops."""
+    if isinstance(error, KeyboardInterrupt):
+        return "KILLED"
+    return "FINISHED" if isinstance(error, SystemExit) and error.code in (None, 0) else "FAILED"
+
+
 def _input(given: RunInput) -> Input:
     source = json.dumps({"tags": {"mlflow.source.name": given.source}})
     return Input(given.name, given.digest, source, given.context)

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adaptkit import __version__
@@ -25,7 +24,7 @@ from adaptkit.tracking.fluent import ActiveRun
 from adaptkit.tracking.group import Group
 from adaptkit.tracking.outbox import Outbox
 from adaptkit.tracking.recorder import TAG_LENGTH
-from adaptkit.tracking.run_events import Resumed, begin_run, epoch_log
+from adaptkit.tracking.run_events import Resumed, begin_run, epoch_log, status_after
 from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store
 
@@ -78,9 +77,11 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Send what is left, as long as the store takes it; afterwards `fault` tells why it does not have all."""
         if (missing := self._outbox.close()) is not None:
             self.fault = self.fault or missing
 
@@ -96,6 +97,11 @@ class Tracker:
     def parent_id(self) -> str | None:
         """Return the MLflow id of the run that groups the adaptation runs, if there is one that the store has."""
         return self._parent or (self._outbox.run_id(self._group.local_id) if self._group else None)
+
+    @property
+    def group_id(self) -> str | None:
+        """Return what the run that groups the others is called here, if there is one."""
+        return self._group.local_id if self._group else None
 
     def flush(self) -> None:
         """Send what there is, as long as the store takes it."""
@@ -139,9 +145,9 @@ class Tracker:
         return kept
 
     @contextmanager
-    def grouped(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
-        """Group the adaptation runs of this block under a run of kind comparison."""
-        self._group = Group(self._outbox, self.store, name, params)
+    def grouped(self, name: str, params: Mapping[str, Any], resumed: Resumed | None = None) -> Iterator[None]:
+        """Group the adaptation runs of this block under a run of kind comparison: a new one, or one that goes on."""
+        self._group = Group(self._outbox, self.store, name, params, resumed)
         try:
             yield
         except BaseException as error:
@@ -181,12 +187,7 @@ class Tracker:
         """End the run as what it is: KILLED after a signal, FAILED after an error, with its traceback."""
         if run.name in self._ended:  # what failed came after the run
             return
-        if isinstance(error, KeyboardInterrupt):
-            status = "KILLED"
-        elif isinstance(error, SystemExit) and error.code in (None, 0):
-            status = "FINISHED"
-        else:
-            status = "FAILED"
+        status = status_after(error)
         if not self._outbox.is_open(self.local_id(run)):  # it failed before its first batch
             self._start(run)
         if status == "FAILED":
@@ -199,13 +200,14 @@ class Tracker:
         events: list[Event]
         self._outbox.open(local_id, run.name)
         if run.name in self._resumed:
-            events = [Reopen(self._resumed[run.name].run_id), Log(tags=tags)]
+            # Its process may have died before it had written all of its beginning; where it is there, nothing changes.
+            events = [Reopen(self._resumed[run.name].run_id), Log(tags=tags), *begin_run(run, {}, {})[1:]]
         else:
             if run.kind == "base":
                 self._base = local_id
             else:
                 tags |= self._own_tags | ({PARENT_TAG: self._parent} if self._parent is not None else {})
-                others = {PARENT_TAG: self._group.local_id if self._group else None, BASE_TAG: self._base}
+                others = {PARENT_TAG: self.group_id, BASE_TAG: self._base}
                 runs = {tag: other for tag, other in others.items() if other is not None and tag not in tags}
             events = begin_run(run, tags, runs)
         self._outbox.tell(local_id, *events)
