@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adaptkit.cache import cache_folder
+from adaptkit.data.verdicts import read_record
 from adaptkit.errors import BadInput, suggestion
-from adaptkit.experiment.base import if_free, stored_base, used
+from adaptkit.experiment.base import remove_base, stored_base, used
 from adaptkit.training.feature_files import sound
 
 #: seconds after which a file that somebody was writing is taken for abandoned
@@ -127,10 +126,7 @@ def _base_fault(folder: Path) -> str | None:
 
 
 def _remove_base(folder: Path) -> bool:
-    with if_free(folder.name) as free:
-        if free:
-            shutil.rmtree(folder, ignore_errors=True)
-    return free
+    return remove_base(folder.name)
 
 
 def _feature_fault(path: Path) -> str | None:
@@ -139,10 +135,11 @@ def _feature_fault(path: Path) -> str | None:
 
 def _record_fault(path: Path) -> str | None:
     try:
-        content = json.loads(path.read_bytes())
-        return None if isinstance(content["sound"], dict) else "it is no record of pictures"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "it cannot be read"
+        return None if read_record(path) is not None else "its content does not have its checksum"
+    except FileNotFoundError:  # removed meanwhile
+        return None
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
 
 
 def _unlink(path: Path) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adaptkit.comparison import Comparison, LeftOut
+from adaptkit.comparison import Comparison, LeftOut, PairResult
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ class Findings:
             "metric": first.metric.key,
             "margin": first.margin,
             "arms": [{"comparison": c.number} | arm.to_dict() for c in self.comparisons for arm in c.arms],
-            "pairs": [
-                {"comparison": c.number} | dataclasses.asdict(pair) for c in self.comparisons for pair in c.pairs
-            ],
+            "pairs": [{"comparison": c.number} | _shallow(pair) for c in self.comparisons for pair in c.pairs],
             "sentences": [sentence for c in self.comparisons for sentence in c.sentences],
             "comparisons": [
                 {
@@ -74,13 +72,16 @@ def _finite(value: Any) -> Any:
     """Return plain JSON types with None for numbers that JSON has no word for."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):  # most of what there is
+        return value
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _shallow(record: Comparison) -> dict[str, Any]:
+def _shallow(record: Comparison | PairResult) -> dict[str, Any]:
+    # Not by `asdict`, which copies all that is inside: there are many pairs.
     found = {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
-    if record.robustness is not None:
+    if isinstance(record, Comparison) and record.robustness is not None:
         found["robustness"] = dataclasses.asdict(record.robustness)
     return found

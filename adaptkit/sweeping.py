@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -234,7 +235,8 @@ def _outcome(records: tuple[TrialRecord, ...], parent: str, store: Store, findin
 def _files(outcome: SweepOutcome, report: Path | None, temporary: Path) -> list[Path]:
     """Return the files of the sweep: its trials, and the report of the comparison."""
     trials = temporary / "sweep.json"
-    plain = {key: value for key, value in outcome.to_dict().items() if key != "comparison"}
+    plain = dataclasses.replace(outcome, comparison=None).to_dict()
+    del plain["comparison"]
     trials.write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
     if outcome.comparison is None:
         return [trials]

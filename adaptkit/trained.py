@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptkit.adapters.files import CARD, WEIGHTS, load_adapter, read_card, read_weights
+from adaptkit.adapters.files import CARD, WEIGHTS, card_digest, load_adapter, read_card, read_weights
 from adaptkit.adapters.weights import fingerprint, sha256_of
 from adaptkit.backbones.heads import with_head
 from adaptkit.contracts import Backbone, Strategy
@@ -171,6 +171,8 @@ def _rebuilt_base(found: StoredRun, plugins: Plugins) -> TrainedRun:
     with found.folder("base", WEIGHTS_FILE, CARD_FILE) as folder:
         card = read_card(folder / CARD_FILE, {"fingerprint": str} | MODEL_TYPES)
         state = read_weights(folder / WEIGHTS_FILE)
+    if card.get("card_sha256") not in (None, card_digest(card)):
+        raise BadInput(f"{found.title}: base/{CARD_FILE} was altered: it is not what was written")
     if (now := fingerprint(state)) != card["fingerprint"]:
         raise BadInput(f"{found.title}: its base is damaged: its fingerprint is {now}, and was {card['fingerprint']}")
     backbone = _find_backbone(card, plugins, found.title)

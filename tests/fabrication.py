@@ -54,6 +54,7 @@ def fabricate(
     artifacts: Sequence[str] = ("predictions.csv", "adapter/adapter.json"),
     arm: str | None = None,
     truth: Any = TRUTH,
+    epochs: int = 2,
 ) -> str:
     """Record a run whose adapted model is wrong on these shifted test images; return its id."""
     store = _open(uri, experiment)
@@ -97,10 +98,10 @@ def fabricate(
     run_id = str(client.create_run(store.experiment_id, run_name=f"{arm or strategy} seed={seed}").info.run_id)
     now = int(time.time() * 1000)
     points = [Metric(key, value, now, 0) for key, value in known.items()] if status == "FINISHED" else []
-    for epoch in (1, 2):
+    for epoch in range(1, epochs + 1):
         points += [
             Metric("test/accuracy", clean_accuracy, now, epoch),
-            Metric("shifted/accuracy", accuracy - 0.1 * (2 - epoch), now, epoch),
+            Metric("shifted/accuracy", accuracy - 0.1 * (epochs - epoch) / max(1, epochs - 1), now, epoch),
             Metric("time/cumulative_seconds", 5.0 * epoch, now, epoch),
         ]
     client.log_batch(

@@ -22,7 +22,7 @@ from adaptkit.reports.statistics import (
     images_needed,
     mcnemar,
     paired_t,
-    percentile_interval,
+    percentile_intervals,
     ppt,
     resampling_weights,
     sampling_error,
@@ -362,10 +362,10 @@ def test_sampling_error_of_an_accuracy() -> None:
     assert sampling_error(1.0, 1500) == 0
 
 
-def test_percentile_interval() -> None:
-    assert percentile_interval(numpy.arange(1001.0)) == (near(25.0), near(975.0))
+def test_percentile_intervals() -> None:
+    assert percentile_intervals(numpy.arange(1001.0)) == (near(25.0), near(975.0))
     shuffled = numpy.random.default_rng(5).permutation(numpy.arange(1001.0))
-    assert percentile_interval(shuffled) == (near(25.0), near(975.0))
+    assert percentile_intervals(shuffled) == (near(25.0), near(975.0))
 
 
 def test_resampled_images_are_drawn_with_replacement_and_the_same_each_time() -> None:
@@ -382,7 +382,7 @@ def test_resampled_images_are_drawn_with_replacement_and_the_same_each_time() ->
 
 def test_the_bootstrap_of_an_accuracy_agrees_with_its_sampling_error() -> None:
     answers = numpy.arange(1500) < 1230
-    low, high = percentile_interval(resampling_weights(1500, seed=0).astype(float) @ answers / 1500)
+    low, high = percentile_intervals(resampling_weights(1500, seed=0).astype(float) @ answers / 1500)
     assert (high - low) / 2 == pytest.approx(sampling_error(0.82, 1500), rel=0.05)
 
 

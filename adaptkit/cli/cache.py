@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adaptkit.cache import parse_size, shown_size
 from adaptkit.cli.options import json_option
-from adaptkit.errors import BadInput
 
 if TYPE_CHECKING:
     from adaptkit.caching import Entry
-
-UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 kinds_argument = click.argument("kinds", nargs=-1, metavar="[KIND]...")
 
@@ -66,7 +62,7 @@ def list_(kinds: tuple[str, ...], as_json: bool) -> None:
             table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for entry in entries:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-            table.add_row(entry.kind, entry.path.name, _size(entry.bytes), when)
+            table.add_row(entry.kind, entry.path.name, shown_size(entry.bytes), when)
         console.print(table)
 
 
@@ -132,28 +128,10 @@ def clear(kinds: tuple[str, ...], unused_for: str | None, keep: str | None, as_j
         output().print(f"{entry.path} is in use", markup=False, soft_wrap=True)
 
 
-def parse_size(option: str, text: str) -> int:
-    """Return the bytes that `500MB` or `2GB` stand for (powers of 1,000); raise BadInput, naming the option."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B)?", text.upper())
-    if found is None:
-        raise BadInput(f"{option}: {text!r} is no size; write 500MB or 2GB")
-    size = float(found[1]) * UNITS[found[2] or "B"]
-    if math.isinf(size):
-        raise BadInput(f"{option}: must be a size that there is")
-    return int(size)
-
-
 def _plain(entry: Entry) -> dict[str, Any]:
     return dataclasses.asdict(entry) | {"path": str(entry.path)}
 
 
 def _many(entries: list[Entry]) -> str:
     what = "1 entry" if len(entries) == 1 else f"{len(entries):,} entries"
-    return f"{what}, {_size(sum(entry.bytes for entry in entries))}"
-
-
-def _size(count: int) -> str:
-    for unit in ("TB", "GB", "MB", "KB"):
-        if count >= UNITS[unit]:
-            return f"{count / UNITS[unit]:.1f} {unit}"
-    return f"{count} B"
+    return f"{what}, {shown_size(sum(entry.bytes for entry in entries))}"

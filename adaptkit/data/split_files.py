@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.plain_files import read_file
@@ -57,7 +59,18 @@ def split_text(classes: Sequence[str], parts: Mapping[str, SplitPart]) -> str:
         for title in PARTS
         if title in parts
     ]
-    return f'{{\n  "classes": {json.dumps(list(classes))},\n  "parts": {{\n' + ",\n".join(lines) + "\n  }\n}\n"
+    start = f'{{\n  "classes": {json.dumps(list(classes))},\n  "parts": {{\n' + ",\n".join(lines) + "\n  },\n"
+    content = {
+        "classes": list(classes),
+        "parts": {title: {"dataset": part.dataset, "images": list(part.members)} for title, part in parts.items()},
+    }
+    return f'{start}  "sha256": "{_sha256(content)}"\n}}\n'
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    """Return the sha256 of what a split says, however it is laid out."""
+    said = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def read_split(path: Path) -> Split:
@@ -73,6 +86,14 @@ def read_split(path: Path) -> Split:
         raise BadInput(f"split.file {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadInput(f"split.file {path}: it is not a split.json of a run") from None
+    if content.get("sha256", (found := _sha256(content))) != found:
+        raise BadInput(
+            f"split.file {path}: it is not what was written: its sha256 is {found}; if you have edited it on purpose, "
+            'take the line "sha256" out, or write this there'
+        )
+    if others := sorted(content.keys() - {"classes", "parts", "sha256"}):
+        known = ("classes", "parts", "sha256")
+        raise BadInput(*(f"split.file {path}: unknown key {name!r}{suggestion(name, known)}" for name in others))
     if problems := _problems(split):
         raise BadInput(*(f"split.file {path}: {problem}" for problem in problems))
     return split

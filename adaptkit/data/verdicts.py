@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adaptkit.cache import cache_folder
+from adaptkit.cache import cache_folder, warn_of_damage
 from adaptkit.data.pictures import fault_of
 from adaptkit.data.stored import decoded
 
@@ -86,23 +86,44 @@ def _circumstances() -> list[Any]:
 def _remembered(record: Path) -> Mapping[str, Any]:
     """Return the stamps of the files that were sound; none if they cannot be read."""
     try:
-        content = json.loads(record.read_bytes())
-        return dict(content["sound"]) if content["circumstances"] == _circumstances() else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        content = read_record(record)
+    except OSError:
         return {}
+    if content is None:
+        warn_of_damage(record)
+        return {}
+    return content["sound"] if content["circumstances"] == _circumstances() else {}
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return what a record of pictures holds, None if that is not what was written; raise OSError without one."""
+    content = path.read_bytes()
+    try:
+        record = json.loads(content)
+        said = {key: record[key] for key in ("circumstances", "sound")}
+        # Byte by byte: what was written, and nothing else.
+        return record if isinstance(record["sound"], dict) and content == _written(said) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _written(said: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a record: what it says, with its checksum before it."""
+    text = json.dumps(said, separators=(",", ":"))
+    return f'{{"sha256":"{hashlib.sha256(text.encode()).hexdigest()}",{text[1:]}'.encode("ascii")
 
 
 def _remember(record: Path, sound: Mapping[str, Sequence[int]]) -> None:
     """Write the stamps, wholly or not at all; forget the folders that were not checked for longest."""
     if len(sound) > KEPT_FILES:
         return
-    text = json.dumps({"circumstances": _circumstances(), "sound": sound}, separators=(",", ":"))
+    content = _written({"circumstances": _circumstances(), "sound": sound})
     with contextlib.suppress(OSError):
         record.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(prefix=".pictures-", dir=record.parent)
         try:
-            with open(handle, "w", encoding="ascii") as file:
-                file.write(text)
+            with open(handle, "wb") as file:
+                file.write(content)
             os.replace(scratch, record)
         finally:
             Path(scratch).unlink(missing_ok=True)

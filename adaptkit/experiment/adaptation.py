@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, load_adapter, save_adapter
@@ -35,6 +34,7 @@ from adaptkit.training.evaluation import pass_size, predict, predict_logits
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.memory import step_bytes
 from adaptkit.training.recomputation import find_blocks, is_trained
+from adaptkit.training.shortage import HINT, lacks_memory
 from adaptkit.training.trainable import Origin, adapt
 
 if TYPE_CHECKING:
@@ -123,8 +123,8 @@ class Stage:
             status, reason = "finished", None
         except BaseException as raised:
             error = origin(raised)
-            if isinstance(error, torch.OutOfMemoryError):
-                error = RunFailed("the device's memory is too small; a smaller --batch-size may help")
+            if lacks_memory(error):
+                error = RunFailed(HINT)
             elif isinstance(error, Exception) and comes_from(raised, type(arm.checked)):
                 error = RunFailed(f"strategy {arm.strategy} fails: {located(raised)}")
                 error.__cause__ = raised

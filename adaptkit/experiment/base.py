@@ -18,28 +18,23 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from adaptkit.adapters.files import card_digest
 from adaptkit.adapters.weights import fingerprint, pack, unpack, write_bytes
-from adaptkit.backbones.heads import find_head, with_head
-from adaptkit.cache import cache_folder
+from adaptkit.backbones.heads import with_head
+from adaptkit.cache import cache_folder, cache_limit, warn_of_damage
 from adaptkit.contracts import Backbone, Epoch
 from adaptkit.data.domains import Domains
-from adaptkit.data.views import Views
 from adaptkit.errors import BadInput
 from adaptkit.plain_files import read_file
 from adaptkit.request import WEIGHTS, Request
 from adaptkit.seeds import derive_seed
-from adaptkit.training.checkpoints import Checkpoint, Keep
 from adaptkit.training.distributed import Processes, uneven
-from adaptkit.training.features import ImageSet, Value
-from adaptkit.training.loop import Recipe, fit
-from adaptkit.training.passes import Test
 from adaptkit.training.seeding import RandomStream
-from adaptkit.training.streaming import BytePasses, on_device
-from adaptkit.training.trainable import freeze
 
 #: Raised whenever the same recipe would give other weights, so that old cache entries are not taken for new ones.
 RECIPE_VERSION = 1
 WEIGHTS_FILE, CARD_FILE = "base.safetensors", "base.json"
+CARD_KEYS = {"fingerprint", "key", "epochs", "card_sha256"}
 
 
 @dataclass(frozen=True)
@@ -154,6 +149,8 @@ def stored_base(key: str) -> Base | None:
     folder = _folder(key)
     try:
         card = json.loads(read_file(folder / CARD_FILE))
+        if not set(card) <= CARD_KEYS or card.get("card_sha256") not in (None, card_digest(card)):
+            return None
         state = unpack(read_file(folder / WEIGHTS_FILE, None))
         base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -161,45 +158,41 @@ def stored_base(key: str) -> Base | None:
     return base if fingerprint(state) == base.fingerprint else None
 
 
-def train_base(
-    request: Request,
-    domains: Domains,
-    model: nn.Module,
-    clean: tuple[Views, Tensor],
-    processes: Processes,
-    start: Checkpoint | None = None,
-    keep: Keep | None = None,
-) -> Iterator[Epoch]:
-    """Train the prepared model on the source, in place, yielding each epoch; `clean` is the clean test set on the
-    device. Training goes on from `start`, and each epoch's checkpoint is given to `keep`.
+def sound_base(key: str) -> Base | None:
+    """Return the base from the cache, None if it is not there; warn of one that is damaged."""
+    base = stored_base(key)
+    if base is None and (_folder(key) / CARD_FILE).exists():
+        warn_of_damage(_folder(key))
+    return base
+
+
+def make_room(kept: str) -> list[int]:
+    """Remove the bases that were used longest ago, but not this one, until the cache's limit holds the others.
+
+    One that a process is using stays. Returns the bytes of each that was removed.
     """
-    settings = request.settings
-    device = clean[1].device
-    test = Test(ImageSet("clean", Value(clean[0], 0.0)), clean[1])
-    passes = BytePasses(model, on_device(domains.source.pixels, device), device, {"clean": test})
-    recipe = Recipe(
-        epochs=settings.base.epochs,
-        batch_size=settings.base.batch_size,
-        lr=settings.base.lr,
-        order_seed=derive_seed(settings.base.seed, "base order"),
-        precision=settings.precision,
-        checkpointing=settings.checkpointing,
-        lr_option="--set base.lr=",
-    )
-    # A backbone may come with frozen parameters of its own.
-    trained = list(model.parameters())
-    if settings.base.mode == "probe":
-        trained = [parameter for parameter in trained if parameter.requires_grad]
-    groups, labels = [{"params": trained}], domains.source.labels.to(device)
-    yield from fit(model, groups, passes, labels, recipe, processes=processes, start=start, keep=keep)
+    held, removed = [], []
+    for folder in (cache_folder() / "bases").iterdir():
+        with contextlib.suppress(OSError):  # another process makes room too
+            if folder.is_dir():
+                size = sum(path.stat().st_size for path in folder.iterdir())
+                held.append((used(folder.name), size, folder.name))
+    total = sum(size for _, size, _ in held)
+    for _, size, key in sorted(held):
+        if total <= cache_limit():
+            break
+        if key != kept and remove_base(key):
+            removed.append(size)
+            total -= size
+    return removed
 
 
-def prepare_base(request: Request, model: nn.Module) -> None:
-    """Choose what is trained of the base: where it is only probed, the head alone."""
-    if request.settings.base.mode == "probe":
-        freeze(model)
-        for parameter in find_head(model.head).parameters():  # type: ignore[arg-type]
-            parameter.requires_grad_(True)
+def remove_base(key: str) -> bool:
+    """Remove a base unless a process is using it; tell whether it could be."""
+    with if_free(key) as free:
+        if free:
+            shutil.rmtree(_folder(key), ignore_errors=True)
+    return free
 
 
 def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:
@@ -221,7 +214,8 @@ def write_base(folder: Path, base: Base, card: Mapping[str, Any]) -> dict[str, P
     """Write a base's weights and a card that says what they are; return the files by name."""
     write_bytes(folder / WEIGHTS_FILE, pack(base.state))
     # Written last: without it, the weights are not found.
-    write_bytes(folder / CARD_FILE, (json.dumps(card, indent=2) + "\n").encode())
+    signed = {**card, "card_sha256": card_digest(json.loads(json.dumps(card)))}
+    write_bytes(folder / CARD_FILE, (json.dumps(signed, indent=2) + "\n").encode())
     return {name: folder / name for name in (WEIGHTS_FILE, CARD_FILE)}
 
 

@@ -10,23 +10,26 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from adaptkit.cache import LIMIT_VARIABLE, cache_limit, shown_size
 from adaptkit.contracts import Epoch, Predictions, Run, RunInput, RunResult
+from adaptkit.errors import RunFailed
 from adaptkit.experiment.base import (
     Base,
     base_lock,
     build_model,
+    make_room,
     mark_used,
-    prepare_base,
+    sound_base,
     store_base,
-    stored_base,
-    train_base,
     write_base,
 )
+from adaptkit.experiment.base_training import prepare_base, train_base
 from adaptkit.experiment.keeping import Keeping, Kept, kept_while
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.plugins import Plugins
 from adaptkit.signals import origin
 from adaptkit.training.evaluation import predict_logits
+from adaptkit.training.shortage import BASE_HINT, lacks_memory
 
 if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Tracker
@@ -45,6 +48,7 @@ def obtain_base(
     Of several processes the first one looks and records; if the base is not there, all of them train it.
     """
     run, processes = _describe_base(experiment), experiment.processes
+    cache_limit()  # of a wrong one the user hears before anything is trained
 
     def waiting() -> None:
         notice("waiting for another process that trains this base")
@@ -53,12 +57,18 @@ def obtain_base(
 
         def look() -> Base | None:
             held.enter_context(base_lock(experiment.base_key, waiting))
-            return None if refresh else stored_base(experiment.base_key)
+            return None if refresh else sound_base(experiment.base_key)
 
         base = processes.from_first(look)
         mark_used(experiment.base_key)
         if base is None:
             base = _train_base(experiment, plugins, run, keeping)
+            if removed := make_room(experiment.base_key) if processes.leads else []:
+                what = "the base that was" if len(removed) == 1 else f"the {len(removed)} bases that were"
+                notice(
+                    f"{what} used longest ago left the cache ({shown_size(sum(removed))}): "
+                    f"{LIMIT_VARIABLE} is {shown_size(cache_limit())}"
+                )
             return base, tracker.run_id(run.name) if tracker else None, False
         if tracker is None:
             return base, None, True
@@ -105,6 +115,8 @@ def _trained_base(experiment: Experiment, plugins: Plugins, run: Run, kept: Kept
         return processes.from_first(keep)
     except BaseException as raised:
         error = origin(raised)
+        if lacks_memory(error):
+            error = RunFailed(BASE_HINT)
         plugins.notify("adaptkit_run_failed", run=run, error=error)
         if error is not raised:
             raise error from raised

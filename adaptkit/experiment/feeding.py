@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from adaptkit.cache import cache_folder
+from adaptkit.cache import cache_folder, cache_limit
 from adaptkit.contracts import Shift
 from adaptkit.data.stored import held
 from adaptkit.data.views import Views, views_of
 from adaptkit.experiment.preparation import Experiment, draw_target
 from adaptkit.seeds import derive_seed
 from adaptkit.training.evaluation import computing, predict_logits
-from adaptkit.training.feature_files import FeatureFiles
+from adaptkit.training.feature_files import DISK_LIMIT, FeatureFiles
 from adaptkit.training.features import MEMORY_LIMIT, FeatureStore, ImageSet, Value
 from adaptkit.training.passes import DividedPasses, Passes, Test, WholePasses
 from adaptkit.training.prefix import Division, divide
@@ -45,7 +45,8 @@ class Feeding:
         }
         precision = experiment.request.settings.precision
         if reuse:
-            files = FeatureFiles(cache_folder() / "features", writable=experiment.processes.leads)
+            limit = min(DISK_LIMIT, cache_limit())
+            files = FeatureFiles(cache_folder() / "features", limit, writable=experiment.processes.leads)
             store = FeatureStore(precision, files, MEMORY_LIMIT)
         else:
             store = FeatureStore(precision, None, limit=0)

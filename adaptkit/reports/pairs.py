@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -18,12 +21,14 @@ from adaptkit.reports.statistics import (
     images_needed,
     mcnemar,
     paired_t,
-    percentile_interval,
+    percentile_intervals,
     seeds_needed,
     supported,
     verdicts,
 )
 
+#: pairs whose resampled test images are in memory at a time
+AT_ONCE = 256
 ACCURACIES = ("final/shifted_accuracy", "final/test_accuracy", "final/gain", "final/retention")
 
 
@@ -38,123 +43,155 @@ def pair_id(run: ComparedRun) -> str:
     return run.tags.get("adaptkit.pair_id", str(run.seed))
 
 
+@dataclass(frozen=True)
+class _Couple:
+    """Two arms, and where the runs of them that saw the same draws stand among all runs."""
+
+    a: ArmResult
+    b: ArmResult
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+
+
 def judge_pairs(
     arms: Sequence[ArmResult], metric: Metric, margin: float, timings_comparable: bool
 ) -> tuple[PairResult, ...]:
     """Return what is found between each two arms; `arms` are in the order of their scores."""
     runs = [run for arm in arms for run in arm.runs]
-    position = {id(run): index for index, run in enumerate(runs)}
-    scores = resampled_scores(metric.key, runs)
-    shares = class_f1(runs)
+    couples = list(_couples(arms, runs))
     # An accuracy cannot change by less than one test image.
     test = TEST_SETS.get(metric.key) or ("shifted" if of_severities(metric.key) else None)
     resolution = 1 / len(runs[0].predictions[test].truth) if test else 0.0
+    values, gains, retentions = (_column(runs, key) for key in (metric.key, "final/gain", "final/retention"))
+    predicted = numpy.stack([run.predictions["shifted"].predicted for run in runs])
+    shares = class_f1(runs)
+    images = _image_intervals(couples, resampled_scores(metric.key, runs))
+    tests = _paired_tests(couples, values, resolution)
     found = []
-    for a, b in combinations(arms, 2):
-        pairs = shared_runs(a, b)
-        first, second = [position[id(run)] for run, _ in pairs], [position[id(run)] for _, run in pairs]
-        images = scores[first].mean(0) - scores[second].mean(0) if scores is not None and pairs else None
-        pair = _tested(a, b, pairs, metric, resolution, images)
+    for couple, (image_low, image_high), tested in zip(couples, images, tests, strict=True):
+        a, b, first, second = couple.a, couple.b, list(couple.first), list(couple.second)
+        if len(first) == 1 and metric.key in ACCURACIES:
+            one, other = (runs[index].predictions[TEST_SETS[metric.key]] for index in (*first, *second))
+            p = mcnemar(one.predicted == one.truth, other.predicted == other.truth)
+            # With one seed there is no spread over seeds: the interval is that of the test images.
+            tested = {"test": "mcnemar", "low": image_low, "high": image_high, "p_unadjusted": p}
+        known: dict[str, Any] = {
+            "test": None,
+            "difference": _mean(values[first] - values[second]),
+            **dict.fromkeys(("sd", "low", "high", "p_unadjusted")),
+            **tested,
+        }
         found.append(
-            dataclasses.replace(
-                pair,
-                class_f1_difference=tuple((shares[first] - shares[second]).mean(0).tolist()) if pairs else (),
-                seconds_ratio=pair.seconds_ratio if timings_comparable else None,
+            PairResult(
+                a=a.name,
+                b=b.name,
+                n=len(first),
+                verdict="unclear",
+                seeds_verdict="unclear",
+                p=None,
+                image_low=image_low,
+                image_high=image_high,
+                seeds_needed=None,
+                images_needed=None,
+                disagreement=_mean((predicted[first] != predicted[second]).mean(1)),
+                class_f1_difference=tuple((shares[first] - shares[second]).mean(0).tolist()) if first else (),
+                gain_difference=_mean(gains[first] - gains[second]),
+                retention_difference=_mean(retentions[first] - retentions[second]),
+                trainable_ratio=a.trainable / b.trainable,
+                seconds_ratio=_ratio(a.train_seconds.mean, b.train_seconds.mean) if timings_comparable else None,
+                **known,
             )
         )
     return _worded(found, metric, margin, len(runs[0].predictions[TEST_SETS.get(metric.key, "shifted")].truth))
 
 
-def _tested(
-    a: ArmResult,
-    b: ArmResult,
-    pairs: Sequence[tuple[ComparedRun, ComparedRun]],
-    metric: Metric,
-    resolution: float,
-    images: NDArray[numpy.float64] | None,
-) -> PairResult:
-    """Return the pair's difference and test, without a verdict."""
-    differences = _differences(pairs, metric.key)
-    low_images, high_images = percentile_interval(images) if images is not None else (None, None)
-    pair = PairResult(
-        a=a.name,
-        b=b.name,
-        n=len(pairs),
-        verdict="unclear",
-        seeds_verdict="unclear",
-        test=None,
-        difference=float(numpy.mean(differences)) if differences else None,
-        sd=None,
-        low=None,
-        high=None,
-        p=None,
-        p_unadjusted=None,
-        image_low=low_images,
-        image_high=high_images,
-        seeds_needed=None,
-        images_needed=None,
-        disagreement=_mean([_disagreement(one, other) for one, other in pairs]),
-        class_f1_difference=(),
-        gain_difference=_mean(_differences(pairs, "final/gain")),
-        retention_difference=_mean(_differences(pairs, "final/retention")),
-        trainable_ratio=a.trainable / b.trainable,
-        seconds_ratio=a.train_seconds.mean / b.train_seconds.mean if b.train_seconds.mean else None,
-    )
-    if len(pairs) > 1:
-        test = paired_t(differences, resolution)
-        return dataclasses.replace(
-            pair,
-            test="paired t",
-            difference=float(test.mean),
-            sd=float(test.sd),
-            low=float(test.low),
-            high=float(test.high),
-            p_unadjusted=float(test.p),
-        )
-    if len(pairs) == 1 and metric.key in ACCURACIES:
-        one, other = (run.predictions[TEST_SETS[metric.key]] for run in pairs[0])
-        p = mcnemar(one.predicted == one.truth, other.predicted == other.truth)
-        # With one seed there is no spread over seeds: the interval is that of the test images.
-        return dataclasses.replace(pair, test="mcnemar", low=low_images, high=high_images, p_unadjusted=p)
-    return pair
+def _couples(arms: Sequence[ArmResult], runs: Sequence[ComparedRun]) -> Iterator[_Couple]:
+    position = {id(run): index for index, run in enumerate(runs)}
+    places = [{pair_id(run): position[id(run)] for run in arm.runs} for arm in arms]
+    for (a, of_a), (b, of_b) in combinations(zip(arms, places, strict=True), 2):
+        shared = [draw for draw in map(pair_id, a.runs) if draw in of_b]
+        yield _Couple(a, b, tuple(of_a[draw] for draw in shared), tuple(of_b[draw] for draw in shared))
+
+
+def _column(runs: Sequence[ComparedRun], key: str) -> NDArray[numpy.float64]:
+    """Return a metric of each run; not a number where a run has none."""
+    return numpy.array([run.metrics.get(key, numpy.nan) for run in runs], dtype=float)
+
+
+def _image_intervals(
+    couples: Sequence[_Couple], scores: NDArray[numpy.float64] | None
+) -> list[tuple[float | None, float | None]]:
+    """Return, where there are scores, the interval of each couple's difference over resampled test images."""
+    found: list[tuple[float | None, float | None]] = [(None, None)] * len(couples)
+    if scores is None:
+        return found
+
+    @functools.lru_cache(maxsize=AT_ONCE)
+    def mean(members: tuple[int, ...]) -> NDArray[numpy.float64]:
+        average: NDArray[numpy.float64] = scores[list(members)].mean(0)
+        return average
+
+    shared = [index for index, couple in enumerate(couples) if couple.first]
+    for start in range(0, len(shared), AT_ONCE):
+        some = shared[start : start + AT_ONCE]
+        samples = numpy.stack([mean(couples[index].first) - mean(couples[index].second) for index in some])
+        low, high = percentile_intervals(samples)
+        for index, ends in zip(some, zip(low.tolist(), high.tolist(), strict=True), strict=True):
+            found[index] = ends
+    return found
+
+
+def _paired_tests(
+    couples: Sequence[_Couple], values: NDArray[numpy.float64], resolution: float
+) -> list[dict[str, Any]]:
+    """Return what the paired test says of each couple that shares several draws: all that share as many at once."""
+    found: list[dict[str, Any]] = [{} for _ in couples]
+    for count in {len(couple.first) for couple in couples} - {0, 1}:
+        same = [index for index, couple in enumerate(couples) if len(couple.first) == count]
+        first, second = ([getattr(couples[index], side) for index in same] for side in ("first", "second"))
+        test = paired_t(values[numpy.array(first)] - values[numpy.array(second)], resolution)
+        columns = (test.mean, test.sd, test.low, test.high, test.p)
+        for index, row in zip(same, zip(*(column.tolist() for column in columns), strict=True), strict=True):
+            names = ("difference", "sd", "low", "high", "p_unadjusted")
+            found[index] = {"test": "paired t"} | dict(zip(names, row, strict=True))
+    return found
 
 
 def _worded(pairs: Sequence[PairResult], metric: Metric, margin: float, images: int) -> tuple[PairResult, ...]:
     """Correct the p-values for the number of pairs and find the word for each pair."""
-    tested = [pair.p_unadjusted for pair in pairs if pair.p_unadjusted is not None]
-    corrected = iter(holm(tested).tolist() if tested else [])
+    tested = [
+        (index, pair.p_unadjusted, pair.difference, pair.low, pair.high)
+        for index, pair in enumerate(pairs)
+        if None not in (pair.p_unadjusted, pair.difference, pair.low, pair.high)
+    ]
+    if not tested:
+        return tuple(pairs)
+    _, unadjusted, *intervals = zip(*tested, strict=True)
     sign = 1 if metric.higher_is_better else -1
-    result = []
-    for pair in pairs:
-        if pair.p_unadjusted is None or pair.difference is None or pair.low is None or pair.high is None:
-            result.append(pair)
-            continue
-        p = next(corrected)
-        better_by = sign * pair.difference
-        ends = sorted((sign * pair.low, sign * pair.high))
-        word = str(verdicts(better_by, ends[0], ends[1], p, margin))
+    better_by, *ends = (sign * numpy.array(column) for column in intervals)
+    corrected = holm(unadjusted)
+    words = verdicts(better_by, numpy.minimum(*ends), numpy.maximum(*ends), corrected, margin)
+    result = list(pairs)
+    for (index, *_), p, word, better in zip(
+        tested, corrected.tolist(), words.tolist(), better_by.tolist(), strict=True
+    ):
+        pair = pairs[index]
         change: dict[str, object] = {"p": p, "verdict": word, "seeds_verdict": word}
         if pair.image_low is not None and pair.image_high is not None:
             low, high = sorted((sign * pair.image_low, sign * pair.image_high))
             if not supported(word, low, high, margin):
                 change["verdict"] = "unclear"
-                change["images_needed"] = images_needed(word, better_by, low, high, margin, images)
+                change["images_needed"] = images_needed(word, better, low, high, margin, images)
         if word == "unclear" and pair.sd is not None:
-            change["seeds_needed"] = seeds_needed(pair.difference, pair.sd, margin, len(tested))
-        result.append(dataclasses.replace(pair, **change))  # type: ignore[arg-type]
+            change["seeds_needed"] = seeds_needed(better, pair.sd, margin, len(tested))
+        result[index] = dataclasses.replace(pair, **change)  # type: ignore[arg-type]
     return tuple(result)
 
 
-def _disagreement(one: ComparedRun, other: ComparedRun) -> float:
-    return float((one.predictions["shifted"].predicted != other.predictions["shifted"].predicted).mean())
+def _ratio(a: float, b: float) -> float | None:
+    return a / b if b else None
 
 
-def _differences(pairs: Sequence[tuple[ComparedRun, ComparedRun]], key: str) -> list[float]:
-    """Return how much the first's metric is above the second's in each pair; none where the metric does not exist."""
-    if not all(key in run.metrics for pair in pairs for run in pair):
-        return []
-    return [one.metrics[key] - other.metrics[key] for one, other in pairs]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(numpy.mean(values)) if values else None
+def _mean(values: NDArray[numpy.float64]) -> float | None:
+    """Return the mean of what there is a number of for every pair; None for no pairs."""
+    return float(values.mean()) if len(values) and not numpy.isnan(values).any() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import os
 import re
 import tempfile
@@ -180,9 +181,12 @@ def escape_markdown(value: object) -> object:
 
     What cannot be taken for Markdown is left alone, so that the file can be read as text.
     """
-    if isinstance(value, Markup):
-        return value
-    text = " ".join("".join(sign if sign.isprintable() else " " for sign in str(value)).split())
+    return value if isinstance(value, Markup) else _escaped(str(value))
+
+
+@functools.lru_cache(maxsize=1 << 14)  # a table of pairs says the same in many cells
+def _escaped(value: str) -> str:
+    text = " ".join("".join(sign if sign.isprintable() else " " for sign in value).split())
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
     text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)

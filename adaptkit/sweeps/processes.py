@@ -25,6 +25,8 @@ from adaptkit.sweeps.worker import Place, failed
 
 #: seconds in which a worker closes its run when it is asked to end
 GRACE = 15.0
+#: workers that die one after the other before they were ready, after which a sweep gives up
+PATIENCE = 3
 
 
 @dataclass
@@ -53,6 +55,7 @@ class ProcessEngine:
             raise BadInput(f"--jobs {jobs}: these things cannot be sent to other processes: {error}") from None
         self._jobs = jobs
         self._hands: list[_Hand] = []
+        self._unready = 0
         self._context = multiprocessing.get_context("spawn")
 
     def __enter__(self) -> ProcessEngine:
@@ -128,7 +131,7 @@ class ProcessEngine:
         except (EOFError, OSError):
             return self._bury(hand)
         if message == "ready":
-            hand.ready = True
+            hand.ready, self._unready = True, 0
         elif isinstance(message, Ended):
             hand.task = None
             return message
@@ -141,7 +144,9 @@ class ProcessEngine:
     def _bury(self, hand: _Hand) -> Ended | None:
         """Put another in a dead worker's place; return its task as failed."""
         hand.process.join()
-        if not hand.ready:
+        self._unready += not hand.ready
+        # Where memory is short, one that takes another's place may be killed too: until there is room again.
+        if self._unready == (PATIENCE if any(other.ready for other in self._hands) else 1):
             raise RunFailed(f"a worker process ended before it was ready ({_cause(hand.process.exitcode)})")
         self._hands[self._hands.index(hand)] = self._start()
         if hand.task is None:

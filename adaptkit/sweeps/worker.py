@@ -24,6 +24,10 @@ from adaptkit.sweeps.tasks import EpochEnded, Started, Task, Tell
 from adaptkit.tracking.store import Store
 from adaptkit.tracking.sweeps import end_dead, finished_run
 from adaptkit.tracking.tracker import Tracker
+from adaptkit.training.shortage import HINT, lacks_memory
+
+#: seeds whose views and features are kept for the next trials
+KEPT_SEEDS = 8
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Worker:
         self._store = store
         self._seat = seat
         self._stages: dict[int, Stage] = {}
+        self._seeds: dict[tuple[int, int], None] = {}  # stages and seeds of late, the last one at the end
 
     def perform(self, task: Task, tell: Tell, attempt: int = 0) -> RunRecord:
         """Make a task's run; one that fails is a record with its reason.
@@ -68,6 +73,7 @@ class Worker:
         ):
             try:
                 stage = stage_for(self._stage(task.stage, request), request, tracker, task.label)
+                self._forget_all_but_late(task.stage, seed)
                 if attempt and (made := self._made_before(task, stage, arm, seed)) is not None:
                     return made
                 record = tune_once(stage, arm, seed) if task.kind == "tuning" else stage.run(arm, seed)
@@ -76,7 +82,8 @@ class Worker:
             except Exception as error:  # a fault of a plugin, or ours: of this trial, not of the sweep
                 if (cause := origin(error)) is not error:
                     raise cause from error
-                reason = "; ".join(error.problems) if isinstance(error, AdaptkitError) else located(error)
+                known = error.problems if isinstance(error, AdaptkitError) else (HINT,) if lacks_memory(error) else ()
+                reason = "; ".join(known or (located(error),))
                 return failed(task, reason)
         # A trial that is not on record was not made: nobody could compare it.
         return record if tracker.fault is None else failed(task, tracker.fault)
@@ -91,6 +98,15 @@ class Worker:
             return None
         run_id, metrics = found
         return RunRecord(arm.strategy, task.label, arm.options, arm.lr, seed, "finished", run_id, metrics, ())
+
+    def _forget_all_but_late(self, stage: int, seed: int) -> None:
+        """Drop views and features of seeds that were not run of late: a sweep goes seed by seed, and there are many."""
+        self._seeds.pop((stage, seed), None)
+        self._seeds[stage, seed] = None
+        while len(self._seeds) > KEPT_SEEDS:
+            old_stage, old_seed = next(iter(self._seeds))
+            del self._seeds[old_stage, old_seed]
+            self._stages[old_stage].feeding.forget(old_seed)
 
     def _stage(self, number: int, request: Request) -> Stage:
         if number not in self._stages:

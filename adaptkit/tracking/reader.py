@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,12 @@ from adaptkit.adapters.files import read_card
 from adaptkit.comparison import ComparedRun, Curve
 from adaptkit.config import DEFAULT_EXPERIMENT
 from adaptkit.errors import BadInput
+from adaptkit.imports import uncollected
 from adaptkit.reports.metrics import required
 from adaptkit.tracking.address import Address
 from adaptkit.tracking.artifact_folders import local_artifacts
 from adaptkit.tracking.filters import with_params
+from adaptkit.tracking.histories import History, read_histories
 from adaptkit.tracking.liveness import lives
 from adaptkit.tracking.predictions import read_predictions
 from adaptkit.tracking.store import errors_as_lines, existing_experiment, open_existing
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 
 PAGE = 1000
 PARENTS = ("comparison", "sweep")
+ADAPTATIONS = "tags.`adaptkit.kind` = 'adaptation'"
+#: what a curve is made of
+CURVES = ("time/cumulative_seconds", "test/accuracy", "shifted/accuracy")
+#: runs that are asked for one by one
+FEW = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +49,23 @@ class Reader:
 
         Raises BadInput for ids and names that are not there, and for a filter that MLflow cannot read.
         """
-        with errors_as_lines(self.address):
-            asked = self._by_id(run_ids)
-            wanted = {run.info.run_id for run in asked}
-            if asked:
-                experiments = list(dict.fromkeys(run.info.experiment_id for run in asked))
-            else:
+        with errors_as_lines(self.address), uncollected():
+            if not run_ids:
                 experiments = [existing_experiment(self.address, self.client, experiment or DEFAULT_EXPERIMENT)]
-            found = self._search(experiments, "tags.`adaptkit.kind` = 'adaptation'", where)
-        if wanted:
-            found = [run for run in found if {run.info.run_id, run.data.tags.get("mlflow.parentRunId")} & wanted]
-        return found
+                return self._search(experiments, ADAPTATIONS, where)
+            asked = self._by_id(run_ids)
+            alone = [run for run in asked if run.data.tags["adaptkit.kind"] == "adaptation"]
+            parents = [run for run in asked if run.data.tags["adaptkit.kind"] in PARENTS]
+            found = {run.info.run_id: run for run in alone} if not where else {}
+            if where and alone:
+                wanted, experiments = {run.info.run_id for run in alone}, _experiments(alone)
+                matching = self._search(experiments, ADAPTATIONS, where)
+                found |= {run.info.run_id: run for run in matching if run.info.run_id in wanted}
+            for parent in parents:
+                inner = f"{ADAPTATIONS} and tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+                found |= {run.info.run_id: run for run in self._search(_experiments([parent]), inner, where)}
+        # As a search orders them.
+        return sorted(found.values(), key=lambda run: (run.info.start_time or 0, run.info.run_id))
 
     def read(self, found: Iterable[MlflowRun]) -> list[ComparedRun]:
         """Return the runs with their predictions, read from their artifacts.
@@ -69,7 +82,7 @@ class Reader:
         ]
         if problems:
             raise BadInput(*problems)
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(4) as pool, uncollected():
             read = list(pool.map(self._with_predictions, runs, [run.info.artifact_uri or "" for run in records]))
         if missing := [problem for _, problem in read if problem is not None]:
             raise BadInput(*missing)
@@ -77,16 +90,22 @@ class Reader:
 
     def with_curves(self, runs: Iterable[ComparedRun]) -> list[ComparedRun]:
         """Return the runs with their histories, epoch by epoch."""
-        with errors_as_lines(self.address), ThreadPoolExecutor(4) as pool:
-            return list(pool.map(self._with_curve, runs))
+        found = list(runs)
+        series: dict[str, dict[str, History]] = {}
+        with errors_as_lines(self.address), uncollected():
+            for key in CURVES:
+                having = [run.run_id for run in found if run.status == "finished" and key in run.metrics]
+                series[key] = read_histories(self.client, [run_id for run_id in having if run_id], key)
+        return [_with_curve(run, *(series[key].get(run.run_id or "", {}) for key in CURVES)) for run in found]
 
     def _by_id(self, run_ids: Sequence[str]) -> list[MlflowRun]:
         from mlflow.exceptions import MlflowException
 
         found, problems = [], []
-        for run_id in dict.fromkeys(run_ids):
+        known: dict[str, MlflowRun] = {}
+        for number, run_id in enumerate(dict.fromkeys(run_ids)):
             try:
-                run = self.client.get_run(run_id)
+                run = known.get(run_id) or self.client.get_run(run_id)
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
@@ -98,6 +117,9 @@ class Reader:
             elif run.info.lifecycle_stage == "deleted":
                 problems.append(f"run {run_id} was deleted; `mlflow runs restore --run-id {run_id}` brings it back")
             found.append(run)
+            if number == FEW and len(run_ids) > 2 * FEW:
+                # Many at once are read sooner than one by one: most are of one experiment.
+                known = {run.info.run_id: run for run in self._search(_experiments(found), ADAPTATIONS, None)}
         if problems:
             raise BadInput(*problems)
         return found
@@ -152,10 +174,12 @@ class Reader:
         from mlflow.exceptions import MlflowException
 
         local = local_artifacts(artifacts, self.address.path)
-        artifacts = artifacts if local is None else str(local)
-        # Without a folder to copy to, MLflow names the file itself when it is on this machine.
-        is_local = local is not None
-        with nullcontext() if is_local else tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
+        if local is not None:  # not by MLflow, which takes longer to find a file than reading it takes
+            if not (local / name).exists():
+                raise FileNotFoundError(2, "no such artifact", name)
+            yield local / name
+            return
+        with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
             try:
                 # By its address: MLflow would ask the store for the run several times to find it.
                 where = download_artifacts(
@@ -164,28 +188,6 @@ class Reader:
             except (MlflowException, OSError) as error:
                 raise FileNotFoundError(2, "no such artifact", name) from error
             yield Path(where)
-
-    def _with_curve(self, run: ComparedRun) -> ComparedRun:
-        if run.status != "finished" or run.run_id is None:
-            return run
-        keys = ("time/cumulative_seconds", "test/accuracy", "shifted/accuracy")
-        series = {
-            key: {point.step: point.value for point in self.client.get_metric_history(run.run_id, key)}
-            for key in keys
-            if key in run.metrics
-        }
-        seconds, clean, shifted = (series.get(key, {}) for key in keys)
-        # A run without a source may not have been evaluated before its end.
-        steps = sorted(set(seconds) & set(clean if run.has_source else shifted))
-        if not steps:
-            return run
-        curve = Curve(
-            epoch=tuple(steps),
-            seconds=tuple(seconds[step] for step in steps),
-            clean=tuple(clean[step] for step in steps) if run.has_source else None,
-            shifted=tuple(shifted[step] for step in steps) if all(step in shifted for step in steps) else None,
-        )
-        return dataclasses.replace(run, curve=curve)
 
 
 def open_reader(uri: str | None) -> Reader:
@@ -219,6 +221,24 @@ def _compared(run: MlflowRun) -> ComparedRun:
     if lacking is None:
         return compared
     return dataclasses.replace(compared, status="incomplete", reason=f"its record lacks {lacking}")
+
+
+def _with_curve(run: ComparedRun, seconds: History, clean: History, shifted: History) -> ComparedRun:
+    # A run without a source may not have been evaluated before its end.
+    steps = sorted(set(seconds) & set(clean if run.has_source else shifted))
+    if not steps:
+        return run
+    curve = Curve(
+        epoch=tuple(steps),
+        seconds=tuple(seconds[step] for step in steps),
+        clean=tuple(clean[step] for step in steps) if run.has_source else None,
+        shifted=tuple(shifted[step] for step in steps) if all(step in shifted for step in steps) else None,
+    )
+    return dataclasses.replace(run, curve=curve)
+
+
+def _experiments(runs: Iterable[MlflowRun]) -> list[str]:
+    return list(dict.fromkeys(run.info.experiment_id for run in runs))
 
 
 def _status(run: MlflowRun) -> tuple[str, str | None]:

@@ -6,6 +6,7 @@ that is killed, leave a file that MLflow refuses for good. So the schema is made
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import subprocess
@@ -56,8 +57,9 @@ def prepare_schema(path: Path, uri: str) -> tuple[str, ...]:
     raise BadInput(f"another program keeps breaking {path}; stop it, then try again")
 
 
+@functools.cache
 def _migrations() -> ScriptDirectory:
-    """Return the migrations that the installed MLflow knows."""
+    """Return the migrations that the installed MLflow knows; once, since each reading of them stays in memory."""
     import mlflow
     from alembic.script import ScriptDirectory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from adaptkit import __version__
 from adaptkit.errors import BadInput
 from adaptkit.findings import Findings
+from adaptkit.imports import uncollected
 from adaptkit.tracking.recorder import log_findings
 from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 PAGE = 1000
+#: keys that are looked for one by one
+FEW = 50
 SWEEP_KEY, TRIAL_KEY = "adaptkit.sweep_key", "adaptkit.trial_key"
 
 
@@ -94,8 +98,13 @@ def require_parent(store: Store, parent: str) -> None:
 def find_trials(store: Store, keys: Iterable[str], kind: str = "adaptation") -> dict[str, Found]:
     """Return what the experiment holds of trials with these keys, whichever run or sweep made them."""
     wanted = set(keys)
+    condition = f"tags.`adaptkit.kind` = '{kind}'"
+    # A few are found sooner one by one than among all runs of the experiment.
+    conditions = [f"{condition} and tags.`{TRIAL_KEY}` = '{key}'" for key in wanted]
     found: dict[str, Found] = {}
-    for run in _search(store, f"tags.`adaptkit.kind` = '{kind}'"):
+    for run in itertools.chain.from_iterable(
+        _search(store, one) for one in (conditions if len(wanted) <= FEW else [condition])
+    ):
         key = run.data.tags.get(TRIAL_KEY, "")
         status = {"FINISHED": "finished", "FAILED": "failed"}.get(run.info.status)
         if key not in wanted or status is None or (status == "failed" and key in found):
@@ -127,13 +136,14 @@ def _search(store: Store, condition: str) -> Iterable[MlflowRun]:
     """Yield the runs under a condition, the latest last."""
     token: str | None = None
     while True:
-        page = store.client.search_runs(
-            [store.experiment_id],
-            condition,
-            max_results=PAGE,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
+        with uncollected():
+            page = store.client.search_runs(
+                [store.experiment_id],
+                condition,
+                max_results=PAGE,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
         yield from page
         token = page.token
         if not token:

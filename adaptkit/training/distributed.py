@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adaptkit.errors import AdaptkitError, BadInput, FailedAlone, ProcessLost, RunFailed, located
+from adaptkit.training.shortage import lacks_memory
 from adaptkit.training.torchrun import place
 
 if TYPE_CHECKING:
@@ -160,10 +161,8 @@ class Processes:
             raise _known(RunFailed(f"the processes do not hold the same weights {when} training"))
 
     def _agree(self, error: Exception | None) -> None:
-        import torch
-
         told: tuple[type[AdaptkitError], tuple[str, ...]] | None = None
-        if isinstance(error, torch.OutOfMemoryError):
+        if error is not None and lacks_memory(error):
             told = RunFailed, (f"the memory of process {self.rank}'s device is too small",)
         elif isinstance(error, AdaptkitError):
             told = type(error), error.problems

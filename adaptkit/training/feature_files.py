@@ -14,8 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adaptkit.cache import warn_of_damage
+
 #: bytes of all feature files; the least recently used go first
 DISK_LIMIT = 2 << 30
+#: raised whenever files are written otherwise, so that older ones are not taken for damaged
+FORMAT = 2
 #: seconds after which a file that a killed process left half-written is removed
 ABANDONED = 3600
 
@@ -34,8 +38,12 @@ class FeatureFiles:
     def read(self, key: str) -> tuple[Tensor, float] | None:
         """Return a tensor and the seconds that computing it took; None if it is not there or damaged."""
         path = self.path(key)
-        found = _content(path)
+        try:
+            found = _content(path)
+        except FileNotFoundError:
+            return None
         if found is None:
+            warn_of_damage(path)
             return None
         tensor, metadata = found
         try:
@@ -57,7 +65,8 @@ class FeatureFiles:
         # How convolutions lay out their results matters for the bits and the time of what reads them.
         layout = tensor.ndim == 4 and not tensor.is_contiguous()
         plain = tensor.detach().cpu().contiguous()
-        metadata = {"seconds": repr(seconds), "channels_last": str(layout), "sha256": _sha256(plain)}
+        metadata = {"seconds": repr(seconds), "channels_last": str(layout)}
+        metadata["sha256"] = _sha256(plain, metadata)
         temporary = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +83,7 @@ class FeatureFiles:
 
     def path(self, key: str) -> Path:
         """Return where the tensor of this key is kept."""
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+        return self.folder / f"{hashlib.sha256(f'{FORMAT} {key}'.encode()).hexdigest()}.safetensors"
 
     def _make_room(self, needed: int) -> None:
         files = []
@@ -96,11 +105,14 @@ class FeatureFiles:
 
 def sound(path: Path) -> bool:
     """Tell whether a file holds the tensor that was written to it."""
-    return _content(path) is not None
+    try:
+        return _content(path) is not None
+    except FileNotFoundError:  # removed meanwhile
+        return True
 
 
 def _content(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
-    """Return the tensor of a file and what stands beside it; None if it is not there or damaged."""
+    """Return the tensor of a file and what stands beside it, None if it is damaged; raise FileNotFoundError."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():  # of a pipe the opening would not end
@@ -110,10 +122,16 @@ def _content(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
             metadata = file.metadata()
             # Into memory of torch's own: where a file happens to lie unaligned, sums are taken in another order.
             tensor = file.get_tensor("features").clone()
-        return (tensor, metadata) if metadata["sha256"] == _sha256(tensor) else None
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        return (tensor, metadata) if metadata["sha256"] == _sha256(tensor, metadata) else None
+    except FileNotFoundError:
+        raise
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError):
         return None
 
 
-def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()
+def _sha256(tensor: Tensor, metadata: Mapping[str, str]) -> str:
+    """Return the checksum of a tensor's bytes and of all that says what they are."""
+    said = [str(tensor.dtype), str(list(tensor.shape)), metadata["seconds"], metadata["channels_last"]]
+    digest = hashlib.sha256("\n".join([*said, ""]).encode())
+    digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import linecache
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,15 @@ class Tracer(fx.Tracer):
                 self.graph.erase_node(node)
             self.module_stack = stack  # an exception leaves the modules in it that it came through
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+
+def forget_source(network: fx.GraphModule) -> None:
+    """Take a traced model's source out of where torch keeps it for tracebacks, of every model, for ever."""
+    name = type(network).forward.__code__.co_filename
+    linecache.cache.pop(name, None)
+    kept = getattr(getattr(fx.graph_module, "_loader", None), "eval_cache", None)
+    if isinstance(kept, dict):
+        kept.pop(name, None)
 
 
 @torch.no_grad()

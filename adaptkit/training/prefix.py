@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from adaptkit.training.digests import digest
-from adaptkit.training.graphs import Tracer, frozen_nodes, referent, run_graph
+from adaptkit.training.graphs import Tracer, forget_source, frozen_nodes, referent, run_graph
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trial import passes_trial
 
@@ -104,7 +104,9 @@ class Division:
                 copies[node] = part.node_copy(node, lambda other: copies[other])
         results = fx.node.map_arg(tuple(ends), lambda node: copies[node])
         part.output(results[0] if single else results)
-        return fx.GraphModule(self.model, part)
+        network = fx.GraphModule(self.model, part)
+        forget_source(network)
+        return network
 
 
 def divide(model: nn.Module, images: Tensor, compute: Callable[[], AbstractContextManager[None]]) -> Division | None:

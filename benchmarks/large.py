@@ -1,0 +1,166 @@
+"""Time the commands that read a whole experiment, of 30 runs and of 1,000: python benchmarks/large.py [--repeats 3]
+
+The runs are written into a real SQLite store as a sweep records them: the settings, keys and fingerprints of real
+trials, 10 epochs each, predictions on two test sets of 400 images. Nothing but the base is trained. Each command is a
+process of its own; the two stores run in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy
+from measuring import Sample, column, described, interleaved, machine, markdown, spread, timed
+
+# The records that the tests fabricate.
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+IMAGES, EPOCHS, EXPERIMENT = 400, 10, "large"
+SEEDS = "0-4"
+#: strategies and learning rates: with five seeds, so many runs
+SIZES = {30: (("head", "lora"), 3), 1000: (("full", "head", "lora", "partial"), 50)}
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A store with its runs, a folder to work in, and the cache that its commands share."""
+
+    runs: int
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what the commands are given."""
+        return {"ADAPTKIT_CACHE": str(self.folder.parent / "cache"), "MLFLOW_TRACKING_URI": self.uri}
+
+    @property
+    def uri(self) -> str:
+        """Return the address of its store."""
+        return f"sqlite:///{self.folder}/mlflow.db"
+
+    @property
+    def grid(self) -> list[str]:
+        """Return the command that makes its runs, as far as they are not there."""
+        strategies, rates = SIZES[self.runs]
+        named = [word for name in strategies for word in ("-s", name)]
+        return ["sweep", *named, "--grid", f"lr=1e-4..1e-2/{rates}log", "--seeds", SEEDS, "--preset", "quick"]
+
+    def adaptkit(self, *arguments: str) -> Sample:
+        """Run a command; return its time and memory."""
+        command = [sys.executable, "-m", "adaptkit", *arguments]
+        return timed(command, self.folder, self.environment)[0]
+
+
+def fill(shop: Shop) -> float:
+    """Record the runs of a shop's sweep; return the seconds that it took."""
+    os.environ.update(shop.environment)
+    from fabrication import CLASSES, fabricate
+
+    from adaptkit.experiment.base import stored_base
+    from adaptkit.loading import load_plugins
+    from adaptkit.resolve import Layer
+    from adaptkit.sweeps.grid import collect_grid
+    from adaptkit.sweeps.planning import prepare_sweep
+    from adaptkit.sweeps.trials import expand
+
+    strategies, rates = SIZES[shop.runs]
+    plugins, problems = load_plugins(()), list[str]()
+    layers = [Layer({"strategy": list(strategies), "preset": "quick", "seed": list(range(5))})]
+    grid, layers = collect_grid({"lr": f"1e-4..1e-2/{rates}log"}, layers, problems)
+    prepared = prepare_sweep(expand(layers, grid, plugins, problems), grid)
+    (experiment,) = prepared.experiments
+    base = stored_base(experiment.base_key)
+    if base is None or len(prepared.trials) != shop.runs:
+        sys.exit(f"{len(prepared.trials)} trials, and {'a' if base else 'no'} base")
+    truth, start = numpy.arange(IMAGES) % len(CLASSES), time.monotonic()
+    for trial in prepared.trials:
+        generator = numpy.random.default_rng([trial.number])
+        arm = trial.cell.arm
+        skill = 0.7 + 0.03 * strategies.index(arm.strategy) + 0.02 * float(numpy.log10(arm.lr))
+        params = {key: str(value) for key, value in prepared.params(trial).items()}
+        fabricate(
+            shop.uri, arm.strategy, trial.seed, numpy.flatnonzero(generator.random(IMAGES) > skill),
+            experiment=EXPERIMENT, params=params, truth=truth, arm=arm.label, epochs=EPOCHS,
+            metrics={"params/trainable": 1000 + len(arm.strategy), "time/train_seconds": 2 + generator.random()},
+            tags={
+                "adaptkit.version": "0.1.0",
+                "adaptkit.trial_key": prepared.key(trial, base.fingerprint),
+                "mlflow.note.content": f"Strategy **{arm.strategy}** adapts a base to shifted images.",
+                **{f"adaptkit.{name}_seed": str(trial.number) for name in ("draw", "init", "order")},
+            },
+        )  # fmt: skip
+    return time.monotonic() - start
+
+
+def measure(shops: list[Shop], repeats: int) -> dict[str, list[Sample]]:
+    """Return the samples of each command on each store, by `RUNS COMMAND`."""
+    fresh = ["sweep", "-s", "head", "--preset", "quick", "--epochs", "1"]
+    there = ["--experiment", EXPERIMENT]
+    numbers = iter(range(1, 1000))
+    commands = {
+        "`doctor`": lambda shop: shop.adaptkit("doctor"),
+        "`compare --no-track`": lambda shop: shop.adaptkit("compare", *there, "--no-track"),
+        "`compare --no-track --json`": lambda shop: shop.adaptkit("compare", *there, "--no-track", "--json"),
+        "`compare --no-track --output DIR`": lambda shop: shop.adaptkit(
+            "compare", *there, "--no-track", "--output", f"report{next(numbers)}"
+        ),
+        "`sweep` of one new trial, in another experiment": lambda shop: shop.adaptkit(
+            *fresh, "--experiment", f"empty {next(numbers)}"
+        ),
+        "`sweep` of one new trial, beside the runs": lambda shop: shop.adaptkit(
+            *fresh, *there, "--lr", f"0.1{next(numbers):03}"
+        ),
+        "`sweep` whose trials are all there: dry run": lambda shop: shop.adaptkit(*shop.grid, *there, "--dry-run"),
+        "`sweep` whose trials are all there": lambda shop: shop.adaptkit(*shop.grid, *there),
+    }
+    found: dict[str, list[Sample]] = {}
+    for name, command in commands.items():
+        cases = {str(shop.runs): partial(_sample, shop, name, command) for shop in shops}
+        found |= interleaved(cases, repeats, lambda figures: None)
+    return found
+
+
+def _sample(shop: Shop, name: str, command: Callable[[Shop], Sample]) -> dict[str, Sample]:
+    return {f"{shop.runs} {name}": command(shop)}
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="keep the stores there, and use those that are there")
+    asked = parser.parse_args()
+    before = machine()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = (asked.folder or Path(temporary)).absolute()
+        shops = [Shop(runs, root / str(runs)) for runs in SIZES]
+        for shop in shops:
+            if not shop.folder.is_dir():
+                shop.folder.mkdir(parents=True)
+                shop.adaptkit("run", "-s", "head", "--preset", "quick", "--epochs", "1", "--experiment", "base")
+                print(f"{shop.runs} runs recorded in {fill(shop):.0f} s", file=sys.stderr)
+        found = measure(shops, asked.repeats)
+    print(f"{described(before)}\n\n{asked.repeats} repeats, load average {before['load']:.1f} before.\n")
+    names = list(dict.fromkeys(name.partition(" ")[2] for name in found))
+    rows = [
+        [
+            name,
+            *(spread(column(found[f"{runs} {name}"]), 1) for runs in SIZES),
+            f"{max(sample['peak_bytes'] for sample in found[f'1000 {name}']) / 1e6:.0f}",
+        ]
+        for name in names
+    ]
+    heading = [f"seconds, median (minimum to maximum) of {asked.repeats}", *(f"{runs:,} runs" for runs in SIZES)]
+    print(markdown([*heading, "peak MB at 1,000"], rows))
+
+
+if __name__ == "__main__":
+    main()

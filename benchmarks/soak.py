@@ -1,0 +1,158 @@
+"""Run hundreds of short runs and watch what they leave behind: python benchmarks/soak.py [--runs 300]
+
+Three ways: a sweep of so many trials in one process, `adaptkit.run` half as often in one process, and a twentieth as
+many processes of one run each. After every few runs: the resident memory once freed memory has been given back, open
+files, those of them that are the store's database, threads, and temporary files. Growth is what a straight line
+through all samples after the first third says, a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from measuring import described, machine, markdown, timed
+
+TINY = {
+    "split.source": 200, "split.pool": 100, "split.test": 100, "shots": 5, "base.epochs": 1, "epochs": 1,
+}  # fmt: skip
+#: a fortieth of the runs lies between two samples
+SAMPLES = 40
+FIGURES = ("memory MB", "open files", "of the database", "threads", "temporary files", "Python objects, thousands")
+
+#: what is run in a process of its own: as many runs as it is told, watched
+WATCHED = """
+import ctypes, gc, json, os, sys, tempfile
+from pathlib import Path
+import psutil
+import adaptkit
+
+how, count, every, settings = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+process, done, samples = psutil.Process(), 0, []
+
+def sample():
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    files = [file.path for file in process.open_files()]
+    samples.append([
+        done, process.memory_info().rss / 1e6, process.num_fds(), sum("mlflow.db" in name for name in files),
+        process.num_threads(), len(list(Path(tempfile.gettempdir()).rglob("*"))), len(gc.get_objects()) / 1000,
+    ])
+
+class Watch:
+    @adaptkit.hookimpl
+    def adaptkit_run_ended(self, run, result, model):
+        global done
+        if run.kind == "adaptation":
+            done += 1
+            if how == "sweep" and done % every == 0:
+                sample()
+
+if how == "run":
+    strategies = ("head", "lora")
+    for number in range(count):
+        adaptkit.run(strategies[number % 2], seed=[number // 2], settings=settings)
+        done = number + 1
+        if done % every == 0:
+            sample()
+else:
+    seeds = list(range(count // 2))
+    adaptkit.sweep(["head", "lora"], seed=seeds, settings=settings, plugins=[Watch()])
+print(json.dumps(samples))
+"""
+
+
+def soak(how: str, runs: int, samples: int = SAMPLES) -> list[list[float]]:
+    """Make so many runs in one process, by `run` or by `sweep`; return its samples, the runs made before each first."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "temporary").mkdir()
+        command = [sys.executable, "-c", WATCHED, how, str(runs), str(max(1, runs // samples)), json.dumps(TINY)]
+        _, printed = timed(command, Path(folder), _environment(folder))
+    found: list[list[float]] = json.loads(printed.splitlines()[-1])
+    return found
+
+
+def growth(samples: Sequence[Sequence[float]], figure: int) -> float:
+    """Return by how much a figure grows a run, after the first third of the runs."""
+    later = samples[len(samples) // 3 :]
+    return statistics.linear_regression([row[0] for row in later], [row[figure] for row in later]).slope
+
+
+def processes(count: int) -> dict[str, Any]:
+    """Make a run in each of so many processes, one after the other; return what is left of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "temporary").mkdir()
+        sets = [word for key, value in TINY.items() if key != "epochs" for word in ("--set", f"{key}={value}")]
+        seconds, peaks, left = [], [], []
+        for seed in range(count):
+            command = [
+                sys.executable,
+                "-m",
+                "adaptkit",
+                "run",
+                "-s",
+                "head",
+                "--epochs",
+                "1",
+                "--seed",
+                str(seed),
+                *sets,
+            ]
+            sample, _ = timed(command, Path(folder), _environment(folder))
+            seconds.append(sample["seconds"])
+            peaks.append(sample["peak_bytes"] / 1e6)
+            left.append([
+                len(list((Path(folder) / "temporary").rglob("*"))),
+                len([path for path in (Path(folder) / "cache").rglob("*") if path.is_file()]),
+            ])  # fmt: skip
+    return {"seconds": seconds, "peaks": peaks, "left": left}
+
+
+def _environment(folder: str) -> dict[str, str]:
+    return {"ADAPTKIT_CACHE": f"{folder}/cache", "TMPDIR": f"{folder}/temporary", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def main() -> None:
+    """Print the tables as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=300)
+    parser.add_argument("--only", choices=["run", "sweep", "processes"])
+    asked = parser.parse_args()
+    before = machine()
+    print(f"{described(before)}, load average {before['load']:.1f} before.\n")
+    ways = (("run", "`adaptkit.run` in a loop", asked.runs // 2), ("sweep", "one `adaptkit.sweep`", asked.runs))
+    for how, title, runs in ways:
+        if asked.only not in (None, how):
+            continue
+        start = time.monotonic()
+        samples = soak(how, runs)
+        seconds = time.monotonic() - start
+        chosen = [samples[0], samples[len(samples) // 3], samples[2 * len(samples) // 3], samples[-1]]
+        rows = [
+            [name, *(f"{row[place]:.1f}" for row in chosen), f"{growth(samples, place):+.4f}"]
+            for place, name in enumerate(FIGURES, start=1)
+        ]
+        heading = [f"{title}, {seconds:.0f} s", *(f"after {row[0]:.0f} runs" for row in chosen), "growth a run"]
+        print(f"{markdown(heading, rows)}\n", flush=True)
+    if asked.only in (None, "processes"):
+        found = processes(max(2, asked.runs // 20))
+        first, last = found["left"][0], found["left"][-1]
+        rows = [
+            ["seconds", f"{found['seconds'][0]:.1f}", f"{found['seconds'][-1]:.1f}"],
+            ["peak memory MB", f"{found['peaks'][0]:.0f}", f"{found['peaks'][-1]:.0f}"],
+            ["temporary files left", str(first[0]), str(last[0])],
+            ["files in the cache", str(first[1]), str(last[1])],
+        ]
+        print(markdown([f"{len(found['left'])} processes of a run each", "the first", "the last"], rows))
+
+
+if __name__ == "__main__":
+    main()
