@@ -23,6 +23,7 @@ from click.testing import Result
 from conftest import TINY, TINY_SETTINGS, Tracked
 from mlflow import MlflowClient
 from plain_model import Plain
+from reliability import note
 from test_trained import artifacts_of, copied, run_of
 
 import adaptkit
@@ -102,6 +103,7 @@ def test_a_run_comes_out_the_same_and_the_store_is_only_read(cli: Cli, own: str,
     assert epoch_lines(result) == [("lora rank=4 seed=0", "1"), ("lora rank=4 seed=0", "2")]
     assert snapshot(folder) == before
     assert not Path("mlflow.db").exists() and not Path("mlruns").exists()
+    note("reproduced")
 
 
 def test_the_base_is_made_anew_when_the_cache_is_gone(
@@ -120,6 +122,7 @@ def test_the_base_is_made_anew_when_the_cache_is_gone(
     assert json.loads(insisted.stdout)["verdict"] == "identical"
     assert [name for name, _ in epoch_lines(insisted)] == ["base small_cnn mnist5k"] * 2 + ["head seed=0"] * 2
     assert snapshot(own_folder / "cache" / "bases") == bases
+    note("reproduced", 3)
 
 
 def test_a_base_run_is_trained_again(cli: Cli, tracked: Tracked) -> None:

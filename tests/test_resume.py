@@ -16,6 +16,7 @@ from conftest import BITFIT, TINY_SETTINGS
 from mlflow import MlflowClient
 from photos import make_photos
 from plain_model import Plain
+from reliability import note
 from resumption import ids, recorded, require_as_undisturbed
 
 import adaptkit
@@ -230,6 +231,7 @@ def test_a_damaged_checkpoint_is_not_used_and_the_run_is_trained_again(
     why = "no epoch of it had ended" if damage == "gone" else "its checkpoint cannot be used ("
     assert result.stderr.startswith(f"head seed=0: trained again from its first epoch: {why}")
     require_as_undisturbed(recorded(uri, run_id), expected)
+    note("damaged-checkpoint")
 
 
 def test_it_may_be_killed_again_and_again(uri: str, stop: Stop) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -16,13 +15,12 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 from mlflow import MlflowClient
+from reliability import note
 from resumption import Recorded, ids, recorded, require_as_undisturbed
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="SIGKILL")]
 
 KILLS = 10
-#: tests see nothing of what adaptkit is told by the environment
-OUT = os.environ.get("ADAPTKIT_RELIABILITY_OUT")
 #: a process that does not end in so many seconds hangs
 PATIENCE = 300
 
@@ -112,16 +110,6 @@ WORST = [
     "adaptation: artifacts are written",
     "adaptation: the run is ended",
 ]
-
-
-def survived(fault: str, injected: int, count: int) -> None:
-    """Note, for whoever collects it, how many faults of a kind were injected and survived."""
-    print(f"{fault}: {injected} injected, {count} survived")
-    if folder := OUT:
-        name = "".join(letter if letter.isalnum() else "-" for letter in fault)
-        content = {"fault": fault, "injected": injected, "survived": count}
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / f"{name}.json").write_text(json.dumps(content) + "\n")
 
 
 @dataclass(frozen=True)
@@ -226,7 +214,8 @@ def test_a_run_killed_at_its_worst_moment_is_what_nobody_disturbed(
     made.finish(undisturbed.strategies)
     require_same(made.recorded(), undisturbed.records)
     require_group(made)
-    survived(f"SIGKILL while {how.replace(': ', ', ')}", 1, 1)
+    kind = next((kind for kind in ("checkpoint", "artifacts", "adapter is") if kind in how), how.partition(":")[0])
+    note(f"kill-{'artifacts' if kind == 'adapter is' else kind}")
 
 
 def test_a_run_killed_at_random_moments_is_what_nobody_disturbed(
@@ -251,7 +240,7 @@ def test_a_run_killed_at_random_moments_is_what_nobody_disturbed(
         require_same(made.recorded(), undisturbed.records)
         require_group(made)
         shutil.rmtree(made.folder)
-    survived("SIGKILL at random moments of a command", injected, injected)
+    note("kill-random", injected)
 
 
 def test_a_run_killed_again_and_again_while_it_is_resumed_is_what_nobody_disturbed(
@@ -272,7 +261,7 @@ def test_a_run_killed_again_and_again_while_it_is_resumed_is_what_nobody_disturb
     assert injected >= 1
     made.finish(undisturbed.strategies)
     require_same(made.recorded(), undisturbed.records)
-    survived("SIGKILL while a command is resumed", injected, injected)
+    note("kill-resume", injected)
 
 
 def require_group(made: Place) -> None:
