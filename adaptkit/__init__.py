@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from adaptkit.comparing import compare, draw
     from adaptkit.findings import Findings
     from adaptkit.outcome import Outcome
+    from adaptkit.reproducing import reproduce
+    from adaptkit.reproduction import Reproduction
+    from adaptkit.resuming import resume
     from adaptkit.sweep_outcome import SweepOutcome
     from adaptkit.sweeping import sweep
     from adaptkit.trained import load
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdaptkitError", "BadInput", "Findings", "Outcome", "RunFailed", "SweepOutcome", "TuneOutcome", "__version__",
-    "compare", "draw", "hookimpl", "load", "run", "sweep", "tune",
+    "AdaptkitError", "BadInput", "Findings", "Outcome", "Reproduction", "RunFailed", "SweepOutcome", "TuneOutcome",
+    "__version__", "compare", "draw", "hookimpl", "load", "reproduce", "resume", "run", "sweep", "tune",
 ]  # fmt: skip
 
 
@@ -37,12 +40,15 @@ def __getattr__(name: str) -> Any:
         "compare": "comparing",
         "draw": "comparing",
         "load": "trained",
+        "resume": "resuming",
         "sweep": "sweeping",
         "SweepOutcome": "sweep_outcome",
         "tune": "tuning",
         "TuneOutcome": "tune_outcome",
         "Outcome": "outcome",
         "Findings": "findings",
+        "reproduce": "reproducing",
+        "Reproduction": "reproduction",
     }
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.config import flatten, read_config
+from adaptkit.cache import features_allowed
+from adaptkit.concluding import close_group, files_of, judge_outcome, with_ids
+from adaptkit.config import flatten
+from adaptkit.config_files import read_config
 from adaptkit.errors import BadInput
 from adaptkit.experiment.execution import execute
 from adaptkit.experiment.hardware import find_device, shared_threads
+from adaptkit.experiment.keeping import Keeping
 from adaptkit.experiment.preparation import prepare
 from adaptkit.experiment.sharing import Seat
-from adaptkit.findings import Findings
 from adaptkit.loading import load_plugins
 from adaptkit.outcome import Outcome, Plan
 from adaptkit.plugins import Plugins
@@ -137,41 +140,47 @@ def run_request(
                 outcome = execute(experiment, plugins, seat, None, refresh_base, feature_cache, notice)
             findings = judge_outcome(outcome, collector)
             if report is not None:
-                _files_of(findings, report, report)
+                files_of(findings, report, report)
             finished = dataclasses.replace(outcome, comparison=findings)
             return processes.from_first(lambda: finished)
 
         from adaptkit.tracking.tracker import Tracker
 
         planned(experiment.plan)
-        for line in store.notices:
+        for line in (*store.notices, *_unsent(store)):
             notice(line)
-        tracker = Tracker(store)
         request = experiment.request  # with the device and the precision that were found
         several = len(request.arms) * len(request.settings.seed) > 1
         with (
+            Tracker(store) as tracker,
             plugins.watching(collector, "collector"),
             plugins.watching(tracker, "tracker"),
             tracker.grouped(request.group_name, request.shared_params()) if several else nullcontext(),
             shared_threads(seat.company().others, notice),
         ):
-            outcome = execute(experiment, plugins, seat, tracker, refresh_base, feature_cache, notice)
-            findings = judge_outcome(outcome, collector)
-            with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
-                files = _files_of(findings, report, Path(temporary))
-                tracker.end_group(findings, files)
-        recorded = dataclasses.replace(
-            outcome,
-            experiment=store.experiment_name,
-            tracking_uri=store.without_secrets(store.uri),
-            ui_command=store.ui_command,
-            ui_url=store.runs_url(),
-            notices=store.notices,
-            tracking_error=tracker.fault,
-            parent_run_id=tracker.parent_id,
-            comparison=findings,
-        )
+            # Several processes are one only as long as all of them live: their runs begin anew.
+            reuse = feature_cache and features_allowed()
+            keeping = Keeping(experiment, tracker, reuse, notice, report) if processes.count == 1 else None
+            with resumable(keeping, tracking_uri):
+                outcome = execute(experiment, plugins, seat, tracker, refresh_base, feature_cache, notice, keeping)
+                outcome = with_ids(outcome, tracker)
+                recorded = close_group(outcome, judge_outcome(outcome, collector), tracker, report)
         return processes.from_first(lambda: recorded)
+
+
+@contextmanager
+def resumable(keeping: Keeping | None, tracking_uri: str | None) -> Iterator[None]:
+    """Keep the run that groups this experiment's; tell whoever interrupts it, in the error's notes, how to go on."""
+    if keeping is None:
+        yield
+        return
+    try:
+        with keeping.group():
+            yield
+    except KeyboardInterrupt as error:
+        if (command := keeping.hint(tracking_uri)) is not None:
+            error.add_note(f"Go on with:  {command}")
+        raise
 
 
 def _opened(tracking_uri: str | None, request: Request) -> Store:
@@ -180,12 +189,11 @@ def _opened(tracking_uri: str | None, request: Request) -> Store:
     return open_store(tracking_uri, request.settings.experiment)
 
 
-def judge_outcome(outcome: Outcome, collector: Collector) -> Findings | None:
-    """Return what the runs of an experiment say of its strategies; None when none has finished."""
-    from adaptkit.reports.judgement import judge_runs
+def _unsent(store: Store) -> list[str]:
+    from adaptkit.tracking.journal import waiting_for
 
-    runs = collector.runs({f"{run.label} seed={run.seed}": run.run_id for run in outcome.runs})
-    return judge_runs(runs) if any(run.status == "finished" for run in runs) else None
+    count = waiting_for(store.shown)
+    return [f"{count} earlier run{'s are' if count > 1 else ' is'} not all in MLflow: `adaptkit sync`"] if count else []
 
 
 def check_folder(folder: Path) -> None:
@@ -196,16 +204,3 @@ def check_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise BadInput(f"cannot write a report to {folder}: {error.strerror or error}") from None
-
-
-def _files_of(findings: Findings | None, report: Path | None, temporary: Path) -> list[Path]:
-    """Return the files that belong to the run that groups the others: the report if one is wanted, else its JSON."""
-    if findings is None:
-        return []
-    if report is not None:
-        from adaptkit.reports.report import write_report
-
-        return write_report(report, findings)
-    path = temporary / "comparison.json"
-    path.write_text(f"{findings.to_json()}\n", encoding="utf-8")
-    return [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -9,6 +10,7 @@ import warnings
 from pathlib import Path
 
 from adaptkit.errors import BadInput
+from adaptkit.plain_files import expanded
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 #: how many bytes of bases are kept, and the variable that says otherwise
@@ -22,7 +24,7 @@ class CacheWarning(UserWarning):
 def cache_folder() -> Path:
     """Return `ADAPTKIT_CACHE` or this platform's cache folder for adaptkit; it need not exist yet."""
     if named := os.environ.get("ADAPTKIT_CACHE"):
-        return Path(named).expanduser().absolute()
+        return expanded(named).absolute()
     if sys.platform == "win32":
         parent = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":
@@ -48,7 +50,10 @@ def parse_size(option: str, text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B)?", text.upper())
     if found is None:
         raise BadInput(f"{option}: {text!r} is no size; write 500MB or 2GB")
-    return int(float(found[1]) * UNITS[found[2] or "B"])
+    size = float(found[1]) * UNITS[found[2] or "B"]
+    if math.isinf(size):
+        raise BadInput(f"{option}: must be a size that there is")
+    return int(size)
 
 
 def shown_size(count: int) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from adaptkit.errors import BadInput
 from adaptkit.severity import Severities
 
 DEFAULT_LR = 1e-3
@@ -17,6 +16,8 @@ DEFAULT_EXPERIMENT = "adaptkit"
 DEFAULT_SHIFT = "rotate=45,noise=0.3"
 #: images of each class that a part may have in any case, where nobody said how many it may have at most
 EACH = 10
+#: more seeds than anybody waits for
+MOST_SEEDS = 10_000
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -32,15 +33,22 @@ def parse_seeds(value: object) -> object:
     seeds: list[int] = []
     for part in value.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not _is_whole(first) or (dash and not _is_whole(last)):
             raise ValueError(f"must be a seed, a range or a list such as 3, 0-4 or 0,2,5, not {value!r}")
         low, high = int(first), int(last or first)
         if low > high:
             raise ValueError(f"the range {part.strip()} runs backwards; write {high}-{low}")
-        if high - low >= 10_000:
-            raise ValueError(f"the range {part.strip()} holds more than 10000 seeds")
+        if high - low >= MOST_SEEDS:
+            raise ValueError(f"the range {part.strip()} holds more than {MOST_SEEDS} seeds")
         seeds.extend(range(low, high + 1))
+        if len(seeds) > MOST_SEEDS:
+            raise ValueError(f"must be at most {MOST_SEEDS} seeds")
     return seeds
+
+
+def _is_whole(text: str) -> bool:
+    # isdigit() alone takes signs for digits that int() does not, such as those of powers.
+    return text.isascii() and text.isdigit() and len(text) <= 20
 
 
 def _names(value: object) -> object:
@@ -52,9 +60,9 @@ def _optional(value: object) -> object:
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    repeated = sorted({value for value in values if values.count(value) > 1})
+    repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
-        raise ValueError(f"{repeated[0]} is named twice")
+        raise ValueError(f"{min(repeated)} is named twice")
     return values
 
 
@@ -202,26 +210,6 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(group, {})
         inner[last] = value
     return nested
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings in a YAML file under dotted keys; raise BadInput when it cannot be read as such."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise BadInput(f"config file {path}: {reason}") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise BadInput(f"config file {path}: not valid YAML{place}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise BadInput(f"config file {path}: must hold `key: value` lines")
-    return dict(flatten(content))
 
 
 def describe_error(error: Mapping[str, Any]) -> str:

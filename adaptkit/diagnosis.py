@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from adaptkit.cache import cache_folder
 from adaptkit.errors import AdaptkitError
 from adaptkit.loading import load_plugins
 from adaptkit.tracking.address import Address, resolve
+from adaptkit.tracking.journal import left_journals
 from adaptkit.tracking.server import clock_skew
 from adaptkit.tracking.sqlite import check_writable
 from adaptkit.tracking.stale import StaleRun, end_stale, unfinished
@@ -44,14 +47,21 @@ class Finding:
 
 
 def diagnose(
-    tracking_uri: str | None = None, plugins: Sequence[str | Path] = (), end_stale_runs: bool = False
+    tracking_uri: str | None = None,
+    plugins: Sequence[str | Path] = (),
+    end_stale_runs: bool = False,
+    older_than: float | None = None,
 ) -> Iterator[Finding]:
-    """Yield what is found, thing by thing; with `end_stale_runs`, runs whose process is gone are ended as killed."""
+    """Yield what is found, thing by thing; with `end_stale_runs`, runs whose process is gone are ended as killed.
+
+    So are, then, silent runs of other machines that were last heard of more than `older_than` seconds ago, if given.
+    """
     yield from _versions()
     yield from _device()
     yield from _cache()
     yield from _plugins(plugins)
-    yield from _store(tracking_uri, end_stale_runs)
+    yield from _store(tracking_uri, end_stale_runs, older_than)
+    yield from _unsent()
 
 
 def _versions() -> Iterator[Finding]:
@@ -112,6 +122,20 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", "ok", f"{folder}; {free / 1e9:.1f} GB are left on its disk")
 
 
+def _unsent() -> Iterator[Finding]:
+    try:
+        waiting = sorted({f"{journal.name} for {journal.store}" for journal in left_journals()})
+    except OSError as error:
+        reason = f"cannot read {error.filename}: {error.strerror}"
+        yield Finding("journals", "wrong", reason, "set ADAPTKIT_STATE to another folder")
+        return
+    if waiting:
+        named = ", ".join(waiting[:NAMED]) + (f" and {len(waiting) - NAMED} more" if len(waiting) > NAMED else "")
+        yield Finding("journals", "wrong", f"not all of these runs is in MLflow: {named}", "adaptkit sync")
+    else:
+        yield Finding("journals", "ok", "nothing is left to send")
+
+
 def _plugins(files: Sequence[str | Path]) -> Iterator[Finding]:
     try:
         loaded = load_plugins(files)
@@ -125,7 +149,7 @@ def _plugins(files: Sequence[str | Path]) -> Iterator[Finding]:
         yield Finding("plugins", state, f"{fault.origin}: {fault.message}", fault.source.hint or None)
 
 
-def _store(uri: str | None, end_stale_runs: bool) -> Iterator[Finding]:
+def _store(uri: str | None, end_stale_runs: bool, older_than: float | None) -> Iterator[Finding]:
     try:
         address = resolve(uri)
         if address.path is not None:
@@ -149,7 +173,8 @@ def _store(uri: str | None, end_stale_runs: bool) -> Iterator[Finding]:
     state = "can be read and written" if address.path else "answers"
     yield Finding("store", "ok", f"{address.shown} {state}; {count}")
     yield from _clock(address)
-    yield from _runs(client, [experiment.experiment_id for experiment in experiments], end_stale_runs)
+    yield from _runs(client, [experiment.experiment_id for experiment in experiments], end_stale_runs, older_than)
+    yield from _resumable(client)
 
 
 def _clock(address: Address) -> Iterator[Finding]:
@@ -164,11 +189,14 @@ def _clock(address: Address) -> Iterator[Finding]:
         yield Finding("clock", "ok", text)
 
 
-def _runs(client: MlflowClient, experiments: Sequence[str], end_them: bool) -> Iterator[Finding]:
+def _runs(
+    client: MlflowClient, experiments: Sequence[str], end_them: bool, older_than: float | None
+) -> Iterator[Finding]:
     found = unfinished(client, experiments)
     by_state: dict[bool | None, list[StaleRun]] = {True: [], False: [], None: []}
+    silent: list[StaleRun] = []
     for run in found:
-        by_state[run.lives].append(run)
+        (silent if run.silent else by_state[run.lives]).append(run)
     if not found:
         yield Finding("runs", "ok", "none is unfinished")
     if by_state[True]:
@@ -176,6 +204,8 @@ def _runs(client: MlflowClient, experiments: Sequence[str], end_them: bool) -> I
     if by_state[None]:
         mend = "run `adaptkit doctor` on the machines on which they were started"
         yield Finding("runs", "note", _named(by_state[None], "on record as running elsewhere"), mend)
+    if silent:
+        yield from _silent(client, silent, older_than if end_them else None)
     if by_state[False] and end_them:
         end_stale(client, by_state[False])
         yield Finding("runs", "note", _named(by_state[False], "ended as killed, since its process was gone"))
@@ -184,7 +214,37 @@ def _runs(client: MlflowClient, experiments: Sequence[str], end_them: bool) -> I
         yield Finding("runs", "wrong", text, "adaptkit doctor --end-stale-runs")
 
 
+def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | None) -> Iterator[Finding]:
+    """Tell of runs of other machines of which nothing was heard for long; end them where that was asked for."""
+    latest = -math.inf if older_than is None else time.time() - older_than
+    ended = [run for run in runs if (run.last_sign or 0) <= latest]
+    if ended:
+        end_stale(client, ended)
+        yield Finding("runs", "note", _named(ended, "ended as killed, since nothing was heard of it"))
+    if left := [run for run in runs if run not in ended]:
+        mend = "adaptkit doctor --end-stale-runs --older-than TIME ends them, if they are dead"
+        yield Finding("runs", "note", _named(left, "on record as running elsewhere, but silent"), mend)
+
+
+def _resumable(client: MlflowClient) -> Iterator[Finding]:
+    from adaptkit.resumable import stopped
+
+    found = stopped(client)
+    if not found:
+        return
+    names = [f"{name} ({run_id})" for run_id, name in found[:NAMED]]
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    count = "1 run that stopped" if len(found) == 1 else f"{len(found)} runs that stopped"
+    yield Finding("resume", "note", f"{count} can go on here: {', '.join(names)}{more}", "adaptkit resume --all")
+
+
 def _named(runs: Sequence[StaleRun], what: str) -> str:
-    shown = [f"{run.name} ({run.run_id}, {run.place})" for run in runs[:NAMED]]
+    shown = [f"{run.name} ({run.run_id}, {run.place}{_last_sign(run)})" for run in runs[:NAMED]]
     more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
     return f"{what}: {', '.join(shown)}{more}"
+
+
+def _last_sign(run: StaleRun) -> str:
+    if not run.silent or run.last_sign is None:
+        return ""
+    return f", last heard of {time.strftime('%Y-%m-%d %H:%M', time.localtime(run.last_sign))}"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+
+from adaptkit.redaction import without_secrets
 
 
 class AdaptkitError(Exception):
@@ -59,13 +62,20 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says in its first line, or what a database's driver says in it."""
+    text = str(error).strip()
+    driver = re.search(r"\((?:\w+\.)+\w*Error\) ([^\n]+)", text)
+    return driver[1] if driver else text.split("\n")[0] or type(error).__name__
+
+
 def located(error: BaseException) -> str:
     """Return an error as one line, with the place in the plugin that it came from, or the last one there is."""
     frames = traceback.extract_tb(error.__traceback__)
     inner = tuple(filter(None, map(_code_of, ("adaptkit", "torch"))))
     others = [frame for frame in frames if not frame.filename.startswith(inner)]
     place = next((f" ({frame.filename}:{frame.lineno})" for frame in reversed(others or frames)), "")
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+    return f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))}{place}"
 
 
 def comes_from(error: BaseException, cls: type) -> bool:

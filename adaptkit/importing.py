@@ -18,7 +18,7 @@ from adaptkit import __version__
 from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, fit_adapter, load_adapter, save_adapter
 from adaptkit.adapters.peft_files import adapter_of
 from adaptkit.adapters.weights import sha256_of
-from adaptkit.config import read_config
+from adaptkit.config_files import read_config
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.experiment.card import changed_layers
 from adaptkit.instances import make_checked

@@ -17,6 +17,7 @@ import pluggy
 from adaptkit import __version__, hookspecs
 from adaptkit.errors import AdaptkitError, BadInput, suggestion
 from adaptkit.offers import COLLECTIONS, TITLES, Offer, make_offer
+from adaptkit.plain_files import expanded
 from adaptkit.plugins import Fault, Plugins, Source
 
 ENTRY_POINT_GROUP = "adaptkit"
@@ -81,7 +82,7 @@ def load_plugins(files: Iterable[str | Path] = (), objects: Iterable[object] = (
         for point in sorted(points, key=lambda point: point.name):
             load(_source_of(point, {source.origin for source in sources}), point.load)
     named = [part for part in os.environ.get("ADAPTKIT_PLUGINS", "").split(os.pathsep) if part]
-    for path in dict.fromkeys(Path(file).expanduser().absolute() for file in (*named, *files)):
+    for path in dict.fromkeys(expanded(file).absolute() for file in (*named, *files)):
         load(Source(str(path), "file", str(path)), lambda path=path: _import_file(path))  # type: ignore[misc]
     for thing in objects:
         source = Source(getattr(thing, "__name__", repr(thing)), "object")

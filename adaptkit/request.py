@@ -146,6 +146,16 @@ class Request:
         text: str = yaml.safe_dump(self.config(params), sort_keys=True, allow_unicode=True)
         return f"# {' '.join(command)}\n{text}"
 
+    def command_text(self) -> str:
+        """Return a config file that repeats all runs: every strategy, with its options and learning rate, and seed."""
+        settings = self._flat() | {"shift": self.shift_text, "strategy": [arm.strategy for arm in self.arms]}
+        settings["seed"] = list(self.settings.seed)
+        for arm in self.arms:
+            own = dict(arm.options) if "lr" in arm.options else {"lr": arm.lr, **arm.options}
+            settings |= {f"{arm.strategy}.{key}": value for key, value in own.items()}
+        text: str = yaml.safe_dump(self.config(settings), sort_keys=True, allow_unicode=True)
+        return text
+
     def backbone_facts(self, channels: int, size: int) -> dict[str, Any]:
         """Return what the backbone says of itself for such images, under params' names."""
         described = getattr(self.backbone, "described", None)

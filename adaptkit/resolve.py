@@ -120,7 +120,9 @@ def _merge(
         where = f"{layer.label}: " if layer.label else ""
         for key, value in layer.values.items():
             prefix, _, rest = key.partition(".")
-            if key == "shift":
+            if not _is_text(value):
+                problems.append(f"{where}{key}: {value!r} is not text in UTF-8")
+            elif key == "shift":
                 try:
                     amounts, changed = parse_amounts("none" if value is None else str(value)), {}
                 except BadInput as error:
@@ -142,6 +144,16 @@ def _merge(
             amounts = parse_amounts(DEFAULT_SHIFT) if values.get("target") in (None, "", "none") else {}
         amounts |= changed
     return values, amounts, options, backbone
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether a value can be encoded: bytes of the command line that are no UTF-8 cannot."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_text, value))
+    try:
+        return value.encode() is not None if isinstance(value, str) else True
+    except UnicodeEncodeError:
+        return False
 
 
 def _nearest_key(key: str, known: Mapping[str, str], prefixes: set[str]) -> str:

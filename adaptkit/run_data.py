@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaptkit.config import read_config
+from adaptkit.config_files import read_config
 from adaptkit.data.domains import Domains
 from adaptkit.errors import BadInput
 from adaptkit.experiment.preparation import load_data
@@ -37,8 +38,12 @@ class CheckedImages:
     notices: tuple[str, ...] = ()
 
 
-def run_data(found: StoredRun, plugins: Plugins) -> tuple[Request, Domains]:
-    """Return the run's request and its data; raise BadInput when they cannot be had here."""
+@contextmanager
+def rebuilt_request(found: StoredRun, plugins: Plugins, changed: Mapping[str, Any] | None = None) -> Iterator[Request]:
+    """Lend the request of a run as its config has it, but for what is `changed`; raise BadInput.
+
+    A split that was read from a file is the one that the run kept, whose copy exists as long.
+    """
     with ExitStack() as stack:
         config = read_config(stack.enter_context(found.file("config.yaml")))
         if config.get("split.file") not in (None, "", "none") and found.has("split.json"):
@@ -50,7 +55,12 @@ def run_data(found: StoredRun, plugins: Plugins) -> tuple[Request, Domains]:
             config["shift"] = "none"
             if config.get("dataset") in (None, "none"):
                 raise BadInput(f"{found.title} is a base without a source, and has no test images of its own")
-        request = resolve([Layer(config, "config.yaml")], plugins)
+        yield resolve([Layer(config | dict(changed or {}), "config.yaml")], plugins)
+
+
+def run_data(found: StoredRun, plugins: Plugins) -> tuple[Request, Domains]:
+    """Return the run's request and its data; raise BadInput when they cannot be had here."""
+    with rebuilt_request(found, plugins) as request:
         return request, load_data(request)
 
 

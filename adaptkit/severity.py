@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -95,8 +96,8 @@ def parse_severities(value: object) -> object:
 def sorted_severities(values: Sequence[float]) -> tuple[float, ...]:
     """Return distinct severities in order, to the six digits that name them in metrics."""
     names = [written(value) for value in values]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{repeated[0]} is named twice")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{min(repeated)} is named twice")
     return tuple(sorted(map(float, names)))
 
 

@@ -52,6 +52,8 @@ def interruptible() -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:  # Ray raises a plain one
         if (cause := origin(error)) is not error:
+            for note in getattr(error, "__notes__", ()):
+                cause.add_note(note)
             raise cause from error
         raise
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +121,8 @@ class Runs:
 
     reader: Reader
 
-    def find(self, run_id: str) -> StoredRun:
-        """Return a finished run that has a model; raise BadInput, with what else can be done, for any other."""
+    def find(self, run_id: str, kinds: Collection[str] = KINDS) -> StoredRun:
+        """Return a finished run of one of these kinds; raise BadInput, with what else can be done, for any other."""
         record = self.get(run_id)
         if record is None:
             raise BadInput(f"there is no run {run_id!r} in {self.reader.address.shown}")
@@ -133,7 +133,7 @@ class Runs:
             inner = [f"{run.info.run_id} ({run.info.run_name})" for run in self.reader.find([run_id], None, None)]
             hint = f"; name one of its runs: {', '.join(inner[:8])}" if inner else ""
             raise BadInput(f"{found.title} groups others and has no model{hint}{' ...' if inner[8:] else ''}")
-        if found.kind not in KINDS:
+        if found.kind not in kinds:
             made = f"is of kind {found.kind}" if found.kind else "is not a run of adaptkit's"
             raise BadInput(f"{found.title} {made}: it has no model that adaptkit could rebuild")
         status = record.info.status

@@ -8,9 +8,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import atexit
 import importlib.metadata
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,10 @@ from click.testing import CliRunner, Result
 from filelock import FileLock
 
 from adaptkit.cli import main
+
+# What fixtures of the whole session leave unsent or half done: nothing of it goes to the developer's own folder.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="adaptkit-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 BITFIT = Path(__file__).parents[1] / "plugins" / "bitfit" / "adaptkit_bitfit.py"
 
@@ -64,6 +70,7 @@ def own_folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in KEPT]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_cache(shared)))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
     # Tests load BitFit from its file; installed as well, its name would be offered twice.
     installed = importlib.metadata.entry_points

@@ -14,6 +14,7 @@ import pytest
 from click.testing import Result
 from conftest import TINY
 from photos import make_photos
+from reliability import note
 
 Cli = Callable[..., Result]
 RUN = ("run", "-s", "head", *TINY, "--no-track", "-q", "--json")
@@ -60,6 +61,7 @@ def test_a_damaged_base_is_told_and_trained_anew(name: str, cli: Cli, cache: Pat
             assert cli("cache", "verify").exit_code == 0
         else:
             (folder / name).write_bytes(whole)
+        note("damaged-base")
 
 
 def test_damaged_features_are_told_and_computed_anew(cli: Cli, cache: Path) -> None:
@@ -74,6 +76,7 @@ def test_damaged_features_are_told_and_computed_anew(cli: Cli, cache: Path) -> N
             verified = cli("cache", "verify", "features")
             line = f"{path}: its content does not have its checksum"
             assert (verified.exit_code, verified.stdout.splitlines()[0]) == (1, line)
+            note("damaged-features")
         again = cli(*RUN)
         assert again.exit_code == 0 and numbers(again) == right
         assert again.stderr in ("", f"Warning: {path} is damaged: it is computed anew\n"), number
@@ -98,6 +101,7 @@ def test_a_damaged_record_of_pictures_is_told_and_they_are_looked_at_anew(
         verified = cli("cache", "verify", "pictures")
         line = f"{record}: its content does not have its checksum"
         assert (verified.exit_code, verified.stdout.splitlines()[0]) == (1, line), content
+        note("damaged-pictures")
     again = cli(*run)
     assert f"Warning: {record} is damaged: it is computed anew" in again.stderr.splitlines()
     assert numbers(again) == numbers(first) and record.read_bytes() == whole
@@ -130,6 +134,7 @@ def test_a_damaged_adapter_is_refused(name: str, cli: Cli, tracked: tuple[str, P
         (line, *_) = refused(cli(*export))
         assert name in line or "damaged" in line or "altered" in line, line
         assert not (own_folder / "made").exists()
+        note("damaged-adapter")
     path.write_bytes(whole)
     assert cli(*export).exit_code == 0
 
@@ -144,6 +149,7 @@ def test_a_damaged_split_is_refused_and_an_edited_one_can_be_accepted(cli: Cli, 
         path.write_bytes(content)
         for line in refused(cli(*again)):
             assert line.startswith(f"Error: split.file {path}: "), line
+        note("damaged-split")
     said: dict[str, Any] = json.loads(whole)
     said["parts"]["pool"]["images"].pop()
     path.write_text(json.dumps(said))
@@ -247,3 +253,4 @@ def test_nobody_ever_reads_half_a_file(cache: Path) -> None:
     assert min(sound) > 5
     left = {path.suffix for path in (cache / "features").iterdir()}
     assert left <= {".safetensors"} and not list((cache / "bases").glob("*/.*"))
+    note("cache-races", sum(sound))

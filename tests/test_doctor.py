@@ -182,3 +182,50 @@ def test_a_server_is_asked_for_its_time_and_its_runs(store: Path, own_folder: Pa
         assert found["clock"][0]["state"] == "ok"
         assert findings(cli, "--tracking-uri", page.address, "--end-stale-runs")[0] == 0
         assert findings(cli, "--tracking-uri", page.address)[1]["runs"][0]["text"] == "none is unfinished"
+
+
+def test_a_run_of_another_machine_that_gives_no_sign_is_named_and_ended_only_when_asked(store: Path, cli: Cli) -> None:
+    elsewhere = {"adaptkit.host": "elsewhere", "adaptkit.pid": "1"}
+    client, now = MlflowClient(f"sqlite:///{store}"), int(time.time() * 1000)
+
+    def heard_of(name: str, minutes: float, seconds: float) -> str:
+        """Put a run on record whose latest epoch was logged so long ago, and took so long."""
+        run_id = running(store, name, **elsewhere)
+        for number, before in ((1, minutes + 60), (2, minutes)):
+            at = now - int(before * 60_000)
+            client.log_metric(run_id, "time/epoch_seconds", seconds, timestamp=at, step=number)
+        return run_id
+
+    client.create_experiment("adaptkit")
+    experiment = client.get_experiment_by_name("adaptkit")
+    assert experiment is not None
+    tags = {"adaptkit.kind": "adaptation", **elsewhere}
+    begun = client.create_run(experiment.experiment_id, now - 7_200_000, tags, "never trained").info.run_id
+    # The store takes a run's start for a sign, too.
+    recent, slow = heard_of("recent", 5, 10), heard_of("slow", 40, 600)
+    with closing(sqlite3.connect(store)) as database:
+        database.execute("UPDATE runs SET start_time = ? WHERE name != 'never trained'", (now - 86_400_000,))
+        database.commit()
+    silent = heard_of("silent", 30, 10)
+    with closing(sqlite3.connect(store)) as database:
+        database.execute("UPDATE runs SET start_time = ? WHERE name = 'silent'", (now - 86_400_000,))
+        database.commit()
+    code, found = findings(cli)
+    assert code == 0
+    texts = {one["text"].partition(":")[0]: one for one in found["runs"]}
+    assert set(texts) == {"on record as running elsewhere", "on record as running elsewhere, but silent"}
+    named = texts["on record as running elsewhere, but silent"]
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(now / 1000 - 1800))
+    assert f"silent ({silent}, process 1 on elsewhere, last heard of {when})" in named["text"]
+    assert begun in named["text"] and recent not in named["text"] and slow not in named["text"]
+    assert named["mend"] == "adaptkit doctor --end-stale-runs --older-than TIME ends them, if they are dead"
+    # Without the age, nothing of another machine is ended.
+    assert findings(cli, "--end-stale-runs")[0] == 0
+    assert findings(cli, "--end-stale-runs", "--older-than", "1h")[0] == 0
+    statuses = {run_id: client.get_run(run_id).info.status for run_id in (begun, silent, recent, slow)}
+    assert statuses == {begun: "KILLED", silent: "RUNNING", recent: "RUNNING", slow: "RUNNING"}
+    assert client.get_run(begun).data.tags["adaptkit.error"] == "nothing was heard of it for long"
+    refused = cli("doctor", "--older-than", "1h")
+    assert (refused.exit_code, refused.stderr) == (
+        2, "Error: --older-than: says which runs --end-stale-runs ends; give both\n"
+    )  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from click.testing import Result
 from conftest import TINY
 from mlflow import MlflowClient
+from reliability import note
 
 from adaptkit.training.shortage import lacks_memory
 
@@ -77,6 +78,7 @@ def test_a_trial_without_memory_is_a_failed_row_with_a_hint(
     told = {run.data.tags.get("adaptkit.error") for run in runs.values() if run.info.status == "FAILED"}
     assert HINT in told
     assert [run.info.status for run in runs.values()].count("FAILED") == 3
+    note("memory", 2)
 
 
 def test_a_run_without_memory_fails_and_the_next_goes_on(cli: Callable[..., Result], greedy: tuple[str, ...]) -> None:

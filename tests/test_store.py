@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reliability import note
 
 from adaptkit.errors import BadInput
 from adaptkit.tracking import schema, server, sqlite
@@ -338,6 +339,7 @@ def test_a_path_below_a_file(own_folder: Path) -> None:
     for path in ("file/mlflow.db", "file/folder/mlflow.db"):
         line = f"cannot write the tracking store to {(own_folder / path).parent}: Not a directory"
         assert refusal(f"sqlite:///{path}") == line
+    note("no-writing", 2)
 
 
 def test_a_folder_in_place_of_the_file(own_folder: Path) -> None:
@@ -365,11 +367,13 @@ def test_a_folder_that_cannot_be_written(store: Path, own_folder: Path) -> None:
         line = refusal()
         assert time.monotonic() - started < 1
     assert line == f"cannot write the tracking store to {own_folder}: Operation not permitted"
+    note("no-writing")
 
 
 def test_a_database_that_cannot_be_written(store: Path) -> None:
     with immutable(store):
         assert refusal() == f"the tracking store {store} is not writable"
+    note("no-writing")
 
 
 def test_a_locked_database(store: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from conftest import TINY
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from reliability import note
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +169,7 @@ def test_killed_ten_times_every_trial_is_there_once(store: Path, undisturbed: di
     assert (len(finished), len(set(finished))) == (12, 12)
     assert {run.info.status for run in tracked()} <= {"FINISHED", "KILLED"}
     assert killed >= 5
+    note("kill-sweep", killed)
 
 
 def test_workers_die_with_their_sweep(store: Path) -> None:
@@ -194,6 +196,7 @@ def test_a_worker_that_dies_takes_one_trial_with_it(store: Path, own_folder: Pat
     again = {trial["label"]: trial for trial in finish(*command)["trials"]}["deadly value=1"]
     assert (again["status"], again["error"], again["run_id"]) == ("failed", reason, dead[0].info.run_id)
     assert len(tracked()) == 4
+    note("worker-killed")
 
 
 def test_the_same_sweep_is_not_run_twice_at_once(store: Path) -> None:

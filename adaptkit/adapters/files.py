@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adaptkit.adapters.weights import pack, unpack, write_bytes
 from adaptkit.errors import BadInput
+from adaptkit.plain_files import read_file
 
 WEIGHTS, CARD = "adapter.safetensors", "adapter.json"
 
@@ -68,7 +69,7 @@ def card_digest(card: Mapping[str, Any]) -> str:
 def read_card(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
     """Return what a card, a JSON file, says; raise BadInput unless it says these keys with values of these types."""
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = json.loads(read_file(path))
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError):
@@ -87,7 +88,7 @@ def read_card(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file; raise BadInput when it is damaged, or has another sha256."""
     try:
-        content = path.read_bytes()
+        content = read_file(path, None)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
     if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:

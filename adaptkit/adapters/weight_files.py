@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,14 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
     """
     try:
         content = _content(path)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch's reader raises whatever it trips over, IndexError and struct.error among it
         reason = "it is damaged, or not a file of weights"
         if "safe_globals" in str(error):  # torch names what it would have to execute
             reason = "it holds more than tensors; save the model's state_dict() alone"
         elif isinstance(error, OSError):
             reason = error.strerror or str(error)
+        elif isinstance(error, MemoryError):
+            reason = "it asks for more memory than there is"
         raise BadInput(f"weights: {path} cannot be read: {reason}") from None
     if isinstance(content, dict):
         content = next((content[key] for key in NESTED if isinstance(content.get(key), dict)), content)

@@ -19,6 +19,7 @@ from adaptkit.adapters.weight_files import SUFFIXES, few, file_digest, read_weig
 from adaptkit.backbones.heads import find_head
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.network import ANSWER_WITHIN, answering, bounded_waits
+from adaptkit.plain_files import expanded
 
 #: classifiers that only training uses
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
@@ -37,7 +38,7 @@ def check_source(source: str) -> None:
     """Raise BadInput, with the nearest name, for a file that is not there or has another ending."""
     if source in ("default", "none"):
         return
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.suffix not in SUFFIXES and not path.is_file():
         raise BadInput(f"weights: must be default, none or a file ({', '.join(SUFFIXES)}), not {source!r}")
     if not path.is_file():
@@ -57,7 +58,7 @@ def weights_file(name: str, source: str) -> Path | None:
         return None
     if source != "default":
         check_source(source)
-        return Path(source).expanduser()
+        return expanded(source)
     published = torchvision.models.get_model_weights(name).DEFAULT
     path = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(published.url).path).name).absolute()
     title = f"weights: {published.name} of torchvision:{name}"

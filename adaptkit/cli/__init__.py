@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import click
 
 from adaptkit.errors import AdaptkitError, FailedAlone, Interrupted, suggestion
+from adaptkit.printing import printable
+from adaptkit.redaction import without_secrets
 from adaptkit.training.torchrun import leave_after_first, place
 
 #: command -> where it is defined and what it does, so that `--help` imports no command
@@ -19,8 +23,13 @@ COMMANDS = {
     "run": ("adaptkit.cli.run:run", "Adapt a base with strategies and track each run."),
     "sweep": ("adaptkit.cli.sweep:sweep", "Run many settings of strategies, and compare them."),
     "tune": ("adaptkit.cli.tune:tune", "Choose learning rates and options with an equal budget, and compare."),
+    "resume": ("adaptkit.cli.resume:resume", "Go on with runs that were killed, in their own records."),
     "ui": ("adaptkit.cli.ui:ui", "Open MLflow's page on the runs."),
     "compare": ("adaptkit.cli.compare:compare", "Say from tracked runs which strategy is better, and how sure."),
+    "reproduce": (
+        "adaptkit.cli.reproduce:reproduce",
+        "Run a run again from its record, and say whether it is the same.",
+    ),
     "predict": ("adaptkit.cli.predict:predict", "Name what is on pictures with a run's model."),
     "export": ("adaptkit.cli.export:export", "Write a run's model in a format that others read."),
     "import-peft": ("adaptkit.cli.import_peft:import_peft", "Put a PEFT adapter into the store as a run."),
@@ -29,6 +38,7 @@ COMMANDS = {
     "backbones": ("adaptkit.cli.listing:backbones", "List backbones."),
     "shifts": ("adaptkit.cli.listing:shifts", "List shifts."),
     "doctor": ("adaptkit.cli.doctor:doctor", "Say what is wrong here, and how to mend it."),
+    "sync": ("adaptkit.cli.sync:sync", "Send to MLflow what it could not be told while it was away."),
     "cache": ("adaptkit.cli.cache:cache", "Show what the cache holds, find what is damaged, make room."),
     "plugins": ("adaptkit.cli.plugins:plugins", "List plugins and what is wrong with them."),
 }
@@ -65,6 +75,7 @@ class LazyGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **options: Any) -> Any:
         """Run the command line and exit: 0 done, 1 a run failed, 2 bad input, 128 + n ended by signal n."""
         options["standalone_mode"] = False
+        sys.excepthook = _show_traceback
         arguments = list(sys.argv[1:] if args is None else args)
         with warnings.catch_warnings():
             warnings.filterwarnings("always", module="adaptkit")
@@ -83,16 +94,17 @@ class LazyGroup(click.Group):
                 if not isinstance(cause, KeyboardInterrupt | None):
                     raise cause from None  # Click takes any EOFError for an interrupt
                 if place().rank == 0:
-                    click.echo("Interrupted.", err=True)
+                    for line in ("Interrupted.", *getattr(cause, "__notes__", ())):
+                        click.echo(line, err=True)
                 code = 128 + (cause.signal_number if isinstance(cause, Interrupted) else signal.SIGINT)
         sys.exit(code if isinstance(code, int) else 0)
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "--version", package_name="adaptkit-vision", prog_name="adaptkit")
-@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.option("--traceback", "_", is_flag=True, help="Show where an error comes from.")
 @click.pass_context
-def main(context: click.Context, traceback: bool) -> None:
+def main(context: click.Context, _: bool) -> None:
     """Decide how to fine-tune a vision model on little, shifted data.
 
     \b
@@ -111,9 +123,14 @@ def _print_problems(error: AdaptkitError | click.ClickException) -> None:
     if place().local_rank > 0 and not isinstance(error, FailedAlone):  # the first process of this machine says it
         return
     for problem in problems:
-        click.echo(f"Error: {' '.join(problem.split())}", err=True)
+        click.echo(f"Error: {printable(without_secrets(' '.join(problem.split())))}", err=True)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
     if place().rank == 0:
-        click.echo(f"Warning: {message}", err=True)
+        click.echo(f"Warning: {printable(without_secrets(str(message)))}", err=True)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    """Print a traceback as Python does, but for secrets: an error may quote the command line."""
+    click.echo(printable(without_secrets("".join(traceback.format_exception(kind, error, place)))), err=True, nl=False)

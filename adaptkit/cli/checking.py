@@ -16,6 +16,7 @@ from adaptkit.cli.terminal import output
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.loading import load_plugins
 from adaptkit.offers import Offer
+from adaptkit.plain_files import expanded
 from adaptkit.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def check_plugin(what: str, options: Sequence[str], data_dir: Path, files: Seque
     given = split_pairs("-o", options, problems)
     if problems:
         raise BadInput(*problems)
-    offers = _offers(plugins, str(Path(what).expanduser().absolute()) if is_file else what)
+    offers = _offers(plugins, str(expanded(what).absolute()) if is_file else what)
     if given and len(offers) > 1:
         raise BadInput(f"-o: {what} offers {len(offers)} things; name one of {', '.join(o.name for o in offers)}")
 

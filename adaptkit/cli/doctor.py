@@ -8,7 +8,10 @@ import sys
 
 import click
 
+from adaptkit.cli.durations import parse_duration
 from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.errors import BadInput
+from adaptkit.printing import printable
 
 
 @click.command()
@@ -16,11 +19,19 @@ from adaptkit.cli.options import json_option, plugin_option
     "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
 )
 @click.option("--end-stale-runs", is_flag=True, help="End runs whose process is gone, as killed.")
+@click.option(
+    "--older-than", metavar="TIME", help="With --end-stale-runs: silent ones of other machines, too, after 2h or 1d."
+)
 @plugin_option
 @json_option
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 def doctor(
-    tracking_uri: str | None, end_stale_runs: bool, plugin: tuple[str, ...], as_json: bool, traceback: bool
+    tracking_uri: str | None,
+    end_stale_runs: bool,
+    older_than: str | None,
+    plugin: tuple[str, ...],
+    as_json: bool,
+    traceback: bool,
 ) -> None:
     """Look at versions, device, cache, plugins, store and unfinished runs; exits with 1 if anything is wrong.
 
@@ -31,13 +42,17 @@ def doctor(
     """
     from adaptkit.diagnosis import diagnose
 
+    seconds = None if older_than is None else parse_duration("--older-than", older_than)
+    if seconds is not None and not end_stale_runs:
+        raise BadInput("--older-than: says which runs --end-stale-runs ends; give both")
     found = []
-    for finding in diagnose(tracking_uri, plugin, end_stale_runs):
+    for finding in diagnose(tracking_uri, plugin, end_stale_runs, seconds):
         found.append(finding)
         if not as_json:
-            click.echo(f"{finding.state:<5}  {finding.name:<11}  {finding.text}")
+            click.echo(printable(f"{finding.state:<5}  {finding.name:<11}  {finding.text}"))
             if finding.mend is not None:
-                click.echo(f"{'':<20}{'to mend it' if finding.state == 'wrong' else 'hint'}: {finding.mend}")
+                word = "to mend it" if finding.state == "wrong" else "hint"
+                click.echo(printable(f"{'':<20}{word}: {finding.mend}"))
     wrong = sum(finding.state == "wrong" for finding in found)
     if as_json:
         click.echo(json.dumps({"findings": [dataclasses.asdict(one) for one in found], "wrong": wrong}, indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from adaptkit.errors import BadInput
@@ -15,8 +16,8 @@ def parse_duration(option: str, text: str) -> float:
     if not parts or "".join(f"{number}{unit}" for number, unit in parts) != text:
         raise BadInput(f"{option}: {text!r} is no length of time; write 90s, 30m, 2h or 1h30m")
     seconds = sum(float(number) * UNITS[unit or "s"] for number, unit in parts)
-    if seconds <= 0:
-        raise BadInput(f"{option}: must be more than no time")
+    if not 0 < seconds < math.inf:
+        raise BadInput(f"{option}: must be more than no time, and less than for ever")
     return seconds
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.printing import printable
 
 if TYPE_CHECKING:
     from adaptkit.plugins import Plugins
@@ -141,7 +142,7 @@ def show(files: tuple[str, ...], as_json: bool) -> None:
     console.print(shown)
     console.print(f"Python: {sys.executable}", markup=False, soft_wrap=True)
     for fault in loaded.faults:
-        click.echo(f"Warning: {fault}", err=True)
+        click.echo(f"Warning: {printable(str(fault))}", err=True)
 
 
 def list_offers(loaded: Plugins) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import click
 
 from adaptkit.cli.options import json_option, plugin_option
 from adaptkit.errors import BadInput
+from adaptkit.printing import printable
 from adaptkit.signals import interruptible
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _print_csv(predictions: Iterator[Prediction], count: int) -> None:
 
 def _csv_row(cells: Iterable[str]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
+    csv.writer(text, lineterminator="").writerow(map(printable, cells))
     return text.getvalue()
 
 
@@ -159,7 +160,7 @@ def _print_table(predictions: Iterator[Prediction]) -> None:
     console = output()
     width, first = 0, True
     while page := list(islice(predictions, PAGE)):
-        width = max(width, *(len(_shown(prediction.path)) for prediction in page))
+        width = max(width, *(len(printable(_shown(prediction.path), keep="")) for prediction in page))
         table = Table(box=None, pad_edge=False, header_style="bold", show_header=first)
         table.add_column("picture", overflow="fold", min_width=min(width, console.width // 2))
         table.add_column("class", overflow="fold")
@@ -168,9 +169,9 @@ def _print_table(predictions: Iterator[Prediction]) -> None:
             table.add_column("then", overflow="fold")
         for prediction in page:
             (name, confidence), *others = prediction.ranked
-            cells = [_shown(prediction.path), name, f"{confidence:.1%}"]
+            cells = [printable(_shown(prediction.path), keep=""), name, f"{confidence:.1%}"]
             if others:
                 cells.append(", ".join(f"{other} {share:.1%}" for other, share in others))
-            table.add_row(*map(Text, cells))
+            table.add_row(*(Text(printable(cell)) for cell in cells))
         console.print(table)
         first = False

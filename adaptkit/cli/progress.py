@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from adaptkit.comparison import NO_SOURCE
 from adaptkit.contracts import Epoch, Run, RunResult
 from adaptkit.hookspecs import hookimpl
+from adaptkit.printing import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,13 +58,13 @@ class ProgressBars:
             self._task = None
             return
         self.progress.start()
-        self._task = self.progress.add_task(escape(run.name), total=epochs, figures="")
+        self._task = self.progress.add_task(printable(escape(run.name)), total=epochs, figures="")
 
     @hookimpl
     def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
         """Move the bar and show the latest figures."""
         if self._task is not None:
-            self.progress.update(self._task, advance=1, figures=figures(epoch))
+            self.progress.update(self._task, completed=epoch.number, figures=figures(epoch))
 
     @hookimpl
     def adaptkit_run_ended(self, run: Run, result: RunResult, model: nn.Module) -> None:
@@ -75,7 +76,7 @@ class ProgressBars:
     def adaptkit_run_failed(self, run: Run, error: BaseException) -> None:
         """Mark the bar of a run that stopped early."""
         if self._task is not None:
-            self.progress.update(self._task, description=f"{escape(run.name)} [red]stopped[/]")
+            self.progress.update(self._task, description=f"{printable(escape(run.name))} [red]stopped[/]")
             self.progress.stop_task(self._task)
 
     def close(self) -> None:

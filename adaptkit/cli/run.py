@@ -185,7 +185,6 @@ def raise_failures(outcome: Outcome) -> None:
     """Raise one error for everything that went wrong after training had begun."""
     lines = [f"{run.label} seed={run.seed}: {run.error}" for run in outcome.failed]
     if outcome.tracking_error is not None:
-        lost = f"{outcome.tracking_error}; the results above are not, or not all, in MLflow"
-        raise TrackingLost(*lines, lost)
+        raise TrackingLost(*lines, f"not all is in MLflow: {outcome.tracking_error}; the results above are complete")
     if lines:
         raise RunFailed(*lines)

@@ -139,7 +139,7 @@ def collect_layers(
     values: dict[str, Any],
 ) -> tuple[list[Layer], list[str]]:
     """Return the sources of settings, the strongest first, and what is wrong with those that cannot be read."""
-    from adaptkit.config import read_config
+    from adaptkit.config_files import read_config
     from adaptkit.resolve import Layer, option_keys
 
     problems: list[str] = []

@@ -5,11 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
+
+from adaptkit.printing import printable
+from adaptkit.redaction import without_secrets
 
 #: Wide enough for every table when nobody looks at the output.
 FILE_WIDTH = 120
+
+
+class PlainConsole(Console):
+    """A console on which no text can act: names in it come from files and stores of whoever made them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it is printed, whatever was in it for the terminal written out."""
+        return super().render_str(printable(without_secrets(text)), **options)
 
 
 def output() -> Console:
@@ -35,7 +48,9 @@ def going_on(console: Console) -> Iterator[None]:
 def _console(terminal: bool, stderr: bool) -> Console:
     # Without a terminal: no ANSI codes, no wrapping at a width that nobody chose, no live display.
     return (
-        Console(stderr=stderr, highlight=False, soft_wrap=False, emoji=False)
+        PlainConsole(stderr=stderr, highlight=False, soft_wrap=False, emoji=False)
         if terminal
-        else Console(stderr=stderr, highlight=False, no_color=True, force_terminal=False, width=FILE_WIDTH, emoji=False)
+        else PlainConsole(
+            stderr=stderr, highlight=False, no_color=True, force_terminal=False, width=FILE_WIDTH, emoji=False
+        )
     )

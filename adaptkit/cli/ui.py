@@ -19,6 +19,8 @@ import click
 
 from adaptkit.config import DEFAULT_EXPERIMENT
 from adaptkit.errors import AdaptkitError, BadInput
+from adaptkit.imports import SAFE_PATH
+from adaptkit.printing import printable
 from adaptkit.signals import interruptible
 from adaptkit.tracking.address import UI_PORT, Address
 
@@ -57,10 +59,10 @@ def ui(experiment: str | None, tracking_uri: str | None, port: int | None, trace
             experiment_id = find_experiment(address, client, experiment)
         words = "Look at the runs:" if experiment_id else "Look at the experiments:"
         if address.is_server:
-            click.echo(f"{words}  {address.runs_url(experiment_id)}")
+            click.echo(printable(f"{words}  {address.runs_url(experiment_id)}"))
             return
         port = free_port(UI_PORT) if port is None else checked_port(port)
-        click.echo(f"Starting MLflow's page on {address.shown}", err=True)
+        click.echo(printable(f"Starting MLflow's page on {address.shown}"), err=True)
         with server(address, port) as process:
             click.echo(f"{words}  {address.runs_url(experiment_id, port)}")
             click.echo("Ctrl-C ends it.", err=True)
@@ -100,16 +102,20 @@ def server(address: Address, port: int) -> Iterator[subprocess.Popen[bytes]]:
     Raises AdaptkitError when it does not start.
     """
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = os.environ | {
-        # MLflow starts its web server by name.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        # Not on the command line, which every user of the machine can read: it may hold a password.
-        "MLFLOW_BACKEND_STORE_URI": address.uri,
-        # The jobs are for language models: 14 processes, twice the time to start, five times the memory.
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
-    }
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryDirectory(prefix="adaptkit-") as empty, tempfile.TemporaryFile() as log:
+        environment = {
+            **os.environ,
+            **SAFE_PATH,
+            # Uvicorn looks for modules there before all others; its default is the current folder.
+            "UVICORN_APP_DIR": empty,
+            # MLflow starts its web server by name.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            # Not on the command line, which every user of the machine can read: it may hold a password.
+            "MLFLOW_BACKEND_STORE_URI": address.uri,
+            # The jobs are for language models: 14 processes, twice the time to start, five times the memory.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
+        }
         # In a session of its own: all its processes are ended together, and by us alone.
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -73,7 +73,8 @@ def _part(title: str, root: Path, prefix: str) -> Part:
     top = root / prefix
     where = f"{title}: " if not prefix else f"{title}, {prefix}: "
     folders, loose = _entries(title, top)
-    above = {_identity(folder) for folder in (root, top)}
+    # A link to a folder that holds the root would lead back into it, by way of all else that is there.
+    above = {_identity(folder) for folder in (top, root.resolve(), *root.resolve().parents)}
     folders = [name for name in folders if _identity(top / name) not in above]
     asked = "put the pictures of each class into a subfolder of its own, named after the class"
     if pictures := _pictures(loose):
@@ -109,16 +110,17 @@ def _part(title: str, root: Path, prefix: str) -> Part:
 
 
 def _below(title: str, folder: Path, above: Set[tuple[int, int]]) -> Iterator[str]:
-    """Yield the files below a folder by their paths from there; links to a folder that they are in are not followed."""
-    left = [("", folder, above)]
+    """Yield the files below a folder by their paths from there, each folder's once, however many links lead to it."""
+    left, seen = [("", folder)], set(above)
     while left:
-        prefix, path, ancestors = left.pop()
+        prefix, path = left.pop()
         own = _identity(path)
-        if own in ancestors:
+        if own in seen:
             continue
+        seen.add(own)
         folders, files = _entries(title, path)
         yield from (f"{prefix}{name}" for name in files)
-        left += [(f"{prefix}{name}/", path / name, ancestors | {own}) for name in folders]
+        left += [(f"{prefix}{name}/", path / name) for name in reversed(folders)]
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -75,6 +76,17 @@ class Domains:
     def size(self) -> int:
         """Return the height, which is the width, of every image in pixels."""
         return int(self.pool.pixels.shape[2])
+
+    @functools.cached_property
+    def images_digest(self) -> str | None:
+        """Return the sha256 of the target's images before any shift; None if they are stored elsewhere.
+
+        Shifted images may have other last digits on another processor, and their digest with them. Of images that are
+        stored elsewhere it counts from which they are made.
+        """
+        if not isinstance(self.unshifted, Tensor) or not isinstance(self.pool.pixels, Tensor):
+            return None
+        return _digest("images", *self.classes, *_content(self.pool), self.unshifted)
 
     def test_under(self, shifts: Sequence[Shift]) -> Views:
         """Return the shifted test's images under these shifts, drawn from the same stream as under the experiment's."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from adaptkit.contracts import Reading
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
+from adaptkit.plain_files import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ class Folder:
         """Raise BadInput for a folder that is not there, while all other settings are checked."""
         from adaptkit.data.class_folders import require_folder
 
-        require_folder(f"{self.name}:{self.path}", Path(self.path).expanduser())
+        require_folder(f"{self.name}:{self.path}", expanded(self.path))
 
     def at(self, reading: Reading) -> Folder:
         """Return the folder with its pictures read so."""
@@ -45,7 +46,7 @@ class Folder:
 
     def load(self, data_dir: Path) -> Corpus:
         """Return the pictures, all of which were decoded once; `data_dir` is not used."""
-        return _load(f"{self.name}:{self.path}", Path(self.path).expanduser(), Reading(SIDE))
+        return _load(f"{self.name}:{self.path}", expanded(self.path), Reading(SIDE))
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class _ReadFolder(Folder):
     reading: Reading
 
     def load(self, data_dir: Path) -> Corpus:
-        return _load(f"{self.name}:{self.path}", Path(self.path).expanduser(), self.reading)
+        return _load(f"{self.name}:{self.path}", expanded(self.path), self.reading)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from adaptkit.errors import BadInput
+from adaptkit.printing import printable
 
 #: formats that Pillow reads by itself: it hands others, such as EPS, to programs, which pictures must not start
 FORMATS = (
@@ -59,7 +60,7 @@ def fault_of(path: Path, size: int) -> str:
 
 def shown(text: str) -> str:
     """Return a path as it can be printed in one line, whatever bytes its name is made of."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return printable(text, keep="")
 
 
 def _read(source: Path | Image.Image, size: int) -> Tensor:

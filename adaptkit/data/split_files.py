@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.plain_files import read_file
 
 #: what a split may consist of
 PARTS = ("source", "pool", "clean_test", "shifted_test")
@@ -75,7 +76,7 @@ def _sha256(content: Mapping[str, Any]) -> str:
 def read_split(path: Path) -> Split:
     """Return the split in a file; raise BadInput when it cannot be read as one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_file(path))
         parts = {
             str(title): SplitPart(str(part["dataset"]), tuple(map(_member, part["images"])))
             for title, part in content["parts"].items()

@@ -18,6 +18,7 @@ from adaptkit.data.idx import CLASSES, idx_files, read_corpus
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
 from adaptkit.network import ANSWER_WITHIN, answering, bounded_waits
+from adaptkit.plain_files import expanded
 
 if TYPE_CHECKING:
     from adaptkit.contracts import Corpus, Dataset
@@ -64,7 +65,7 @@ class Cifar10:
 
 
 def _load(name: str, torchvision_name: str, data_dir: Path) -> Corpus:
-    folder = data_dir.expanduser().absolute()
+    folder = expanded(data_dir).absolute()
     files = idx_files(torchvision_name)
     if not files or not _present(folder, files):
         published = _published(name, torchvision_name)

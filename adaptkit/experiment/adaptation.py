@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,7 +20,8 @@ from adaptkit.experiment.base import Base
 from adaptkit.experiment.card import adapter_card
 from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.feeding import Feeding
-from adaptkit.experiment.measurement import accuracies, parameters, require_same, times
+from adaptkit.experiment.keeping import Keeping, Kept, kept_while
+from adaptkit.experiment.measurement import accuracies, merged, parameters, require_same, times
 from adaptkit.experiment.preparation import Experiment, draw_target
 from adaptkit.experiment.robustness import accuracies_over, severity_metrics, write_severities
 from adaptkit.experiment.sharing import Company, Seat
@@ -30,18 +30,18 @@ from adaptkit.plugins import Plugins
 from adaptkit.request import Arm
 from adaptkit.seeds import derive_seed
 from adaptkit.signals import origin
-from adaptkit.training.checkpointing import find_blocks, is_trained
 from adaptkit.training.evaluation import pass_size, predict, predict_logits
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.memory import step_bytes
+from adaptkit.training.recomputation import find_blocks, is_trained
 from adaptkit.training.shortage import HINT, lacks_memory
 from adaptkit.training.trainable import Origin, adapt
 
 if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Tracker
 
-#: passes on which the reloaded model is held against the trained one, images on which the merged one is
-CHECKED, MERGED = 4, 64
+#: passes on which the reloaded model is held against the trained one
+CHECKED = 4
 STATE = "; is there state outside parameters and buffers?"
 
 
@@ -74,6 +74,7 @@ class Stage:
     known_logits: Mapping[str, Tensor] | None = None
     known_over: Mapping[float, float] | None = None
     label: str | None = None
+    keeping: Keeping | None = None
 
     @functools.cached_property
     def base_logits(self) -> Mapping[str, Tensor]:
@@ -104,11 +105,14 @@ class Stage:
         run = describe_run(self.experiment, self.base, self.base_run_id, arm, seed, company, self.label)
         epochs: list[Epoch] = []
 
-        def act() -> dict[str, float]:
-            with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-                return self._train_and_judge(run, arm, seed, company, epochs, Path(folder))
+        params = self.experiment.request.run_params(arm, seed)
+        with kept_while(self.keeping, run, self.experiment.request.config_text(params), self.base.fingerprint) as kept:
 
-        return self.attempt(run, arm, seed, epochs, act)
+            def act() -> dict[str, float]:
+                with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
+                    return self._train_and_judge(run, arm, seed, company, epochs, Path(folder), kept)
+
+            return self.attempt(run, arm, seed, epochs, act)
 
     def attempt(
         self, run: Run, arm: Arm, seed: int, epochs: list[Epoch], act: Callable[[], dict[str, float]]
@@ -130,13 +134,13 @@ class Stage:
             if not isinstance(error, AdaptkitError) or isinstance(error, ProcessLost):
                 raise
             metrics, status, reason = {}, "failed", str(error)
-        run_id = self.tracker.run_id(run) if self.tracker else None
+        run_id = self.tracker.run_id(run.name) if self.tracker else None
         return RunRecord(
             arm.strategy, arm.label, arm.options, arm.lr, seed, status, run_id, metrics, tuple(epochs), reason
         )
 
     def _train_and_judge(
-        self, run: Run, arm: Arm, seed: int, company: Company, epochs: list[Epoch], folder: Path
+        self, run: Run, arm: Arm, seed: int, company: Company, epochs: list[Epoch], folder: Path, kept: Kept
     ) -> dict[str, float]:
         experiment, processes = self.experiment, self.experiment.processes
         recipe, memory = self.recipe(arm, seed), 0
@@ -152,8 +156,13 @@ class Stage:
             # Whole: a model that its strategy changes between steps, or of which blocks are to be computed twice.
             whole = step_ended is not None or (recipe.checkpointing and is_trained(find_blocks(trained.model)))
             passes = self.feeding.passes(trained.model, seed, whole=whole)
+        start = kept.start(trained.model, acts=step_ended is not None)
+        epochs += start.epochs if start is not None else ()
+        for epoch in filter(kept.lacks, tuple(epochs)):  # kept, but not told: its process died in between
+            self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
         with processes.ending():
-            for epoch in fit(trained.model, trained.groups, passes, labels, recipe, step_ended, processes):
+            given = (trained.model, trained.groups, passes, labels, recipe, step_ended, processes, start, kept.keep)
+            for epoch in fit(*given):
                 epochs.append(epoch)
                 with processes.together():
                     self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
@@ -162,8 +171,9 @@ class Stage:
         tensors = trained.inherited.adapter(trained.model)
         files = save_adapter(folder / "kept", tensors, adapter_card(experiment, self.base, arm, seed, tensors))
         # From where everybody will read it, if there is such a place.
-        kept = self.tracker.keep_adapter(run, files, folder / "read") if self.tracker else None
-        reloaded = self._reloaded(arm, seed, kept or folder / "kept")
+        sent = self.tracker.keep_adapter(run, files) if self.tracker else None
+        reloaded = self.adapted(arm, seed)
+        load_adapter(sent or folder / "kept", reloaded.model, self.base.fingerprint)
         judged = self.feeding.passes(reloaded.model, seed, whole=whole, judged=True)
         reloaded.model.eval()
         logits = {name: predict(judged.testing(name), recipe.precision) for name in judged.tests}
@@ -172,9 +182,9 @@ class Stage:
         before = predict_logits(trained.model, some, recipe.precision)
         after = logits[next(iter(judged.tests))][: len(some)]
         require_same(after, before, f"strategy {arm.strategy}: the reloaded adapter", STATE)
-        domains = experiment.domains
+        domains, told = experiment.domains, self.base_logits
         predictions = {
-            name: Predictions.of(logits[name], test.index, test.labels, self.base_logits.get(name))
+            name: Predictions.of(logits[name], test.index, test.labels, told.get(name))
             for name, test in domains.tests.items()
         }
         split = folder / "split.json"
@@ -215,12 +225,6 @@ class Stage:
         inherited = Inherited.of(model, tensors)
         return Trained(self.experiment.place(model), groups, inherited, origin, strategy)
 
-    def _reloaded(self, arm: Arm, seed: int, folder: Path) -> Trained:
-        """Read the adapter back onto a fresh base."""
-        reloaded = self.adapted(arm, seed)
-        load_adapter(folder, reloaded.model, self.base.fingerprint)
-        return reloaded
-
     def _metrics(
         self,
         predictions: dict[str, Predictions],
@@ -229,17 +233,12 @@ class Stage:
         adapter_bytes: int,
         memory: int,
     ) -> dict[str, float]:
-        merged = copy.deepcopy(reloaded.model)
-        if hasattr(reloaded.strategy, "merge"):
-            reloaded.strategy.merge(merged)
-            some = self.experiment.some(MERGED)
-            ours, theirs = (predict_logits(model, some) for model in (merged, reloaded.model))
-            require_same(ours, theirs, f"strategy {reloaded.strategy.name}: the merged model")
+        plain = merged(self.experiment, reloaded.model, reloaded.strategy)
         return (
             accuracies(self.experiment, predictions, self.base_logits)
             | parameters(reloaded.model, reloaded.origin)
             | {"size/adapter_bytes": adapter_bytes, "memory/peak_bytes": memory}
-            | times(self.experiment, epochs, merged, self.base_model)
+            | times(self.experiment, epochs, plain, self.base_model)
         )
 
     def recipe(self, arm: Arm, seed: int) -> Recipe:

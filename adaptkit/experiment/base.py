@@ -20,21 +20,16 @@ from torch import Tensor, nn
 
 from adaptkit.adapters.files import card_digest
 from adaptkit.adapters.weights import fingerprint, pack, unpack, write_bytes
-from adaptkit.backbones.heads import find_head, with_head
+from adaptkit.backbones.heads import with_head
 from adaptkit.cache import cache_folder, cache_limit, warn_of_damage
 from adaptkit.contracts import Backbone, Epoch
 from adaptkit.data.domains import Domains
-from adaptkit.data.views import Views
 from adaptkit.errors import BadInput
+from adaptkit.plain_files import read_file
 from adaptkit.request import WEIGHTS, Request
 from adaptkit.seeds import derive_seed
 from adaptkit.training.distributed import Processes, uneven
-from adaptkit.training.features import ImageSet, Value
-from adaptkit.training.loop import Recipe, fit
-from adaptkit.training.passes import Test
 from adaptkit.training.seeding import RandomStream
-from adaptkit.training.streaming import BytePasses, on_device
-from adaptkit.training.trainable import freeze
 
 #: Raised whenever the same recipe would give other weights, so that old cache entries are not taken for new ones.
 RECIPE_VERSION = 1
@@ -153,12 +148,12 @@ def stored_base(key: str) -> Base | None:
     """Return the base from the cache; None if it is not there or damaged."""
     folder = _folder(key)
     try:
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        card = json.loads(read_file(folder / CARD_FILE))
         if not set(card) <= CARD_KEYS or card.get("card_sha256") not in (None, card_digest(card)):
             return None
-        state = unpack((folder / WEIGHTS_FILE).read_bytes())
+        state = unpack(read_file(folder / WEIGHTS_FILE, None))
         base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return base if fingerprint(state) == base.fingerprint else None
 
@@ -200,36 +195,6 @@ def remove_base(key: str) -> bool:
     return free
 
 
-def train_base(
-    request: Request, domains: Domains, model: nn.Module, clean: tuple[Views, Tensor], processes: Processes
-) -> Iterator[Epoch]:
-    """Train the model on the source, in place, yielding each epoch; `clean` is the clean test set on the device.
-
-    Where the base is only probed, the head is trained alone.
-    """
-    settings = request.settings
-    device = clean[1].device
-    test = Test(ImageSet("clean", Value(clean[0], 0.0)), clean[1])
-    passes = BytePasses(model, on_device(domains.source.pixels, device), device, {"clean": test})
-    recipe = Recipe(
-        epochs=settings.base.epochs,
-        batch_size=settings.base.batch_size,
-        lr=settings.base.lr,
-        order_seed=derive_seed(settings.base.seed, "base order"),
-        precision=settings.precision,
-        checkpointing=settings.checkpointing,
-        lr_option="--set base.lr=",
-    )
-    trained = list(model.parameters())
-    if settings.base.mode == "probe":
-        freeze(model)
-        trained = list(find_head(model.head).parameters())  # type: ignore[arg-type]
-        for parameter in trained:
-            parameter.requires_grad_(True)
-    groups = [{"params": trained}]
-    yield from fit(model, groups, passes, domains.source.labels.to(device), recipe, processes=processes)
-
-
 def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:
     """Keep a base in the cache and return it."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
@@ -237,6 +202,12 @@ def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:
     card = {"fingerprint": base.fingerprint, "key": key, "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
     write_base(_folder(key), base, card)
     return base
+
+
+def drop_base(key: str) -> None:
+    """Remove a base that nobody else knows of from the cache."""
+    shutil.rmtree(_folder(key), ignore_errors=True)
+    _folder(key).with_suffix(".lock").unlink(missing_ok=True)
 
 
 def write_base(folder: Path, base: Base, card: Mapping[str, Any]) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from adaptkit.cache import LIMIT_VARIABLE, cache_limit, shown_size
-from adaptkit.contracts import Predictions, Run, RunInput, RunResult
+from adaptkit.contracts import Epoch, Predictions, Run, RunInput, RunResult
 from adaptkit.errors import RunFailed
 from adaptkit.experiment.base import (
     Base,
@@ -21,9 +21,10 @@ from adaptkit.experiment.base import (
     mark_used,
     sound_base,
     store_base,
-    train_base,
     write_base,
 )
+from adaptkit.experiment.base_training import prepare_base, train_base
+from adaptkit.experiment.keeping import Keeping, Kept, kept_while
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.plugins import Plugins
 from adaptkit.signals import origin
@@ -40,6 +41,7 @@ def obtain_base(
     tracker: Tracker | None,
     refresh: bool,
     notice: Callable[[str], None],
+    keeping: Keeping | None = None,
 ) -> tuple[Base, str | None, bool]:
     """Return the base, its run id in this store, and whether it came from the cache.
 
@@ -60,34 +62,46 @@ def obtain_base(
         base = processes.from_first(look)
         mark_used(experiment.base_key)
         if base is None:
-            base = _train_base(experiment, plugins, run)
+            base = _train_base(experiment, plugins, run, keeping)
             if removed := make_room(experiment.base_key) if processes.leads else []:
                 what = "the base that was" if len(removed) == 1 else f"the {len(removed)} bases that were"
                 notice(
                     f"{what} used longest ago left the cache ({shown_size(sum(removed))}): "
                     f"{LIMIT_VARIABLE} is {shown_size(cache_limit())}"
                 )
-            return base, tracker.run_id(run) if tracker else None, False
+            return base, tracker.run_id(run.name) if tracker else None, False
         if tracker is None:
             return base, None, True
-        run_id = tracker.find_base(base.fingerprint)
+        goes_on = keeping is not None and run.name in keeping.resumed
+        run_id = None if goes_on else tracker.find_base(base.fingerprint)
         if run_id is None:
             model = experiment.place(base.build(experiment.request, experiment.domains))
             with _base_result(experiment, base, model) as result:
                 tracker.record(run, base.epochs, result, model)
-            run_id = tracker.run_id(run)
+            run_id = tracker.run_id(run.name)
         return base, run_id, True
 
 
-def _train_base(experiment: Experiment, plugins: Plugins, run: Run) -> Base:
+def _train_base(experiment: Experiment, plugins: Plugins, run: Run, keeping: Keeping | None) -> Base:
     """Train the base; without a source its pretrained weights, with a new head, are the base."""
+    with kept_while(keeping, run, experiment.request.command_text()) as kept:
+        return _trained_base(experiment, plugins, run, kept)
+
+
+def _trained_base(experiment: Experiment, plugins: Plugins, run: Run, kept: Kept) -> Base:
     processes = experiment.processes
     model = experiment.place(build_model(experiment.request, experiment.domains))
-    epochs = []
+    epochs: list[Epoch] = []
     try:
         plugins.notify("adaptkit_run_started", run=run, model=model)
         if experiment.clean is not None:
-            for epoch in train_base(experiment.request, experiment.domains, model, experiment.clean, processes):
+            prepare_base(experiment.request, model)
+            start = kept.start(model)
+            epochs += start.epochs if start is not None else ()
+            for epoch in filter(kept.lacks, tuple(epochs)):  # kept, but not told: its process died in between
+                plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+            given = (experiment.request, experiment.domains, model, experiment.clean, processes, start, kept.keep)
+            for epoch in train_base(*given):
                 epochs.append(epoch)
                 with processes.together():
                     plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)

@@ -44,6 +44,8 @@ def describe_run(
         "adaptkit.processes": str(experiment.processes.count),
         **{f"adaptkit.{purpose}_seed": str(derive_seed(seed, purpose)) for purpose in ("draw", "init", "order")},
     }
+    if domains.images_digest is not None:
+        tags["adaptkit.images_digest"] = domains.images_digest
     source: tuple[RunInput, ...] = ()
     weights = experiment.backbone_facts.get("backbone.weights_id", "none")
     story = f"with weights `{weights}` and a new head"

@@ -106,6 +106,28 @@ def shared_threads(others: int, notice: Callable[[str], None] = lambda line: Non
             torch.set_num_threads(before)
 
 
+@contextmanager
+def recorded_threads(count: int | None, notice: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Compute on so many threads, as an earlier run did, if there are cores for them; restore the number afterwards.
+
+    Does nothing where OMP_NUM_THREADS or MKL_NUM_THREADS is set.
+    """
+    before = torch.get_num_threads()
+    if count is None or count == before or any(os.environ.get(name) for name in THREAD_VARIABLES):
+        yield
+        return
+    if count > usable_cores():
+        notice(f"the run computed on {count} threads, and there are {usable_cores()} cores here")
+        yield
+        return
+    notice(f"computing on {count} thread{'s' * (count > 1)}, as the run did")
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def usable_cores() -> int:
     """Return the cores that this process may use: torch's own choice, but no more than a container's quota."""
     from joblib import cpu_count  # type: ignore[import-untyped]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from adaptkit.contracts import Epoch, Predictions
+from adaptkit.contracts import Epoch, Predictions, Strategy
 from adaptkit.errors import RunFailed
 from adaptkit.experiment.preparation import Experiment
-from adaptkit.training.evaluation import inference_ratio, share_right
+from adaptkit.training.evaluation import inference_ratio, predict_logits, share_right
 from adaptkit.training.trainable import Origin, count
 
 #: Logits may differ from the trained model's by this much; large ones by this share.
 RELOAD_TOLERANCE = 1e-4
+#: images on which the merged model is held against the adapted one
+MERGED = 64
 
 
 def accuracies(
@@ -62,6 +65,19 @@ def times(experiment: Experiment, epochs: Sequence[Epoch], merged: nn.Module, ba
         "time/evaluation_seconds": evaluation,
         "time/inference_ratio": inference_ratio(merged, base, images),
     }
+
+
+def merged(experiment: Experiment, model: nn.Module, strategy: Strategy) -> nn.Module:
+    """Return a copy of an adapted model with the adapter folded in, where the strategy can; raise RunFailed if that
+    is another model.
+    """
+    plain = copy.deepcopy(model)
+    if hasattr(strategy, "merge"):
+        strategy.merge(plain)
+        some = experiment.some(MERGED)
+        ours, theirs = (predict_logits(one, some) for one in (plain, model))
+        require_same(ours, theirs, f"strategy {strategy.name}: the merged model")
+    return plain
 
 
 def require_same(logits: Tensor, trained: Tensor, whose: str, hint: str = "") -> None:

@@ -22,8 +22,8 @@ from adaptkit.experiment.hardware import find_device, find_precision, precision_
 from adaptkit.outcome import ArmPlan, Plan
 from adaptkit.request import Request
 from adaptkit.seeds import derive_seed
-from adaptkit.training.checkpointing import find_blocks
 from adaptkit.training.distributed import ALONE, Processes, uneven
+from adaptkit.training.recomputation import find_blocks
 from adaptkit.training.trainable import Origin, adapt, count, set_train_mode
 
 #: side, in pixels, of pictures that have no size of their own, for a backbone that asks for none

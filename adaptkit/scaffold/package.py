@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from adaptkit import __version__
 from adaptkit.errors import BadInput
 from adaptkit.loading import load_plugins
+from adaptkit.plain_files import expanded
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 #: kind -> how a user tries what the plugin adds; a shift needs an amount
@@ -45,7 +46,7 @@ def write_package(name: str, kind: str, parent: Path) -> Written:
     offer = load_plugins().offers[kind].get(name)
     if offer is not None:
         raise BadInput(f"{kind} {name!r} is offered already by {offer.origin}; choose another name")
-    folder = parent.expanduser() / f"adaptkit-{name}"
+    folder = expanded(parent) / f"adaptkit-{name}"
     if folder.exists():
         raise BadInput(f"{folder} is there already; choose another name, or another place with --output")
     example = EXAMPLES[kind].format(name=name)

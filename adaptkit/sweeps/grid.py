@@ -68,6 +68,8 @@ def parse_values(key: str, value: object) -> tuple[Any, ...]:
         values = (value,)
     if not values:
         raise BadInput(f"grid {key}: has no values")
+    if len(values) > MOST_POINTS:
+        raise BadInput(f"grid {key}: has more than {MOST_POINTS} values")
     plain = [_number(point) for point in values]
     repeated = [point for index, point in enumerate(values) if plain[index] in plain[:index]]
     if repeated:

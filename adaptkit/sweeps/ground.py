@@ -38,18 +38,19 @@ def obtain_bases(
     notice: Callable[[str], None],
 ) -> list[Foundation]:
     """Return the base of each experiment, trained now or earlier, with its run; raise TrackingLost without a store."""
-    tracker = Tracker(store)
-    with plugins.watching(tracker, "tracker"):
+    with Tracker(store) as tracker, plugins.watching(tracker, "tracker"):
         found = []
         for number, experiment in enumerate(experiments, start=1):
             is_trained = experiment.clean is not None
             if is_trained and (refresh_base or not experiment.plan.base_cached):
                 which = f" {number} of {len(experiments)}" if len(experiments) > 1 else ""
                 notice(f"Base{which}: {experiment.request.settings.backbone} is being trained on the source")
-            found.append(obtain_base(experiment, plugins, tracker, refresh_base, notice))
+            base, run_id, _ = obtain_base(experiment, plugins, tracker, refresh_base, notice)
+            tracker.flush()
+            found.append(Foundation(base, run_id or tracker.find_base(base.fingerprint)))
     if tracker.fault is not None:
         raise TrackingLost(tracker.fault)
-    return [Foundation(base, run_id) for base, run_id, _ in found]
+    return found
 
 
 def key_of(parts: Iterable[str]) -> str:

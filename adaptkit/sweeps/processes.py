@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from adaptkit.errors import AdaptkitError, BadInput, RunFailed
+from adaptkit.imports import safe_path
 from adaptkit.signals import require_none
 from adaptkit.sweeps.materials import Material
 from adaptkit.sweeps.tasks import Ended, Task, Tell
@@ -108,7 +109,8 @@ class ProcessEngine:
     def _start(self) -> _Hand:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=serve, args=(theirs,), name="adaptkit worker")
-        process.start()
+        with safe_path():  # what a worker imports before it has this process's path
+            process.start()
         theirs.close()
         # In a thread: whoever is being started reads only when it has imported all it needs.
         post = threading.Thread(target=_post, args=(ours, self._parcel), daemon=True)

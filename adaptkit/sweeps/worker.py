@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,14 +66,19 @@ class Worker:
         tell(Started(task))
         request = request_of(task, self._plugins)
         (arm,), (seed,) = request.arms, request.settings.seed
-        tracker = Tracker(self._store, self._place.parent, task.tags)
-        with self._plugins.watching(tracker, "tracker"), self._plugins.watching(_Epochs(task, tell), "epochs"):
+        with (
+            Tracker(self._store, self._place.parent, task.tags) as tracker,
+            self._plugins.watching(tracker, "tracker"),
+            self._plugins.watching(_Epochs(task, tell), "epochs"),
+        ):
             try:
                 stage = stage_for(self._stage(task.stage, request), request, tracker, task.label)
                 self._forget_all_but_late(task.stage, seed)
                 if attempt and (made := self._made_before(task, stage, arm, seed)) is not None:
                     return made
                 record = tune_once(stage, arm, seed) if task.kind == "tuning" else stage.run(arm, seed)
+                tracker.flush()
+                record = dataclasses.replace(record, run_id=tracker.run_id(f"{task.label or arm.label} seed={seed}"))
             except Exception as error:  # a fault of a plugin, or ours: of this trial, not of the sweep
                 if (cause := origin(error)) is not error:
                     raise cause from error

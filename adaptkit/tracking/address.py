@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.redaction import without_secrets
 
 SERVERS = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")
@@ -21,7 +22,6 @@ CHARTS = (
     "workflowType=machine_learning&compareRunsMode=CHART&searchFilter=tags.adaptkit.kind%3D%27adaptation%27"
     "&orderByKey=params.%60seed%60&orderByAsc=true"
 )
-SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,8 @@ class Address:
 
     def without_secrets(self, text: str) -> str:
         """Return a text about this store without users and passwords."""
-        text = re.sub(r"(?<=://)[^\s'\"]*@", "", text)
-        secrets = {os.environ.get(name, "") for name in SECRETS}
-        if found := re.match("[^/]+://[^:]*:(.*)@", self.uri, flags=re.DOTALL):
-            secrets |= {found[1], unquote(found[1])}
-        for secret in sorted(secrets - {""}, key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return text
+        found = re.match("[^/]+://[^:]*:(.*)@", self.uri, flags=re.DOTALL)
+        return without_secrets(text, {found[1], unquote(found[1])} if found else ())
 
 
 def resolve(uri: str | None) -> Address:
@@ -98,12 +93,12 @@ def resolve(uri: str | None) -> Address:
         return _sqlite(given)
     if kind in (*SERVERS, *DATABASES):
         address = Address(f"{scheme}{given[len(scheme) :]}")
-        if not (_names_a_host(given) if kind in SERVERS else "://" in given):
-            raise BadInput(f"{address.shown} is no address of a tracking store; write {scheme}://HOST:PORT")
+        if not (_names_a_host(given) if kind in SERVERS else given[len(scheme) :].startswith("://")):
+            raise BadInput(f"{_without_login(given)} is no address of a tracking store; write {scheme}://HOST:PORT")
         return address
     if scheme in ("", "file") and not given.startswith("databricks"):
         raise BadInput(_no_file_store(given))
-    scheme = scheme or given
+    scheme = scheme or "databricks"
     raise BadInput(
         f"adaptkit cannot track to {scheme!r} addresses{suggestion(scheme, ('sqlite', *SERVERS, *DATABASES))}"
     )
@@ -120,7 +115,7 @@ def _sqlite(uri: str) -> Address:
     parts = re.fullmatch(r"sqlite(?:\+pysqlite)?:///([^?]*)(\?.*)?", uri, flags=re.IGNORECASE)
     name = unquote(parts[1]) if parts else ""
     if parts is None or not name or name.startswith((":memory:", "file:")):
-        raise BadInput(f"{uri} names no database file; write sqlite:///PATH/mlflow.db")
+        raise BadInput(f"{_without_login(uri)} names no database file; write sqlite:///PATH/mlflow.db")
     return sqlite_address(Path(os.path.abspath(name)), parts[2] or "")
 
 
@@ -132,8 +127,17 @@ def _names_a_host(uri: str) -> bool:
         return False
 
 
+def _without_login(uri: str) -> str:
+    """Return what was given for an address, but nothing that could be a user and a password before an @."""
+    if re.match("(file:)?/(?!/)|file:///", uri):
+        return uri  # the path of a file
+    return re.sub(r"^((?:[\w+.-]+:)?/*).*@", r"\1", uri.split("?")[0], flags=re.DOTALL)
+
+
 def _no_file_store(given: str) -> str:
-    path = Path(unquote(urlsplit(given).path) if given.startswith("file:") else given)
+    given = _without_login(given)
+    # Not by urlsplit, which refuses brackets.
+    path = Path(unquote(re.sub("^file:(//[^/]*)?", "", given)) if given.startswith("file:") else given)
     if path.suffix not in (".db", ".sqlite", ".sqlite3"):
         path = (path.parent if path.name == "mlruns" else path) / "mlflow.db"
     return f"{given} is a folder for MLflow's old file store, which MLflow has given up; write sqlite:///{path}"

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import json
-import os
-import platform
-import re
 import shutil
 from pathlib import Path
 
-from adaptkit import __version__
 from adaptkit.contracts import Predictions, Run, RunResult
+from adaptkit.tracking.environment import environment
 from adaptkit.tracking.predictions import write_predictions
 
 
@@ -38,32 +33,6 @@ def write_artifacts(folder: Path, run: Run, result: RunResult) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-
-
-@functools.cache
-def environment() -> str:
-    """Return versions of adaptkit, Python, the machine's system and every installed distribution."""
-    import torch
-
-    lines = [
-        f"adaptkit {__version__}",
-        f"python {platform.python_version()}",
-        f"platform {platform.platform()}",
-        f"processor {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
-    ]
-    if torch.cuda.is_available():
-        lines.append(f"cuda {torch.version.cuda}, {torch.cuda.get_device_name()}")
-    found = dict(filter(None, map(_name_and_version, importlib.metadata.distributions())))
-    return "\n".join([*lines, "", *(f"{name}=={version}" for name, version in sorted(found.items())), ""])
-
-
-def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str] | None:
-    """Return a distribution's name, in small letters, and its version; None when its metadata does not say."""
-    # Only the lines needed: to parse all metadata, README files included, takes ten times as long.
-    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-    found = {key: re.search(rf"^{key}: *(\S+)", text, re.MULTILINE) for key in ("Name", "Version")}
-    name, version = found["Name"], found["Version"]
-    return (name[1].lower(), version[1]) if name and version else None
 
 
 def _write_report(stem: Path, predictions: Predictions, classes: tuple[str, ...]) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import atexit
 import os
+from contextlib import nullcontext, suppress
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
+#: an address of a kind that MLflow has no store for
+NOWHERE = "nowhere://"
 
 
 class ActiveRun:
@@ -29,17 +32,27 @@ class ActiveRun:
         # MLflow ends what is left open when a process exits as finished: a signal may come while a run is being closed.
         atexit.register(self.end, "KILLED")
 
-    def end(self, status: str) -> None:
-        """End the run, and any that a plugin opened inside it and left open, with this status."""
+    def end(self, status: str, answers: bool = True) -> None:
+        """End the run, and any that a plugin opened inside it and left open, with this status.
+
+        Where the store does not `answer`, the run is only no longer the active one.
+        """
         import mlflow
 
+        # Without an answer each call takes its time to fail; an address of no kind that MLflow knows fails at once.
+        lenient = nullcontext() if answers else suppress(mlflow.MlflowException)
         try:
+            if not answers:
+                mlflow.set_tracking_uri(NOWHERE)
             while self._is_active and (run := mlflow.active_run()) is not None and run.info.run_id != self.run_id:
-                mlflow.end_run(status)
-            # By its id, and first: `end_run` forgets the run before it writes, and a signal may come in between.
-            mlflow.MlflowClient(tracking_uri=self._store).set_terminated(self.run_id, status)
-            if self._is_active and mlflow.active_run() is not None:
-                mlflow.end_run(status)
+                with lenient:
+                    mlflow.end_run(status)
+            if answers:
+                # By its id, and first: `end_run` forgets the run before it writes, and a signal may come in between.
+                mlflow.MlflowClient(tracking_uri=self._store).set_terminated(self.run_id, status)
+            with lenient:
+                if self._is_active and mlflow.active_run() is not None:
+                    mlflow.end_run(status)
             atexit.unregister(self.end)
         except Exception:  # the store does not answer: at the exit it would not either
             atexit.unregister(self.end)

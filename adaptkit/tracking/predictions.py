@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy
 
 from adaptkit.contracts import Predictions, RunResult
+from adaptkit.plain_files import read_file
 
 HEADING = ["test_set", "image", "truth", "prediction", "confidence", "base_prediction"]
 
@@ -32,11 +34,13 @@ def read_predictions(
     path: Path, classes: Sequence[str], tests: Sequence[str] = ("clean", "shifted")
 ) -> dict[str, Predictions]:
     """Return the predictions of these test sets from a run's `predictions.csv`; raise ValueError if one is missing."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        lines = csv.reader(stream)
+    try:
+        lines = csv.reader(io.StringIO(read_file(path, None).decode(), newline=""))
         heading = next(lines, [])
         columns = list(zip(*lines, strict=True))
-    if heading != HEADING or not columns:
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+    if heading != HEADING or len(columns) != len(HEADING):
         raise ValueError("not a table of predictions")
     index = {name: number for number, name in enumerate(classes)}
     sets = numpy.array(columns[0])

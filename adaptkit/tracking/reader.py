@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adaptkit.adapters.files import read_card
 from adaptkit.comparison import ComparedRun, Curve
 from adaptkit.config import DEFAULT_EXPERIMENT
 from adaptkit.errors import BadInput
@@ -157,11 +157,13 @@ class Reader:
                 self.artifact(artifacts, "predictions.csv") as path,
                 self.artifact(artifacts, "adapter/adapter.json") as card,
             ):
-                classes = tuple(json.loads(card.read_text(encoding="utf-8"))["classes"])
+                classes = tuple(map(str, read_card(card, {"classes": list})["classes"]))
                 predictions = read_predictions(path, classes, ("clean", "shifted") if run.has_source else ("shifted",))
         except FileNotFoundError as error:
             return run, f"{run.name} ({run.run_id}) has no artifact {error.filename}"
-        except (KeyError, ValueError, OSError) as error:
+        except BadInput as error:
+            return run, f"{run.name} ({run.run_id}): {error}"
+        except (KeyError, ValueError, OverflowError, OSError) as error:
             return run, f"{run.name} ({run.run_id}): its predictions cannot be read: {type(error).__name__}: {error}"
         return dataclasses.replace(run, classes=classes, predictions=predictions), None
 

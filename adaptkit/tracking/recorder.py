@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from adaptkit import __version__
 from adaptkit.comparison import ArmResult, Comparison
-from adaptkit.errors import TrackingLost
+from adaptkit.errors import TrackingLost, first_line
 from adaptkit.findings import Findings
+from adaptkit.tracking.delivery import send_logs
+from adaptkit.tracking.events import Create, Log, now
 from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store, errors_as_lines, open_existing, open_store
 
 #: MLflow cuts a tag at 8,000 characters
 TAG_LENGTH = 8000
-#: MLflow takes so many metrics in one call
-METRICS_AT_ONCE = 1000
 NAMED_ARMS = 4
 
 
@@ -38,7 +37,7 @@ def record_findings(findings: Findings, files: Sequence[Path], tracking_uri: str
         names = [arm.name for arm in comparison.arms]
         shown = [*names[:NAMED_ARMS], f"{len(names) - NAMED_ARMS} more"] if len(names) > NAMED_ARMS else names
         with errors_as_lines(address):
-            run_ids.append(create_comparison(store, f"compare {', '.join(shown)}", comparison.setup))
+            run_ids.append(_create_comparison(store, f"compare {', '.join(shown)}", comparison.setup))
         status = "FAILED"
         try:
             log_findings(store, run_ids[-1], Findings((comparison,)), files)
@@ -47,42 +46,52 @@ def record_findings(findings: Findings, files: Sequence[Path], tracking_uri: str
             status = "KILLED"
             raise
         except Exception as error:
-            reason = store.without_secrets(str(error).strip().split("\n")[0] or type(error).__name__)
+            reason = store.without_secrets(first_line(error))
             raise TrackingLost(f"the comparison could not be recorded: {reason}") from None
         finally:
             store.client.set_terminated(run_ids[-1], status)
     return tuple(address.report_url(store.experiment_id, run_id) for run_id in run_ids)
 
 
-def create_comparison(store: Store, name: str, params: Mapping[str, object]) -> str:
-    """Create a run of kind comparison with the params that its runs share; return its id."""
-    from mlflow.entities import Param
-
+def begin_comparison(store: Store, name: str, params: Mapping[str, object]) -> tuple[Create, Log]:
+    """Return the beginning of a run of kind comparison with the params that its runs share."""
     tags = source_tags(store.without_secrets) | {"adaptkit.version": __version__, "adaptkit.kind": "comparison"}
-    run_id = str(store.client.create_run(store.experiment_id, run_name=name, tags=tags).info.run_id)
-    store.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    return Create(name, now(), tags), Log(params={key: str(value) for key, value in params.items()})
+
+
+def _create_comparison(store: Store, name: str, params: Mapping[str, object]) -> str:
+    create, log = begin_comparison(store, name, params)
+    run_id = str(store.client.create_run(store.experiment_id, create.at, dict(create.tags), create.name).info.run_id)
+    send_logs(store.client, run_id, [log])
     return run_id
 
 
 def log_findings(store: Store, run_id: str, findings: Findings, files: Sequence[Path]) -> None:
-    """Log each arm's mean and interval as metrics, the sentences as description, the compared runs, and files.
+    """Log what comparisons found to a run that the store has, and files."""
+    send_logs(store.client, run_id, [findings_log(findings, store.experiment_id)])
+    with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
+        write_arms(Path(folder) / "arms.csv", findings.comparisons)
+        # At the root, since MLflow's compare page shows only those.
+        for path in (Path(folder) / "arms.csv", *files):
+            store.client.log_artifact(run_id, str(path))
+
+
+def findings_log(findings: Findings, experiment_id: str) -> Log:
+    """Return each arm's mean and interval as metrics, the sentences as description, and the compared runs.
 
     Where there are several comparisons, the metrics' step is the comparison's number.
     """
-    from mlflow.entities import Metric, RunTag
-
-    client, experiment_id = store.client, store.experiment_id
-    now = int(time.time() * 1000)
+    at = now()
     first, *others = findings.comparisons
     name = first.metric.key.rsplit("/", 1)[-1]
-    points = [
+    metrics = tuple(
         # MLflow's page draws bars of what has no step but 0, else curves.
-        Metric(f"{kind}/{name}/{arm.slug}", value, now, comparison.number if others else 0)
+        (f"{kind}/{name}/{arm.slug}", value, at, comparison.number if others else 0)
         for comparison in findings.comparisons
         for arm in comparison.arms
         for kind, value in (("mean", arm.score.mean), ("low", arm.score.low), ("high", arm.score.high))
         if value is not None
-    ]
+    )
     compared = [run.run_id for one in findings.comparisons for arm in one.arms for run in arm.runs if run.run_id]
     tags = {
         "adaptkit.base_fingerprint": _joined(one.base_fingerprint for one in findings.comparisons),
@@ -91,14 +100,7 @@ def log_findings(store: Store, run_id: str, findings: Findings, files: Sequence[
         "adaptkit.compared_runs": _joined(compared),
         "mlflow.note.content": describe(findings, experiment_id),
     }
-    for start in range(0, len(points), METRICS_AT_ONCE):
-        client.log_batch(run_id, metrics=points[start : start + METRICS_AT_ONCE])
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-        write_arms(Path(folder) / "arms.csv", findings.comparisons)
-        # At the root, since MLflow's compare page shows only those.
-        for path in (Path(folder) / "arms.csv", *files):
-            client.log_artifact(run_id, str(path))
+    return Log(metrics, tags=tags)
 
 
 def write_arms(path: Path, comparisons: Sequence[Comparison]) -> None:

@@ -141,7 +141,8 @@ def _mend(path: Path, uri: str, revision: str | None, scripts: ScriptDirectory) 
     backup = _free_name(path, chain([ending], (f"{ending}-{number}" for number in count(2))))
     copy(path, backup)
     # MLflow's documented way, in a process of its own because it prints.
-    if subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", uri], capture_output=True).returncode:
+    command = [sys.executable, "-P", "-m", "mlflow", "db", "upgrade", uri]
+    if subprocess.run(command, capture_output=True).returncode:
         copy(backup, path)
         backup.unlink()
         raise BadInput(f"{path} could not be upgraded and is as it was; `mlflow db upgrade {uri}` shows why")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,18 +12,29 @@ from adaptkit.tracking.tracker import ERROR_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
 PAGE = 1000
+#: metrics whose times tell that a run lives: those of its epochs, and those of its end
+HEARTBEAT = ("time/epoch_seconds", "time/train_seconds")
+#: seconds, and how many times its longest epoch, after which a run that gives no sign is called silent
+LEAST_SILENCE, EPOCHS_OF_SILENCE = 900.0, 5
 
 
 @dataclass(frozen=True)
 class StaleRun:
-    """A run on record as running; `lives` tells whether its process does, None where that cannot be seen."""
+    """A run on record as running; `lives` tells whether its process does, None where that cannot be seen.
+
+    Of one that cannot be seen, `last_sign` is when it was last heard of (Unix time), and `silent` tells whether that is
+    longer ago than its epochs take.
+    """
 
     run_id: str
     name: str
     place: str
     lives: bool | None
+    last_sign: float | None = None
+    silent: bool = False
 
 
 def unfinished(client: MlflowClient, experiments: Sequence[str]) -> list[StaleRun]:
@@ -42,15 +54,28 @@ def unfinished(client: MlflowClient, experiments: Sequence[str]) -> list[StaleRu
             if "adaptkit.kind" in tags:
                 place = f"process {tags.get('adaptkit.pid', '?')} on {tags.get('adaptkit.host', '?')}"
                 name = run.info.run_name or run.info.run_id
-                found.append(StaleRun(run.info.run_id, name, place, lives(tags)))
+                alive = lives(tags)
+                heard = (None, False) if alive is not None else _heard_of(client, run)
+                found.append(StaleRun(run.info.run_id, name, place, alive, *heard))
         token = page.token
         if not token:
             break
     return found
 
 
+def _heard_of(client: MlflowClient, run: MlflowRun) -> tuple[float, bool]:
+    """Return when a run last gave a sign, and whether it is silent: each epoch's metrics are its heartbeat."""
+    signs, epochs = [(run.info.start_time or 0) / 1000], [0.0]
+    for key in (key for key in HEARTBEAT if key in run.data.metrics):
+        history = client.get_metric_history(run.info.run_id, key)
+        signs += [point.timestamp / 1000 for point in history]
+        epochs += [point.value for point in history if key == HEARTBEAT[0]]
+    return max(signs), time.time() - max(signs) > max(LEAST_SILENCE, EPOCHS_OF_SILENCE * max(epochs))
+
+
 def end_stale(client: MlflowClient, runs: Iterable[StaleRun]) -> None:
-    """End runs whose process is gone as killed."""
+    """End runs whose process is gone, or is taken for gone, as killed."""
     for run in runs:
-        client.set_tag(run.run_id, ERROR_TAG, "its process is gone")
+        reason = "its process is gone" if run.lives is False else "nothing was heard of it for long"
+        client.set_tag(run.run_id, ERROR_TAG, reason)
         client.set_terminated(run.run_id, "KILLED")

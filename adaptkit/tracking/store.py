@@ -41,6 +41,11 @@ class Store:
     #: shows the store; None when a server shows it already
     ui_command: str | None
 
+    @property
+    def shown(self) -> str:
+        """Return the address for people."""
+        return resolve(self.uri).shown
+
     def runs_url(self) -> str:
         """Return the page of the experiment's charts."""
         return Address(self.uri).runs_url(self.experiment_id)

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
-import tempfile
-import time
+import shutil
 import traceback
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adaptkit import __version__
-from adaptkit.contracts import Epoch, Run, RunInput, RunResult
+from adaptkit.contracts import Epoch, Run, RunResult
+from adaptkit.errors import first_line
 from adaptkit.findings import Findings
 from adaptkit.hookspecs import hookimpl
 from adaptkit.signals import origin
 from adaptkit.tracking.artifacts import write_artifacts
+from adaptkit.tracking.events import End, Event, Log, Reopen, now, points
 from adaptkit.tracking.fluent import ActiveRun
-from adaptkit.tracking.recorder import TAG_LENGTH, create_comparison, log_findings
+from adaptkit.tracking.group import Group
+from adaptkit.tracking.outbox import Outbox
+from adaptkit.tracking.recorder import TAG_LENGTH
+from adaptkit.tracking.run_events import Resumed, begin_run, epoch_log, status_after
 from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput
     from torch import nn
 
 T = TypeVar("T")
@@ -33,40 +37,88 @@ T = TypeVar("T")
 ADAPTER = "adapter"
 #: why a run failed, in one line
 ERROR_TAG = "adaptkit.error"
+COMPARISON = "the comparison"
+PARENT_TAG, BASE_TAG = "mlflow.parentRunId", "adaptkit.base_run_id"
+
+__all__ = ["ADAPTER", "ERROR_TAG", "Resumed", "Tracker"]
 
 
 class Tracker:
-    """Record each run in an MLflow store, one synchronous call an epoch.
+    """Record each run in a journal, which is forwarded to an MLflow store; training does not wait for the store.
 
-    When the store stops answering, `fault` says so, nothing more is sent, and training goes on. Adaptation and tuning
-    runs are grouped under the run `parent`, if there is one, and have these `tags` too.
+    Once it is closed, `fault` says why the store does not have all of it. Adaptation and tuning runs are grouped under
+    the run `parent`, if there is one, and have these `tags` too. Runs `resumed`, by name, go on in their own records,
+    and nothing is logged twice. What is to be thrown away has its `journals` in a folder of their own.
     """
 
-    def __init__(self, store: Store, parent: str | None = None, tags: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        parent: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        resumed: Mapping[str, Resumed] | None = None,
+        journals: Path | None = None,
+    ) -> None:
         self.store = store
         self.fault: str | None = None
-        self._run_ids: dict[str, str] = {}
+        self._outbox = Outbox(store, journals)
+        self._resumed = dict(resumed or {})
+        self._local_ids = {name: run.local_id for name, run in self._resumed.items()}
         self._ended: set[str] = set()
         self._kept: set[str] = set()
+        self._incomplete: set[str] = set()
         self._active: ActiveRun | None = None
         self._tags = {"adaptkit.version": __version__, **source_tags(store.without_secrets)}
         self._own_tags = dict(tags or {})
         self._parent = parent
+        self._group: Group | None = None
+        self._base: str | None = None
 
-    def run_id(self, run: Run) -> str | None:
-        """Return the MLflow id of a run that was recorded here."""
-        return self._run_ids.get(run.name)
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Send what is left, as long as the store takes it; afterwards `fault` tells why it does not have all."""
+        if (missing := self._outbox.close()) is not None:
+            self.fault = self.fault or missing
+
+    def local_id(self, run: Run) -> str:
+        """Return what a run is called here, whether or not the store has given it an id yet."""
+        return self._local_ids.setdefault(run.name, uuid.uuid4().hex)
+
+    def run_id(self, name: str) -> str | None:
+        """Return the MLflow id of the run of this name that was recorded here, if the store has it yet."""
+        return self._outbox.run_id(self._local_ids.get(name, ""))
+
+    @property
+    def parent_id(self) -> str | None:
+        """Return the MLflow id of the run that groups the adaptation runs, if there is one that the store has."""
+        return self._parent or (self._outbox.run_id(self._group.local_id) if self._group else None)
+
+    @property
+    def group_id(self) -> str | None:
+        """Return what the run that groups the others is called here, if there is one."""
+        return self._group.local_id if self._group else None
+
+    def flush(self) -> None:
+        """Send what there is, as long as the store takes it."""
+        self._outbox.flush()
 
     def find_base(self, fingerprint: str) -> str | None:
-        """Return the id of a finished base run with these weights in this experiment."""
+        """Return the id of a finished base run with these weights in this experiment, if the store tells of one."""
         condition = (
             f"tags.`adaptkit.kind` = 'base' and tags.`adaptkit.base_fingerprint` = '{fingerprint}' "
             "and attributes.status = 'FINISHED'"
         )
-        found = self._try(
-            "looking for the base run",
-            lambda: self.store.client.search_runs([self.store.experiment_id], condition, max_results=1),
-        )
+        try:
+            found = self.store.client.search_runs([self.store.experiment_id], condition, max_results=1)
+        except Exception as error:  # the store's: then the base is recorded once more
+            if (cause := origin(error)) is not error:
+                raise cause from error
+            return None
         return found[0].info.run_id if found else None
 
     def record(self, run: Run, epochs: Iterable[Epoch], result: RunResult, model: nn.Module) -> None:
@@ -80,171 +132,128 @@ class Tracker:
             self.adaptkit_run_failed(run, error)
             raise
 
-    def keep_adapter(self, run: Run, files: Mapping[str, Path], folder: Path) -> Path | None:
-        """Put a run's adapter into the store and read it back into a folder; None if the store does not answer."""
+    def keep_adapter(self, run: Run, files: Mapping[str, Path]) -> Path | None:
+        """Send a run's adapter to the store, which must give the same back, and return the folder that is sent."""
 
-        def keep() -> Path:
-            run_id = self._run_ids[run.name]
-            for path in files.values():
-                self.store.client.log_artifact(run_id, str(path), ADAPTER)
-            folder.mkdir()
-            read = Path(self.store.client.download_artifacts(run_id, ADAPTER, str(folder)))
+        def write(folder: Path) -> None:
+            for name, path in files.items():
+                shutil.copyfile(path, folder / name)
+
+        kept = self._try(run.name, "keeping the adapter", self._put, run, ADAPTER, write, ADAPTER, True)
+        if kept is not None:
             self._kept.add(run.name)
-            return read
-
-        return self._try("keeping the adapter", keep)
-
-    @property
-    def parent_id(self) -> str | None:
-        """Return the MLflow id of the run that groups the adaptation runs, if there is one."""
-        return self._parent
+        return kept
 
     @contextmanager
-    def grouped(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
-        """Group the adaptation runs of this block under a run of kind comparison."""
-        self._parent = self._try("starting the comparison", create_comparison, self.store, name, params)
+    def grouped(self, name: str, params: Mapping[str, Any], resumed: Resumed | None = None) -> Iterator[None]:
+        """Group the adaptation runs of this block under a run of kind comparison: a new one, or one that goes on."""
+        self._group = Group(self._outbox, self.store, name, params, resumed)
         try:
             yield
         except BaseException as error:
-            self._end_parent("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            self._group.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
 
     def end_group(self, findings: Findings | None, files: Sequence[Path]) -> None:
-        """Log what the group's runs say, with these files, and end the run that groups them."""
-        if self._parent is None:
-            return
-        if findings is not None:
-            self._try("logging the comparison", log_findings, self.store, self._parent, findings, files)
-        self._end_parent("FAILED" if findings is None or self.fault else "FINISHED")
-
-    def _end_parent(self, status: str) -> None:
-        if self._parent is not None:
-            terminate = self.store.client.set_terminated
-            self._try("ending the comparison", terminate, self._parent, status, even_so=True)
+        """Record what the group's runs say, with these files, and end the run that groups them."""
+        if self._group is not None:
+            if findings is not None:
+                self._try(COMPARISON, "writing its files", self._group.conclude, findings, files)
+            self._group.end("FAILED" if findings is None or self.fault else "FINISHED")
 
     @hookimpl(tryfirst=True)
     def adaptkit_run_started(self, run: Run, model: nn.Module) -> None:
-        """Create the MLflow run with its params, tags and inputs, and make it the active one."""
-        self._try("starting a run", lambda: self._start(run))
+        """Begin the run's record with its params, tags and inputs, and make it MLflow's active run."""
+        self._start(run)
 
     @hookimpl(trylast=True)
     def adaptkit_epoch_ended(self, run: Run, epoch: Epoch) -> None:
-        """Log the epoch's metrics in one call."""
-        metrics = {
-            "train/loss": epoch.loss,
-            "train/accuracy": epoch.train_accuracy,
-            "time/epoch_seconds": epoch.seconds,
-            "time/cumulative_seconds": epoch.cumulative_seconds,
-        }
-        if epoch.test_accuracy is not None:
-            metrics["test/accuracy"] = epoch.test_accuracy
-        if epoch.shifted_accuracy is not None:
-            metrics["shifted/accuracy"] = epoch.shifted_accuracy
-        if epoch.validation_accuracy is not None:
-            metrics["validation/accuracy"] = epoch.validation_accuracy
-        if epoch.validation_loss is not None:
-            metrics["validation/loss"] = epoch.validation_loss
-        self._try(f"logging epoch {epoch.number}", lambda: self._log_metrics(run, metrics, epoch.number))
+        """Record the epoch's metrics."""
+        if run.name not in self._resumed or epoch.number > self._resumed[run.name].epochs:
+            self._tell(run, epoch_log(epoch))
 
     @hookimpl(trylast=True)
     def adaptkit_run_ended(self, run: Run, result: RunResult, model: nn.Module) -> None:
-        """Log the final metrics and the artifacts, and finish the run."""
-        self._try("logging results", lambda: self._log_metrics(run, result.metrics, None, result.tags))
-        self._try("writing artifacts", lambda: self._log_artifacts(run, result))
+        """Record the final metrics and the artifacts, and the run's end."""
+        there = self._resumed[run.name].metrics if run.name in self._resumed else frozenset()
+        metrics = {key: value for key, value in result.metrics.items() if key not in there}
+        self._tell(run, Log(points(metrics), tags=result.tags))
+        self._try(run.name, "writing artifacts", self._put_artifacts, run, result)
         # A record with a gap is not that of a finished run, whatever became of the run.
-        self._end(run, "FINISHED" if self.fault is None else "FAILED")
+        self._end(run, "FAILED" if run.name in self._incomplete else "FINISHED")
 
     @hookimpl(trylast=True)
     def adaptkit_run_failed(self, run: Run, error: BaseException) -> None:
         """End the run as what it is: KILLED after a signal, FAILED after an error, with its traceback."""
         if run.name in self._ended:  # what failed came after the run
             return
-        if isinstance(error, KeyboardInterrupt):
-            status = "KILLED"
-        elif isinstance(error, SystemExit) and error.code in (None, 0):
-            status = "FINISHED"
-        else:
-            status = "FAILED"
-        if run.name not in self._run_ids:  # it failed before its first batch
-            self._try("starting a run", lambda: self._start(run))
+        status = status_after(error)
+        if not self._outbox.is_open(self.local_id(run)):  # it failed before its first batch
+            self._start(run)
         if status == "FAILED":
-            self._try("logging the error", lambda: self._log_error(run, error))
+            self._try(run.name, "recording the error", self._put_error, run, error)
         self._end(run, status)
 
     def _start(self, run: Run) -> None:
-        from mlflow.entities import Param
+        local_id, tags = self.local_id(run), self._tags | dict(run.tags)
+        runs: dict[str, str] = {}
+        events: list[Event]
+        self._outbox.open(local_id, run.name)
+        if run.name in self._resumed:
+            # Its process may have died before it had written all of its beginning; where it is there, nothing changes.
+            events = [Reopen(self._resumed[run.name].run_id), Log(tags=tags), *begin_run(run, {}, {})[1:]]
+        else:
+            if run.kind == "base":
+                self._base = local_id
+            else:
+                tags |= self._own_tags | ({PARENT_TAG: self._parent} if self._parent is not None else {})
+                others = {PARENT_TAG: self.group_id, BASE_TAG: self._base}
+                runs = {tag: other for tag, other in others.items() if other is not None and tag not in tags}
+            events = begin_run(run, tags, runs)
+        self._outbox.tell(local_id, *events)
+        run_id = self._outbox.wait_for_id(local_id)
+        if run_id is not None and self._outbox.is_settled:
+            # Where the store is slow or away, MLflow would ask it, again and again, before it took the run for active.
+            with contextlib.suppress(Exception):
+                self._active = ActiveRun(self.store.uri, run_id)
 
-        client = self.store.client
-        tags = self._tags | dict(run.tags)
-        if run.kind != "base":
-            tags |= self._own_tags
-            if self._parent is not None:
-                tags["mlflow.parentRunId"] = self._parent
-        if run.description:
-            tags["mlflow.note.content"] = run.description
-        created = client.create_run(self.store.experiment_id, run_name=run.name, tags=tags)
-        self._run_ids[run.name] = created.info.run_id
-        self._active = ActiveRun(self.store.uri, created.info.run_id)
-        params = [Param(key, str(value)) for key, value in run.params.items()]
-        client.log_batch(created.info.run_id, params=params)
-        if run.inputs:
-            client.log_inputs(created.info.run_id, [_dataset(given) for given in run.inputs])
+    def _tell(self, run: Run, event: Event) -> None:
+        self._outbox.tell(self.local_id(run), event)
 
-    def _log_metrics(
-        self, run: Run, metrics: Mapping[str, float], step: int | None, tags: Mapping[str, str] | None = None
-    ) -> None:
-        from mlflow.entities import Metric, RunTag
+    def _put(
+        self, run: Run, name: str, write: Callable[[Path], object], path: str | None = None, signed: bool = False
+    ) -> Path:
+        return self._outbox.put(self.local_id(run), name, write, path, signed)
 
-        now = int(time.time() * 1000)
-        # Without a step of its own (0), MLflow's page draws a bar for each run instead of a curve.
-        points = [Metric(key, float(value), now, step or 0) for key, value in metrics.items()]
-        named = [RunTag(key, value) for key, value in (tags or {}).items()]
-        self.store.client.log_batch(self._run_ids[run.name], metrics=points, tags=named)
-
-    def _log_artifacts(self, run: Run, result: RunResult) -> None:
+    def _put_artifacts(self, run: Run, result: RunResult) -> None:
         if run.name in self._kept:
             files = {name: path for name, path in result.files.items() if not name.startswith(f"{ADAPTER}/")}
             result = dataclasses.replace(result, files=files)
-        with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-            write_artifacts(Path(folder), run, result)
-            self.store.client.log_artifacts(self._run_ids[run.name], folder)
+        self._put(run, "artifacts", lambda folder: write_artifacts(folder, run, result))
 
-    def _log_error(self, run: Run, error: BaseException) -> None:
+    def _put_error(self, run: Run, error: BaseException) -> None:
         text = self.store.without_secrets("".join(traceback.format_exception(error)))
         line = self.store.without_secrets(" ".join(str(error).split()) or type(error).__name__)
-        self.store.client.set_tag(self._run_ids[run.name], ERROR_TAG, line[:TAG_LENGTH])
-        self.store.client.log_text(self._run_ids[run.name], text, "error.txt")
+        self._tell(run, Log(tags={ERROR_TAG: line[:TAG_LENGTH]}))
+        self._put(run, "error", lambda folder: (folder / "error.txt").write_text(text, encoding="utf-8"))
 
     def _end(self, run: Run, status: str) -> None:
-        run_id = self._run_ids.get(run.name)
-        if run_id is None:
-            return
+        self._tell(run, End(status, now()))
         if self._active is not None:
-            self._try("ending a run", self._active.end, status, even_so=True)
-        else:  # a signal came before the run was made MLflow's active one
-            self._try("ending a run", self.store.client.set_terminated, run_id, status, even_so=True)
+            with contextlib.suppress(Exception):  # the record has its end
+                self._active.end(status, self._outbox.is_settled)
         # Only now: a signal until here ends the run once more, as KILLED.
         self._active = None
         self._ended.add(run.name)
 
-    def _try(self, doing: str, action: Callable[..., T], *arguments: Any, even_so: bool = False) -> T | None:
-        """Do this unless the store has failed already; note it when it fails now."""
-        if self.fault is not None and not even_so:
-            return None
+    def _try(self, name: str, doing: str, action: Callable[..., T], *arguments: Any) -> T | None:
+        """Do this; note it when it fails."""
         try:
             return action(*arguments)
-        except Exception as error:  # the store's or a figure's: the training's results are not lost for either
-            if not even_so and (cause := origin(error)) is not error:
+        except Exception as error:  # a disk's, a figure's or the store's: the training's results are not lost for it
+            if (cause := origin(error)) is not error:
                 raise cause from error
-            reason = self.store.without_secrets(str(error).strip().split("\n")[0] or type(error).__name__)
-            self.fault = self.fault or f"tracking stopped while {doing}: {reason}"
+            reason = self.store.without_secrets(first_line(error))
+            self.fault = self.fault or f"the record of {name} is incomplete: {doing} failed: {reason}"
+            self._incomplete.add(name)
             return None
-
-
-def _dataset(given: RunInput) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    # MLflow has no data set class for torch; its table keeps 36 characters of a digest.
-    source = json.dumps({"tags": {"mlflow.source.name": given.source}})
-    dataset = Dataset(name=given.name, digest=given.digest[:36], source_type="code", source=source)
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", given.context)])

@@ -115,6 +115,8 @@ def _content(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
     """Return the tensor of a file and what stands beside it, None if it is damaged; raise FileNotFoundError."""
     from safetensors import SafetensorError, safe_open
 
+    if path.exists() and not path.is_file():  # of a pipe the opening would not end
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()

@@ -16,10 +16,11 @@ from adaptkit.contracts import Epoch
 from adaptkit.errors import RunFailed
 from adaptkit.seeds import derive_seed
 from adaptkit.training import optimizers
-from adaptkit.training.checkpointing import find_blocks, recomputed
+from adaptkit.training.checkpoints import Checkpoint, Keep, Training
 from adaptkit.training.distributed import ALONE, Processes
 from adaptkit.training.evaluation import autocast, count_right, deterministic, predict, share_right
 from adaptkit.training.passes import Fed, Passes
+from adaptkit.training.recomputation import find_blocks, recomputed
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
 
@@ -58,13 +59,16 @@ def fit(
     recipe: Recipe,
     step_ended: Callable[[nn.Module, int], None] | None = None,
     processes: Processes = ALONE,
+    start: Checkpoint | None = None,
+    keep: Keep | None = None,
 ) -> Iterator[Epoch]:
     """Train the parameters in `groups`, evaluate, and yield the record of each epoch.
 
     `passes` gives an epoch's training images, with int64 `labels` `[n]`, and the test sets. `seconds` covers training,
     evaluation and making what they read; what was made before is charged at what it took. The `processes` share each
-    batch and the test images out, and have the same weights after each step. Raises RunFailed when the loss is not
-    finite.
+    batch and the test images out, and have the same weights after each step. Training goes on from the checkpoint
+    `start`, whose epochs are not yielded again; `keep` is given each epoch's before that epoch is yielded, which costs
+    the epoch nothing. Raises RunFailed when the loss is not finite.
     """
     device = labels.device
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -72,9 +76,15 @@ def fit(
     stream = RandomStream(recipe.order_seed)
     drawn = _draws(recipe, processes)
     clock = _Clock()
-    cumulative, step = 0.0, 0
+    training_state = Training(model, optimizer, stream) if start is not None or keep is not None else None
+    epochs: list[Epoch] = []
+    step = 0
+    if training_state is not None and start is not None:
+        training_state.restore(start)
+        epochs, step = list(start.epochs), start.step
+    cumulative = epochs[-1].cumulative_seconds if epochs else 0.0
     processes.require_same(model.state_dict() | _numbered(parameters), "before")
-    for number in range(1, recipe.epochs + 1):
+    for number in range(len(epochs) + 1, recipe.epochs + 1):
         clock.restart()
         set_train_mode(model, recipe.adapt_statistics)
         blocks = find_blocks(model) if recipe.checkpointing else []
@@ -125,18 +135,23 @@ def fit(
                 accuracies[name] = int(processes.total(found)) / len(test.labels)
         seconds = clock.seconds()
         cumulative += seconds
-        yield Epoch(
-            number=number,
-            loss=loss_value,
-            train_accuracy=train_accuracy,
-            test_accuracy=accuracies.get("clean"),
-            shifted_accuracy=accuracies.get("shifted"),
-            seconds=seconds,
-            evaluation_seconds=seconds - training,
-            cumulative_seconds=cumulative,
-            validation_accuracy=accuracies.get(VALIDATION),
-            validation_loss=losses.get(VALIDATION),
+        epochs.append(
+            Epoch(
+                number=number,
+                loss=loss_value,
+                train_accuracy=train_accuracy,
+                test_accuracy=accuracies.get("clean"),
+                shifted_accuracy=accuracies.get("shifted"),
+                seconds=seconds,
+                evaluation_seconds=seconds - training,
+                cumulative_seconds=cumulative,
+                validation_accuracy=accuracies.get(VALIDATION),
+                validation_loss=losses.get(VALIDATION),
+            )
         )
+        if training_state is not None and keep is not None:
+            keep(training_state.capture(epochs, step))
+        yield epochs[-1]
     processes.require_same(model.state_dict() | _numbered(parameters), "after")
 
 

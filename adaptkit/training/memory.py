@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from adaptkit.training.checkpointing import find_blocks, recomputed
 from adaptkit.training.evaluation import computing
 from adaptkit.training.loop import Recipe, make_optimizer
+from adaptkit.training.recomputation import find_blocks, recomputed
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
 

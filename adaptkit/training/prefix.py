@@ -76,7 +76,7 @@ class Division:
 
     def holds(self) -> bool:
         """Tell whether the model is still as it was when it was divided, but for what is trained."""
-        return not _watched(self.model) and self._seen == self._condition()
+        return not watched(self.model) and self._seen == self._condition()
 
     @functools.cached_property
     def _seen(self) -> list[Any]:
@@ -115,7 +115,7 @@ def divide(model: nn.Module, images: Tensor, compute: Callable[[], AbstractConte
     `images` are five or more that the trial uses, on the model's device; `compute()` is the context in which models
     run. The model must be as it is trained: with its flags and its training modes set.
     """
-    if all(parameter.requires_grad for parameter in model.parameters()) or _watched(model):
+    if all(parameter.requires_grad for parameter in model.parameters()) or watched(model):
         return None
     # Of unequal brightness: what an image of a batch takes from the others then shows.
     images = images * torch.linspace(1, 0.4, len(images), device=images.device).view(-1, 1, 1, 1)
@@ -136,7 +136,7 @@ def divide(model: nn.Module, images: Tensor, compute: Callable[[], AbstractConte
         return None
 
 
-def _watched(model: nn.Module) -> bool:
+def watched(model: nn.Module) -> bool:
     """Tell whether somebody watches or changes what passes through a layer; that needs the whole model."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooked = any(getattr(module, kind, None) for module in model.modules() for kind in kinds)

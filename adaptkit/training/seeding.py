@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import numpy
 import torch
+from torch import Tensor
 
 
 class RandomStream:
@@ -36,6 +38,35 @@ class RandomStream:
         self._own = _states()
         if self._outer is not None:
             _restore(self._outer)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return where the stream left off, as tensors and plain numbers; it must have been entered before."""
+        assert self._own is not None
+        (version, words, gauss), (kind, keys, position, has_gauss, cached), tensor, cuda, mps = self._own
+        tensors = {
+            "python": torch.tensor(words, dtype=torch.int64),
+            "numpy": torch.from_numpy(keys.astype(numpy.int64)),
+            "torch": tensor,
+            **{f"cuda {number}": state for number, state in enumerate(cuda or ())},
+        }
+        if mps is not None:
+            tensors["mps"] = mps
+        numbers = {"python": [version, gauss], "numpy": [kind, int(position), int(has_gauss), float(cached)]}
+        return tensors, numbers
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Go on, when it is entered, where another stream of this kind left off."""
+        version, gauss = numbers["python"]
+        kind, *rest = numbers["numpy"]
+        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        cuda = [tensors[f"cuda {number}"] for number in range(here) if f"cuda {number}" in tensors]
+        self._own = (
+            (version, tuple(tensors["python"].tolist()), gauss),
+            (kind, tensors["numpy"].numpy().astype(numpy.uint32), *rest),
+            tensors["torch"],
+            cuda or None,
+            tensors.get("mps"),
+        )
 
 
 def _states() -> tuple[Any, ...]:

@@ -53,7 +53,15 @@ def held(layer: nn.Module) -> dict[str, Any]:
 
     Raises an exception when that cannot be pickled.
     """
-    kept: dict[str, Any] = dict(layer.named_buffers())
+    return {**dict(layer.named_buffers()), **kept_outside(layer)}
+
+
+def kept_outside(layer: nn.Module) -> dict[str, Any]:
+    """Return what a layer and those in it are, and what they keep outside parameters and buffers, pickled.
+
+    Raises an exception when that cannot be pickled.
+    """
+    kept: dict[str, Any] = {}
     for name, part in layer.named_modules():
         kept[f"{name} is"] = type(part)
         content = io.BytesIO()

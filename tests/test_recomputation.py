@@ -16,10 +16,10 @@ from torchvision.models import VisionTransformer, resnet18
 import adaptkit
 from adaptkit.backbones.heads import with_head
 from adaptkit.backbones.small_cnn_layers import SmallCNNModel
-from adaptkit.training.checkpointing import find_blocks, recomputed
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.memory import step_bytes
 from adaptkit.training.passes import plain
+from adaptkit.training.recomputation import find_blocks, recomputed
 
 IMAGES, LABELS = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 4
 

@@ -1,0 +1,55 @@
+"""Read a YAML file of settings, whoever wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adaptkit.config import flatten
+from adaptkit.errors import BadInput
+from adaptkit.plain_files import read_file
+
+#: of a config file: its size, what its entries come to when its aliases are written out, and how deep they are nested
+MOST_BYTES, MOST_ENTRIES, DEEPEST = 1 << 20, 10_000, 20
+#: seconds that whoever writes a config into a pipe may take
+PIPE_SECONDS = 10.0
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings in a YAML file under dotted keys; raise BadInput when it cannot be read as such."""
+    try:
+        text = read_file(path, MOST_BYTES, PIPE_SECONDS).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise BadInput(f"config file {path}: {reason}") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else ""
+        raise BadInput(f"config file {path}: not valid YAML{place}") from None
+    except Exception:  # of dates that there are not, wrong tags and lists in lists it raises whatever it trips over
+        raise BadInput(f"config file {path}: not valid YAML") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise BadInput(f"config file {path}: must hold `key: value` lines")
+    if not _is_small(content):
+        raise BadInput(f"config file {path}: it holds more than {MOST_ENTRIES} entries, or they are nested too deep")
+    return dict(flatten(content))
+
+
+def _is_small(content: object) -> bool:
+    """Tell whether a file's content stays small when its aliases, which may hold each other, are written out."""
+    left, count = [(content, 0)], 0
+    while left:
+        thing, depth = left.pop()
+        inner = [*thing, *thing.values()] if isinstance(thing, dict) else thing
+        if isinstance(inner, list | tuple | set):
+            count += len(inner)
+            if depth >= DEEPEST or count > MOST_ENTRIES:
+                return False
+            left += [(one, depth + 1) for one in inner]
+    return True

@@ -1,0 +1,84 @@
+"""Read from a store what it has of a run that stopped, and complete the record when the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from adaptkit.contracts import Run
+from adaptkit.hookspecs import hookimpl
+from adaptkit.tracking.events import LOCAL_ID_TAG
+from adaptkit.tracking.tracker import ERROR_TAG, Resumed, Tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+    from torch import nn
+
+#: how often a run was taken up again
+RESUMED_TAG = "adaptkit.resumed"
+#: a metric that each epoch has
+OF_EVERY_EPOCH = "train/loss"
+PAGE = 1000
+
+
+def what_it_has(client: MlflowClient, run: MlflowRun) -> Resumed:
+    """Return how many epochs of a run a store has, and which metrics: it goes on after them."""
+    run_id = str(run.info.run_id)
+    logged = client.get_metric_history(run_id, OF_EVERY_EPOCH) if OF_EVERY_EPOCH in run.data.metrics else ()
+    local_id = run.data.tags.get(LOCAL_ID_TAG, "")
+    return Resumed(run_id, local_id, max((point.step for point in logged), default=0), frozenset(run.data.metrics))
+
+
+def by_local_id(client: MlflowClient, local_ids: Sequence[str]) -> dict[str, MlflowRun]:
+    """Return the runs of a store that have these local ids."""
+
+    experiments = [experiment.experiment_id for experiment in client.search_experiments(max_results=PAGE)]
+    found: dict[str, MlflowRun] = {}
+    for local_id in local_ids:
+        runs = client.search_runs(experiments, f"tags.`{LOCAL_ID_TAG}` = '{local_id}'", max_results=1)
+        if runs:
+            found[local_id] = runs[0]
+    return found
+
+
+def children(client: MlflowClient, parent: MlflowRun) -> list[MlflowRun]:
+    """Return the runs that a run groups, the latest begun last."""
+    condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    found: list[MlflowRun] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [parent.info.experiment_id],
+            condition,
+            max_results=PAGE,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found
+
+
+class Completer:
+    """Count how often a run was taken up again, and forget why it had ended: a plugin that watches run events."""
+
+    def __init__(self, tracker: Tracker, names: Collection[str]) -> None:
+        self._tracker, self._names = tracker, names
+
+    @hookimpl
+    def adaptkit_run_started(self, run: Run, model: nn.Module) -> None:
+        """Tag a run that goes on."""
+        run_id, client = self._tracker.run_id(run.name), self._tracker.store.client
+        if run.name in self._names and run_id is not None and self._tracker.fault is None:
+            count_again(client, run_id)
+
+
+def count_again(client: MlflowClient, run_id: str) -> None:
+    """Note that a run was taken up again, and forget why it had ended."""
+    tags = client.get_run(run_id).data.tags
+    if ERROR_TAG in tags:
+        client.delete_tag(run_id, ERROR_TAG)
+    before = tags.get(RESUMED_TAG, "0")
+    client.set_tag(run_id, RESUMED_TAG, str(int(before) + 1 if before.isdigit() else 1))

@@ -1,0 +1,119 @@
+"""Inject every fault that the tests know, try hostile input, and write docs/reliability.md from what came of it.
+
+python benchmarks/reliability.py [--fuzz-seconds 60] [--jobs 2] [--output docs/reliability.md]
+
+Nothing in that file is from memory: the tests note what they injected and what came of it (`tests/reliability.py` says
+what each fault is and what is promised), and the fuzzer counts its inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from reliability import FAULTS, FOLDER  # noqa: E402
+
+INTRODUCTION = """# What goes wrong, and what then
+
+A record of runs is worth as much as the trust in it. Each row is a fault that the tests bring about for real (processes
+are killed, file systems are filled, servers cut the line), what is promised, and how often that was kept. Written by
+
+    python benchmarks/reliability.py
+
+on {when}: {machine}; it took {minutes:.0f} minutes. [When a run dies](resuming.md) and
+[when the store is away](outages.md) say what to do then.
+"""
+
+
+def main() -> None:
+    """Run the tests that inject faults, and the fuzzer; write the file; exit with 1 if a promise was not kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fuzz-seconds", type=int, default=60, help="for each kind of input; 0: none")
+    parser.add_argument("--jobs", type=int, default=2, help="test processes")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "reliability.md")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        passed = tests(Path(folder), arguments.jobs)
+        noted = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+        fuzzed = fuzz(Path(folder) / "fuzz.json", arguments.fuzz_seconds) if arguments.fuzz_seconds else {}
+    rows, broken = table(noted)
+    machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    minutes = (time.monotonic() - began) / 60
+    text = INTRODUCTION.format(when=datetime.date.today().isoformat(), machine=machine, minutes=minutes)
+    text += "\n".join(["\n## Faults\n", *rows, ""])
+    if fuzzed:
+        text += "\n".join(["\n## Hostile input\n", *inputs(fuzzed), ""])
+    temporary = arguments.output.with_name(f".{arguments.output.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, arguments.output)
+    findings = [finding for target in fuzzed.values() for finding in target["findings"]]
+    if not passed or broken or findings:
+        sys.exit(
+            f"tests {'passed' if passed else 'failed'}; not kept: {broken or 'none'}; findings: {findings or 'none'}"
+        )
+
+
+def tests(folder: Path, jobs: int) -> bool:
+    """Run every test file that notes faults, which do so in this folder; tell whether all passed."""
+    files = [
+        str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "reliability import" in path.read_text()
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", str(jobs), "-m", "slow or not slow", *files]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {FOLDER: str(folder), "OMP_NUM_THREADS": "1"})
+    return done.returncode == 0
+
+
+def fuzz(summary: Path, seconds: int) -> dict[str, Any]:
+    """Run the fuzzer for so many seconds on each kind of input; return its summary by kind."""
+    command = [sys.executable, str(ROOT / "fuzzing" / "run.py"), "--seconds", str(seconds), "--json", str(summary)]
+    subprocess.run(command, cwd=ROOT, check=False)
+    found: dict[str, Any] = json.loads(summary.read_text())["targets"]
+    return found
+
+
+def table(noted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Return the rows of all faults, and those whose promise was not always kept, or that nobody injected."""
+    injected: collections.Counter[str] = collections.Counter()
+    kept: collections.Counter[str] = collections.Counter()
+    where = collections.defaultdict(set)
+    for one in noted:
+        injected[one["fault"]] += one["injected"]
+        kept[one["fault"]] += one["survived"]
+        where[one["fault"]].add(one["test"].partition("::")[0])
+    rows = [
+        "| fault | how it is produced | promised | injected | kept | test |",
+        "| --- | --- | --- | ---: | ---: | --- |",
+    ]
+    for name, fault in FAULTS.items():
+        cells = [fault.what, fault.produced, fault.promised, str(injected[name]), str(kept[name])]
+        rows.append(f"| {' | '.join([*cells, ', '.join(f'`{file}`' for file in sorted(where[name]))])} |")
+    rows.append(f"| **all** | | | **{injected.total()}** | **{kept.total()}** | |")
+    return rows, [name for name in FAULTS if not injected[name] or kept[name] < injected[name]]
+
+
+def inputs(fuzzed: dict[str, Any]) -> list[str]:
+    """Return the rows of what was fuzzed."""
+    rows = ["Only expected errors, no hang, no unbounded memory: inputs made up under the guidance of coverage.", ""]
+    rows += ["| what reads it | inputs tried | seconds | findings |", "| --- | ---: | ---: | ---: |"]
+    for name, target in fuzzed.items():
+        rows.append(f"| {name} | {target['inputs']:,} | {target['seconds']:.0f} | {len(target['findings'])} |")
+    total = sum(target["inputs"] for target in fuzzed.values())
+    return [*rows, f"| **all** | **{total:,}** | | **{sum(len(t['findings']) for t in fuzzed.values())}** |"]
+
+
+if __name__ == "__main__":
+    main()
