@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from adaptkit.contracts import Run
@@ -71,14 +72,15 @@ class Completer:
     def adaptkit_run_started(self, run: Run, model: nn.Module) -> None:
         """Tag a run that goes on."""
         run_id, client = self._tracker.run_id(run.name), self._tracker.store.client
-        if run.name in self._names and run_id is not None and self._tracker.fault is None:
+        if run.name in self._names and run_id is not None:
             count_again(client, run_id)
 
 
 def count_again(client: MlflowClient, run_id: str) -> None:
-    """Note that a run was taken up again, and forget why it had ended."""
-    tags = client.get_run(run_id).data.tags
-    if ERROR_TAG in tags:
-        client.delete_tag(run_id, ERROR_TAG)
-    before = tags.get(RESUMED_TAG, "0")
-    client.set_tag(run_id, RESUMED_TAG, str(int(before) + 1 if before.isdigit() else 1))
+    """Note that a run was taken up again, and forget why it had ended, if the store takes that now."""
+    with suppress(Exception):
+        tags = client.get_run(run_id).data.tags
+        if ERROR_TAG in tags:
+            client.delete_tag(run_id, ERROR_TAG)
+        before = tags.get(RESUMED_TAG, "0")
+        client.set_tag(run_id, RESUMED_TAG, str(int(before) + 1 if before.isdigit() else 1))
