@@ -37,10 +37,12 @@ def die(*given, **named):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dying_in(owner, name, count, before=lambda *given, **named: None):
+def dying_in(owner, name, count, before=lambda *given, **named: None, counted=lambda *given: True):
     plain, calls = getattr(owner, name), []
 
     def call(*given, **named):
+        if not counted(*given):
+            return plain(*given, **named)
         calls.append(1)
         if len(calls) == count:
             before(*given, **named)
@@ -59,7 +61,11 @@ def half(tensors, path, metadata):
 
 
 def one_file(client, run_id, folder, *rest):
-    client.log_artifact(run_id, os.path.join(folder, sorted(os.listdir(folder))[0]))
+    client.log_artifact(run_id, os.path.join(folder, sorted(os.listdir(folder))[0]), *rest)
+
+
+def is_checkpoint(part, path):
+    return str(path).endswith("checkpoint.safetensors")
 
 
 @hookimpl(tryfirst=True)
@@ -75,11 +81,11 @@ def adaptkit_run_started(run, model):
     elif what == "a checkpoint is half written":
         dying_in(safetensors.torch, "save_file", 2, half)
     elif what == "a checkpoint gets its name":
-        dying_in(os, "replace", 2)
+        dying_in(os, "replace", 2, counted=is_checkpoint)
     elif what == "the adapter is stored":
-        dying_in(mlflow.MlflowClient, "log_artifact", 1)
-    elif what == "artifacts are written":
         dying_in(mlflow.MlflowClient, "log_artifacts", 1, one_file)
+    elif what == "artifacts are written":
+        dying_in(mlflow.MlflowClient, "log_artifacts", 1 if kind == "base" else 2, one_file)
     elif what == "the run is ended":
         dying_in(mlflow.MlflowClient, "set_terminated", 1)
 
