@@ -44,7 +44,7 @@ from adaptkit.stored_runs import Runs, open_runs
 from adaptkit.syncing import require_sent
 from adaptkit.tracking.store import Store, errors_as_lines
 from adaptkit.tracking.tracker import Tracker
-from adaptkit.tracking.unfinished import Completer, count_again, what_it_has
+from adaptkit.tracking.unfinished import count_again, what_it_has
 from adaptkit.trained import given_plugins
 
 if TYPE_CHECKING:
@@ -164,8 +164,9 @@ def _go_on(
         keeping = Keeping(
             experiment, tracker, record.reuse, watch.notice, report, begun.resumed, begun.claims, parent=record.parent
         )
-        for watching, name in ((collector, "collector"), (Completer(tracker, begun.resumed), "completer")):
-            held.enter_context(plugins.watching(watching, name))
+        for one in begun.resumed.values():
+            count_again(store.client, one.run_id)
+        held.enter_context(plugins.watching(collector, "collector"))
         held.enter_context(plugins.watching(tracker, "tracker"))
         held.enter_context(watch.shown(plugins))
         if is_group:

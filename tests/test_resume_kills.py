@@ -216,7 +216,7 @@ def test_a_run_killed_at_its_worst_moment_is_what_nobody_disturbed(
     process = made.run(undisturbed.strategies, how)
     told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL, told
-    assert len(made.runs) == 2  # a run and what groups it
+    assert len(made.runs) in (1, 2)  # a run, unless its end is in its journal already, and what groups it
     made.finish(undisturbed.strategies)
     require_same(made.recorded(), undisturbed.records)
     require_group(made)

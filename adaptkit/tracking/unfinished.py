@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from adaptkit.contracts import Run
-from adaptkit.hookspecs import hookimpl
 from adaptkit.tracking.events import LOCAL_ID_TAG
-from adaptkit.tracking.tracker import ERROR_TAG, Resumed, Tracker
+from adaptkit.tracking.tracker import ERROR_TAG, Resumed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
-    from torch import nn
 
 #: how often a run was taken up again
 RESUMED_TAG = "adaptkit.resumed"
@@ -60,20 +57,6 @@ def children(client: MlflowClient, parent: MlflowRun) -> list[MlflowRun]:
         token = page.token
         if not token:
             return found
-
-
-class Completer:
-    """Count how often a run was taken up again, and forget why it had ended: a plugin that watches run events."""
-
-    def __init__(self, tracker: Tracker, names: Collection[str]) -> None:
-        self._tracker, self._names = tracker, names
-
-    @hookimpl
-    def adaptkit_run_started(self, run: Run, model: nn.Module) -> None:
-        """Tag a run that goes on."""
-        run_id, client = self._tracker.run_id(run.name), self._tracker.store.client
-        if run.name in self._names and run_id is not None:
-            count_again(client, run_id)
 
 
 def count_again(client: MlflowClient, run_id: str) -> None:
