@@ -20,7 +20,7 @@ from adaptkit import __version__
 from adaptkit.cache import cache_folder
 from adaptkit.errors import AdaptkitError
 from adaptkit.loading import load_plugins
-from adaptkit.tracking.address import Address, resolve
+from adaptkit.tracking.address import Address, resolve, tracking_option
 from adaptkit.tracking.journal import left_journals
 from adaptkit.tracking.server import clock_skew
 from adaptkit.tracking.sqlite import check_writable
@@ -124,15 +124,19 @@ def _cache() -> Iterator[Finding]:
 
 def _unsent() -> Iterator[Finding]:
     try:
-        waiting = sorted({f"{journal.name} for {journal.store}" for journal in left_journals()})
+        # Of a run that was killed, only its end may be missing: that is said of unfinished runs.
+        waiting = [journal for journal in left_journals() if journal.unsent()]
     except OSError as error:
         reason = f"cannot read {error.filename}: {error.strerror}"
         yield Finding("journals", "wrong", reason, "set ADAPTKIT_STATE to another folder")
         return
-    if waiting:
-        named = ", ".join(waiting[:NAMED]) + (f" and {len(waiting) - NAMED} more" if len(waiting) > NAMED else "")
-        yield Finding("journals", "wrong", f"not all of these runs is in MLflow: {named}", "adaptkit sync")
-    else:
+    for store in sorted({journal.store for journal in waiting}):
+        names = [journal.name for journal in waiting if journal.store == store]
+        named = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        uri = store if "://" in store else f"sqlite:///{store}"
+        text = f"not all is in {store} of {named}"
+        yield Finding("journals", "wrong", text, f"adaptkit sync{tracking_option(uri)}")
+    if not waiting:
         yield Finding("journals", "ok", "nothing is left to send")
 
 
@@ -211,7 +215,8 @@ def _runs(
         yield Finding("runs", "note", _named(by_state[False], "ended as killed, since its process was gone"))
     elif by_state[False]:
         text = _named(by_state[False], "on record as running, but its process is gone")
-        yield Finding("runs", "wrong", text, "adaptkit doctor --end-stale-runs")
+        mend = "adaptkit doctor --end-stale-runs; what `adaptkit resume` can go on with stays so"
+        yield Finding("runs", "wrong", text, mend)
 
 
 def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | None) -> Iterator[Finding]:

@@ -62,11 +62,25 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
+#: what is worth telling of an error that a library wraps in others: a database driver's, an HTTP client's
+TOLD = (
+    r"\((?:\w+\.)+\w*Error\) ([^\n]+)",
+    r"\[Errno -?\d+\] ([^'\")\]\n]+)",
+    r"((?:Read|Connect) timed out)",
+    r"(Remote end closed connection)",
+    r"(too many \d+ error responses)",
+)
+
+
 def first_line(error: BaseException) -> str:
-    """Return what an error says in its first line, or what a database's driver says in it."""
+    """Return what an error says in its first line, or what the innermost of those in it says."""
     text = str(error).strip()
-    driver = re.search(r"\((?:\w+\.)+\w*Error\) ([^\n]+)", text)
-    return driver[1] if driver else text.split("\n")[0] or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return text
+    for told in TOLD:
+        if found := re.search(told, text):
+            return found[1]
+    return text.split("\n")[0] or type(error).__name__
 
 
 def located(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from adaptkit.errors import BadInput, first_line
 from adaptkit.signals import origin
 from adaptkit.tracking.address import Address, resolve
-from adaptkit.tracking.delivery import Delivery
+from adaptkit.tracking.delivery import Delivery, is_final
 from adaptkit.tracking.events import End, Event, Log, now
 from adaptkit.tracking.journal import Journal, left_journals
 from adaptkit.tracking.store import Store, open_store
@@ -32,6 +32,8 @@ class Synced:
     error: str | None = None
     #: it belongs to another store than the one that is meant
     elsewhere: bool = False
+    #: the store will never take it
+    refused: bool = False
 
 
 def left() -> list[Synced]:
@@ -39,10 +41,11 @@ def left() -> list[Synced]:
     return [_of(journal, len(journal.unsent())) for journal in left_journals()]
 
 
-def sync(tracking_uri: str | None = None) -> Iterator[Synced]:
+def sync(tracking_uri: str | None = None, discard_refused: bool = False) -> Iterator[Synced]:
     """Send what is left for the store that is meant, and yield each run; those of other stores are only named.
 
-    A run whose process died in the middle ends as killed. Raises BadInput when the store cannot be used.
+    A run whose process died in the middle ends as killed. With `discard_refused`, what the store will never take is
+    given up. Raises BadInput when the store cannot be used.
     """
     meant = resolve(tracking_uri)
     opened: dict[str, Store] = {}
@@ -56,7 +59,10 @@ def sync(tracking_uri: str | None = None) -> Iterator[Synced]:
             store = opened[journal.experiment] = open_store(tracking_uri, journal.experiment)
         delivery = Delivery(store.client, store.experiment_id)
         delivery.ids.update(ids)
-        yield _sent(journal, delivery, meant)
+        sent = _sent(journal, delivery, meant)
+        if sent.refused and discard_refused:
+            journal.remove()
+        yield sent
         ids |= delivery.ids
 
 
@@ -79,7 +85,8 @@ def _sent(journal: Journal, delivery: Delivery, address: Address) -> Synced:
         if (cause := origin(error)) is not error:
             raise cause from error
         reason = address.without_secrets(first_line(error))
-        return dataclasses.replace(_of(journal, count - len(journal.unsent())), error=reason)
+        sent = count - len(journal.unsent())
+        return dataclasses.replace(_of(journal, sent), error=reason, refused=is_final(error))
     last = events[-1] if events else None
     done = dataclasses.replace(_of(journal, count), status=last.status if isinstance(last, End) else "KILLED")
     journal.remove()

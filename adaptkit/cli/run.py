@@ -172,8 +172,12 @@ def print_way_to_runs(console: Console, outcome: Outcome) -> None:
     """Print how to use the best run's model, and how to look at all runs in MLflow."""
     if outcome.ui_url is None:
         return
-    if outcome.comparison is not None and (best := outcome.comparison.comparisons[0].arms[0].runs[0]).run_id:
-        console.print(f"Use {best.name}:  adaptkit predict {best.run_id} PICTURES", markup=False, soft_wrap=True)
+    best = None if outcome.comparison is None else outcome.comparison.comparisons[0].arms[0].runs[0]
+    if best is not None and best.run_id and outcome.tracking_error is None and outcome.tracking_uri is not None:
+        from adaptkit.tracking.address import tracking_option
+
+        command = f"adaptkit predict {best.run_id} PICTURES{tracking_option(outcome.tracking_uri)}"
+        console.print(f"Use {best.name}:  {command}", markup=False, soft_wrap=True)
     if outcome.ui_command is not None:
         console.print(f"Look at the runs:  {outcome.ui_command}", markup=False, soft_wrap=True)
         console.print(f"then open          {outcome.ui_url}", markup=False, soft_wrap=True)

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
 )
 @click.option("--dry-run", is_flag=True, help="Only list what is left, whatever store it is for.")
+@click.option("--discard-refused", is_flag=True, help="Give up what the store will never take, as of deleted runs.")
 @json_option
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
-def sync(tracking_uri: str | None, dry_run: bool, as_json: bool, traceback: bool) -> None:
-    """Send to MLflow what runs could not send while the store was away; exits with 1 if anything is still left for it.
+def sync(tracking_uri: str | None, dry_run: bool, discard_refused: bool, as_json: bool, traceback: bool) -> None:
+    """Send to MLflow what runs could not send while the store was away; exits with 1 if anything is still left.
 
     Runs keep a journal on this machine until the store has all of it. What is sent twice counts once.
 
@@ -43,13 +44,14 @@ def sync(tracking_uri: str | None, dry_run: bool, as_json: bool, traceback: bool
         found = left()
     else:
         with interruptible():
-            for one in send(tracking_uri):
+            for one in send(tracking_uri, discard_refused):
                 found.append(one)
                 if not as_json:
-                    click.echo(_line(one))
-    failed = [one for one in found if one.error is not None]
+                    click.echo(_line(one, discard_refused))
+    given_up = [one for one in found if one.refused and discard_refused]
+    failed = [one for one in found if (one.error is not None or one.elsewhere) and one not in given_up]
     if as_json:
-        click.echo(json.dumps({"runs": [dataclasses.asdict(one) for one in found], "failed": len(failed)}, indent=2))
+        click.echo(json.dumps({"runs": [dataclasses.asdict(one) for one in found], "left": len(failed)}, indent=2))
     elif dry_run:
         for one in found:
             click.echo(f"{one.name}: {_events(one.events)} for {one.store}, experiment {one.experiment}")
@@ -59,10 +61,18 @@ def sync(tracking_uri: str | None, dry_run: bool, as_json: bool, traceback: bool
         sys.exit(1)
 
 
-def _line(one: Synced) -> str:
+def _line(one: Synced, discarded: bool) -> str:
     if one.elsewhere:
         uri = one.store if "://" in one.store else f"sqlite:///{one.store}"
         return f"{one.name}: left, since it is for another store: adaptkit sync --tracking-uri {shlex.quote(uri)}"
+    if one.refused:
+        if discarded:
+            return f"{one.name}: given up: {one.error}"
+        restore = f"`mlflow runs restore --run-id {one.run_id}`" if one.run_id else "restore it in MLflow"
+        return (
+            f"{one.name}: {_events(one.events)} sent, the others are refused: {one.error}; if the run was deleted, "
+            f"{restore} brings it back, or `adaptkit sync --discard-refused` gives its record up"
+        )
     if one.error is not None:
         return f"{one.name}: {_events(one.events)} sent, the others are kept: {one.error}"
     ended = f"; the run ended as {one.status}" if one.status else ""

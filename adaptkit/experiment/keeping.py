@@ -184,7 +184,7 @@ class Keeping:
             yield Kept(self, held, record)
         except KeyboardInterrupt:
             held.release()
-            self.left.extend(filter(None, [run_id()]))
+            self.left.append(run_id() or "--all")  # a store that is slow or away has no id for it yet
             raise
         except BaseException:
             held.discard()

@@ -104,6 +104,17 @@ def resolve(uri: str | None) -> Address:
     )
 
 
+def tracking_option(uri: str) -> str:
+    """Return ` --tracking-uri URI`, without secrets, if a command that is typed here would mean another store."""
+    address = resolve(uri)
+    try:
+        if resolve(None).shown == address.shown:
+            return ""
+    except BadInput:
+        pass
+    return f" --tracking-uri {shlex.quote(address.without_secrets(address.uri))}"
+
+
 def sqlite_address(path: Path, options: str = "") -> Address:
     """Return the address of a database file."""
     # Only what an address would read as something else is quoted: MLflow makes a folder of the quoted name.

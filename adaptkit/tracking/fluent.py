@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
 #: an address of a kind that MLflow has no store for
@@ -26,40 +26,59 @@ class ActiveRun:
             # Nested: somebody who calls adaptkit from Python may have a run of their own open.
             mlflow.start_run(run_id=run_id, nested=True)
             self._is_active = True
-        except mlflow.MlflowException:
+        except mlflow.MlflowException as error:
             # Somebody called `mlflow.set_experiment`: then MLflow activates no run of another experiment.
             self._is_active = False
+            if "active experiment ID" not in str(error):
+                self._put_back()
+                raise
+        except BaseException:
+            self._put_back()
+            raise
         # MLflow ends what is left open when a process exits as finished: a signal may come while a run is being closed.
         atexit.register(self.end, "KILLED")
 
     def end(self, status: str, answers: bool = True) -> None:
         """End the run, and any that a plugin opened inside it and left open, with this status.
 
-        Where the store does not `answer`, the run is only no longer the active one.
+        Where the store does not `answer`, the run is only no longer the active one: the record has its end.
         """
         import mlflow
 
-        # Without an answer each call takes its time to fail; an address of no kind that MLflow knows fails at once.
-        lenient = nullcontext() if answers else suppress(mlflow.MlflowException)
         try:
-            if not answers:
-                mlflow.set_tracking_uri(NOWHERE)
-            while self._is_active and (run := mlflow.active_run()) is not None and run.info.run_id != self.run_id:
-                with lenient:
-                    mlflow.end_run(status)
             if answers:
-                # By its id, and first: `end_run` forgets the run before it writes, and a signal may come in between.
-                mlflow.MlflowClient(tracking_uri=self._store).set_terminated(self.run_id, status)
-            with lenient:
-                if self._is_active and mlflow.active_run() is not None:
-                    mlflow.end_run(status)
+                try:
+                    self._end(status)
+                except Exception:
+                    answers = False
+            if not answers:
+                # Each call would take its time to fail; with an address of no kind that MLflow knows it does so at
+                # once. What stayed active would be ended at the exit, in a store that MLflow would make here.
+                mlflow.set_tracking_uri(NOWHERE)
+                while self._is_active and (run := mlflow.active_run()) is not None:
+                    with suppress(mlflow.MlflowException):
+                        mlflow.end_run(status)
+                    if run.info.run_id == self.run_id:
+                        break
             atexit.unregister(self.end)
-        except Exception:  # the store does not answer: at the exit it would not either
-            atexit.unregister(self.end)
-            raise
         finally:
-            mlflow.set_tracking_uri(self._uri)  # type: ignore[arg-type]
-            if self._environment is None:
-                os.environ.pop(ENVIRONMENT, None)
-            else:
-                os.environ[ENVIRONMENT] = self._environment
+            self._put_back()
+
+    def _end(self, status: str) -> None:
+        import mlflow
+
+        while self._is_active and (run := mlflow.active_run()) is not None and run.info.run_id != self.run_id:
+            mlflow.end_run(status)
+        # By its id, and first: `end_run` forgets the run before it writes, and a signal may come in between.
+        mlflow.MlflowClient(tracking_uri=self._store).set_terminated(self.run_id, status)
+        if self._is_active and mlflow.active_run() is not None:
+            mlflow.end_run(status)
+
+    def _put_back(self) -> None:
+        import mlflow
+
+        mlflow.set_tracking_uri(self._uri)  # type: ignore[arg-type]
+        if self._environment is None:
+            os.environ.pop(ENVIRONMENT, None)
+        else:
+            os.environ[ENVIRONMENT] = self._environment

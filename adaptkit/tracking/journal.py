@@ -126,7 +126,7 @@ def left_journals() -> Iterator[Journal]:
 def waiting_for(store: str) -> int:
     """Return how many runs that no process has in hand are not all in the store at this address."""
     with contextlib.suppress(OSError):
-        return sum(journal.store == store for journal in left_journals())
+        return sum(journal.store == store and bool(journal.unsent()) for journal in left_journals())
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adaptkit.errors import first_line
 from adaptkit.state import state_folder
-from adaptkit.tracking.address import Address
+from adaptkit.tracking.address import Address, tracking_option
 from adaptkit.tracking.delivery import Delivery
 from adaptkit.tracking.events import Event, Put
 from adaptkit.tracking.journal import Journal
@@ -113,7 +113,8 @@ class Outbox:
         reason = refused or self._sender.fault or "it is slow"
         if self._unkept is not None:
             return f"{reason}; and it cannot be kept for later: {self._unkept}"
-        return f"{reason}; what is missing is kept: `adaptkit sync` sends it"
+        does = "says what can be done" if refused else "sends it"
+        return f"{reason}; what is missing is kept: `adaptkit sync{tracking_option(self._store.uri)}` {does}"
 
     def _note_unkept(self, error: OSError, place: Path) -> None:
         self._unkept = self._unkept or f"{error.filename or place}: {error.strerror or error}"
