@@ -18,6 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 import adaptkit
+from adaptkit.cache import CacheWarning
 from adaptkit.training.feature_files import FeatureFiles
 
 TEST_IMAGES = 100
@@ -196,7 +197,8 @@ def test_damaged_files_are_computed_anew(own_cache: Path, damage: str) -> None:
             "foreign": b"not a file of tensors",
         }[damage]
         path.write_bytes(damaged)
-    assert figures(adaptkit.run("head", **keys).runs[0]) == right
+    with pytest.warns(CacheWarning, match="is damaged: it is computed anew"):
+        assert figures(adaptkit.run("head", **keys).runs[0]) == right
     assert sorted(files(own_cache)) == sorted(sound)
     for path, content in sound.items():
         mended, before = load(path.read_bytes())["features"], load(content)["features"]

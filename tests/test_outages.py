@@ -175,7 +175,9 @@ def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("Error: not all is in MLflow: ")
-    assert last.endswith("; what is missing is kept: `adaptkit sync` sends it; the results above are complete")
+    uri = proxy.address
+    kept = f"what is missing is kept: `adaptkit sync --tracking-uri {uri}` sends it; the results above are complete"
+    assert last.endswith(f"; {kept}")
     assert "lora" in done.stdout and "head" in done.stdout
     assert "hush" not in done.stdout + done.stderr + "".join(p.read_text() for p in Path.cwd().rglob("*.json*"))
     assert journals()

@@ -181,7 +181,8 @@ def test_a_server_that_goes_away_costs_seconds_and_the_results_are_still_printed
     assert "head" in output and "lora" in output
     (error,) = [line for line in errors.splitlines() if line.startswith("Error")]
     assert error.startswith("Error: not all is in MLflow: ") and error == errors.splitlines()[-1]
-    assert error.endswith("; what is missing is kept: `adaptkit sync` sends it; the results above are complete")
+    kept = f"what is missing is kept: `adaptkit sync --tracking-uri {page.address}` sends it"
+    assert error.endswith(f"; {kept}; the results above are complete")
     note("server-away")
     assert "secret" not in output + errors
     assert not [run for run in runs().values() if "secret" in str(run.data.tags)]

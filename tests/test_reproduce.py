@@ -138,12 +138,14 @@ def test_a_base_run_is_trained_again(cli: Cli, tracked: Tracked) -> None:
     assert len(epoch_lines(result)) == 2
 
 
+@pytest.mark.slow
 def test_from_python(tracked: Tracked) -> None:
     found = adaptkit.reproduce(run_of(tracked, "lora"), tracking_uri=tracked.uri, device="cpu")
     assert isinstance(found, adaptkit.Reproduction)
     assert (found.verdict, found.first, found.differences) == ("identical", None, ())
 
 
+@pytest.mark.slow
 def test_another_process_gets_the_same(tracked: Tracked) -> None:
     command = [sys.executable, "-m", "adaptkit", "reproduce", run_of(tracked, "lora"), "--tracking-uri", tracked.uri]
     result = subprocess.run([*command, "-q"], capture_output=True, text=True)
@@ -303,6 +305,7 @@ def test_the_same_elsewhere_is_identical(cli: Cli, own: str, tracked: Tracked) -
     assert re.search(r"\n +the run +now\nthreads +64 +1\nIt came out the same nevertheless\.\n", result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -327,6 +330,7 @@ def test_what_takes_no_part_in_numbers_excuses_nothing(
     assert (found["verdict"], found["environment_differences"]) == ("different", [])
 
 
+@pytest.mark.slow
 def test_a_shift_computed_elsewhere_gives_the_same_images_with_other_last_digits(
     cli: Cli, own: str, tracked: Tracked
 ) -> None:
@@ -560,6 +564,7 @@ def test_pictures_in_another_place(cli: Cli, store: Path, own_folder: Path) -> N
     assert gone.exit_code == 2 and "folder:photos" in gone.stderr and gone.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_model_from_python_is_given_again(store: Path) -> None:
     model, other = Plain(10), Plain(10)
     with torch.no_grad():

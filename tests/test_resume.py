@@ -100,6 +100,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_goes_on_from_any_moment(uri: str, stop: Stop, moment: str) -> None:
     hook, after, epoch = MOMENTS[moment]
@@ -133,6 +134,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_whatever_is_trained_goes_on(uri: str, stop: Stop, case: str) -> None:
     strategy, settings, more = CASES[case]
@@ -211,6 +213,7 @@ def test_a_strategy_that_acts_between_steps_is_trained_again_in_the_same_run(
     require_as_undisturbed(recorded(uri, run_id), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "altered", "gone", "another run's"])
 def test_a_damaged_checkpoint_is_not_used_and_the_run_is_trained_again(
     uri: str, stop: Stop, cli: Cli, damage: str
@@ -417,6 +420,7 @@ def test_a_plugin_that_changed_stops_a_run_until_it_is_put_back(
     assert cli("resume", run_id, "-q").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_base_that_is_gone_is_trained_anew_and_must_be_the_same(
     uri: str, cli: Cli, stop: Stop, monkeypatch: pytest.MonkeyPatch, own_folder: Path
 ) -> None:
@@ -446,6 +450,7 @@ def test_a_base_that_is_gone_is_trained_anew_and_must_be_the_same(
     assert [run.info.run_id for run in client.search_runs(experiments, "tags.`adaptkit.kind` = 'base'")] == bases
 
 
+@pytest.mark.slow
 def test_all_that_stopped_goes_on_and_one_that_cannot_does_not_stop_the_others(
     uri: str, cli: Cli, stop: Stop, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,11 +107,11 @@ def uri(store: Path) -> str:
 
 
 def record(uri: str, *runs: tuple[Run, RunResult], experiment: str = "adaptkit") -> list[str]:
-    tracker = Tracker(open_store(uri, experiment))
-    for run, result in runs:
-        tracker.record(run, result.epochs, result, nn.Identity())
+    with Tracker(open_store(uri, experiment)) as tracker:
+        for run, result in runs:
+            tracker.record(run, result.epochs, result, nn.Identity())
     assert tracker.fault is None
-    return [str(tracker.run_id(run)) for run, _ in runs]
+    return [str(tracker.run_id(run.name)) for run, _ in runs]
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def test_a_spoilt_journal_is_no_traceback(
 
 def test_a_run_for_another_store_is_named_and_left(cli: Callable[..., Result], unsent: Result) -> None:
     result = cli("sync", "--tracking-uri", f"sqlite:///{Path.cwd() / 'other.db'}")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (1, "")
     uri = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     assert result.stdout == f"head seed=0: left, since it is for another store: adaptkit sync --tracking-uri {uri}\n"
     assert not Path("other.db").exists()
@@ -156,6 +156,14 @@ def test_a_run_that_was_deleted_meanwhile_is_refused_and_kept(cli: Callable[...,
     assert (one["name"], one["events"], one["status"]) == ("head seed=0", 0, None)
     assert "must be in the 'active' state" in one["error"]
     assert len(journals()) == 1
+    (line,) = cli("sync").stdout.splitlines()
+    assert line.endswith(
+        f"; if the run was deleted, `mlflow runs restore --run-id {one['run_id']}` brings it back, "
+        "or `adaptkit sync --discard-refused` gives its record up"
+    )
+    given_up = cli("sync", "--discard-refused")
+    assert (given_up.exit_code, journals()) == (0, [])
+    assert given_up.stdout.startswith("head seed=0: given up: ")
 
 
 def test_doctor_and_the_next_run_say_that_something_is_left(cli: Callable[..., Result], unsent: Result) -> None:
@@ -163,7 +171,7 @@ def test_doctor_and_the_next_run_say_that_something_is_left(cli: Callable[..., R
     (journal,) = [one for one in told if one["name"] == "journals"]
     store = Path.cwd() / "mlflow.db"
     assert (journal["state"], journal["mend"]) == ("wrong", "adaptkit sync")
-    assert journal["text"] == f"not all of these runs is in MLflow: head seed=0 for {store}"
+    assert journal["text"] == f"not all is in {store} of head seed=0"
     again = cli("run", "-s", "head", *TINY)
     assert again.exit_code == 0
     assert "1 earlier run is not all in MLflow: `adaptkit sync`" in again.stderr.splitlines()
