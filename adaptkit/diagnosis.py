@@ -215,7 +215,7 @@ def _runs(
         yield Finding("runs", "note", _named(by_state[False], "ended as killed, since its process was gone"))
     elif by_state[False]:
         text = _named(by_state[False], "on record as running, but its process is gone")
-        mend = "adaptkit doctor --end-stale-runs; what `adaptkit resume` can go on with stays so"
+        mend = "adaptkit doctor --end-stale-runs"
         yield Finding("runs", "wrong", text, mend)
 
 
