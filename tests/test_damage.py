@@ -43,6 +43,7 @@ def cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return own_folder / "cache"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base.safetensors", "base.json"])
 def test_a_damaged_base_is_told_and_trained_anew(name: str, cli: Cli, cache: Path) -> None:
     right = numbers(cli(*RUN))
@@ -64,6 +65,7 @@ def test_a_damaged_base_is_told_and_trained_anew(name: str, cli: Cli, cache: Pat
         note("damaged-base")
 
 
+@pytest.mark.slow
 def test_damaged_features_are_told_and_computed_anew(cli: Cli, cache: Path) -> None:
     right = numbers(cli(*RUN))
     features = sorted((cache / "features").iterdir())
@@ -123,6 +125,7 @@ def refused(result: Result) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter.safetensors", "adapter.json"])
 def test_a_damaged_adapter_is_refused(name: str, cli: Cli, tracked: tuple[str, Path], own_folder: Path) -> None:
     run_id, artifacts = tracked
@@ -163,6 +166,7 @@ def test_a_damaged_split_is_refused_and_an_edited_one_can_be_accepted(cli: Cli, 
     assert cli(*again).exit_code == 0
 
 
+@pytest.mark.slow
 def test_bases_are_bounded_and_those_used_longest_ago_go_first(
     cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

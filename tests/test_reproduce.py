@@ -251,6 +251,7 @@ def test_other_data_are_told_before_anything_is_trained(cli: Cli, own: str, trac
     assert "data         000000000000      others\nNothing was run.\n" in result.stdout
 
 
+@pytest.mark.slow
 def test_another_base_in_the_cache_is_not_used_and_stays(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "lora")
     retag(own, run_id, "adaptkit.base_fingerprint", "0" * 64)
@@ -286,6 +287,7 @@ def test_small_differences_elsewhere_are_within_tolerance(cli: Cli, own: str, tr
     assert result.stdout.endswith("differences of this size are to be expected.\n")
 
 
+@pytest.mark.slow
 def test_large_differences_elsewhere_are_differences(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     edit(own, run_id, "environment.txt", "adaptkit 0", "adaptkit 9")
@@ -297,6 +299,7 @@ def test_large_differences_elsewhere_are_differences(cli: Cli, own: str, tracked
     assert result.stdout.endswith("That may be why, but the difference is larger than is to be expected of it.\n")
 
 
+@pytest.mark.slow
 def test_the_same_elsewhere_is_identical(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     retag(own, run_id, "adaptkit.threads", "64")

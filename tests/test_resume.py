@@ -518,6 +518,7 @@ def test_where_nothing_can_be_written_the_run_goes_on_without_checkpoints(
     assert len(notices) == 1 and notices[0].endswith("the run cannot be resumed")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_meanwhile_costs_a_line(
     uri: str, cli: Cli, stop: Stop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

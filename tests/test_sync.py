@@ -85,6 +85,7 @@ def test_a_run_whose_store_goes_away_ends_with_its_results_and_says_what_to_do(
     assert cli("sync").stdout == "Nothing is left to send.\n"
 
 
+@pytest.mark.slow
 def test_what_was_sent_already_and_is_sent_again_counts_once(cli: Callable[..., Result], unsent: Result) -> None:
     (journal,) = journals()
     again = journal.with_name(f"{journal.name}-again")
@@ -129,6 +130,7 @@ def test_a_spoilt_journal_is_no_traceback(
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_run_for_another_store_is_named_and_left(cli: Callable[..., Result], unsent: Result) -> None:
     result = cli("sync", "--tracking-uri", f"sqlite:///{Path.cwd() / 'other.db'}")
     assert (result.exit_code, result.stderr) == (1, "")
@@ -138,6 +140,7 @@ def test_a_run_for_another_store_is_named_and_left(cli: Callable[..., Result], u
     assert len(journals()) == 1
 
 
+@pytest.mark.slow
 def test_a_store_that_is_still_away_is_a_line(cli: Callable[..., Result], unsent: Result) -> None:
     os.replace("mlflow.db", "away.db")
     Path("mlflow.db").mkdir()
@@ -189,6 +192,7 @@ def test_a_state_folder_that_cannot_be_written_stops_no_run(
     assert outcome["tracking_error"] is None
 
 
+@pytest.mark.slow
 def test_without_a_store_nor_a_journal_the_loss_is_said(
     cli: Callable[..., Result], store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
