@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ DISK_LIMIT = 2 << 30
 FORMAT = 2
 #: seconds after which a file that a killed process left half-written is removed
 ABANDONED = 3600
+#: how often a file is read that changes while it is read
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,28 @@ def sound(path: Path) -> bool:
 
 def _content(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
     """Return the tensor of a file and what stands beside it, None if it is damaged; raise FileNotFoundError."""
+    for _ in range(ATTEMPTS):
+        before = _version(path)
+        # Its head and its tensor are read one after the other: another process may replace or remove it in between.
+        if (found := _read(path)) is not None or _version(path) == before:
+            return found
+    return None
+
+
+def _version(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:  # it is below a file, or in a folder that may not be read
+        raise FileNotFoundError(*error.args) from error
+    return status.st_ino, status.st_ctime_ns
+
+
+def _read(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
     from safetensors import SafetensorError, safe_open
 
-    if path.exists() and not path.is_file():  # of a pipe the opening would not end
-        return None
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # of a pipe the opening would not end
+            return None
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             # Into memory of torch's own: where a file happens to lie unaligned, sums are taken in another order.
