@@ -1,6 +1,9 @@
 """Inject every fault that the tests know, try hostile input, and write docs/reliability.md from what came of it.
 
-python benchmarks/reliability.py [--fuzz-seconds 60] [--jobs 2] [--output docs/reliability.md]
+python benchmarks/reliability.py [--fuzz-seconds 60] [--jobs 2] [--notes DIR] [--output docs/reliability.md]
+
+With --notes, what the tests note is kept in a folder, beside what is there already; with --write-only nothing is run,
+and the file is written from such a folder: for single tests that were run again, with RELIABILITY_OUT naming it.
 
 Nothing in that file is from memory: the tests note what they injected and what came of it (`tests/reliability.py` says
 what each fault is and what is promised), and the fuzzer counts its inputs.
@@ -17,7 +20,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from reliability import FAULTS, FOLDER  # noqa: E402
 
+SUMMARY = "fuzz.json"
 INTRODUCTION = """# What goes wrong, and what then
 
 A record of runs is worth as much as the trust in it. Each row is a fault that the tests bring about for real (processes
@@ -33,8 +36,7 @@ are killed, file systems are filled, servers cut the line), what is promised, an
 
     python benchmarks/reliability.py
 
-on {when}: {machine}; it took {minutes:.0f} minutes. [When a run dies](resuming.md) and
-[when the store is away](outages.md) say what to do then.
+on {when}: {machine}. [When a run dies](resuming.md) and [when the store is away](outages.md) say what to do then.
 """
 
 
@@ -43,17 +45,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fuzz-seconds", type=int, default=60, help="for each kind of input; 0: none")
     parser.add_argument("--jobs", type=int, default=2, help="test processes")
+    parser.add_argument("--notes", type=Path, help="folder for what the tests note")
+    parser.add_argument("--write-only", action="store_true", help="write the file from the notes that are there")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "reliability.md")
     arguments = parser.parse_args()
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        passed = tests(Path(folder), arguments.jobs)
-        noted = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
-        fuzzed = fuzz(Path(folder) / "fuzz.json", arguments.fuzz_seconds) if arguments.fuzz_seconds else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.notes or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        summary = folder / SUMMARY
+        passed = arguments.write_only or tests(folder, arguments.jobs)
+        if arguments.fuzz_seconds and not arguments.write_only:
+            fuzz(summary, arguments.fuzz_seconds)
+        noted = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path != summary]
+        fuzzed = json.loads(summary.read_text())["targets"] if summary.exists() else {}
     rows, broken = table(noted)
     machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    minutes = (time.monotonic() - began) / 60
-    text = INTRODUCTION.format(when=datetime.date.today().isoformat(), machine=machine, minutes=minutes)
+    text = INTRODUCTION.format(when=datetime.date.today().isoformat(), machine=machine)
     text += "\n".join(["\n## Faults\n", *rows, ""])
     if fuzzed:
         text += "\n".join(["\n## Hostile input\n", *inputs(fuzzed), ""])
@@ -77,12 +84,10 @@ def tests(folder: Path, jobs: int) -> bool:
     return done.returncode == 0
 
 
-def fuzz(summary: Path, seconds: int) -> dict[str, Any]:
-    """Run the fuzzer for so many seconds on each kind of input; return its summary by kind."""
+def fuzz(summary: Path, seconds: int) -> None:
+    """Run the fuzzer for so many seconds on each kind of input; it writes its summary by kind."""
     command = [sys.executable, str(ROOT / "fuzzing" / "run.py"), "--seconds", str(seconds), "--json", str(summary)]
     subprocess.run(command, cwd=ROOT, check=False)
-    found: dict[str, Any] = json.loads(summary.read_text())["targets"]
-    return found
 
 
 def table(noted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:

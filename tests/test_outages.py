@@ -186,7 +186,6 @@ def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
     assert all(one["error"] is None and one["status"] in ("FINISHED", None) for one in sent), sent
     assert record(server.address, experiment) == undisturbed
     assert journals() == []
-    note("newer-store")
     assert sync(proxy.address)["runs"] == []
     note({"refuse": "server-away", "error": "server-fails", "lose": "answers-lost"}[moment.partition("=")[2]])
 
