@@ -70,7 +70,7 @@ FOUND = {
         b'{"local_id": 1, "name": 1, "store": 1, "experiment": 1}\0{"events": Infinity}\0{"number": Infinity}',
         b'{"local_id": 1, "name": 1, "store": 1, "experiment": 1}\0{}\0' + b"[" * 100_000,
     ),
-    "base": (b"[" * 100_000 + b"\0",),
+    "base": (b"[" * 100_000 + b"\0", b'""\0'),
     "weights": (
         b"\2\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x81",  # IndexError
         b"\2\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02X\xff\xff\xff\x7f",  # 2 GB asked for

@@ -149,7 +149,11 @@ def stored_base(key: str) -> Base | None:
     folder = _folder(key)
     try:
         card = json.loads(read_file(folder / CARD_FILE))
-        if not set(card) <= CARD_KEYS or card.get("card_sha256") not in (None, card_digest(card)):
+        if (
+            not isinstance(card, dict)
+            or not set(card) <= CARD_KEYS
+            or card.get("card_sha256") not in (None, card_digest(card))
+        ):
             return None
         state = unpack(read_file(folder / WEIGHTS_FILE, None))
         base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
