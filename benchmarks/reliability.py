@@ -36,7 +36,7 @@ are killed, file systems are filled, servers cut the line), what is promised, an
 
     python benchmarks/reliability.py
 
-on {when}: {machine}. [When a run dies](resuming.md) and [when the store is away](outages.md) say what to do then.
+on {when}: {machine}{how}. [When a run dies](resuming.md) and [when the store is away](outages.md) say what to do then.
 """
 
 
@@ -60,7 +60,10 @@ def main() -> None:
         fuzzed = json.loads(summary.read_text())["targets"] if summary.exists() else {}
     rows, broken = table(noted)
     machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    text = INTRODUCTION.format(when=datetime.date.today().isoformat(), machine=machine)
+    how = (
+        "; tests and inputs that had found something were run again after it was mended" if arguments.write_only else ""
+    )
+    text = INTRODUCTION.format(when=datetime.date.today().isoformat(), machine=machine, how=how)
     text += "\n".join(["\n## Faults\n", *rows, ""])
     if fuzzed:
         text += "\n".join(["\n## Hostile input\n", *inputs(fuzzed), ""])

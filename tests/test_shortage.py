@@ -130,3 +130,4 @@ def test_a_process_whose_memory_is_limited_says_so(own_folder: Path) -> None:
     assert made.returncode == 1, made.stderr
     assert [run["error"] for run in json.loads(made.stdout)["runs"]] == [HINT]
     assert "Traceback" not in made.stderr
+    note("memory")

@@ -94,12 +94,12 @@ class Sender:
                 for _ in range(done):
                     self._waiting.popleft()
                 self._steps += done
-                if error is None:
-                    self.fault, pause = None, FIRST_PAUSE
-                elif is_final(error):
-                    self.refused[journal.local_id] = self._told(error)
-                else:
+                if error is not None and not is_final(error):
                     self.fault = self._told(error)
+                else:  # a store that refuses answers, too
+                    self.fault, pause = None, FIRST_PAUSE
+                if error is not None and is_final(error):
+                    self.refused[journal.local_id] = self._told(error)
                 self._changed.notify_all()
                 if self.fault is not None:
                     if self._closing:
