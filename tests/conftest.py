@@ -12,6 +12,7 @@ import atexit
 import importlib.metadata
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def own_cache(shared: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Run each test in an empty folder, with its process's cache and nothing else of adaptkit's or MLflow's."""
     for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in KEPT]:
         monkeypatch.delenv(name)
@@ -80,7 +81,10 @@ def own_folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) ->
         return [point for point in found if point.name != "bitfit"] if chosen.get("group") == "adaptkit" else found
 
     monkeypatch.setattr(importlib.metadata, "entry_points", without_bitfit)
-    return tmp_path
+    yield tmp_path
+    if "mlflow" in sys.modules:
+        # MLflow keeps an address that a test has set, "" too, for the whole process.
+        sys.modules["mlflow"].set_tracking_uri(None)
 
 
 @pytest.fixture

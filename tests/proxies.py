@@ -11,14 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
 
-MODES = ("ok", "refuse", "error", "lose", "slow", "every-second", "hang")
+MODES = ("ok", "refuse", "error", "lose", "slow", "every-second", "hang", "unread", "forbid")
 HANGING, SLOWNESS = 60.0, 1.0
 
 
 class Proxy(ThreadingHTTPServer):
     """Pass requests on to a server, or not: `refuse` cuts the line at once, `error` answers 500 and passes nothing on,
     `lose` passes on and answers 500, `every-second` does either to two requests of three, `slow` waits before it passes
-    on, `hang` answers nothing for a minute.
+    on, `hang` answers nothing for a minute. Where artifacts are asked for, `unread` cuts the line, `forbid` answers 403.
 
     A POST to `/mode/NAME` changes the mode; the server's own health page always answers unless refused.
     """
@@ -38,10 +38,12 @@ class Proxy(ThreadingHTTPServer):
         """Return where the proxy listens."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def next_mode(self) -> str:
+    def next_mode(self, is_download: bool) -> str:
         """Return how the next request is treated."""
         with self.lock:
             mode = self.mode
+            if mode in ("unread", "forbid"):
+                mode = ("refuse" if mode == "unread" else mode) if is_download else "ok"
             if mode == "every-second":
                 self.turn += 1
                 mode = ("lose", "error", "ok")[self.turn % 3]
@@ -66,12 +68,15 @@ class Handler(BaseHTTPRequestHandler):
             assert self.server.mode in MODES
             self.answer(200, b"")
             return
-        mode = self.server.next_mode()
+        mode = self.server.next_mode(self.command == "GET" and "/mlflow-artifacts/" in self.path)
         if mode == "refuse":
             self.close_connection = True
             return
         if mode == "error":
             self.answer(500, b'{"error_code": "INTERNAL_ERROR", "message": "the proxy fails"}')
+            return
+        if mode == "forbid":
+            self.answer(403, b"{}")
             return
         time.sleep({"slow": SLOWNESS, "hang": HANGING}.get(mode, 0.0))
         headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}

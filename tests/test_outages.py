@@ -163,7 +163,19 @@ MOMENTS = [
     "adaptation:1=error",
     "base:1=lose",
     "adaptation:2=lose",
+    "adaptation:end=unread",
+    "adaptation:end=forbid",
 ]
+
+
+#: what they are called in the list of faults
+FAULTS = {
+    "refuse": "server-away",
+    "error": "server-fails",
+    "lose": "answers-lost",
+    "unread": "server-away",
+    "forbid": "server-fails",
+}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -187,7 +199,21 @@ def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
     assert record(server.address, experiment) == undisturbed
     assert journals() == []
     assert sync(proxy.address)["runs"] == []
-    note({"refuse": "server-away", "error": "server-fails", "lose": "answers-lost"}[moment.partition("=")[2]])
+    note(FAULTS[moment.partition("=")[2]])
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"), [("unread", r"API request to \S+ failed with exception .*"), ("forbid", "403 Client Error: .*")]
+)
+def test_artifacts_that_cannot_be_asked_for_are_not_called_missing(
+    proxy: Proxy, undisturbed: dict[str, dict[str, Any]], mode: str, reason: str
+) -> None:
+    proxy.mode = mode
+    found = run("--tracking-uri", proxy.address, "--experiment", "undisturbed", command="compare")
+    assert (found.returncode, found.stdout) == (2, "")
+    (line,) = found.stderr.splitlines()
+    assert re.fullmatch(rf"Error: the tracking store {proxy.address} failed: {reason}", line), line
+    note(FAULTS[mode])
 
 
 def test_a_server_of_which_every_third_request_is_well_treated_is_told_all(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from adaptkit.errors import TrackingLost
 from adaptkit.tracking.events import LOCAL_ID_TAG, Create, End, Event, Input, Log, Put, Reopen
+from adaptkit.tracking.fetching import fetch
 from adaptkit.tracking.journal import Journal
 
 if TYPE_CHECKING:
@@ -116,8 +117,12 @@ class Delivery:
         self.client.log_artifacts(run_id, str(folder), event.path)
         if not event.signed:
             return
+        artifacts = str(self.client.get_run(run_id).info.artifact_uri)
         with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
-            back = Path(self.client.download_artifacts(run_id, event.path or "", temporary))
+            try:
+                back = fetch(artifacts, event.path or "", temporary, self.client.tracking_uri)
+            except FileNotFoundError:
+                raise TrackingLost(f"the store does not give back {event.path}") from None
             for path in folder.iterdir():
                 if _sha256(back / path.name) != _sha256(path):
                     raise TrackingLost(f"the store does not give back {path.name} as it was")

@@ -18,6 +18,7 @@ from adaptkit.imports import uncollected
 from adaptkit.reports.metrics import required
 from adaptkit.tracking.address import Address
 from adaptkit.tracking.artifact_folders import local_artifacts
+from adaptkit.tracking.fetching import fetch
 from adaptkit.tracking.filters import with_params
 from adaptkit.tracking.histories import History, read_histories
 from adaptkit.tracking.liveness import lives
@@ -157,22 +158,16 @@ class Reader:
                 self.artifact(artifacts, "predictions.csv") as path,
                 self.artifact(artifacts, "adapter/adapter.json") as card,
             ):
-                classes = tuple(map(str, read_card(card, {"classes": list})["classes"]))
-                predictions = read_predictions(path, classes, ("clean", "shifted") if run.has_source else ("shifted",))
+                return _with_files(run, path, card)
         except FileNotFoundError as error:
             return run, f"{run.name} ({run.run_id}) has no artifact {error.filename}"
-        except BadInput as error:
-            return run, f"{run.name} ({run.run_id}): {error}"
-        except (KeyError, ValueError, OverflowError, OSError) as error:
-            return run, f"{run.name} ({run.run_id}): its predictions cannot be read: {type(error).__name__}: {error}"
-        return dataclasses.replace(run, classes=classes, predictions=predictions), None
 
     @contextmanager
     def artifact(self, artifacts: str, name: str) -> Iterator[Path]:
-        """Lend an artifact as a local file; raise FileNotFoundError, with its name, when there is none."""
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
+        """Lend an artifact as a local file.
 
+        Raises FileNotFoundError, with its name, when there is none, and BadInput when the store fails.
+        """
         local = local_artifacts(artifacts, self.address.path)
         if local is not None:  # not by MLflow, which takes longer to find a file than reading it takes
             if not (local / name).exists():
@@ -180,20 +175,26 @@ class Reader:
             yield local / name
             return
         with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-            try:
-                # By its address: MLflow would ask the store for the run several times to find it.
-                where = download_artifacts(
-                    artifact_uri=f"{artifacts.rstrip('/')}/{name}", dst_path=folder, tracking_uri=self.address.uri
-                )
-            except (MlflowException, OSError) as error:
-                raise FileNotFoundError(2, "no such artifact", name) from error
-            yield Path(where)
+            with errors_as_lines(self.address):
+                where = fetch(artifacts, name, folder, self.address.uri)
+            yield where
 
 
 def open_reader(uri: str | None) -> Reader:
     """Open the store that is meant for reading; raise BadInput when there is none, or it cannot be reached."""
     address, client = open_existing(uri)
     return Reader(address, client)
+
+
+def _with_files(run: ComparedRun, predictions: Path, card: Path) -> tuple[ComparedRun, str | None]:
+    try:
+        classes = tuple(map(str, read_card(card, {"classes": list})["classes"]))
+        read = read_predictions(predictions, classes, ("clean", "shifted") if run.has_source else ("shifted",))
+    except BadInput as error:
+        return run, f"{run.name} ({run.run_id}): {error}"
+    except (KeyError, ValueError, OverflowError, OSError) as error:
+        return run, f"{run.name} ({run.run_id}): its predictions cannot be read: {type(error).__name__}: {error}"
+    return dataclasses.replace(run, classes=classes, predictions=read), None
 
 
 def _compared(run: MlflowRun) -> ComparedRun:

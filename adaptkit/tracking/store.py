@@ -161,11 +161,12 @@ def _prepare_mlflow(address: Address) -> None:
 def errors_as_lines(address: Address) -> Iterator[None]:
     """Turn MLflow's and the database's errors into one line, without passwords."""
     from mlflow.exceptions import MlflowException
+    from requests import RequestException  # what MLflow lets through of a server that keeps artifacts
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
         line = plain_server_error(address, error) if address.is_server else None
         reason = address.without_secrets(str(error).strip().split("\n")[0])
         # Without the cause: its text may hold the password.
