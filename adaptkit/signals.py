@@ -13,6 +13,8 @@ from adaptkit.errors import Interrupted
 
 #: the signal that has asked this process to end, if one has
 _asked: int | None = None
+#: whether it waits for the end of a block
+_is_held = False
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -32,7 +34,8 @@ def interruptible() -> Iterator[None]:
         received += 1
         if received == 1:
             _asked = number
-            raise Interrupted(number)
+            if not _is_held:
+                raise Interrupted(number)
         if received > 2:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -61,6 +64,17 @@ def interruptible() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _asked = None
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Let a signal wait until the block has ended: what is started in it is known to whoever has to end it."""
+    global _is_held
+    _is_held = True
+    try:
+        yield
+    finally:
+        _is_held = False
 
 
 def require_none() -> None:

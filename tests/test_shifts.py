@@ -77,7 +77,9 @@ def test_amounts_are_bounded(cls, field, most):
 @pytest.mark.parametrize("shape", [(28, 28), (20, 31), (7, 64), (1, 1)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rotation_is_torchvisions_pixel_for_pixel(shape, channels):
-    angles = [-180.0, -90.0, -45.0, -13.7, 0.0, 0.5, 30.0, 45.0, 90.0, 137.2, 180.0]
+    angles = [-180.0, -45.0, -13.7, 0.0, 0.5, 30.0, 45.0, 137.2, 180.0]
+    if (shape[0] - shape[1]) % 2 == 0:  # else each place lies between two pixels: the processor's rounding chooses
+        angles += [-90.0, 90.0]
     images = some_images(len(angles), channels, *shape) + 0.01
     ours = rotated(images, torch.tensor(angles, dtype=torch.float64))
     for image, angle, result in zip(images, angles, ours, strict=True):

@@ -226,17 +226,15 @@ def test_a_tuning_that_is_stopped_goes_on_as_if_nothing_had_happened(
     store: Path, tuned: TunedFolder, ending: signal.Signals, jobs: str
 ) -> None:
     command = [sys.executable, "-m", "adaptkit", *COMMAND, "--jobs", jobs]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
-    assert process.stderr is not None
-    lines = 0
-    for line in process.stderr:
-        lines += " trial " in line
-        if lines == 5:
-            break
-    time.sleep(0.5)  # in the midst of the next run
-    process.send_signal(ending)
-    _, errors = process.communicate()
-    assert process.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL), errors
+    said = Path("said.txt")  # a file: none of it is lost between what is waited for and what is told of a failure
+    with said.open("w") as file:
+        process = subprocess.Popen(command, stderr=file, stdout=subprocess.DEVNULL, env=os.environ)
+        while said.read_text().count(" trial ") < 5 and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.5)  # in the midst of the next run
+        process.send_signal(ending)
+        process.wait()
+    assert process.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL), said.read_text()
     again = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     outcome = json.loads(again.stdout)
     assert values(outcome) == values(tuned.outcome)

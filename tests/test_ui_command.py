@@ -136,6 +136,36 @@ def test_ended_before_its_server_has_started_it_leaves_no_process(tracked: Track
         os.killpg(found[0], 0)
 
 
+#: `adaptkit ui`, which gets the signal while it starts its server: the process is there, and nobody has it yet
+ENDED_IN_BETWEEN = """
+import os, signal, subprocess, sys
+
+from adaptkit.cli import main
+
+execute = subprocess.Popen._execute_child
+
+
+def execute_child(self, *arguments, **named):
+    execute(self, *arguments, **named)
+    if "mlflow" in arguments[0]:
+        print(self.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+subprocess.Popen._execute_child = execute_child
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_ended_while_its_server_is_being_started_it_leaves_no_process(tracked: Tracked) -> None:
+    arguments = ["ui", "--port", str(free_port()), "--tracking-uri", tracked.uri]
+    done = subprocess.run([sys.executable, "-c", ENDED_IN_BETWEEN, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "Interrupted.")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(int(done.stdout), 0)
+
+
 @pytest.mark.slow
 def test_without_the_default_experiment_it_leads_to_the_page_of_all(store: Path) -> None:
     """And without --port it takes the next free one; and it ends with an error when its server does."""

@@ -21,7 +21,7 @@ from adaptkit.config import DEFAULT_EXPERIMENT
 from adaptkit.errors import AdaptkitError, BadInput
 from adaptkit.imports import SAFE_PATH
 from adaptkit.printing import printable
-from adaptkit.signals import interruptible
+from adaptkit.signals import held, interruptible, require_none
 from adaptkit.tracking.address import UI_PORT, Address
 
 if TYPE_CHECKING:
@@ -116,15 +116,19 @@ def server(address: Address, port: int) -> Iterator[subprocess.Popen[bytes]]:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
         }
-        # In a session of its own: all its processes are ended together, and by us alone.
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+        process = None
         try:
+            with held():
+                # In a session of its own: all its processes are ended together, and by us alone.
+                process = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+            require_none()
             _wait_until_up(process, port, log, address)
             yield process
         finally:
-            _stop(process)
+            if process is not None:
+                _stop(process)
 
 
 def _is_free(port: int) -> bool:
