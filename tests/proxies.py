@@ -18,7 +18,7 @@ HANGING, SLOWNESS = 60.0, 1.0
 class Proxy(ThreadingHTTPServer):
     """Pass requests on to a server, or not: `refuse` cuts the line at once, `error` answers 500 and passes nothing on,
     `lose` passes on and answers 500, `every-second` does either to two requests of three, `slow` waits before it passes
-    on, `hang` answers nothing for a minute. Where artifacts are asked for, `unread` cuts the line, `forbid` answers 403.
+    on, `hang` answers nothing for a minute. When artifacts are asked for, `unread` cuts the line, `forbid` says 403.
 
     A POST to `/mode/NAME` changes the mode; the server's own health page always answers unless refused.
     """
