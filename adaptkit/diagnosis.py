@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import math
 import os
-import platform
-import shutil
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptkit import __version__
-from adaptkit.cache import cache_folder
+from adaptkit import machine_checks
 from adaptkit.errors import AdaptkitError
 from adaptkit.loading import load_plugins
+from adaptkit.machine_checks import Finding
 from adaptkit.tracking.address import Address, resolve, tracking_option
 from adaptkit.tracking.journal import left_journals
 from adaptkit.tracking.server import clock_skew
@@ -29,21 +22,10 @@ from adaptkit.tracking.stale import StaleRun, end_stale, unfinished
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DISTRIBUTIONS = ("torch", "torchvision", "mlflow", "scikit-learn", "numpy", "matplotlib", "pluggy", "click", "rich")
-#: bytes that a disk should have left; seconds by which a server's clock may differ
-LITTLE, SKEW = 10**9, 5.0
+#: seconds by which a server's clock may differ
+SKEW = 5.0
 #: runs that are named one by one
 NAMED = 5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was found of one thing: `state` is ok, note or wrong; `mend` says how to put it right."""
-
-    name: str
-    state: str
-    text: str
-    mend: str | None = None
 
 
 def diagnose(
@@ -56,70 +38,12 @@ def diagnose(
 
     So are, then, silent runs of other machines that were last heard of more than `older_than` seconds ago, if given.
     """
-    yield from _versions()
-    yield from _device()
-    yield from _cache()
+    yield from machine_checks.versions()
+    yield from machine_checks.device()
+    yield from machine_checks.cache()
     yield from _plugins(plugins)
     yield from _store(tracking_uri, end_stale_runs, older_than)
     yield from _unsent()
-
-
-def _versions() -> Iterator[Finding]:
-    found = []
-    for name in DISTRIBUTIONS:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding("versions", "wrong", f"{name} is not installed", f"pip install {name}")
-    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    yield Finding("versions", "ok", f"adaptkit {__version__}, Python {platform.python_version()}, {', '.join(found)}")
-    yield Finding("system", "ok", f"{system}; {sys.executable}")
-    for name in ("torch", "torchvision"):
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # of many kinds, where compiled parts do not fit
-            line = str(error).strip().split("\n")[0]
-            yield Finding(name, "wrong", f"cannot be imported: {line}", "pip install --upgrade torch torchvision")
-
-
-def _device() -> Iterator[Finding]:
-    try:
-        import torch
-
-        from adaptkit.experiment.hardware import THREAD_VARIABLES, computes_bf16, find_device
-    except Exception:  # said already
-        return
-    device = find_device("auto")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    bf16 = "bf16 is native" if device.type != "mps" and computes_bf16(device) else "bf16 is not known to be native"
-    yield Finding("device", "ok", f"{name}; {bf16}")
-    given = [f"{variable}={os.environ[variable]}" for variable in THREAD_VARIABLES if os.environ.get(variable)]
-    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-    text = f"{threads} of {cores} cores{f' ({chr(44).join(given)})' if given else ''}"
-    if threads < cores and given:
-        yield Finding("threads", "note", text, f"unset {given[0].partition('=')[0]} to use all cores")
-    else:
-        yield Finding("threads", "ok", text)
-
-
-def _cache() -> Iterator[Finding]:
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Really write: permission bits say nothing about a read-only mount or a full disk.
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(4096))
-            probe.flush()
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        reason = error.strerror or error
-        yield Finding("cache", "wrong", f"cannot write to {folder}: {reason}", "set ADAPTKIT_CACHE to another folder")
-        return
-    if free < LITTLE:
-        mend = "adaptkit cache clear, or set ADAPTKIT_CACHE to a folder on another disk"
-        yield Finding("cache", "wrong", f"{folder}: only {free / 1e6:.0f} MB are left on its disk", mend)
-    else:
-        yield Finding("cache", "ok", f"{folder}; {free / 1e9:.1f} GB are left on its disk")
 
 
 def _unsent() -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from adaptkit.experiment.underway import (
     records,
     remove_leftovers,
 )
-from adaptkit.stored_runs import Runs, StoredRun
+from adaptkit.stored_runs import Runs, StoredRun, open_runs
 from adaptkit.tracking.events import LOCAL_ID_TAG
 from adaptkit.tracking.liveness import lives
 from adaptkit.tracking.store import errors_as_lines
@@ -46,14 +46,26 @@ class Resumable:
     claim: Claim
 
 
+def open_stopped(uri: str | None) -> Runs:
+    """Open the store that is meant; raise BadInput, with where stopped runs are, when there is none."""
+    try:
+        return open_runs(uri)
+    except BadInput as error:
+        raise BadInput(*(f"{problem}{_hint()}" for problem in error.problems)) from None
+
+
+def _hint(here: str | None = None) -> str:
+    """Return in which other stores the runs are of which something is kept."""
+    stores = sorted({record.store for record in records()} - {here})
+    return f"; what is kept here is of runs in {', '.join(stores)}: name it with --tracking-uri" if stores else ""
+
+
 def find_resumable(runs: Runs, run_id: str) -> Resumable:
     """Return a run that can go on, and claim it; raise BadInput, with what else can be done, for any other."""
     found = runs.get(run_id)
     if found is None:
         here = runs.reader.address.without_secrets(runs.reader.address.uri)
-        stores = sorted({record.store for record in records()} - {here})
-        hint = f"; what is kept here is of runs in {', '.join(stores)}: see --tracking-uri" if stores else ""
-        raise BadInput(f"there is no run {run_id!r} in {runs.reader.address.shown}{hint}")
+        raise BadInput(f"there is no run {run_id!r} in {runs.reader.address.shown}{_hint(here)}")
     stored = StoredRun(runs, found)
     _require_unfinished(stored)
     local_id = local_id_of(found)

@@ -37,10 +37,11 @@ from adaptkit.resumable import (
     changed_versions,
     find_all,
     find_resumable,
+    open_stopped,
     require_same_start,
     require_unchanged,
 )
-from adaptkit.stored_runs import Runs, open_runs
+from adaptkit.stored_runs import Runs
 from adaptkit.syncing import require_sent
 from adaptkit.tracking.store import Store, errors_as_lines
 from adaptkit.tracking.tracker import Tracker
@@ -83,14 +84,14 @@ def resume(
     `plugins` given as objects, and a model given as `backbone`, must be given again. Raises BadInput for a run that
     cannot go on.
     """
-    return resume_run(open_runs(tracking_uri), run_id, tracking_uri, plugins, backbone)
+    return resume_run(open_stopped(tracking_uri), run_id, tracking_uri, plugins, backbone)
 
 
 def resume_all(
     tracking_uri: str | None = None, plugins: Iterable[str | Path | object] = (), watch: Watch = Watch()
 ) -> Iterator[Attempt]:
     """Go on with every run of this machine in a store that stopped; one that cannot go on does not stop the others."""
-    runs, given = open_runs(tracking_uri), list(plugins)
+    runs, given = open_stopped(tracking_uri), list(plugins)
     require_sent(tracking_uri)
     tried: set[str] = set()
     # Anew each time: what goes on with a run that groups others may end the run of its base.

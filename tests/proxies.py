@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
 
-MODES = ("ok", "refuse", "error", "lose", "slow", "every-second", "hang", "unread", "forbid")
+MODES = ("ok", "refuse", "error", "lose", "slow", "every-second", "hang", "unread", "forbid", "deny")
 HANGING, SLOWNESS = 60.0, 1.0
 
 
@@ -19,6 +19,7 @@ class Proxy(ThreadingHTTPServer):
     """Pass requests on to a server, or not: `refuse` cuts the line at once, `error` answers 500 and passes nothing on,
     `lose` passes on and answers 500, `every-second` does either to two requests of three, `slow` waits before it passes
     on, `hang` answers nothing for a minute. When artifacts are asked for, `unread` cuts the line, `forbid` says 403.
+    `deny` answers that what is sent is not valid.
 
     A POST to `/mode/NAME` changes the mode; the server's own health page always answers unless refused.
     """
@@ -77,6 +78,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         if mode == "forbid":
             self.answer(403, b"{}")
+            return
+        if mode == "deny" and self.command == "POST":
+            self.answer(400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "the proxy takes nothing"}')
             return
         time.sleep({"slow": SLOWNESS, "hang": HANGING}.get(mode, 0.0))
         headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}

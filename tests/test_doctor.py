@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from conftest import TINY
 from mlflow import MlflowClient
 from servers import mlflow_ui
 
@@ -120,6 +121,26 @@ def test_a_cache_that_cannot_be_written_is_wrong(own_folder: Path, cli: Cli, mon
     (only,) = found["cache"]
     assert (code, only["state"], only["mend"]) == (1, "wrong", "set ADAPTKIT_CACHE to another folder")
     assert only["text"] == f"cannot write to {own_folder / 'file'}: File exists"
+
+
+def test_a_cache_with_a_damaged_entry_is_wrong_and_one_too_large_to_be_read_is_said(
+    own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
+    assert cli("run", "-s", "head", *TINY, "--no-track", "-q").exit_code == 0
+    code, found = findings(cli)
+    assert (code, [one["state"] for one in found["cache"]]) == (0, ["ok"])
+    (weights,) = (own_folder / "cache" / "bases").glob("*/*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    code, found = findings(cli)
+    assert (code, [one["state"] for one in found["cache"]]) == (1, ["ok", "wrong"])
+    assert found["cache"][1]["text"] == f"{weights.parent}: its weights are not those of its card"
+    assert found["cache"][1]["mend"] == "adaptkit cache verify --remove"
+    monkeypatch.setattr("adaptkit.machine_checks.READ", 1000)
+    code, found = findings(cli)
+    assert (code, [one["state"] for one in found["cache"]]) == (0, ["ok", "note"])
+    assert found["cache"][1]["text"].endswith(" GB were not read; what is damaged would be computed anew")
+    assert cli("cache", "verify", "--remove").exit_code == 0
 
 
 def test_a_store_of_a_newer_mlflow_is_wrong(store: Path, cli: Cli) -> None:

@@ -202,6 +202,17 @@ def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
     note(FAULTS[moment.partition("=")[2]])
 
 
+def test_a_server_that_comes_back_and_takes_nothing_is_not_called_away(proxy: Proxy) -> None:
+    done = disturbed(proxy, "denied", "adaptation:1=refuse adaptation:3=deny")
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, last) == (
+        1,
+        "Error: not all is in MLflow: INVALID_PARAMETER_VALUE: the proxy takes nothing; what is missing is kept: "
+        f"`adaptkit sync --tracking-uri {proxy.address}` says what can be done; the results above are complete",
+    )
+    note("server-fails")
+
+
 @pytest.mark.parametrize(
     ("mode", "reason"), [("unread", r"API request to \S+ failed with exception .*"), ("forbid", "403 Client Error: .*")]
 )

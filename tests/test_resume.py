@@ -339,8 +339,12 @@ def test_what_is_no_run_of_a_store_is_refused(uri: str, cli: Cli, own_folder: Pa
     (own_folder / "elsewhere").mkdir()
     shutil.copy(own_folder / "mlflow.db", own_folder / "elsewhere")
     MlflowClient(f"sqlite:///{own_folder}/elsewhere/mlflow.db").delete_run(run_id)
-    hint = f"; what is kept here is of runs in {uri}: see --tracking-uri"
+    hint = f"; what is kept here is of runs in {uri}: name it with --tracking-uri"
     assert refused(cli, "x", "--tracking-uri", f"sqlite:///{own_folder}/elsewhere/mlflow.db").endswith(hint)
+    none = own_folder / "elsewhere" / "none.db"
+    for arguments in ([run_id], ["--all"]):
+        line = refused(cli, *arguments, "--tracking-uri", f"sqlite:///{none}")
+        assert line.startswith(f"Error: there is no tracking store at {none}: ") and line.endswith(hint)
 
 
 def killed(uri: str, stop: Stop, **more: Any) -> str:
@@ -467,6 +471,8 @@ def test_all_that_stopped_goes_on_and_one_that_cannot_does_not_stop_the_others(
     assert set(found) == {good, bad}
     assert found[good]["error"] is None and found[good]["outcome"]["runs"][0]["status"] == "finished"
     assert "is gone: put it back as it was" in found[bad]["error"] and found[bad]["outcome"] is None
+    refusal = cli("resume", "--all")
+    assert (refusal.exit_code, (refusal.stdout + refusal.stderr).count("is gone: put it back as it was")) == (1, 1)
     path.write_text(STEPPING)
     result = cli("resume", "--all")
     assert result.exit_code == 0

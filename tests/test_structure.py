@@ -40,6 +40,7 @@ ROWS = [
         "adaptkit.syncing",
         "adaptkit.concluding",
         "adaptkit.diagnosis",
+        "adaptkit.machine_checks",
         "adaptkit.resuming",
         "adaptkit.regrouping",
         "adaptkit.resumable",

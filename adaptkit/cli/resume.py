@@ -82,10 +82,10 @@ def _resume_named(
     quiet: bool,
 ) -> None:
     from adaptkit.cli.run import raise_failures
+    from adaptkit.resumable import open_stopped
     from adaptkit.resuming import resume_run
-    from adaptkit.stored_runs import open_runs
 
-    runs = open_runs(tracking_uri)
+    runs = open_stopped(tracking_uri)
     outcomes = []
     for run_id in dict.fromkeys(run_ids):
         outcomes.append(resume_run(runs, run_id, tracking_uri, plugin, watch=watch))
@@ -107,8 +107,6 @@ def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch,
         attempts.append(attempt)
         if attempt.outcome is not None and not as_json:
             _print(attempt.outcome, quiet)
-        elif attempt.error is not None:
-            watch.notice(f"{attempt.name}: {attempt.error}")
     if as_json:
         click.echo(json.dumps({"resumed": [_plain(attempt) for attempt in attempts]}, indent=2, default=str))
     elif not attempts:
