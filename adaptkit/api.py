@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptkit.cache import features_allowed
 from adaptkit.concluding import close_group, files_of, judge_outcome, with_ids
-from adaptkit.config import flatten
+from adaptkit.config import flat_settings
 from adaptkit.config_files import read_config
 from adaptkit.errors import BadInput
 from adaptkit.experiment.execution import execute
@@ -93,7 +93,7 @@ def layers_and_plugins(
     given |= ({"strategy": strategy} if strategy is not None else {}) | option_keys(options or {})
     if preset is not None:
         given["preset"] = preset
-    layers = [Layer(dict(flatten(given))), Layer(dict(flatten(settings or {})))]
+    layers = [Layer(flat_settings(given)), Layer(flat_settings(settings or {}))]
     if config is not None:
         layers.append(Layer(read_config(Path(config)), str(config)))
     loaded = load_plugins(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from adaptkit.errors import BadInput
 from adaptkit.severity import Severities
 
 DEFAULT_LR = 1e-3
@@ -198,6 +199,16 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from flatten(value, f"{name}.")
         else:
             yield name, value
+
+
+def flat_settings(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings under dotted keys; raise BadInput for a key that is written in two ways."""
+    found: dict[str, Any] = {}
+    for key, value in flatten(mapping):
+        if key in found:
+            raise BadInput(f"{key} is given twice: once with a dot, once as a line of its own below its group")
+        found[key] = value
+    return found
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

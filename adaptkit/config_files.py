@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from adaptkit.config import flatten
+from adaptkit.config import flat_settings
 from adaptkit.errors import BadInput
 from adaptkit.plain_files import read_file
 
@@ -25,6 +25,7 @@ def read_config(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise BadInput(f"config file {path}: {reason}") from None
     try:
+        twice = _written_twice(text)
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -32,13 +33,41 @@ def read_config(path: Path) -> dict[str, Any]:
         raise BadInput(f"config file {path}: not valid YAML{place}") from None
     except Exception:  # of dates that there are not, wrong tags and lists in lists it raises whatever it trips over
         raise BadInput(f"config file {path}: not valid YAML") from None
+    if twice is not None:
+        raise BadInput(f"config file {path}: {twice}")
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise BadInput(f"config file {path}: must hold `key: value` lines")
     if not _is_small(content):
         raise BadInput(f"config file {path}: it holds more than {MOST_ENTRIES} entries, or they are nested too deep")
-    return dict(flatten(content))
+    try:
+        return flat_settings(content)
+    except BadInput as error:
+        raise BadInput(*(f"config file {path}: {problem}" for problem in error.problems)) from None
+
+
+def _written_twice(text: str) -> str | None:
+    """Return which key a mapping has twice, of which YAML would keep the last; None if all are written once."""
+    left, seen = [yaml.compose(text, yaml.SafeLoader)], set()
+    while left:
+        node = left.pop()
+        if node is None or id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))  # what an alias names may hold itself
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            left.append(value)
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                return f"{key.value} is written twice, in lines {lines[key.value]} and {line}"
+            lines[key.value] = line
+    return None
 
 
 def _is_small(content: object) -> bool:

@@ -137,6 +137,12 @@ def test_each_problem_is_one_line_and_nothing_is_tracked(cli: Cli, own_folder: P
         (b"\xff\xfe\x00", "config file c.yaml: not a text file"),
         (b"epoch: 3\n", "c.yaml: unknown key 'epoch'; did you mean 'epochs'?"),
         (b"base: {epoch: 3}\n", "c.yaml: unknown key 'base.epoch'; did you mean 'base.epochs'?"),
+        (b"lr: 0.1\nepochs: 3\nlr: 0.2\n", "config file c.yaml: lr is written twice, in lines 1 and 3"),
+        (b"base: {lr: 0.1, lr: 0.2}\n", "config file c.yaml: lr is written twice, in lines 1 and 1"),
+        (
+            b"base.lr: 0.1\nbase: {lr: 0.2}\n",
+            "config file c.yaml: base.lr is given twice: once with a dot, once as a line of its own below its group",
+        ),
         (b"shift: {rotate: -3}\n", "shift.rotate: must be at least 0, not -3"),
         (b"strategy: 7\n", "strategy: must be one or a list of them, not 7"),
     ],
@@ -147,6 +153,14 @@ def test_a_bad_config_file_is_one_line(cli: Cli, own_folder: Path, content: byte
     assert result.stderr == f"Error: {problem}\n"
     assert result.exit_code == 2
     assert [path.name for path in own_folder.iterdir()] == ["c.yaml"]
+
+
+def test_a_report_that_names_no_folder_is_refused(cli: Cli, own_folder: Path) -> None:
+    for command, option in (("run", "--report"), ("sweep", "--report"), ("compare", "--output")):
+        result = cli(command, option, "")
+        line = f"Error: Invalid value for '{option}': it names no folder; the current one is called .\n"
+        assert (result.exit_code, result.stderr) == (2, line)
+    assert list(own_folder.iterdir()) == []
 
 
 def test_an_unknown_command_is_one_line(cli: Cli) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import json_option
+from adaptkit.cli.options import Folder, json_option
 from adaptkit.errors import BadInput
 from adaptkit.signals import interruptible
 
@@ -24,9 +24,7 @@ from adaptkit.signals import interruptible
     "--margin", type=float, metavar="X", help="Difference within which arms are tied, in points.  [default: 1]"
 )
 @click.option("--ppt-constant", type=float, metavar="C", help="Constant of the PPT score.  [default: 1e7]")
-@click.option(
-    "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write the report and its figures to a folder."
-)
+@click.option("--output", type=Folder(), metavar="DIR", help="Write the report and its figures to a folder.")
 @click.option(
     "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
 )

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.options import Folder, json_option, plugin_option
 from adaptkit.signals import interruptible
 
 
 @click.command()
 @click.argument("run_id")
 @click.option("--to", required=True, metavar="FORMAT", help="merged, peft, torch-export, onnx or mlflow.")
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new or empty folder."
-)
+@click.option("-o", "--output", required=True, type=Folder(), metavar="DIR", help="A new or empty folder.")
 @click.option(
     "--images",
     multiple=True,

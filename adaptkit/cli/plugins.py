@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.options import Folder, json_option, plugin_option
 from adaptkit.printing import printable
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def check(what: str, options: tuple[str, ...], data_dir: Path, plugin: tuple[str
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=Folder(),
     default=Path(),
     metavar="DIR",
     help="Where its folder goes.  [default: .]",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.options import Folder, json_option, plugin_option
 from adaptkit.cli.settings import RunCommand, collect_layers, setting_options
 from adaptkit.errors import BadInput, RunFailed, TrackingLost
 from adaptkit.imports import uncollected
@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Try everything on one batch, show the plan and the time it takes; no run."
 )
-@click.option(
-    "--report", type=click.Path(path_type=Path), metavar="DIR", help="Write a report of the comparison to a folder."
-)
+@click.option("--report", type=Folder(), metavar="DIR", help="Write a report of the comparison to a folder.")
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.options import Folder, json_option, plugin_option
 from adaptkit.cli.settings import RunCommand, collect_layers, engine_options, setting_options
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.imports import uncollected
@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 @plugin_option
 @click.option("--refresh-base", is_flag=True, help="Train the base anew even if the cache has it.")
 @click.option("--no-feature-cache", is_flag=True, help="Compute what frozen layers give anew each time.")
-@click.option(
-    "--report", type=click.Path(path_type=Path), metavar="DIR", help="Write a report of the comparison to a folder."
-)
+@click.option("--report", type=Folder(), metavar="DIR", help="Write a report of the comparison to a folder.")
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
