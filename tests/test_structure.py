@@ -84,6 +84,7 @@ ROWS = [
         "adaptkit.imports",
         "adaptkit.plain_files",
         "adaptkit.printing",
+        "adaptkit.streams",
         "adaptkit.redaction",
         "adaptkit.errors",
     ],

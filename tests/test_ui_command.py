@@ -147,7 +147,7 @@ execute = subprocess.Popen._execute_child
 
 def execute_child(self, *arguments, **named):
     execute(self, *arguments, **named)
-    if "mlflow" in arguments[0]:
+    if "ui" in arguments[0]:
         print(self.pid, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -164,6 +164,24 @@ def test_ended_while_its_server_is_being_started_it_leaves_no_process(tracked: T
     assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "Interrupted.")
     with pytest.raises(ProcessLookupError):
         os.killpg(int(done.stdout), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_up", [True, False], ids=["up", "starting"])
+def test_killed_it_leaves_no_process(tracked: Tracked, is_up: bool) -> None:
+    with started("--port", str(free_port()), "--tracking-uri", tracked.uri) as process:
+        if is_up:
+            first_line(process)
+        until = time.monotonic() + 30
+        while not (found := children(process.pid)) and time.monotonic() < until:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate(timeout=60)
+    until = time.monotonic() + 30
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(found[0], 0)
+            time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import click
 from adaptkit.errors import AdaptkitError, FailedAlone, Interrupted, suggestion
 from adaptkit.printing import printable
 from adaptkit.redaction import without_secrets
+from adaptkit.streams import guarded
 from adaptkit.training.torchrun import leave_after_first, place
 
 #: command -> where it is defined and what it does, so that `--help` imports no command
@@ -73,15 +74,17 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **options: Any) -> Any:
-        """Run the command line and exit: 0 done, 1 a run failed, 2 bad input, 128 + n ended by signal n."""
+        """Run the command line and exit: 0 done, 1 a run failed, 2 bad input, 128 + n ended by signal n
+        (13: nobody reads the results)."""
         options["standalone_mode"] = False
         sys.excepthook = _show_traceback
         arguments = list(sys.argv[1:] if args is None else args)
-        with warnings.catch_warnings():
+        with guarded(), warnings.catch_warnings():
             warnings.filterwarnings("always", module="adaptkit")
             warnings.showwarning = _show_warning
             try:
                 code = super().main(arguments, prog_name, *rest, **options)
+                sys.stdout.flush()
             except (AdaptkitError, click.ClickException) as error:
                 if "--traceback" in arguments:
                     raise

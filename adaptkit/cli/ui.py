@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 
 START_SECONDS = 120.0  # 4 s on an idle machine, 24 s on a busy one
 STOP_SECONDS = 10.0  # for requests that are being answered
+#: `python -m mlflow`, which ends with all that it starts when its standard input does: we may be killed
+SERVE = """
+import os, runpy, signal, threading
+
+def wait():
+    while os.read(0, 1):
+        pass
+    os.killpg(0, signal.SIGTERM)
+
+threading.Thread(target=wait, daemon=True).start()
+runpy.run_module("mlflow", run_name="__main__", alter_sys=True)
+"""
 
 
 @click.command()
@@ -101,7 +113,7 @@ def server(address: Address, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
     Raises AdaptkitError when it does not start.
     """
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-c", SERVE, "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as empty, tempfile.TemporaryFile() as log:
         environment = {
             **os.environ,
@@ -121,7 +133,7 @@ def server(address: Address, port: int) -> Iterator[subprocess.Popen[bytes]]:
             with held():
                 # In a session of its own: all its processes are ended together, and by us alone.
                 process = subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                    command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
                 )
             require_none()
             _wait_until_up(process, port, log, address)
@@ -178,7 +190,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         left = _signal_all(process, 0)
     if left:
         _signal_all(process, signal.SIGKILL)
-    process.wait()
+    process.communicate()
 
 
 def _signal_all(process: subprocess.Popen[bytes], number: int) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 from adaptkit.errors import AdaptkitError, BadInput, RunFailed
 from adaptkit.imports import safe_path
 from adaptkit.signals import require_none
+from adaptkit.streams import Messages
 from adaptkit.sweeps.materials import Material
 from adaptkit.sweeps.tasks import Ended, Task, Tell
 from adaptkit.sweeps.worker import Place, failed
@@ -176,6 +177,7 @@ def serve(line: Connection) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    sys.stderr = Messages(sys.stderr)
     warnings.showwarning = lambda message, *rest, **options: print(f"Warning: {message}", file=sys.stderr)
     try:
         parcel = line.recv_bytes()

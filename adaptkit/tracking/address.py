@@ -131,6 +131,8 @@ def _sqlite(uri: str) -> Address:
 
 
 def _names_a_host(uri: str) -> bool:
+    if not uri.isprintable() or " " in uri:  # a line break in its midst would be dropped, and its login be shown
+        return False
     try:
         parts = urlsplit(uri)
         return parts.port != 0 and bool(parts.hostname)

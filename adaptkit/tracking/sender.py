@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -33,7 +34,8 @@ class Sender:
         self._waiting: deque[tuple[Journal, Event]] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._steps = 0
+        #: when something was last sent, or asked of the store
+        self._moved = time.monotonic()
         self._thread: threading.Thread | None = None
 
     def put(self, journal: Journal, event: Event) -> None:
@@ -43,6 +45,8 @@ class Sender:
                 # A daemon: a process that ends does not wait for a store that hangs.
                 self._thread = threading.Thread(target=self._work, name="adaptkit-sender", daemon=True)
                 self._thread.start()
+            if not self._waiting:
+                self._moved = time.monotonic()
             self._waiting.append((journal, event))
             self._changed.notify_all()
 
@@ -61,16 +65,20 @@ class Sender:
         """Wait for the last events as long as any are sent, and stop; tell whether the store has all of them."""
         with self._changed:
             self._closing = True
+            if self.fault is not None:  # it is asked once more
+                self._moved = time.monotonic()
             self._changed.notify_all()
             self._progressing(lambda: self._thread is None, patience)
             return not self._waiting and not self.refused
 
     def _progressing(self, is_done: Callable[[], bool], patience: float) -> None:
-        """Wait, with the lock, until this is so, but not when nothing happens for so long."""
+        """Wait, with the lock, until this is so, but not when the store has said nothing for so long."""
         while not is_done():
-            steps = self._steps
-            if not self._changed.wait_for(lambda: is_done() or self._steps > steps, patience):  # noqa: B023
+            left = self._moved + patience - time.monotonic()
+            if left <= 0:
                 return
+            moved = self._moved
+            self._changed.wait_for(lambda: is_done() or self._moved > moved, left)  # noqa: B023
 
     def _work(self) -> None:
         pause = FIRST_PAUSE
@@ -93,7 +101,7 @@ class Sender:
                 done = journal.sent - before if error is not None else len(events)
                 for _ in range(done):
                     self._waiting.popleft()
-                self._steps += done
+                self._moved = time.monotonic()
                 if error is not None and not is_final(error):
                     self.fault = self._told(error)
                 else:  # a store that refuses answers, too
