@@ -15,7 +15,14 @@ from adaptkit.errors import BadInput
 from adaptkit.experiment.hardware import find_device
 from adaptkit.experiment.preparation import Experiment, load_data, prepare
 from adaptkit.plugins import Plugins
-from adaptkit.record_checks import data_difference, drawn_images, recorded_data, require_possible, settings_difference
+from adaptkit.record_checks import (
+    data_difference,
+    drawn_images,
+    recorded_data,
+    require_possible,
+    require_same_settings,
+    settings_difference,
+)
 from adaptkit.reports.agreement import compare_results
 from adaptkit.reproduction import Compared, Difference, Reproduction
 from adaptkit.request import Request
@@ -87,6 +94,7 @@ def reproduce_run(
     try:
         with rebuilt_request(found, plugins, changed) as request:
             _require_one(found, request)
+            require_same_settings(found, request)  # first: other settings make other data
             if request.settings.split.file is not None and found.has("split.json"):
                 tell(
                     f"split.file {found.params.get('split.file')}: the run's own split.json says the same, and is taken"

@@ -456,6 +456,55 @@ def test_what_cannot_be_made_again_is_one_line(make: str, problem: str, cli: Cli
     assert re.match(f"Error: {problem}", result.stderr) and result.stderr.count("\n") == 1, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (r"^split.source: 200$", "split.source: 300", "split.source is 300 there, and was 200"),
+        (r"^split.pool: 100$\n", "", "split.pool is none there, and was 100"),
+        (r"^shift: .*$", "shift: rotate=30", "shift is rotate=30 there, and was rotate=45,noise=0.3"),
+        (r"^dataset: mnist5k$", "dataset: digits", "dataset is digits there, and was mnist5k"),
+        (r"^target: none$", "target: digits", "target is digits there, and was none"),
+        (r"^split.file: none$", "split.file: mine.json", "split.file names a file there, and was none"),
+    ],
+)
+def test_a_config_altered_in_what_makes_the_data_is_told_before_they_are_loaded(
+    old: str, new: str, line: str, cli: Cli, own: str, tracked: Tracked
+) -> None:
+    run_id = run_of(tracked, "lora")
+    path = artifacts_of(own, run_id) / "config.yaml"
+    text, count = re.subn(old, new, path.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    path.write_text(text)
+    result = cli("reproduce", run_id)
+    assert (result.exit_code, result.stdout) == (2, "")
+    told = f"Error: run {run_id} (lora rank=4 seed=0): its config.yaml was altered: {line}\n"
+    assert result.stderr == told
+
+
+def test_an_emptied_config_is_told_by_what_it_lacks(cli: Cli, own: str, tracked: Tracked) -> None:
+    run_id, base_id = run_of(tracked, "lora"), tracked.outcome["base"]["run_id"]
+    for emptied in (run_id, base_id):
+        (artifacts_of(own, emptied) / "config.yaml").write_text("")
+    result = cli("reproduce", run_id)
+    assert (result.exit_code, result.stdout) == (2, "")
+    wrong = [
+        "base.epochs is 6 there, and was 2",
+        "epochs is 10 there, and was 2",
+        "image_size is none there, and was 28",
+        "shots is 50 there, and was 5",
+        "split.pool is none there, and was 100",
+        "split.source is none there, and was 200",
+        "split.test is none there, and was 100",
+        "strategy is head there, and was lora",
+    ]
+    start = f"Error: run {run_id} (lora rank=4 seed=0): its config.yaml was altered: "
+    assert result.stderr.splitlines() == [start + line for line in wrong]
+    result = cli("reproduce", base_id)
+    assert (result.exit_code, result.stdout) == (2, "")
+    title = f"run {base_id} (base small_cnn mnist5k)"
+    assert result.stderr == f"Error: {title}: its config.yaml was altered: dataset is none there, and was mnist5k\n"
+
+
 def test_a_device_that_is_not_here_is_one_line(cli: Cli, own: str, tracked: Tracked) -> None:
     if torch.backends.mps.is_available():
         pytest.skip("it is here")
