@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adaptkit.data.domains import Domains
+from adaptkit.data.split_files import read_split, says_same
 from adaptkit.errors import BadInput
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.reproduction import Difference
@@ -106,6 +107,31 @@ def require_same_settings(found: StoredRun, request: Request) -> None:
         problems.append(f"its config.yaml was altered: split.file {names} there, and was {was}")
     if problems:
         raise BadInput(*problems)
+
+
+def require_split(found: StoredRun) -> None:
+    """Refuse an adaptation without its split.json, or whose images are to be taken from one that is damaged."""
+    if found.kind != "adaptation":  # the others keep none
+        return
+    with found.file("split.json") as path:
+        if found.params.get("split.file", "none") != "none":
+            try:
+                read_split(path)
+            except BadInput:
+                raise _altered_split(found) from None
+
+
+def require_same_split(found: StoredRun, domains: Domains) -> None:
+    """Refuse a split.json that says other things than these data, which are the run's."""
+    if found.kind != "adaptation":
+        return
+    with found.file("split.json") as path:
+        if not says_same(path.read_bytes(), domains.split_text):
+            raise _altered_split(found)
+
+
+def _altered_split(found: StoredRun) -> BadInput:
+    return BadInput(f"{found.title}: its split.json was altered")
 
 
 def settings_difference(found: StoredRun, experiment: Experiment) -> Difference | None:

@@ -21,6 +21,8 @@ from adaptkit.record_checks import (
     recorded_data,
     require_possible,
     require_same_settings,
+    require_same_split,
+    require_split,
     settings_difference,
 )
 from adaptkit.reports.agreement import compare_results
@@ -82,6 +84,7 @@ def reproduce_run(
     found = open_runs(tracking_uri).find(run_id, (*KINDS, "imported"))
     require_possible(found)
     recorded = read_results(found)
+    require_split(found)
     notices: list[str] = []
 
     def tell(line: str) -> None:
@@ -106,6 +109,8 @@ def reproduce_run(
     data = data_difference(found, domains, request, is_elsewhere=around.recorded != around.now)
     if data is not None and not data.within:
         return _judged(around, notices, data)
+    if data is None:
+        require_same_split(found, domains)
     experiment = _prepared(request, domains, asked=device)
     for line in experiment.plan.notices:
         if not line.startswith("split.file:"):  # said, with a better name
