@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ class Damage:
 
 
 def list_cache(kinds: Sequence[str] = ()) -> list[Entry]:
-    """Return the entries of some kinds, or of all, the latest used of each first; raise BadInput for an unknown kind.
+    """Return the entries of some kinds, or of all, the latest used of each first.
+
+    Raises BadInput for an unknown kind, and for a cache that is no folder; it need not be there yet.
 
     `bases` are trained bases, `features` what frozen layers make of test images, `pictures` which picture files are
     sound, `leftovers` what dead processes were writing.
@@ -45,6 +48,7 @@ def list_cache(kinds: Sequence[str] = ()) -> list[Entry]:
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise BadInput(*(f"the cache has no {kind!r}{suggestion(kind, KINDS)}" for kind in unknown))
+    _require_folder(cache_folder())
     found = [entry for kind in KINDS if kind in (kinds or KINDS) for entry in KINDS[kind].find(kind)]
     return sorted(found, key=lambda entry: (list(KINDS).index(entry.kind), -entry.used))
 
@@ -87,6 +91,13 @@ class _Kind:
     find: Callable[[str], Iterable[Entry]]
     fault: Callable[[Path], str | None]
     remove: Callable[[Path], bool]
+
+
+def _require_folder(path: Path) -> None:
+    """Refuse a path at which no folder is, nor can be made."""
+    there = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
+    if not os.path.isdir(there):
+        raise BadInput(f"the cache {path} is no folder; set ADAPTKIT_CACHE to another")
 
 
 def _bases(kind: str) -> Iterator[Entry]:

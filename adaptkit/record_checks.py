@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adaptkit.data.domains import Domains
+from adaptkit.data.split_files import read_split, says_same
 from adaptkit.errors import BadInput
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.reproduction import Difference
@@ -88,28 +89,84 @@ def _has_split(found: StoredRun, domains: Domains) -> bool:
         return path.read_text(encoding="utf-8") == domains.split_text
 
 
-def settings_difference(found: StoredRun, experiment: Experiment) -> Difference | None:
-    """Return in which of the backbone's facts the run had another model; raise BadInput for altered settings."""
-    request, facts = experiment.request, experiment.backbone_facts
-    own = (
-        request.base_params() if found.kind == "base" else request.run_params(request.arms[0], request.settings.seed[0])
-    )
-    now = {key: str(value) for key, value in (own | facts).items()}
-    problems, first = [], None
+def require_same_settings(found: StoredRun, request: Request) -> None:
+    """Refuse a config.yaml that says other things than the run's params; what begins with backbone. comes later."""
+    now, problems = _own_params(found, request), []
+    altered = {key for key in now.keys() & found.params.keys() if now[key] != found.params[key]} - OF_THE_PLACE
+    # Whatever is named under them belongs to the other one.
+    owned = tuple(f"{key}." for key in ("strategy", "shift") if key in altered)
     for key in sorted({*found.params, *now} - OF_THE_PLACE):
+        if key.startswith((*owned, "backbone.")):
+            continue
+        before, after = found.params.get(key), now.get(key)
+        if before != after and (problem := _problem(key, before, after)) is not None:
+            problems.append(problem)
+    was, is_file = found.params.get("split.file", "none"), request.settings.split.file is not None
+    if is_file != (was != "none"):  # where it lay is of the place, whether there was one is not
+        names = "names a file" if is_file else "is none"
+        problems.append(f"its config.yaml was altered: split.file {names} there, and was {was}")
+    if problems:
+        raise BadInput(*problems)
+
+
+def require_split(found: StoredRun) -> None:
+    """Refuse an adaptation without its split.json, or whose images are to be taken from one that is damaged."""
+    if found.kind != "adaptation":  # the others keep none
+        return
+    with found.file("split.json") as path:
+        if found.params.get("split.file", "none") != "none":
+            try:
+                read_split(path)
+            except BadInput:
+                raise _altered_split(found) from None
+
+
+def require_same_split(found: StoredRun, domains: Domains) -> None:
+    """Refuse a split.json that says other things than these data, which are the run's."""
+    if found.kind != "adaptation":
+        return
+    with found.file("split.json") as path:
+        if not says_same(path.read_bytes(), domains.split_text):
+            raise _altered_split(found)
+
+
+def _altered_split(found: StoredRun) -> BadInput:
+    return BadInput(f"{found.title}: its split.json was altered")
+
+
+def settings_difference(found: StoredRun, experiment: Experiment) -> Difference | None:
+    """Return in which of the backbone's facts the run had another model; raise BadInput for its altered options."""
+    facts = experiment.backbone_facts
+    now = _own_params(found, experiment.request) | {key: str(value) for key, value in facts.items()}
+    problems, first = [], None
+    for key in sorted(key for key in {*found.params, *now} if key.startswith("backbone.")):
         before, after = found.params.get(key), now.get(key)
         if before == after:
             continue
         if key in facts:
             first = first or Difference("base", key, before, after, within=False, detail="the backbone is another one")
-        elif before is None:
-            # A setting that an earlier adaptkit did not have does nothing at its default.
-            if key.startswith(OF_PLUGINS):
-                problems.append(f"{key} was unknown to the run: its plugin has changed since")
-        elif after is None:
-            problems.append(f"{key} is unknown here: the run's plugin has changed since")
-        else:
-            problems.append(f"its config.yaml was altered: {key} is {after} there, and was {before}")
+        elif (problem := _problem(key, before, after)) is not None:
+            problems.append(problem)
     if problems:
         raise BadInput(*(f"{found.title}: {line}" for line in problems))
     return first
+
+
+def _own_params(found: StoredRun, request: Request) -> dict[str, str]:
+    """Return what a run's params are by its request alone, as they are stored."""
+    if found.kind == "base":
+        own = request.base_params()
+    else:
+        own = request.run_params(request.arms[0], request.settings.seed[0])
+    return {key: str(value) for key, value in own.items()}
+
+
+def _problem(key: str, before: str | None, after: str | None) -> str | None:
+    """Return what it means that a param is another one now, None if nothing."""
+    if before is None:
+        # A setting that an earlier adaptkit did not have does nothing at its default.
+        is_of_plugin = key.startswith(OF_PLUGINS)
+        return f"{key} was unknown to the run: its plugin has changed since" if is_of_plugin else None
+    if after is None:
+        return f"{key} is unknown here: the run's plugin has changed since"
+    return f"its config.yaml was altered: {key} is {after} there, and was {before}"

@@ -15,7 +15,16 @@ from adaptkit.errors import BadInput
 from adaptkit.experiment.hardware import find_device
 from adaptkit.experiment.preparation import Experiment, load_data, prepare
 from adaptkit.plugins import Plugins
-from adaptkit.record_checks import data_difference, drawn_images, recorded_data, require_possible, settings_difference
+from adaptkit.record_checks import (
+    data_difference,
+    drawn_images,
+    recorded_data,
+    require_possible,
+    require_same_settings,
+    require_same_split,
+    require_split,
+    settings_difference,
+)
 from adaptkit.reports.agreement import compare_results
 from adaptkit.reproduction import Compared, Difference, Reproduction
 from adaptkit.request import Request
@@ -75,6 +84,7 @@ def reproduce_run(
     found = open_runs(tracking_uri).find(run_id, (*KINDS, "imported"))
     require_possible(found)
     recorded = read_results(found)
+    require_split(found)
     notices: list[str] = []
 
     def tell(line: str) -> None:
@@ -87,6 +97,7 @@ def reproduce_run(
     try:
         with rebuilt_request(found, plugins, changed) as request:
             _require_one(found, request)
+            require_same_settings(found, request)  # first: other settings make other data
             if request.settings.split.file is not None and found.has("split.json"):
                 tell(
                     f"split.file {found.params.get('split.file')}: the run's own split.json says the same, and is taken"
@@ -98,6 +109,8 @@ def reproduce_run(
     data = data_difference(found, domains, request, is_elsewhere=around.recorded != around.now)
     if data is not None and not data.within:
         return _judged(around, notices, data)
+    if data is None:
+        require_same_split(found, domains)
     experiment = _prepared(request, domains, asked=device)
     for line in experiment.plan.notices:
         if not line.startswith("split.file:"):  # said, with a better name

@@ -16,6 +16,7 @@ from adaptkit.experiment.underway import (
     claim,
     file_digest,
     folder_of,
+    is_damaged,
     is_held,
     read_record,
     records,
@@ -70,6 +71,9 @@ def find_resumable(runs: Runs, run_id: str) -> Resumable:
     _require_unfinished(stored)
     local_id = local_id_of(found)
     record = read_record(local_id)
+    if record is None and is_damaged(local_id):
+        kept = f"what is kept of it in {folder_of(local_id)} is damaged"
+        raise BadInput(f"{stored.title} cannot be resumed: {kept}; remove that folder and run it anew")
     if record is None:
         raise BadInput(f"{stored.title} cannot be resumed: {_why_nothing(stored)}")
     held = claim(local_id)

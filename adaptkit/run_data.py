@@ -54,6 +54,8 @@ def rebuilt_request(found: StoredRun, plugins: Plugins, changed: Mapping[str, An
         if found.kind == "base":
             config["shift"] = "none"
             if config.get("dataset") in (None, "none"):
+                if (was := found.params.get("dataset", "none")) != "none":
+                    raise BadInput(f"its config.yaml was altered: dataset is none there, and was {was}")
                 raise BadInput(f"{found.title} is a base without a source, and has no test images of its own")
         yield resolve([Layer(config | dict(changed or {}), "config.yaml")], plugins)
 

@@ -50,6 +50,20 @@ def test_an_empty_cache_is_nothing_wrong(own_folder: Path, cli: Cli, monkeypatch
     assert (cleared.exit_code, cleared.stdout) == (0, "Removed 0 entries, 0 B\n")
 
 
+@pytest.mark.parametrize("command", ["list", "verify", "clear"])
+@pytest.mark.parametrize("named", ["/dev/null", "/dev/null/x", "file", "file/below", "link"])
+def test_a_cache_that_is_no_folder_is_one_line(
+    own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str, named: str
+) -> None:
+    (own_folder / "file").write_bytes(b"")
+    (own_folder / "link").symlink_to("nowhere")
+    monkeypatch.setenv("ADAPTKIT_CACHE", named)
+    result = cli("cache", command)
+    assert (result.exit_code, result.stdout) == (2, "")
+    path = own_folder / named
+    assert result.stderr == f"Error: the cache {path} is no folder; set ADAPTKIT_CACHE to another\n"
+
+
 def test_everything_that_is_kept_is_listed(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
     cache, _ = filled
     (base,) = entries(cli, "bases")

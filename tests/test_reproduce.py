@@ -416,6 +416,10 @@ def test_as_many_threads_compute_as_did(monkeypatch: pytest.MonkeyPatch) -> None
         ("card altered", r"run \w+ \(.+\): its adapter/adapter.json was altered, or is another run's: the run says "),
         ("adapter altered", r"run \w+ \(.+\): .+adapter.safetensors is damaged: its sha256 is \w+, and adapter.json "),
         ("predictions", r"run \w+ \(.+\): its predictions.csv was altered: it is not a table of predictions"),
+        ("split gone", r"run \w+ \(.+\) has no artifact split.json"),
+        ("split cut short", r"run \w+ \(.+\): its split.json was altered\n"),
+        ("split altered", r"run \w+ \(.+\): its split.json was altered\n"),
+        ("split signed anew", r"run \w+ \(.+\): its split.json was altered\n"),
         ("environment", r"run \w+ \(.+\) has no artifact environment.txt"),
     ],
 )
@@ -449,11 +453,90 @@ def test_what_cannot_be_made_again_is_one_line(make: str, problem: str, cli: Cli
         path.write_bytes(path.read_bytes()[:-1] + b"\1")
     elif make == "predictions":
         (artifacts / "predictions.csv").write_text("<html>")
+    elif make == "split gone":
+        (artifacts / "split.json").unlink()
+    elif make == "split cut short":
+        path = artifacts / "split.json"
+        path.write_bytes(path.read_bytes()[:-40])
+    elif make in ("split altered", "split signed anew"):
+        resplit(artifacts / "split.json", sign="anew" in make)
     elif make == "environment":
         (artifacts / "environment.txt").unlink()
     result = cli("reproduce", run_id)
     assert (result.exit_code, result.stdout) == (2, "")
     assert re.match(f"Error: {problem}", result.stderr) and result.stderr.count("\n") == 1, result.stderr
+
+
+def resplit(path: Path, sign: bool | None) -> None:
+    """Put another image into the pool of a split.json; sign it anew, leave its checksum as it is, or (None) away."""
+    content = json.loads(path.read_text())
+    content["parts"]["pool"]["images"][0] = 4999
+    if sign is not False:
+        del content["sha256"]
+    if sign:
+        content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(content))
+
+
+def test_a_split_without_checksum_or_laid_out_otherwise_is_the_same(cli: Cli, own: str, tracked: Tracked) -> None:
+    run_id = run_of(tracked, "head")
+    path = artifacts_of(own, run_id) / "split.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "sha256"}, indent=8))
+    assert cli("reproduce", run_id).stdout.startswith("head seed=0: identical\n")
+    path.write_text(json.dumps(content))
+    resplit(path, sign=None)
+    result = cli("reproduce", run_id)
+    assert (result.exit_code, result.stderr.endswith("its split.json was altered\n")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (r"^split.source: 200$", "split.source: 300", "split.source is 300 there, and was 200"),
+        (r"^split.pool: 100$\n", "", "split.pool is none there, and was 100"),
+        (r"^shift: .*$", "shift: rotate=30", "shift is rotate=30 there, and was rotate=45,noise=0.3"),
+        (r"^dataset: mnist5k$", "dataset: digits", "dataset is digits there, and was mnist5k"),
+        (r"^target: none$", "target: digits", "target is digits there, and was none"),
+        (r"^split.file: none$", "split.file: mine.json", "split.file names a file there, and was none"),
+    ],
+)
+def test_a_config_altered_in_what_makes_the_data_is_told_before_they_are_loaded(
+    old: str, new: str, line: str, cli: Cli, own: str, tracked: Tracked
+) -> None:
+    run_id = run_of(tracked, "lora")
+    path = artifacts_of(own, run_id) / "config.yaml"
+    text, count = re.subn(old, new, path.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    path.write_text(text)
+    result = cli("reproduce", run_id)
+    assert (result.exit_code, result.stdout) == (2, "")
+    told = f"Error: run {run_id} (lora rank=4 seed=0): its config.yaml was altered: {line}\n"
+    assert result.stderr == told
+
+
+def test_an_emptied_config_is_told_by_what_it_lacks(cli: Cli, own: str, tracked: Tracked) -> None:
+    run_id, base_id = run_of(tracked, "lora"), tracked.outcome["base"]["run_id"]
+    for emptied in (run_id, base_id):
+        (artifacts_of(own, emptied) / "config.yaml").write_text("")
+    result = cli("reproduce", run_id)
+    assert (result.exit_code, result.stdout) == (2, "")
+    wrong = [
+        "base.epochs is 6 there, and was 2",
+        "epochs is 10 there, and was 2",
+        "image_size is none there, and was 28",
+        "shots is 50 there, and was 5",
+        "split.pool is none there, and was 100",
+        "split.source is none there, and was 200",
+        "split.test is none there, and was 100",
+        "strategy is head there, and was lora",
+    ]
+    start = f"Error: run {run_id} (lora rank=4 seed=0): its config.yaml was altered: "
+    assert result.stderr.splitlines() == [start + line for line in wrong]
+    result = cli("reproduce", base_id)
+    assert (result.exit_code, result.stdout) == (2, "")
+    title = f"run {base_id} (base small_cnn mnist5k)"
+    assert result.stderr == f"Error: {title}: its config.yaml was altered: dataset is none there, and was mnist5k\n"
 
 
 def test_a_device_that_is_not_here_is_one_line(cli: Cli, own: str, tracked: Tracked) -> None:
@@ -531,6 +614,14 @@ def test_plugins_severities_and_a_split_whose_file_is_gone(cli: Cli, elaborate: 
     assert after == before
 
 
+def test_a_damaged_split_that_the_images_are_taken_from_is_one_line(cli: Cli, elaborate: str, store: Path) -> None:
+    path = artifacts_of(f"sqlite:///{store}", elaborate) / "split.json"
+    path.write_text(path.read_text()[:-40])
+    result = cli("reproduce", elaborate, "--plugin", "tails.py")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"Error: run {elaborate} (tails seed=3): its split.json was altered\n"
+
+
 def test_a_plugin_that_is_missing_or_has_changed_is_one_line(cli: Cli, elaborate: str) -> None:
     missing = cli("reproduce", elaborate)
     assert missing.exit_code == 2 and "(tails seed=3): unknown strategy 'tails'" in missing.stderr
@@ -559,6 +650,9 @@ def test_pictures_in_another_place(cli: Cli, store: Path, own_folder: Path) -> N
     run_id = json.loads(cli("run", *arguments, *settings).stdout)["runs"][0]["run_id"]
     assert cli("reproduce", run_id).stdout.startswith("head seed=0: identical\n")
     first = next(iter(sorted((own_folder / "photos").rglob("*.*"))))
+    renamed = first.rename(first.with_name(f"{first.stem}_{first.suffix}"))
+    assert cli("reproduce", run_id).stdout.startswith("head seed=0: identical\n")
+    first = renamed
     first.unlink()
     result = cli("reproduce", run_id)
     assert result.exit_code == 1 and first_difference(result)[0] == "fingerprint of the data"

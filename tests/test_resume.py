@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from resumption import ids, recorded, require_as_undisturbed
 
 import adaptkit
 from adaptkit.errors import BadInput, Interrupted
-from adaptkit.experiment.underway import claim, folder_of, records
+from adaptkit.experiment.underway import claim, damaged_records, folder_of, records
 from adaptkit.tracking.tracker import Tracker
 
 Cli = Callable[..., Result]
@@ -385,6 +386,39 @@ def test_a_run_of_which_nothing_is_kept_here_is_refused(uri: str, cli: Cli, stop
     assert refused(cli, run_id).endswith("it was begun on elsewhere, and what is kept of it is there")
     client.set_tag(run_id, "adaptkit.processes", "2")
     assert refused(cli, run_id).endswith("it was made by 2 processes, of which no checkpoints are kept; run it anew")
+
+
+DAMAGES = {
+    "cut short": lambda text: text[: len(text) // 2],
+    "emptied": lambda text: "",
+    "a field gone": lambda text: text.replace('"store"', '"stored"'),
+    "a field of another type": lambda text: re.sub(r'"started": [\d.]+', '"started": "now"', text),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_run_of_which_what_is_kept_is_damaged_is_told(uri: str, cli: Cli, stop: Stop, damage: str) -> None:
+    stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
+    run_id = interrupted("head")
+    (record,) = records()
+    folder = folder_of(record.local_id)
+    text = (folder / "record.json").read_text()
+    (folder / "record.json").write_text(DAMAGES[damage](text))
+    assert refused(cli, run_id) == (
+        f"Error: run {run_id} (head seed=0) cannot be resumed: what is kept of it in {folder} is damaged; "
+        "remove that folder and run it anew"
+    )
+    told = f"what is kept of a run in {folder} is damaged: it cannot be resumed; remove the folder\n"
+    result = cli("resume", "--all")
+    assert (result.exit_code, result.stderr) == (0, told)
+    assert result.stdout.startswith("Nothing to resume: ")
+    held = claim(record.local_id)  # whoever holds it may be writing
+    assert held is not None and damaged_records() == []
+    held.release()
+    assert damaged_records() == [folder]
+    (folder / "record.json").write_text(text)
+    assert damaged_records() == []
+    assert cli("resume", "--all", "-q").exit_code == 0
 
 
 def test_no_run_goes_on_with_other_data(uri: str, cli: Cli, stop: Stop, own_folder: Path) -> None:

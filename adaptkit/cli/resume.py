@@ -99,9 +99,13 @@ def _resume_named(
 
 
 def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch, as_json: bool, quiet: bool) -> None:
-    from adaptkit.cli.terminal import output
+    from adaptkit.cli.terminal import messages, output
+    from adaptkit.experiment.underway import damaged_records
     from adaptkit.resuming import resume_all
 
+    for folder in damaged_records():
+        line = f"what is kept of a run in {folder} is damaged: it cannot be resumed; remove the folder"
+        messages().print(line, markup=False, soft_wrap=True)
     attempts = []
     for attempt in resume_all(tracking_uri, plugin, watch):
         attempts.append(attempt)

@@ -73,6 +73,41 @@ def _sha256(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+def says_same(text: bytes, now: str) -> bool:
+    """Tell whether the text of a split.json says of the same images what `now` says, however it is laid out.
+
+    Pictures whose files have other names now count as the same.
+    """
+    try:
+        said = json.loads(text)
+        signed = said.pop("sha256", None)  # an earlier adaptkit wrote none
+        if signed is not None and signed != _sha256(said):
+            return False
+        wanted = json.loads(now)
+        del wanted["sha256"]
+        if signed is not None and _renamed(said["parts"], wanted["parts"]):
+            wanted["parts"] = said["parts"]
+        return bool(said == wanted)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _renamed(said: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Tell whether parts differ in names of pictures only: each has one other name, which none of them has now."""
+    if said.keys() != now.keys():
+        return False
+    pairs: set[tuple[tuple[str, Any], tuple[str, Any]]] = set()
+    for title, part in now.items():
+        name, images, others = part["dataset"], said[title]["images"], part["images"]
+        if said[title]["dataset"] != name or len(images) != len(others):
+            return False
+        pairs |= {((name, one), (name, other)) for one, other in zip(images, others, strict=True)}
+    before, after = {one for one, _ in pairs}, {other for _, other in pairs}
+    changed = [one for one, other in pairs if one != other]
+    is_one_to_one = len(before) == len(after) == len(pairs)
+    return is_one_to_one and all(isinstance(one[1], str) and one not in after for one in changed)
+
+
 def read_split(path: Path) -> Split:
     """Return the split in a file; raise BadInput when it cannot be read as one."""
     try:

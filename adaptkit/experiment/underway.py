@@ -21,6 +21,15 @@ from adaptkit.state import state_folder
 RECORD, CHECKPOINT, LOCK = "record.json", "checkpoint.safetensors", "lock"
 #: seconds after which a folder without a record is taken for abandoned
 ABANDONED = 3600.0
+#: what a record's fields may hold, by what they are declared as
+TYPES: Mapping[str, Any] = {
+    "str": str,
+    "str | None": str | None,
+    "int": int,
+    "bool": bool,
+    "float": int | float,
+    "Mapping[str, str]": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -118,8 +127,7 @@ def read_record(local_id: str) -> Record | None:
         record = Record(**content)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    wanted: dict[str, Any] = {"config": str, "plugin_files": dict, "folder": str, "params": dict, "threads": int}
-    sound = all(isinstance(getattr(record, name), kind) for name, kind in wanted.items())
+    sound = all(isinstance(getattr(record, one.name), TYPES[str(one.type)]) for one in dataclasses.fields(Record))
     return record if sound and record.local_id == local_id else None
 
 
@@ -128,6 +136,23 @@ def records() -> Iterator[Record]:
     folder = state_folder() / "runs"
     found = (read_record(path.name) for path in folder.glob("*")) if folder.is_dir() else ()
     yield from sorted((record for record in found if record is not None), key=lambda record: record.started)
+
+
+def is_damaged(local_id: str) -> bool:
+    """Tell whether what is kept of a run says what it is, but not so that it can go on. Raises OSError."""
+    path = folder_of(local_id) / RECORD
+    # Looked for once more at the end: whoever held it may just have removed it.
+    return path.exists() and read_record(local_id) is None and not is_held(local_id) and path.exists()
+
+
+def damaged_records() -> list[Path]:
+    """Return the folders of runs that cannot go on since what is kept of them is damaged; none that is in use."""
+    folder, found = state_folder() / "runs", []
+    for path in sorted(folder.glob("*")) if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if is_damaged(path.name):
+                found.append(path)
+    return found
 
 
 def remove_leftovers() -> None:
