@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,6 +45,16 @@ def diagnose(
     yield from _plugins(plugins)
     yield from _store(tracking_uri, end_stale_runs, older_than)
     yield from _unsent()
+    yield from _damaged()
+
+
+def _damaged() -> Iterator[Finding]:
+    from adaptkit.experiment.underway import damaged_records
+
+    for path in damaged_records():
+        yield Finding(
+            "resume", "wrong", f"what is kept of a run in {path} is damaged", f"rm -r {shlex.quote(str(path))}"
+        )
 
 
 def _unsent() -> Iterator[Finding]:
@@ -101,8 +112,10 @@ def _store(uri: str | None, end_stale_runs: bool, older_than: float | None) -> I
     state = "can be read and written" if address.path else "answers"
     yield Finding("store", "ok", f"{address.shown} {state}; {count}")
     yield from _clock(address)
-    yield from _runs(client, [experiment.experiment_id for experiment in experiments], end_stale_runs, older_than)
-    yield from _resumable(client)
+    option = tracking_option(address.uri)
+    ids = [experiment.experiment_id for experiment in experiments]
+    yield from _runs(client, ids, end_stale_runs, older_than, option)
+    yield from _resumable(client, option)
 
 
 def _clock(address: Address) -> Iterator[Finding]:
@@ -118,7 +131,7 @@ def _clock(address: Address) -> Iterator[Finding]:
 
 
 def _runs(
-    client: MlflowClient, experiments: Sequence[str], end_them: bool, older_than: float | None
+    client: MlflowClient, experiments: Sequence[str], end_them: bool, older_than: float | None, option: str
 ) -> Iterator[Finding]:
     found = unfinished(client, experiments)
     by_state: dict[bool | None, list[StaleRun]] = {True: [], False: [], None: []}
@@ -130,20 +143,20 @@ def _runs(
     if by_state[True]:
         yield Finding("runs", "ok", f"{_named(by_state[True], 'under way')}")
     if by_state[None]:
-        mend = "run `adaptkit doctor` on the machines on which they were started"
+        mend = f"run `adaptkit doctor{option}` on the machines on which they were started"
         yield Finding("runs", "note", _named(by_state[None], "on record as running elsewhere"), mend)
     if silent:
-        yield from _silent(client, silent, older_than if end_them else None)
+        yield from _silent(client, silent, older_than if end_them else None, option)
     if by_state[False] and end_them:
         end_stale(client, by_state[False])
         yield Finding("runs", "note", _named(by_state[False], "ended as killed, since its process was gone"))
     elif by_state[False]:
         text = _named(by_state[False], "on record as running, but its process is gone")
-        mend = "adaptkit doctor --end-stale-runs"
+        mend = f"adaptkit doctor --end-stale-runs{option}"
         yield Finding("runs", "wrong", text, mend)
 
 
-def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | None) -> Iterator[Finding]:
+def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | None, option: str) -> Iterator[Finding]:
     """Tell of runs of other machines of which nothing was heard for long; end them where that was asked for."""
     latest = -math.inf if older_than is None else time.time() - older_than
     ended = [run for run in runs if (run.last_sign or 0) <= latest]
@@ -151,11 +164,11 @@ def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | 
         end_stale(client, ended)
         yield Finding("runs", "note", _named(ended, "ended as killed, since nothing was heard of it"))
     if left := [run for run in runs if run not in ended]:
-        mend = "adaptkit doctor --end-stale-runs --older-than TIME ends them, if they are dead"
+        mend = f"adaptkit doctor --end-stale-runs --older-than TIME{option} ends them, if they are dead"
         yield Finding("runs", "note", _named(left, "on record as running elsewhere, but silent"), mend)
 
 
-def _resumable(client: MlflowClient) -> Iterator[Finding]:
+def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:
     from adaptkit.resumable import stopped
 
     found = stopped(client)
@@ -164,7 +177,9 @@ def _resumable(client: MlflowClient) -> Iterator[Finding]:
     names = [f"{name} ({run_id})" for run_id, name in found[:NAMED]]
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     count = "1 run that stopped" if len(found) == 1 else f"{len(found)} runs that stopped"
-    yield Finding("resume", "note", f"{count} can go on here: {', '.join(names)}{more}", "adaptkit resume --all")
+    yield Finding(
+        "resume", "note", f"{count} can go on here: {', '.join(names)}{more}", f"adaptkit resume --all{option}"
+    )
 
 
 def _named(runs: Sequence[StaleRun], what: str) -> str:

@@ -43,6 +43,7 @@ from adaptkit.resumable import (
 )
 from adaptkit.stored_runs import Runs
 from adaptkit.syncing import require_sent
+from adaptkit.tracking.journal import forget_sent
 from adaptkit.tracking.store import Store, errors_as_lines
 from adaptkit.tracking.tracker import Tracker
 from adaptkit.tracking.unfinished import count_again, what_it_has
@@ -185,6 +186,7 @@ def _go_on(
         findings = _judged(outcome, store) if is_group else judge_outcome(outcome, collector)
         ended = close_group(outcome, findings, tracker, report if is_group else None)
     found.claim.discard()
+    forget_sent({record.local_id, *(one.local_id for one in begun.records.values())})  # for a store that was moved
     if record.kind == "base":
         watch.notice(f"The base is there: typed again, the same command goes on from it: {record.command}")
     elif record.parent is not None and read_record(record.parent) is not None:

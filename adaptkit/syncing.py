@@ -52,6 +52,8 @@ def sync(tracking_uri: str | None = None, discard_refused: bool = False) -> Iter
     ids: dict[str, str] = {}
     for journal in left_journals():
         if journal.store != meant.shown:
+            if not journal.unsent():  # only its end is missing there
+                continue
             yield dataclasses.replace(_of(journal, 0), elsewhere=True)
             continue
         store = opened.get(journal.experiment)

@@ -79,7 +79,9 @@ def test_a_store_that_is_not_there_yet_is_no_fault(own_folder: Path, cli: Cli) -
     assert not (own_folder / "mlflow.db").exists()
 
 
-def test_runs_of_dead_processes_are_found_and_ended(store: Path, cli: Cli, dead: str) -> None:
+def test_runs_of_dead_processes_are_found_and_ended(
+    store: Path, cli: Cli, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = f"{time.time():.3f}"
     gone = running(store, "lora seed=0", **{"adaptkit.pid": dead, "adaptkit.process_seen": now})
     # The number is taken by another process, which began later.
@@ -96,6 +98,13 @@ def test_runs_of_dead_processes_are_found_and_ended(store: Path, cli: Cli, dead:
     assert by_state["wrong"]["text"].startswith("on record as running, but its process is gone: lora seed=0 (")
     assert gone in by_state["wrong"]["text"] and reused in by_state["wrong"]["text"]
     assert by_state["wrong"]["mend"] == "adaptkit doctor --end-stale-runs"
+    (store.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(store.parent / "elsewhere")
+    there = f"--tracking-uri sqlite:///{store}"
+    _, found = findings(cli, *there.split())
+    (mend,) = [one["mend"] for one in found["runs"] if one["state"] == "wrong"]
+    assert mend == f"adaptkit doctor --end-stale-runs {there}"
+    monkeypatch.chdir(store.parent)
 
     code, found = findings(cli, "--end-stale-runs")
     assert code == 0 and "wrong" not in {one["state"] for one in found["runs"]}

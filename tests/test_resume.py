@@ -7,13 +7,16 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
-from conftest import BITFIT, TINY_SETTINGS
+from conftest import BITFIT, TINY, TINY_SETTINGS
 from mlflow import MlflowClient
 from photos import make_photos
 from plain_model import Plain
@@ -23,6 +26,7 @@ from resumption import ids, recorded, require_as_undisturbed
 import adaptkit
 from adaptkit.errors import BadInput, Interrupted
 from adaptkit.experiment.underway import claim, damaged_records, folder_of, records
+from adaptkit.tracking.journal import left_journals
 from adaptkit.tracking.tracker import Tracker
 
 Cli = Callable[..., Result]
@@ -91,6 +95,20 @@ def undisturbed(strategy: str = "lora", settings: Mapping[str, Any] = SETTINGS, 
     assert outcome.runs[0].run_id is not None
     return outcome.runs[0].run_id
 
+
+#: kills its own process after the first epoch of an adaptation run, once the store has it
+KILLING = """
+import os, signal, time
+
+from adaptkit import hookimpl
+
+
+@hookimpl(trylast=True)
+def adaptkit_epoch_ended(run, epoch):
+    if run.kind == "adaptation" and os.environ.get("KILLED"):
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 MOMENTS = {
     "before its first epoch": ("adaptkit_run_started", True, 0),
@@ -512,6 +530,25 @@ def test_all_that_stopped_goes_on_and_one_that_cannot_does_not_stop_the_others(
     assert result.exit_code == 0
     assert ["stepping", "seed=0", bad, "finished"] in [line.split() for line in result.stdout.splitlines()]
     assert list(records()) == []
+
+
+def test_a_run_whose_store_was_moved_goes_on_there_and_leaves_no_journal(
+    cli: Cli, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own_folder / "killing.py").write_text(KILLING)
+    command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "--plugin", "killing.py"]
+    killed = subprocess.run(command, capture_output=True, env={**os.environ, "KILLED": "1"})
+    assert killed.returncode == -signal.SIGKILL
+    moved = own_folder / "moved"
+    moved.mkdir()
+    for name in ("mlflow.db", "mlruns"):
+        shutil.move(own_folder / name, moved)
+    monkeypatch.chdir(moved)
+    # The store was told all that the journals hold: only the ends of the runs are missing where it was.
+    assert (cli("sync").exit_code, cli("sync").stdout) == (0, "Nothing is left to send.\n")
+    result = cli("resume", "--all", "-q")
+    assert (result.exit_code, result.stderr) == (0, ""), result.stderr
+    assert list(left_journals()) == [] and list(records()) == []
 
 
 def test_what_is_left_of_a_run_that_has_ended_is_removed(uri: str, cli: Cli, stop: Stop) -> None:

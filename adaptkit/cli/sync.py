@@ -54,7 +54,8 @@ def sync(tracking_uri: str | None, dry_run: bool, discard_refused: bool, as_json
         click.echo(json.dumps({"runs": [dataclasses.asdict(one) for one in found], "left": len(failed)}, indent=2))
     elif dry_run:
         for one in found:
-            click.echo(f"{one.name}: {_events(one.events)} for {one.store}, experiment {one.experiment}")
+            what = _events(one.events) if one.events else "its end, as killed,"
+            click.echo(f"{one.name}: {what} for {one.store}, experiment {one.experiment}")
     if not found and not as_json:
         click.echo("Nothing is left to send.")
     if failed:
@@ -68,6 +69,8 @@ def _line(one: Synced, discarded: bool) -> str:
     if one.refused:
         if discarded:
             return f"{one.name}: given up: {one.error}"
+        if f"{one.run_id} not found" in (one.error or ""):
+            return f"{one.name}: refused: {one.error}; `adaptkit sync --discard-refused` gives its record up"
         restore = f"`mlflow runs restore --run-id {one.run_id}`" if one.run_id else "restore it in MLflow"
         return (
             f"{one.name}: {_events(one.events)} sent, the others are refused: {one.error}; if the run was deleted, "

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,6 +121,13 @@ def left_journals() -> Iterator[Journal]:
             yield journal
         finally:
             journal.release()
+
+
+def forget_sent(local_ids: Collection[str]) -> None:
+    """Remove journals of runs, of whatever store, that hold no more than was sent: the runs have ended elsewhere."""
+    for journal in left_journals():
+        if journal.local_id in local_ids and not journal.unsent():
+            journal.remove()
 
 
 def waiting_for(store: str) -> int:
