@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from adaptkit.errors import BadInput
+from adaptkit.errors import BadInput, given
 from adaptkit.severity import Severities
 
 DEFAULT_LR = 1e-3
@@ -57,7 +57,7 @@ def _names(value: object) -> object:
 
 
 def _optional(value: object) -> object:
-    return None if value in ("", "none") else value
+    return None if given(value) == "none" else value
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -162,7 +162,9 @@ class Settings(Group):
     checkpointing: bool = Field(
         False, description="compute blocks' activations twice instead of keeping them: slower training, in less memory"
     )
-    data_dir: Path = Field(Path("data"), description="where data sets are read from and downloaded to")
+    data_dir: Annotated[Path, BeforeValidator(given)] = Field(
+        Path("data"), description="where data sets are read from and downloaded to"
+    )
     experiment: str = Field(DEFAULT_EXPERIMENT, min_length=1, description="MLflow experiment")
     base: BaseSettings = Field(default_factory=BaseSettings)  # type: ignore[arg-type]
     split: SplitSettings = Field(default_factory=SplitSettings)  # type: ignore[arg-type]

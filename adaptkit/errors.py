@@ -13,6 +13,13 @@ from pathlib import Path
 from adaptkit.redaction import without_secrets
 
 
+def given(value: object) -> object:
+    """Return the value of a setting; raise ValueError, which makes it a problem of the setting, for an empty one."""
+    if value == "":
+        raise ValueError("no value; leave the key out for its default")
+    return value
+
+
 class AdaptkitError(Exception):
     """Stop with one clear line a problem instead of a traceback."""
 

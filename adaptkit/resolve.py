@@ -141,7 +141,7 @@ def _merge(
                 problems.append(f"{where}unknown key {key!r}{_nearest_key(key, known, prefixes)}")
     if changed:
         if amounts is None:
-            amounts = parse_amounts(DEFAULT_SHIFT) if values.get("target") in (None, "", "none") else {}
+            amounts = parse_amounts(DEFAULT_SHIFT) if values.get("target") in (None, "none") else {}
         amounts |= changed
     return values, amounts, options, backbone
 

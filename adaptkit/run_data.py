@@ -46,7 +46,7 @@ def rebuilt_request(found: StoredRun, plugins: Plugins, changed: Mapping[str, An
     """
     with ExitStack() as stack:
         config = read_config(stack.enter_context(found.file("config.yaml")))
-        if config.get("split.file") not in (None, "", "none") and found.has("split.json"):
+        if config.get("split.file") not in (None, "none") and found.has("split.json"):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptkit-"))
             # The file that was named then may be gone; the run's own says the same.
             config["split.file"] = shutil.copy(stack.enter_context(found.file("split.json")), folder)

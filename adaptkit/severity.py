@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from adaptkit.errors import given
+
 if TYPE_CHECKING:
     from adaptkit.comparison import Estimate
 
@@ -85,8 +87,8 @@ class Robustness:
 
 
 def parse_severities(value: object) -> object:
-    """Read `0.5,1,1.5` or one number as a list of severities, `none` or nothing as none."""
-    if value in (None, "", "none"):
+    """Read `0.5,1,1.5` or one number as a list of severities, `none` as none."""
+    if given(value) in (None, "none"):
         return ()
     if isinstance(value, int | float):
         return (value,)

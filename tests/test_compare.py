@@ -365,6 +365,9 @@ def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: P
     assert refused(cli, "--experiment", "adaptkitt") == [
         f"--experiment: there is no experiment 'adaptkitt' in {here}; did you mean 'adaptkit'?"
     ]
+    assert refused(cli, "--experiment", "", "--metric", "") == [
+        f"{option}: no value; leave the option out for its default" for option in ("--experiment", "--metric")
+    ]
     assert refused(cli, "nothing") == [f"there is no run 'nothing' in {here}"]
     assert refused(cli, one[0], "--where", "seed = '0'", "--margin", "-1", "--ppt-constant", "0") == [
         "name runs by their ids, or by --experiment and --where, not both",

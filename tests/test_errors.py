@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,18 @@ CASES = {
     ),
     "empty shift": (["-s", "head", "--shift", ""], ["shift: '' is not name=amount, as in rotate=45,noise=0.3"]),
     "empty experiment": (["-s", "head", "--experiment", ""], ["experiment: must not be empty"]),
+    "empty settings": (
+        ["-s", "head", "--set", "lr=", "--dataset", "", "--image-size", "", "--severity", "", "--data-dir", ""],
+        [
+            f"{key}: no value; leave the key out for its default"
+            for key in ("dataset", "severity", "image_size", "lr", "data_dir")
+        ],
+    ),
+    "empty limits": (
+        ["-s", "head", *(word for key in ("source", "file") for word in ("--set", f"split.{key}=")), "--lr", ""],
+        [f"{key}: no value; leave the key out for its default" for key in ("lr", "split.source", "split.file")],
+    ),
+    "empty config": (["-s", "head", "--config", ""], ["Invalid value for '--config': it names no file"]),
     "unknown flag": (
         ["-s", "head", "--epoch", "3"],
         ["No such option '--epoch'. (Did you mean one of: '--epochs', '--report'?)"],
@@ -144,6 +157,7 @@ def test_each_problem_is_one_line_and_nothing_is_tracked(cli: Cli, own_folder: P
             "config file c.yaml: base.lr is given twice: once with a dot, once as a line of its own below its group",
         ),
         (b"shift: {rotate: -3}\n", "shift.rotate: must be at least 0, not -3"),
+        (b"augment: ''\n", "augment: no value; leave the key out for its default"),
         (b"strategy: 7\n", "strategy: must be one or a list of them, not 7"),
     ],
 )
@@ -161,6 +175,33 @@ def test_a_report_that_names_no_folder_is_refused(cli: Cli, own_folder: Path) ->
         line = f"Error: Invalid value for '{option}': it names no folder; the current one is called .\n"
         assert (result.exit_code, result.stderr) == (2, line)
     assert list(own_folder.iterdir()) == []
+
+
+def test_an_empty_path_is_not_the_current_folder(cli: Cli, own_folder: Path) -> None:
+    where, no_picture = "the current one is called .\n", "'' names no picture and no folder; "
+    for arguments, name, what in (
+        (["predict", "x", ""], "PATH...", no_picture),
+        (["export", "x", "--to", "onnx", "-o", "new", "--images", ""], "--images", no_picture),
+        (["import-peft", "", "--onto", "x"], "DIR", "it names no folder; "),
+        (["reproduce", "x", "--data-dir", ""], "--data-dir", "it names no folder; "),
+    ):
+        result = cli(*arguments)
+        assert (result.exit_code, result.stderr) == (2, f"Error: Invalid value for '{name}': {what}{where}")
+    assert list(own_folder.iterdir()) == []
+
+
+def test_an_empty_text_option_of_a_strategy_is_a_value(cli: Cli, own_folder: Path) -> None:
+    plugin = own_folder / "named.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\nfrom typing import ClassVar\nfrom adaptkit import hookimpl\n"
+        "@dataclass\nclass Named:\n    name: ClassVar[str] = 'named'\n    layer: str = 'x'\n"
+        "    def adapt(self, model):\n        return list(model.parameters()) if not self.layer else []\n"
+        "@hookimpl\ndef adaptkit_strategies():\n    return [Named]\n"
+    )
+    for option in ("-o", "--set"):
+        key = "layer=" if option == "-o" else "named.layer="
+        result = cli("run", "-s", "named", option, key, *TINY, "--plugin", str(plugin), "--dry-run", "--json")
+        assert (result.exit_code, json.loads(result.stdout)["arms"][0]["options"]) == (0, {"layer": ""})
 
 
 def test_an_unknown_command_is_one_line(cli: Cli) -> None:

@@ -62,7 +62,11 @@ def compare(
     from adaptkit.reports.metrics import DEFAULT_METRIC, PPT_CONSTANT
     from adaptkit.tracking.address import resolve
 
-    problems = []
+    problems = [
+        f"{option}: no value; leave the option out for its default"
+        for option, value in (("--experiment", experiment), ("--metric", metric))
+        if value == ""
+    ]
     if run_ids and (experiment or where):
         problems.append("name runs by their ids, or by --experiment and --where, not both")
     if margin is not None and not 0 <= margin < float("inf"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import Folder, json_option, plugin_option
+from adaptkit.cli.options import Folder, Pictures, json_option, plugin_option
 from adaptkit.signals import interruptible
 
 
@@ -18,7 +18,7 @@ from adaptkit.signals import interruptible
 @click.option(
     "--images",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=Pictures(),
     metavar="PATH",
     help="Pictures or folders to verify the export on.  [default: the run's shifted test set]  Repeatable.",
 )

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.options import Folder, json_option, plugin_option
 from adaptkit.signals import interruptible
 
 
 @click.command("import-peft")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=Folder(), metavar="DIR")
 @click.option("--onto", required=True, metavar="RUN_ID", help="The run whose base, classes and data it is for.")
 @click.option("--name", metavar="NAME", help="Name of the run.  [default: imported DIR]")
 @click.option(

@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 
-class Folder(click.Path):
-    """The path of a folder to write to; an empty one, which would mean the current folder, is refused."""
+class NamedPath(click.Path):
+    """A path; an empty one, which would mean the current folder, is refused with the reason `empty`."""
+
+    empty = "it names no file"
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -18,8 +20,20 @@ class Folder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
         if value == "":
-            self.fail("it names no folder; the current one is called .", param, ctx)
+            self.fail(self.empty, param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Folder(NamedPath):
+    """The path of a folder."""
+
+    empty = "it names no folder; the current one is called ."
+
+
+class Pictures(NamedPath):
+    """The path of a picture, or of a folder of pictures."""
+
+    empty = "'' names no picture and no folder; the current one is called ."
 
 
 plugin_option = click.option(

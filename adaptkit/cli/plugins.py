@@ -50,9 +50,7 @@ def list_(plugin: tuple[str, ...], as_json: bool) -> None:
 @plugins.command()
 @click.argument("what", metavar="NAME|PATH")
 @click.option("-o", "options", multiple=True, metavar="KEY=VALUE", help="Option of what is tried: rank=4. Repeatable.")
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), default=Path("data"), help="Where data sets are read from."
-)
+@click.option("--data-dir", type=Folder(), default=Path("data"), help="Where data sets are read from.")
 @plugin_option
 @json_option
 def check(what: str, options: tuple[str, ...], data_dir: Path, plugin: tuple[str, ...], as_json: bool) -> None:

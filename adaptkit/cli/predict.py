@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.options import Pictures, json_option, plugin_option
 from adaptkit.errors import BadInput
 from adaptkit.printing import printable
 from adaptkit.signals import interruptible
@@ -26,7 +26,7 @@ PAGE = 200
 
 @click.command()
 @click.argument("run_id")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=Pictures(), metavar="PATH...")
 @click.option("--top-k", type=click.IntRange(min=1), default=1, metavar="N", help="Classes to name.  [default: 1]")
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.options import Folder, json_option, plugin_option
 from adaptkit.signals import interruptible
 
 
@@ -18,9 +18,7 @@ from adaptkit.signals import interruptible
     "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
 )
 @plugin_option
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where data sets are.  [default: as in the run]"
-)
+@click.option("--data-dir", type=Folder(), metavar="DIR", help="Where data sets are.  [default: as in the run]")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),

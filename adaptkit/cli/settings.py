@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import split_pairs
+from adaptkit.cli.options import NamedPath, split_pairs
 from adaptkit.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ OPTIONS = (
         "-o", "options", multiple=True, metavar="KEY=VALUE", help="Strategy option: rank=4, or lora.rank=4. Repeatable."
     ),
     click.option("--preset", metavar="NAME", help="Settings to start from: quick, default or notebook."),
-    click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="YAML file of settings."),
+    click.option("--config", type=NamedPath(), metavar="FILE", help="YAML file of settings."),
     click.option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. base.epochs=3. Repeatable."
     ),
