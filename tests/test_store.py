@@ -211,6 +211,7 @@ def test_a_linked_database_is_guarded_where_it_lies(empty_store: Path, own_folde
             "adaptkit cannot track to 'databricks' addresses; known: http, https, mssql, mysql, postgresql, sqlite",
         ),
         ("http://", "http:// is no address of a tracking store; write http://HOST:PORT"),
+        ("http:/\n/me:secret@host", "http:/host is no address of a tracking store; write http://HOST:PORT"),
         ("http://me:secret@host:port", "http://host:port is no address of a tracking store; write http://HOST:PORT"),
     ],
 )
