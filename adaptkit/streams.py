@@ -25,8 +25,9 @@ class OutputLost(AdaptkitError):
 class _Stream:
     """A stream like another one, which fails once: what is written afterwards goes nowhere."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        # None: it was closed before Python began.
+        self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
         self._error: OSError | None = None
 
     def write(self, text: str) -> int:

@@ -52,3 +52,22 @@ def test_results_that_nobody_reads_are_an_exit_code(own_folder: Path, arguments:
         lost = subprocess.run(command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True)
     assert (lost.returncode, lost.stderr) == (1, "Error: cannot print: No space left on device\n")
     note("unread-results", 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("cache", "list"), 0), (("--help",), 0), (("run", "-s", "head", "--epochs", "0"), 2)]
+)
+def test_streams_that_were_closed_before_it_began_are_no_error(
+    own_folder: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    shell = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"]
+    assert subprocess.run([*shell, *command(*arguments)]).returncode == code
+
+
+@pytest.mark.slow
+def test_a_run_whose_streams_were_closed_before_it_began_finishes(store: Path) -> None:
+    shell = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"]
+    assert subprocess.run([*shell, *command("run", "-s", "head", *TINY)]).returncode == 0
+    client = MlflowClient(f"sqlite:///{store}")
+    found = client.search_runs([client.get_experiment_by_name("adaptkit").experiment_id])
+    assert [run.info.status for run in found] == ["FINISHED", "FINISHED"]

@@ -74,8 +74,10 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **options: Any) -> Any:
-        """Run the command line and exit: 0 done, 1 a run failed, 2 bad input, 128 + n ended by signal n
-        (13: nobody reads the results)."""
+        """Run the command line and exit: 0 done, 1 a run failed, 2 bad input, 128 + n ended by signal n.
+
+        141, of a pipe that is broken, says that nobody reads the results.
+        """
         options["standalone_mode"] = False
         sys.excepthook = _show_traceback
         arguments = list(sys.argv[1:] if args is None else args)
