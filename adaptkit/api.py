@@ -15,7 +15,7 @@ from adaptkit.config import flat_settings
 from adaptkit.config_files import read_config
 from adaptkit.errors import BadInput
 from adaptkit.experiment.execution import execute
-from adaptkit.experiment.hardware import find_device, shared_threads
+from adaptkit.experiment.hardware import shared_threads
 from adaptkit.experiment.keeping import Keeping
 from adaptkit.experiment.preparation import prepare
 from adaptkit.experiment.sharing import Seat
@@ -25,7 +25,6 @@ from adaptkit.plugins import Plugins
 from adaptkit.reports.collector import Collector
 from adaptkit.request import Request
 from adaptkit.resolve import Layer, option_keys, resolve
-from adaptkit.training.distributed import joined
 
 if TYPE_CHECKING:
     from adaptkit.tracking.store import Store
@@ -115,38 +114,24 @@ def run_request(
     planned: Callable[[Plan], None] = lambda plan: None,
     notice: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Run a checked request; `planned` hears the plan, `notice` lines to tell the user, before training.
-
-    Several processes that torchrun started share the training, and return the same. The first alone is watched, tracks
-    and tells.
-    """
-    with (
-        joined(lambda: find_device(request.settings.device)) as processes,
-        Seat() if processes.leads else nullcontext(Seat()) as seat,
-    ):
-        with processes.together():
-            if report is not None and processes.leads:
-                check_folder(report)
-            experiment = prepare(request, refresh_base=refresh_base, processes=processes)
-            store = _opened(tracking_uri, request) if track and processes.leads else None
-        if not processes.leads:
-            unwatched = dataclasses.replace(plugins, watched=False)
-            outcome = execute(experiment, unwatched, seat, None, refresh_base, feature_cache)
-            return processes.from_first(lambda: outcome)
+    """Run a checked request; `planned` hears the plan, `notice` lines to tell the user, before training."""
+    with Seat() as seat:
+        if report is not None:
+            check_folder(report)
+        experiment = prepare(request, refresh_base=refresh_base)
+        store = _opened(tracking_uri, request) if track else None
         collector = Collector()
+        planned(experiment.plan)
         if store is None:
-            planned(experiment.plan)
             with plugins.watching(collector, "collector"), shared_threads(seat.company().others, notice):
                 outcome = execute(experiment, plugins, seat, None, refresh_base, feature_cache, notice)
             findings = judge_outcome(outcome, collector)
             if report is not None:
                 files_of(findings, report, report)
-            finished = dataclasses.replace(outcome, comparison=findings)
-            return processes.from_first(lambda: finished)
+            return dataclasses.replace(outcome, comparison=findings)
 
         from adaptkit.tracking.tracker import Tracker
 
-        planned(experiment.plan)
         for line in (*store.notices, *_unsent(store)):
             notice(line)
         request = experiment.request  # with the device and the precision that were found
@@ -158,22 +143,18 @@ def run_request(
             tracker.grouped(request.group_name, request.shared_params()) if several else nullcontext(),
             shared_threads(seat.company().others, notice),
         ):
-            # Several processes are one only as long as all of them live: their runs begin anew.
             reuse = feature_cache and features_allowed()
-            keeping = Keeping(experiment, tracker, reuse, notice, report) if processes.count == 1 else None
+            keeping = Keeping(experiment, tracker, reuse, notice, report)
             with resumable(keeping, tracking_uri):
                 outcome = execute(experiment, plugins, seat, tracker, refresh_base, feature_cache, notice, keeping)
                 outcome = with_ids(outcome, tracker)
                 recorded = close_group(outcome, judge_outcome(outcome, collector), tracker, report)
-        return processes.from_first(lambda: recorded)
+        return recorded
 
 
 @contextmanager
-def resumable(keeping: Keeping | None, tracking_uri: str | None) -> Iterator[None]:
+def resumable(keeping: Keeping, tracking_uri: str | None) -> Iterator[None]:
     """Keep the run that groups this experiment's; tell whoever interrupts it, in the error's notes, how to go on."""
-    if keeping is None:
-        yield
-        return
     try:
         with keeping.group():
             yield

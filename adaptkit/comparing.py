@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from adaptkit.config import DEFAULT_EXPERIMENT
 from adaptkit.errors import BadInput
 from adaptkit.findings import Findings
-from adaptkit.reports.metrics import DEFAULT_METRIC, PPT_CONSTANT
+from adaptkit.reports.metrics import DEFAULT_METRIC
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,6 @@ def compare(
     where: str | None = None,
     metric: str = DEFAULT_METRIC,
     margin: float | None = None,
-    ppt_constant: float = PPT_CONSTANT,
     output: str | Path | None = None,
     tracking_uri: str | None = None,
     track: bool = True,
@@ -41,7 +40,6 @@ def compare(
         where=where,
         metric=metric,
         margin=margin,
-        ppt_constant=ppt_constant,
         tracking_uri=tracking_uri,
     )
     publish(findings, output=None if output is None else Path(output), tracking_uri=tracking_uri, track=track)
@@ -55,7 +53,6 @@ def judge_tracked(
     where: str | None = None,
     metric: str = DEFAULT_METRIC,
     margin: float | None = None,
-    ppt_constant: float = PPT_CONSTANT,
     tracking_uri: str | None = None,
     curves: bool = True,
     alone: bool = False,
@@ -77,7 +74,7 @@ def judge_tracked(
         )
     if curves:
         runs = reader.with_curves(runs)
-    findings = judge_runs(runs, metric=metric, margin=margin, ppt_constant=ppt_constant)
+    findings = judge_runs(runs, metric=metric, margin=margin)
     if not alone:
         require_pairs(findings)
     return findings

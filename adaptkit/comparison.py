@@ -130,6 +130,7 @@ class ArmResult:
     epoch_seconds: Estimate
     peak_bytes: Estimate
     inference_ratio: Estimate
+    #: V-PETL Bench's score, with its constant; it stands in the JSON only
     ppt: float
     class_f1: tuple[float, ...]
     confusion: tuple[tuple[float, ...], ...]

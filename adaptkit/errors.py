@@ -40,14 +40,6 @@ class RunFailed(AdaptkitError):
     """Report a run that could not be finished."""
 
 
-class ProcessLost(AdaptkitError):
-    """Report that one of the processes that share a run has ended: the others cannot go on."""
-
-
-class FailedAlone(ProcessLost):
-    """Report what one of several processes fails of, unknown to the others, which shall not wait for it."""
-
-
 class TrackingLost(AdaptkitError):
     """Report results that could not be recorded in the tracking store."""
 

@@ -59,7 +59,7 @@ class Fault:
 class Plugins:
     """The loaded plugins: what they offer by kind and name, where they come from, and what went wrong.
 
-    Of several processes that share a run one alone is `watched`.
+    What is not `watched` tells the plugins' event hooks nothing.
     """
 
     manager: pluggy.PluginManager

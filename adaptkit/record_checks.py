@@ -9,7 +9,6 @@ from adaptkit.experiment.preparation import Experiment
 from adaptkit.reproduction import Difference
 from adaptkit.request import Request
 from adaptkit.stored_runs import StoredRun
-from adaptkit.training.torchrun import place
 
 #: params that say where and on what a run was made, and nothing of its result
 OF_THE_PLACE = {"device", "data_dir", "split.file"}
@@ -19,8 +18,6 @@ OF_PLUGINS = ("strategy.", "backbone.", "shift.")
 
 def require_possible(found: StoredRun) -> None:
     """Refuse what one process cannot make again."""
-    if place().count > 1:
-        raise BadInput("a run is reproduced in one process: call adaptkit reproduce without torchrun")
     if found.kind == "imported":
         raise BadInput(f"{found.title} was imported: adaptkit did not train it, and cannot train it again")
     processes = found.tags.get("adaptkit.processes", "1")

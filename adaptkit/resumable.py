@@ -190,9 +190,7 @@ def _is_made(run: MlflowRun) -> bool:
 
 
 def _why_nothing(stored: StoredRun) -> str:
-    host, count = stored.tags.get("adaptkit.host", "?"), stored.tags.get("adaptkit.processes", "1")
-    if count != "1":
-        return f"it was made by {count} processes, of which no checkpoints are kept; run it anew"
+    host = stored.tags.get("adaptkit.host", "?")
     if host != socket.gethostname():
         return f"it was begun on {host}, and what is kept of it is there"
     return "nothing is kept of it on this machine; run it anew"

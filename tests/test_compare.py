@@ -369,10 +369,9 @@ def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: P
         f"{option}: no value; leave the option out for its default" for option in ("--experiment", "--metric")
     ]
     assert refused(cli, "nothing") == [f"there is no run 'nothing' in {here}"]
-    assert refused(cli, one[0], "--where", "seed = '0'", "--margin", "-1", "--ppt-constant", "0") == [
+    assert refused(cli, one[0], "--where", "seed = '0'", "--margin", "-1") == [
         "name runs by their ids, or by --experiment and --where, not both",
         "--margin: must be at least 0, not -1",
-        "--ppt-constant: must be greater than 0, not 0",
     ]
     MlflowClient(tracking_uri=uri).delete_run(one[0])
     assert refused(cli, one[0]) == [f"run {one[0]} was deleted; `mlflow runs restore --run-id {one[0]}` brings it back"]
@@ -463,7 +462,7 @@ def test_the_terminal_shows_arms_pairs_costs_and_sentences(cli: Cli, tracked: Tr
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["strategy", "shifted", "gain", "clean", "retention", "trainable", "share", "seconds"] in lines
     assert ["pair", "difference", "test", "images", "p", "seeds", "disagree", "verdict"] in lines
-    assert ["strategy", "adapter", "s/epoch", "memory", "inference", "PPT", "dominated", "by"] in lines
+    assert ["strategy", "adapter", "s/epoch", "memory", "inference", "dominated", "by"] in lines
     assert {"zero-shot", "lora", "head"} <= {line[0] for line in lines if line}
     assert "\x1b" not in result.stdout
 

@@ -224,7 +224,6 @@ def expected_tables(comparison: Comparison) -> dict[str, list[list[str]]]:
                 f"{arm.train_seconds.mean / 10:.2f} ± {(arm.train_seconds.half_width or 0) / 10:.2f}",
                 f"{arm.peak_bytes.mean / 1e6:.1f} MB",
                 f"{arm.inference_ratio.mean:.2f} ± {arm.inference_ratio.half_width:.2f}",
-                f"{arm.ppt:.3f}",
             ]
             for arm in arms
         ],

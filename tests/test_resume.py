@@ -402,8 +402,6 @@ def test_a_run_of_which_nothing_is_kept_here_is_refused(uri: str, cli: Cli, stop
     assert refused(cli, run_id).endswith("cannot be resumed: nothing is kept of it on this machine; run it anew")
     client.set_tag(run_id, "adaptkit.host", "elsewhere")
     assert refused(cli, run_id).endswith("it was begun on elsewhere, and what is kept of it is there")
-    client.set_tag(run_id, "adaptkit.processes", "2")
-    assert refused(cli, run_id).endswith("it was made by 2 processes, of which no checkpoints are kept; run it anew")
 
 
 DAMAGES = {

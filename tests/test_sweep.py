@@ -347,14 +347,19 @@ def test_bad_input_is_one_line_a_problem(
     assert sorted(result.stderr.splitlines()) == sorted(f"Error: {line}" for line in lines)
 
 
-@pytest.mark.parametrize("command", ["sweep", "tune"])
-def test_torchrun_is_told_what_it_is_not_for(
+@pytest.mark.parametrize("command", ["run", "sweep", "tune"])
+def test_torchrun_is_refused(
     store: Path, command: str, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     result = cli(command, "-s", "head", *TINY, "--seeds", "1")
-    line = "torchrun shares out one run; for several trials at a time, use --jobs or --engine"
-    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"Error: {line}\n")
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: adaptkit trains a run in one process: start it without torchrun; ")
+
+
+def test_one_process_under_torchrun_runs(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert cli("run", "-s", "head", *TINY, "--no-track").exit_code == 0

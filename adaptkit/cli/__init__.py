@@ -13,11 +13,10 @@ from typing import Any
 
 import click
 
-from adaptkit.errors import AdaptkitError, FailedAlone, Interrupted, suggestion
+from adaptkit.errors import AdaptkitError, Interrupted, suggestion
 from adaptkit.printing import printable
 from adaptkit.redaction import without_secrets
 from adaptkit.streams import guarded
-from adaptkit.training.torchrun import leave_after_first, place
 
 #: command -> where it is defined and what it does, so that `--help` imports no command
 COMMANDS = {
@@ -92,15 +91,12 @@ class LazyGroup(click.Group):
                     raise
                 _print_problems(error)
                 code = error.exit_code
-                if not isinstance(error, FailedAlone):
-                    leave_after_first(code)
             except click.Abort as error:  # Click's name for an interrupt
                 cause = error.__cause__
                 if not isinstance(cause, KeyboardInterrupt | None):
                     raise cause from None  # Click takes any EOFError for an interrupt
-                if place().rank == 0:
-                    for line in ("Interrupted.", *getattr(cause, "__notes__", ())):
-                        click.echo(line, err=True)
+                for line in ("Interrupted.", *getattr(cause, "__notes__", ())):
+                    click.echo(line, err=True)
                 code = 128 + (cause.signal_number if isinstance(cause, Interrupted) else signal.SIGINT)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -125,15 +121,12 @@ def main(context: click.Context, _: bool) -> None:
 
 def _print_problems(error: AdaptkitError | click.ClickException) -> None:
     problems = error.problems if isinstance(error, AdaptkitError) else (error.format_message(),)
-    if place().local_rank > 0 and not isinstance(error, FailedAlone):  # the first process of this machine says it
-        return
     for problem in problems:
         click.echo(f"Error: {printable(without_secrets(' '.join(problem.split())))}", err=True)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
-    if place().rank == 0:
-        click.echo(f"Warning: {printable(without_secrets(str(message)))}", err=True)
+    click.echo(f"Warning: {printable(without_secrets(str(message)))}", err=True)
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:

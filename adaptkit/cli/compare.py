@@ -23,7 +23,6 @@ from adaptkit.signals import interruptible
 @click.option(
     "--margin", type=float, metavar="X", help="Difference within which arms are tied, in points.  [default: 1]"
 )
-@click.option("--ppt-constant", type=float, metavar="C", help="Constant of the PPT score.  [default: 1e7]")
 @click.option("--output", type=Folder(), metavar="DIR", help="Write the report and its figures to a folder.")
 @click.option(
     "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
@@ -37,7 +36,6 @@ def compare(
     where: str | None,
     metric: str | None,
     margin: float | None,
-    ppt_constant: float | None,
     output: Path | None,
     tracking_uri: str | None,
     no_track: bool,
@@ -59,7 +57,7 @@ def compare(
     from adaptkit.cli.terminal import messages
     from adaptkit.cli.terminal import output as results
     from adaptkit.comparing import judge_tracked, publish
-    from adaptkit.reports.metrics import DEFAULT_METRIC, PPT_CONSTANT
+    from adaptkit.reports.metrics import DEFAULT_METRIC
     from adaptkit.tracking.address import resolve
 
     problems = [
@@ -71,8 +69,6 @@ def compare(
         problems.append("name runs by their ids, or by --experiment and --where, not both")
     if margin is not None and not 0 <= margin < float("inf"):
         problems.append(f"--margin: must be at least 0, not {margin:g}")
-    if ppt_constant is not None and not 0 < ppt_constant < float("inf"):
-        problems.append(f"--ppt-constant: must be greater than 0, not {ppt_constant:g}")
     if problems:
         raise BadInput(*problems)
     with interruptible():
@@ -82,7 +78,6 @@ def compare(
             where=where,
             metric=metric or DEFAULT_METRIC,
             margin=margin,
-            ppt_constant=ppt_constant or PPT_CONSTANT,
             tracking_uri=tracking_uri,
             curves=output is not None or not no_track,
         )

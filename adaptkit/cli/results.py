@@ -114,7 +114,7 @@ def print_costs(console: Console, comparison: Comparison) -> None:
     """Print what each arm costs, and which arms dominate it by which cost."""
     caption = "dominated: a cheaper arm is better or tied; (…) names the costs"
     table = _table("strategy", caption)
-    for heading in ("adapter", "s/epoch", "memory", "inference", "PPT"):
+    for heading in ("adapter", "s/epoch", "memory", "inference"):
         table.add_column(heading, justify="right")
     table.add_column("dominated by")
     for arm in comparison.arms[:MOST_ARMS]:
@@ -124,7 +124,6 @@ def print_costs(console: Console, comparison: Comparison) -> None:
             mean(arm.epoch_seconds, 2),
             size(arm.peak_bytes),
             f"{arm.inference_ratio.mean:.2f}x",
-            f"{arm.ppt:.3f}",
             escape(dominators(arm)),
         )
     console.print(table)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,17 +82,13 @@ def run(
 
     from adaptkit.cli.plan import print_plan
     from adaptkit.cli.terminal import messages, output
-    from adaptkit.training.torchrun import place
 
-    console, leads = messages(), place().rank == 0
-    quiet = quiet or not leads
+    console = messages()
     if dry_run:
         from adaptkit.experiment.estimate import estimate_seconds
         from adaptkit.experiment.preparation import prepare
 
         experiment = prepare(request, refresh_base=refresh_base)
-        if not leads:
-            return
         plan = dataclasses.replace(experiment.plan, seconds=estimate_seconds(experiment))
         if as_json:
             click.echo(json.dumps(plan.to_dict(), indent=2, default=str))
@@ -106,7 +101,7 @@ def run(
         from adaptkit.experiment.hardware import keep_freed_memory
 
     keep_freed_memory()
-    with interruptible(), shown(plugins, console, quiet), silent(leads):
+    with interruptible(), shown(plugins, console, quiet):
         outcome = run_request(
             request,
             plugins,
@@ -118,9 +113,9 @@ def run(
             planned=lambda plan: None if quiet else print_plan(console, plan),
             notice=lambda line: None if quiet else console.print(line, markup=False, soft_wrap=True),
         )
-    if as_json and leads:
+    if as_json:
         click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))
-    elif leads:
+    else:
         from adaptkit.cli.results import print_outcome  # only now: it judges with the help of SciPy
 
         print_outcome(output(), outcome)
@@ -137,16 +132,6 @@ def add_tuned(run_id: str, layers: list[Layer], tracking_uri: str | None, proble
         layers.append(tuned_layer(run_id, layers, tracking_uri))
     except BadInput as error:
         problems.extend(error.problems)
-
-
-@contextlib.contextmanager
-def silent(leads: bool) -> Iterator[None]:
-    """Show nothing that plugins print, unless this process is the one that speaks for all."""
-    if leads:
-        yield
-        return
-    with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
-        yield
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, load_adapter, save_adapter
 from adaptkit.adapters.weights import sha256_of
 from adaptkit.contracts import Epoch, Predictions, Run, RunResult, Strategy
-from adaptkit.errors import AdaptkitError, ProcessLost, RunFailed, comes_from, located
+from adaptkit.errors import AdaptkitError, RunFailed, comes_from, located
 from adaptkit.experiment.base import Base
 from adaptkit.experiment.card import adapter_card
 from adaptkit.experiment.description import describe_run
@@ -131,7 +131,7 @@ class Stage:
             self.plugins.notify("adaptkit_run_failed", run=run, error=error)
             if isinstance(error, KeyboardInterrupt) and error is not raised:
                 raise error from raised
-            if not isinstance(error, AdaptkitError) or isinstance(error, ProcessLost):
+            if not isinstance(error, AdaptkitError):
                 raise
             metrics, status, reason = {}, "failed", str(error)
         run_id = self.tracker.run_id(run.name) if self.tracker else None
@@ -142,32 +142,25 @@ class Stage:
     def _train_and_judge(
         self, run: Run, arm: Arm, seed: int, company: Company, epochs: list[Epoch], folder: Path, kept: Kept
     ) -> dict[str, float]:
-        experiment, processes = self.experiment, self.experiment.processes
-        recipe, memory = self.recipe(arm, seed), 0
-        with processes.together():
-            drawn = draw_target(experiment.request, experiment.domains, seed)
-            labels = experiment.domains.pool.labels[drawn].to(experiment.device)
-            trained = self.adapted(arm, seed)
-            first = self.feeding.views(seed, 1).value.tensor[: recipe.batch_size].clone()
-            if processes.leads:
-                memory = step_bytes(trained.model, first, labels[: len(first)], recipe)
-            self.plugins.notify("adaptkit_run_started", run=run, model=trained.model)
-            step_ended = getattr(trained.strategy, "step_ended", None)
-            # Whole: a model that its strategy changes between steps, or of which blocks are to be computed twice.
-            whole = step_ended is not None or (recipe.checkpointing and is_trained(find_blocks(trained.model)))
-            passes = self.feeding.passes(trained.model, seed, whole=whole)
+        experiment, recipe = self.experiment, self.recipe(arm, seed)
+        drawn = draw_target(experiment.request, experiment.domains, seed)
+        labels = experiment.domains.pool.labels[drawn].to(experiment.device)
+        trained = self.adapted(arm, seed)
+        first = self.feeding.views(seed, 1).value.tensor[: recipe.batch_size].clone()
+        memory = step_bytes(trained.model, first, labels[: len(first)], recipe)
+        self.plugins.notify("adaptkit_run_started", run=run, model=trained.model)
+        step_ended = getattr(trained.strategy, "step_ended", None)
+        # Whole: a model that its strategy changes between steps, or of which blocks are to be computed twice.
+        whole = step_ended is not None or (recipe.checkpointing and is_trained(find_blocks(trained.model)))
+        passes = self.feeding.passes(trained.model, seed, whole=whole)
         start = kept.start(trained.model, acts=step_ended is not None)
         epochs += start.epochs if start is not None else ()
         for epoch in filter(kept.lacks, tuple(epochs)):  # kept, but not told: its process died in between
             self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
-        with processes.ending():
-            given = (trained.model, trained.groups, passes, labels, recipe, step_ended, processes, start, kept.keep)
-            for epoch in fit(*given):
-                epochs.append(epoch)
-                with processes.together():
-                    self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
-        if not processes.leads:
-            return {}  # the first one judges
+        given = (trained.model, trained.groups, passes, labels, recipe, step_ended, start, kept.keep)
+        for epoch in fit(*given):
+            epochs.append(epoch)
+            self.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
         tensors = trained.inherited.adapter(trained.model)
         files = save_adapter(folder / "kept", tensors, adapter_card(experiment, self.base, arm, seed, tensors))
         # From where everybody will read it, if there is such a place.

@@ -28,7 +28,6 @@ from adaptkit.errors import BadInput
 from adaptkit.plain_files import read_file
 from adaptkit.request import WEIGHTS, Request
 from adaptkit.seeds import derive_seed
-from adaptkit.training.distributed import Processes, uneven
 from adaptkit.training.seeding import RandomStream
 
 #: Raised whenever the same recipe would give other weights, so that old cache entries are not taken for new ones.
@@ -67,7 +66,7 @@ def _built(request: Request, backbone: Backbone, domains: Domains) -> nn.Module:
     return with_head(model)
 
 
-def recipe_key(request: Request, domains: Domains, processes: Processes) -> str:
+def recipe_key(request: Request, domains: Domains) -> str:
     """Return the sha256 of all that decides the base's weights, but for the last digits of sums."""
     settings = request.settings
     model = build_model(request, domains)
@@ -84,8 +83,6 @@ def recipe_key(request: Request, domains: Domains, processes: Processes) -> str:
         "device": settings.device,
         "torch": torch.__version__,
     }
-    if processes.count > 1 and domains.clean_test is not None and uneven(model.train()):
-        recipe["processes"] = processes.count
     if request.backbone_options:
         # Which weights it starts from is in `start`; where their file lies says nothing.
         options = {key: value for key, value in request.backbone_options.items() if key != WEIGHTS}

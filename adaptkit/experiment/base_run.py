@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,27 +43,19 @@ def obtain_base(
     notice: Callable[[str], None],
     keeping: Keeping | None = None,
 ) -> tuple[Base, str | None, bool]:
-    """Return the base, its run id in this store, and whether it came from the cache.
-
-    Of several processes the first one looks and records; if the base is not there, all of them train it.
-    """
-    run, processes = _describe_base(experiment), experiment.processes
+    """Return the base, its run id in this store, and whether it came from the cache."""
+    run = _describe_base(experiment)
     cache_limit()  # of a wrong one the user hears before anything is trained
 
     def waiting() -> None:
         notice("waiting for another process that trains this base")
 
-    with ExitStack() as held:
-
-        def look() -> Base | None:
-            held.enter_context(base_lock(experiment.base_key, waiting))
-            return None if refresh else sound_base(experiment.base_key)
-
-        base = processes.from_first(look)
+    with base_lock(experiment.base_key, waiting):
+        base = None if refresh else sound_base(experiment.base_key)
         mark_used(experiment.base_key)
         if base is None:
             base = _train_base(experiment, plugins, run, keeping)
-            if removed := make_room(experiment.base_key) if processes.leads else []:
+            if removed := make_room(experiment.base_key):
                 what = "the base that was" if len(removed) == 1 else f"the {len(removed)} bases that were"
                 notice(
                     f"{what} used longest ago left the cache ({shown_size(sum(removed))}): "
@@ -89,7 +81,6 @@ def _train_base(experiment: Experiment, plugins: Plugins, run: Run, keeping: Kee
 
 
 def _trained_base(experiment: Experiment, plugins: Plugins, run: Run, kept: Kept) -> Base:
-    processes = experiment.processes
     model = experiment.place(build_model(experiment.request, experiment.domains))
     epochs: list[Epoch] = []
     try:
@@ -100,19 +91,14 @@ def _trained_base(experiment: Experiment, plugins: Plugins, run: Run, kept: Kept
             epochs += start.epochs if start is not None else ()
             for epoch in filter(kept.lacks, tuple(epochs)):  # kept, but not told: its process died in between
                 plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
-            given = (experiment.request, experiment.domains, model, experiment.clean, processes, start, kept.keep)
+            given = (experiment.request, experiment.domains, model, experiment.clean, start, kept.keep)
             for epoch in train_base(*given):
                 epochs.append(epoch)
-                with processes.together():
-                    plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
-
-        def keep() -> Base:
-            base = store_base(experiment.base_key, model, tuple(epochs))
-            with _base_result(experiment, base, model) as result:
-                plugins.notify("adaptkit_run_ended", run=run, result=result, model=model)
-            return base
-
-        return processes.from_first(keep)
+                plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+        base = store_base(experiment.base_key, model, tuple(epochs))
+        with _base_result(experiment, base, model) as result:
+            plugins.notify("adaptkit_run_ended", run=run, result=result, model=model)
+        return base
     except BaseException as raised:
         error = origin(raised)
         if lacks_memory(error):
@@ -173,7 +159,7 @@ def _describe_base(experiment: Experiment) -> Run:
         tags={
             "adaptkit.kind": "base",
             "adaptkit.recipe_key": experiment.base_key,
-            "adaptkit.processes": str(experiment.processes.count),
+            "adaptkit.processes": "1",  # earlier versions shared a run out
         },
         inputs=inputs,
         description=f"The base: `{plan.backbone}` {story}.",

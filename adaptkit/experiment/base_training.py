@@ -13,7 +13,6 @@ from adaptkit.data.views import Views
 from adaptkit.request import Request
 from adaptkit.seeds import derive_seed
 from adaptkit.training.checkpoints import Checkpoint, Keep
-from adaptkit.training.distributed import Processes
 from adaptkit.training.features import ImageSet, Value
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import Test
@@ -26,7 +25,6 @@ def train_base(
     domains: Domains,
     model: nn.Module,
     clean: tuple[Views, Tensor],
-    processes: Processes,
     start: Checkpoint | None = None,
     keep: Keep | None = None,
 ) -> Iterator[Epoch]:
@@ -51,7 +49,7 @@ def train_base(
     if settings.base.mode == "probe":
         trained = [parameter for parameter in trained if parameter.requires_grad]
     groups, labels = [{"params": trained}], domains.source.labels.to(device)
-    yield from fit(model, groups, passes, labels, recipe, processes=processes, start=start, keep=keep)
+    yield from fit(model, groups, passes, labels, recipe, start=start, keep=keep)
 
 
 def prepare_base(request: Request, model: nn.Module) -> None:

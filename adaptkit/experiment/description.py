@@ -41,7 +41,7 @@ def describe_run(
         "adaptkit.trial_key": trial_key("adaptation", params, domains.fingerprint, base.fingerprint),
         "adaptkit.timing": "shared" if company.others else "alone",
         "adaptkit.threads": str(torch.get_num_threads()),
-        "adaptkit.processes": str(experiment.processes.count),
+        "adaptkit.processes": "1",  # earlier versions shared a run out
         **{f"adaptkit.{purpose}_seed": str(derive_seed(seed, purpose)) for purpose in ("draw", "init", "order")},
     }
     if domains.images_digest is not None:

@@ -36,14 +36,13 @@ def execute(
 
     A run that fails for a known reason is a record with its error; the others go on. Without `feature_cache`, every
     forward pass is through the whole model. Runs are kept while they are made, if `keeping` says so; those that are
-    `done`, by name, are not made again. Of several processes the first one alone judges, and its results count.
+    `done`, by name, are not made again.
     """
     base, base_run_id, cached = obtain_base(experiment, plugins, tracker, refresh_base, notice, keeping)
     base_model = experiment.place(base.build(experiment.request, experiment.domains))
     feeding = Feeding.of(experiment, reuse=feature_cache and features_allowed())
     stage = Stage(experiment, plugins, seat, tracker, feeding, base, base_run_id, base_model, keeping=keeping)
-    told = stage.base_logits if experiment.processes.leads else {}
-    accuracies = {name: share_right(logits, experiment.tests[name][1]) for name, logits in told.items()}
+    accuracies = {name: share_right(logits, experiment.tests[name][1]) for name, logits in stage.base_logits.items()}
     runs = []
     for seed in experiment.request.settings.seed:
         for arm in experiment.request.arms:

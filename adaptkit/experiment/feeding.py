@@ -46,7 +46,7 @@ class Feeding:
         precision = experiment.request.settings.precision
         if reuse:
             limit = min(DISK_LIMIT, cache_limit())
-            files = FeatureFiles(cache_folder() / "features", limit, writable=experiment.processes.leads)
+            files = FeatureFiles(cache_folder() / "features", limit)
             store = FeatureStore(precision, files, MEMORY_LIMIT)
         else:
             store = FeatureStore(precision, None, limit=0)

@@ -20,6 +20,15 @@ X86_INSTRUCTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
+def require_one_process() -> None:
+    """Refuse to be one of several processes that torchrun started: each of them would make the same runs."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1":
+        raise BadInput(
+            "adaptkit trains a run in one process: start it without torchrun; `adaptkit sweep --jobs N` makes several "
+            "runs at a time, `--engine ray --gpus-per-trial 1` gives each of them a GPU"
+        )
+
+
 def find_device(name: str) -> torch.device:
     """Return the device of that name, the fastest one for `auto`; raise BadInput when it is not there."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -18,11 +18,10 @@ from adaptkit.data.views import Views
 from adaptkit.errors import BadInput, located
 from adaptkit.experiment.attempts import find_memory_format, try_model, try_severities
 from adaptkit.experiment.base import build_model, recipe_key, stored_base
-from adaptkit.experiment.hardware import find_device, find_precision, precision_notices
+from adaptkit.experiment.hardware import find_device, find_precision, precision_notices, require_one_process
 from adaptkit.outcome import ArmPlan, Plan
 from adaptkit.request import Request
 from adaptkit.seeds import derive_seed
-from adaptkit.training.distributed import ALONE, Processes, uneven
 from adaptkit.training.recomputation import find_blocks
 from adaptkit.training.trainable import Origin, adapt, count, set_train_mode
 
@@ -42,7 +41,6 @@ class Experiment:
     base_key: str
     plan: Plan
     memory_format: torch.memory_format
-    processes: Processes = ALONE
 
     @functools.cached_property
     def backbone_facts(self) -> dict[str, Any]:
@@ -83,17 +81,12 @@ class Experiment:
         return model.to(self.device).to(memory_format=self.memory_format)
 
 
-def prepare(
-    request: Request,
-    *,
-    refresh_base: bool = False,
-    domains: Domains | None = None,
-    processes: Processes = ALONE,
-) -> Experiment:
+def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | None = None) -> Experiment:
     """Load the data, unless they are given, and try every strategy on the untrained model.
 
     Raises BadInput, for all strategies at once, before anything is trained or tracked.
     """
+    require_one_process()
     device = find_device(request.settings.device)
     precision = find_precision(request.settings.precision, device)
     found: dict[str, Any] = {"device": device.type, "precision": precision}
@@ -119,11 +112,6 @@ def prepare(
             adapt(model, strategy, derive_seed(settings.seed[0], "init"), arm.new_head)
             try_model(model, few)
             set_train_mode(model, settings.bn == "adapt")
-            if processes.count > 1 and (parts := uneven(model)):
-                notices.append(
-                    f"{arm.label}: {parts} of each of {processes.count} processes' part of a batch alone: "
-                    "not what one process would train"
-                )
             counts, shares = count(model), origin.shares(model)
             arms.append(
                 ArmPlan(
@@ -151,7 +139,7 @@ def prepare(
     try_severities(request, domains)
     if settings.checkpointing and not find_blocks(untouched):
         notices.append(f"checkpointing: backbone {settings.backbone} has no blocks of several layers, nothing changes")
-    key = recipe_key(request, domains, processes)
+    key = recipe_key(request, domains)
     plan = Plan(
         dataset=settings.dataset or "none",
         target=settings.target or settings.dataset or "none",
@@ -181,7 +169,6 @@ def prepare(
         key,
         plan,
         memory_format,
-        processes,
     )
 
 

@@ -28,7 +28,6 @@ def judge_runs(
     *,
     metric: str = DEFAULT_METRIC,
     margin: float | None = None,
-    ppt_constant: float = PPT_CONSTANT,
 ) -> Findings:
     """Return every comparison that these runs allow; `margin` is in points for accuracies, else in the metric's unit.
 
@@ -42,9 +41,7 @@ def judge_runs(
     default = DEFAULT_MARGIN if chosen.scale == 100 else 0.0
     scaled = default if margin is None else margin / chosen.scale
     groups, left_out = group_runs([_with_metric(run, metric) for run in runs])
-    comparisons = tuple(
-        judge(group, number, chosen, scaled, ppt_constant) for number, group in enumerate(groups, start=1)
-    )
+    comparisons = tuple(judge(group, number, chosen, scaled) for number, group in enumerate(groups, start=1))
     notes = tuple(f"{run.name} is left out: {run.reason}" for run in left_out)
     return Findings(comparisons, notes, left_out, find_trends(comparisons))
 
@@ -66,14 +63,14 @@ def require_pairs(findings: Findings) -> None:
     raise BadInput(f"no two arms share a base, the data and the number of labelled images ({apart}); {MORE_ARMS}")
 
 
-def judge(group: Group, number: int, metric: Metric, margin: float, ppt_constant: float) -> Comparison:
+def judge(group: Group, number: int, metric: Metric, margin: float) -> Comparison:
     """Judge one group of arms."""
     group = over_common(group, metric)
     runs = [run for arm in group.arms for run in arm.runs]
     _check_test_images(runs)
     metric = worded(metric, runs[0].has_source)
     sign = -1 if metric.higher_is_better else 1
-    arms = sorted((_arm_result(arm, metric, ppt_constant) for arm in group.arms), key=lambda arm: sign * arm.score.mean)
+    arms = sorted((_arm_result(arm, metric) for arm in group.arms), key=lambda arm: sign * arm.score.mean)
     comparable = _timings_comparable(arms)
     pairs = judge_pairs(arms, metric, margin, comparable)
     dominated = dominators(arms, pairs, timings_comparable=comparable)
@@ -84,7 +81,7 @@ def judge(group: Group, number: int, metric: Metric, margin: float, ppt_constant
         reason=group.reason,
         metric=metric,
         margin=margin,
-        ppt_constant=ppt_constant,
+        ppt_constant=PPT_CONSTANT,
         arms=tuple(arms),
         pairs=pairs,
         sentences=(),
@@ -110,7 +107,7 @@ def _with_metric(run: ComparedRun, metric: str) -> ComparedRun:
     return dataclasses.replace(run, status="incomplete", reason=f"has no metric {metric}")
 
 
-def _arm_result(arm: Arm, metric: Metric, ppt_constant: float) -> ArmResult:
+def _arm_result(arm: Arm, metric: Metric) -> ArmResult:
     def over_seeds(value: str | Callable[[ComparedRun], float]) -> Estimate:
         read = (lambda run: run.metrics[value]) if isinstance(value, str) else value
         return estimate([read(run) for run in arm.runs])
@@ -142,7 +139,7 @@ def _arm_result(arm: Arm, metric: Metric, ppt_constant: float) -> ArmResult:
         epoch_seconds=over_seeds(lambda run: run.metrics["time/train_seconds"] / int(run.settings.get("epochs", 1))),
         peak_bytes=over_seeds("memory/peak_bytes"),
         inference_ratio=over_seeds("time/inference_ratio"),
-        ppt=ppt(over_seeds("final/shifted_accuracy").mean, trainable, ppt_constant),
+        ppt=ppt(over_seeds("final/shifted_accuracy").mean, trainable, PPT_CONSTANT),
         class_f1=tuple(class_f1(arm.runs).mean(0).tolist()),
         confusion=tuple(map(tuple, mean_confusion(arm.runs).tolist())) if few else (),
         dominated_by=dict.fromkeys(COSTS, ()),

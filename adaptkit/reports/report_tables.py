@@ -67,7 +67,7 @@ def costs(comparison: Comparison, colours: Colours) -> Table:
     """Return what each arm costs, in the order of their accuracies."""
     titles = (
         *("Trainable parameters", "Share (%)", "Adapter size", "Training (s)", "Per epoch (s)", "Peak memory"),
-        *("Inference vs base", "PPT"),
+        "Inference vs base",
     )
     rows = [
         (
@@ -79,15 +79,10 @@ def costs(comparison: Comparison, colours: Colours) -> Table:
             Cell(mean(arm.epoch_seconds, 2)),
             Cell(size(arm.peak_bytes)),
             Cell(mean(arm.inference_ratio, 2)),
-            Cell(number(arm.ppt, 3)),
         )
         for arm in comparison.arms
     ]
-    note = (
-        "Costs of one run. PPT is V-PETL Bench's performance-parameter trade-off with the constant "
-        f"{comparison.ppt_constant:,.0f}: higher is better."
-    )
-    return Table("Costs", note, (Column("Strategy", False), *map(Column, titles)), tuple(rows))
+    return Table("Costs", "Costs of one run.", (Column("Strategy", False), *map(Column, titles)), tuple(rows))
 
 
 def fronts(comparison: Comparison, colours: Colours) -> Table:

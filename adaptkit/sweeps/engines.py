@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.sweeps.tasks import Ended, Task, Tell
-from adaptkit.training.torchrun import place
 
 if TYPE_CHECKING:
     from adaptkit.experiment.sharing import Seat
@@ -55,8 +54,6 @@ class Setting:
 
     def check(self, plugins: Plugins, device: str = "auto") -> None:
         """Raise BadInput for an engine that there is not, or that cannot run what these plugins offer, or there."""
-        if place().count > 1:
-            raise BadInput("torchrun shares out one run; for several trials at a time, use --jobs or --engine")
         if self.name not in ENGINES:
             raise BadInput(f"--engine: unknown engine {self.name!r}{suggestion(self.name, ENGINES)}")
         if self.jobs is not None and self.jobs < 1:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.data.views import LazyViews, Views
-from adaptkit.training.distributed import Processes
 
 #: images a pass, and up to how many numbers in an image: on a CPU what fits its caches is fastest
 CPU_BATCH, CPU_IMAGE = 128, 3 * 64 * 64
@@ -73,27 +72,6 @@ def predict(rows: Rows, precision: str = "fp32") -> Tensor:
     parts = (tensor.split(at_once) for tensor in rows.tensors)
     with computing(device, precision):
         return torch.cat([rows.network(*part).float() for part in zip(*parts, strict=True)])
-
-
-def count_right(rows: Rows, labels: Tensor, precision: str, processes: Processes) -> Tensor:
-    """Return how many rows this process finds the label of, int64 `[]`: in its share of the passes, or in all.
-
-    The passes are those of one process, so that all together find the same ones.
-    """
-    if processes.count == 1:
-        return (predict(rows, precision).argmax(1) == labels).sum()
-    at_once = rows.at_once or pass_size(rows.tensors[0])
-    starts = range(0, len(labels), at_once)[processes.rank :: processes.count]
-    given: Iterator[tuple[Tensor, ...]]
-    if isinstance(rows.tensors[0], LazyViews):  # decoded ahead of need
-        given = rows.batches([torch.arange(start, min(start + at_once, len(labels))) for start in starts])
-    else:
-        given = (tuple(tensor[start : start + at_once] for tensor in rows.tensors) for start in starts)
-    right = torch.zeros((), device=labels.device, dtype=torch.int64)
-    with torch.inference_mode(), computing(labels.device, precision):
-        for start, part in zip(starts, given, strict=True):
-            right += (rows.network(*part).float().argmax(1) == labels[start : start + at_once]).sum()
-    return right
 
 
 def whole(model: nn.Module, pixels: Views) -> Rows:

@@ -29,14 +29,10 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class FeatureFiles:
-    """A folder of feature tensors, one safetensors file each; a folder that cannot be written keeps nothing.
-
-    One that is not `writable` is only read.
-    """
+    """A folder of feature tensors, one safetensors file each; a folder that cannot be written keeps nothing."""
 
     folder: Path
     limit: int = DISK_LIMIT
-    writable: bool = True
 
     def read(self, key: str) -> tuple[Tensor, float] | None:
         """Return a tensor and the seconds that computing it took; None if it is not there or damaged."""
@@ -63,7 +59,7 @@ class FeatureFiles:
         """Keep a tensor, whole or not at all, and make room for it."""
         from safetensors.torch import save_file
 
-        if not self.writable or tensor.nbytes > self.limit // 4:
+        if tensor.nbytes > self.limit // 4:
             return
         # How convolutions lay out their results matters for the bits and the time of what reads them.
         layout = tensor.ndim == 4 and not tensor.is_contiguous()

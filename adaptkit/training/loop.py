@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,8 +16,7 @@ from adaptkit.errors import RunFailed
 from adaptkit.seeds import derive_seed
 from adaptkit.training import optimizers
 from adaptkit.training.checkpoints import Checkpoint, Keep, Training
-from adaptkit.training.distributed import ALONE, Processes
-from adaptkit.training.evaluation import autocast, count_right, deterministic, predict, share_right
+from adaptkit.training.evaluation import autocast, deterministic, predict, share_right
 from adaptkit.training.passes import Fed, Passes
 from adaptkit.training.recomputation import find_blocks, recomputed
 from adaptkit.training.seeding import RandomStream
@@ -58,23 +56,19 @@ def fit(
     labels: Tensor,
     recipe: Recipe,
     step_ended: Callable[[nn.Module, int], None] | None = None,
-    processes: Processes = ALONE,
     start: Checkpoint | None = None,
     keep: Keep | None = None,
 ) -> Iterator[Epoch]:
     """Train the parameters in `groups`, evaluate, and yield the record of each epoch.
 
     `passes` gives an epoch's training images, with int64 `labels` `[n]`, and the test sets. `seconds` covers training,
-    evaluation and making what they read; what was made before is charged at what it took. The `processes` share each
-    batch and the test images out, and have the same weights after each step. Training goes on from the checkpoint
-    `start`, whose epochs are not yielded again; `keep` is given each epoch's before that epoch is yielded, which costs
-    the epoch nothing. Raises RunFailed when the loss is not finite.
+    evaluation and making what they read; what was made before is charged at what it took. Training goes on
+    from the checkpoint `start`, whose epochs are not yielded again; `keep` is given each epoch's before that epoch is
+    yielded, which costs the epoch nothing. Raises RunFailed when the loss is not finite.
     """
     device = labels.device
-    parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = make_optimizer(groups, recipe, device)
     stream = RandomStream(recipe.order_seed)
-    drawn = _draws(recipe, processes)
     clock = _Clock()
     training_state = Training(model, optimizer, stream) if start is not None or keep is not None else None
     epochs: list[Epoch] = []
@@ -83,56 +77,39 @@ def fit(
         training_state.restore(start)
         epochs, step = list(start.epochs), start.step
     cumulative = epochs[-1].cumulative_seconds if epochs else 0.0
-    processes.require_same(model.state_dict() | _numbered(parameters), "before")
     for number in range(len(epochs) + 1, recipe.epochs + 1):
         clock.restart()
         set_train_mode(model, recipe.adapt_statistics)
         blocks = find_blocks(model) if recipe.checkpointing else []
         with stream, deterministic():
-            with processes.together():
-                fed = clock.charged(passes.training, number)
+            fed = clock.charged(passes.training, number)
             loss_sum = torch.zeros((), device=device)
             right = torch.zeros((), device=device, dtype=torch.int64)
             order = batch_order(len(labels), recipe, number).split(recipe.batch_size)
-            parts = [processes.share(batch) for batch in order]
-            food = fed.batches([part for part in parts if len(part)])
-            for batch, part in zip(order, parts, strict=True):
+            for batch, given in zip(order, fed.batches(order), strict=True):
                 optimizer.zero_grad(set_to_none=True)
-                with processes.combined(parameters):
-                    if len(part):
-                        truth = labels[part.to(device)]
-                        given = next(food)
-                        with drawn:
-                            with autocast(device, recipe.precision), recomputed(blocks):
-                                logits = fed.network(*given)
-                                loss = nn.functional.cross_entropy(logits.float(), truth)
-                            (loss if part is batch else loss * (len(part) / len(batch))).backward()
-                        loss_sum += loss.detach() * len(part)
-                        right += (logits.detach().argmax(1) == truth).sum()
+                truth = labels[batch.to(device)]
+                with autocast(device, recipe.precision), recomputed(blocks):
+                    logits = fed.network(*given)
+                    loss = nn.functional.cross_entropy(logits.float(), truth)
+                loss.backward()
+                loss_sum += loss.detach() * len(batch)
+                right += (logits.detach().argmax(1) == truth).sum()
                 optimizer.step()
                 step += 1
                 if step_ended is not None:
-                    with processes.together():
-                        step_ended(model, step)
-            next(food, None)  # whoever decodes ahead is done
-            loss_value = processes.total(loss_sum).item() / len(labels)
-            train_accuracy = processes.total(right).item() / len(labels)
+                    step_ended(model, step)
+            loss_value = loss_sum.item() / len(labels)
+            train_accuracy = right.item() / len(labels)
             training = clock.seconds()
-            with processes.together():
-                _check_finite(loss_value, groups, number, recipe)
-            processes.average_statistics(model)
+            _check_finite(loss_value, groups, number, recipe)
             model.eval()
             accuracies, losses = {}, {}
             for name, test in passes.tests.items():
-                with processes.together():
-                    rows = clock.charged(passes.testing, name)
-                    if name == VALIDATION:
-                        logits = predict(rows, recipe.precision)
-                        accuracies[name] = share_right(logits, test.labels)
-                        losses[name] = nn.functional.cross_entropy(logits, test.labels).item()
-                        continue
-                    found = count_right(rows, test.labels, recipe.precision, processes)
-                accuracies[name] = int(processes.total(found)) / len(test.labels)
+                logits = predict(clock.charged(passes.testing, name), recipe.precision)
+                accuracies[name] = share_right(logits, test.labels)
+                if name == VALIDATION:
+                    losses[name] = nn.functional.cross_entropy(logits, test.labels).item()
         seconds = clock.seconds()
         cumulative += seconds
         epochs.append(
@@ -152,18 +129,6 @@ def fit(
         if training_state is not None and keep is not None:
             keep(training_state.capture(epochs, step))
         yield epochs[-1]
-    processes.require_same(model.state_dict() | _numbered(parameters), "after")
-
-
-def _draws(recipe: Recipe, processes: Processes) -> AbstractContextManager[None]:
-    """Return where layers draw from: each process from a stream of its own, lest they drop the same of other images."""
-    if processes.count == 1:
-        return nullcontext()
-    return RandomStream(derive_seed(recipe.order_seed, f"process {processes.rank}"))
-
-
-def _numbered(parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
-    return {f"trained {number}": parameter for number, parameter in enumerate(parameters)}
 
 
 class _Clock:
