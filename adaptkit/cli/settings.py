@@ -83,13 +83,20 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 ENGINE_OPTIONS = (
     click.option(
-        "--jobs", type=int, metavar="N", help="Number of trials at a time.  [default: 1; the engine may run more]"
+        "--jobs", type=int, metavar="N", help="Number of trials at a time.  [default: the engine's; local: 1]"
     ),
     click.option(
-        "--engine", default="local", metavar="NAME", help="What runs the trials: local, or a plugin's.  [default: local]"
+        "--engine",
+        default="local",
+        metavar="NAME",
+        help="Engine that runs the trials; see `adaptkit plugins`.  [default: local]",
     ),
     click.option(
-        "--engine-option", "engine_options", multiple=True, metavar="KEY=VALUE", help="Engine option. Repeatable."
+        "--engine-option",
+        "engine_options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the engine. Repeatable.",
     ),
 )
 

@@ -34,9 +34,9 @@ def checks(
 ) -> list[Check]:
     """Return what can be tried of a class, with these options; use it with `pytest.mark.parametrize(..., ids=str)`.
 
-    What the class is follows from its method: `adapt`, `build`, `load`, `apply` or `start`. Of an engine the options are
-    tried alone. `argument` is what follows the name of a backbone or data set after a colon; `data_dir` is where data
-    sets are read from. Raises BadInput for a class of no kind, or options that are wrong.
+    What the class is follows from its method: `adapt`, `build`, `load`, `apply` or `start`. Of an engine, only the
+    options are tried. `argument` is what follows the name of a backbone or data set after a colon; `data_dir` is where
+    data sets are read from. Raises BadInput for a class of no kind, or options that are wrong.
     """
     kind = kind_of(cls)
     given = dict(options or {})

@@ -102,7 +102,7 @@ def _connect(address: str) -> None:
     except Exception as error:  # many kinds: another version, no token, no memory
         line = (str(error).strip() or type(error).__name__).split("\n")[0]
         where = "Ray cannot be started here" if address == "local" else f"ray.address: cannot join {address}"
-        # `ray start` asks for the user's token if there is one; a process that joins sends it only if this variable is set.
+        # `ray start` asks for the user's token if there is one; a process that joins sends it only with this variable.
         may_ask = address != "local" and "RAY_AUTH_MODE" not in os.environ
         hint = "; if the cluster asks for a token, set RAY_AUTH_MODE=token" if may_ask else ""
         raise BadInput(f"{where}: {line}{hint}") from None

@@ -99,7 +99,7 @@ class RayRunner:
                     return
                 if time.monotonic() - seen > PATIENCE:
                     raise RunFailed(
-                        "the Ray cluster has no machine left that can run a trial; run the same command again to continue"
+                        "the Ray cluster has no machine left for a trial; run the same command again to continue"
                     )
                 time.sleep(LOOK)
                 continue
