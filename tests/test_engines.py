@@ -131,7 +131,7 @@ def test_ray_without_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_cannot_load_an_object() -> None:
     plugins = load_plugins(objects=[Offering()])
     assert Setting("local", 1).make(plugins)
-    with pytest.raises(BadInput, match="^--jobs 2: .* is an object of this process: use one job, or a plugin file$"):
+    with pytest.raises(BadInput, match=r"^--jobs 2: .* is an object of this process: use one job, or a plugin file$"):
         Setting("local", 2).make(plugins)
 
 

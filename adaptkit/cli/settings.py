@@ -96,7 +96,7 @@ ENGINE_OPTIONS = (
         "engine_options",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Option of the engine. Repeatable.",
+        help="Engine option. Repeatable.",
     ),
 )
 

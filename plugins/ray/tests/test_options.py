@@ -94,6 +94,4 @@ def test_trial_too_large_for_cluster() -> None:
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(
-        "Error: no machine of the Ray cluster has 9999 CPUs and 0 GPUs for a trial; its machines have"
-    )
+    assert line.startswith("Error: no machine of the Ray cluster has 9999 CPUs and 0 GPUs for a trial; its machines")
