@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
+
+    from adaptkit.sweeps.tasks import Ended, Task, Tell
+    from adaptkit.sweeps.worker import Work
 
 
 class Strategy(Protocol):
@@ -76,6 +80,41 @@ class Shift(Protocol):
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
         """Return shifted copies of float images `[n, c, h, w]` in 0..1, drawing anew for each image."""
+
+
+class Engine(Protocol):
+    """Run the trials of a sweep or a tuning.
+
+    An engine with options is a standard dataclass; its fields are the options, given as `--engine-option KEY=VALUE`.
+    `jobs` is the number of trials that the user wants to run at a time, None where the user leaves it to the engine.
+    Optional members:
+
+    - `check(jobs=..., device=..., plugins=...)` is called before anything is trained. It raises BadInput if the engine
+      cannot run trials here, or not on this device (auto, cpu, cuda or mps). Engines that run trials in other processes
+      call `plugins.require_files(...)`: a plugin that is an object of this process cannot be loaded there.
+    - `connect()` returns a context manager that is entered before anything is trained and left after the last trial.
+      It raises BadInput if the engine's machines cannot be reached, and gives the names of those that are not this one.
+    - `unavailable` is the reason why the engine is listed but cannot be used, such as a package that is not installed.
+    """
+
+    name: ClassVar[str]
+
+    def start(self, work: Work) -> AbstractContextManager[TrialRunner]:
+        """Return a context manager that starts workers, and stops them and the trials that still run at its end.
+
+        `work.worker()` is a worker in this process. Other processes receive `work.packed(...)`, a byte string, and call
+        `adaptkit.sweeps.worker.open_worker`.
+        """
+
+
+class TrialRunner(Protocol):
+    """The started workers of an engine."""
+
+    def run(self, tasks: Iterable[Task], tell: Tell) -> Iterator[Ended]:
+        """Yield each task when it has ended, in any order; call `tell` with events in between.
+
+        Take a task only when a worker is free to run it: the sweep can stop handing them out at any time.
+        """
 
 
 class StoredPixels(Protocol):

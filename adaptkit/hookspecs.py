@@ -9,7 +9,7 @@ import pluggy
 if TYPE_CHECKING:
     from torch import nn
 
-    from adaptkit.contracts import Backbone, Dataset, Epoch, Run, RunResult, Shift, Strategy
+    from adaptkit.contracts import Backbone, Dataset, Engine, Epoch, Run, RunResult, Shift, Strategy
 
 #: raised when a hook or a contract changes so that plugins may need the newer one: they say so by an `API_VERSION` too
 API_VERSION = 1
@@ -36,6 +36,11 @@ def adaptkit_datasets() -> list[type[Dataset]]:
 @hookspec
 def adaptkit_shifts() -> list[type[Shift]]:
     """Return shift classes to add."""
+
+
+@hookspec
+def adaptkit_engines() -> list[type[Engine]]:
+    """Return engine classes to add: they run the trials of a sweep."""
 
 
 @hookspec

@@ -39,6 +39,7 @@ BUILT_INS = (
     "adaptkit.data.torchvision_sets",
     "adaptkit.data.shifts",
     "adaptkit.data.augmentations",
+    "adaptkit.sweeps.local",
 )
 
 #: packages that take from half a second to several to be imported

@@ -1,4 +1,4 @@
-"""What plugins offer: classes of four kinds, with a name and perhaps options."""
+"""What plugins offer: classes of five kinds, with a name and perhaps options."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ COLLECTIONS = {
     "backbone": ("adaptkit_backbones", "build"),
     "dataset": ("adaptkit_datasets", "load"),
     "shift": ("adaptkit_shifts", "apply"),
+    "engine": ("adaptkit_engines", "start"),
 }
 
 #: kind -> what users call it
-TITLES = {"strategy": "strategy", "backbone": "backbone", "dataset": "data set", "shift": "shift"}
+TITLES = {"strategy": "strategy", "backbone": "backbone", "dataset": "data set", "shift": "shift", "engine": "engine"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Offer:
 
 
 def options_of(offered: type[Any] | Offer | None) -> dict[str, dataclasses.Field[Any]]:
-    """Return the options of a strategy, backbone, data set or shift class: its dataclass fields, by name.
+    """Return the options of a class that a plugin offers: its dataclass fields, by name.
 
     Where the name carries an argument, the first field is that and no option.
     """

@@ -100,9 +100,18 @@ class Plugins:
         """Return what may have been meant by an unknown name: a folder, a near name, or one of all."""
         if kind == "dataset" and "folder" in self.offers[kind] and os.path.isdir(name):
             return f"; did you mean 'folder:{name}'?"
+        if (kind, name) == ("engine", "ray"):
+            return "; Ray is a plugin: pip install ./plugins/ray from adaptkit's source code"
         known = self.offers[kind]
         hint = suggestion(name, known)
         return hint if hint.startswith("; did") else suggestion(name, [offer.shown for offer in known.values()])
+
+    def require_files(self, what: str) -> None:
+        """Raise BadInput, naming what asks for it, if a plugin is an object: no other process can load that."""
+        objects = [source.origin for source in self.sources if source.kind == "object"]
+        if objects:
+            listed = ", ".join(objects)
+            raise BadInput(f"{what}: {listed} is an object of this process: use one job, or a plugin file")
 
     def require_sound(self) -> None:
         """Raise BadInput for faults that the user must mend first, warn of the others."""

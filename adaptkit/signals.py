@@ -53,7 +53,7 @@ def interruptible() -> Iterator[None]:
     sys.unraisablehook = quiet
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:  # Ray raises a plain one
+    except (Exception, KeyboardInterrupt) as error:  # an engine's library may raise a plain one
         if (cause := origin(error)) is not error:
             for note in getattr(error, "__notes__", ()):
                 cause.add_note(note)

@@ -20,14 +20,14 @@ from adaptkit.findings import Findings
 from adaptkit.outcome import RunRecord
 from adaptkit.plugins import Plugins
 from adaptkit.sweep_outcome import SweepOutcome, SweepPlan, TrialRecord
-from adaptkit.sweeps.engines import Setting, engine_notices, joined, open_engine
+from adaptkit.sweeps.engines import Setting, connected, store_notices
 from adaptkit.sweeps.grid import collect_grid
 from adaptkit.sweeps.ground import alone, grouped, key_of, obtain_bases
 from adaptkit.sweeps.materials import make_material
 from adaptkit.sweeps.planning import Prepared, Trial, prepare_sweep
 from adaptkit.sweeps.tasks import Task, Tell, ignore
 from adaptkit.sweeps.trials import Cell, expand, shown
-from adaptkit.sweeps.worker import Place
+from adaptkit.sweeps.worker import Place, Work
 from adaptkit.tracking.store import Store, existing_store, open_store
 from adaptkit.tracking.sweeps import Found, fail_dead, find_trials
 
@@ -69,9 +69,7 @@ def sweep(
     grid: Mapping[str, Any] | None = None,
     jobs: int | None = None,
     engine: str = "local",
-    cpus_per_trial: int = 1,
-    gpus_per_trial: float = 0,
-    ray_address: str | None = None,
+    engine_options: Mapping[str, Any] | None = None,
     max_trials: int | None = None,
     time_budget: float | None = None,
     retry_failed: bool = False,
@@ -91,14 +89,14 @@ def sweep(
     `grid` maps settings and options (`lr`, `lora.rank`) to values: a list, or a text such as `"1e-4..1e-2/5log"`; the
     other arguments are those of `adaptkit.run`. Trials that the experiment holds already are not run again; failed
     ones are with `retry_failed`. `time_budget` is in seconds. With `jobs` above 1, processes are spawned: guard the
-    script by `if __name__ == "__main__"`. The engine `ray` runs as many trials at a time as its cluster has room for,
-    or `jobs`; a Ray that is initialised already is used. Raises BadInput before anything is trained or tracked.
+    script by `if __name__ == "__main__"`. `engine` names another engine, from a plugin, and
+    `engine_options` its options. Raises BadInput before anything is trained or tracked.
     """
     layers, loaded = layers_and_plugins(strategy, options, preset, config, settings, plugins, keys)
     problems: list[str] = []
     varied, layers = collect_grid(grid or {}, layers, problems)
     conditions = Conditions(
-        engine=Setting(engine, jobs, cpus_per_trial, gpus_per_trial, ray_address),
+        engine=Setting(engine, jobs, engine_options or {}),
         limits=Limits(max_trials, time_budget, retry_failed),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
@@ -137,13 +135,13 @@ def run_sweep(
     watch: Watch = Watch(),
 ) -> SweepOutcome:
     """Run the trials of checked cells that the store does not hold, and judge all of them."""
-    conditions.engine.check(plugins, cells[0].request.settings.device)
+    engine = conditions.engine.make(plugins, cells[0].request.settings.device)
     if conditions.report is not None:
         check_folder(conditions.report)
-    with Seat() as seat, joined(conditions.engine):
+    with Seat() as seat, connected(engine) as machines:
         prepared = prepare_sweep(cells, grid, refresh_base=conditions.refresh_base)
         store = open_store(conditions.tracking_uri, cells[0].request.settings.experiment)
-        for line in (*store.notices, *engine_notices(conditions.engine, store)):
+        for line in (*store.notices, *store_notices(store, machines)):
             watch.notice(line)
         with shared_threads(seat.company().others, watch.notice):
             bases = obtain_bases(prepared.experiments, plugins, store, conditions.refresh_base, watch.notice)
@@ -167,8 +165,9 @@ def run_sweep(
                         for experiment, base in zip(prepared.experiments, bases, strict=True)
                     ]
                     place = Place.of(store, group.run_id, plugins, conditions.feature_cache)
-                    with open_engine(conditions.engine, place, materials, plugins, store, seat) as engine:
-                        for ended in engine.run(_tasks(prepared, left, conditions.limits), watch.tell):
+                    work = Work(place, materials, plugins, store, seat, conditions.engine.jobs)
+                    with engine.start(work) as runner:
+                        for ended in runner.run(_tasks(prepared, left, conditions.limits), watch.tell):
                             trial = prepared.trials[ended.task.number - 1]
                             if ended.record.error and ended.record.run_id is None:
                                 fail_dead(store, group.run_id, keys[trial.number - 1], ended.record.error)

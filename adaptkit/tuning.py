@@ -28,7 +28,7 @@ from adaptkit.resolve import LR, Layer, resolve
 from adaptkit.seeds import derive_seed
 from adaptkit.sweep_outcome import TrialRecord
 from adaptkit.sweeping import Conditions
-from adaptkit.sweeps.engines import Setting, engine_notices, joined, open_engine
+from adaptkit.sweeps.engines import Setting, connected, store_notices
 from adaptkit.sweeps.ground import Group, alone, grouped, key_of, obtain_bases
 from adaptkit.sweeps.materials import make_material, without_tests
 from adaptkit.sweeps.search import Asked, Search
@@ -37,7 +37,7 @@ from adaptkit.sweeps.study import Trial, open_studies, require_optuna, study_fil
 from adaptkit.sweeps.tasks import Tell, ignore
 from adaptkit.sweeps.tuning_records import budget_of, line_of, plan_of, tuned_of
 from adaptkit.sweeps.tuning_runs import Runs
-from adaptkit.sweeps.worker import Place
+from adaptkit.sweeps.worker import Place, Work
 from adaptkit.tracking.store import Store, open_store
 from adaptkit.tune_outcome import TUNING_FILE, TUNING_TAG, Budget, Tuned, TuneOutcome, TunePlan
 
@@ -79,6 +79,7 @@ def tune(
     search: str = "tpe",
     jobs: int | None = None,
     engine: str = "local",
+    engine_options: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     preset: str | None = None,
     config: str | Path | None = None,
@@ -101,7 +102,7 @@ def tune(
     texts = [f"{key}={text}" for key, text in (space or {}).items()]
     asked = check_tuning(layers, loaded, texts, trials, tuning_seeds, search)
     conditions = Conditions(
-        engine=Setting(engine, jobs),
+        engine=Setting(engine, jobs, engine_options or {}),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
         feature_cache=feature_cache,
@@ -154,10 +155,10 @@ def _given(layers: Sequence[Layer], strategy: str) -> set[str]:
 
 def run_tuning(asked: Tuning, plugins: Plugins, conditions: Conditions, watch: TuneWatch = TuneWatch()) -> TuneOutcome:
     """Search, choose, run what was chosen with fresh seeds, and judge; go on where an earlier start has stopped."""
-    conditions.engine.check(plugins, asked.request.settings.device)
+    engine = conditions.engine.make(plugins, asked.request.settings.device)
     if conditions.report is not None:
         check_folder(conditions.report)
-    with Seat() as seat, joined(conditions.engine):
+    with Seat() as seat, connected(engine) as machines:
         experiment = prepare(asked.request, refresh_base=conditions.refresh_base)
         request = experiment.request
         fits = functools.partial(can_be_adapted, build_model(request, experiment.domains))
@@ -165,7 +166,7 @@ def run_tuning(asked: Tuning, plugins: Plugins, conditions: Conditions, watch: T
         search = Search(spaces, asked.trials, asked.method, derive_seed(asked.tuning_seeds[0], "tuning"))
         budget = budget_of(experiment, asked.trials, asked.method, asked.tuning_seeds)
         store = open_store(conditions.tracking_uri, request.settings.experiment)
-        for line in (*store.notices, *engine_notices(conditions.engine, store)):
+        for line in (*store.notices, *store_notices(store, machines)):
             watch.notice(line)
         with shared_threads(seat.company().others, watch.notice):
             (base,) = obtain_bases([experiment], plugins, store, conditions.refresh_base, watch.notice)
@@ -178,12 +179,13 @@ def run_tuning(asked: Tuning, plugins: Plugins, conditions: Conditions, watch: T
                 material = make_material(experiment, base.base, base.run_id, plugins, seat, conditions.feature_cache)
                 place = Place.of(store, group.run_id, plugins, conditions.feature_cache)
                 materials = [without_tests(material), material]
+                work = Work(place, materials, plugins, store, seat, conditions.engine.jobs)
                 strategies = [space.strategy for space in spaces]
                 with (
                     open_studies(study_file(store), key[:16], strategies, search.seed) as studies,
-                    open_engine(conditions.engine, place, materials, plugins, store, seat) as engine,
+                    engine.start(work) as runner,
                 ):
-                    runs = Runs(experiment, base.base.fingerprint, engine, watch.tell, watch.tried)
+                    runs = Runs(experiment, base.base.fingerprint, runner, watch.tell, watch.tried)
                     perform = functools.partial(runs.trials, seeds=asked.tuning_seeds)
                     found = search.run(studies, perform, fits, watch.notice)
                     budget = dataclasses.replace(budget, given=len(found[0].trials))

@@ -334,7 +334,7 @@ def test_from_python_it_is_the_same(swept: tuple[Path, dict[str, Any]], again: P
         (("--jobs", "0"), ["--jobs: must be at least 1, not 0"]),
         (("--jobs", "0", "--print-trials"), ["--jobs: must be at least 1, not 0"]),
         (("--time-budget", ""), ["--time-budget: '' is no length of time; write 90s, 30m, 2h or 1h30m"]),
-        (("--engine", "rye"), ["--engine: unknown engine 'rye'; did you mean 'ray'?"]),
+        (("--engine", "rye"), ["unknown engine 'rye'; known: local"]),
         (("--max-trials", "0"), ["--max-trials: must be at least 1, not 0"]),
         (("--time-budget", "soon"), ["--time-budget: 'soon' is no length of time; write 90s, 30m, 2h or 1h30m"]),
     ],

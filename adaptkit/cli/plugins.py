@@ -56,8 +56,8 @@ def list_(plugin: tuple[str, ...], as_json: bool) -> None:
 def check(what: str, options: tuple[str, ...], data_dir: Path, plugin: tuple[str, ...], as_json: bool) -> None:
     """Try what a plugin offers on small models: does it keep what adaptkit relies on?
 
-    NAME is a strategy, backbone, data set or shift, or an installed plugin; PATH a file with hooks. Exits with 1 when a
-    check fails.
+    NAME is a strategy, backbone, data set, shift or engine, or an installed plugin; PATH a file with hooks. Exits with
+    1 when a check fails.
 
     \b
     Examples:

@@ -83,12 +83,21 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 ENGINE_OPTIONS = (
     click.option(
-        "--jobs", type=int, metavar="N", help="Trials at a time, a process each.  [default: 1; ray: all it can]"
+        "--jobs", type=int, metavar="N", help="Number of trials at a time.  [default: the engine's; local: 1]"
     ),
-    click.option("--engine", default="local", metavar="local|ray", help="Who runs the trials.  [default: local]"),
-    click.option("--ray-address", metavar="HOST:PORT", help="Join this Ray cluster; auto: the one that runs here."),
-    click.option("--cpus-per-trial", type=int, default=1, metavar="N", help="Ray: cores for each trial.  [default: 1]"),
-    click.option("--gpus-per-trial", type=float, default=0, metavar="X", help="Ray: GPUs for each, as in 0.25."),
+    click.option(
+        "--engine",
+        default="local",
+        metavar="NAME",
+        help="Engine that runs the trials; see `adaptkit plugins`.  [default: local]",
+    ),
+    click.option(
+        "--engine-option",
+        "engine_options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Engine option. Repeatable.",
+    ),
 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import Folder, json_option, plugin_option
+from adaptkit.cli.options import Folder, json_option, plugin_option, split_pairs
 from adaptkit.cli.settings import RunCommand, collect_layers, engine_options, setting_options
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.imports import uncollected
@@ -51,9 +51,7 @@ def sweep(
     grid: tuple[str, ...],
     jobs: int | None,
     engine: str,
-    ray_address: str | None,
-    cpus_per_trial: int,
-    gpus_per_trial: float,
+    engine_options: tuple[str, ...],
     print_trials: bool,
     max_trials: int | None,
     time_budget: str | None,
@@ -87,6 +85,7 @@ def sweep(
     layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
     if max_trials is not None and max_trials < 1:
         problems.append(f"--max-trials: must be at least 1, not {max_trials}")
+    own = split_pairs("--engine-option", engine_options, problems)
     seconds = None
     try:
         seconds = parse_duration("--time-budget", time_budget) if time_budget is not None else None
@@ -108,14 +107,14 @@ def sweep(
         from adaptkit.sweeps.engines import Setting
 
     conditions = Conditions(
-        engine=Setting(engine, jobs, cpus_per_trial, gpus_per_trial, ray_address),
+        engine=Setting(engine, jobs, own),
         limits=Limits(max_trials, seconds, retry_failed),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
         feature_cache=not no_feature_cache,
         report=report,
     )
-    conditions.engine.check(plugins, cells[0].request.settings.device)
+    conditions.engine.make(plugins, cells[0].request.settings.device)
     if print_trials:
         from adaptkit.sweeping import plan_sweep
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from adaptkit.cli.options import Folder, json_option, plugin_option
+from adaptkit.cli.options import Folder, json_option, plugin_option, split_pairs
 from adaptkit.cli.settings import RunCommand, collect_layers, engine_options, setting_options
 from adaptkit.errors import RunFailed
 from adaptkit.imports import uncollected
@@ -53,9 +53,7 @@ def tune(
     tuning_seeds: str,
     jobs: int | None,
     engine: str,
-    ray_address: str | None,
-    cpus_per_trial: int,
-    gpus_per_trial: float,
+    engine_options: tuple[str, ...],
     plugin: tuple[str, ...],
     refresh_base: bool,
     no_feature_cache: bool,
@@ -82,6 +80,7 @@ def tune(
 
     values["skip_bad_images"] = True if skip_bad_images else None
     layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
+    own = split_pairs("--engine-option", engine_options, problems)
     plugins = load_plugins(plugin)
 
     from adaptkit.cli.terminal import going_on, messages, output
@@ -97,7 +96,7 @@ def tune(
     asked = check_tuning(layers, plugins, space, trials, tuning_seeds, search, problems)
     keep_freed_memory()
     conditions = Conditions(
-        engine=Setting(engine, jobs, cpus_per_trial, gpus_per_trial, ray_address),
+        engine=Setting(engine, jobs, own),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
         feature_cache=not no_feature_cache,

@@ -10,7 +10,7 @@ from adaptkit.sweeps.worker import Worker
 
 
 class InlineEngine:
-    """The engine of `--jobs 1`: nothing is started, nothing is copied, and plugins may be objects."""
+    """The worker of `--jobs 1`: nothing is started, nothing is copied, and plugins may be objects."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker

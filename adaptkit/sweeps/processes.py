@@ -9,20 +9,19 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any
 
-from adaptkit.errors import AdaptkitError, BadInput, RunFailed
+from adaptkit.errors import AdaptkitError, RunFailed
 from adaptkit.imports import safe_path
 from adaptkit.signals import require_none
 from adaptkit.streams import Messages
-from adaptkit.sweeps.materials import Material
 from adaptkit.sweeps.tasks import Ended, Task, Tell
-from adaptkit.sweeps.worker import Place, failed
+from adaptkit.sweeps.worker import Work, failed
 
 #: seconds in which a worker closes its run when it is asked to end
 GRACE = 15.0
@@ -42,18 +41,13 @@ class _Hand:
 
 
 class ProcessEngine:
-    """The engine of `--jobs N`: workers are spawned, so that nothing of this process leaks into them.
+    """The workers of `--jobs N`: they are spawned, so that nothing of this process leaks into them.
 
     A worker that dies takes its trial with it, as a failed one, and another takes its place.
     """
 
-    def __init__(self, place: Place, materials: Sequence[Material], jobs: int, threads: int) -> None:
-        try:
-            # By value: a container's shared memory is often too small for images. The materials in a parcel of their
-            # own, because plugins must be there before what they have made is unpacked.
-            self._parcel = pickle.dumps((place, threads, pickle.dumps(tuple(materials))))
-        except Exception as error:
-            raise BadInput(f"--jobs {jobs}: these things cannot be sent to other processes: {error}") from None
+    def __init__(self, work: Work, jobs: int, threads: int) -> None:
+        self._parcel = pickle.dumps((threads, work.packed(f"--jobs {jobs}")))
         self._jobs = jobs
         self._hands: list[_Hand] = []
         self._unready = 0
@@ -191,22 +185,13 @@ def serve(line: Connection) -> None:
 
 
 def _work(line: Connection, parcel: bytes) -> None:
-    from adaptkit.experiment.hardware import keep_freed_memory
     from adaptkit.experiment.sharing import Seat
-    from adaptkit.loading import load_plugins
     from adaptkit.signals import interruptible
-    from adaptkit.sweeps.materials import use_threads
-    from adaptkit.sweeps.worker import Worker
-    from adaptkit.tracking.store import open_store
+    from adaptkit.sweeps.worker import open_worker
 
-    place, threads, packed = pickle.loads(parcel)
-    keep_freed_memory()
-    use_threads(threads)
+    threads, packed = pickle.loads(parcel)
     with interruptible(), Seat() as seat:
-        plugins = load_plugins(place.plugin_files)
-        materials = pickle.loads(packed)
-        store = open_store(place.tracking_uri, place.experiment)
-        worker = Worker(place, materials, plugins, store, seat)
+        worker = open_worker(packed, seat, threads)
         line.send("ready")
         while True:
             require_none()

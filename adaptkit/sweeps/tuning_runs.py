@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adaptkit.contracts import TrialRunner
 from adaptkit.errors import RunFailed
 from adaptkit.experiment.preparation import Experiment
 from adaptkit.experiment.validation import ACCURACY, LOSS
@@ -14,7 +15,6 @@ from adaptkit.identity import trial_key
 from adaptkit.outcome import RunRecord
 from adaptkit.request import Arm
 from adaptkit.sweep_outcome import TrialRecord
-from adaptkit.sweeps.engines import Engine
 from adaptkit.sweeps.search import Asked
 from adaptkit.sweeps.spaces import changed
 from adaptkit.sweeps.study import Trial
@@ -33,7 +33,7 @@ class Runs:
 
     experiment: Experiment
     base_fingerprint: str
-    engine: Engine
+    engine: TrialRunner
     tell: Tell
     told: Callable[[Asked, Trial], None]
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))

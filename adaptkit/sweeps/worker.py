@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptkit.contracts import Epoch, Run
-from adaptkit.errors import AdaptkitError, located
+from adaptkit.errors import AdaptkitError, BadInput, located
 from adaptkit.experiment.adaptation import Stage
+from adaptkit.experiment.hardware import keep_freed_memory
 from adaptkit.experiment.sharing import Seat
 from adaptkit.experiment.validation import tune_once
 from adaptkit.hookspecs import hookimpl
 from adaptkit.identity import trial_key
+from adaptkit.loading import load_plugins
 from adaptkit.outcome import RunRecord
 from adaptkit.plugins import Plugins, PluginWarning
 from adaptkit.request import Arm, Request
 from adaptkit.resolve import Layer, resolve
 from adaptkit.signals import origin
-from adaptkit.sweeps.materials import Material, open_material, stage_for
+from adaptkit.sweeps.materials import Material, open_material, stage_for, use_threads
 from adaptkit.sweeps.tasks import EpochEnded, Started, Task, Tell
-from adaptkit.tracking.store import Store
-from adaptkit.tracking.sweeps import end_dead, finished_run
+from adaptkit.tracking.store import Store, open_store
+from adaptkit.tracking.sweeps import end_dead, finished_run, require_parent
 from adaptkit.tracking.tracker import Tracker
 from adaptkit.training.shortage import HINT, lacks_memory
 
@@ -46,6 +49,45 @@ class Place:
         return cls(store.uri, store.experiment_name, parent, plugins.files, feature_cache)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What an engine needs to make workers, and the number of trials at a time that the user asks for, if any."""
+
+    place: Place
+    materials: Sequence[Material]
+    plugins: Plugins
+    store: Store
+    seat: Seat
+    jobs: int | None = None
+
+    def worker(self) -> Worker:
+        """Return a worker in this process."""
+        return Worker(self.place, self.materials, self.plugins, self.store, self.seat)
+
+    def packed(self, what: str) -> bytes:
+        """Return what `open_worker` needs in another process; raise BadInput, begun by `what`, if it cannot be sent."""
+        try:
+            # By value: a container's shared memory is often too small for images. The materials are pickled apart,
+            # because the plugins must be loaded before objects of theirs are unpickled.
+            return pickle.dumps((self.place, pickle.dumps(tuple(self.materials))))
+        except Exception as error:
+            raise BadInput(f"{what}: these things cannot be sent to other processes: {error}") from None
+
+    def end_lost_runs(self) -> None:
+        """End, as killed, the runs of workers that were lost."""
+        end_dead(self.store, self.place.parent)
+
+
+def open_worker(packed: bytes, seat: Seat, threads: int) -> Worker:
+    """Return a worker in a process of its own, which computes with so many threads."""
+    keep_freed_memory()
+    use_threads(threads)
+    place, materials = pickle.loads(packed)
+    plugins = load_plugins(place.plugin_files)
+    store = open_store(place.tracking_uri, place.experiment)
+    return Worker(place, pickle.loads(materials), plugins, store, seat)
+
+
 class Worker:
     """Run tasks on materials, keeping the stages that are open."""
 
@@ -57,6 +99,10 @@ class Worker:
         self._seat = seat
         self._stages: dict[int, Stage] = {}
         self._seeds: dict[tuple[int, int], None] = {}  # stages and seeds of late, the last one at the end
+
+    def require_parent(self) -> None:
+        """Raise BadInput if the tracking store on this machine is another than the sweep's."""
+        require_parent(self._store, self._place.parent)
 
     def perform(self, task: Task, tell: Tell, attempt: int = 0) -> RunRecord:
         """Make a task's run; one that fails is a record with its reason.

@@ -1,4 +1,4 @@
-"""Try plugins: whether a strategy, backbone, data set or shift keeps what adaptkit relies on."""
+"""Try plugins: whether a strategy, backbone, data set, shift or engine keeps what adaptkit relies on."""
 
 from adaptkit.testing.kit import checks, try_all
 from adaptkit.testing.verdicts import Check, CheckFailed, NotTried, Verdict

@@ -1,4 +1,4 @@
-"""The conformance kit: what can be tried of a strategy, backbone, data set or shift."""
+"""The conformance kit: what can be tried of a strategy, backbone, data set, shift or engine."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def checks(
 ) -> list[Check]:
     """Return what can be tried of a class, with these options; use it with `pytest.mark.parametrize(..., ids=str)`.
 
-    What the class is follows from its method: `adapt`, `build`, `load` or `apply`. `argument` is what follows the name
-    of a backbone or data set after a colon; `data_dir` is where data sets are read from. Raises BadInput for a class of
-    no kind, or options that are wrong.
+    What the class is follows from its method: `adapt`, `build`, `load`, `apply` or `start`. Of an engine, only the
+    options are tried. `argument` is what follows the name of a backbone or data set after a colon; `data_dir` is where
+    data sets are read from. Raises BadInput for a class of no kind, or options that are wrong.
     """
     kind = kind_of(cls)
     given = dict(options or {})
@@ -63,13 +63,13 @@ def checks(
         found += _each(backbone_checks.CHECKS, subjects)
     elif kind == "dataset":
         found += _each(dataset_checks.CHECKS, {"images": Reading(create, Path(data_dir))})
-    else:
+    elif kind == "shift":
         found += _each(shift_checks.CHECKS, {"grey": Shifting(create, 1), "colour": Shifting(create, 3)})
     return found
 
 
 def kind_of(cls: type[Any]) -> str:
-    """Return strategy, backbone, dataset or shift; raise BadInput for a class that is none of them."""
+    """Return strategy, backbone, dataset, shift or engine; raise BadInput for a class that is none of them."""
     if inspect.isclass(cls):
         for kind, (_, method) in COLLECTIONS.items():
             if callable(getattr(cls, method, None)):
