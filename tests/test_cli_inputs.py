@@ -121,7 +121,7 @@ COMMANDS = {
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(command=st.sampled_from(sorted(COMMANDS)), words=st.lists(st.sampled_from(WORDS), max_size=6))
-def test_a_command_line_ends_well_or_says_each_problem_in_a_line(cli: Cli, command: str, words: list[str]) -> None:
+def test_command_lines(cli: Cli, command: str, words: list[str]) -> None:
     with bounded(seconds=30):
         result = cli(command, *COMMANDS[command], *words)
     said = result.stderr.splitlines()

@@ -235,7 +235,7 @@ def test_idx(data: bytes) -> None:
         Mnist().load(root)
 
 
-def test_links_that_multiply_are_followed_once(own_folder: Path) -> None:
+def test_multiplying_links(own_folder: Path) -> None:
     """Of 25 folders, each links twice to the next: there are 2^25 ways to the picture."""
     for number in range(25):
         folder = own_folder / "chain" / str(number)

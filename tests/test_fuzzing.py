@@ -10,12 +10,12 @@ from typing import Any
 
 import fuzzing
 import pytest
-from hostile import TooLong, bounded, refusals
+from hostile import TooLong, bounded, hostile, refusals
 
 from adaptkit.errors import BadInput
 
 
-def test_a_target_notices_a_hang_a_lack_of_memory_and_an_error() -> None:
+def test_bounds_and_refusals() -> None:
     def endless() -> None:
         while True:
             pass
@@ -32,7 +32,18 @@ def test_a_target_notices_a_hang_a_lack_of_memory_and_an_error() -> None:
         raise BadInput("a reason")
 
 
-def test_all_targets_can_be_fuzzed() -> None:
+def test_a_surprise_fails() -> None:
+    @hostile(b"sound")
+    def read(data: bytes) -> None:
+        with refusals():
+            if data != b"sound":
+                raise KeyError("a surprise")
+
+    with pytest.raises(KeyError):
+        read()
+
+
+def test_all_targets_are_found() -> None:
     """Every test with hostile input is found, under a name of its own."""
     files = list(Path(__file__).parent.rglob("test_*_inputs.py"))
     assert len(files) >= 6
@@ -40,9 +51,9 @@ def test_all_targets_can_be_fuzzed() -> None:
 
 
 @pytest.mark.slow
-def test_the_guided_fuzzer_writes_down_what_it_did(own_folder: Path) -> None:
+def test_guided_fuzzing(own_folder: Path) -> None:
     pytest.importorskip("atheris")
-    command = [sys.executable, str(Path(fuzzing.__file__)), "seeds", "printing", "--seconds", "2"]
+    command = [sys.executable, fuzzing.__file__, "seeds", "printing", "--seconds", "2"]
     done = subprocess.run([*command, "--json", "out.json"], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads((own_folder / "out.json").read_text())["targets"]
     assert list(found) == ["seeds", "printing"]

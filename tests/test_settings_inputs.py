@@ -137,7 +137,7 @@ def problems(result: Result) -> list[str]:
     return result.stderr.splitlines()
 
 
-def test_a_pipe_that_nobody_writes_to_is_given_up(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipes_without_writer(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo("pipe")
     monkeypatch.setattr(config_files, "PIPE_SECONDS", 0.2)
     with bounded(seconds=20):
@@ -155,7 +155,7 @@ def test_a_pipe_that_nobody_writes_to_is_given_up(cli: Cli, own_folder: Path, mo
     ]
 
 
-def test_a_config_that_a_shell_writes_into_a_pipe_is_read(cli: Cli) -> None:
+def test_config_from_pipe(cli: Cli) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"strategy: head\nepoch: 3\n")
     os.close(writing)
@@ -166,7 +166,7 @@ def test_a_config_that_a_shell_writes_into_a_pipe_is_read(cli: Cli) -> None:
     assert line == f"Error: {reading}: unknown key 'epoch'; did you mean 'epochs'?"
 
 
-def test_a_config_without_end_is_not_read_whole(cli: Cli, own_folder: Path) -> None:
+def test_endless_config(cli: Cli, own_folder: Path) -> None:
     with open("large.yaml", "wb") as stream:
         stream.truncate(1 << 40)
     with bounded(seconds=20):
