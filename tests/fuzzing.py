@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from hostile import Target
 
 HERE = Path(__file__).resolve().parent
-#: the first argument of the process of one target
+#: first argument of a process that fuzzes one target
 WORKER = "--worker"
-#: what one input may take before it counts as a hang, and all that the process may hold
+#: limits: seconds for one input before it counts as a hang, and memory of the process
 HANG_SECONDS, HELD_MB = 10, 4096
 #: seconds to import torch and to stop, beyond those of fuzzing
 AROUND = 120
 SAVE_SECONDS = 0.5
 MOST_FINDINGS = 20
-#: what the fuzzer sees the inside of; torch and numpy would cost minutes, and are not ours to cover
+#: modules whose coverage guides the fuzzer; instrumenting torch and numpy would take minutes
 SEEN = ["adaptkit", "yaml", "PIL.Image", "PIL.PngImagePlugin", "PIL.GifImagePlugin", "PIL.TiffImagePlugin"]
 
 
@@ -38,15 +38,13 @@ SEEN = ["adaptkit", "yaml", "PIL.Image", "PIL.PngImagePlugin", "PIL.GifImagePlug
 @click.argument("names", nargs=-1, metavar="[TARGET]...")
 @click.option("--seconds", type=click.IntRange(min=1), default=60, metavar="N", help="For each target.  [default: 60]")
 @click.option("--seed", type=click.IntRange(1, 2**31), default=1, metavar="N", help="Of the inputs.  [default: 1]")
-@click.option(
-    "--json", "summary", type=click.Path(path_type=Path), metavar="FILE", help="Write what was found as JSON."
-)
+@click.option("--json", "summary", type=click.Path(path_type=Path), metavar="FILE", help="Write the result as JSON.")
 @click.option(
     "--findings",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("fuzzing-findings"),
     metavar="DIR",
-    help="Where inputs that were found go.  [default: fuzzing-findings]",
+    help="Folder for inputs that caused a finding.  [default: fuzzing-findings]",
 )
 @click.option("--list", "only_list", is_flag=True, help="Print the targets.")
 def main(
@@ -54,8 +52,8 @@ def main(
 ) -> None:
     """Fuzz each TARGET (all of them, if none is named) with atheris; exits with 1 if anything was found.
 
-    The targets are the tests with hostile input. A finding is an error that nobody expects, a hang, or memory without
-    bound; its input is kept in a file.
+    The targets are the tests with hostile input. A finding is an unexpected error, a hang, or too much memory; its
+    input is kept in a file.
 
     \b
     Example: python tests/fuzzing.py grid config --seconds 30 --json out.json
@@ -82,11 +80,11 @@ def main(
 
 
 def targets(only: str = "") -> dict[str, Target]:
-    """Return the tests with hostile input by name, or only one of them, from all files that are named for them."""
+    """Return the tests with hostile input by name, or only one of them, from all `test_*_inputs.py`."""
     found = {}
     for path in sorted(HERE.rglob("test_*_inputs.py")):
         if only and f"def test_{only}(" not in path.read_text(encoding="utf-8"):
-            continue  # importing what is not needed takes long when it is to be seen by the fuzzer
+            continue  # importing a module takes long while it is instrumented
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -97,8 +95,10 @@ def targets(only: str = "") -> dict[str, Target]:
 
 
 def fuzz(name: str, *, seconds: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Fuzz one target for so many seconds in a process of its own; keep the inputs that were found in a folder."""
-    with tempfile.TemporaryDirectory(prefix="fuzzing-", ignore_cleanup_errors=True) as place:
+    """Fuzz one target in a process of its own; copy the inputs that caused a finding into a folder."""
+    import hostile
+
+    with tempfile.TemporaryDirectory(prefix="fuzzing-", dir=hostile.PLACE, ignore_cleanup_errors=True) as place:
         command = [
             *(sys.executable, __file__, WORKER, name, place),
             *(f"-max_total_time={seconds}", f"-seed={seed}", f"-timeout={HANG_SECONDS}", f"-rss_limit_mb={HELD_MB}"),
@@ -113,7 +113,7 @@ def fuzz(name: str, *, seconds: int, seed: int, folder: Path) -> dict[str, Any]:
                 code = -1
         state = Path(place, "state.json")
         result = json.loads(state.read_text()) if state.exists() else {"inputs": 0, "seconds": 0.0, "findings": []}
-        if code != 0:  # an input has ended the process: libFuzzer keeps it, and its name says how
+        if code != 0:  # an input ended the process: libFuzzer has kept it
             kept = next(iter(sorted(Path(place).glob("end-*"))), log)
             lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
             reason = next((line for line in reversed(lines) if "Error" in line or "ERROR:" in line), "\n".join(lines))
@@ -128,14 +128,16 @@ def fuzz(name: str, *, seconds: int, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def work(name: str, folder: Path, options: list[str]) -> None:
-    """Be the process of one target until libFuzzer's time is over; `state.json` in the folder tells how far it is."""
+    """Fuzz one target in this process until the time is over; `state.json` in the folder holds the result so far."""
     import atheris
 
     with atheris.instrument_imports(include=SEEN, enable_loader_override=False):
+        import hostile
         from hostile import BYTES, bounded, held
 
+        hostile.PLACE = str(folder)  # libFuzzer ends the process without cleaning up; the folder is removed
         target = targets(only=name)[name]
-        for data in target.corpus:  # what a reader imports when it is called is seen as well
+        for data in target.corpus:  # readers import modules when they are called: these are instrumented too
             with bounded(60, 16 * BYTES):
                 target.run(data)
     began = saved = time.monotonic()

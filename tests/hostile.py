@@ -1,7 +1,7 @@
 """Tests of readers with hostile input: `@hostile(...)` makes one of a function that hands bytes to a reader.
 
-Such a function lets pass what is expected of hostile input, `BadInput` above all; whatever else it raises is a finding.
-hypothesis draws its inputs; `python tests/fuzzing.py` draws them for the same functions for longer, guided by coverage.
+Such a function ignores the errors that hostile input should cause, mainly `BadInput`; any other error fails the test.
+hypothesis draws the inputs. `python tests/fuzzing.py` runs the same functions for longer, guided by coverage.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ from hypothesis import strategies as st
 
 from adaptkit.errors import BadInput
 
-#: what one input may cost, beyond what the process held before it
+#: where temporary files go: in memory where the system offers that
+PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+#: limits for one input; the memory is added to what the process holds already
 SECONDS, BYTES = 10.0, 1 << 30
 
 
 class TooLong(BaseException):
-    """One input took longer than it may: not an Exception, which readers might take for damage."""
+    """One input took too long. Not an Exception: readers might treat that as a damaged file."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A reader under test: `run` takes hostile bytes; `corpus` are sound ones to begin with, `words` its grammar's."""
+    """A reader under test: `run` takes bytes, `corpus` holds valid inputs, `words` the words of their grammar."""
 
     run: Callable[[bytes], None]
     corpus: tuple[bytes, ...]
@@ -46,9 +48,10 @@ class Target:
 def hostile(
     *corpus: bytes, words: tuple[str, ...] = (), found: tuple[bytes, ...] = (), examples: int = 40
 ) -> Callable[[Callable[[bytes], None]], Any]:
-    """Make a test of a function that takes bytes: sound ones, those that once found a fault, and many that are drawn.
+    """Make a test from a function that takes bytes.
 
-    The drawn ones are sound ones with a few changes, in which words of the grammar are used, or any bytes at all.
+    It is called with valid inputs (`corpus`), with inputs that once found a fault (`found`), and with `examples` drawn
+    inputs: a valid input with a few changes, some of which insert `words` of its grammar, or random bytes.
     """
 
     def decorate(run: Callable[[bytes], None]) -> Any:
@@ -90,7 +93,7 @@ def _mangled(corpus: tuple[bytes, ...], words: tuple[str, ...]) -> st.SearchStra
 
 @contextlib.contextmanager
 def bounded(seconds: float = SECONDS, memory: int = BYTES) -> Iterator[None]:
-    """Bound the time and the memory of a block: beyond them TooLong and MemoryError (or torch's error) are raised."""
+    """Limit the time and the memory of a block; beyond, TooLong or MemoryError (or torch's own error) is raised."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise TooLong(f"still running after {seconds:g} s")
@@ -108,13 +111,13 @@ def bounded(seconds: float = SECONDS, memory: int = BYTES) -> Iterator[None]:
 
 
 def held() -> int:
-    """Return the bytes of memory that this process has been given addresses for."""
+    """Return the size of the address space of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 @contextlib.contextmanager
 def refusals(*also: type[Exception]) -> Iterator[None]:
-    """Let BadInput pass whose problems are all said, in text that can be printed, and other errors that are named."""
+    """Ignore BadInput if it has a message for each problem, and the other errors that are named."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -137,20 +140,20 @@ class Choices:
         return first[0] % below
 
     def take(self, count: int) -> bytes:
-        """Return so many bytes, or those that are left."""
+        """Return the next bytes: this count, or all that are left."""
         taken, self.left = self.left[:count], self.left[count:]
         return taken
 
 
 def text_of(data: bytes) -> str:
-    """Return bytes as what a shell hands over: bytes that are no UTF-8 become surrogates."""
+    """Decode bytes as Python decodes arguments: bytes that are not UTF-8 become surrogates."""
     return data.decode(errors="surrogateescape")
 
 
 @functools.cache
 def scratch() -> Path:
-    """Return this process's folder for files of no worth, in memory where there is such a place."""
-    folder = Path(tempfile.mkdtemp(prefix="hostile-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    """Return a temporary folder of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="hostile-", dir=PLACE))
     owner = os.getpid()
 
     def remove() -> None:

@@ -1,4 +1,4 @@
-"""Hostile adapters and files of weights: no code in them runs, and each is refused in expected ways."""
+"""Hostile adapters and weight files: each is refused with an expected error, and no code in them runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile files in the cache: bases and features that somebody else wrote."""
+"""Hostile files in the cache: bases and features."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _safetensors() -> bytes:
     found=(b"[" * 100_000 + b"\0", b'""\0'),
 )
 def test_base(data: bytes) -> None:
-    """Look for a base in a cache that somebody wrote: the card, a zero byte, the weights."""
+    """Look for a base in the cache. The bytes: the card, a zero byte, the weights."""
     folder = scratch() / "cache" / "bases" / "key"
     folder.mkdir(parents=True, exist_ok=True)
     text, _, content = data.partition(b"\0")

@@ -1,4 +1,4 @@
-"""Hostile command lines: each problem is one line, whatever is typed."""
+"""Hostile command lines: each problem is reported in one line."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ WORDS = [
     *("--space", "lr=", "folder:\x07", "--target", "--dataset", "\udcff", "list", "new", "../x", "--keep", "1e9", ""),
 ]
 COMMANDS = {
-    # a setting that there is not keeps those from training that would otherwise be sound
+    # an unknown setting: so that no command trains
     **dict.fromkeys(("run", "sweep", "tune"), ("--set", "no.such=1")),
     **dict.fromkeys(("compare", "predict", "export", "import-peft", "cache", "ui", "strategies", "nonsense"), ()),
 }

@@ -1,4 +1,4 @@
-"""Hostile pictures, folders, splits and data sets: each is refused in expected ways, in bounded time and memory."""
+"""Hostile pictures, folders, splits and data sets: each is refused with an expected error."""
 
 from __future__ import annotations
 

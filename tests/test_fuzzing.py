@@ -1,4 +1,4 @@
-"""What the tests with hostile input rely on: a fault is noticed, and the same targets can be fuzzed for longer."""
+"""The tests with hostile input notice faults, and their targets can be fuzzed for longer."""
 
 from __future__ import annotations
 

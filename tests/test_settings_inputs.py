@@ -1,4 +1,4 @@
-"""Hostile settings, from options and files: they are refused in expected ways, in bounded time and memory."""
+"""Hostile settings, from options and config files: each is refused with an expected error."""
 
 from __future__ import annotations
 

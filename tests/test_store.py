@@ -389,18 +389,18 @@ def test_a_database_of_another_program(own_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("INSERT INTO runs VALUES ('0123')",)])
-def test_a_half_made_database_is_refused(more: tuple[str, ...], own_folder: Path) -> None:
+def test_half_made_database(more: tuple[str, ...], own_folder: Path) -> None:
     path = own_folder / "mlflow.db"
     half_made(path, *more)
     before = path.read_bytes()
     assert refusal() == (
-        f"{path} is half-made: the program that was creating it was stopped; move it away, then try again"
+        f"{path} is incomplete: the program that created it was stopped too early; move it away, then try again"
     )
     assert path.read_bytes() == before
     assert names(own_folder) == ["mlflow.db"]
 
 
-def test_an_empty_file_becomes_a_store(own_folder: Path) -> None:
+def test_empty_file(own_folder: Path) -> None:
     path = own_folder / "mlflow.db"
     path.touch()
     opened = open_store(None, "adaptkit")

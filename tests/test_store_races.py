@@ -142,7 +142,7 @@ def test_eight_processes_on_an_empty_folder(own_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.8, 1.6])
-def test_a_kill_while_adaptkit_makes_the_store(delay: float, own_folder: Path) -> None:
+def test_kill_while_adaptkit_creates_store(delay: float, own_folder: Path) -> None:
     log = own_folder / "killed.log"
     kill_when_there_is(".mlflow.db.lock", CLIENT, delay, log)
 
@@ -156,8 +156,8 @@ def test_a_kill_while_adaptkit_makes_the_store(delay: float, own_folder: Path) -
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.8])
-def test_a_kill_while_mlflow_makes_the_store(delay: float, own_folder: Path) -> None:
-    """MLflow makes the schema in the file: one that cannot be used is refused with advice, which helps."""
+def test_kill_while_mlflow_creates_store(delay: float, own_folder: Path) -> None:
+    """The next start uses the file, or refuses it with advice; following the advice helps."""
     log, path = own_folder / "killed.log", own_folder / "mlflow.db"
     kill_when_there_is("mlflow.db", PLAIN, delay, log)
 

@@ -54,7 +54,7 @@ def test_address(data: bytes) -> None:
         said = [repr(found), found.shown, str(found.ui_command), found.runs_url("1"), found.without_secrets(told)]
     except BadInput as error:
         said = list(error.problems)
-    # The name of a file is no secret, nor what stands after the first slash or ? of one.
+    # The path of a file is not a secret, nor is text after the first slash or ? of such an address.
     is_file = re.match(r"(file:|sqlite(\+pysqlite)?:)?(/(?!/)|//[^/]*[/?]|[^/@:]*/)", given, flags=re.IGNORECASE)
     assert is_file or not any(secret in text for text in said), said
 
@@ -71,7 +71,7 @@ def test_address(data: bytes) -> None:
     ),
 )
 def test_journal(data: bytes) -> None:
-    """Look for journals in a state folder that somebody wrote: what it is about, what was sent, its events."""
+    """Look for journals in the state folder. The bytes: its description, what was sent, its events."""
     folder = scratch() / "state" / "journals" / "one"
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip((ABOUT, SENT, EVENTS), [*data.split(b"\0", 2), b"", b""], strict=False):

@@ -1,8 +1,8 @@
-"""Give a SQLite file MLflow's schema, whoever else opens the file at the same moment.
+"""Give a SQLite file MLflow's schema, even when several programs open the file at the same moment.
 
-MLflow creates its tables in place, one migration after another and without a lock: two first starts at once, or one
-that is killed, leave a file that MLflow refuses for good. So a new database is made beside the file, by one process at
-a time, and gets its name when it is complete.
+MLflow creates its tables in the file itself, one migration after another and without a lock. Two first starts at once,
+or a first start that is killed, leave a file that MLflow can never open again. So adaptkit creates a new database
+under a temporary name, one process at a time, and renames it when it is complete.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
 PATIENCE_SECONDS = 60.0  # for another program that is creating or upgrading the schema
-SETTLED_SECONDS = 4.0  # without a change, after which nobody is at work on the schema
+SETTLED_SECONDS = 4.0  # without a change, after which no program is still creating the schema
 
 
 def prepare_schema(path: Path, uri: str) -> tuple[str, ...]:
-    """Make `path` hold the schema of the installed MLflow; return what the user should be told.
+    """Make `path` hold the schema of the installed MLflow; return lines to show to the user.
 
-    Raises BadInput when the file is another program's, is half-made, or was made by a newer MLflow.
+    Raises BadInput when the file belongs to another program, is incomplete, or was created by a newer MLflow.
     """
     scripts = _migrations()
     head = scripts.get_current_head()
@@ -43,11 +43,11 @@ def prepare_schema(path: Path, uri: str) -> tuple[str, ...]:
             return ()
     with locked(path), explained(path):
         for unfinished in _unfinished_files(path):
-            unfinished.unlink(missing_ok=True)  # whoever was making it held this lock, and is dead
+            unfinished.unlink(missing_ok=True)  # the process that was creating it held this lock, and was killed
         if not path.exists():
             _create(path, _publish)
         revision = _settled_revision(path, head)
-        if path.stat().st_size == 0:  # nothing to lose: made by hand, or by a process that was killed in `_publish`
+        if path.stat().st_size == 0:  # created by hand, or by a process that was killed in `_publish`
             _create(path, os.replace)
             revision = head
         return () if revision == head else (_upgrade(path, uri, revision, scripts),)
@@ -63,7 +63,7 @@ def _migrations() -> ScriptDirectory:
 
 
 def _unfinished_files(path: Path) -> list[Path]:
-    """Return the files that are being made beside `path`, or were when a process was killed."""
+    """Return the databases with a temporary name: being created, or left by a process that was killed."""
     return list(path.parent.glob(f".{path.name}.new-*"))
 
 
@@ -82,7 +82,7 @@ def _revision(path: Path, timeout: float | None = None) -> str | None:
 
 
 def _settled_revision(path: Path, head: str | None) -> str | None:
-    """Wait while another program, which takes no lock, is at work on the schema; return the revision that stays."""
+    """Wait while another program (`mlflow ui` takes no lock) creates the schema; return the final revision."""
     started = time.monotonic()
     while True:
         try:
@@ -101,9 +101,9 @@ def _settled_revision(path: Path, head: str | None) -> str | None:
 
 
 def _upgrade(path: Path, uri: str, revision: str | None, scripts: ScriptDirectory) -> str:
-    """Upgrade the database of an older MLflow; return a line that says so, and where it is kept as it was.
+    """Upgrade the database of an older MLflow; return a line that names the backup.
 
-    Raises BadInput when it is no such database, or cannot be upgraded.
+    Raises BadInput when it is not the database of an older MLflow, or cannot be upgraded.
     """
     from alembic.util import CommandError
 
@@ -113,7 +113,7 @@ def _upgrade(path: Path, uri: str, revision: str | None, scripts: ScriptDirector
         raise BadInput(f"{path} belongs to another program; name another file: sqlite:///PATH/mlflow.db")
     if revision is None:
         raise BadInput(
-            f"{path} is half-made: the program that was creating it was stopped; move it away, then try again"
+            f"{path} is incomplete: the program that created it was stopped too early; move it away, then try again"
         )
     try:
         scripts.get_revision(revision)
@@ -142,20 +142,20 @@ def _free_name(path: Path, ending: str) -> Path:
     return next(free for name in names if not (free := path.with_name(name)).exists())
 
 
-def _create(path: Path, give_name: Callable[[Path, Path], None]) -> None:
-    """Make a new database beside `path`; it is given its name only when it is complete."""
+def _create(path: Path, rename: Callable[[Path, Path], None]) -> None:
+    """Create a new database under a temporary name in the same folder; call `rename` when it is complete."""
     from mlflow import MlflowClient
 
     temporary = path.with_name(f".{path.name}.new-{uuid4().hex[:12]}")
     try:
         MlflowClient(tracking_uri=sqlite_address(temporary).uri)
-        give_name(temporary, path)
+        rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, unless the name is taken."""
+    """Rename a complete database, unless a file of that name exists."""
     try:
         os.link(temporary, path)
     except FileExistsError:
