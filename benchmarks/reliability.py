@@ -89,7 +89,7 @@ def tests(folder: Path, jobs: int) -> bool:
 
 def fuzz(summary: Path, seconds: int) -> None:
     """Run the fuzzer for so many seconds on each kind of input; it writes its summary by kind."""
-    command = [sys.executable, str(ROOT / "fuzzing" / "run.py"), "--seconds", str(seconds), "--json", str(summary)]
+    command = [sys.executable, str(ROOT / "tests" / "fuzzing.py"), "--seconds", str(seconds), "--json", str(summary)]
     subprocess.run(command, cwd=ROOT, check=False)
 
 

@@ -10,11 +10,10 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from reliability import note
@@ -113,20 +112,6 @@ def test_without_hard_links_nothing_is_overwritten(own_folder: Path, monkeypatch
         temporary.write_text("ours")
         schema._publish(temporary, target)
         assert target.read_text() == (text or "ours")
-
-
-def test_without_a_shared_memory_database_the_schema_is_made_in_a_file(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connect = sqlite3.connect
-
-    def unshared(name: str | Path, **options: Any) -> sqlite3.Connection:
-        opened: sqlite3.Connection = connect(":memory:" if "mode=memory" in str(name) else name, **options)
-        return opened
-
-    monkeypatch.setattr(sqlite3, "connect", unshared)
-    open_store(None, "adaptkit")
-    assert names(own_folder) == ["mlflow.db"]
 
 
 def test_the_argument_comes_before_the_environment(
@@ -403,27 +388,25 @@ def test_a_database_of_another_program(own_folder: Path) -> None:
     assert names(own_folder) == ["mlflow.db"]
 
 
-@pytest.mark.parametrize("make", [half_made, Path.touch])
-def test_a_half_made_database_without_runs_is_moved_aside(make: Callable[[Path], None], own_folder: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("INSERT INTO runs VALUES ('0123')",)])
+def test_half_made_database(more: tuple[str, ...], own_folder: Path) -> None:
     path = own_folder / "mlflow.db"
-    make(path)
+    half_made(path, *more)
     before = path.read_bytes()
-    (own_folder / "mlflow.db.broken-1").touch()
-
-    opened = open_store(None, "adaptkit")
-
-    assert opened.notices == (f"{path} was half-made and held no runs: moved to mlflow.db.broken-2, and made anew",)
-    assert (own_folder / "mlflow.db.broken-2").read_bytes() == before
-    assert names(own_folder) == ["mlflow.db", "mlflow.db.broken-1", "mlflow.db.broken-2"]
-    assert open_store(None, "adaptkit").notices == ()
-
-
-def test_a_half_made_database_with_runs_is_left_alone(own_folder: Path) -> None:
-    path = own_folder / "mlflow.db"
-    half_made(path, "INSERT INTO runs VALUES ('0123')")
-    before = path.read_bytes()
-    assert refusal() == f"{path} is broken but holds runs: its schema has no revision; move it away and try again"
+    assert refusal() == (
+        f"{path} is incomplete: the program that created it was stopped too early; move it away, then try again"
+    )
     assert path.read_bytes() == before
+    assert names(own_folder) == ["mlflow.db"]
+
+
+def test_empty_file(own_folder: Path) -> None:
+    path = own_folder / "mlflow.db"
+    path.touch()
+    opened = open_store(None, "adaptkit")
+    assert opened.notices == ()
+    assert schema._revision(path) == schema._migrations().get_current_head()
+    assert names(own_folder) == ["mlflow.db"]
 
 
 def test_a_schema_that_another_program_is_writing(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

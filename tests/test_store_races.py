@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from adaptkit.errors import BadInput
 from adaptkit.tracking import schema
 from adaptkit.tracking.store import open_store
 
@@ -140,27 +141,43 @@ def test_eight_processes_on_an_empty_folder(own_folder: Path) -> None:
     assert sorted(path.name for path in own_folder.glob(".mlflow.db*")) in ([], [".mlflow.db.lock"])
 
 
-@pytest.mark.parametrize("who", ["adaptkit", "mlflow"])
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.8, 1.6])
-def test_a_kill_while_the_store_is_made(who: str, delay: float, own_folder: Path) -> None:
+def test_kill_while_adaptkit_creates_store(delay: float, own_folder: Path) -> None:
     log = own_folder / "killed.log"
-    with python(CLIENT if who == "adaptkit" else PLAIN, log) as child:
-        deadline = time.monotonic() + PATIENCE
-        # adaptkit makes the schema in memory after it has taken the lock; MLflow makes it in the file.
-        sign = ".mlflow.db.lock" if who == "adaptkit" else "mlflow.db"
-        while not Path(sign).exists() and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(delay)
-        kill(child)
+    kill_when_there_is(".mlflow.db.lock", CLIENT, delay, log)
 
     with python(CLIENT, log) as child:
-        experiment_id, run_id, *notices = finished(child, log)
-    assert len(notices) <= (who == "mlflow")
+        experiment_id, run_id = finished(child, log)  # and no notice
     assert list(own_folder.glob(".mlflow.db.new-*")) == []
     port = free_port()
     with ui(port, log) as server:
         wait_for(server, port, log)
         assert_is_shown(port, experiment_id, run_id)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.8])
+def test_kill_while_mlflow_creates_store(delay: float, own_folder: Path) -> None:
+    """The next start uses the file, or refuses it with advice; following the advice helps."""
+    log, path = own_folder / "killed.log", own_folder / "mlflow.db"
+    kill_when_there_is("mlflow.db", PLAIN, delay, log)
+
+    try:
+        open_store(None, "adaptkit")
+    except BadInput as error:
+        assert str(error).startswith(str(path)) and "move it away" in str(error)
+        path.rename("aside.db")
+        assert open_store(None, "adaptkit").notices == ()
+    assert schema._revision(path) == schema._migrations().get_current_head()
+
+
+def kill_when_there_is(name: str, code: str, delay: float, log: Path) -> None:
+    """Run a program and kill it so many seconds after a file has appeared."""
+    with python(code, log) as child:
+        deadline = time.monotonic() + PATIENCE
+        while not Path(name).exists() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(delay)
+        kill(child)
 
 
 @pytest.mark.parametrize("before", ["", "link(*names)"])
@@ -234,8 +251,6 @@ def test_an_older_store_is_upgraded_and_kept(own_folder: Path, monkeypatch: pyte
 
 
 def test_an_upgrade_that_fails_changes_nothing(own_folder: Path) -> None:
-    from adaptkit.errors import BadInput
-
     path, older = own_folder / "mlflow.db", make_older(own_folder)
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (5, 'mine', 'active')")
@@ -246,7 +261,10 @@ def test_an_upgrade_that_fails_changes_nothing(own_folder: Path) -> None:
         open_store(None, "adaptkit")
 
     command = f"mlflow db upgrade sqlite:///{path}"
-    assert str(caught.value) == f"{path} could not be upgraded and is as it was; `{command}` shows why"
+    assert (
+        str(caught.value)
+        == f"{path} could not be upgraded and is as it was: `{command}` shows why; move it away to begin with a new one"
+    )
     assert schema._revision(path) == older
     assert list(own_folder.glob("*.backup-*")) == []
 

@@ -53,12 +53,8 @@ def check_writable(path: Path) -> None:
     if path.exists() and not os.access(path, os.W_OK):
         raise BadInput(f"the tracking store {path} is not writable")
     with explained(path):
-        try:
-            if path.exists():
-                ask_to_write(path)
-        except sqlite3.OperationalError:
-            if path.exists():  # else another process has moved a broken file aside in this very moment
-                raise
+        if path.exists():
+            ask_to_write(path)
 
 
 @contextmanager
