@@ -29,14 +29,16 @@ sys.path.insert(0, str(ROOT / "tests"))
 from reliability import FAULTS, FOLDER  # noqa: E402
 
 SUMMARY = "fuzz.json"
-INTRODUCTION = """# What goes wrong, and what then
+INTRODUCTION = """# Reliability
 
-A record of runs is worth as much as the trust in it. Each row is a fault that the tests bring about for real (processes
-are killed, file systems are filled, servers cut the line), what is promised, and how often that was kept. Written by
+Runs are only useful if their records can be trusted. The tests therefore inject real faults: they kill processes, fill file
+systems and close connections. Each row of the first table is a fault. It shows what adaptkit guarantees and how often the
+guarantee held. The tables were written by
 
     python benchmarks/reliability.py
 
-on {when}: {machine}{how}. [When a run dies](resuming.md) and [when the store is away](outages.md) say what to do then.
+on {when}: {machine}{how}. To continue after a fault, see [resuming runs](resuming.md) and
+[unreachable tracking servers](outages.md).
 """
 
 
@@ -60,13 +62,11 @@ def main() -> None:
         fuzzed = json.loads(summary.read_text())["targets"] if summary.exists() else {}
     rows, broken = table(noted)
     machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    how = (
-        "; tests and inputs that had found something were run again after it was mended" if arguments.write_only else ""
-    )
+    how = "; tests and inputs with findings were run again after a fix" if arguments.write_only else ""
     text = INTRODUCTION.format(when=datetime.date.today().isoformat(), machine=machine, how=how)
     text += "\n".join(["\n## Faults\n", *rows, ""])
     if fuzzed:
-        text += "\n".join(["\n## Hostile input\n", *inputs(fuzzed), ""])
+        text += "\n".join(["\n## Untrusted input\n", *inputs(fuzzed), ""])
     temporary = arguments.output.with_name(f".{arguments.output.name}.part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, arguments.output)
@@ -103,7 +103,7 @@ def table(noted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
         kept[one["fault"]] += one["survived"]
         where[one["fault"]].add(one["test"].partition("::")[0])
     rows = [
-        "| fault | how it is produced | promised | injected | kept | test |",
+        "| fault | injected by | guarantee | injected | held | test |",
         "| --- | --- | --- | ---: | ---: | --- |",
     ]
     for name, fault in FAULTS.items():
@@ -115,8 +115,8 @@ def table(noted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
 
 def inputs(fuzzed: dict[str, Any]) -> list[str]:
     """Return the rows of what was fuzzed."""
-    rows = ["Only expected errors, no hang, no unbounded memory: inputs made up under the guidance of coverage.", ""]
-    rows += ["| what reads it | inputs tried | seconds | findings |", "| --- | ---: | ---: | ---: |"]
+    rows = ["A fuzzer generates input for every reader, guided by coverage. Allowed are only expected errors: no hangs and no", "unbounded use of memory.", ""]
+    rows += ["| reader | inputs | seconds | findings |", "| --- | ---: | ---: | ---: |"]
     for name, target in fuzzed.items():
         rows.append(f"| {name} | {target['inputs']:,} | {target['seconds']:.0f} | {len(target['findings'])} |")
     total = sum(target["inputs"] for target in fuzzed.values())
