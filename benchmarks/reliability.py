@@ -1,12 +1,12 @@
-"""Inject every fault that the tests know, try hostile input, and write docs/reliability.md from what came of it.
+"""Run the tests that inject faults and the fuzzer, and write docs/reliability.md from their results.
 
 python benchmarks/reliability.py [--fuzz-seconds 60] [--jobs 2] [--notes DIR] [--output docs/reliability.md]
 
-With --notes, what the tests note is kept in a folder, beside what is there already; with --write-only nothing is run,
-and the file is written from such a folder: for single tests that were run again, with RELIABILITY_OUT naming it.
+--notes stores the notes of the tests in a folder and keeps existing notes. --write-only runs nothing and writes the
+file from such a folder. To add single tests to a folder, run them with the environment variable RELIABILITY_OUT.
 
-Nothing in that file is from memory: the tests note what they injected and what came of it (`tests/reliability.py` says
-what each fault is and what is promised), and the fuzzer counts its inputs.
+All numbers are measured: tests note the faults that they inject and the outcome (`tests/faults.csv` describes each
+fault and its guarantee), and the fuzzer counts its inputs.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from reliability import FAULTS, FOLDER  # noqa: E402
 SUMMARY = "fuzz.json"
 INTRODUCTION = """# Reliability
 
-Runs are only useful if their records can be trusted. The tests therefore inject real faults: they kill processes, fill file
-systems and close connections. Each row of the first table is a fault. It shows what adaptkit guarantees and how often the
-guarantee held. The tables were written by
+Runs are only useful if their records can be trusted. The tests therefore inject real faults: they kill processes, fill
+file systems and close connections. Each row of the first table is a fault. It shows what adaptkit guarantees and how
+often the guarantee held. The tables were written by
 
     python benchmarks/reliability.py
 
@@ -43,12 +43,12 @@ on {when}: {machine}{how}. To continue after a fault, see [resuming runs](resumi
 
 
 def main() -> None:
-    """Run the tests that inject faults, and the fuzzer; write the file; exit with 1 if a promise was not kept."""
+    """Run the tests and the fuzzer and write the file. Exit with code 1 if a guarantee did not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fuzz-seconds", type=int, default=60, help="for each kind of input; 0: none")
-    parser.add_argument("--jobs", type=int, default=2, help="test processes")
-    parser.add_argument("--notes", type=Path, help="folder for what the tests note")
-    parser.add_argument("--write-only", action="store_true", help="write the file from the notes that are there")
+    parser.add_argument("--fuzz-seconds", type=int, default=60, help="seconds for each kind of input; 0: do not fuzz")
+    parser.add_argument("--jobs", type=int, default=2, help="number of test processes")
+    parser.add_argument("--notes", type=Path, help="folder for the notes of the tests")
+    parser.add_argument("--write-only", action="store_true", help="write the file from existing notes")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "reliability.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def tests(folder: Path, jobs: int) -> bool:
-    """Run every test file that notes faults, which do so in this folder; tell whether all passed."""
+    """Run every test file that notes faults, with notes in this folder. Return whether all tests passed."""
     files = [
         str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "reliability import" in path.read_text()
     ]
@@ -88,13 +88,13 @@ def tests(folder: Path, jobs: int) -> bool:
 
 
 def fuzz(summary: Path, seconds: int) -> None:
-    """Run the fuzzer for so many seconds on each kind of input; it writes its summary by kind."""
+    """Run the fuzzer on each kind of input for this number of seconds. It writes a summary by kind."""
     command = [sys.executable, str(ROOT / "fuzzing" / "run.py"), "--seconds", str(seconds), "--json", str(summary)]
     subprocess.run(command, cwd=ROOT, check=False)
 
 
 def table(noted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """Return the rows of all faults, and those whose promise was not always kept, or that nobody injected."""
+    """Return the rows of all faults, and the faults that were not injected or whose guarantee did not always hold."""
     injected: collections.Counter[str] = collections.Counter()
     kept: collections.Counter[str] = collections.Counter()
     where = collections.defaultdict(set)
@@ -114,8 +114,12 @@ def table(noted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
 
 
 def inputs(fuzzed: dict[str, Any]) -> list[str]:
-    """Return the rows of what was fuzzed."""
-    rows = ["A fuzzer generates input for every reader, guided by coverage. Allowed are only expected errors: no hangs and no", "unbounded use of memory.", ""]
+    """Return the rows of the fuzzer's results."""
+    rows = [
+        "A fuzzer generates input for every reader, guided by coverage. Only expected errors are allowed: no hangs and",
+        "no unbounded use of memory.",
+        "",
+    ]
     rows += ["| reader | inputs | seconds | findings |", "| --- | ---: | ---: | ---: |"]
     for name, target in fuzzed.items():
         rows.append(f"| {name} | {target['inputs']:,} | {target['seconds']:.0f} | {len(target['findings'])} |")
