@@ -44,7 +44,7 @@ class Entry:
 def read() -> tuple[Entry, ...]:
     """Return the entries for the installed PEFT.
 
-    If there is no catalogue for this version, measure it and store it in the cache. Raises BadInput if PEFT is not
+    Without a catalogue for this version, measure it and store it in the cache. Raises BadInput if PEFT is not
     installed or cannot be imported.
     """
     version = installed_version()

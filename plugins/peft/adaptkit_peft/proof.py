@@ -16,7 +16,7 @@ SAME = 1e-5
 
 
 def fault(wrapped: nn.Module, merges: bool) -> str:
-    """Return what is wrong with a wrapped linear or convolutional layer, or an empty string.
+    """Describe the fault of a wrapped linear or convolutional layer, or return an empty string.
 
     The check changes the trained parameters of a copy. This must change the output, and the merged layer must give the
     same outputs as the wrapped layer.
