@@ -1,4 +1,4 @@
-"""What a checkpoint after each epoch costs: its seconds beside those of the epochs, and its size."""
+"""Measure the time and size of the checkpoint after each epoch, compared with the time of the epoch."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Watching:
-    """Collect the seconds of a run's epochs."""
+    """Record the time of each epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[float] = []
 
     @hookimpl
     def adaptkit_epoch_ended(self, run: Any, epoch: Any) -> None:
-        """Note an adaptation's epoch."""
+        """Record an epoch of adaptation."""
         if run.kind == "adaptation":
             self.epochs.append(epoch.seconds)
 
 
 def measure(strategy: str, settings: dict[str, Any]) -> tuple[list[float], list[float], list[float], int]:
-    """Run once; return the seconds of epochs, of capturing and of writing checkpoints, and the bytes of one."""
+    """Run once. Return the seconds of epochs, of capturing and of writing checkpoints, and a checkpoint's bytes."""
     capturing, writing, size = [], [], 0
     capture, write = Training.capture, keeping.write_checkpoint
 
@@ -59,7 +59,7 @@ def measure(strategy: str, settings: dict[str, Any]) -> tuple[list[float], list[
     Training.capture, keeping.write_checkpoint = timed_capture, timed_write  # type: ignore[method-assign]
     watching = Watching()
     try:
-        adaptkit.run("scratch", settings={**settings, "epochs": 1})  # the base is in the cache then
+        adaptkit.run("scratch", settings={**settings, "epochs": 1})  # the base is cached after this run
         capturing.clear()
         writing.clear()
         adaptkit.run(strategy, settings=settings, plugins=[watching])
@@ -69,7 +69,7 @@ def measure(strategy: str, settings: dict[str, Any]) -> tuple[list[float], list[
 
 
 def main() -> None:
-    """Print a table, a row a case."""
+    """Print a table with a row for each case."""
     print("| | epoch, s | checkpoint, s | of an epoch | size, MB |")
     print("| --- | --- | --- | --- | --- |")
     for name, (strategy, settings) in CASES.items():

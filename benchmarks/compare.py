@@ -1,8 +1,8 @@
 """Time `adaptkit compare` on 200 tracked runs: python benchmarks/compare.py [--repeats 5]
 
-The runs are written into a real SQLite store as adaptkit records them, with 1,500 test images in each of the two test
-sets and predictions drawn at random around an accuracy for each arm: once 40 arms of 5 seeds, once 4 arms of 50 seeds.
-Each repeat is a process of its own; its start-up (imports, opening the store) is timed apart.
+The benchmark writes runs into a real SQLite store, in the same way as adaptkit. Each run has two test sets of 1,500
+images and random predictions with an accuracy that depends on the arm. There are two cases: 40 arms of 5 seeds, and
+4 arms of 50 seeds. Each repeat is a separate process. Start-up (imports, opening the store) is measured separately.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy
 from measuring import markdown, spread, timed
 
-# The records that the tests fabricate.
+# Functions of the tests that write records.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from fabrication import CLASSES, fabricate
@@ -40,7 +40,7 @@ mark("start-up: imports, opening the store")
 runs = reader.read(reader.find([], None, None))
 mark("read runs and predictions")
 findings = judge_runs(runs)
-mark("judge")
+mark("compare pairs")
 print_findings(Console(file=sys.stderr, width=120), findings)
 mark("print")
 runs = reader.with_curves(runs)
@@ -67,7 +67,7 @@ def fill(uri: str, arms: int, seeds: int) -> None:
 
 
 def measure(arms: int, seeds: int, repeats: int) -> dict[str, list[float]]:
-    """Record so many runs and return the seconds of each phase of comparing them."""
+    """Record the runs and return the seconds of each phase of their comparison."""
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         uri = f"sqlite:///{folder}/mlflow.db"
@@ -76,12 +76,12 @@ def measure(arms: int, seeds: int, repeats: int) -> dict[str, list[float]]:
             _, printed = timed([sys.executable, "-c", MEASURED, uri], Path(folder))
             for phase, seconds in json.loads(printed):
                 found.setdefault(phase, []).append(seconds)
-    compared = [found[phase] for phase in ("read runs and predictions", "judge", "print")]
+    compared = [found[phase] for phase in ("read runs and predictions", "compare pairs", "print")]
     return found | {"**compare, after start-up**": [sum(parts) for parts in zip(*compared, strict=True)]}
 
 
 def main() -> None:
-    """Print the medians of each phase as Markdown."""
+    """Print the median of each phase as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats

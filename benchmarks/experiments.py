@@ -1,4 +1,4 @@
-"""Timed experiments of adaptkit: each a process of its own, in a folder and with a cache that the caller chooses."""
+"""Measure experiments of adaptkit. Each is a separate process, with a folder and cache chosen by the caller."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ PLAIN = "--no-feature-cache"
 
 @contextmanager
 def fresh_folder() -> Iterator[Path]:
-    """Give a folder without a store and without a cache."""
+    """Yield a folder without a store and without a cache."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         yield Path(folder)
 
 
 @contextmanager
 def copied_folder(prepared: Path) -> Iterator[Path]:
-    """Give a copy of a folder whose cache an earlier run has filled."""
+    """Yield a copy of a folder with a cache that an earlier run has filled."""
     with fresh_folder() as folder:
         shutil.copytree(prepared, folder, dirs_exist_ok=True)
         yield folder
 
 
 def strategies(names: Iterable[str]) -> list[str]:
-    """Return the options that name strategies, and the plugin that brings bitfit unless it is installed."""
+    """Return the options for strategies. Add the bitfit plugin if it is needed and not installed."""
     wanted = list(names)
     options = [part for name in wanted for part in ("-s", name)]
     if "bitfit" in wanted and importlib.util.find_spec("adaptkit_bitfit") is None:
@@ -45,16 +45,16 @@ def strategies(names: Iterable[str]) -> list[str]:
 
 
 def embedded(setting: Setting) -> list[str]:
-    """Return the options of an experiment on the embedded data: the default preset's, or a tiny one's."""
+    """Return the options of an experiment with the default preset, or of a tiny one."""
     return ["--preset", "quick", "--epochs", "1", "--set", "base.epochs=1"] if setting.quick else []
 
 
 def experiment(folder: Path, *options: str) -> Sample:
-    """Run `adaptkit run` in a folder, with its cache inside, and add what it said of its runs and events.
+    """Run `adaptkit run` in a folder that contains its cache, and add data about runs and events to the sample.
 
-    `marks` are events in seconds since the process was started, `base` is `{seconds, cached}`, `runs` one
-    `{strategy, seed, seconds, charged, shifted, clean}` each: `seconds` from its first batch to its last epoch, as a
-    clock shows them, `charged` its epochs' own, with what features cost that were computed for another run.
+    `marks` are events in seconds since the start of the process. `base` is `{seconds, cached}`. `runs` has one
+    `{strategy, seed, seconds, charged, shifted, clean}` for each run: `seconds` is the elapsed time from its first
+    batch to its last epoch; `charged` is the time that adaptkit reports, with the original cost of reused features.
     """
     stamps = folder / "stamps.jsonl"
     stamps.unlink(missing_ok=True)
@@ -93,7 +93,7 @@ def runs_alone(sample: Sample) -> float:
 
 
 def total(samples: Sequence[Sample], strategy: str, key: str = "charged") -> list[float]:
-    """Return, for each sample, the sum of one figure over the runs of a strategy."""
+    """Return the sum of a value over the runs of a strategy, for each sample."""
     return [sum(run[key] for run in sample["runs"] if run["strategy"] == strategy) for sample in samples]
 
 

@@ -1,8 +1,8 @@
-"""Time the commands that read a whole experiment, of 30 runs and of 1,000: python benchmarks/large.py [--repeats 2]
+"""Time commands on experiments of 30 and 1,000 runs: python benchmarks/large.py [--repeats 2]
 
-The runs are written into a real SQLite store as a sweep records them: the settings, keys and fingerprints of real
-trials, 10 epochs each, predictions on two test sets of 400 images. Nothing but the base is trained. Each command is a
-process of its own; the two stores run in turn.
+The benchmark writes runs into a real SQLite store, in the same way as a sweep. They have the settings, keys and
+fingerprints of real trials, 10 epochs each, and predictions for two test sets of 400 images. Only the base is trained.
+Each command is a separate process; the two stores are used in turn.
 """
 
 from __future__ import annotations
@@ -21,47 +21,47 @@ from pathlib import Path
 import numpy
 from measuring import Sample, column, described, interleaved, machine, markdown, spread, timed
 
-# The records that the tests fabricate.
+# Functions of the tests that write records.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 IMAGES, EPOCHS, EXPERIMENT = 400, 10, "large"
 SEEDS = "0-4"
-#: strategies and learning rates: with five seeds, so many runs
+#: number of runs -> strategies and learning rates, with five seeds
 SIZES = {30: (("head", "lora"), 3), 1000: (("full", "head", "lora", "partial"), 50)}
 
 
 @dataclass(frozen=True)
 class Shop:
-    """A store with its runs, a folder to work in, and the cache that its commands share."""
+    """A store with its runs, a working folder, and a cache for all commands."""
 
     runs: int
     folder: Path
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return what the commands are given."""
+        """Return the environment of the commands."""
         return {"ADAPTKIT_CACHE": str(self.folder.parent / "cache"), "MLFLOW_TRACKING_URI": self.uri}
 
     @property
     def uri(self) -> str:
-        """Return the address of its store."""
+        """Return the address of the store."""
         return f"sqlite:///{self.folder}/mlflow.db"
 
     @property
     def grid(self) -> list[str]:
-        """Return the command that makes its runs, as far as they are not there."""
+        """Return the command that would create the missing runs."""
         strategies, rates = SIZES[self.runs]
         named = [word for name in strategies for word in ("-s", name)]
         return ["sweep", *named, "--grid", f"lr=1e-4..1e-2/{rates}log", "--seeds", SEEDS, "--preset", "quick"]
 
     def adaptkit(self, *arguments: str) -> Sample:
-        """Run a command; return its time and memory."""
+        """Run a command and return its time and memory."""
         command = [sys.executable, "-m", "adaptkit", *arguments]
         return timed(command, self.folder, self.environment)[0]
 
 
 def fill(shop: Shop) -> float:
-    """Record the runs of a shop's sweep; return the seconds that it took."""
+    """Record the runs of a sweep and return the seconds."""
     os.environ.update(shop.environment)
     from fabrication import CLASSES, fabricate
 
@@ -102,10 +102,10 @@ def fill(shop: Shop) -> float:
 
 
 def measure(shops: list[Shop], repeats: int, only: str) -> dict[str, list[Sample]]:
-    """Return the samples of each command on each store, by `RUNS COMMAND`."""
+    """Return the samples of each command on each store, with keys `RUNS COMMAND`."""
     fresh = ["sweep", "-s", "head", "--preset", "quick", "--epochs", "1"]
     there = ["--experiment", EXPERIMENT]
-    numbers = itertools.count(int(time.time()))  # new ones in a folder that is used again, too
+    numbers = itertools.count(int(time.time()))  # use new numbers, even in a folder of an earlier benchmark
     commands = {
         "`doctor`": lambda shop: shop.adaptkit("doctor"),
         "`compare --no-track`": lambda shop: shop.adaptkit("compare", *there, "--no-track"),
@@ -116,13 +116,11 @@ def measure(shops: list[Shop], repeats: int, only: str) -> dict[str, list[Sample
         "`sweep` of one new trial, in another experiment": lambda shop: shop.adaptkit(
             *fresh, "--experiment", f"empty {next(numbers)}"
         ),
-        "`sweep` of one new trial, beside the runs": lambda shop: shop.adaptkit(
+        "`sweep` of one new trial, in the same experiment": lambda shop: shop.adaptkit(
             *fresh, *there, "--lr", f"0.1{next(numbers)}"
         ),
-        "`sweep --print-trials` whose trials are all there": lambda shop: shop.adaptkit(
-            *shop.grid, *there, "--print-trials"
-        ),
-        "`sweep` whose trials are all there": lambda shop: shop.adaptkit(*shop.grid, *there),
+        "`sweep --print-trials`, all trials finished": lambda shop: shop.adaptkit(*shop.grid, *there, "--print-trials"),
+        "`sweep` with a report, all trials finished": lambda shop: shop.adaptkit(*shop.grid, *there),
     }
     found: dict[str, list[Sample]] = {}
     for name, command in commands.items():
@@ -142,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--only", default="", help="part of the names of the commands to time")
-    parser.add_argument("--folder", type=Path, help="keep the stores there, and use those that are there")
+    parser.add_argument("--folder", type=Path, help="folder for the stores; existing stores are reused")
     asked = parser.parse_args()
     before = machine()
     with tempfile.TemporaryDirectory() as temporary:

@@ -2,9 +2,9 @@
 
     python benchmarks/lora.py --output lora.json
 
-Needs the extra `bench`: `pip install -e .[bench]`. All start from the same weights (checked: equal logits) and take
-the same steps, in turn in one process; a ratio is of two medians of the same round. Prints Markdown tables; keep the
-machine idle meanwhile.
+Requires the extra `bench`: `pip install -e .[bench]`. All libraries start from the same weights, which is checked by
+their logits, and run the same steps in turn in one process. A ratio compares two medians of the same round. The script
+prints Markdown tables. Keep the machine idle while it runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from measuring import described, machine, markdown, ratios, spread
 
-#: images in a step; interleaved passes in a round, of which scaling takes a third and inference twice as many
+#: images per step; interleaved passes per round (scaling uses a third of them, inference twice as many)
 BATCH = {"CNN": 128, "ViT-Tiny": 4}
 PASSES = {"CNN": 9, "ViT-Tiny": 3}
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -31,7 +31,7 @@ PEERS = ("PEFT", "loralib")
 
 
 def measure(rounds: int = 7) -> dict[str, Any]:
-    """Return the figures of each model: seconds by round, bytes; `rounds` medians for each time."""
+    """Return the seconds of each round and the bytes of each model. Each time has `rounds` medians."""
     found: dict[str, Any] = {
         "rounds": rounds,
         "versions": {name: version(name) for name in ("torch", "peft", "loralib")},
@@ -43,7 +43,7 @@ def measure(rounds: int = 7) -> dict[str, Any]:
 
 
 def _measure_model(name: str, rounds: int) -> dict[str, Any]:
-    # Imported here, so that tables can be written without torch.
+    # Imported here, so that printing tables does not require torch.
     import torch
     from lora_steps import (
         adaptkit_model,
@@ -96,7 +96,7 @@ def _measure_model(name: str, rounds: int) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Return Markdown tables of what `measure` returned."""
+    """Return the results of `measure` as Markdown tables."""
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     parts = [
         f"{versions}; rank 8, alpha 16, every linear layer, Adam, fp32; median (minimum to maximum) of "
@@ -156,8 +156,8 @@ def main() -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="medians for each time")
-    parser.add_argument("--output", type=Path, help="keep the figures in this JSON file")
-    parser.add_argument("--read", type=Path, help="print the tables of figures kept earlier")
+    parser.add_argument("--output", type=Path, help="store the results in this JSON file")
+    parser.add_argument("--read", type=Path, help="print the tables of stored results")
     options = parser.parse_args()
     if options.read:
         kept = json.loads(options.read.read_text())

@@ -1,4 +1,4 @@
-"""What `lora.py` measures: two models, three libraries' LoRA on them, one training step, one inference pass."""
+"""Code measured by `lora.py`: two models, LoRA of three libraries, a training step, an inference pass."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ViT(nn.Module):
 
 
 def build(name: str) -> nn.Module:
-    """Return a base model with frozen weights, the same each time."""
+    """Return a base model with frozen weights, always the same."""
     torch.manual_seed(0)
     channels, size = SIZES[name]
     model = SmallCNNModel(channels, size, CLASSES) if name == "CNN" else ViT(size)
@@ -115,14 +115,14 @@ def loralib_model(base: nn.Module, first: Mapping[str, Tensor]) -> nn.Module:
 
 
 def libraries(base: nn.Module) -> dict[str, nn.Module]:
-    """Return the base with each library's LoRA on every linear layer: the same rank, scale, A, and B = 0."""
+    """Return the base with LoRA of each library on every linear layer, with the same rank, scale and A, and B = 0."""
     ours = adaptkit_model(base)
     first = {name: ours.get_submodule(name).lora_A.weight for name in linear_layers(base)}
     return {"adaptkit": ours, "PEFT": peft_model(base, first), "loralib": loralib_model(base, first)}
 
 
 def merged(name: str, model: nn.Module) -> nn.Module:
-    """Return a copy of a library's model for inference, with the updates folded in as that library does it."""
+    """Return a copy of a model for inference, merged by its library."""
     model = copy.deepcopy(model)
     if name == "adaptkit":
         LoRA().merge(model)
@@ -156,17 +156,17 @@ def inference(model: nn.Module, pixels: Tensor) -> Callable[[], None]:
 
 
 def recipe(batch: int) -> Recipe:
-    """Return how all models are trained."""
+    """Return the optimizer for all models."""
     return Recipe(epochs=1, batch_size=batch, lr=1e-4, order_seed=0)
 
 
 def step_memory(model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
-    """Return adaptkit's figure for a model: parameters, gradients, optimizer state, what backward needs."""
+    """Return adaptkit's memory estimate: parameters, gradients, optimizer state, tensors saved for backward."""
     return step_bytes(model, pixels, labels, recipe(len(labels)))
 
 
 def allocated(step: Callable[[], None]) -> int:
-    """Return the most bytes that a step on the CPU held at once beyond those that were held before it."""
+    """Return the peak number of bytes that a step on the CPU allocates."""
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
     changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -178,7 +178,7 @@ def allocated(step: Callable[[], None]) -> int:
 
 
 def interleaved(cases: Mapping[str, Callable[[], None]], rounds: int, passes: int) -> dict[str, list[float]]:
-    """Return each case's median seconds in each round; a pass runs every case once, each time another one first."""
+    """Return the median seconds of each case per round. Each pass runs every case once, in rotating order."""
     names = list(cases)
     medians: dict[str, list[float]] = {name: [] for name in names}
     for name in names:

@@ -1,4 +1,4 @@
-"""Many runs of one experiment on the default preset, against five `full` runs on the plain path."""
+"""Compare experiments of many runs with five `full` runs on the plain path, with the default preset."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def measure(setting: Setting) -> Figures:
 
 
 def tables(figures: Figures) -> str:
-    """Return whole experiments and the runs alone, then what a strategy's runs took by the clock."""
+    """Return tables of whole experiments and of runs alone, then of the elapsed time of each strategy."""
     rows = []
     for name, samples in figures.items():
         alone = [runs_alone(sample) for sample in samples]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timed child processes, interleaving, spread, the machine, Markdown tables."""
+"""Shared code of the benchmarks: timed processes, interleaving, spread, machine, Markdown tables."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: one timed child process: `seconds`, `cpu_seconds`, `peak_bytes`, and what its caller adds
+#: a timed process: `seconds`, `cpu_seconds`, `peak_bytes`, and values added by the caller
 Sample = dict[str, Any]
-#: the figures of a part by name; lists hold a value or sample for each repeat, in the same order
+#: measurements of a part by name; lists have a value or sample for each repeat, in the same order
 Figures = dict[str, Any]
 
-#: settings of the person who measures that would change what is measured
+#: environment variables that would change the results
 LEFT_OUT = ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "ADAPTKIT_PLUGINS", "ADAPTKIT_CACHE")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How to measure: `quick` tries everything at a tiny size; `keep` saves figures as they come in."""
+    """Settings of a measurement: `quick` uses tiny sizes; `keep` stores results as they arrive."""
 
     repeats: int
     quick: bool
@@ -38,7 +38,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure beside the most that it should be: `values` has one for each repeat."""
+    """A measurement with its upper limit. `values` has one value for each repeat."""
 
     name: str
     values: Sequence[float]
@@ -48,7 +48,7 @@ class Goal:
 
     @property
     def row(self) -> list[str]:
-        """Return the cells of the goal's line."""
+        """Return the cells of the row for this goal."""
         limit = f"{self.limit:g}{self.unit}"
         if not self.values:
             return [self.name, "not measured", limit, ""]
@@ -57,10 +57,10 @@ class Goal:
 
 
 def timed(command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> tuple[Sample, str]:
-    """Run a command in a folder; return its time and memory, and what it printed.
+    """Run a command in a folder and return its time, memory and output.
 
-    `started` is the monotonic clock's time, the same clock for all processes. Ends the benchmark if the command fails.
-    The peak is that of the process, or of this one where that is larger: import nothing large here.
+    `started` is the time of the monotonic clock, which all processes share. If the command fails, the benchmark exits.
+    The peak is the maximum of that process and this one, so do not import large packages here.
     """
     inherited = {key: value for key, value in os.environ.items() if key not in LEFT_OUT}
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as messages:
@@ -88,7 +88,7 @@ def timed(command: Sequence[str], folder: Path, environment: Mapping[str, str] |
 def interleaved(
     cases: Mapping[str, Callable[[], Mapping[str, Any]]], repeats: int, keep: Callable[[Figures], None]
 ) -> dict[str, list[Any]]:
-    """Run the cases in turn, in the opposite order every other time; return what each gave, by the names it gave."""
+    """Run the cases in turn, in alternating order, and return the samples by name."""
     found: dict[str, list[Any]] = {}
     for repeat in range(repeats):
         for case in list(cases) if repeat % 2 == 0 else reversed(cases):
@@ -101,17 +101,17 @@ def interleaved(
 
 
 def column(samples: Sequence[Sample], key: str = "seconds") -> list[float]:
-    """Return one figure of each sample."""
+    """Return one value of each sample."""
     return [sample[key] for sample in samples]
 
 
 def ratios(these: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Return the ratio of each repeat that both have: what ran at about the same time is compared."""
+    """Return the ratio for each repeat that both have, so that simultaneous measurements are compared."""
     return [this / other for this, other in zip(these, others, strict=False)]
 
 
 def differences(these: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Return the difference of each repeat."""
+    """Return the difference for each repeat."""
     return [this - other for this, other in zip(these, others, strict=True)]
 
 
@@ -138,7 +138,7 @@ print(json.dumps([torch.get_num_threads(), {name: version(name) for name in name
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on: processor, threads, versions, commit, and how busy the machine is."""
+    """Return facts that affect measurements: processor, threads, versions, commit, load."""
     here = Path(__file__).parent
     threads, versions = json.loads(timed([sys.executable, "-c", ASKED], here)[1])
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
@@ -156,7 +156,7 @@ def machine() -> dict[str, Any]:
 
 
 def described(found: Mapping[str, Any]) -> str:
-    """Return a machine as a line of text."""
+    """Describe a machine in a line of text."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return (
         f"{found['date']}, {found['processor']}, {found['architecture']}, {found['cores']} cores, {found['threads']} "
@@ -165,7 +165,7 @@ def described(found: Mapping[str, Any]) -> str:
 
 
 def _processor() -> str:
-    """Return the processor's name where the system tells it."""
+    """Return the name of the processor if the system provides it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -2,8 +2,8 @@
 
     python benchmarks/notebook.py --script NOTEBOOK.py --data-dir FOLDER_WITH_MNIST
 
-Both run once per seed, in turn, each as a process of its own; adaptkit with an empty cache and an empty folder, so that
-it trains the base and makes the tracking store every time. Prints a Markdown table; keep the machine idle meanwhile.
+Both run once per seed, in turn, each in a separate process. adaptkit has an empty cache and an empty folder, so that it
+trains the base and creates the tracking store every time. Prints a Markdown table. Keep the machine idle while it runs.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("--script", type=Path)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="keep the raw figures in this JSON file")
-    parser.add_argument("--read", type=Path, help="print the tables of raw figures kept earlier")
+    parser.add_argument("--output", type=Path, help="store the raw results in this JSON file")
+    parser.add_argument("--read", type=Path, help="print the tables of stored results")
     options = parser.parse_args()
     if options.read:
         kept = json.loads(options.read.read_text())
@@ -80,21 +80,21 @@ def main() -> None:
 
 
 def print_tables(seconds: dict[str, list[float]], raw: dict[str, list[Any]]) -> None:
-    """Print accuracies and times as Markdown; p is Welch's t-test of script against adaptkit, uncorrected."""
+    """Print accuracies and times as Markdown. p is that of Welch's t-test of script and adaptkit, not corrected."""
     theirs: dict[str, list[float]] = {
-        "base, clean test": [run["base"]["test_accuracy"][-1] for run in raw["script"]],
-        "zero-shot, shifted test": [run["base"]["shifted_accuracy"] for run in raw["script"]],
+        "base, source test": [run["base"]["test_accuracy"][-1] for run in raw["script"]],
+        "zero-shot, target test": [run["base"]["shifted_accuracy"] for run in raw["script"]],
     }
     ours: dict[str, list[float]] = {
-        "base, clean test": [document["base"]["test_accuracy"] for document in raw["adaptkit"]],
-        "zero-shot, shifted test": [document["base"]["shifted_accuracy"] for document in raw["adaptkit"]],
+        "base, source test": [document["base"]["test_accuracy"] for document in raw["adaptkit"]],
+        "zero-shot, target test": [document["base"]["shifted_accuracy"] for document in raw["adaptkit"]],
     }
     for strategy in STRATEGIES:
         runs = [run for document in raw["adaptkit"] for run in document["runs"] if run["strategy"] == strategy]
-        theirs[f"{strategy}, clean test"] = [run[strategy]["test_accuracy"][-1] for run in raw["script"]]
-        theirs[f"{strategy}, shifted test"] = [run[strategy]["shifted_accuracy"] for run in raw["script"]]
-        ours[f"{strategy}, clean test"] = [run["metrics"]["final/test_accuracy"] for run in runs]
-        ours[f"{strategy}, shifted test"] = [run["metrics"]["final/shifted_accuracy"] for run in runs]
+        theirs[f"{strategy}, source test"] = [run[strategy]["test_accuracy"][-1] for run in raw["script"]]
+        theirs[f"{strategy}, target test"] = [run[strategy]["shifted_accuracy"] for run in raw["script"]]
+        ours[f"{strategy}, source test"] = [run["metrics"]["final/test_accuracy"] for run in runs]
+        ours[f"{strategy}, target test"] = [run["metrics"]["final/shifted_accuracy"] for run in runs]
     first = raw["script"][0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {first['torch']},")
     print(f"{first['threads']} threads, {len(raw['script'])} seeds.\n")

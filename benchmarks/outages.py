@@ -1,9 +1,9 @@
-"""Time training beside a tracking server that is well, slow, away, or fails: python benchmarks/outages.py [--repeats 3]
+"""Time training with a healthy, slow, unreachable or failing server: python benchmarks/outages.py [--repeats 3]
 
-A proxy stands before a real `mlflow ui` and misbehaves from the first epoch of the base on: `slow` answers each request
-a second late, `refuse` cuts the line, `error` answers 500, `hang` answers nothing for a minute. The time is that from
-the first batch of the base to the end of the last run's training and judging; sending what is left comes after it. Each
-repeat is a process of its own, with an empty cache; the cases are interleaved.
+A proxy in front of a real `mlflow ui` misbehaves from the first epoch of the base. `slow` responds to each request a
+second late, `refuse` closes connections, `error` responds with 500, `hang` does not respond for a minute. The benchmark
+measures the time from the first batch of the base to the end of the evaluation of the last run, without the upload of
+remaining events. Each repeat is a separate process with an empty cache; the cases are interleaved.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def adaptkit_run_ended(run, result, model):
 
 
 def run(proxy: Proxy, case: str, arguments: list[str]) -> Sample:
-    """Run an experiment while the server is in this case; return how long training and judging took."""
+    """Run an experiment with the server in this state. Return the seconds of training and evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "plugin.py").write_text(PLUGIN)
         own = {"CASE": case, "PROXY": proxy.address}
@@ -71,10 +71,10 @@ def run(proxy: Proxy, case: str, arguments: list[str]) -> Sample:
 
 
 def main() -> None:
-    """Print the seconds of training in each case, and their ratio to the server that is well, as Markdown."""
+    """Print the seconds of training in each case, and the ratio to a healthy server, as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--arguments", default="-s full -s lora --seeds 0-1", help="what `adaptkit run` is told")
+    parser.add_argument("--arguments", default="-s full -s lora --seeds 0-1", help="options of `adaptkit run`")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, mlflow_ui(Path(folder)) as page, misbehaving(page.address) as proxy:
         cases = {
@@ -87,7 +87,7 @@ def main() -> None:
         [case, spread(column(samples), 1), spread(ratios(column(samples), well)), str(samples[-1]["kept"])]
         for case, samples in found.items()
     ]
-    print(markdown(["server", "seconds of training and judging", "/ ok", "runs kept for `adaptkit sync`"], rows))
+    print(markdown(["server", "seconds of training and evaluation", "/ ok", "runs kept for `adaptkit sync`"], rows))
     print(json.dumps(machine(), indent=2))
 
 

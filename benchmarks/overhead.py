@@ -1,4 +1,4 @@
-"""What tracking costs: a default run with a store that is there already, tracked and untracked."""
+"""Measure the cost of tracking: a default run with an existing store, tracked and untracked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from measuring import Figures, Goal, Sample, Setting, column, differences, inter
 TITLE = "Tracking"
 TRACKED, UNTRACKED, WATCHED = "tracked", "--no-track", "calls of MlflowClient"
 
-#: runs the command with each outermost call of MLflow's client timed, and prints those times
+#: program that runs the command and prints the time of each outermost call of MLflow's client
 DRIVER = """
 import functools, json, sys, threading, time
 from mlflow import MlflowClient
@@ -41,7 +41,7 @@ finally:  # the command ends with SystemExit
 
 
 def measure(setting: Setting) -> Figures:
-    """Fill a folder's cache and store, then run there tracked, untracked and with MLflow's client watched, in turn."""
+    """Fill the cache and store of a folder, then run there tracked, untracked and with a timed MLflow client."""
     options = [*embedded(setting), *strategies(["lora"])]
     with fresh_folder() as folder:
         experiment(folder, *options)
@@ -62,7 +62,7 @@ def measure(setting: Setting) -> Figures:
 
 
 def tables(figures: Figures) -> str:
-    """Return whole processes, then the time inside each kind of call."""
+    """Return tables of whole processes and of the time in each kind of call."""
     rows = [
         [name, spread(column(figures[name])), spread(column(figures[name], "cpu_seconds"))]
         for name in (TRACKED, UNTRACKED)
@@ -89,7 +89,7 @@ def tables(figures: Figures) -> str:
 
 
 def goals(figures: Figures) -> list[Goal]:
-    """Return the goals for the whole overhead and for the calls that log."""
+    """Return the goals for the total overhead and for logging calls."""
     return [
         Goal("tracked - untracked", differences(column(figures[TRACKED]), column(figures[UNTRACKED])), 3, " s"),
         Goal("inside logging calls", _inside(figures, "log_"), 0.3, " s"),
@@ -97,5 +97,5 @@ def goals(figures: Figures) -> list[Goal]:
 
 
 def _inside(figures: Figures, prefix: str) -> list[float]:
-    """Return the seconds inside calls whose names begin so, for each repeat."""
+    """Return the seconds in calls with this name prefix, for each repeat."""
     return [sum(took for name, took in sample["calls"] if name.startswith(prefix)) for sample in figures[WATCHED]]

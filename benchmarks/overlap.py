@@ -1,9 +1,10 @@
-"""Measure what it changes that the notebook's target images may be among its source images.
+"""Measure the effect of target images that are also source images, as in the notebook.
 
     python benchmarks/overlap.py --data-dir FOLDER_WITH_MNIST
 
-Full fine-tuning on the notebook preset, from one base a seed: target images disjoint from the source, as in adaptkit,
-or drawn from source and pool alike, as in the notebook. Prints gain and retention in points, paired by seed and draw.
+Runs full fine-tuning with the notebook preset, from one base per seed. Target images are either disjoint from the
+source, as in adaptkit, or drawn from both source and pool, as in the notebook. Prints gain and retention in points,
+paired by seed and draw.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ IMAGES, SOURCE, ALL = 2_000, 20_000, 60_000
 
 
 def views_of(pixels: torch.Tensor, request: Request, order: int, epoch: int) -> torch.Tensor:
-    """Return an epoch's views of the target images."""
+    """Return the views of the target images for an epoch."""
     return shifted_views(pixels, request.shifts, derive_seed(order, f"v{epoch}"))
 
 
 def accuracy(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
-    """Return the fraction of images that the model labels rightly."""
+    """Return the fraction of images that the model classifies correctly."""
     return share_right(predict_logits(model, pixels), labels)
 
 

@@ -1,4 +1,4 @@
-"""LoRA beside PEFT and loralib: `lora.py`, in a process of its own, so that nothing large is imported here."""
+"""Compare LoRA with PEFT and loralib: run `lora.py` in a separate process, to avoid large imports here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEASURE = "import json, sys, lora; print(json.dumps(lora.measure(int(sys.argv[1]
 
 
 def measure(setting: Setting) -> Figures:
-    """Return what `lora.measure` returns, or which libraries are missing."""
+    """Return the result of `lora.measure`, or the missing libraries."""
     if missing := [name for name in PEERS if importlib.util.find_spec(name.lower()) is None]:
         print(f"not installed: {', '.join(missing)}", file=sys.stderr)
         return {"missing": missing}

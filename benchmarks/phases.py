@@ -1,4 +1,4 @@
-"""The notebook's experiment, phase by phase: the plain script against adaptkit's preset `notebook`."""
+"""Compare each phase of the plain notebook script with adaptkit's preset `notebook`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SMALL = (
     *("--epochs", "1", "--set", "base.epochs=1"),
     *("--set", "split.source=1000", "--set", "split.pool=2000", "--set", "split.test=500"),
 )
-#: repeats of what takes long and is compared with nothing that is close to it
+#: repeats of long measurements that need little precision
 SELDOM = 1
-#: what is run twice in the same folder: the second time the base, the features and the store are there
+#: modes that run twice in the same folder; the second run finds base, features and store
 TWICE = {"fp32": (), "plain path": (PLAIN,), "bf16": ("--precision", "bf16")}
 
 
 def measure(setting: Setting) -> Figures:
-    """Run the script, the preset twice in each way, and all twenty runs; each first time in an empty folder."""
+    """Run the script, the preset twice in each mode, and all twenty runs. Each first run has an empty folder."""
     if setting.data_dir is None:
         sys.exit("the notebook's experiment needs --data-dir: a folder with MNIST")
     data = str(setting.data_dir.resolve())
@@ -61,14 +61,14 @@ def measure(setting: Setting) -> Figures:
 
 
 def computes_bf16() -> bool:
-    """Tell whether `--precision auto` is bf16 here."""
+    """Return whether `--precision auto` selects bf16 on this machine."""
     code = "import torch; from adaptkit.experiment import hardware; print(hardware.computes_bf16(torch.device('cpu')))"
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return asked.stdout.strip() == "True"
 
 
 def tables(figures: Figures) -> str:
-    """Return whole processes, then phases, each beside its ratio to the script; then where the rest goes."""
+    """Return tables of whole processes and of phases, with ratios to the script, and of the remaining time."""
     script = figures.get("script", [])
     whole = [_row(name, column(samples), column(script)) for name, samples in figures.items()]
     phases = []
@@ -94,7 +94,7 @@ def tables(figures: Figures) -> str:
             markdown(["whole process", "seconds, median (min to max)", "/ script"], whole),
             markdown(["epochs, trained and evaluated", "seconds, median (min to max)", "/ script"], phases),
             markdown(["seconds of", "start-up, without the base's epochs", "adaptation epochs", "all else"], rest),
-            markdown(["clean test accuracy, %", "script", *_measured(figures)], _accuracies(figures)),
+            markdown(["source test accuracy, %", "script", *_measured(figures)], _accuracies(figures)),
         ]
     )
 
@@ -144,7 +144,7 @@ def _row(name: str, ours: list[float], theirs: list[float]) -> list[str]:
 
 
 def _accuracies(figures: Figures) -> list[list[str]]:
-    """Return the adapted models' accuracy on clean test images."""
+    """Return the source accuracy of the adapted models."""
     rows = []
     for strategy in STRATEGIES:
         script = [100 * sample["clean"][strategy] for sample in figures.get("script", [])]

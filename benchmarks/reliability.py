@@ -1,12 +1,12 @@
-"""Inject every fault that the tests know, try hostile input, and write docs/reliability.md from what came of it.
+"""Run the tests that inject faults and the fuzzer, and write docs/reliability.md from their results.
 
 python benchmarks/reliability.py [--fuzz-seconds 60] [--jobs 2] [--notes DIR] [--output docs/reliability.md]
 
-With --notes, what the tests note is kept in a folder, beside what is there already; with --write-only nothing is run,
-and the file is written from such a folder: for single tests that were run again, with RELIABILITY_OUT naming it.
+--notes stores the notes of the tests in a folder and keeps existing notes. --write-only runs nothing and writes the
+file from such a folder. To add single tests to a folder, run them with the environment variable RELIABILITY_OUT.
 
-Nothing in that file is from memory: the tests note what they injected and what came of it (`tests/reliability.py` says
-what each fault is and what is promised), and the fuzzer counts its inputs.
+All numbers are measured: tests note the faults that they inject and the outcome (`tests/faults.csv` describes each
+fault and its guarantee), and the fuzzer counts its inputs.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ sys.path.insert(0, str(ROOT / "tests"))
 from reliability import FAULTS, FOLDER  # noqa: E402
 
 SUMMARY = "fuzz.json"
-INTRODUCTION = """# What goes wrong, and what then
+INTRODUCTION = """# Reliability
 
-A record of runs is worth as much as the trust in it. Each row is a fault that the tests bring about for real (processes
-are killed, file systems are filled, servers cut the line), what is promised, and how often that was kept. Written by
+Runs are only useful if their records can be trusted. The tests therefore inject real faults: they kill processes, fill
+file systems and close connections. Each row of the first table is a fault. It shows what adaptkit guarantees and how
+often the guarantee held. The tables were written by
 
     python benchmarks/reliability.py
 
-on {when}: {machine}{how}. [When a run dies](resuming.md) and [when the store is away](outages.md) say what to do then.
+on {when}: {machine}{how}. To continue after a fault, see [resuming runs](resuming.md) and
+[unreachable tracking servers](outages.md).
 """
 
 
 def main() -> None:
-    """Run the tests that inject faults, and the fuzzer; write the file; exit with 1 if a promise was not kept."""
+    """Run the tests and the fuzzer and write the file. Exit with code 1 if a guarantee did not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fuzz-seconds", type=int, default=60, help="for each kind of input; 0: none")
-    parser.add_argument("--jobs", type=int, default=2, help="test processes")
-    parser.add_argument("--notes", type=Path, help="folder for what the tests note")
-    parser.add_argument("--write-only", action="store_true", help="write the file from the notes that are there")
+    parser.add_argument("--fuzz-seconds", type=int, default=60, help="seconds for each kind of input; 0: do not fuzz")
+    parser.add_argument("--jobs", type=int, default=2, help="number of test processes")
+    parser.add_argument("--notes", type=Path, help="folder for the notes of the tests")
+    parser.add_argument("--write-only", action="store_true", help="write the file from existing notes")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "reliability.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -60,13 +62,11 @@ def main() -> None:
         fuzzed = json.loads(summary.read_text())["targets"] if summary.exists() else {}
     rows, broken = table(noted)
     machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    how = (
-        "; tests and inputs that had found something were run again after it was mended" if arguments.write_only else ""
-    )
+    how = "; tests and inputs with findings were run again after a fix" if arguments.write_only else ""
     text = INTRODUCTION.format(when=datetime.date.today().isoformat(), machine=machine, how=how)
     text += "\n".join(["\n## Faults\n", *rows, ""])
     if fuzzed:
-        text += "\n".join(["\n## Hostile input\n", *inputs(fuzzed), ""])
+        text += "\n".join(["\n## Untrusted input\n", *inputs(fuzzed), ""])
     temporary = arguments.output.with_name(f".{arguments.output.name}.part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, arguments.output)
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def tests(folder: Path, jobs: int) -> bool:
-    """Run every test file that notes faults, which do so in this folder; tell whether all passed."""
+    """Run every test file that notes faults, with notes in this folder. Return whether all tests passed."""
     files = [
         str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "reliability import" in path.read_text()
     ]
@@ -88,13 +88,13 @@ def tests(folder: Path, jobs: int) -> bool:
 
 
 def fuzz(summary: Path, seconds: int) -> None:
-    """Run the fuzzer for so many seconds on each kind of input; it writes its summary by kind."""
+    """Run the fuzzer on each kind of input for this number of seconds. It writes a summary by kind."""
     command = [sys.executable, str(ROOT / "tests" / "fuzzing.py"), "--seconds", str(seconds), "--json", str(summary)]
     subprocess.run(command, cwd=ROOT, check=False)
 
 
 def table(noted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """Return the rows of all faults, and those whose promise was not always kept, or that nobody injected."""
+    """Return the rows of all faults, and the faults that were not injected or whose guarantee did not always hold."""
     injected: collections.Counter[str] = collections.Counter()
     kept: collections.Counter[str] = collections.Counter()
     where = collections.defaultdict(set)
@@ -103,7 +103,7 @@ def table(noted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
         kept[one["fault"]] += one["survived"]
         where[one["fault"]].add(one["test"].partition("::")[0])
     rows = [
-        "| fault | how it is produced | promised | injected | kept | test |",
+        "| fault | injected by | guarantee | injected | held | test |",
         "| --- | --- | --- | ---: | ---: | --- |",
     ]
     for name, fault in FAULTS.items():
@@ -114,9 +114,13 @@ def table(noted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
 
 
 def inputs(fuzzed: dict[str, Any]) -> list[str]:
-    """Return the rows of what was fuzzed."""
-    rows = ["Only expected errors, no hang, no unbounded memory: inputs made up under the guidance of coverage.", ""]
-    rows += ["| what reads it | inputs tried | seconds | findings |", "| --- | ---: | ---: | ---: |"]
+    """Return the rows of the fuzzer's results."""
+    rows = [
+        "A fuzzer generates input for every reader, guided by coverage. Only expected errors are allowed: no hangs and",
+        "no unbounded use of memory.",
+        "",
+    ]
+    rows += ["| reader | inputs | seconds | findings |", "| --- | ---: | ---: | ---: |"]
     for name, target in fuzzed.items():
         rows.append(f"| {name} | {target['inputs']:,} | {target['seconds']:.0f} | {len(target['findings'])} |")
     total = sum(target["inputs"] for target in fuzzed.values())

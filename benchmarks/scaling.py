@@ -1,4 +1,4 @@
-"""How time and memory of an experiment grow with the number of seeds and with the test set."""
+"""Measure time and memory of experiments for several numbers of seeds and of test images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ WAYS = {"": (), ", plain path": (PLAIN,)}
 
 
 def measure(setting: Setting) -> Figures:
-    """Run each size in turn, with and without reuse of features; the base is in the cache, features are not."""
+    """Run each size in turn, with and without cached features. The base is cached, features are not."""
     untracked = [*embedded(setting), *strategies(["lora"]), "--no-track"]
     sizes = {f"seeds: {count}": ["--seeds", f"0-{count - 1}"] for count in (SEEDS[:2] if setting.quick else SEEDS)}
     for count in SMALL_TESTS if setting.quick else TESTS:
         sizes[f"test images: {count}"] = ["--set", f"split.test={count}"]
     with fresh_folder() as prepared:
-        for count in SMALL_TESTS if setting.quick else TESTS:  # each may have a base of its own
+        for count in SMALL_TESTS if setting.quick else TESTS:  # sizes can have different bases
             experiment(prepared, *untracked, PLAIN, "--epochs", "1", "--set", f"split.test={count}")
 
         def case(size: str, way: str) -> dict[str, Sample]:
@@ -31,7 +31,7 @@ def measure(setting: Setting) -> Figures:
 
 
 def tables(figures: Figures) -> str:
-    """Return, for each size, seconds and the peak memory of the process, with and without reuse of features."""
+    """Return seconds and peak memory of the process for each size, with and without cached features."""
     rows = []
     for size in (name for name in figures if not name.endswith(", plain path")):
         cells = [size]
@@ -48,5 +48,5 @@ def tables(figures: Figures) -> str:
 
 
 def goals(figures: Figures) -> list[Goal]:
-    """Return no goals: there are none for scaling."""
+    """Return an empty list: scaling has no goals."""
     return []

@@ -1,9 +1,9 @@
-"""Run hundreds of short runs and watch what they leave behind: python benchmarks/soak.py [--runs 300]
+"""Check hundreds of short runs for leaks: python benchmarks/soak.py [--runs 300]
 
-Three ways: a sweep of so many trials in one process, `adaptkit.run` half as often in one process, and a twentieth as
-many processes of one run each. After every few runs: the resident memory once freed memory has been given back, open
-files, those of them that are the store's database, threads, and temporary files. Growth is what a straight line
-through all samples after the first third says, a run.
+There are three cases: a sweep with this number of trials in one process, half this number of `adaptkit.run` calls in
+one process, and a twentieth of this number as separate processes. At intervals, the benchmark records resident memory
+(after freed memory was returned to the system), open files, open files of the database, threads, and temporary files.
+Growth per run is the slope of a straight line fitted to all samples after the first third.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from measuring import described, machine, markdown, timed
 TINY = {
     "split.source": 200, "split.pool": 100, "split.test": 100, "shots": 5, "base.epochs": 1, "epochs": 1,
 }  # fmt: skip
-#: a fortieth of the runs lies between two samples
+#: number of samples
 SAMPLES = 40
 FIGURES = ("memory MB", "open files", "of the database", "threads", "temporary files", "Python objects, thousands")
 
-#: what is run in a process of its own: as many runs as it is told, watched
+#: program of the separate process, which executes and monitors runs
 WATCHED = """
 import ctypes, gc, json, os, sys, tempfile
 from pathlib import Path
@@ -71,7 +71,7 @@ print(json.dumps(samples))
 
 
 def soak(how: str, runs: int, samples: int = SAMPLES) -> list[list[float]]:
-    """Make so many runs in one process, by `run` or by `sweep`; return its samples, the runs made before each first."""
+    """Execute runs in one process with `run` or `sweep`. Return samples; their first value is the number of runs."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "temporary").mkdir()
         command = [sys.executable, "-c", WATCHED, how, str(runs), str(max(1, runs // samples)), json.dumps(TINY)]
@@ -81,13 +81,13 @@ def soak(how: str, runs: int, samples: int = SAMPLES) -> list[list[float]]:
 
 
 def growth(samples: Sequence[Sequence[float]], figure: int) -> float:
-    """Return by how much a figure grows a run, after the first third of the runs."""
+    """Return the growth of a value per run, after the first third of the runs."""
     later = samples[len(samples) // 3 :]
     return statistics.linear_regression([row[0] for row in later], [row[figure] for row in later]).slope
 
 
 def processes(count: int) -> dict[str, Any]:
-    """Make a run in each of so many processes, one after the other; return what is left of them."""
+    """Execute a run in each of several consecutive processes. Return what remains after each of them."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "temporary").mkdir()
         sets = [word for key, value in TINY.items() if key != "epochs" for word in ("--set", f"{key}={value}")]
@@ -140,7 +140,7 @@ def main() -> None:
             [name, *(f"{row[place]:.1f}" for row in chosen), f"{growth(samples, place):+.4f}"]
             for place, name in enumerate(FIGURES, start=1)
         ]
-        heading = [f"{title}, {seconds:.0f} s", *(f"after {row[0]:.0f} runs" for row in chosen), "growth a run"]
+        heading = [f"{title}, {seconds:.0f} s", *(f"after {row[0]:.0f} runs" for row in chosen), "growth per run"]
         print(f"{markdown(heading, rows)}\n", flush=True)
     if asked.only in (None, "processes"):
         found = processes(max(2, asked.runs // 20))
@@ -151,7 +151,7 @@ def main() -> None:
             ["temporary files left", str(first[0]), str(last[0])],
             ["files in the cache", str(first[1]), str(last[1])],
         ]
-        print(markdown([f"{len(found['left'])} processes of a run each", "the first", "the last"], rows))
+        print(markdown([f"{len(found['left'])} processes with one run each", "the first", "the last"], rows))
 
 
 if __name__ == "__main__":

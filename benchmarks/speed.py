@@ -1,13 +1,13 @@
-"""Measure how fast adaptkit is, against the goals it was given, and print Markdown tables.
+"""Measure the speed of adaptkit, compare it with its goals, and print Markdown tables.
 
     python benchmarks/speed.py --script NOTEBOOK.py --data-dir FOLDER_WITH_MNIST --output speed.json
     python benchmarks/speed.py --only startup,tracking --repeats 9
     python benchmarks/speed.py --read speed.json
 
-What is compared in a ratio runs in turn, in the opposite order every other time, each as a process of its own; a first
-run has an empty folder and an empty cache. Figures are medians with minimum and maximum, ratios are taken repeat by
-repeat. Keep the machine idle meanwhile: with five repeats it takes about two hours. With `--only` and an `--output`
-that exists, the other parts in that file stay.
+The cases of a ratio run in turn, in alternating order, each in a separate process. A first run has an empty folder and
+an empty cache. Results are medians with minimum and maximum; ratios are computed within each repeat. Keep the machine
+idle: five repeats take about two hours. With `--only` and an existing `--output`, the other parts of that file are
+kept.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ PARTS = {
 
 
 def main() -> None:
-    """Measure the parts that are asked for, or read kept figures, and print the tables."""
+    """Measure the chosen parts, or read stored results, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--script", type=Path, help="the notebook as a plain script; without it, no ratios to it")
     parser.add_argument("--data-dir", type=Path, help="the folder with MNIST, for the notebook's experiment")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, of {','.join(PARTS)}")
-    parser.add_argument("--quick", action="store_true", help="try everything at a tiny size; the figures mean nothing")
-    parser.add_argument("--output", type=Path, help="keep the raw figures in this JSON file")
-    parser.add_argument("--read", type=Path, help="print the tables of raw figures kept earlier")
+    parser.add_argument("--quick", action="store_true", help="run at a tiny size; the results are not meaningful")
+    parser.add_argument("--output", type=Path, help="store the raw results in this JSON file")
+    parser.add_argument("--read", type=Path, help="print the tables of stored results")
     options = parser.parse_args()
     names = [name.strip() for name in options.only.split(",")]
     if unknown := [name for name in names if name not in PARTS]:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure(name: str, options: argparse.Namespace, document: dict[str, Any]) -> None:
-    """Measure a part and keep its figures, with machine and date, after every repeat."""
+    """Measure a part. Store its results, with machine and date, after every repeat."""
     part: dict[str, Any] = {"machine": machine(), "repeats": options.repeats, "quick": options.quick}
 
     def keep(figures: Figures) -> None:
@@ -82,7 +82,7 @@ def measure(name: str, options: argparse.Namespace, document: dict[str, Any]) ->
 
 
 def print_tables(document: dict[str, Any]) -> None:
-    """Print the goals of all parts, then each part's tables."""
+    """Print the goals of all parts, then the tables of each part."""
     goals = [goal.row for name, part in document.items() for goal in PARTS[name].goals(part["figures"])]
     print("## Goals\n")
     print(markdown(["goal", "measured, median (min to max)", "at most", "met"], goals))

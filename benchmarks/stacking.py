@@ -1,10 +1,10 @@
-"""Would training several seeds together, as one batched product, pay where they share frozen features?
+"""Measure whether training several seeds together, as one batched product, would save time.
 
     python benchmarks/stacking.py
 
-Trains the part that is trained of `head` and of `lora` on `small_cnn`, on features of 500 images, batch 32, 10 epochs,
-for five seeds: one after the other, as adaptkit does, and stacked (torch.func: `vmap` over the parameters). Prints
-both times, how far the weights are apart at the end, and how many seconds of five default runs could be saved.
+Trains the trainable part of `head` and `lora` on `small_cnn` for five seeds, on features of 500 images, with batches of
+32 and 10 epochs: one seed after the other, as adaptkit does, and stacked (torch.func: `vmap` over the parameters).
+Prints both times, the difference of the final weights, and the seconds that five default runs would save.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SEEDS, IMAGES, BATCH, EPOCHS, REPEATS = 5, 500, 32, 10, 5
 
 
 def head(seed: int) -> tuple[nn.Module, int]:
-    """Return what `head` trains, and the number of features that it reads."""
-    torch.manual_seed(0)  # from one base
+    """Return the layer that `head` trains, and its number of input features."""
+    torch.manual_seed(0)  # all from the same base
     return nn.Linear(128, 10), 128
 
 
 def lora(seed: int) -> tuple[nn.Module, int]:
-    """Return the layers that `lora` adapts, and the number of features that they read."""
+    """Return the layers that `lora` adapts, and their number of input features."""
     torch.manual_seed(0)
     layers = nn.Linear(3136, 128), nn.Linear(128, 10)
     torch.manual_seed(seed)
@@ -48,7 +48,7 @@ def order(seed: int) -> list[Tensor]:
 
 
 def one_by_one(models: Sequence[nn.Module], features: Tensor, labels: Tensor) -> None:
-    """Train each model on its seed's features."""
+    """Train each model on the features of its seed."""
     for seed, model in enumerate(models):
         optimizer = optimizers.make("adam", [{"params": trained(model)}], lr=5e-3, fused=True)
         for batch in order(seed):
@@ -84,12 +84,12 @@ def together(models: Sequence[nn.Module], features: Tensor, labels: Tensor) -> N
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that are trained."""
+    """Return the trained parameters."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def main() -> None:
-    """Measure both ways in turn, and print a Markdown table."""
+    """Measure both variants in turn and print a Markdown table."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {REPEATS}\n")
     print("| five seeds of | one by one, s | stacked, s | ratio | saved per run, s | weights apart by |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -98,7 +98,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(1)
         features = torch.rand(SEEDS, IMAGES, make(0)[1], generator=generator)
         labels = torch.randint(10, (SEEDS, IMAGES), generator=generator)
-        for _ in range(REPEATS + 1):  # the first warms up
+        for _ in range(REPEATS + 1):  # the first repeat is a warm-up
             results = []
             for name, train in (("one", one_by_one), ("all", together)):
                 models = [make(seed)[0] for seed in range(SEEDS)]

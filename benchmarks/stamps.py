@@ -1,7 +1,7 @@
-"""A plugin for the benchmarks: note when each run came to its events, and to its first optimizer step.
+"""A plugin for the benchmarks that records the times of events and of the first optimizer step of each run.
 
-Lines of JSON in the file that `BENCHMARK_STAMPS` names. Times are the monotonic clock's, the same for all processes,
-and CPU-seconds of this process with all its threads.
+It writes lines of JSON to the file `BENCHMARK_STAMPS`. Times are those of the monotonic clock, which all processes
+share, and CPU-seconds of this process with all its threads.
 """
 
 import json
@@ -10,7 +10,7 @@ import time
 
 from adaptkit import hookimpl
 
-#: waiting for the first step of a run; removed at the end of its first epoch, since a hook cannot remove itself
+#: hooks for the first step of a run, removed at the end of its first epoch because a hook cannot remove itself
 waiting = []
 
 

@@ -1,4 +1,4 @@
-"""Start-up: the help page, and the way to the first training batch against the bare imports."""
+"""Measure start-up: the help page, and the time to the first training batch compared with bare imports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HELP, BARE, TRACKED, UNTRACKED = "adaptkit --help", "torch and MlflowClient impo
 
 
 def measure(setting: Setting) -> Figures:
-    """Fill a folder's cache and store, then measure in turn, after one round that is not counted."""
+    """Fill the cache and store of a folder, then measure in turn after one warm-up round."""
     options = [*embedded(setting), *strategies(["lora"]), "--epochs", "1"]
     with fresh_folder() as folder:
         commands = {

@@ -1,7 +1,7 @@
 """Time a sweep of 40 short trials with one job and with several: python benchmarks/sweep_jobs.py [--repeats 3]
 
-The trials are those of `-s head -s lora`, five learning rates and four seeds, on the default preset. Each repeat is a
-process of its own in a folder of which the cache has the base and the store no trial; the two are interleaved.
+The trials are those of `-s head -s lora` with five learning rates and four seeds, with the default preset. Each repeat
+is a separate process, with a cached base and a store without trials. The two cases are interleaved.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SWEEP = ["-s", "head", "-s", "lora", "--grid", "lr=1e-4..1e-2/5log", "--seeds", 
 
 
 def sweep(folder: Path, *arguments: str) -> Sample:
-    """Run the sweep in a folder; return what it took, and how many of its trials finished."""
+    """Run the sweep in a folder. Return its times and its number of finished trials."""
     environment = {"ADAPTKIT_CACHE": str(folder / "cache")}
     sample, printed = timed([*ADAPTKIT, "sweep", *SWEEP, *arguments, "--json", "-q"], folder, environment)
     statuses = [trial["status"] for trial in json.loads(printed)["trials"]]
@@ -29,14 +29,14 @@ def sweep(folder: Path, *arguments: str) -> Sample:
 
 
 def main() -> None:
-    """Print the seconds of whole processes, and their ratio, as Markdown."""
+    """Print the seconds of whole processes and their ratio as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     one, several = "--jobs 1", f"--jobs {arguments.jobs}"
     with fresh_folder() as prepared:
-        # One trial: the base, its features and the store are there.
+        # One trial creates the base, its features and the store.
         first = ["run", "-s", "head", "-s", "lora", "--experiment", "first", "-q", "--json"]
         timed([*ADAPTKIT, *first], prepared, {"ADAPTKIT_CACHE": str(prepared / "cache")})
 
@@ -50,7 +50,7 @@ def main() -> None:
         [name, str(samples[0]["trials"]), spread(column(samples), 1), spread(column(samples, "cpu_seconds"), 1)]
         for name, samples in found.items()
     ]
-    print(markdown(["sweep", "trials", "seconds", "CPU-seconds, of its workers too"], rows))
+    print(markdown(["sweep", "trials", "seconds", "CPU-seconds, including workers"], rows))
     print(f"\n{several} / {one}: {spread(ratios(column(found[several]), column(found[one])))}\n")
     print(json.dumps(machine(), indent=2))
 

@@ -7,7 +7,7 @@ from adaptkit import hookimpl
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer one strategy for each type of the installed PEFT."""
+    """Return one strategy class for each PEFT type of the installed version."""
     from adaptkit_peft.strategies import offered
 
     return offered()

@@ -1,4 +1,4 @@
-"""The catalogue: what each type of one version of PEFT is, so that it can be listed without importing PEFT."""
+"""Catalogue of the PEFT types of one version, so that they can be listed without importing PEFT."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from adaptkit.cache import cache_folder
 from adaptkit.errors import BadInput
 
-#: the catalogue of the version of PEFT that this package was written with
+#: catalogue of the PEFT version that this package was developed with
 PACKAGED = Path(__file__).with_name("catalogue.json")
-#: changes when the entries do: a catalogue of another edition is made anew
-EDITION = 1
+#: Increment when the entries change. Catalogues of other editions are not used.
+EDITION = 2
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option: `kinds` are `bool`, `int`, `float`, `str` or `none`, `choices` the words that it takes."""
+    """An option. `kinds` are `bool`, `int`, `float`, `str` or `none`; `choices` are the permitted words."""
 
     name: str
     kinds: tuple[str, ...]
@@ -31,7 +31,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One type of PEFT: the layers it adapts, or why it cannot be used here (`unavailable`)."""
+    """A PEFT type: the layers that it can adapt, or the reason why it cannot be used (`unavailable`)."""
 
     type: str
     unavailable: str
@@ -42,9 +42,10 @@ class Entry:
 
 
 def read() -> tuple[Entry, ...]:
-    """Return the entries for the installed PEFT; make them once where no catalogue of that version is at hand.
+    """Return the entries for the installed PEFT.
 
-    Raises BadInput if PEFT is not installed, or cannot be imported when it must be.
+    Without a catalogue for this version, measure it and store it in the cache. Raises BadInput if PEFT is not
+    installed or cannot be imported.
     """
     version = installed_version()
     kept = cache_folder() / "peft" / f"{version}.json"
@@ -57,27 +58,27 @@ def read() -> tuple[Entry, ...]:
     from adaptkit_peft.measurement import measured
 
     entries = measured()
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+    with contextlib.suppress(OSError):  # without a writable cache, measure again next time
         write_bytes(kept, written(version, entries).encode())
     return entries
 
 
 def installed_version() -> str:
-    """Return the version of the installed PEFT; raise BadInput if there is none."""
+    """Return the version of the installed PEFT. Raises BadInput if PEFT is not installed."""
     try:
         return importlib.metadata.version("peft")
     except importlib.metadata.PackageNotFoundError:
-        raise BadInput("PEFT is not installed: pip install peft") from None
+        raise BadInput("PEFT is not installed; run: pip install peft") from None
 
 
 def written(version: str, entries: tuple[Entry, ...]) -> str:
-    """Return a catalogue as the text of its file."""
+    """Return the JSON text of a catalogue."""
     document = {"edition": EDITION, "peft": version, "types": [asdict(entry) for entry in entries]}
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
 def _parse(path: Path, version: str) -> tuple[Entry, ...] | None:
-    """Return the entries in a file; None if it is not there, damaged, or of another version or edition."""
+    """Return the entries of a file, or None if it is missing, damaged, or of another version or edition."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if (document["edition"], document["peft"]) != (EDITION, version):

@@ -1,4 +1,4 @@
-"""Fitting: settings that follow from the widths of the layers."""
+"""Choose option values that fit the widths of the layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def fit(fitted: Divisor | Limited, layers: Mapping[str, nn.Module], strategy: str) -> int:
-    """Return the value of an option that suits the widths of all layers; raise BadInput if there is none."""
+    """Return a value that fits the widths of all layers. Raises BadInput if no value does."""
     from adaptkit_peft.layers import widths
 
     pairs = [widths(layer) for layer in layers.values()]
@@ -28,6 +28,6 @@ def fit(fitted: Divisor | Limited, layers: Mapping[str, nn.Module], strategy: st
     if not divisors or divisors[0] < fitted.least:
         listed = ", ".join(map(str, found))
         raise BadInput(
-            f"{strategy}: no {fitted.option} divides the widths of all layers ({listed}); adapt others (targets)"
+            f"{strategy}: no {fitted.option} divides the widths of all layers ({listed}); choose other layers (targets)"
         )
     return divisors[0]

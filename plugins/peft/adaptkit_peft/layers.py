@@ -1,4 +1,4 @@
-"""Layers: which of a model's are adapted, found by their type, and what sort each of them is."""
+"""Find the layers of a model to adapt, and classify them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORDS = {"linear": "linear layer", "conv": "Conv2d layer", "all": "linear or Con
 
 
 def find_layers(model: nn.Module, targets: str, left_out: nn.Module | None, strategy: str) -> dict[str, nn.Module]:
-    """Return the layers to adapt by their full names; raise BadInput if there are none, or if one has two places."""
+    """Return the layers to adapt by full name. Raises BadInput if there are none, or if a layer is used twice."""
     places = Counter(id(child) for module in model.modules() for child in module._modules.values())
     found = {
         name: layer
@@ -29,12 +29,12 @@ def find_layers(model: nn.Module, targets: str, left_out: nn.Module | None, stra
         raise BadInput(f"{strategy}: the model has no {WORDS[targets]} to adapt")
     shared = [name for name, layer in found.items() if places[id(layer)] > 1]
     if shared:
-        raise BadInput(f"{strategy} cannot adapt a layer that the model holds in two places: {', '.join(shared[:3])}")
+        raise BadInput(f"{strategy} cannot adapt a layer that the model uses in two places: {', '.join(shared[:3])}")
     return found
 
 
 def sorts(layer: nn.Module) -> list[str]:
-    """Return all that a type of PEFT must cope with to adapt this layer, in words for people."""
+    """Return the kinds of a layer, as shown in messages. To adapt the layer, a PEFT type must support all of them."""
     if isinstance(layer, NORMS):
         return ["norm layers"]
     if isinstance(layer, nn.Linear):
@@ -46,7 +46,7 @@ def sorts(layer: nn.Module) -> list[str]:
         if not isinstance(layer.padding, str):
             pairs.append(layer.padding)
         even = all(height == width for height, width in pairs)
-        found = ["square convolutions" if even else "convolutions that differ in height and width"]
+        found = ["square convolutions" if even else "non-square convolutions"]
     if layer.bias is None:
         found.append("convolutions without bias")
     if layer.dilation != (1, 1):
@@ -55,14 +55,14 @@ def sorts(layer: nn.Module) -> list[str]:
         depthwise = layer.groups == layer.in_channels == layer.out_channels
         found.append("depth-wise convolutions" if depthwise else "grouped convolutions")
     if isinstance(layer.padding, str):
-        found.append("convolutions with padding in words")
+        found.append("convolutions with string padding")
     if layer.padding_mode != "zeros":
-        found.append("convolutions not padded with zeros")
+        found.append("convolutions with non-default padding mode")
     return found
 
 
 def widths(layer: nn.Module) -> tuple[int, int]:
-    """Return how many numbers go into a layer's weight and come out of it: `(in, out)`."""
+    """Return the input and output width of a layer's weight."""
     if isinstance(layer, nn.Conv2d):
         return layer.weight[0].numel(), layer.out_channels
     weight = layer.weight

@@ -1,4 +1,4 @@
-"""Measurement: what each type of the installed PEFT can adapt, tried on single layers."""
+"""Measure which layers each type of the installed PEFT can adapt, by trying single layers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from adaptkit_peft.options import options_of
 from adaptkit_peft.proof import apart
 from adaptkit_peft.strategies import strategy_class
 
-#: a layer that starts as its base differs less
+#: largest relative difference of a layer that starts at its base
 START = 1e-5
 
-#: layers, each with an input: what is found of them holds for the sorts that they are of
+#: Layers with the shape of an input. A result for a layer applies to its kinds.
 PROBES: tuple[tuple[Callable[[], nn.Module], tuple[int, ...]], ...] = (
     (lambda: nn.Linear(32, 24), (5, 32)),
     (lambda: nn.Linear(32, 24, bias=False), (5, 32)),
@@ -43,16 +43,16 @@ NORMS: tuple[tuple[Callable[[], nn.Module], tuple[int, ...]], ...] = (
     (lambda: nn.BatchNorm2d(16), (3, 16, 6, 6)),
     (lambda: nn.GroupNorm(4, 16), (3, 16, 6, 6)),
 )
-#: the type that adapts norm layers
+#: the PEFT type that adapts norm layers
 ON_NORMS = "LN_TUNING"
 
 
 def measured() -> tuple[Entry, ...]:
-    """Return the catalogue's entries for the installed PEFT, by name; raise BadInput if it cannot be imported."""
+    """Return the catalogue entries for the installed PEFT, sorted by name. Raises BadInput if it cannot be imported."""
     try:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     except ImportError as error:
-        raise BadInput(f"PEFT cannot be imported ({error}): pip install --upgrade peft") from error
+        raise BadInput(f"PEFT cannot be imported ({error}); run: pip install --upgrade peft") from error
     types = sorted((str(peft_type.value), config) for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -66,7 +66,7 @@ def _entry(peft_type: str, config: type[Any]) -> Entry:
     if reason:
         return Entry(peft_type, reason, (), True, False, ())
     (first, shape), *others = NORMS if peft_type == ON_NORMS else PROBES
-    # Everything is allowed until it is known what is not.
+    # Allow every kind of layer in the trials.
     everything = tuple(
         sorted({sort for make, _ in (NORMS if peft_type == ON_NORMS else PROBES) for sort in sorts(make())})
     )
@@ -78,15 +78,15 @@ def _entry(peft_type: str, config: type[Any]) -> Entry:
         try:
             gap = _try(trial, first(), shape)
         except Exception:
-            return Entry(peft_type, f"it fails on {sorts(first())[0]}: {_told(error)}", (), True, False, ())
+            return Entry(peft_type, f"it fails on {sorts(first())[0]}: {_message(error)}", (), True, False, ())
     found, failed = set(sorts(first())), set[str]()
     for make, shape in others:
         layer = make()
         if failed.intersection(sorts(layer)):
-            continue  # it would fail for a reason that is known
+            continue  # the cause of the failure is known
         try:
             if _try(trial, layer, shape) > START >= gap:
-                raise ValueError("it does not start as its base")
+                raise ValueError("it does not start at its base")
             found.update(sorts(layer))
         except Exception:
             failed.add(sorts(layer)[-1])
@@ -94,16 +94,16 @@ def _entry(peft_type: str, config: type[Any]) -> Entry:
 
 
 def _is_prompt(config: type[Any]) -> bool:
-    """Tell whether a configuration is of a method that trains tokens."""
+    """Return whether a configuration belongs to a method that trains tokens."""
     from peft import PromptLearningConfig
 
     return issubclass(config, PromptLearningConfig)
 
 
 def _try(entry: Entry, layer: nn.Module, shape: tuple[int, ...]) -> float:
-    """Adapt a layer, which is proved by that, and train it; return how far it starts from its base.
+    """Adapt and train a layer, and return how far its initial output is from that of its base.
 
-    Raises an exception when something fails.
+    `adapt` checks the layer. Raises an exception if a step fails.
     """
     with RandomStream(0):
         images = torch.randn(shape)
@@ -126,6 +126,6 @@ def _try(entry: Entry, layer: nn.Module, shape: tuple[int, ...]) -> float:
     return gap
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     text = "; ".join(error.problems) if isinstance(error, AdaptkitError) else str(error)
     return " ".join(text.split()) or type(error).__name__

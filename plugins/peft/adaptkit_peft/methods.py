@@ -1,11 +1,11 @@
-"""What is known of each type of PEFT beyond its configuration class: its paper, its learning rate, what is peculiar."""
+"""Facts about the PEFT types that their configuration classes do not contain: papers, learning rates, special cases."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: type -> its name and its paper
+#: type -> name and paper
 PAPERS = {
     "ADALORA": "AdaLoRA (Zhang et al., 2023, arXiv:2303.10512), at a fixed rank",
     "ADAMSS": "AdaMSS: trained subspaces of each weight's singular vectors",
@@ -15,62 +15,62 @@ PAPERS = {
     "DEFT": "DEFT: a part of each weight is projected out and replaced",
     "DELORA": "DeLoRA (Bini et al., 2025, arXiv:2503.18225): normalised low-rank updates of bounded strength",
     "FOURIERFT": "FourierFT (Gao et al., 2024, arXiv:2405.03003): few coefficients of the update's spectrum",
-    "FROD": "FRoD (doi:10.1609/aaai.v40i31.39813): sparse rotations in a basis common to all layers",
+    "FROD": "FRoD (doi:10.1609/aaai.v40i31.39813): sparse rotations in a basis shared by all layers",
     "GLORA": "GLoRA: low-rank changes of weights and biases, additive and multiplicative",
     "GRALORA": "GraLoRA (Jung et al., 2025, arXiv:2505.20355): a low-rank update for each block of the weight",
     "HIRA": "HiRA (Huang et al., 2025): a low-rank factor on each weight",
     "HRA": "HRA (Yuan et al., 2024, arXiv:2405.17484): Householder reflections",
     "IA3": "IA3 (Liu et al., 2022, arXiv:2205.05638): a trained factor for each output",
-    "LILY": "Lily (arXiv:2407.09946): low-rank factors that layers have in common",
+    "LILY": "Lily (arXiv:2407.09946): low-rank factors shared by layers",
     "LN_TUNING": "LN tuning (Zhao et al., 2023, arXiv:2312.11420): train the norm layers",
     "LOHA": "LoHa (Hyeon-Woo et al., 2021, arXiv:2108.06098): Hadamard products of low-rank updates",
     "LOKR": "LoKr (Yeh et al., 2023, arXiv:2309.14859): Kronecker products",
-    "LORA": "LoRA (Hu et al., 2021, arXiv:2106.09685) as PEFT has it, with its variants as options",
+    "LORA": "PEFT's LoRA (Hu et al., 2021, arXiv:2106.09685), with its variants as options",
     "MISS": "MiSS (Kang and Yin, 2024, arXiv:2409.15371): one shared matrix for the shards of each weight",
     "OFT": "OFT (Qiu et al., 2023, arXiv:2306.07280): block-wise rotations of the weights",
-    "OSF": "OSF: train the lesser singular directions of each weight",
+    "OSF": "OSF: train the minor singular directions of each weight",
     "PEANUT": "PEANuT (arXiv:2410.01870): a small network turns each weight into its update",
     "PSOFT": "PSOFT: rotations in each weight's principal subspace",
-    "PVERA": "PVeRA (arXiv:2512.07703): VeRA with a drawn latent",
+    "PVERA": "PVeRA (arXiv:2512.07703): VeRA with a random latent",
     "RANDLORA": "RandLoRA (Albert et al., 2025, arXiv:2502.00987): scaled sums of random low-rank matrices",
     "ROAD": "RoAd (Liao and Monz, 2024, arXiv:2409.00119): rotations of pairs of outputs",
     "SHIRA": "SHiRA (Bhardwaj et al., 2024, arXiv:2406.13175): a sparse update",
     "SUPERTUNING": "Super-Tuning (arXiv:2607.09287): train the largest weights",
     "TINYLORA": "TinyLoRA (arXiv:2602.04118): a few numbers in each layer's singular directions",
     "UNILORA": "Uni-LoRA (Li et al., 2025, arXiv:2506.00799): all of LoRA from one vector",
-    "VBLORA": "VB-LoRA (Li et al., 2024, arXiv:2405.15179): LoRA from a common bank of vectors",
-    "VERA": "VeRA (Kopiczko et al., 2023, arXiv:2310.11454): trained scales on random matrices common to all layers",
+    "VBLORA": "VB-LoRA (Li et al., 2024, arXiv:2405.15179): LoRA from a shared bank of vectors",
+    "VERA": "VeRA (Kopiczko et al., 2023, arXiv:2310.11454): trained scales on random matrices shared by all layers",
     "WAVEFT": "WaveFT: few wavelet coefficients of the update",
 }
 
-#: learning rates that differ from adaptkit's for LoRA
+#: learning rates that differ from the default
 LEARNING_RATES = {
-    # These train many of the weights themselves, as full fine-tuning does.
+    # These train many weights directly, like full fine-tuning.
     "OSF": 1e-3,
     "SHIRA": 1e-3,
     "SUPERTUNING": 1e-3,
-    # These train few numbers that only scale: a choice of ours, not measured.
+    # These train few scale factors. The value was chosen, not measured.
     "VERA": 1e-2,
     "PVERA": 1e-2,
 }
 LEARNING_RATE = 5e-3
 
-#: types that no measurement needs to be made of, and why
+#: types that cannot be used, and why; they are not measured
 UNSUITABLE = {
     "ADAPTION_PROMPT": "it puts prompts into the attention layers of language models",
-    "POLY": "its layers must be told the task of each input",
-    "SHADOW": "it trains a second language model beside the first",
+    "POLY": "its layers need the task of each input",
+    "SHADOW": "it trains a second language model next to the first",
     "TRAINABLE_TOKENS": "it trains rows of a token embedding",
-    "XLORA": "it mixes LoRA adapters that were trained before, in a transformers model",
+    "XLORA": "it mixes previously trained LoRA adapters in a transformers model",
 }
-#: what all prompt methods have in common
+#: the reason for all prompt methods
 PROMPT = "it puts trained tokens before the input of a language model"
 
-#: type -> settings that are needed but are no option
+#: type -> required settings that are not options
 SETTINGS: dict[str, dict[str, object]] = {
-    # AdaLoRA's rank schedule needs to know the number of steps, its penalty PEFT's own loss: neither is at work here.
+    # AdaLoRA's rank schedule needs the number of steps and its penalty needs PEFT's loss. Neither is used here.
     "ADALORA": {"total_step": 10**9},
-    # Which layers have their input scaled instead of their output: none.
+    # Scale the outputs of all layers, not their inputs.
     "IA3": {"feedforward_modules": []},
     "FROD": {"progressbar": False},
 }
@@ -78,10 +78,10 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True)
 class Divisor:
-    """An option that must divide widths of the layers: which of `in` and `out`, and what it is without a value.
+    """An option whose value must divide the widths of all layers (`sides`: `in`, `out` or both).
 
-    That is the largest multiple of `step` up to `largest` (PEFT's default) which divides them all; one below `least`
-    would leave nothing to train.
+    The default is the largest common divisor that is a multiple of `step` and at most `largest` (PEFT's default).
+    Values below `least` would leave nothing to train.
     """
 
     option: str
@@ -93,14 +93,14 @@ class Divisor:
 
 @dataclass(frozen=True)
 class Limited:
-    """An option that layers have room for up to `room(in, out)`; without a value, the most up to `largest` (PEFT's)."""
+    """An option of at most `room(in, out)` for each layer. The default is at most `largest` (PEFT's default)."""
 
     option: str
     room: Callable[[int, int], int]
     largest: int
 
 
-#: type -> its option that depends on the layers' widths
+#: type -> the option that depends on the widths of layers
 FITTED: dict[str, Divisor | Limited] = {
     "BOFT": Divisor("boft_block_size", ("in",), 4, least=2),
     "C3A": Divisor("block_size", ("in", "out"), 256),

@@ -1,4 +1,4 @@
-"""Options: those fields of PEFT's configuration classes that make sense for an image model."""
+"""Convert fields of PEFT's configuration classes to options, if they apply to image models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptkit_peft.methods import FITTED
 
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", type(None): "none"}
 
-#: fields that are adaptkit's business, or concern language models, quantised weights, or PEFT's own files
+#: fields that adaptkit sets, or that concern language models, quantised weights, or PEFT's own files
 LEFT_OUT = re.compile(
     r"""
     task_type | peft_type | peft_version | auto_mapping | base_model_name_or_path | revision | inference_mode
@@ -24,7 +24,7 @@ LEFT_OUT = re.compile(
     """,
     re.VERBOSE,
 )
-#: fields of single types: schedules that need to be told the steps, and what PEFT itself ignores
+#: fields of single types: schedules that need the number of steps, and fields that PEFT ignores
 LEFT_OUT_OF = {
     "ADALORA": re.compile(
         r"r|target_r|t_?init|t_?final|deltaT|beta1|beta2|orth_reg_weight|total_step|use_dora|.*rslora|init_.*weights|lora_bias"
@@ -34,12 +34,12 @@ LEFT_OUT_OF = {
 #: initialisations that need data or objects
 LEFT_OUT_CHOICES = {"eva", "corda", "loftq", "lora_ga"}
 
-#: the longest help, in characters
+#: maximum length of a help text, in characters
 LONGEST = 160
 
 
 def options_of(peft_type: str, config: type[Any]) -> tuple[Option, ...]:
-    """Return the options of a type, given its configuration class."""
+    """Return the options of a PEFT type with this configuration class."""
     hints = typing.get_type_hints(config)
     found = [
         option
@@ -57,7 +57,7 @@ def _is_left_out(peft_type: str, name: str) -> bool:
 
 
 def _option(peft_type: str, field: dataclasses.Field[Any], hint: Any) -> Option | None:
-    """Return a field as an option; None if its type is not simple, or it only turns the initialisation off."""
+    """Return the option for a field, or None if its type is not simple or if it only disables the initialisation."""
     members = _members(hint)
     choices = tuple(member for member in members if isinstance(member, str) and _is_choice(member))
     simple = [member for member in members if not isinstance(member, str)]
@@ -71,16 +71,16 @@ def _option(peft_type: str, field: dataclasses.Field[Any], hint: Any) -> Option 
         default = default.value
     text = _first_sentence(field.metadata.get("help") or field.name.replace("_", " "))
     if field.name == "bias" and not choices:
-        kinds, choices, text = (), ("none", "all"), "biases to train too: none or all"
+        kinds, choices, text = (), ("none", "all"), "biases to train as well: none or all"
     fitted = FITTED.get(peft_type)
     if fitted and field.name == fitted.option:
-        text = f"{text}; without a value, the largest up to {default} that suits all layers"
+        text = f"{text}; default: the largest value up to {default} that fits all layers"
         kinds, default = (*kinds, "none"), None
     return Option(field.name, kinds, choices, default, text)
 
 
 def _members(hint: Any) -> list[Any]:
-    """Return the types in a union, the words of a literal or of an enumeration of strings."""
+    """Return the types of a union, or the words of a literal or string enumeration."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return [member for part in typing.get_args(hint) for member in _members(part)]
@@ -96,7 +96,7 @@ def _is_choice(word: str) -> bool:
 
 
 def _first_sentence(text: Any) -> str:
-    """Return the first sentence of a help text, which PEFT sometimes keeps in pieces."""
+    """Return the first sentence of a help text, which can be a string or a list of strings."""
     pieces = [text] if isinstance(text, str) else list(text)
     line = " ".join(" ".join(pieces).split())
     line = re.split(r"(?<=[a-z0-9)'`])[.!] (?=[A-Z])", line)[0].rstrip(". ")

@@ -1,4 +1,4 @@
-"""Proof: whether a wrapped layer says the same as the plain layer that it is merged into."""
+"""Check that a wrapped layer and its merged layer give the same outputs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 from adaptkit.training.seeding import RandomStream
 from torch import Tensor, nn
 
-#: outputs that differ in the order of sums only, as a share of the largest
+#: tolerance for outputs that differ only in the order of sums, relative to the largest output
 TOLERANCE = 1e-4
-#: two outputs are the same when they differ less
+#: relative difference below which two outputs are considered equal
 SAME = 1e-5
 
 
 def fault(wrapped: nn.Module, merges: bool) -> str:
-    """Return what is wrong with a wrapped linear or convolutional layer, or nothing: it is tried on a copy.
+    """Describe the fault of a wrapped linear or convolutional layer, or return an empty string.
 
-    What it trains is moved; that must change its output, and the merged layer must say what the wrapped one says.
+    The check changes the trained parameters of a copy. This must change the output, and the merged layer must give the
+    same outputs as the wrapped layer.
     """
     layer: Any = copy.deepcopy(wrapped).eval()
     plain = layer.get_base_layer()
@@ -32,16 +33,16 @@ def fault(wrapped: nn.Module, merges: bool) -> str:
                 parameter += 0.05 * torch.randn_like(parameter)
         after = layer(inputs)
         if not apart(before, after) > SAME:
-            return "what it trains changes nothing"
+            return "its trained parameters do not affect the output"
         if merges:
             merged = merged_layer(layer)(inputs)
             if not apart(after, merged) <= TOLERANCE:
-                return "merged, it says something else"
+                return "the merged layer gives different outputs"
     return ""
 
 
 def merged_layer(layer: Any) -> nn.Module:
-    """Fold one of PEFT's layers into the layer that it wraps, and return that."""
+    """Fold a PEFT layer into the layer that it wraps, and return the result."""
     if hasattr(layer, "unload_and_optionally_merge_module"):
         plain: nn.Module = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
     else:
@@ -51,7 +52,7 @@ def merged_layer(layer: Any) -> nn.Module:
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
-    """Return how far two outputs are apart, as a share of the largest; not a number where one is not."""
+    """Return the largest difference of two outputs, relative to the largest output; NaN if one contains NaN."""
     return float((ours - theirs).abs().max() / ours.abs().max()) if ours.shape == theirs.shape else float("inf")
 
 

@@ -1,4 +1,4 @@
-"""Strategies: one class for each type in the catalogue, its options being the type's."""
+"""Create a strategy class for each type in the catalogue, with the options of that type."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from adaptkit_peft.methods import FITTED, LEARNING_RATE, LEARNING_RATES, PAPERS,
 if TYPE_CHECKING:
     from torch import nn
 
-#: kind -> its values, as they are written on a command line
+#: kind -> values by their names on the command line
 FLAGS: dict[str, dict[str, bool | None]] = {"bool": {"true": True, "false": False}, "none": {"none": None}}
 KINDS = {"bool": bool, "int": int, "float": float, "str": str, "none": None}
 
 
 class PeftStrategy:
-    """Adapt a model with one type of PEFT."""
+    """Adapt a model with a PEFT type."""
 
     name: ClassVar[str]
     entry: ClassVar[Entry]
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
-        """Wrap the chosen layers in place and return what is trained.
+        """Wrap the chosen layers in place and return the trained parameters.
 
-        Raises BadInput if the type cannot be used, does not fit a layer, or refuses an option.
+        Raises BadInput if the type cannot be used, does not support a layer, or rejects an option.
         """
         from adaptkit_peft.layers import find_layers
         from adaptkit_peft.wrapping import wrap
@@ -66,7 +66,7 @@ class PeftStrategy:
             )
 
     def _prove(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
-        """Try the smallest layer of each sort, with the options that were given."""
+        """Check the smallest layer of each kind with the current options."""
         from adaptkit_peft.layers import sorts, widths
         from adaptkit_peft.proof import fault
 
@@ -77,7 +77,7 @@ class PeftStrategy:
                 raise BadInput(f"{self.name} cannot adapt {sort[-1]} with these options: {name}: {found}")
 
     def _settings(self, layers: dict[str, nn.Module]) -> dict[str, Any]:
-        """Return what PEFT's configuration is given: the options that differ from its defaults, and what is needed."""
+        """Return the settings for PEFT's configuration: options that differ from their defaults, and required ones."""
         from adaptkit_peft.fitting import fit
 
         given = {
@@ -92,12 +92,12 @@ class PeftStrategy:
         return SETTINGS.get(self.entry.type, {}) | given
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class is made from the catalogue: it is found by its type, not by a name in a module.
+        # The class is created from the catalogue, so pickle cannot find it by a module and a name.
         return remade, (self.entry.type, dict(vars(self)))
 
 
 class MergingStrategy(PeftStrategy):
-    """Adapt a model with a type of PEFT that can be folded into the weights."""
+    """Adapt a model with a PEFT type that can be folded into the weights."""
 
     def merge(self, model: nn.Module) -> None:
         """Fold the adapter into the weights, in place."""
@@ -107,13 +107,13 @@ class MergingStrategy(PeftStrategy):
 
 
 def offered() -> list[type]:
-    """Return a strategy class for each type of the installed PEFT; raise BadInput if there is none."""
+    """Return a strategy class for each type of the installed PEFT. Raises BadInput if PEFT is not installed."""
     return [strategy_class(entry) for entry in catalogue.read()]
 
 
 @functools.cache
 def strategy_class(entry: Entry) -> type[Any]:
-    """Return the class of one type."""
+    """Return the strategy class of a catalogue entry."""
     options = () if entry.unavailable else (*_own_options(entry), *entry.options)
     members: dict[str, Any] = {
         "__doc__": f"{PAPERS.get(entry.type, f'PEFT: {entry.type}')}.",
@@ -131,13 +131,13 @@ def strategy_class(entry: Entry) -> type[Any]:
 
 
 def remade(peft_type: str, values: dict[str, Any]) -> Any:
-    """Return a strategy of a type with these options."""
+    """Return a strategy of this type with these options; used by pickle."""
     entry = next(entry for entry in catalogue.read() if entry.type == peft_type)
     return strategy_class(entry)(**values)
 
 
 def _own_options(entry: Entry) -> list[Option]:
-    """Return the options that are not PEFT's: those that leave a choice."""
+    """Return adaptkit's own options that apply to this type."""
     if "norm layers" in entry.layers:
         return []
     head = Option("train_head", ("bool",), (), False, "train the head itself instead of adapting it")
@@ -149,7 +149,7 @@ def _own_options(entry: Entry) -> list[Option]:
 
 def _field(option: Option) -> tuple[str, Any, Any]:
     if option.choices:
-        # One literal, where a union would tell of each of its members what a wrong value is not.
+        # A single literal gives one error message; a union would give one for each member.
         flags = {word: value for kind in option.kinds for word, value in FLAGS[kind].items()}
         read = BeforeValidator(lambda value: flags.get(value, value) if isinstance(value, str) else value)
         hint: Any = Annotated[Literal[(*flags.values(), *option.choices)], read]

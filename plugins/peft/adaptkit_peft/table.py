@@ -1,4 +1,4 @@
-"""The table of types that the README shows: `python -m adaptkit_peft.table` writes it."""
+"""Write the table of PEFT types in the README: `python -m adaptkit_peft.table README.md`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BEGIN, END = "<!-- types: begin -->", "<!-- types: end -->"
 
 
 def table() -> str:
-    """Return the types of the installed PEFT as Markdown: those that work, then those that do not."""
+    """Return Markdown tables of the types of the installed PEFT: supported types, then the others."""
     entries = catalogue.read()
     known = {sort for entry in entries for sort in entry.layers if "convolutions" in sort}
     lines = [
@@ -35,7 +35,7 @@ def table() -> str:
 
 
 def _adapted(entry: Entry, known: set[str]) -> str:
-    """Return what a type adapts, in few words: kinds of layers, and which convolutions are excepted."""
+    """Describe briefly which layers a type adapts, and which convolutions it does not support."""
     layers = set(entry.layers)
     if "norm layers" in layers:
         return "norm layers"
@@ -49,7 +49,7 @@ def _adapted(entry: Entry, known: set[str]) -> str:
 
 
 def with_table(text: str) -> str:
-    """Return a README's text with the table of now between its two marks."""
+    """Return the text of a README with the current table between its two markers."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"

@@ -1,4 +1,4 @@
-"""Wrapping: let PEFT put its layers into a model in place, and fold them into the model again."""
+"""Insert PEFT's layers into a model in place, and fold them into the model again."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from adaptkit_peft.proof import merged_layer
 
 
 def wrap(model: nn.Module, peft_type: str, names: Iterable[str], settings: Mapping[str, Any], strategy: str) -> None:
-    """Put PEFT's layers around the layers of these names, and leave only what PEFT trains with a gradient.
+    """Wrap the named layers with PEFT's layers. Afterwards only the parameters that PEFT trains require a gradient.
 
-    Raises BadInput for settings that PEFT refuses or would not follow, and if a layer gets nothing to train.
+    Raises BadInput if PEFT rejects or ignores a setting, or if a layer has no trained parameters.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
     names = list(names)
     environment = dict(os.environ)
-    # A list would also fit longer names with the same end: the pattern fits these names and no other.
+    # A list would also match longer names with the same ending. The pattern matches these names only.
     pattern = "|".join(re.escape(name) for name in names)
     try:
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type](target_modules=pattern, **settings)
-            # Not `inject_adapter_in_model`: it refuses types whose layers have something in common.
+            # Not `inject_adapter_in_model`: it rejects types whose layers share parameters.
             PEFT_TYPE_TO_TUNER_MAPPING[peft_type](model, config, adapter_name="default")
     except Exception as error:
         raise BadInput(f"{strategy}: {_named(_line(error), settings)}") from error
     finally:
         if hasattr(model, "peft_config"):
-            del model.peft_config  # PEFT's own note; the model stays what it was
-        if dict(os.environ) != environment:  # BOFT chooses compilers for whatever else runs in this process
+            del model.peft_config  # PEFT adds this attribute; the class of the model does not change
+        if dict(os.environ) != environment:  # BOFT sets compilers in the environment, for this whole process
             os.environ.clear()
             os.environ.update(environment)
     for warning in heard:
@@ -48,24 +48,24 @@ def wrap(model: nn.Module, peft_type: str, names: Iterable[str], settings: Mappi
     wrapped = set(wrapped_names(model))
     idle += [name for name in names if name not in wrapped and name not in idle]
     if idle:
-        raise BadInput(f"{strategy}: PEFT adds nothing that is trained to {', '.join(idle[:3])}")
+        raise BadInput(f"{strategy}: PEFT adds no trained parameters to {', '.join(idle[:3])}")
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
-            # Its fast path reads the weights of its layers instead of calling them; this turns it off.
+            # Disable its fast path, which reads the weights of its layers instead of calling the layers.
             module.activation_relu_or_gelu = 0
-    # What layers have in common may be made on the CPU.
+    # PEFT may create shared parameters on the CPU.
     model.to(next(model.parameters()).device)
 
 
 def unwrap(model: nn.Module) -> None:
-    """Fold each of PEFT's layers into the layer that it wraps, and put that back."""
+    """Replace each PEFT layer by the layer that it wraps, with the adapter folded in."""
     for name in wrapped_names(model):
         wrapped = model.get_submodule(name)
         replace_layer(model, wrapped, merged_layer(wrapped))
 
 
 def wrapped_names(model: nn.Module) -> list[str]:
-    """Return the names of PEFT's layers, those inside of others left out."""
+    """Return the names of PEFT's layers, except layers inside other PEFT layers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     found: list[str] = []
@@ -80,7 +80,7 @@ def _line(error: Any) -> str:
 
 
 def _named(line: str, settings: Mapping[str, Any]) -> str:
-    """Return what PEFT says, with the options that were given where it names none of them."""
+    """Return PEFT's message, followed by the settings if the message names none of them."""
     if any(re.search(rf"\b{re.escape(name)}\b", line) for name in settings):
         return line
     given = ", ".join(f"{name}={value}" for name, value in settings.items())

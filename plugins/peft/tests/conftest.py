@@ -1,4 +1,4 @@
-"""Each test in an empty folder, with a cache of its own and nothing of adaptkit's or MLflow's from outside."""
+"""Run each test in an empty folder, with a separate cache and without adaptkit's and MLflow's environment variables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported: test processes run side by side.
+# Set this before torch is imported, because test processes run in parallel.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -1,4 +1,4 @@
-"""The catalogue: true of the installed PEFT, light to read, and made anew for another version."""
+"""The catalogue matches the installed PEFT, loads without PEFT, and is measured again for other versions."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ PACKAGED_VERSION = json.loads(catalogue.PACKAGED.read_text())["peft"]
 
 only_for_the_packaged_version = pytest.mark.skipif(
     importlib.metadata.version("peft") != PACKAGED_VERSION,
-    reason=f"the packaged catalogue is that of PEFT {PACKAGED_VERSION}",
+    reason=f"the packaged catalogue is for PEFT {PACKAGED_VERSION}",
 )
 
 
 @only_for_the_packaged_version
-def test_the_packaged_catalogue_is_what_the_installed_peft_gives() -> None:
+def test_packaged_catalogue_matches_measurement() -> None:
     assert catalogue.written(PACKAGED_VERSION, measurement.measured()) == catalogue.PACKAGED.read_text()
 
 
 @only_for_the_packaged_version
-def test_the_readme_shows_the_catalogue() -> None:
+def test_readme_table() -> None:
     text = README.read_text()
     assert with_table(text) == text
 
 
 @only_for_the_packaged_version
-def test_listing_imports_neither_torch_nor_peft() -> None:
+def test_listing_imports_no_torch_or_peft() -> None:
     code = (
         "import sys, adaptkit_peft\n"
         "found = adaptkit_peft.adaptkit_strategies()\n"
@@ -49,7 +49,7 @@ def test_listing_imports_neither_torch_nor_peft() -> None:
     assert done.stdout.split() == [str(len(catalogue.read()))]
 
 
-def test_another_version_is_measured_once_and_kept(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_version_is_measured_once(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = catalogue.Entry("LORA", "", ("linear layers",), True, True, ())
     calls: list[int] = []
 
@@ -65,25 +65,25 @@ def test_another_version_is_measured_once_and_kept(own_folder: Path, monkeypatch
     assert (catalogue.read(), len(calls)) == ((entry,), 2)
 
 
-def test_without_peft_nothing_is_offered_and_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(BadInput, match=r"^PEFT is not installed: pip install peft$"):
+    with pytest.raises(BadInput, match=r"^PEFT is not installed; run: pip install peft$"):
         adaptkit_strategies()
 
 
-def test_each_type_is_a_sound_offer() -> None:
+def test_strategy_descriptions() -> None:
     found = {offer.name: offer for offer in (make_offer("strategy", cls, "test") for cls in adaptkit_strategies())}
     assert len(found) == len(catalogue.read())
-    assert found["peft-lora"].summary.startswith("LoRA (Hu et al., 2021, arXiv:2106.09685)")
+    assert found["peft-lora"].summary.startswith("PEFT's LoRA (Hu et al., 2021, arXiv:2106.09685)")
     assert found["peft-prompt_tuning"].unavailable == "it puts trained tokens before the input of a language model"
     assert not found["peft-lora"].unavailable
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
-def test_strategies_pickle_and_copy(duplicate: Any) -> None:
+def test_pickle_and_copy(duplicate: Any) -> None:
     (cls,) = [cls for cls in strategies.offered() if cls.name == "peft-lora"]
     strategy = cls(r=4, use_dora=True, init_lora_weights="gaussian")
     other = duplicate(strategy)

@@ -1,4 +1,4 @@
-"""PEFT's strategies in adaptkit's experiments and on its command line."""
+"""Use PEFT's strategies in experiments and on the command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TINY = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={v
 
 @pytest.fixture
 def own_plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Load this package from here, whether it is installed or not."""
+    """Load this package from its file, even if it is installed."""
     monkeypatch.setenv("ADAPTKIT_ENTRY_POINTS", "0")
     monkeypatch.setenv("ADAPTKIT_PLUGINS", adaptkit_peft.__file__)
     return adaptkit_peft
@@ -42,8 +42,8 @@ def cli(*arguments: str) -> Result:
 
 
 @pytest.mark.parametrize("options", [{"rank": 4}, {"rank": 4, "targets": "all"}, {"rank": 4, "rslora": True}])
-def test_pefts_lora_and_ours_agree_in_every_logged_number(own_plugin: Any, options: dict[str, Any]) -> None:
-    """The same seed draws the same A for both; B is zero."""
+def test_peft_lora_matches_builtin_lora(own_plugin: Any, options: dict[str, Any]) -> None:
+    """Both draw the same A from the same seed, and B is zero."""
     names = {"rank": "r", "targets": "targets", "rslora": "use_rslora"}
     given = {f"lora.{key}": value for key, value in options.items()}
     given |= {f"peft-lora.{names[key]}": value for key, value in options.items()}
@@ -61,31 +61,31 @@ def test_pefts_lora_and_ours_agree_in_every_logged_number(own_plugin: Any, optio
     assert losses["peft-lora"] == pytest.approx(losses["lora"], rel=1e-5)
 
 
-def test_a_run_on_the_command_line(own_plugin: Any) -> None:
+def test_run_command(own_plugin: Any) -> None:
     options = ("-o", "peft-lora.use_dora=true", "-o", "peft-lora.r=4", "-o", "peft-lora.init_lora_weights=pissa")
     result = cli("run", "-s", "peft-ia3", "-s", "peft-lora", *options, *TINY, "--no-track", "--json")
     assert result.exit_code == 0, result.stderr
     runs = {run["strategy"]: run for run in json.loads(result.stdout)["runs"]}
     assert {name: run["status"] for name, run in runs.items()} == {"peft-ia3": "finished", "peft-lora": "finished"}
-    # Linear layers, 3136 to 128 and 128 to 10: a number for each output; rank 4 both ways, and each output's length.
+    # Linear layers 3136 -> 128 -> 10. IA3 has a factor per output; DoRA has rank 4 and a magnitude per output.
     assert runs["peft-ia3"]["metrics"]["params/trainable"] == 128 + 10
     assert runs["peft-lora"]["metrics"]["params/trainable"] == 4 * (3136 + 128 + 128 + 10) + 128 + 10
     assert runs["peft-lora"]["options"]["use_dora"] is True
     assert runs["peft-lora"]["options"]["init_lora_weights"] == "pissa"
 
 
-def test_a_type_that_cannot_work_is_refused_with_its_reason(own_plugin: Any) -> None:
+def test_unavailable_type_is_rejected(own_plugin: Any) -> None:
     result = cli("run", "-s", "peft-prefix_tuning", "--no-track")
     reason = "cannot be used: it puts trained tokens before the input of a language model"
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == f"Error: strategy peft-prefix_tuning {reason}\n"
     assert reason in cli("strategies", "--all").stdout
     assert "peft-prefix_tuning" not in cli("strategies").stdout
-    with pytest.raises(BadInput, match=r"^peft-xlora cannot be used: it mixes LoRA adapters"):
+    with pytest.raises(BadInput, match=r"^peft-xlora cannot be used: it mixes previously trained LoRA adapters"):
         CLASSES["peft-xlora"]().adapt(nn.Linear(2, 2))
 
 
-def test_a_wrong_option_is_one_line(own_plugin: Any) -> None:
+def test_invalid_option(own_plugin: Any) -> None:
     result = cli("run", "-s", "peft-lora", "-o", "init_lora_weights=foo", "--no-track")
     words = "True, False, gaussian, olora, pissa, orthogonal or mica"
     assert result.stderr == f"Error: peft-lora.init_lora_weights: must be {words}, not 'foo'\n"
@@ -97,15 +97,15 @@ def test_a_wrong_option_is_one_line(own_plugin: Any) -> None:
         CLASSES["peft-oft"](oft_block_size=4).adapt(model)
 
 
-def test_what_a_type_would_adapt_wrongly_is_refused_by_name() -> None:
+def test_unsupported_layers_are_rejected() -> None:
     layers = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3, dilation=2), nn.Flatten(), nn.Linear(8, 4))
     with pytest.raises(BadInput) as refused:
         CLASSES["peft-oft"](targets="all").adapt(with_head(layers))
     assert refused.value.problems[0] == "peft-oft cannot adapt square convolutions: 0, 1"
 
 
-def test_only_the_layers_that_are_meant_are_wrapped() -> None:
-    """Names end alike here, and torch's attention reads its projection's weight past any wrapper."""
+def test_only_chosen_layers_are_wrapped() -> None:
+    """Layers with the same name ending, and an attention layer, which reads its weights without calling wrappers."""
     model = nn.ModuleDict(
         {
             "a": nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 8)),
@@ -118,8 +118,8 @@ def test_only_the_layers_that_are_meant_are_wrapped() -> None:
     assert adapted == ["1", "a.1"]
 
 
-def test_layers_that_torch_reads_past_their_wrapper_still_count() -> None:
-    """In evaluation torch's encoder has a fast path, which would say what the base says."""
+def test_transformer_fast_path_is_disabled() -> None:
+    """The fast path of torch's encoder in evaluation mode would ignore the adapter."""
     encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = with_head(nn.Sequential(encoder, nn.Flatten(), nn.Linear(24, 2))).eval()
     tokens = torch.randn(4, 3, 8)
@@ -131,8 +131,8 @@ def test_layers_that_torch_reads_past_their_wrapper_still_count() -> None:
         assert not torch.allclose(encoder.eval()(tokens), before, atol=1e-3)
 
 
-def test_a_layer_in_two_places_is_refused() -> None:
+def test_shared_layer_is_rejected() -> None:
     layer = nn.Linear(8, 8)
     model = with_head(nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(8, 2)))
-    with pytest.raises(BadInput, match=r"^peft-lora cannot adapt a layer that the model holds in two places: 0$"):
+    with pytest.raises(BadInput, match=r"^peft-lora cannot adapt a layer that the model uses in two places: 0$"):
         CLASSES["peft-lora"]().adapt(model)

@@ -1,4 +1,4 @@
-"""Round trips: adapters of our LoRA in PEFT's files and PEFT's in ours, with equal logits; loralib's factors, too."""
+"""Convert adapters between adaptkit's and PEFT's files in both directions, with equal logits; and from loralib."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """Layers of every kind, with names that end alike, and some that are words of `targets`."""
+    """A network with layers of every kind. Some names have the same ending, and some are keywords of `targets`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def images() -> Tensor:
 
 
 def trained(strategy: LoRA, moved: bool = False) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return an adapted model whose trained tensors are drawn anew, and its adapter; and with moved statistics."""
+    """Return an adapted model with random trained tensors, and its adapter. `moved` also changes statistics."""
     model = with_head(base())
     tensors = (*model.parameters(), *model.buffers())
     adapt(model, strategy, init_seed=0)
@@ -120,7 +120,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_ours_in_peft_and_back(options: dict[str, Any], tmp_path: Path) -> None:
+def test_adaptkit_to_peft_and_back(options: dict[str, Any], tmp_path: Path) -> None:
     strategy = LoRA(**options)
     ours, tensors = trained(strategy)
     names = sorted({name.partition(".lora_A")[0] for name in tensors if ".lora_A" in name})
@@ -139,7 +139,7 @@ def test_ours_in_peft_and_back(options: dict[str, Any], tmp_path: Path) -> None:
         assert same(ours, in_ours(tmp_path / "theirs"))
 
 
-def test_what_peft_would_compute_otherwise_is_written_whole(tmp_path: Path) -> None:
+def test_layers_that_peft_computes_differently(tmp_path: Path) -> None:
     strategy = LoRA(targets="all", dora=True)
     _, tensors = trained(strategy)
     reasons = {"grouped": "grouped, with DoRA", "dilated": "dilated", "padded": "padding mode reflect"}
@@ -161,7 +161,7 @@ def test_what_peft_would_compute_otherwise_is_written_whole(tmp_path: Path) -> N
     assert config["modules_to_save"] is None and "base_model.model.grouped.weight" not in without
 
 
-def test_statistics_that_moved_travel_with_their_layer(tmp_path: Path) -> None:
+def test_changed_statistics(tmp_path: Path) -> None:
     ours, tensors = trained(LoRA(), moved=True)
     assert "norm.running_var" in tensors
     with pytest.raises(BadInput, match=r"^PEFT saves norm whole or not at all; its weights are the base's"):
@@ -186,7 +186,7 @@ def test_statistics_that_moved_travel_with_their_layer(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_pefts_in_ours_and_back(options: dict[str, Any], tmp_path: Path) -> None:
+def test_peft_to_adaptkit_and_back(options: dict[str, Any], tmp_path: Path) -> None:
     import peft
 
     with RandomStream(5), torch.no_grad():
@@ -209,8 +209,8 @@ def test_pefts_in_ours_and_back(options: dict[str, Any], tmp_path: Path) -> None
     assert (find_head(ours.head) is ours.last) and adapter.options["rank"] == config.r  # type: ignore[arg-type]
 
 
-def test_names_that_end_alike_are_saved_whole_together(tmp_path: Path) -> None:
-    """PEFT takes every module whose name ends like one of modules_to_save: here 1, for 1 and 11."""
+def test_names_with_the_same_ending(tmp_path: Path) -> None:
+    """PEFT selects modules by the ending of their names in modules_to_save: `1` selects 1 and 11."""
     with RandomStream(1):
         layers = [nn.Flatten(), nn.Linear(8, 8), *(nn.ReLU() for _ in range(9)), nn.Linear(8, 8), nn.Linear(8, 3)]
         plain = nn.Sequential(*layers).eval()
@@ -235,7 +235,7 @@ def test_names_that_end_alike_are_saved_whole_together(tmp_path: Path) -> None:
     torch.testing.assert_close(theirs(x), model.eval()(x), rtol=0, atol=1e-5)
 
 
-def test_a_layer_in_two_places_is_refused() -> None:
+def test_shared_layer_is_rejected() -> None:
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.ReLU(), shared)
     tensors = {"0.lora_A.weight": torch.ones(2, 4), "0.lora_B.weight": torch.ones(4, 2)}
@@ -243,7 +243,7 @@ def test_a_layer_in_two_places_is_refused() -> None:
         peft_folder(tensors, vars(LoRA(rank=2)), ["0"], model)
 
 
-def test_loralibs_linear_by_copying_its_factors() -> None:
+def test_loralib_factors() -> None:
     loralib: Any = pytest.importorskip("loralib")
     with RandomStream(5), torch.no_grad():
         theirs = loralib.Linear(12, 7, r=3, lora_alpha=5, merge_weights=False)
@@ -258,7 +258,7 @@ def test_loralibs_linear_by_copying_its_factors() -> None:
         assert float((theirs(x) - ours.merged()(x)).abs().max()) < 1e-6
 
 
-def test_what_is_not_ours_is_refused_in_lines(tmp_path: Path) -> None:
+def test_unsupported_adapters_are_rejected(tmp_path: Path) -> None:
     _, tensors = trained(LoRA(targets="conv,fc"))
     sound = peft_folder(tensors, vars(LoRA()), ["conv"], base())
 

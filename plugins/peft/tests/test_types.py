@@ -1,4 +1,4 @@
-"""Each type of PEFT, through adaptkit's conformance kit: three in every run, all of them with `-m slow`."""
+"""Run adaptkit's conformance checks on three PEFT types; with `-m slow`, on all types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adaptkit_peft.strategies import offered
 
 CLASSES = {cls.name: cls for cls in offered() if not hasattr(cls, "unavailable")}
 FAST = ("peft-ia3", "peft-lora", "peft-vera")
-#: variants that change how a type starts or what it computes
+#: options that change the initialisation or the computation of a type
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("peft-lora", {"use_dora": True}),
     ("peft-lora", {"use_rslora": True, "r": 4}),
@@ -47,8 +47,8 @@ def test_conformance(check: Check) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(CLASSES)]
 )
-def test_each_type_fits_at_least_one_model(name: str) -> None:
-    """A type that refused every model would skip all of its checks above."""
+def test_type_supports_a_model(name: str) -> None:
+    """If a type rejected every model, all of its checks above would be skipped."""
     fitted = []
     for check in checks(CLASSES[name]):
         if check.name == "trains":

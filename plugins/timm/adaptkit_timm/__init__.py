@@ -23,7 +23,7 @@ def _size(given: Any) -> str:
 
 @dataclass
 class Timm:
-    """A model of timm (PyTorch Image Models), pretrained, from a file, or fresh."""
+    """A timm model (PyTorch Image Models) with pretrained weights, weights from a file, or random weights."""
 
     name: ClassVar[str] = "timm"
     argument: ClassVar[str] = "MODEL"
@@ -35,13 +35,13 @@ class Timm:
     )
     size: Annotated[str, BeforeValidator(_size)] = field(
         default="model",
-        metadata={"help": "what images are resized to: model (its pretraining size), data (as they are) or pixels"},
+        metadata={"help": "image size: model (that of the pretraining), data (no resizing) or a number of pixels"},
     )
 
     def build(self, channels: int, size: int, classes: int) -> nn.Module:
-        """Return timm's model for float images `[n, channels, size, size]` in 0..1, which it resizes and normalises.
+        """Return a timm model for float images `[n, channels, size, size]` in 0..1, which it resizes and normalises.
 
-        Raises BadInput for a model or weights that are not there, do not fit, or are not for such images.
+        Raises BadInput if the model or weights do not exist, do not fit, or do not support such images.
         """
         from adaptkit_timm.models import InputPlan, build_model
 
@@ -49,15 +49,15 @@ class Timm:
 
     @property
     def image_size(self) -> int:
-        """Return the size to which the model resizes images; those without a size of their own are read at it."""
+        """Return the size at which images without a fixed size are read."""
         from adaptkit_timm.configs import find_config
 
-        # Under size=data too: pictures that have no size have the one that the weights were trained at.
+        # With size=data, use the size of the pretraining.
         given = str(self.size)
         return int(given) if given.isdecimal() else max(find_config(self.model).input_size[-2:])
 
     def described(self, channels: int, size: int) -> Mapping[str, str | int | float]:
-        """Return what the model does with such images, and which weights it starts from."""
+        """Describe the preprocessing of such images and the initial weights."""
         from adaptkit_timm.models import InputPlan
         from adaptkit_timm.weights import weights_id
 
@@ -67,5 +67,5 @@ class Timm:
 
 @hookimpl
 def adaptkit_backbones() -> list[type]:
-    """Offer `timm:MODEL`."""
+    """Return the backbone `timm:MODEL`."""
     return [Timm]

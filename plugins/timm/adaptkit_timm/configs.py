@@ -1,4 +1,4 @@
-"""Find a model in timm's registry by its name."""
+"""Find models in timm's registry."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from adaptkit.errors import suggestion
 
 
 def find_config(name: str) -> PretrainedCfg:
-    """Return timm's description of a model and its weights; raise BadInput, with the nearest name, if it has none."""
+    """Return timm's config of a model and its weights. Raises BadInput with the nearest name if there is none."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         hint = suggestion(architecture, timm.list_models())
-        # Without a near name the hint would be more than a thousand names.
-        hint = hint if hint.startswith("; did") else "; timm.list_models() returns those it has"
+        # Without a similar name, the hint would list more than a thousand names.
+        hint = hint if hint.startswith("; did") else "; timm.list_models() lists the available models"
         raise BadInput(f"backbone timm:{name}: timm has no model {architecture!r}{hint}")
     tagged = [known for known in timm.list_models(include_tags=True) if known.startswith(f"{architecture}.")]
     if tag and name not in tagged:
@@ -25,6 +25,6 @@ def find_config(name: str) -> PretrainedCfg:
 
 
 def classifier_names(config: PretrainedCfg) -> frozenset[str]:
-    """Return the names of the weights and biases that turn features into classes."""
+    """Return the names of the weights and biases of the classifier."""
     layers = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
     return frozenset(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias"))

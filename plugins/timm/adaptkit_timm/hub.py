@@ -1,4 +1,4 @@
-"""Fetch pretrained weights from the Hugging Face Hub, or say at once that they cannot be fetched."""
+"""Download pretrained weights from the Hugging Face Hub, or fail quickly."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from timm.models import PretrainedCfg
 
 from adaptkit import BadInput
 
-#: seconds that the Hub is given to answer
+#: timeout for the Hub, in seconds
 PATIENCE = 5
 
 
 def fetch(name: str, config: PretrainedCfg) -> Path:
-    """Return the file with timm's weights for a model: from the Hub's cache on this machine, else downloaded.
+    """Return the file with timm's weights of a model, from the local Hub cache or downloaded.
 
-    Raises BadInput, in one line, when there are none or they cannot be fetched.
+    Raises BadInput if the weights do not exist or cannot be downloaded.
     """
-    way_out = "use --weights FILE, or --weights none for fresh ones"
+    way_out = "use --weights FILE, or --weights none for random weights"
     if not config.hf_hub_id:
-        where = f"only at {config.url}" if config.url else "nowhere"
-        raise BadInput(f"backbone timm:{name}: timm has its pretrained weights {where}; {way_out}")
+        where = f"are only at {config.url}" if config.url else "do not exist"
+        raise BadInput(f"backbone timm:{name}: the pretrained weights {where}; {way_out}")
     repository, _, revision = config.hf_hub_id.partition("@")
     files = _files(config)
     path = _cached(repository, files, revision or None)
@@ -28,15 +28,13 @@ def fetch(name: str, config: PretrainedCfg) -> Path:
         return path
     try:
         return _downloaded(repository, files, revision or None)
-    except Exception as error:  # the Hub's client, its transport and the system raise many kinds
-        reason = _reason(error)
-        raise BadInput(
-            f"backbone timm:{name}: the pretrained weights {config.hf_hub_id} cannot be fetched ({reason}); {way_out}"
-        ) from None
+    except Exception as error:  # the Hub's client, its transport and the system raise many types
+        problem = f"the pretrained weights {config.hf_hub_id} cannot be downloaded ({_reason(error)})"
+        raise BadInput(f"backbone timm:{name}: {problem}; {way_out}") from None
 
 
 def _files(config: PretrainedCfg) -> tuple[str, ...]:
-    """Return the names that the file may have on the Hub; the formats that execute nothing come first."""
+    """Return the possible names of the file on the Hub. Formats that cannot execute code come first."""
     given = config.hf_hub_filename or "pytorch_model.bin"
     safe = f"{given.replace('pytorch_', '').rpartition('.')[0]}.safetensors"
     return (given,) if given.endswith(".safetensors") else (safe, given)
@@ -58,7 +56,7 @@ def _downloaded(repository: str, files: tuple[str, ...], revision: str | None) -
 
     for file in files:
         try:
-            # Asked first, and once: the download itself tries again for minutes where there is no network.
+            # Check once first: without a network, the download itself retries for minutes.
             get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=PATIENCE)
         except EntryNotFoundError:
             if file == files[-1]:
@@ -69,7 +67,7 @@ def _downloaded(repository: str, files: tuple[str, ...], revision: str | None) -
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first cause in a few words."""
+    """Return the first line of the original error."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):

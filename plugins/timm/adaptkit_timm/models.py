@@ -1,4 +1,4 @@
-"""Build a model of timm that resizes and normalises its images itself, and answers `model.head`."""
+"""Build timm models that resize and normalise their images and have an attribute `head`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adaptkit_timm.weights import load_weights
 
 @dataclass(frozen=True)
 class InputPlan:
-    """How a model sees images `[n, channels, size, size]` in 0..1: at `pixels` (height, width), normalised."""
+    """How images `[n, channels, size, size]` in 0..1 are resized to `pixels` (height, width) and normalised."""
 
     name: str
     config: PretrainedCfg
@@ -29,28 +29,28 @@ class InputPlan:
 
     @classmethod
     def of(cls, name: str, wanted: str, channels: int, size: int) -> InputPlan:
-        """Return the plan for a model, its option `size` and the data's images; raise BadInput for no such model."""
+        """Return the plan for a model, its option `size` and the images. Raises BadInput for an unknown model."""
         config = find_config(name)
         sides = {"model": tuple(config.input_size[-2:]), "data": (size, size)}
         return cls(name, config, channels, size, sides.get(str(wanted)) or (int(wanted), int(wanted)))
 
     @property
     def model_channels(self) -> int:
-        """Return the channels that the model has: its own for grey images, which are expanded, else the data's."""
+        """Return the input channels of the model. Grey images are expanded; other images keep their channels."""
         return int(self.config.input_size[0]) if self.channels == 1 else self.channels
 
     @property
     def mean(self) -> list[float]:
-        """Return the mean of each of the model's channels; where it has more than timm knows of, they begin anew."""
+        """Return the mean of each channel. timm's values are repeated if there are more channels."""
         return self._each(self.config.mean)
 
     @property
     def std(self) -> list[float]:
-        """Return the standard deviation of each of the model's channels."""
+        """Return the standard deviation of each channel."""
         return self._each(self.config.std)
 
     def described(self) -> dict[str, str | int | float]:
-        """Return the plan as params."""
+        """Return the plan as run parameters."""
         height, width = self.pixels
         return {
             "channels": self.model_channels,
@@ -64,7 +64,7 @@ class InputPlan:
 
 
 def build_model(plan: InputPlan, weights: str, classes: int) -> nn.Module:
-    """Return timm's model with these weights and a classifier for these classes; raise BadInput if it cannot be had."""
+    """Return timm's model with these weights and number of classes. Raises BadInput if it cannot be built."""
     title = f"backbone timm:{plan.name}"
     loaded = load_weights(plan.name, plan.config, weights)
     settings: dict[str, Any] = {"num_classes": classes, "in_chans": plan.model_channels}
@@ -80,11 +80,11 @@ def build_model(plan: InputPlan, weights: str, classes: int) -> nn.Module:
     try:
         model = create()
         if getattr(model, "dynamic_img_size", False):
-            # Its forward pass depends on the size of each batch, so that no frozen part is found; ours all have one.
+            # A dynamic size prevents tracing of frozen layers. All images here have the same size.
             model = create(dynamic_img_size=False)
-    except Exception as error:  # models refuse settings and weights in their own ways
+    except Exception as error:  # models raise many types for settings and weights
         raise BadInput(f"{title}: it cannot be built at {_shown(plan)}: {_in_short(error)}") from error
-    # Only what it is, not a second copy of the weights.
+    # Do not keep a second copy of the weights.
     model.pretrained_cfg.pop("state_dict", None)
     _prepare(model, plan, _classifier(model, title))
     _try(model, plan, title)
@@ -97,14 +97,14 @@ def _classifier(model: nn.Module, title: str) -> str:
     layer = found[0] if isinstance(found, tuple) else found  # distilled models have two
     linear = [part for part in layer.modules() if isinstance(part, nn.Linear)]
     if not linear:
-        raise BadInput(f"{title}: its classifier is a {type(layer).__name__}, and adaptkit needs a linear layer")
+        raise BadInput(f"{title}: its classifier must be a linear layer, got {type(layer).__name__}")
     return next(name for name, part in model.named_modules() if part is linear[-1])
 
 
 def _prepare(model: nn.Module, plan: InputPlan, classifier: str) -> None:
-    """Let the model take the data's images: its class becomes a subclass, so that no key has a prefix."""
+    """Add preprocessing to the model. Its class becomes a subclass, so that state_dict keys stay the same."""
     for name, values in (("input_mean", plan.mean), ("input_std", plan.std)):
-        # Not persistent: files of weights stay timm's own.
+        # Not persistent, so that files of weights keep timm's format.
         model.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
     model.resized_to = plan.pixels if plan.pixels != (plan.size, plan.size) else None  # type: ignore[assignment]
     model.classifier_name = classifier  # type: ignore[assignment]
@@ -135,7 +135,7 @@ def _rebuild(cls: type[nn.Module], headed: bool) -> nn.Module:
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
-    """Return the logits of images in 0..1; grey ones are expanded to the model's channels by its mean."""
+    """Return the logits of images in 0..1. Broadcasting with the mean expands grey images."""
     if self.resized_to is not None:
         x = functional.interpolate(x, self.resized_to, mode="bilinear", antialias=True)
     logits: Tensor = self.timm_forward((x - self.input_mean) / self.input_std)
@@ -143,19 +143,19 @@ def _forward(self: Any, x: Tensor) -> Tensor:
 
 
 def _extra_repr(self: Any) -> str:
-    # In the recipe of a base: models that resize or normalise otherwise are others, though their weights are the same.
+    # Part of the recipe of a base, which distinguishes models with different preprocessing and the same weights.
     mean, std = (buffer.flatten().tolist() for buffer in (self.input_mean, self.input_std))
     return f"resized_to={self.resized_to}, mean={mean}, std={std}"
 
 
 def _try(model: nn.Module, plan: InputPlan, title: str) -> None:
-    """Run the model once on an image of the data's size; raise BadInput when it is too small for it, say."""
+    """Run the model once on an image of this size. Raises BadInput if that fails, for example if it is too small."""
     was_training = model.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             model.eval()(torch.zeros(1, plan.channels, plan.size, plan.size))
-    except Exception as error:  # whatever a layer does not like
-        raise BadInput(f"{title}: it does not work at {_shown(plan)}: {_in_short(error)}; set backbone.size") from error
+    except Exception as error:  # layers raise many types
+        raise BadInput(f"{title}: it fails at {_shown(plan)}: {_in_short(error)}; set backbone.size") from error
     finally:
         model.train(was_training)
 

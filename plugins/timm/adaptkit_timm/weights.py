@@ -1,4 +1,4 @@
-"""Where a model's weights come from: the Hugging Face Hub, its cache on this machine, or a file."""
+"""Load weights from the Hugging Face Hub, its local cache, or a file."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from adaptkit.adapters.weight_files import SUFFIXES, file_digest, read_weight_fi
 from adaptkit_timm.configs import classifier_names
 from adaptkit_timm.hub import fetch
 
-#: the words for timm's own weights: its, and the one that all backbones of adaptkit take
+#: names of timm's own weights; all backbones accept `default`
 PRETRAINED = ("pretrained", "default")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by the names that timm gives them, and the number of classes (None: timm knows)."""
+    """Tensors by timm's names, and the number of classes (None: as in timm's config)."""
 
     tensors: Mapping[str, Tensor]
     classes: int | None
 
     def overlay(self) -> dict[str, Any]:
-        """Return what timm is told, so that it loads these and leaves out a classifier of other classes."""
+        """Return config values with which timm loads these weights, without a classifier for other classes."""
         own = {"state_dict": dict(self.tensors)}
         return own if self.classes is None else own | {"num_classes": self.classes, "label_offset": 0}
 
 
 def load_weights(name: str, config: PretrainedCfg, source: str) -> Weights | None:
-    """Return the weights that `source` (pretrained or default, none, or a path) stands for; None for none.
+    """Return the weights of `source` (pretrained, default, or a path), or None for `none`.
 
-    Raises BadInput, in one line, when they cannot be had or do not fit the model.
+    Raises BadInput if the weights cannot be loaded or do not fit the model.
     """
     if source == "none":
         return None
@@ -48,7 +48,7 @@ def load_weights(name: str, config: PretrainedCfg, source: str) -> Weights | Non
 
 
 def weights_id(name: str, config: PretrainedCfg, source: str) -> str:
-    """Return what tells these weights from others: the Hub's name and commit, or the sha256 of the file."""
+    """Return an identifier of these weights: the Hub's name and commit, or the sha256 of the file."""
     if source == "none":
         return "none"
     if source in PRETRAINED:
@@ -61,15 +61,13 @@ def weights_id(name: str, config: PretrainedCfg, source: str) -> str:
 def _found(source: str) -> Path:
     path = Path(source).expanduser()
     if not path.is_file():
-        raise BadInput(
-            f"backbone.weights: must be pretrained, default, none or a file, and there is no file {source!r}"
-        )
+        raise BadInput(f"backbone.weights: must be pretrained, default, none or an existing file, got {source!r}")
     return path
 
 
 @functools.lru_cache(maxsize=1)
 def _read(path: Path, _modified: int, _bytes: int) -> Mapping[str, Tensor]:
-    """Return the tensors in a file by their names, in their order: it is read once for the models of an experiment."""
+    """Return the tensors of a file by name, in order. Cached, since the models of an experiment share them."""
     if path.suffix not in SUFFIXES:
         raise BadInput(f"weights: {path} cannot be read: its name must end in {', '.join(SUFFIXES)}")
     return read_weight_file(path)
@@ -77,10 +75,10 @@ def _read(path: Path, _modified: int, _bytes: int) -> Mapping[str, Tensor]:
 
 @functools.lru_cache(maxsize=1)
 def _fitted(name: str, path: Path, modified: int, size: int) -> Weights:
-    """Return a file's tensors under timm's names: they have them, timm converts them, or their order tells."""
+    """Return the tensors of a file under timm's names: by name, by timm's conversion, or by position."""
     tensors = _read(path, modified, size)
     config = timm.get_pretrained_cfg(name) or PretrainedCfg()
-    # Models made only to look at draw nothing from the stream that the real one's weights come from.
+    # Temporary models must not affect the random numbers of the real model.
     with torch.random.fork_rng(devices=[]):
         own = timm.create_model(name).state_dict()
         named = _by_name(tensors, own, config) or _converted(name, tensors) or _by_position(tensors, own, config)
@@ -93,18 +91,18 @@ def _fitted(name: str, path: Path, modified: int, size: int) -> Weights:
 def _by_name(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], config: PretrainedCfg
 ) -> Mapping[str, Tensor] | None:
-    """Return the tensors if they have the model's names, be it without the classifier."""
+    """Return the tensors if they have the names of the model; the classifier may be missing."""
     missing, foreign = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     return tensors if not foreign and missing <= classifier_names(config) else None
 
 
 def _converted(name: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
-    """Return what timm makes of a file of the model's authors; None if anything is left over or missing."""
+    """Return the tensors after timm's conversion of an author's file, or None if any are unused or missing."""
     try:
         state = timm.create_model(
             name, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(tensors)}
         ).state_dict()
-    except Exception:  # a conversion trips in its own way over what it is not for
+    except Exception:  # conversions raise many types for other files
         return None
     return dict(state)
 
@@ -112,7 +110,7 @@ def _converted(name: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]
 def _by_position(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], config: PretrainedCfg
 ) -> Mapping[str, Tensor] | None:
-    """Return the tensors under the model's names if their number and all shapes agree, classes aside."""
+    """Return the tensors under the names of the model if number and shapes match, except the number of classes."""
     named = dict(zip(own, tensors.values(), strict=False))
     same = len(tensors) == len(own) and all(
         named[key].shape[1:] == own[key].shape[1:] and named[key].ndim == own[key].ndim
@@ -124,13 +122,13 @@ def _by_position(
 
 
 def _difference(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Say in a few words what the file has and the model has not."""
+    """Describe briefly how the tensors of a file differ from those of the model."""
     if len(tensors) != len(own):
-        return f"it holds {len(tensors)} tensors, the model {len(own)}"
+        return f"it has {len(tensors)} tensors, the model has {len(own)}"
     for (theirs, given), (ours, wanted) in zip(tensors.items(), own.items(), strict=True):
         if given.shape != wanted.shape:
-            return f"its {theirs} is {list(given.shape)} where the model's {ours} is {list(wanted.shape)}"
-    return "its tensors have other names"
+            return f"its {theirs} has shape {list(given.shape)}, the model's {ours} {list(wanted.shape)}"
+    return "its tensors have different names"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Models of timm as backbones: what they compute, their head, their channels, and how they copy."""
+"""timm models as backbones: outputs, head, channels, copies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adaptkit.backbones.heads import find_head, with_head
 from adaptkit.resolve import make_checked
 from adaptkit.testing import checks
 
-#: models of each kind, at sizes that take no time
+#: one small model of each kind
 RESNET = ("resnet10t", {"weights": "none", "size": "data"})
 VIT = ("test_vit", {"weights": "none", "size": "32"})
 CONVNEXT = ("test_convnext", {"weights": "none", "size": "32"})
@@ -45,10 +45,10 @@ def test_conformance(check):
 
 @MODELS
 @torch.no_grad()
-def test_is_timms_model_on_resized_and_normalised_images(name, options):
+def test_output_matches_timm(name, options):
     model = build(name, options, size=24).eval()
     plain = timm.create_model(name, num_classes=5, **({"img_size": 32} if "vit" in name else {})).eval()
-    plain.load_state_dict(model.state_dict())  # timm's own names, all of them, and no others
+    plain.load_state_dict(model.state_dict())  # exactly timm's names
     given = images(size=24)
     pixels = 24 if options["size"] == "data" else 32
     resized = nn.functional.interpolate(given, (pixels, pixels), mode="bilinear", antialias=True)
@@ -57,21 +57,21 @@ def test_is_timms_model_on_resized_and_normalised_images(name, options):
 
 
 @torch.no_grad()
-def test_images_of_the_models_size_are_not_resized():
+def test_no_resizing_at_model_size():
     model = build("resnet10t", {"weights": "none", "size": "32"}).eval()
     assert model.resized_to is None
     assert torch.equal(model(images()), build(*RESNET).eval()(images()))
 
 
 @torch.no_grad()
-def test_grey_images_are_expanded_to_the_models_channels():
+def test_grey_images_are_expanded():
     model, grey = build(*RESNET, channels=1).eval(), images(channels=1)
     assert model.conv1[0].in_channels == 3
     assert torch.allclose(model(grey), model(grey.expand(-1, 3, -1, -1)), atol=1e-6)
 
 
 @torch.no_grad()
-def test_other_channels_are_the_models():
+def test_five_channels():
     model = build(*RESNET, channels=5).eval()
     assert model.conv1[0].in_channels == 5
     assert model.input_mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406, 0.485, 0.456])
@@ -87,7 +87,7 @@ def test_head_is_the_classifier(name, options):
     assert len(list(model.parameters())) == len({id(p) for p in model.parameters()})
 
 
-def test_head_of_a_model_without_one_follows_what_wraps_it():
+def test_head_after_wrapping():
     model = build(*RESNET)
     assert model.head is model.fc
     model.fc = nn.Sequential(model.fc)
@@ -96,7 +96,7 @@ def test_head_of_a_model_without_one_follows_what_wraps_it():
 
 @MODELS
 @torch.no_grad()
-def test_pickles_and_deep_copies(name, options):
+def test_pickle_and_deepcopy(name, options):
     model = with_head(build(name, options)).eval()
     expected = model(images())
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -105,13 +105,13 @@ def test_pickles_and_deep_copies(name, options):
         assert repr(twin) == repr(model)
 
 
-def test_says_in_its_repr_how_it_sees_images():
+def test_repr_shows_preprocessing():
     resized, unresized = (repr(build("resnet10t", {"weights": "none", "size": size})) for size in ("64", "data"))
     assert resized.replace("(64, 64)", "None") == unresized
     assert "resized_to=None, mean=[0.48" in unresized
 
 
-def test_draws_from_the_global_generator_alone():
+def test_weights_come_from_global_generator():
     ours, same = (build(*RESNET).state_dict() for _ in range(2))
     assert all(torch.equal(ours[key], same[key]) for key in ours)
     torch.manual_seed(1)
@@ -119,7 +119,7 @@ def test_draws_from_the_global_generator_alone():
     assert not torch.equal(ours["fc.weight"], other["fc.weight"])
 
 
-def test_describes_what_it_does_with_images():
+def test_described_values():
     assert dict(Timm("resnet10t", "none").described(1, 28)) == {
         "channels": 3,
         "input_size": 176,
@@ -134,7 +134,7 @@ def test_describes_what_it_does_with_images():
     ("name", "size", "pixels"),
     [("resnet18", "model", 224), ("resnet18", "data", 224), ("resnet18", "96", 96), ("test_vit", "model", 160)],
 )
-def test_pictures_without_a_size_are_read_at_the_models(name, size, pixels):
+def test_image_size(name, size, pixels):
     assert Timm(name, "none", size).image_size == pixels
 
 
@@ -142,7 +142,7 @@ def test_pictures_without_a_size_are_read_at_the_models(name, size, pixels):
     ("name", "options", "line"),
     [
         ("resnet81", {}, "backbone timm:resnet81: timm has no model 'resnet81'; did you mean 'resnet18'?"),
-        ("qqq", {}, "backbone timm:qqq: timm has no model 'qqq'; timm.list_models() returns those it has"),
+        ("qqq", {}, "backbone timm:qqq: timm has no model 'qqq'; timm.list_models() lists the available models"),
         (
             "resnet10t.c4_in1k",
             {},
@@ -153,29 +153,27 @@ def test_pictures_without_a_size_are_read_at_the_models(name, size, pixels):
         (
             "resnet10t",
             {"weights": "lost.pth"},
-            "backbone.weights: must be pretrained, default, none or a file, and there is no file 'lost.pth'",
+            "backbone.weights: must be pretrained, default, none or an existing file, got 'lost.pth'",
         ),
         (
             "resnetv2_50x1_bit",
             {"weights": "none", "size": "data"},
-            "backbone timm:resnetv2_50x1_bit: its classifier is a Conv2d, and adaptkit needs a linear layer",
+            "backbone timm:resnetv2_50x1_bit: its classifier must be a linear layer, got Conv2d",
         ),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(name, options, line):
+def test_invalid_options(name, options, line):
     with pytest.raises(BadInput) as caught:
         build(name, options)
     assert caught.value.problems == (line,)
 
 
-def test_a_size_that_the_model_cannot_take_is_one_line():
-    with pytest.raises(
-        BadInput, match=r"^backbone timm:inception_v3: it does not work at 32x32 pixels .*backbone.size$"
-    ):
+def test_unsupported_size():
+    with pytest.raises(BadInput, match=r"^backbone timm:inception_v3: it fails at 32x32 pixels .*backbone.size$"):
         build("inception_v3", {"weights": "none", "size": "data"})
 
 
-def test_importing_the_plugin_imports_neither_torch_nor_timm():
+def test_plugin_imports_no_torch_or_timm():
     code = (
         "import sys, adaptkit_timm\n"
         "adaptkit_timm.adaptkit_backbones()\n"

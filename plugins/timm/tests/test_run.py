@@ -1,4 +1,4 @@
-"""Whole experiments with models of timm: their frozen part is found, and all that they do is recorded."""
+"""Experiments with timm models: frozen layers are found, and all settings are recorded."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Watcher:
         ("timm:test_convnext", "32", {"head": "head.drop"}),
     ],
 )
-def test_an_experiment_runs_frozen_layers_once(backbone, size, prefixes):
+def test_frozen_layers_and_recorded_params(backbone, size, prefixes):
     watcher = Watcher()
     outcome = adaptkit.run(
         list(prefixes),
@@ -75,13 +75,13 @@ def test_an_experiment_runs_frozen_layers_once(backbone, size, prefixes):
     }
 
 
-def test_a_wrong_name_is_one_line_whatever_the_strategies():
+def test_unknown_model():
     with pytest.raises(adaptkit.BadInput) as caught:
         adaptkit.run(["head", "lora"], backbone="timm:resnet81", settings=TINY, plugins=[adaptkit_timm], track=False)
     assert caught.value.problems == ("backbone timm:resnet81: timm has no model 'resnet81'; did you mean 'resnet18'?",)
 
 
-def test_a_wrong_option_is_one_line():
+def test_unknown_option():
     with pytest.raises(adaptkit.BadInput) as caught:
         adaptkit.run(
             "head", backbone="timm:resnet10t", settings={"backbone.sise": 3}, plugins=[adaptkit_timm], track=False

