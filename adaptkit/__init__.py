@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 from adaptkit.errors import AdaptkitError, BadInput, RunFailed
 from adaptkit.hookspecs import hookimpl
+from adaptkit.version import __version__
 
 if TYPE_CHECKING:
-    from adaptkit.api import run
-    from adaptkit.comparing import compare, draw
-    from adaptkit.findings import Findings
-    from adaptkit.outcome import Outcome
-    from adaptkit.reproducing import reproduce
-    from adaptkit.reproduction import Reproduction
-    from adaptkit.resuming import resume
-    from adaptkit.sweep_outcome import SweepOutcome
-    from adaptkit.sweeping import sweep
-    from adaptkit.trained import load
-    from adaptkit.tune_outcome import TuneOutcome
-    from adaptkit.tuning import tune
+    from adaptkit.api.compare import compare, draw
+    from adaptkit.api.reproduce import reproduce
+    from adaptkit.api.resume import resume
+    from adaptkit.api.run import run
+    from adaptkit.api.sweep import sweep
+    from adaptkit.api.tune import tune
+    from adaptkit.comparison.records import Comparisons
+    from adaptkit.experiment.outcome import Outcome
+    from adaptkit.models.trained import load
+    from adaptkit.reproduction.agreement import Reproduction
+    from adaptkit.sweeps.outcome import SweepOutcome
+    from adaptkit.tuning.outcome import TuneOutcome
 
-__version__ = "0.1.0"
 __all__ = [
-    "AdaptkitError", "BadInput", "Findings", "Outcome", "Reproduction", "RunFailed", "SweepOutcome", "TuneOutcome",
+    "AdaptkitError", "BadInput", "Comparisons", "Outcome", "Reproduction", "RunFailed", "SweepOutcome", "TuneOutcome",
     "__version__", "compare", "draw", "hookimpl", "load", "reproduce", "resume", "run", "sweep", "tune",
 ]  # fmt: skip
 
@@ -36,19 +36,19 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     # Imported on first use: the command line and plugin modules import this package, and must stay light.
     modules = {
-        "run": "api",
-        "compare": "comparing",
-        "draw": "comparing",
-        "load": "trained",
-        "resume": "resuming",
-        "sweep": "sweeping",
-        "SweepOutcome": "sweep_outcome",
-        "tune": "tuning",
-        "TuneOutcome": "tune_outcome",
-        "Outcome": "outcome",
-        "Findings": "findings",
-        "reproduce": "reproducing",
-        "Reproduction": "reproduction",
+        "run": "api.run",
+        "compare": "api.compare",
+        "draw": "api.compare",
+        "load": "models.trained",
+        "resume": "api.resume",
+        "sweep": "api.sweep",
+        "SweepOutcome": "sweeps.outcome",
+        "tune": "api.tune",
+        "TuneOutcome": "tuning.outcome",
+        "Outcome": "experiment.outcome",
+        "Comparisons": "comparison.records",
+        "reproduce": "api.reproduce",
+        "Reproduction": "reproduction.agreement",
     }
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

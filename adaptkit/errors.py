@@ -10,7 +10,16 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-from adaptkit.redaction import without_secrets
+SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+
+
+def without_secrets(text: str, more: Iterable[str] = ()) -> str:
+    """Return a text without the logins in its addresses, MLflow's secrets in the environment, and more of them."""
+    text = re.sub(r"(?<=://)(?!\*\*\*@)[^\s'\"]*@", "", text)  # three stars are left to be filled in
+    secrets = {os.environ.get(name, "") for name in SECRETS} | set(more)
+    for secret in sorted(secrets - {""}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def given(value: object) -> object:
@@ -103,3 +112,31 @@ def _code_of(module: str) -> str:
     loaded = sys.modules.get(module)
     file = getattr(loaded, "__file__", None) or ""
     return f"{Path(file).parent}{os.sep}" if file and hasattr(loaded, "__path__") else file
+
+
+#: what torch and what lies below it say, where the error is a plain RuntimeError
+SAYINGS = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+    "std::bad_alloc",
+    "bad allocation",
+)
+#: what may help
+HINT = "the device's memory is too small; a smaller --batch-size may help"
+BASE_HINT = "the device's memory is too small for the base; a smaller --set base.batch_size=N may help"
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether an error, or what it was raised from, says that no more memory could be had."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, RuntimeError | OSError) and any(saying in str(error) for saying in SAYINGS):
+        return True
+    return error.__cause__ is not None and lacks_memory(error.__cause__)

@@ -9,7 +9,8 @@ import pluggy
 if TYPE_CHECKING:
     from torch import nn
 
-    from adaptkit.contracts import Backbone, Dataset, Engine, Epoch, Run, RunResult, Shift, Strategy
+    from adaptkit.contracts import Backbone, Dataset, Engine, Shift, Strategy
+    from adaptkit.events import Epoch, RunResult, RunStart
 
 #: raised when a hook or a contract changes so that plugins may need the newer one: they say so by an `API_VERSION` too
 API_VERSION = 1
@@ -44,20 +45,20 @@ def adaptkit_engines() -> list[type[Engine]]:
 
 
 @hookspec
-def adaptkit_run_started(run: Run, model: nn.Module) -> None:
+def adaptkit_run_started(run: RunStart, model: nn.Module) -> None:
     """Watch a run that is about to train its first batch."""
 
 
 @hookspec
-def adaptkit_epoch_ended(run: Run, epoch: Epoch) -> None:
+def adaptkit_epoch_ended(run: RunStart, epoch: Epoch) -> None:
     """Watch one epoch that was trained and evaluated."""
 
 
 @hookspec
-def adaptkit_run_ended(run: Run, result: RunResult, model: nn.Module) -> None:
+def adaptkit_run_ended(run: RunStart, result: RunResult, model: nn.Module) -> None:
     """Watch a run that finished."""
 
 
 @hookspec
-def adaptkit_run_failed(run: Run, error: BaseException) -> None:
+def adaptkit_run_failed(run: RunStart, error: BaseException) -> None:
     """Watch a run that stopped early: an error that adaptkit expects ends this run alone, any other is raised again."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import adaptkit
 from adaptkit import hookimpl
-from adaptkit.experiment import keeping
+from adaptkit.experiment import recovery as keeping
 from adaptkit.training.checkpoints import Training
 
 RESNET = {"backbone": "torchvision:resnet18", "weights": "none", "epochs": 3, "base.epochs": 1}

@@ -19,7 +19,7 @@ from measuring import markdown, spread, timed
 # Functions of the tests that write records.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from fabrication import CLASSES, fabricate
+from support.fabrication import CLASSES, fabricate
 
 IMAGES = 1500
 SHAPES = {"40 arms of 5 seeds": (40, 5), "4 arms of 50 seeds": (4, 50)}

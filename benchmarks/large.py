@@ -63,14 +63,13 @@ class Shop:
 def fill(shop: Shop) -> float:
     """Record the runs of a sweep and return the seconds."""
     os.environ.update(shop.environment)
-    from fabrication import CLASSES, fabricate
+    from support.fabrication import CLASSES, fabricate
 
-    from adaptkit.experiment.base import stored_base
-    from adaptkit.loading import load_plugins
-    from adaptkit.resolve import Layer
-    from adaptkit.sweeps.grid import collect_grid
+    from adaptkit.experiment.base_cache import stored_base
+    from adaptkit.plugins.loading import load_plugins
+    from adaptkit.settings.resolve import Layer
+    from adaptkit.sweeps.grid import collect_grid, expand
     from adaptkit.sweeps.planning import prepare_sweep
-    from adaptkit.sweeps.trials import expand
 
     strategies, rates = SIZES[shop.runs]
     plugins, problems = load_plugins(()), list[str]()

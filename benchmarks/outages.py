@@ -20,8 +20,8 @@ from measuring import Sample, column, interleaved, machine, markdown, ratios, sp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from proxies import Proxy, misbehaving
-from servers import mlflow_ui
+from support.proxies import Proxy, misbehaving
+from support.servers import mlflow_ui
 
 CASES = ("ok", "slow", "refuse", "error", "hang")
 PLUGIN = """

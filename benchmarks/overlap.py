@@ -19,12 +19,12 @@ from scipy.stats import ttest_rel
 from torch import Tensor, nn
 
 from adaptkit.data.views import shifted_views
-from adaptkit.experiment.base_run import obtain_base
-from adaptkit.experiment.preparation import prepare
-from adaptkit.loading import load_plugins
-from adaptkit.request import Request
-from adaptkit.resolve import Layer, resolve
+from adaptkit.experiment.base import obtain_base
+from adaptkit.experiment.prepare import prepare
+from adaptkit.plugins.loading import load_plugins
 from adaptkit.seeds import derive_seed
+from adaptkit.settings.request import Request
+from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.training.evaluation import predict_logits, share_right
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain

@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from reliability import FAULTS, FOLDER  # noqa: E402
+from support.reliability import FAULTS, FOLDER  # noqa: E402
 
 SUMMARY = "fuzz.json"
 INTRODUCTION = """# Reliability

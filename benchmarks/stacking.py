@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from adaptkit.strategies.lora_layers import LoRALinear
-from adaptkit.training import optimizers
+from adaptkit.training import loop as optimizers
 
 SEEDS, IMAGES, BATCH, EPOCHS, REPEATS = 5, 500, 32, 10, 5
 

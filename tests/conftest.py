@@ -15,40 +15,19 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from filelock import FileLock
+from support.experiments import FOREIGN, KEPT, TINY, Tracked, own_cache
 
 from adaptkit.cli import main
 
 # What fixtures of the whole session leave unsent or half done: nothing of it goes to the developer's own folder.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="adaptkit-state-")
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
-
-BITFIT = Path(__file__).parents[1] / "plugins" / "bitfit" / "adaptkit_bitfit.py"
-
-#: the smallest experiment that trains anything
-TINY = (
-    *("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100"),
-    *("--set", "shots=5", "--set", "base.epochs=2", "--epochs", "2"),
-)
-
-#: a developer's own settings, which no test may follow; all tests may be run with whole models, though
-KEPT = ("ADAPTKIT_NO_FEATURE_CACHE",)
-FOREIGN = ("ADAPTKIT_", "MLFLOW_TRACKING", "MLFLOW_EXPERIMENT", "MLFLOW_BACKEND", "MLFLOW_RUN")
-
-TINY_SETTINGS = {
-    "split.source": 200,
-    "split.pool": 100,
-    "split.test": 100,
-    "shots": 5,
-    "base.epochs": 2,
-    "epochs": 2,
-}
 
 
 @pytest.fixture(scope="session")
@@ -58,11 +37,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
-
-
-def own_cache(shared: Path) -> Path:
-    """Return this test process's cache: in a common one, experiments of test processes would see each other."""
-    return shared / f"cache-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 
 
 @pytest.fixture(autouse=True)
@@ -117,19 +91,6 @@ def empty_store(shared: Path) -> Path:
 def store(empty_store: Path, own_folder: Path) -> Path:
     """Put a fresh MLflow database into the test's folder, which makes it the default store there."""
     return Path(shutil.copy(empty_store, own_folder / "mlflow.db"))
-
-
-@dataclass(frozen=True)
-class Tracked:
-    """A folder in which an experiment was run and tracked, and what `--json` said of it."""
-
-    folder: Path
-    outcome: dict[str, Any]
-
-    @property
-    def uri(self) -> str:
-        """Return the store's address."""
-        return f"sqlite:///{self.folder / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="session")

@@ -174,7 +174,7 @@ def file_of(data: bytes, name: str) -> Path:
 @functools.cache
 def plugins() -> Any:
     """Return the built-in plugins, and none that are installed."""
-    from adaptkit.loading import load_plugins
+    from adaptkit.plugins.loading import load_plugins
 
     with environment(ADAPTKIT_ENTRY_POINTS="0"):
         return load_plugins()

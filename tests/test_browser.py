@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import pytest
-from conftest import FOREIGN, TINY, Tracked
-from servers import Page, mlflow_ui
+from support.experiments import FOREIGN, TINY, Tracked
+from support.servers import Page, mlflow_ui
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, FloatRect

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from conftest import TINY
-from photos import make_photos
-from reliability import note
+from support.experiments import TINY
+from support.photos import make_photos
+from support.reliability import note
 
 Cli = Callable[..., Result]
 RUN = ("run", "-s", "head", *TINY, "--no-track", "-q", "--json")
@@ -170,7 +170,7 @@ def test_a_damaged_split_is_refused_and_an_edited_one_can_be_accepted(cli: Cli, 
 def test_bases_are_bounded_and_those_used_longest_ago_go_first(
     cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptkit.experiment.base import base_lock
+    from adaptkit.experiment.base_cache import base_lock
 
     def run(seed: int) -> Result:
         result = cli("run", "-s", "head", *TINY, "--set", f"base.seed={seed}", "--no-track")

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 from mlflow import MlflowClient
-from reliability import note
-from servers import mlflow_ui
-from test_tracking import EPOCH_METRICS, runs
+from support.experiments import TINY
+from support.mlflow_records import EPOCH_METRICS, runs
+from support.reliability import note
+from support.servers import mlflow_ui
 
 pytestmark = pytest.mark.slow
 

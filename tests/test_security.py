@@ -24,13 +24,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import torch
 from click.testing import Result
-from conftest import TINY, Tracked
 from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import save_file
-from servers import mlflow_ui
-from test_terminal import on_a_terminal
-from test_ui_command import children, first_line, free_port, started
+from support.commands import children, first_line, free_port, started
+from support.experiments import TINY, Tracked
+from support.servers import mlflow_ui
+from support.terminal import on_a_terminal
 
 from adaptkit.adapters.files import card_digest
 
@@ -46,7 +46,7 @@ RUNS = ("eval", "exec", "compile", "__import__")
 MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "runpy")
 ALLOWED = {
     # Between a sweep's own processes, through a pipe that nobody else can open.
-    "adaptkit/sweeps/processes.py": {"pickle.loads"},
+    "adaptkit/sweeps/engines/processes.py": {"pickle.loads"},
     # Between the machines of a cluster: docs/security.md says whom one trusts there.
     "adaptkit/sweeps/ray_engine.py": {"pickle.loads"},
     # What was pickled in the line before, to see that a plugin's model can be.

@@ -1,4 +1,4 @@
-"""The shape of the code: rows that import downwards only, no circles, light start-up, every hook tested."""
+"""The structure of the package: rooms that import downwards only, no circles, light start-up, every hook tested."""
 
 from __future__ import annotations
 
@@ -10,85 +10,80 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from support.experiments import TINY
 
 PACKAGE = Path(__file__).parents[1] / "adaptkit"
 
-#: from the highest row to the lowest; a module belongs to the longest name that fits
+#: rooms from the highest row to the lowest; a module belongs to the longest name that fits
 ROWS = [
     ["adaptkit.cli", "adaptkit.__main__"],
-    [
-        "adaptkit.api",
-        "adaptkit.comparing",
-        "adaptkit.trained",
-        "adaptkit.stored_runs",
-        "adaptkit.run_data",
-        "adaptkit.run_record",
-        "adaptkit.run_environment",
-        "adaptkit.record_checks",
-        "adaptkit.reproducing",
-        "adaptkit.rerun",
-        "adaptkit.preprocessing",
-        "adaptkit.exporting",
-        "adaptkit.exports",
-        "adaptkit.predicting",
-        "adaptkit.importing",
-        "adaptkit.sweeping",
-        "adaptkit.tuning",
-        "adaptkit.tuned_settings",
-        "adaptkit.caching",
-        "adaptkit.syncing",
-        "adaptkit.concluding",
-        "adaptkit.diagnosis",
-        "adaptkit.machine_checks",
-        "adaptkit.resuming",
-        "adaptkit.regrouping",
-        "adaptkit.resumable",
-        "adaptkit",
-    ],
+    ["adaptkit", "adaptkit.api"],
     ["adaptkit.testing", "adaptkit.scaffold"],
+    ["adaptkit.tuning"],
     ["adaptkit.sweeps"],
+    ["adaptkit.resumption", "adaptkit.reproduction", "adaptkit.models"],
     ["adaptkit.experiment"],
     ["adaptkit.tracking"],
     ["adaptkit.reports"],
+    ["adaptkit.comparison"],
     ["adaptkit.training"],
-    ["adaptkit.strategies", "adaptkit.backbones", "adaptkit.data"],
+    ["adaptkit.strategies"],
+    ["adaptkit.backbones"],
+    ["adaptkit.data"],
     ["adaptkit.adapters"],
+    ["adaptkit.settings"],
+    ["adaptkit.plugins"],
+    ["adaptkit.system"],
     [
-        "adaptkit.resolve",
-        "adaptkit.request",
-        "adaptkit.config",
-        "adaptkit.config_files",
-        "adaptkit.presets",
-        "adaptkit.outcome",
-        "adaptkit.sweep_outcome",
-        "adaptkit.tune_outcome",
-        "adaptkit.comparison",
-        "adaptkit.findings",
-        "adaptkit.reproduction",
-        "adaptkit.identity",
-        "adaptkit.loading",
-        "adaptkit.plugins",
-        "adaptkit.offers",
-        "adaptkit.hookspecs",
-        "adaptkit.contracts",
-        "adaptkit.cache",
-        "adaptkit.state",
+        "adaptkit.names",
+        "adaptkit.events",
         "adaptkit.seeds",
-        "adaptkit.severity",
-        "adaptkit.shift_settings",
-        "adaptkit.signals",
-        "adaptkit.instances",
-        "adaptkit.network",
-        "adaptkit.ranges",
-        "adaptkit.imports",
-        "adaptkit.plain_files",
-        "adaptkit.printing",
-        "adaptkit.streams",
-        "adaptkit.redaction",
+        "adaptkit.contracts",
+        "adaptkit.hookspecs",
         "adaptkit.errors",
+        "adaptkit.version",
     ],
 ]
+
+#: modules that one other module imports, with the reason why they are files of their own
+ONE_IMPORTER = {
+    "adaptkit.backbones.torchvision_models": "imports torch; the backbone's class does not, so that listing is quick",
+    "adaptkit.cli": "the command itself",
+    "adaptkit.cli.views.progress": "a view is imported when its command prints",
+    "adaptkit.cli.views.reproduction": "a view is imported when its command prints",
+    "adaptkit.cli.views.trials": "a view is imported when its command prints",
+    "adaptkit.cli.views.tuning": "a view is imported when its command prints",
+    "adaptkit.comparison.severity": "one idea: runs over severities of the shift",
+    "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
+    "adaptkit.data.sets.folder": "loaded by name, as a built-in plugin",
+    "adaptkit.experiment.measurement": "one idea: the metrics of a finished run",
+    "adaptkit.reports.figures.classes": "one kind of figure",
+    "adaptkit.reports.figures.pairs": "one kind of figure",
+    "adaptkit.reports.figures.run": "one kind of figure, imported when a run has finished",
+    "adaptkit.reports.figures.severity": "one kind of figure",
+    "adaptkit.reproduction.rerun": "one idea: run a recorded run again",
+    "adaptkit.resumption.group": "one idea: the runs of one command",
+    "adaptkit.scaffold": "public",
+    "adaptkit.scaffold.package": "the only module of its room",
+    "adaptkit.settings.shifts": "one idea: texts of shifts",
+    "adaptkit.strategies.adapter_layers": "imports torch; the strategy's class does not, so that listing is quick",
+    "adaptkit.strategies.lora_layers": "imports torch; the strategy's class does not, so that listing is quick",
+    "adaptkit.strategies.ssf_layers": "imports torch; the strategy's class does not, so that listing is quick",
+    "adaptkit.sweeps.engines.inline": "imports torch; the engine's class does not, so that listing is quick",
+    "adaptkit.sweeps.engines.processes": "imports torch; the engine's class does not, so that listing is quick",
+    "adaptkit.sweeps.planning": "one idea: the plan of a sweep",
+    "adaptkit.testing": "public",
+    "adaptkit.testing.backbone_checks": "one kind of check",
+    "adaptkit.testing.dataset_checks": "one kind of check",
+    "adaptkit.testing.kit": "the only door to the checks",
+    "adaptkit.testing.shift_checks": "one kind of check",
+    "adaptkit.testing.strategy_checks": "one kind of check",
+    "adaptkit.tracking.active_run": "one idea: MLflow's active run",
+    "adaptkit.tracking.outbox": "one idea: a queue that never blocks training",
+    "adaptkit.training.memory": "one idea: the memory of a training step",
+    "adaptkit.tuning.figure": "a figure is imported when it is drawn",
+    "adaptkit.tuning.runs": "one idea: the runs of a tuning",
+}
 
 
 @functools.cache
@@ -126,24 +121,27 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def row(module: str) -> int:
-    fits = [(len(name), number) for number, names in enumerate(ROWS) for name in names if is_in(module, name)]
-    assert fits, f"{module} stands in no row"
-    return max(fits)[1]
+    matches = [(len(name), number) for number, names in enumerate(ROWS) for name in names if is_in(module, name)]
+    assert matches, f"{module} is in no row"
+    return max(matches)[1]
 
 
 def is_in(module: str, name: str) -> bool:
     return module == name or (module.startswith(f"{name}.") and name != "adaptkit")
 
 
-@pytest.mark.parametrize("module", modules())
-def test_a_lower_row_never_imports_a_higher_one(module: str) -> None:
-    if module == "adaptkit":
-        return  # the public names: whatever they are
-    above = [name for name in imports(modules()[module]) if row(name) < row(module) and name != "adaptkit"]
-    assert above == []
+def test_imports_point_downwards() -> None:
+    upward = [
+        f"{module} -> {name}"
+        for module, path in modules().items()
+        if module != "adaptkit"  # the package itself names what is public, and imports it on first use
+        for name in imports(path)
+        if name != "adaptkit" and row(name) < row(module)
+    ]
+    assert upward == []
 
 
-def test_nothing_imports_in_a_circle() -> None:
+def test_no_import_circles() -> None:
     graph = {name: set(imports(path)) - {"adaptkit"} for name, path in modules().items() if name != "adaptkit"}
     done: set[str] = set()
 
@@ -156,6 +154,30 @@ def test_nothing_imports_in_a_circle() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+def test_root_holds_a_dozen_modules() -> None:
+    assert len([name for name, path in modules().items() if path.parent == PACKAGE]) <= 12
+
+
+def test_fragments_have_a_reason() -> None:
+    importers: dict[str, set[str]] = {}
+    for module, path in modules().items():
+        for name in imports(path):
+            importers.setdefault(name, set()).add(module)
+    verbs = {f"adaptkit.api.{path.stem}": f"adaptkit.cli.{path.stem}" for path in (PACKAGE / "api").glob("*.py")}
+    single = {name for name, found in importers.items() if len(found) == 1 and {verbs.get(name)} != found}
+    assert single == set(ONE_IMPORTER)
+
+
+def test_comparison_needs_neither_mlflow_nor_matplotlib() -> None:
+    names = [name for name in modules() if name.startswith("adaptkit.comparison")]
+    code = (
+        f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
+        "print([name for name in ('mlflow', 'matplotlib') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(
@@ -203,11 +225,11 @@ def test_every_hook_has_a_test() -> None:
     from adaptkit import hookspecs
 
     hooks = [name for name in vars(hookspecs) if name.startswith("adaptkit_")]
-    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
     assert len(hooks) == 9
     assert [name for name in hooks if f"def {name}(" not in tests] == []
 
 
-def test_no_file_is_overlong() -> None:
-    long = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
-    assert {name: lines for name, lines in long.items() if lines > 500} == {}
+def test_files_have_at_most_500_lines() -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
+    assert {name: lines for name, lines in lengths.items() if lines > 500} == {}

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptkit.adapters.weights import pack, unpack, write_bytes
+from adaptkit.adapters.weights import pack, unpack
 from adaptkit.errors import BadInput
-from adaptkit.plain_files import read_file
+from adaptkit.system.files import read_file, write_bytes
 
 WEIGHTS, CARD = "adapter.safetensors", "adapter.json"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from adaptkit.adapters.weights import fingerprint
-from adaptkit.backbones.heads import find_head, replace_head
+from adaptkit.backbones.structure import find_head, replace_head
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
 

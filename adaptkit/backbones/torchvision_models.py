@@ -1,73 +1,331 @@
-"""The classification models of torchvision, with published weights, with those of a file, or fresh."""
+"""Build a classification model of torchvision for images of some channels and size."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+import contextlib
+import functools
+import io
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from adaptkit.errors import BadInput
-from adaptkit.hookspecs import hookimpl
+import torch
+import torchvision.models
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import nn
+from adaptkit.adapters.weights import SUFFIXES, few, file_digest, read_weight_file
+from adaptkit.backbones.structure import find_head, replace_layer
+from adaptkit.errors import BadInput, suggestion
+from adaptkit.system.files import expanded
+from adaptkit.system.network import ANSWER_WITHIN, answering, bounded_waits
 
 
-@dataclass(frozen=True)
-class Torchvision:
-    """A classification model of torchvision, with its published weights, a file's, or fresh ones."""
+def normalising(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """Return the model, which now subtracts the mean and divides by the standard deviation of each channel.
 
-    name: ClassVar[str] = "torchvision"
-    argument: ClassVar[str] = "NAME"
+    Images with one channel are expanded to as many as there are means. A model without a `head` answers it, too.
+    """
+    for name, values in (("input_mean", mean), ("input_std", std)):
+        # Not persistent: files of weights keep the keys that they had.
+        model.register_buffer(name, torch.tensor(tuple(values)).view(1, -1, 1, 1), persistent=False)
+    model.__class__ = _normalising(type(model), headed=not hasattr(model, "head"))  # type: ignore[arg-type]
+    return model
 
-    model: str
-    weights: str = field(
-        default="default",
-        metadata={"help": "default (published ones), none (fresh), or a .safetensors, .pth, .pt or .bin file"},
+
+@functools.cache
+def _normalising(cls: type[nn.Module], headed: bool) -> type[nn.Module]:
+    # A subclass, since a model around the model would put a prefix before each key.
+    def forward(self: Any, x: Tensor) -> Any:
+        return cls.forward(self, (x - self.input_mean) / self.input_std)
+
+    def extra_repr(self: Any) -> str:
+        # In the recipe of a base: models that normalise otherwise are others, though their weights are the same.
+        mean, std = (buffer.flatten().tolist() for buffer in (self.input_mean, self.input_std))
+        return ", ".join(filter(None, [cls.extra_repr(self), f"mean={mean}, std={std}"]))
+
+    def load(self: Any, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+        # Files that say nothing of a version are of this one; torchvision's MNASNet takes none without.
+        cls._load_from_state_dict(self, state, prefix, {"version": self._version} | metadata, *rest)
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _rebuild, (cls, headed), self.__dict__
+
+    members: dict[str, Any] = {
+        "forward": forward,
+        "extra_repr": extra_repr,
+        "_load_from_state_dict": load,
+        "__reduce_ex__": reduce,
+        "__module__": cls.__module__,
+        "__doc__": cls.__doc__,
+    }
+    if headed:
+        members["head"] = property(find_head)
+    return type(cls.__name__, (cls,), members)
+
+
+def _rebuild(cls: type[nn.Module], headed: bool) -> nn.Module:
+    made = _normalising(cls, headed)  # type: ignore[arg-type]  # classes are hashable
+    return made.__new__(made)
+
+
+#: classifiers that only training uses
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+
+#: names in torchvision's older files, and what they became
+RENAMED = (
+    (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\."), r"\1\2."),
+    (re.compile(r"mlp\.linear_1\."), "mlp.0."),
+    (re.compile(r"mlp\.linear_2\."), "mlp.3."),
+)
+
+POSITIONS = "encoder.pos_embedding"
+
+
+def check_source(source: str) -> None:
+    """Raise BadInput, with the nearest name, for a file that is not there or has another ending."""
+    if source in ("default", "none"):
+        return
+    path = expanded(source)
+    if path.suffix not in SUFFIXES and not path.is_file():
+        raise BadInput(f"weights: must be default, none or a file ({', '.join(SUFFIXES)}), not {source!r}")
+    if not path.is_file():
+        there = sorted(file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES)
+        hint = suggestion(path.name, there)
+        raise BadInput(f"weights: there is no file {source!r}{hint if hint.startswith('; did') else ''}")
+    if path.suffix not in SUFFIXES:
+        raise BadInput(f"weights: {source} must be a file that ends in {', '.join(SUFFIXES)}")
+
+
+def weights_file(name: str, source: str) -> Path | None:
+    """Return the file that `source` (default, none or a path) stands for, None for none; published ones are fetched.
+
+    Raises BadInput, in one line, when there is none, it cannot be fetched, or is damaged.
+    """
+    if source == "none":
+        return None
+    if source != "default":
+        check_source(source)
+        return expanded(source)
+    published = torchvision.models.get_model_weights(name).DEFAULT
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(published.url).path).name).absolute()
+    title = f"weights: {published.name} of torchvision:{name}"
+    wanted = _digest_in(path.name)
+    if not path.is_file():
+        _fetch(published.url, path, wanted, title)
+    elif not file_digest(path).startswith(wanted):
+        raise BadInput(
+            f"{title}: {path} is damaged or another file; delete it, or use --weights FILE or --weights none"
+        )
+    return path
+
+
+def weights_id(name: str, source: str) -> str:
+    """Return what tells these weights from others: the published name and the file's sha256, or none."""
+    path = weights_file(name, source)
+    if path is None:
+        return "none"
+    digest = f"sha256:{file_digest(path)[:12]}"
+    return f"{torchvision.models.get_model_weights(name).DEFAULT.name} {digest}" if source == "default" else digest
+
+
+def _digest_in(file: str) -> str:
+    """Return the beginning of the sha256 that torchvision writes into its files' names."""
+    found = re.search(r"-([a-f0-9]+)\.", file)
+    return found[1] if found else ""
+
+
+def _fetch(url: str, path: Path, digest: str, title: str) -> None:
+    """Download a file whole or not at all; torch checks its digest before it is given its name."""
+    advice = f"copy the file to {path}, or use --weights FILE or --weights none"
+    if not answering([url], ANSWER_WITHIN):
+        raise BadInput(f"{title}: no answer from {urlsplit(url).netloc} to download it; {advice}")
+    visible = sys.stderr is not None and sys.stderr.isatty()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with bounded_waits(), contextlib.nullcontext() if visible else contextlib.redirect_stderr(io.StringIO()):
+            torch.hub.download_url_to_file(url, str(path), digest or None, progress=visible)
+    except Exception as error:  # urllib and the system raise many kinds
+        raise BadInput(f"{title}: the download failed ({_line(error)}); {advice}") from None
+
+
+def load_file(model: nn.Module, path: Path, title: str, size: int) -> None:
+    """Load a file's weights, but for a classifier of other classes; vision transformers' positions become `size`'s.
+
+    `title` is the model's name. Raises BadInput, in one line, when the file cannot be read or does not fit.
+    """
+    own = model.state_dict()
+    given = {
+        _renamed(name): tensor for name, tensor in read_weight_file(path).items() if not name.startswith(AUXILIARY)
+    }
+    _fit_positions(given, own, getattr(model, "patch_size", 1), size)
+    found = find_head(model)
+    head = next(name for name, layer in model.named_modules() if layer is found)
+    classifier = {f"{head}.weight", f"{head}.bias"}
+    theirs, ours = given.get(f"{head}.weight"), own[f"{head}.weight"]
+    if theirs is not None and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours):
+        given = {name: tensor for name, tensor in given.items() if name not in classifier}
+    fresh = classifier if classifier.isdisjoint(given) else set()
+    reasons = _differences(given, {name: tensor for name, tensor in own.items() if name not in fresh})
+    if reasons:
+        raise BadInput(f"weights: {path} does not fit {title}: {'; '.join(reasons)}")
+    own.update(given)
+    model.load_state_dict(own)
+
+
+def _differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    # Files of the first years of BatchNorm have no counters.
+    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in given if name not in wanted]
+    misshapen = [
+        f"{name} {list(given[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in wanted
+        if name in given and given[name].shape != wanted[name].shape
+    ]
+    whole = [
+        name for name in wanted if name in given and wanted[name].is_floating_point() > given[name].is_floating_point()
+    ]
+    told = (
+        (missing, "missing"),
+        (whole, "of whole numbers"),
+        (unexpected, "unexpected"),
+        (misshapen, "of another shape"),
     )
+    return [f"{len(names)} {word}: {few(names)}" for names, word in told if names]
 
-    def __post_init__(self) -> None:
+
+def _fit_positions(given: dict[str, Tensor], own: Mapping[str, Tensor], patch: Any, size: int) -> None:
+    if POSITIONS in given and POSITIONS in own and given[POSITIONS].shape != own[POSITIONS].shape:
+        from torchvision.models.vision_transformer import interpolate_embeddings
+
+        with contextlib.suppress(ValueError):  # of another kind altogether: told with what else does not fit
+            given[POSITIONS] = interpolate_embeddings(size, patch, {POSITIONS: given[POSITIONS]})[POSITIONS]
+
+
+def _renamed(name: str) -> str:
+    for pattern, now in RENAMED:
+        name = pattern.sub(now, name)
+    return name
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (error.strerror if isinstance(error, OSError) else None) or text
+
+
+#: channels of the images that all weights of torchvision are for
+COLOURS = 3
+
+
+def check_name(name: str) -> None:
+    """Raise BadInput, with the nearest name, unless torchvision has a classification model of that name."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        hint = suggestion(name, known)
+        # Without a near name the hint would be 80 names.
+        hint = hint if hint.startswith("; did") else "; it has, among others, resnet18, mobilenet_v3_small and vit_b_16"
+        raise BadInput(f"backbone torchvision:{name}: torchvision has no classification model {name!r}{hint}")
+
+
+def published_size(name: str) -> int:
+    """Return the size in pixels at which torchvision uses its published weights."""
+    return int(_transforms(name).crop_size[0])
+
+
+def statistics(name: str, channels: int) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation by channel of the model; further channels begin anew.
+
+    They are those of the published weights whatever weights there are, so that a model without takes those of a file.
+    """
+    transforms = _transforms(name)
+    count = COLOURS if channels == 1 else channels
+    mean, std = (
+        [float(values[place % COLOURS]) for place in range(count)] for values in (transforms.mean, transforms.std)
+    )
+    return mean, std
+
+
+def build_model(name: str, weights: str, channels: int, size: int, classes: int) -> nn.Module:
+    """Return the model with these weights, normalising its images; raise BadInput if it cannot be had."""
+    title = f"backbone torchvision:{name}"
+    if channels not in (1, COLOURS) and weights != "none":
+        raise BadInput(
+            f"{title}: pretrained weights are for images of {COLOURS} channels, or of 1, which are expanded, "
+            f"not of {channels}; --weights none makes a fresh model for them"
+        )
+    _require_fit(name, size)
+    path = weights_file(name, weights)
+    model = _architecture(name, size, classes)
+    if path is not None:
+        load_file(model, path, f"torchvision:{name}", size)
+    if channels not in (1, COLOURS):
+        _rebuild_first(model, channels)
+    return normalising(model, *statistics(name, channels))
+
+
+def _transforms(name: str) -> Any:
+    # Calling the transforms makes an object with their settings; no weights are read.
+    return torchvision.models.get_model_weights(name).DEFAULT.transforms()
+
+
+def _architecture(name: str, size: int, classes: int) -> nn.Module:
+    settings: dict[str, Any] = {"num_classes": classes}
+    if name.startswith("vit_"):
+        settings["image_size"] = size
+    elif name.startswith("maxvit_"):
+        settings["input_size"] = (size, size)
+    elif name in ("googlenet", "inception_v3"):
+        # Without the second and third logits of training. Their weights are for images that are normalised in another
+        # way; they convert them, as torchvision lets them, when it gives them their weights.
+        settings |= {"aux_logits": False, "init_weights": True, "transform_input": True}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **settings)
+    return model
+
+
+@functools.cache
+def _require_fit(name: str, size: int) -> None:
+    """Raise BadInput unless the model has a linear head and works on images of this size; no number is computed."""
+    title = f"backbone torchvision:{name}"
+    advice = f"set another, such as --image-size {published_size(name)}"
+    patch = int(name.rpartition("_")[2]) if name.startswith("vit_") else 1
+    if size % patch:
+        raise BadInput(f"{title}: its images must be a multiple of {patch} pixels a side, not {size}; {advice}")
+    try:
+        model = _shapes(name, size).eval()
+        find_head(model)
+        with torch.no_grad():
+            model(torch.zeros(1, COLOURS, size, size, device="meta"))
+    except BadInput as error:
+        raise BadInput(f"{title}: {error}") from None
+    except Exception as error:  # whatever a layer does not like
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"{title}: it does not work on images of {size}x{size} pixels ({reason}); {advice}") from None
+
+
+def _shapes(name: str, size: int) -> nn.Module:
+    """Return the model without memory for its weights."""
+    with torch.random.fork_rng(devices=[]):
         try:
-            import torchvision.models  # noqa: F401
-        except Exception as error:  # of many kinds, where its compiled part belongs to another torch
-            reason = " ".join(str(error).split())
-            raise BadInput(
-                f"backbone torchvision:{self.model}: torchvision cannot be imported ({reason}); "
-                "install the one that matches torch: pip install --force-reinstall torch torchvision"
-            ) from None
-        from adaptkit.backbones.torchvision_builders import check_name
-        from adaptkit.backbones.torchvision_weights import check_source
-
-        check_name(self.model)
-        check_source(self.weights)
-
-    def build(self, channels: int, size: int, classes: int) -> nn.Module:
-        """Return torchvision's model for float images in 0..1, which it normalises; grey ones it expands to 3 channels.
-
-        Raises BadInput for weights that cannot be had or do not fit, and for images that the model is not for.
-        """
-        from adaptkit.backbones.torchvision_builders import build_model
-
-        return build_model(self.model, self.weights, channels, size, classes)
-
-    @property
-    def image_size(self) -> int:
-        """Return the size that the published weights are used at."""
-        from adaptkit.backbones.torchvision_builders import published_size
-
-        return published_size(self.model)
-
-    def described(self, channels: int, size: int) -> Mapping[str, str | int]:
-        """Return how the model normalises such images, and which weights it starts from."""
-        from adaptkit.backbones.torchvision_builders import statistics
-        from adaptkit.backbones.torchvision_weights import weights_id
-
-        mean, std = (",".join(f"{value:g}" for value in values) for values in statistics(self.model, channels))
-        identity = weights_id(self.model, self.weights)
-        return {"input_size": size, "mean": mean, "std": std, "weights_id": identity}
+            with torch.device("meta"):
+                return _architecture(name, size, 2)
+        except NotImplementedError:  # RegNet computes its widths by tensors
+            return _architecture(name, size, 2).to("meta")
 
 
-@hookimpl
-def adaptkit_backbones() -> list[type]:
-    """Offer `torchvision:NAME`."""
-    return [Torchvision]
+def _rebuild_first(model: nn.Module, channels: int) -> None:
+    """Replace the first convolution by a fresh one for so many channels."""
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    fresh = nn.Conv2d(
+        channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        first.stride,  # type: ignore[arg-type]
+        first.padding,  # type: ignore[arg-type]
+        first.dilation,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    replace_layer(model, first, fresh)
+    if hasattr(model, "transform_input"):
+        model.transform_input = False  # type: ignore[assignment]  # it is for red, green and blue

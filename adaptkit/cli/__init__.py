@@ -13,10 +13,8 @@ from typing import Any
 
 import click
 
-from adaptkit.errors import AdaptkitError, Interrupted, suggestion
-from adaptkit.printing import printable
-from adaptkit.redaction import without_secrets
-from adaptkit.streams import guarded
+from adaptkit.errors import AdaptkitError, Interrupted, suggestion, without_secrets
+from adaptkit.system.streams import guarded, printable
 
 #: command -> where it is defined and what it does, so that `--help` imports no command
 COMMANDS = {

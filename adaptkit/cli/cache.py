@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cache import parse_size, shown_size
 from adaptkit.cli.options import json_option
+from adaptkit.system.folders import parse_size, shown_size
 
 if TYPE_CHECKING:
-    from adaptkit.caching import Entry
+    from adaptkit.api.cache import Entry
 
 kinds_argument = click.argument("kinds", nargs=-1, metavar="[KIND]...")
 
@@ -43,9 +43,9 @@ def list_(kinds: tuple[str, ...], as_json: bool) -> None:
     \b
     Example: adaptkit cache list bases
     """
-    from adaptkit.cache import cache_folder
-    from adaptkit.caching import list_cache
-    from adaptkit.cli.terminal import output
+    from adaptkit.api.cache import list_cache
+    from adaptkit.cli.views.console import output
+    from adaptkit.system.folders import cache_folder
 
     entries = list_cache(kinds)
     if as_json:
@@ -78,8 +78,8 @@ def verify(kinds: tuple[str, ...], remove: bool, as_json: bool) -> None:
     \b
     Example: adaptkit cache verify --remove
     """
-    from adaptkit.caching import remove_damaged, verify_cache
-    from adaptkit.cli.terminal import output
+    from adaptkit.api.cache import remove_damaged, verify_cache
+    from adaptkit.cli.views.console import output
 
     tried = list(verify_cache(kinds))
     damaged = [damage for _, damage in tried if damage is not None]
@@ -113,9 +113,9 @@ def clear(kinds: tuple[str, ...], unused_for: str | None, keep: str | None, as_j
       adaptkit cache clear
       adaptkit cache clear features --unused-for 30d
     """
-    from adaptkit.caching import clear_cache
-    from adaptkit.cli.durations import parse_duration
-    from adaptkit.cli.terminal import output
+    from adaptkit.api.cache import clear_cache
+    from adaptkit.cli.options import parse_duration
+    from adaptkit.cli.views.console import output
 
     seconds = 0.0 if unused_for is None else parse_duration("--unused-for", unused_for)
     removed, busy = clear_cache(kinds, seconds, 0 if keep is None else parse_size("--keep", keep))

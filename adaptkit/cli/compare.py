@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import Folder, json_option
+from adaptkit.cli.options import FolderType, json_option
 from adaptkit.errors import BadInput
-from adaptkit.signals import interruptible
+from adaptkit.system.signals import interruptible
 
 
 @click.command()
@@ -23,7 +23,7 @@ from adaptkit.signals import interruptible
 @click.option(
     "--margin", type=float, metavar="X", help="Difference within which arms are tied, in points.  [default: 1]"
 )
-@click.option("--output", type=Folder(), metavar="DIR", help="Write the report and its figures to a folder.")
+@click.option("--output", type=FolderType(), metavar="DIR", help="Write the report and its figures to a folder.")
 @click.option(
     "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
 )
@@ -53,11 +53,11 @@ def compare(
     Without run ids, all runs of the experiment are compared; the id of a run that groups others stands for these. The
     comparison is recorded in MLflow with its report.
     """
-    from adaptkit.cli.results import print_findings
-    from adaptkit.cli.terminal import messages
-    from adaptkit.cli.terminal import output as results
-    from adaptkit.comparing import judge_tracked, publish
-    from adaptkit.reports.metrics import DEFAULT_METRIC
+    from adaptkit.api.compare import judge_tracked, publish
+    from adaptkit.cli.views.console import messages
+    from adaptkit.cli.views.console import output as results
+    from adaptkit.cli.views.results import print_findings
+    from adaptkit.comparison.metrics import DEFAULT_METRIC
     from adaptkit.tracking.address import resolve
 
     problems = [

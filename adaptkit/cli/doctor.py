@@ -8,10 +8,9 @@ import sys
 
 import click
 
-from adaptkit.cli.durations import parse_duration
-from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.options import json_option, parse_duration, plugin_option
 from adaptkit.errors import BadInput
-from adaptkit.printing import printable
+from adaptkit.system.streams import printable
 
 
 @click.command()
@@ -40,7 +39,7 @@ def doctor(
     \b
     Example: adaptkit doctor
     """
-    from adaptkit.diagnosis import diagnose
+    from adaptkit.api.doctor import diagnose
 
     seconds = None if older_than is None else parse_duration("--older-than", older_than)
     if seconds is not None and not end_stale_runs:

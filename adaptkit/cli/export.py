@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import Folder, Pictures, json_option, plugin_option
-from adaptkit.signals import interruptible
+from adaptkit.cli.options import FolderType, Pictures, json_option, plugin_option
+from adaptkit.system.signals import interruptible
 
 
 @click.command()
 @click.argument("run_id")
 @click.option("--to", required=True, metavar="FORMAT", help="merged, peft, torch-export, onnx or mlflow.")
-@click.option("-o", "--output", required=True, type=Folder(), metavar="DIR", help="A new or empty folder.")
+@click.option("-o", "--output", required=True, type=FolderType(), metavar="DIR", help="A new or empty folder.")
 @click.option(
     "--images",
     multiple=True,
@@ -56,13 +56,13 @@ def export(
     What was written is read again and compared with the run's model on real images; if its logits differ, the export
     fails and nothing is left.
     """
-    from adaptkit.cli.terminal import messages
-    from adaptkit.cli.terminal import output as results
-    from adaptkit.exports import find_format
+    from adaptkit.cli.views.console import messages
+    from adaptkit.cli.views.console import output as results
+    from adaptkit.models.formats.format import find_format
 
     find_format(to)
 
-    from adaptkit.exporting import export as export_run
+    from adaptkit.api.export import export as export_run
 
     console = messages()
     with interruptible():

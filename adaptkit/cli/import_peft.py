@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import Folder, json_option, plugin_option
-from adaptkit.signals import interruptible
+from adaptkit.cli.options import FolderType, json_option, plugin_option
+from adaptkit.names import FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY
+from adaptkit.system.signals import interruptible
 
 
 @click.command("import-peft")
-@click.argument("folder", type=Folder(), metavar="DIR")
+@click.argument("folder", type=FolderType(), metavar="DIR")
 @click.option("--onto", required=True, metavar="RUN_ID", help="The run whose base, classes and data it is for.")
 @click.option("--name", metavar="NAME", help="Name of the run.  [default: imported DIR]")
 @click.option(
@@ -39,8 +40,8 @@ def import_peft(
     The adapter is put onto the base of a run, or onto a base run, and evaluated on its test sets. `predict` and
     `export` take the new run like any other; `compare` leaves it alone.
     """
-    from adaptkit.cli.terminal import messages, output
-    from adaptkit.importing import import_peft as import_folder
+    from adaptkit.api.import_peft import import_peft as import_folder
+    from adaptkit.cli.views.console import messages, output
 
     console = messages()
     with interruptible():
@@ -57,10 +58,10 @@ def import_peft(
         return
     shown = output()
     shown.print(f"Imported as run {record.run_id} ({record.name})", markup=False, soft_wrap=True)
-    both = "final/test_accuracy" in record.metrics
+    both = FINAL_TEST_ACCURACY in record.metrics
     titles = {
-        "final/test_accuracy": "clean test",
-        "final/shifted_accuracy": "shifted test" if both else "target's test set",
+        FINAL_TEST_ACCURACY: "clean test",
+        FINAL_SHIFTED_ACCURACY: "shifted test" if both else "target's test set",
     }
     for key, title in titles.items():
         if key in record.metrics:

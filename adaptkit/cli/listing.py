@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from adaptkit.cli.options import json_option, plugin_option
-from adaptkit.config import DEFAULT_LR
-from adaptkit.loading import load_plugins
-from adaptkit.offers import Offer, options_of
+from adaptkit.plugins.loading import load_plugins
+from adaptkit.plugins.offers import Offer, options_of
+from adaptkit.settings.settings import DEFAULT_LR
 
 
 def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Command]:
@@ -101,7 +101,7 @@ def print_offers(offers: list[Offer]) -> None:
     """Print offers as a table, with the options of each below it."""
     from rich.markup import escape
 
-    from adaptkit.cli.terminal import output
+    from adaptkit.cli.views.console import output
 
     console = output()
     width = max((len(offer.shown) for offer in offers), default=0)

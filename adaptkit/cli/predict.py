@@ -14,11 +14,11 @@ import click
 
 from adaptkit.cli.options import Pictures, json_option, plugin_option
 from adaptkit.errors import BadInput
-from adaptkit.printing import printable
-from adaptkit.signals import interruptible
+from adaptkit.system.signals import interruptible
+from adaptkit.system.streams import printable
 
 if TYPE_CHECKING:
-    from adaptkit.predicting import Prediction
+    from adaptkit.models.preprocessing import Prediction
 
 #: rows of a table that are shown at a time
 PAGE = 200
@@ -71,10 +71,10 @@ def predict(
     """
     if as_json and as_csv:
         raise BadInput("--json and --csv: choose one")
-    from adaptkit.cli.terminal import messages
-    from adaptkit.experiment.hardware import find_device
-    from adaptkit.predicting import find_pictures, predict_pictures
-    from adaptkit.trained import find_trained, given_plugins
+    from adaptkit.cli.views.console import messages
+    from adaptkit.models.preprocessing import find_pictures, predict_pictures
+    from adaptkit.models.trained import find_trained, given_plugins
+    from adaptkit.system.hardware import find_device
 
     place = find_device(device)
     pictures = find_pictures(paths)
@@ -155,7 +155,7 @@ def _print_table(predictions: Iterator[Prediction]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from adaptkit.cli.terminal import output
+    from adaptkit.cli.views.console import output
 
     console = output()
     width, first = 0, True

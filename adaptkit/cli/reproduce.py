@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import Folder, json_option, plugin_option
-from adaptkit.signals import interruptible
+from adaptkit.cli.options import FolderType, json_option, plugin_option
+from adaptkit.system.signals import interruptible
 
 
 @click.command()
@@ -18,7 +18,7 @@ from adaptkit.signals import interruptible
     "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
 )
 @plugin_option
-@click.option("--data-dir", type=Folder(), metavar="DIR", help="Where data sets are.  [default: as in the run]")
+@click.option("--data-dir", type=FolderType(), metavar="DIR", help="Where data sets are.  [default: as in the run]")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
@@ -57,15 +57,15 @@ def reproduce(
 
     The store is only read. The base is taken from the cache if it is the run's, and else trained anew.
     """
-    from adaptkit.cli.reproduction_view import print_reproduction
     from adaptkit.cli.run import shown
-    from adaptkit.cli.terminal import messages, output
-    from adaptkit.imports import uncollected
+    from adaptkit.cli.views.console import messages, output
+    from adaptkit.cli.views.reproduction import print_reproduction
+    from adaptkit.system.imports import uncollected
 
     with uncollected():
-        from adaptkit.experiment.hardware import keep_freed_memory
-        from adaptkit.reproducing import reproduce_run
-        from adaptkit.trained import given_plugins
+        from adaptkit.api.reproduce import reproduce_run
+        from adaptkit.models.trained import given_plugins
+        from adaptkit.system.hardware import keep_freed_memory
 
     console = messages()
     plugins = given_plugins(plugin)

@@ -10,12 +10,12 @@ import click
 
 from adaptkit.cli.options import json_option, plugin_option
 from adaptkit.errors import BadInput
-from adaptkit.imports import uncollected
-from adaptkit.signals import interruptible
+from adaptkit.system.imports import uncollected
+from adaptkit.system.signals import interruptible
 
 if TYPE_CHECKING:
-    from adaptkit.outcome import Outcome
-    from adaptkit.resuming import Attempt, Watch
+    from adaptkit.api.resume import Attempt, Watch
+    from adaptkit.experiment.outcome import Outcome
 
 
 @click.command()
@@ -51,7 +51,7 @@ def resume(
     """
     if every == bool(run_ids):
         raise BadInput("name runs by their ids, or all that stopped with --all" + (", not both" if every else ""))
-    from adaptkit.cli.terminal import messages
+    from adaptkit.cli.views.console import messages
 
     console = messages()
 
@@ -60,9 +60,9 @@ def resume(
             console.print(line, markup=False, soft_wrap=True)
 
     with uncollected():
+        from adaptkit.api.resume import Watch
         from adaptkit.cli.run import shown
-        from adaptkit.experiment.hardware import keep_freed_memory
-        from adaptkit.resuming import Watch
+        from adaptkit.system.hardware import keep_freed_memory
 
     keep_freed_memory()
     watch = Watch(tell, lambda plugins: shown(plugins, console, quiet))
@@ -81,9 +81,9 @@ def _resume_named(
     as_json: bool,
     quiet: bool,
 ) -> None:
+    from adaptkit.api.resume import resume_run
     from adaptkit.cli.run import raise_failures
-    from adaptkit.resumable import open_stopped
-    from adaptkit.resuming import resume_run
+    from adaptkit.resumption.interrupted import open_stopped
 
     runs = open_stopped(tracking_uri)
     outcomes = []
@@ -99,9 +99,9 @@ def _resume_named(
 
 
 def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch, as_json: bool, quiet: bool) -> None:
-    from adaptkit.cli.terminal import messages, output
-    from adaptkit.experiment.underway import damaged_records
-    from adaptkit.resuming import resume_all
+    from adaptkit.api.resume import resume_all
+    from adaptkit.cli.views.console import messages, output
+    from adaptkit.experiment.recovery import damaged_records
 
     for folder in damaged_records():
         line = f"what is kept of a run in {folder} is damaged: it cannot be resumed; remove the folder"
@@ -130,9 +130,9 @@ def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch,
 
 
 def _print(outcome: Outcome, quiet: bool) -> None:
-    from adaptkit.cli.results import print_outcome
     from adaptkit.cli.run import print_way_to_runs
-    from adaptkit.cli.terminal import messages, output
+    from adaptkit.cli.views.console import messages, output
+    from adaptkit.cli.views.results import print_outcome
 
     print_outcome(output(), outcome)
     if not quiet:

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import Folder, json_option, plugin_option
-from adaptkit.cli.settings import RunCommand, collect_layers, setting_options
+from adaptkit.cli.options import FolderType, RunCommand, collect_layers, json_option, plugin_option, setting_options
 from adaptkit.errors import BadInput, RunFailed, TrackingLost
-from adaptkit.imports import uncollected
-from adaptkit.signals import interruptible
+from adaptkit.system.imports import uncollected
+from adaptkit.system.signals import interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from adaptkit.outcome import Outcome
-    from adaptkit.plugins import Plugins
-    from adaptkit.resolve import Layer
+    from adaptkit.experiment.outcome import Outcome
+    from adaptkit.plugins.manager import Plugins
+    from adaptkit.settings.resolve import Layer
 
 
 @click.command(cls=RunCommand)
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Try everything on one batch, show the plan and the time it takes; no run."
 )
-@click.option("--report", type=Folder(), metavar="DIR", help="Write a report of the comparison to a folder.")
+@click.option("--report", type=FolderType(), metavar="DIR", help="Write a report of the comparison to a folder.")
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
@@ -70,8 +69,8 @@ def run(
 
     The strongest source of a setting wins: option, --set, --config, --from-tune, --preset, default.
     """
-    from adaptkit.loading import load_plugins
-    from adaptkit.resolve import resolve
+    from adaptkit.plugins.loading import load_plugins
+    from adaptkit.settings.resolve import resolve
 
     values["skip_bad_images"] = True if skip_bad_images else None  # a config may say so, too
     layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
@@ -80,13 +79,12 @@ def run(
     plugins = load_plugins(plugin)
     request = resolve(layers, plugins, problems)
 
-    from adaptkit.cli.plan import print_plan
-    from adaptkit.cli.terminal import messages, output
+    from adaptkit.cli.views.console import messages, output
+    from adaptkit.cli.views.progress import print_plan
 
     console = messages()
     if dry_run:
-        from adaptkit.experiment.estimate import estimate_seconds
-        from adaptkit.experiment.preparation import prepare
+        from adaptkit.experiment.prepare import estimate_seconds, prepare
 
         experiment = prepare(request, refresh_base=refresh_base)
         plan = dataclasses.replace(experiment.plan, seconds=estimate_seconds(experiment))
@@ -97,8 +95,8 @@ def run(
         return
 
     with uncollected():
-        from adaptkit.api import run_request
-        from adaptkit.experiment.hardware import keep_freed_memory
+        from adaptkit.api.run import run_request
+        from adaptkit.system.hardware import keep_freed_memory
 
     keep_freed_memory()
     with interruptible(), shown(plugins, console, quiet):
@@ -116,7 +114,7 @@ def run(
     if as_json:
         click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))
     else:
-        from adaptkit.cli.results import print_outcome  # only now: it judges with the help of SciPy
+        from adaptkit.cli.views.results import print_outcome
 
         print_outcome(output(), outcome)
         if not quiet:
@@ -126,7 +124,7 @@ def run(
 
 def add_tuned(run_id: str, layers: list[Layer], tracking_uri: str | None, problems: list[str]) -> None:
     """Put what a tuning has chosen below the layers of settings; note what is wrong with it."""
-    from adaptkit.tuned_settings import tuned_layer
+    from adaptkit.api.run import tuned_layer
 
     try:
         layers.append(tuned_layer(run_id, layers, tracking_uri))
@@ -137,7 +135,7 @@ def add_tuned(run_id: str, layers: list[Layer], tracking_uri: str | None, proble
 @contextlib.contextmanager
 def shown(plugins: Plugins, console: Console, quiet: bool) -> Iterator[None]:
     """Show the runs as they go unless they shall be quiet."""
-    from adaptkit.cli.progress import ProgressBars, ProgressLines
+    from adaptkit.cli.views.progress import ProgressBars, ProgressLines
 
     if quiet:
         yield

@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import Folder, json_option, plugin_option, split_pairs
-from adaptkit.cli.settings import RunCommand, collect_layers, engine_options, setting_options
+from adaptkit.cli.options import (
+    FolderType,
+    RunCommand,
+    collect_layers,
+    engine_options,
+    json_option,
+    plugin_option,
+    setting_options,
+    split_pairs,
+)
 from adaptkit.errors import BadInput, RunFailed
-from adaptkit.imports import uncollected
-from adaptkit.signals import interruptible
+from adaptkit.system.imports import uncollected
+from adaptkit.system.signals import interruptible
 
 if TYPE_CHECKING:
-    from adaptkit.cli.trials import TrialLines, TrialTable
-    from adaptkit.sweep_outcome import SweepOutcome
+    from adaptkit.cli.views.trials import TrialLines, TrialTable
+    from adaptkit.sweeps.outcome import SweepOutcome
 
 
 @click.command(cls=RunCommand)
@@ -36,7 +44,7 @@ if TYPE_CHECKING:
 @plugin_option
 @click.option("--refresh-base", is_flag=True, help="Train the base anew even if the cache has it.")
 @click.option("--no-feature-cache", is_flag=True, help="Compute what frozen layers give anew each time.")
-@click.option("--report", type=Folder(), metavar="DIR", help="Write a report of the comparison to a folder.")
+@click.option("--report", type=FolderType(), metavar="DIR", help="Write a report of the comparison to a folder.")
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
@@ -78,8 +86,8 @@ def sweep(
     under `grid:`. Started again, a sweep goes on: trials that the experiment holds already are not run a second time.
     It ends as `adaptkit compare` does.
     """
-    from adaptkit.cli.durations import parse_duration
-    from adaptkit.loading import load_plugins
+    from adaptkit.cli.options import parse_duration
+    from adaptkit.plugins.loading import load_plugins
 
     values["skip_bad_images"] = True if skip_bad_images else None
     layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
@@ -93,18 +101,17 @@ def sweep(
         problems.extend(error.problems)
     plugins = load_plugins(plugin)
 
-    from adaptkit.cli.terminal import going_on, messages, output
-    from adaptkit.sweeps.grid import collect_grid
-    from adaptkit.sweeps.trials import expand
+    from adaptkit.cli.views.console import going_on, messages, output
+    from adaptkit.sweeps.grid import collect_grid, expand
 
     varied, layers = collect_grid(grid, layers, problems)
     cells = expand(layers, varied, plugins, problems)
     console = messages()
     with uncollected():
-        from adaptkit.cli.trials import TrialLines, TrialTable, print_sweep_plan
-        from adaptkit.experiment.hardware import keep_freed_memory
-        from adaptkit.sweeping import Conditions, Limits, Watch, run_sweep
-        from adaptkit.sweeps.engines import Setting
+        from adaptkit.api.sweep import Conditions, Limits, Watch, run_sweep
+        from adaptkit.cli.views.trials import TrialLines, TrialTable, print_sweep_plan
+        from adaptkit.sweeps.engines.tasks import Setting
+        from adaptkit.system.hardware import keep_freed_memory
 
     conditions = Conditions(
         engine=Setting(engine, jobs, own),
@@ -116,7 +123,7 @@ def sweep(
     )
     conditions.engine.make(plugins, cells[0].request.settings.device)
     if print_trials:
-        from adaptkit.sweeping import plan_sweep
+        from adaptkit.api.sweep import plan_sweep
 
         plan = plan_sweep(cells, varied, jobs or 1, tracking_uri, refresh_base)
         if as_json:
@@ -141,9 +148,9 @@ def sweep(
 
 def print_sweep(outcome: SweepOutcome, as_json: bool, quiet: bool) -> None:
     """Print what became of the trials, what they say, and how to look at them."""
-    from adaptkit.cli.results import print_findings
-    from adaptkit.cli.terminal import messages, output
-    from adaptkit.cli.trials import print_trials
+    from adaptkit.cli.views.console import messages, output
+    from adaptkit.cli.views.results import print_findings
+    from adaptkit.cli.views.trials import print_trials
 
     if as_json:
         click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from adaptkit.cli.options import json_option
-from adaptkit.signals import interruptible
+from adaptkit.system.signals import interruptible
 
 if TYPE_CHECKING:
-    from adaptkit.syncing import Synced
+    from adaptkit.api.sync import Synced
 
 
 @click.command()
@@ -36,8 +36,8 @@ def sync(tracking_uri: str | None, dry_run: bool, discard_refused: bool, as_json
       adaptkit sync --tracking-uri http://HOST:5000
       adaptkit sync --dry-run
     """
-    from adaptkit.syncing import left
-    from adaptkit.syncing import sync as send
+    from adaptkit.api.sync import left
+    from adaptkit.api.sync import sync as send
 
     found: list[Synced] = []
     if dry_run:

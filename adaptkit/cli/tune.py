@@ -8,11 +8,19 @@ from typing import Any
 
 import click
 
-from adaptkit.cli.options import Folder, json_option, plugin_option, split_pairs
-from adaptkit.cli.settings import RunCommand, collect_layers, engine_options, setting_options
+from adaptkit.cli.options import (
+    FolderType,
+    RunCommand,
+    collect_layers,
+    engine_options,
+    json_option,
+    plugin_option,
+    setting_options,
+    split_pairs,
+)
 from adaptkit.errors import RunFailed
-from adaptkit.imports import uncollected
-from adaptkit.signals import interruptible
+from adaptkit.system.imports import uncollected
+from adaptkit.system.signals import interruptible
 
 
 @click.command(cls=RunCommand)
@@ -35,7 +43,7 @@ from adaptkit.signals import interruptible
 @plugin_option
 @click.option("--refresh-base", is_flag=True, help="Train the base anew even if the cache has it.")
 @click.option("--no-feature-cache", is_flag=True, help="Compute what frozen layers give anew each time.")
-@click.option("--report", type=Folder(), metavar="DIR", help="Write a report of the comparison to a folder.")
+@click.option("--report", type=FolderType(), metavar="DIR", help="Write a report of the comparison to a folder.")
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
@@ -76,22 +84,22 @@ def tune(
     the edge of its range, that grows, and every strategy is given as many further trials. What -o, --lr or a config
     give is not searched. Started again, it goes on.
     """
-    from adaptkit.loading import load_plugins
+    from adaptkit.plugins.loading import load_plugins
 
     values["skip_bad_images"] = True if skip_bad_images else None
     layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
     own = split_pairs("--engine-option", engine_options, problems)
     plugins = load_plugins(plugin)
 
-    from adaptkit.cli.terminal import going_on, messages, output
+    from adaptkit.cli.views.console import going_on, messages, output
 
     console = messages()
     with uncollected():
-        from adaptkit.cli.tuning_view import TuningBars, TuningLines, print_tuned, print_way_on
-        from adaptkit.experiment.hardware import keep_freed_memory
-        from adaptkit.sweeping import Conditions
-        from adaptkit.sweeps.engines import Setting
-        from adaptkit.tuning import TuneWatch, check_tuning, run_tuning
+        from adaptkit.api.sweep import Conditions
+        from adaptkit.api.tune import TuneWatch, check_tuning, run_tuning
+        from adaptkit.cli.views.tuning import TuningBars, TuningLines, print_tuned, print_way_on
+        from adaptkit.sweeps.engines.tasks import Setting
+        from adaptkit.system.hardware import keep_freed_memory
 
     asked = check_tuning(layers, plugins, space, trials, tuning_seeds, search, problems)
     keep_freed_memory()

@@ -17,11 +17,11 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from adaptkit.config import DEFAULT_EXPERIMENT
 from adaptkit.errors import AdaptkitError, BadInput
-from adaptkit.imports import SAFE_PATH
-from adaptkit.printing import printable
-from adaptkit.signals import held, interruptible, require_none
+from adaptkit.settings.settings import DEFAULT_EXPERIMENT
+from adaptkit.system.imports import SAFE_PATH
+from adaptkit.system.signals import held, interruptible, require_none
+from adaptkit.system.streams import printable
 from adaptkit.tracking.address import UI_PORT, Address
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptkit.errors import BadInput, suggestion
-from adaptkit.plain_files import read_file
+from adaptkit.system.files import read_file
 
 #: what a split may consist of
 PARTS = ("source", "pool", "clean_test", "shifted_test")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Shift, StoredPixels
-from adaptkit.data.stored import decoded
+from adaptkit.data.pixels import decoded
 from adaptkit.errors import BadInput
 from adaptkit.seeds import derive_seed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,28 +14,46 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, load_adapter, save_adapter
-from adaptkit.adapters.weights import sha256_of
-from adaptkit.contracts import Epoch, Predictions, Run, RunResult, Strategy
-from adaptkit.errors import AdaptkitError, RunFailed, comes_from, located
-from adaptkit.experiment.base import Base
-from adaptkit.experiment.card import adapter_card
-from adaptkit.experiment.description import describe_run
-from adaptkit.experiment.feeding import Feeding
-from adaptkit.experiment.keeping import Keeping, Kept, kept_while
-from adaptkit.experiment.measurement import accuracies, merged, parameters, require_same, times
-from adaptkit.experiment.preparation import Experiment, draw_target
-from adaptkit.experiment.robustness import accuracies_over, severity_metrics, write_severities
-from adaptkit.experiment.sharing import Company, Seat
-from adaptkit.outcome import RunRecord
-from adaptkit.plugins import Plugins
-from adaptkit.request import Arm
+from adaptkit.contracts import Strategy
+from adaptkit.errors import HINT, AdaptkitError, RunFailed, comes_from, lacks_memory, located
+from adaptkit.events import Epoch, Predictions, RunResult, RunStart
+from adaptkit.experiment.base import obtain_base
+from adaptkit.experiment.base_cache import Base
+from adaptkit.experiment.description import adapter_card, describe_run
+from adaptkit.experiment.inputs import ModelInputs
+from adaptkit.experiment.measurement import (
+    accuracies,
+    accuracies_over,
+    merged,
+    parameters,
+    require_same,
+    severity_metrics,
+    times,
+    write_severities,
+)
+from adaptkit.experiment.outcome import BaseSummary, Outcome, RunSummary
+from adaptkit.experiment.prepare import Experiment, draw_target
+from adaptkit.experiment.recovery import Recovery, RunRecovery, kept_while
+from adaptkit.names import (
+    ADAPTER_SHA256_TAG,
+    FROZEN_PREFIX_TAG,
+    MEMORY_PEAK_BYTES,
+    SEVERITY_FILE,
+    SIZE_ADAPTER_BYTES,
+    SPLIT_FILE,
+    TIMING_TAG,
+)
+from adaptkit.plugins.manager import Plugins
 from adaptkit.seeds import derive_seed
-from adaptkit.signals import origin
-from adaptkit.training.evaluation import pass_size, predict, predict_logits
+from adaptkit.settings.request import Arm
+from adaptkit.system.core_sharing import Company, Seat
+from adaptkit.system.files import sha256_of
+from adaptkit.system.folders import features_allowed
+from adaptkit.system.signals import origin
+from adaptkit.training.evaluation import pass_size, predict, predict_logits, share_right
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.memory import step_bytes
 from adaptkit.training.recomputation import find_blocks, is_trained
-from adaptkit.training.shortage import HINT, lacks_memory
 from adaptkit.training.trainable import Origin, adapt
 
 if TYPE_CHECKING:
@@ -46,7 +65,7 @@ STATE = "; is there state outside parameters and buffers?"
 
 
 @dataclass(frozen=True)
-class Trained:
+class AdaptedModel:
     """An adapted model with what is needed to tell its adapter from its base."""
 
     model: nn.Module
@@ -67,14 +86,14 @@ class Stage:
     plugins: Plugins
     seat: Seat
     tracker: Tracker | None
-    feeding: Feeding
+    feeding: ModelInputs
     base: Base
     base_run_id: str | None
     base_model: nn.Module
     known_logits: Mapping[str, Tensor] | None = None
     known_over: Mapping[float, float] | None = None
     label: str | None = None
-    keeping: Keeping | None = None
+    keeping: Recovery | None = None
 
     @functools.cached_property
     def base_logits(self) -> Mapping[str, Tensor]:
@@ -99,7 +118,7 @@ class Stage:
             return {}
         return accuracies_over(self.experiment, self.base_model, self.base_logits["shifted"])
 
-    def run(self, arm: Arm, seed: int) -> RunRecord:
+    def run(self, arm: Arm, seed: int) -> RunSummary:
         """Adapt a copy of the base with one strategy and seed, telling the watchers; return its record."""
         company = self.seat.company()
         run = describe_run(self.experiment, self.base, self.base_run_id, arm, seed, company, self.label)
@@ -115,8 +134,8 @@ class Stage:
             return self.attempt(run, arm, seed, epochs, act)
 
     def attempt(
-        self, run: Run, arm: Arm, seed: int, epochs: list[Epoch], act: Callable[[], dict[str, float]]
-    ) -> RunRecord:
+        self, run: RunStart, arm: Arm, seed: int, epochs: list[Epoch], act: Callable[[], dict[str, float]]
+    ) -> RunSummary:
         """Do what makes the run's metrics and return its record; tell the watchers when it fails."""
         try:
             metrics = act()
@@ -135,12 +154,12 @@ class Stage:
                 raise
             metrics, status, reason = {}, "failed", str(error)
         run_id = self.tracker.run_id(run.name) if self.tracker else None
-        return RunRecord(
+        return RunSummary(
             arm.strategy, arm.label, arm.options, arm.lr, seed, status, run_id, metrics, tuple(epochs), reason
         )
 
     def _train_and_judge(
-        self, run: Run, arm: Arm, seed: int, company: Company, epochs: list[Epoch], folder: Path, kept: Kept
+        self, run: RunStart, arm: Arm, seed: int, company: Company, epochs: list[Epoch], folder: Path, kept: RunRecovery
     ) -> dict[str, float]:
         experiment, recipe = self.experiment, self.recipe(arm, seed)
         drawn = draw_target(experiment.request, experiment.domains, seed)
@@ -180,15 +199,15 @@ class Stage:
             name: Predictions.of(logits[name], test.index, test.labels, told.get(name))
             for name, test in domains.tests.items()
         }
-        split = folder / "split.json"
+        split = folder / SPLIT_FILE
         split.write_text(domains.split_text, encoding="utf-8")
-        kept_files = {"split.json": split} | {f"adapter/{name}": path for name, path in files.items()}
+        kept_files = {SPLIT_FILE: split} | {f"adapter/{name}": path for name, path in files.items()}
         over: dict[str, float] = {}
         if experiment.request.severities:
             reached = accuracies_over(experiment, reloaded.model, logits["shifted"])
             over = severity_metrics(reached, self.zero_shot_over)
-            kept_files["severity.json"] = folder / "severity.json"
-            write_severities(kept_files["severity.json"], reached, self.zero_shot_over)
+            kept_files[SEVERITY_FILE] = folder / SEVERITY_FILE
+            write_severities(kept_files[SEVERITY_FILE], reached, self.zero_shot_over)
         metrics = self._metrics(predictions, epochs, reloaded, files[WEIGHTS].stat().st_size, memory) | over
         result = RunResult(
             metrics=metrics,
@@ -197,9 +216,9 @@ class Stage:
             classes=domains.classes,
             config=experiment.request.config_text(experiment.request.run_params(arm, seed)),
             tags={
-                "adaptkit.adapter_sha256": sha256_of(files[CARD]),
-                "adaptkit.frozen_prefix": passes.frozen_prefix,
-                "adaptkit.timing": self.seat.timing_since(company),
+                ADAPTER_SHA256_TAG: sha256_of(files[CARD]),
+                FROZEN_PREFIX_TAG: passes.frozen_prefix,
+                TIMING_TAG: self.seat.timing_since(company),
             },
             files=kept_files,
             samples={name: images[:8].cpu() for name, (images, _) in experiment.tests.items()},
@@ -207,7 +226,7 @@ class Stage:
         self.plugins.notify("adaptkit_run_ended", run=run, result=result, model=reloaded.model)
         return metrics
 
-    def adapted(self, arm: Arm, seed: int) -> Trained:
+    def adapted(self, arm: Arm, seed: int) -> AdaptedModel:
         """Return a copy of the base, on the device, that the strategy has changed."""
         # On the CPU first: the initial weights are then the same whatever the device.
         model = self.base.build(self.experiment.request, self.experiment.domains)
@@ -216,13 +235,13 @@ class Stage:
         origin = Origin.of(model)
         groups = adapt(model, strategy, derive_seed(seed, "init"), arm.new_head)
         inherited = Inherited.of(model, tensors)
-        return Trained(self.experiment.place(model), groups, inherited, origin, strategy)
+        return AdaptedModel(self.experiment.place(model), groups, inherited, origin, strategy)
 
     def _metrics(
         self,
         predictions: dict[str, Predictions],
         epochs: list[Epoch],
-        reloaded: Trained,
+        reloaded: AdaptedModel,
         adapter_bytes: int,
         memory: int,
     ) -> dict[str, float]:
@@ -230,7 +249,7 @@ class Stage:
         return (
             accuracies(self.experiment, predictions, self.base_logits)
             | parameters(reloaded.model, reloaded.origin)
-            | {"size/adapter_bytes": adapter_bytes, "memory/peak_bytes": memory}
+            | {SIZE_ADAPTER_BYTES: adapter_bytes, MEMORY_PEAK_BYTES: memory}
             | times(self.experiment, epochs, plain, self.base_model)
         )
 
@@ -248,3 +267,46 @@ class Stage:
             adapt_statistics=settings.bn == "adapt",
             checkpointing=settings.checkpointing,
         )
+
+
+def execute(
+    experiment: Experiment,
+    plugins: Plugins,
+    seat: Seat,
+    tracker: Tracker | None = None,
+    refresh_base: bool = False,
+    feature_cache: bool = True,
+    notice: Callable[[str], None] = lambda line: None,
+    keeping: Recovery | None = None,
+    done: Mapping[str, RunSummary] = {},
+) -> Outcome:
+    """Train or find the base, adapt a copy of it with each strategy and seed, and return all results.
+
+    A run that fails for a known reason is a record with its error; the others go on. Without `feature_cache`, every
+    forward pass is through the whole model. Runs are kept while they are made, if `keeping` says so; those that are
+    `done`, by name, are not made again.
+    """
+    base, base_run_id, cached = obtain_base(experiment, plugins, tracker, refresh_base, notice, keeping)
+    base_model = experiment.place(base.build(experiment.request, experiment.domains))
+    feeding = ModelInputs.of(experiment, reuse=feature_cache and features_allowed())
+    stage = Stage(experiment, plugins, seat, tracker, feeding, base, base_run_id, base_model, keeping=keeping)
+    accuracies = {name: share_right(logits, experiment.tests[name][1]) for name, logits in stage.base_logits.items()}
+    runs = []
+    for seed in experiment.request.settings.seed:
+        for arm in experiment.request.arms:
+            known = done.get(f"{arm.label} seed={seed}")
+            runs.append(stage.run(arm, seed) if known is None else known)
+        feeding.forget(seed)
+    return Outcome(
+        plan=dataclasses.replace(experiment.plan, base_cached=cached),
+        base=BaseSummary(
+            fingerprint=base.fingerprint,
+            run_id=base_run_id,
+            cached=cached,
+            test_accuracy=accuracies.get("clean"),
+            shifted_accuracy=accuracies.get("shifted"),
+            epochs=base.epochs,
+        ),
+        runs=tuple(runs),
+        data_fingerprint=experiment.domains.fingerprint,
+    )

@@ -1,224 +1,215 @@
-"""The base: trained once per recipe, kept in the cache, known by the sha256 of its weights."""
+"""The base run: train the base, or find it in the cache, and see that this store has a run of it."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from adaptkit.adapters.files import card_digest
-from adaptkit.adapters.weights import fingerprint, pack, unpack, write_bytes
-from adaptkit.backbones.heads import with_head
-from adaptkit.cache import cache_folder, cache_limit, warn_of_damage
-from adaptkit.contracts import Backbone, Epoch
+from adaptkit.backbones.structure import find_head
 from adaptkit.data.domains import Domains
-from adaptkit.errors import BadInput
-from adaptkit.plain_files import read_file
-from adaptkit.request import WEIGHTS, Request
+from adaptkit.data.views import Views
+from adaptkit.errors import BASE_HINT, RunFailed, lacks_memory
+from adaptkit.events import Epoch, Predictions, RunInput, RunResult, RunStart
+from adaptkit.experiment.base_cache import (
+    Base,
+    base_lock,
+    build_model,
+    make_room,
+    mark_used,
+    sound_base,
+    store_base,
+    write_base,
+)
+from adaptkit.experiment.prepare import Experiment
+from adaptkit.experiment.recovery import Recovery, RunRecovery, kept_while
+from adaptkit.names import BASE_FINGERPRINT_TAG, KIND_TAG, PROCESSES_TAG, RECIPE_KEY_TAG
+from adaptkit.plugins.manager import Plugins
 from adaptkit.seeds import derive_seed
-from adaptkit.training.seeding import RandomStream
+from adaptkit.settings.request import Request
+from adaptkit.system.folders import LIMIT_VARIABLE, cache_limit, shown_size
+from adaptkit.system.signals import origin
+from adaptkit.training.checkpoints import Checkpoint, Keep
+from adaptkit.training.evaluation import predict_logits
+from adaptkit.training.frozen.features import ImageSet, Value
+from adaptkit.training.loop import Recipe, fit
+from adaptkit.training.passes import BytePasses, Test, on_device
+from adaptkit.training.trainable import freeze
 
-#: Raised whenever the same recipe would give other weights, so that old cache entries are not taken for new ones.
-RECIPE_VERSION = 1
-WEIGHTS_FILE, CARD_FILE = "base.safetensors", "base.json"
-CARD_KEYS = {"fingerprint", "key", "epochs", "card_sha256"}
-
-
-@dataclass(frozen=True)
-class Base:
-    """A trained base: its weights and buffers, and the record of its training."""
-
-    key: str
-    fingerprint: str
-    state: Mapping[str, Tensor]
-    epochs: tuple[Epoch, ...]
-
-    def build(self, request: Request, domains: Domains) -> nn.Module:
-        """Return a fresh model with the base's weights."""
-        model = _built(request, request.architecture, domains)
-        model.load_state_dict(dict(self.state))
-        return model
+if TYPE_CHECKING:
+    from adaptkit.tracking.tracker import Tracker
 
 
-def build_model(request: Request, domains: Domains) -> nn.Module:
-    """Return the untrained model: its pretrained weights, if any; its initial ones depend on the base seed alone."""
-    return _built(request, request.backbone, domains)
-
-
-def _built(request: Request, backbone: Backbone, domains: Domains) -> nn.Module:
-    with RandomStream(derive_seed(request.settings.base.seed, "base weights")):
-        model: Any = backbone.build(domains.channels, domains.size, len(domains.classes))
-    if not isinstance(model, nn.Module):
-        name = request.settings.backbone
-        raise BadInput(f"backbone {name}: build() returned {type(model).__name__}, not a torch.nn.Module")
-    return with_head(model)
-
-
-def recipe_key(request: Request, domains: Domains) -> str:
-    """Return the sha256 of all that decides the base's weights, but for the last digits of sums."""
-    settings = request.settings
-    model = build_model(request, domains)
-    trained = settings.base.model_dump(exclude={"mode"} if settings.base.mode == "train" else set())
-    recipe = {
-        "version": RECIPE_VERSION,
-        "source": domains.source_digest,
-        "backbone": settings.backbone,
-        # A backbone that changed under the same name is another one: its layers, or its initial weights.
-        "layers": repr(model),
-        "start": fingerprint(model.state_dict()),
-        "base": trained if domains.clean_test is not None else "not trained",
-        "precision": settings.precision,
-        "device": settings.device,
-        "torch": torch.__version__,
-    }
-    if request.backbone_options:
-        # Which weights it starts from is in `start`; where their file lies says nothing.
-        options = {key: value for key, value in request.backbone_options.items() if key != WEIGHTS}
-        recipe["backbone_options"] = options
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
-
-
-@contextmanager
-def base_lock(key: str, waiting: Any = None) -> Iterator[None]:
-    """Hold the recipe's lock, so that of several processes one trains; call `waiting()` if another has it."""
-    folder = _folder(key)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if waiting is not None:
-                waiting()
-            lock.acquire()
-    except OSError as error:
-        raise BadInput(
-            f"cannot write to the cache folder {folder.parent} ({error.strerror}); set ADAPTKIT_CACHE to another"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def if_free(key: str) -> Iterator[bool]:
-    """Hold the recipe's lock if nobody has it; tell whether."""
-    lock = FileLock(_folder(key).with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def used(key: str) -> float:
-    """Return the Unix time at which the base was last written or used."""
-    folder = _folder(key)
-    card = folder / CARD_FILE
-    return (card if card.exists() else folder).stat().st_mtime
-
-
-def mark_used(key: str) -> None:
-    """Note that the base is being used now: where room is made, others go first."""
-    with contextlib.suppress(OSError):
-        os.utime(_folder(key) / CARD_FILE)
-
-
-def stored_base(key: str) -> Base | None:
-    """Return the base from the cache; None if it is not there or damaged."""
-    folder = _folder(key)
-    try:
-        card = json.loads(read_file(folder / CARD_FILE))
-        if (
-            not isinstance(card, dict)
-            or not set(card) <= CARD_KEYS
-            or card.get("card_sha256") not in (None, card_digest(card))
-        ):
-            return None
-        state = unpack(read_file(folder / WEIGHTS_FILE, None))
-        base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return base if fingerprint(state) == base.fingerprint else None
-
-
-def sound_base(key: str) -> Base | None:
-    """Return the base from the cache, None if it is not there; warn of one that is damaged."""
-    base = stored_base(key)
-    if base is None and (_folder(key) / CARD_FILE).exists():
-        warn_of_damage(_folder(key))
-    return base
-
-
-def make_room(kept: str) -> list[int]:
-    """Remove the bases that were used longest ago, but not this one, until the cache's limit holds the others.
-
-    One that a process is using stays. Returns the bytes of each that was removed.
+def train_base(
+    request: Request,
+    domains: Domains,
+    model: nn.Module,
+    clean: tuple[Views, Tensor],
+    start: Checkpoint | None = None,
+    keep: Keep | None = None,
+) -> Iterator[Epoch]:
+    """Train the prepared model on the source, in place, yielding each epoch; `clean` is the clean test set on the
+    device. Training goes on from `start`, and each epoch's checkpoint is given to `keep`.
     """
-    held, removed = [], []
-    for folder in (cache_folder() / "bases").iterdir():
-        with contextlib.suppress(OSError):  # another process makes room too
-            if folder.is_dir():
-                size = sum(path.stat().st_size for path in folder.iterdir())
-                held.append((used(folder.name), size, folder.name))
-    total = sum(size for _, size, _ in held)
-    for _, size, key in sorted(held):
-        if total <= cache_limit():
-            break
-        if key != kept and remove_base(key):
-            removed.append(size)
-            total -= size
-    return removed
+    settings = request.settings
+    device = clean[1].device
+    test = Test(ImageSet("clean", Value(clean[0], 0.0)), clean[1])
+    passes = BytePasses(model, on_device(domains.source.pixels, device), device, {"clean": test})
+    recipe = Recipe(
+        epochs=settings.base.epochs,
+        batch_size=settings.base.batch_size,
+        lr=settings.base.lr,
+        order_seed=derive_seed(settings.base.seed, "base order"),
+        precision=settings.precision,
+        checkpointing=settings.checkpointing,
+        lr_option="--set base.lr=",
+    )
+    # A backbone may come with frozen parameters of its own.
+    trained = list(model.parameters())
+    if settings.base.mode == "probe":
+        trained = [parameter for parameter in trained if parameter.requires_grad]
+    groups, labels = [{"params": trained}], domains.source.labels.to(device)
+    yield from fit(model, groups, passes, labels, recipe, start=start, keep=keep)
 
 
-def remove_base(key: str) -> bool:
-    """Remove a base unless a process is using it; tell whether it could be."""
-    with if_free(key) as free:
-        if free:
-            shutil.rmtree(_folder(key), ignore_errors=True)
-    return free
+def prepare_base(request: Request, model: nn.Module) -> None:
+    """Choose what is trained of the base: where it is only probed, the head alone."""
+    if request.settings.base.mode == "probe":
+        freeze(model)
+        for parameter in find_head(model.head).parameters():  # type: ignore[arg-type]
+            parameter.requires_grad_(True)
 
 
-def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:
-    """Keep a base in the cache and return it."""
-    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    base = Base(key, fingerprint(state), state, epochs)
-    card = {"fingerprint": base.fingerprint, "key": key, "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
-    write_base(_folder(key), base, card)
-    return base
+def obtain_base(
+    experiment: Experiment,
+    plugins: Plugins,
+    tracker: Tracker | None,
+    refresh: bool,
+    notice: Callable[[str], None],
+    keeping: Recovery | None = None,
+) -> tuple[Base, str | None, bool]:
+    """Return the base, its run id in this store, and whether it came from the cache."""
+    run = _describe_base(experiment)
+    cache_limit()  # of a wrong one the user hears before anything is trained
+
+    def waiting() -> None:
+        notice("waiting for another process that trains this base")
+
+    with base_lock(experiment.base_key, waiting):
+        base = None if refresh else sound_base(experiment.base_key)
+        mark_used(experiment.base_key)
+        if base is None:
+            base = _train_base(experiment, plugins, run, keeping)
+            if removed := make_room(experiment.base_key):
+                what = "the base that was" if len(removed) == 1 else f"the {len(removed)} bases that were"
+                notice(
+                    f"{what} used longest ago left the cache ({shown_size(sum(removed))}): "
+                    f"{LIMIT_VARIABLE} is {shown_size(cache_limit())}"
+                )
+            return base, tracker.run_id(run.name) if tracker else None, False
+        if tracker is None:
+            return base, None, True
+        goes_on = keeping is not None and run.name in keeping.resumed
+        run_id = None if goes_on else tracker.find_base(base.fingerprint)
+        if run_id is None:
+            model = experiment.place(base.build(experiment.request, experiment.domains))
+            with _base_result(experiment, base, model) as result:
+                tracker.record(run, base.epochs, result, model)
+            run_id = tracker.run_id(run.name)
+        return base, run_id, True
 
 
-def drop_base(key: str) -> None:
-    """Remove a base that nobody else knows of from the cache."""
-    shutil.rmtree(_folder(key), ignore_errors=True)
-    _folder(key).with_suffix(".lock").unlink(missing_ok=True)
+def _train_base(experiment: Experiment, plugins: Plugins, run: RunStart, keeping: Recovery | None) -> Base:
+    """Train the base; without a source its pretrained weights, with a new head, are the base."""
+    with kept_while(keeping, run, experiment.request.command_text()) as kept:
+        return _trained_base(experiment, plugins, run, kept)
 
 
-def write_base(folder: Path, base: Base, card: Mapping[str, Any]) -> dict[str, Path]:
-    """Write a base's weights and a card that says what they are; return the files by name."""
-    write_bytes(folder / WEIGHTS_FILE, pack(base.state))
-    # Written last: without it, the weights are not found.
-    signed = {**card, "card_sha256": card_digest(json.loads(json.dumps(card)))}
-    write_bytes(folder / CARD_FILE, (json.dumps(signed, indent=2) + "\n").encode())
-    return {name: folder / name for name in (WEIGHTS_FILE, CARD_FILE)}
+def _trained_base(experiment: Experiment, plugins: Plugins, run: RunStart, kept: RunRecovery) -> Base:
+    model = experiment.place(build_model(experiment.request, experiment.domains))
+    epochs: list[Epoch] = []
+    try:
+        plugins.notify("adaptkit_run_started", run=run, model=model)
+        if experiment.clean is not None:
+            prepare_base(experiment.request, model)
+            start = kept.start(model)
+            epochs += start.epochs if start is not None else ()
+            for epoch in filter(kept.lacks, tuple(epochs)):  # kept, but not told: its process died in between
+                plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+            given = (experiment.request, experiment.domains, model, experiment.clean, start, kept.keep)
+            for epoch in train_base(*given):
+                epochs.append(epoch)
+                plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+        base = store_base(experiment.base_key, model, tuple(epochs))
+        with _base_result(experiment, base, model) as result:
+            plugins.notify("adaptkit_run_ended", run=run, result=result, model=model)
+        return base
+    except BaseException as raised:
+        error = origin(raised)
+        if lacks_memory(error):
+            error = RunFailed(BASE_HINT)
+        plugins.notify("adaptkit_run_failed", run=run, error=error)
+        if error is not raised:
+            raise error from raised
+        raise
 
 
-def _folder(key: str) -> Path:
-    return cache_folder() / "bases" / key
+@contextmanager
+def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterator[RunResult]:
+    """Lend what there is to tell of a base; its files exist as long."""
+    domains, request = experiment.domains, experiment.request
+    predictions, samples = {}, {}
+    if experiment.clean is not None and domains.clean_test is not None:
+        logits = predict_logits(model, experiment.clean[0], request.settings.precision)
+        predictions["clean"] = Predictions.of(logits, domains.clean_test.index, domains.clean_test.labels)
+        samples["clean"] = experiment.clean[0][:8].cpu()
+    card = {
+        "fingerprint": base.fingerprint,
+        "key": base.key,
+        "backbone": request.settings.backbone,
+        "backbone_options": dict(request.backbone_options),
+        "channels": domains.channels,
+        "size": domains.size,
+        "classes": list(domains.classes),
+        "preprocessing": experiment.preprocessing,
+        "new_head": experiment.clean is None,
+    }
+    with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
+        files = write_base(Path(folder), base, card)
+        yield RunResult(
+            metrics={},
+            epochs=base.epochs,
+            predictions=predictions,
+            classes=domains.classes,
+            config=request.config_text(request.base_params()),
+            files={f"base/{name}": path for name, path in files.items()},
+            samples=samples,
+            tags={BASE_FINGERPRINT_TAG: base.fingerprint},
+        )
+
+
+def _describe_base(experiment: Experiment) -> RunStart:
+    plan = experiment.plan
+    has_source = experiment.clean is not None
+    inputs: tuple[RunInput, ...] = ()
+    if has_source:
+        inputs = (RunInput(plan.dataset, "source", experiment.domains.source_digest, plan.dataset),)
+        story = f"trained on {plan.source_images} images of `{plan.dataset}`"
+    else:
+        story = f"with a new head for {len(plan.classes)} classes, untrained"
+    return RunStart(
+        kind="base",
+        name=f"base {plan.backbone} {plan.dataset if has_source else f'for {plan.target}'}",
+        params=experiment.request.base_params() | experiment.backbone_facts,
+        tags={
+            KIND_TAG: "base",
+            RECIPE_KEY_TAG: experiment.base_key,
+            PROCESSES_TAG: "1",  # earlier versions shared a run out
+        },
+        inputs=inputs,
+        description=f"The base: `{plan.backbone}` {story}.",
+    )

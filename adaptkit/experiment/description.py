@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
-from adaptkit.contracts import Run, RunInput
-from adaptkit.experiment.base import Base
-from adaptkit.experiment.preparation import Experiment
-from adaptkit.experiment.sharing import Company
-from adaptkit.identity import trial_key
-from adaptkit.request import Arm
+from adaptkit.events import RunInput, RunStart
+from adaptkit.experiment.base_cache import Base
+from adaptkit.experiment.prepare import Experiment
+from adaptkit.names import (
+    ARM_TAG,
+    BASE_FINGERPRINT_TAG,
+    BASE_RUN_ID_TAG,
+    DATA_FINGERPRINT_TAG,
+    DRAWN_IMAGES_TAG,
+    IMAGES_DIGEST_TAG,
+    KIND_TAG,
+    PAIR_ID_TAG,
+    POOL_IMAGES_TAG,
+    PROCESSES_TAG,
+    STARTS_AT_BASE_TAG,
+    THREADS_TAG,
+    TIMING_TAG,
+    TRIAL_KEY_TAG,
+)
 from adaptkit.seeds import derive_seed
+from adaptkit.settings.identity import trial_key
+from adaptkit.settings.request import Arm
+from adaptkit.system.core_sharing import Company
+from adaptkit.version import __version__
 
 
 def describe_run(
@@ -21,7 +41,7 @@ def describe_run(
     seed: int,
     company: Company,
     label: str | None = None,
-) -> Run:
+) -> RunStart:
     """Return what is known of an adaptation run before it begins; `company` are the experiments beside it then.
 
     `label` names it, with its seed; by default the strategy and its options do.
@@ -30,22 +50,22 @@ def describe_run(
     params = experiment.request.run_params(arm, seed) | experiment.backbone_facts
     target = f"`{plan.target}`" + (f" under `{plan.shift}`" if plan.shift != "none" else "")
     tags = {
-        "adaptkit.kind": "adaptation",
-        "adaptkit.arm": arm.label,
-        "adaptkit.starts_at_base": str(getattr(arm.checked, "starts_at_base", True)),
-        "adaptkit.pool_images": str(plan.pool_images),
-        "adaptkit.drawn_images": str(plan.drawn_images),
-        "adaptkit.base_fingerprint": base.fingerprint,
-        "adaptkit.data_fingerprint": domains.fingerprint,
-        "adaptkit.pair_id": f"{domains.fingerprint[:12]}-{seed}",
-        "adaptkit.trial_key": trial_key("adaptation", params, domains.fingerprint, base.fingerprint),
-        "adaptkit.timing": "shared" if company.others else "alone",
-        "adaptkit.threads": str(torch.get_num_threads()),
-        "adaptkit.processes": "1",  # earlier versions shared a run out
+        KIND_TAG: "adaptation",
+        ARM_TAG: arm.label,
+        STARTS_AT_BASE_TAG: str(getattr(arm.checked, "starts_at_base", True)),
+        POOL_IMAGES_TAG: str(plan.pool_images),
+        DRAWN_IMAGES_TAG: str(plan.drawn_images),
+        BASE_FINGERPRINT_TAG: base.fingerprint,
+        DATA_FINGERPRINT_TAG: domains.fingerprint,
+        PAIR_ID_TAG: f"{domains.fingerprint[:12]}-{seed}",
+        TRIAL_KEY_TAG: trial_key("adaptation", params, domains.fingerprint, base.fingerprint),
+        TIMING_TAG: "shared" if company.others else "alone",
+        THREADS_TAG: str(torch.get_num_threads()),
+        PROCESSES_TAG: "1",  # earlier versions shared a run out
         **{f"adaptkit.{purpose}_seed": str(derive_seed(seed, purpose)) for purpose in ("draw", "init", "order")},
     }
     if domains.images_digest is not None:
-        tags["adaptkit.images_digest"] = domains.images_digest
+        tags[IMAGES_DIGEST_TAG] = domains.images_digest
     source: tuple[RunInput, ...] = ()
     weights = experiment.backbone_facts.get("backbone.weights_id", "none")
     story = f"with weights `{weights}` and a new head"
@@ -53,8 +73,8 @@ def describe_run(
         source = (RunInput(plan.dataset, "source", domains.source_digest, plan.dataset),)
         story = f"trained on {plan.source_images} images of `{plan.dataset}`"
     if base_run_id:
-        tags["adaptkit.base_run_id"] = base_run_id
-    return Run(
+        tags[BASE_RUN_ID_TAG] = base_run_id
+    return RunStart(
         kind="adaptation",
         name=f"{label or arm.label} seed={seed}",
         params=params,
@@ -68,3 +88,38 @@ def describe_run(
             f"labelled images (seed {seed})."
         ),
     )
+
+
+def adapter_card(experiment: Experiment, base: Base, arm: Arm, seed: int, tensors: Iterable[str]) -> dict[str, Any]:
+    """Return the card of an adapter that holds tensors of these names."""
+    domains = experiment.domains
+    return {
+        "adaptkit_version": __version__,
+        "strategy": arm.strategy,
+        "options": dict(arm.options),
+        "targets": changed_layers(tensors, base.state),
+        "new_head": arm.new_head,
+        "init_seed": derive_seed(seed, "init"),
+        "base_fingerprint": base.fingerprint,
+        "backbone": experiment.request.settings.backbone,
+        "backbone_options": dict(experiment.request.backbone_options),
+        "channels": domains.channels,
+        "size": domains.size,
+        "classes": list(domains.classes),
+        "preprocessing": experiment.preprocessing,
+    }
+
+
+def changed_layers(tensors: Iterable[str], base: Iterable[str]) -> list[str]:
+    """Return the layers of the base that tensors of an adapter belong to, trained or wrapped; both are given by name.
+
+    Tensors outside of all layers, such as a class token, stand for themselves.
+    """
+    layers = {name.rpartition(".")[0] for name in base}
+    found: dict[str, None] = {}
+    for name in tensors:
+        plain = name.replace(".base_layer.", ".")
+        parts = plain.split(".")
+        prefixes = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
+        found[next((prefix for prefix in prefixes if prefix in layers), plain)] = None
+    return sorted(found)

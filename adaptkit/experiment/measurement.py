@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from adaptkit.contracts import Epoch, Predictions, Strategy
+from adaptkit.contracts import Strategy
 from adaptkit.errors import RunFailed
-from adaptkit.experiment.preparation import Experiment
+from adaptkit.events import Epoch, Predictions
+from adaptkit.experiment.prepare import Experiment
+from adaptkit.names import (
+    ACCURACY,
+    AREA,
+    FINAL_BASE_TEST_ACCURACY,
+    FINAL_GAIN,
+    FINAL_RETENTION,
+    FINAL_SHIFTED_ACCURACY,
+    FINAL_SHIFTED_MACRO_F1,
+    FINAL_TEST_ACCURACY,
+    FINAL_ZERO_SHOT_ACCURACY,
+    PARAMS_TOTAL,
+    PARAMS_TRAINABLE,
+    PARAMS_TRAINABLE_ADAPTER,
+    PARAMS_TRAINABLE_BASE,
+    PARAMS_TRAINABLE_FRACTION,
+    PARAMS_TRAINABLE_HEAD,
+    TIME_EVALUATION_SECONDS,
+    TIME_INFERENCE_RATIO,
+    TIME_TRAIN_SECONDS,
+    ZERO_SHOT,
+)
+from adaptkit.settings.severities import area, written
 from adaptkit.training.evaluation import inference_ratio, predict_logits, share_right
+from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import Origin, count
 
 #: Logits may differ from the trained model's by this much; large ones by this share.
@@ -28,18 +54,18 @@ def accuracies(
 
     shifted = predictions["shifted"]
     f1 = f1_score(shifted.truth, shifted.predicted, average="macro", zero_division=0)
-    found = {"final/shifted_accuracy": shifted.accuracy, "final/shifted_macro_f1": float(f1)}
+    found = {FINAL_SHIFTED_ACCURACY: shifted.accuracy, FINAL_SHIFTED_MACRO_F1: float(f1)}
     if "clean" not in predictions:
         return found
     clean = predictions["clean"].accuracy
     zero_shot, base_clean = (share_right(base_logits[name], experiment.tests[name][1]) for name in ("shifted", "clean"))
     return {
-        "final/test_accuracy": clean,
+        FINAL_TEST_ACCURACY: clean,
         **found,
-        "final/zero_shot_accuracy": zero_shot,
-        "final/base_test_accuracy": base_clean,
-        "final/gain": shifted.accuracy - zero_shot,
-        "final/retention": clean - base_clean,
+        FINAL_ZERO_SHOT_ACCURACY: zero_shot,
+        FINAL_BASE_TEST_ACCURACY: base_clean,
+        FINAL_GAIN: shifted.accuracy - zero_shot,
+        FINAL_RETENTION: clean - base_clean,
     }
 
 
@@ -47,12 +73,12 @@ def parameters(model: nn.Module, origin: Origin) -> dict[str, float]:
     """Return the numbers of parameters of an adapted model, and which of them are trained."""
     counts, shares = count(model), origin.shares(model)
     return {
-        "params/total": counts.total,
-        "params/trainable": counts.trainable,
-        "params/trainable_fraction": counts.fraction,
-        "params/trainable_head": shares.head,
-        "params/trainable_adapter": shares.adapter,
-        "params/trainable_base": shares.base,
+        PARAMS_TOTAL: counts.total,
+        PARAMS_TRAINABLE: counts.trainable,
+        PARAMS_TRAINABLE_FRACTION: counts.fraction,
+        PARAMS_TRAINABLE_HEAD: shares.head,
+        PARAMS_TRAINABLE_ADAPTER: shares.adapter,
+        PARAMS_TRAINABLE_BASE: shares.base,
     }
 
 
@@ -61,9 +87,9 @@ def times(experiment: Experiment, epochs: Sequence[Epoch], merged: nn.Module, ba
     evaluation = sum(epoch.evaluation_seconds for epoch in epochs)
     images = next(iter(experiment.tests.values()))[0]
     return {
-        "time/train_seconds": sum(epoch.seconds for epoch in epochs) - evaluation,
-        "time/evaluation_seconds": evaluation,
-        "time/inference_ratio": inference_ratio(merged, base, images),
+        TIME_TRAIN_SECONDS: sum(epoch.seconds for epoch in epochs) - evaluation,
+        TIME_EVALUATION_SECONDS: evaluation,
+        TIME_INFERENCE_RATIO: inference_ratio(merged, base, images),
     }
 
 
@@ -87,3 +113,42 @@ def require_same(logits: Tensor, trained: Tensor, whose: str, hint: str = "") ->
     gap = (logits - trained).abs().max().item()
     if not gap <= RELOAD_TOLERANCE * max(1.0, trained.abs().max().item()):
         raise RunFailed(f"{whose}'s logits differ from the trained model's by {gap:.3g}{hint}")
+
+
+def accuracies_over(experiment: Experiment, model: nn.Module, shifted: Tensor) -> dict[float, float]:
+    """Return a final model's accuracy at each severity; `shifted` are its logits on the shifted test, severity 1.
+
+    The images of one severity are made at a time, and features of none are kept. The model must be set for evaluation.
+    """
+    labels, precision = experiment.shifted[1], experiment.request.settings.precision
+    found = {}
+    for severity, shifts in experiment.request.severities.items():
+        logits = shifted
+        if severity != 1:
+            # A stream of its own: a shift that draws from the global generators changes nothing that comes after.
+            with RandomStream(0):
+                views = experiment.domains.test_under(shifts).to(experiment.device)
+                logits = predict_logits(model, views, precision)
+        found[severity] = share_right(logits, labels)
+    return found
+
+
+def severity_metrics(accuracies: Mapping[float, float], zero_shot: Mapping[float, float]) -> dict[str, float]:
+    """Return the metrics of a run over severities, none without any."""
+    found = {f"{ACCURACY}{written(severity)}": value for severity, value in accuracies.items()}
+    found |= {f"{ZERO_SHOT}{written(severity)}": value for severity, value in zero_shot.items()}
+    whole = area(tuple(accuracies), tuple(accuracies.values()))
+    return found if whole is None else found | {AREA: whole}
+
+
+def write_severities(path: Path, accuracies: Mapping[float, float], zero_shot: Mapping[float, float]) -> None:
+    """Write a run's severity.json."""
+    severities = tuple(accuracies)
+    plain = {
+        "severities": severities,
+        "accuracy": list(accuracies.values()),
+        "zero_shot": list(zero_shot.values()) or None,
+        "area": area(severities, tuple(accuracies.values())),
+        "zero_shot_area": area(severities, tuple(zero_shot.values())) if zero_shot else None,
+    }
+    path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -15,17 +15,15 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from adaptkit.comparison import Comparison
+from adaptkit.comparison.numbers import listed, margin
+from adaptkit.comparison.records import Comparison, Comparisons
 from adaptkit.errors import BadInput
-from adaptkit.findings import Findings
-from adaptkit.reports import report_tables as tables
-from adaptkit.reports.comparison_figures import Drawing, draw_comparison, save_drawing
-from adaptkit.reports.formats import margin
-from adaptkit.reports.palette import assign_colours
-from adaptkit.reports.severity_table import severity_table
-from adaptkit.reports.table import Table
-from adaptkit.reports.trend_figures import draw_trends
-from adaptkit.reports.wording import listed
+from adaptkit.names import COMPARISON_FILE
+from adaptkit.reports import tables
+from adaptkit.reports.figures.comparison import Drawing, draw_comparison, save_drawing
+from adaptkit.reports.figures.style import assign_colours
+from adaptkit.reports.figures.sweeps import draw_trends
+from adaptkit.reports.tables import Table, severity_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 SEVERITY = (
@@ -34,7 +32,7 @@ SEVERITY = (
     "this pair's 95 % interval there excludes 0, unadjusted."
 )
 #: report.html comes last: when it is there, so is the rest
-TEXTS = ("comparison.json", "report.md", "report.html")
+TEXTS = (COMPARISON_FILE, "report.md", "report.html")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Chapter:
     pictures: Sequence[Picture]
 
 
-def write_report(folder: Path, findings: Findings, more: Sequence[Drawing] = ()) -> list[Path]:
+def write_report(folder: Path, findings: Comparisons, more: Sequence[Drawing] = ()) -> list[Path]:
     """Write report.html, report.md, comparison.json and each figure as PNG and SVG; return their paths.
 
     `more` are figures that stand before those of the first comparison.
@@ -88,7 +86,7 @@ def _reason(error: OSError) -> str:
     return "it is a file" if isinstance(error, FileExistsError) else error.strerror or type(error).__name__
 
 
-def _draw(folder: Path, findings: Findings, more: Sequence[Drawing]) -> list[str]:
+def _draw(folder: Path, findings: Comparisons, more: Sequence[Drawing]) -> list[str]:
     """Draw and write everything into an empty folder; return the names of the files."""
     strategies = {arm.strategy for comparison in findings.comparisons for arm in comparison.arms}
     chapters: list[Chapter] = []
@@ -109,7 +107,7 @@ def _draw(folder: Path, findings: Findings, more: Sequence[Drawing]) -> list[str
         "reading": how_to_read(findings.comparisons),
     }
     texts = {
-        "comparison.json": f"{findings.to_json()}\n",
+        COMPARISON_FILE: f"{findings.to_json()}\n",
         "report.md": _template("report.md.j2", autoescape=False, finalize=escape_markdown).render(known),
         "report.html": _template("report.html.j2", autoescape=True).render(known),
     }

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from adaptkit import __version__
 from adaptkit.errors import BadInput
-from adaptkit.loading import load_plugins
-from adaptkit.plain_files import expanded
+from adaptkit.plugins.loading import load_plugins
+from adaptkit.system.files import expanded
+from adaptkit.version import __version__
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 #: kind -> how a user tries what the plugin adds; a shift needs an amount

@@ -28,8 +28,7 @@ class Adapter:
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
         """Put a bottleneck after each block and return their parameters; raise BadInput for a model without blocks."""
-        from adaptkit.backbones.layers import replace_layer
-        from adaptkit.backbones.stages import find_stages
+        from adaptkit.backbones.structure import find_stages, replace_layer
         from adaptkit.strategies.adapter_layers import AdaptedBlock, Bottleneck, output_channels
 
         trained: list[nn.Parameter] = []

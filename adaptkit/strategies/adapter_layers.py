@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from adaptkit.backbones.layers import NORMS
+from adaptkit.backbones.structure import NORMS
 from adaptkit.errors import BadInput
 
 

@@ -18,7 +18,7 @@ class Head:
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of `model.head`, or of the last linear layer in it."""
-        from adaptkit.backbones.heads import find_head
+        from adaptkit.backbones.structure import find_head
 
         return list(find_head(model.head).parameters())  # type: ignore[arg-type]
 

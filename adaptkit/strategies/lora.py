@@ -54,8 +54,8 @@ class LoRA:
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter] | list[dict[str, Any]]:
         """Wrap the chosen layers and return what is trained; raise BadInput for targets that fit no layer."""
-        from adaptkit.backbones.layers import replace_layer
-        from adaptkit.strategies.lora_targets import choose
+        from adaptkit.backbones.structure import replace_layer
+        from adaptkit.strategies.lora_layers import choose
 
         # Before layers are wrapped: their biases have the names that the model gave them.
         biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
@@ -84,13 +84,13 @@ class LoRA:
 
         Raises BadInput as `adapt` does.
         """
-        from adaptkit.strategies.lora_targets import choose, remarks
+        from adaptkit.strategies.lora_layers import choose, remarks
 
         return remarks(choose(model, self.targets, self.train_head), self.rank, self.dora)
 
     def merge(self, model: nn.Module) -> None:
         """Fold each update into its layer's weight and put the plain layer back."""
-        from adaptkit.backbones.layers import replace_layer
+        from adaptkit.backbones.structure import replace_layer
         from adaptkit.strategies.lora_layers import LoRALayer
 
         for module in list(model.modules()):
@@ -100,8 +100,7 @@ class LoRA:
     def _wrapped(self, layer: nn.Module) -> LoRALayer:
         from torch import nn
 
-        from adaptkit.strategies.lora_convolutions import DoRAConv2d, LoRAConv2d
-        from adaptkit.strategies.lora_layers import DoRALinear, LoRALinear
+        from adaptkit.strategies.lora_layers import DoRAConv2d, DoRALinear, LoRAConv2d, LoRALinear
 
         if isinstance(layer, nn.Linear):
             linear = DoRALinear if self.dora else LoRALinear

@@ -24,7 +24,7 @@ class Norm:
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of the normalization layers; raise BadInput for a model without any."""
-        from adaptkit.backbones.layers import NORMS
+        from adaptkit.backbones.structure import NORMS
 
         layers = [module for module in model.modules() if isinstance(module, NORMS)]
         trained = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]

@@ -31,7 +31,7 @@ class Partial:
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of the last stages and the head; raise BadInput if there are fewer stages."""
-        from adaptkit.backbones.stages import find_stages
+        from adaptkit.backbones.structure import find_stages
 
         found = find_stages(model)
         if self.stages > len(found):

@@ -27,7 +27,7 @@ class SSF:
         """Wrap the layers and return their scales and shifts; raise BadInput for a model without such layers."""
         from torch import nn
 
-        from adaptkit.backbones.layers import NORMS, called_layers, replace_layer
+        from adaptkit.backbones.structure import NORMS, called_layers, replace_layer
         from adaptkit.strategies.ssf_layers import SSFLayer, SSFNorm
 
         head = model.head
@@ -47,7 +47,7 @@ class SSF:
 
     def merge(self, model: nn.Module) -> None:
         """Fold each scale and shift into its layer's weight and bias and put the plain layer back."""
-        from adaptkit.backbones.layers import replace_layer
+        from adaptkit.backbones.structure import replace_layer
         from adaptkit.strategies.ssf_layers import SSFLayer, SSFNorm
 
         for module in list(model.modules()):

@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptkit.errors import BadInput
-from adaptkit.experiment.estimate import base_seconds, run_seconds
-from adaptkit.experiment.preparation import Experiment, prepare
-from adaptkit.identity import trial_key
-from adaptkit.sweep_outcome import SweepPlan, TrialPlan
-from adaptkit.sweeps.tasks import Task
-from adaptkit.sweeps.trials import Cell, stages_of
+from adaptkit.experiment.prepare import Experiment, base_seconds, prepare, run_seconds
+from adaptkit.settings.identity import trial_key
+from adaptkit.sweeps.engines.tasks import Task
+from adaptkit.sweeps.grid import GridCell, stages_of
+from adaptkit.sweeps.outcome import SweepPlan, TrialPlan
 
 
 @dataclass(frozen=True)
-class Trial:
+class PlannedTrial:
     """One cell with one seed; `stage` counts the stages of its sweep."""
 
     number: int
-    cell: Cell
+    cell: GridCell
     seed: int
     stage: int
 
@@ -39,10 +38,10 @@ class Prepared:
     """
 
     experiments: tuple[Experiment, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[PlannedTrial, ...]
     grid: Mapping[str, tuple[Any, ...]]
 
-    def params(self, trial: Trial) -> dict[str, Any]:
+    def params(self, trial: PlannedTrial) -> dict[str, Any]:
         """Return every setting of a trial's run, as its stage's experiment found them."""
         found = self.experiments[trial.stage].request.settings
         update = {key: getattr(found, key) for key in ("device", "precision", "split", "image_size")}
@@ -50,13 +49,13 @@ class Prepared:
         request = dataclasses.replace(request, settings=request.settings.model_copy(update=update))
         return request.run_params(trial.cell.arm, trial.seed)
 
-    def key(self, trial: Trial, base_fingerprint: str) -> str:
+    def key(self, trial: PlannedTrial, base_fingerprint: str) -> str:
         """Return what a trial is known by in the store."""
         experiment = self.experiments[trial.stage]
         params = self.params(trial) | experiment.backbone_facts
         return trial_key("adaptation", params, experiment.domains.fingerprint, base_fingerprint)
 
-    def task(self, trial: Trial) -> Task:
+    def task(self, trial: PlannedTrial) -> Task:
         """Return a trial as it travels to whoever runs it."""
         params = trial.cell.request.config(self.params(trial))
         return Task(trial.number, "adaptation", trial.stage, params, trial.cell.label)
@@ -103,7 +102,7 @@ class Prepared:
 
 
 def prepare_sweep(
-    cells: Sequence[Cell], grid: Mapping[str, tuple[Any, ...]], *, refresh_base: bool = False
+    cells: Sequence[GridCell], grid: Mapping[str, tuple[Any, ...]], *, refresh_base: bool = False
 ) -> Prepared:
     """Load the data of every stage and try every cell's strategy on the untrained model; raise BadInput."""
     found = [(prepare(request, refresh_base=refresh_base), members) for request, members in stages_of(cells)]
@@ -111,7 +110,8 @@ def prepare_sweep(
         _require_different_draws([experiment for experiment, _ in found])
     stage_of = {id(cell): number for number, (_, members) in enumerate(found) for cell in members}
     trials = (
-        Trial(number, cell, seed, stage_of[id(cell)]) for number, (seed, cell) in enumerate(_ordered(cells), start=1)
+        PlannedTrial(number, cell, seed, stage_of[id(cell)])
+        for number, (seed, cell) in enumerate(_ordered(cells), start=1)
     )
     return Prepared(tuple(experiment for experiment, _ in found), tuple(trials), grid)
 
@@ -132,6 +132,6 @@ def _require_different_draws(experiments: Sequence[Experiment]) -> None:
         raise BadInput(*dict.fromkeys(problems))
 
 
-def _ordered(cells: Sequence[Cell]) -> Iterator[tuple[int, Cell]]:
+def _ordered(cells: Sequence[GridCell]) -> Iterator[tuple[int, GridCell]]:
     for seed in dict.fromkeys(seed for cell in cells for seed in cell.request.settings.seed):
         yield from ((seed, cell) for cell in cells)

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adaptkit.backbones.heads import find_head, with_head
+from adaptkit.backbones.structure import find_head, with_head
 from adaptkit.contracts import Backbone
 from adaptkit.errors import BadInput
-from adaptkit.testing.differences import apart, listed
-from adaptkit.testing.surroundings import watched
-from adaptkit.testing.verdicts import CheckFailed, NotTried, require, told
+from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, listed, require, told, watched
 from adaptkit.training.seeding import RandomStream
 
 #: logits that may differ in the order of sums only

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Corpus, Dataset, Images
-from adaptkit.data.conform import load_checked
+from adaptkit.data.domains import load_checked
 from adaptkit.errors import BadInput
-from adaptkit.testing.differences import listed
-from adaptkit.testing.surroundings import watched
-from adaptkit.testing.verdicts import CheckFailed, NotTried, require, told
+from adaptkit.testing.outcomes import CheckFailed, NotTried, listed, require, told, watched
 
 #: images of a stored data set that are decoded
 DECODED = 8

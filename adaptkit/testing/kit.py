@@ -10,14 +10,36 @@ from pathlib import Path
 from typing import Any
 
 from adaptkit.errors import BadInput
-from adaptkit.instances import make_checked
-from adaptkit.offers import COLLECTIONS, argument_of, options_of
-from adaptkit.testing import backbone_checks, dataset_checks, models, option_checks, shift_checks, strategy_checks
+from adaptkit.plugins.offers import COLLECTIONS, argument_of, make_checked, options_of
+from adaptkit.testing import backbone_checks, dataset_checks, models, shift_checks, strategy_checks
 from adaptkit.testing.backbone_checks import Build
 from adaptkit.testing.dataset_checks import Reading
+from adaptkit.testing.outcomes import Check, CheckFailed, NotTried, Verdict, require, told
 from adaptkit.testing.shift_checks import Shifting
 from adaptkit.testing.trials import Trial
-from adaptkit.testing.verdicts import Check, Verdict
+
+
+def validates_its_options(cls: type[Any], given: Mapping[str, Any], argument: str = "") -> None:
+    """Each option has a type that is checked, a valid default and a text for the help."""
+    if not options_of(cls):
+        raise NotTried("it has no options")
+    name = str(cls.name)
+    silent = [key for key, field in options_of(cls).items() if not field.metadata.get("help")]
+    require(not silent, f"no help for {', '.join(silent)}: field(default=..., metadata={{'help': '...'}})")
+    try:
+        _, checked = make_checked(name, cls, given, argument)
+        make_checked(name, cls, checked, argument)
+    except BadInput as error:
+        raise CheckFailed(f"its own defaults are refused: {told(error)}") from error
+    for key, value in checked.items():
+        if isinstance(value, str) or value is None:
+            continue
+        try:
+            make_checked(name, cls, {**given, key: "neither number nor word"}, argument)
+        except BadInput:
+            continue
+        raise CheckFailed(f"option {key} takes anything: annotate it with its type")
+
 
 #: channels, size and classes of the images that backbones are tried on
 IMAGES = ((1, 28, 10), (3, 32, 4))
@@ -51,7 +73,7 @@ def checks(
         Check(
             "validates its options",
             "options",
-            functools.partial(option_checks.validates_its_options, cls, given, argument),
+            functools.partial(validates_its_options, cls, given, argument),
         )
     ]
     if kind == "strategy":

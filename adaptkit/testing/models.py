@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from adaptkit.backbones.heads import with_head
 from adaptkit.backbones.small_cnn_layers import SmallCNNModel
+from adaptkit.backbones.structure import with_head
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain
 from adaptkit.training.seeding import RandomStream

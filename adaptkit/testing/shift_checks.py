@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Shift
-from adaptkit.testing.differences import listed
-from adaptkit.testing.surroundings import watched
-from adaptkit.testing.verdicts import CheckFailed, NotTried, require, told
+from adaptkit.testing.outcomes import CheckFailed, NotTried, listed, require, told, watched
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from adaptkit.adapters.files import load_adapter, save_adapter
 from adaptkit.errors import BadInput
-from adaptkit.experiment.adaptation import Trained
-from adaptkit.testing.differences import apart, listed, shapes, tensors
-from adaptkit.testing.surroundings import watched
+from adaptkit.experiment.adaptation import AdaptedModel
+from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, listed, require, shapes, tensors, told, watched
 from adaptkit.testing.trials import TOLERANCE, Refused, Trial, declared
-from adaptkit.testing.verdicts import CheckFailed, NotTried, require, told
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import count, set_train_mode
 
@@ -237,7 +235,7 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
 }
 
 
-def moved_by_training(trial: Trial, adapted: Trained, frozen: Mapping[str, Tensor]) -> list[str]:
+def moved_by_training(trial: Trial, adapted: AdaptedModel, frozen: Mapping[str, Tensor]) -> list[str]:
     """Train an adapted model, and return which of these tensors of it are others then."""
     before = {name: tensor.detach().clone() for name, tensor in frozen.items()}
     trial.train(adapted)

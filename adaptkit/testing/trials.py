@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import Inherited
-from adaptkit.config import DEFAULT_LR
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput
-from adaptkit.experiment.adaptation import Trained
+from adaptkit.experiment.adaptation import AdaptedModel
+from adaptkit.settings.settings import DEFAULT_LR
 from adaptkit.testing import models
-from adaptkit.testing.surroundings import watched
-from adaptkit.testing.verdicts import NotTried, told
+from adaptkit.testing.outcomes import NotTried, told, watched
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain
 from adaptkit.training.seeding import RandomStream
@@ -44,7 +43,7 @@ class Trial:
         """Return a fresh base."""
         return models.base(self.model)
 
-    def adapted(self) -> Trained:
+    def adapted(self) -> AdaptedModel:
         """Return an adapted copy of the base; raise NotTried where that fails."""
         try:
             with watched():
@@ -54,21 +53,21 @@ class Trial:
         except Exception as error:
             raise NotTried("adapt() fails") from error
 
-    def adapted_or_raise(self) -> Trained:
+    def adapted_or_raise(self) -> AdaptedModel:
         """Return an adapted copy of the base; raise Refused if the strategy refuses this model."""
         model = self.base()
         tensors = (*model.parameters(), *model.buffers())
         strategy, origin = self.create(), Origin.of(model)
         groups = adapt(model, _Refusing(strategy), init_seed=1)  # type: ignore[arg-type]  # its name is its own
-        return Trained(model, groups, Inherited.of(model, tensors), origin, strategy)
+        return AdaptedModel(model, groups, Inherited.of(model, tensors), origin, strategy)
 
-    def trained(self) -> Trained:
+    def trained(self) -> AdaptedModel:
         """Return an adapted model after a short training; raise NotTried where that fails."""
         adapted = self.adapted()
         self.train(adapted)
         return adapted
 
-    def train(self, adapted: Trained) -> None:
+    def train(self, adapted: AdaptedModel) -> None:
         """Train an adapted model; raise NotTried where that fails, which is a check's business of its own."""
         try:
             with watched():
@@ -76,7 +75,7 @@ class Trial:
         except Exception as error:
             raise NotTried("training fails") from error
 
-    def train_or_raise(self, adapted: Trained) -> None:
+    def train_or_raise(self, adapted: AdaptedModel) -> None:
         """Train an adapted model for a few steps, as an experiment does."""
         pixels, labels = self.data
         recipe = Recipe(
@@ -120,6 +119,6 @@ class _Refusing:
             raise Refused(*error.problems) from None
 
 
-def declared(adapted: Trained) -> list[nn.Parameter]:
+def declared(adapted: AdaptedModel) -> list[nn.Parameter]:
     """Return the parameters that the strategy trains."""
     return [parameter for group in adapted.groups for parameter in group["params"]]

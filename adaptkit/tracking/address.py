@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from adaptkit.errors import BadInput, suggestion
-from adaptkit.redaction import without_secrets
+from adaptkit.errors import BadInput, suggestion, without_secrets
 
 SERVERS = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")

@@ -2,33 +2,84 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from adaptkit.contracts import Predictions, Run, RunResult
+import numpy
+
+from adaptkit.events import Predictions, RunResult, RunStart
+from adaptkit.names import CONFIG_FILE, CURVES_FILE, ENVIRONMENT_FILE, PREDICTIONS_FILE, SAMPLES_FILE
+from adaptkit.system.files import read_file
 from adaptkit.tracking.environment import environment
-from adaptkit.tracking.predictions import write_predictions
+
+HEADING = ["test_set", "image", "truth", "prediction", "confidence", "base_prediction"]
 
 
-def write_artifacts(folder: Path, run: Run, result: RunResult) -> None:
+def write_predictions(path: Path, result: RunResult, is_base: bool = False) -> None:
+    """Write a row for each image of each test set; with nothing for what a base without a head of its own says."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(HEADING)
+        for name, found in result.predictions.items():
+            base = found.predicted if is_base else found.base_predicted
+            before = itertools.repeat("") if base is None else [result.classes[number] for number in base]
+            columns = zip(found.image, found.truth, found.predicted, found.confidence, strict=True)
+            for (image, truth, predicted, confidence), said in zip(columns, before, strict=False):
+                names = result.classes[truth], result.classes[predicted]
+                writer.writerow([name, int(image), *names, f"{confidence:.6f}", said])
+
+
+def read_predictions(
+    path: Path, classes: Sequence[str], tests: Sequence[str] = ("clean", "shifted")
+) -> dict[str, Predictions]:
+    """Return the predictions of these test sets from a run's `predictions.csv`; raise ValueError if one is missing."""
+    try:
+        lines = csv.reader(io.StringIO(read_file(path, None).decode(), newline=""))
+        heading = next(lines, [])
+        columns = list(zip(*lines, strict=True))
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+    if heading != HEADING or len(columns) != len(HEADING):
+        raise ValueError("not a table of predictions")
+    index = {name: number for number, name in enumerate(classes)}
+    sets = numpy.array(columns[0])
+    # Not by numpy, which takes ten times as long to make numbers of texts.
+    image, confidence = numpy.array(list(map(int, columns[1]))), numpy.array(list(map(float, columns[4])))
+    truth, predicted = (numpy.array([index[name] for name in columns[number]]) for number in (2, 3))
+    base = numpy.array([index[name] if name else -1 for name in columns[5]])
+    found = {}
+    for name in tests:
+        rows = sets == name
+        if not rows.any():
+            raise ValueError(f"no {name} test set")
+        before = base[rows] if (base[rows] >= 0).all() else None
+        found[name] = Predictions(image[rows], truth[rows], predicted[rows], confidence[rows], before)
+    return found
+
+
+def write_artifacts(folder: Path, run: RunStart, result: RunResult) -> None:
     """Write all artifacts of a run into a folder: at its root, since MLflow's compare page shows only those."""
     # Only now: matplotlib need not be there before a figure is drawn.
-    from adaptkit.reports.figures import draw_confusion, draw_curves, draw_samples, save, test_name
+    from adaptkit.reports.figures.run import draw_confusion, draw_curves, draw_samples, save, test_name
 
-    (folder / "config.yaml").write_text(result.config, encoding="utf-8")
-    (folder / "environment.txt").write_text(environment(), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(result.config, encoding="utf-8")
+    (folder / ENVIRONMENT_FILE).write_text(environment(), encoding="utf-8")
     for name, predictions in result.predictions.items():
         _write_report(folder / f"classification_report_{name}", predictions, result.classes)
         figure = draw_confusion(predictions, result.classes, f"{run.name}: {test_name(name, result)}")
         save(figure, folder / f"confusion_{name}.png")
     # A base that was not trained has no history, and says nothing yet.
     if result.predictions:
-        write_predictions(folder / "predictions.csv", result, is_base=run.kind == "base")
+        write_predictions(folder / PREDICTIONS_FILE, result, is_base=run.kind == "base")
     if result.epochs:
-        save(draw_curves(result.epochs, run.name), folder / "curves.png")
+        save(draw_curves(result.epochs, run.name), folder / CURVES_FILE)
     if result.samples:
-        save(draw_samples(result, run.name), folder / "samples.png")
+        save(draw_samples(result, run.name), folder / SAMPLES_FILE)
     for name, path in result.files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

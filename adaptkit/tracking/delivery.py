@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptkit.errors import TrackingLost
-from adaptkit.tracking.events import LOCAL_ID_TAG, Create, End, Event, Input, Log, Put, Reopen
+from adaptkit.names import LOCAL_ID_TAG
 from adaptkit.tracking.fetching import fetch
-from adaptkit.tracking.journal import Journal
+from adaptkit.tracking.journal import Create, End, Event, Input, Journal, Log, Put, Reopen
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptkit import __version__
-from adaptkit.reproduction import EnvironmentDifference
+from adaptkit.names import HOST_TAG, PID_TAG, PROCESS_SEEN_TAG
+from adaptkit.version import __version__
+
+
+@dataclass(frozen=True)
+class EnvironmentDifference:
+    """One thing, of those that numbers depend on, that is otherwise than where the run was made."""
+
+    what: str
+    recorded: str
+    now: str
+
 
 #: the distributions whose code computes: of images, of models, of metrics
 COMPUTING = ("mlxtend", "numpy", "pillow", "scikit-learn", "scipy", "torch", "torchvision")
@@ -136,3 +151,41 @@ def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[st
     found = {key: re.search(rf"^{key}: *(\S+)", text, re.MULTILINE) for key in ("Name", "Version")}
     name, version = found["Name"], found["Version"]
     return (name[1].lower(), version[1]) if name and version else None
+
+
+def source_tags(without_secrets: Callable[[str], str]) -> dict[str, str]:
+    """Return the tags that say which process of whom, on which machine, makes a run, and from which code."""
+    return {
+        HOST_TAG: socket.gethostname(),
+        PID_TAG: str(os.getpid()),
+        # A process of this number that began later than this is another one.
+        PROCESS_SEEN_TAG: f"{time.time():.3f}",
+        "mlflow.user": user_name(),
+        "mlflow.source.name": without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "mlflow.source.type": "LOCAL",
+        **git_tags(),
+    }
+
+
+def user_name() -> str:
+    """Return the name of the user who runs this."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def git_tags() -> dict[str, str]:
+    """Return the commit and branch of the current folder as MLflow's tags; none outside of a repository."""
+    tags = {}
+    for tag, arguments in (
+        ("mlflow.source.git.commit", ("rev-parse", "HEAD")),
+        ("mlflow.source.git.branch", ("branch", "--show-current")),
+    ):
+        try:
+            answer = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
+        except (OSError, subprocess.SubprocessError):
+            break
+        if text := answer.stdout.strip():
+            tags[tag] = text
+    return tags

@@ -3,37 +3,96 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adaptkit.adapters.files import read_card
-from adaptkit.comparison import ComparedRun, Curve
-from adaptkit.config import DEFAULT_EXPERIMENT
+from adaptkit.comparison.metrics import required
+from adaptkit.comparison.records import ComparedRun, Curve
 from adaptkit.errors import BadInput
-from adaptkit.imports import uncollected
-from adaptkit.reports.metrics import required
+from adaptkit.names import ARM_TAG, KIND_TAG, PREDICTIONS_FILE, SHIFTED_ACCURACY, TEST_ACCURACY, TIME_CUMULATIVE_SECONDS
+from adaptkit.settings.settings import DEFAULT_EXPERIMENT
+from adaptkit.system.imports import uncollected
 from adaptkit.tracking.address import Address
-from adaptkit.tracking.artifact_folders import local_artifacts
-from adaptkit.tracking.fetching import fetch
-from adaptkit.tracking.filters import with_params
-from adaptkit.tracking.histories import History, read_histories
+from adaptkit.tracking.artifacts import read_predictions
+from adaptkit.tracking.fetching import fetch, local_artifacts
 from adaptkit.tracking.liveness import lives
-from adaptkit.tracking.predictions import read_predictions
 from adaptkit.tracking.store import errors_as_lines, existing_experiment, open_existing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
+#: what MLflow's filter language knows by itself; any other bare name is a param's
+ENTITIES = {"params", "param", "parameter", "parameters", "metrics", "metric", "tags", "tag", "attribute", "attributes"}
+ENTITIES |= {"attr", "run", "dataset", "datasets"}
+ATTRIBUTES = {
+    "status", "start_time", "end_time", "artifact_uri", "run_name", "run_id", "user_id", "experiment_id",
+    "created", "Created", "run name", "Run name",
+}  # fmt: skip
+CONDITION = re.compile(
+    r"(?<![\w.`])([A-Za-z_][\w.-]*)(?=\s*(?:!=|<=|>=|=|<|>|(?:NOT\s+)?(?:I?LIKE|IN)\b|IS\b))", re.IGNORECASE
+)
+QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|`[^`]*`)""")
+
+
+def with_params(where: str) -> str:
+    """Return a filter in which bare names that MLflow does not know are params, as in `shift.rotate = '45.0'`."""
+
+    def qualified(found: re.Match[str]) -> str:
+        name = found[1]
+        known = name in ATTRIBUTES or name.split(".")[0].lower() in ENTITIES or name.upper() in ("AND", "NOT")
+        return name if known else f"params.`{name}`"
+
+    parts = QUOTED.split(where)
+    # Every second part is quoted: a value, or a name that says itself what it is.
+    return "".join(part if index % 2 else CONDITION.sub(qualified, part) for index, part in enumerate(parts))
+
+
+#: runs whose histories are read by one query, and the most points that it may give
+AT_ONCE, MOST = 200, 1_000_000
+
+#: values by step
+History = dict[int, float]
+
+
+def read_histories(client: MlflowClient, run_ids: Sequence[str], key: str) -> dict[str, History]:
+    """Return the history of one metric of each run, the last value of a step that has several."""
+    together = _together(client)
+    found: dict[str, History] = {run_id: {} for run_id in run_ids}
+    if together is None:
+        with ThreadPoolExecutor(4) as pool:
+            histories = pool.map(lambda run_id: client.get_metric_history(run_id, key), run_ids)
+            for run_id, points in zip(run_ids, histories, strict=True):
+                found[run_id] = {point.step: point.value for point in points}
+        return found
+    for start in range(0, len(run_ids), AT_ONCE):
+        for point in together(run_ids[start : start + AT_ONCE], key, MOST):
+            found[point.run_id][point.step] = point.value
+    return found
+
+
+def _together(client: MlflowClient) -> Any:
+    """Return the method of a database's store that reads the histories of many runs; None of any other store.
+
+    MLflow's client does not have it, though MLflow's own pages use it: a thousand runs, one by one, take seconds.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = getattr(getattr(client, "_tracking_client", None), "store", None)
+    return getattr(store, "get_metric_history_bulk", None) if isinstance(store, SqlAlchemyStore) else None
+
+
 PAGE = 1000
 PARENTS = ("comparison", "sweep")
 ADAPTATIONS = "tags.`adaptkit.kind` = 'adaptation'"
 #: what a curve is made of
-CURVES = ("time/cumulative_seconds", "test/accuracy", "shifted/accuracy")
+CURVES = (TIME_CUMULATIVE_SECONDS, TEST_ACCURACY, SHIFTED_ACCURACY)
 #: runs that are asked for one by one
 FEW = 20
 
@@ -55,8 +114,8 @@ class Reader:
                 experiments = [existing_experiment(self.address, self.client, experiment or DEFAULT_EXPERIMENT)]
                 return self._search(experiments, ADAPTATIONS, where)
             asked = self._by_id(run_ids)
-            alone = [run for run in asked if run.data.tags["adaptkit.kind"] == "adaptation"]
-            parents = [run for run in asked if run.data.tags["adaptkit.kind"] in PARENTS]
+            alone = [run for run in asked if run.data.tags[KIND_TAG] == "adaptation"]
+            parents = [run for run in asked if run.data.tags[KIND_TAG] in PARENTS]
             found = {run.info.run_id: run for run in alone} if not where else {}
             if where and alone:
                 wanted, experiments = {run.info.run_id for run in alone}, _experiments(alone)
@@ -112,7 +171,7 @@ class Reader:
                     raise
                 problems.append(f"there is no run {run_id!r} in {self.address.shown}")
                 continue
-            kind = run.data.tags.get("adaptkit.kind", "none of adaptkit's")
+            kind = run.data.tags.get(KIND_TAG, "none of adaptkit's")
             if kind not in ("adaptation", *PARENTS):
                 problems.append(f"run {run_id} is of kind {kind}; adaptation runs are compared")
             elif run.info.lifecycle_stage == "deleted":
@@ -155,7 +214,7 @@ class Reader:
             return run, None
         try:
             with (
-                self.artifact(artifacts, "predictions.csv") as path,
+                self.artifact(artifacts, PREDICTIONS_FILE) as path,
                 self.artifact(artifacts, "adapter/adapter.json") as card,
             ):
                 return _with_files(run, path, card)
@@ -205,7 +264,7 @@ def _compared(run: MlflowRun) -> ComparedRun:
         name=run.info.run_name or run.info.run_id,
         run_id=run.info.run_id,
         strategy=strategy,
-        arm=tags.get("adaptkit.arm", strategy),
+        arm=tags.get(ARM_TAG, strategy),
         options={key[9:]: value for key, value in params.items() if key.startswith("strategy.")},
         settings={key: value for key, value in params.items() if not key.startswith("strategy")},
         seed=int(seed) if seed.isdigit() else 0,

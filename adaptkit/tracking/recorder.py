@@ -7,21 +7,29 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from adaptkit import __version__
-from adaptkit.comparison import ArmResult, Comparison
+from adaptkit.comparison.records import ArmResult, Comparison, Comparisons
 from adaptkit.errors import TrackingLost, first_line
-from adaptkit.findings import Findings
+from adaptkit.names import (
+    ARMS_FILE,
+    BASE_FINGERPRINT_TAG,
+    COMPARED_RUNS_TAG,
+    DATA_FINGERPRINT_TAG,
+    KIND_TAG,
+    METRIC_TAG,
+    VERSION_TAG,
+)
 from adaptkit.tracking.delivery import send_logs
-from adaptkit.tracking.events import Create, Log, now
-from adaptkit.tracking.source import source_tags
+from adaptkit.tracking.environment import source_tags
+from adaptkit.tracking.journal import Create, Log, now
 from adaptkit.tracking.store import Store, errors_as_lines, open_existing, open_store
+from adaptkit.version import __version__
 
 #: MLflow cuts a tag at 8,000 characters
 TAG_LENGTH = 8000
 NAMED_ARMS = 4
 
 
-def record_findings(findings: Findings, files: Sequence[Path], tracking_uri: str | None) -> tuple[str, ...]:
+def record_findings(findings: Comparisons, files: Sequence[Path], tracking_uri: str | None) -> tuple[str, ...]:
     """Make a run for each comparison, beside the runs that it compares, with these files; return their pages.
 
     Raises BadInput for a store that cannot be written, TrackingLost when it fails: that run ends as FAILED.
@@ -40,7 +48,7 @@ def record_findings(findings: Findings, files: Sequence[Path], tracking_uri: str
             run_ids.append(_create_comparison(store, f"compare {', '.join(shown)}", comparison.setup))
         status = "FAILED"
         try:
-            log_findings(store, run_ids[-1], Findings((comparison,)), files)
+            log_findings(store, run_ids[-1], Comparisons((comparison,)), files)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -55,7 +63,7 @@ def record_findings(findings: Findings, files: Sequence[Path], tracking_uri: str
 
 def begin_comparison(store: Store, name: str, params: Mapping[str, object]) -> tuple[Create, Log]:
     """Return the beginning of a run of kind comparison with the params that its runs share."""
-    tags = source_tags(store.without_secrets) | {"adaptkit.version": __version__, "adaptkit.kind": "comparison"}
+    tags = source_tags(store.without_secrets) | {VERSION_TAG: __version__, KIND_TAG: "comparison"}
     return Create(name, now(), tags), Log(params={key: str(value) for key, value in params.items()})
 
 
@@ -66,17 +74,17 @@ def _create_comparison(store: Store, name: str, params: Mapping[str, object]) ->
     return run_id
 
 
-def log_findings(store: Store, run_id: str, findings: Findings, files: Sequence[Path]) -> None:
+def log_findings(store: Store, run_id: str, findings: Comparisons, files: Sequence[Path]) -> None:
     """Log what comparisons found to a run that the store has, and files."""
     send_logs(store.client, run_id, [findings_log(findings, store.experiment_id)])
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-        write_arms(Path(folder) / "arms.csv", findings.comparisons)
+        write_arms(Path(folder) / ARMS_FILE, findings.comparisons)
         # At the root, since MLflow's compare page shows only those.
-        for path in (Path(folder) / "arms.csv", *files):
+        for path in (Path(folder) / ARMS_FILE, *files):
             store.client.log_artifact(run_id, str(path))
 
 
-def findings_log(findings: Findings, experiment_id: str) -> Log:
+def findings_log(findings: Comparisons, experiment_id: str) -> Log:
     """Return each arm's mean and interval as metrics, the sentences as description, and the compared runs.
 
     Where there are several comparisons, the metrics' step is the comparison's number.
@@ -94,10 +102,10 @@ def findings_log(findings: Findings, experiment_id: str) -> Log:
     )
     compared = [run.run_id for one in findings.comparisons for arm in one.arms for run in arm.runs if run.run_id]
     tags = {
-        "adaptkit.base_fingerprint": _joined(one.base_fingerprint for one in findings.comparisons),
-        "adaptkit.data_fingerprint": _joined(one.data_fingerprint for one in findings.comparisons),
-        "adaptkit.metric": first.metric.key,
-        "adaptkit.compared_runs": _joined(compared),
+        BASE_FINGERPRINT_TAG: _joined(one.base_fingerprint for one in findings.comparisons),
+        DATA_FINGERPRINT_TAG: _joined(one.data_fingerprint for one in findings.comparisons),
+        METRIC_TAG: first.metric.key,
+        COMPARED_RUNS_TAG: _joined(compared),
         "mlflow.note.content": describe(findings, experiment_id),
     }
     return Log(metrics, tags=tags)
@@ -119,7 +127,7 @@ def _row(arm: ArmResult) -> dict[str, object]:
     return {**found, "high": score.high, **means, "trainable": arm.trainable}
 
 
-def describe(findings: Findings, experiment_id: str) -> str:
+def describe(findings: Comparisons, experiment_id: str) -> str:
     """Return the sentences as Markdown, with a link to each compared run that is in the store."""
     told = [sentence for trend in findings.trends for sentence in trend.sentences]
     lines = [f"- {_escaped(sentence)}" for sentence in told]

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from adaptkit.errors import BadInput
+from adaptkit.tracking.address import sqlite_address
+
+if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
 
 BUSY_SECONDS = 20.0  # for another program's transaction; MLflow itself waits as long
 LOCK_SECONDS = 120.0  # longer than anybody works under the lock, so that the process in front gives up first
@@ -93,3 +104,144 @@ def explained(path: Path) -> Iterator[None]:
         raise BadInput(known.get(code, f"the tracking store {path} cannot be opened: {error}")) from error
     except OSError as error:
         raise BadInput(f"the tracking store {path} cannot be made: {error.strerror or error}") from error
+
+
+PATIENCE_SECONDS = 60.0  # for another program that is creating or upgrading the schema
+SETTLED_SECONDS = 4.0  # without a change, after which no program is still creating the schema
+
+
+def prepare_schema(path: Path, uri: str) -> tuple[str, ...]:
+    """Make `path` hold the schema of the installed MLflow; return lines to show to the user.
+
+    Raises BadInput when the file belongs to another program, is incomplete, or was created by a newer MLflow.
+    """
+    scripts = _migrations()
+    head = scripts.get_current_head()
+    with explained(path):
+        if not _unfinished_files(path) and path.exists() and _revision(path) == head:
+            return ()
+    with locked(path), explained(path):
+        for unfinished in _unfinished_files(path):
+            unfinished.unlink(missing_ok=True)  # the process that was creating it held this lock, and was killed
+        if not path.exists():
+            _create(path, _publish)
+        revision = _settled_revision(path, head)
+        if path.stat().st_size == 0:  # created by hand, or by a process that was killed in `_publish`
+            _create(path, os.replace)
+            revision = head
+        return () if revision == head else (_upgrade(path, uri, revision, scripts),)
+
+
+@functools.cache
+def _migrations() -> ScriptDirectory:
+    """Return the migrations that the installed MLflow knows; once, since each reading of them stays in memory."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+
+
+def _unfinished_files(path: Path) -> list[Path]:
+    """Return the databases with a temporary name: being created, or left by a process that was killed."""
+    return list(path.parent.glob(f".{path.name}.new-*"))
+
+
+def _tables(database: sqlite3.Connection) -> set[str]:
+    rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {name for (name,) in rows if not name.startswith("sqlite_")}
+
+
+def _revision(path: Path, timeout: float | None = None) -> str | None:
+    """Return the schema revision of a database, None if it has none."""
+    with closing(connect(path, timeout)) as database:
+        if "alembic_version" not in _tables(database):
+            return None
+        row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+        return str(row[0]) if row else None
+
+
+def _settled_revision(path: Path, head: str | None) -> str | None:
+    """Wait while another program (`mlflow ui` takes no lock) creates the schema; return the final revision."""
+    started = time.monotonic()
+    while True:
+        try:
+            revision = _revision(path, timeout=0)
+            if revision == head:
+                return revision
+            ask_to_write(path, timeout=0)  # fails while a writer is between two changes that can be seen
+            if abs(time.time() - path.stat().st_mtime) > SETTLED_SECONDS:
+                return revision
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+        if time.monotonic() - started > PATIENCE_SECONDS:
+            raise BadInput(f"another program is still writing the schema of {path}; wait for it, then try again")
+        time.sleep(0.05)
+
+
+def _upgrade(path: Path, uri: str, revision: str | None, scripts: ScriptDirectory) -> str:
+    """Upgrade the database of an older MLflow; return a line that names the backup.
+
+    Raises BadInput when it is not the database of an older MLflow, or cannot be upgraded.
+    """
+    from alembic.util import CommandError
+
+    with closing(connect(path)) as database:
+        tables = _tables(database) - {"alembic_version"}
+    if tables and not tables & {"experiments", "_alembic_tmp_experiments"}:
+        raise BadInput(f"{path} belongs to another program; name another file: sqlite:///PATH/mlflow.db")
+    if revision is None:
+        raise BadInput(
+            f"{path} is incomplete: the program that created it was stopped too early; move it away, then try again"
+        )
+    try:
+        scripts.get_revision(revision)
+    except CommandError:
+        raise BadInput(
+            f"{path} was made by a newer MLflow than the installed one (schema {revision}): "
+            "pip install --upgrade mlflow"
+        ) from None
+    backup = _free_name(path, f"backup-{revision}")
+    copy(path, backup)
+    # MLflow's documented way, in a process of its own because it prints.
+    command = [sys.executable, "-P", "-m", "mlflow", "db", "upgrade", uri]
+    if subprocess.run(command, capture_output=True).returncode:
+        copy(backup, path)
+        backup.unlink()
+        raise BadInput(
+            f"{path} could not be upgraded and is as it was: `mlflow db upgrade {uri}` shows why; "
+            "move it away to begin with a new one"
+        )
+    return f"{path} was upgraded to the installed MLflow's schema; as it was before, it is kept in {backup.name}"
+
+
+def _free_name(path: Path, ending: str) -> Path:
+    """Return `<path>.<ending>`, or with -2, -3 and so on after it, whichever does not exist."""
+    names = (f"{path.name}.{ending}" + (f"-{number}" if number > 1 else "") for number in count(1))
+    return next(free for name in names if not (free := path.with_name(name)).exists())
+
+
+def _create(path: Path, rename: Callable[[Path, Path], None]) -> None:
+    """Create a new database under a temporary name in the same folder; call `rename` when it is complete."""
+    from mlflow import MlflowClient
+
+    temporary = path.with_name(f".{path.name}.new-{uuid4().hex[:12]}")
+    try:
+        MlflowClient(tracking_uri=sqlite_address(temporary).uri)
+        rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Rename a complete database, unless a file of that name exists."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            return
+        os.replace(temporary, path)

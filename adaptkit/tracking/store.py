@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from adaptkit.errors import BadInput, suggestion
-from adaptkit.imports import uncollected
+from adaptkit.system.imports import uncollected
 from adaptkit.tracking.address import Address, resolve
-from adaptkit.tracking.schema import prepare_schema
 from adaptkit.tracking.server import check_database, check_server, plain_server_error
-from adaptkit.tracking.sqlite import check_writable, locked
+from adaptkit.tracking.sqlite import check_writable, locked, prepare_schema
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

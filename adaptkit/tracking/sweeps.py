@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptkit import __version__
+from adaptkit.comparison.records import Comparisons
 from adaptkit.errors import BadInput
-from adaptkit.findings import Findings
-from adaptkit.imports import uncollected
+from adaptkit.names import ERROR_TAG, FINAL_SHIFTED_ACCURACY, KIND_TAG, SWEEP_KEY_TAG, TRIAL_KEY_TAG, VERSION_TAG
+from adaptkit.system.imports import uncollected
+from adaptkit.tracking.environment import source_tags
 from adaptkit.tracking.recorder import log_findings
-from adaptkit.tracking.source import source_tags
 from adaptkit.tracking.store import Store
-from adaptkit.tracking.tracker import ERROR_TAG
+from adaptkit.version import __version__
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 PAGE = 1000
 #: keys that are looked for one by one
 FEW = 50
-SWEEP_KEY, TRIAL_KEY = "adaptkit.sweep_key", "adaptkit.trial_key"
+SWEEP_KEY, TRIAL_KEY = SWEEP_KEY_TAG, TRIAL_KEY_TAG
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundTrial:
     """A trial that the store knows: its latest run that finished, or else its latest that failed, and why."""
 
     run_id: str
@@ -50,7 +50,7 @@ def open_sweep(store: Store, key: str, name: str, params: Mapping[str, object], 
         end_dead(store, run_id)
         client.update_run(run_id, status="RUNNING")
         return run_id
-    own = {"adaptkit.version": __version__, "adaptkit.kind": "sweep", SWEEP_KEY: key, **tags}
+    own = {VERSION_TAG: __version__, KIND_TAG: "sweep", SWEEP_KEY: key, **tags}
     created = client.create_run(store.experiment_id, run_name=name, tags=source_tags(store.without_secrets) | own)
     run_id = str(created.info.run_id)
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
@@ -95,13 +95,13 @@ def require_parent(store: Store, parent: str) -> None:
         raise BadInput(f"{shown} is not the sweep's store here: share its folder, or use an MLflow server")
 
 
-def find_trials(store: Store, keys: Iterable[str], kind: str = "adaptation") -> dict[str, Found]:
+def find_trials(store: Store, keys: Iterable[str], kind: str = "adaptation") -> dict[str, FoundTrial]:
     """Return what the experiment holds of trials with these keys, whichever run or sweep made them."""
     wanted = set(keys)
     condition = f"tags.`adaptkit.kind` = '{kind}'"
     # A few are found sooner one by one than among all runs of the experiment.
     conditions = [f"{condition} and tags.`{TRIAL_KEY}` = '{key}'" for key in wanted]
-    found: dict[str, Found] = {}
+    found: dict[str, FoundTrial] = {}
     for run in itertools.chain.from_iterable(
         _search(store, one) for one in (conditions if len(wanted) <= FEW else [condition])
     ):
@@ -109,17 +109,17 @@ def find_trials(store: Store, keys: Iterable[str], kind: str = "adaptation") -> 
         status = {"FINISHED": "finished", "FAILED": "failed"}.get(run.info.status)
         if key not in wanted or status is None or (status == "failed" and key in found):
             continue
-        found[key] = Found(
+        found[key] = FoundTrial(
             run.info.run_id,
             status,
-            run.data.metrics.get("final/shifted_accuracy"),
+            run.data.metrics.get(FINAL_SHIFTED_ACCURACY),
             run.data.tags.get(ERROR_TAG, "no reason is on record") if status == "failed" else None,
         )
     return found
 
 
 def close_sweep(
-    store: Store, run_id: str, status: str, findings: Findings | None = None, files: Sequence[Path] = ()
+    store: Store, run_id: str, status: str, findings: Comparisons | None = None, files: Sequence[Path] = ()
 ) -> None:
     """End the run that groups a sweep's trials, with what they say and these files."""
     try:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.weights import fingerprint
-from adaptkit.contracts import Epoch
-from adaptkit.training.prefix import watched
+from adaptkit.events import Epoch
+from adaptkit.training.frozen.division import watched
+from adaptkit.training.frozen.trial import kept_outside
 from adaptkit.training.seeding import RandomStream
-from adaptkit.training.trial import kept_outside
 
 FORMAT = "adaptkit checkpoint 1"
 MODEL, OPTIMIZER, RANDOM = "model", "optimizer", "random"

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from adaptkit.contracts import Epoch
 from adaptkit.errors import RunFailed
+from adaptkit.events import Epoch
 from adaptkit.seeds import derive_seed
-from adaptkit.training import optimizers
 from adaptkit.training.checkpoints import Checkpoint, Keep, Training
 from adaptkit.training.evaluation import autocast, deterministic, predict, share_right
 from adaptkit.training.passes import Fed, Passes
 from adaptkit.training.recomputation import find_blocks, recomputed
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
+
+#: what `torch.optim.Optimizer` marks, of what is needed to build and step one
+MARKED = ("add_param_group", "zero_grad", "step")
+KINDS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
+    "adam": (Adam, {}),
+    "adamw": (AdamW, {}),
+    "sgd": (SGD, {"momentum": 0.9}),
+}
+
+
+def make(name: str, groups: Iterable[dict[str, Any]], **options: Any) -> Optimizer:
+    """Return the optimizer of this name over parameter groups, with `torch.optim`'s options such as `lr` and `fused`.
+
+    Its steps are those of `torch.optim`, bit for bit.
+    """
+    kind, defaults = KINDS[name]
+    optimizer: Optimizer = unmarked(kind)(list(groups), **(defaults | options))
+    return optimizer
+
+
+def unmarked(kind: type[Optimizer]) -> type[Any]:
+    """Return a subclass whose methods are those inside the marks; where there are no marks, the methods themselves."""
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in MARKED}
+    # The mark of `step` also turns gradients off.
+    methods["step"] = torch.no_grad()(methods["step"])
+    return type(kind.__name__, (kind,), methods)
+
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Fed)
@@ -166,7 +194,7 @@ def batch_order(images: int, recipe: Recipe, epoch: int) -> Tensor:
 def make_optimizer(groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over these groups; a group's own settings go before the recipe's."""
     options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": device.type in ("cpu", "cuda")}
-    return optimizers.make(recipe.optimizer, [_settled(group, recipe.lr) for group in groups], **options)
+    return make(recipe.optimizer, [_settled(group, recipe.lr) for group in groups], **options)
 
 
 def _settled(group: dict[str, Any], lr: float) -> dict[str, Any]:

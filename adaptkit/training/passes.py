@@ -10,10 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from adaptkit.contracts import StoredPixels
+from adaptkit.data.pixels import decoded
 from adaptkit.data.views import Views
 from adaptkit.training.evaluation import Rows, pass_size, whole
-from adaptkit.training.features import FeatureStore, ImageSet, Value
-from adaptkit.training.prefix import Division
+from adaptkit.training.frozen.division import Division
+from adaptkit.training.frozen.features import FeatureStore, ImageSet, Value
 
 
 @dataclass(frozen=True)
@@ -131,3 +133,50 @@ class DividedPasses:
             features = self.division.prefix(images)
         logits: Tensor = self.division.trained(*features)
         return logits
+
+
+@dataclass(frozen=True)
+class ByteRows:
+    """What a model is fed, as `Rows` are, from uint8 images: on the device, or stored and decoded ahead of need."""
+
+    network: nn.Module
+    pixels: Tensor | StoredPixels
+    device: torch.device
+    seconds: float = 0.0
+
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the float32 images in 0..1 of each part: `parts` are int64 indices on the CPU."""
+        for batch in self._batches(parts):
+            yield (batch.to(torch.float32).div_(255),)
+
+    def _batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        if isinstance(self.pixels, Tensor):
+            for part in parts:
+                yield self.pixels.index_select(0, part.to(self.device))
+        else:
+            for batch in decoded(self.pixels, parts, pinned=self.device.type == "cuda"):
+                yield batch.to(self.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class BytePasses:
+    """Run the whole model over the same training images in every epoch: they need no memory as floats."""
+
+    model: nn.Module
+    pixels: Tensor | StoredPixels
+    device: torch.device
+    tests: Mapping[str, Test]
+    frozen_prefix = "none"
+
+    def training(self, epoch: int) -> ByteRows:
+        """Return the training images."""
+        return ByteRows(self.model, self.pixels, self.device)
+
+    def testing(self, name: str) -> Rows:
+        """Return a test set's images."""
+        return whole(self.model, self.tests[name].images.value.tensor)
+
+
+def on_device(pixels: Tensor | StoredPixels, device: torch.device) -> Tensor | StoredPixels:
+    """Return pixels in memory on the device, and stored ones as they are."""
+    return pixels.to(device) if isinstance(pixels, Tensor) else pixels

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adaptkit.backbones.stages import find_stages
+from adaptkit.backbones.structure import find_stages
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adaptkit.backbones.heads import find_head
+from adaptkit.backbones.structure import find_head
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.training.seeding import RandomStream

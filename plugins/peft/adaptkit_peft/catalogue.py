@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptkit.cache import cache_folder
 from adaptkit.errors import BadInput
+from adaptkit.system.folders import cache_folder
 
 #: catalogue of the PEFT version that this package was developed with
 PACKAGED = Path(__file__).with_name("catalogue.json")
@@ -53,7 +53,7 @@ def read() -> tuple[Entry, ...]:
         entries = _parse(path, version)
         if entries is not None:
             return entries
-    from adaptkit.adapters.weights import write_bytes
+    from adaptkit.system.files import write_bytes
 
     from adaptkit_peft.measurement import measured
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from adaptkit.backbones.layers import NORMS, called_layers
+from adaptkit.backbones.structure import NORMS, called_layers
 from adaptkit.errors import BadInput
 from torch import nn
 

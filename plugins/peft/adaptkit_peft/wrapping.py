@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adaptkit.backbones.layers import replace_layer
+from adaptkit.backbones.structure import replace_layer
 from adaptkit.errors import BadInput
 from torch import nn
 

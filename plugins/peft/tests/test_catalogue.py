@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from adaptkit.errors import BadInput
-from adaptkit.offers import make_offer
+from adaptkit.plugins.offers import make_offer
 
 from adaptkit_peft import adaptkit_strategies, catalogue, measurement, strategies
 from adaptkit_peft.table import with_table

@@ -8,7 +8,7 @@ from typing import Any
 import adaptkit
 import pytest
 import torch
-from adaptkit.backbones.heads import with_head
+from adaptkit.backbones.structure import with_head
 from adaptkit.cli import main
 from adaptkit.errors import BadInput
 from click.testing import CliRunner, Result

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 from adaptkit.adapters.files import Inherited, fit_adapter
-from adaptkit.adapters.peft_files import CONFIG, WEIGHTS, adapter_of, peft_folder, written_whole
+from adaptkit.adapters.peft import CONFIG, WEIGHTS, adapter_of, peft_folder, written_whole
 from adaptkit.adapters.weights import pack
-from adaptkit.backbones.heads import find_head, with_head
-from adaptkit.backbones.layers import replace_layer
+from adaptkit.backbones.structure import find_head, replace_layer, with_head
 from adaptkit.errors import BadInput
 from adaptkit.strategies.lora import LoRA
 from adaptkit.strategies.lora_layers import LoRALinear

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adaptkit.contracts import TrialRunner
-    from adaptkit.plugins import Plugins
-    from adaptkit.sweeps.worker import Work
+    from adaptkit.plugins.manager import Plugins
+    from adaptkit.sweeps.engines.worker import Work
 
 
 def _share(gpus: float) -> float:

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from adaptkit import __version__
 from adaptkit.errors import AdaptkitError, BadInput, RunFailed, located
-from adaptkit.signals import require_none
-from adaptkit.sweeps.tasks import Ended, Started, Task, Tell, ignore
+from adaptkit.sweeps.engines.tasks import Ended, Started, Task, Tell, ignore
+from adaptkit.system.signals import require_none
+from adaptkit.version import __version__
 
 if TYPE_CHECKING:
-    from adaptkit.outcome import RunRecord
-    from adaptkit.sweeps.worker import Work, Worker
+    from adaptkit.experiment.outcome import RunSummary
+    from adaptkit.sweeps.engines.worker import Work, Worker
     from adaptkit_ray import Ray
 
 #: How often a trial is run again after its worker was lost.
@@ -154,7 +154,7 @@ class RayRunner:
         return Ended(task, record)
 
     def _lost(self, task: Task, attempt: int, reason: str) -> Ended | None:
-        from adaptkit.sweeps.worker import failed
+        from adaptkit.sweeps.engines.worker import failed
 
         if attempt < RETRIES:
             self._returned.append((task, attempt + 1))
@@ -186,7 +186,7 @@ class Actor:
         self._parcel = parcel
         self._worker: Worker | None = None
 
-    def perform(self, task: Task, attempt: int) -> RunRecord | AdaptkitError:
+    def perform(self, task: Task, attempt: int) -> RunSummary | AdaptkitError:
         """Make a task's run on this machine's device; return the error if this machine cannot run any task."""
         try:
             worker = self._worker = self._worker or self._open()
@@ -201,8 +201,8 @@ class Actor:
                 f"adaptkit {VERSION[0]} on Python {VERSION[1]} is installed here, but the sweep's is "
                 f"{self._there[0]} on {self._there[1]}"
             )
-        from adaptkit.experiment.sharing import Seat
-        from adaptkit.sweeps.worker import open_worker
+        from adaptkit.sweeps.engines.worker import open_worker
+        from adaptkit.system.core_sharing import Seat
 
         worker = open_worker(self._parcel, Seat().__enter__(), self._threads)  # the seat ends with this process
         self._parcel = b""

@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor
 
 from adaptkit import BadInput
-from adaptkit.adapters.weight_files import SUFFIXES, file_digest, read_weight_file, stamp
+from adaptkit.adapters.weights import SUFFIXES, file_digest, read_weight_file, stamp
 from adaptkit_timm.configs import classifier_names
 from adaptkit_timm.hub import fetch
 

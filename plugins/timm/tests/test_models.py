@@ -14,8 +14,8 @@ from adaptkit_timm import Timm
 from torch import Tensor, nn
 
 from adaptkit import BadInput
-from adaptkit.backbones.heads import find_head, with_head
-from adaptkit.resolve import make_checked
+from adaptkit.backbones.structure import find_head, with_head
+from adaptkit.settings.resolve import make_checked
 from adaptkit.testing import checks
 
 #: one small model of each kind

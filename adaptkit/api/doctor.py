@@ -1,0 +1,293 @@
+"""Look at everything a run depends on, and say what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import math
+import os
+import platform
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adaptkit.errors import AdaptkitError
+from adaptkit.plugins.loading import load_plugins
+from adaptkit.system.folders import cache_folder
+from adaptkit.tracking.address import Address, resolve, tracking_option
+from adaptkit.tracking.journal import left_journals
+from adaptkit.tracking.liveness import StaleRun, end_stale, unfinished
+from adaptkit.tracking.server import clock_skew
+from adaptkit.tracking.sqlite import check_writable
+from adaptkit.version import __version__
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DISTRIBUTIONS = ("torch", "torchvision", "mlflow", "scikit-learn", "numpy", "matplotlib", "pluggy", "click", "rich")
+#: bytes that a disk should have left, and that are read of a cache
+LITTLE, READ = 10**9, 10**9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing: `state` is ok, note or wrong; `mend` says how to put it right."""
+
+    name: str
+    state: str
+    text: str
+    mend: str | None = None
+
+
+def versions() -> Iterator[Finding]:
+    """Yield what is installed, and what of it cannot be imported."""
+    found = []
+    for name in DISTRIBUTIONS:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("versions", "wrong", f"{name} is not installed", f"pip install {name}")
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    yield Finding("versions", "ok", f"adaptkit {__version__}, Python {platform.python_version()}, {', '.join(found)}")
+    yield Finding("system", "ok", f"{system}; {sys.executable}")
+    for name in ("torch", "torchvision"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # of many kinds, where compiled parts do not fit
+            line = str(error).strip().split("\n")[0]
+            yield Finding(name, "wrong", f"cannot be imported: {line}", "pip install --upgrade torch torchvision")
+
+
+def device() -> Iterator[Finding]:
+    """Yield what runs would compute with."""
+    try:
+        import torch
+
+        from adaptkit.system.hardware import THREAD_VARIABLES, computes_bf16, find_device
+    except Exception:  # said already
+        return
+    found = find_device("auto")
+    name = torch.cuda.get_device_name(found) if found.type == "cuda" else found.type
+    bf16 = "bf16 is native" if found.type != "mps" and computes_bf16(found) else "bf16 is not known to be native"
+    yield Finding("device", "ok", f"{name}; {bf16}")
+    given = [f"{variable}={os.environ[variable]}" for variable in THREAD_VARIABLES if os.environ.get(variable)]
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    text = f"{threads} of {cores} cores{f' ({chr(44).join(given)})' if given else ''}"
+    if threads < cores and given:
+        yield Finding("threads", "note", text, f"unset {given[0].partition('=')[0]} to use all cores")
+    else:
+        yield Finding("threads", "ok", text)
+
+
+def cache() -> Iterator[Finding]:
+    """Yield whether the cache can be written and has room, and which of its entries are damaged."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Really write: permission bits say nothing about a read-only mount or a full disk.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        reason = error.strerror or error
+        yield Finding("cache", "wrong", f"cannot write to {folder}: {reason}", "set ADAPTKIT_CACHE to another folder")
+        return
+    if free < LITTLE:
+        mend = "adaptkit cache clear, or set ADAPTKIT_CACHE to a folder on another disk"
+        yield Finding("cache", "wrong", f"{folder}: only {free / 1e6:.0f} MB are left on its disk", mend)
+    else:
+        yield Finding("cache", "ok", f"{folder}; {free / 1e9:.1f} GB are left on its disk")
+    yield from _entries()
+
+
+def _entries() -> Iterator[Finding]:
+    try:
+        from adaptkit.api.cache import list_cache, verify_cache
+    except Exception:  # torch is at fault: said already
+        return
+    held = sum(entry.bytes for entry in list_cache())
+    if held > READ:
+        text = f"its {held / 1e9:.1f} GB were not read; what is damaged would be computed anew"
+        yield Finding("cache", "note", text, "adaptkit cache verify reads them")
+        return
+    for _, damage in verify_cache():
+        if damage is not None:
+            yield Finding("cache", "wrong", f"{damage.entry.path}: {damage.reason}", "adaptkit cache verify --remove")
+
+
+#: seconds by which a server's clock may differ
+SKEW = 5.0
+#: runs that are named one by one
+NAMED = 5
+
+
+def diagnose(
+    tracking_uri: str | None = None,
+    plugins: Sequence[str | Path] = (),
+    end_stale_runs: bool = False,
+    older_than: float | None = None,
+) -> Iterator[Finding]:
+    """Yield what is found, thing by thing; with `end_stale_runs`, runs whose process is gone are ended as killed.
+
+    So are, then, silent runs of other machines that were last heard of more than `older_than` seconds ago, if given.
+    """
+    yield from versions()
+    yield from device()
+    yield from cache()
+    yield from _plugins(plugins)
+    yield from _store(tracking_uri, end_stale_runs, older_than)
+    yield from _unsent()
+    yield from _damaged()
+
+
+def _damaged() -> Iterator[Finding]:
+    from adaptkit.experiment.recovery import damaged_records
+
+    for path in damaged_records():
+        yield Finding(
+            "resume", "wrong", f"what is kept of a run in {path} is damaged", f"rm -r {shlex.quote(str(path))}"
+        )
+
+
+def _unsent() -> Iterator[Finding]:
+    try:
+        # Of a run that was killed, only its end may be missing: that is said of unfinished runs.
+        waiting = [journal for journal in left_journals() if journal.unsent()]
+    except OSError as error:
+        reason = f"cannot read {error.filename}: {error.strerror}"
+        yield Finding("journals", "wrong", reason, "set ADAPTKIT_STATE to another folder")
+        return
+    for store in sorted({journal.store for journal in waiting}):
+        names = [journal.name for journal in waiting if journal.store == store]
+        named = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        uri = store if "://" in store else f"sqlite:///{store}"
+        text = f"not all is in {store} of {named}"
+        yield Finding("journals", "wrong", text, f"adaptkit sync{tracking_option(uri)}")
+    if not waiting:
+        yield Finding("journals", "ok", "nothing is left to send")
+
+
+def _plugins(files: Sequence[str | Path]) -> Iterator[Finding]:
+    try:
+        loaded = load_plugins(files)
+    except AdaptkitError as error:
+        yield from (Finding("plugins", "wrong", line) for line in error.problems)
+        return
+    names = [source.origin for source in loaded.sources if source.kind != "built-in"]
+    yield Finding("plugins", "ok", ", ".join(names) or "none beside the built-in ones")
+    for fault in loaded.faults:
+        state = "note" if fault.works else "wrong"
+        yield Finding("plugins", state, f"{fault.origin}: {fault.message}", fault.source.hint or None)
+
+
+def _store(uri: str | None, end_stale_runs: bool, older_than: float | None) -> Iterator[Finding]:
+    try:
+        address = resolve(uri)
+        if address.path is not None:
+            path = Path(os.path.realpath(address.path))
+            check_writable(path)
+            if not path.is_file():
+                yield Finding("store", "note", f"{address.shown} is not there yet: the first tracked run makes it")
+                return
+        from adaptkit.tracking.store import open_existing
+
+        address, client = open_existing(uri)
+        experiments = client.search_experiments(max_results=1000)
+    except AdaptkitError as error:
+        yield from (Finding("store", "wrong", line) for line in error.problems)
+        return
+    except Exception as error:  # the store's own, of many kinds
+        line = str(error).strip().split("\n")[0]
+        yield Finding("store", "wrong", f"cannot be read: {resolve(uri).without_secrets(line)}")
+        return
+    count = f"{len(experiments)} experiment{'s' * (len(experiments) != 1)}"
+    state = "can be read and written" if address.path else "answers"
+    yield Finding("store", "ok", f"{address.shown} {state}; {count}")
+    yield from _clock(address)
+    option = tracking_option(address.uri)
+    ids = [experiment.experiment_id for experiment in experiments]
+    yield from _runs(client, ids, end_stale_runs, older_than, option)
+    yield from _resumable(client, option)
+
+
+def _clock(address: Address) -> Iterator[Finding]:
+    skew = clock_skew(address) if address.is_server else None
+    if skew is None:
+        return
+    text = f"the server's is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
+    if abs(skew) > SKEW:
+        mend = "set both clocks by a time server: runs would seem to end before they began"
+        yield Finding("clock", "wrong", text, mend)
+    else:
+        yield Finding("clock", "ok", text)
+
+
+def _runs(
+    client: MlflowClient, experiments: Sequence[str], end_them: bool, older_than: float | None, option: str
+) -> Iterator[Finding]:
+    found = unfinished(client, experiments)
+    by_state: dict[bool | None, list[StaleRun]] = {True: [], False: [], None: []}
+    silent: list[StaleRun] = []
+    for run in found:
+        (silent if run.silent else by_state[run.lives]).append(run)
+    if not found:
+        yield Finding("runs", "ok", "none is unfinished")
+    if by_state[True]:
+        yield Finding("runs", "ok", f"{_named(by_state[True], 'under way')}")
+    if by_state[None]:
+        mend = f"run `adaptkit doctor{option}` on the machines on which they were started"
+        yield Finding("runs", "note", _named(by_state[None], "on record as running elsewhere"), mend)
+    if silent:
+        yield from _silent(client, silent, older_than if end_them else None, option)
+    if by_state[False] and end_them:
+        end_stale(client, by_state[False])
+        yield Finding("runs", "note", _named(by_state[False], "ended as killed, since its process was gone"))
+    elif by_state[False]:
+        text = _named(by_state[False], "on record as running, but its process is gone")
+        mend = f"adaptkit doctor --end-stale-runs{option}"
+        yield Finding("runs", "wrong", text, mend)
+
+
+def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | None, option: str) -> Iterator[Finding]:
+    """Tell of runs of other machines of which nothing was heard for long; end them where that was asked for."""
+    latest = -math.inf if older_than is None else time.time() - older_than
+    ended = [run for run in runs if (run.last_sign or 0) <= latest]
+    if ended:
+        end_stale(client, ended)
+        yield Finding("runs", "note", _named(ended, "ended as killed, since nothing was heard of it"))
+    if left := [run for run in runs if run not in ended]:
+        mend = f"adaptkit doctor --end-stale-runs --older-than TIME{option} ends them, if they are dead"
+        yield Finding("runs", "note", _named(left, "on record as running elsewhere, but silent"), mend)
+
+
+def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:
+    from adaptkit.resumption.interrupted import stopped
+
+    found = stopped(client)
+    if not found:
+        return
+    names = [f"{name} ({run_id})" for run_id, name in found[:NAMED]]
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    count = "1 run that stopped" if len(found) == 1 else f"{len(found)} runs that stopped"
+    yield Finding(
+        "resume", "note", f"{count} can go on here: {', '.join(names)}{more}", f"adaptkit resume --all{option}"
+    )
+
+
+def _named(runs: Sequence[StaleRun], what: str) -> str:
+    shown = [f"{run.name} ({run.run_id}, {run.place}{_last_sign(run)})" for run in runs[:NAMED]]
+    more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+    return f"{what}: {', '.join(shown)}{more}"
+
+
+def _last_sign(run: StaleRun) -> str:
+    if not run.silent or run.last_sign is None:
+        return ""
+    return f", last heard of {time.strftime('%Y-%m-%d %H:%M', time.localtime(run.last_sign))}"

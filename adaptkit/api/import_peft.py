@@ -1,0 +1,220 @@
+"""Put a PEFT adapter into a store as a finished run, from Python or from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, fit_adapter, load_adapter, save_adapter
+from adaptkit.adapters.peft import adapter_of
+from adaptkit.errors import BadInput, RunFailed
+from adaptkit.experiment.description import changed_layers
+from adaptkit.models.run_images import run_data
+from adaptkit.models.trained import MODEL_TYPES, TrainedRun, find_trained, given_plugins
+from adaptkit.names import (
+    ADAPTER_SHA256_TAG,
+    ARM_TAG,
+    BASE_FINGERPRINT_TAG,
+    BASE_RUN_ID_TAG,
+    CONFIG_FILE,
+    DATA_FINGERPRINT_TAG,
+    FINAL_SHIFTED_ACCURACY,
+    FINAL_TEST_ACCURACY,
+    KIND_TAG,
+    PARAMS_TOTAL,
+    PARAMS_TRAINABLE,
+    PARAMS_TRAINABLE_FRACTION,
+    SIZE_ADAPTER_BYTES,
+    SPLIT_FILE,
+    VERSION_TAG,
+)
+from adaptkit.plugins.manager import Plugins
+from adaptkit.plugins.offers import make_checked
+from adaptkit.settings.files import read_config
+from adaptkit.strategies.lora import LoRA
+from adaptkit.system.files import sha256_of
+from adaptkit.tracking.environment import source_tags
+from adaptkit.tracking.store import Store, errors_as_lines, open_store
+from adaptkit.training.evaluation import predict_logits, share_right
+from adaptkit.training.trainable import adapt, count
+from adaptkit.version import __version__
+
+#: params that an imported run has in common with the run whose base it is put onto
+KEPT = ("dataset", "target", "shift", "backbone", "image_size", "skip_bad_images", "split", "base", "data_dir")
+METRICS = {"clean": FINAL_TEST_ACCURACY, "shifted": FINAL_SHIFTED_ACCURACY}
+
+
+@dataclass(frozen=True)
+class ImportRecord:
+    """The run that was made: its id and name, LoRA's options, and its final metrics by name."""
+
+    run_id: str
+    name: str
+    options: Mapping[str, Any]
+    metrics: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+def import_peft(
+    folder: str | Path,
+    onto: str,
+    *,
+    name: str | None = None,
+    tracking_uri: str | None = None,
+    plugins: Iterable[str | Path | object] = (),
+    backbone: nn.Module | None = None,
+    notice: Callable[[str], None] = lambda line: None,
+) -> ImportRecord:
+    """Put a PEFT folder onto the base of the run `onto` and record it as a run of kind `imported`, in its experiment.
+
+    It is evaluated on the run's test sets where its data can be had; `notice` hears why not. Raises BadInput for a
+    folder that is not PEFT's, or that fits another base.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise BadInput(f"{path} is not a folder")
+    if not (path / "adapter_config.json").exists():
+        raise BadInput(f"{path} is not a PEFT folder: it has no adapter_config.json")
+    loaded = given_plugins(plugins, backbone)
+    base = find_trained(onto, tracking_uri, loaded)
+    found = adapter_of(path)
+    model = base.base()
+    tensors = (*model.parameters(), *model.buffers())
+    strategy, options = make_checked("lora", LoRA, found.options)
+    try:
+        adapt(model, strategy, 0)
+        inherited = Inherited.of(model, tensors)
+        fit_adapter(found.tensors, model)
+        for parameter_name, parameter in model.named_parameters():
+            # What was saved whole belongs to the adapter, whatever LoRA itself trains.
+            parameter.requires_grad_(parameter.requires_grad or parameter_name in found.tensors)
+    except BadInput as error:
+        # It speaks of an option that the user has not typed.
+        lines = [line.removeprefix("lora.targets: ").partition("; known: ")[0] for line in error.problems]
+        raise BadInput(*(f"{path} does not fit the base of {base.found.title}: {line}" for line in lines)) from None
+    metrics, fingerprint = _evaluated(model.eval(), base, loaded, notice)
+    counts = count(model)
+    metrics |= {PARAMS_TOTAL: counts.total, PARAMS_TRAINABLE: counts.trainable}
+    metrics[PARAMS_TRAINABLE_FRACTION] = counts.fraction
+    shown = name or f"imported {path.resolve().name}"
+    with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
+        adapter = inherited.adapter(model)
+        card = {key: base.card[key] for key in MODEL_TYPES} | {
+            "adaptkit_version": __version__,
+            "strategy": "lora",
+            "options": dict(options),
+            "targets": changed_layers(adapter, base.base_state),
+            "new_head": False,
+            "init_seed": 0,
+            "base_fingerprint": base.base_fingerprint,
+        }
+        files = save_adapter(Path(temporary, "adapter"), adapter, card)
+        _require_same(Path(temporary, "adapter"), model, base, options)
+        metrics[SIZE_ADAPTER_BYTES] = files[WEIGHTS].stat().st_size
+        _copy_config(Path(temporary), base, options)
+        tags = {ADAPTER_SHA256_TAG: sha256_of(files[CARD])}
+        tags |= {DATA_FINGERPRINT_TAG: fingerprint} if fingerprint else {}
+        run_id = _record(shown, base, options, metrics, tags, Path(temporary), tracking_uri)
+    return ImportRecord(run_id, shown, options, metrics)
+
+
+def _require_same(folder: Path, model: nn.Module, base: TrainedRun, options: Mapping[str, Any]) -> None:
+    """Read the adapter back onto a fresh base; raise RunFailed unless that is the model that was evaluated."""
+    fresh = base.base()
+    strategy, _ = make_checked("lora", LoRA, options)
+    adapt(fresh, strategy, 0)
+    load_adapter(folder, fresh, base.base_fingerprint)
+    theirs = fresh.state_dict()
+    lost = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, theirs[name])]
+    if lost:
+        raise RunFailed(f"the adapter that was written does not give the model back: {', '.join(lost[:3])}")
+
+
+def _evaluated(
+    model: nn.Module, base: TrainedRun, plugins: Plugins, notice: Callable[[str], None]
+) -> tuple[dict[str, float], str | None]:
+    """Return the accuracies on the test sets that there are, and the fingerprint of the data."""
+    try:
+        _, domains = run_data(base.found, plugins)
+        wanted = {name: test for name, test in domains.tests.items() if name == "clean" or base.found.kind != "base"}
+        metrics = {
+            METRICS[name]: share_right(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
+        }
+    except Exception as error:  # a data set's own: it may not be there, or not be downloaded
+        reason = "; ".join(error.problems) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
+        notice(f"not evaluated, for its data cannot be had here: {reason}")
+        return {}, None
+    recorded = base.found.tags.get(DATA_FINGERPRINT_TAG)
+    if recorded is not None and recorded != domains.fingerprint:
+        notice(f"the data of {base.found.title} is not what it was: accuracies are for the images that are there now")
+    return metrics, domains.fingerprint if base.found.kind != "base" else None
+
+
+def _copy_config(folder: Path, base: TrainedRun, options: Mapping[str, Any]) -> None:
+    """Write the settings of the data and the base, with the adapter's options, and the split beside them."""
+    with base.found.file(CONFIG_FILE) as path:
+        config = {key: value for key, value in read_config(path).items() if key.split(".")[0] in (*KEPT, "experiment")}
+    if base.found.kind == "base":
+        config["shift"] = "none"
+    config |= {"strategy": "lora"} | {f"strategy.{key}": value for key, value in options.items()}
+    text = yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
+    (folder / CONFIG_FILE).write_text(f"# the data and the base of an imported adapter\n{text}", encoding="utf-8")
+    if base.found.has(SPLIT_FILE):
+        with base.found.file(SPLIT_FILE) as split:
+            (folder / SPLIT_FILE).write_bytes(split.read_bytes())
+
+
+def _record(
+    name: str,
+    base: TrainedRun,
+    options: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    artifacts: Path,
+    tracking_uri: str | None,
+) -> str:
+    """Make the run in the experiment of the run that it is put onto; return its id."""
+    from mlflow.entities import Metric, Param
+
+    reader = base.found.runs.reader
+    with errors_as_lines(reader.address):
+        experiment = reader.client.get_experiment(base.found.record.info.experiment_id).name
+    store: Store = open_store(tracking_uri, experiment)
+    params = {key: value for key, value in base.found.params.items() if key.split(".")[0] in KEPT}
+    params |= {"strategy": "lora"} | {f"strategy.{key}": str(value) for key, value in options.items()}
+    every = source_tags(store.without_secrets) | {
+        VERSION_TAG: __version__,
+        KIND_TAG: "imported",
+        ARM_TAG: name,
+        BASE_FINGERPRINT_TAG: base.base_fingerprint,
+        BASE_RUN_ID_TAG: base.found.tags.get(BASE_RUN_ID_TAG, base.found.run_id),
+        "mlflow.note.content": f"A PEFT adapter, imported onto the base of run `{base.found.run_id}`.",
+        **tags,
+    }
+    client, now = store.client, int(time.time() * 1000)
+    with errors_as_lines(reader.address):
+        run_id = str(client.create_run(store.experiment_id, run_name=name, tags=every).info.run_id)
+        status = "FAILED"
+        try:
+            points = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+            client.log_batch(run_id, metrics=points, params=[Param(key, value) for key, value in params.items()])
+            client.log_artifacts(run_id, str(artifacts))
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            client.set_terminated(run_id, status)
+    return run_id

@@ -1,0 +1,186 @@
+"""Give any model a `head`: its last classifier layer, found anew at each look-up; or a fresh one for other classes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from adaptkit.errors import BadInput
+
+NORMS: tuple[type[nn.Module], ...] = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+)
+
+
+def called_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+    """Return the layers of these kinds by name, those on whose outputs and weights a strategy can rely.
+
+    Left out are layers whose weights are read without calling them, layers whose weights are computed, and
+    convolutions with a forward pass of their own.
+    """
+    attentions = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
+    unsure = {id(layer) for attention in attentions for layer in attention.modules()}
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if name and isinstance(layer, kinds) and id(layer) not in unsure and _is_plain(layer)
+    }
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    own_forward = isinstance(layer, nn.Conv2d) and type(layer).forward is not nn.Conv2d.forward
+    return not own_forward and not parametrize.is_parametrized(layer)
+
+
+def replace_layer(model: nn.Module, layer: nn.Module, other: nn.Module) -> None:
+    """Put `other` wherever the model holds this layer: one that is shared stays shared."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is layer:
+                setattr(parent, name, other)
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    # Its fast path reads the weights of its layers instead of calling them; this turns it off.
+                    parent.activation_relu_or_gelu = 0
+
+
+def find_head(model: nn.Module) -> nn.Module:
+    """Return the last linear layer in definition order; a wrapper with a `base_layer` counts as one layer.
+
+    Raises BadInput if the model has none.
+    """
+    found: nn.Module | None = None
+    wrapped: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if name.startswith(wrapped):
+            continue
+        if hasattr(module, "base_layer"):
+            wrapped += (f"{name}." if name else "",)
+            if isinstance(module.base_layer, nn.Linear):
+                found = module
+        elif isinstance(module, nn.Linear):
+            found = module
+    if found is None:
+        raise BadInput(f"{type(model).__name__} has no linear layer to serve as head")
+    return found
+
+
+def replace_head(model: nn.Module, classes: int) -> nn.Linear:
+    """Put a fresh linear layer for so many classes in the place of the last one, and return it.
+
+    Raises BadInput if the model has none, or is itself that layer.
+    """
+    found = find_head(model)
+    if found is model:
+        raise BadInput(f"{type(model).__name__} is a head alone: a layer in a model can be replaced, not the model")
+    old = getattr(found, "base_layer", found)
+    assert isinstance(old, nn.Linear)
+    device, dtype = old.weight.device, old.weight.dtype
+    fresh = nn.Linear(old.in_features, classes, bias=old.bias is not None, device=device, dtype=dtype)
+    replace_layer(model, found, fresh)
+    return fresh
+
+
+def with_head(model: nn.Module) -> nn.Module:
+    """Return the model, which now answers `model.head`; its own `head`, if it has one, is left alone."""
+    if not hasattr(model, "head"):
+        model.__class__ = _headed(type(model))  # type: ignore[arg-type]  # classes are hashable
+    return model
+
+
+@functools.cache
+def _headed(cls: type[nn.Module]) -> type[nn.Module]:
+    # A subclass with a property, since a second reference to the layer would register it, and its keys, twice.
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _rebuild, (cls,), self.__dict__
+
+    members = {"head": property(find_head), "__reduce_ex__": reduce, "__module__": cls.__module__}
+    return type(cls.__name__, (cls,), members)
+
+
+def _rebuild(cls: type[nn.Module]) -> nn.Module:
+    headed = _headed(cls)  # type: ignore[arg-type]
+    return headed.__new__(headed)
+
+
+#: A block that holds this share of all parameters besides the head's is not a stage but what the stages are in.
+NEARLY_ALL = 0.9
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A block or layer with the normalization layers after it: `parts` are their names and modules, in order."""
+
+    parts: tuple[tuple[str, nn.Module], ...]
+
+    @property
+    def name(self) -> str:
+        """Return the name of the block."""
+        return self.parts[0][0]
+
+    @property
+    def last(self) -> nn.Module:
+        """Return the module that gives the stage's output."""
+        return self.parts[-1][1]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of all parts."""
+        return [parameter for _, part in self.parts for parameter in part.parameters()]
+
+
+def find_stages(model: nn.Module) -> list[Stage]:
+    """Return the stages of a model that has a `head`, in definition order.
+
+    Containers are looked into; blocks with a forward pass of their own are taken as they are, unless the head or
+    nearly all parameters are in them. Normalization layers belong to the stage before them (the first to the stage
+    after). Layers without parameters, and parameters outside of the stages, such as a class token, belong to none.
+    """
+    stages: list[tuple[tuple[str, nn.Module], ...]] = []
+    for part in _parts(model):
+        if stages and (_only_norms(part[1]) or all(_only_norms(other) for _, other in stages[-1])):
+            stages[-1] += (part,)
+        else:
+            stages.append((part,))
+    return [Stage(parts) for parts in stages]
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    head = model.head
+    assert isinstance(head, nn.Module)
+    seen = {id(module) for module in head.modules()}
+    body = _size(model) - _size(head)
+
+    def visit(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        if id(module) in seen or not _size(module):
+            return
+        seen.add(id(module))
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        holds_all = _size(module) >= NEARLY_ALL * body and own < _size(module) / 2
+        holds_head = any(inner is head for inner in module.modules())
+        if module is model or _is_container(module) or holds_head or holds_all:
+            for child, inner in module.named_children():
+                yield from visit(f"{name}.{child}".lstrip("."), inner)
+        else:
+            yield name, module
+
+    return visit("", model)
+
+
+def _is_container(module: nn.Module) -> bool:
+    # A list has no forward pass; that of a Sequential says nothing that its order does not say.
+    return type(module).forward in (nn.Module.forward, nn.Sequential.forward)
+
+
+def _only_norms(module: nn.Module) -> bool:
+    holders = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
+    return all(isinstance(part, NORMS) for part in holders)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

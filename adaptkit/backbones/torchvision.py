@@ -1,0 +1,71 @@
+"""The classification models of torchvision, with published weights, with those of a file, or fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from adaptkit.errors import BadInput
+from adaptkit.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Torchvision:
+    """A classification model of torchvision, with its published weights, a file's, or fresh ones."""
+
+    name: ClassVar[str] = "torchvision"
+    argument: ClassVar[str] = "NAME"
+
+    model: str
+    weights: str = field(
+        default="default",
+        metadata={"help": "default (published ones), none (fresh), or a .safetensors, .pth, .pt or .bin file"},
+    )
+
+    def __post_init__(self) -> None:
+        try:
+            import torchvision.models  # noqa: F401
+        except Exception as error:  # of many kinds, where its compiled part belongs to another torch
+            reason = " ".join(str(error).split())
+            raise BadInput(
+                f"backbone torchvision:{self.model}: torchvision cannot be imported ({reason}); "
+                "install the one that matches torch: pip install --force-reinstall torch torchvision"
+            ) from None
+        from adaptkit.backbones.torchvision_models import check_name, check_source
+
+        check_name(self.model)
+        check_source(self.weights)
+
+    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+        """Return torchvision's model for float images in 0..1, which it normalises; grey ones it expands to 3 channels.
+
+        Raises BadInput for weights that cannot be had or do not fit, and for images that the model is not for.
+        """
+        from adaptkit.backbones.torchvision_models import build_model
+
+        return build_model(self.model, self.weights, channels, size, classes)
+
+    @property
+    def image_size(self) -> int:
+        """Return the size that the published weights are used at."""
+        from adaptkit.backbones.torchvision_models import published_size
+
+        return published_size(self.model)
+
+    def described(self, channels: int, size: int) -> Mapping[str, str | int]:
+        """Return how the model normalises such images, and which weights it starts from."""
+        from adaptkit.backbones.torchvision_models import statistics, weights_id
+
+        mean, std = (",".join(f"{value:g}" for value in values) for values in statistics(self.model, channels))
+        identity = weights_id(self.model, self.weights)
+        return {"input_size": size, "mean": mean, "std": std, "weights_id": identity}
+
+
+@hookimpl
+def adaptkit_backbones() -> list[type]:
+    """Offer `torchvision:NAME`."""
+    return [Torchvision]

@@ -1,0 +1,1 @@
+"""How plans, progress and results look on a terminal."""

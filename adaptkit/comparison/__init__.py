@@ -1,0 +1,1 @@
+"""Compare runs: statistics, verdicts and the sentences that state them. No MLflow, no matplotlib."""

@@ -1,0 +1,166 @@
+"""Sort runs into comparisons and arms: which may be set side by side, and which are replicates of each other."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from adaptkit.comparison.records import ComparedRun, LeftOut
+from adaptkit.names import BASE_FINGERPRINT_TAG, DATA_FINGERPRINT_TAG
+from adaptkit.settings.identity import training_settings
+
+
+@dataclass(frozen=True)
+class ArmRuns:
+    """A strategy with its options and training settings, and its finished runs, one a seed."""
+
+    name: str
+    slug: str
+    strategy: str
+    options: Mapping[str, str]
+    settings: Mapping[str, str]
+    runs: tuple[ComparedRun, ...]
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Arms with one base, one split and shift, as many labelled images; `reason` names what sets them apart."""
+
+    arms: tuple[ArmRuns, ...]
+    left_out: tuple[LeftOut, ...]
+    reason: str | None
+
+
+def group_runs(runs: Iterable[ComparedRun]) -> tuple[tuple[RunGroup, ...], tuple[LeftOut, ...]]:
+    """Return the comparisons that these runs allow, the one with most runs first, and runs that stand in none."""
+    by_key: dict[tuple[str, str, str, bool], list[ComparedRun]] = defaultdict(list)
+    for run in runs:
+        by_key[_key(run)].append(run)
+    alone: list[LeftOut] = []
+    found: list[tuple[list[ComparedRun], list[LeftOut]]] = []
+    for members in by_key.values():
+        finished, left_out = _finished(members)
+        if finished:
+            found.append((finished, left_out))
+        else:
+            alone.extend(left_out)
+    found.sort(key=lambda pair: -len(pair[0]))
+    reasons = _reasons([finished for finished, _ in found])
+    groups = [
+        RunGroup(_arms(finished), tuple(left_out), reason)
+        for (finished, left_out), reason in zip(found, reasons, strict=True)
+    ]
+    return tuple(groups), tuple(alone)
+
+
+def _key(run: ComparedRun) -> tuple[str, str, str, bool]:
+    tags = run.tags
+    return (
+        tags.get(DATA_FINGERPRINT_TAG, ""),
+        tags.get(BASE_FINGERPRINT_TAG, ""),
+        run.settings.get("shots", ""),
+        run.has_source,
+    )
+
+
+def _finished(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[LeftOut]]:
+    """Return the latest finished run of each arm and seed, and what was left out for which reason."""
+    latest: dict[object, ComparedRun] = {}
+    left_out: list[LeftOut] = []
+    for run in sorted(runs, key=lambda run: run.started):
+        if run.status != "finished":
+            left_out.append(LeftOut(run.name, run.run_id, run.status, run.reason or run.status))
+            continue
+        key = (_arm_key(run), run.seed)
+        if key in latest:
+            earlier = latest[key]
+            reason = "repeated later with the same strategy, options and seed"
+            left_out.append(LeftOut(earlier.name, earlier.run_id, "superseded", reason))
+        latest[key] = run
+    return list(latest.values()), left_out
+
+
+def _arm_key(run: ComparedRun) -> tuple[str, tuple[tuple[str, str], ...]]:
+    own = {f"strategy.{key}": value for key, value in run.options.items()} | training_settings(run.settings)
+    return run.strategy, tuple(sorted(own.items()))
+
+
+def _arms(runs: Sequence[ComparedRun]) -> tuple[ArmRuns, ...]:
+    by_key: dict[object, list[ComparedRun]] = defaultdict(list)
+    for run in runs:
+        by_key[_arm_key(run)].append(run)
+    groups = [sorted(members, key=lambda run: run.seed) for members in by_key.values()]
+    names = _names([members[0] for members in groups])
+    slugs = make_slugs(names)
+    return tuple(
+        ArmRuns(
+            name, slug, members[0].strategy, members[0].options, training_settings(members[0].settings), tuple(members)
+        )
+        for name, slug, members in zip(names, slugs, groups, strict=True)
+    )
+
+
+def _names(first_runs: Sequence[ComparedRun]) -> list[str]:
+    """Name each arm by its strategy and the options in which it differs from the strategy's other arms.
+
+    A strategy with a single arm is named as its runs were: with the options that are not at their default.
+    """
+    names = []
+    for run in first_runs:
+        siblings = [other for other in first_runs if other.strategy == run.strategy]
+        if len(siblings) == 1:
+            names.append(run.arm)
+            continue
+        own = dict(run.options) | training_settings(run.settings)
+        others = [dict(other.options) | training_settings(other.settings) for other in siblings]
+        order = [*sorted(run.options), *sorted(training_settings(run.settings))]
+        keys = [key for key in order if any(other.get(key) != own[key] for other in others)]
+        names.append(" ".join([run.strategy, *(f"{key}={_short(own[key])}" for key in keys)]))
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    numbers: Counter[str] = Counter()
+    for index, name in enumerate(names):
+        if name in repeated:  # an option that one version of a strategy has and another has not
+            numbers[name] += 1
+            names[index] = f"{name} ({numbers[name]})"
+    return names
+
+
+def _short(value: str) -> str:
+    return value.removesuffix(".0")
+
+
+def make_slugs(names: Sequence[str]) -> list[str]:
+    """Return names as MLflow takes them within a metric's: other characters become `_`, a number makes them unique."""
+    slugs: list[str] = []
+    for name in names:
+        slug = re.sub(r"[^A-Za-z0-9_\-. :]", "_", name).strip() or "_"
+        candidate, number = slug, 2
+        while candidate.lower() in {taken.lower() for taken in slugs}:
+            candidate, number = f"{slug}_{number}", number + 1
+        slugs.append(candidate)
+    return slugs
+
+
+def _reasons(groups: Sequence[Sequence[ComparedRun]]) -> list[str | None]:
+    """Say in what each group differs from the others."""
+    if len(groups) < 2:
+        return [None] * len(groups)
+    keys = [_key(members[0]) for members in groups]
+    words = []
+    for members, (data, base, shots, has_source) in zip(groups, keys, strict=True):
+        settings = members[0].settings
+        parts = []
+        if len({key[0] for key in keys}) > 1:
+            names = [settings.get("dataset", "?"), settings.get("target", "none")]
+            shown = " to ".join(name for name in names if name != "none")
+            parts.append(f"data {data[:8] or 'unknown'} ({shown}, shift {settings.get('shift', '?')})")
+        if len({key[1] for key in keys}) > 1:
+            parts.append(f"base {base[:8] or 'unknown'} ({settings.get('backbone', '?')})")
+        if len({key[2] for key in keys}) > 1:
+            parts.append(f"{shots or '?'} labelled images a class")
+        if len({key[3] for key in keys}) > 1:
+            parts.append("a base trained on a source" if has_source else "no source")
+        words.append("compared apart, since the runs differ in more than the strategy: " + ", ".join(parts))
+    return list(words)

@@ -1,0 +1,204 @@
+"""Judge the arms of a comparison: what each reaches, what lies between them, at what cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from adaptkit.comparison.classes import MOST_CONFUSION, class_f1, mean_confusion
+from adaptkit.comparison.grouping import ArmRuns, RunGroup, group_runs
+from adaptkit.comparison.metrics import DEFAULT_MARGIN, DEFAULT_METRIC, PPT_CONSTANT, find_metric, worded
+from adaptkit.comparison.numbers import listed
+from adaptkit.comparison.pairs import dominators, judge_pairs
+from adaptkit.comparison.records import COSTS, ArmResult, ComparedRun, Comparison, Comparisons, Estimate, Metric
+from adaptkit.comparison.sentences import note_sentences, verdict_sentences
+from adaptkit.comparison.severity import judge_robustness, over_common
+from adaptkit.comparison.statistics import estimate, ppt
+from adaptkit.comparison.trends import find_trends
+from adaptkit.errors import BadInput
+from adaptkit.names import (
+    BASE_FINGERPRINT_TAG,
+    DATA_FINGERPRINT_TAG,
+    FINAL_BASE_TEST_ACCURACY,
+    FINAL_GAIN,
+    FINAL_RETENTION,
+    FINAL_SHIFTED_ACCURACY,
+    FINAL_SHIFTED_MACRO_F1,
+    FINAL_TEST_ACCURACY,
+    FINAL_ZERO_SHOT_ACCURACY,
+    HOST_TAG,
+    MEMORY_PEAK_BYTES,
+    PARAMS_TOTAL,
+    PARAMS_TRAINABLE,
+    PARAMS_TRAINABLE_FRACTION,
+    PROCESSES_TAG,
+    SIZE_ADAPTER_BYTES,
+    THREADS_TAG,
+    TIME_INFERENCE_RATIO,
+    TIME_TRAIN_SECONDS,
+    TIMING_TAG,
+)
+
+#: the line for whoever has nothing to compare
+MORE_ARMS = "run another strategy with the same seeds, as in `adaptkit run -s full -s head --seeds 0-4`"
+
+
+def judge_runs(
+    runs: Sequence[ComparedRun],
+    *,
+    metric: str = DEFAULT_METRIC,
+    margin: float | None = None,
+) -> Comparisons:
+    """Return every comparison that these runs allow; `margin` is in points for accuracies, else in the metric's unit.
+
+    Raises BadInput when none has finished, or for a metric that no run has.
+    """
+    finished = [run for run in runs if run.status == "finished"]
+    if not finished:
+        counts = ", ".join(f"{run.name} ({run.status})" for run in runs)
+        raise BadInput(f"no run has finished: {counts}" if counts else "no runs to compare")
+    chosen = find_metric(metric, finished)
+    default = DEFAULT_MARGIN if chosen.scale == 100 else 0.0
+    scaled = default if margin is None else margin / chosen.scale
+    groups, left_out = group_runs([_with_metric(run, metric) for run in runs])
+    comparisons = tuple(judge(group, number, chosen, scaled) for number, group in enumerate(groups, start=1))
+    notes = tuple(f"{run.name} is left out: {run.reason}" for run in left_out)
+    return Comparisons(comparisons, notes, left_out, find_trends(comparisons))
+
+
+def require_pairs(findings: Comparisons) -> None:
+    """Raise BadInput when no comparison has two arms."""
+    if any(len(comparison.arms) > 1 for comparison in findings.comparisons):
+        return
+    arms = [arm for comparison in findings.comparisons for arm in comparison.arms]
+    if len(arms) == 1:
+        seeds = "seed" if len(arms[0].seeds) == 1 else "seeds"
+        every = (*findings.left_out, *(run for comparison in findings.comparisons for run in comparison.left_out))
+        missing = f"left out: {listed(f'{run.name} ({run.status})' for run in every)}; " if every else ""
+        raise BadInput(f"only one arm to compare: {arms[0].name} ({len(arms[0].seeds)} {seeds}); {missing}{MORE_ARMS}")
+    apart = "; ".join(
+        f"{comparison.arms[0].name}: {(comparison.reason or '').split(': ', 1)[-1]}"
+        for comparison in findings.comparisons
+    )
+    raise BadInput(f"no two arms share a base, the data and the number of labelled images ({apart}); {MORE_ARMS}")
+
+
+def judge(group: RunGroup, number: int, metric: Metric, margin: float) -> Comparison:
+    """Judge one group of arms."""
+    group = over_common(group, metric)
+    runs = [run for arm in group.arms for run in arm.runs]
+    _check_test_images(runs)
+    metric = worded(metric, runs[0].has_source)
+    sign = -1 if metric.higher_is_better else 1
+    arms = sorted((_arm_result(arm, metric) for arm in group.arms), key=lambda arm: sign * arm.score.mean)
+    comparable = _timings_comparable(arms)
+    pairs = judge_pairs(arms, metric, margin, comparable)
+    dominated = dominators(arms, pairs, timings_comparable=comparable)
+    arms = [dataclasses.replace(arm, dominated_by=dominated[arm.name]) for arm in arms]
+    first = arms[0].runs[0]
+    comparison = Comparison(
+        number=number,
+        reason=group.reason,
+        metric=metric,
+        margin=margin,
+        ppt_constant=PPT_CONSTANT,
+        arms=tuple(arms),
+        pairs=pairs,
+        sentences=(),
+        notes=(),
+        left_out=group.left_out,
+        zero_shot=first.metrics[FINAL_ZERO_SHOT_ACCURACY] if first.has_source else None,
+        base_accuracy=first.metrics[FINAL_BASE_TEST_ACCURACY] if first.has_source else None,
+        classes=first.classes,
+        test_images=len(first.predictions["shifted"].truth),
+        base_fingerprint=first.tags.get(BASE_FINGERPRINT_TAG, ""),
+        data_fingerprint=first.tags.get(DATA_FINGERPRINT_TAG, ""),
+        setup=_setup([run for arm in arms for run in arm.runs]),
+        timings_comparable=comparable,
+        robustness=judge_robustness(arms, margin if metric.scale == 100 else DEFAULT_MARGIN, comparable),
+    )
+    comparison = dataclasses.replace(comparison, notes=note_sentences(comparison))
+    return dataclasses.replace(comparison, sentences=verdict_sentences(comparison))
+
+
+def _with_metric(run: ComparedRun, metric: str) -> ComparedRun:
+    if run.status != "finished" or metric in run.metrics:
+        return run
+    return dataclasses.replace(run, status="incomplete", reason=f"has no metric {metric}")
+
+
+def _arm_result(arm: ArmRuns, metric: Metric) -> ArmResult:
+    def over_seeds(value: str | Callable[[ComparedRun], float]) -> Estimate:
+        read = (lambda run: run.metrics[value]) if isinstance(value, str) else value
+        return estimate([read(run) for run in arm.runs])
+
+    def of_source(key: str) -> Estimate | None:
+        return over_seeds(key) if first.has_source else None
+
+    first = arm.runs[0]
+    few = len(first.classes) <= MOST_CONFUSION
+    trainable = int(first.metrics[PARAMS_TRAINABLE])
+    return ArmResult(
+        name=arm.name,
+        slug=arm.slug,
+        strategy=arm.strategy,
+        options=arm.options,
+        settings=arm.settings,
+        seeds=tuple(run.seed for run in arm.runs),
+        score=over_seeds(metric.key),
+        shifted=over_seeds(FINAL_SHIFTED_ACCURACY),
+        gain=of_source(FINAL_GAIN),
+        clean=of_source(FINAL_TEST_ACCURACY),
+        retention=of_source(FINAL_RETENTION),
+        macro_f1=over_seeds(FINAL_SHIFTED_MACRO_F1),
+        parameters=int(first.metrics[PARAMS_TOTAL]),
+        trainable=trainable,
+        trainable_fraction=first.metrics[PARAMS_TRAINABLE_FRACTION],
+        adapter_bytes=over_seeds(SIZE_ADAPTER_BYTES),
+        train_seconds=over_seeds(TIME_TRAIN_SECONDS),
+        epoch_seconds=over_seeds(lambda run: run.metrics[TIME_TRAIN_SECONDS] / int(run.settings.get("epochs", 1))),
+        peak_bytes=over_seeds(MEMORY_PEAK_BYTES),
+        inference_ratio=over_seeds(TIME_INFERENCE_RATIO),
+        ppt=ppt(over_seeds(FINAL_SHIFTED_ACCURACY).mean, trainable, PPT_CONSTANT),
+        class_f1=tuple(class_f1(arm.runs).mean(0).tolist()),
+        confusion=tuple(map(tuple, mean_confusion(arm.runs).tolist())) if few else (),
+        dominated_by=dict.fromkeys(COSTS, ()),
+        runs=arm.runs,
+    )
+
+
+def _check_test_images(runs: Sequence[ComparedRun]) -> None:
+    """Refuse runs whose predictions are not of the same test images: no difference between them means anything."""
+    first = runs[0]
+    for run in runs[1:]:
+        for name, found in run.predictions.items():
+            expected = first.predictions[name]
+            same = run.classes == first.classes and len(found.truth) == len(expected.truth)
+            if not (same and (found.image == expected.image).all() and (found.truth == expected.truth).all()):
+                raise BadInput(f"the predictions of {run.name} and {first.name} are not of the same {name} test images")
+
+
+def _timings_comparable(arms: Sequence[ArmResult]) -> bool:
+    """Tell whether all seconds were taken on one machine's device, with one number of threads, by runs alone there."""
+    runs = [run for arm in arms for run in arm.runs]
+    tags = {HOST_TAG: None, THREADS_TAG: None, PROCESSES_TAG: "1"}  # what older runs did not say
+    places = {(*(run.tags.get(*tag) for tag in tags.items()), run.settings.get("device")) for run in runs}
+    return len(places) == 1 and all(run.tags.get(TIMING_TAG, "alone") == "alone" for run in runs)
+
+
+def _setup(runs: Sequence[ComparedRun]) -> Mapping[str, str]:
+    """Return the settings that all runs share; without a source, nobody trained the base."""
+    first = runs[0].settings
+    own = ["seed", "strategy", "preset", "data_dir"]
+    if not runs[0].has_source:
+        own += [key for key in first if key.startswith("base.") or key == "split.source"]
+    shared = {
+        key: value
+        for key, value in first.items()
+        if key not in own and not key.startswith("strategy.") and all(run.settings.get(key) == value for run in runs)
+    }
+    for fact in ("pool_images", "drawn_images"):
+        values = {run.tags.get(f"adaptkit.{fact}") for run in runs}
+        if len(values) == 1 and (value := values.pop()):
+            shared[fact] = value
+    return shared

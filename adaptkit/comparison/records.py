@@ -1,0 +1,399 @@
+"""What a comparison reads of runs and finds about strategies: plain records, the same for Python, JSON and reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from adaptkit.events import Predictions
+from adaptkit.names import (
+    MEMORY_PEAK_BYTES,
+    PARAMS_TRAINABLE,
+    SIZE_ADAPTER_BYTES,
+    TIME_INFERENCE_RATIO,
+    TIME_TRAIN_SECONDS,
+)
+
+
+@dataclass(frozen=True)
+class SeverityArm:
+    """An arm over the severities: its mean accuracy at each, and the area below them (None for one severity)."""
+
+    name: str
+    slug: str
+    strategy: str
+    accuracies: tuple[Estimate, ...]
+    area: Estimate | None
+
+    @property
+    def score(self) -> Estimate:
+        """Return what arms are ranked by."""
+        return self.area or self.accuracies[0]
+
+
+@dataclass(frozen=True)
+class SeverityPair:
+    """Two arms' areas, `a` minus `b` over the seeds that they share, judged as by any metric, by seeds alone."""
+
+    a: str
+    b: str
+    n: int
+    verdict: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_unadjusted: float | None
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where the mean lines of two arms cross: `rising` is behind at the severity `low` and ahead at `high`.
+
+    `settled` says that the pair's 95 % intervals exclude 0 at both; `before` and `after` are the differences there.
+    `sure_before` and `sure_after` are the nearest severities on each side, with no other crossing between, at which
+    the interval excludes 0.
+    """
+
+    rising: str
+    falling: str
+    low: float
+    high: float
+    at: float
+    before: float
+    after: float
+    n: int
+    settled: bool
+    sure_before: float | None
+    sure_after: float | None
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What a comparison finds over severities, as fractions: `arms` by area, the largest first."""
+
+    severities: tuple[float, ...]
+    zero_shot: tuple[float, ...] | None
+    zero_shot_area: float | None
+    arms: tuple[SeverityArm, ...]
+    pairs: tuple[SeverityPair, ...]
+    crossings: tuple[Crossing, ...]
+    notes: tuple[str, ...] = ()
+
+
+#: cost metric -> what people call it; on each of them the Pareto front is drawn
+COSTS = {
+    PARAMS_TRAINABLE: "trainable parameters",
+    SIZE_ADAPTER_BYTES: "adapter size",
+    TIME_TRAIN_SECONDS: "training time",
+    MEMORY_PEAK_BYTES: "peak memory",
+    TIME_INFERENCE_RATIO: "inference time",
+}
+
+
+#: the param `dataset` of runs without a source
+NO_SOURCE = "none"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A compared metric: `scale` turns its values into what is shown in `unit` (fractions into points)."""
+
+    key: str
+    label: str
+    unit: str
+    scale: float
+    higher_is_better: bool
+
+    @property
+    def digits(self) -> int:
+        """Return how many decimals are shown."""
+        if self.scale == 100:
+            return 1
+        return 0 if self.key.startswith(("params/", "size/", "memory/")) else 3
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run epoch by epoch: accuracies as fractions, `seconds` since the run's start; no `clean` without a source."""
+
+    epoch: tuple[int, ...]
+    seconds: tuple[float, ...]
+    clean: tuple[float, ...] | None
+    shifted: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One adaptation run as a comparison sees it.
+
+    `options` and `settings` are the params as text, `arm` the strategy with its options as the run was named,
+    `status` finished, failed, killed or running. Predictions (`clean`, `shifted`) are class indices; without a source
+    there are none of a clean test, and `shifted` is the target's test set.
+    """
+
+    name: str
+    run_id: str | None
+    strategy: str
+    arm: str
+    options: Mapping[str, str]
+    settings: Mapping[str, str]
+    seed: int
+    status: str
+    started: int
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    classes: tuple[str, ...] = field(default=(), repr=False)
+    predictions: Mapping[str, Predictions] = field(default_factory=dict, repr=False)
+    curve: Curve | None = field(default=None, repr=False)
+    reason: str | None = None
+
+    @property
+    def has_source(self) -> bool:
+        """Tell whether the run's base was trained on a source, which then has a clean test."""
+        return self.settings.get("dataset") != NO_SOURCE
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` seeds with its standard deviation and 95 % t-interval; None where one seed gives none."""
+
+    mean: float
+    n: int
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def half_width(self) -> float | None:
+        """Return half the interval's width."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """A strategy with its options: accuracies as fractions, costs a run, and what dominates it.
+
+    `score` is the compared metric. `dominated_by` maps each cost to the arms that are cheaper and better or tied.
+    `confusion` is the mean share of each true class (row) taken for each class (column) on the shifted test; empty for
+    more than 100 classes. Without a source there is no `gain`, `clean` or `retention`.
+    """
+
+    name: str
+    slug: str
+    strategy: str
+    options: Mapping[str, str]
+    settings: Mapping[str, str]
+    seeds: tuple[int, ...]
+    score: Estimate
+    shifted: Estimate
+    gain: Estimate | None
+    clean: Estimate | None
+    retention: Estimate | None
+    macro_f1: Estimate
+    parameters: int
+    trainable: int
+    trainable_fraction: float
+    adapter_bytes: Estimate
+    train_seconds: Estimate
+    epoch_seconds: Estimate
+    peak_bytes: Estimate
+    inference_ratio: Estimate
+    #: V-PETL Bench's score, with its constant; it stands in the JSON only
+    ppt: float
+    class_f1: tuple[float, ...]
+    confusion: tuple[tuple[float, ...], ...]
+    dominated_by: Mapping[str, tuple[str, ...]]
+    runs: tuple[ComparedRun, ...] = field(repr=False)
+
+    def cost(self, key: str) -> Estimate:
+        """Return the cost that a metric of COSTS records."""
+        if key == PARAMS_TRAINABLE:
+            return Estimate(float(self.trainable), len(self.seeds))
+        costs = {
+            SIZE_ADAPTER_BYTES: self.adapter_bytes,
+            TIME_TRAIN_SECONDS: self.train_seconds,
+            MEMORY_PEAK_BYTES: self.peak_bytes,
+            TIME_INFERENCE_RATIO: self.inference_ratio,
+        }
+        return costs[key]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arm as plain JSON types."""
+        hidden = {"score", "runs"}
+        score = dataclasses.asdict(self.score)
+        plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in hidden}
+        plain = {
+            key: dataclasses.asdict(value) if isinstance(value, Estimate) else value for key, value in plain.items()
+        }
+        first = {"name": plain.pop("name"), "slug": plain.pop("slug")}
+        runs = [{"run_id": run.run_id, "name": run.name, "seed": run.seed} for run in self.runs]
+        return first | score | plain | {"runs": runs}
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """Two arms: `a` minus `b` over the seeds that they share, with the pair's own 95 % interval.
+
+    `p` is corrected by Holm over all pairs of the comparison, `p_unadjusted` is not. `test` is `paired t`, `mcnemar`
+    (one shared seed) or None (neither can be made). `image_low` and `image_high` bound the difference under resampling
+    of the test images; `verdict` is `seeds_verdict` unless they do not bear it out. `seeds_needed` and `images_needed`
+    say what would decide an unclear pair.
+    """
+
+    a: str
+    b: str
+    n: int
+    verdict: str
+    seeds_verdict: str
+    test: str | None
+    difference: float | None
+    sd: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_unadjusted: float | None
+    image_low: float | None
+    image_high: float | None
+    seeds_needed: int | None
+    images_needed: int | None
+    disagreement: float | None
+    class_f1_difference: tuple[float, ...]
+    gain_difference: float | None
+    retention_difference: float | None
+    trainable_ratio: float
+    seconds_ratio: float | None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that is not in the figures, and why."""
+
+    name: str
+    run_id: str | None
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that share a base, the data and the number of labelled images, and what is found between them.
+
+    Without a source there is no `zero_shot` and no `base_accuracy`: the base's head is new.
+    """
+
+    number: int
+    reason: str | None
+    metric: Metric
+    margin: float
+    ppt_constant: float
+    arms: tuple[ArmResult, ...]
+    pairs: tuple[PairResult, ...]
+    sentences: tuple[str, ...]
+    notes: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    zero_shot: float | None
+    base_accuracy: float | None
+    classes: tuple[str, ...]
+    test_images: int
+    base_fingerprint: str
+    data_fingerprint: str
+    #: settings that all arms share, and the facts that do not depend on an arm
+    setup: Mapping[str, str]
+    #: whether seconds were measured on one machine, one run at a time
+    timings_comparable: bool
+    #: None where no run was tested over severities of the shift
+    robustness: Robustness | None = None
+
+    @property
+    def test_name(self) -> str:
+        """Return what people call the test set of `shifted`."""
+        return "target's test set" if self.zero_shot is None else "shifted test"
+
+    def arm(self, name: str) -> ArmResult:
+        """Return the arm of this name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def front(self, cost: str) -> tuple[ArmResult, ...]:
+        """Return the arms that nothing dominates for this cost, the cheapest first."""
+        free = [arm for arm in self.arms if not arm.dominated_by.get(cost)]
+        return tuple(sorted(free, key=lambda arm: arm.cost(cost).mean))
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Arms that stand in several comparisons, which differ in one number: `setting`, by its rising `values`.
+
+    `numbers` are those of the comparisons, in this order; `arms` are named as there, the best on average first.
+    """
+
+    setting: str
+    values: tuple[float, ...]
+    numbers: tuple[int, ...]
+    arms: tuple[str, ...]
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """All comparisons that a set of runs allows; `notes` are about runs that stand in none of them."""
+
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    trends: tuple[Trend, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the findings as plain JSON types: arms and pairs carry the number of their comparison."""
+        first = self.comparisons[0]
+        plain = {
+            "metric": first.metric.key,
+            "margin": first.margin,
+            "arms": [{"comparison": c.number} | arm.to_dict() for c in self.comparisons for arm in c.arms],
+            "pairs": [{"comparison": c.number} | _shallow(pair) for c in self.comparisons for pair in c.pairs],
+            "sentences": [sentence for c in self.comparisons for sentence in c.sentences],
+            "comparisons": [
+                {
+                    key: value
+                    for key, value in _shallow(c).items()
+                    if key not in ("arms", "pairs", "metric", "margin", "left_out")
+                }
+                for c in self.comparisons
+            ],
+            "left_out": [
+                dataclasses.asdict(run)
+                for runs in (*(c.left_out for c in self.comparisons), self.left_out)
+                for run in runs
+            ],
+            "notes": list(self.notes),
+            "trends": [dataclasses.asdict(trend) for trend in self.trends],
+        }
+        finite: dict[str, Any] = _finite(plain)
+        return finite
+
+    def to_json(self) -> str:
+        """Return the findings as one JSON document."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return plain JSON types with None for numbers that JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):  # most of what there is
+        return value
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _shallow(record: Comparison | PairResult) -> dict[str, Any]:
+    # Not by `asdict`, which copies all that is inside: there are many pairs.
+    found = {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
+    if isinstance(record, Comparison) and record.robustness is not None:
+        found["robustness"] = dataclasses.asdict(record.robustness)
+    return found

@@ -1,0 +1,179 @@
+"""The statistics of a comparison: pure functions of arrays, the last axis being seeds, pairs or images.
+
+They work on whole families at once, so that what the words promise can be tested by simulation.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+
+from adaptkit.comparison.records import Estimate
+
+ALPHA = 0.05
+RESAMPLES = 2_000
+#: no plan asks for more seeds than this
+MOST_SEEDS = 10_000
+#: spreads and differences of accuracies below this are rounding
+ROUNDING = 1e-9
+
+Floats = NDArray[numpy.float64]
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Paired differences: their mean, standard deviation, 95 % t-interval and two-sided p, an array each."""
+
+    mean: Floats
+    sd: Floats
+    low: Floats
+    high: Floats
+    p: Floats
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return the mean of independent values with its 95 % t-interval; without one for a single value."""
+    mean, n = math.fsum(values) / len(values), len(values)
+    if n < 2:
+        return Estimate(mean, n)
+    sd = float(numpy.std(values, ddof=1))
+    half = _quantile(ALPHA / 2, n - 1) * sd / math.sqrt(n)
+    return Estimate(mean, n, sd, mean - half, mean + half)
+
+
+def paired_t(differences: ArrayLike, resolution: float = 0.0) -> PairedTest:
+    """Test by Student's paired t whether differences `[..., n]`, n > 1, have the mean 0.
+
+    No finite test set can establish a spread below `resolution`, the change that one test image makes: equal and nearly
+    equal differences are tested with this standard deviation, unless all are 0 (p = 1, interval [0, 0]). p is never 0.
+    """
+    values = numpy.asarray(differences, dtype=float)
+    n = values.shape[-1]
+    mean, sd = values.mean(-1), values.std(-1, ddof=1)
+    equal = sd <= ROUNDING * numpy.maximum(1.0, numpy.abs(mean))
+    zero = equal & (numpy.abs(mean) <= ROUNDING)
+    sd = numpy.where(zero, 0.0, numpy.maximum(numpy.where(equal, 0.0, sd), resolution))
+    mean = numpy.where(zero, 0.0, mean)
+    error = sd / math.sqrt(n)
+    # Not by scipy.stats: its checks take ten times as long, and a comparison tests thousands of pairs.
+    half = _quantile(ALPHA / 2, n - 1) * error
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        p = numpy.where(zero, 1.0, 2 * special.stdtr(n - 1, -numpy.abs(mean) / error))
+    return PairedTest(mean, sd, mean - half, mean + half, numpy.maximum(p, numpy.finfo(float).tiny))
+
+
+def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> float:
+    """Return the two-sided p of McNemar's exact test on two models' right answers to the same images."""
+    a, b = numpy.asarray(right_a, dtype=bool), numpy.asarray(right_b, dtype=bool)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def holm(p: ArrayLike) -> Floats:
+    """Return p-values `[..., pairs]` corrected for their number (Holm, 1979): at most alpha of families err."""
+    values = numpy.asarray(p, dtype=float)
+    count = values.shape[-1]
+    order = values.argsort(-1)
+    steps = numpy.take_along_axis(values, order, -1) * numpy.arange(count, 0, -1)
+    steps = numpy.minimum(numpy.maximum.accumulate(steps, -1), 1.0)
+    corrected = numpy.empty_like(values)
+    numpy.put_along_axis(corrected, order, steps, -1)
+    return corrected
+
+
+def verdicts(mean: ArrayLike, low: ArrayLike, high: ArrayLike, p: ArrayLike, margin: float) -> NDArray[Any]:
+    """Return a word for each pair: better or worse (corrected p below .05), else tie, else unclear.
+
+    A tie is a 95 % interval within ±margin: two one-sided tests of equivalence, at 2.5 % each.
+    """
+    mean, p = numpy.asarray(mean), numpy.asarray(p)
+    decided = p < ALPHA
+    tie = (numpy.asarray(low) >= -margin) & (numpy.asarray(high) <= margin)
+    return numpy.select([decided & (mean > 0), decided & (mean < 0), tie], ["better", "worse", "tie"], "unclear")
+
+
+def supported(verdict: str, low: float, high: float, margin: float) -> bool:
+    """Tell whether an interval from resampled test images bears a verdict out."""
+    return {"better": low > 0, "worse": high < 0, "tie": low >= -margin and high <= margin}.get(verdict, True)
+
+
+def seeds_needed(mean: float, sd: float, margin: float, pairs: int) -> int | None:
+    """Return how many seeds would decide a pair if its mean and spread stayed as observed; None above 10,000.
+
+    Decided is: better or worse with the strictest of Holm's corrections, or a tie.
+    """
+
+    def decided(n: int) -> bool:
+        error = sd / math.sqrt(n)
+        different = abs(mean) > error * _quantile(ALPHA / (2 * pairs), n - 1)
+        return different or abs(mean) + error * _quantile(ALPHA / 2, n - 1) <= margin
+
+    # Both conditions only get easier with n.
+    plans = range(2, MOST_SEEDS + 1)
+    return plans[bisect.bisect_left(plans, True, key=decided)] if decided(MOST_SEEDS) else None
+
+
+@functools.cache
+def _quantile(tail: float, freedom: int) -> float:
+    """Return Student's t above which this share lies: a plan looks many of them up."""
+    return float(special.stdtrit(freedom, 1 - tail))
+
+
+def images_needed(verdict: str, mean: float, low: float, high: float, margin: float, images: int) -> int | None:
+    """Return how many test images would bear a verdict out if the difference stayed as observed.
+
+    The width of the resampled interval shrinks with the square root of the number of images. None where none would.
+    """
+    room = abs(mean) if verdict in ("better", "worse") else margin - abs(mean)
+    if room <= 0:
+        return None
+    return math.ceil(images * ((high - low) / 2 / room) ** 2)
+
+
+def resampling_weights(images: int, seed: int, resamples: int = RESAMPLES) -> NDArray[numpy.float32]:
+    """Return how often each test image is drawn, `[resamples, images]`: bootstrap samples that all runs share."""
+    generator = numpy.random.default_rng(seed)
+    weights = numpy.empty((resamples, images), dtype=numpy.float32)
+    for row in weights:
+        row[:] = numpy.bincount(generator.integers(images, size=images), minlength=images)
+    return weights
+
+
+def percentile_intervals(samples: Floats) -> tuple[Floats, Floats]:
+    """Return the low and the high ends of the bootstrap's 95 % percentile intervals of samples `[..., resamples]`."""
+    low, high = numpy.quantile(samples, [ALPHA / 2, 1 - ALPHA / 2], axis=-1)
+    return low, high
+
+
+def sampling_error(accuracy: float, images: int) -> float:
+    """Return the half-width of an accuracy's 95 % binomial interval (normal approximation) from its test images."""
+    return float(stats.norm.ppf(1 - ALPHA / 2)) * math.sqrt(accuracy * (1 - accuracy) / images)
+
+
+def confusion(truth: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[numpy.int64]:
+    """Return how many images of each class (row) were taken for each class (column)."""
+    cells = numpy.asarray(truth, dtype=numpy.int64) * classes + predicted
+    return numpy.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+def f1_scores(counts: ArrayLike) -> Floats:
+    """Return the F1 of each class from confusion counts `[classes, classes]`; 0 for a class that never occurs."""
+    counts = numpy.asarray(counts, dtype=float)
+    both = counts.sum(0) + counts.sum(1)
+    scores: Floats = numpy.divide(2 * numpy.diagonal(counts), both, out=numpy.zeros(len(counts)), where=both > 0)
+    return scores
+
+
+def ppt(score: float, trainable: int, constant: float) -> float:
+    """Return V-PETL Bench's performance-parameter trade-off (Xin et al., 2024): M exp(-log10(P / C + 1)), M <= 1."""
+    return score * math.exp(-math.log10(trainable / constant + 1))

@@ -1,0 +1,254 @@
+"""Data sets of torchvision, read from a folder or downloaded into it once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
+
+from adaptkit.errors import BadInput
+from adaptkit.hookspecs import hookimpl
+from adaptkit.system.files import expanded
+from adaptkit.system.network import ANSWER_WITHIN, answering, bounded_waits
+
+if TYPE_CHECKING:
+    from adaptkit.contracts import Corpus, Dataset
+
+#: torchvision's name of a set, which is that of its folder -> its classes
+CLASSES = {
+    "MNIST": tuple("0123456789"),
+    "FashionMNIST": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag"),
+        "Ankle boot",
+    ),
+    "KMNIST": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+}
+#: images and labels, of the training and the official test set
+FILES = (
+    ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+)
+UNSIGNED_BYTES = 8  # the format's number for this kind of value
+
+
+def idx_files(name: str) -> list[str]:
+    """Return the files of the set of this torchvision name, relative to torchvision's root; none of other sets."""
+    return [f"{name}/raw/{file}" for pair in FILES for file in pair] if name in CLASSES else []
+
+
+def read_corpus(folder: Path, name: str) -> Corpus:
+    """Return the images of the set of this torchvision name below `folder`; raise ValueError if a file is damaged."""
+    import torch
+
+    from adaptkit.contracts import Corpus, Images
+
+    parts = []
+    for images, labels in FILES:
+        pixels = torch.from_numpy(_read(folder / name / "raw" / images, dimensions=3)).unsqueeze(1)
+        truth = torch.from_numpy(_read(folder / name / "raw" / labels, dimensions=1)).to(torch.int64)
+        if len(pixels) != len(truth) or not len(truth) or truth.max() >= len(CLASSES[name]):
+            raise ValueError("images and labels do not belong together")
+        parts.append(Images(pixels, truth, CLASSES[name]))
+    train, test = parts
+    return Corpus(train, test)
+
+
+def _read(path: Path, dimensions: int) -> Any:  # of numpy, which is imported when it is needed
+    """Return the uint8 array of an IDX file: two zeros, the kind of value, the dimensions, each size, the values.
+
+    http://yann.lecun.com/exdb/mnist/ describes the format.
+    """
+    import numpy
+
+    content = bytearray(path.read_bytes())  # torch takes writable memory only
+    start = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, UNSIGNED_BYTES, dimensions]) or len(content) < start:
+        raise ValueError("not an IDX file of bytes")
+    sizes = numpy.frombuffer(content, ">u4", dimensions, offset=4).astype(int)
+    return numpy.frombuffer(content, numpy.uint8, offset=start).reshape(sizes)
+
+
+class Mnist:
+    """MNIST: 70,000 handwritten digits, 28x28 grey, 10,000 of them official test images."""
+
+    name: ClassVar[str] = "mnist"
+
+    def load(self, data_dir: Path) -> Corpus:
+        """Return the images below `data_dir`, downloaded if need be."""
+        return _load(self.name, "MNIST", data_dir)
+
+
+class FashionMnist:
+    """Fashion-MNIST: 70,000 articles of clothing, 28x28 grey, 10,000 of them official test images."""
+
+    name: ClassVar[str] = "fashion-mnist"
+
+    def load(self, data_dir: Path) -> Corpus:
+        """Return the images below `data_dir`, downloaded if need be."""
+        return _load(self.name, "FashionMNIST", data_dir)
+
+
+class Kmnist:
+    """Kuzushiji-MNIST: 70,000 cursive Japanese characters, 28x28 grey, 10,000 of them official test images."""
+
+    name: ClassVar[str] = "kmnist"
+
+    def load(self, data_dir: Path) -> Corpus:
+        """Return the images below `data_dir`, downloaded if need be."""
+        return _load(self.name, "KMNIST", data_dir)
+
+
+class Cifar10:
+    """CIFAR-10: 60,000 photographs of animals and vehicles, 32x32 colour, 10,000 of them official test images."""
+
+    name: ClassVar[str] = "cifar10"
+
+    def load(self, data_dir: Path) -> Corpus:
+        """Return the images below `data_dir`, downloaded if need be."""
+        return _load(self.name, "CIFAR10", data_dir)
+
+
+def _load(name: str, torchvision_name: str, data_dir: Path) -> Corpus:
+    folder = expanded(data_dir).absolute()
+    files = idx_files(torchvision_name)
+    if not files or not _present(folder, files):
+        published = _published(name, torchvision_name)
+        files = _files(published)
+        if not _present(folder, files):
+            _download(name, published, folder, files)
+    try:
+        return read_corpus(folder, torchvision_name) if torchvision_name in CLASSES else _cifar(folder, published)
+    except Exception as error:
+        # torchvision raises whatever its parsing trips over: AssertionError, ValueError, RuntimeError, ...
+        reason = _line(error) if isinstance(error, OSError) else "damaged or incomplete"
+        where = (folder / files[0]).parent
+        raise BadInput(
+            f"data set {name}: cannot read the files in {where} ({reason}); delete them to download them anew"
+        ) from None
+
+
+def _present(folder: Path, files: Sequence[str]) -> bool:
+    return all(os.path.isfile(folder / file) for file in files)
+
+
+def _published(name: str, torchvision_name: str) -> Any:
+    try:
+        import torchvision.datasets
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "torchvision":
+            raise BadInput(f"data set {name}: torchvision cannot be imported ({_line(error)})") from None
+        raise BadInput(f"data set {name}: torchvision is not installed; mend it: pip install torchvision") from None
+    except Exception as error:
+        # Its compiled part belongs to another torch. It tells so by a RuntimeError ("operator torchvision::nms does not
+        # exist"), an OSError ("undefined symbol"), an ImportError or an AttributeError ("partially initialized").
+        import torch
+
+        raise BadInput(
+            f"data set {name}: torchvision cannot be imported beside torch {torch.__version__} ({_line(error)}); "
+            "install the torchvision that matches torch: pip install --force-reinstall torch torchvision"
+        ) from None
+    return getattr(torchvision.datasets, torchvision_name)
+
+
+def _files(published: Any) -> list[str]:
+    """Return the files that torchvision reads, relative to its root."""
+    if hasattr(published, "base_folder"):
+        names = [*(name for name, _ in (*published.train_list, *published.test_list)), published.meta["filename"]]
+        return [f"{published.base_folder}/{name}" for name in names]
+    return [f"{published.__name__}/raw/{name.removesuffix('.gz')}" for name, _ in published.resources]
+
+
+def _archives(published: Any) -> list[str]:
+    """Return the files that torchvision downloads, relative to its root."""
+    if hasattr(published, "base_folder"):
+        return [published.filename]
+    return [f"{published.__name__}/raw/{name}" for name, _ in published.resources]
+
+
+def _cifar(folder: Path, published: Any) -> Corpus:
+    import torch
+
+    from adaptkit.contracts import Corpus, Images
+
+    # numpy 2.4.0-2.4.4 warns of the pickled dtypes in CIFAR's files, which nobody here can change.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
+        parts = [published(root=folder, train=train) for train in (True, False)]
+    images = []
+    for part in parts:
+        pixels = torch.as_tensor(part.data).permute(0, 3, 1, 2).contiguous()  # from [n, h, w, 3]
+        labels = torch.as_tensor(part.targets, dtype=torch.int64)
+        if len(pixels) != len(labels) or not set(part.targets) <= set(range(len(part.classes))):
+            raise ValueError("images and labels do not belong together")
+        images.append(Images(pixels, labels, tuple(part.classes)))
+    train, test = images
+    return Corpus(train, test)
+
+
+def _download(name: str, published: Any, folder: Path, files: Sequence[str]) -> None:
+    """Download into a folder of its own and move what is complete, so that no half-written file is ever read."""
+    archives = _archives(published)
+    where = (folder / files[0]).parent
+    advice = f"copy its files to {where}, or use --dataset mnist5k, which needs no network"
+    if not _present(folder, archives):
+        published = _reachable(published, f"data set {name}: not in {where}", advice)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-download-", dir=folder) as scratch:
+            for archive in archives:
+                # torchvision uses an archive that is there already, and overwrites a wrong one: hence a copy.
+                if os.path.isfile(folder / archive):
+                    Path(scratch, archive).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(folder / archive, Path(scratch, archive))
+            with bounded_waits(), _quietly():
+                published(root=scratch, download=True)
+            for file in files:
+                if not os.path.isfile(folder / file):
+                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(Path(scratch, file), folder / file)
+    except Exception as error:
+        # torchvision lets errors of urllib, http, gzip and tarfile through beside its own.
+        raise BadInput(f"data set {name}: not in {where}, and the download failed ({_line(error)}); {advice}") from None
+
+
+def _reachable(published: Any, problem: str, advice: str) -> Any:
+    """Return the torchvision class with only those mirrors that answer; raise BadInput when none does.
+
+    torchvision opens connections without a time limit, mirror by mirror: behind a silent firewall that takes minutes.
+    """
+    mirrors = list(getattr(published, "mirrors", ()))
+    addresses = [f"{mirror}{published.resources[0][0]}" for mirror in mirrors] or [published.url]
+    answered = answering(addresses, ANSWER_WITHIN)
+    if not answered:
+        hosts = ", ".join(dict.fromkeys(urlsplit(address).netloc for address in addresses))
+        raise BadInput(f"{problem}, and no answer from {hosts} to download it; {advice}")
+    if not mirrors:
+        return published
+    reachable = [mirror for mirror, address in zip(mirrors, addresses, strict=True) if address in answered]
+    # torchvision names the folder after the class.
+    return type(published.__name__, (published,), {"mirrors": reachable})
+
+
+def _quietly() -> contextlib.AbstractContextManager[object]:
+    """Show torchvision's progress bars on a terminal only."""
+    visible = sys.stderr is not None and sys.stderr.isatty()
+    return contextlib.nullcontext() if visible else contextlib.redirect_stderr(io.StringIO())
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (error.strerror if isinstance(error, OSError) else None) or text
+
+
+@hookimpl
+def adaptkit_datasets() -> list[type[Dataset]]:
+    """Offer mnist, fashion-mnist, kmnist and cifar10."""
+    return [Mnist, FashionMnist, Kmnist, Cifar10]

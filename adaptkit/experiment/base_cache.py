@@ -1,0 +1,225 @@
+"""The base: trained once per recipe, kept in the cache, known by the sha256 of its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from adaptkit.adapters.files import card_digest
+from adaptkit.adapters.weights import fingerprint, pack, unpack
+from adaptkit.backbones.structure import with_head
+from adaptkit.contracts import Backbone
+from adaptkit.data.domains import Domains
+from adaptkit.errors import BadInput
+from adaptkit.events import Epoch
+from adaptkit.seeds import derive_seed
+from adaptkit.settings.request import WEIGHTS, Request
+from adaptkit.system.files import read_file, write_bytes
+from adaptkit.system.folders import cache_folder, cache_limit, warn_of_damage
+from adaptkit.training.seeding import RandomStream
+
+#: Raised whenever the same recipe would give other weights, so that old cache entries are not taken for new ones.
+RECIPE_VERSION = 1
+WEIGHTS_FILE, CARD_FILE = "base.safetensors", "base.json"
+CARD_KEYS = {"fingerprint", "key", "epochs", "card_sha256"}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A trained base: its weights and buffers, and the record of its training."""
+
+    key: str
+    fingerprint: str
+    state: Mapping[str, Tensor]
+    epochs: tuple[Epoch, ...]
+
+    def build(self, request: Request, domains: Domains) -> nn.Module:
+        """Return a fresh model with the base's weights."""
+        model = _built(request, request.architecture, domains)
+        model.load_state_dict(dict(self.state))
+        return model
+
+
+def build_model(request: Request, domains: Domains) -> nn.Module:
+    """Return the untrained model: its pretrained weights, if any; its initial ones depend on the base seed alone."""
+    return _built(request, request.backbone, domains)
+
+
+def _built(request: Request, backbone: Backbone, domains: Domains) -> nn.Module:
+    with RandomStream(derive_seed(request.settings.base.seed, "base weights")):
+        model: Any = backbone.build(domains.channels, domains.size, len(domains.classes))
+    if not isinstance(model, nn.Module):
+        name = request.settings.backbone
+        raise BadInput(f"backbone {name}: build() returned {type(model).__name__}, not a torch.nn.Module")
+    return with_head(model)
+
+
+def recipe_key(request: Request, domains: Domains) -> str:
+    """Return the sha256 of all that decides the base's weights, but for the last digits of sums."""
+    settings = request.settings
+    model = build_model(request, domains)
+    trained = settings.base.model_dump(exclude={"mode"} if settings.base.mode == "train" else set())
+    recipe = {
+        "version": RECIPE_VERSION,
+        "source": domains.source_digest,
+        "backbone": settings.backbone,
+        # A backbone that changed under the same name is another one: its layers, or its initial weights.
+        "layers": repr(model),
+        "start": fingerprint(model.state_dict()),
+        "base": trained if domains.clean_test is not None else "not trained",
+        "precision": settings.precision,
+        "device": settings.device,
+        "torch": torch.__version__,
+    }
+    if request.backbone_options:
+        # Which weights it starts from is in `start`; where their file lies says nothing.
+        options = {key: value for key, value in request.backbone_options.items() if key != WEIGHTS}
+        recipe["backbone_options"] = options
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def base_lock(key: str, waiting: Any = None) -> Iterator[None]:
+    """Hold the recipe's lock, so that of several processes one trains; call `waiting()` if another has it."""
+    folder = _folder(key)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if waiting is not None:
+                waiting()
+            lock.acquire()
+    except OSError as error:
+        raise BadInput(
+            f"cannot write to the cache folder {folder.parent} ({error.strerror}); set ADAPTKIT_CACHE to another"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def if_free(key: str) -> Iterator[bool]:
+    """Hold the recipe's lock if nobody has it; tell whether."""
+    lock = FileLock(_folder(key).with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def used(key: str) -> float:
+    """Return the Unix time at which the base was last written or used."""
+    folder = _folder(key)
+    card = folder / CARD_FILE
+    return (card if card.exists() else folder).stat().st_mtime
+
+
+def mark_used(key: str) -> None:
+    """Note that the base is being used now: where room is made, others go first."""
+    with contextlib.suppress(OSError):
+        os.utime(_folder(key) / CARD_FILE)
+
+
+def stored_base(key: str) -> Base | None:
+    """Return the base from the cache; None if it is not there or damaged."""
+    folder = _folder(key)
+    try:
+        card = json.loads(read_file(folder / CARD_FILE))
+        if (
+            not isinstance(card, dict)
+            or not set(card) <= CARD_KEYS
+            or card.get("card_sha256") not in (None, card_digest(card))
+        ):
+            return None
+        state = unpack(read_file(folder / WEIGHTS_FILE, None))
+        base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return base if fingerprint(state) == base.fingerprint else None
+
+
+def sound_base(key: str) -> Base | None:
+    """Return the base from the cache, None if it is not there; warn of one that is damaged."""
+    base = stored_base(key)
+    if base is None and (_folder(key) / CARD_FILE).exists():
+        warn_of_damage(_folder(key))
+    return base
+
+
+def make_room(kept: str) -> list[int]:
+    """Remove the bases that were used longest ago, but not this one, until the cache's limit holds the others.
+
+    One that a process is using stays. Returns the bytes of each that was removed.
+    """
+    held, removed = [], []
+    for folder in (cache_folder() / "bases").iterdir():
+        with contextlib.suppress(OSError):  # another process makes room too
+            if folder.is_dir():
+                size = sum(path.stat().st_size for path in folder.iterdir())
+                held.append((used(folder.name), size, folder.name))
+    total = sum(size for _, size, _ in held)
+    for _, size, key in sorted(held):
+        if total <= cache_limit():
+            break
+        if key != kept and remove_base(key):
+            removed.append(size)
+            total -= size
+    return removed
+
+
+def remove_base(key: str) -> bool:
+    """Remove a base unless a process is using it; tell whether it could be."""
+    with if_free(key) as free:
+        if free:
+            shutil.rmtree(_folder(key), ignore_errors=True)
+    return free
+
+
+def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:
+    """Keep a base in the cache and return it."""
+    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    base = Base(key, fingerprint(state), state, epochs)
+    card = {"fingerprint": base.fingerprint, "key": key, "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
+    write_base(_folder(key), base, card)
+    return base
+
+
+def drop_base(key: str) -> None:
+    """Remove a base that nobody else knows of from the cache."""
+    shutil.rmtree(_folder(key), ignore_errors=True)
+    _folder(key).with_suffix(".lock").unlink(missing_ok=True)
+
+
+def write_base(folder: Path, base: Base, card: Mapping[str, Any]) -> dict[str, Path]:
+    """Write a base's weights and a card that says what they are; return the files by name."""
+    write_bytes(folder / WEIGHTS_FILE, pack(base.state))
+    # Written last: without it, the weights are not found.
+    signed = {**card, "card_sha256": card_digest(json.loads(json.dumps(card)))}
+    write_bytes(folder / CARD_FILE, (json.dumps(signed, indent=2) + "\n").encode())
+    return {name: folder / name for name in (WEIGHTS_FILE, CARD_FILE)}
+
+
+def _folder(key: str) -> Path:
+    return cache_folder() / "bases" / key

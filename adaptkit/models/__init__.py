@@ -1,0 +1,1 @@
+"""The model of a finished run: rebuilt from its artifacts, used and exported."""

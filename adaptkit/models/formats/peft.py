@@ -1,0 +1,90 @@
+"""An adapter of LoRA as a folder of Hugging Face PEFT."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from adaptkit.adapters.files import fit_adapter
+from adaptkit.adapters.peft import CONFIG, WEIGHTS, adapter_of, peft_folder
+from adaptkit.adapters.weights import pack
+from adaptkit.errors import BadInput
+from adaptkit.models.formats.format import Exported, Format, Logits
+from adaptkit.models.trained import TrainedRun
+from adaptkit.names import BASE_RUN_ID_TAG
+from adaptkit.plugins.offers import make_checked, options_of
+from adaptkit.strategies.lora import LoRA
+from adaptkit.system.files import write_bytes
+from adaptkit.training.trainable import adapt
+
+SUFFIX = ".lora_A.weight"
+
+
+def require(trained: TrainedRun) -> None:
+    """Take runs of LoRA that PEFT can express; raise BadInput for others."""
+    strategy = trained.card.get("strategy")
+    if strategy != "lora":
+        what = "a base has no adapter" if strategy is None else f"strategy {strategy} has no place in PEFT's files"
+        raise BadInput(f"--to peft takes runs of strategy lora: {what}; export with --to merged")
+    _folder(trained)
+
+
+def _folder(trained: TrainedRun) -> tuple[dict[str, Tensor], dict[str, object]]:
+    tensors = trained.adapter
+    options = {name: getattr(trained.strategy, name) for name in options_of(LoRA)}
+    targets = [name.removesuffix(SUFFIX) for name in tensors if name.endswith(SUFFIX)]
+    return peft_folder(tensors, options, targets, trained.base())
+
+
+def write(folder: Path, exported: Exported) -> None:
+    """Write PEFT's two files."""
+    tensors, config = _folder(exported.trained)
+    write_bytes(folder / WEIGHTS, pack(tensors))
+    write_bytes(folder / CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
+    """Put the adapter onto a fresh base, by our own reading of the files and, where it is installed, by PEFT's."""
+    models: dict[str, Logits] = {"adaptkit": read_onto(trained.base(), folder)}
+    if importlib.util.find_spec("peft") is not None:
+        from peft import PeftModel
+
+        models[f"peft {importlib.metadata.version('peft')}"] = PeftModel.from_pretrained(trained.base(), folder).eval()
+    return models
+
+
+def read_onto(base: nn.Module, folder: Path) -> nn.Module:
+    """Return the base, adapted by what is in PEFT's folder."""
+    found = adapter_of(folder)
+    strategy, _ = make_checked("lora", LoRA, found.options)
+    adapt(base, strategy, 0)
+    fit_adapter(found.tensors, base)
+    return base.eval()
+
+
+def usage(trained: TrainedRun) -> str:
+    """Return how to put the adapter onto its base."""
+    base = trained.found.tags.get(BASE_RUN_ID_TAG, "BASE_RUN_ID")
+    return f"""\
+`{WEIGHTS}` and `{CONFIG}` are PEFT's files, for the base with sha256 `{trained.base_fingerprint}`. With the store of
+the run (its address is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the current folder):
+
+```python
+import adaptkit
+from peft import PeftModel
+
+base = adaptkit.load("{base}")
+model = PeftModel.from_pretrained(base, ".").eval()
+logits = model(base.preprocess("picture.png"))
+print(base.classes[logits.argmax()])
+```
+
+`adaptkit export {base} --to merged -o base` writes the base itself, to be used without a store.
+"""
+
+
+FORMAT = Format("peft", require, write, read, usage, tolerance=1e-5)

@@ -1,0 +1,1 @@
+"""Load plugins and read what they provide."""

@@ -1,0 +1,226 @@
+"""What plugins offer: classes of five kinds, with a name and perhaps options."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from adaptkit.errors import BadInput, suggestion
+from adaptkit.plugins.ranges import Choice, Dimension, parse_dimension
+
+
+def describe_error(error: Mapping[str, Any]) -> str:
+    """Return one of pydantic's error records as plain words."""
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    bounds = {
+        "greater_than_equal": ("at least", "ge"),
+        "greater_than": ("greater than", "gt"),
+        "less_than_equal": ("at most", "le"),
+        "less_than": ("less than", "lt"),
+    }
+    shown = repr(given) if isinstance(given, str) else str(given)
+    if kind in bounds:
+        words, key = bounds[kind]
+        return f"must be {words} {context[key]:g}, not {shown.strip(chr(39))}"
+    if kind.startswith("int_"):
+        return f"must be a whole number, not {shown}"
+    if kind.startswith("float_"):
+        return f"must be a number, not {shown}"
+    if kind.startswith("bool_"):
+        return f"must be true or false, not {shown}"
+    if kind == "finite_number":
+        return f"must be a finite number, not {shown}"
+    if kind == "literal_error":
+        return f"must be {context['expected'].replace(chr(39), '')}, not {shown}"
+    if kind == "string_too_short":
+        return "must not be empty"
+    if kind == "missing":
+        return "must be given"
+    if kind == "tuple_type":
+        return f"must be one or a list of them, not {shown}"
+    if kind == "value_error":
+        return str(context["error"])
+    return f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {shown}"
+
+
+#: kind -> the hook that collects it and the method that its classes must have
+COLLECTIONS = {
+    "strategy": ("adaptkit_strategies", "adapt"),
+    "backbone": ("adaptkit_backbones", "build"),
+    "dataset": ("adaptkit_datasets", "load"),
+    "shift": ("adaptkit_shifts", "apply"),
+    "engine": ("adaptkit_engines", "start"),
+}
+
+#: kind -> what users call it
+TITLES = {"strategy": "strategy", "backbone": "backbone", "dataset": "data set", "shift": "shift", "engine": "engine"}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One class that a plugin offers, and where it comes from."""
+
+    kind: str
+    name: str
+    cls: type[Any]
+    origin: str
+
+    @property
+    def argument(self) -> str:
+        """Return what follows the name after a colon, in capitals; empty if nothing does."""
+        return argument_of(self.cls)
+
+    @property
+    def shown(self) -> str:
+        """Return the name as it is written on the command line."""
+        return f"{self.name}:{self.argument}" if self.argument else self.name
+
+    @property
+    def unavailable(self) -> str:
+        """Return why it cannot be used here; empty if it can."""
+        return str(getattr(self.cls, "unavailable", ""))
+
+    @property
+    def summary(self) -> str:
+        """Return the first line of the class's docstring, or of its module's."""
+        own = self.cls.__doc__ if not _is_generated_doc(self.cls) else None
+        text = own or getattr(sys.modules.get(self.cls.__module__), "__doc__", None) or ""
+        return text.strip().split("\n")[0]
+
+
+def options_of(offered: type[Any] | Offer | None) -> dict[str, dataclasses.Field[Any]]:
+    """Return the options of a class that a plugin offers: its dataclass fields, by name.
+
+    Where the name carries an argument, the first field is that and no option.
+    """
+    cls = offered.cls if isinstance(offered, Offer) else offered
+    if cls is None or not dataclasses.is_dataclass(cls):
+        return {}
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    return {field.name: field for field in (fields[1:] if argument_of(cls) else fields)}
+
+
+def argument_of(cls: type[Any]) -> str:
+    """Return what follows the name of a backbone or data set after a colon, in capitals; empty if nothing does."""
+    # A strategy or a shift may have an option of this name.
+    named = hasattr(cls, "build") or hasattr(cls, "load")
+    return str(getattr(cls, "argument", "")) if named else ""
+
+
+def make_offer(kind: str, cls: type[Any], origin: str) -> Offer:
+    """Return a class as an offer; raise BadInput unless it keeps the contract of its kind."""
+    _, method = COLLECTIONS[kind]
+    if not inspect.isclass(cls):
+        raise BadInput(f"{cls!r} is not a class")
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not name or set(name) & set("=,:. "):
+        raise BadInput(f"{cls.__name__} needs a class variable `name`, a string without '= , : .' and spaces")
+    if not callable(getattr(cls, method, None)):
+        raise BadInput(f"{cls.__name__} has no method {method}()")
+    if kind == "shift" and len(options_of(cls)) != 1:
+        raise BadInput(f"{cls.__name__} must be a dataclass with one field, its amount")
+    lr = getattr(cls, "lr", 1.0)
+    if kind == "strategy" and not (isinstance(lr, int | float) and 0 < lr < float("inf")):
+        raise BadInput(f"{cls.__name__}.lr must be a number above 0, not {lr!r}")
+    if kind == "strategy":
+        tunable(cls)
+    return Offer(kind, name, cls, origin)
+
+
+def tunable(cls: type[Any]) -> dict[str, Dimension]:
+    """Return the options that a strategy declares tunable, with what is searched of each.
+
+    Raises BadInput for a declaration that cannot be read or that the option itself refuses.
+    """
+    declared = {key: field for key, field in options_of(cls).items() if "tune" in field.metadata}
+    return {key: read_dimension(cls, key, field.metadata["tune"], "tune ") for key, field in declared.items()}
+
+
+def read_dimension(cls: type[Any], key: str, text: object, told: str = "") -> Dimension:
+    """Return what a text says is searched of an option, its values checked; raise BadInput, `told` in the lines."""
+    title = f"{told}{getattr(cls, 'name', cls.__name__)}.{key}"
+    default = options_of(cls)[key].default
+    is_whole = isinstance(default, int) and not isinstance(default, bool)
+    dimension = parse_dimension(title, str(text), integer=is_whole)
+    if isinstance(dimension, Choice):
+        return Choice(tuple(check_option(cls, key, value, title) for value in dimension.values))
+    for end in (dimension.low, dimension.high):
+        check_option(cls, key, end, title)
+    return dimension
+
+
+def check_option(cls: type[Any], key: str, value: Any, title: str) -> Any:
+    """Return a value as an option's type makes it; raise BadInput for one that the type refuses."""
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+    try:
+        kind = typing.get_type_hints(cls, include_extras=True)[key]
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise BadInput(f"{title}: {describe_error(error.errors()[0])}") from None
+    except (PydanticUserError, NameError) as error:
+        raise BadInput(f"{title}: its type cannot be checked: {error}") from None
+
+
+def _is_generated_doc(cls: type[Any]) -> bool:
+    # A dataclass without a docstring is given its signature as one.
+    return dataclasses.is_dataclass(cls) and (cls.__doc__ or "").startswith(f"{cls.__name__}(")
+
+
+def make_checked(
+    title: str, cls: type[Any], given: Mapping[str, Any], argument: str = ""
+) -> tuple[Any, dict[str, Any]]:
+    """Return an instance with these options, checked, and all its options; raise BadInput with a line a problem.
+
+    `title` begins the keys in the lines; `argument` is what followed the name after a colon.
+    """
+    known = options_of(cls)
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        has = f"; {getattr(cls, 'name', title)} has no options" if not known else ""
+        raise BadInput(*(f"unknown option {f'{title}.{key}'!r}{has or suggestion(key, known)}" for key in unknown))
+    if not dataclasses.is_dataclass(cls):
+        return _create(cls, title, *([argument] if argument else [])), {}
+    first = {dataclasses.fields(cls)[0].name: argument} if argument else {}
+    instance = validated(cls, first | dict(given), title)
+    return instance, {key: getattr(instance, key) for key in known}
+
+
+def _create(cls: type[Any], title: str, *argument: str) -> Any:
+    try:
+        return cls(*argument)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{title}: {cls.__name__}() failed: {type(error).__name__}: {error}") from error
+
+
+def validated(cls: type[Any], given: Mapping[str, Any], prefix: str, rename: Mapping[str, str] | None = None) -> Any:
+    """Return an instance of a dataclass with these fields; raise BadInput, its lines begun by `prefix` and the field.
+
+    `rename` maps fields to what users call them.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(dict(given))
+    except ValidationError as error:
+        told: dict[str, list[str]] = {}  # by option: one of several types has an error for each
+        for record in error.errors():
+            key = str(record["loc"][0]) if record["loc"] else ""
+            told.setdefault(f".{(rename or {}).get(key, key)}".rstrip("."), []).append(describe_error(record))
+        raise BadInput(*(f"{prefix}{key}: {_either(reasons)}" for key, reasons in told.items())) from None
+    except PydanticUserError as error:
+        reason = str(error).split("\n")[0]
+        raise BadInput(f"{prefix}: the options of {cls.__name__} cannot be checked: {reason}") from error
+
+
+def _either(reasons: Sequence[str]) -> str:
+    """Join what each of several types has against a value, which only the last need name."""
+    *others, last = dict.fromkeys(reasons)
+    return " or ".join([*(reason.rpartition(", not ")[0] or reason for reason in others), last])

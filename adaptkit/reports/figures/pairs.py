@@ -1,0 +1,113 @@
+"""The figure of pairs of arms: how large each difference is, and how sure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from adaptkit.comparison.records import Comparison, Metric, PairResult
+from adaptkit.reports.figures.style import (
+    INK,
+    QUIET,
+    Drawing,
+    difference_label,
+    listed,
+    new_figure,
+    settle,
+    shown,
+    write_note,
+)
+
+MOST_PAIRS = 20
+#: filled: the data decide; hollow: they do not
+DECIDED, OPEN = "#222222", "#767676"
+THICK: dict[str, Any] = {"linewidth": 6.0, "alpha": 0.35, "solid_capstyle": "butt", "zorder": 2}
+THIN: dict[str, Any] = {"linewidth": 1.1, "marker": "|", "markersize": 5, "markeredgewidth": 1.1, "zorder": 2.5}
+
+
+def draw_differences(comparison: Comparison) -> Drawing | None:
+    """Draw the difference of each pair with its intervals and its verdict; None for a single arm."""
+    metric, pairs = comparison.metric, chosen_pairs(comparison)
+    if not pairs:
+        return None
+    title = "Differences between arms"
+    names = [_pair_name(pair) for pair in pairs]
+    lines = sum(1 + name.count("\n") for name in names)
+    figure = new_figure(8.4, 1.75 + 0.27 * lines, title)
+    axes = figure.subplots()
+    margin = metric.scale * comparison.margin
+    axes.axvspan(-margin, margin, color="#e8e8e8", linewidth=0, zorder=0)
+    axes.axvline(0, color="#8a8a8a", linewidth=1, zorder=1)
+    for row, pair in enumerate(pairs):
+        _draw_pair(axes, row, pair, metric)
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.set_yticks(range(len(pairs)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(f"{difference_label(metric)}, the first minus the second")
+    write_note(figure, _note(comparison, pairs))
+    settle(figure)
+    found = listed([f"{shown(pair.a)} against {shown(pair.b)} {_value(pair, metric)} {pair.verdict}" for pair in pairs])
+    return Drawing("differences", title, f"Intervals around differences: {found}.", figure)
+
+
+def chosen_pairs(comparison: Comparison) -> tuple[PairResult, ...]:
+    """Return all pairs, or, where they are more than 20, the first 20 of those with the best arm."""
+    if len(comparison.pairs) <= MOST_PAIRS:
+        return comparison.pairs
+    best = comparison.arms[0].name
+    return tuple(pair for pair in comparison.pairs if best in (pair.a, pair.b))[:MOST_PAIRS]
+
+
+def _draw_pair(axes: Axes, row: int, pair: PairResult, metric: Metric) -> None:
+    beside = axes.get_yaxis_transform()
+    decided = pair.verdict in ("better", "worse")
+    colour = DECIDED if decided else OPEN
+    if pair.difference is not None:
+        for low, high, look in ((pair.low, pair.high, THICK), (pair.image_low, pair.image_high, THIN)):
+            if low is not None and high is not None:
+                axes.plot([metric.scale * low, metric.scale * high], [row, row], color=colour, **look)
+        fill = "white" if pair.verdict == "unclear" else colour
+        point = [metric.scale * pair.difference]
+        axes.plot(point, [row], "o", color=colour, markerfacecolor=fill, markersize=6.5, markeredgewidth=1.4, zorder=3)
+    value = axes.text(1.085, row, _value(pair, metric), transform=beside, ha="right", va="center", color=INK)
+    word = axes.text(1.1, row, pair.verdict, transform=beside, va="center", color=INK if decided else QUIET)
+    word.set_fontweight("bold" if decided else "normal")
+    value.set_fontsize(8.5)
+
+
+def _value(pair: PairResult, metric: Metric) -> str:
+    return "no shared seed" if pair.difference is None else f"{metric.scale * pair.difference:+.{metric.digits}f}"
+
+
+def _pair_name(pair: PairResult) -> str:
+    a, b = shown(pair.a, 40), shown(pair.b, 40)
+    return f"{a} vs {b}" if len(a) + len(b) <= 36 else f"{a}\nvs {b}"
+
+
+def _margin(metric: Metric, margin: float) -> str:
+    size = f"±{metric.scale * margin:g}"
+    unit = metric.unit.removesuffix("s") if size == "±1" else metric.unit
+    return f"{size} {unit}".rstrip()
+
+
+def _note(comparison: Comparison, pairs: tuple[PairResult, ...]) -> str:
+    metric = comparison.metric
+    parts = []
+    if any(pair.low is not None for pair in pairs):
+        parts.append("thick: the pair's 95 % t-interval over seeds")
+    if any(pair.image_low is not None for pair in pairs):
+        parts.append("thin: 95 % interval over resampled test images")
+    if comparison.margin:
+        parts.append(f"shaded: within the margin, {_margin(metric, comparison.margin)}")
+    if any(pair.verdict == "unclear" for pair in pairs):
+        parts.append("hollow: unclear")
+    if len(pairs) < len(comparison.pairs):
+        with_best = len(comparison.arms) - 1
+        which = f"those with {shown(comparison.arms[0].name)}" + (
+            f", the first {len(pairs)}" if len(pairs) < with_best else ""
+        )
+        parts.append(f"{len(pairs)} of {len(comparison.pairs)} pairs: {which}")
+    return "; ".join(parts)

@@ -1,0 +1,279 @@
+"""What every figure of a comparison shares: its style, its frame, how names are shown, how it is written."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib import style
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from adaptkit.comparison.metrics import of_severities
+from adaptkit.comparison.records import ArmResult, Estimate, Metric
+
+#: the curves of a single run
+TRAIN, CLEAN, SHIFTED = "#999999", "#0072B2", "#D55E00"
+#: the base as it is, and what is said beside the data
+ZERO_SHOT, QUIET, INK = "#767676", "#6b6b6b", "#222222"
+DASHED = (0, (6, 4))
+
+#: of the built-in strategies
+FIXED = {"full": "#0072B2", "head": "#009E73", "lora": "#D55E00", "scratch": "#CC79A7"}
+OTHERS = ("#E69F00", "#56B4E9", "#000000", "#332288", "#661100", "#999933")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How an arm is drawn: matplotlib's colour, marker and line style."""
+
+    colour: str
+    marker: str
+    line: Any
+
+
+def assign_colours(strategies: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each strategy.
+
+    A strategy without a fixed colour takes the one that its name's checksum points at, or the next free one, so that it
+    rarely changes colour when another strategy joins. Beyond ten strategies colours repeat.
+    """
+    names = sorted(set(strategies))
+    colours = {name: FIXED[name] for name in names if name in FIXED}
+    uses = Counter({colour: 0 for colour in OTHERS})
+    for name in names:
+        if name not in FIXED:
+            start = zlib.crc32(name.encode("utf-8", "replace")) % len(OTHERS)
+            order = OTHERS[start:] + OTHERS[:start]
+            colours[name] = min(order, key=uses.__getitem__)
+            uses[colours[name]] += 1
+    return colours
+
+
+def assign_marks(arms: Sequence[ArmResult], colours: Mapping[str, str]) -> dict[str, Mark]:
+    """Return each arm's mark, by name; arms of one colour differ by marker and line style, in the order of names."""
+    taken: Counter[str] = Counter()
+    marks = {}
+    for arm in sorted(arms, key=lambda arm: _natural(arm.name)):
+        colour = colours[arm.strategy]
+        index = taken[colour]
+        taken[colour] += 1
+        marks[arm.name] = Mark(colour, MARKERS[index % len(MARKERS)], LINES[index % len(LINES)])
+    return marks
+
+
+def darker(colour: str) -> str:
+    """Return a colour dark enough for small text on white."""
+    return to_hex(tuple(0.68 * part for part in to_rgb(colour)))  # type: ignore[arg-type]
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Return a sort key by which `rank=4` comes before `rank=16`."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(part.isascii() and part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+DPI = 120
+LONGEST_NAME = 34
+#: of more arms than this not each is named
+CROWD = 12
+#: `text.parse_math`: a user's `$` is a dollar; `svg.fonttype`: text stays text, to be found and read aloud
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#8a8a8a",
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
+    "font.size": 9,
+    "grid.color": "#e4e4e4",
+    "lines.markeredgewidth": 1.4,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "xtick.color": "#555555",
+    "xtick.labelcolor": INK,
+    "ytick.color": "#555555",
+    "ytick.labelcolor": INK,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with the stem of its file names, its title, and what it shows in words for those who cannot see it."""
+
+    stem: str
+    title: str
+    alt: str
+    figure: Figure = field(repr=False)
+
+
+@contextmanager
+def own_style(**more: Any) -> Iterator[None]:
+    """Draw in this module's style, whatever the user's matplotlib settings are, and put those back."""
+    with style.context(["default", STYLE | more]), any_characters():
+        yield
+
+
+@contextmanager
+def any_characters() -> Iterator[None]:
+    """Draw characters that no font here has, as in users' names, as boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from", category=UserWarning)
+        yield
+
+
+def save_drawing(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
+    """Write `<stem>.png` and `<stem>.svg`, the same bytes for the same drawing, and return the two paths."""
+    png, svg = folder / f"{drawing.stem}.png", folder / f"{drawing.stem}.svg"
+    described = {"Title": drawing.title, "Description": drawing.alt, "Date": None, "Creator": None}
+    figure = drawing.figure
+    with own_style(**{"svg.hashsalt": drawing.stem}):
+        # Figure.savefig would draw everything once more before each file, to lay out what is settled already.
+        try:
+            FigureCanvasSVG(figure).print_svg(svg, metadata=described)  # type: ignore[no-untyped-call]
+        finally:
+            figure.set_dpi(DPI)
+            canvas = FigureCanvasAgg(figure)
+        canvas.print_png(png)  # type: ignore[no-untyped-call]
+    return png, svg
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """Return a figure, width and height in inches, under its title."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.015, ha="left", fontsize=11, fontweight="bold", color=INK)
+    return figure
+
+
+def write_note(figure: Figure, note: str) -> None:
+    """Say below a figure how to read it."""
+    text = textwrap.fill(note, int(figure.get_figwidth() * 15.5))
+    figure.supxlabel(text, x=0.015, ha="left", fontsize=8, color=QUIET, linespacing=1.35)
+
+
+def set_legend(parent: Axes | Figure, handles: Sequence[Artist], names: Sequence[str], **place: Any) -> None:
+    """Add a legend; matplotlib itself would pass over a name that begins with an underscore."""
+    legend = parent.legend(handles, [" "] * len(names), **place)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(shown(name))
+
+
+def settle(figure: Figure) -> None:
+    """Work out the places of all parts, once and for all."""
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+
+
+def shown(name: str, longest: int = LONGEST_NAME) -> str:
+    """Return a name as one short line: without what cannot be printed, and without its middle where it is long."""
+    line = "".join(
+        sign if sign.isprintable() else " " if sign.isspace() else "\N{REPLACEMENT CHARACTER}" for sign in name
+    )
+    if len(line) <= longest:
+        return line
+    tail = (longest - 1) // 3
+    return f"{line[: longest - 1 - tail]}…{line[-tail:]}"
+
+
+def listed(names: list[str], most: int = 12) -> str:
+    """Return names, or phrases, as part of a sentence, the first ones only."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def level_label(metric: Metric) -> str:
+    """Return an axis label for values of a metric."""
+    is_level = metric.key.endswith(("accuracy", "fraction")) or of_severities(metric.key)
+    return _with_unit(metric.label, "%" if is_level else metric.unit)
+
+
+def difference_label(metric: Metric) -> str:
+    """Return an axis label for differences of a metric: those of accuracies are points."""
+    return _with_unit(f"difference in {metric.label}", metric.unit)
+
+
+def _with_unit(label: str, unit: str) -> str:
+    return f"{shown(label, 60)} ({unit})" if unit else shown(label, 60)
+
+
+def draw_points(
+    axes: Axes, points: Sequence[tuple[Estimate, Estimate]], marks: Sequence[Mark], hollow: Sequence[bool]
+) -> None:
+    """Draw pairs of estimates, already in the axes' units, as points with their 95 % intervals."""
+    bars = [(bar, mark.colour) for point, mark in zip(points, marks, strict=True) for bar in intervals(*point)]
+    # Among many points thick bars would hide what they belong to.
+    width = 1.3 if len(points) <= CROWD else 0.8
+    lines = LineCollection(
+        [bar for bar, _ in bars], colors=[colour for _, colour in bars], linewidths=width, zorder=2.5
+    )
+    axes.add_collection(lines)
+    for (x, y), mark, empty in zip(points, marks, hollow, strict=True):
+        fill = "white" if empty else mark.colour
+        axes.plot([x.mean], [y.mean], mark.marker, color=mark.colour, markerfacecolor=fill, markersize=7, zorder=3)
+
+
+def intervals(x: Estimate, y: Estimate) -> list[list[tuple[float, float]]]:
+    """Return the ends of a point's 95 % intervals, of those that there are."""
+    across = [] if x.low is None or x.high is None else [[(x.low, y.mean), (x.high, y.mean)]]
+    up = [] if y.low is None or y.high is None else [[(x.mean, y.low), (x.mean, y.high)]]
+    return [*across, *up]
+
+
+def scaled(estimate: Estimate, scale: float) -> Estimate:
+    """Return an estimate in another unit."""
+    mean, sd, low, high = (
+        None if value is None else scale * value for value in (estimate.mean, estimate.sd, estimate.low, estimate.high)
+    )
+    assert mean is not None
+    return Estimate(mean, estimate.n, sd, low, high)
+
+
+def use_parameter_axis(axes: Axes, counts: list[int]) -> None:
+    """Make the x axis one of trainable parameters, logarithmic, at least a decade and a half wide."""
+    low, high = math.log10(min(counts)), math.log10(max(counts))
+    padding = max(0.12 * (high - low), 0.25, (1.5 - (high - low)) / 2)
+    axes.set_xscale("log")
+    axes.set_xlim(10 ** (low - padding), 10 ** (high + padding))
+    if high - low + 2 * padding < 2.5:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
+    axes.set_xlabel("trainable parameters")
+
+
+def short_count(value: float) -> str:
+    """Return a count as people write it on an axis: 300, 3 k, 30 M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g} {letter}"
+    return f"{value:g}"
+
+
+def seeds_note(counts: Sequence[int]) -> str:
+    """Return how many seeds stand behind means."""
+    low, high = min(counts), max(counts)
+    if high == 1:
+        return "one seed, so no intervals"
+    return f"mean over {low if low == high else f'{low} to {high}'} seeds with 95 % t-interval"

@@ -1,0 +1,1 @@
+"""Re-run a recorded run and compare the results."""

@@ -1,0 +1,1 @@
+"""Resume interrupted runs."""

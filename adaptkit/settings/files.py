@@ -1,0 +1,117 @@
+"""Read a YAML file of settings, whoever wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adaptkit.errors import BadInput
+from adaptkit.settings.settings import flat_settings
+from adaptkit.system.files import read_file
+
+#: of a config file: its size, what its entries come to when its aliases are written out, and how deep they are nested
+MOST_BYTES, MOST_ENTRIES, DEEPEST = 1 << 20, 10_000, 20
+#: seconds that whoever writes a config into a pipe may take
+PIPE_SECONDS = 10.0
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings in a YAML file under dotted keys; raise BadInput when it cannot be read as such."""
+    try:
+        text = read_file(path, MOST_BYTES, PIPE_SECONDS).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise BadInput(f"config file {path}: {reason}") from None
+    try:
+        twice = _written_twice(text)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else ""
+        raise BadInput(f"config file {path}: not valid YAML{place}") from None
+    except Exception:  # of dates that there are not, wrong tags and lists in lists it raises whatever it trips over
+        raise BadInput(f"config file {path}: not valid YAML") from None
+    if twice is not None:
+        raise BadInput(f"config file {path}: {twice}")
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise BadInput(f"config file {path}: must hold `key: value` lines")
+    if not _is_small(content):
+        raise BadInput(f"config file {path}: it holds more than {MOST_ENTRIES} entries, or they are nested too deep")
+    try:
+        return flat_settings(content)
+    except BadInput as error:
+        raise BadInput(*(f"config file {path}: {problem}" for problem in error.problems)) from None
+
+
+def _written_twice(text: str) -> str | None:
+    """Return which key a mapping has twice, of which YAML would keep the last; None if all are written once."""
+    left, seen = [yaml.compose(text, yaml.SafeLoader)], set()
+    while left:
+        node = left.pop()
+        if node is None or id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))  # what an alias names may hold itself
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            left.append(value)
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                return f"{key.value} is written twice, in lines {lines[key.value]} and {line}"
+            lines[key.value] = line
+    return None
+
+
+def _is_small(content: object) -> bool:
+    """Tell whether a file's content stays small when its aliases, which may hold each other, are written out."""
+    left, count = [(content, 0)], 0
+    while left:
+        thing, depth = left.pop()
+        inner = [*thing, *thing.values()] if isinstance(thing, dict) else thing
+        if isinstance(inner, list | tuple | set):
+            count += len(inner)
+            if depth >= DEEPEST or count > MOST_ENTRIES:
+                return False
+            left += [(one, depth + 1) for one in inner]
+    return True
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Finishes in seconds: for demonstrations and tests, not for conclusions.
+    "quick": {
+        "split.source": 1000,
+        "split.pool": 400,
+        "split.test": 400,
+        "shots": 20,
+        "epochs": 8,
+        "base.epochs": 5,
+    },
+    "default": {},
+    # The notebook that adaptkit grew from, but with disjoint source and target images.
+    "notebook": {
+        "dataset": "mnist",
+        "shift": "rotate=25,noise=0.15",
+        "split.source": 20_000,
+        "split.pool": 40_000,
+        "split.test": 5_000,
+        "split.sampling": "random",
+        "split.seed": 42,
+        "seed": 42,
+        "shots": 200,
+        "epochs": 5,
+        "batch_size": 128,
+        "lr": 1e-3,
+        "evaluate_shifted": "end",
+        "base.epochs": 5,
+        "base.batch_size": 128,
+        "base.seed": 42,
+    },
+}

@@ -1,0 +1,187 @@
+"""A checked experiment: the settings and the plugins that they name."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
+from adaptkit.plugins.offers import options_of
+from adaptkit.settings.settings import Settings
+from adaptkit.settings.severities import written
+
+#: the option by which a strategy trains the head itself
+TRAIN_HEAD = "train_head"
+#: the option of a backbone that says where its pretrained weights come from
+WEIGHTS = "weights"
+#: settings that may differ between runs on the same base, images and views
+OF_A_RUN = {
+    "lr",
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "weight_decay",
+    "evaluate_shifted",
+    "preset",
+    "device",
+    "data_dir",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A strategy with its options and learning rate: what the seeds replicate.
+
+    With a `new_head`, which the base has no weights for, the head is trained beside what the strategy trains.
+    """
+
+    strategy: str
+    checked: Strategy
+    options: Mapping[str, Any]
+    lr: float
+    new_head: bool = False
+
+    def create(self) -> Strategy:
+        """Return a new instance of the strategy."""
+        return copy.deepcopy(self.checked)
+
+    @property
+    def label(self) -> str:
+        """Return the strategy's name and the options that are not at their default."""
+        defaults = {name: field.default for name, field in options_of(type(self.checked)).items()}
+        if self.new_head and TRAIN_HEAD in defaults:
+            defaults[TRAIN_HEAD] = True
+        changed = [f"{key}={_plain(value)}" for key, value in self.options.items() if value != defaults[key]]
+        return " ".join([self.strategy, *changed])
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked experiment: the settings and the plugins that they name."""
+
+    settings: Settings
+    arms: tuple[Arm, ...]
+    dataset: Dataset | None
+    target: Dataset | None
+    backbone: Backbone
+    shifts: tuple[Shift, ...]
+    amounts: Mapping[str, float]
+    augmentations: tuple[Shift, ...] = ()
+    augment_amounts: Mapping[str, float] = field(default_factory=dict)
+    plugin_files: tuple[str, ...] = ()
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    #: severity -> the shifts with so many times their amounts
+    severities: Mapping[float, tuple[Shift, ...]] = field(default_factory=dict)
+
+    @property
+    def shift_text(self) -> str:
+        """Return the shift as it is written on the command line."""
+        return _written(self.amounts)
+
+    @property
+    def architecture(self) -> Backbone:
+        """Return the backbone without pretrained weights: for whoever has weights to put into it."""
+        if WEIGHTS not in self.backbone_options:
+            return self.backbone
+        return dataclasses.replace(self.backbone, **{WEIGHTS: "none"})  # type: ignore[type-var]
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Tell whether the backbone, for all that is known of it, starts from weights that were trained before."""
+        return self.backbone_options.get(WEIGHTS, "none") != "none" or self.settings.backbone.startswith("python:")
+
+    def with_arms(self, arms: Iterable[Arm]) -> Request:
+        """Return the request with these arms, each once."""
+        distinct = {(arm.label, arm.lr): arm for arm in arms}
+        return dataclasses.replace(self, arms=tuple(distinct.values()))
+
+    def base_params(self) -> dict[str, Any]:
+        """Return the settings of a base run: of the data, the model and the base."""
+        keys = ("preset", "dataset", "backbone", "image_size", "skip_bad_images", "device", "precision", "data_dir")
+        return {key: value for key, value in self._flat().items() if key in keys or "." in key}
+
+    def run_params(self, arm: Arm, seed: int) -> dict[str, Any]:
+        """Return every resolved setting of one adaptation run."""
+        params = self._flat() | {"strategy": arm.strategy, "seed": seed, "lr": arm.lr, "shift": self.shift_text}
+        params |= {f"strategy.{key}": value for key, value in arm.options.items()}
+        return params | {f"shift.{name}": amount for name, amount in self.amounts.items()}
+
+    @property
+    def group_name(self) -> str:
+        """Return the name of the run that groups the runs of all strategies and seeds."""
+        seeds = self.settings.seed
+        shown = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
+        if seeds != tuple(range(seeds[0], seeds[-1] + 1)):
+            shown = ",".join(map(str, seeds))
+        word = "seed" if len(seeds) == 1 else "seeds"
+        return f"{', '.join(arm.label for arm in self.arms)} {word}={shown}"
+
+    def stage_params(self) -> dict[str, Any]:
+        """Return the settings that decide the data, the base and what models see: runs that share them share these."""
+        flat = self._flat() | {"shift": self.shift_text}
+        return {key: value for key, value in flat.items() if key not in OF_A_RUN}
+
+    def shared_params(self) -> dict[str, Any]:
+        """Return the settings that all adaptation runs have in common."""
+        every = [self.run_params(arm, seed) for arm in self.arms for seed in self.settings.seed]
+        return {key: value for key, value in every[0].items() if all(run.get(key) == value for run in every)}
+
+    def config(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return these params as settings that repeat the run, in plain types."""
+        # The amounts are in `shift` already, whose order counts.
+        plain = {key: _plain(value) for key, value in params.items() if not key.startswith("shift.")}
+        return plain | {"experiment": self.settings.experiment}
+
+    def config_text(self, params: Mapping[str, Any]) -> str:
+        """Return these params as a config file that repeats the run, with the command to do so as a comment."""
+        command = ["adaptkit run --config config.yaml", *(f"--plugin {path}" for path in self.plugin_files)]
+        if "strategy" not in params:
+            command.append("--refresh-base -s NAME")
+        text: str = yaml.safe_dump(self.config(params), sort_keys=True, allow_unicode=True)
+        return f"# {' '.join(command)}\n{text}"
+
+    def command_text(self) -> str:
+        """Return a config file that repeats all runs: every strategy, with its options and learning rate, and seed."""
+        settings = self._flat() | {"shift": self.shift_text, "strategy": [arm.strategy for arm in self.arms]}
+        settings["seed"] = list(self.settings.seed)
+        for arm in self.arms:
+            own = dict(arm.options) if "lr" in arm.options else {"lr": arm.lr, **arm.options}
+            settings |= {f"{arm.strategy}.{key}": value for key, value in own.items()}
+        text: str = yaml.safe_dump(self.config(settings), sort_keys=True, allow_unicode=True)
+        return text
+
+    def backbone_facts(self, channels: int, size: int) -> dict[str, Any]:
+        """Return what the backbone says of itself for such images, under params' names."""
+        described = getattr(self.backbone, "described", None)
+        facts = described(channels, size) if described is not None else {}
+        return {f"backbone.{key}": value for key, value in facts.items()}
+
+    def _flat(self) -> dict[str, Any]:
+        own = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "base", "split", "severity"})
+        own["augment"] = _written(self.augment_amounts)
+        if self.severities:  # what a run without them records stays as it was
+            own["severity"] = ",".join(map(written, self.severities))
+        for group in ("base", "split"):
+            own |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
+        own = {key: "none" if value is None else value for key, value in own.items()}
+        own |= {key: str(value) for key, value in own.items() if isinstance(value, Path)}
+        return own | {f"backbone.{key}": value for key, value in self.backbone_options.items()}
+
+
+def _written(amounts: Mapping[str, float]) -> str:
+    return ",".join(f"{name}={_plain(amount)}" for name, amount in amounts.items()) or "none"
+
+
+def _plain(value: Any) -> Any:
+    """Return the value as YAML and people write it."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return int(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

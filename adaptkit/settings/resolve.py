@@ -1,0 +1,215 @@
+"""Turn layers of settings into one checked request, or into the list of everything that is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from adaptkit.errors import BadInput, suggestion
+from adaptkit.plugins.manager import Plugins
+from adaptkit.plugins.offers import describe_error, make_checked, options_of
+from adaptkit.settings.files import PRESETS
+from adaptkit.settings.request import TRAIN_HEAD, WEIGHTS, Arm, Request
+from adaptkit.settings.settings import DEFAULT_LR, DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
+from adaptkit.settings.shifts import amounts_of, make_augmentations, make_severities, make_shifts, parse_amounts
+
+#: as an option of a strategy that has none of this name: its learning rate, which goes before `lr`
+LR = "lr"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A strategy option as it was given: for the strategy of that name, or for the only one that runs."""
+
+    strategy: str
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place: `values` by dotted key; `label`, if any, begins the messages about them."""
+
+    values: Mapping[str, Any]
+    label: str = ""
+
+
+def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[str] = ()) -> Request:
+    """Merge layers, the strongest first, over the preset and the defaults, and check all of it.
+
+    Raises BadInput with one line for each problem, those found before included.
+    """
+    plugins.require_sound()
+    problems = list(found_before)
+    layers = _with_preset(layers, problems)
+    values, amounts, options, chosen = _merge(layers, plugins, problems)
+    named = "strategy" in values
+    settings = _settings(values, problems)
+    if not named:
+        names = ", ".join(plugins.offers["strategy"])
+        problems.append(f"no strategy: name at least one with --strategy; known: {names}")
+    arms = _arms(settings, options, plugins, problems)
+    if amounts is None:
+        amounts = parse_amounts(DEFAULT_SHIFT) if settings.target is None else {}
+    shifts = make_shifts("shift", amounts, plugins, problems)
+    severities = make_severities(settings, shifts, plugins, problems)
+    if settings.severity and not amounts:
+        problems.append("severity: there is no shift to multiply; name one, as in --shift " + DEFAULT_SHIFT)
+    augmentations = make_augmentations(settings, plugins, problems)
+    if settings.dataset is None and settings.target is None:
+        problems.append("dataset none: name the images to adapt to, as in --target folder:PATH")
+    found: dict[str, Any] = {"dataset": None, "target": None}
+    for key, kind, given in (("dataset", "dataset", {}), ("target", "dataset", {}), ("backbone", "backbone", chosen)):
+        name = getattr(settings, key)
+        try:
+            if name is not None:
+                if WEIGHTS in given and WEIGHTS not in options_of(plugins.find(kind, name)):
+                    raise BadInput(f"backbone {name} has no pretrained weights; leave out --weights")
+                offer, title = plugins.find(kind, name), kind if given else name
+                found[key], checked = make_checked(title, offer.cls, given, name.partition(":")[2])
+        except BadInput as error:
+            problems.extend(error.problems)
+    if problems:
+        raise BadInput(*problems)
+    return Request(
+        settings,
+        arms,
+        found["dataset"],
+        found["target"],
+        found["backbone"],
+        tuple(shifts.values()),
+        amounts_of(shifts),
+        tuple(augmentations.values()),
+        amounts_of(augmentations),
+        plugins.files,
+        checked,
+        severities,
+    )
+
+
+def option_keys(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return strategy options under their setting keys: `rank` is `strategy.rank`, `lora.rank` stays."""
+    return {key if "." in key else f"strategy.{key}": value for key, value in options.items()}
+
+
+def _with_preset(layers: Sequence[Layer], problems: list[str]) -> list[Layer]:
+    named = next((str(layer.values["preset"]) for layer in layers if "preset" in layer.values), "default")
+    if named not in PRESETS:
+        problems.append(f"unknown preset {named!r}{suggestion(named, PRESETS)}")
+    return [*layers, Layer(PRESETS.get(named, {}))]
+
+
+def _merge(
+    layers: Sequence[Layer], plugins: Plugins, problems: list[str]
+) -> tuple[dict[str, Any], dict[str, Any] | None, list[Option], dict[str, Any]]:
+    """Return the settings, the shift amounts (None: the default), the strategies' options (the weakest first) and the
+    backbone's.
+    """
+    known = setting_keys()
+    prefixes = {*plugins.offers["strategy"], "strategy"}
+    values: dict[str, Any] = {}
+    amounts: dict[str, Any] | None = None
+    changed: dict[str, Any] = {}
+    options: list[Option] = []
+    backbone: dict[str, Any] = {}
+    for layer in reversed(layers):
+        where = f"{layer.label}: " if layer.label else ""
+        for key, value in layer.values.items():
+            prefix, _, rest = key.partition(".")
+            if not _is_text(value):
+                problems.append(f"{where}{key}: {value!r} is not text in UTF-8")
+            elif key == "shift":
+                try:
+                    amounts, changed = parse_amounts("none" if value is None else str(value)), {}
+                except BadInput as error:
+                    problems.extend(f"{where}{problem}" for problem in error.problems)
+            elif key == WEIGHTS:
+                backbone[WEIGHTS] = value
+            elif key in known:
+                values[key] = value
+            elif prefix == "shift" and rest:
+                changed[rest] = value
+            elif prefix == "backbone" and rest:
+                backbone[rest] = value
+            elif prefix in prefixes and rest:
+                options.append(Option("" if prefix == "strategy" else prefix, rest, value))
+            else:
+                problems.append(f"{where}unknown key {key!r}{_nearest_key(key, known, prefixes)}")
+    if changed:
+        if amounts is None:
+            amounts = parse_amounts(DEFAULT_SHIFT) if values.get("target") in (None, "none") else {}
+        amounts |= changed
+    return values, amounts, options, backbone
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether a value can be encoded: bytes of the command line that are no UTF-8 cannot."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_text, value))
+    try:
+        return value.encode() is not None if isinstance(value, str) else True
+    except UnicodeEncodeError:
+        return False
+
+
+def _nearest_key(key: str, known: Mapping[str, str], prefixes: set[str]) -> str:
+    hint = suggestion(key, known)
+    if not hint.startswith("; did"):
+        hint = suggestion(key.partition(".")[0], {*known, *prefixes}) if "." in key else ""
+    return hint if hint.startswith("; did") else "; see `adaptkit run --help` for the keys"
+
+
+def _settings(values: dict[str, Any], problems: list[str]) -> Settings:
+    """Return the settings; note those that are wrong and go on with their defaults, to find all problems at once."""
+    try:
+        return Settings.model_validate(nest(values))
+    except ValidationError as error:
+        for record in error.errors():
+            key = ".".join(part for part in record["loc"] if isinstance(part, str))
+            problems.append(f"{key}: {describe_error(record)}")
+            values.pop(key, None)
+        return Settings.model_validate(nest(values))
+
+
+def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems: list[str]) -> tuple[Arm, ...]:
+    names = settings.strategy
+    if len(names) > 1:
+        for key in dict.fromkeys(option.key for option in options if not option.strategy):
+            owners = [name for name in names if key == LR or key in options_of(plugins.offers["strategy"].get(name))]
+            hint = f"; write {owners[0]}.{key}" if owners else ""
+            problems.append(f"option {key}: several strategies run{hint}")
+        options = [option for option in options if option.strategy]
+    for option in options:
+        if names and option.strategy and option.strategy not in names:
+            problems.append(f"{option.strategy}.{option.key}: strategy {option.strategy} is not run")
+    arms = []
+    for name in names:
+        given = {option.key: option.value for option in options if option.strategy in ("", name)}
+        new_head = settings.dataset is None
+        try:
+            cls = plugins.find("strategy", name).cls
+            if new_head and TRAIN_HEAD in options_of(cls):
+                given = {TRAIN_HEAD: True} | given
+            own = given.pop(LR, None) if LR not in options_of(cls) else None
+            instance, checked = make_checked(name, cls, given)
+            lr = settings.lr or default_lr(cls) if own is None else _rate(f"{name}.{LR}", own)
+            arms.append(Arm(name, instance, checked, lr, new_head))
+        except BadInput as error:
+            problems.extend(error.problems)
+    return tuple(arms)
+
+
+def default_lr(cls: type[Any]) -> float:
+    """Return a strategy's own learning rate."""
+    return float(getattr(cls, LR, DEFAULT_LR))
+
+
+def _rate(title: str, value: object) -> float:
+    """Return a learning rate of one strategy; raise BadInput for what is none."""
+    try:
+        return TypeAdapter(Rate).validate_python(value)
+    except ValidationError as error:
+        raise BadInput(f"{title}: {describe_error(error.errors()[0])}") from None

@@ -1,0 +1,75 @@
+"""Turn what is said of shifts, augmentations and severities into shifts, or into what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adaptkit.contracts import Shift
+from adaptkit.errors import BadInput
+from adaptkit.plugins.manager import Plugins
+from adaptkit.plugins.offers import options_of, validated
+from adaptkit.settings.settings import DEFAULT_SHIFT, Settings
+from adaptkit.settings.severities import written
+
+
+def parse_amounts(text: str, key: str = "shift") -> dict[str, str]:
+    """Read `rotate=45,noise=0.3` in its order; `none` or nothing is no shift. Raises BadInput, naming the key."""
+    if text.strip() == "none":
+        return {}
+    amounts: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, amount = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and amount):
+            raise BadInput(f"{key}: {part.strip()!r} is not name=amount, as in {DEFAULT_SHIFT}")
+        if name in amounts:
+            raise BadInput(f"{key}: {name} is named twice")
+        amounts[name] = amount
+    return amounts
+
+
+def make_shifts(key: str, amounts: Mapping[str, Any], plugins: Plugins, problems: list[str]) -> dict[str, Shift]:
+    """Return the shifts of these names and amounts; `key` is the setting that they are in."""
+    shifts: dict[str, Shift] = {}
+    for name, amount in amounts.items():
+        try:
+            cls = plugins.find("shift", name).cls
+            field = next(iter(options_of(cls)))
+            shifts[name] = validated(cls, {field: amount}, key, rename={field: name})
+        except BadInput as error:
+            problems.extend(error.problems)
+    return shifts
+
+
+def make_severities(
+    settings: Settings, shifts: Mapping[str, Shift], plugins: Plugins, problems: list[str]
+) -> dict[float, tuple[Shift, ...]]:
+    """Return the shifts at each severity; at 1 they are the experiment's own, to the last bit."""
+    found = {}
+    for severity in settings.severity:
+        told: list[str] = []
+        multiplied = shifts
+        if severity != 1:
+            amounts = {name: _multiple(amount, severity) for name, amount in amounts_of(shifts).items()}
+            multiplied = make_shifts("shift", amounts, plugins, told)
+        found[severity] = tuple(multiplied.values())
+        problems += [f"severity {written(severity)}: {line}" for line in told]
+    return found
+
+
+def _multiple(amount: Any, severity: float) -> Any:
+    """Return so many times an amount, written without what binary fractions add to it (0.1 x 3)."""
+    return f"{amount * severity:.15g}" if isinstance(amount, int | float) else amount
+
+
+def make_augmentations(settings: Settings, plugins: Plugins, problems: list[str]) -> dict[str, Shift]:
+    try:
+        amounts = parse_amounts(settings.augment or "none", "augment")
+    except BadInput as error:
+        problems.extend(error.problems)
+        return {}
+    return make_shifts("augment", amounts, plugins, problems)
+
+
+def amounts_of(shifts: Mapping[str, Shift]) -> dict[str, float]:
+    return {name: getattr(shift, next(iter(options_of(type(shift))))) for name, shift in shifts.items()}

@@ -1,0 +1,1 @@
+"""Engines: they run the trials of a sweep."""

@@ -1,0 +1,29 @@
+"""Run trials in this process, one after the other, on all its cores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+
+from adaptkit.sweeps.engines.tasks import Ended, Task, Tell
+from adaptkit.sweeps.engines.worker import Worker
+
+
+class InlineEngine:
+    """The worker of `--jobs 1`: nothing is started, nothing is copied, and plugins may be objects."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def __enter__(self) -> InlineEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Do nothing: a run that a signal interrupts has ended itself."""
+
+    def run(self, tasks: Iterable[Task], tell: Tell) -> Iterator[Ended]:
+        """Yield each task when it has ended."""
+        for task in tasks:
+            yield Ended(task, self._worker.perform(task, tell))

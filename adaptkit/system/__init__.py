@@ -1,0 +1,1 @@
+"""The machine: files, folders, signals, streams, network, hardware."""

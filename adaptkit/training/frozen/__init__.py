@@ -1,0 +1,1 @@
+"""Compute the features of frozen layers once and reuse them."""

@@ -1,0 +1,1 @@
+"""Tune strategies with an equal budget: search spaces, search, studies."""

@@ -1,0 +1,192 @@
+"""One strategy's search, kept by Optuna in a database: which values were tried, and what came of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptkit.errors import BadInput
+from adaptkit.plugins.ranges import Choice, Dimension
+from adaptkit.seeds import derive_seed
+from adaptkit.tracking.address import resolve
+from adaptkit.tracking.store import Store
+from adaptkit.tuning.spaces import Space
+
+if TYPE_CHECKING:
+    import optuna
+
+#: what a trial says beside its value
+REASON, RUNS, LOSS = "adaptkit.reason", "adaptkit.runs", "adaptkit.loss"
+
+
+@dataclass(frozen=True)
+class StudyTrial:
+    """One point of a search: its `value` is None until it is known, and 0 for a trial that failed for a `reason`.
+
+    Of equal values that with the smaller `loss` is better. `runs` are the ids of its tuning runs.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    value: float | None = None
+    reason: str | None = None
+    runs: tuple[str, ...] = ()
+    loss: float = math.inf
+
+
+def require_optuna() -> None:
+    """Raise BadInput unless Optuna is there."""
+    if importlib.util.find_spec("optuna") is None:
+        raise BadInput("adaptkit tune needs optuna: pip install 'adaptkit-vision[tune]'")
+
+
+class Study:
+    """The trials of one strategy, asked one by one: the same ones whether or not a process died in between."""
+
+    def __init__(self, study: optuna.Study, seed: int) -> None:
+        self._study = study
+        self._seed = seed
+
+    @property
+    def trials(self) -> list[StudyTrial]:
+        """Return all trials in order."""
+        return [_trial(frozen) for frozen in self._study.get_trials(deepcopy=False)]
+
+    def ask(self, space: Space, values: Mapping[str, Any] | None = None) -> StudyTrial:
+        """Add a trial with these values, or with those that TPE proposes."""
+        import optuna
+
+        number = len(self._study.get_trials(deepcopy=False))
+        if values is None:
+            values = self._proposed(space, number)
+        added = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING, params=dict(values), distributions=_distributions(space.dimensions)
+        )
+        # In one step, with all its values: a process that dies here leaves the whole trial or nothing.
+        self._study.add_trial(added)
+        return StudyTrial(number, values)
+
+    def tell(self, trial: StudyTrial) -> None:
+        """Note what came of a trial."""
+        assert trial.value is not None
+        storage, frozen = self._study._storage, self._study.get_trials(deepcopy=False)[trial.number]
+        storage.set_trial_user_attr(frozen._trial_id, REASON, trial.reason)
+        storage.set_trial_user_attr(frozen._trial_id, RUNS, list(trial.runs))
+        storage.set_trial_user_attr(frozen._trial_id, LOSS, trial.loss if math.isfinite(trial.loss) else None)
+        with _quiet():
+            self._study.tell(trial.number, trial.value)
+
+    def _proposed(self, space: Space, number: int) -> dict[str, Any]:
+        """Return TPE's proposal from all trials so far; those that are not finished are taken to be bad."""
+        import optuna
+
+        # A fresh sampler for each trial: what it draws depends on nothing that a dead process took with it.
+        seed = derive_seed(self._seed, f"{space.strategy} trial {number}") % 2**32
+        distributions = _distributions(space.dimensions)
+        with _quiet():
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True, constant_liar=True)
+            known = optuna.create_study(direction="maximize", sampler=sampler)
+            for trial in self.trials:
+                known.add_trial(
+                    optuna.trial.create_trial(
+                        state=optuna.trial.TrialState.RUNNING
+                        if trial.value is None
+                        else optuna.trial.TrialState.COMPLETE,
+                        value=trial.value,
+                        params=dict(trial.values),
+                        distributions=distributions,
+                    )
+                )
+            asked = known.ask(distributions)
+        return {
+            key: asked.params[key] if isinstance(dimension, Choice) else dimension.written(asked.params[key])
+            for key, dimension in space.dimensions.items()
+        }
+
+
+@contextmanager
+def open_studies(path: Path, key: str, strategies: Sequence[str], seed: int) -> Iterator[dict[str, Study]]:
+    """Open, or begin, the studies of a search in a database; raise BadInput for a file that cannot be used."""
+    import optuna
+    from sqlalchemy import URL
+    from sqlalchemy.exc import SQLAlchemyError
+
+    with _quiet():
+        try:
+            # A folder's name may hold a question mark.
+            address = URL.create("sqlite", database=str(path)).render_as_string()
+            storage = optuna.storages.RDBStorage(address, engine_kwargs={"connect_args": {"timeout": 60}})
+        except (SQLAlchemyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadInput(f"the trials cannot be kept in {path}: {reason}") from None
+        try:
+            yield {
+                name: Study(
+                    optuna.create_study(
+                        storage=storage, study_name=f"{key} {name}", direction="maximize", load_if_exists=True
+                    ),
+                    seed,
+                )
+                for name in strategies
+            }
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+def study_file(store: Store) -> Path:
+    """Return where the studies are kept: beside the store, or in the current folder where a server keeps that."""
+    path = resolve(store.uri).path
+    folder = Path.cwd() if path is None else Path(os.path.realpath(path)).parent
+    return folder / "optuna.db"
+
+
+def _distributions(dimensions: Mapping[str, Dimension]) -> dict[str, Any]:
+    import optuna.distributions as kinds
+
+    found: dict[str, Any] = {}
+    for key, dimension in dimensions.items():
+        if isinstance(dimension, Choice):
+            found[key] = kinds.CategoricalDistribution(dimension.values)
+        elif dimension.integer:
+            found[key] = kinds.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+        else:
+            found[key] = kinds.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return found
+
+
+def _trial(frozen: optuna.trial.FrozenTrial) -> StudyTrial:
+    value = frozen.values[0] if frozen.values else None
+    attributes = frozen.user_attrs
+    loss = attributes.get(LOSS)
+    return StudyTrial(
+        frozen.number,
+        frozen.params,
+        value,
+        attributes.get(REASON),
+        tuple(attributes.get(RUNS, ())),
+        math.inf if loss is None else loss,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna's log and its warnings of what may change off the terminal."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

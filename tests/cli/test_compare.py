@@ -1,0 +1,482 @@
+"""`adaptkit compare`: what it reads, which runs it sets side by side, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from mlflow import MlflowClient
+from scipy import stats
+from support.experiments import TINY, Tracked
+from support.fabrication import BASE, DATA, IMAGES, fabricate
+from support.servers import mlflow_ui
+
+import adaptkit
+from adaptkit.tracking import reader
+
+Cli = Callable[..., Result]
+
+TWIN = """
+from adaptkit import hookimpl
+from adaptkit.strategies.head import Head
+
+class Twin(Head):
+    name = "twin"
+
+@hookimpl
+def adaptkit_strategies():
+    return [Twin]
+"""
+
+
+@pytest.fixture
+def uri(store: Path) -> str:
+    return f"sqlite:///{store}"
+
+
+def compared(cli: Cli, *arguments: str) -> dict[str, Any]:
+    result = cli("compare", "--no-track", "--json", *arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def refused(cli: Cli, *arguments: str) -> list[str]:
+    result = cli("compare", "--no-track", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    return [line.removeprefix("Error: ") for line in result.stderr.splitlines()]
+
+
+def some(uri: str, strategy: str, wrong: list[int], **others: Any) -> list[str]:
+    """Record a run a seed that is wrong on the first so many images."""
+    return [fabricate(uri, strategy, seed, range(count), **others) for seed, count in enumerate(wrong)]
+
+
+def test_the_json_has_the_promised_keys_and_numbers_that_the_store_gives(cli: Cli, uri: str) -> None:
+    wrong = {"good": [10, 14, 11, 12, 9], "poor": [30, 37, 30, 33, 28]}
+    for strategy, counts in wrong.items():
+        some(uri, strategy, counts)
+    found = compared(cli)
+    assert (found["metric"], found["margin"]) == ("final/shifted_accuracy", 0.01)
+    assert [arm["name"] for arm in found["arms"]] == ["good", "poor"]
+    for arm in found["arms"]:
+        values = [1 - count / IMAGES for count in wrong[arm["name"]]]
+        low, high = stats.t.interval(0.95, 4, stats.tmean(values), stats.sem(values))
+        assert arm["n"] == 5
+        assert [arm[key] for key in ("mean", "low", "high", "sd")] == pytest.approx(
+            [stats.tmean(values), low, high, stats.tstd(values)]
+        )
+    (pair,) = found["pairs"]
+    test = stats.ttest_rel(*([1 - count / IMAGES for count in counts] for counts in wrong.values()))
+    interval = test.confidence_interval()
+    assert (pair["a"], pair["b"], pair["n"], pair["test"], pair["verdict"]) == ("good", "poor", 5, "paired t", "better")
+    assert [pair[key] for key in ("p", "p_unadjusted", "low", "high")] == pytest.approx(
+        [test.pvalue, test.pvalue, interval.low, interval.high]
+    )
+    assert pair["disagreement"] == pytest.approx(sum(b - a for a, b in zip(*wrong.values(), strict=True)) / 5 / IMAGES)
+    assert found["sentences"][0].startswith("On the shifted test, good beats poor by 10.2 points [")
+    assert found["sentences"][-1] == (
+        "This holds for this base and these 200 test images (an accuracy here has a 95 % sampling error of ±4.3 "
+        "points); the seeds' draws share 25 % of their images."
+    )
+
+
+@pytest.mark.slow
+def test_a_strategy_under_another_name_is_a_tie(cli: Cli, store: Path, own_folder: Path) -> None:
+    (own_folder / "twin.py").write_text(TWIN)
+    ran = cli("run", "-s", "head", "-s", "twin", "--seeds", "0-1", *TINY, "--plugin", "twin.py", "-q")
+    (pair,) = compared(cli)["pairs"]
+    assert [pair[key] for key in ("verdict", "difference", "low", "high", "p", "disagreement")] == [
+        "tie",
+        0,
+        0,
+        0,
+        1,
+        0,
+    ]
+    assert (pair["image_low"], pair["image_high"]) == (0, 0)
+    # Between the two, which of them took longer may be said.
+    start = (
+        "On the shifted test, head and twin are tied within ±1 point: they differ by 0.0 points [0.0, 0.0] over "
+        "2 paired seeds (p = 1.00); head trains as many parameters"
+    )
+    (sentence,) = [line for line in ran.stdout.splitlines() if line.startswith(start)]
+    assert sentence.endswith(" and ended level on the clean test.")
+
+
+def test_equal_differences_are_tested_with_the_spread_of_one_image(cli: Cli, uri: str) -> None:
+    some(uri, "good", [10, 14, 12])
+    some(uri, "poor", [40, 44, 42])
+    (pair,) = compared(cli)["pairs"]
+    error = 1 / IMAGES / math.sqrt(3)
+    assert pair["sd"] == 1 / IMAGES
+    assert pair["p"] == pytest.approx(2 * stats.t.sf(0.15 / error, 2)) and pair["p"] > 0
+    assert pair["high"] - pair["low"] == pytest.approx(2 * stats.t.ppf(0.975, 2) * error)
+
+
+def test_one_seed_is_judged_by_mcnemar_and_says_what_that_covers(cli: Cli, uri: str) -> None:
+    fabricate(uri, "good", 0, range(10))
+    fabricate(uri, "poor", 0, range(5, 45))
+    found = compared(cli)
+    (pair,) = found["pairs"]
+    # 5 images only the good one gets wrong, 35 only the poor one.
+    assert (pair["test"], pair["n"], pair["verdict"]) == ("mcnemar", 1, "better")
+    assert pair["p"] == pytest.approx(stats.binomtest(5, 40).pvalue)
+    assert (pair["low"], pair["high"]) == (pair["image_low"], pair["image_high"])
+    assert found["arms"][0]["low"] is None
+    assert " with one seed (McNemar's exact test, p < 0.001)" in found["sentences"][0]
+    assert found["sentences"][1].startswith(
+        "McNemar's test covers the chance of the test images alone, not that of the"
+    )
+    assert "draws" not in found["sentences"][-1]
+
+
+def test_seeds_that_do_not_decide_say_how_many_would(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30, 25])
+    some(uri, "other", [27, 28, 31])
+    found = compared(cli)
+    (pair,) = found["pairs"]
+    assert pair["verdict"] == pair["seeds_verdict"] == "unclear"
+    differences = [7 / IMAGES, -2 / IMAGES, 6 / IMAGES]
+    mean, sd = stats.tmean(differences), stats.tstd(differences)
+    needed = next(n for n in range(3, 99) if 2 * stats.t.sf(mean / sd * math.sqrt(n), n - 1) < 0.05)
+    assert pair["seeds_needed"] == needed
+    assert found["sentences"][0].endswith(
+        f": the seeds do not decide; at this spread, {needed} seeds ({needed - 3} more) would show a difference, "
+        "if the test images bear it out."
+    )
+
+
+def test_a_verdict_that_the_test_images_do_not_bear_out_is_unclear(cli: Cli, uri: str) -> None:
+    # Always the same two images more, of which a resampled test set may hold none.
+    some(uri, "one", [20] * 5)
+    some(uri, "other", [22] * 5)
+    found = compared(cli)
+    (pair,) = found["pairs"]
+    assert (pair["seeds_verdict"], pair["verdict"]) == ("better", "unclear")
+    assert pair["image_low"] == 0 < pair["image_high"] and pair["images_needed"] > IMAGES
+    assert "the seeds say a difference, resampled test images [0.0, " in found["sentences"][0]
+    assert found["arms"][0]["dominated_by"]["params/trainable"] == []
+
+
+def test_a_wider_margin_makes_a_tie(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30, 25])
+    some(uri, "other", [27, 28, 31])
+    found = compared(cli, "--margin", "30")
+    assert (found["margin"], found["pairs"][0]["verdict"]) == (0.3, "tie")
+
+
+def test_dominated_is_only_who_is_beaten_or_tied_by_a_cheaper_one(cli: Cli, uri: str) -> None:
+    some(uri, "big", [10, 12, 11], metrics={"params/trainable": 900, "size/adapter_bytes": 300})
+    some(uri, "small", [10, 12, 11], metrics={"params/trainable": 10})
+    some(uri, "poor", [60, 64, 61], metrics={"params/trainable": 500})
+    arms = {arm["name"]: arm for arm in compared(cli)["arms"]}
+    assert arms["big"]["dominated_by"] == {
+        "params/trainable": ["small"],
+        "size/adapter_bytes": [],
+        "time/train_seconds": [],
+        "memory/peak_bytes": [],
+        "time/inference_ratio": [],
+    }
+    assert arms["small"]["dominated_by"]["size/adapter_bytes"] == ["big"]
+    assert arms["poor"]["dominated_by"]["params/trainable"] == ["small"]
+
+
+def test_an_unclear_pair_dominates_nothing(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30, 25], metrics={"params/trainable": 10})
+    some(uri, "other", [27, 28, 31], metrics={"params/trainable": 20})
+    assert all(arm["dominated_by"]["params/trainable"] == [] for arm in compared(cli)["arms"])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tags": {"adaptkit.base_fingerprint": "c" * 64}}, "base bbbbbbbb (small_cnn)"),
+        ({"tags": {"adaptkit.data_fingerprint": "e" * 64}}, "data dddddddd (letters, shift noise=0.3)"),
+        ({"params": {"shots": "10"}}, "50 labelled images a class"),
+    ],
+)
+def test_runs_of_another_base_data_or_shots_are_compared_apart(
+    cli: Cli, uri: str, change: dict[str, Any], reason: str
+) -> None:
+    some(uri, "one", [20, 30, 25])
+    some(uri, "other", [50, 61, 56])
+    some(uri, "one", [10, 11], **change)
+    some(uri, "other", [40, 42], **change)
+    found = compared(cli)
+    assert [(pair["comparison"], pair["n"]) for pair in found["pairs"]] == [(1, 3), (2, 2)]
+    apart = "compared apart, since the runs differ in more than the strategy: "
+    assert found["comparisons"][0]["reason"] == apart + reason
+    printed = cli("compare", "--no-track").stdout
+    assert "Comparison 2 of 2" in printed and apart + reason in printed
+
+
+def test_arms_are_strategies_with_the_options_that_differ(cli: Cli, uri: str) -> None:
+    for rank, wrong in (("2", [30, 33]), ("8", [20, 22])):
+        some(uri, "lora", wrong, options={"rank": rank, "alpha": "16.0"}, arm=f"lora rank={rank}")
+    some(uri, "lora", [10, 13], options={"rank": "8", "alpha": "16.0"}, params={"lr": "0.01"})
+    some(uri, "head", [40, 44], arm="head bias=False", options={"bias": "False"})
+    assert [arm["name"] for arm in compared(cli)["arms"]] == [
+        "lora rank=8 lr=0.01", "lora rank=8 lr=0.001", "lora rank=2 lr=0.001", "head bias=False",
+    ]  # fmt: skip
+
+
+def test_failed_killed_and_repeated_runs_are_named_and_not_counted(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30, 25])
+    some(uri, "other", [50, 61, 56])
+    fabricate(uri, "other", 3, [], status="FAILED")
+    fabricate(uri, "other", 4, [], status="KILLED")
+    # A process of another time: nothing runs under this number.
+    fabricate(uri, "other", 5, [], status="RUNNING", tags={"adaptkit.pid": "4194305"})
+    (again,) = [fabricate(uri, "one", 1, range(40))]
+    found = compared(cli)
+    assert [arm["n"] for arm in found["arms"]] == [3, 3]
+    assert again in [run["run_id"] for run in found["arms"][0]["runs"]]
+    assert sorted((run["name"], run["status"]) for run in found["left_out"]) == [
+        ("one seed=1", "superseded"),
+        ("other seed=3", "failed"),
+        ("other seed=4", "killed"),
+        ("other seed=5", "killed"),
+    ]
+    printed = cli("compare", "--no-track").stdout
+    assert "Note: Left out, 1 failed: other seed=3." in printed
+    assert "Note: Left out, 2 killed: other seed=4 and other seed=5 (its process is gone)." in printed
+
+
+def test_other_peoples_runs_are_left_alone(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30])
+    some(uri, "other", [50, 61])
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("adaptkit")
+    assert experiment is not None
+    client.create_run(experiment.experiment_id, run_name="somebody else's")
+    fabricate(uri, "tuned", 0, range(3), tags={"adaptkit.kind": "tuning"})
+    found = compared(cli)
+    assert [arm["name"] for arm in found["arms"]] == ["one", "other"] and found["left_out"] == []
+
+
+def test_where_is_mlflows_filter_with_bare_names_for_params(cli: Cli, uri: str) -> None:
+    for strategy, wrong in (("one", 20), ("other", 40), ("third", 60)):
+        some(uri, strategy, [wrong, wrong + 2], params={"shift.noise": "0.3"})
+
+    def names(where: str) -> list[str]:
+        return [arm["name"] for arm in compared(cli, "--where", where)["arms"]]
+
+    assert names("strategy != 'third'") == ["one", "other"]
+    assert names("metrics.`final/shifted_accuracy` < 0.85") == ["other", "third"]
+    assert names("strategy LIKE 'o%' and shift.noise = '0.3' AND attributes.status = 'FINISHED'") == ["one", "other"]
+    assert refused(cli, "--where", "strategy = 'nobody'") == [
+        f"no adaptation runs in experiment 'adaptkit' under \"strategy = 'nobody'\" of {Path.cwd() / 'mlflow.db'}: "
+        "`adaptkit run -s NAME` makes one"
+    ]
+    (line,) = refused(cli, "--where", "strategy ~ 3")
+    assert line.startswith("--where: Invalid")
+
+
+def test_more_than_one_page_of_runs_is_read(cli: Cli, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    some(uri, "one", [20, 30, 25])
+    some(uri, "other", [50, 61, 56])
+    monkeypatch.setattr(reader, "PAGE", 2)
+    assert [arm["n"] for arm in compared(cli)["arms"]] == [3, 3]
+
+
+def test_runs_are_named_by_id_and_a_parent_stands_for_its_children(cli: Cli, uri: str) -> None:
+    parent = fabricate(uri, "sweep", 9, [], tags={"adaptkit.kind": "sweep"})
+    one = some(uri, "one", [20, 30, 25], tags={"mlflow.parentRunId": parent})
+    other = some(uri, "other", [50, 61, 56], tags={"mlflow.parentRunId": parent})
+    some(uri, "third", [70, 71])
+    assert [arm["name"] for arm in compared(cli, parent)["arms"]] == ["one", "other"]
+    assert [arm["n"] for arm in compared(cli, *one[:2], other[0])["arms"]] == [2, 1]
+
+
+def test_arms_that_share_no_seed_are_not_paired(cli: Cli, uri: str) -> None:
+    fabricate(uri, "one", 0, range(10))
+    fabricate(uri, "other", 1, range(50))
+    found = compared(cli)
+    assert (found["pairs"][0]["n"], found["pairs"][0]["verdict"]) == (0, "unclear")
+    assert found["sentences"][0] == (
+        "On the shifted test, one and other cannot be paired: they share no seed; run both with the same seeds."
+    )
+    assert found["comparisons"][0]["notes"][0] == (
+        "one has no finished run among these of seed 1: its pairs cover the seeds that both arms have."
+    )
+
+
+def test_another_metric_is_compared_in_its_own_unit_and_direction(cli: Cli, uri: str) -> None:
+    some(uri, "slow", [20, 21, 22], metrics={"time/train_seconds": 9.0})
+    for seed, seconds in enumerate((4.0, 4.5, 4.1)):
+        fabricate(uri, "fast", seed, range(20), metrics={"time/train_seconds": seconds})
+    found = compared(cli, "--metric", "time/train_seconds")
+    assert [arm["name"] for arm in found["arms"]] == ["fast", "slow"]
+    (pair,) = found["pairs"]
+    assert (pair["verdict"], pair["image_low"]) == ("better", None) and pair["difference"] == pytest.approx(-4.8)
+    assert found["sentences"][0].startswith(
+        "By training time, fast beats slow by 4.800 s [4.143, 5.457] over 3 paired seeds"
+    )
+
+
+def test_bytes_are_said_without_decimals(cli: Cli, uri: str) -> None:
+    some(uri, "big", [20, 21], metrics={"memory/peak_bytes": 4096})
+    some(uri, "small", [20, 21], metrics={"memory/peak_bytes": 1024})
+    sentence = compared(cli, "--metric", "memory/peak_bytes")["sentences"][0]
+    assert sentence.startswith(
+        "By peak memory, small beats big by 3,072 bytes [3,072, 3,072] over 2 paired seeds (p < 0.001)"
+    )
+
+
+def test_timings_of_runs_that_shared_the_machine_are_not_ranked(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30, 25], metrics={"time/train_seconds": 3.0})
+    some(uri, "other", [50, 61, 56], tags={"adaptkit.timing": "shared"})
+    found = compared(cli)
+    assert found["pairs"][0]["seconds_ratio"] is None and "took" not in found["sentences"][0]
+    assert found["arms"][1]["dominated_by"]["time/train_seconds"] == []
+    assert "not ranked" in found["comparisons"][0]["notes"][0]
+
+
+def test_unequal_epochs_are_said(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30])
+    some(uri, "other", [50, 61], params={"epochs": "10"})
+    assert compared(cli)["comparisons"][0]["notes"] == [
+        "The arms were trained with unequal epochs (2 and 10 epochs): they share the drawn images only."
+    ]
+
+
+def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: Path) -> None:
+    here = own_folder / "mlflow.db"
+    assert refused(cli) == [f"--experiment: there is no experiment 'adaptkit' in {here}; known: template"]
+    one = some(uri, "one", [20, 30])
+    assert refused(cli) == [
+        "only one arm to compare: one (2 seeds); run another strategy with the same seeds, as in "
+        "`adaptkit run -s full -s head --seeds 0-4`"
+    ]
+    some(uri, "other", [50, 61])
+    assert refused(cli, "--metric", "final/shifted_acuracy") == [
+        "--metric: no run has a metric 'final/shifted_acuracy'; did you mean 'final/shifted_accuracy'?"
+    ]
+    assert refused(cli, "--metric", "shifted_macro_f1") == [
+        "--metric: no run has a metric 'shifted_macro_f1'; did you mean 'final/shifted_macro_f1'?"
+    ]
+    assert refused(cli, "--experiment", "adaptkitt") == [
+        f"--experiment: there is no experiment 'adaptkitt' in {here}; did you mean 'adaptkit'?"
+    ]
+    assert refused(cli, "--experiment", "", "--metric", "") == [
+        f"{option}: no value; leave the option out for its default" for option in ("--experiment", "--metric")
+    ]
+    assert refused(cli, "nothing") == [f"there is no run 'nothing' in {here}"]
+    assert refused(cli, one[0], "--where", "seed = '0'", "--margin", "-1") == [
+        "name runs by their ids, or by --experiment and --where, not both",
+        "--margin: must be at least 0, not -1",
+    ]
+    MlflowClient(tracking_uri=uri).delete_run(one[0])
+    assert refused(cli, one[0]) == [f"run {one[0]} was deleted; `mlflow runs restore --run-id {one[0]}` brings it back"]
+    tuned = fabricate(uri, "tuned", 0, [], tags={"adaptkit.kind": "tuning"})
+    assert refused(cli, tuned) == [f"run {tuned} is of kind tuning; adaptation runs are compared"]
+
+
+def test_runs_that_failed_are_named_when_one_arm_is_left(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30])
+    fabricate(uri, "other", 0, [], status="FAILED")
+    assert refused(cli) == [
+        "only one arm to compare: one (2 seeds); left out: other seed=0 (failed); run another strategy with the same "
+        "seeds, as in `adaptkit run -s full -s head --seeds 0-4`"
+    ]
+
+
+def test_a_missing_artifact_is_named(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30])
+    some(uri, "other", [50])
+    lost = fabricate(uri, "other", 1, range(40), artifacts=["adapter/adapter.json"])
+    assert refused(cli) == [f"other seed=1 ({lost}) has no artifact predictions.csv"]
+
+
+def test_a_damaged_artifact_is_named(cli: Cli, uri: str, own_folder: Path) -> None:
+    some(uri, "one", [20, 30])
+    hurt, _ = some(uri, "other", [50, 61])
+    (path,) = own_folder.glob(f"mlruns/*/{hurt}/artifacts/predictions.csv")
+    path.write_text("test_set,image\n")
+    assert refused(cli) == [
+        f"other seed=0 ({hurt}): its predictions cannot be read: ValueError: not a table of predictions"
+    ]
+
+
+def test_a_run_that_is_still_running_is_waited_for(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30])
+    some(uri, "other", [50, 61])
+    going = fabricate(uri, "other", 2, [], status="RUNNING", tags={"adaptkit.pid": str(os.getppid())})
+    assert refused(cli) == [
+        f"other seed=2 ({going}) is still running: wait for it, or leave it out with --where \"status != 'RUNNING'\""
+    ]
+    assert len(compared(cli, "--where", "status != 'RUNNING'")["pairs"]) == 1
+
+
+def test_predictions_of_other_test_images_are_refused(cli: Cli, uri: str, own_folder: Path) -> None:
+    some(uri, "one", [20, 30])
+    other, _ = some(uri, "other", [50, 61])
+    (path,) = own_folder.glob(f"mlruns/*/{other}/artifacts/predictions.csv")
+    path.write_text(path.read_text().replace("shifted,7,", "shifted,777,"))
+    assert refused(cli) == ["the predictions of other seed=0 and one seed=0 are not of the same shifted test images"]
+
+
+def test_without_a_store_or_a_server_it_says_so(cli: Cli, own_folder: Path) -> None:
+    assert refused(cli) == [
+        f"there is no tracking store at {own_folder / 'mlflow.db'}: `adaptkit run` makes one; "
+        "--tracking-uri names another"
+    ]
+    assert not list(own_folder.iterdir())
+    (line,) = refused(cli, "--tracking-uri", "http://127.0.0.1:9")
+    assert line == "cannot reach the MLflow server at http://127.0.0.1:9: Connection refused"
+
+
+def test_what_run_says_is_what_compare_reads(cli: Cli, store: Path) -> None:
+    ran = json.loads(cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--json").stdout)
+    read = compared(cli)
+    # MLflow keeps params as text, in the order of their names.
+    for key in ("metric", "margin", "sentences", "left_out", "notes", "pairs"):
+        assert read[key] == ran["comparison"][key], key
+    for arm, other in zip(read["arms"], ran["comparison"]["arms"], strict=True):
+        assert arm == other
+    ids = {run["run_id"] for run in ran["runs"]}
+    assert {run["run_id"] for arm in read["arms"] for run in arm["runs"]} == ids
+
+
+def test_the_python_function_returns_what_the_command_prints(cli: Cli, uri: str) -> None:
+    some(uri, "one", [20, 30, 25])
+    some(uri, "other", [50, 61, 56])
+    findings = adaptkit.compare(where="strategy != 'nobody'", track=False)
+    assert findings.to_dict() == compared(cli)
+    assert isinstance(findings, adaptkit.Findings)
+    assert (findings.comparisons[0].base_fingerprint, findings.comparisons[0].data_fingerprint) == (BASE, DATA)
+    with pytest.raises(adaptkit.BadInput, match="no run has a metric"):
+        adaptkit.compare(metric="none", track=False)
+
+
+def test_the_terminal_shows_arms_pairs_costs_and_sentences(cli: Cli, tracked: Tracked) -> None:
+    result = cli("compare", "--no-track", "--tracking-uri", tracked.uri)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["strategy", "shifted", "gain", "clean", "retention", "trainable", "share", "seconds"] in lines
+    assert ["pair", "difference", "test", "images", "p", "seeds", "disagree", "verdict"] in lines
+    assert ["strategy", "adapter", "s/epoch", "memory", "inference", "dominated", "by"] in lines
+    assert {"zero-shot", "lora", "head"} <= {line[0] for line in lines if line}
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.slow
+def test_a_server_is_read_and_written_like_its_database(cli: Cli, uri: str, own_folder: Path) -> None:
+    some(uri, "one", [20, 30, 25])
+    some(uri, "other", [50, 61, 56])
+    there = compared(cli)
+    with mlflow_ui(own_folder) as page:
+        assert compared(cli, "--tracking-uri", page.address) == there
+        result = cli("compare", "--tracking-uri", page.address)
+        assert result.exit_code == 0 and result.stderr.startswith(f"In MLflow: {page.address}/#/")
+        run = page.runs()["compare one, other"]
+        assert run["info"]["status"] == "FINISHED"
+        served = page.get("get-artifact", run_id=run["info"]["run_id"], path="comparison.json").json()
+    assert served == there

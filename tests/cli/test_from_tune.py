@@ -1,0 +1,133 @@
+"""`--from-tune`: what a tuning chose, under what is said otherwise; and the learning rate of one strategy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from support.experiments import TINY, TINY_SETTINGS
+
+import adaptkit
+from adaptkit.api.run import tuned_layer
+from adaptkit.errors import BadInput
+from adaptkit.plugins.loading import load_plugins
+from adaptkit.settings.resolve import Layer, resolve
+from adaptkit.tracking.store import open_store
+
+CHOSEN = [
+    {"strategy": "lora", "options": {"rank": 4, "alpha": 16.0}, "lr": 0.02},
+    {"strategy": "head", "options": {}, "lr": 0.03},
+]
+
+
+@pytest.fixture
+def tuning(store: Path, own_folder: Path) -> str:
+    """Return the id of a run that looks like a finished tuning."""
+    return make_tuning({"adaptkit.kind": "sweep", "adaptkit.tuning": "1"}, "FINISHED")
+
+
+def make_tuning(tags: dict[str, str], status: str, content: Any = None) -> str:
+    opened = open_store(None, "adaptkit")
+    run_id = str(opened.client.create_run(opened.experiment_id, run_name="tune", tags=tags).info.run_id)
+    Path("tuning.json").write_text(json.dumps(content or {"strategies": CHOSEN}))
+    opened.client.log_artifact(run_id, "tuning.json")
+    opened.client.set_terminated(run_id, status)
+    return run_id
+
+
+def arms(run_id: str, **given: Any) -> dict[str, tuple[float, dict[str, Any]]]:
+    layers = [Layer(given)]
+    request = resolve([*layers, tuned_layer(run_id, layers, None)], load_plugins())
+    return {arm.strategy: (arm.lr, dict(arm.options)) for arm in request.arms}
+
+
+def test_what_was_chosen_is_used_for_every_tuned_strategy_or_those_named(tuning: str) -> None:
+    found = arms(tuning)
+    assert list(found) == ["lora", "head"]
+    assert (found["lora"][0], found["lora"][1]["rank"], found["head"][0]) == (0.02, 4, 0.03)
+    assert list(arms(tuning, strategy=["head"])) == ["head"]
+    assert list(arms(tuning, strategy="head, lora")) == ["head", "lora"]
+
+
+def test_it_is_stronger_than_a_preset_and_weaker_than_what_is_said(tuning: str) -> None:
+    assert arms(tuning, preset="notebook")["head"][0] == 0.03
+    assert {lr for lr, _ in arms(tuning, lr=0.5).values()} == {0.5}
+    found = arms(tuning, **{"lora.rank": 2, "lora.lr": 0.7})
+    assert (found["lora"][0], found["lora"][1]["rank"], found["head"][0]) == (0.7, 2, 0.03)
+    assert arms(tuning, **{"strategy": ["lora"], "strategy.rank": 3})["lora"][1]["rank"] == 3
+
+
+def test_the_command_and_python_take_it(tuning: str, cli: Callable[..., Result]) -> None:
+    result = cli("run", "-s", "head", "--from-tune", tuning, *TINY, "--json")
+    assert result.exit_code == 0, result.stderr
+    (run,) = json.loads(result.stdout)["runs"]
+    assert run["lr"] == 0.03
+    outcome = adaptkit.run("head", from_tune=tuning, settings=TINY_SETTINGS, track=False)
+    assert outcome.runs[0].lr == 0.03
+    assert outcome.runs[0].metrics["final/shifted_accuracy"] == run["metrics"]["final/shifted_accuracy"]
+
+
+def test_what_is_no_finished_tuning_is_one_line(tuning: str, tracked_run: str, cli: Callable[..., Result]) -> None:
+    unfinished = make_tuning({"adaptkit.kind": "sweep", "adaptkit.tuning": "1"}, "KILLED")
+    plain = make_tuning({"adaptkit.kind": "sweep"}, "FINISHED")
+    broken = make_tuning({"adaptkit.kind": "sweep", "adaptkit.tuning": "1"}, "FINISHED", {"other": 1})
+    for run_id, line in (
+        ("0" * 32, f"--from-tune: there is no run '{'0' * 32}'"),
+        (tracked_run, "is no tuning; `adaptkit tune` says the id of its own"),
+        (plain, "is no tuning"),
+        (unfinished, "is not finished; the same `adaptkit tune` goes on with it"),
+        (broken, "has no tuning.json that could be read"),
+    ):
+        result = cli("run", "-s", "head", "--from-tune", run_id)
+        assert result.exit_code == 2
+        (problem,) = result.stderr.splitlines()
+        assert line in problem
+    with pytest.raises(BadInput, match="has not tuned lra; did you mean 'lora'"):
+        arms(tuning, strategy=["lra"])
+
+
+@pytest.fixture
+def tracked_run(store: Path) -> str:
+    opened = open_store(None, "adaptkit")
+    return str(opened.client.create_run(opened.experiment_id, tags={"adaptkit.kind": "adaptation"}).info.run_id)
+
+
+def rates(**given: Any) -> dict[str, float]:
+    return {arm.strategy: arm.lr for arm in resolve([Layer(given)], load_plugins()).arms}
+
+
+def test_the_learning_rate_of_one_strategy_goes_before_that_of_all() -> None:
+    assert rates(**{"strategy": ["lora", "head"], "lora.lr": "1e-2"}) == {"lora": 0.01, "head": 0.005}
+    assert rates(**{"strategy": ["lora", "head"], "lora.lr": 0.01, "lr": 0.1}) == {"lora": 0.01, "head": 0.1}
+    assert rates(**{"strategy": ["lora"], "strategy.lr": 0.3}) == {"lora": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"lora.lr": -1}, "lora.lr: must be greater than 0, not -1"),
+        ({"lora.lr": "fast"}, "lora.lr: must be a number, not 'fast'"),
+        ({"full.lr": 1}, "full.lr: strategy full is not run"),
+        ({"strategy.lr": 1}, "option lr: several strategies run; write lora.lr"),
+    ],
+)
+def test_a_rate_that_is_none_is_one_line(given: dict[str, Any], line: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        rates(strategy=["lora", "head"], **given)
+    assert caught.value.problems == (line,)
+
+
+def test_a_strategy_with_an_option_of_that_name_keeps_it(own_folder: Path) -> None:
+    plugin = own_folder / "own.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\nfrom typing import ClassVar\nfrom adaptkit import hookimpl\n"
+        "@dataclass\nclass Own:\n    name: ClassVar[str] = 'own'\n    lr: float = 0.5\n"
+        "    def adapt(self, model):\n        return list(model.parameters())\n"
+        "@hookimpl\ndef adaptkit_strategies():\n    return [Own]\n"
+    )
+    (arm,) = resolve([Layer({"strategy": ["own"], "own.lr": 0.25})], load_plugins([plugin])).arms
+    assert arm.options == {"lr": 0.25}

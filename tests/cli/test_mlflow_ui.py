@@ -1,0 +1,52 @@
+"""A bare `mlflow ui` in the folder shows the runs: asked over its REST API."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.experiments import TINY, Tracked
+from support.mlflow_records import ARTIFACTS
+from support.servers import mlflow_ui
+
+pytestmark = pytest.mark.slow
+
+
+def test_params_metric_histories_and_artifacts_are_served(tracked: Tracked) -> None:
+    with mlflow_ui(tracked.folder) as page:
+        found = page.runs()
+        assert sorted(found) == [
+            "base small_cnn mnist5k", "head seed=0", "lora rank=4 seed=0", "lora rank=4, head seed=0",
+        ]  # fmt: skip
+        run = found["lora rank=4 seed=0"]
+        run_id = run["info"]["run_id"]
+        params = {param["key"]: param["value"] for param in run["data"]["params"]}
+        assert (params["strategy"], params["strategy.rank"], params["shift"]) == ("lora", "4", "rotate=45,noise=0.3")
+        (record,) = (run for run in tracked.outcome["runs"] if run["strategy"] == "lora")
+        history = page.get("api/2.0/mlflow/metrics/get-history", run_id=run_id, metric_key="shifted/accuracy").json()[
+            "metrics"
+        ]
+        assert [(point["step"], point["value"]) for point in history] == [
+            (epoch["number"], epoch["shifted_accuracy"]) for epoch in record["epochs"]
+        ]
+        listed = page.get("api/2.0/mlflow/artifacts/list", run_id=run_id).json()["files"]
+        assert sorted(entry["path"] for entry in listed) == sorted(
+            {name if "/" not in name else "adapter" for name in ARTIFACTS}
+        )
+        for name in ARTIFACTS:
+            served = page.get("get-artifact", run_id=run_id, path=name).content
+            (kept,) = tracked.folder.glob(f"mlruns/*/{run_id}/artifacts/{name}")
+            assert served == kept.read_bytes() and len(served) > 0
+
+
+def test_a_page_that_was_started_before_the_first_run_shows_it(own_folder: Path) -> None:
+    with mlflow_ui(own_folder) as page:
+        command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "-q"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        run = page.runs()["head seed=0"]
+        assert run["info"]["status"] == "FINISHED"
+        served = page.get("get-artifact", run_id=run["info"]["run_id"], path="config.yaml").text
+        assert "strategy: head\n" in served

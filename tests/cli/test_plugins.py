@@ -1,0 +1,257 @@
+"""`adaptkit plugins list|check|new`, and what a plugin that is at fault does to other commands: nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from support.experiments import BITFIT, TINY
+from support.plugin_files import PLUGIN, forget_modules, install, write
+
+import adaptkit
+from adaptkit.plugins.loading import load_plugins
+
+Cli = Callable[..., Result]
+__all__ = ["forget_modules"]
+
+PLUGIN_FLAT = """
+from adaptkit import hookimpl
+
+class LastBias:
+    "Train the bias of the head."
+    name = "last-bias"
+
+    def adapt(self, model):
+        return [model.head.bias]
+
+@hookimpl
+def adaptkit_strategies():
+    return [LastBias]
+"""
+
+BROKEN = "raise RuntimeError('no GPU')\n"
+
+
+def test_the_list_names_origin_and_state(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(own_folder, "thirdparty_good", PLUGIN, monkeypatch)
+    install(own_folder, "thirdparty_broken", BROKEN, monkeypatch)
+    watcher = write(
+        own_folder / "watcher.py", "from adaptkit import hookimpl\n@hookimpl\ndef adaptkit_run_ended(run): ...\n"
+    )
+    result = cli("plugins", "list", "--plugin", str(watcher))
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[0] == ["name", "kind", "from", "state"]
+    assert ["lora", "strategy", "built-in", "lora", "ok"] in rows
+    assert ["last-bias", "strategy", "thirdparty_good", "1.2", "ok"] in rows
+    assert ["-", "-", "thirdparty_broken", "1.2", "RuntimeError:", "no", "GPU"] in rows
+    assert rows[-1] == ["Python:", sys.executable]
+    assert result.stderr == (
+        "Warning: plugin thirdparty_broken 1.2: RuntimeError: no GPU; mend it, or remove it with pip "
+        "uninstall thirdparty_broken\n"
+    )
+    document = json.loads(cli("plugins", "list", "--json", "--plugin", str(watcher)).stdout)
+    assert document["python"] == sys.executable
+    assert {"name": "-", "kind": "watches runs", "origin": str(watcher), "state": "ok"} in document["offers"]
+    assert [fault["origin"] for fault in document["faults"]] == ["thirdparty_broken 1.2"]
+    assert document == json.loads(cli("plugins", "--json", "--plugin", str(watcher)).stdout)
+
+
+def test_installed_plugins_can_be_left_out(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(own_folder, "thirdparty_broken", BROKEN, monkeypatch)
+    monkeypatch.setenv("ADAPTKIT_ENTRY_POINTS", "0")
+    result = cli("plugins", "list")
+    assert result.stderr == "" and "thirdparty" not in result.stdout
+
+
+def test_a_taken_name_stops_only_who_asks_for_it(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(own_folder, "thirdparty_taken", PLUGIN.replace("last-bias", "lora"), monkeypatch)
+    line = "plugin thirdparty_taken 1.2: strategy 'lora' is offered already by built-in lora; remove or rename one"
+    assert cli("plugins", "list").exit_code == 0
+    assert cli("run", "-s", "head", *TINY, "--no-track", "-q").exit_code == 0
+    needed = cli("run", "-s", "lora", *TINY, "--no-track")
+    assert needed.exit_code == 2 and needed.stderr.splitlines()[-1].startswith(f"Error: {line}")
+
+
+def test_a_plugin_for_a_newer_adaptkit_is_named(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(own_folder, "thirdparty_new", f"API_VERSION = 2\n{PLUGIN_FLAT}", monkeypatch)
+    (fault,) = load_plugins().faults
+    assert fault.message == (
+        f"it needs version 2 of adaptkit's plugin API, and adaptkit {adaptkit.__version__} has 1: "
+        "a newer adaptkit-vision is needed"
+    )
+    assert cli("strategies").exit_code == 0
+
+
+def test_a_plugin_that_imports_something_heavy_works_and_is_named(own_folder: Path) -> None:
+    site = own_folder / "site"
+    site.mkdir()
+    (site / "thirdparty_heavy.py").write_text(f"import torch\n{PLUGIN_FLAT}")
+    info = site / "thirdparty_heavy-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thirdparty_heavy\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[adaptkit]\nheavy = thirdparty_heavy\n")
+    command = [sys.executable, "-m", "adaptkit", "strategies"]
+    result = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(site)})
+    assert result.returncode == 0 and "last-bias" in result.stdout
+    assert result.stderr == (
+        "Warning: plugin thirdparty_heavy 1.2: importing it imports torch, which slows every command: import inside "
+        "methods instead; mend it, or remove it with pip uninstall thirdparty_heavy\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
+def test_help_loads_no_plugin(own_folder: Path, arguments: list[str]) -> None:
+    plugin = write(own_folder / "loud.py", "raise SystemExit('loaded')\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "adaptkit", *arguments],
+        capture_output=True,
+        text=True,
+        env={"ADAPTKIT_PLUGINS": str(plugin)},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_completion_loads_no_plugin(own_folder: Path) -> None:
+    plugin = write(own_folder / "loud.py", "raise SystemExit('loaded')\n")
+    environment = {
+        "ADAPTKIT_PLUGINS": str(plugin),
+        "_ADAPTKIT_COMPLETE": "bash_complete",
+        "COMP_WORDS": "adaptkit pl",
+        "COMP_CWORD": "1",
+    }
+    result = subprocess.run([sys.executable, "-m", "adaptkit"], capture_output=True, text=True, env=environment)
+    assert (result.stdout, result.stderr) == ("plain,plugins\n", "")
+
+
+UNAVAILABLE = PLUGIN_FLAT.replace('name = "last-bias"', 'name = "last-bias"\n    unavailable = "it needs a GPU"')
+
+
+def test_what_cannot_be_used_is_listed_with_its_reason_and_refused(cli: Cli, own_folder: Path) -> None:
+    path = str(write(own_folder / "mine.py", UNAVAILABLE))
+    assert "last-bias" not in cli("strategies", "--plugin", path).stdout
+    assert "cannot be used: it needs a GPU" in cli("strategies", "--all", "--plugin", path).stdout
+    result = cli("run", "-s", "last-bias", *TINY, "--no-track", "--plugin", path)
+    assert result.stderr == "Error: strategy last-bias cannot be used: it needs a GPU\n"
+    assert result.exit_code == 2
+
+
+def test_check_prints_a_row_for_each_check(cli: Cli) -> None:
+    result = cli("plugins", "check", str(BITFIT))
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[0] == ["strategy", "bitfit", "cnn", "residual", "convolutions", "transformer"]
+    assert ["starts", "at", "the", "base", "ok", "ok", "ok", "ok"] in lines
+    assert ["merges", "exactly", "-", "-", "-", "-"] in lines
+    assert "not tried (cnn, residual, convolutions, transformer): it has no merge()" in result.stdout
+
+
+def test_check_exits_with_1_and_tells_why(cli: Cli, own_folder: Path) -> None:
+    faulty = PLUGIN_FLAT.replace("        return", "        model.head.bias.data += 1\n        return")
+    path = write(own_folder / "mine.py", faulty)
+    result = cli("plugins", "check", str(path))
+    assert result.exit_code == 1
+    assert "FAILED starts at the base (cnn, residual, convolutions, transformer): the first logits are" in result.stdout
+    (document,) = json.loads(cli("plugins", "check", str(path), "--json").stdout)
+    failed = [(check["check"], check["subject"]) for check in document["checks"] if check["word"] == "failed"]
+    assert failed == [("starts at the base", name) for name in ("cnn", "residual", "convolutions", "transformer")]
+    # The same by its name.
+    assert cli("plugins", "check", "last-bias", "--plugin", str(path)).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["lorra"], "Error: nothing is called 'lorra'; did you mean 'lora'?"),
+        (["lora", "-o", "rank=many"], "Error: lora.rank: must be a whole number, not 'many'"),
+        (["lora", "-o", "rnk=2"], "Error: unknown option 'lora.rnk'; did you mean 'rank'?"),
+        (["lora", "-o", "rank"], "Error: -o rank: write key=value"),
+        (["none.py"], "Error: plugin {folder}/none.py: there is no such file"),
+    ],
+)
+def test_check_tells_wrong_input_in_a_line(cli: Cli, own_folder: Path, arguments: list[str], line: str) -> None:
+    result = cli("plugins", "check", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"{line.format(folder=own_folder)}\n"
+
+
+@pytest.mark.parametrize("kind", ["strategy", "backbone", "dataset", "shift"])
+def test_a_new_plugin_is_clean_and_keeps_everything(cli: Cli, own_folder: Path, kind: str) -> None:
+    result = cli("plugins", "new", "my-own", "--kind", kind)
+    assert (result.exit_code, result.stderr) == (0, "")
+    folder = own_folder / "adaptkit-my-own"
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
+        "README.md",
+        "adaptkit_my_own.py",
+        "pyproject.toml",
+        "setup.cfg",
+        "tests/test_adaptkit_my_own.py",
+    ]
+    for command in (["check"], ["format", "--check"]):
+        linted = subprocess.run(["ruff", *command, "."], cwd=folder, capture_output=True, text=True)
+        assert linted.returncode == 0, linted.stdout
+    checked = cli("plugins", "check", str(folder / "adaptkit_my_own.py"))
+    assert checked.exit_code == 0, checked.stdout
+    again = cli("plugins", "new", "my-own", "--kind", kind)
+    assert again.exit_code == 2
+    assert (
+        again.stderr == "Error: adaptkit-my-own is there already; choose another name, or another place with --output\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("My Own", "'My Own' cannot be a plugin's name: write small letters and digits, with - between words"),
+        ("lora", "strategy 'lora' is offered already by built-in lora; choose another name"),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_refused_and_nothing_written(
+    cli: Cli, own_folder: Path, name: str, line: str
+) -> None:
+    result = cli("plugins", "new", name)
+    assert (result.exit_code, result.stderr) == (2, f"Error: {line}\n")
+    assert list(own_folder.glob("*adaptkit-*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["strategy", "backbone", "dataset", "shift"])
+def test_a_new_plugin_installs_as_it_stands(own_folder: Path, kind: str) -> None:
+    """In a fresh environment that borrows this one's packages: without a trace in this one."""
+    run = runner(own_folder)
+    run(sys.executable, "-m", "adaptkit", "plugins", "new", "my-own", "--kind", kind)
+    environment = own_folder / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    site = Path(
+        subprocess.run(
+            [str(python), "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True
+        ).stdout.strip()
+    )
+    mine = next(path for path in sys.path if path.endswith("site-packages"))
+    (site / "borrowed.pth").write_text(f"import site; site.addsitedir({mine!r})\n")
+    run(str(python), "-m", "pip", "install", "--quiet", "./adaptkit-my-own")
+    listed = json.loads(run(str(python), "-m", "adaptkit", "plugins", "list", "--json"))
+    assert {"name": "my-own", "kind": kind, "origin": "adaptkit-my-own 0.1.0", "state": "ok"} in listed["offers"]
+    run(str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "adaptkit-my-own")
+    run(str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "adaptkit-my-own")
+    assert "my-own" not in run(str(python), "-m", "adaptkit", "plugins", "list", "--json")
+    shutil.rmtree(environment)
+
+
+def runner(folder: Path) -> Callable[..., str]:
+    """Return a function that runs a command in a folder and returns what it prints."""
+
+    def run(*command: str) -> str:
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    return run

@@ -1,0 +1,54 @@
+"""On a real terminal: bars that move, colours, a table that fits; none of it elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from rich.text import Text
+from support.experiments import TINY
+from support.terminal import on_a_terminal
+
+Cli = Callable[..., Result]
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_bars_and_a_table_within_its_width() -> None:
+    code, printed = on_a_terminal("run", "-s", "lora", "-s", "head", *TINY, "--no-track", width=90)
+    assert code == 0
+    assert "\x1b[?25l" in printed and printed.count("\x1b[?25h") >= 1  # the cursor is hidden and comes back
+    assert re.search(r"lora seed=0.*2/2", printed) and re.search(r"head seed=0.*2/2", printed)
+    lines = [Text.from_ansi(line).plain.rstrip() for line in printed.split("\r\n")]
+    heading = next(line for line in lines if line.startswith(" strategy    shifted"))
+    assert heading.split() == ["strategy", "shifted", "gain", "clean", "retention", "trainable", "share", "seconds"]
+    table = lines[lines.index(heading) :]
+    assert max(map(len, table)) <= 90
+    assert [line.split()[0] for line in table[2:5]] == ["zero-shot", "lora", "head"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "moving"),
+    [
+        (("sweep", "--grid", "lr=0.001,0.01"), (r"head .*epoch \d/2, \d+ s", r"head .*  \d\d\.\d$")),
+        (("tune", "--trials", "2"), (r"head .*2/2.*lr 0.005: \d\d\.\d %", r"on all images .*1/1")),
+    ],
+)
+def test_a_terminal_shows_trials_under_way_and_the_best_so_far(
+    store: Path, command: tuple[str, ...], moving: tuple[str, ...]
+) -> None:
+    code, printed = on_a_terminal(*command, "-s", "head", *TINY, "--seeds", "1", width=90)
+    assert code == 0, printed
+    lines = [Text.from_ansi(line).plain.rstrip() for line in printed.replace("\r\n", "\n").split("\n")]
+    assert "\x1b[?25l" in printed and printed.count("\x1b[?25h") >= 1
+    for words in moving:
+        assert [line for line in lines if re.search(words, line)], printed
+
+
+@pytest.mark.slow
+def test_an_error_on_a_terminal_is_one_plain_line() -> None:
+    code, printed = on_a_terminal("run", "-s", "lorra", width=80)
+    assert (code, printed) == (2, "Error: unknown strategy 'lorra'; did you mean 'lora'?\r\n")

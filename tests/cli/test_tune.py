@@ -1,0 +1,257 @@
+"""`adaptkit tune`: an equal budget, what was chosen, and the comparison of runs on fresh seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from click.testing import CliRunner, Result
+from support.experiments import FOREIGN, KEPT, TINY, TINY_SETTINGS, own_cache
+
+import adaptkit
+from adaptkit.cli import main
+from adaptkit.errors import BadInput
+
+#: head begins far too low: its range grows
+COMMAND = (
+    *("tune", "-s", "head", "-s", "lora", *TINY, "--trials", "3", "--seeds", "1"),
+    *("--space", "head.lr=2e-4..2e-3/log", "--space", "lora.rank=4", "--space", "lora.lr=1e-3,5e-3"),
+)
+
+
+@dataclass(frozen=True)
+class TunedFolder:
+    """A folder in which strategies were tuned, and what `--json` and standard error said."""
+
+    folder: Path
+    outcome: dict[str, Any]
+    messages: str
+
+    @property
+    def client(self) -> Any:
+        return mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.folder / 'mlflow.db'}")
+
+    def runs(self, kind: str) -> list[Any]:
+        return runs_of(self.client, kind)
+
+
+def runs_of(client: Any, kind: str) -> list[Any]:
+    experiment = client.get_experiment_by_name("adaptkit").experiment_id
+    condition = f"tags.`adaptkit.kind` = '{kind}'"
+    return list(client.search_runs([experiment], condition, order_by=["attributes.start_time"]))
+
+
+@pytest.fixture(scope="module")
+def tuned(shared: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> TunedFolder:
+    """Tune once for all tests that only look at it."""
+    folder = tmp_path_factory.mktemp("tuned")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in KEPT]:
+            patch.delenv(name)
+        patch.setenv("ADAPTKIT_CACHE", str(own_cache(shared)))
+        patch.chdir(folder)
+        result = CliRunner().invoke(main, [*COMMAND, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return TunedFolder(folder, json.loads(result.stdout), result.stderr)
+
+
+def test_every_strategy_has_the_same_number_of_trials_growth_included(tuned: TunedFolder) -> None:
+    head, lora = tuned.outcome["strategies"]
+    assert head["first"] == {"lr": "0.0002..0.002/log"} != head["space"]
+    given = tuned.outcome["budget"]["given"]
+    assert given > tuned.outcome["budget"]["trials"] == 3
+    assert len(head["trials"]) == len(lora["trials"]) == given
+    counts = Counter(run.data.params["strategy"] for run in tuned.runs("tuning"))
+    assert counts == {"head": given, "lora": given}
+    assert {run.data.params["epochs"] for run in tuned.runs("tuning")} == {"2"}
+    assert "every strategy is given 2 further trials" in tuned.messages
+
+
+def test_the_best_trial_is_chosen_and_run_on_all_images_with_fresh_seeds(tuned: TunedFolder) -> None:
+    finals = tuned.runs("adaptation")
+    assert len(finals) == 2
+    for one in tuned.outcome["strategies"]:
+        best = max(trial["accuracy"] for trial in one["trials"])
+        assert one["accuracy"] == best == one["trials"][one["best_trial"] - 1]["accuracy"]
+        assert one["chosen"] == one["trials"][one["best_trial"] - 1]["values"]
+        (run,) = [run for run in finals if run.data.params["strategy"] == one["strategy"]]
+        assert float(run.data.params["lr"]) == one["lr"] == one["chosen"]["lr"]
+        assert run.data.params["seed"] == "1"
+        line = run.data.tags["adaptkit.tuning"]
+        assert line.startswith(f"{tuned.outcome['budget']['given']} trials of 2 epochs; searched lr ")
+    assert [run["status"] for run in tuned.outcome["runs"]] == ["finished", "finished"]
+    assert tuned.outcome["strategies"][1]["options"]["rank"] == 4
+
+
+def test_tuning_runs_log_validation_and_nothing_of_a_test_set(tuned: TunedFolder) -> None:
+    run = tuned.runs("tuning")[0]
+    names = set(run.data.metrics)
+    assert {"validation/accuracy", "validation/loss", "train/loss"} <= names
+    assert not [name for name in names if name.startswith(("test/", "shifted/", "final/"))]
+    history = tuned.client.get_metric_history(run.info.run_id, "validation/accuracy")
+    assert [point.step for point in history] == [1, 2]
+    assert run.data.tags["mlflow.parentRunId"] == tuned.outcome["parent_run_id"]
+    by_id = {run.info.run_id: run for run in tuned.runs("tuning")}
+    for trial in tuned.outcome["strategies"][0]["trials"]:
+        (run_id,) = trial["run_ids"]
+        assert by_id[run_id].data.metrics["validation/accuracy"] == trial["accuracy"]
+        assert float(by_id[run_id].data.params["lr"]) == trial["values"]["lr"]
+
+
+def test_the_parent_holds_the_study_and_the_report(tuned: TunedFolder) -> None:
+    parent = tuned.client.get_run(tuned.outcome["parent_run_id"])
+    assert (parent.data.tags["adaptkit.kind"], parent.data.tags["adaptkit.tuning"]) == ("sweep", "1")
+    assert parent.info.status == "FINISHED"
+    names = {entry.path for entry in tuned.client.list_artifacts(parent.info.run_id)}
+    assert {"tuning.json", "comparison.json", "report.html", "tuning.png", "tuning.svg"} <= names
+    assert (tuned.folder / "optuna.db").exists()
+
+
+def test_the_comparison_says_budget_space_and_choice_and_ignores_trials(
+    tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tuned.folder)
+    result = cli("compare", "--no-track", "--json")
+    found = json.loads(result.stdout)
+    assert sorted(arm["strategy"] for arm in found["arms"]) == ["head", "lora"]
+    assert sum(len(arm["runs"]) for arm in found["arms"]) == 2
+    given = tuned.outcome["budget"]["given"]
+    notes = [note for note in found["comparisons"][0]["notes"] if "was tuned on labelled images held back" in note]
+    assert len(notes) == 2
+    assert all(f"{given} trials of 2 epochs: searched lr" in note and "chosen lr" in note for note in notes)
+    assert tuned.outcome["comparison"]["comparisons"][0]["notes"] == found["comparisons"][0]["notes"]
+    for command in ("predict", "export"):
+        more = ["."] if command == "predict" else ["--to", "merged", "-o", "out"]
+        refused = cli(command, tuned.runs("tuning")[0].info.run_id, *more)
+        assert refused.exit_code == 2 and "tuning" in refused.stderr
+
+
+def test_the_same_command_again_runs_nothing(
+    tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tuned.folder)
+    before = len(tuned.runs("tuning")), len(tuned.runs("adaptation"))
+    result = cli(*COMMAND)
+    assert result.exit_code == 0
+    assert (len(tuned.runs("tuning")), len(tuned.runs("adaptation"))) == before
+    assert "head" in result.stdout and "trials of each strategy" in result.stdout and "grown from lr" in result.stdout
+    assert f"adaptkit run --from-tune {tuned.outcome['parent_run_id']}" in result.stderr
+
+
+def test_a_run_takes_what_was_chosen(
+    tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tuned.folder)
+    parent = tuned.outcome["parent_run_id"]
+    result = cli("run", "--from-tune", parent, *TINY, "--seeds", "1", "--no-track", "--json", "-q")
+    runs = {run["strategy"]: run for run in json.loads(result.stdout)["runs"]}
+    for one in tuned.outcome["strategies"]:
+        assert (runs[one["strategy"]]["lr"], runs[one["strategy"]]["options"]) == (one["lr"], one["options"])
+    finals = {run.data.params["strategy"]: run.data.metrics for run in tuned.runs("adaptation")}
+    for name, run in runs.items():
+        assert run["metrics"]["final/shifted_accuracy"] == finals[name]["final/shifted_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--seeds", "0-4"), "seed 0 is a tuning seed: what was chosen on its images must be compared on others"),
+        (("--search", "grd"), "--search: unknown method 'grd'; did you mean 'grid'?"),
+        (("--space", "head.lr=nan,1"), "--space head.lr: a learning rate must be greater than 0, not nan"),
+        (("--space", "lr=1e-3,0.001"), "--space lr: '1e-3,0.001' names 0.001 twice"),
+        (("--space", "lr=1e-3,1e-2", "--space", "lr=1e-3..1e-2"), "--space lr: is given twice"),
+        (("--trials", "1"), "--trials: must be at least 2, not 1"),
+        (("--tuning-seeds", "x"), "--tuning-seeds: must be a seed, a range or a list"),
+        (("--space", "lora.rnk=2,4"), "--space lora.rnk: unknown option; did you mean 'lora.rank'?"),
+        (("--lr", "0.1", "-o", "lora.rank=4"), "head: nothing is left to be tuned"),
+        (("--jobs", "0"), "--jobs: must be at least 1, not 0"),
+        (("--search", "grid", "--space", "lora.rank=2,4,8", "--trials", "3"), "lora: a grid over lr"),
+        (("--shots", "1"), "No such option"),
+        (("--set", "shots=1"), "no image can be held back from the 10 labelled ones"),
+    ],
+)
+def test_what_cannot_be_tuned_is_said_before_anything_runs(
+    cli: Callable[..., Result], store: Path, arguments: tuple[str, ...], line: str
+) -> None:
+    result = cli("tune", "-s", "head", "-s", "lora", *TINY, *arguments)
+    assert result.exit_code == 2
+    assert line in result.stderr.splitlines()[0]
+    assert not Path("optuna.db").exists()
+
+
+def test_what_is_given_is_not_searched(own_folder: Path) -> None:
+    from adaptkit.api.tune import check_tuning
+    from adaptkit.plugins.loading import load_plugins
+    from adaptkit.settings.resolve import Layer
+
+    layers = [Layer({"strategy": ["lora", "head"], "lora.rank": 4, "preset": "notebook"}), Layer({"head.lr": 0.1})]
+    asked = check_tuning(layers, load_plugins(), [], 4, 0, "tpe")
+    assert asked.given == {"lora": {"rank"}, "head": {"lr"}}
+    assert asked.request.settings.seed == (1, 2, 3, 4, 5)
+
+
+@pytest.mark.slow
+def test_from_python_with_two_processes_and_two_tuning_seeds(
+    store: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"trials": 3, "tuning_seeds": "0,7", "seed": "1", "settings": TINY_SETTINGS}
+    one = adaptkit.tune("head", **given)
+    assert all(len(trial.run_ids) == 2 for trial in one.strategies[0].trials)
+    Path("second").mkdir()
+    monkeypatch.chdir("second")
+    second = shutil.copy(empty_store, "mlflow.db")
+    two = adaptkit.tune("head", jobs=2, tracking_uri=f"sqlite:///{Path(second).resolve()}", **given)
+    assert values(two.to_dict()) == values(one.to_dict())
+    assert two.comparison is not None and one.comparison is not None
+    with pytest.raises(BadInput, match="seed 7 is a tuning seed"):
+        adaptkit.tune("head", tuning_seeds="7", seed="7", settings=TINY_SETTINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ending", "jobs"), [(signal.SIGKILL, "1"), (signal.SIGINT, "1"), (signal.SIGINT, "2")])
+def test_a_tuning_that_is_stopped_goes_on_as_if_nothing_had_happened(
+    store: Path, tuned: TunedFolder, ending: signal.Signals, jobs: str
+) -> None:
+    command = [sys.executable, "-m", "adaptkit", *COMMAND, "--jobs", jobs]
+    said = Path("said.txt")  # a file: none of it is lost between what is waited for and what is told of a failure
+    with said.open("w") as file:
+        process = subprocess.Popen(command, stderr=file, stdout=subprocess.DEVNULL, env=os.environ)
+        while said.read_text().count(" trial ") < 5 and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.5)  # in the midst of the next run
+        process.send_signal(ending)
+        process.wait()
+    assert process.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL), said.read_text()
+    again = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    outcome = json.loads(again.stdout)
+    assert values(outcome) == values(tuned.outcome)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{store}")
+    statuses = Counter(run.info.status for run in runs_of(client, "tuning"))
+    assert statuses["FINISHED"] in (2 * outcome["budget"]["given"], 2 * outcome["budget"]["given"] + 1)
+    assert statuses["RUNNING"] == 0
+    assert client.get_run(outcome["parent_run_id"]).info.status == "FINISHED"
+
+
+def values(outcome: dict[str, Any]) -> dict[str, Any]:
+    """Return what a tuning tried and chose, without ids."""
+    return {
+        one["strategy"]: (
+            one["chosen"],
+            one["space"],
+            [(trial["values"], trial["accuracy"], trial["loss"]) for trial in one["trials"]],
+        )
+        for one in outcome["strategies"]
+    }

@@ -1,0 +1,275 @@
+"""Pictures of every kind come out right way up, in colour and in size; what is none is refused with its reason."""
+
+from __future__ import annotations
+
+import random
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import photos
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as reference
+
+from adaptkit.data.sets.image_files import fault_of, read_picture
+from adaptkit.errors import BadInput
+
+SIZE = 32
+FORMATS = ("png", "jpg", "webp", "gif", "tif", "bmp")
+
+
+@pytest.fixture(scope="module")
+def temple() -> Image.Image:
+    """Return a photograph, 120x90."""
+    return photos.photographs()[0].resize((120, 90))
+
+
+def pixels(image: Image.Image, size: int = SIZE) -> torch.Tensor:
+    """Return an RGB picture as torchvision resizes and crops it."""
+    return reference.pil_to_tensor(reference.center_crop(reference.resize(image, [size]), [size, size]))
+
+
+def apart(first: torch.Tensor, second: torch.Tensor) -> int:
+    assert first.dtype == second.dtype == torch.uint8 and first.shape == second.shape
+    return int((first.int() - second.int()).abs().max())
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("shape", [(120, 90), (53, 77), (32, 32), (20, 31), (300, 40)])
+def test_a_picture_is_resized_and_cropped_as_torchvision_does_it(
+    suffix: str, shape: tuple[int, int], temple: Image.Image, tmp_path: Path
+) -> None:
+    path = tmp_path / f"temple.{suffix}"
+    temple.resize(shape).save(path)
+    with Image.open(path) as image:
+        expected = pixels(image.convert("RGB"))
+    assert apart(read_picture(path, SIZE), expected) <= 1
+    with Image.open(path) as image:
+        assert apart(read_picture(image, SIZE), expected) <= 1
+
+
+@pytest.mark.parametrize("size", [24, 64])
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(size: int, tmp_path: Path) -> None:
+    photo = photos.photographs()[2].resize((1200, 1400))
+    photo.save(tmp_path / "large.jpg", quality=95)
+    difference = read_picture(tmp_path / "large.jpg", size).int() - pixels(photo, size).int()
+    assert difference.abs().float().mean() < 1 and difference.abs().max() < 12
+
+
+def modes(photo: Image.Image) -> dict[str, tuple[str, Image.Image, Image.Image]]:
+    """Return pictures by what is special about them: a suffix, the picture to be saved, and the RGB picture meant."""
+    grey = photo.convert("L")
+    sixteen = Image.fromarray(numpy.asarray(grey).astype(numpy.uint16) * 257)
+    mask = Image.linear_gradient("L").resize(photo.size)
+    veiled = photo.copy()
+    veiled.putalpha(mask)
+    on_white = Image.new("RGB", photo.size, "white")
+    on_white.paste(photo, mask=mask)
+    grey_veiled = grey.convert("LA")
+    grey_veiled.putalpha(mask)
+    grey_on_white = Image.new("L", photo.size, "white")
+    grey_on_white.paste(grey, mask=mask)
+    palette = photo.quantize(64)
+    holes = palette.copy()
+    holes.info["transparency"] = 0
+    filled = palette.convert("RGB")
+    filled.paste((255, 255, 255), mask=palette.point([255] + [0] * 255, "L"))
+    dots = photo.convert("1")
+    inks = photo.convert("CMYK")
+    floats = Image.fromarray(numpy.asarray(grey).astype(numpy.float32) / 255)
+    return {
+        "grey": ("png", grey, grey.convert("RGB")),
+        "grey JPEG": ("jpg", grey, grey.convert("RGB")),
+        "16-bit PNG": ("png", sixteen, grey.convert("RGB")),
+        "16-bit TIFF": ("tif", sixteen, grey.convert("RGB")),
+        "16-bit big-endian": ("tif", Image.frombytes("I;16B", photo.size, swapped(sixteen)), grey.convert("RGB")),
+        "16-bit in 32": ("pgm", sixteen.convert("I"), grey.convert("RGB")),
+        "black and white": ("png", dots, dots.convert("RGB")),
+        "palette": ("png", palette, palette.convert("RGB")),
+        "palette with a hole": ("png", holes, filled),
+        "palette GIF": ("gif", palette, palette.convert("RGB")),
+        "RGBA": ("png", veiled, on_white),
+        "grey with alpha": ("png", grey_veiled, grey_on_white.convert("RGB")),
+        "CMYK": ("jpg", inks, inks.convert("RGB")),
+        "floats": ("tif", floats, grey.convert("RGB")),
+    }
+
+
+def swapped(image: Image.Image) -> bytes:
+    return numpy.asarray(image).byteswap().tobytes()
+
+
+KINDS = (
+    *("grey", "grey JPEG", "16-bit PNG", "16-bit TIFF", "16-bit big-endian", "16-bit in 32", "black and white"),
+    *("palette", "palette with a hole", "palette GIF", "RGBA", "grey with alpha", "CMYK", "floats"),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mode_becomes_colour(kind: str, temple: Image.Image, tmp_path: Path) -> None:
+    suffix, picture, meant = modes(temple)[kind]
+    path = tmp_path / f"picture.{suffix}"
+    options = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {}
+    picture.save(path, **options)
+    tolerance = 12 if suffix == "jpg" else 1
+    assert apart(read_picture(path, SIZE), pixels(meant)) <= tolerance
+    assert apart(read_picture(picture, SIZE), pixels(meant)) <= 1
+
+
+def test_a_transparent_colour_becomes_white(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 40), (10, 20, 30))
+    picture.paste((200, 0, 0), (0, 0, 20, 40))
+    picture.save(tmp_path / "keyed.png", transparency=(200, 0, 0))
+    corners = read_picture(tmp_path / "keyed.png", 40)[:, 0, [0, 39]]
+    assert corners.T.tolist() == [[255, 255, 255], [10, 20, 30]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_a_picture_is_turned_as_its_exif_says(orientation: int, suffix: str, tmp_path: Path) -> None:
+    upright = Image.new("RGB", (32, 32), (0, 0, 0))
+    upright.paste((255, 0, 0), (0, 0, 16, 16))
+    upright.paste((0, 255, 0), (16, 0, 32, 16))
+    undone = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose by which a camera would have stored it
+    stored = upright.transpose(Image.Transpose(undone[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"turned.{suffix}", exif=exif, quality=95)
+    picture = read_picture(tmp_path / f"turned.{suffix}", 32)
+    corners = (picture[:, [4, 4, 28], [4, 28, 4]].T > 128).tolist()
+    assert corners == [[True, False, False], [False, True, False], [False, False, False]]
+
+
+def test_damaged_exif_is_no_reason_to_refuse_a_picture(temple: Image.Image, tmp_path: Path) -> None:
+    temple.save(tmp_path / "odd.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_picture(tmp_path / "odd.jpg", SIZE)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "png", "webp"])
+def test_the_first_of_several_frames_counts(suffix: str, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue", "lime")]
+    frames[0].save(tmp_path / f"moving.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
+    picture = read_picture(tmp_path / f"moving.{suffix}", 40)
+    assert picture.flatten(1).float().mean(1).tolist() == pytest.approx([255, 0, 0], abs=2)
+
+
+def test_the_picture_that_is_given_is_left_as_it_is(temple: Image.Image) -> None:
+    given = temple.copy()
+    given.getexif()[0x0112] = 6
+    read_picture(given, SIZE)
+    assert given.size == (120, 90) and given.tobytes() == temple.tobytes()
+
+
+def reason(path: Path) -> str:
+    with pytest.raises(BadInput) as caught:
+        read_picture(path, SIZE)
+    (line,) = caught.value.problems
+    assert line == f"{path}: {fault_of(path, SIZE)}"
+    return fault_of(path, SIZE)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_truncated_picture_is_refused(suffix: str, temple: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / f"temple.{suffix}"
+    temple.save(path)
+    content = path.read_bytes()
+    for kept in (0.5, 0.95):
+        path.write_bytes(content[: int(len(content) * kept)])
+        assert reason(path).startswith("damaged: ")
+    path.write_bytes(content[:6])
+    assert reason(path) != ""
+
+
+def test_what_is_no_picture_is_refused_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "notes.png").write_text("not a picture at all")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    reasons = {path.name: reason(path) for path in sorted(tmp_path.iterdir())}
+    assert reasons == {
+        "drawing.eps": "not a picture that can be read",
+        "empty.jpg": "empty (0 bytes)",
+        "folder.png": "not a file",
+        "gone.png": "a link to nothing",
+        "notes.png": "not a picture that can be read",
+    }
+    assert reason(tmp_path / "missing.png") == "there is no such file"
+
+
+def test_a_name_of_any_bytes_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        read_picture(Path("two\nlines\udcff.jpg"), SIZE)
+    assert caught.value.problems == (r"two\nlines\udcff.jpg: there is no such file",)
+
+
+def test_values_that_have_no_white_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(numpy.full((9, 9), 7.5, numpy.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(numpy.full((9, 9), numpy.nan, numpy.float32)).save(tmp_path / "nan.tif")
+    Image.fromarray(numpy.full((9, 9), 70000, numpy.int32)).save(tmp_path / "whole.tif")
+    assert reason(tmp_path / "float.tif") == "its values are floats from 7.5 to 7.5, not from 0 to 1"
+    assert reason(tmp_path / "nan.tif") == "its values are floats from nan to nan, not from 0 to 1"
+    assert reason(tmp_path / "whole.tif") == (
+        "its values are 32-bit integers from 70000 to 70000, of which none is known to be white"
+    )
+
+
+def bomb(path: Path, side: int) -> Path:
+    """Write a PNG of a few bytes that says it has so many pixels a side."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("side", [10_000, 50_000])
+def test_bombs_are_refused_undecoded(side: int, tmp_path: Path) -> None:
+    path = bomb(tmp_path / "bomb.png", side)
+    expected = f"{side * side:,} pixels, more than the 89,478,485 that are safe to decode"
+    assert reason(path) == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert reason(path) == expected
+
+
+def test_pillows_own_limit_holds(temple: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temple.save(tmp_path / "temple.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_799)
+    assert reason(tmp_path / "temple.png") == "10,800 pixels, more than the 10,799 that are safe to decode"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_800)
+    assert fault_of(tmp_path / "temple.png", SIZE) == ""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert fault_of(tmp_path / "temple.png", SIZE) == ""
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_no_damage_raises_anything_else(suffix: str, temple: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / f"temple.{suffix}"
+    temple.resize((40, 30)).save(path)
+    content = path.read_bytes()
+    draws = random.Random(suffix)
+    told: list[str] = []
+    for _ in range(100):
+        damaged = bytearray(content)
+        for _ in range(draws.randrange(1, 20)):
+            damaged[draws.randrange(len(damaged))] = draws.randrange(256)
+        path.write_bytes(damaged)
+        told.append(fault_of(path, SIZE))
+    assert all("\n" not in text for text in told) and any(told)
+
+
+def test_something_else_is_told() -> None:
+    wrong: Callable[..., torch.Tensor] = read_picture
+    with pytest.raises(BadInput) as caught:
+        wrong(5, SIZE)
+    assert caught.value.problems == ("the picture: a path or a PIL image is needed, not int",)

@@ -1,0 +1,68 @@
+"""docs/plugins.md: every hook with its signature, and every example run as the command below it says."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from support.experiments import TINY
+
+from adaptkit import hookspecs
+
+Cli = Callable[..., Result]
+
+TEXT = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+#: a Python block with the shell block that follows it
+EXAMPLES = [
+    (match[1], shlex.split(match[2]))
+    for match in re.finditer(r"^```python\n(.*?)^```\n\n```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+]
+HOOKS = [name for name in vars(hookspecs) if name.startswith("adaptkit_")]
+
+
+def file_of(command: list[str]) -> str:
+    return command[command.index("--plugin") + 1]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_stands_there_with_its_signature_and_an_example(hook: str) -> None:
+    signature = str(inspect.signature(getattr(hookspecs, hook))).replace("'", "")
+    assert f"| `{hook}{signature}` |" in TEXT
+    assert any(f"@hookimpl\ndef {hook}(" in code for code, _ in EXAMPLES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "command"), EXAMPLES, ids=[file_of(command) for _, command in EXAMPLES])
+def test_the_examples_run(cli: Cli, own_folder: Path, store: Path, code: str, command: list[str]) -> None:
+    Path(file_of(command)).write_text(code)
+    assert command[:2] in (["adaptkit", "run"], ["adaptkit", "sweep"])
+    result = cli(*command[1:], *TINY, "-q")
+    assert (result.exit_code, "Error" in result.stderr) == (0, False), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "command"),
+    [(code, command) for code, command in EXAMPLES if file_of(command) != "moved.py"],
+    ids=[file_of(command) for _, command in EXAMPLES if file_of(command) != "moved.py"],
+)
+def test_the_examples_keep_what_adaptkit_relies_on(cli: Cli, own_folder: Path, code: str, command: list[str]) -> None:
+    Path(file_of(command)).write_text(code)
+    result = cli("plugins", "check", file_of(command))
+    assert result.exit_code == 0, result.stdout
+
+
+def test_there_is_an_example_for_everything_it_tells_of() -> None:
+    assert [file_of(command) for _, command in EXAMPLES] == [
+        "first_and_head.py",
+        "scaled_head.py",
+        "perceptron.py",
+        "parity.py",
+        "rain.py",
+        "pausing.py",
+        "moved.py",
+    ]

@@ -1,0 +1,208 @@
+"""Experiments without a source, and those whose base is pretrained: who trains the head, what is told, what moves."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.photos import make_photos
+from support.plain_model import Plain
+from torch import Tensor, nn
+
+import adaptkit
+from adaptkit.errors import BadInput
+
+BITFIT = Path(__file__).parents[2] / "plugins" / "bitfit" / "adaptkit_bitfit.py"
+SMALL: dict[str, Any] = {"shots": 4, "epochs": 2, "split.pool": 100, "split.test": 100}
+
+
+def run(strategy: Any, **more: Any) -> adaptkit.Outcome:
+    settings = SMALL | more.pop("settings", {})
+    return adaptkit.run(strategy, backbone=Plain(), settings=settings, track=False, **more)
+
+
+def test_every_strategy_trains_the_new_head_beside_its_own_parameters() -> None:
+    outcome = run(["head", "lora", "norm", "bitfit", "full"], dataset="none", target="digits", plugins=[BITFIT])
+    shares = {arm.label: (arm.head, arm.adapter, arm.base) for arm in outcome.plan.arms}
+    head = 8 * 10 + 10
+    assert shares == {
+        "head": (head, 0, 0),
+        "lora": (head, 8 * (4 * 16 + 8), 0),
+        "norm": (head, 0, 8),
+        "bitfit": (head, 0, 4 + 4 + 8),
+        "full": (head, 0, 4 * 9 + 4 + 8 + 4 * 16 * 8 + 8),
+    }
+    assert outcome.failed == ()
+    for record, arm in zip(outcome.runs, outcome.plan.arms, strict=True):
+        found = [record.metrics[f"params/trainable_{part}"] for part in ("head", "adapter", "base")]
+        assert (*found,) == shares[record.label] and sum(found) == arm.trainable == record.metrics["params/trainable"]
+        assert {key for key in record.metrics if key.startswith("final/")} == {
+            "final/shifted_accuracy",
+            "final/shifted_macro_f1",
+        }
+        assert [epoch.test_accuracy for epoch in record.epochs] == [None, None]
+        assert all(epoch.shifted_accuracy is not None for epoch in record.epochs)
+    assert (outcome.base.test_accuracy, outcome.base.shifted_accuracy, outcome.base.epochs) == (None, None, ())
+    assert (outcome.plan.dataset, outcome.plan.source_images, outcome.plan.clean_test_images) == ("none", 0, 0)
+
+
+def test_without_a_source_a_target_is_needed_and_weights_are_missed(cli: Any) -> None:
+    failed = cli("run", "-s", "head", "--dataset", "none")
+    assert failed.exit_code == 2
+    assert failed.stderr == "Error: dataset none: name the images to adapt to, as in --target folder:PATH\n"
+    planned = cli("run", "-s", "head", "--dataset", "none", "--target", "digits", "--dry-run", "--json")
+    assert json.loads(planned.stdout)["notices"] == [
+        "backbone small_cnn has no pretrained weights: the base knows nothing yet"
+    ]
+
+
+class Replaced:
+    """Put another head in the place of the model's."""
+
+    name = "replaced"
+
+    def adapt(self, model: nn.Module) -> list[nn.Parameter]:
+        model.out = nn.Linear(8, 10)
+        return [model.conv.bias]  # type: ignore[list-item,union-attr]
+
+
+class Replacing:
+    @adaptkit.hookimpl
+    def adaptkit_strategies(self) -> list[type]:
+        return [Replaced]
+
+
+def test_a_head_that_a_strategy_made_anew_is_trained_too() -> None:
+    outcome = run("replaced", dataset="none", target="digits", plugins=[Replacing()])
+    (arm,) = outcome.plan.arms
+    assert (arm.head, arm.adapter, arm.base) == (90, 0, 4) and outcome.failed == ()
+
+
+def test_a_probed_base_moves_its_head_alone(own_folder: Path, store: Path) -> None:
+    model = Plain(classes=3)
+    outcome = adaptkit.run("head", backbone=model, settings=SMALL | {"base.mode": "probe", "split.source": 200})
+    client = tracking(own_folder)
+    base = load_file(client.download_artifacts(outcome.base.run_id, "base/base.safetensors", str(own_folder)))
+    unchanged = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, base[name])}
+    assert unchanged == set(base) - {"out.weight", "out.bias"} and base["out.weight"].shape == (10, 8)
+    card = json.loads(
+        Path(client.download_artifacts(outcome.base.run_id, "base/base.json", str(own_folder))).read_text()
+    )
+    assert card["fingerprint"] == outcome.base.fingerprint and card["backbone"] == "python:Plain"
+    trained = adaptkit.run("head", backbone=model, settings=SMALL | {"split.source": 200}, track=False)
+    assert trained.base.fingerprint != outcome.base.fingerprint
+
+
+@pytest.mark.parametrize(("bn", "moves"), [pytest.param("freeze", False, marks=pytest.mark.slow), ("adapt", True)])
+def test_statistics_of_frozen_layers_move_and_are_saved_only_when_asked_to(
+    own_folder: Path, store: Path, bn: str, moves: bool
+) -> None:
+    settings = SMALL | {"split.source": 200, "base.epochs": 1}
+    outcome = adaptkit.run(["lora", "head"], backbone=Plain(), settings=settings, bn=bn)
+    # Each run's last step holds the reloaded model against the trained one, to 1e-4.
+    assert outcome.failed == ()
+    for record in outcome.runs:
+        assert record.run_id is not None
+        path = tracking(own_folder).download_artifacts(record.run_id, "adapter/adapter.safetensors", str(own_folder))
+        assert {name for name in load_file(path) if "running" in name} == (
+            {"norm.running_mean", "norm.running_var"} if moves else set()
+        )
+
+
+def test_a_store_that_gives_another_adapter_back_is_told(
+    own_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    given = mlflow.artifacts.download_artifacts
+
+    def spoilt(**arguments: str) -> str:
+        folder = given(**arguments)
+        weights = Path(folder, "adapter.safetensors")
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+        return folder
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", spoilt)
+    outcome = adaptkit.run("head", dataset="none", target="digits", backbone=Plain(), settings=SMALL)
+    assert [run.status for run in outcome.runs] == ["finished"]
+    # It is judged by what is sent; what the store gives back must be the same.
+    assert outcome.tracking_error is not None
+    assert outcome.tracking_error.startswith(
+        "the store does not give back adapter.safetensors as it was; what is missing"
+    )
+
+
+def test_augmentations_are_drawn_anew_for_training_alone() -> None:
+    plain = run("head", dataset="none", target="digits")
+    augmented = run("head", dataset="none", target="digits", augment="noise=0.5")
+    assert augmented.data_fingerprint == plain.data_fingerprint
+    assert augmented.base.fingerprint == plain.base.fingerprint
+    assert augmented.runs[0].epochs[0].loss != plain.runs[0].epochs[0].loss
+    assert (
+        run("head", dataset="none", target="digits", augment="noise=0").runs[0].metrics["final/shifted_accuracy"]
+        == (plain.runs[0].metrics["final/shifted_accuracy"])
+    )
+    with pytest.raises(BadInput) as caught:
+        run("head", dataset="none", target="digits", augment="noize=0.5,blur")
+    assert caught.value.problems == ("augment: 'blur' is not name=amount, as in rotate=45,noise=0.3",)
+    with pytest.raises(BadInput) as caught:
+        run("head", dataset="none", target="digits", augment="noize=0.5")
+    assert caught.value.problems == ("unknown shift 'noize'; did you mean 'noise'?",)
+
+
+class Sized(Plain):
+    """A model that tells the size of the images it is given."""
+
+    seen: ClassVar[set[int]] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is Tensor:  # not while it is traced
+            self.seen.add(x.shape[-1])
+        return super().forward(x)
+
+
+def test_all_images_are_brought_to_the_size_that_is_asked_for() -> None:
+    outcome = adaptkit.run(
+        "head", dataset="none", target="digits", backbone=Sized(), settings=SMALL, image_size=20, track=False
+    )
+    assert outcome.failed == () and Sized.seen == {20}
+
+
+def test_an_earlier_split_is_taken_again(own_folder: Path, store: Path) -> None:
+    first = adaptkit.run("head", dataset="none", target="digits", backbone=Plain(), settings=SMALL)
+    path = tracking(own_folder).download_artifacts(first.runs[0].run_id, "split.json", str(own_folder))
+    written = json.loads(Path(path).read_text())
+    assert list(written["parts"]) == ["pool", "shifted_test"]
+    assert [len(part["images"]) for part in written["parts"].values()] == [100, 100]
+    other = run("head", dataset="none", target="digits", settings={"split.seed": 5})
+    assert other.data_fingerprint != first.data_fingerprint
+    again = run("head", dataset="none", target="digits", settings={"split.seed": 5, "split.file": path})
+    assert again.data_fingerprint == first.data_fingerprint
+    written["parts"]["pool"]["images"].append(1797)
+    del written["sha256"]  # edited on purpose
+    Path(path).write_text(json.dumps(written))
+    with pytest.raises(BadInput) as caught:
+        run("head", dataset="none", target="digits", settings={"split.file": path})
+    assert caught.value.problems == ("split.file: digits does not have, or no longer has, 1797",)
+
+
+def test_copies_of_pictures_on_both_sides_are_told(cli: Any, own_folder: Path) -> None:
+    make_photos(own_folder / "photos", per_class=10, size=24)
+    asked = ("run", "-s", "head", "--dataset", "none", "--target", "folder:photos", "--image-size", "24", "--dry-run")
+    first = json.loads(cli(*asked, "--json").stdout)["notices"]
+    for picture in sorted((own_folder / "photos").rglob("*.*")):
+        shutil.copy(picture, picture.with_stem(f"{picture.stem} copy"))
+    (line,) = (line for line in json.loads(cli(*asked, "--json").stdout)["notices"] if line not in first)
+    assert re.fullmatch(r"\d+ of 48 images of the test set are in the pool too, pixel for pixel", line)
+
+
+def tracking(folder: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")

@@ -1,0 +1,181 @@
+"""One tuning run: which images train and judge, and that no test image has a part in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.experiments import TINY_SETTINGS
+
+from adaptkit.errors import BadInput
+from adaptkit.events import Epoch, RunResult, RunStart
+from adaptkit.experiment.adaptation import Stage
+from adaptkit.experiment.base import obtain_base
+from adaptkit.experiment.inputs import ModelInputs
+from adaptkit.experiment.prepare import Experiment, draw_target, prepare
+from adaptkit.experiment.tuning_run import blinded, require_validation, split_drawn, tune_once
+from adaptkit.hookspecs import hookimpl
+from adaptkit.plugins.loading import load_plugins
+from adaptkit.settings.resolve import Layer, resolve
+from adaptkit.system.core_sharing import Seat
+from adaptkit.training.loop import VALIDATION
+
+
+class Watcher:
+    """Keep what a tuning run tells."""
+
+    def __init__(self) -> None:
+        self.runs: list[RunStart] = []
+        self.epochs: list[Epoch] = []
+        self.results: list[RunResult] = []
+        self.errors: list[BaseException] = []
+
+    @hookimpl
+    def adaptkit_run_started(self, run: RunStart, model: Any) -> None:
+        self.runs.append(run)
+
+    @hookimpl
+    def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
+        self.epochs.append(epoch)
+
+    @hookimpl
+    def adaptkit_run_ended(self, run: RunStart, result: RunResult, model: Any) -> None:
+        self.results.append(result)
+
+    @hookimpl
+    def adaptkit_run_failed(self, run: RunStart, error: BaseException) -> None:
+        self.errors.append(error)
+
+
+class Unusable:
+    """Images that nobody can look at."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"a test image was asked for its {name}")
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("a test image was looked at")
+
+
+@contextmanager
+def stage(*strategies: str, reuse: bool = True, **more: Any) -> Iterator[tuple[Stage, Watcher]]:
+    plugins, watcher = load_plugins(), Watcher()
+    request = resolve([Layer({"strategy": list(strategies), **TINY_SETTINGS, **more})], plugins)
+    experiment = prepare(request)
+    with Seat() as seat:
+        base, _, _ = obtain_base(experiment, plugins, None, False, lambda line: None)
+        model = experiment.place(base.build(request, experiment.domains))
+        feeding = ModelInputs.of(experiment, reuse)
+        plugins.manager.register(watcher)
+        yield Stage(experiment, plugins, seat, None, feeding, base, None, model), watcher
+
+
+def without_tests(one: Stage) -> Stage:
+    """Return the stage with test sets that nobody can look at."""
+    experiment: Experiment = one.experiment
+    nothing: Any = (Unusable(), Unusable())
+    experiment = dataclasses.replace(experiment, clean=nothing, shifted=nothing)
+    tests: Any = dict.fromkeys(one.feeding.tests, Unusable())
+    feeding = dataclasses.replace(one.feeding, experiment=experiment, tests=tests)
+    return dataclasses.replace(one, experiment=experiment, feeding=feeding)
+
+
+def test_a_fifth_of_each_class_is_held_back() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 10 + [2] * 3 + [3] * 2 + [4])
+    training, held = split_drawn(labels, seed=0)
+    assert sorted([*training.tolist(), *held.tolist()]) == list(range(len(labels)))
+    assert Counter(labels[held].tolist()) == {0: 10, 1: 2, 2: 1, 3: 1}
+    again = split_drawn(labels, seed=0)
+    assert torch.equal(again[0], training) and torch.equal(again[1], held)
+    assert not torch.equal(split_drawn(labels, seed=1)[1], held)
+
+
+def test_where_no_image_can_be_held_back_it_is_said(own_folder: Path) -> None:
+    with stage("head", shots=1) as (one, _), pytest.raises(BadInput, match="give 2 shots a class or more"):
+        require_validation(one.experiment, 0)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_no_test_image_is_looked_at(own_folder: Path, reuse: bool) -> None:
+    with stage("head", "lora", "full", reuse=reuse) as (one, watcher):
+        for arm in one.experiment.request.arms:
+            record = tune_once(without_tests(one), arm, 0)
+            assert (record.status, record.error) == ("finished", None)
+            assert sorted(record.metrics) == ["validation/accuracy", "validation/loss"]
+    assert [epoch.test_accuracy for epoch in watcher.epochs] == [None] * 6
+    assert [epoch.shifted_accuracy for epoch in watcher.epochs] == [None] * 6
+    assert all(0 <= (epoch.validation_accuracy or 0) <= 1 for epoch in watcher.epochs)
+    assert all(result.predictions == {} and result.metrics == {} for result in watcher.results)
+
+
+def test_the_run_is_of_kind_tuning_with_the_params_and_tags_of_an_adaptation(own_folder: Path) -> None:
+    with stage("head") as (one, watcher):
+        (arm,) = one.experiment.request.arms
+        one.run(arm, 0)
+        tune_once(one, arm, 0)
+    adaptation, tuning = watcher.runs[-2:]
+    assert (tuning.kind, tuning.tags["adaptkit.kind"]) == ("tuning", "tuning")
+    assert tuning.params == adaptation.params
+    assert set(tuning.tags) == set(adaptation.tags)
+    assert tuning.tags["adaptkit.trial_key"] != adaptation.tags["adaptkit.trial_key"]
+
+
+def test_what_trains_and_what_judges_is_the_seeds_own_draw_without_augmentation(own_folder: Path) -> None:
+    with stage("head", augment="flip=1", epochs=3) as (one, _):
+        (arm,) = one.experiment.request.arms
+        tune_once(one, arm, 0)
+        drawn = draw_target(one.experiment.request, one.experiment.domains, 0)
+        training, held = require_validation(one.experiment, 0)
+        assert training + held == len(drawn)
+        kept = {name: value for (kind, name), value in one.feeding.store._kept.items() if kind == "images"}
+        assert sorted(kept) == ["views 0/tuning 1", "views 0/tuning 2", "views 0/tuning 3", "views 0/tuning validation"]
+        assert len(kept["views 0/tuning validation"].tensor) == held
+        first, second = (kept[f"views 0/tuning {epoch}"].tensor for epoch in (1, 2))
+        assert isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
+        assert len(first) == training and not torch.equal(first, second)
+        one.feeding.forget(0)
+        assert not one.feeding.store._kept
+
+
+def test_features_are_shared_and_change_nothing(own_folder: Path) -> None:
+    with stage("head", "lora") as (one, _):
+        head, lora = one.experiment.request.arms
+        records = [tune_once(one, arm, 0) for arm in (head, lora, dataclasses.replace(head, lr=0.1))]
+        names = {name for kind, name in one.feeding.store._kept if kind != "images"}
+        assert names == {"views 0/tuning 1", "views 0/tuning 2", "views 0/tuning validation"}
+    with stage("head", "lora", reuse=False) as (whole, _):
+        for record, arm in zip(records, (head, lora, dataclasses.replace(head, lr=0.1)), strict=True):
+            again = tune_once(whole, arm, 0)
+            assert again.metrics["validation/accuracy"] == record.metrics["validation/accuracy"]
+            assert again.metrics["validation/loss"] == pytest.approx(record.metrics["validation/loss"], rel=1e-4)
+
+
+def test_a_run_that_diverges_is_a_failed_record(own_folder: Path) -> None:
+    with stage("full", optimizer="sgd") as (one, watcher):
+        (arm,) = one.experiment.request.arms
+        record = tune_once(one, dataclasses.replace(arm, lr=1e30), 0)
+    assert record.status == "failed"
+    assert "finite" in (record.error or "")
+    assert len(watcher.errors) == 1
+
+
+def test_blinded_images_are_black_and_few(own_folder: Path) -> None:
+    with stage("head") as (one, _):
+        domains = one.experiment.domains
+        blind = blinded(domains)
+        assert set(blind.tests) == set(domains.tests)
+        for name, test in blind.tests.items():
+            assert len(test) < len(domains.tests[name])
+            assert not torch.as_tensor(test.pixels).any() and not test.labels.any()
+        assert blind.fingerprint == domains.fingerprint
+        assert torch.equal(blind.pool.labels, domains.pool.labels)
+
+
+def test_validation_is_named_once() -> None:
+    assert VALIDATION == "validation"

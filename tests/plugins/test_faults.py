@@ -1,0 +1,231 @@
+"""Errors inside what plugins offer: one line with the place, and what does not need them goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from support.experiments import TINY
+
+import adaptkit
+
+Cli = Callable[..., Result]
+
+STRATEGY = """
+from torch import nn
+from adaptkit import hookimpl
+
+class Scaled(nn.Module):
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer, self.scale = base_layer, nn.Parameter(base_layer.weight.new_ones(()))
+
+    def forward(self, x):
+        return self.base_layer(x) * self.scale
+
+class Odd:
+    name = "odd"
+
+    def adapt(self, model):
+        model.classifier[3] = Scaled(model.classifier[3])
+        return [model.classifier[3].scale]
+
+    def step_ended(self, model, step):
+        pass
+
+    def merge(self, model):
+        scaled = model.classifier[3]
+        scaled.base_layer.weight.data *= scaled.scale.data
+        scaled.base_layer.bias.data *= scaled.scale.data
+        model.classifier[3] = scaled.base_layer
+
+@hookimpl
+def adaptkit_strategies():
+    return [Odd]
+"""
+
+
+def plugin(folder: Path, old: str, new: str, text: str = STRATEGY) -> tuple[str, int]:
+    """Write the plugin with one change; return its path and the line of the change."""
+    assert text.count(old) == 1
+    changed = text.replace(old, new)
+    path = folder / "odd.py"
+    path.write_text(changed)
+    return str(path), changed[: changed.index(new)].count("\n") + 1
+
+
+def test_the_sound_one_runs(cli: Cli, own_folder: Path) -> None:
+    path, _ = plugin(own_folder, "pass", "pass")
+    assert cli("run", "-s", "odd", *TINY, "--no-track", "-q", "--plugin", path).exit_code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("pass", "raise ValueError('no')", "strategy odd fails: ValueError: no ({place})"),
+        (
+            "scaled = model",
+            "scaled = model.nothing",
+            "strategy odd fails: AttributeError: 'SmallCNNModel' object has no ",
+        ),
+        ("scaled.base_layer.bias.data *= scaled.scale.data", "pass", "strategy odd: the merged model's logits differ "),
+    ],
+    ids=["step_ended", "merge raises", "merge is wrong"],
+)
+def test_a_strategy_that_fails_while_it_runs_is_a_failed_run_and_the_others_go_on(
+    cli: Cli, own_folder: Path, store: Path, old: str, new: str, reason: str
+) -> None:
+    path, line = plugin(own_folder, old, new)
+    result = cli("run", "-s", "odd", "-s", "head", *TINY, "--json", "-q", "--plugin", path)
+    odd, head = json.loads(result.stdout)["runs"]
+    assert (result.exit_code, odd["status"], head["status"]) == (1, "failed", "finished")
+    assert odd["error"].startswith(reason.format(place=f"{path}:{line}"))
+    assert "Traceback" not in result.stderr
+    (text,) = own_folder.glob("mlruns/*/*/artifacts/error.txt")
+    assert "Traceback" in text.read_text()
+
+
+OFFERS = """
+from torch import nn
+from adaptkit import hookimpl
+
+class Net:
+    name = "net"
+
+    def build(self, channels, size, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))
+
+class Data:
+    name = "data"
+
+    def load(self, data_dir):
+        return []
+
+@hookimpl
+def adaptkit_backbones():
+    return [Net]
+
+@hookimpl
+def adaptkit_datasets():
+    return [Data]
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "old", "new", "line"),
+    [
+        (
+            ["-s", "odd"],
+            STRATEGY,
+            "return self.base_layer(x) * self.scale",
+            "return self.base_layer(x) * self.nothing",
+            "strategy odd cannot be tried: AttributeError: 'Scaled' object has no attribute 'nothing' ({place})",
+        ),
+        (
+            ["-s", "odd"],
+            STRATEGY,
+            "return [model.classifier[3].scale]",
+            "return [{'params': [model.classifier[3].scale], 'lr_ration': 4}]",
+            "strategy odd: unknown key 'lr_ration' in an optimizer group; did you mean 'lr_ratio'?",
+        ),
+        (
+            ["-s", "head", "-s", "lora", "--backbone", "net"],
+            OFFERS,
+            "nn.Linear(channels * size * size, classes)",
+            "nn.Linear(7, classes)",
+            "backbone net fails for images [1, 28, 28]: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+        ),
+        (
+            ["-s", "head", "-s", "lora", "--backbone", "net"],
+            OFFERS,
+            "return nn.Sequential(",
+            "raise KeyError(1)\n        return nn.Sequential(",
+            "backbone net: build() raises KeyError: 1 ({place})",
+        ),
+        (
+            ["-s", "head", "-s", "lora", "--backbone", "net"],
+            OFFERS,
+            "return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))",
+            "return None",
+            "backbone net: build() returned NoneType, not a torch.nn.Module",
+        ),
+        (["-s", "head", "--dataset", "data"], OFFERS, "[]", "[ ]", "data set data: load() returned list, not a Corpus"),
+        (
+            ["-s", "head", "--dataset", "data"],
+            OFFERS,
+            "return []",
+            "raise OSError('gone')",
+            "data set data: load() raises OSError: gone ({place})",
+        ),
+        (
+            ["-s", "head"],
+            OFFERS,
+            "return [Data]",
+            "return Data",
+            "plugin {path}: adaptkit_datasets: it returned type, not a list of classes",
+        ),
+    ],
+    ids=["forward", "group", "size", "build", "nothing", "list", "load", "class"],
+)
+def test_what_fails_before_training_is_one_line(
+    cli: Cli, own_folder: Path, arguments: list[str], text: str, old: str, new: str, line: str
+) -> None:
+    path, number = plugin(own_folder, old, new, text)
+    result = cli("run", *arguments, *TINY, "--no-track", "--plugin", path)
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert result.stderr.startswith(f"Error: {line.format(path=path, place=f'{path}:{number}')}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("scaled = model", "scaled = model.nothing", "FAILED merges exactly (cnn): merge() raises AttributeError: "),
+        ("def merge(self, model)", "def merge(self)", "FAILED merges exactly (cnn): merge() raises TypeError: "),
+        ("* self.scale", "* self.nothing", "FAILED trains (cnn): training fails: AttributeError: "),
+    ],
+)
+def test_check_tells_errors_in_their_check(cli: Cli, own_folder: Path, old: str, new: str, told: str) -> None:
+    # It adapts the notebook's CNN only: of other models it says so.
+    text = STRATEGY.replace(
+        "        model.classifier[3] = Scaled(",
+        "        if not hasattr(model, 'classifier'):\n"
+        "            from adaptkit.errors import BadInput\n"
+        "            raise BadInput('it has no classifier')\n"
+        "        model.classifier[3] = Scaled(",
+    )
+    path, _ = plugin(own_folder, old, new, text)
+    result = cli("plugins", "check", path)
+    assert result.exit_code == 1
+    failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
+    assert failed[0].startswith(told)
+    if "merge" in told:
+        assert len(failed) == 1
+    assert "it does not fit this model: it has no classifier" in result.stdout
+
+
+def test_the_place_is_in_an_installed_package_whose_name_begins_as_ours(
+    cli: Cli, own_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Beside adaptkit in one folder, as pip would put it; the layers are in a module of their own.
+    package = own_folder / "site" / "adaptkit_odd"
+    package.mkdir(parents=True)
+    hooks, layers = STRATEGY.split("class Scaled")[0], STRATEGY.split("class Odd")
+    (package / "layers.py").write_text(
+        layers[0].replace("* self.scale", "* (self.scale if not self.training else 1 / 0)")
+    )
+    (package / "__init__.py").write_text(f"{hooks}from adaptkit_odd.layers import Scaled\nclass Odd{layers[1]}")
+    info = own_folder / "site" / "adaptkit_odd-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: adaptkit-odd\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[adaptkit]\nodd = adaptkit_odd\n")
+    monkeypatch.syspath_prepend(own_folder / "site")
+    monkeypatch.setattr(adaptkit, "__file__", str(own_folder / "site" / "adaptkit" / "__init__.py"))
+    result = cli("run", "-s", "odd", "-s", "head", *TINY, "--json", "-q")
+    odd, head = json.loads(result.stdout)["runs"]
+    place = f"{package / 'layers.py'}:11"
+    assert odd["error"] == f"strategy odd fails: ZeroDivisionError: division by zero ({place})"
+    assert head["status"] == "finished"

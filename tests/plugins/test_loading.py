@@ -1,0 +1,441 @@
+"""Loading plugins: where they come from, what is wrong with them, and how they watch runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from support.experiments import BITFIT, TINY, TINY_SETTINGS
+from support.plugin_files import PLUGIN, install, write
+
+import adaptkit
+from adaptkit.events import Epoch, RunStart
+from adaptkit.plugins.loading import load_plugins
+from adaptkit.plugins.manager import PluginWarning
+
+Cli = Callable[..., Result]
+
+
+def installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def test_a_file_plugin_runs_and_lists_its_options(cli: Cli, own_folder: Path) -> None:
+    path = write(own_folder / "mine.py", PLUGIN)
+    result = cli("run", "-s", "last-bias", "-o", "scale=2", *TINY, "--no-track", "--json", "--plugin", str(path))
+    (run,) = json.loads(result.stdout)["runs"]
+    assert (run["metrics"]["params/trainable"], run["options"], run["lr"]) == (10, {"scale": 2.0}, 0.001)
+    listed = json.loads(cli("strategies", "--json", "--plugin", str(path)).stdout)
+    assert {
+        "name": "last-bias",
+        "summary": "Train the bias of the head.",
+        "origin": str(path),
+        "lr": 0.001,
+        "options": [
+            {"name": "scale", "type": "float", "required": False, "default": 1.0, "help": "does nothing"},
+        ],
+    } in listed
+
+
+def test_an_installed_plugin_is_found_by_its_entry_point(
+    cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(own_folder, "thirdparty_good", PLUGIN, monkeypatch)
+    assert load_plugins().find("strategy", "last-bias").origin == "thirdparty_good 1.2"
+    assert cli("run", "-s", "last-bias", *TINY, "--no-track", "-q").exit_code == 0
+
+
+def test_two_entry_points_of_one_distribution_are_both_loaded(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(own_folder, "thirdparty_pair", PLUGIN, monkeypatch)
+    write(own_folder / "thirdparty_other.py", PLUGIN.replace("last-bias", "first-bias"))
+    (own_folder / "thirdparty_pair-1.2.dist-info" / "entry_points.txt").write_text(
+        "[adaptkit]\na = thirdparty_pair\nb = thirdparty_other\n"
+    )
+    plugins = load_plugins()
+    assert plugins.faults == ()
+    assert plugins.find("strategy", "last-bias").origin == "thirdparty_pair 1.2"
+    assert plugins.find("strategy", "first-bias").origin == "thirdparty_pair 1.2 (b)"
+
+
+def test_bitfit_runs_from_its_file(cli: Cli) -> None:
+    arguments = ("run", "-s", "bitfit", *TINY, "--no-track", "--json", "--plugin", str(BITFIT))
+    (run,) = json.loads(cli(*arguments).stdout)["runs"]
+    assert (run["metrics"]["params/trainable"], run["metrics"]["params/total"]) == (234, 421_642)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not installed("adaptkit-bitfit"), reason="plugins/bitfit is not installed")
+def test_bitfit_runs_when_it_is_installed() -> None:
+    command = [sys.executable, "-m", "adaptkit", "run", "-s", "bitfit", *TINY, "--no-track", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    (run,) = json.loads(result.stdout)["runs"]
+    assert (run["metrics"]["params/trainable"], run["metrics"]["params/total"]) == (234, 421_642)
+
+
+def test_the_core_never_imports_bitfit() -> None:
+    sources = (Path(adaptkit.__file__).parent).rglob("*.py")
+    assert not [path for path in sources if "bitfit" in path.read_text(encoding="utf-8").lower()]
+
+
+def test_plugins_are_named_by_environment_and_never_taken_from_the_current_folder(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(own_folder / "mine.py", PLUGIN)
+    assert "last-bias" not in load_plugins().offers["strategy"]
+    monkeypatch.setenv("ADAPTKIT_PLUGINS", str(path))
+    assert load_plugins().find("strategy", "last-bias").origin == str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("def broken(:\n", "syntax error in line 1: invalid syntax"),
+        ("import nothing_like_it\n", "ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("x = 1\n", "it has no hooks (is @hookimpl missing?)"),
+        (
+            "from adaptkit import hookimpl\n@hookimpl\ndef adaptkit_strategys(): return []\n",
+            "unknown hook adaptkit_strategys; did you mean 'adaptkit_strategies'?",
+        ),
+        (
+            "from adaptkit import hookimpl\n@hookimpl\ndef adaptkit_epoch_ended(run, batch): ...\n",
+            "PluginValidationError: Plugin '{path}' for hook 'adaptkit_epoch_ended' hookimpl definition: "
+            "adaptkit_epoch_ended(run, batch) Argument(s) {{'batch'}} are declared in the hookimpl but can not be "
+            "found in the hookspec",
+        ),
+        (
+            "from adaptkit import hookimpl\nclass A: pass\n@hookimpl\ndef adaptkit_strategies(): return [A]\n",
+            "adaptkit_strategies: A needs a class variable `name`, a string without '= , : .' and spaces",
+        ),
+        ("import sys; sys.exit()\n", "it ended Python while it was imported (sys.exit)"),
+        (
+            "from adaptkit import hookimpl\nclass A:\n  name = 'a'\n  def apply(self, images, generator): ...\n"
+            "@hookimpl\ndef adaptkit_shifts(): return [A]\n",
+            "adaptkit_shifts: A must be a dataclass with one field, its amount",
+        ),
+        (
+            "from adaptkit import hookimpl\nclass A:\n  name, lr = 'a', 'x'\n  def adapt(self, model): ...\n"
+            "@hookimpl\ndef adaptkit_strategies(): return [A]\n",
+            "adaptkit_strategies: A.lr must be a number above 0, not 'x'",
+        ),
+        (
+            "from adaptkit import hookimpl\nclass A: name = 'a'\n@hookimpl\ndef adaptkit_strategies(): return [A]\n",
+            "adaptkit_strategies: A has no method adapt()",
+        ),
+        (
+            "from adaptkit import hookimpl\nclass A:\n  name = 'lora'\n  def adapt(self, model): ...\n"
+            "@hookimpl\ndef adaptkit_strategies(): return [A]\n",
+            "strategy 'lora' is offered already by built-in lora; remove or rename one",
+        ),
+    ],
+)
+def test_a_bad_plugin_file_is_one_line(cli: Cli, own_folder: Path, text: str, problem: str) -> None:
+    path = write(own_folder / "bad.py", text)
+    result = cli("run", "-s", "head", "--plugin", str(path))
+    assert result.stderr == f"Error: plugin {path}: {problem.format(path=path)}\n"
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert [entry.name for entry in own_folder.iterdir() if entry.suffix] == ["bad.py"]
+
+
+def test_a_missing_plugin_file_is_one_line(cli: Cli, own_folder: Path) -> None:
+    result = cli("run", "-s", "head", "--plugin", "none.py")
+    assert result.stderr == f"Error: plugin {own_folder}/none.py: there is no such file\n"
+    assert result.exit_code == 2
+
+
+def test_a_broken_installed_plugin_is_a_warning_unless_it_is_needed(
+    cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(own_folder, "thirdparty_broken", "raise RuntimeError('no GPU')\n", monkeypatch)
+    hint = "mend it, or remove it with pip uninstall thirdparty_broken"
+    fault = f"plugin thirdparty_broken 1.2: RuntimeError: no GPU; {hint}"
+    listing = cli("strategies")
+    assert (listing.exit_code, listing.stderr) == (0, f"Warning: {fault} (skipped)\n")
+    plugins = cli("plugins")
+    assert (plugins.exit_code, plugins.stderr) == (0, f"Warning: {fault}\n")
+    needed = cli("run", "-s", "gpu-lora", *TINY, "--no-track")
+    assert needed.exit_code == 2
+    assert needed.stderr.splitlines()[-1] == f"Error: unknown strategy 'gpu-lora'; did you mean 'lora'? ({fault})"
+    monkeypatch.setenv("ADAPTKIT_STRICT", "1")
+    strict = cli("run", "-s", "head", *TINY, "--no-track")
+    assert (strict.exit_code, strict.stderr) == (2, f"Error: {fault}\n")
+
+
+def test_an_error_inside_adapt_is_one_line_with_its_place(cli: Cli, own_folder: Path) -> None:
+    path = write(own_folder / "mine.py", PLUGIN.replace("model.head.bias", "model.haed.bias"))
+    result = cli("run", "-s", "last-bias", *TINY, "--plugin", str(path))
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: strategy last-bias cannot be tried: AttributeError: 'SmallCNNModel' object has no")
+
+
+@pytest.mark.slow
+def test_the_config_of_a_run_names_the_plugin_files_that_it_needs(store: Path, own_folder: Path) -> None:
+    path = write(own_folder / "mine.py", PLUGIN)
+    adaptkit.run("last-bias", settings=TINY_SETTINGS, plugins=[path])
+    headers = {file.read_text().splitlines()[0] for file in own_folder.glob("mlruns/*/*/artifacts/config.yaml")}
+    repeat = f"# adaptkit run --config config.yaml --plugin {path}"
+    assert headers == {repeat, f"{repeat} --refresh-base -s NAME"}
+
+
+def test_two_plugins_of_one_name_are_an_error_that_names_both(cli: Cli, own_folder: Path) -> None:
+    one, two = write(own_folder / "one.py", PLUGIN), write(own_folder / "two.py", PLUGIN)
+    result = cli("run", "-s", "head", "--plugin", str(one), "--plugin", str(two))
+    assert result.exit_code == 2
+    offered = "strategy 'last-bias' is offered already by"
+    assert result.stderr == f"Error: plugin {two}: {offered} {one}; remove or rename one\n"
+
+
+def test_a_plugin_that_raises_while_watching_is_a_warning_with_its_line_and_an_error_when_strict(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(
+        own_folder / "raising.py",
+        """
+        from adaptkit import hookimpl
+
+        @hookimpl
+        def adaptkit_run_started(run):
+            if run.kind == "adaptation":
+                raise ZeroDivisionError("one by zero")
+        """,
+    )
+    message = (
+        rf"plugin {path} failed in adaptkit_run_started: ZeroDivisionError: one by zero "
+        rf"\({path}:7\); the run goes on"
+    )
+    with pytest.warns(PluginWarning, match=message):
+        outcome = adaptkit.run("head", settings=TINY_SETTINGS, track=False, plugins=[path])
+    assert outcome.runs[0].status == "finished"
+    monkeypatch.setenv("ADAPTKIT_STRICT", "1")
+    with pytest.raises(ZeroDivisionError):
+        adaptkit.run("head", settings=TINY_SETTINGS, track=False, plugins=[path])
+
+
+def test_the_order_of_events(store: Path) -> None:
+    events: list[str] = []
+
+    class Watcher:
+        @adaptkit.hookimpl
+        def adaptkit_run_started(self, run: RunStart) -> None:
+            events.append(f"started {run.name} {tracked_as()}")
+
+        @adaptkit.hookimpl
+        def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
+            events.append(f"epoch {epoch.number}")
+
+        @adaptkit.hookimpl
+        def adaptkit_run_ended(self, run: RunStart) -> None:
+            events.append(f"ended {tracked_as()}")
+
+        @adaptkit.hookimpl
+        def adaptkit_run_failed(self, run: RunStart, error: BaseException) -> None:
+            events.append(f"failed {tracked_as()} {type(error).__name__}")
+
+    def tracked_as() -> str:
+        import mlflow
+
+        # The tracker is first at the start and last at the end, so the run is there for all others.
+        active = mlflow.active_run()
+        return active.info.status if active else "nothing"
+
+    adaptkit.run("head", settings=TINY_SETTINGS, plugins=[Watcher()], refresh_base=True)
+    adaptkit.run("full", settings=TINY_SETTINGS | {"optimizer": "sgd"}, lr=1e30, plugins=[Watcher()])
+    assert events == [
+        "started base small_cnn mnist5k RUNNING",
+        "epoch 1",
+        "epoch 2",
+        "ended RUNNING",
+        "started head seed=0 RUNNING",
+        "epoch 1",
+        "epoch 2",
+        "ended RUNNING",
+        "started full seed=0 RUNNING",
+        "failed RUNNING RunFailed",
+    ]
+
+
+@pytest.mark.parametrize("command", ["strategies", "datasets", "backbones", "shifts", "plugins"])
+def test_listings_are_light_and_have_json(cli: Cli, command: str) -> None:
+    code = (
+        "import sys\nfrom adaptkit.cli import main\n"
+        f"try: main([{command!r}, '--json'])\nexcept SystemExit as e: assert e.code == 0\n"
+        "heavy = {'torch', 'mlflow', 'torchvision', 'sklearn', 'numpy'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr == "[]\n"
+    assert json.loads(result.stdout)
+    assert cli(command).exit_code == 0
+
+
+def test_listings_name_everything(cli: Cli) -> None:
+    def names(command: str) -> list[str]:
+        return [entry["name"] for entry in json.loads(cli(command, "--json").stdout)]
+
+    assert {"full", "head", "lora", "scratch"} <= set(names("strategies"))
+    assert names("datasets") == ["cifar10", "digits", "fashion-mnist", "folder", "kmnist", "mnist", "mnist5k"]
+    assert names("backbones") == ["small_cnn", "torchvision"]
+    assert names("shifts") == ["blur", "contrast", "crop", "flip", "noise", "rotate"]
+    text = cli("strategies").stdout
+    assert "-o rank=8  rank of the update" in text
+
+
+def test_backbones_data_sets_and_shifts_come_through_hooks_too(cli: Cli, own_folder: Path) -> None:
+    path = write(
+        own_folder / "everything.py",
+        """
+        from dataclasses import dataclass
+        from adaptkit import hookimpl
+
+        class Line:
+            "One linear layer, without a property `head`."
+            name = "line"
+
+            def build(self, channels, size, classes):
+                from torch import nn
+                return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))
+
+        class Bars:
+            "Four positions of a bar."
+            name = "bars"
+
+            def load(self, data_dir):
+                import torch
+                from adaptkit.contracts import Corpus, Images
+                labels = torch.arange(400) % 4
+                pixels = torch.zeros(400, 1, 8, 8, dtype=torch.uint8)
+                pixels[torch.arange(400), 0, 2 * labels] = 255
+                return Corpus(Images(pixels, labels, ("a", "b", "c", "d")))
+
+        @dataclass
+        class Dim:
+            "Darken."
+            name = "dim"
+            by: float = 0.0
+
+            def apply(self, images, generator):
+                return images * (1 - self.by)
+
+        @hookimpl
+        def adaptkit_backbones(): return [Line]
+
+        @hookimpl
+        def adaptkit_datasets(): return [Bars]
+
+        @hookimpl
+        def adaptkit_shifts(): return [Dim]
+        """,
+    )
+    chosen = ("--backbone", "line", "--dataset", "bars", "--shift", "dim=0.5", "--plugin", str(path))
+    result = cli("run", "-s", "head", "-s", "lora", *chosen, "--no-track", "--json", "--set", "base.lr=0.01")
+    outcome = json.loads(result.stdout)
+    assert (outcome["plan"]["shift"], outcome["plan"]["classes"]) == ("dim=0.5", ["a", "b", "c", "d"])
+    assert outcome["base"]["test_accuracy"] == 1.0
+    head, lora = outcome["runs"]
+    assert (head["metrics"]["params/trainable"], head["metrics"]["params/total"]) == (260, 260)
+    assert lora["metrics"]["params/trainable"] == 8 * (64 + 4)
+    assert head["metrics"]["final/shifted_accuracy"] == 1.0
+
+
+def test_a_strategy_is_told_of_each_step_and_its_merge_is_what_is_timed() -> None:
+    calls: list[Any] = []
+
+    class Scheduled:
+        name = "scheduled"
+
+        def adapt(self, model: Any) -> Any:
+            return model.head.parameters()
+
+        def step_ended(self, model: Any, step: int) -> None:
+            calls.append((type(model).__name__, step))
+
+        def merge(self, model: Any) -> None:
+            calls.append("merge")
+
+    class Plugin:
+        @adaptkit.hookimpl
+        def adaptkit_strategies(self) -> list[type]:
+            return [Scheduled]
+
+    adaptkit.run("scheduled", settings=TINY_SETTINGS, track=False, plugins=[Plugin()])
+    # 50 images, batches of 32, two epochs
+    assert calls == [("SmallCNNModel", 1), ("SmallCNNModel", 2), ("SmallCNNModel", 3), ("SmallCNNModel", 4), "merge"]
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (
+            "class A:\n    name = 'a'\n    def __init__(self, width): ...\n    def adapt(self, model): ...\n",
+            "a: A() failed: TypeError: A.__init__() missing 1 required positional argument: 'width'",
+        ),
+        (
+            "from dataclasses import dataclass\n@dataclass\nclass A:\n    name = 'a'\n    width: int\n"
+            "    def adapt(self, model): ...\n",
+            "a.width: must be given",
+        ),
+        (
+            "from dataclasses import dataclass\nclass Odd: ...\n@dataclass\nclass A:\n    name = 'a'\n"
+            "    width: Odd = None\n    def adapt(self, model): ...\n",
+            "a: the options of A cannot be checked: Unable to generate pydantic-core schema for",
+        ),
+    ],
+    ids=["arguments", "required option", "unknown type"],
+)
+def test_a_strategy_that_cannot_be_made_is_one_line(cli: Cli, own_folder: Path, body: str, problem: str) -> None:
+    path = own_folder / "mine.py"
+    path.write_text(f"from adaptkit import hookimpl\n{body}@hookimpl\ndef adaptkit_strategies(): return [A]\n")
+    result = cli("run", "-s", "a", "--plugin", str(path))
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Error: {problem}")
+
+
+def test_an_option_of_several_types_is_one_line(cli: Cli, own_folder: Path) -> None:
+    body = """
+        from dataclasses import dataclass
+        from typing import Literal
+        from adaptkit import hookimpl
+
+        @dataclass
+        class A:
+            name = "a"
+            start: bool | Literal["pissa", "gaussian"] = True
+
+            def adapt(self, model):
+                return [model.head.bias]
+
+        @hookimpl
+        def adaptkit_strategies(): return [A]
+        """
+    path = write(own_folder / "mine.py", body)
+    result = cli("run", "-s", "a", "-o", "start=piza", "--plugin", str(path))
+    assert result.stderr == "Error: a.start: must be true or false or must be pissa or gaussian, not 'piza'\n"
+
+
+def test_a_strategy_may_have_an_option_called_argument(cli: Cli, own_folder: Path) -> None:
+    path = write(own_folder / "mine.py", PLUGIN.replace("scale:", "argument:"))
+    options = ("-o", "argument=2", *TINY, "--no-track", "--json", "--plugin", str(path))
+    (run,) = json.loads(cli("run", "-s", "last-bias", *options).stdout)["runs"]
+    assert run["options"] == {"argument": 2.0}
+
+
+def test_what_a_strategy_refuses_is_told_with_its_name(cli: Cli, own_folder: Path) -> None:
+    body = "from adaptkit import BadInput\n            raise BadInput('last layers have no bias here')"
+    path = write(own_folder / "mine.py", PLUGIN.replace("return [model.head.bias]", body))
+    result = cli("run", "-s", "last-bias", *TINY, "--plugin", str(path))
+    line = "strategy last-bias: last layers have no bias here"
+    assert (result.exit_code, result.stderr) == (2, f"Error: {line}\n")

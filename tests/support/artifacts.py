@@ -1,0 +1,51 @@
+"""Artifacts of tracked runs, for tests."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from support.experiments import Tracked
+
+
+def run_of(tracked: Tracked, strategy: str) -> str:
+    """Return the id of the tracked run of this strategy."""
+    return next(str(run["run_id"]) for run in tracked.outcome["runs"] if run["strategy"] == strategy)
+
+
+def copied(tracked: Tracked, folder: Path, artifacts: Path | None = None) -> str:
+    """Copy the tracked store into a folder, and let it say that its artifacts are there, or elsewhere."""
+    shutil.copytree(tracked.folder, folder, dirs_exist_ok=True)
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
+            database.execute(
+                f"UPDATE {table} SET {column} = replace({column}, ?, ?)",
+                (str(tracked.folder), str(artifacts or folder)),
+            )
+        database.commit()
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def artifacts_of(uri: str, run_id: str) -> Path:
+    return Path(MlflowClient(tracking_uri=uri).get_run(run_id).info.artifact_uri.removeprefix("file://"))
+
+
+@pytest.fixture(scope="module")
+def own(tracked: Tracked, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a copy of the tracked store for this file alone, which each test leaves as it was."""
+    return copied(tracked, tmp_path_factory.mktemp("own") / "store")
+
+
+@pytest.fixture
+def folder(own: str, tracked: Tracked) -> Iterator[Path]:
+    """Lend the adapter of the copied LoRA run, to be damaged, and mend it afterwards."""
+    adapter = artifacts_of(own, run_of(tracked, "lora")) / "adapter"
+    before = {path: path.read_bytes() for path in adapter.iterdir()}
+    yield adapter
+    for path, content in before.items():
+        path.write_bytes(content)

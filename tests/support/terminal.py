@@ -1,0 +1,32 @@
+"""Run commands on a pseudo-terminal, for tests."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+
+def on_a_terminal(*arguments: str, width: int) -> tuple[int, str]:
+    """Return the exit code and all that a command printed on a pseudo-terminal of this width."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    environment = dict(os.environ, TERM="xterm-256color", COLUMNS=str(width))
+    command = [sys.executable, "-m", "adaptkit", *arguments]
+    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment)
+    os.close(child)
+    printed = b""
+    while True:
+        try:
+            part = os.read(parent, 65536)
+        except OSError:  # the other end was closed
+            break
+        if not part:
+            break
+        printed += part
+    os.close(parent)
+    return process.wait(), printed.decode()

@@ -1,0 +1,211 @@
+"""Sweeps as whole processes: several jobs, Ctrl-C, killed at any moment, workers that die, the same one twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from support.experiments import TINY
+from support.reliability import note
+
+pytestmark = pytest.mark.slow
+
+TWELVE = ("-s", "lora", "-s", "head", "--grid", "lora.rank=2,4", "--grid", "lr=0.001,0.01", "--seeds", "0-1", *TINY)
+#: ends its process for one value, as the kernel does when memory runs out
+DEADLY = '''
+import os
+import signal
+from dataclasses import dataclass
+from typing import ClassVar
+
+from adaptkit import hookimpl
+
+
+@dataclass
+class Deadly:
+    """Train the head, or die."""
+
+    name: ClassVar[str] = "deadly"
+    value: int = 0
+
+    def adapt(self, model):
+        return model.head.parameters()
+
+    def step_ended(self, model, step):
+        if self.value == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@hookimpl
+def adaptkit_strategies():
+    return [Deadly]
+'''
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "adaptkit", "sweep", *arguments]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*arguments: str) -> dict[str, Any]:
+    process = start(*arguments, "--json", "-q")
+    output, errors = process.communicate(timeout=600)
+    assert (process.returncode, errors) == (0, "")
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+def tracked(kind: str = "adaptation") -> list[Run]:
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    experiment = client.get_experiment_by_name("adaptkit")
+    if experiment is None:
+        return []
+    return list(client.search_runs([experiment.experiment_id], f"tags.`adaptkit.kind` = '{kind}'", max_results=1000))
+
+
+def results(outcome: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return every number of each trial's run but measured times and memory."""
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    found = {}
+    for trial in outcome["trials"]:
+        run = client.get_run(trial["run_id"])
+        assert run.info.status == "FINISHED"
+        name = f"{trial['label']} seed={trial['seed']}"
+        found[name] = {k: v for k, v in run.data.metrics.items() if not k.startswith(("time/", "memory/"))}
+    return found
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def require_gone(processes: list[int]) -> None:
+    until = time.monotonic() + 10
+    while (left := [pid for pid in processes if Path(f"/proc/{pid}").exists()]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left == []
+
+
+def wait_for(process: subprocess.Popen[str], pattern: str) -> Iterator[str]:
+    assert process.stderr is not None
+    for line in process.stderr:
+        yield line
+        if re.search(pattern, line):
+            return
+    raise AssertionError(f"the process ended without {pattern!r}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    """Return the numbers of the sweep that others disturb, run with one job in an own folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ADAPTKIT_CACHE", str(folder / "cache"))
+        return results(finish(*TWELVE))
+
+
+def test_two_jobs_give_the_numbers_of_one(store: Path, undisturbed: dict[str, dict[str, float]]) -> None:
+    outcome = finish(*TWELVE, "--jobs", "2")
+    assert {trial["status"] for trial in outcome["trials"]} == {"finished"}
+    assert results(outcome) == undisturbed
+    runs = tracked()
+    assert len(runs) == 12 and {run.data.tags["adaptkit.timing"] for run in runs} == {"shared"}
+    assert len({run.data.tags["adaptkit.pid"] for run in runs}) == 2
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_ends_a_sweep_and_the_next_start_goes_on(
+    store: Path, undisturbed: dict[str, dict[str, float]], jobs: str
+) -> None:
+    process = start(*TWELVE, "--jobs", jobs)
+    lines = list(wait_for(process, r"^\[2/12\]"))
+    workers = children_of(process)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "Interrupted.")
+    assert time.monotonic() - began < 30 and not [line for line in (*lines, errors) if "Traceback" in line]
+    require_gone(workers)
+    (parent,) = tracked("sweep")
+    assert parent.info.status == "KILLED"
+    assert {run.info.status for run in tracked()} <= {"FINISHED", "KILLED"}
+    outcome = finish(*TWELVE, "--jobs", jobs)
+    assert [trial["status"] for trial in outcome["trials"]].count("found") >= 2
+    assert results(outcome) == undisturbed
+    (parent,) = tracked("sweep")
+    assert parent.info.status == "FINISHED"
+
+
+def test_killed_ten_times_every_trial_is_there_once(store: Path, undisturbed: dict[str, dict[str, float]]) -> None:
+    chance = random.Random(7)
+    killed = 0
+    for _ in range(10):
+        process = start(*TWELVE, "--jobs", "2")
+        # Anywhere from the start of Python to the last trials.
+        try:
+            process.wait(chance.uniform(2, 16))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += 1
+        process.communicate()
+    outcome = finish(*TWELVE, "--jobs", "2")
+    assert results(outcome) == undisturbed
+    finished = [run.data.tags["adaptkit.trial_key"] for run in tracked() if run.info.status == "FINISHED"]
+    assert (len(finished), len(set(finished))) == (12, 12)
+    assert {run.info.status for run in tracked()} <= {"FINISHED", "KILLED"}
+    assert killed >= 5
+    note("kill-sweep", killed)
+
+
+def test_workers_die_with_their_sweep(store: Path) -> None:
+    process = start(*TWELVE, "--jobs", "2")
+    list(wait_for(process, r"^\[1/12\]"))
+    workers = children_of(process)
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate()
+    require_gone(workers)
+
+
+def test_a_worker_that_dies_takes_one_trial_with_it(store: Path, own_folder: Path) -> None:
+    (own_folder / "deadly.py").write_text(DEADLY)
+    command = ("-s", "deadly", "--plugin", "deadly.py", "--grid", "value=0,1,2,3", *TINY, "--jobs", "2")
+    outcome = finish(*command)
+    states = {trial["label"]: (trial["status"], trial["error"]) for trial in outcome["trials"]}
+    reason = "its process died: SIGKILL; was memory short? try a smaller --batch-size or fewer --jobs"
+    assert states == {f"deadly value={n}": ("finished", None) for n in (0, 2, 3)} | {
+        "deadly value=1": ("failed", reason)
+    }
+    dead = [run for run in tracked() if run.info.status != "FINISHED"]
+    assert [(run.info.status, run.data.tags["adaptkit.error"]) for run in dead] == [("FAILED", reason)]
+    again = {trial["label"]: trial for trial in finish(*command)["trials"]}["deadly value=1"]
+    assert (again["status"], again["error"], again["run_id"]) == ("failed", reason, dead[0].info.run_id)
+    assert len(tracked()) == 4
+    note("worker-killed")
+
+
+def test_the_same_sweep_is_not_run_twice_at_once(store: Path) -> None:
+    process = start(*TWELVE)
+    list(wait_for(process, r"^\[1/12\]"))
+    second = start(*TWELVE)
+    output, errors = second.communicate(timeout=60)
+    assert (second.returncode, output) == (2, "")
+    assert errors == "Error: the same sweep is running in another process; wait for it, or stop it\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143

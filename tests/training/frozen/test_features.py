@@ -1,0 +1,359 @@
+"""Features of frozen layers: computed once, kept, charged, never trusted blindly, and the results stay the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import load
+from support.experiments import TINY, TINY_SETTINGS
+from torch import Tensor, nn
+
+import adaptkit
+from adaptkit.system.folders import CacheWarning
+from adaptkit.training.frozen.features import FeatureFiles
+
+TEST_IMAGES = 100
+EPOCHS = 2
+
+
+class Stem(nn.Module):
+    """Count the images that pass."""
+
+    seen = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 5, stride=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Stem.seen += len(x)
+        features: Tensor = self.conv(x).relu().flatten(1)
+        return features
+
+
+class CountedModel(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem, self.middle, self.last = Stem(), nn.Linear(144, 16), nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.middle(self.stem(x)).relu())
+        return logits
+
+
+class Counted:
+    name = "counted"
+
+    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+        return CountedModel(classes)
+
+
+class Tail:
+    """Train what `head` trains."""
+
+    name = "tail"
+
+    def adapt(self, model: nn.Module) -> list[nn.Parameter]:
+        return list(model.last.parameters())  # type: ignore[union-attr]
+
+
+class Offer:
+    @adaptkit.hookimpl
+    def adaptkit_backbones(self) -> list[type]:
+        return [Counted]
+
+    @adaptkit.hookimpl
+    def adaptkit_strategies(self) -> list[type]:
+        return [Tail]
+
+
+class Watcher:
+    """Keep each adaptation run's tags and final weights."""
+
+    def __init__(self) -> None:
+        self.prefixes: dict[str, str] = {}
+        self.states: dict[str, dict[str, Tensor]] = {}
+
+    @adaptkit.hookimpl
+    def adaptkit_run_ended(self, run: Any, result: Any, model: nn.Module) -> None:
+        if run.kind == "adaptation":
+            self.prefixes[run.name] = result.tags["adaptkit.frozen_prefix"]
+            self.states[run.name] = {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
+    monkeypatch.delenv("ADAPTKIT_NO_FEATURE_CACHE", raising=False)
+    return own_folder / "cache"
+
+
+def passed(strategies: list[str], **choices: Any) -> int:
+    """Return how many images went through the stem in an experiment."""
+    Stem.seen = 0
+    keys = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": [Offer()]} | choices
+    adaptkit.run(strategies, **keys)
+    return Stem.seen
+
+
+def files(cache: Path) -> list[Path]:
+    return sorted((cache / "features").glob("*.safetensors"))
+
+
+#: What an experiment sends through the model to see whether it takes the layout in which convolutions are fastest, and
+#: through each strategy's untrained model to see whether it works.
+LAYOUT, TRIED = 2, 2
+#: What every run sends through the whole model besides training: a step to measure memory, clean test images to hold
+#: the reloaded model against, and the comparison of times with the base (10 passes of the base and of the model).
+FIXED = 32 + TEST_IMAGES + 20 * TEST_IMAGES
+#: What finding a division and trying it sends through the frozen layers: images in two orders, the features, and a
+#: model that is trained and evaluated in two steps each (one that is frozen as a whole is evaluated only).
+TRIAL = 5 + 3 + 5 + 4 * 5
+FROZEN_TRIAL = 5 + 3 + 5 + 2 * 5
+
+
+def test_without_the_cache_everything_passes_the_whole_model() -> None:
+    passed(["head"])  # trains the base
+    training, evaluation = EPOCHS * 50, EPOCHS * 2 * TEST_IMAGES
+    base = final = 2 * TEST_IMAGES
+    expected = LAYOUT + TRIED + base + FIXED + training + evaluation + final
+    assert passed(["head"], feature_cache=False) == expected
+    assert passed(["head"], feature_cache=False) == expected
+
+
+def test_test_sets_pass_frozen_layers_once_and_are_found_on_disk_again(own_cache: Path) -> None:
+    passed(["head"])  # trains the base
+    for path in files(own_cache):
+        path.unlink()
+    # Looking ahead, the base, the run; what it judges is divided as well.
+    once = LAYOUT + TRIED + 3 * TRIAL + FROZEN_TRIAL + FIXED + EPOCHS * 50
+    assert passed(["head"]) == once + 2 * TEST_IMAGES
+    assert len(files(own_cache)) == 4  # of each test set what `head` reads, and the base's logits
+    checks = 4 * len(files(own_cache))
+    assert passed(["head"]) == once + checks
+    assert passed(["head"], settings=TINY_SETTINGS | {"epochs": 5}) == once + checks + 3 * 50
+    # Another shift is another shifted test set, but the same clean one.
+    assert passed(["head"], shift="rotate=10") == once + checks // 2 + TEST_IMAGES
+
+
+def test_strategies_of_one_seed_share_features_and_a_seed_has_its_own() -> None:
+    passed(["head"])
+    alone = passed(["head"])
+    assert passed(["head", "tail"]) - alone == TRIED + 3 * TRIAL + FIXED
+    assert passed(["head"], seed="0-1") - alone == 2 * TRIAL + FIXED + EPOCHS * 50
+
+
+def test_without_a_shift_the_training_images_pass_once() -> None:
+    passed(["head"], shift="none")
+    assert passed(["head"], shift="none", settings=TINY_SETTINGS | {"epochs": 7}) == passed(["head"], shift="none")
+
+
+@pytest.mark.slow
+def test_results_are_the_same_with_and_without(own_cache: Path) -> None:
+    outcomes, watchers = [], []
+    for feature_cache in (True, True, False):
+        watchers.append(Watcher())
+        plugins = [Offer(), watchers[-1]]
+        names = ["full", "tail", "lora", "head"]
+        keys = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": plugins, "seed": "0-1"}
+        outcomes.append(adaptkit.run(names, feature_cache=feature_cache, **keys))
+    cold, warm, off = [[figures(run) for run in outcome.runs] for outcome in outcomes]
+    assert cold == warm == off
+    for name, state in watchers[0].states.items():
+        for other in watchers[1:]:
+            assert all(torch.equal(value, other.states[name][key]) for key, value in state.items()), name
+    assert set(watchers[2].prefixes.values()) == {"none"}
+    seen = {name.split()[0]: prefix for name, prefix in watchers[0].prefixes.items()}
+    assert seen.pop("lora").startswith("stem,middle.base_layer")
+    assert seen == {"full": "none", "tail": "relu", "head": "relu"}
+
+
+def figures(run: Any) -> list[Any]:
+    kept = {key: value for key, value in run.metrics.items() if not key.startswith("time/")}
+    return [kept, *((epoch.loss, epoch.train_accuracy, epoch.test_accuracy) for epoch in run.epochs)]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "foreign"])
+def test_damaged_files_are_computed_anew(own_cache: Path, damage: str) -> None:
+    keys: dict[str, Any] = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": [Offer()]}
+    right = figures(adaptkit.run("head", **keys).runs[0])
+    sound = {path: path.read_bytes() for path in files(own_cache)}
+    assert len(sound) == 4
+    for path, content in sound.items():
+        middle = len(content) // 2 if len(content) > 9000 else len(content) - 20
+        damaged = {
+            "cut": content[:middle],
+            "flipped": content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :],
+            "emptied": b"",
+            "foreign": b"not a file of tensors",
+        }[damage]
+        path.write_bytes(damaged)
+    with pytest.warns(CacheWarning, match="is damaged: it is computed anew"):
+        assert figures(adaptkit.run("head", **keys).runs[0]) == right
+    assert sorted(files(own_cache)) == sorted(sound)
+    for path, content in sound.items():
+        mended, before = load(path.read_bytes())["features"], load(content)["features"]
+        assert torch.equal(mended, before)
+
+
+def test_a_layer_whose_code_changed_does_not_get_the_features_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: dict[str, Any] = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": [Offer()]}
+    before = adaptkit.run("head", **keys).runs[0]
+
+    def changed(self: Stem, x: Tensor) -> Tensor:
+        return self.conv(x).abs().flatten(1)
+
+    monkeypatch.setattr(Stem, "forward", changed)
+    after = adaptkit.run("head", **keys)
+    assert after.base.cached  # the weights are the same
+    assert figures(after.runs[0]) == figures(adaptkit.run("head", feature_cache=False, **keys).runs[0])
+    assert figures(after.runs[0]) != figures(before)
+
+
+def test_what_was_computed_before_is_charged_at_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptkit.training.frozen import features
+
+    clock = iter(range(10**6))
+    outcomes = {}
+
+    class Ticking:
+        @staticmethod
+        def perf_counter() -> float:
+            return float(next(clock))  # a second passes between any two looks at this clock
+
+    monkeypatch.setattr(features, "time", Ticking)
+    for cache in ("cold", "warm"):
+        outcomes[cache] = adaptkit.run(
+            ["head", "tail"], backbone="counted", settings=TINY_SETTINGS, track=False, plugins=[Offer()]
+        )
+    for outcome in outcomes.values():
+        for run in outcome.runs:
+            first, second = run.epochs
+            # Views and their features a second each; in the first epoch the features of both test sets too.
+            assert 2 <= first.seconds - first.evaluation_seconds < 3
+            assert 2 <= first.evaluation_seconds < 3
+            assert 2 <= second.seconds - second.evaluation_seconds < 3
+            assert second.evaluation_seconds < 1
+
+
+def test_features_that_memory_does_not_hold_are_computed_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: dict[str, Any] = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": [Offer()]}
+    right = [figures(run) for run in adaptkit.run(["head", "lora"], **keys).runs]
+    monkeypatch.setattr("adaptkit.experiment.inputs.MEMORY_LIMIT", 4000)
+    watcher = Watcher()
+    outcome = adaptkit.run(["head", "lora"], **keys | {"plugins": [Offer(), watcher]})
+    assert [figures(run) for run in outcome.runs] == right
+    assert "none" not in watcher.prefixes.values()
+
+
+def test_a_hook_that_watches_layers_sees_every_image(own_cache: Path) -> None:
+    class Watching:
+        seen = 0
+
+        @adaptkit.hookimpl
+        def adaptkit_run_started(self, run: Any, model: nn.Module) -> None:
+            def count(layer: nn.Module, given: Any, result: Any) -> None:
+                Watching.seen += len(result)
+
+            if run.kind == "adaptation":
+                model.last.register_forward_hook(count)
+
+    watcher = Watcher()
+    passed(["head"], plugins=[Offer(), Watching(), watcher])
+    assert watcher.prefixes == {"head seed=0": "none"}
+    assert Watching.seen == EPOCHS * (50 + 2 * TEST_IMAGES) + TEST_IMAGES
+
+
+@pytest.mark.parametrize("feature_cache", [True, False])
+def test_a_plugin_may_leave_the_model_in_training_mode(feature_cache: bool) -> None:
+    class Dropping(CountedModel):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = super().forward(x)
+            return nn.functional.dropout(logits, 0.5, self.training)
+
+    class Backbone(Counted):
+        name = "dropping"
+
+        def build(self, channels: int, size: int, classes: int) -> nn.Module:
+            return Dropping(classes)
+
+    class Careless:
+        @adaptkit.hookimpl
+        def adaptkit_backbones(self) -> list[type]:
+            return [Backbone]
+
+        @adaptkit.hookimpl
+        def adaptkit_run_started(self, run: Any, model: nn.Module) -> None:
+            self.model = model
+
+        @adaptkit.hookimpl
+        def adaptkit_epoch_ended(self, run: Any, epoch: Any) -> None:
+            self.model.train()
+
+    outcome = adaptkit.run(
+        ["full", "head"],
+        backbone="dropping",
+        settings=TINY_SETTINGS,
+        track=False,
+        plugins=[Careless()],
+        feature_cache=feature_cache,
+    )
+    assert [(run.status, run.error) for run in outcome.runs] == [("finished", None)] * 2
+
+
+def test_the_folder_of_features_is_bounded(own_folder: Path) -> None:
+    kept = FeatureFiles(own_folder / "features", limit=100_000)
+    for number in range(6):
+        kept.write(f"key {number}", torch.full((5000,), float(number)), 1.5)
+        os.utime(kept.path(f"key {number}"), (number, number))  # in the order of their making
+    assert sum(path.stat().st_size for path in (own_folder / "features").iterdir()) <= 100_000
+    assert kept.read("key 0") is None
+    tensor, seconds = kept.read("key 5") or (torch.empty(0), 0.0)
+    assert torch.equal(tensor, torch.full((5000,), 5.0)) and seconds == 1.5
+    kept.write("large", torch.zeros(20_000), 1.0)
+    assert kept.read("large") is None
+
+
+def test_features_keep_how_convolutions_lay_them_out(own_folder: Path) -> None:
+    kept = FeatureFiles(own_folder / "features")
+    tensor = torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    kept.write("key", tensor, 0.1)
+    read, _ = kept.read("key") or (torch.empty(0), 0.0)
+    assert torch.equal(read, tensor) and read.stride() == tensor.stride()
+
+
+def test_a_folder_that_cannot_be_written_keeps_nothing(own_folder: Path) -> None:
+    (own_folder / "features").write_text("a file")
+    kept = FeatureFiles(own_folder / "features")
+    kept.write("key", torch.zeros(3), 0.1)
+    assert kept.read("key") is None
+
+
+def test_the_command_line_leaves_features_alone_when_asked(cli: Callable[..., Result], own_cache: Path) -> None:
+    cli("run", "-s", "head", *TINY, "--no-track", "-q", "--no-feature-cache")
+    assert files(own_cache) == []
+    cli("run", "-s", "head", *TINY, "--no-track", "-q")
+    assert len(files(own_cache)) == 4
+
+
+@pytest.mark.slow
+def test_processes_share_the_folder(own_cache: Path) -> None:
+    command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", "-s", "lora", *TINY, "--no-track", "--json", "-q"]
+    subprocess.run(command, check=True, capture_output=True)  # trains the base
+    for path in files(own_cache):
+        path.unlink()
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    results = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], results
+    shown = [[run["metrics"]["final/shifted_accuracy"] for run in json.loads(out)["runs"]] for out, _ in results]
+    assert shown[0] == shown[1] == shown[2]
+    assert not list((own_cache / "features").glob("*.part"))

@@ -1,0 +1,133 @@
+"""Memory that runs out: a failed run with a hint, and the others go on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from mlflow import MlflowClient
+from support.experiments import TINY
+from support.reliability import note
+
+from adaptkit.errors import lacks_memory
+
+HINT = "the device's memory is too small; a smaller --batch-size may help"
+
+#: asks for more memory than any machine has, in torch or in Python, or trains the head
+GREEDY = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from adaptkit import hookimpl
+
+
+@dataclass
+class Greedy:
+    """Train the head, and ask for memory."""
+
+    name: ClassVar[str] = "greedy"
+    where: str = "nowhere"
+
+    def adapt(self, model):
+        return model.head.parameters()
+
+    def step_ended(self, model, step):
+        if self.where == "torch":
+            torch.empty(1 << 60, dtype=torch.uint8)
+        if self.where == "python":
+            bytearray(1 << 62)
+        if self.where == "bug":
+            raise RuntimeError("memory of an elephant")
+
+
+@hookimpl
+def adaptkit_strategies():
+    return [Greedy]
+'''
+
+
+@pytest.fixture
+def greedy(own_folder: Path) -> tuple[str, ...]:
+    (own_folder / "greedy.py").write_text(GREEDY)
+    return ("--plugin", "greedy.py", "-s", "greedy", *TINY)
+
+
+def test_a_trial_without_memory_is_a_failed_row_with_a_hint(
+    cli: Callable[..., Result], greedy: tuple[str, ...], own_folder: Path
+) -> None:
+    uri = f"sqlite:///{own_folder}/mlflow.db"
+    grid = ("--grid", "where=nowhere,torch,python,bug")
+    result = cli("sweep", *greedy, *grid, "--tracking-uri", uri, "--json", "-q")
+    assert (result.exit_code, result.stderr) == (0, "")
+    found = {trial["label"].partition("where=")[2]: trial for trial in json.loads(result.stdout)["trials"]}
+    assert {where: (trial["status"], trial["error"]) for where, trial in found.items() if where != "bug"} == {
+        "nowhere": ("finished", None),
+        "torch": ("failed", HINT),
+        "python": ("failed", HINT),
+    }
+    assert found["bug"]["error"].startswith("strategy greedy fails: RuntimeError: memory of an elephant")
+    runs = {run_id: MlflowClient(uri).get_run(run_id) for trial in found.values() if (run_id := trial["run_id"])}
+    told = {run.data.tags.get("adaptkit.error") for run in runs.values() if run.info.status == "FAILED"}
+    assert HINT in told
+    assert [run.info.status for run in runs.values()].count("FAILED") == 3
+    note("memory", 2)
+
+
+def test_a_run_without_memory_fails_and_the_next_goes_on(cli: Callable[..., Result], greedy: tuple[str, ...]) -> None:
+    result = cli("run", *greedy, "-s", "head", "-o", "greedy.where=torch", "--no-track", "--json", "-q")
+    assert result.exit_code == 1
+    records = {run["strategy"]: run for run in json.loads(result.stdout)["runs"]}
+    assert (records["greedy"]["status"], records["greedy"]["error"]) == ("failed", HINT)
+    assert records["head"]["status"] == "finished"
+    assert "Traceback" not in result.stderr
+
+
+def test_what_lacks_memory_and_what_does_not() -> None:
+    assert lacks_memory(MemoryError())
+    assert lacks_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    wrapped = ValueError("a library's own")
+    wrapped.__cause__ = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+    assert lacks_memory(wrapped)
+    assert not lacks_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not lacks_memory(ValueError("Cannot allocate memory, said a book"))
+
+
+#: leaves a process so much address space beyond what its imports took
+LIMITED = """
+import resource, sys
+import torch, torchvision, sklearn.metrics, scipy.stats
+from adaptkit.cli import main
+from adaptkit.experiment.base_run import obtain_base
+import adaptkit.experiment.execution as execution
+
+def limited(*arguments, **options):
+    found = obtain_base(*arguments, **options)
+    with open("/proc/self/statm") as stream:
+        held = int(stream.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + (192 << 20),) * 2)
+    return found
+
+execution.obtain_base = limited
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
+def test_a_process_whose_memory_is_limited_says_so(own_folder: Path) -> None:
+    sizes = ("--set", "split.source=200", "--set", "split.pool=400", "--set", "split.test=100", "--set", "shots=20")
+    rest = (*sizes, "--set", "base.epochs=1", "--epochs", "1", "--no-track", "--json", "-q")
+    command = (sys.executable, "-c", LIMITED, "run", "-s", "full", "--image-size", "112", *rest)
+    made = subprocess.run([*command, "--batch-size", "200"], capture_output=True, text=True, timeout=600)
+    assert made.returncode == 1, made.stderr
+    assert [run["error"] for run in json.loads(made.stdout)["runs"]] == [HINT]
+    assert "Traceback" not in made.stderr
+    note("memory")
