@@ -17,16 +17,15 @@ from torch import Tensor
 from adaptkit.comparison.records import Comparisons
 from adaptkit.data.split import NOTHING
 from adaptkit.errors import BadInput, TrackingLost
-from adaptkit.experiment.adaptation import Stage
-from adaptkit.experiment.base import obtain_base
+from adaptkit.experiment.adaptation import Stage, open_stage
+from adaptkit.experiment.base import TrackedBase, obtain_base
 from adaptkit.experiment.base_cache import Base
-from adaptkit.experiment.inputs import ModelInputs
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.tuning_run import blinded
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.request import Request
 from adaptkit.system.core_sharing import Seat
-from adaptkit.system.folders import cache_folder, features_allowed
+from adaptkit.system.folders import cache_folder
 from adaptkit.tracking.store import Store
 from adaptkit.tracking.sweeps import close_sweep, open_sweep
 from adaptkit.tracking.tracker import Tracker
@@ -59,17 +58,19 @@ def make_material(
     experiment: Experiment, base: Base, base_run_id: str | None, plugins: Plugins, seat: Seat, feature_cache: bool
 ) -> SharedInputs:
     """Compute what the base makes of the test sets, and what the frozen layers of every strategy do."""
-    stage = _stage(experiment, base, base_run_id, plugins, seat, None, feature_cache)
+    stage = open_stage(
+        experiment, base, base_run_id=base_run_id, plugins=plugins, seat=seat, feature_cache=feature_cache
+    )
     logits = stage.base_logits
-    store = stage.feeding.store
-    features = store.of(test.images.name for test in stage.feeding.tests.values())
+    store = stage.inputs.store
+    features = store.of(test.images.name for test in stage.inputs.tests.values())
     return SharedInputs(
         domains=dataclasses.replace(experiment.domains, source=experiment.domains.source.take(NOTHING)),
         source_images=experiment.plan.source_images,
         base=base,
         base_run_id=base_run_id,
         base_logits={name: value.cpu() for name, value in logits.items()},
-        zero_shot_over=stage.zero_shot_over,
+        zero_shot_over=stage.zero_shot,
         features={key: Value(value.tensor.to(CPU), value.seconds) for key, value in features.items()},
         wanted=store.wanted,
     )
@@ -87,54 +88,40 @@ def open_material(material: SharedInputs, request: Request, plugins: Plugins, se
     experiment = prepare(request, domains=material.domains)
     plan = dataclasses.replace(experiment.plan, source_images=material.source_images)
     experiment = dataclasses.replace(experiment, plan=plan)
-    stage = _stage(experiment, material.base, material.base_run_id, plugins, seat, None, feature_cache)
+    stage = open_stage(
+        experiment,
+        material.base,
+        base_run_id=material.base_run_id,
+        plugins=plugins,
+        seat=seat,
+        feature_cache=feature_cache,
+    )
     device = experiment.device
-    if stage.feeding.reuse:
-        stage.feeding.store.wanted |= material.wanted
-        stage.feeding.store.take(
+    if stage.inputs.reuse:
+        stage.inputs.store.wanted |= material.wanted
+        stage.inputs.store.take(
             {key: Value(value.tensor.to(device), value.seconds) for key, value in material.features.items()}
         )
     known = {name: value.to(device) for name, value in material.base_logits.items()}
-    return dataclasses.replace(stage, known_logits=known, known_over=material.zero_shot_over)
+    return dataclasses.replace(stage, known_logits=known, known_zero_shot=material.zero_shot_over)
 
 
 def stage_for(stage: Stage, request: Request, tracker: Tracker | None, label: str | None) -> Stage:
     """Return the stage for one trial: of another strategy, with other settings of training, reported elsewhere."""
     here = stage.experiment.request.settings
-    found = {"device": here.device, "precision": here.precision, "split": here.split, "image_size": here.image_size}
-    request = dataclasses.replace(request, settings=request.settings.model_copy(update=found))
+    request = request.with_settings(
+        device=here.device, precision=here.precision, split=here.split, image_size=here.image_size
+    )
     plan = dataclasses.replace(stage.experiment.plan, epochs=request.settings.epochs, seeds=request.settings.seed)
     experiment = dataclasses.replace(stage.experiment, request=request, plan=plan)
-    feeding = dataclasses.replace(stage.feeding, experiment=experiment)
-    return dataclasses.replace(stage, experiment=experiment, feeding=feeding, tracker=tracker, label=label)
-
-
-def _stage(
-    experiment: Experiment,
-    base: Base,
-    base_run_id: str | None,
-    plugins: Plugins,
-    seat: Seat,
-    tracker: Tracker | None,
-    feature_cache: bool,
-) -> Stage:
-    model = experiment.place(base.build(experiment.request, experiment.domains))
-    feeding = ModelInputs.of(experiment, reuse=feature_cache and features_allowed())
-    return Stage(experiment, plugins, seat, tracker, feeding, base, base_run_id, model)
+    inputs = dataclasses.replace(stage.inputs, experiment=experiment)
+    return dataclasses.replace(stage, experiment=experiment, inputs=inputs, tracker=tracker, label=label)
 
 
 def use_threads(count: int | None) -> None:
     """Compute with so many threads, if the number is given, so that processes beside each other have cores enough."""
     if count is not None:
         torch.set_num_threads(count)
-
-
-@dataclass(frozen=True)
-class TrackedBase:
-    """The base of a stage and the id of its run in the store."""
-
-    base: Base
-    run_id: str | None
 
 
 def obtain_bases(
@@ -152,9 +139,10 @@ def obtain_bases(
             if is_trained and (refresh_base or not experiment.plan.base_cached):
                 which = f" {number} of {len(experiments)}" if len(experiments) > 1 else ""
                 notice(f"Base{which}: {experiment.request.settings.backbone} is being trained on the source")
-            base, run_id, _ = obtain_base(experiment, plugins, tracker, refresh_base, notice)
+            tracked = obtain_base(experiment, plugins, tracker=tracker, refresh=refresh_base, notice=notice)
             tracker.flush()
-            found.append(TrackedBase(base, run_id or tracker.find_base(base.fingerprint)))
+            run_id = tracked.run_id or tracker.find_base(tracked.base.fingerprint)
+            found.append(dataclasses.replace(tracked, run_id=run_id))
     if tracker.fault is not None:
         raise TrackingLost(tracker.fault)
     return found

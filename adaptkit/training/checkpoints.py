@@ -62,7 +62,7 @@ class Checkpoint:
 Keep = Callable[[Checkpoint | str], None]
 
 
-class Training:
+class TrainingState:
     """What a training is made of: the model, as it is before the first step, its optimizer and its random numbers."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, stream: RandomStream) -> None:

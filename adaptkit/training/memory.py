@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from adaptkit.training.evaluation import computing
 from adaptkit.training.loop import Recipe, make_optimizer
+from adaptkit.training.objective import loss_of
 from adaptkit.training.recomputation import find_blocks, recomputed
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
 
 
-def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe) -> int:
+def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, *, recipe: Recipe) -> int:
     """Return the bytes that one training step of the whole model takes.
 
     On CUDA the most that was allocated; elsewhere parameters, buffers, gradients, optimizer state and tensors saved
@@ -43,7 +44,7 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe)
     with RandomStream(recipe.order_seed):
         watched = torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept)
         with computing(device, recipe.precision), watched, recomputed(blocks):
-            loss = nn.functional.cross_entropy(model(pixels).float(), labels)
+            loss = loss_of(model(pixels), labels)
         loss.backward()
         optimizer.step()
     if device.type == "cuda":

@@ -70,7 +70,7 @@ class Origin:
         return Shares(in_head, new, sum(parameter.numel() for parameter in trained) - in_head - new)
 
 
-def adapt(model: nn.Module, strategy: Strategy, init_seed: int, new_head: bool = False) -> list[dict[str, Any]]:
+def adapt(model: nn.Module, strategy: Strategy, *, init_seed: int, new_head: bool = False) -> list[dict[str, Any]]:
     """Let the strategy change the model, freeze all that it does not train, and return its optimizer groups.
 
     A new head, for which there are no weights yet, is trained whatever the strategy says. Raises BadInput when the

@@ -15,9 +15,8 @@ from support.experiments import TINY_SETTINGS
 
 from adaptkit.errors import BadInput
 from adaptkit.events import Epoch, RunResult, RunStart
-from adaptkit.experiment.adaptation import Stage
+from adaptkit.experiment.adaptation import Stage, open_stage
 from adaptkit.experiment.base import obtain_base
-from adaptkit.experiment.inputs import ModelInputs
 from adaptkit.experiment.prepare import Experiment, draw_target, prepare
 from adaptkit.experiment.tuning_run import blinded, require_validation, split_drawn, tune_once
 from adaptkit.hookspecs import hookimpl
@@ -69,11 +68,9 @@ def stage(*strategies: str, reuse: bool = True, **more: Any) -> Iterator[tuple[S
     request = resolve([Layer({"strategy": list(strategies), **TINY_SETTINGS, **more})], plugins)
     experiment = prepare(request)
     with Seat() as seat:
-        base, _, _ = obtain_base(experiment, plugins, None, False, lambda line: None)
-        model = experiment.place(base.build(request, experiment.domains))
-        feeding = ModelInputs.of(experiment, reuse)
+        base = obtain_base(experiment, plugins).base
         plugins.manager.register(watcher)
-        yield Stage(experiment, plugins, seat, None, feeding, base, None, model), watcher
+        yield open_stage(experiment, base, plugins=plugins, seat=seat, feature_cache=reuse), watcher
 
 
 def without_tests(one: Stage) -> Stage:
@@ -81,9 +78,9 @@ def without_tests(one: Stage) -> Stage:
     experiment: Experiment = one.experiment
     nothing: Any = (Unusable(), Unusable())
     experiment = dataclasses.replace(experiment, clean=nothing, shifted=nothing)
-    tests: Any = dict.fromkeys(one.feeding.tests, Unusable())
-    feeding = dataclasses.replace(one.feeding, experiment=experiment, tests=tests)
-    return dataclasses.replace(one, experiment=experiment, feeding=feeding)
+    tests: Any = dict.fromkeys(one.inputs.tests, Unusable())
+    inputs = dataclasses.replace(one.inputs, experiment=experiment, tests=tests)
+    return dataclasses.replace(one, experiment=experiment, inputs=inputs)
 
 
 def test_a_fifth_of_each_class_is_held_back() -> None:
@@ -133,21 +130,21 @@ def test_what_trains_and_what_judges_is_the_seeds_own_draw_without_augmentation(
         drawn = draw_target(one.experiment.request, one.experiment.domains, 0)
         training, held = require_validation(one.experiment, 0)
         assert training + held == len(drawn)
-        kept = {name: value for (kind, name), value in one.feeding.store._kept.items() if kind == "images"}
+        kept = {name: value for (kind, name), value in one.inputs.store._kept.items() if kind == "images"}
         assert sorted(kept) == ["views 0/tuning 1", "views 0/tuning 2", "views 0/tuning 3", "views 0/tuning validation"]
         assert len(kept["views 0/tuning validation"].tensor) == held
         first, second = (kept[f"views 0/tuning {epoch}"].tensor for epoch in (1, 2))
         assert isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
         assert len(first) == training and not torch.equal(first, second)
-        one.feeding.forget(0)
-        assert not one.feeding.store._kept
+        one.inputs.forget(0)
+        assert not one.inputs.store._kept
 
 
 def test_features_are_shared_and_change_nothing(own_folder: Path) -> None:
     with stage("head", "lora") as (one, _):
         head, lora = one.experiment.request.arms
         records = [tune_once(one, arm, 0) for arm in (head, lora, dataclasses.replace(head, lr=0.1))]
-        names = {name for kind, name in one.feeding.store._kept if kind != "images"}
+        names = {name for kind, name in one.inputs.store._kept if kind != "images"}
         assert names == {"views 0/tuning 1", "views 0/tuning 2", "views 0/tuning validation"}
     with stage("head", "lora", reuse=False) as (whole, _):
         for record, arm in zip(records, (head, lora, dataclasses.replace(head, lr=0.1)), strict=True):

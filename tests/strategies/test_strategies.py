@@ -19,7 +19,7 @@ from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.training.loop import Recipe, fit
-from adaptkit.training.passes import plain
+from adaptkit.training.passes import plain_passes
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import adapt, count, set_train_mode
 
@@ -58,8 +58,8 @@ class Normed(nn.Module):
 def train(model: nn.Module, groups: list[dict[str, Any]], epochs: int = 2) -> None:
     generator = torch.Generator().manual_seed(0)
     pixels, labels = torch.rand(40, 1, 28, 28, generator=generator), torch.arange(40) % 10
-    passes = plain(model, lambda epoch: pixels, (pixels, labels))
-    for _ in fit(model, groups, passes, labels, Recipe(epochs, 10, 1e-2, 0)):
+    passes = plain_passes(model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
+    for _ in fit(model, groups, passes, recipe=Recipe(epochs, 10, 1e-2, 0)):
         pass
 
 

@@ -17,7 +17,7 @@ from adaptkit.backbones.structure import with_head
 from adaptkit.events import Epoch
 from adaptkit.training.checkpoints import Checkpoint, read_checkpoint, unseen, write_checkpoint
 from adaptkit.training.loop import Recipe, fit
-from adaptkit.training.passes import plain
+from adaptkit.training.passes import plain_passes
 from adaptkit.training.trainable import freeze
 
 IMAGES = torch.rand(40, 1, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -40,8 +40,8 @@ def train(
     start: Checkpoint | None = None,
     keep: Callable[[Any], None] | None = None,
 ) -> list[Epoch]:
-    passes = plain(model, lambda epoch: IMAGES, (IMAGES, LABELS))
-    return list(fit(model, [{"params": list(trained)}], passes, LABELS, recipe, start=start, keep=keep))
+    passes = plain_passes(model, lambda epoch: IMAGES, labels=LABELS, test=(IMAGES, LABELS))
+    return list(fit(model, [{"params": list(trained)}], passes, recipe=recipe, start=start, keep=keep))
 
 
 def figures(epochs: Sequence[Epoch]) -> list[tuple[float, ...]]:

@@ -18,7 +18,7 @@ from adaptkit.backbones.small_cnn_layers import SmallCNNModel
 from adaptkit.backbones.structure import with_head
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.memory import step_bytes
-from adaptkit.training.passes import plain
+from adaptkit.training.passes import plain_passes
 from adaptkit.training.recomputation import find_blocks, recomputed
 
 IMAGES, LABELS = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 4
@@ -73,8 +73,8 @@ def test_the_result_is_the_same_bits_in_less_memory(name: str) -> None:
     for twice in (False, True):
         own, recipe = copy.deepcopy(model), Recipe(2, 8, 1e-3, 0, checkpointing=twice)
         sizes.append(step_bytes(own, IMAGES[:8], LABELS[:8], recipe))
-        passes = plain(own, lambda epoch: IMAGES, (IMAGES, LABELS))
-        losses.append([epoch.loss for epoch in fit(own, [{"params": list(own.parameters())}], passes, LABELS, recipe)])
+        passes = plain_passes(own, lambda epoch: IMAGES, labels=LABELS, test=(IMAGES, LABELS))
+        losses.append([epoch.loss for epoch in fit(own, [{"params": list(own.parameters())}], passes, recipe=recipe)])
         states.append(own.state_dict())
         assert not any("forward" in vars(layer) for layer in own.modules())
     assert losses[0] == losses[1]

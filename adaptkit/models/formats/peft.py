@@ -61,7 +61,7 @@ def read_onto(base: nn.Module, folder: Path) -> nn.Module:
     """Return the base, adapted by what is in PEFT's folder."""
     found = adapter_of(folder)
     strategy, _ = make_checked("lora", LoRA, found.options)
-    adapt(base, strategy, 0)
+    adapt(base, strategy, init_seed=0)
     fit_adapter(found.tensors, base)
     return base.eval()
 

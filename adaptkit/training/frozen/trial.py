@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.weights import fingerprint
+from adaptkit.training.objective import loss_of
 from adaptkit.training.seeding import RandomStream
 
 #: passes in training and in evaluation: what moves in the first is seen by the second
@@ -91,7 +92,7 @@ def _history(
             with compute():
                 logits = run()
             seen.append(logits.detach())
-            loss = nn.functional.cross_entropy(logits.float(), torch.zeros_like(logits[:, 0], dtype=torch.long))
+            loss = loss_of(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
             # Raises an exception where a parameter has no gradient: nobody knows then how it is used.
             seen += torch.autograd.grad(loss, parameters)
             for parameter in parameters:  # what starts at zero has no say until it moves
