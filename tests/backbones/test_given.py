@@ -97,16 +97,16 @@ def test_what_cannot_be_used_is_one_line() -> None:
         "backbone python:Net: it cannot be copied (Only Tensors created explicitly by the user"
     )
     assert problem(lambda: type(backbone(Net()))("Other")) == (
-        "backbone python:Other: the model that was given is python:Net"
+        "backbone python:Other: the model that was passed is python:Net"
     )
 
 
 def test_images_and_layers_that_do_not_fit_are_one_line() -> None:
     line = problem(lambda: backbone(Net()).build(1, 8, 4))
     assert line.startswith("backbone python:Net: it does not work on images [1, 8, 8] (Given groups=1, weight of size")
-    assert line.endswith("; another size of images is set by image_size")
+    assert line.endswith("; set another size of images with image_size")
     auxiliary = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.Linear(5, 4), nn.Unflatten(1, (-1, 1)))
     assert problem(lambda: backbone(auxiliary).build(3, 8, 7)) == (
-        "backbone python:Sequential: for 2 images it gives [2, 7, 1], not logits [2, 7]; "
+        "backbone python:Sequential: its output for 2 images is [2, 7, 1], not logits [2, 7]; "
         "its last linear layer must be its classifier"
     )

@@ -193,14 +193,14 @@ def test_other_channels_have_a_convolution_of_their_own() -> None:
     assert model(images(4)).shape == (6, 5)
     assert problem(lambda: build("resnet18", "default", channels=4)) == (
         "backbone torchvision:resnet18: pretrained weights are for images of 3 channels, or of 1, which are expanded, "
-        "not of 4; --weights none makes a fresh model for them"
+        "not of 4; --weights none makes a new model for them"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
     [
-        ("vit_b_16", 28, "its images must be a multiple of 16 pixels a side, not 28; "),
+        ("vit_b_16", 28, "the image size must be a multiple of 16, not 28; "),
         ("vgg11", 28, "it does not work on images of 28x28 pixels (Given input size: (512x1x1). "),
         ("maxvit_t", 64, "it does not work on images of 64x64 pixels (Input size (16, 16) of block 0 is not divisible"),
     ],
@@ -296,13 +296,13 @@ class Trap:
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
-        ("w.safetensors", b"no tensors at all", "cannot be read: it is damaged, or not a file of weights"),
-        ("w.pth", b"no tensors at all", "cannot be read: it is damaged, or not a file of weights"),
-        ("w.pth", {"conv.weight": torch.tensor([1.0, torch.nan])}, "holds numbers that are not finite: conv.weight"),
-        ("w.pth", Trap(), "cannot be read: it holds more than tensors; save the model's state_dict() alone"),
-        ("w.pth", nn.Linear(2, 2), "cannot be read: it holds more than tensors; save the model's state_dict() alone"),
-        ("w.pth", {"epoch": 3}, "does not hold a model's tensors by their names"),
-        ("w.pth", [torch.zeros(2)], "does not hold a model's tensors by their names"),
+        ("w.safetensors", b"no tensors at all", "cannot be read: it is damaged or not a file of weights"),
+        ("w.pth", b"no tensors at all", "cannot be read: it is damaged or not a file of weights"),
+        ("w.pth", {"conv.weight": torch.tensor([1.0, torch.nan])}, "contains numbers that are not finite: conv.weight"),
+        ("w.pth", Trap(), "cannot be read: it contains more than tensors; save only the state_dict() of the model"),
+        ("w.pth", nn.Linear(2, 2), "cannot be read: it contains more than tensors; save only the state_dict() of the model"),
+        ("w.pth", {"epoch": 3}, "does not contain a model's tensors by name"),
+        ("w.pth", [torch.zeros(2)], "does not contain a model's tensors by name"),
         (
             "w.pth",
             {"conv1.0.weight": torch.zeros(24, 1, 3, 3), "x.weight": torch.zeros(2)},
@@ -372,7 +372,7 @@ def test_published_weights_come_from_torchs_folder(tmp_path: Path, published: Ca
     }
     (folder / file.name).write_bytes(b"half a file")
     assert problem(lambda: build(SMALL, "default")) == (
-        f"weights: IMAGENET1K_V1 of torchvision:shufflenet_v2_x0_5: {folder / file.name} is damaged or another file; "
+        f"weights: IMAGENET1K_V1 of torchvision:shufflenet_v2_x0_5: {folder / file.name} is damaged or not this file; "
         "delete it, or use --weights FILE or --weights none"
     )
 
@@ -421,6 +421,6 @@ def test_a_head_is_replaced_wherever_it_is() -> None:
     assert model[1] is fresh
     assert (fresh.in_features, fresh.out_features, fresh.bias, fresh.weight.dtype) == (3, 7, None, torch.float64)
     assert problem(lambda: replace_head(nn.Linear(2, 3), 4)) == (
-        "Linear is a head alone: a layer in a model can be replaced, not the model"
+        "Linear consists of its head only; put it into a torch.nn.Sequential"
     )
     assert problem(lambda: replace_head(nn.Sequential(), 4)) == "Sequential has no linear layer to serve as head"

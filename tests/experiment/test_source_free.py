@@ -58,7 +58,7 @@ def test_without_a_source_a_target_is_needed_and_weights_are_missed(cli: Any) ->
     assert failed.stderr == "Error: dataset none: name the images to adapt to, as in --target folder:PATH\n"
     planned = cli("run", "-s", "head", "--dataset", "none", "--target", "digits", "--dry-run", "--json")
     assert json.loads(planned.stdout)["notices"] == [
-        "backbone small_cnn has no pretrained weights: the base knows nothing yet"
+        "backbone small_cnn has no pretrained weights: the base is untrained"
     ]
 
 

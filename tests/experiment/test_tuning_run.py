@@ -94,7 +94,7 @@ def test_a_fifth_of_each_class_is_held_back() -> None:
 
 
 def test_where_no_image_can_be_held_back_it_is_said(own_folder: Path) -> None:
-    with stage("head", shots=1) as (one, _), pytest.raises(BadInput, match="give 2 shots a class or more"):
+    with stage("head", shots=1) as (one, _), pytest.raises(BadInput, match="use at least 2 shots a class"):
         require_validation(one.experiment, 0)
 
 

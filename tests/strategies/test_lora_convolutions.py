@@ -159,20 +159,20 @@ def test_what_auto_adapts(model: nn.Module, options: dict[str, Any], names: list
         (
             Mobile(),
             {"targets": "spatial"},
-            "lora.targets: 'spatial' fits no Linear or Conv2d layer that LoRA can adapt "
+            "lora.targets: 'spatial' matches no Linear or Conv2d layer that LoRA can adapt "
             "(spatial is a depth-wise Conv2d)",
         ),
         (
             nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(4, 2)),
             {"targets": "linear,conv"},
-            "lora.targets: 'conv' fits no Linear or Conv2d layer that LoRA can adapt (0 is a depth-wise Conv2d)",
+            "lora.targets: 'conv' matches no Linear or Conv2d layer that LoRA can adapt (0 is a depth-wise Conv2d)",
         ),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(9, 2)),
             {"train_head": True},
-            "lora.targets: the model has no Linear or Conv2d layer to adapt beside its head",
+            "lora.targets: the model has no Linear or Conv2d layer to adapt other than its head",
         ),
-        (SmallCNNModel(1, 28, 10), {"targets": "autoo"}, "lora.targets: no layer fits 'autoo'; did you mean 'auto'?"),
+        (SmallCNNModel(1, 28, 10), {"targets": "autoo"}, "lora.targets: no layer matches 'autoo'; did you mean 'auto'?"),
     ],
 )
 def test_targets_without_a_layer_are_refused(model: nn.Module, options: dict[str, Any], problem: str) -> None:
@@ -185,7 +185,7 @@ def test_targets_without_a_layer_are_refused(model: nn.Module, options: dict[str
 def test_notices_name_what_is_left_out_and_what_is_out_of_proportion() -> None:
     cnn = with_head(SmallCNNModel(1, 28, 10))
     assert LoRA().notices(cnn) == [] and [*cnn.state_dict()] == [*SmallCNNModel(1, 28, 10).state_dict()]
-    kept = "lora: updates as large as their layer or of a higher rank than it can have, kept as asked: "
+    kept = "lora: these updates are as large as their layer, or of a higher rank than the layer can have: "
     head = "classifier.3 (2,208 parameters for 1,290, rank 16 of at most 10)"
     assert LoRA(rank=16).notices(cnn) == [kept + head]
     first = "features.0 (656 parameters for 320, rank 16 of at most 9)"

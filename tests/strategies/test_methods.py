@@ -140,18 +140,18 @@ def test_a_method_that_does_not_fit_says_so() -> None:
             cnn(),
             "partial.stages: 4 is more than the 3 stages of SmallCNNModel (features.0, features.3, classifier.1)",
         ),
-        (LoRA(targets="conv"), bare, "lora.targets: no layer fits 'conv'; known: 1, Linear, all, auto, linear"),
+        (LoRA(targets="conv"), bare, "lora.targets: no layer matches 'conv'; known: 1, Linear, all, auto, linear"),
         (
             LoRA(targets="MaxPool2d"),
             cnn(),
-            "lora.targets: 'MaxPool2d' fits no Linear or Conv2d layer that LoRA can adapt "
+            "lora.targets: 'MaxPool2d' matches no Linear or Conv2d layer that LoRA can adapt "
             "(features.1 is a MaxPool2d, features.4 is a MaxPool2d)",
         ),
         (
             LoRA(targets="classifier.3", train_head=True),
             cnn(),
-            "lora.targets: 'classifier.3' fits no Linear or Conv2d layer that LoRA can adapt "
-            "(classifier.3 is the head, trained as it is)",
+            "lora.targets: 'classifier.3' matches no Linear or Conv2d layer that LoRA can adapt "
+            "(classifier.3 is the head, which is trained itself)",
         ),
     ]:
         with pytest.raises(BadInput) as caught:

@@ -249,5 +249,5 @@ def test_scratch_names_parameters_that_it_cannot_draw_anew() -> None:
     model.register_parameter("scale", nn.Parameter(torch.ones(1)))
     holder = nn.Sequential(model)
     holder.register_parameter("token", nn.Parameter(torch.ones(1)))
-    with pytest.raises(BadInput, match=r"token cannot be initialised anew \(no reset_parameters\)"):
+    with pytest.raises(BadInput, match=r"token cannot be initialised again \(no reset_parameters\)"):
         adapt(holder, make("scratch"), init_seed=0)

@@ -101,7 +101,7 @@ def test_a_damaged_or_foreign_file_is_no_checkpoint(tmp_path: Path) -> None:
         read_checkpoint(path, "run")
     kept(path, with_head(Plain()), dataclasses.replace(RECIPE, epochs=1))
     content = path.read_bytes()
-    with pytest.raises(ValueError, match="it is another run's"):
+    with pytest.raises(ValueError, match="it belongs to another run"):
         read_checkpoint(path, "other")
     generator = torch.Generator().manual_seed(0)
     places = [*torch.randint(len(content), (60,), generator=generator).tolist(), 0, 8, 9, len(content) - 1]
@@ -123,12 +123,12 @@ def test_a_checkpoint_of_other_weights_is_none_of_this_model(tmp_path: Path) -> 
     kept(path, with_head(Plain()))
     start = read_checkpoint(path, "run")
     model = with_head(Plain())
-    assert start.misfit(model) == "it holds other tensors than the model trains"
+    assert start.misfit(model) == "its tensors are not those that the model trains"
     part(model, head=True)
     assert start.misfit(model) is None
     with torch.no_grad():
         model.hidden.weight[0, 0] += 1  # type: ignore[union-attr, operator]
-    assert start.misfit(model) == "it belongs to other frozen weights"
+    assert start.misfit(model) == "its frozen weights differ"
 
 
 class Counting(Plain):
@@ -162,7 +162,7 @@ class Anonymous(Plain):
         self.act = lambda x: x
 
 
-OUTSIDE = "the model keeps something outside of the tensors that are trained"
+OUTSIDE = "the model keeps state outside the tensors that are trained"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ OUTSIDE = "the model keeps something outside of the tensors that are trained"
         (Counting, OUTSIDE),
         (Moving, OUTSIDE),
         (Extra, "a layer has extra state"),
-        (Anonymous, "what a layer keeps cannot be compared (AttributeError)"),
+        (Anonymous, "the state of a layer cannot be compared (AttributeError)"),
     ],
 )
 def test_there_is_no_checkpoint_of_what_it_would_not_hold(tmp_path: Path, kind: type[Plain], reason: str) -> None:

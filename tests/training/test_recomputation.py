@@ -107,7 +107,7 @@ def test_a_backbone_without_blocks_is_announced(cli: Any) -> None:
     result = cli("run", "-s", "head", *TINY, "--set", "checkpointing=true", "--no-track", "--dry-run")
     lines = [line for line in result.stdout.splitlines() if line.startswith("Note")]
     assert lines == [
-        "Note: checkpointing: backbone small_cnn has no blocks of several layers, nothing changes"
+        "Note: checkpointing: backbone small_cnn has no blocks of several layers: no effect"
     ]  # fmt: skip
 
 
