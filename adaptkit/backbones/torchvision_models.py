@@ -279,8 +279,8 @@ def _architecture(name: str, size: int, classes: int) -> nn.Module:
     elif name.startswith("maxvit_"):
         settings["input_size"] = (size, size)
     elif name in ("googlenet", "inception_v3"):
-        # Without auxiliary logits. Their weights are for another normalisation: with `transform_input` the models convert
-        # their input, as with published weights in torchvision.
+        # Without auxiliary logits. Published weights are for another normalisation: with `transform_input` the models
+        # convert their input, as in torchvision.
         settings |= {"aux_logits": False, "init_weights": True, "transform_input": True}
     model: nn.Module = torchvision.models.get_model(name, weights=None, **settings)
     return model

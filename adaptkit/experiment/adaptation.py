@@ -82,7 +82,7 @@ class Stage:
     """The shared context of an experiment's runs: base, inputs with cached features, plugins and tracker.
 
     `known_logits` and `known_zero_shot` hold results of the base that were computed before, by test set and by
-    severity. `label` names runs that cannot be told apart by their strategy and its options.
+    severity. `label` names the runs instead of their strategy and its options.
     """
 
     experiment: Experiment

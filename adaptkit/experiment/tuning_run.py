@@ -139,7 +139,7 @@ def _train(
         stage.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
     config = request.config_text(request.run_params(arm, seed))
     tags = {TIMING_TAG: stage.seat.timing_since(company)}
-    # Without metrics and predictions: validation accuracies are logged after each epoch, and there are no figures.
+    # Metrics and predictions are empty: validation accuracies are logged after each epoch, and nothing is drawn.
     result = RunResult(
         metrics={}, epochs=(), predictions={}, classes=experiment.domains.classes, config=config, tags=tags
     )

@@ -37,7 +37,7 @@ class LoRA:
         default="auto",
         metadata={
             "help": "auto, linear, conv or all; or types such as Linear and patterns of names such as classifier.*. "
-            "auto is linear if the model has linear layers other than its head, else all"
+            "auto is linear if the model has linear layers in addition to its head, else all"
         },
     )
     rslora: bool = field(default=False, metadata={"help": "scale the update by alpha / sqrt(rank) (rsLoRA)"})

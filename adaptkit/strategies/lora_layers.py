@@ -198,7 +198,7 @@ class DoRAConv2d(Decomposed, LoRAConv2d):
         self.decompose()
 
 
-#: word in `targets` -> types of layers; `auto` is `linear` if there are linear layers other than the head, else `all`
+#: word in `targets` -> types of layers; `auto` is `linear` if the model has linear layers except its head, else `all`
 WORDS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
     "conv": (nn.Conv2d,),
@@ -303,5 +303,5 @@ def _misfit(pattern: str, others: list[str], known: set[str], *, train_head: boo
     if others:
         return f"{pattern!r} matches no Linear or Conv2d layer that LoRA can adapt ({', '.join(others)})"
     if pattern == AUTO:
-        return f"the model has no Linear or Conv2d layer to adapt{' other than its head' if train_head else ''}"
+        return f"the model has no Linear or Conv2d layer to adapt{' except its head' if train_head else ''}"
     return f"no layer matches {pattern!r}{suggestion(pattern, known)}"

@@ -1,4 +1,4 @@
-"""One tuning run: which images train and judge, and that no test image has a part in it."""
+"""Tuning runs: training and validation images, and that no test image is used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from adaptkit.training.loop import VALIDATION
 
 
 class Watcher:
-    """Keep what a tuning run tells."""
+    """Record the events of a tuning run."""
 
     def __init__(self) -> None:
         self.runs: list[RunStart] = []
@@ -53,13 +53,13 @@ class Watcher:
 
 
 class Unusable:
-    """Images that nobody can look at."""
+    """Images that raise an error when they are used."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"a test image was asked for its {name}")
+        raise AssertionError(f"attribute {name} of a test image was read")
 
     def __getitem__(self, index: Any) -> Any:
-        raise AssertionError("a test image was looked at")
+        raise AssertionError("a test image was read")
 
 
 @contextmanager
@@ -73,17 +73,17 @@ def stage(*strategies: str, reuse: bool = True, **more: Any) -> Iterator[tuple[S
         yield open_stage(experiment, base, plugins=plugins, seat=seat, feature_cache=reuse), watcher
 
 
-def without_tests(one: Stage) -> Stage:
-    """Return the stage with test sets that nobody can look at."""
-    experiment: Experiment = one.experiment
+def without_tests(stage: Stage) -> Stage:
+    """Return the stage with test sets that raise an error when they are used."""
+    experiment: Experiment = stage.experiment
     nothing: Any = (Unusable(), Unusable())
     experiment = dataclasses.replace(experiment, clean=nothing, shifted=nothing)
-    tests: Any = dict.fromkeys(one.inputs.tests, Unusable())
-    inputs = dataclasses.replace(one.inputs, experiment=experiment, tests=tests)
-    return dataclasses.replace(one, experiment=experiment, inputs=inputs)
+    tests: Any = dict.fromkeys(stage.inputs.tests, Unusable())
+    inputs = dataclasses.replace(stage.inputs, experiment=experiment, tests=tests)
+    return dataclasses.replace(stage, experiment=experiment, inputs=inputs)
 
 
-def test_a_fifth_of_each_class_is_held_back() -> None:
+def test_validation_takes_a_fifth_of_each_class() -> None:
     labels = torch.tensor([0] * 50 + [1] * 10 + [2] * 3 + [3] * 2 + [4])
     training, held = split_drawn(labels, seed=0)
     assert sorted([*training.tolist(), *held.tolist()]) == list(range(len(labels)))
@@ -93,13 +93,13 @@ def test_a_fifth_of_each_class_is_held_back() -> None:
     assert not torch.equal(split_drawn(labels, seed=1)[1], held)
 
 
-def test_where_no_image_can_be_held_back_it_is_said(own_folder: Path) -> None:
+def test_one_shot_cannot_be_tuned(own_folder: Path) -> None:
     with stage("head", shots=1) as (one, _), pytest.raises(BadInput, match="use at least 2 shots a class"):
         require_validation(one.experiment, 0)
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_no_test_image_is_looked_at(own_folder: Path, reuse: bool) -> None:
+def test_tuning_uses_no_test_image(own_folder: Path, reuse: bool) -> None:
     with stage("head", "lora", "full", reuse=reuse) as (one, watcher):
         for arm in one.experiment.request.arms:
             record = tune_once(without_tests(one), arm, 0)
@@ -111,7 +111,7 @@ def test_no_test_image_is_looked_at(own_folder: Path, reuse: bool) -> None:
     assert all(result.predictions == {} and result.metrics == {} for result in watcher.results)
 
 
-def test_the_run_is_of_kind_tuning_with_the_params_and_tags_of_an_adaptation(own_folder: Path) -> None:
+def test_params_and_tags_of_a_tuning_run(own_folder: Path) -> None:
     with stage("head") as (one, watcher):
         (arm,) = one.experiment.request.arms
         one.run(arm, 0)
@@ -123,7 +123,7 @@ def test_the_run_is_of_kind_tuning_with_the_params_and_tags_of_an_adaptation(own
     assert tuning.tags["adaptkit.trial_key"] != adaptation.tags["adaptkit.trial_key"]
 
 
-def test_what_trains_and_what_judges_is_the_seeds_own_draw_without_augmentation(own_folder: Path) -> None:
+def test_tuning_divides_the_draw_of_its_seed(own_folder: Path) -> None:
     with stage("head", augment="flip=1", epochs=3) as (one, _):
         (arm,) = one.experiment.request.arms
         tune_once(one, arm, 0)
@@ -140,7 +140,7 @@ def test_what_trains_and_what_judges_is_the_seeds_own_draw_without_augmentation(
         assert not one.inputs.store._kept
 
 
-def test_features_are_shared_and_change_nothing(own_folder: Path) -> None:
+def test_feature_cache_does_not_change_tuning(own_folder: Path) -> None:
     with stage("head", "lora") as (one, _):
         head, lora = one.experiment.request.arms
         records = [tune_once(one, arm, 0) for arm in (head, lora, dataclasses.replace(head, lr=0.1))]
@@ -153,7 +153,7 @@ def test_features_are_shared_and_change_nothing(own_folder: Path) -> None:
             assert again.metrics["validation/loss"] == pytest.approx(record.metrics["validation/loss"], rel=1e-4)
 
 
-def test_a_run_that_diverges_is_a_failed_record(own_folder: Path) -> None:
+def test_diverged_run_is_a_failed_record(own_folder: Path) -> None:
     with stage("full", optimizer="sgd") as (one, watcher):
         (arm,) = one.experiment.request.arms
         record = tune_once(one, dataclasses.replace(arm, lr=1e30), 0)
@@ -162,7 +162,7 @@ def test_a_run_that_diverges_is_a_failed_record(own_folder: Path) -> None:
     assert len(watcher.errors) == 1
 
 
-def test_blinded_images_are_black_and_few(own_folder: Path) -> None:
+def test_blinded_images_are_black(own_folder: Path) -> None:
     with stage("head") as (one, _):
         domains = one.experiment.domains
         blind = blinded(domains)
@@ -174,5 +174,5 @@ def test_blinded_images_are_black_and_few(own_folder: Path) -> None:
         assert torch.equal(blind.pool.labels, domains.pool.labels)
 
 
-def test_validation_is_named_once() -> None:
+def test_validation_metric_names() -> None:
     assert VALIDATION == "validation"

@@ -1,4 +1,4 @@
-"""LoRA on convolutions of every kind, drawn by hypothesis, and which layers of a model it is put on."""
+"""LoRA on random convolutions, and the choice of layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw the arguments of a Conv2d, valid together; depth-wise ones have groups of one channel."""
+    """Draw valid arguments of a Conv2d; depth-wise convolutions have groups of one channel."""
     groups = draw(st.integers(1, 4))
     word = draw(st.sampled_from([None, "same", "valid"]))
     return {
@@ -53,7 +53,7 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
     alpha=st.floats(0.5, 4),
     rslora=st.booleans(),
 )
-def test_an_update_starts_at_nothing_and_merges(
+def test_update_starts_at_zero_and_merges(
     arguments: dict[str, Any], kind: type[LoRAConv2d], rank: int, alpha: float, rslora: bool
 ) -> None:
     with RandomStream(1):
@@ -79,7 +79,7 @@ def test_an_update_starts_at_nothing_and_merges(
             torch.testing.assert_close(model(x), unmerged, rtol=1e-5, atol=1e-5)
     assert list(model.state_dict()) == keys and type(model[1]) is nn.Conv2d
     assert torch.equal(plain.weight, weight)
-    # What is written for PEFT is the same update: over all channels, and merged.
+    # The same update in the two forms of PEFT: over all channels, and merged.
     down, up = layer.lora_A.weight, layer.lora_B.weight
     wide = widened(down, groups)
     assert wide.shape[1] == plain.in_channels
@@ -149,7 +149,7 @@ def test_depthwise_convolutions_are_left_out(options: dict[str, Any], names: lis
         ),
     ],
 )
-def test_what_auto_adapts(model: nn.Module, options: dict[str, Any], names: list[str]) -> None:
+def test_layers_of_auto(model: nn.Module, options: dict[str, Any], names: list[str]) -> None:
     assert adapted(copy.deepcopy(model), **options) == names
 
 
@@ -170,19 +170,23 @@ def test_what_auto_adapts(model: nn.Module, options: dict[str, Any], names: list
         (
             nn.Sequential(nn.Flatten(), nn.Linear(9, 2)),
             {"train_head": True},
-            "lora.targets: the model has no Linear or Conv2d layer to adapt other than its head",
+            "lora.targets: the model has no Linear or Conv2d layer to adapt except its head",
         ),
-        (SmallCNNModel(1, 28, 10), {"targets": "autoo"}, "lora.targets: no layer matches 'autoo'; did you mean 'auto'?"),
+        (
+            SmallCNNModel(1, 28, 10),
+            {"targets": "autoo"},
+            "lora.targets: no layer matches 'autoo'; did you mean 'auto'?",
+        ),
     ],
 )
-def test_targets_without_a_layer_are_refused(model: nn.Module, options: dict[str, Any], problem: str) -> None:
+def test_targets_without_a_layer(model: nn.Module, options: dict[str, Any], problem: str) -> None:
     for call in (lambda: adapted(model, **options), lambda: LoRA(**options).notices(with_head(model))):
         with pytest.raises(BadInput) as refused:
             call()
         assert refused.value.problems == (problem,)
 
 
-def test_notices_name_what_is_left_out_and_what_is_out_of_proportion() -> None:
+def test_notices_about_layers_and_large_updates() -> None:
     cnn = with_head(SmallCNNModel(1, 28, 10))
     assert LoRA().notices(cnn) == [] and [*cnn.state_dict()] == [*SmallCNNModel(1, 28, 10).state_dict()]
     kept = "lora: these updates are as large as their layer, or of a higher rank than the layer can have: "
@@ -200,14 +204,14 @@ def test_notices_name_what_is_left_out_and_what_is_out_of_proportion() -> None:
     assert LoRA(rank=8, targets="conv").notices(grouped) == [kept + sizes.replace(", rank 8 of at most 8", "")]
 
 
-def test_rank_16_on_the_notebooks_cnn_is_neither_skipped_nor_clipped() -> None:
+def test_rank_16_on_the_small_cnn() -> None:
     model = with_head(SmallCNNModel(1, 28, 10))
     adapt(model, LoRA(rank=16), init_seed=0)
     assert count(model).trainable == 54_432
 
 
-def test_pefts_files_have_pefts_names() -> None:
-    """That PEFT loads them is tested where PEFT is installed: plugins/peft/tests/test_round_trip.py."""
+def test_names_in_peft_files() -> None:
+    """Loading with PEFT itself is tested in plugins/peft/tests/test_round_trip.py."""
     model = with_head(SmallCNNModel(1, 28, 10))
     tensors = (*model.parameters(), *model.buffers())
     strategy = LoRA(rank=4, targets="features.3,classifier.1", dora=True, train_head=True)

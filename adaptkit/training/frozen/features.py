@@ -140,7 +140,7 @@ def _read(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
             return None
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            # Copied, because unaligned memory changes the order of sums and thereby the last digits.
+            # Copied, because unaligned memory changes the order of sums, and with it the last digits.
             tensor = file.get_tensor("features").clone()
         return (tensor, metadata) if metadata["sha256"] == _sha256(tensor, metadata) else None
     except FileNotFoundError:
