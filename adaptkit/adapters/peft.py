@@ -209,7 +209,7 @@ def adapter_of(folder: Path) -> PeftAdapter:
         "bias": config["bias"],
     }
     doubled = tuple(name for name in layers if "weight" in rest[name])
-    return PeftAdapter(options, tensors, tuple(saved), doubled)
+    return PeftAdapter(options=options, tensors=tensors, modules_to_save=tuple(saved), doubled=doubled)
 
 
 def exactly(name: str) -> str:
@@ -391,7 +391,7 @@ def _updates(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[
     rank = options["rank"]
     scaling = options["alpha"] / (math.sqrt(rank) if options["rslora"] else rank)
     return {
-        name: Update(tensors[key], tensors[name + UP], scaling, tensors.get(name + MAGNITUDE))
+        name: Update(down=tensors[key], up=tensors[name + UP], scaling=scaling, magnitude=tensors.get(name + MAGNITUDE))
         for key in tensors
         if key.endswith(DOWN) and (name := key.removesuffix(DOWN)) + UP in tensors
     }

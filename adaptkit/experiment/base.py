@@ -232,7 +232,14 @@ def _describe_base(experiment: Experiment) -> RunStart:
     has_source = experiment.clean is not None
     inputs: tuple[RunInput, ...] = ()
     if has_source:
-        inputs = (RunInput(plan.dataset, "source", experiment.domains.source_digest, plan.dataset),)
+        inputs = (
+            RunInput(
+                name=plan.dataset,
+                context="source",
+                digest=experiment.domains.source_digest,
+                source=plan.dataset,
+            ),
+        )
         story = f"trained on {plan.source_images} images of `{plan.dataset}`"
     else:
         story = f"with a new head for {len(plan.classes)} classes, untrained"

@@ -154,7 +154,8 @@ def stored_base(key: str) -> Base | None:
         ):
             return None
         state = unpack(read_file(folder / WEIGHTS_FILE, None))
-        base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
+        epochs = tuple(Epoch(**epoch) for epoch in card["epochs"])
+        base = Base(key=key, fingerprint=card["fingerprint"], state=state, epochs=epochs)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return base if fingerprint(state) == base.fingerprint else None
@@ -200,7 +201,7 @@ def remove_base(key: str) -> bool:
 def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:
     """Write a base to the cache and return it."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    base = Base(key, fingerprint(state), state, epochs)
+    base = Base(key=key, fingerprint=fingerprint(state), state=state, epochs=epochs)
     card = {"fingerprint": base.fingerprint, "key": key, "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
     write_base(_folder(key), base, card)
     return base

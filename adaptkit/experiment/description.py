@@ -60,7 +60,9 @@ def describe_run(
         BASE_FINGERPRINT_TAG: base.fingerprint,
         DATA_FINGERPRINT_TAG: domains.fingerprint,
         PAIR_ID_TAG: f"{domains.fingerprint[:12]}-{seed}",
-        TRIAL_KEY_TAG: trial_key("adaptation", params, domains.fingerprint, base.fingerprint),
+        TRIAL_KEY_TAG: trial_key(
+            "adaptation", params, data_fingerprint=domains.fingerprint, base_fingerprint=base.fingerprint
+        ),
         TIMING_TAG: "shared" if company.others else "alone",
         THREADS_TAG: str(torch.get_num_threads()),
         PROCESSES_TAG: "1",  # earlier versions could train one run in several processes
@@ -72,7 +74,7 @@ def describe_run(
     weights = experiment.backbone_facts.get("backbone.weights_id", "none")
     story = f"with weights `{weights}` and a new head"
     if domains.clean_test is not None:
-        source = (RunInput(plan.dataset, "source", domains.source_digest, plan.dataset),)
+        source = (RunInput(name=plan.dataset, context="source", digest=domains.source_digest, source=plan.dataset),)
         story = f"trained on {plan.source_images} images of `{plan.dataset}`"
     if base_run_id:
         tags[BASE_RUN_ID_TAG] = base_run_id
@@ -83,7 +85,12 @@ def describe_run(
         tags=tags,
         inputs=(
             *source,
-            RunInput(plan.target, "target", domains.target_digest, f"{plan.target} shift={plan.shift}"),
+            RunInput(
+                name=plan.target,
+                context="target",
+                digest=domains.target_digest,
+                source=f"{plan.target} shift={plan.shift}",
+            ),
         ),
         description=(
             f"Strategy **{arm.label}** adapts a `{plan.backbone}` base, {story}, to {target} with {plan.drawn_images} "

@@ -49,7 +49,7 @@ class ModelInputs:
             store = FeatureStore(precision, files, MEMORY_LIMIT)
         else:
             store = FeatureStore(precision, None, limit=0)
-        return cls(experiment, store, tests, reuse)
+        return cls(experiment=experiment, store=store, tests=tests, reuse=reuse)
 
     def expect(self, model: nn.Module) -> None:
         """Mark the features that this adapted model reads, so that the store keeps them once they are computed."""

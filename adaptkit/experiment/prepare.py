@@ -295,7 +295,7 @@ def make_plan(
 def draw_target(request: Request, domains: Domains, seed: int) -> Tensor:
     """Return the positions in the pool of the labelled images that this seed trains on."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "draw"))
-    return draw(domains.pool.labels, request.settings.shots, request.settings.split.sampling, generator)
+    return draw(domains.pool.labels, request.settings.shots, request.settings.split.sampling, generator=generator)
 
 
 def _on_device(test: TestSet, device: torch.device) -> tuple[Views, Tensor]:

@@ -78,7 +78,12 @@ def tune_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
     described = describe_run(
         experiment, base, base_run_id=stage.base_run_id, arm=arm, seed=seed, company=company, label=stage.label
     )
-    key = trial_key("tuning", described.params, experiment.domains.fingerprint, base.fingerprint)
+    key = trial_key(
+        "tuning",
+        described.params,
+        data_fingerprint=experiment.domains.fingerprint,
+        base_fingerprint=base.fingerprint,
+    )
     text = "A tuning run: a fifth of the labelled images is held back for validation; no test set is used."
     run = dataclasses.replace(
         described,

@@ -105,9 +105,9 @@ class LoRA:
 
         if isinstance(layer, nn.Linear):
             linear = DoRALinear if self.dora else LoRALinear
-            return linear(layer, self.rank, self.alpha, self.dropout, self.rslora)
+            return linear(layer, self.rank, self.alpha, dropout=self.dropout, rslora=self.rslora)
         convolution = DoRAConv2d if self.dora else LoRAConv2d
-        return convolution(layer, self.rank, self.alpha, self.dropout, self.rslora)  # type: ignore[arg-type]
+        return convolution(layer, self.rank, self.alpha, dropout=self.dropout, rslora=self.rslora)  # type: ignore[arg-type]
 
 
 @hookimpl

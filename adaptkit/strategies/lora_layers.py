@@ -23,7 +23,7 @@ class LoRALayer(nn.Module):
     """
 
     def __init__(
-        self, base_layer: nn.Linear | nn.Conv2d, down: nn.Module, up: nn.Module, scaling: float, dropout: float
+        self, base_layer: nn.Linear | nn.Conv2d, down: nn.Module, up: nn.Module, *, scaling: float, dropout: float
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -57,7 +57,7 @@ class LoRALinear(LoRALayer):
         like = {"device": base_layer.weight.device, "dtype": base_layer.weight.dtype}
         down = nn.Linear(base_layer.in_features, rank, bias=False, **like)
         up = nn.Linear(rank, base_layer.out_features, bias=False, **like)
-        super().__init__(base_layer, down, up, scaling(alpha, rank, rslora), dropout)
+        super().__init__(base_layer, down, up, scaling=scaling(alpha, rank, rslora), dropout=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the base's output plus the scaled update: `[..., in]` to `[..., out]`."""
@@ -139,7 +139,7 @@ class DoRALinear(Decomposed, LoRALinear):
     """A linear layer with a decomposed weight; its magnitudes are `[out]`."""
 
     def __init__(self, base_layer: nn.Linear, rank: int, alpha: float, dropout: float, rslora: bool = False) -> None:
-        LoRALinear.__init__(self, base_layer, rank, alpha, dropout, rslora)
+        LoRALinear.__init__(self, base_layer, rank, alpha, dropout=dropout, rslora=rslora)
         self.decompose()
 
 
@@ -171,7 +171,7 @@ class LoRAConv2d(LoRALayer):
             **like,
         )
         up = nn.Conv2d(inner, base_layer.out_channels, 1, groups=groups, bias=False, **like)
-        super().__init__(base_layer, down, up, scaling(alpha, rank, rslora), dropout)
+        super().__init__(base_layer, down, up, scaling=scaling(alpha, rank, rslora), dropout=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the base's feature maps plus the scaled update."""
@@ -194,7 +194,7 @@ class DoRAConv2d(Decomposed, LoRAConv2d):
     spread = (1, -1, 1, 1)
 
     def __init__(self, base_layer: nn.Conv2d, rank: int, alpha: float, dropout: float, rslora: bool = False) -> None:
-        LoRAConv2d.__init__(self, base_layer, rank, alpha, dropout, rslora)
+        LoRAConv2d.__init__(self, base_layer, rank, alpha, dropout=dropout, rslora=rslora)
         self.decompose()
 
 

@@ -268,7 +268,7 @@ def test_old_names_and_auxiliary_logits(tmp_path: Path) -> None:
     old = {name: tensor for name, tensor in old.items() if not name.endswith("num_batches_tracked")}
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save(old | {"aux1.fc.weight": torch.zeros(2)}, tmp_path / "densenet.pth")
-    load_file(model, tmp_path / "densenet.pth", "a DenseNet", 32)
+    load_file(model, tmp_path / "densenet.pth", title="a DenseNet", size=32)
     assert same(model, state) == []
 
 
@@ -279,7 +279,7 @@ def test_positions_are_interpolated(tmp_path: Path) -> None:
     old = {name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): t for name, t in state.items()}
     assert old.keys() != state.keys()
     torch.save(old, tmp_path / "vit.pth")
-    load_file(model, tmp_path / "vit.pth", "a ViT", 16)
+    load_file(model, tmp_path / "vit.pth", title="a ViT", size=16)
     assert same(model, state) == ["encoder.pos_embedding"]
     ours, theirs = model.encoder.pos_embedding[0], state["encoder.pos_embedding"][0]
     assert torch.equal(ours[0], theirs[0]) and len(ours) == 5

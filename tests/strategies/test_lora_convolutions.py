@@ -60,7 +60,7 @@ def test_update_starts_at_zero_and_merges(
         plain = nn.Conv2d(**arguments)
         model = nn.Sequential(nn.Identity(), plain)
         keys = list(model.state_dict())
-        layer = kind(plain, rank, alpha, 0.0, rslora)
+        layer = kind(plain, rank, alpha, dropout=0.0, rslora=rslora)
         model[1] = layer
         x = torch.randn(2, plain.in_channels, 9, 8)
         groups, inner = plain.groups, -(-rank // plain.groups) * plain.groups
@@ -85,7 +85,7 @@ def test_update_starts_at_zero_and_merges(
     assert wide.shape[1] == plain.in_channels
     assert torch.equal(down, narrowed(wide, groups))  # type: ignore[arg-type]
     magnitude = layer.lora_magnitude_vector.weight if isinstance(layer, DoRAConv2d) else None
-    merged = Update(down, up, layer.scaling, magnitude).merged(plain.weight)
+    merged = Update(down, up, layer.scaling, magnitude=magnitude).merged(plain.weight)
     torch.testing.assert_close(merged, model[1].weight, rtol=1e-5, atol=1e-6)
 
 
@@ -218,7 +218,7 @@ def test_names_in_peft_files() -> None:
     adapt(model, strategy, init_seed=0)
     plain = SmallCNNModel(1, 28, 10)
     targets = ["features.3", "classifier.1", "classifier.3"]
-    files, config = peft_folder(Inherited.of(model, tensors).adapter(model), vars(strategy), targets, plain)
+    files, config = peft_folder(Inherited.of(model, tensors).adapter(model), vars(strategy), targets, base=plain)
     prefix = "base_model.model"
     assert {key: tuple(value.shape) for key, value in files.items()} == {
         f"{prefix}.classifier.1.lora_A.weight": (4, 3136),

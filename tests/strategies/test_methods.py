@@ -22,7 +22,7 @@ from adaptkit.training.loop import Recipe, make_optimizer
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import adapt, count
 
-#: options other than the defaults, which tests/testing covers
+#: strategies with options; tests/testing covers their defaults
 METHODS: list[tuple[type[Any], dict[str, Any]]] = [
     (SSF, {"train_head": True}),
     (Adapter, {"width": 3}),

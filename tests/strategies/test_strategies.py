@@ -59,7 +59,7 @@ def train(model: nn.Module, groups: list[dict[str, Any]], epochs: int = 2) -> No
     generator = torch.Generator().manual_seed(0)
     pixels, labels = torch.rand(40, 1, 28, 28, generator=generator), torch.arange(40) % 10
     passes = plain_passes(model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
-    for _ in fit(model, groups, passes, recipe=Recipe(epochs, 10, 1e-2, 0)):
+    for _ in fit(model, groups, passes, recipe=Recipe(epochs=epochs, batch_size=10, lr=1e-2, order_seed=0)):
         pass
 
 

@@ -22,7 +22,7 @@ from adaptkit.training.trainable import freeze
 
 IMAGES = torch.rand(40, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(40) % 5
-RECIPE = Recipe(4, 8, 1e-2, 0)
+RECIPE = Recipe(epochs=4, batch_size=8, lr=1e-2, order_seed=0)
 
 
 def part(model: nn.Module, *, head: bool = False) -> list[nn.Parameter]:

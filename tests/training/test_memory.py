@@ -105,7 +105,7 @@ LIMITED = """
 import resource, sys
 import torch, torchvision, sklearn.metrics, scipy.stats
 from adaptkit.cli import main
-from adaptkit.experiment import adaptation as execution
+from adaptkit.experiment import adaptation
 from adaptkit.experiment.base import obtain_base
 
 def limited(*arguments, **options):

@@ -71,7 +71,7 @@ def test_recomputation_gives_the_same_bits_in_less_memory(name: str) -> None:
     assert any(isinstance(layer, kind) for block in find_blocks(model) for layer in block.modules())
     states, losses, sizes = [], [], []
     for twice in (False, True):
-        own, recipe = copy.deepcopy(model), Recipe(2, 8, 1e-3, 0, checkpointing=twice)
+        own, recipe = copy.deepcopy(model), Recipe(epochs=2, batch_size=8, lr=1e-3, order_seed=0, checkpointing=twice)
         sizes.append(step_bytes(own, IMAGES[:8], LABELS[:8], recipe=recipe))
         passes = plain_passes(own, lambda epoch: IMAGES, labels=LABELS, test=(IMAGES, LABELS))
         losses.append([epoch.loss for epoch in fit(own, [{"params": list(own.parameters())}], passes, recipe=recipe)])

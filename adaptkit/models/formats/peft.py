@@ -37,7 +37,7 @@ def _folder(trained: TrainedRun) -> tuple[dict[str, Tensor], dict[str, object]]:
     tensors = trained.adapter
     options = {name: getattr(trained.strategy, name) for name in options_of(LoRA)}
     targets = [name.removesuffix(SUFFIX) for name in tensors if name.endswith(SUFFIX)]
-    return peft_folder(tensors, options, targets, trained.base())
+    return peft_folder(tensors, options, targets, base=trained.base())
 
 
 def write(folder: Path, exported: Exported) -> None:

@@ -266,7 +266,7 @@ def divide(model: nn.Module, images: Tensor, compute: Callable[[], AbstractConte
                 tried = dataclasses.replace(division, model=twin)
                 return tried.prefix, tried.trained
 
-            passed = passes_trial(model, parts, images, compute) and division.holds()
+            passed = passes_trial(model, parts, images=images, compute=compute) and division.holds()
         return division if passed else None
     except Exception:  # tracing and layers raise many kinds of errors; the model then runs whole
         return None
@@ -310,7 +310,7 @@ def _divided(model: nn.Module, images: Tensor, compute: Callable[[], AbstractCon
     if not any(True for layer in layers for _ in layer.parameters()):
         return None
     row_bytes = sum(values[node].nbytes for node in cut) // len(images)
-    return Division(model, graph, tuple(cut), overwritten, row_bytes)
+    return Division(model=model, graph=graph, cut=tuple(cut), overwritten=overwritten, row_bytes=row_bytes)
 
 
 def _is_read(node: fx.Node, live: set[fx.Node]) -> bool:

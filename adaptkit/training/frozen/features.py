@@ -241,7 +241,7 @@ class FeatureStore:
                 missing.add(node)
                 waiting.extend(node.all_input_nodes)
         if missing:
-            self._compute(division, images, known, missing)
+            self._compute(division, images, known=known, missing=missing)
         return tuple(known[node] for node in division.cut)
 
     def _find(self, division: Division, node: fx.Node, images: ImageSet) -> Value | None:
@@ -267,7 +267,7 @@ class FeatureStore:
         return self._keep(digest, images.name, value)
 
     def _compute(
-        self, division: Division, images: ImageSet, known: dict[fx.Node, Value], missing: set[fx.Node]
+        self, division: Division, images: ImageSet, *, known: dict[fx.Node, Value], missing: set[fx.Node]
     ) -> None:
         """Compute the missing values at the cut and add them to `known`; also store values of other strategies."""
         ends = [

@@ -27,6 +27,7 @@ OWN = frozenset(vars(nn.Module()))
 def passes_trial(
     model: nn.Module,
     parts: Callable[[nn.Module], tuple[nn.Module, nn.Module]],
+    *,
     images: Tensor,
     compute: Callable[[], AbstractContextManager[None]],
 ) -> bool:
@@ -42,10 +43,10 @@ def passes_trial(
         features = [torch.cat(value.split(2)) for value in frozen(given)]  # as the store keeps them
     kept = [value.clone() for value in features]
     rows = torch.arange(len(images), device=images.device)
-    plain = _history(whole, lambda: whole(images[rows]), images, compute)
-    found = _history(divided, lambda: trained(*(value[rows] for value in features)), images, compute)
+    expected = _history(whole, lambda: whole(images[rows]), compute=compute)
+    actual = _history(divided, lambda: trained(*(value[rows] for value in features)), compute=compute)
     unchanged = torch.equal(given, images) and all(map(torch.equal, features, kept))
-    return unchanged and _same(plain, found) and _same(held(whole), held(divided))
+    return unchanged and _same(expected, actual) and _same(held(whole), held(divided))
 
 
 def held(layer: nn.Module) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class _Pickler(pickle.Pickler):
 def _history(
     model: nn.Module,
     run: Callable[[], Tensor],
-    images: Tensor,
+    *,
     compute: Callable[[], AbstractContextManager[None]],
 ) -> list[Any]:
     """Train and evaluate; return each step's logits and gradients, and the next numbers of all generators."""
@@ -100,7 +101,7 @@ def _history(
         for _ in range(STEPS):
             with compute(), torch.inference_mode():
                 seen.append(run().clone())
-        seen += [random.random(), numpy.random.random(), torch.rand(1), torch.rand(1, device=images.device)]
+        seen += [random.random(), numpy.random.random(), torch.rand(1), torch.rand(1, device=seen[-1].device)]
     return seen
 
 
