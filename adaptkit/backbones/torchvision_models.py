@@ -254,7 +254,7 @@ def build_model(name: str, weights: str, *, channels: int, size: int, classes: i
     title = f"backbone torchvision:{name}"
     if channels not in (1, COLOURS) and weights != "none":
         raise BadInput(
-            f"{title}: pretrained weights are for images of {COLOURS} channels, or of 1, which is expanded, "
+            f"{title}: pretrained weights are for images of {COLOURS} channels, or of 1, which are expanded, "
             f"not of {channels}; --weights none makes a new model for them"
         )
     _require_fit(name, size)

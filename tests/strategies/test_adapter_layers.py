@@ -138,7 +138,7 @@ def test_adapter_follows_its_block() -> None:
     torch.testing.assert_close(bottleneck(maps), expected(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
     for tokens in (drawn(2, 7, 6), drawn(2, 6), drawn(2, 5, 4, 6)):  # from a convolution with flattened feature maps
         torch.testing.assert_close(bottleneck(tokens), expected(tokens))
-    with pytest.raises(BadInput, match=r"stem gives \[2, 5\], where its last layer has 6 channels"):
+    with pytest.raises(BadInput, match=r"the output of stem is \[2, 5\], but its last layer has 6 channels"):
         bottleneck(drawn(2, 5))
     attention, x = nn.MultiheadAttention(6, 2, batch_first=True), drawn(2, 7, 6)
     block = AdaptedBlock(attention, bottleneck)

@@ -71,7 +71,7 @@ def test_optimizer_without_profiler_wrappers() -> None:
                     parameter.mul_(0.5)
 
     parameter = nn.Parameter(torch.ones(2))
-    optimizers.unmarked(Halving)([{"params": [parameter]}]).step()
+    optimizers.unprofiled(Halving)([{"params": [parameter]}]).step()
     assert parameter.tolist() == [0.5, 0.5] and parameter.requires_grad
 
 
