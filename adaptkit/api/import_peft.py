@@ -37,8 +37,8 @@ from adaptkit.names import (
     SPLIT_FILE,
     VERSION_TAG,
 )
+from adaptkit.plugins.components import make_checked
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.offers import make_checked
 from adaptkit.settings.files import read_config
 from adaptkit.strategies.lora import LoRA
 from adaptkit.system.files import sha256_of

@@ -22,7 +22,7 @@ from adaptkit.models.preprocessing import Preprocessing
 from adaptkit.names import ADAPTER_SHA256_TAG, BASE_FINGERPRINT_TAG, RECIPE_KEY_TAG
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.offers import make_checked, options_of
+from adaptkit.plugins.components import make_checked, options_of
 from adaptkit.settings.request import WEIGHTS as WEIGHTS_OPTION
 from adaptkit.system.files import sha256_of
 from adaptkit.tracking.runs import StoredRun, open_runs
@@ -209,7 +209,7 @@ def _base_state(found: StoredRun, wanted: str) -> dict[str, Tensor]:
 def _find_backbone(card: Mapping[str, Any], plugins: Plugins, title: str) -> Backbone:
     """Return the backbone that a card names, without pretrained weights, for the base has its own."""
     name = card["backbone"]
-    if name.startswith("python:") and "python" not in plugins.offers["backbone"]:
+    if name.startswith("python:") and "python" not in plugins.components["backbone"]:
         raise BadInput(
             f"{title}: its backbone {name} was given from Python: adaptkit.load(run_id, backbone=model) takes it again"
         )
@@ -218,7 +218,7 @@ def _find_backbone(card: Mapping[str, Any], plugins: Plugins, title: str) -> Bac
         options = dict(card["backbone_options"])
         if WEIGHTS_OPTION in options_of(cls):
             options[WEIGHTS_OPTION] = "none"
-        backbone, _ = make_checked("backbone", cls, options, name.partition(":")[2])
+        backbone, _ = make_checked("backbone", cls, options, argument=name.partition(":")[2])
     except BadInput as error:
         hint = "; --plugin PATH names the plugin that has it" if "unknown backbone" in str(error) else ""
         raise BadInput(*(f"{title}: {line}{hint}" for line in error.problems)) from None

@@ -253,7 +253,7 @@ class RunEnvironment:
         used = [("strategy", arm.strategy) for arm in request.arms] + [("backbone", settings.backbone)]
         used += [("dataset", name) for name in (settings.dataset, settings.target) if name is not None]
         used += [("shift", name) for name in (*request.amounts, *request.augment_amounts)]
-        origins = {self.plugins.offers[kind][name.partition(":")[0]].origin for kind, name in used}
+        origins = {self.plugins.components[kind][name.partition(":")[0]].origin for kind, name in used}
         installed = [source.origin for source in self.plugins.sources if source.kind == "installed"]
         names = [origin.split(" ")[0] for origin in installed if origin in origins]
         needed = [needed for name in names for needed in requirements(name) if needed != "adaptkit-vision"]

@@ -43,9 +43,9 @@ def write_package(name: str, kind: str, parent: Path) -> Written:
         raise BadInput(f"{name!r} cannot be a plugin's name: write small letters and digits, with - between words")
     if name.startswith("adaptkit"):
         raise BadInput(f"{name!r}: leave `adaptkit` out; the package will be called adaptkit-NAME")
-    offer = load_plugins().offers[kind].get(name)
+    offer = load_plugins().components[kind].get(name)
     if offer is not None:
-        raise BadInput(f"{kind} {name!r} is offered already by {offer.origin}; choose another name")
+        raise BadInput(f"{kind} {name!r} is already provided by {offer.origin}; choose another name")
     folder = expanded(parent) / f"adaptkit-{name}"
     if folder.exists():
         raise BadInput(f"{folder} is there already; choose another name, or another place with --output")

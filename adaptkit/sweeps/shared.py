@@ -1,4 +1,10 @@
-"""What all trials of one stage share: data, base, what the base says, and features; made once, sent to whoever runs."""
+"""Compute what the trials of a sweep or a tuning share, and open it where trials run.
+
+`obtain_bases` trains or loads the bases. `make_shared_inputs` computes the outputs of a base and the features of its
+frozen layers once; engines send them to workers. `open_shared_inputs` turns them into a stage on the device of a
+worker, and `stage_for` adapts the stage to one trial. `alone` is the lock against concurrent execution, and `grouped`
+opens the parent run.
+"""
 
 from __future__ import annotations
 
@@ -39,97 +45,6 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class SharedInputs:
-    """The images, the base and all that is computed of them once for many trials; every tensor is on the CPU.
-
-    The images of the source are left out: the base is trained.
-    """
-
-    domains: Domains
-    source_images: int
-    base: Base
-    base_run_id: str | None
-    base_logits: Mapping[str, Tensor]
-    zero_shot_over: Mapping[float, float]
-    features: Mapping[tuple[str, str], Value]
-    wanted: frozenset[str]
-
-
-def make_material(
-    experiment: Experiment, base: Base, base_run_id: str | None, plugins: Plugins, seat: Seat, feature_cache: bool
-) -> SharedInputs:
-    """Compute what the base makes of the test sets, and what the frozen layers of every strategy do."""
-    stage = _stage(experiment, base, base_run_id, plugins, seat, None, feature_cache)
-    logits = stage.base_logits
-    store = stage.feeding.store
-    features = store.of(test.images.name for test in stage.feeding.tests.values())
-    return SharedInputs(
-        domains=dataclasses.replace(experiment.domains, source=experiment.domains.source.take(NOTHING)),
-        source_images=experiment.plan.source_images,
-        base=base,
-        base_run_id=base_run_id,
-        base_logits={name: value.cpu() for name, value in logits.items()},
-        zero_shot_over=stage.zero_shot_over,
-        features={key: Value(value.tensor.to(CPU), value.seconds) for key, value in features.items()},
-        wanted=store.wanted,
-    )
-
-
-def without_tests(material: SharedInputs) -> SharedInputs:
-    """Return what tuning needs of a material: whoever is given it cannot look at the test images."""
-    return dataclasses.replace(
-        material, domains=blinded(material.domains), base_logits={}, features={}, wanted=frozenset()
-    )
-
-
-def open_material(material: SharedInputs, request: Request, plugins: Plugins, seat: Seat, feature_cache: bool) -> Stage:
-    """Return the stage on which trials such as this request are run, on this process's device."""
-    experiment = prepare(request, domains=material.domains)
-    plan = dataclasses.replace(experiment.plan, source_images=material.source_images)
-    experiment = dataclasses.replace(experiment, plan=plan)
-    stage = _stage(experiment, material.base, material.base_run_id, plugins, seat, None, feature_cache)
-    device = experiment.device
-    if stage.feeding.reuse:
-        stage.feeding.store.wanted |= material.wanted
-        stage.feeding.store.take(
-            {key: Value(value.tensor.to(device), value.seconds) for key, value in material.features.items()}
-        )
-    known = {name: value.to(device) for name, value in material.base_logits.items()}
-    return dataclasses.replace(stage, known_logits=known, known_over=material.zero_shot_over)
-
-
-def stage_for(stage: Stage, request: Request, tracker: Tracker | None, label: str | None) -> Stage:
-    """Return the stage for one trial: of another strategy, with other settings of training, reported elsewhere."""
-    here = stage.experiment.request.settings
-    found = {"device": here.device, "precision": here.precision, "split": here.split, "image_size": here.image_size}
-    request = dataclasses.replace(request, settings=request.settings.model_copy(update=found))
-    plan = dataclasses.replace(stage.experiment.plan, epochs=request.settings.epochs, seeds=request.settings.seed)
-    experiment = dataclasses.replace(stage.experiment, request=request, plan=plan)
-    feeding = dataclasses.replace(stage.feeding, experiment=experiment)
-    return dataclasses.replace(stage, experiment=experiment, feeding=feeding, tracker=tracker, label=label)
-
-
-def _stage(
-    experiment: Experiment,
-    base: Base,
-    base_run_id: str | None,
-    plugins: Plugins,
-    seat: Seat,
-    tracker: Tracker | None,
-    feature_cache: bool,
-) -> Stage:
-    model = experiment.place(base.build(experiment.request, experiment.domains))
-    feeding = ModelInputs.of(experiment, reuse=feature_cache and features_allowed())
-    return Stage(experiment, plugins, seat, tracker, feeding, base, base_run_id, model)
-
-
-def use_threads(count: int | None) -> None:
-    """Compute with so many threads, if the number is given, so that processes beside each other have cores enough."""
-    if count is not None:
-        torch.set_num_threads(count)
-
-
-@dataclass(frozen=True)
 class TrackedBase:
     """The base of a stage and the id of its run in the store."""
 
@@ -137,37 +52,131 @@ class TrackedBase:
     run_id: str | None
 
 
+@dataclass(frozen=True)
+class SharedInputs:
+    """The images, the base, its outputs and the features of frozen layers; all tensors are on the CPU.
+
+    The source images are not included, because the base is already trained.
+    """
+
+    domains: Domains
+    source_images: int
+    base: TrackedBase
+    base_logits: Mapping[str, Tensor]
+    zero_shot_over: Mapping[float, float]
+    features: Mapping[tuple[str, str], Value]
+    wanted: frozenset[str]
+
+
+def make_shared_inputs(
+    experiment: Experiment, base: TrackedBase, *, plugins: Plugins, seat: Seat, feature_cache: bool
+) -> SharedInputs:
+    """Compute the logits of the base on the test sets, and the features of the frozen layers of every strategy."""
+    stage = _stage(experiment, base, plugins=plugins, seat=seat, feature_cache=feature_cache)
+    logits = stage.base_logits
+    store = stage.feeding.store
+    features = store.of(test.images.name for test in stage.feeding.tests.values())
+    return SharedInputs(
+        domains=dataclasses.replace(experiment.domains, source=experiment.domains.source.take(NOTHING)),
+        source_images=experiment.plan.source_images,
+        base=base,
+        base_logits={name: value.cpu() for name, value in logits.items()},
+        zero_shot_over=stage.zero_shot_over,
+        features={key: Value(value.tensor.to(CPU), value.seconds) for key, value in features.items()},
+        wanted=store.wanted,
+    )
+
+
+def without_tests(inputs: SharedInputs) -> SharedInputs:
+    """Return the inputs without test images and everything computed from them, for the trials of a tuning."""
+    return dataclasses.replace(inputs, domains=blinded(inputs.domains), base_logits={}, features={}, wanted=frozenset())
+
+
+def open_shared_inputs(
+    inputs: SharedInputs, request: Request, *, plugins: Plugins, seat: Seat, feature_cache: bool
+) -> Stage:
+    """Return the stage for trials like this request, on the device of this process."""
+    experiment = prepare(request, domains=inputs.domains)
+    plan = dataclasses.replace(experiment.plan, source_images=inputs.source_images)
+    experiment = dataclasses.replace(experiment, plan=plan)
+    stage = _stage(experiment, inputs.base, plugins=plugins, seat=seat, feature_cache=feature_cache)
+    device = experiment.device
+    if stage.feeding.reuse:
+        stage.feeding.store.wanted |= inputs.wanted
+        stage.feeding.store.take(
+            {key: Value(value.tensor.to(device), value.seconds) for key, value in inputs.features.items()}
+        )
+    logits = {name: value.to(device) for name, value in inputs.base_logits.items()}
+    return dataclasses.replace(stage, known_logits=logits, known_over=inputs.zero_shot_over)
+
+
+def stage_for(stage: Stage, request: Request, *, tracker: Tracker | None, label: str | None) -> Stage:
+    """Return a copy of the stage for one trial: its strategy, its training settings and its tracker."""
+    current = stage.experiment.request.settings
+    resolved = {key: getattr(current, key) for key in ("device", "precision", "split", "image_size")}
+    request = dataclasses.replace(request, settings=request.settings.model_copy(update=resolved))
+    plan = dataclasses.replace(stage.experiment.plan, epochs=request.settings.epochs, seeds=request.settings.seed)
+    experiment = dataclasses.replace(stage.experiment, request=request, plan=plan)
+    feeding = dataclasses.replace(stage.feeding, experiment=experiment)
+    return dataclasses.replace(stage, experiment=experiment, feeding=feeding, tracker=tracker, label=label)
+
+
+def _stage(experiment: Experiment, tracked: TrackedBase, *, plugins: Plugins, seat: Seat, feature_cache: bool) -> Stage:
+    base = tracked.base
+    model = experiment.place(base.build(experiment.request, experiment.domains))
+    feeding = ModelInputs.of(experiment, reuse=feature_cache and features_allowed())
+    return Stage(
+        experiment=experiment,
+        plugins=plugins,
+        seat=seat,
+        tracker=None,
+        feeding=feeding,
+        base=base,
+        base_run_id=tracked.run_id,
+        base_model=model,
+    )
+
+
+def use_threads(count: int | None) -> None:
+    """Limit torch to this number of threads, so that parallel processes share the cores; None changes nothing."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
 def obtain_bases(
     experiments: Sequence[Experiment],
+    *,
     plugins: Plugins,
     store: Store,
     refresh_base: bool,
     notice: Callable[[str], None],
 ) -> list[TrackedBase]:
-    """Return the base of each experiment, trained now or earlier, with its run; raise TrackingLost without a store."""
+    """Train or load the base of each experiment, and return it with its run; raise TrackingLost if it is not stored."""
     with Tracker(store) as tracker, plugins.watching(tracker, "tracker"):
-        found = []
+        bases = []
         for number, experiment in enumerate(experiments, start=1):
             is_trained = experiment.clean is not None
             if is_trained and (refresh_base or not experiment.plan.base_cached):
                 which = f" {number} of {len(experiments)}" if len(experiments) > 1 else ""
                 notice(f"Base{which}: {experiment.request.settings.backbone} is being trained on the source")
-            base, run_id, _ = obtain_base(experiment, plugins, tracker, refresh_base, notice)
+            base, run_id, _ = obtain_base(
+                experiment, plugins=plugins, tracker=tracker, refresh=refresh_base, notice=notice
+            )
             tracker.flush()
-            found.append(TrackedBase(base, run_id or tracker.find_base(base.fingerprint)))
+            bases.append(TrackedBase(base, run_id or tracker.find_base(base.fingerprint)))
     if tracker.fault is not None:
         raise TrackingLost(tracker.fault)
-    return found
+    return bases
 
 
 def key_of(parts: Iterable[str]) -> str:
-    """Return what a sweep of these trials is known by in its experiment, whatever their order."""
+    """Return the key of a sweep of these trials, independent of their order."""
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
 
 
 @contextmanager
 def alone(store: Store, key: str) -> Iterator[None]:
-    """Hold the lock of a sweep; raise BadInput if another process of this machine runs it."""
+    """Hold the lock of a sweep during the block; raise BadInput if another process on this machine holds it."""
     name = hashlib.sha256(f"{store.uri} {store.experiment_id} {key}".encode()).hexdigest()
     path = cache_folder() / "sweeps" / f"{name}.lock"
     try:

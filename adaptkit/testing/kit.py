@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptkit.errors import BadInput
-from adaptkit.plugins.offers import COLLECTIONS, argument_of, make_checked, options_of
+from adaptkit.plugins.components import COLLECTIONS, argument_of, make_checked, options_of
 from adaptkit.testing import backbone_checks, dataset_checks, models, shift_checks, strategy_checks
 from adaptkit.testing.backbone_checks import Build
 from adaptkit.testing.dataset_checks import Reading
@@ -66,7 +66,7 @@ def checks(
         given = _amount(cls)
     title = str(getattr(cls, "name", kind))
     if argument_of(cls) and not argument:
-        raise BadInput(f"{kind} {title} needs a name after a colon: {title}:{argument_of(cls)}")
+        raise BadInput(f"{kind} {title} needs an argument after a colon: {title}:{argument_of(cls)}")
     instance, _ = make_checked(title, cls, given, argument)
     create = functools.partial(copy.deepcopy, instance)  # as an experiment does
     found = [

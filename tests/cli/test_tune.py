@@ -77,7 +77,7 @@ def test_every_strategy_has_the_same_number_of_trials_growth_included(tuned: Tun
     counts = Counter(run.data.params["strategy"] for run in tuned.runs("tuning"))
     assert counts == {"head": given, "lora": given}
     assert {run.data.params["epochs"] for run in tuned.runs("tuning")} == {"2"}
-    assert "every strategy is given 2 further trials" in tuned.messages
+    assert "every strategy gets 2 more trials" in tuned.messages
 
 
 def test_the_best_trial_is_chosen_and_run_on_all_images_with_fresh_seeds(tuned: TunedFolder) -> None:

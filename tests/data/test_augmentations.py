@@ -14,7 +14,7 @@ from adaptkit.contracts import Shift
 from adaptkit.data.augmentations import Crop, Flip, cropped
 from adaptkit.data.views import shifted_views
 from adaptkit.plugins.loading import load_plugins
-from adaptkit.plugins.offers import options_of
+from adaptkit.plugins.components import options_of
 
 SHIFTS = [Flip(0.5), Crop(0.4)]
 
@@ -28,7 +28,7 @@ def some_images(count: int = 8, channels: int = 3, height: int = 20, width: int 
 
 
 def test_offered_through_the_hook_with_one_amount_each() -> None:
-    offers = load_plugins().offers["shift"]
+    offers = load_plugins().components["shift"]
     amounts = {name: list(options_of(offers[name].cls).items()) for name in ("flip", "crop")}
     assert {name: (field, details.metadata["help"]) for name, [(field, details)] in amounts.items()} == {
         "flip": ("probability", "share of the images that are mirrored"),

@@ -135,7 +135,7 @@ def server(tmp_path):
 
 
 def test_offered_through_the_hook():
-    offers = load_plugins().offers["dataset"]
+    offers = load_plugins().components["dataset"]
     names = {"cifar10", "digits", "fashion-mnist", "kmnist", "mnist", "mnist5k"}
     assert names <= set(offers)
     assert all(offers[name].summary.endswith(".") for name in names)

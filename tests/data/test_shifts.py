@@ -16,7 +16,7 @@ from adaptkit.data.shifts import Blur, Contrast, Noise, Rotate, blurred, luminan
 from adaptkit.data.views import CHUNK, shifted_views
 from adaptkit.errors import BadInput
 from adaptkit.plugins.loading import load_plugins
-from adaptkit.plugins.offers import options_of
+from adaptkit.plugins.components import options_of
 
 SHIFTS = {"rotate": Rotate, "noise": Noise, "blur": Blur, "contrast": Contrast}
 
@@ -46,7 +46,7 @@ def test_plugin_modules_import_nothing_heavy():
 
 
 def test_offered_through_the_hook_with_one_amount_each():
-    offers = load_plugins().offers["shift"]
+    offers = load_plugins().components["shift"]
     amounts = {name: list(options_of(offers[name].cls).items()) for name in SHIFTS}
     helps = {name: (field, details.metadata["help"]) for name, [(field, details)] in amounts.items()}
     assert helps == {

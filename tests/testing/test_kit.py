@@ -19,7 +19,7 @@ from adaptkit.plugins.loading import load_plugins
 from adaptkit.strategies.lora import LoRA
 from adaptkit.testing import Check, checks, try_all
 
-OFFERS = load_plugins([BITFIT]).offers
+OFFERS = load_plugins([BITFIT]).components
 
 
 @pytest.mark.slow  # LoRA goes through all of it below, with a fault of its own

@@ -84,13 +84,13 @@ def test_it_is_made_from_what_follows_the_colon(own_folder: Path, monkeypatch: p
     Path("a b, ü:c").mkdir()
     monkeypatch.setenv("HOME", str(own_folder))
     Path("t").mkdir()
-    assert plugins.offers["dataset"]["folder"].shown == "folder:PATH"
+    assert plugins.components["dataset"]["folder"].shown == "folder:PATH"
     values = {"strategy": "head", "dataset": "folder:a b, ü:c/", "target": "folder:~/t"}
     request = resolve([Layer(values)], plugins)
     assert (request.dataset, request.target) == (Folder("a b, ü:c/"), Folder("~/t"))
     with pytest.raises(BadInput) as caught:
         resolve([Layer({"strategy": "head", "dataset": "folder"})], plugins)
-    assert caught.value.problems == ("data set folder needs a name after a colon: folder:PATH",)
+    assert caught.value.problems == ("data set folder needs an argument after a colon: folder:PATH",)
     with pytest.raises(BadInput) as caught:
         resolve([Layer({"strategy": "hed", "dataset": "folder:tt", "target": "t"})], plugins)
     assert caught.value.problems == (
