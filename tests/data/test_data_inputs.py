@@ -170,7 +170,7 @@ def test_split(data: bytes) -> None:
     """Read a split and find its images."""
     with refusals():
         found = read_split(file_of(data, "split.json"))
-        assert found.told("mnist5k")
+        assert found.notice("mnist5k")
         split_text(found.classes, found.parts)
         for title in PARTS:
             positions(found.part(title), range(10), "mnist5k")
