@@ -157,7 +157,7 @@ def test_a_damaged_split_is_refused_and_an_edited_one_can_be_accepted(cli: Cli, 
     said["parts"]["pool"]["images"].pop()
     path.write_text(json.dumps(said))
     (line,) = refused(cli(*again))
-    assert 'if you have edited it on purpose, take the line "sha256" out, or write this there' in line
+    assert 'if you edited it on purpose, delete the line "sha256" or set it to this value' in line
     found = line.partition("its sha256 is ")[2][:64]
     path.write_text(json.dumps(said | {"sha256": found}))
     assert cli(*again).exit_code == 0

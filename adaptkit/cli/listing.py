@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from adaptkit.cli.options import json_option, plugin_option
-from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.components import Component, options_of
+from adaptkit.plugins.loading import load_plugins
 from adaptkit.settings.settings import DEFAULT_LR
 
 

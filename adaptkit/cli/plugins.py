@@ -15,9 +15,9 @@ import click
 from adaptkit.cli.options import FolderType, json_option, plugin_option, split_pairs
 from adaptkit.cli.views.console import output
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.plugins.components import Component
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.components import Component
 from adaptkit.system.files import expanded
 from adaptkit.system.streams import printable
 

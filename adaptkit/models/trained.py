@@ -20,9 +20,9 @@ from adaptkit.errors import BadInput, located
 from adaptkit.experiment.base_cache import CARD_FILE, WEIGHTS_FILE, stored_base
 from adaptkit.models.preprocessing import Preprocessing
 from adaptkit.names import ADAPTER_SHA256_TAG, BASE_FINGERPRINT_TAG, RECIPE_KEY_TAG
+from adaptkit.plugins.components import make_checked, options_of
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.components import make_checked, options_of
 from adaptkit.settings.request import WEIGHTS as WEIGHTS_OPTION
 from adaptkit.system.files import sha256_of
 from adaptkit.tracking.runs import StoredRun, open_runs

@@ -13,7 +13,7 @@ from torch import Tensor
 from adaptkit.adapters.files import CARD, WEIGHTS, card_digest, read_card, read_weights
 from adaptkit.adapters.weights import fingerprint
 from adaptkit.data.domains import Domains
-from adaptkit.data.split_files import read_split, is_same_split
+from adaptkit.data.split_files import is_same_split, read_split
 from adaptkit.errors import BadInput
 from adaptkit.experiment.base_cache import WEIGHTS_FILE
 from adaptkit.experiment.prepare import Experiment

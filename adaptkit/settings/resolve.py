@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from adaptkit.errors import BadInput, suggestion
-from adaptkit.plugins.manager import Plugins
 from adaptkit.plugins.components import describe_error, make_checked, options_of
+from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.files import PRESETS
 from adaptkit.settings.request import TRAIN_HEAD, WEIGHTS, Arm, Request
 from adaptkit.settings.settings import DEFAULT_LR, DEFAULT_SHIFT, Rate, Settings, nest, setting_keys

@@ -158,7 +158,7 @@ def test_check_exits_with_1_and_tells_why(cli: Cli, own_folder: Path) -> None:
     path = write(own_folder / "mine.py", faulty)
     result = cli("plugins", "check", str(path))
     assert result.exit_code == 1
-    assert "FAILED starts at the base (cnn, residual, convolutions, transformer): the first logits are" in result.stdout
+    assert "FAILED starts at the base (cnn, residual, convolutions, transformer): before training, logits differ from the base" in result.stdout
     (document,) = json.loads(cli("plugins", "check", str(path), "--json").stdout)
     failed = [(check["check"], check["subject"]) for check in document["checks"] if check["word"] == "failed"]
     assert failed == [("starts at the base", name) for name in ("cnn", "residual", "convolutions", "transformer")]
@@ -202,14 +202,14 @@ def test_a_new_plugin_is_clean_and_keeps_everything(cli: Cli, own_folder: Path, 
     again = cli("plugins", "new", "my-own", "--kind", kind)
     assert again.exit_code == 2
     assert (
-        again.stderr == "Error: adaptkit-my-own is there already; choose another name, or another place with --output\n"
+        again.stderr == "Error: adaptkit-my-own already exists; choose another name, or another folder with --output\n"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("My Own", "'My Own' cannot be a plugin's name: write small letters and digits, with - between words"),
+        ("My Own", "'My Own' cannot be the name of a plugin; use lowercase letters and digits, with - between words"),
         ("lora", "strategy 'lora' is already provided by built-in lora; choose another name"),
     ],
 )

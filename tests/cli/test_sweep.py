@@ -214,7 +214,7 @@ def test_a_config_file_holds_a_grid_and_the_command_line_is_stronger(
 def test_a_grid_without_keys_is_refused(own_folder: Path, cli: Callable[..., Result], grid: str) -> None:
     (own_folder / "sweep.yaml").write_text(f"strategy: head\ngrid: {grid}\n")
     result = cli("sweep", "--config", "sweep.yaml")
-    line = "Error: sweep.yaml: grid: write a line KEY: VALUES below it for each\n"
+    line = "Error: sweep.yaml: grid: write one line KEY: VALUES below it for each key\n"
     assert (result.exit_code, result.stderr) == (2, line)
 
 

@@ -176,7 +176,7 @@ def test_a_run_takes_what_was_chosen(
         (("--trials", "1"), "--trials: must be at least 2, not 1"),
         (("--tuning-seeds", "x"), "--tuning-seeds: must be a seed, a range or a list"),
         (("--space", "lora.rnk=2,4"), "--space lora.rnk: unknown option; did you mean 'lora.rank'?"),
-        (("--lr", "0.1", "-o", "lora.rank=4"), "head: nothing is left to be tuned"),
+        (("--lr", "0.1", "-o", "lora.rank=4"), "head: nothing is left to tune"),
         (("--jobs", "0"), "--jobs: must be at least 1, not 0"),
         (("--search", "grid", "--space", "lora.rank=2,4,8", "--trials", "3"), "lora: a grid over lr"),
         (("--shots", "1"), "No such option"),

@@ -189,7 +189,7 @@ def test_an_earlier_split_is_taken_again(own_folder: Path, store: Path) -> None:
     Path(path).write_text(json.dumps(written))
     with pytest.raises(BadInput) as caught:
         run("head", dataset="none", target="digits", settings={"split.file": path})
-    assert caught.value.problems == ("split.file: digits does not have, or no longer has, 1797",)
+    assert caught.value.problems == ("split.file: these images are not in digits: 1797",)
 
 
 def test_copies_of_pictures_on_both_sides_are_told(cli: Any, own_folder: Path) -> None:
@@ -199,7 +199,7 @@ def test_copies_of_pictures_on_both_sides_are_told(cli: Any, own_folder: Path) -
     for picture in sorted((own_folder / "photos").rglob("*.*")):
         shutil.copy(picture, picture.with_stem(f"{picture.stem} copy"))
     (line,) = (line for line in json.loads(cli(*asked, "--json").stdout)["notices"] if line not in first)
-    assert re.fullmatch(r"\d+ of 48 images of the test set are in the pool too, pixel for pixel", line)
+    assert re.fullmatch(r"\d+ of 48 images of the test set are exact copies of images in the pool", line)
 
 
 def tracking(folder: Path) -> Any:
