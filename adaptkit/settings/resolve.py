@@ -178,7 +178,8 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
     names = settings.strategy
     if len(names) > 1:
         for key in dict.fromkeys(option.key for option in options if not option.strategy):
-            owners = [name for name in names if key == LR or key in options_of(plugins.components["strategy"].get(name))]
+            strategies = plugins.components["strategy"]
+            owners = [name for name in names if key == LR or key in options_of(strategies.get(name))]
             hint = f"; write {owners[0]}.{key}" if owners else ""
             problems.append(f"option {key}: several strategies run{hint}")
         options = [option for option in options if option.strategy]

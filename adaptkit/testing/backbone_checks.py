@@ -104,7 +104,7 @@ def draws_from_the_seed(build: Build) -> None:
     require(not differing, f"the same seed gives different values of {listed(differing)}; use torch's global generator")
 
 
-def takes_each_image_by_itself(build: Build) -> None:
+def treats_images_independently(build: Build) -> None:
     """Check that the logits of an image in evaluation mode depend only on this image."""
     model, images = build.model(), build.images()
     together = build.logits(model)
@@ -126,7 +126,7 @@ def trains(build: Build) -> None:
     require(not idle, f"{listed(idle)} has no gradient: the loss does not depend on it")
 
 
-def is_its_weights(build: Build) -> None:
+def loads_its_weights(build: Build) -> None:
     """Check that a model with the weights and buffers of another one gives the same logits."""
     ours, theirs = build.model(seed=0), build.model(seed=1)
     theirs.load_state_dict(ours.state_dict())
@@ -153,7 +153,7 @@ def pickles_and_copies(build: Build) -> None:
         require(torch.equal(expected, build.logits(other)), f"the {way} model gives different logits")
 
 
-def touches_nothing_global(build: Build) -> None:
+def changes_no_global_state(build: Build) -> None:
     """Check that no global state changes, except random generators."""
     build.logits(build.model())  # imports happen here, before global state is compared
     with watched() as changes, RandomStream(0):
@@ -167,9 +167,9 @@ CHECKS: dict[str, Callable[[Build], None]] = {
     "gives logits": gives_logits,
     "has a head": has_a_head,
     "draws from the seed": draws_from_the_seed,
-    "takes each image by itself": takes_each_image_by_itself,
+    "treats images independently": treats_images_independently,
     "trains": trains,
-    "is its weights": is_its_weights,
+    "loads its weights": loads_its_weights,
     "pickles and copies": pickles_and_copies,
-    "touches nothing global": touches_nothing_global,
+    "changes no global state": changes_no_global_state,
 }

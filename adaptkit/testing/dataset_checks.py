@@ -62,7 +62,7 @@ def reads_the_same_each_time(reading: Reading) -> None:
         require(same, "reading it twice gives different images or another order")
 
 
-def touches_nothing_global(reading: Reading) -> None:
+def changes_no_global_state(reading: Reading) -> None:
     """Check that no global state changes, including random generators."""
     reading.corpus()  # imports happen here, before global state is compared
     before = torch.get_rng_state()
@@ -77,7 +77,7 @@ CHECKS: dict[str, Callable[[Reading], None]] = {
     "reads its images": reads_its_images,
     "has images of each class": has_images_of_each_class,
     "reads the same each time": reads_the_same_each_time,
-    "touches nothing global": touches_nothing_global,
+    "changes no global state": changes_no_global_state,
 }
 
 

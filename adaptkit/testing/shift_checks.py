@@ -71,7 +71,7 @@ def repeats_itself(shifting: Shifting) -> None:
     require(unmoved, "it uses torch's global generator; use the generator of apply()")
 
 
-def touches_nothing_global(shifting: Shifting) -> None:
+def changes_no_global_state(shifting: Shifting) -> None:
     """Check that no global state changes."""
     shifting.shifted()  # imports happen here, before global state is compared
     with watched() as changes:
@@ -85,5 +85,5 @@ CHECKS: dict[str, Callable[[Shifting], None]] = {
     "changes something": changes_something,
     "leaves its input": leaves_its_input,
     "repeats itself": repeats_itself,
-    "touches nothing global": touches_nothing_global,
+    "changes no global state": changes_no_global_state,
 }

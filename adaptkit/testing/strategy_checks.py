@@ -201,7 +201,7 @@ def shares_nothing_between_models(trial: Trial) -> None:
     require(not moved, f"training one adapted model changes {listed(moved)} of another one")
 
 
-def touches_nothing_global(trial: Trial) -> None:
+def changes_no_global_state(trial: Trial) -> None:
     """Check that no global state changes, except random generators."""
     trial.trained()  # imports happen here, before global state is compared
     with watched() as changes:
@@ -228,7 +228,7 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
     "pickles and copies": pickles_and_copies,
     "works in training and evaluation": works_in_training_and_evaluation,
     "shares nothing between models": shares_nothing_between_models,
-    "touches nothing global": touches_nothing_global,
+    "changes no global state": changes_no_global_state,
 }
 
 

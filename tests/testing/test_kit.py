@@ -288,9 +288,9 @@ FAULTS = {
     AlwaysDropping: ("works in training and evaluation", "in evaluation mode it gives different logits each time"),
     BatchDependent: ("works in training and evaluation", "the logits of an image depend on the other images"),
     Sharing: ("shares nothing between models", "two adapted models share projection"),
-    Environment: ("touches nothing global", "it changes environment variables for the whole process"),
-    Patching: ("touches nothing global", "it changes the class torch.nn.Linear for the whole process"),
-    Flagging: ("touches nothing global", "it changes torch.backends.cudnn.benchmark for the whole process"),
+    Environment: ("changes no global state", "it changes environment variables for the whole process"),
+    Patching: ("changes no global state", "it changes the class torch.nn.Linear for the whole process"),
+    Flagging: ("changes no global state", "it changes torch.backends.cudnn.benchmark for the whole process"),
 }
 
 
