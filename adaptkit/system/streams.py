@@ -98,8 +98,8 @@ def printable(text: str, keep: str = "\n\t") -> str:
     return "".join(sign if _is_plain(sign) or sign in keep else _written(sign) for sign in text)
 
 
-def one_line(text: str) -> str:
-    """Return a text, such as a file name of any bytes, in one printable line."""
+def printable_line(text: str) -> str:
+    """Return a text, such as a path, as one line that can be printed: line breaks and tabs are written out too."""
     return printable(text, keep="")
 
 

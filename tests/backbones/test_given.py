@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from adaptkit.adapters.weights import fingerprint
 from adaptkit.backbones.given import given_backbone
 from adaptkit.errors import BadInput
-from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.components import make_checked
+from adaptkit.plugins.loading import load_plugins
 from adaptkit.testing import checks
 
 

@@ -13,7 +13,7 @@ from adaptkit.contracts import Reading
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.hookspecs import hookimpl
 from adaptkit.system.files import expanded
-from adaptkit.system.streams import one_line
+from adaptkit.system.streams import printable_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +106,7 @@ def _images(root: Path, part: Part, size: int) -> Images:
 def _messages(title: str, root: Path, *, bad: Mapping[str, str], count: int) -> list[str]:
     """Return a message for each unreadable file, and one with advice."""
 
-    lines = [f"{one_line(str(root / name))}: {reason}" for name, reason in list(bad.items())[:SHOWN]]
+    lines = [f"{printable_line(str(root / name))}: {reason}" for name, reason in list(bad.items())[:SHOWN]]
     more = f"{len(bad) - SHOWN} more files; " if len(bad) > SHOWN else ""
     lines.append(
         f"{title}: {more}{len(bad)} of {count} files cannot be read; fix or remove them, or skip them with "
@@ -117,7 +117,7 @@ def _messages(title: str, root: Path, *, bad: Mapping[str, str], count: int) -> 
 
 def _left_out(title: str, bad: Mapping[str, str]) -> str:
 
-    some = listed([f"{one_line(name)} ({reason})" for name, reason in bad.items()])
+    some = listed([f"{printable_line(name)} ({reason})" for name, reason in bad.items()])
     return f"{title}: {len(bad)} {'file' if len(bad) == 1 else 'files'} skipped: {some}"
 
 
@@ -193,13 +193,13 @@ def _part(title: str, root: Path, prefix: str) -> Part:
     folders = [name for name in folders if _identity(top / name) not in above]
     advice = "put the pictures of each class into a subfolder with the name of the class"
     if pictures := _pictures(loose):
-        some = listed([one_line(name) for name in pictures])
+        some = listed([printable_line(name) for name in pictures])
         place = "next to the class folders" if folders else "and no class folders"
         raise BadInput(f"{where}there are pictures {place} ({some}); {advice}")
     if not folders:
         raise BadInput(f"{where}it is empty; {advice}")
     problems = [
-        f"{where}'{one_line(name)}' cannot be the name of a class; rename the folder to printable characters"
+        f"{where}'{printable_line(name)}' cannot be the name of a class; rename the folder to printable characters"
         for name in folders
         if not name.isprintable()
     ]
@@ -208,13 +208,17 @@ def _part(title: str, root: Path, prefix: str) -> Part:
     for name in folders:
         first = seen.setdefault(_identity(top / name), name)
         if first != name:
-            problems.append(f"{where}{one_line(first)} and {one_line(name)} are the same folder, because of a link")
+            problems.append(
+                f"{where}{printable_line(first)} and {printable_line(name)} are the same folder, because of a link"
+            )
     # Unicode is composed, because some systems write é as two characters.
     for label, name in sorted((unicodedata.normalize("NFC", name), name) for name in folders):
         if label in files:
             problems.append(f"{where}two class folders have the name {label!r} in different Unicode forms; rename one")
         files[label] = tuple(sorted(f"{prefix}{name}/{file}" for file in _below(title, top / name, above)))
-    problems += [f"{where}class {one_line(label)!r} has no pictures" for label, names in files.items() if not names]
+    problems += [
+        f"{where}class {printable_line(label)!r} has no pictures" for label, names in files.items() if not names
+    ]
     if len(folders) == 1 and not problems:
         inner, _ = _entries(title, top / folders[0])
         hint = f"; are the classes in {title}/{prefix}{folders[0]}?" if len(inner) > 1 else ""
@@ -253,7 +257,7 @@ def _entries(title: str, folder: Path) -> tuple[list[str], list[str]]:
                 if not entry.name.startswith(".") and entry.name.lower() not in SYSTEM_NAMES:
                     (folders if _is_folder(entry) else files).append(entry.name)
     except OSError as error:
-        raise BadInput(f"{title}: {one_line(str(folder))}: {error.strerror or error}") from None
+        raise BadInput(f"{title}: {printable_line(str(folder))}: {error.strerror or error}") from None
     return sorted(folders), sorted(files)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from adaptkit.data.pixels import decoded
 from adaptkit.errors import BadInput
 from adaptkit.system.folders import cache_folder, warn_of_damage
-from adaptkit.system.streams import one_line
+from adaptkit.system.streams import printable_line
 
 #: formats that Pillow decodes itself; for others, such as EPS, it would start external programs
 FORMATS = (
@@ -54,7 +54,7 @@ def read_picture(source: Path | Image.Image, size: int) -> Tensor:
         return _read(source, size)
     except Exception as error:
         # The readers of Pillow raise many kinds of errors, such as struct.error and SyntaxError.
-        title = one_line(str(source)) if isinstance(source, Path) else "the picture"
+        title = printable_line(str(source)) if isinstance(source, Path) else "the picture"
         raise BadInput(f"{title}: {_reason(error)}") from None
 
 
