@@ -123,7 +123,7 @@ def parse_list(title: str, text: str) -> tuple[str | float | Range, ...]:
 
 
 def parse_dimension(title: str, text: str, *, integer: bool = False) -> Dimension:
-    """Read what a tuning searches: one range, or a list, whose plain values stay texts.
+    """Read the dimension of a search: one range, or a list, whose plain values stay texts.
 
     Raises BadInput with one message that begins with `title`.
     """

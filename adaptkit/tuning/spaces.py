@@ -105,7 +105,7 @@ class Space:
         return {key: _nearest(dimension, values[key]) for key, dimension in self.dimensions.items()}
 
     def edges(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """Return the keys whose value lies on the edge of what was searched, with the side: low or high."""
+        """Return the keys whose value is on an edge of its range or list, with the side: low or high."""
         sides = {key: dimension.side(values[key]) for key, dimension in self.dimensions.items()}
         return {key: side for key, side in sides.items() if side}
 

@@ -1,4 +1,4 @@
-"""What flip and crop draw and what they do to images."""
+"""Flip and crop: their random amounts and their effect on images."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_crop(x: int, y: int, width: int, height: int) -> None:
     corners = torch.tensor([[x / 28, y / 20]] * 2, dtype=torch.float64)
     part = images[:, :, y : y + height, x : x + width]
     expected = interpolate(part, size=(20, 28), mode="bilinear")
-    # At its edges a part knows its surroundings, and interpolate knows nothing beyond.
+    # At its edges a crop uses pixels outside of it, and interpolate does not.
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     torch.testing.assert_close(cropped(images, sides, corners)[inner], expected[inner], atol=1e-5, rtol=0)
 
 
 def test_crop_sizes_and_positions_are_uniform() -> None:
-    # Brightness tells the place: across in one channel, down in the other.
+    # Brightness encodes the position: horizontal in one channel, vertical in the other.
     images = torch.zeros(3000, 2, 40, 40)
     images[:, 0] = (torch.arange(40.0) + 0.5) / 40
     images[:, 1] = ((torch.arange(40.0) + 0.5) / 40)[:, None]

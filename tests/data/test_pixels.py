@@ -1,4 +1,4 @@
-"""Data sets whose images are stored elsewhere: decoded when needed, by workers or not, to the same results."""
+"""Stored data sets: images are decoded on access, with or without workers, and give the same results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from adaptkit.settings.settings import SplitSettings
 from adaptkit.training.evaluation import Rows
 from adaptkit.training.passes import ByteRows
 
-#: digits as PNG files of 40x40, brought to 16x16: once decoded when needed, once all of them beforehand
+#: digits as PNG files of 40x40, resized to 16x16: one data set decodes on access, the other decodes all in load()
 PICTURES = """
 import os
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def drawn(shared: Path) -> tuple[tuple[str, bytes], ...]:
 
 @pytest.fixture
 def pictures(own_folder: Path, drawn: tuple[tuple[str, bytes], ...]) -> Path:
-    """Write the pictures to `data`, the plugin to `pictures.py`, and return that."""
+    """Write the pictures to `data` and the plugin to `pictures.py`; return the path of the plugin."""
     (own_folder / "data").mkdir()
     for name, content in drawn:
         (own_folder / "data" / name).write_bytes(content)
@@ -111,14 +111,14 @@ def pictures(own_folder: Path, drawn: tuple[tuple[str, bytes], ...]) -> Path:
 
 @pytest.fixture
 def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Decode by this many processes, whatever machine this is."""
+    """Decode with this number of processes on any machine."""
     monkeypatch.setattr(stored, "worker_count", lambda images, piece_bytes: request.param)
     return int(request.param)
 
 
 by_any_workers = [
     pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow), 2], indirect=True),
-    # torch's own word on a machine of one core
+    # the warning of torch on a machine with one core
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]
 
@@ -130,7 +130,7 @@ def with_any_workers(test):
 
 
 def decoded_at(folder: Path) -> list[tuple[int, int]]:
-    """Return which image was decoded by which process, in order; forget it."""
+    """Return the decoded images and their processes in order, and clear the record."""
     log = folder / "data" / "decoded.txt"
     lines = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
     log.unlink()
@@ -138,7 +138,7 @@ def decoded_at(folder: Path) -> list[tuple[int, int]]:
 
 
 def results(plugin: Path, **keys: object) -> dict[str, object]:
-    """Return all that an experiment finds, but not what it took; the base is trained anew."""
+    """Return the results of an experiment without times and memory; the base is trained again."""
     choices = {"settings": SETTINGS, "plugins": [plugin], "data_dir": str(plugin.parent / "data"), **keys}
     outcome = adaptkit.run(["full", "head"], track=False, refresh_base=True, **choices)
     assert outcome.failed == ()
@@ -164,7 +164,7 @@ def test_stored_data_set_equals_one_in_memory(pictures: Path, workers: int, monk
     assert results(pictures, dataset="stored") == expected
     seen = decoded_at(pictures.parent)
     times = numpy.bincount([index for index, _ in seen])
-    # The source: for its digest, and in each of two epochs.
+    # The source is decoded for its digest, and in each of two epochs.
     assert numpy.bincount(times).tolist() == [0, 300, 0, 300]
     assert (os.getpid() in {pid for _, pid in seen}) == (workers == 0)
 
@@ -172,7 +172,7 @@ def test_stored_data_set_equals_one_in_memory(pictures: Path, workers: int, monk
 @pytest.mark.slow
 @with_any_workers
 def test_stored_target_equals_one_in_memory(pictures: Path, workers: int) -> None:
-    # Larger than the source's images, of which none is left out: only files that are needed are ever read.
+    # Larger than the images of the source, and none is excluded: only the needed files are read.
     split = {"split.source": 200, "split.pool": 100, "split.test": 100}
     expected = results(pictures, dataset="digits", target="loaded", settings=SETTINGS | split)
     decoded_at(pictures.parent)
@@ -208,12 +208,12 @@ def test_broken_picture_during_training(cli, pictures: Path, monkeypatch: pytest
     assert line.startswith("Error: data set stored: image ") and "cannot be read ([Errno 2] No such file" in line
 
 
-# Parts of it
+# Units
 
 
 @dataclasses.dataclass(frozen=True)
 class Painted:
-    """Images that are made of their index: uint8 `[1, side, side]`."""
+    """Images that encode their index: uint8 `[1, side, side]`."""
 
     count: int
     side: int = 4
@@ -235,7 +235,7 @@ class Painted:
 
 @dataclasses.dataclass
 class Given:
-    """A data set that is there already."""
+    """A data set with given images."""
 
     name: str
     corpus: Corpus
@@ -249,7 +249,7 @@ def painted(count: int, **more) -> Images:
 
 
 def numbers(pixels: torch.Tensor) -> list[int]:
-    """Return the indices that painted images are made of."""
+    """Return the indices that images encode."""
     return (pixels.flatten(1)[:, :4].long() * torch.tensor([1, 256, 256**2, 256**3])).sum(1).tolist()
 
 
@@ -304,7 +304,7 @@ def test_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, images, piece, expected in (
         (8, stored.FEW_IMAGES, 1 << 20, 8),
         (8, stored.FEW_IMAGES - 1, 1 << 20, 0),
-        (1, 10_000, 1 << 20, 0),  # beside this process, a single worker would only add work
+        (1, 10_000, 1 << 20, 0),  # a single worker would be slower than this process
         (8, 10_000, 10 << 20, 3),
         (8, 10_000, 100 << 20, 1),
     ):
@@ -347,7 +347,7 @@ def test_shapes_are_checked_before_decoding() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2], indirect=True)
 @pytest.mark.parametrize("first", [0, 250])
-# torch leaves the socket open on which it waited for a tensor of the dead
+# torch does not close the socket on which it waited for a tensor of the dead worker
 @pytest.mark.filterwarnings(
     "ignore:unclosed <socket:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -361,7 +361,7 @@ def test_killed_worker(workers: int, first: int) -> None:
 
     with pytest.raises(RunFailed, match=r"^the processes that decode images failed \(.+\)$") as caught:
         list(stored.decoded(Deadly(300), [torch.arange(300)]))
-    for child in multiprocessing.active_children():  # the other one has been told to end, and does
+    for child in multiprocessing.active_children():  # the other worker was stopped, and ends
         child.join(timeout=20)
     assert multiprocessing.active_children() == [] and caught.traceback
 
@@ -374,7 +374,7 @@ def test_interruption_stops_workers(workers: int, own_folder: Path) -> None:
     @dataclasses.dataclass(frozen=True)
     class Interrupting(Painted):
         def __getitem__(self, index: int) -> torch.Tensor:
-            if index == 9_990:  # long after the workers were started
+            if index == 9_990:  # long after the start of the workers
                 os.kill(os.getppid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
             return super().__getitem__(index)
@@ -391,7 +391,7 @@ def test_interruption_stops_workers(workers: int, own_folder: Path) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert multiprocessing.active_children() == [] and caught.traceback
-    # What the main process does at a signal, such as closing its runs, is not done by workers too.
+    # Workers do not run the signal handlers of the main process, which close its runs.
     assert log.read_text().split() == [str(os.getpid())]
 
 
@@ -410,7 +410,7 @@ def test_lazy_views_equal_views(workers: int, held: str) -> None:
 
 @with_any_workers
 def test_stored_target_excludes_images_of_the_source(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Half of the target's images are the source's own.
+    # Half of the target images are also in the source.
     monkeypatch.setattr(stored, "HELD_BYTES", 0)
     source = Given("source", Corpus(painted(400)))
     made = load(source, Given("target", Corpus(painted(800))), source=300, pool=400, test=400)
@@ -434,13 +434,13 @@ def relabelled_from(images: Images, start: int) -> Images:
     )
 
 
-@pytest.mark.parametrize("keys", ["own", "all alike"])
+@pytest.mark.parametrize("keys", ["own", "all equal"])
 @pytest.mark.parametrize("size", [1, 3, 4, 5])
 def test_duplicates(size: int, keys: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if keys == "all alike":
+    if keys == "all equal":
         monkeypatch.setattr(duplicates, "_keys", lambda images: numpy.zeros(len(images), dtype=numpy.uint64))
     generator = torch.Generator().manual_seed(size)
-    # Few grey levels, so that small images repeat by chance.
+    # Few grey levels, so that small images have random duplicates.
     pixels = [torch.randint(0, 2, (600, 1, size, size), generator=generator).to(torch.uint8) * 128 for _ in range(3)]
     first, *others = (Images(each, torch.zeros(600, dtype=torch.int64), ("a",)) for each in pixels)
     known = {image.tobytes() for each in pixels[1:] for image in each.numpy()}

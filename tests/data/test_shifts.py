@@ -1,4 +1,4 @@
-"""What the shifts draw and what they do to images."""
+"""Built-in shifts: their random amounts and their effect on images."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def test_bounds_of_amounts(cls, field, most):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rotation_equals_torchvision(shape, channels):
     angles = [-180.0, -45.0, -13.7, 0.0, 0.5, 30.0, 45.0, 137.2, 180.0]
-    if (shape[0] - shape[1]) % 2 == 0:  # else each place lies between two pixels: the processor's rounding chooses
+    if (
+        shape[0] - shape[1]
+    ) % 2 == 0:  # otherwise positions are between two pixels, and rounding depends on the processor
         angles += [-90.0, 90.0]
     images = some_images(len(angles), channels, *shape) + 0.01
     ours = rotated(images, torch.tensor(angles, dtype=torch.float64))
@@ -96,7 +98,7 @@ def test_rotation_direction_and_black_corners():
 
 
 def test_rotation_angles_are_uniform():
-    # A bright pixel far out shows the angle by which its image was turned.
+    # A bright pixel far from the centre shows the angle of rotation.
     images = torch.zeros(1000, 1, 101, 101)
     images[:, 0, 48:53, 94:99] = 1
     turned = Rotate(40.0).apply(images, seeded())[:, 0]

@@ -1,4 +1,4 @@
-"""Which images go where."""
+"""Division of images into parts, and few-shot draws."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_impossible_sizes(sizes):
         ([100] * 10, 20, [20] * 10),
         ([100] * 10, 80, [50] * 10),  # at most half of the pool
         ([36, 36, 35, 37], 30, [18] * 4),
-        ([90, 5, 5], 20, [16, 5, 5]),  # half of 100 is 16 each; a small class gives what it has
+        ([90, 5, 5], 20, [16, 5, 5]),  # half of 100 is 16 each; a small class gives all its images
         ([90, 5, 5], 3, [3, 3, 3]),
         ([2, 2], 50, [1, 1]),
     ],

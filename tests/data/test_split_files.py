@@ -54,7 +54,7 @@ def test_damaged_file(member: str, tmp_path: Path) -> None:
 def test_shared_training_and_test_images(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     content = json.loads(split_text(CLASSES, PARTS))
-    del content["sha256"]  # as whoever edits a split does
+    del content["sha256"]  # as the error message advises
     content["parts"]["shifted_test"]["images"] = [7, 0, 0]
     content["parts"]["sauce"] = content["parts"]["source"]
     path.write_text(json.dumps(content))

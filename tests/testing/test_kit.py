@@ -1,4 +1,4 @@
-"""The conformance kit: everything built in keeps it, and each planted fault is caught by its own check alone."""
+"""The conformance kit: built-in components pass, and each faulty strategy fails exactly one check."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adaptkit.testing import Check, checks, try_all
 COMPONENTS = load_plugins([BITFIT]).components
 
 
-@pytest.mark.slow  # LoRA goes through all of it below, with a fault of its own
+@pytest.mark.slow  # LoRA is checked below, with a fault
 @pytest.mark.parametrize(
     "check", [check for offer in COMPONENTS["strategy"].values() for check in checks(offer.cls)], ids=str
 )
@@ -52,11 +52,11 @@ def test_built_in_data_sets(check: Check) -> None:
     check()
 
 
-# One fault each. What they share: the head is trained, which keeps everything.
+# Strategies with one fault each; their base class trains the head and passes all checks.
 
 
 class Sound:
-    """Train the head: the strategy that the faulty ones would be."""
+    """Train the head: a correct strategy."""
 
     name = "sound"
     lr = 1e-2
@@ -124,7 +124,7 @@ class MovingStatistics(Sound):
 
 
 class Scaled(nn.Module):
-    """A layer whose scale is no buffer."""
+    """A layer whose scale is not a buffer."""
 
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()

@@ -232,7 +232,7 @@ def _record(root: Path) -> Path:
 
 
 def _circumstances() -> list[Any]:
-    """Return what the result of a check depends on in addition to the file."""
+    """Return the versions and limits that the result of a check depends on."""
     return [1, PIL.__version__, Image.MAX_IMAGE_PIXELS]
 
 

@@ -56,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Work:
-    """What an engine needs to start workers; `jobs` is the number of parallel trials, None if the user gave none."""
+    """The inputs of an engine for its workers; `jobs` is the number of parallel trials, None if the user gave none."""
 
     place: Place
     inputs: Sequence[SharedInputs]

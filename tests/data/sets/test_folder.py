@@ -1,4 +1,4 @@
-"""A folder of one's own pictures as a data set: its layout, its faults, what is remembered of it."""
+"""The data set `folder:PATH`: layouts, bad files, and the record of readable files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNUSED = Path("unused")
 
 @pytest.fixture(autouse=True)
 def own_verdicts(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remember nothing of other tests' pictures."""
+    """Use an empty record of readable files."""
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
 
 
@@ -193,8 +193,8 @@ def test_thousand_classes() -> None:
          "printable characters"),
         ("photos/\u00e9/1.png photos/e\u0301/1.png", "photos", "two class folders have the name '\u00e9' in "
          "different Unicode forms; rename one"),
-        ("photos/train/a/1.png photos/test/a/1.png photos/new/1.png", "photos", "next to train and test there is new; move "
-         "or remove it"),
+        ("photos/train/a/1.png photos/test/a/1.png photos/new/1.png", "photos", "next to train and test there is new; "
+         "move or remove it"),
     ],
 )  # fmt: skip
 def test_wrong_layouts(made: str, path: str, line: str) -> None:
@@ -211,14 +211,14 @@ def test_unreadable_folders(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", forbidding)  # root may read all
+    monkeypatch.setattr(os, "scandir", forbidding)  # root can read everything
     assert lines("p") == ["folder:p: p/b: Permission denied"]
     assert lines("x" * 300) == [f"folder:{'x' * 300}: File name too long"]
 
 
 @pytest.fixture
 def damaged(own_folder: Path) -> Path:
-    """Make photographs with three files among them that are no pictures."""
+    """Write photographs and three files that are not pictures."""
     folder = make_photos(own_folder / "photos", per_class=4)
     (folder / "china" / "0001.jpg").write_bytes((folder / "china" / "0000.jpg").read_bytes()[:500])
     (folder / "flower" / "notes.txt").write_text("these are dahlias")
@@ -273,7 +273,7 @@ def test_readable_files_are_remembered(damaged: Path, monkeypatch: pytest.Monkey
     assert len(checked) == 17
     checked.clear()
     before = lines()
-    assert checked == ["0001.jpg", "notes.txt", "0000.jpg"]  # that they were bad is not believed for ever
+    assert checked == ["0001.jpg", "notes.txt", "0000.jpg"]  # bad files are not remembered
     shutil.copy(damaged / "hopper" / "0001.jpg", damaged / "hopper" / "0000.jpg")
     (damaged / "gift" / "0000.jpg").write_bytes(b"broken since")
     after = lines()

@@ -1,4 +1,4 @@
-"""Pictures of every kind come out right way up, in colour and in size; what is none is refused with its reason."""
+"""Decoding of pictures: orientation, colour and size; and the reasons for files that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FORMATS = ("png", "jpg", "webp", "gif", "tif", "bmp")
 
 @pytest.fixture(scope="module")
 def temple() -> Image.Image:
-    """Return a photograph, 120x90."""
+    """Return a photograph of 120x90 pixels."""
     return photos.photographs()[0].resize((120, 90))
 
 
 def pixels(image: Image.Image, size: int = SIZE) -> torch.Tensor:
-    """Return an RGB picture as torchvision resizes and crops it."""
+    """Return an RGB picture resized and cropped by torchvision."""
     return reference.pil_to_tensor(reference.center_crop(reference.resize(image, [size]), [size, size]))
 
 
@@ -62,7 +62,7 @@ def test_large_jpeg(size: int, tmp_path: Path) -> None:
 
 
 def modes(photo: Image.Image) -> dict[str, tuple[str, Image.Image, Image.Image]]:
-    """Return pictures by what is special about them: a suffix, the picture to be saved, and the RGB picture meant."""
+    """Return pictures by their special property: a suffix, the picture to save, and the expected RGB picture."""
     grey = photo.convert("L")
     sixteen = Image.fromarray(numpy.asarray(grey).astype(numpy.uint16) * 257)
     mask = Image.linear_gradient("L").resize(photo.size)
@@ -135,7 +135,7 @@ def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None
     upright = Image.new("RGB", (32, 32), (0, 0, 0))
     upright.paste((255, 0, 0), (0, 0, 16, 16))
     upright.paste((0, 255, 0), (16, 0, 32, 16))
-    undone = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose by which a camera would have stored it
+    undone = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Image.Transpose of a camera
     stored = upright.transpose(Image.Transpose(undone[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -222,7 +222,7 @@ def test_values_without_a_known_white(tmp_path: Path) -> None:
 
 
 def bomb(path: Path, side: int) -> Path:
-    """Write a PNG of a few bytes that says it has so many pixels a side."""
+    """Write a PNG of a few bytes with this side in its header."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -258,14 +258,14 @@ def test_damaged_bytes_raise_bad_input(suffix: str, temple: Image.Image, tmp_pat
     temple.resize((40, 30)).save(path)
     content = path.read_bytes()
     draws = random.Random(suffix)
-    told: list[str] = []
+    reasons: list[str] = []
     for _ in range(100):
         damaged = bytearray(content)
         for _ in range(draws.randrange(1, 20)):
             damaged[draws.randrange(len(damaged))] = draws.randrange(256)
         path.write_bytes(damaged)
-        told.append(fault_of(path, SIZE))
-    assert all("\n" not in text for text in told) and any(told)
+        reasons.append(fault_of(path, SIZE))
+    assert all("\n" not in text for text in reasons) and any(reasons)
 
 
 def test_argument_of_another_type() -> None:
