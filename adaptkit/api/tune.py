@@ -160,7 +160,7 @@ def run_tuning(asked: Tuning, plugins: Plugins, conditions: Conditions, watch: T
         experiment = prepare(asked.request, refresh_base=conditions.refresh_base)
         request = experiment.request
         fits = functools.partial(can_be_adapted, build_model(request, experiment.domains))
-        spaces = make_spaces(request.arms, asked.spaces, asked.given, fits)
+        spaces = make_spaces(request.arms, texts=asked.spaces, given=asked.given, fits=fits)
         search = Search(
             spaces, trials=asked.trials, method=asked.method, seed=derive_seed(asked.tuning_seeds[0], "tuning")
         )

@@ -81,11 +81,11 @@ def is_same_split(text: bytes, now: str) -> bool:
         signed = earlier.pop("sha256", None)  # earlier versions of adaptkit did not write it
         if signed is not None and signed != _sha256(earlier):
             return False
-        wanted = json.loads(now)
-        del wanted["sha256"]
-        if signed is not None and _renamed(earlier["parts"], wanted["parts"]):
-            wanted["parts"] = earlier["parts"]
-        return bool(earlier == wanted)
+        current = json.loads(now)
+        del current["sha256"]
+        if signed is not None and _renamed(earlier["parts"], current["parts"]):
+            current["parts"] = earlier["parts"]
+        return bool(earlier == current)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 

@@ -1,4 +1,4 @@
-"""Compute what the trials of a sweep or a tuning share, and open it where trials run.
+"""Shared inputs of the trials of a sweep or a tuning: compute them once, and rebuild the stage in each worker.
 
 `obtain_bases` trains or loads the bases. `make_shared_inputs` computes the outputs of a base and the features of its
 frozen layers once; engines send them to workers. `open_shared_inputs` turns them into a stage on the device of a

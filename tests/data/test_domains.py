@@ -226,7 +226,7 @@ def test_digits_without_scikit_learn(monkeypatch, tmp_path):
 )
 def test_mnist_format(tmp_path, no_network, dataset, folder, classes):
     train, test = some_images(20), some_images(10, seed=1)
-    write_idx(tmp_path, folder, train, test)
+    write_idx(tmp_path, folder, train=train, test=test)
     corpus = dataset.load(tmp_path)
     for given, found in ((train, corpus.train), (test, corpus.test)):
         assert torch.equal(found.pixels, given.pixels) and found.pixels.dtype == torch.uint8
@@ -237,7 +237,7 @@ def test_mnist_format(tmp_path, no_network, dataset, folder, classes):
 def test_mnist_format_without_torchvision(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     train, test = some_images(20), some_images(10, seed=1)
-    write_idx(tmp_path, "MNIST", train, test)
+    write_idx(tmp_path, "MNIST", train=train, test=test)
     assert torch.equal(Mnist().load(tmp_path).test.pixels, test.pixels)
 
 
@@ -252,7 +252,7 @@ def test_classes_equal_torchvision(name):
 def test_cifar10(tmp_path, no_network, monkeypatch):
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     train, test = (some_images(20, classes, channels=3, size=32, seed=seed) for seed in (0, 1))
-    folder = write_cifar(tmp_path, monkeypatch, train, test, classes)
+    folder = write_cifar(tmp_path, monkeypatch, train=train, test=test, classes=classes)
     corpus = Cifar10().load(tmp_path)
     for given, found in ((train, corpus.train), (test, corpus.test)):
         assert torch.equal(found.pixels, given.pixels) and found.pixels.is_contiguous()
@@ -266,7 +266,7 @@ def test_cifar10(tmp_path, no_network, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "labels too few", "label too large"])
 def test_damaged_files(tmp_path, no_network, damage):
-    raw = write_idx(tmp_path, "MNIST", some_images(20), some_images(10))
+    raw = write_idx(tmp_path, "MNIST", train=some_images(20), test=some_images(10))
     images, labels = raw / IDX[0], raw / IDX[1]
     if damage == "cut":
         images.write_bytes(images.read_bytes()[:-100])
@@ -325,7 +325,7 @@ def files_below(folder):
 def test_download(tmp_path, monkeypatch, server, capfd):
     folder, address, asked = server
     train, test = some_images(20), some_images(10, seed=1)
-    served_mnist(folder, monkeypatch, ["http://127.0.0.1:9/", address], train, test)
+    served_mnist(folder, monkeypatch, ["http://127.0.0.1:9/", address], train=train, test=test)
     data_dir = tmp_path / "new" / "data"
     timeout = socket.getdefaulttimeout()
     corpus = Mnist().load(data_dir)
@@ -341,7 +341,7 @@ def test_download(tmp_path, monkeypatch, server, capfd):
 
 def test_failed_download(tmp_path, monkeypatch, server):
     folder, address, _ = server
-    served_mnist(folder, monkeypatch, [address], some_images(20), some_images(10))
+    served_mnist(folder, monkeypatch, [address], train=some_images(20), test=some_images(10))
     third = folder / f"{IDX[2]}.gz"
     third.write_bytes(third.read_bytes()[:-50])
     data_dir = tmp_path / "data"
@@ -355,7 +355,7 @@ def test_failed_download(tmp_path, monkeypatch, server):
 
 def test_data_dir_without_write_permission(tmp_path, monkeypatch, server):
     folder, address, _ = server
-    served_mnist(folder, monkeypatch, [address], some_images(20), some_images(10))
+    served_mnist(folder, monkeypatch, [address], train=some_images(20), test=some_images(10))
     (tmp_path / "file").write_text("in the way")
     data_dir = tmp_path / "file" / "data"
     assert problem(lambda: Mnist().load(data_dir)).startswith(
@@ -367,7 +367,7 @@ def test_existing_archives_need_no_network(tmp_path, monkeypatch, no_network):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     train = some_images(20)
-    served_mnist(raw, monkeypatch, ["http://127.0.0.1:9/"], train, some_images(10))
+    served_mnist(raw, monkeypatch, ["http://127.0.0.1:9/"], train=train, test=some_images(10))
     before = {name: (raw / name).read_bytes() for name in files_below(raw)}
     assert torch.equal(Mnist().load(tmp_path).train.pixels, train.pixels)
     assert set(files_below(raw)) == {*IDX, *before}
@@ -379,7 +379,7 @@ def test_download_of_cifar10(tmp_path, monkeypatch, server):
 
     folder, address, _ = server
     train, test = (some_images(20, channels=3, size=32, seed=seed) for seed in (0, 1))
-    written = write_cifar(tmp_path / "made", monkeypatch, train, test, DIGITS)
+    written = write_cifar(tmp_path / "made", monkeypatch, train=train, test=test, classes=DIGITS)
     archive = folder / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(written, arcname=written.name)

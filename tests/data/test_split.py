@@ -127,7 +127,7 @@ def test_impossible_sizes(sizes):
 )
 def test_stratified_draw(pool, shots, expected):
     labels = labels_of(pool)
-    drawn = draw(labels, shots, "stratified", seeded())
+    drawn = draw(labels, shots, "stratified", generator=seeded())
     assert counts_in(labels, drawn) == expected
     assert len(set(drawn.tolist())) == sum(expected) <= len(labels) // 2
 
@@ -135,19 +135,19 @@ def test_stratified_draw(pool, shots, expected):
 @pytest.mark.parametrize(("shots", "expected"), [(5, 15), (10, 30), (50, 50), (500, 50)])
 def test_random_draw(shots, expected):
     labels = labels_of([70, 20, 10])
-    drawn = draw(labels, shots, "random", seeded())
+    drawn = draw(labels, shots, "random", generator=seeded())
     assert len(drawn) == len(set(drawn.tolist())) == expected
 
 
 def test_notebook_draw():
     labels = labels_of([4000] * 10)
-    assert len(draw(labels, 200, "random", seeded())) == 2000
+    assert len(draw(labels, 200, "random", generator=seeded())) == 2000
 
 
 @pytest.mark.parametrize("sampling", ["stratified", "random"])
 def test_draws_repeat_and_nest(sampling):
     labels = labels_of([100] * 10)
-    drawn = draw(labels, 40, sampling, seeded())
-    assert torch.equal(drawn, draw(labels, 40, sampling, seeded()))
-    assert set(drawn.tolist()) != set(draw(labels, 40, sampling, seeded(1)).tolist())
-    assert set(draw(labels, 10, sampling, seeded()).tolist()) < set(drawn.tolist())
+    drawn = draw(labels, 40, sampling, generator=seeded())
+    assert torch.equal(drawn, draw(labels, 40, sampling, generator=seeded()))
+    assert set(drawn.tolist()) != set(draw(labels, 40, sampling, generator=seeded(1)).tolist())
+    assert set(draw(labels, 10, sampling, generator=seeded()).tolist()) < set(drawn.tolist())

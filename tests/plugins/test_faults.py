@@ -180,7 +180,7 @@ def adaptkit_datasets():
 def test_errors_before_training(
     cli: Cli, own_folder: Path, arguments: list[str], text: str, old: str, new: str, line: str
 ) -> None:
-    path, number = plugin(own_folder, old, new, text)
+    path, number = plugin(own_folder, old, new, text=text)
     result = cli("run", *arguments, *TINY, "--no-track", "--plugin", path)
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
     assert result.stderr.startswith(f"Error: {line.format(path=path, place=f'{path}:{number}')}")
@@ -203,7 +203,7 @@ def test_plugins_check_reports_errors(cli: Cli, own_folder: Path, old: str, new:
         "            raise BadInput('it has no classifier')\n"
         "        model.classifier[3] = Scaled(",
     )
-    path, _ = plugin(own_folder, old, new, text)
+    path, _ = plugin(own_folder, old, new, text=text)
     result = cli("plugins", "check", path)
     assert result.exit_code == 1
     failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]

@@ -49,13 +49,13 @@ def test_plugin_file(cli: Cli, own_folder: Path) -> None:
 
 
 def test_installed_plugin(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(own_folder, "thirdparty_good", PLUGIN, monkeypatch)
+    install(own_folder, "thirdparty_good", PLUGIN, monkeypatch=monkeypatch)
     assert load_plugins().find("strategy", "last-bias").origin == "thirdparty_good 1.2"
     assert cli("run", "-s", "last-bias", *TINY, "--no-track", "-q").exit_code == 0
 
 
 def test_two_entry_points_of_one_distribution(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(own_folder, "thirdparty_pair", PLUGIN, monkeypatch)
+    install(own_folder, "thirdparty_pair", PLUGIN, monkeypatch=monkeypatch)
     write(own_folder / "thirdparty_other.py", PLUGIN.replace("last-bias", "first-bias"))
     (own_folder / "thirdparty_pair-1.2.dist-info" / "entry_points.txt").write_text(
         "[adaptkit]\na = thirdparty_pair\nb = thirdparty_other\n"
@@ -150,7 +150,7 @@ def test_missing_plugin_file(cli: Cli, own_folder: Path) -> None:
 
 
 def test_broken_installed_plugin(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(own_folder, "thirdparty_broken", "raise RuntimeError('no GPU')\n", monkeypatch)
+    install(own_folder, "thirdparty_broken", "raise RuntimeError('no GPU')\n", monkeypatch=monkeypatch)
     hint = "fix it, or remove it with pip uninstall thirdparty_broken"
     fault = f"plugin thirdparty_broken 1.2: RuntimeError: no GPU; {hint}"
     listing = cli("strategies")

@@ -117,8 +117,8 @@ def _messages(title: str, root: Path, *, bad: Mapping[str, str], count: int) -> 
 
 def _left_out(title: str, bad: Mapping[str, str]) -> str:
 
-    some = listed([f"{printable_line(name)} ({reason})" for name, reason in bad.items()])
-    return f"{title}: {len(bad)} {'file' if len(bad) == 1 else 'files'} skipped: {some}"
+    examples = listed([f"{printable_line(name)} ({reason})" for name, reason in bad.items()])
+    return f"{title}: {len(bad)} {'file' if len(bad) == 1 else 'files'} skipped: {examples}"
 
 
 @hookimpl
@@ -193,9 +193,9 @@ def _part(title: str, root: Path, prefix: str) -> Part:
     folders = [name for name in folders if _identity(top / name) not in above]
     advice = "put the pictures of each class into a subfolder with the name of the class"
     if pictures := _pictures(loose):
-        some = listed([printable_line(name) for name in pictures])
+        examples = listed([printable_line(name) for name in pictures])
         place = "next to the class folders" if folders else "and no class folders"
-        raise BadInput(f"{where}there are pictures {place} ({some}); {advice}")
+        raise BadInput(f"{where}there are pictures {place} ({examples}); {advice}")
     if not folders:
         raise BadInput(f"{where}it is empty; {advice}")
     problems = [
