@@ -27,6 +27,7 @@ from adaptkit.experiment.outcome import BaseSummary, Outcome
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.recovery import Recovery, read_record
 from adaptkit.models.trained import given_plugins
+from adaptkit.names import PARENT_TAG
 from adaptkit.plugins.manager import Plugins
 from adaptkit.resumption.group import ResumedGroup, gather
 from adaptkit.resumption.interrupted import (
@@ -189,7 +190,7 @@ def _go_on(
     if record.kind == "base":
         watch.notice(f"The base is there: typed again, the same command goes on from it: {record.command}")
     elif record.parent is not None and read_record(record.parent) is not None:
-        parent = found.stored.tags.get("mlflow.parentRunId")
+        parent = found.stored.tags.get(PARENT_TAG)
         watch.notice(f"It is one run of several; go on with the others:  adaptkit resume {parent}")
     return ended
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from adaptkit.names import FINAL_SHIFTED_ACCURACY, REPORT_FILE
 from adaptkit.cli.options import FolderType, json_option
 from adaptkit.errors import BadInput
 from adaptkit.system.signals import interruptible
@@ -19,7 +20,7 @@ from adaptkit.system.signals import interruptible
     metavar="CONDITION",
     help="Only runs under a condition in MLflow's filter language; bare names are params.",
 )
-@click.option("--metric", metavar="NAME", help="What to compare by.  [default: final/shifted_accuracy]")
+@click.option("--metric", metavar="NAME", help=f"What to compare by.  [default: {FINAL_SHIFTED_ACCURACY}]")
 @click.option(
     "--margin", type=float, metavar="X", help="Difference within which arms are tied, in points.  [default: 1]"
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, load_adapter, save_adapter
+from adaptkit.adapters.files import Inherited, load_adapter, save_adapter
 from adaptkit.contracts import Strategy
 from adaptkit.errors import HINT, AdaptkitError, RunFailed, comes_from, lacks_memory, located
 from adaptkit.events import Epoch, Predictions, RunResult, RunStart
@@ -35,7 +35,10 @@ from adaptkit.experiment.outcome import BaseSummary, Outcome, RunSummary
 from adaptkit.experiment.prepare import Experiment, draw_target
 from adaptkit.experiment.recovery import Recovery, RunRecovery, kept_while
 from adaptkit.names import (
+    ADAPTER_CARD_FILE,
+    ADAPTER_FOLDER,
     ADAPTER_SHA256_TAG,
+    ADAPTER_WEIGHTS_FILE,
     FROZEN_PREFIX_TAG,
     MEMORY_PEAK_BYTES,
     SEVERITY_FILE,
@@ -201,14 +204,16 @@ class Stage:
         }
         split = folder / SPLIT_FILE
         split.write_text(domains.split_text, encoding="utf-8")
-        kept_files = {SPLIT_FILE: split} | {f"adapter/{name}": path for name, path in files.items()}
+        kept_files = {SPLIT_FILE: split} | {f"{ADAPTER_FOLDER}/{name}": path for name, path in files.items()}
         over: dict[str, float] = {}
         if experiment.request.severities:
             reached = accuracies_over(experiment, reloaded.model, logits["shifted"])
             over = severity_metrics(reached, self.zero_shot_over)
             kept_files[SEVERITY_FILE] = folder / SEVERITY_FILE
             write_severities(kept_files[SEVERITY_FILE], reached, self.zero_shot_over)
-        metrics = self._metrics(predictions, epochs, reloaded, files[WEIGHTS].stat().st_size, memory) | over
+        metrics = (
+            self._metrics(predictions, epochs, reloaded, files[ADAPTER_WEIGHTS_FILE].stat().st_size, memory) | over
+        )
         result = RunResult(
             metrics=metrics,
             epochs=tuple(epochs),
@@ -216,7 +221,7 @@ class Stage:
             classes=domains.classes,
             config=experiment.request.config_text(experiment.request.run_params(arm, seed)),
             tags={
-                ADAPTER_SHA256_TAG: sha256_of(files[CARD]),
+                ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: passes.frozen_prefix,
                 TIMING_TAG: self.seat.timing_since(company),
             },

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from adaptkit.comparison.metrics import TEST_SETS, of_severities
 from adaptkit.names import (
+    FAMILY_PARAMS,
+    FAMILY_SIZE,
     SHIFTED_ACCURACY,
     TEST_ACCURACY,
     TRAIN_ACCURACY,
@@ -103,7 +105,7 @@ FINAL, EPOCHS, SHARE, PREDICTIONS, LENGTH = 0.02, 0.06, 0.1, 0.1, 1.0
 #: and in any case, of few images, so many
 IMAGES = 3
 #: what is counted before anything is computed: the same everywhere
-COUNTED = ("params/", "size/")
+COUNTED = (FAMILY_PARAMS, FAMILY_SIZE)
 #: metrics of an epoch, in the order in which it makes them
 EPOCH = (
     TRAIN_LOSS, TRAIN_ACCURACY, TEST_ACCURACY, SHIFTED_ACCURACY, VALIDATION_LOSS, VALIDATION_ACCURACY,

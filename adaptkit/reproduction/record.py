@@ -10,25 +10,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adaptkit.adapters.files import CARD, WEIGHTS, card_digest, read_card, read_weights
+from adaptkit.adapters.files import card_digest, read_card, read_weights
 from adaptkit.adapters.weights import fingerprint
 from adaptkit.data.domains import Domains
 from adaptkit.data.split_files import read_split, says_same
 from adaptkit.errors import BadInput
-from adaptkit.experiment.base_cache import WEIGHTS_FILE
 from adaptkit.experiment.prepare import Experiment
-from adaptkit.names import (
-    ADAPTER_SHA256_TAG,
-    BASE_FINGERPRINT_TAG,
-    DATA_FINGERPRINT_TAG,
-    DRAWN_IMAGES_TAG,
-    ENVIRONMENT_FILE,
-    IMAGES_DIGEST_TAG,
-    PREDICTIONS_FILE,
-    PROCESSES_TAG,
-    SPLIT_FILE,
-    THREADS_TAG,
-)
+from adaptkit.names import ADAPTER_CARD_FILE, ADAPTER_CARD_PATH, ADAPTER_FOLDER, ADAPTER_SHA256_TAG, ADAPTER_WEIGHTS_FILE, BASE_FINGERPRINT_TAG, BASE_FOLDER, BASE_WEIGHTS_FILE, BASE_WEIGHTS_PATH, DATA_CONTEXT_TAG, DATA_FINGERPRINT_TAG, DRAWN_IMAGES_TAG, ENVIRONMENT_FILE, FAMILY_MEMORY, FAMILY_SYSTEM, FAMILY_TIME, IMAGES_DIGEST_TAG, PREDICTIONS_FILE, PROCESSES_TAG, SPLIT_FILE, THREADS_TAG
 from adaptkit.plugins.manager import Plugins
 from adaptkit.reproduction.agreement import Difference, Results, Row
 from adaptkit.settings.request import Request
@@ -75,10 +63,7 @@ def _digests(found: StoredRun) -> dict[str, str]:
     """Return the digests of a run's data sets, as far as MLflow keeps them, by what they were used for."""
     inputs = found.record.inputs.dataset_inputs if found.record.inputs is not None else []
     return {
-        tag.value: str(given.dataset.digest)
-        for given in inputs
-        for tag in given.tags
-        if tag.key == "mlflow.data.context"
+        tag.value: str(given.dataset.digest) for given in inputs for tag in given.tags if tag.key == DATA_CONTEXT_TAG
     }
 
 
@@ -261,7 +246,7 @@ class RunEnvironment:
 
 
 #: what metrics begin with that are of the occasion: seconds, bytes of memory, what MLflow measures of the machine
-OF_THE_OCCASION = ("time/", "memory/", "system/")
+OF_THE_OCCASION = (FAMILY_TIME, FAMILY_MEMORY, FAMILY_SYSTEM)
 
 
 def read_results(found: StoredRun) -> Results:
@@ -281,28 +266,28 @@ def read_results(found: StoredRun) -> Results:
 
 
 def _adapter(found: StoredRun) -> dict[str, Tensor]:
-    with found.folder("adapter", WEIGHTS, CARD) as folder:
+    with found.folder(ADAPTER_FOLDER, ADAPTER_WEIGHTS_FILE, ADAPTER_CARD_FILE) as folder:
         signed = found.tags.get(ADAPTER_SHA256_TAG)
         if signed is None:
             raise BadInput(f"{found.title} was recorded before adapters were signed, and says nothing to compare with")
-        card = read_card(folder / CARD, {"sha256": str, "card_sha256": str})
-        if sha256_of(folder / CARD) != signed or card_digest(card) != card["card_sha256"]:
+        card = read_card(folder / ADAPTER_CARD_FILE, {"sha256": str, "card_sha256": str})
+        if sha256_of(folder / ADAPTER_CARD_FILE) != signed or card_digest(card) != card["card_sha256"]:
             raise BadInput(
-                f"{found.title}: its adapter/{CARD} was altered, or is another run's: the run says otherwise"
+                f"{found.title}: its {ADAPTER_CARD_PATH} was altered, or is another run's: the run says otherwise"
             )
         try:
-            return read_weights(folder / WEIGHTS, card["sha256"])
+            return read_weights(folder / ADAPTER_WEIGHTS_FILE, card["sha256"])
         except BadInput as error:
             raise BadInput(*(f"{found.title}: {line}" for line in error.problems)) from None
 
 
 def _base(found: StoredRun) -> dict[str, Tensor]:
-    with found.folder("base", WEIGHTS_FILE) as folder:
-        tensors = read_weights(folder / WEIGHTS_FILE)
+    with found.folder(BASE_FOLDER, BASE_WEIGHTS_FILE) as folder:
+        tensors = read_weights(folder / BASE_WEIGHTS_FILE)
     recorded = found.tags.get(BASE_FINGERPRINT_TAG)
     if (now := fingerprint(tensors)) != recorded:
         raise BadInput(
-            f"{found.title}: its base/{WEIGHTS_FILE} was altered: its fingerprint is {now}, and was {recorded}"
+            f"{found.title}: its {BASE_WEIGHTS_PATH} was altered: its fingerprint is {now}, and was {recorded}"
         )
     return tensors
 

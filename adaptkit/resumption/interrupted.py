@@ -24,7 +24,7 @@ from adaptkit.experiment.recovery import (
     remove_leftovers,
     versions,
 )
-from adaptkit.names import ERROR_TAG, HOST_TAG, KIND_TAG, LOCAL_ID_TAG, RESUMED_TAG, TRAIN_LOSS
+from adaptkit.names import COMMAND_TAG, ERROR_TAG, HOST_TAG, KIND_TAG, LOCAL_ID_TAG, PARENT_TAG, PID_TAG, RESUMED_TAG, TRAIN_LOSS
 from adaptkit.tracking.liveness import lives
 from adaptkit.tracking.runs import RunFinder, StoredRun, open_runs
 from adaptkit.tracking.store import errors_as_lines
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-#: how often a run was taken up again
-RESUMED_TAG = RESUMED_TAG
 #: a metric that each epoch has
 OF_EVERY_EPOCH = TRAIN_LOSS
 PAGE = 1000
@@ -224,10 +222,10 @@ def _require_unfinished(stored: StoredRun) -> None:
     info, tags = stored.record.info, stored.tags
     if info.lifecycle_stage == "deleted":
         raise BadInput(f"{stored.title} was deleted; `mlflow runs restore --run-id {stored.run_id}` brings it back")
-    parent = stored.runs.get(tags["mlflow.parentRunId"]) if "mlflow.parentRunId" in tags else None
+    parent = stored.runs.get(tags[PARENT_TAG]) if PARENT_TAG in tags else None
     for run, what in ((stored.record, "groups others"), (parent, "is one of a sweep's or a tuning's")):
         if run is not None and run.data.tags.get(KIND_TAG) == "sweep":
-            command = run.data.tags.get("mlflow.source.name", "adaptkit sweep")
+            command = run.data.tags.get(COMMAND_TAG, "adaptkit sweep")
             raise BadInput(f"{stored.title} {what}: typed again, the same command goes on: {command}")
     if stored.kind not in KINDS:
         raise BadInput(f"{stored.title} is {f'of kind {stored.kind}' if stored.kind else 'not a run of adaptkit'}")
@@ -238,7 +236,7 @@ def _require_unfinished(stored: StoredRun) -> None:
         done = {"FINISHED": "is finished: there is nothing to resume", "FAILED": f"failed{reason}; run it anew"}
         raise BadInput(f"{stored.title} {done[info.status]}")
     if _is_made(stored.record):
-        raise BadInput(f"{stored.title} is being made by process {tags.get('adaptkit.pid')} on this machine")
+        raise BadInput(f"{stored.title} is being made by process {tags.get(PID_TAG)} on this machine")
 
 
 def _is_made(run: MlflowRun) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from adaptkit.names import REPORT_FILE
 from adaptkit.errors import BadInput, suggestion, without_secrets
 
 SERVERS = ("http", "https")
@@ -65,7 +66,7 @@ class Address:
 
     def report_url(self, experiment_id: str, run_id: str) -> str:
         """Return the page of a comparison run's report, at the server or at `mlflow ui`'s port."""
-        return f"{self._page(UI_PORT)}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html"
+        return f"{self._page(UI_PORT)}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{REPORT_FILE}"
 
     def _page(self, port: int) -> str:
         return self.shown.rstrip("/") if self.is_server else f"http://127.0.0.1:{port}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy
 
 from adaptkit.events import Predictions, RunResult, RunStart
-from adaptkit.names import CONFIG_FILE, CURVES_FILE, ENVIRONMENT_FILE, PREDICTIONS_FILE, SAMPLES_FILE
+from adaptkit.names import CLASSIFICATION_REPORT, CONFIG_FILE, CONFUSION_FIGURE, CURVES_FILE, ENVIRONMENT_FILE, PREDICTIONS_FILE, SAMPLES_FILE
 from adaptkit.system.files import read_file
 from adaptkit.tracking.environment import environment
 
@@ -70,9 +70,9 @@ def write_artifacts(folder: Path, run: RunStart, result: RunResult) -> None:
     (folder / CONFIG_FILE).write_text(result.config, encoding="utf-8")
     (folder / ENVIRONMENT_FILE).write_text(environment(), encoding="utf-8")
     for name, predictions in result.predictions.items():
-        _write_report(folder / f"classification_report_{name}", predictions, result.classes)
+        _write_report(folder / f"{CLASSIFICATION_REPORT}{name}", predictions, result.classes)
         figure = draw_confusion(predictions, result.classes, f"{run.name}: {test_name(name, result)}")
-        save(figure, folder / f"confusion_{name}.png")
+        save(figure, folder / f"{CONFUSION_FIGURE}{name}.png")
     # A base that was not trained has no history, and says nothing yet.
     if result.predictions:
         write_predictions(folder / PREDICTIONS_FILE, result, is_base=run.kind == "base")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptkit.errors import TrackingLost
-from adaptkit.names import LOCAL_ID_TAG
+from adaptkit.names import DATA_CONTEXT_TAG, LOCAL_ID_TAG
 from adaptkit.tracking.fetching import fetch
 from adaptkit.tracking.journal import Create, End, Event, Input, Journal, Log, Put, Reopen
 
@@ -111,7 +111,7 @@ class Delivery:
 
         # MLflow has no data set class for torch; its table keeps 36 characters of a digest.
         dataset = Dataset(name=event.name, digest=event.digest[:36], source_type="code", source=event.source)
-        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", event.context)])])
+        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag(DATA_CONTEXT_TAG, event.context)])])
 
     def _put(self, run_id: str, folder: Path, event: Put) -> None:
         self.client.log_artifacts(run_id, str(folder), event.path)

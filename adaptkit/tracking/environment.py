@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptkit.names import HOST_TAG, PID_TAG, PROCESS_SEEN_TAG
+from adaptkit.names import COMMAND_TAG, GIT_BRANCH_TAG, GIT_COMMIT_TAG, HOST_TAG, PID_TAG, PROCESS_SEEN_TAG, SOURCE_TYPE_TAG, USER_TAG
 from adaptkit.version import __version__
 
 
@@ -160,9 +160,9 @@ def source_tags(without_secrets: Callable[[str], str]) -> dict[str, str]:
         PID_TAG: str(os.getpid()),
         # A process of this number that began later than this is another one.
         PROCESS_SEEN_TAG: f"{time.time():.3f}",
-        "mlflow.user": user_name(),
-        "mlflow.source.name": without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-        "mlflow.source.type": "LOCAL",
+        USER_TAG: user_name(),
+        COMMAND_TAG: without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        SOURCE_TYPE_TAG: "LOCAL",
         **git_tags(),
     }
 
@@ -179,8 +179,8 @@ def git_tags() -> dict[str, str]:
     """Return the commit and branch of the current folder as MLflow's tags; none outside of a repository."""
     tags = {}
     for tag, arguments in (
-        ("mlflow.source.git.commit", ("rev-parse", "HEAD")),
-        ("mlflow.source.git.branch", ("branch", "--show-current")),
+        (GIT_COMMIT_TAG, ("rev-parse", "HEAD")),
+        (GIT_BRANCH_TAG, ("branch", "--show-current")),
     ):
         try:
             answer = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)

@@ -15,7 +15,7 @@ from adaptkit.adapters.files import read_card
 from adaptkit.comparison.metrics import required
 from adaptkit.comparison.records import ComparedRun, Curve
 from adaptkit.errors import BadInput
-from adaptkit.names import ARM_TAG, KIND_TAG, PREDICTIONS_FILE, SHIFTED_ACCURACY, TEST_ACCURACY, TIME_CUMULATIVE_SECONDS
+from adaptkit.names import ADAPTER_CARD_PATH, ARM_TAG, KIND_TAG, PREDICTIONS_FILE, SHIFTED_ACCURACY, TEST_ACCURACY, TIME_CUMULATIVE_SECONDS
 from adaptkit.settings.settings import DEFAULT_EXPERIMENT
 from adaptkit.system.imports import uncollected
 from adaptkit.tracking.address import Address
@@ -215,7 +215,7 @@ class Reader:
         try:
             with (
                 self.artifact(artifacts, PREDICTIONS_FILE) as path,
-                self.artifact(artifacts, "adapter/adapter.json") as card,
+                self.artifact(artifacts, ADAPTER_CARD_PATH) as card,
             ):
                 return _with_files(run, path, card)
         except FileNotFoundError as error:

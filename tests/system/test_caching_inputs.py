@@ -9,7 +9,8 @@ from hostile import environment, hostile, refusals, scratch
 from safetensors.torch import save
 
 from adaptkit.api.cache import verify_cache
-from adaptkit.experiment.base_cache import CARD_FILE, WEIGHTS_FILE, stored_base
+from adaptkit.experiment.base_cache import stored_base
+from adaptkit.names import BASE_CARD_FILE, BASE_WEIGHTS_FILE
 from adaptkit.training.frozen.features import FeatureFiles, sound
 
 EPOCH = {"number": 1, "loss": 0.5, "train_accuracy": 0.5, "test_accuracy": 0.5, "seconds": 1.0}
@@ -30,8 +31,8 @@ def test_base(data: bytes) -> None:
     folder = scratch() / "cache" / "bases" / "key"
     folder.mkdir(parents=True, exist_ok=True)
     text, _, content = data.partition(b"\0")
-    (folder / CARD_FILE).write_bytes(text)
-    (folder / WEIGHTS_FILE).write_bytes(content)
+    (folder / BASE_CARD_FILE).write_bytes(text)
+    (folder / BASE_WEIGHTS_FILE).write_bytes(content)
     with refusals(), environment(ADAPTKIT_CACHE=str(scratch() / "cache")):
         stored_base("key")
         list(verify_cache(["bases"]))
