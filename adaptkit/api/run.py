@@ -226,9 +226,9 @@ def _opened(tracking_uri: str | None, request: Request) -> Store:
 
 
 def _unsent(store: Store) -> list[str]:
-    from adaptkit.tracking.journal import waiting_for
+    from adaptkit.tracking.journal import count_unsent
 
-    count = waiting_for(store.shown)
+    count = count_unsent(store.shown)
     return [f"{count} earlier run{'s are' if count > 1 else ' is'} not all in MLflow: `adaptkit sync`"] if count else []
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from adaptkit.names import FINAL_SHIFTED_ACCURACY, REPORT_FILE
 from adaptkit.cli.options import FolderType, json_option
 from adaptkit.errors import BadInput
+from adaptkit.names import FINAL_SHIFTED_ACCURACY, REPORT_FILE
 from adaptkit.system.signals import interruptible
 
 
@@ -89,7 +89,7 @@ def compare(
         recorded = publish(findings, output=output, tracking_uri=tracking_uri, track=not no_track)
     console = messages()
     if output is not None:
-        console.print(f"Report:    {output / 'report.html'}", markup=False, soft_wrap=True)
+        console.print(f"Report:    {output / REPORT_FILE}", markup=False, soft_wrap=True)
     first = "" if resolve(tracking_uri).is_server else "`adaptkit ui`, then "
     for page in recorded:
         console.print(f"In MLflow: {first}{page}", markup=False, soft_wrap=True)

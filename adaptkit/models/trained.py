@@ -19,7 +19,19 @@ from adaptkit.contracts import Backbone, Strategy
 from adaptkit.errors import BadInput, located
 from adaptkit.experiment.base_cache import stored_base
 from adaptkit.models.preprocessing import Preprocessing
-from adaptkit.names import ADAPTER_CARD_FILE, ADAPTER_CARD_PATH, ADAPTER_FOLDER, ADAPTER_SHA256_TAG, ADAPTER_WEIGHTS_FILE, BASE_CARD_FILE, BASE_FINGERPRINT_TAG, BASE_FOLDER, BASE_WEIGHTS_FILE, BASE_WEIGHTS_PATH, RECIPE_KEY_TAG
+from adaptkit.names import (
+    ADAPTER_CARD_FILE,
+    ADAPTER_CARD_PATH,
+    ADAPTER_FOLDER,
+    ADAPTER_SHA256_TAG,
+    ADAPTER_WEIGHTS_FILE,
+    BASE_CARD_FILE,
+    BASE_FINGERPRINT_TAG,
+    BASE_FOLDER,
+    BASE_WEIGHTS_FILE,
+    BASE_WEIGHTS_PATH,
+    RECIPE_KEY_TAG,
+)
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
 from adaptkit.plugins.offers import make_checked, options_of
@@ -200,11 +212,7 @@ def _base_state(found: StoredRun, wanted: str) -> dict[str, Tensor]:
         kept = stored_base(key)
         if kept is not None:
             return dict(kept.state)
-    where = (
-        f"its base run has no artifact {BASE_WEIGHTS_PATH}"
-        if keys
-        else "its base run is not in the store"
-    )
+    where = f"its base run has no artifact {BASE_WEIGHTS_PATH}" if keys else "its base run is not in the store"
     raise BadInput(
         f"{found.title}: {where}, and this machine's cache has no base {wanted}: run it again with this adaptkit"
     )

@@ -16,7 +16,29 @@ from adaptkit.data.domains import Domains
 from adaptkit.data.split_files import read_split, says_same
 from adaptkit.errors import BadInput
 from adaptkit.experiment.prepare import Experiment
-from adaptkit.names import ADAPTER_CARD_FILE, ADAPTER_CARD_PATH, ADAPTER_FOLDER, ADAPTER_SHA256_TAG, ADAPTER_WEIGHTS_FILE, BASE_FINGERPRINT_TAG, BASE_FOLDER, BASE_WEIGHTS_FILE, BASE_WEIGHTS_PATH, DATA_CONTEXT_TAG, DATA_FINGERPRINT_TAG, DRAWN_IMAGES_TAG, ENVIRONMENT_FILE, FAMILY_MEMORY, FAMILY_SYSTEM, FAMILY_TIME, IMAGES_DIGEST_TAG, PREDICTIONS_FILE, PROCESSES_TAG, SPLIT_FILE, THREADS_TAG
+from adaptkit.names import (
+    ADAPTER_CARD_FILE,
+    ADAPTER_CARD_PATH,
+    ADAPTER_FOLDER,
+    ADAPTER_SHA256_TAG,
+    ADAPTER_WEIGHTS_FILE,
+    BASE_FINGERPRINT_TAG,
+    BASE_FOLDER,
+    BASE_WEIGHTS_FILE,
+    BASE_WEIGHTS_PATH,
+    DATA_CONTEXT_TAG,
+    DATA_FINGERPRINT_TAG,
+    DRAWN_IMAGES_TAG,
+    ENVIRONMENT_FILE,
+    FAMILY_MEMORY,
+    FAMILY_SYSTEM,
+    FAMILY_TIME,
+    IMAGES_DIGEST_TAG,
+    PREDICTIONS_FILE,
+    PROCESSES_TAG,
+    SPLIT_FILE,
+    THREADS_TAG,
+)
 from adaptkit.plugins.manager import Plugins
 from adaptkit.reproduction.agreement import Difference, Results, Row
 from adaptkit.settings.request import Request

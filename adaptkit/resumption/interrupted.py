@@ -24,7 +24,17 @@ from adaptkit.experiment.recovery import (
     remove_leftovers,
     versions,
 )
-from adaptkit.names import COMMAND_TAG, ERROR_TAG, HOST_TAG, KIND_TAG, LOCAL_ID_TAG, PARENT_TAG, PID_TAG, RESUMED_TAG, TRAIN_LOSS
+from adaptkit.names import (
+    COMMAND_TAG,
+    ERROR_TAG,
+    HOST_TAG,
+    KIND_TAG,
+    LOCAL_ID_TAG,
+    PARENT_TAG,
+    PID_TAG,
+    RESUMED_TAG,
+    TRAIN_LOSS,
+)
 from adaptkit.tracking.liveness import lives
 from adaptkit.tracking.runs import RunFinder, StoredRun, open_runs
 from adaptkit.tracking.store import errors_as_lines

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from adaptkit.names import REPORT_FILE
 from adaptkit.errors import BadInput, suggestion, without_secrets
+from adaptkit.names import REPORT_FILE
 
 SERVERS = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")

@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy
 
 from adaptkit.events import Predictions, RunResult, RunStart
-from adaptkit.names import CLASSIFICATION_REPORT, CONFIG_FILE, CONFUSION_FIGURE, CURVES_FILE, ENVIRONMENT_FILE, PREDICTIONS_FILE, SAMPLES_FILE
+from adaptkit.names import (
+    CLASSIFICATION_REPORT,
+    CONFIG_FILE,
+    CONFUSION_FIGURE,
+    CURVES_FILE,
+    ENVIRONMENT_FILE,
+    PREDICTIONS_FILE,
+    SAMPLES_FILE,
+)
 from adaptkit.system.files import read_file
 from adaptkit.tracking.environment import environment
 

@@ -16,7 +16,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptkit.names import COMMAND_TAG, GIT_BRANCH_TAG, GIT_COMMIT_TAG, HOST_TAG, PID_TAG, PROCESS_SEEN_TAG, SOURCE_TYPE_TAG, USER_TAG
+from adaptkit.names import (
+    COMMAND_TAG,
+    GIT_BRANCH_TAG,
+    GIT_COMMIT_TAG,
+    HOST_TAG,
+    PID_TAG,
+    PROCESS_SEEN_TAG,
+    SOURCE_TYPE_TAG,
+    USER_TAG,
+)
 from adaptkit.version import __version__
 
 

@@ -134,7 +134,7 @@ def test_a_store_that_gives_another_adapter_back_is_told(
     # It is judged by what is sent; what the store gives back must be the same.
     assert outcome.tracking_error is not None
     assert outcome.tracking_error.startswith(
-        "the store does not give back adapter.safetensors as it was; what is missing"
+        "adapter.safetensors differs from the original after its upload to the store; the missing records"
     )
 
 

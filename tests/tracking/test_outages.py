@@ -188,7 +188,9 @@ def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
     last = done.stderr.splitlines()[-1]
     assert last.startswith("Error: not all is in MLflow: ")
     uri = proxy.address
-    kept = f"what is missing is kept: `adaptkit sync --tracking-uri {uri}` sends it; the results above are complete"
+    kept = (
+        f"the missing records are kept: `adaptkit sync --tracking-uri {uri}` sends them; the results above are complete"
+    )
     assert last.endswith(f"; {kept}")
     assert "lora" in done.stdout and "head" in done.stdout
     assert "hush" not in done.stdout + done.stderr + "".join(p.read_text() for p in Path.cwd().rglob("*.json*"))
@@ -207,8 +209,8 @@ def test_a_server_that_comes_back_and_takes_nothing_is_not_called_away(proxy: Pr
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, last) == (
         1,
-        "Error: not all is in MLflow: INVALID_PARAMETER_VALUE: the proxy takes nothing; what is missing is kept: "
-        f"`adaptkit sync --tracking-uri {proxy.address}` says what can be done; the results above are complete",
+        "Error: not all is in MLflow: INVALID_PARAMETER_VALUE: the proxy takes nothing; the missing records are kept: "
+        f"`adaptkit sync --tracking-uri {proxy.address}` explains what to do; the results above are complete",
     )
     note("server-denies")
 
