@@ -39,7 +39,7 @@ from adaptkit.resumption.interrupted import (
     open_stopped,
     require_same_start,
     require_unchanged,
-    what_it_has,
+    stored_progress,
 )
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.settings.settings import flatten
@@ -147,7 +147,7 @@ def _prepared(
     try:
         experiment = prepare(resolve([Layer(values)], loaded))
     except BadInput as error:
-        raise BadInput(*(f"{found.stored.title} cannot go on: {problem}" for problem in error.problems)) from None
+        raise BadInput(*(f"{found.stored.title} cannot be resumed: {problem}" for problem in error.problems)) from None
     require_same_start(found, experiment)
     return experiment, loaded
 
@@ -173,7 +173,7 @@ def _go_on(
         held.enter_context(watch.shown(plugins))
         if is_group:
             count_again(store.client, found.stored.run_id)
-            request, goes_on = experiment.request, what_it_has(store.client, found.stored.record)
+            request, goes_on = experiment.request, stored_progress(store.client, found.stored.record)
             held.enter_context(tracker.grouped(request.group_name, request.shared_params(), goes_on))
         held.enter_context(resumable(keeping, tracking_uri))
         if record.kind == "base":
@@ -213,7 +213,9 @@ def _require_base(
         base, _, _ = obtain_base(experiment, unwatched, None, False, watch.notice)
     if others := begun.base_fingerprints - {base.fingerprint}:
         was = sorted(others)[0]
-        raise BadInput(f"{found.stored.title} cannot go on: its base was {was[:12]}, and is {base.fingerprint[:12]}")
+        raise BadInput(
+            f"{found.stored.title} cannot be resumed: its base was {was[:12]}, and is {base.fingerprint[:12]}"
+        )
     for arm in experiment.request.arms:
         for seed in experiment.request.settings.seed:
             described = describe_run(experiment, base, None, arm, seed, seat.company())

@@ -17,7 +17,7 @@ from adaptkit.experiment.base_cache import Base, drop_base, stored_base
 from adaptkit.experiment.inputs import ModelInputs
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.tuning_run import blinded, tune_once
-from adaptkit.names import BASE_FINGERPRINT_TAG, ENVIRONMENT_FILE, THREADS_TAG
+from adaptkit.names import BASE_FINGERPRINT_TAG, ENVIRONMENT_FILE, KIND_TAG, THREADS_TAG
 from adaptkit.plugins.manager import Plugins
 from adaptkit.reproduction.agreement import Results
 from adaptkit.reproduction.record import read_results
@@ -25,6 +25,7 @@ from adaptkit.system.core_sharing import Seat
 from adaptkit.system.folders import features_allowed
 from adaptkit.system.hardware import recorded_threads
 from adaptkit.tracking.runs import StoredRun, open_runs
+from adaptkit.tracking.search import search_runs
 from adaptkit.tracking.store import Store, open_store
 from adaptkit.tracking.tracker import Tracker
 
@@ -112,7 +113,7 @@ def _adapt(
 
 def _only(store: Store, kind: str) -> StoredRun:
     """Return the only run of this kind in the store."""
-    (record,) = store.client.search_runs([store.experiment_id], f"tags.`adaptkit.kind` = '{kind}'")
+    (record,) = search_runs(store.client, [store.experiment_id], tags={KIND_TAG: kind})
     return open_runs(store.uri).find(str(record.info.run_id), (kind,))
 
 

@@ -18,7 +18,7 @@ from support.fabrication import BASE, DATA, IMAGES, fabricate
 from support.servers import mlflow_ui
 
 import adaptkit
-from adaptkit.tracking import reader
+from adaptkit.tracking import search
 
 Cli = Callable[..., Result]
 
@@ -282,7 +282,7 @@ def test_where_is_mlflows_filter_with_bare_names_for_params(cli: Cli, uri: str) 
 def test_more_than_one_page_of_runs_is_read(cli: Cli, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     some(uri, "one", [20, 30, 25])
     some(uri, "other", [50, 61, 56])
-    monkeypatch.setattr(reader, "PAGE", 2)
+    monkeypatch.setattr(search, "PAGE", 2)
     assert [arm["n"] for arm in compared(cli)["arms"]] == [3, 3]
 
 
@@ -376,7 +376,7 @@ def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: P
     MlflowClient(tracking_uri=uri).delete_run(one[0])
     assert refused(cli, one[0]) == [f"run {one[0]} was deleted; `mlflow runs restore --run-id {one[0]}` brings it back"]
     tuned = fabricate(uri, "tuned", 0, [], tags={"adaptkit.kind": "tuning"})
-    assert refused(cli, tuned) == [f"run {tuned} is of kind tuning; adaptation runs are compared"]
+    assert refused(cli, tuned) == [f"run {tuned} is of kind tuning; only adaptation runs can be compared"]
 
 
 def test_runs_that_failed_are_named_when_one_arm_is_left(cli: Cli, uri: str) -> None:

@@ -187,11 +187,8 @@ def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("Error: not all is in MLflow: ")
-    uri = proxy.address
-    kept = (
-        f"the missing records are kept: `adaptkit sync --tracking-uri {uri}` sends them; the results above are complete"
-    )
-    assert last.endswith(f"; {kept}")
+    command = f"adaptkit sync --tracking-uri {proxy.address}"
+    assert last.endswith(f"; the missing records are kept: `{command}` sends them; the results above are complete")
     assert "lora" in done.stdout and "head" in done.stdout
     assert "hush" not in done.stdout + done.stderr + "".join(p.read_text() for p in Path.cwd().rglob("*.json*"))
     assert journals()
