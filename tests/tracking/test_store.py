@@ -169,25 +169,25 @@ def test_a_linked_database_is_guarded_where_it_lies(empty_store: Path, own_folde
     [
         (
             "mlruns",
-            "mlruns is a folder for MLflow's old file store, which MLflow has given up; write sqlite:///mlflow.db",
+            "mlruns is a folder for MLflow's old file store, which MLflow no longer supports; write sqlite:///mlflow.db",
         ),
         (
             "./results",
-            "./results is a folder for MLflow's old file store, which MLflow has given up; "
+            "./results is a folder for MLflow's old file store, which MLflow no longer supports; "
             "write sqlite:///results/mlflow.db",
         ),
         (
             "file:///data/mlruns",
-            "file:///data/mlruns is a folder for MLflow's old file store, which MLflow has given up; "
+            "file:///data/mlruns is a folder for MLflow's old file store, which MLflow no longer supports; "
             "write sqlite:////data/mlflow.db",
         ),
         (
             "runs.db",
-            "runs.db is a folder for MLflow's old file store, which MLflow has given up; write sqlite:///runs.db",
+            "runs.db is a folder for MLflow's old file store, which MLflow no longer supports; write sqlite:///runs.db",
         ),
-        ("sqlite:///:memory:", "sqlite:///:memory: names no database file; write sqlite:///PATH/mlflow.db"),
-        ("sqlite://", "sqlite:// names no database file; write sqlite:///PATH/mlflow.db"),
-        ("sqlite:mlflow.db", "sqlite:mlflow.db names no database file; write sqlite:///PATH/mlflow.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory: does not name a database file; write sqlite:///PATH/mlflow.db"),
+        ("sqlite://", "sqlite:// does not name a database file; write sqlite:///PATH/mlflow.db"),
+        ("sqlite:mlflow.db", "sqlite:mlflow.db does not name a database file; write sqlite:///PATH/mlflow.db"),
         (
             "postgres://me:secret@host/runs",
             "adaptkit cannot track to 'postgres' addresses; did you mean 'postgresql'?",
@@ -196,9 +196,12 @@ def test_a_linked_database_is_guarded_where_it_lies(empty_store: Path, own_folde
             "databricks",
             "adaptkit cannot track to 'databricks' addresses; known: http, https, mssql, mysql, postgresql, sqlite",
         ),
-        ("http://", "http:// is no address of a tracking store; write http://HOST:PORT"),
-        ("http:/\n/me:secret@host", "http:/host is no address of a tracking store; write http://HOST:PORT"),
-        ("http://me:secret@host:port", "http://host:port is no address of a tracking store; write http://HOST:PORT"),
+        ("http://", "http:// is not the address of a tracking store; write http://HOST:PORT"),
+        ("http:/\n/me:secret@host", "http:/host is not the address of a tracking store; write http://HOST:PORT"),
+        (
+            "http://me:secret@host:port",
+            "http://host:port is not the address of a tracking store; write http://HOST:PORT",
+        ),
     ],
 )
 def test_an_address_that_mlflow_cannot_write_to(uri: str, line: str, own_folder: Path) -> None:
@@ -225,9 +228,9 @@ def test_an_old_file_store_is_explained(has_database: bool, target: str, own_fol
         Path("mlflow.db").touch()
 
     assert refusal() == (
-        "mlruns/ holds runs of MLflow's old file store, with which MLflow no longer starts; to keep them, type "
+        "mlruns/ holds runs of MLflow's old file store, which MLflow no longer supports; to keep them, type "
         f"`mlflow migrate-filestore --source mlruns --target sqlite:///{target} && rm mlruns/*/meta.yaml`; "
-        "to begin anew, `mv mlruns mlruns-old`"
+        "to start with a new store, type `mv mlruns mlruns-old`"
     )
 
 
@@ -263,8 +266,8 @@ def test_a_database_whose_folder_was_moved_or_copied(
     opened = open_store(None, "adaptkit")
 
     notice = (
-        f"experiment 'adaptkit' keeps its artifacts in {old}/mlruns/{first.experiment_id}, a folder from which "
-        "this database was moved or copied: these runs go to 'adaptkit-2'"
+        f"experiment 'adaptkit' has its artifacts in {old}/mlruns/{first.experiment_id}, a folder from which "
+        "this database was moved or copied: these runs are in 'adaptkit-2'"
     )
     assert opened.notices == (notice,)
     assert opened.experiment_name == "adaptkit-2"
@@ -295,8 +298,8 @@ def test_an_experiment_made_by_a_server(store: Path) -> None:
     opened = open_store(None, "adaptkit")
 
     assert opened.notices == (
-        "experiment 'adaptkit' was made by an MLflow server, which alone can reach its artifacts: "
-        "these runs go to 'adaptkit-3'",
+        "experiment 'adaptkit' was created by an MLflow server, and only the server can write its artifacts: "
+        "these runs are in 'adaptkit-3'",
     )
     assert opened.experiment_name == "adaptkit-3"
 

@@ -243,7 +243,7 @@ def test_an_older_store_is_upgraded_and_kept(own_folder: Path, monkeypatch: pyte
 
     backup = f"mlflow.db.backup-{older}"
     assert opened.notices == (
-        f"{path} was upgraded to the installed MLflow's schema; as it was before, it is kept in {backup}",
+        f"{path} was upgraded to the schema of the installed MLflow; the previous version is kept in {backup}",
     )
     assert schema._revision(own_folder / backup) == older
     assert opened.client.get_experiment("5").name == "mine"
@@ -263,7 +263,7 @@ def test_an_upgrade_that_fails_changes_nothing(own_folder: Path) -> None:
     command = f"mlflow db upgrade sqlite:///{path}"
     assert (
         str(caught.value)
-        == f"{path} could not be upgraded and is as it was: `{command}` shows why; move it away to begin with a new one"
+        == f"{path} could not be upgraded and is unchanged: `{command}` shows the reason; move it away to start with a new one"
     )
     assert schema._revision(path) == older
     assert list(own_folder.glob("*.backup-*")) == []
