@@ -91,9 +91,7 @@ class Environment:
         that it needs. The version of the kernel and all other distributions are left out.
         """
         machine = [part.strip() for part in self.head.get("processor", "").split(",")]
-        cores, recorded_threads = (
-            next((part.split()[0] for part in machine if part.endswith(end)), "") for end in _COUNTS
-        )
+        counts = {part.partition(" ")[2]: part.split()[0] for part in machine if " " in part}
         properties = {
             "adaptkit": self.head.get("adaptkit", ""),
             "Python": ".".join(self.head.get("python", "").split(".")[:2]),

@@ -425,8 +425,8 @@ def test_predictions_of_other_test_images_are_refused(cli: Cli, uri: str, own_fo
 
 def test_without_a_store_or_a_server_it_says_so(cli: Cli, own_folder: Path) -> None:
     assert refused(cli) == [
-        f"there is no tracking store at {own_folder / 'mlflow.db'}: `adaptkit run` makes one; "
-        "--tracking-uri names another"
+        f"there is no tracking store at {own_folder / 'mlflow.db'}: create one with "
+        "`adaptkit run`, or name one with --tracking-uri"
     ]
     assert not list(own_folder.iterdir())
     (line,) = refused(cli, "--tracking-uri", "http://127.0.0.1:9")

@@ -261,9 +261,9 @@ def test_an_upgrade_that_fails_changes_nothing(own_folder: Path) -> None:
         open_store(None, "adaptkit")
 
     command = f"mlflow db upgrade sqlite:///{path}"
-    assert (
-        str(caught.value)
-        == f"{path} could not be upgraded and is unchanged: `{command}` shows the reason; move it away to start with a new one"
+    assert str(caught.value) == (
+        f"{path} could not be upgraded and is unchanged: `{command}` shows the reason; "
+        "move it away to start with a new one"
     )
     assert schema._revision(path) == older
     assert list(own_folder.glob("*.backup-*")) == []
