@@ -56,7 +56,7 @@ def test_a_damaged_base_is_told_and_trained_anew(name: str, cli: Cli, cache: Pat
         assert (verified.exit_code, verified.stdout.splitlines()[0]) == (1, line), number
         if number % 4 == 0:
             again = cli(*RUN)
-            assert (again.exit_code, again.stderr) == (0, f"Warning: {folder} is damaged: it is computed anew\n")
+            assert (again.exit_code, again.stderr) == (0, f"Warning: {folder} is damaged and is computed again\n")
             assert numbers(again) == right
             assert (folder / "base.safetensors").read_bytes() == whole or name == "base.json"
             assert cli("cache", "verify").exit_code == 0
@@ -81,7 +81,7 @@ def test_damaged_features_are_told_and_computed_anew(cli: Cli, cache: Path) -> N
             note("damaged-features")
         again = cli(*RUN)
         assert again.exit_code == 0 and numbers(again) == right
-        assert again.stderr in ("", f"Warning: {path} is damaged: it is computed anew\n"), number
+        assert again.stderr in ("", f"Warning: {path} is damaged and is computed again\n"), number
         told = again.stderr != ""
         # Not all of them are read by this run: those are mended when they are.
         assert told == (cli("cache", "verify", "features").exit_code == 0)
@@ -105,7 +105,7 @@ def test_a_damaged_record_of_pictures_is_told_and_they_are_looked_at_anew(
         assert (verified.exit_code, verified.stdout.splitlines()[0]) == (1, line), content
         note("damaged-pictures")
     again = cli(*run)
-    assert f"Warning: {record} is damaged: it is computed anew" in again.stderr.splitlines()
+    assert f"Warning: {record} is damaged and is computed again" in again.stderr.splitlines()
     assert numbers(again) == numbers(first) and record.read_bytes() == whole
 
 
@@ -197,7 +197,7 @@ def test_bases_are_bounded_and_those_used_longest_ago_go_first(
     monkeypatch.setenv("ADAPTKIT_CACHE_LIMIT", "much")
     result = cli(*RUN)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "Error: ADAPTKIT_CACHE_LIMIT: 'much' is no size; write 500MB or 2GB\n"
+    assert result.stderr == "Error: ADAPTKIT_CACHE_LIMIT: 'much' is not a size; write 500MB or 2GB\n"
     shutil.rmtree(cache)
 
 

@@ -386,10 +386,10 @@ def test_as_many_threads_compute_as_did(monkeypatch: pytest.MonkeyPatch) -> None
     try:
         with recorded_threads(1, told.append):
             assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2 and told == ["computing on 1 thread, as the run did"]
+        assert torch.get_num_threads() == 2 and told == ["using 1 thread, as in the run"]
         with recorded_threads(4096, told.append):
             assert torch.get_num_threads() == 2
-        assert re.fullmatch(r"the run computed on 4096 threads, and there are \d+ cores? here", told[1])
+        assert re.fullmatch(r"the run used 4096 threads, but this machine has only \d+ cores", told[1])
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
         with recorded_threads(1, told.append):
             assert torch.get_num_threads() == 2  # the user has chosen
@@ -549,7 +549,10 @@ def test_a_device_that_is_not_here_is_one_line(cli: Cli, own: str, tracked: Trac
     result = cli("reproduce", run_id)
     assert result.exit_code == 2
     hint = "; the run was computed there: --device auto takes what is here"
-    assert result.stderr.startswith("Error: device: mps is not available here; have: cpu") and hint in result.stderr
+    assert (
+        result.stderr.startswith("Error: device: mps is not available on this machine; choose cpu")
+        and hint in result.stderr
+    )
     # Computed on another device, it need not be the same.
     found = json.loads(cli("reproduce", run_id, "--device", "cpu", "--json").stdout)
     assert found["verdict"] == "identical"

@@ -168,7 +168,7 @@ def test_a_run_beside_another_is_tagged_shared_and_its_seconds_are_not_ranked(
     finally:
         torch.set_num_threads(before)
     other.leave()
-    notice = "1 other experiment runs on this machine: computing on 1 of 2 cores, "
+    notice = "1 other experiment is running on this machine: this one uses 1 of 2 cores; "
     assert [line.startswith(notice) for line in result.stderr.splitlines()].count(True) == 1
     beside = json.loads(result.stdout)
     for outcome, timing, threads in ((alone, "alone", "2"), (beside, "shared", "1")):

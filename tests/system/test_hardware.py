@@ -23,9 +23,7 @@ from adaptkit.system.hardware import computes_bf16, find_precision, precision_no
 Cli = Callable[..., Result]
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
-EMULATED = (
-    "Note: bf16 is emulated on this CPU and slower than fp32; --precision auto takes bf16 only where it is native"
-)
+EMULATED = "Note: bf16 is emulated on this CPU and slower than fp32; --precision auto uses bf16 only if it is native"
 
 #: enough training for an accuracy that means something, little enough for emulated bf16
 SMALL_SETTINGS = TINY_SETTINGS | {
@@ -188,9 +186,9 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("others", "threads", "words"),
     [
         (0, 8, None),
-        (1, 4, "1 other experiment runs on this machine: computing on 4 of 8 cores"),
-        (2, 2, "2 other experiments run on this machine: computing on 2 of 8 cores"),
-        (20, 1, "20 other experiments run on this machine: computing on 1 of 8 cores"),
+        (1, 4, "1 other experiment is running on this machine: this one uses 4 of 8 cores"),
+        (2, 2, "2 other experiments are running on this machine: this one uses 2 of 8 cores"),
+        (20, 1, "20 other experiments are running on this machine: this one uses 1 of 8 cores"),
     ],
 )
 def test_experiments_share_the_cores(eight_cores: None, others: int, threads: int, words: str | None) -> None:
