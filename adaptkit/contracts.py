@@ -86,7 +86,7 @@ class Shift(Protocol):
     name: ClassVar[str]
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
-        """Return shifted copies of float images `[n, c, h, w]` in 0..1, with random numbers of its own for each image."""
+        """Return shifted copies of float images `[n, c, h, w]` in 0..1; draw random numbers for each image."""
 
 
 class Engine(Protocol):
@@ -107,7 +107,7 @@ class Engine(Protocol):
     name: ClassVar[str]
 
     def start(self, work: Work) -> AbstractContextManager[TrialRunner]:
-        """Return a context manager that starts workers; at its end it stops them, with the trials that are still running.
+        """Return a context manager that starts workers and stops them at its end, with trials that still run.
 
         `work.worker()` is a worker in this process. Other processes receive `work.packed(...)`, a byte string, and call
         `adaptkit.sweeps.engines.worker.open_worker`.

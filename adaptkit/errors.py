@@ -30,7 +30,7 @@ def given(value: object) -> object:
 
 
 class AdaptkitError(Exception):
-    """Base class of expected errors: each problem is one line, and there is no traceback."""
+    """Base class of expected errors: each problem is shown as one line, without a traceback."""
 
     exit_code = 1
 

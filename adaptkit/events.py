@@ -56,7 +56,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a model and of its base for one test set, as 1-d arrays; `image` is the index in the data set."""
+    """Predictions of a model and of its base for a test set, as 1-d arrays; `image` is the index in the data set."""
 
     image: Any
     truth: Any

@@ -15,7 +15,7 @@ VALIDATION_LOSS = "validation/loss"
 TIME_EPOCH_SECONDS = "time/epoch_seconds"
 TIME_CUMULATIVE_SECONDS = "time/cumulative_seconds"
 
-# Final metrics of an adaptation run: what the trained model achieves.
+# Final metrics of an adaptation run: quality of the model.
 FINAL_TEST_ACCURACY = "final/test_accuracy"
 FINAL_SHIFTED_ACCURACY = "final/shifted_accuracy"
 FINAL_SHIFTED_MACRO_F1 = "final/shifted_macro_f1"
@@ -24,7 +24,7 @@ FINAL_BASE_TEST_ACCURACY = "final/base_test_accuracy"
 FINAL_GAIN = "final/gain"
 FINAL_RETENTION = "final/retention"
 
-# Final metrics of an adaptation run: what the model costs.
+# Final metrics of an adaptation run: size and costs.
 PARAMS_TOTAL = "params/total"
 PARAMS_TRAINABLE = "params/trainable"
 PARAMS_TRAINABLE_FRACTION = "params/trainable_fraction"

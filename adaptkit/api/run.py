@@ -252,7 +252,7 @@ def tuned_layer(run_id: str, layers: Sequence[Layer], tracking_uri: str | None) 
     runs = open_runs(tracking_uri)
     record = runs.get(run_id)
     if record is None:
-        raise BadInput(f"--from-tune: there is no run {run_id!r} in {runs.reader.address.shown}")
+        raise BadInput(f"--from-tune: no run {run_id!r} in {runs.reader.address.shown}")
     found = StoredRun(runs, record)
     if found.kind != "sweep" or TUNING_TAG not in found.tags:
         raise BadInput(f"--from-tune: {found.title} is no tuning; `adaptkit tune` says the id of its own")

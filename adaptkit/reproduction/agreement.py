@@ -133,7 +133,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was compared, the differences, and the largest difference of each kind of number, in words."""
+    """The result of a comparison: its size, the differences, and the largest one of each kind, in words."""
 
     compared: Compared
     differences: tuple[Difference, ...]

@@ -120,7 +120,7 @@ def find_resumable(runs: RunFinder, run_id: str) -> InterruptedRun:
     run = runs.get(run_id)
     if run is None:
         here = runs.reader.address.without_secrets(runs.reader.address.uri)
-        raise BadInput(f"there is no run {run_id!r} in {runs.reader.address.shown}{_hint(here)}")
+        raise BadInput(f"no run {run_id!r} in {runs.reader.address.shown}{_hint(here)}")
     stored = StoredRun(runs, run)
     _require_unfinished(stored)
     local_id = local_id_of(run)
@@ -245,4 +245,4 @@ def _missing_reason(stored: StoredRun) -> str:
     host = stored.tags.get(HOST_TAG, "?")
     if host != socket.gethostname():
         return f"it started on {host}, and its checkpoint is there"
-    return f"there is no checkpoint of it on this machine; {RUN_AGAIN}"
+    return f"this machine has no checkpoint of it; {RUN_AGAIN}"

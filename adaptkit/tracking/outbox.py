@@ -82,7 +82,7 @@ class Sender:
             return not self._waiting and not self.refused
 
     def _wait_while_progressing(self, is_done: Callable[[], bool], patience: float) -> None:
-        """Wait until `is_done()`, or until there was no progress for `patience` seconds. The caller holds the lock."""
+        """Wait until `is_done()`, or until nothing was sent for `patience` seconds. The caller holds the lock."""
         while not is_done():
             left = self._moved + patience - time.monotonic()
             if left <= 0:

@@ -181,7 +181,7 @@ class Reader:
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
-                problems.append(f"there is no run {run_id!r} in {self.address.shown}")
+                problems.append(f"no run {run_id!r} in {self.address.shown}")
                 continue
             kind = run.data.tags.get(KIND_TAG)
             if kind not in ("adaptation", *PARENTS):

@@ -100,9 +100,7 @@ def open_existing(uri: str | None) -> tuple[Address, MlflowClient]:
     address = resolve(uri)
     path = Path(os.path.realpath(address.path)) if address.path else None
     if path and not path.is_file():
-        raise BadInput(
-            f"there is no tracking store at {path}: create one with `adaptkit run`, or name one with --tracking-uri"
-        )
+        raise BadInput(f"no tracking store at {path}: create one with `adaptkit run`, or name one with --tracking-uri")
     if address.is_server:
         check_server(address)
     _prepare_mlflow(address)
@@ -134,7 +132,7 @@ def existing_experiment(address: Address, client: MlflowClient, name: str) -> st
     found = client.get_experiment_by_name(name)
     if found is None:
         names = [other.name for other in client.search_experiments(max_results=1000) if other.name != "Default"]
-        raise BadInput(f"--experiment: there is no experiment {name!r} in {address.shown}{suggestion(name, names)}")
+        raise BadInput(f"--experiment: no experiment {name!r} in {address.shown}{suggestion(name, names)}")
     if found.lifecycle_stage == "deleted":
         raise BadInput(_deleted_line(found, address))
     return str(found.experiment_id)

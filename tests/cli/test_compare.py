@@ -349,7 +349,7 @@ def test_unequal_epochs_are_said(cli: Cli, uri: str) -> None:
 
 def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: Path) -> None:
     here = own_folder / "mlflow.db"
-    assert refused(cli) == [f"--experiment: there is no experiment 'adaptkit' in {here}; known: template"]
+    assert refused(cli) == [f"--experiment: no experiment 'adaptkit' in {here}; known: template"]
     one = some(uri, "one", [20, 30])
     assert refused(cli) == [
         "only one arm to compare: one (2 seeds); run another strategy with the same seeds, as in "
@@ -363,12 +363,12 @@ def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: P
         "--metric: no run has a metric 'shifted_macro_f1'; did you mean 'final/shifted_macro_f1'?"
     ]
     assert refused(cli, "--experiment", "adaptkitt") == [
-        f"--experiment: there is no experiment 'adaptkitt' in {here}; did you mean 'adaptkit'?"
+        f"--experiment: no experiment 'adaptkitt' in {here}; did you mean 'adaptkit'?"
     ]
     assert refused(cli, "--experiment", "", "--metric", "") == [
         f"{option}: no value; leave the option out for its default" for option in ("--experiment", "--metric")
     ]
-    assert refused(cli, "nothing") == [f"there is no run 'nothing' in {here}"]
+    assert refused(cli, "nothing") == [f"no run 'nothing' in {here}"]
     assert refused(cli, one[0], "--where", "seed = '0'", "--margin", "-1") == [
         "name runs by their ids, or by --experiment and --where, not both",
         "--margin: must be at least 0, not -1",
@@ -425,7 +425,7 @@ def test_predictions_of_other_test_images_are_refused(cli: Cli, uri: str, own_fo
 
 def test_without_a_store_or_a_server_it_says_so(cli: Cli, own_folder: Path) -> None:
     assert refused(cli) == [
-        f"there is no tracking store at {own_folder / 'mlflow.db'}: create one with "
+        f"no tracking store at {own_folder / 'mlflow.db'}: create one with "
         "`adaptkit run`, or name one with --tracking-uri"
     ]
     assert not list(own_folder.iterdir())

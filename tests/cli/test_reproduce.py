@@ -403,7 +403,7 @@ def test_as_many_threads_compute_as_did(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        ("nothing", "there is no run 'nothing' in "),
+        ("nothing", "no run 'nothing' in "),
         ("group", r"run \w+ \(lora rank=4, head seed=0\) groups others and has no model; name one of its runs: "),
         ("FAILED", r"run \w+ \(lora rank=4 seed=0\) failed: it has no model"),
         ("RUNNING", r"run \w+ \(lora rank=4 seed=0\) is still running: wait for it"),

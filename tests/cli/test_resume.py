@@ -348,7 +348,7 @@ def test_a_run_that_has_ended_is_refused(uri: str, cli: Cli) -> None:
 
 
 def test_what_is_no_run_of_a_store_is_refused(uri: str, cli: Cli, own_folder: Path, stop: Stop) -> None:
-    assert refused(cli, "nothing") == f"Error: there is no run 'nothing' in {own_folder}/mlflow.db"
+    assert refused(cli, "nothing") == f"Error: no run 'nothing' in {own_folder}/mlflow.db"
     assert refused(cli) == "Error: name runs by their ids, or all that stopped with --all"
     assert refused(cli, "x", "--all") == "Error: name runs by their ids, or all that stopped with --all, not both"
     foreign = MlflowClient(uri).create_run("0").info.run_id
@@ -363,7 +363,7 @@ def test_what_is_no_run_of_a_store_is_refused(uri: str, cli: Cli, own_folder: Pa
     none = own_folder / "elsewhere" / "none.db"
     for arguments in ([run_id], ["--all"]):
         line = refused(cli, *arguments, "--tracking-uri", f"sqlite:///{none}")
-        assert line.startswith(f"Error: there is no tracking store at {none}: ") and line.endswith(hint)
+        assert line.startswith(f"Error: no tracking store at {none}: ") and line.endswith(hint)
 
 
 def killed(uri: str, stop: Stop, **more: Any) -> str:
@@ -400,7 +400,7 @@ def test_a_run_of_which_nothing_is_kept_here_is_refused(uri: str, cli: Cli, stop
     client.set_terminated(run_id, "KILLED")
     shutil.move(folder_of(record.local_id), "away")
     assert refused(cli, run_id).endswith(
-        "cannot be resumed: there is no checkpoint of it on this machine; run the command again"
+        "cannot be resumed: this machine has no checkpoint of it; run the command again"
     )
     client.set_tag(run_id, "adaptkit.host", "elsewhere")
     assert refused(cli, run_id).endswith("it started on elsewhere, and its checkpoint is there")
