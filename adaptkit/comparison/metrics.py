@@ -10,6 +10,10 @@ from adaptkit.comparison.records import ComparedRun, Metric
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.names import (
     FAMILY_FINAL,
+    FAMILY_MEMORY,
+    FAMILY_PARAMS,
+    FAMILY_SIZE,
+    FAMILY_TIME,
     FINAL_BASE_TEST_ACCURACY,
     FINAL_GAIN,
     FINAL_RETENTION,
@@ -59,7 +63,7 @@ WITHOUT_SOURCE = {
 }
 UNITS = {"seconds": "s", "bytes": "bytes", "ratio": "times the base's"}
 #: metrics of which less is better, by what their names begin or end with
-COSTLY = ("time/", "params/", "size/", "memory/")
+COSTLY = (FAMILY_TIME, FAMILY_PARAMS, FAMILY_SIZE, FAMILY_MEMORY)
 LOSSES = ("loss", "error", "seconds", "bytes")
 #: the final metrics that every adaptation run records, without which a record has a gap
 REQUIRED = (
