@@ -22,7 +22,7 @@ LITERAL = re.compile(
     rf"(?<![\w./-])(?:{'|'.join(sorted(KEYS, key=len, reverse=True))})(?![\w-])"
     rf"|^(?:{'|'.join(FILES)})$"
     rf"|^(?:{'|'.join(FAMILIES)})/[a-z_]*$"
-    r"|^adaptkit\.[a-z_]+$"
+    r"|^adaptkit\.[a-z_]*$"
     r"|^mlflow\.(?:data|note|parentRunId|source|user)\b"
 )
 
@@ -64,6 +64,7 @@ def test_names_module_holds_all_names() -> None:
         'metrics["time/something_new"]',
         'key.startswith("severity/")',
         'tags["adaptkit.new"]',
+        'tags[f"adaptkit.{name}"]',
         'tags["mlflow.note.content"]',
         'f"tags.`adaptkit.kind` = {kind}"',
         'open("predictions.csv")',

@@ -144,9 +144,8 @@ class Sender:
 
 #: total time that training may wait for the store: seconds, and a fraction of the time since the outbox was made
 GRACE, SHARE = 0.5, 0.04
-#: Seconds that a run may wait for its id in the store, which plugins need: with a file, and with a server. After one
-#: wait that was too short, runs do not wait again until the store is up to date.
-ID_SECONDS, ID_SECONDS_OF_SERVER = 5.0, 1.0
+#: maximum time in seconds that a run may wait for the store at its start and at its end: with a file, with a server
+CATCH_UP_SECONDS, CATCH_UP_SECONDS_OF_SERVER = 5.0, 1.0
 
 
 class Outbox:
@@ -193,10 +192,18 @@ class Outbox:
 
     def wait_for_id(self, local_id: str) -> str | None:
         """Return the store's id of a run that was just created; None if the store is slow or unreachable."""
-        if not self._is_late or self.is_settled:
-            self._settle(ID_SECONDS_OF_SERVER if Address(self._store.uri).is_server else ID_SECONDS)
-            self._is_late = not self.is_settled
+        self.catch_up()
         return self.run_id(local_id)
+
+    def catch_up(self) -> bool:
+        """Wait a limited time until all events are sent; return whether they are.
+
+        After a wait that was too short, this does not wait again until the store is up to date.
+        """
+        if not self._is_late or self.is_settled:
+            self._settle(CATCH_UP_SECONDS_OF_SERVER if Address(self._store.uri).is_server else CATCH_UP_SECONDS)
+            self._is_late = not self.is_settled
+        return not self._is_late
 
     def run_id(self, local_id: str) -> str | None:
         """Return the store's id of a run; None if the store has not created it yet."""

@@ -305,7 +305,7 @@ class Tracker:
         self._add(run, End(status, now()))
         if self._active is not None:
             with contextlib.suppress(Exception):  # the end of the run is already queued
-                self._active.end(status, self._outbox.is_settled)
+                self._active.end(status, answers=self._outbox.catch_up())
         # Last, because after a signal before this line the run must be ended again, as KILLED.
         self._active = None
         self._ended.add(run.name)
