@@ -45,7 +45,7 @@ def cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["base.safetensors", "base.json"])
-def test_a_damaged_base_is_told_and_trained_anew(name: str, cli: Cli, cache: Path) -> None:
+def test_damaged_base_is_trained_again(name: str, cli: Cli, cache: Path) -> None:
     right = numbers(cli(*RUN))
     (folder,) = (path for path in (cache / "bases").iterdir() if path.is_dir())
     whole = (folder / name).read_bytes()
@@ -66,7 +66,7 @@ def test_a_damaged_base_is_told_and_trained_anew(name: str, cli: Cli, cache: Pat
 
 
 @pytest.mark.slow
-def test_damaged_features_are_told_and_computed_anew(cli: Cli, cache: Path) -> None:
+def test_damaged_features_are_computed_again(cli: Cli, cache: Path) -> None:
     right = numbers(cli(*RUN))
     features = sorted((cache / "features").iterdir())
     whole = {path: path.read_bytes() for path in features}
@@ -88,7 +88,7 @@ def test_damaged_features_are_told_and_computed_anew(cli: Cli, cache: Path) -> N
         path.write_bytes(whole[path])
 
 
-def test_a_damaged_record_of_pictures_is_told_and_they_are_looked_at_anew(
+def test_damaged_image_record_is_made_again(
     cli: Cli, cache: Path, own_folder: Path
 ) -> None:
     make_photos(own_folder / "photos", per_class=8)
@@ -127,7 +127,7 @@ def refused(result: Result) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter.safetensors", "adapter.json"])
-def test_a_damaged_adapter_is_refused(name: str, cli: Cli, tracked: tuple[str, Path], own_folder: Path) -> None:
+def test_damaged_adapter_is_refused(name: str, cli: Cli, tracked: tuple[str, Path], own_folder: Path) -> None:
     run_id, artifacts = tracked
     path = artifacts / "adapter" / name
     whole = path.read_bytes()
@@ -142,7 +142,7 @@ def test_a_damaged_adapter_is_refused(name: str, cli: Cli, tracked: tuple[str, P
     assert cli(*export).exit_code == 0
 
 
-def test_a_damaged_split_is_refused_and_an_edited_one_can_be_accepted(cli: Cli, tracked: tuple[str, Path]) -> None:
+def test_damaged_split(cli: Cli, tracked: tuple[str, Path]) -> None:
     _, artifacts = tracked
     path = artifacts / "split.json"
     whole = path.read_bytes()
@@ -167,7 +167,7 @@ def test_a_damaged_split_is_refused_and_an_edited_one_can_be_accepted(cli: Cli, 
 
 
 @pytest.mark.slow
-def test_bases_are_bounded_and_those_used_longest_ago_go_first(
+def test_cache_limit_evicts_oldest_bases(
     cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from adaptkit.experiment.base_cache import base_lock
@@ -242,7 +242,7 @@ print(sound)
 
 
 @pytest.mark.slow
-def test_nobody_ever_reads_half_a_file(cache: Path) -> None:
+def test_files_are_never_read_half_written(cache: Path) -> None:
     roles = ("write", "write", "read", "read", "read", "remove")
     command = (sys.executable, "-c", SHARING)
     processes = [

@@ -41,7 +41,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> None:
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
     ids=lambda value: str(value),
 )
-def test_a_signal_kills_the_run_and_its_record_says_so(store: Path, number: signal.Signals, code: int) -> None:
+def test_signal_ends_run_as_killed(store: Path, number: signal.Signals, code: int) -> None:
     process = start("-s", "head", *LONG, "--epochs", "100000")
     read_until(process, "[head seed=0] epoch 3/")
     process.send_signal(number)
@@ -56,7 +56,7 @@ def test_a_signal_kills_the_run_and_its_record_says_so(store: Path, number: sign
     note("signal")
 
 
-def test_a_signal_in_the_base_run_kills_that(store: Path) -> None:
+def test_signal_during_base_run(store: Path) -> None:
     process = start("-s", "head", *LONG, "--set", "base.epochs=100000")
     read_until(process, "[base small_cnn mnist5k] epoch 2/")
     process.send_signal(signal.SIGTERM)
@@ -115,7 +115,7 @@ def adaptkit_strategies():
 
 
 @pytest.mark.parametrize("how", ["translated", "lost", "closing"])
-def test_a_signal_is_not_lost_where_a_library_makes_an_error_of_it_or_a_run_is_being_closed(
+def test_signal_is_not_lost(
     store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setenv("HOW", how)
@@ -130,7 +130,7 @@ def test_a_signal_is_not_lost_where_a_library_makes_an_error_of_it_or_a_run_is_b
     note("signal")
 
 
-def test_eight_processes_started_at_once_in_an_empty_folder_lose_nothing(
+def test_eight_processes_in_empty_folder(
     own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
@@ -149,7 +149,7 @@ def test_eight_processes_started_at_once_in_an_empty_folder_lose_nothing(
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.4, 0.8, 1.2])
-def test_a_process_killed_while_the_store_is_made_leaves_a_folder_that_works(own_folder: Path, delay: float) -> None:
+def test_kill_during_store_creation(own_folder: Path, delay: float) -> None:
     process = start("-s", "head", *TINY, "-q")
     until = time.monotonic() + 60
     while not list(own_folder.glob(".mlflow.db*")) and time.monotonic() < until:
@@ -164,7 +164,7 @@ def test_a_process_killed_while_the_store_is_made_leaves_a_folder_that_works(own
     note("kill-store")
 
 
-def test_a_server_that_goes_away_costs_seconds_and_the_results_are_still_printed(own_folder: Path) -> None:
+def test_server_dies_during_run(own_folder: Path) -> None:
     with mlflow_ui(own_folder) as page:
         plugin = own_folder / "killer.py"
         plugin.write_text(

@@ -92,12 +92,12 @@ def doubtful(code: str) -> set[str]:
     return found
 
 
-def test_no_code_runs_what_it_is_given() -> None:
+def test_no_dangerous_calls() -> None:
     found = {str(path.relative_to(ROOT)): doubtful(path.read_text(encoding="utf-8")) for path in sources()}
     assert {path: calls for path, calls in found.items() if calls} == ALLOWED
 
 
-def test_that_scan_sees_what_it_looks_for() -> None:
+def test_scan_finds_dangerous_calls() -> None:
     code = """
 from pickle import loads
 from subprocess import run
@@ -154,13 +154,13 @@ def done(*arguments: str, folder: Path, **environment: str) -> str:
     return result.stdout + result.stderr
 
 
-def test_modules_in_the_current_folder_are_not_imported(trapped: Path) -> None:
+def test_modules_in_current_folder(trapped: Path) -> None:
     assert "lora" in done(*command(), "strategies", folder=trapped)
     # Python's own rule for -m; -P is Python's own way around it.
     assert "lora" in done(sys.executable, "-P", "-m", "adaptkit", "strategies", folder=trapped)
 
 
-def test_the_traps_would_be_run_where_python_looks(own_folder: Path) -> None:
+def test_traps_work(own_folder: Path) -> None:
     set_traps(own_folder, own_folder / "ran")
     subprocess.run([sys.executable, "-m", "json.tool"], capture_output=True, stdin=subprocess.DEVNULL)
     assert (own_folder / "ran").read_text() == "json\n"
@@ -180,7 +180,7 @@ SMALL = ("--set", "shots=2", "--set", "base.epochs=1", "--epochs", "1", "--image
 
 
 @pytest.mark.slow
-def test_modules_in_the_current_and_the_data_folder_are_not_run_by_runs_and_sweeps(
+def test_modules_in_data_folder(
     trapped: Path, own_folder: Path
 ) -> None:
     data = own_folder / "data"
@@ -194,7 +194,7 @@ def test_modules_in_the_current_and_the_data_folder_are_not_run_by_runs_and_swee
 
 
 @pytest.mark.slow
-def test_modules_in_the_current_folder_are_not_run_by_the_page(trapped: Path, tracked: Tracked) -> None:
+def test_modules_in_folder_of_page(trapped: Path, tracked: Tracked) -> None:
     port = free_port()
     options = ("ui", "--port", str(port), "--tracking-uri", tracked.uri)
     process = subprocess.Popen(
@@ -229,7 +229,7 @@ def listening(pids: set[int]) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux tells by files who listens where")
-def test_the_page_is_served_to_this_machine_only(tracked: Tracked) -> None:
+def test_page_is_local(tracked: Tracked) -> None:
     port = free_port()
     with started("--port", str(port), "--tracking-uri", tracked.uri) as process:
         first_line(process)
@@ -259,7 +259,7 @@ def holding(folder: Path, *secrets: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["option", "environment", "apart"])
-def test_no_secret_is_told_of_a_server_that_is_not_there(
+def test_secrets_of_missing_server(
     own_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     login = f"http://someone:{SECRET}@127.0.0.1:1"
@@ -283,14 +283,14 @@ def test_no_secret_is_told_of_a_server_that_is_not_there(
 @pytest.mark.parametrize(
     "address", ["sqlite://me:{}@host/runs", "//me:{}@host/x", "ftp://me:{}@host", "http:me:{}@://host", "mysql:{}@h"]
 )
-def test_no_secret_is_told_of_an_address_that_is_none(cli: Cli, address: str) -> None:
+def test_secrets_of_invalid_address(cli: Cli, address: str) -> None:
     result = cli("compare", "--tracking-uri", address.format(SECRET))
     assert result.exit_code == 2 and result.stderr.startswith("Error: ")
     assert SECRET not in result.output
 
 
 @pytest.mark.slow
-def test_no_secret_is_kept_by_runs_on_a_server(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_runs_on_server(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
     monkeypatch.setenv("ADAPTKIT_STATE", str(own_folder / "state"))
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", apart := "tok3n-apart")
@@ -341,7 +341,7 @@ def bare(printed: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_no_name_in_a_store_acts_on_a_terminal(store: Path, own_folder: Path) -> None:
+def test_names_in_store_are_escaped(store: Path, own_folder: Path) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{store}")
     experiment = client.create_experiment("adaptkit")
     tags = {"adaptkit.kind": "adaptation", "adaptkit.host": HOSTILE, "adaptkit.pid": "1", "adaptkit.arm": HOSTILE}
@@ -360,7 +360,7 @@ def test_no_name_in_a_store_acts_on_a_terminal(store: Path, own_folder: Path) ->
 
 
 @pytest.mark.slow
-def test_no_name_of_a_file_acts_on_a_terminal_or_a_page(own_folder: Path) -> None:
+def test_names_of_files_are_escaped(own_folder: Path) -> None:
     names = ("[red]<img src=x onerror=alert(1)>", "**b** `c` | d")
     fill(own_folder / "data", names)
     shutil.copy(own_folder / "data" / names[0] / "0.png", own_folder / f"x{HOSTILE.replace('/', '')}.png")
@@ -393,7 +393,7 @@ def listing(folder: Path) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["merged", "peft", "torch-export", "onnx", "mlflow"])
-def test_an_export_stays_in_its_folder_whatever_the_run_says(
+def test_export_stays_in_folder(
     cli: Cli, tracked: Tracked, own_folder: Path, kind: str
 ) -> None:
     """The classes are paths, and whoever wrote the store has signed them."""
@@ -424,7 +424,7 @@ def test_an_export_stays_in_its_folder_whatever_the_run_says(
     assert not [name for name in new if "escaped" in name]
 
 
-def test_a_peft_folder_with_paths_for_names_is_refused(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
+def test_peft_folder_with_paths_as_names(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     run = next(one["run_id"] for one in tracked.outcome["runs"] if one["strategy"] == "lora")
     folder = own_folder / "peft"
     folder.mkdir()
@@ -502,7 +502,7 @@ def hostile_server() -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_store_that_names_artifacts_elsewhere_writes_none_there(
+def test_artifact_names_outside_folder(
     cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inner = own_folder / "one" / "two"

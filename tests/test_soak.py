@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux gives it back")
 @pytest.mark.parametrize("how", ["run", "sweep"])
-def test_nothing_grows_from_run_to_run(how: str) -> None:
+def test_memory_and_files_do_not_grow(how: str) -> None:
     samples = soak(how, 36, samples=18)
     first, last = samples[len(samples) // 3], samples[-1]
     assert last[0] == 36

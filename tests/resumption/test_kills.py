@@ -209,7 +209,7 @@ def require_same(found: dict[str, Recorded], expected: dict[str, Recorded]) -> N
 
 
 @pytest.mark.parametrize("how", WORST)
-def test_a_run_killed_at_its_worst_moment_is_what_nobody_disturbed(
+def test_kill_at_critical_moment(
     undisturbed: Undisturbed, tmp_path: Path, empty_store: Path, how: str
 ) -> None:
     made = place(tmp_path / "run", empty_store, undisturbed.place.plugin)
@@ -226,7 +226,7 @@ def test_a_run_killed_at_its_worst_moment_is_what_nobody_disturbed(
     note(f"kill-{'artifacts' if kind == 'adapter is' else kind}")
 
 
-def test_a_run_killed_at_random_moments_is_what_nobody_disturbed(
+def test_kill_at_random_moment(
     undisturbed: Undisturbed, tmp_path: Path, empty_store: Path
 ) -> None:
     """Each time anew, from when anything is kept of the command until shortly before it would have ended."""
@@ -251,7 +251,7 @@ def test_a_run_killed_at_random_moments_is_what_nobody_disturbed(
     note("kill-random", injected)
 
 
-def test_a_run_killed_again_and_again_while_it_is_resumed_is_what_nobody_disturbed(
+def test_repeated_kills(
     undisturbed: Undisturbed, tmp_path: Path, empty_store: Path
 ) -> None:
     draws, injected = random.Random(1), 0

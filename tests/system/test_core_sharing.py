@@ -75,7 +75,7 @@ def seated(sit: Sit) -> Sitter:
     return sitter
 
 
-def test_an_experiment_alone_is_alone(sit: Sit) -> None:
+def test_single_experiment(sit: Sit) -> None:
     with Seat() as seat:
         before = seat.company()
         assert before == Company(others=0, arrivals=1)
@@ -86,7 +86,7 @@ def test_an_experiment_alone_is_alone(sit: Sit) -> None:
         assert seat.timing_since(before) == "alone"
 
 
-def test_two_processes_count_each_other_until_one_leaves(sit: Sit) -> None:
+def test_two_processes(sit: Sit) -> None:
     with Seat() as seat:
         other = seated(sit)
         assert (seat.company().others, other.others()) == (1, 1)
@@ -94,7 +94,7 @@ def test_two_processes_count_each_other_until_one_leaves(sit: Sit) -> None:
         assert seat.company().others == 0
 
 
-def test_a_killed_process_frees_its_seat(sit: Sit, own_folder: Path) -> None:
+def test_killed_process_frees_seat(sit: Sit, own_folder: Path) -> None:
     with Seat() as seat:
         other = seated(sit)
         assert seat.company().others == 1
@@ -107,7 +107,7 @@ def test_a_killed_process_frees_its_seat(sit: Sit, own_folder: Path) -> None:
     assert taken == ["0.lock", "1.lock"]
 
 
-def test_a_run_is_shared_if_another_began_went_on_or_ended_meanwhile_only(sit: Sit) -> None:
+def test_timing_with_overlap(sit: Sit) -> None:
     with Seat() as seat:
         first = seat.company()
         assert seat.timing_since(first) == "alone"
@@ -120,7 +120,7 @@ def test_a_run_is_shared_if_another_began_went_on_or_ended_meanwhile_only(sit: S
         assert seat.timing_since(seat.company()) == "alone"
 
 
-def test_experiments_that_start_at_once_all_see_each_other(sit: Sit) -> None:
+def test_simultaneous_start(sit: Sit) -> None:
     sitters = [sit() for _ in range(5)]
     assert [sitter.line() for sitter in sitters] == ["seated"] * 5
     assert [sitter.others() for sitter in sitters] == [4] * 5
@@ -128,19 +128,19 @@ def test_experiments_that_start_at_once_all_see_each_other(sit: Sit) -> None:
         assert seat.company() == Company(others=5, arrivals=6)
 
 
-def test_two_experiments_of_one_process_count_each_other(sit: Sit) -> None:
+def test_two_experiments_in_one_process(sit: Sit) -> None:
     with Seat() as outer, Seat() as inner:
         assert (outer.company().others, inner.company().others) == (1, 1)
 
 
-def test_a_seat_is_left_when_the_experiment_fails(sit: Sit) -> None:
+def test_failed_experiment_frees_seat(sit: Sit) -> None:
     with pytest.raises(ZeroDivisionError), Seat():
         raise ZeroDivisionError
     with Seat() as seat:
         assert seat.company().others == 0
 
 
-def test_without_a_cache_that_can_be_written_an_experiment_counts_as_alone(
+def test_read_only_cache(
     own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (own_folder / "file").write_text("not a folder")
@@ -152,7 +152,7 @@ def test_without_a_cache_that_can_be_written_an_experiment_counts_as_alone(
 
 
 @pytest.mark.slow
-def test_a_run_beside_another_is_tagged_shared_and_its_seconds_are_not_ranked(
+def test_shared_timing_is_not_ranked(
     sit: Sit, cli: Callable[..., Result], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -181,7 +181,7 @@ def test_a_run_beside_another_is_tagged_shared_and_its_seconds_are_not_ranked(
 
 
 @pytest.mark.slow
-def test_another_experiment_that_comes_and_goes_during_a_run_is_noticed(sit: Sit) -> None:
+def test_short_experiment_during_run(sit: Sit) -> None:
     class Visitor:
         """Begin and end another experiment while this one trains."""
 

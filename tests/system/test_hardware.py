@@ -70,7 +70,7 @@ class Dtypes:
 
 
 @pytest.mark.slow
-def test_bf16_is_as_accurate_as_fp32_and_keeps_its_state_in_fp32() -> None:
+def test_bf16_accuracy_and_state() -> None:
     watcher = Dtypes()
     exact = adaptkit.run("head", settings=SMALL_SETTINGS, track=False)
     rounded = adaptkit.run("head", settings=SMALL_SETTINGS, precision="bf16", plugins=[watcher], track=False)
@@ -87,7 +87,7 @@ def test_bf16_is_as_accurate_as_fp32_and_keeps_its_state_in_fp32() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("is_native", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_bf16_where_that_is_native(
+def test_auto_precision(
     cli: Cli, native: Callable[[bool], None], is_native: bool, precision: str
 ) -> None:
     native(is_native)
@@ -101,7 +101,7 @@ def test_auto_is_bf16_where_that_is_native(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("is_native", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_recorded_as_what_it_became_and_finds_that_base(
+def test_auto_precision_is_resolved_in_record(
     native: Callable[[bool], None], is_native: bool, precision: str
 ) -> None:
     native(is_native)
@@ -120,7 +120,7 @@ def test_auto_is_recorded_as_what_it_became_and_finds_that_base(
 
 
 @pytest.mark.slow
-def test_emulated_bf16_is_announced_once_before_training(cli: Cli, native: Callable[[bool], None]) -> None:
+def test_notice_of_emulated_bf16(cli: Cli, native: Callable[[bool], None]) -> None:
     native(False)
     result = cli("run", "-s", "head", *TINY, "--precision", "bf16", "--no-track")
     lines = result.stderr.splitlines()
@@ -130,7 +130,7 @@ def test_emulated_bf16_is_announced_once_before_training(cli: Cli, native: Calla
     assert "emulated" not in cli("run", "-s", "head", *TINY, "--precision", "bf16", "--no-track").stderr
 
 
-def test_a_precision_that_is_none_is_one_line_with_the_choices(cli: Cli) -> None:
+def test_unknown_precision(cli: Cli) -> None:
     result = cli("run", "-s", "head", "--precision", "fp16")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "Error: precision: must be fp32, bf16 or auto, not 'fp16'\n"
@@ -147,7 +147,7 @@ def test_a_precision_that_is_none_is_one_line_with_the_choices(cli: Cli) -> None
         ("arm64", None, (), False),  # not even a build that can be asked
     ],
 )
-def test_a_processor_computes_bf16_if_it_has_instructions_that_torch_uses(
+def test_native_bf16_on_cpu(
     monkeypatch: pytest.MonkeyPatch, machine: str, onednn: bool | None, instructions: tuple[str, ...], native: bool
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
@@ -160,7 +160,7 @@ def test_a_processor_computes_bf16_if_it_has_instructions_that_torch_uses(
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_a_gpu_computes_bf16_if_torch_says_so_without_emulation(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+def test_native_bf16_on_gpu(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: including_emulation or native)
     assert find_precision("auto", CUDA) == ("bf16" if native else "fp32")
     assert [line.split(" and ")[0] for line in precision_notices("bf16", CUDA)] == (
@@ -191,7 +191,7 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (20, 1, "20 other experiments are running on this machine: this one uses 1 of 8 cores"),
     ],
 )
-def test_experiments_share_the_cores(eight_cores: None, others: int, threads: int, words: str | None) -> None:
+def test_experiments_share_cores(eight_cores: None, others: int, threads: int, words: str | None) -> None:
     said: list[str] = []
     with pytest.raises(ZeroDivisionError), shared_threads(others, said.append):
         assert torch.get_num_threads() == threads
@@ -200,7 +200,7 @@ def test_experiments_share_the_cores(eight_cores: None, others: int, threads: in
     assert [line.split(", ")[0] for line in said] == ([words] if words else [])
 
 
-def test_a_containers_quota_holds_for_a_lone_experiment_too(eight_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_container_quota(eight_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
     said: list[str] = []
     with shared_threads(0, said.append):
@@ -212,7 +212,7 @@ def test_a_containers_quota_holds_for_a_lone_experiment_too(eight_cores: None, m
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
-def test_a_number_of_threads_that_was_chosen_stays(
+def test_chosen_threads_stay(
     eight_cores: None, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "8")
@@ -224,7 +224,7 @@ def test_a_number_of_threads_that_was_chosen_stays(
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep freed memory")
-def test_freed_memory_is_kept_for_the_next_step() -> None:
+def test_freed_memory_is_kept() -> None:
     code = (
         "import torch\n"
         "from adaptkit.system.hardware import keep_freed_memory\n"

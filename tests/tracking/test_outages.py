@@ -179,7 +179,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
+def test_unsent_events_are_kept_and_sent_once(
     proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]], moment: str
 ) -> None:
     experiment = re.sub(r"\W", "-", moment)
@@ -201,7 +201,7 @@ def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
     note(FAULTS[moment.partition("=")[2]])
 
 
-def test_a_server_that_comes_back_and_takes_nothing_is_not_called_away(proxy: Proxy) -> None:
+def test_server_that_rejects_everything(proxy: Proxy) -> None:
     done = disturbed(proxy, "denied", "adaptation:1=refuse adaptation:3=deny")
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, last) == (
@@ -215,7 +215,7 @@ def test_a_server_that_comes_back_and_takes_nothing_is_not_called_away(proxy: Pr
 @pytest.mark.parametrize(
     ("mode", "reason"), [("unread", r"API request to \S+ failed with exception .*"), ("forbid", "403 Client Error: .*")]
 )
-def test_artifacts_that_cannot_be_asked_for_are_not_called_missing(
+def test_unreachable_artifacts_are_not_missing(
     proxy: Proxy, undisturbed: dict[str, dict[str, Any]], mode: str, reason: str
 ) -> None:
     proxy.mode = mode
@@ -226,7 +226,7 @@ def test_artifacts_that_cannot_be_asked_for_are_not_called_missing(
     note("unread")
 
 
-def test_a_server_of_which_every_third_request_is_well_treated_is_told_all(
+def test_server_that_fails_most_requests(
     proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]
 ) -> None:
     disturbed(proxy, "flaky", "base:0=every-second")
@@ -239,7 +239,7 @@ def test_a_server_of_which_every_third_request_is_well_treated_is_told_all(
     note("server-flaky", proxy.counts["lose"] + proxy.counts["error"])
 
 
-def test_a_server_that_comes_back_in_time_has_everything_without_a_sync(
+def test_short_outage_needs_no_sync(
     proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]
 ) -> None:
     done = disturbed(proxy, "back", "adaptation:1=refuse adaptation:3=ok")
@@ -248,7 +248,7 @@ def test_a_server_that_comes_back_in_time_has_everything_without_a_sync(
     note("server-back")
 
 
-def test_a_process_that_is_killed_while_the_server_is_away_leaves_all_that_it_knew(
+def test_kill_during_outage(
     proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]
 ) -> None:
     done = disturbed(proxy, "killed", "adaptation:1=refuse adaptation:3=kill")
@@ -271,7 +271,7 @@ def test_a_process_that_is_killed_while_the_server_is_away_leaves_all_that_it_kn
     note("kill-away")
 
 
-def test_two_syncs_at_once_and_one_that_is_killed_send_each_event_once(
+def test_concurrent_and_killed_syncs(
     proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]
 ) -> None:
     disturbed(proxy, "twice", "base:1=refuse")
@@ -329,7 +329,7 @@ def adaptkit_epoch_ended(run, epoch):
 """
 
 
-def test_a_database_that_another_program_locks_for_long_does_not_stop_a_run(twin: dict[str, dict[str, Any]]) -> None:
+def test_long_database_lock(twin: dict[str, dict[str, Any]]) -> None:
     Path("moments.py").write_text(LOCK)
     done = local("")
     assert done.returncode == 1, done.stderr
@@ -340,7 +340,7 @@ def test_a_database_that_another_program_locks_for_long_does_not_stop_a_run(twin
     note("locked")
 
 
-def test_a_database_that_is_moved_away_and_back_has_everything_after_a_sync(twin: dict[str, dict[str, Any]]) -> None:
+def test_database_moved_away_and_back(twin: dict[str, dict[str, Any]]) -> None:
     Path("moments.py").write_text(
         "import os\nfrom adaptkit import hookimpl\n\n@hookimpl\ndef adaptkit_epoch_ended(run, epoch):\n"
         "    if run.kind == 'adaptation' and epoch.number == 2 and os.path.exists('mlflow.db'):\n"
@@ -389,7 +389,7 @@ def adaptkit_epoch_ended(run, epoch):
 
 
 @pytest.mark.parametrize("what", ["store", "journal"])
-def test_a_full_disk_of_the_store_or_of_the_journal_costs_no_results(
+def test_full_disk_keeps_results(
     twin: dict[str, dict[str, Any]], small_disk: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     Path("moments.py").write_text(FILL)
@@ -412,7 +412,7 @@ def test_a_full_disk_of_the_store_or_of_the_journal_costs_no_results(
     note(f"full-{what}")
 
 
-def test_the_front_door_says_what_is_wrong_with_a_store_in_one_line(
+def test_store_errors_are_one_line(
     cli: Callable[..., Result], store: Path, own_folder: Path
 ) -> None:
     with closing(sqlite3.connect(store)) as database:

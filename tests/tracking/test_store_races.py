@@ -121,7 +121,7 @@ def assert_is_shown(port: int, experiment_id: str, run_id: str) -> None:
     assert [file["path"] for file in files] == ["note.txt"]
 
 
-def test_eight_processes_on_an_empty_folder(own_folder: Path) -> None:
+def test_eight_processes_in_empty_folder(own_folder: Path) -> None:
     logs = [own_folder / f"{number}.log" for number in range(8)]
     contexts = [python(CLIENT, log) for log in logs]
     children = [context.__enter__() for context in contexts]
@@ -181,7 +181,7 @@ def kill_when_there_is(name: str, code: str, delay: float, log: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["", "link(*names)"])
-def test_a_kill_just_before_and_just_after_the_new_file_gets_its_name(before: str, own_folder: Path) -> None:
+def test_kill_at_rename(before: str, own_folder: Path) -> None:
     cut = f"import os\nlink = os.link\ndef cut(*names):\n    {before}\n    os.kill(os.getpid(), 9)\nos.link = cut\n"
     log = own_folder / "killed.log"
     with python(cut + CLIENT, log) as child:
@@ -195,7 +195,7 @@ def test_a_kill_just_before_and_just_after_the_new_file_gets_its_name(before: st
 
 
 @pytest.mark.parametrize("head_start", [0.0, 0.5, 2.0, "file", "tables", -1.0, -2.0])
-def test_mlflow_ui_started_at_the_same_time(head_start: float | str, own_folder: Path) -> None:
+def test_concurrent_mlflow_ui(head_start: float | str, own_folder: Path) -> None:
     """`mlflow ui` starts this many seconds before (or after) the client, or until its file is there, or has tables."""
     port, ui_log, client_log = free_port(), own_folder / "ui.log", own_folder / "client.log"
     server_context, client_context = ui(port, ui_log), python(CLIENT, client_log)
@@ -233,7 +233,7 @@ def check_both(
     assert server.poll() is None
 
 
-def test_an_older_store_is_upgraded_and_kept(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upgrade_keeps_backup(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, older = own_folder / "mlflow.db", make_older(own_folder)
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (5, 'mine', 'active')")
@@ -250,7 +250,7 @@ def test_an_older_store_is_upgraded_and_kept(own_folder: Path, monkeypatch: pyte
     assert open_store(None, "adaptkit").notices == ()
 
 
-def test_an_upgrade_that_fails_changes_nothing(own_folder: Path) -> None:
+def test_failed_upgrade_changes_nothing(own_folder: Path) -> None:
     path, older = own_folder / "mlflow.db", make_older(own_folder)
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (5, 'mine', 'active')")
