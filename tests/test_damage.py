@@ -1,4 +1,4 @@
-"""Flipped bits and cut ends in every kind of file: found, said, mended where that is possible, never other numbers."""
+"""Damaged files of all kinds are detected, and computed again if possible; results never change."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RUN = ("run", "-s", "head", *TINY, "--no-track", "-q", "--json")
 
 
 def spoiled(content: bytes, count: int) -> Iterator[bytes]:
-    """Yield the content with a bit flipped at each of several places, and cut at several lengths."""
+    """Yield the content with a flipped bit at several positions, and truncated to several lengths."""
     for place in sorted({1, 9, len(content) - 2, *(len(content) * part // count for part in range(count))}):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 7
         yield bytes(flipped)
-    for length in (0, 1, 7, len(content) // 2, len(content) - 2):  # a line's end at the end says nothing
+    for length in (0, 1, 7, len(content) // 2, len(content) - 2):  # the last line break has no meaning
         yield content[:length]
 
 
@@ -72,7 +72,7 @@ def test_damaged_features_are_computed_again(cli: Cli, cache: Path) -> None:
     whole = {path: path.read_bytes() for path in features}
     head = int.from_bytes(whole[features[0]][:8], "little")
     for number, path in enumerate(features):
-        # In what says what they are as well as in the numbers.
+        # In the metadata and in the numbers.
         for content in (*spoiled(whole[path], 6), *spoiled(whole[path][: 8 + head], 12)):
             path.write_bytes(content if len(content) < 8 + head - 1 or len(content) > 8 + head else whole[path][:-1])
             verified = cli("cache", "verify", "features")
@@ -83,14 +83,12 @@ def test_damaged_features_are_computed_again(cli: Cli, cache: Path) -> None:
         assert again.exit_code == 0 and numbers(again) == right
         assert again.stderr in ("", f"Warning: {path} is damaged and is computed again\n"), number
         told = again.stderr != ""
-        # Not all of them are read by this run: those are mended when they are.
+        # This run does not read all of them; the others stay damaged until they are read.
         assert told == (cli("cache", "verify", "features").exit_code == 0)
         path.write_bytes(whole[path])
 
 
-def test_damaged_image_record_is_made_again(
-    cli: Cli, cache: Path, own_folder: Path
-) -> None:
+def test_damaged_image_record_is_made_again(cli: Cli, cache: Path, own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=8)
     target = ("--dataset", "none", "--target", f"folder:{own_folder / 'photos'}", "--image-size", "16")
     run = ("run", "-s", "head", *target, "--epochs", "1", "--set", "shots=2", "--no-track", "-q", "--json")
@@ -111,7 +109,7 @@ def test_damaged_image_record_is_made_again(
 
 @pytest.fixture
 def tracked(cli: Cli, own_folder: Path) -> tuple[str, Path]:
-    """Make a tracked run; return its id and the folder of its artifacts."""
+    """Create a tracked run; return its id and the folder of its artifacts."""
     made = cli("run", "-s", "lora", *TINY, "-q", "--json")
     assert made.exit_code == 0, made.output
     run_id = json.loads(made.stdout)["runs"][0]["run_id"]
@@ -167,9 +165,7 @@ def test_damaged_split(cli: Cli, tracked: tuple[str, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_cache_limit_evicts_oldest_bases(
-    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_limit_evicts_oldest_bases(cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adaptkit.experiment.base_cache import base_lock
 
     def run(seed: int) -> Result:
@@ -201,11 +197,11 @@ def test_cache_limit_evicts_oldest_bases(
     shutil.rmtree(cache)
 
 
-#: writes and reads the same base and the same features again and again; prints how often it found them whole
+#: repeatedly writes and reads the same base and features; prints how often they were complete
 SHARING = """
 import sys, time, warnings
 import torch
-warnings.simplefilter("error")  # what is damaged is warned of
+warnings.simplefilter("error")  # damaged files cause a warning
 from torch import nn
 from adaptkit.system.folders import cache_folder
 from adaptkit.experiment.base_cache import base_lock, remove_base, sound_base, store_base

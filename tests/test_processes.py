@@ -1,4 +1,4 @@
-"""Whole processes: signals, many at once, killed at the worst moment, a server that goes away."""
+"""Processes: signals, concurrent starts, kills, and a server that disappears."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.servers import mlflow_ui
 
 pytestmark = pytest.mark.slow
 
-#: long enough to be stopped in the middle
+#: long enough to be interrupted
 LONG = ("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100", "--set", "base.epochs=2")
 
 
@@ -77,7 +77,7 @@ def adaptkit_epoch_ended(run, epoch):
     if run.kind == "adaptation" and os.environ["HOW"] == "translated":
         try:
             os.kill(os.getpid(), signal.SIGTERM)
-        except KeyboardInterrupt:  # as compiled modules do that are being imported
+        except KeyboardInterrupt:  # as compiled modules do during their import
             raise ImportError("initialization failed") from None
     if run.kind == "adaptation" and os.environ["HOW"] == "lost" and epoch.number == 1:
         freed = Freed()
@@ -115,9 +115,7 @@ def adaptkit_strategies():
 
 
 @pytest.mark.parametrize("how", ["translated", "lost", "closing"])
-def test_signal_is_not_lost(
-    store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_signal_is_not_lost(store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setenv("HOW", how)
     (own_folder / "plugin.py").write_text(PLUGIN)
     process = start("-s", "failing", *TINY, "--plugin", "plugin.py")
@@ -130,9 +128,7 @@ def test_signal_is_not_lost(
     note("signal")
 
 
-def test_eight_processes_in_empty_folder(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eight_processes_in_empty_folder(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
     processes = [start("-s", "head", "--seeds", str(seed), *TINY, "-q") for seed in range(8)]
     errors = [process.communicate(timeout=400)[1] for process in processes]
@@ -176,7 +172,7 @@ def test_server_dies_during_run(own_folder: Path) -> None:
         address = page.address.replace("http://", "http://user:secret@")
         process = start("-s", "head", "-s", "lora", *TINY, "--tracking-uri", address, "--plugin", str(plugin))
         output, errors = process.communicate(timeout=200)
-    assert time.monotonic() - began < 90  # MLflow's own defaults: four minutes for each call
+    assert time.monotonic() - began < 90  # with MLflow's defaults, each call takes four minutes
     assert process.returncode == 1
     assert "head" in output and "lora" in output
     (error,) = [line for line in errors.splitlines() if line.startswith("Error")]

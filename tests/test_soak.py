@@ -1,4 +1,4 @@
-"""Many short runs in one process leave nothing behind: memory, files, threads stay as they are."""
+"""Many short runs in one process: memory, files and threads do not grow."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def test_memory_and_files_do_not_grow(how: str) -> None:
     found = {name: (growth(samples, place), last[place] - first[place]) for place, name in enumerate(FIGURES, start=1)}
     for name in ("open files", "of the database", "threads", "temporary files"):
         assert found[name][1] <= 0, (name, [row[FIGURES.index(name) + 1] for row in samples])
-    # MLflow keeps a folder's handle of each of the last thousand runs; a model, kept, would be 1.7 MB.
+    # MLflow caches a small object for each of the last thousand runs; a leaked model would be 1.7 MB.
     assert found["memory MB"][0] < 0.3, found
     assert found["Python objects, thousands"][0] < 0.2, found

@@ -27,7 +27,7 @@ def _safetensors() -> bytes:
     found=(b"[" * 100_000 + b"\0", b'""\0'),
 )
 def test_base(data: bytes) -> None:
-    """Look for a base in the cache. The bytes: the card, a zero byte, the weights."""
+    """Read a base from the cache. The input holds the card, a zero byte and the weights."""
     folder = scratch() / "cache" / "bases" / "key"
     folder.mkdir(parents=True, exist_ok=True)
     text, _, content = data.partition(b"\0")
@@ -43,7 +43,7 @@ def test_base(data: bytes) -> None:
     words=("features", "sha256", "seconds", "channels_last"),
 )
 def test_features(data: bytes) -> None:
-    """Read features that are kept on disk."""
+    """Read cached features."""
     files = FeatureFiles(scratch() / "features")
     files.folder.mkdir(exist_ok=True)
     files.path("key").write_bytes(data)

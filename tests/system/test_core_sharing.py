@@ -1,4 +1,4 @@
-"""Seats: experiments on one machine know of each other, whatever becomes of their processes."""
+"""Experiments on one machine are counted, also after kills and failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import adaptkit
 from adaptkit.events import Epoch, RunStart
 from adaptkit.system.core_sharing import Company, Seat
 
-#: sit down, say so, and answer each line with the number of others, until there are no more lines
+#: takes a seat, and answers each input line with the number of other experiments
 SITTER = """
 import sys
 from adaptkit.system.core_sharing import Seat
@@ -30,7 +30,7 @@ with Seat() as seat:
 
 
 class Sitter:
-    """Another process with a seat."""
+    """Another process that holds a seat."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-c", SITTER]
@@ -55,7 +55,7 @@ Sit = Callable[[], Sitter]
 
 @pytest.fixture
 def sit(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sit]:
-    """Return a function that starts a process with a seat, in a cache that no other test uses."""
+    """Return a function that starts a process with a seat, in a separate cache folder."""
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
     started: list[Sitter] = []
 
@@ -113,10 +113,10 @@ def test_timing_with_overlap(sit: Sit) -> None:
         assert seat.timing_since(first) == "alone"
         other = seated(sit)
         both = seat.company()
-        assert seat.timing_since(first) == "shared"  # it is still there
+        assert seat.timing_since(first) == "shared"  # it is still running
         other.leave()
-        assert seat.timing_since(first) == "shared"  # it came and went
-        assert seat.timing_since(both) == "shared"  # it was there before
+        assert seat.timing_since(first) == "shared"  # it started and ended
+        assert seat.timing_since(both) == "shared"  # it was running before
         assert seat.timing_since(seat.company()) == "alone"
 
 
@@ -140,9 +140,7 @@ def test_failed_experiment_frees_seat(sit: Sit) -> None:
         assert seat.company().others == 0
 
 
-def test_read_only_cache(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_only_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "file").write_text("not a folder")
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "file"))
     with Seat() as seat:
@@ -183,7 +181,7 @@ def test_shared_timing_is_not_ranked(
 @pytest.mark.slow
 def test_short_experiment_during_run(sit: Sit) -> None:
     class Visitor:
-        """Begin and end another experiment while this one trains."""
+        """Start and end another experiment during training."""
 
         @adaptkit.hookimpl
         def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:

@@ -1,4 +1,4 @@
-"""What is computed on which hardware: precision, and the share of the cores when several experiments run."""
+"""Choice of the precision, and division of the cores among experiments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Cli = Callable[..., Result]
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 EMULATED = "Note: bf16 is emulated on this CPU and slower than fp32; --precision auto uses bf16 only if it is native"
 
-#: enough training for an accuracy that means something, little enough for emulated bf16
+#: enough training for a useful accuracy, but short enough for emulated bf16
 SMALL_SETTINGS = TINY_SETTINGS | {
     "split.source": 400,
     "split.test": 150,
@@ -37,7 +37,7 @@ SMALL_SETTINGS = TINY_SETTINGS | {
 
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Return a function that makes this processor one with or without instructions for bf16."""
+    """Return a function that sets whether this processor has instructions for bf16."""
 
     def make(is_native: bool) -> None:
         monkeypatch.setattr(hardware, "computes_bf16", lambda device: is_native)
@@ -46,7 +46,7 @@ def native(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
 
 class Dtypes:
-    """Remember the number formats of weights, gradients and files."""
+    """Record the number formats of weights, gradients and files."""
 
     def __init__(self) -> None:
         self.weights: set[torch.dtype] = set()
@@ -74,7 +74,7 @@ def test_bf16_accuracy_and_state() -> None:
     watcher = Dtypes()
     exact = adaptkit.run("head", settings=SMALL_SETTINGS, track=False)
     rounded = adaptkit.run("head", settings=SMALL_SETTINGS, precision="bf16", plugins=[watcher], track=False)
-    assert rounded.failed == ()  # the reloaded adapter gave the trained model's logits
+    assert rounded.failed == ()  # the reloaded adapter gives the logits of the trained model
     assert exact.base.test_accuracy > 0.5
     assert rounded.base.test_accuracy == pytest.approx(exact.base.test_accuracy, abs=0.06)
     for key in ("final/test_accuracy", "final/shifted_accuracy"):
@@ -87,9 +87,7 @@ def test_bf16_accuracy_and_state() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("is_native", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_precision(
-    cli: Cli, native: Callable[[bool], None], is_native: bool, precision: str
-) -> None:
+def test_auto_precision(cli: Cli, native: Callable[[bool], None], is_native: bool, precision: str) -> None:
     native(is_native)
     result = cli("run", "-s", "head", *TINY, "--precision", "auto", "--dry-run")
     assert result.exit_code == 0
@@ -101,9 +99,7 @@ def test_auto_precision(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("is_native", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_precision_is_resolved_in_record(
-    native: Callable[[bool], None], is_native: bool, precision: str
-) -> None:
+def test_auto_precision_is_resolved_in_record(native: Callable[[bool], None], is_native: bool, precision: str) -> None:
     native(is_native)
     watcher = Dtypes()
     settings = TINY_SETTINGS | {"base.seed": 11}
@@ -144,7 +140,7 @@ def test_unknown_precision(cli: Cli) -> None:
         ("x86_64", True, (), False),  # AVX-512 without BF16: oneDNN emulates it
         ("x86_64", False, ("avx512_bf16",), False),  # torch without oneDNN
         ("aarch64", True, (), True),
-        ("arm64", None, (), False),  # not even a build that can be asked
+        ("arm64", None, (), False),  # a build without the function
     ],
 )
 def test_native_bf16_on_cpu(
@@ -166,13 +162,13 @@ def test_native_bf16_on_gpu(monkeypatch: pytest.MonkeyPatch, native: bool) -> No
     assert [line.split(" and ")[0] for line in precision_notices("bf16", CUDA)] == (
         [] if native else ["bf16 is emulated on this GPU"]
     )
-    # of Apple's GPUs nothing is known
+    # unknown for Apple's GPUs
     assert (find_precision("auto", MPS), precision_notices("bf16", MPS)) == ("fp32", ())
 
 
 @pytest.fixture
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give this process eight cores and no chosen number of threads."""
+    """Simulate eight cores, without a chosen number of threads."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("joblib.cpu_count", lambda: 8)
@@ -206,15 +202,13 @@ def test_container_quota(eight_cores: None, monkeypatch: pytest.MonkeyPatch) -> 
     with shared_threads(0, said.append):
         assert torch.get_num_threads() == 3
     assert (torch.get_num_threads(), said) == (8, [])
-    monkeypatch.setattr("joblib.cpu_count", lambda: 64)  # logical cores, where torch takes the physical ones
+    monkeypatch.setattr("joblib.cpu_count", lambda: 64)  # logical cores; torch counts the physical ones
     with shared_threads(1, said.append):
         assert torch.get_num_threads() == 4
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
-def test_chosen_threads_stay(
-    eight_cores: None, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_chosen_threads_stay(eight_cores: None, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "8")
     said: list[str] = []
     with shared_threads(3, said.append):
@@ -223,7 +217,7 @@ def test_chosen_threads_stay(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep freed memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
 def test_freed_memory_is_kept() -> None:
     code = (
         "import torch\n"
@@ -233,7 +227,7 @@ def test_freed_memory_is_kept() -> None:
         "    before = resident()\n"
         "    torch.ones(16 << 20)\n"
         "    return (resident() - before) >> 20\n"
-        "held()  # what torch itself loads the first time stays\n"
+        "held()  # memory of torch's first call is not freed\n"
         "plain = held()\n"
         "keep_freed_memory()\n"
         "print(plain, held())\n"

@@ -1,4 +1,4 @@
-"""Output that nobody reads: progress is dropped, and results that are lost are an error of one line at most."""
+"""Closed output streams: progress is dropped, and lost results are an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from support.experiments import TINY
 from support.reliability import note
 
-pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
 
 def command(*arguments: str) -> list[str]:
@@ -57,9 +57,7 @@ def test_closed_stdout_exit_code(own_folder: Path, arguments: tuple[str, ...]) -
 @pytest.mark.parametrize(
     ("arguments", "code"), [(("cache", "list"), 0), (("--help",), 0), (("run", "-s", "head", "--epochs", "0"), 2)]
 )
-def test_streams_closed_at_start(
-    own_folder: Path, arguments: tuple[str, ...], code: int
-) -> None:
+def test_streams_closed_at_start(own_folder: Path, arguments: tuple[str, ...], code: int) -> None:
     shell = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"]
     assert subprocess.run([*shell, *command(*arguments)]).returncode == code
 

@@ -1,4 +1,4 @@
-"""Comparisons in MLflow: the run of `adaptkit compare`, and the run that groups those of one command."""
+"""Parent runs and comparison runs in MLflow."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_comparison_run(cli: Cli, uri: str, tmp_path: Path) -> None:
     note = run.data.tags["mlflow.note.content"]
     assert note.startswith("- On the shifted test, good (v1) beats poor by 10.3 points ")
     assert f"- poor: [seed 0](#/experiments/{run.info.experiment_id}/runs/{ids[3]})" in note
-    # What was recorded is no run to compare.
+    # The comparison run itself is not compared.
     assert len(json.loads(cli("compare", "--no-track", "--json").stdout)["arms"]) == 2
 
 
@@ -90,9 +90,7 @@ def test_slugs() -> None:
     ]  # fmt: skip
 
 
-def test_parent_run_of_several_runs(
-    cli: Cli, store: Path, tmp_path: Path
-) -> None:
+def test_parent_run_of_several_runs(cli: Cli, store: Path, tmp_path: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--json")
     outcome = json.loads(result.stdout)
     (parent,) = kinds("comparison")
@@ -154,18 +152,16 @@ def test_parent_with_failed_runs(cli: Cli, store: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of files")
-def test_compare_read_only_store(
-    cli: Cli, uri: str, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compare_read_only_store(cli: Cli, uri: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for strategy, wrong in (("one", 20), ("other", 50)):
         for seed in (0, 1):
             fabricate(uri, strategy, seed, range(wrong + seed))
-    # Root may write whatever the bits say.
+    # As root, permission bits have no effect.
     may = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: False if str(path) == str(store) else may(path, mode))
     assert cli("compare", "--no-track").exit_code == 0
     result = cli("compare")
     assert result.exit_code == 2
-    assert "one beats other" in result.stdout  # nothing that was found is lost
+    assert "one beats other" in result.stdout  # the results are printed all the same
     assert result.stderr == f"Error: the tracking store {store} is not writable\n"
     assert MlflowClient(tracking_uri=uri).search_runs(["1", "2"], "tags.`adaptkit.kind` = 'comparison'") == []

@@ -1,4 +1,4 @@
-"""Opening a tracking store: which one it is, what is wrong with it in one line, and which experiment runs go to."""
+"""Opening a tracking store: its address, its experiment, and errors in one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusal(uri: str | None = None, experiment: str = "adaptkit") -> str:
-    """Return the one line with which a store is refused."""
+    """Return the error message, which must be one line."""
     with pytest.raises(BadInput) as caught:
         open_store(uri, experiment)
     assert len(caught.value.problems) == 1
@@ -55,7 +55,7 @@ def change(path: Path, *statements: str) -> None:
 
 
 def half_made(path: Path, *more: str) -> None:
-    """Make what a killed `mlflow ui` leaves: some tables, and no revision yet."""
+    """Create the database of a killed `mlflow ui`: some tables without a revision."""
     change(
         path,
         "CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name VARCHAR(256))",
@@ -66,7 +66,7 @@ def half_made(path: Path, *more: str) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    """Return what lies in a folder, but for the lock."""
+    """Return the names in a folder, without the lock file."""
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
@@ -105,7 +105,7 @@ def test_new_store_without_hard_links(own_folder: Path, monkeypatch: pytest.Monk
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", unsupported)
-    for name, text in {"new.db": None, "old.db": "somebody else's"}.items():
+    for name, text in {"new.db": None, "old.db": "another process"}.items():
         target = own_folder / name
         if text:
             target.write_text(text)
@@ -115,9 +115,7 @@ def test_new_store_without_hard_links(own_folder: Path, monkeypatch: pytest.Monk
         assert target.read_text() == (text or "ours")
 
 
-def test_argument_overrides_environment(
-    empty_store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_argument_overrides_environment(empty_store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("given.db", "variable.db"):
         shutil.copy(empty_store, name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///variable.db")
@@ -128,9 +126,7 @@ def test_argument_overrides_environment(
     assert opened.ui_command == f"mlflow ui --backend-store-uri sqlite:///{own_folder}/variable.db"
 
 
-def test_ui_command_names_other_store(
-    store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ui_command_names_other_store(store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "sqlite:///other.db")
     assert open_store(None, "adaptkit").ui_command == f"mlflow ui --backend-store-uri sqlite:///{own_folder}/mlflow.db"
 
@@ -249,9 +245,7 @@ def test_readme_in_mlruns(store: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["moved", "copied"])
-def test_moved_or_copied_database(
-    way: str, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moved_or_copied_database(way: str, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = own_folder / "old", own_folder / "new"
     old.mkdir()
     shutil.copy(store, old / "mlflow.db")
@@ -341,7 +335,7 @@ def test_folder_instead_of_file(own_folder: Path) -> None:
 
 @contextmanager
 def immutable(path: Path) -> Iterator[None]:
-    """Keep even root from writing, where the file system can do that."""
+    """Make a file read-only even for root, if the file system supports it."""
     chattr = shutil.which("chattr")
     if not chattr or subprocess.run([chattr, "+i", path], capture_output=True).returncode:
         pytest.skip("no chattr +i here: permission bits do not stop root")
@@ -418,7 +412,7 @@ def test_schema_creation_that_never_ends(own_folder: Path, monkeypatch: pytest.M
     path = own_folder / "mlflow.db"
     half_made(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        ask = sqlite.ask_to_write  # without the check that comes first, which has no timeout
+        ask = sqlite.ask_to_write  # skip the first check, which has no time limit
         monkeypatch.setattr(sqlite, "ask_to_write", lambda path, timeout=None: timeout is None or ask(path, timeout))
         other.execute("BEGIN IMMEDIATE")
         line = f"another program is still writing the schema of {path}; wait for it, then try again"
@@ -433,7 +427,7 @@ def test_schema_creation_by_other_program(empty_store: Path, own_folder: Path) -
 
     def finish() -> None:
         waiting.wait()
-        for _ in range(4):  # each is younger than SETTLED_SECONDS
+        for _ in range(4):  # each change is more recent than SETTLED_SECONDS
             time.sleep(0.1)
             os.utime(path)
         sqlite.copy(empty_store, path)
@@ -482,7 +476,7 @@ def test_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def answering(status: int, body: bytes) -> Iterator[int]:
-    """Run a server that gives each question the same answer; yield its port."""
+    """Run a server that answers all requests with the same response; yield its port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

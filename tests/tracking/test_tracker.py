@@ -1,4 +1,4 @@
-"""What MLflow holds after a run: the contract that users of its pages build on."""
+"""Params, metrics, tags and artifacts of runs in MLflow."""
 
 from __future__ import annotations
 
@@ -189,25 +189,21 @@ def test_config_repeats_run(cli: Cli, tracked: Tracked, tmp_path: Path) -> None:
     assert {key: record["metrics"][key] for key in timeless} == {key: run.data.metrics[key] for key in timeless}
 
 
-def test_cached_base_is_recorded_once(
-    cli: Cli, store: Path, tracked: Tracked
-) -> None:
+def test_cached_base_is_recorded_once(cli: Cli, store: Path, tracked: Tracked) -> None:
     for strategy in ("head", "lora"):
         assert cli("run", "-s", strategy, *TINY, "-q").exit_code == 0
     found = runs()
     assert sorted(found) == ["base small_cnn mnist5k", "head seed=0", "lora seed=0"]
     base = found["base small_cnn mnist5k"]
     elsewhere = runs(tracked.uri)["base small_cnn mnist5k"]
-    # Another test may have trained this base anew meanwhile, in another time.
+    # Another test may have trained this base again, in a different time.
     timeless = {key: value for key, value in base.data.metrics.items() if not key.startswith("time/")}
     assert timeless == {key: elsewhere.data.metrics[key] for key in timeless} and len(timeless) == 3
     assert base.data.tags["adaptkit.base_fingerprint"] == elsewhere.data.tags["adaptkit.base_fingerprint"]
     assert {run.data.tags.get("adaptkit.base_run_id", base.info.run_id) for run in found.values()} == {base.info.run_id}
 
 
-def test_mlflow_calls_of_plugin(
-    store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_calls_of_plugin(store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     import mlflow
@@ -230,9 +226,7 @@ def test_mlflow_calls_of_plugin(
     assert {run.info.status for run in found.values()} == {"FINISHED"}
 
 
-def test_active_run_of_user(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_active_run_of_user(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
     from mlflow.tracking import fluent
 
@@ -263,7 +257,7 @@ def test_status_of_interrupted_run(
     run = runs()["head seed=0"]
     assert run.info.status == status and run.info.end_time is not None
     history = client().get_metric_history(run.info.run_id, "train/loss")
-    # The plugin comes before the tracker, which is last.
+    # The hook of the plugin is called before that of the tracker.
     assert [point.step for point in history] == [1]
     assert listed(None, run) == (["error.txt"] if status == "FAILED" else [])
     if isinstance(error, RuntimeError):
@@ -282,7 +276,7 @@ def test_failure_before_first_batch(store: Path) -> None:
     calls: list[int] = []
 
     class Late:
-        """Work once, when the strategy is tried, and fail in the run."""
+        """Succeed in the check before the run, and fail in the run."""
 
         name = "late"
 
