@@ -290,11 +290,11 @@ def _compare_weights(recorded: Mapping[str, Tensor], now: Mapping[str, Tensor], 
     share = gap / length if length else math.inf
     furthest = max(moved, key=lambda name: float(gaps[name].max()))
     place = int(gaps[furthest].argmax())
-    values = [float(tensors[furthest].flatten()[place]) for tensors in (recorded, now)]
+    before, after = (float(tensors[furthest].flatten()[place]) for tensors in (recorded, now))
     size = f"{float(gaps[furthest].max()):.3g}"
     detail = f"the largest difference, {size}; {len(moved)} of {len(recorded)} tensors differ"
     what = f"{title}, {furthest}[{place}]"
-    part.differences.append(Difference("adapter", what, *values, within=share <= LENGTH, detail=detail))
+    part.differences.append(Difference("adapter", what, before, after, within=share <= LENGTH, detail=detail))
     part.largest[title] = f"{size} ({furthest}); {100 * share:.3g} % of the length of all"
     return part
 

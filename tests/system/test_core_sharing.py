@@ -161,7 +161,7 @@ def test_shared_timing_is_not_ranked(
     try:
         alone = json.loads(cli("run", "-s", "head", "-s", "lora", *TINY, "--json", "-q").stdout)
         other = seated(sit)
-        result = cli("run", "-s", "head", "-s", "lora", *TINY, "--experiment", "beside", "--json")
+        result = cli("run", "-s", "head", "-s", "lora", *TINY, "--experiment", "neighbour", "--json")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -174,7 +174,7 @@ def test_shared_timing_is_not_ranked(
             tags = MlflowClient().get_run(run["run_id"]).data.tags
             assert (tags["adaptkit.timing"], tags["adaptkit.threads"]) == (timing, threads)
         assert outcome["comparison"]["comparisons"][0]["timings_comparable"] is (timing == "alone")
-    compared = json.loads(cli("compare", "--experiment", "beside", "--json").stdout)
+    compared = json.loads(cli("compare", "--experiment", "neighbour", "--json").stdout)
     assert compared["comparisons"][0]["timings_comparable"] is False
 
 
