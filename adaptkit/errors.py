@@ -22,7 +22,7 @@ def without_secrets(text: str, more: Iterable[str] = ()) -> str:
     return text
 
 
-def given(value: object) -> object:
+def nonempty(value: object) -> object:
     """Return the value of a setting; raise ValueError if it is empty."""
     if value == "":
         raise ValueError("no value; leave the key out for its default")

@@ -69,7 +69,13 @@ class Predictions:
         """Return the predictions for logits `[n, classes]`."""
         confidence, predicted = logits.softmax(1).cpu().max(1)
         base = base_logits.argmax(1).cpu().numpy() if base_logits is not None else None
-        return cls(image.numpy(), truth.numpy(), predicted.numpy(), confidence.numpy(), base)
+        return cls(
+            image=image.numpy(),
+            truth=truth.numpy(),
+            predicted=predicted.numpy(),
+            confidence=confidence.numpy(),
+            base_predicted=base,
+        )
 
     @property
     def accuracy(self) -> float:

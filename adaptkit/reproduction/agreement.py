@@ -208,14 +208,18 @@ def _compare_metrics(
         final, step, _, key, number = point
         what = key if final else f"{key}, epoch {step}" + (f", value {number + 1}" if number else "")
         if before is None or after is None:
-            part.differences.append(Difference("metric", what, _finite(before), _finite(after), within=False))
+            part.differences.append(
+                Difference(kind="metric", what=what, recorded=_finite(before), now=_finite(after), within=False)
+            )
             continue
         is_share = key.endswith("accuracy") or key in TEST_SETS or of_severities(key)
         gap = abs(before - after) / (1.0 if is_share else max(abs(before), abs(after)))
         count = images.get(key.partition("/")[0], images["test"])
         tolerance = max(FINAL if final else EPOCHS, IMAGES / count if count else 0.0) if is_share else SHARE
         within = gap <= tolerance and not key.startswith(COUNTED)
-        part.differences.append(Difference("metric", what, _finite(before), _finite(after), within=within))
+        part.differences.append(
+            Difference(kind="metric", what=what, recorded=_finite(before), now=_finite(after), within=within)
+        )
         kind = "accuracies" if is_share else "other metrics"
         if not gap <= furthest.get(kind, (-1.0, ""))[0]:
             furthest[kind] = gap, what
@@ -239,7 +243,9 @@ def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[t
     whole = len({*recorded, *now})
     if missing := [place for place in {**recorded, **now} if place not in recorded or place not in now]:
         before, after = _prediction(recorded.get(missing[0])), _prediction(now.get(missing[0]))
-        part.differences.append(Difference("prediction", _place(missing[0]), before, after, within=False))
+        part.differences.append(
+            Difference(kind="prediction", what=_place(missing[0]), recorded=before, now=after, within=False)
+        )
     common = [place for place in recorded if place in now]
     for attribute, title in (
         ("truth", "truth"),
@@ -256,7 +262,14 @@ def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[t
         within = few or attribute == "confidence"  # the weights are compared anyway
         detail = f"{len(different):,} of {whole:,} images"
         part.differences.append(
-            Difference("prediction", f"{title}, {_place(place)}", before, after, within=within, detail=detail)
+            Difference(
+                kind="prediction",
+                what=f"{title}, {_place(place)}",
+                recorded=before,
+                now=after,
+                within=within,
+                detail=detail,
+            )
         )
         if attribute == "prediction":
             part.largest["predictions"] = f"{len(different):,} differ{'s' * (len(different) == 1)}"
@@ -278,7 +291,9 @@ def _compare_weights(recorded: Mapping[str, Tensor], now: Mapping[str, Tensor], 
         before, after = recorded.get(name), now.get(name)
         if before is None or after is None or (before.shape, before.dtype) != (after.shape, after.dtype):
             what = f"{title}, {name}"
-            part.differences.append(Difference("adapter", what, _shape(before), _shape(after), within=False))
+            part.differences.append(
+                Difference(kind="adapter", what=what, recorded=_shape(before), now=_shape(after), within=False)
+            )
     if part.differences:
         return part
     moved = [name for name in sorted(recorded) if not _same_bits(recorded[name], now[name])]
@@ -290,11 +305,13 @@ def _compare_weights(recorded: Mapping[str, Tensor], now: Mapping[str, Tensor], 
     share = gap / length if length else math.inf
     furthest = max(moved, key=lambda name: float(gaps[name].max()))
     place = int(gaps[furthest].argmax())
-    before, after = (float(tensors[furthest].flatten()[place]) for tensors in (recorded, now))
+    old, new = (float(tensors[furthest].flatten()[place]) for tensors in (recorded, now))
     size = f"{float(gaps[furthest].max()):.3g}"
     detail = f"the largest difference, {size}; {len(moved)} of {len(recorded)} tensors differ"
     what = f"{title}, {furthest}[{place}]"
-    part.differences.append(Difference("adapter", what, before, after, within=share <= LENGTH, detail=detail))
+    part.differences.append(
+        Difference(kind="adapter", what=what, recorded=old, now=new, within=share <= LENGTH, detail=detail)
+    )
     part.largest[title] = f"{size} ({furthest}); {100 * share:.3g} % of the length of all"
     return part
 

@@ -54,84 +54,86 @@ WITHOUT_EFFECT = {"device", "data_dir", "split.file"}
 OF_PLUGINS = ("strategy.", "backbone.", "shift.")
 
 
-def require_possible(found: StoredRun) -> None:
+def require_possible(stored: StoredRun) -> None:
     """Raise BadInput for a run that cannot be run again."""
-    if found.kind == "imported":
-        raise BadInput(f"{found.title} was imported: adaptkit did not train it, and cannot train it again")
-    processes = found.tags.get(PROCESSES_TAG, "1")
+    if stored.kind == "imported":
+        raise BadInput(f"{stored.title} was imported: adaptkit did not train it, and cannot train it again")
+    processes = stored.tags.get(PROCESSES_TAG, "1")
     if processes != "1":
         raise BadInput(
-            f"{found.title} was trained by {processes} processes and cannot be reproduced: this version of adaptkit "
+            f"{stored.title} was trained by {processes} processes and cannot be reproduced: this version of adaptkit "
             "trains in one process, and the last digits depend on the number of processes"
         )
-    if found.kind == "base" and found.params.get("dataset") == "none":
-        raise BadInput(f"{found.title} is a base without a source and was not trained; reproduce a run that adapts it")
+    if stored.kind == "base" and stored.params.get("dataset") == "none":
+        raise BadInput(f"{stored.title} is a base without a source and was not trained; reproduce a run that adapts it")
 
 
-def drawn_images(found: StoredRun) -> int | None:
+def drawn_images(stored: StoredRun) -> int | None:
     """Return the number of labelled images that a run was trained on."""
-    count = found.tags.get(DRAWN_IMAGES_TAG, "")
+    count = stored.tags.get(DRAWN_IMAGES_TAG, "")
     return int(count) if count.isdigit() else None
 
 
-def recorded_data(found: StoredRun) -> str | None:
+def recorded_data(stored: StoredRun) -> str | None:
     """Return the recorded fingerprint of the data; for a base run, the digest of its source."""
-    if found.kind != "base":
-        return found.tags.get(DATA_FINGERPRINT_TAG)
-    return _digests(found).get("source")
+    if stored.kind != "base":
+        return stored.tags.get(DATA_FINGERPRINT_TAG)
+    return _digests(stored).get("source")
 
 
-def _digests(found: StoredRun) -> dict[str, str]:
+def _digests(stored: StoredRun) -> dict[str, str]:
     """Return the digests of the data sets of a run by their context; MLflow truncates them."""
-    inputs = found.record.inputs.dataset_inputs if found.record.inputs is not None else []
+    inputs = stored.record.inputs.dataset_inputs if stored.record.inputs is not None else []
     return {tag.value: str(data.dataset.digest) for data in inputs for tag in data.tags if tag.key == DATA_CONTEXT_TAG}
 
 
-def data_difference(found: StoredRun, domains: Domains, request: Request, is_elsewhere: bool) -> Difference | None:
+def data_difference(stored: StoredRun, domains: Domains, request: Request, is_elsewhere: bool) -> Difference | None:
     """Return the difference between the recorded and the current data; None if they are equal.
 
     Images under a shift are computed: on other hardware, their last digits may differ.
     """
-    recorded, digests = recorded_data(found), _digests(found)
+    recorded, digests = recorded_data(stored), _digests(stored)
     if recorded is None:
-        raise BadInput(f"{found.title} has no record of its data: it was made by an earlier version of adaptkit")
-    now = domains.source_digest[: len(recorded)] if found.kind == "base" else domains.fingerprint
+        raise BadInput(f"{stored.title} has no record of its data: it was made by an earlier version of adaptkit")
+    now = domains.source_digest[: len(recorded)] if stored.kind == "base" else domains.fingerprint
     if now == recorded:
         return None
     have = {"source": domains.source_digest, "target": domains.target_digest}
     others = [name for name, digest in digests.items() if not have.get(name, digest).startswith(digest)]
     detail = f"the {' and the '.join(others)} images differ" if others else "the same images, divided differently"
     within = False
-    if request.shifts and is_elsewhere and others == ["target"] and found.kind != "base":
-        before, same_split = found.tags.get(IMAGES_DIGEST_TAG), _has_split(found, domains)
+    if request.shifts and is_elsewhere and others == ["target"] and stored.kind != "base":
+        before, same_split = stored.tags.get(IMAGES_DIGEST_TAG), _has_split(stored, domains)
         # Without a recorded digest: if the target is the source under a shift, both digests cover the test images.
         same_images = request.target is None if before is None else before == domains.images_digest
         if within := same_images and same_split:
             detail = "the same images; the shift gives them other last digits on this machine"
-    return Difference("data", "fingerprint of the data", recorded, now, within, detail)
+    return Difference(
+        kind="data", what="fingerprint of the data", recorded=recorded, now=now, within=within, detail=detail
+    )
 
 
-def _has_split(found: StoredRun, domains: Domains) -> bool:
+def _has_split(stored: StoredRun, domains: Domains) -> bool:
     """Return whether the images are divided as in the run; tuning runs do not record the division."""
-    if not found.has(SPLIT_FILE):
-        return found.kind == "tuning"
-    with found.file(SPLIT_FILE) as path:
+    if not stored.has(SPLIT_FILE):
+        return stored.kind == "tuning"
+    with stored.file(SPLIT_FILE) as path:
         return path.read_text(encoding="utf-8") == domains.split_text
 
 
-def require_same_settings(found: StoredRun, request: Request) -> None:
+def require_same_settings(stored: StoredRun, request: Request) -> None:
     """Raise BadInput if config.yaml and the params of the run differ; `settings_difference` checks the backbone."""
-    now, problems = _request_params(found, request), []
-    altered = {key for key in now.keys() & found.params.keys() if now[key] != found.params[key]} - WITHOUT_EFFECT
+    now, problems = _request_params(stored, request), []
+    altered = {key for key in now.keys() & stored.params.keys() if now[key] != stored.params[key]} - WITHOUT_EFFECT
     # If the strategy or the shift differs, so do its options.
     owned = tuple(f"{key}." for key in ("strategy", "shift") if key in altered)
-    for key in sorted({*found.params, *now} - WITHOUT_EFFECT):
+    for key in sorted({*stored.params, *now} - WITHOUT_EFFECT):
         if key.startswith((*owned, "backbone.")):
             continue
-        before, after = found.params.get(key), now.get(key)
+        before, after = stored.params.get(key), now.get(key)
         if before != after and (problem := _problem(key, before, after)) is not None:
             problems.append(problem)
-    was, is_file = found.params.get("split.file", "none"), request.settings.split.file is not None
+    was, is_file = stored.params.get("split.file", "none"), request.settings.split.file is not None
     if is_file != (was != "none"):  # the path of the file may differ
         names = "names a file" if is_file else "is none"
         problems.append(f"its config.yaml was altered: split.file {names} there, and was {was}")
@@ -139,52 +141,54 @@ def require_same_settings(found: StoredRun, request: Request) -> None:
         raise BadInput(*problems)
 
 
-def require_split(found: StoredRun) -> None:
+def require_split(stored: StoredRun) -> None:
     """Raise BadInput if split.json is missing, or if the run needs it and it is damaged."""
-    if found.kind != "adaptation":  # other kinds of runs have none
+    if stored.kind != "adaptation":  # other kinds of runs have none
         return
-    with found.file(SPLIT_FILE) as path:
-        if found.params.get("split.file", "none") != "none":
+    with stored.file(SPLIT_FILE) as path:
+        if stored.params.get("split.file", "none") != "none":
             try:
                 read_split(path)
             except BadInput:
-                raise _altered_split(found) from None
+                raise _altered_split(stored) from None
 
 
-def require_same_split(found: StoredRun, domains: Domains) -> None:
+def require_same_split(stored: StoredRun, domains: Domains) -> None:
     """Raise BadInput if split.json differs from the division of these data."""
-    if found.kind != "adaptation":
+    if stored.kind != "adaptation":
         return
-    with found.file(SPLIT_FILE) as path:
+    with stored.file(SPLIT_FILE) as path:
         if not says_same(path.read_bytes(), domains.split_text):
-            raise _altered_split(found)
+            raise _altered_split(stored)
 
 
-def _altered_split(found: StoredRun) -> BadInput:
-    return BadInput(f"{found.title}: its split.json was altered")
+def _altered_split(stored: StoredRun) -> BadInput:
+    return BadInput(f"{stored.title}: its split.json was altered")
 
 
-def settings_difference(found: StoredRun, experiment: Experiment) -> Difference | None:
+def settings_difference(stored: StoredRun, experiment: Experiment) -> Difference | None:
     """Return the first difference of the backbone's facts; raise BadInput if its options differ."""
     facts = experiment.backbone_facts
-    now = _request_params(found, experiment.request) | {key: str(value) for key, value in facts.items()}
+    now = _request_params(stored, experiment.request) | {key: str(value) for key, value in facts.items()}
     problems, first = [], None
-    for key in sorted(key for key in {*found.params, *now} if key.startswith("backbone.")):
-        before, after = found.params.get(key), now.get(key)
+    for key in sorted(key for key in {*stored.params, *now} if key.startswith("backbone.")):
+        before, after = stored.params.get(key), now.get(key)
         if before == after:
             continue
         if key in facts:
-            first = first or Difference("base", key, before, after, within=False, detail="the backbone differs")
+            first = first or Difference(
+                kind="base", what=key, recorded=before, now=after, within=False, detail="the backbone differs"
+            )
         elif (problem := _problem(key, before, after)) is not None:
             problems.append(problem)
     if problems:
-        raise BadInput(*(f"{found.title}: {line}" for line in problems))
+        raise BadInput(*(f"{stored.title}: {line}" for line in problems))
     return first
 
 
-def _request_params(found: StoredRun, request: Request) -> dict[str, str]:
+def _request_params(stored: StoredRun, request: Request) -> dict[str, str]:
     """Return the params that follow from a request, as they are stored."""
-    if found.kind == "base":
+    if stored.kind == "base":
         params = request.base_params()
     else:
         params = request.run_params(request.arms[0], request.settings.seed[0])
@@ -210,7 +214,7 @@ class RunEnvironment:
     the environment of the recorded base run counts as well.
     """
 
-    found: StoredRun
+    stored: StoredRun
     request: Request
     plugins: Plugins
     text: str | None = None
@@ -220,7 +224,7 @@ class RunEnvironment:
     @property
     def recorded(self) -> dict[str, str]:
         """Return the recorded properties that can change results."""
-        return self._of(self.found)
+        return self._of(self.stored)
 
     @property
     def now(self) -> dict[str, str]:
@@ -234,17 +238,17 @@ class RunEnvironment:
         of_run = list(differences(self.recorded, now))
         return of_run + (self._of_the_base(now, {difference.what for difference in of_run}) if self.is_base_new else [])
 
-    def _of(self, found: StoredRun) -> dict[str, str]:
-        with found.file(ENVIRONMENT_FILE) as path:
+    def _of(self, stored: StoredRun) -> dict[str, str]:
+        with stored.file(ENVIRONMENT_FILE) as path:
             text = path.read_text(encoding="utf-8", errors="replace")
-        device = found.params.get("device", "cpu")
-        return Environment.of(text).deciding(device, found.tags.get(THREADS_TAG), self._distributions)
+        device = stored.params.get("device", "cpu")
+        return Environment.of(text).deciding(device, stored.tags.get(THREADS_TAG), self._distributions)
 
     def _of_the_base(self, now: Mapping[str, str], known: Iterable[str]) -> list[EnvironmentDifference]:
         """Return further differences, of the environment of the base run, if the store has it."""
-        wanted = self.found.tags.get(BASE_FINGERPRINT_TAG, "")
-        base = next((run for run in self.found.bases(wanted) if run.has(ENVIRONMENT_FILE)), None)
-        if self.found.kind == "base" or base is None:
+        wanted = self.stored.tags.get(BASE_FINGERPRINT_TAG, "")
+        base = next((run for run in self.stored.bases(wanted) if run.has(ENVIRONMENT_FILE)), None)
+        if self.stored.kind == "base" or base is None:
             return []
         processes = base.tags.get(PROCESSES_TAG, "1")
         of_base = differences(self._of(base) | {"processes": processes}, {**now, "processes": "1"})
@@ -272,43 +276,43 @@ class RunEnvironment:
 NOT_REPRODUCIBLE = (FAMILY_TIME, FAMILY_MEMORY, FAMILY_SYSTEM)
 
 
-def read_results(found: StoredRun) -> Results:
+def read_results(stored: StoredRun) -> Results:
     """Read the results of a run; raise BadInput if an artifact is missing, damaged or altered."""
-    keys = [key for key in found.record.data.metrics if not key.startswith(NOT_REPRODUCIBLE)]
-    reader = found.runs.reader
+    keys = [key for key in stored.record.data.metrics if not key.startswith(NOT_REPRODUCIBLE)]
+    reader = stored.runs.reader
     with errors_as_lines(reader.address):
-        points = {key: reader.client.get_metric_history(found.run_id, key) for key in keys}
+        points = {key: reader.client.get_metric_history(stored.run_id, key) for key in keys}
     # In the order of logging: MLflow returns them in the order of its database.
     ordered = {key: sorted(history, key=lambda point: (point.step, point.timestamp)) for key, history in points.items()}
     metrics = {key: tuple((point.step, float(point.value)) for point in ordered[key]) for key in keys}
-    if found.kind == "tuning":  # it has neither a model nor predictions for test sets
+    if stored.kind == "tuning":  # it has neither a model nor predictions for test sets
         return Results(metrics, {}, {})
-    with found.file(PREDICTIONS_FILE) as path:
-        predictions = _predictions(path, found.title)
-    return Results(metrics, predictions, _base(found) if found.kind == "base" else _adapter(found))
+    with stored.file(PREDICTIONS_FILE) as path:
+        predictions = _predictions(path, stored.title)
+    return Results(metrics, predictions, _base(stored) if stored.kind == "base" else _adapter(stored))
 
 
-def _adapter(found: StoredRun) -> dict[str, Tensor]:
-    with found.folder(ADAPTER_FOLDER, ADAPTER_WEIGHTS_FILE, ADAPTER_CARD_FILE) as folder:
-        signed = found.tags.get(ADAPTER_SHA256_TAG)
+def _adapter(stored: StoredRun) -> dict[str, Tensor]:
+    with stored.folder(ADAPTER_FOLDER, ADAPTER_WEIGHTS_FILE, ADAPTER_CARD_FILE) as folder:
+        signed = stored.tags.get(ADAPTER_SHA256_TAG)
         if signed is None:
-            raise BadInput(f"{found.title} was recorded before adapters were signed and has nothing to compare with")
+            raise BadInput(f"{stored.title} was recorded before adapters were signed and has nothing to compare with")
         card = read_card(folder / ADAPTER_CARD_FILE, {"sha256": str, "card_sha256": str})
         if sha256_of(folder / ADAPTER_CARD_FILE) != signed or card_digest(card) != card["card_sha256"]:
-            raise BadInput(f"{found.title}: its {ADAPTER_CARD_PATH} was altered or belongs to another run")
+            raise BadInput(f"{stored.title}: its {ADAPTER_CARD_PATH} was altered or belongs to another run")
         try:
             return read_weights(folder / ADAPTER_WEIGHTS_FILE, card["sha256"])
         except BadInput as error:
-            raise BadInput(*(f"{found.title}: {line}" for line in error.problems)) from None
+            raise BadInput(*(f"{stored.title}: {line}" for line in error.problems)) from None
 
 
-def _base(found: StoredRun) -> dict[str, Tensor]:
-    with found.folder(BASE_FOLDER, BASE_WEIGHTS_FILE) as folder:
+def _base(stored: StoredRun) -> dict[str, Tensor]:
+    with stored.folder(BASE_FOLDER, BASE_WEIGHTS_FILE) as folder:
         tensors = read_weights(folder / BASE_WEIGHTS_FILE)
-    recorded = found.tags.get(BASE_FINGERPRINT_TAG)
+    recorded = stored.tags.get(BASE_FINGERPRINT_TAG)
     if (now := fingerprint(tensors)) != recorded:
         raise BadInput(
-            f"{found.title}: its {BASE_WEIGHTS_PATH} was altered: its fingerprint is {now}, and was {recorded}"
+            f"{stored.title}: its {BASE_WEIGHTS_PATH} was altered: its fingerprint is {now}, and was {recorded}"
         )
     return tensors
 
@@ -321,7 +325,9 @@ def _predictions(path: Path, title: str) -> Mapping[str, Mapping[str, Row]]:
             if next(lines, []) != HEADING:
                 raise ValueError
             for test, image, truth, prediction, confidence, base in lines:
-                rows.setdefault(test, {})[image] = Row(truth, prediction, confidence, base)
+                rows.setdefault(test, {})[image] = Row(
+                    truth=truth, prediction=prediction, confidence=confidence, base_prediction=base
+                )
     except (OSError, ValueError, csv.Error):
         raise BadInput(f"{title}: its predictions.csv was altered: it is not a table of predictions") from None
     return rows

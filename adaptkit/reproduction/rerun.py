@@ -44,7 +44,7 @@ class Rerun:
 
 
 def run_again(
-    found: StoredRun,
+    stored: StoredRun,
     experiment: Experiment,
     plugins: Plugins,
     *,
@@ -58,8 +58,8 @@ def run_again(
     The base is taken from the cache only if its fingerprint is that of the recorded run. A base run is always trained
     again.
     """
-    wanted = found.tags.get(BASE_FINGERPRINT_TAG)
-    refresh_base = refresh_base or found.kind == "base"
+    wanted = stored.tags.get(BASE_FINGERPRINT_TAG)
+    refresh_base = refresh_base or stored.kind == "base"
     with (
         tempfile.TemporaryDirectory(prefix="adaptkit-") as folder,
         _without_other_base(experiment, wanted, refresh_base, notice) as (experiment, anew),
@@ -69,13 +69,13 @@ def run_again(
         store = open_store(f"sqlite:///{Path(folder) / 'mlflow.db'}", "reproduction")
         # Also around the base, so that plugins log to the temporary store.
         with Tracker(store, journals=Path(folder) / "journals") as tracker, plugins.watching(tracker, "tracker"):
-            follow = tracker if found.kind == "base" else None
+            follow = tracker if stored.kind == "base" else None
             base, _, cached = obtain_base(experiment, plugins, follow, anew, notice)
-            if found.kind != "base":
-                _adapt(found.kind, experiment, plugins, seat, tracker, base, feature_cache)
+            if stored.kind != "base":
+                _adapt(stored.kind, experiment, plugins, seat, tracker, base, feature_cache)
         if tracker.fault is not None:
             raise RunFailed(f"the results of the repetition could not be stored: {tracker.fault}")
-        repeated = _only(store, found.kind)
+        repeated = _only(store, stored.kind)
         with repeated.file(ENVIRONMENT_FILE) as path:
             text = path.read_text(encoding="utf-8")
         return Rerun(

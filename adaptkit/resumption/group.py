@@ -56,7 +56,13 @@ def gather(interrupted: InterruptedRun, experiment: Experiment, held: ExitStack)
     group, client = ResumedGroup(), interrupted.stored.runs.reader.client
     with errors_as_lines(interrupted.stored.runs.reader.address):
         if interrupted.record.kind != "comparison":
-            _add(group, client, interrupted.stored.record, interrupted.record, interrupted.claim)
+            _add(
+                group=group,
+                client=client,
+                run=interrupted.stored.record,
+                record=interrupted.record,
+                lock=interrupted.claim,
+            )
             return group
         group.claims[experiment.request.group_name] = interrupted.claim
         arms = {
@@ -71,7 +77,7 @@ def gather(interrupted: InterruptedRun, experiment: Experiment, held: ExitStack)
                 group.done[name] = _done(run, *arms[name])
                 group.base_fingerprints.add(run.data.tags.get(BASE_FINGERPRINT_TAG, ""))
             else:
-                _claim(group, client, run, held)
+                _claim(group=group, client=client, run=run, held=held)
         for record in records():
             if record.kind == "base" and (record.base_key, record.store) == (
                 experiment.base_key,
@@ -79,7 +85,7 @@ def gather(interrupted: InterruptedRun, experiment: Experiment, held: ExitStack)
             ):
                 for run in by_local_id(client, [record.local_id]).values():
                     if run.info.status not in ENDED and record.name not in group.resumed:
-                        _claim(group, client, run, held)
+                        _claim(group=group, client=client, run=run, held=held)
     return group
 
 
@@ -94,7 +100,7 @@ def _claim(group: ResumedGroup, client: MlflowClient, run: MlflowRun, held: Exit
     if lock is None:
         raise BadInput(f"run {run.info.run_id} ({record.name}) is in use by another process")
     held.callback(lock.release)
-    _add(group, client, run, record, lock)
+    _add(group=group, client=client, run=run, record=record, lock=lock)
 
 
 def _add(group: ResumedGroup, client: MlflowClient, run: MlflowRun, record: RecoveryRecord, lock: Claim) -> None:
@@ -110,8 +116,19 @@ def _done(run: MlflowRun, arm: Arm, seed: int) -> RunSummary:
     error = None if finished else run.data.tags.get(ERROR_TAG, "it failed before")
     status = "finished" if finished else "failed"
     return RunSummary(
-        arm.strategy, arm.label, arm.options, arm.lr, seed, status, run.info.run_id, dict(metrics), (), error
+        strategy=arm.strategy,
+        label=arm.label,
+        options=arm.options,
+        lr=arm.lr,
+        seed=seed,
+        status=status,
+        run_id=run.info.run_id,
+        metrics=dict(metrics),
+        epochs=(),
+        error=error,
     )
 
 
-NOTHING = RunSummary("", "", {}, 0.0, 0, "none", None, {}, ())
+NOTHING = RunSummary(
+    strategy="", label="", options={}, lr=0.0, seed=0, status="none", run_id=None, metrics={}, epochs=()
+)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from adaptkit.errors import given
+from adaptkit.errors import nonempty
 from adaptkit.names import SEVERITY_ACCURACY
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ NUMBER = re.compile(r"\d+(\.\d+)?(e-\d+)?")
 
 def parse_severities(value: object) -> object:
     """Read `0.5,1,1.5` or one number as a list of severities, `none` as none."""
-    if given(value) in (None, "none"):
+    if nonempty(value) in (None, "none"):
         return ()
     if isinstance(value, int | float):
         return (value,)

@@ -82,7 +82,9 @@ class Delivery:
         else:
             tags = {**event.tags, **self._related_runs(event.runs), LOCAL_ID_TAG: journal.local_id}
             start, journal.doubtful = time.monotonic(), True
-            run = self.client.create_run(self.experiment_id, event.at, tags, event.name)
+            run = self.client.create_run(
+                experiment_id=self.experiment_id, start_time=event.at, tags=tags, run_name=event.name
+            )
             run_id, journal.doubtful = str(run.info.run_id), time.monotonic() - start > SLOW
         journal.run_id = self.ids[journal.local_id] = run_id
 
@@ -121,7 +123,9 @@ class Delivery:
         artifacts = str(self.client.get_run(run_id).info.artifact_uri)
         with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
             try:
-                copies = fetch(artifacts, event.path or "", temporary, self.client.tracking_uri)
+                copies = fetch(
+                    artifacts=artifacts, name=event.path or "", folder=temporary, tracking_uri=self.client.tracking_uri
+                )
             except FileNotFoundError:
                 raise TrackingLost(f"{event.path} is missing in the store after its upload") from None
             for path in folder.iterdir():
@@ -139,7 +143,7 @@ def send_logs(client: MlflowClient, run_id: str, logs: Sequence[Log]) -> None:
     tags = [RunTag(key, value) for key, value in {k: v for log in logs for k, v in log.tags.items()}.items()]
     for start in range(0, max(1, len(metrics)), METRICS_PER_CALL):
         part = metrics[start : start + METRICS_PER_CALL]
-        client.log_batch(run_id, part, () if start else params, () if start else tags)
+        client.log_batch(run_id=run_id, metrics=part, params=() if start else params, tags=() if start else tags)
 
 
 def is_final(error: Exception) -> bool:

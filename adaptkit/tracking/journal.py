@@ -142,7 +142,7 @@ class Journal:
         """Create the journal of a new run in `parent`, by default in `journals_folder()`; raise OSError."""
         stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.{time.time_ns() % 10**9:09d}"
         folder = (parent or journals_folder()) / f"{stamp}-{local_id[:12]}"
-        journal = cls(folder, local_id, name, store, experiment)
+        journal = cls(folder=folder, local_id=local_id, name=name, store=store, experiment=experiment)
         folder.mkdir(parents=True)
         journal._acquire()
         about = {"local_id": local_id, "name": name, "store": store, "experiment": experiment}
@@ -235,7 +235,7 @@ def _load(path: Path) -> Journal | None:
         local_id, name, store, experiment = (str(about[key]) for key in ("local_id", "name", "store", "experiment"))
     except (OSError, *DAMAGE):
         return None
-    journal = Journal(path, local_id, name, store, experiment, doubtful=True)
+    journal = Journal(folder=path, local_id=local_id, name=name, store=store, experiment=experiment, doubtful=True)
     with contextlib.suppress(OSError, *DAMAGE):
         sent = json.loads((path / SENT).read_text(encoding="utf-8"))
         journal.sent, journal.run_id = int(sent["events"]), sent["run_id"]

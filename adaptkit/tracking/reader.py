@@ -234,7 +234,7 @@ class Reader:
             return
         with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
             with errors_as_lines(self.address):
-                copy = fetch(artifacts, name, folder, self.address.uri)
+                copy = fetch(artifacts=artifacts, name=name, folder=folder, tracking_uri=self.address.uri)
             yield copy
 
 

@@ -133,7 +133,7 @@ def prepare_schema(path: Path, uri: str) -> tuple[str, ...]:
         if path.stat().st_size == 0:  # created by hand, or by a process that was killed in `_publish`
             _create(path, os.replace)
             revision = head
-        return () if revision == head else (_upgrade(path, uri, revision, scripts),)
+        return () if revision == head else (_upgrade(path=path, uri=uri, revision=revision, scripts=scripts),)
 
 
 @functools.cache

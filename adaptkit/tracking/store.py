@@ -79,15 +79,15 @@ def open_store(uri: str | None, experiment: str) -> Store:
         elif not address.is_server:
             check_database(address)
         client = MlflowClient(tracking_uri=address.uri)
-        found, moved = _find_experiment(client, experiment, address, path)
+        used, notice = _find_experiment(client=client, name=experiment, address=address, path=path)
     if not address.is_server:
-        _check_artifacts(found.artifact_location)
+        _check_artifacts(used.artifact_location)
     return Store(
         uri=address.uri,
         client=client,
-        experiment_id=found.experiment_id,
-        experiment_name=found.name,
-        notices=(*notices, moved) if moved else notices,
+        experiment_id=used.experiment_id,
+        experiment_name=used.name,
+        notices=(*notices, notice) if notice else notices,
         ui_command=address.ui_command,
     )
 
@@ -121,21 +121,28 @@ def existing_store(uri: str | None, experiment: str) -> Store | None:
         return None
     address, client = open_existing(uri)
     with errors_as_lines(address):
-        found = client.get_experiment_by_name(experiment)
-    if found is None or found.lifecycle_stage == "deleted":
+        existing = client.get_experiment_by_name(experiment)
+    if existing is None or existing.lifecycle_stage == "deleted":
         return None
-    return Store(address.uri, client, str(found.experiment_id), found.name, (), address.ui_command)
+    return Store(
+        uri=address.uri,
+        client=client,
+        experiment_id=str(existing.experiment_id),
+        experiment_name=existing.name,
+        notices=(),
+        ui_command=address.ui_command,
+    )
 
 
 def existing_experiment(address: Address, client: MlflowClient, name: str) -> str:
     """Return the id of an experiment; raise BadInput with the most similar name if it does not exist."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    existing = client.get_experiment_by_name(name)
+    if existing is None:
         names = [other.name for other in client.search_experiments(max_results=1000) if other.name != "Default"]
         raise BadInput(f"--experiment: no experiment {name!r} in {address.shown}{suggestion(name, names)}")
-    if found.lifecycle_stage == "deleted":
-        raise BadInput(_deleted_line(found, address))
-    return str(found.experiment_id)
+    if existing.lifecycle_stage == "deleted":
+        raise BadInput(_deleted_line(existing, address))
+    return str(existing.experiment_id)
 
 
 def _prepare_mlflow(address: Address) -> None:
@@ -180,18 +187,18 @@ def _find_experiment(
     unusable, number = None, 1
     while True:
         candidate = name if number == 1 else f"{name}-{number}"
-        found = client.get_experiment_by_name(candidate)
-        if found is None:
-            found, problem = _create_experiment(client, candidate, path), None
-        elif found.lifecycle_stage == "deleted":
+        experiment = client.get_experiment_by_name(candidate)
+        if experiment is None:
+            experiment, problem = _create_experiment(client, candidate, path), None
+        elif experiment.lifecycle_stage == "deleted":
             if number == 1:
-                raise BadInput(_deleted_line(found, address))
+                raise BadInput(_deleted_line(experiment, address))
             problem = "was deleted"
         else:
-            problem = None if address.is_server else _artifact_problem(found.artifact_location, path)
+            problem = None if address.is_server else _artifact_problem(experiment.artifact_location, path)
         if problem is None:
             moved = f"experiment {name!r} {unusable}: these runs are in {candidate!r}"
-            return found, moved if unusable else None
+            return experiment, moved if unusable else None
         unusable, number = unusable or problem, number + 1
 
 
@@ -211,9 +218,9 @@ def _create_experiment(client: MlflowClient, name: str, path: Path | None) -> Ex
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-    found = client.get_experiment_by_name(name)
-    assert found is not None
-    return found
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    return experiment
 
 
 def _artifact_problem(location: str, path: Path | None) -> str | None:
@@ -247,9 +254,10 @@ def _check_artifacts(location: str) -> None:
         raise BadInput(f"cannot write artifacts to {folder}: {error.strerror or error}") from None
 
 
-def _deleted_line(found: Experiment, address: Address) -> str:
+def _deleted_line(experiment: Experiment, address: Address) -> str:
     where = "" if address.is_default else f"MLFLOW_TRACKING_URI={shlex.quote(address.without_secrets(address.uri))} "
     return (
-        f"experiment {found.name!r} was deleted in MLflow: restore it with "
-        f"`{where}mlflow experiments restore --experiment-id {found.experiment_id}`, or choose another --experiment"
+        f"experiment {experiment.name!r} was deleted in MLflow: restore it with "
+        f"`{where}mlflow experiments restore --experiment-id {experiment.experiment_id}`, or choose another name "
+        "with --experiment"
     )

@@ -71,7 +71,11 @@ def begin_run(run: RunStart, tags: Mapping[str, str], runs: Mapping[str, str]) -
     """
     description = {DESCRIPTION_TAG: run.description} if run.description else {}
     params = {key: str(value) for key, value in run.params.items()}
-    return [Create(run.name, now(), {**tags, **description}, runs), Log(params=params), *map(_input, run.inputs)]
+    return [
+        Create(name=run.name, at=now(), tags={**tags, **description}, runs=runs),
+        Log(params=params),
+        *map(_input, run.inputs),
+    ]
 
 
 def epoch_log(epoch: Epoch) -> Log:
@@ -91,7 +95,7 @@ def epoch_log(epoch: Epoch) -> Log:
 
 def _input(data: RunInput) -> Input:
     source = json.dumps({"tags": {COMMAND_TAG: data.source}})
-    return Input(data.name, data.digest, source, data.context)
+    return Input(name=data.name, digest=data.digest, source=source, context=data.context)
 
 
 T = TypeVar("T")

@@ -49,7 +49,7 @@ def test_a_deleted_experiment_is_named_as_such(cli: Cli, store: Path) -> None:
     client.delete_experiment(old)
     assert refusal(cli("ui", "--experiment", "old")) == (
         "Error: experiment 'old' was deleted in MLflow: restore it with "
-        f"`mlflow experiments restore --experiment-id {old}`, or choose another --experiment"
+        f"`mlflow experiments restore --experiment-id {old}`, or choose another name with --experiment"
     )
 
 

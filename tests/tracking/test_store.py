@@ -303,7 +303,7 @@ def test_deleted_experiment(store: Path, own_folder: Path) -> None:
     opened.client.delete_experiment(opened.experiment_id)
 
     command = f"mlflow experiments restore --experiment-id {opened.experiment_id}"
-    line = "experiment 'adaptkit' was deleted in MLflow: restore it with `{}`, or choose another --experiment"
+    line = "experiment 'adaptkit' was deleted in MLflow: restore it with `{}`, or choose another name with --experiment"
     assert refusal() == line.format(command)
     shutil.copy(store, "other.db")
     assert refusal("sqlite:///other.db") == line.format(
