@@ -188,32 +188,32 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_experiments_share_cores(eight_cores: None, others: int, threads: int, words: str | None) -> None:
-    said: list[str] = []
-    with pytest.raises(ZeroDivisionError), shared_threads(others, said.append):
+    notices: list[str] = []
+    with pytest.raises(ZeroDivisionError), shared_threads(others, notices.append):
         assert torch.get_num_threads() == threads
         raise ZeroDivisionError
     assert torch.get_num_threads() == 8
-    assert [line.split(", ")[0] for line in said] == ([words] if words else [])
+    assert [line.split("; ")[0] for line in notices] == ([words] if words else [])
 
 
 def test_container_quota(eight_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
-    said: list[str] = []
-    with shared_threads(0, said.append):
+    notices: list[str] = []
+    with shared_threads(0, notices.append):
         assert torch.get_num_threads() == 3
-    assert (torch.get_num_threads(), said) == (8, [])
+    assert (torch.get_num_threads(), notices) == (8, [])
     monkeypatch.setattr("joblib.cpu_count", lambda: 64)  # logical cores; torch counts the physical ones
-    with shared_threads(1, said.append):
+    with shared_threads(1, notices.append):
         assert torch.get_num_threads() == 4
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
 def test_chosen_threads_stay(eight_cores: None, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "8")
-    said: list[str] = []
-    with shared_threads(3, said.append):
+    notices: list[str] = []
+    with shared_threads(3, notices.append):
         assert torch.get_num_threads() == 8
-    assert said == []
+    assert notices == []
 
 
 @pytest.mark.slow
