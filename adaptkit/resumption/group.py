@@ -78,11 +78,9 @@ def gather(interrupted: InterruptedRun, experiment: Experiment, held: ExitStack)
                 group.base_fingerprints.add(run.data.tags.get(BASE_FINGERPRINT_TAG, ""))
             else:
                 _claim(group=group, client=client, run=run, held=held)
+        base = ("base", experiment.base_key, interrupted.record.store)
         for record in records():
-            if record.kind == "base" and (record.base_key, record.store) == (
-                experiment.base_key,
-                interrupted.record.store,
-            ):
+            if (record.kind, record.base_key, record.store) == base:
                 for run in by_local_id(client, [record.local_id]).values():
                     if run.info.status not in ENDED and record.name not in group.resumed:
                         _claim(group=group, client=client, run=run, held=held)

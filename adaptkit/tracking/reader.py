@@ -139,23 +139,23 @@ class Reader:
         # In the order of a search.
         return sorted(runs.values(), key=lambda run: (run.info.start_time or 0, run.info.run_id))
 
-    def read(self, records_found: Iterable[MlflowRun]) -> list[ComparedRun]:
+    def read(self, stored: Iterable[MlflowRun]) -> list[ComparedRun]:
         """Return the runs with the predictions from their artifacts.
 
         Raises BadInput with all problems if a run is still running or an artifact is missing.
         """
-        records = list(records_found)
-        runs = [_compared(run) for run in records]
+        records = list(stored)
+        compared = [_compared(run) for run in records]
         problems = [
             f"{run.name} ({run.run_id}) is still running: wait for it, or leave it out with "
             """--where "status != 'RUNNING'\""""
-            for run in runs
+            for run in compared
             if run.status == "running"
         ]
         if problems:
             raise BadInput(*problems)
         with ThreadPoolExecutor(4) as pool, uncollected():
-            read = list(pool.map(self._with_predictions, runs, [run.info.artifact_uri or "" for run in records]))
+            read = list(pool.map(self._with_predictions, compared, [run.info.artifact_uri or "" for run in records]))
         if missing := [problem for _, problem in read if problem is not None]:
             raise BadInput(*missing)
         return [run for run, _ in read]
