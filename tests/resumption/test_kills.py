@@ -149,12 +149,12 @@ class Place:
     def finish(self, strategies: list[str]) -> None:
         """Resume all interrupted runs, then run the command again if it had not created its runs."""
         resumed = self.start("resume", "--all", "-q")
-        told, _ = resumed.communicate(timeout=PATIENCE)
-        assert resumed.returncode == 0, told
+        output, _ = resumed.communicate(timeout=PATIENCE)
+        assert resumed.returncode == 0, output
         if len(ids(self.uri, kind="adaptation")) < len(strategies):
             again = self.run(strategies)
-            told, _ = again.communicate(timeout=PATIENCE)
-            assert again.returncode == 0, told
+            output, _ = again.communicate(timeout=PATIENCE)
+            assert again.returncode == 0, output
         assert self.runs == []
 
     def recorded(self) -> dict[str, Recorded]:
@@ -197,8 +197,8 @@ def undisturbed(
     made = place(folder / "run", empty_store, plugin)
     process = made.run(request.param)
     began = wait_for(process, made.folder / "state" / "runs")
-    told, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, told
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
     return Undisturbed(made, request.param, made.recorded(), time.monotonic() - began)
 
 
@@ -212,8 +212,8 @@ def require_same(found: dict[str, Recorded], expected: dict[str, Recorded]) -> N
 def test_kill_at_critical_moment(undisturbed: Undisturbed, tmp_path: Path, empty_store: Path, how: str) -> None:
     made = place(tmp_path / "run", empty_store, undisturbed.place.plugin)
     process = made.run(undisturbed.strategies, how)
-    told, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == -signal.SIGKILL, told
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGKILL, output
     # The run and its parent; after a kill while its events were sent, it may have ended.
     is_sent = how.endswith(("is stored", "are written", "is ended"))
     assert len(made.runs) in ((1, 2) if is_sent else (2,))

@@ -40,5 +40,5 @@ def note(fault: str, injected: int = 1, survived: int | None = None) -> None:
     if folder:
         test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]
         kept = injected if survived is None else survived
-        told = {"fault": fault, "injected": injected, "survived": kept, "test": test.partition("[")[0]}
-        Path(folder, f"{uuid.uuid4().hex}.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
+        result = {"fault": fault, "injected": injected, "survived": kept, "test": test.partition("[")[0]}
+        Path(folder, f"{uuid.uuid4().hex}.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
