@@ -24,11 +24,11 @@ from adaptkit.sweeps.engines.worker import Place, Work
 from adaptkit.sweeps.grid import GridCell, collect_grid, expand, shown
 from adaptkit.sweeps.outcome import SweepOutcome, SweepPlan, SweepTrial
 from adaptkit.sweeps.planning import PlannedTrial, Prepared, prepare_sweep
-from adaptkit.sweeps.shared import alone, grouped, key_of, make_shared_inputs, obtain_bases
+from adaptkit.sweeps.shared import alone, key_of, make_shared_inputs, obtain_bases
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.store import Store, existing_store, open_store
-from adaptkit.tracking.sweeps import FoundTrial, fail_dead, find_trials
+from adaptkit.tracking.sweeps import StoredTrial, fail_dead, find_trials, open_sweep
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def run_sweep(
             )
             keys = [prepared.key(trial, bases[trial.stage].base.fingerprint) for trial in prepared.trials]
             key = key_of(keys)
-            with alone(store, key), grouped(store, key, _name(prepared), _params(prepared)) as group:
+            with alone(store, key), open_sweep(store, key, _name(prepared), _params(prepared)) as group:
                 found = find_trials(store, keys)
                 records = {
                     trial.number: _known(trial, found[key])
@@ -191,7 +191,7 @@ def run_sweep(
                 findings = _judge(ordered, store)
                 with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
                     outcome = _outcome(ordered, group.run_id, store, findings)
-                    group.close("FINISHED", findings, _files(outcome, conditions.report, Path(temporary)))
+                    group.conclude(findings, _files(outcome, conditions.report, Path(temporary)))
     return outcome
 
 
@@ -213,11 +213,11 @@ def _record(trial: PlannedTrial, status: str, **found: Any) -> SweepTrial:
     return SweepTrial(trial.number, cell.label, cell.arm.strategy, cell.values, trial.seed, status, **found)
 
 
-def _status(found: FoundTrial) -> str:
+def _status(found: StoredTrial) -> str:
     return "found" if found.status == "finished" else "failed"
 
 
-def _known(trial: PlannedTrial, found: FoundTrial) -> SweepTrial:
+def _known(trial: PlannedTrial, found: StoredTrial) -> SweepTrial:
     return _record(trial, _status(found), run_id=found.run_id, accuracy=found.accuracy, error=found.error)
 
 
