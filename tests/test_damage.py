@@ -187,7 +187,7 @@ def test_bases_are_bounded_and_those_used_longest_ago_go_first(
     second, first = kept()
     monkeypatch.setenv("ADAPTKIT_CACHE_LIMIT", "4MB")  # each has 1.7 MB
     told = [line for line in run(3).stderr.splitlines() if "cache" in line]
-    assert told == ["the base that was used longest ago left the cache (1.7 MB): ADAPTKIT_CACHE_LIMIT is 4.0 MB"]
+    assert told == ["evicted the least recently used base from the cache (1.7 MB): ADAPTKIT_CACHE_LIMIT is 4.0 MB"]
     assert second not in kept() and kept()[0] == first
     third = kept()[1]
     monkeypatch.setenv("ADAPTKIT_CACHE_LIMIT", "1")

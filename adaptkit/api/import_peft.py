@@ -44,7 +44,8 @@ from adaptkit.strategies.lora import LoRA
 from adaptkit.system.files import sha256_of
 from adaptkit.tracking.environment import source_tags
 from adaptkit.tracking.store import Store, errors_as_lines, open_store
-from adaptkit.training.evaluation import predict_logits, share_right
+from adaptkit.training.evaluation import predict_logits
+from adaptkit.training.objective import accuracy
 from adaptkit.training.trainable import adapt, count
 from adaptkit.version import __version__
 
@@ -94,7 +95,7 @@ def import_peft(
     tensors = (*model.parameters(), *model.buffers())
     strategy, options = make_checked("lora", LoRA, found.options)
     try:
-        adapt(model, strategy, 0)
+        adapt(model, strategy, init_seed=0)
         inherited = Inherited.of(model, tensors)
         fit_adapter(found.tensors, model)
         for parameter_name, parameter in model.named_parameters():
@@ -134,7 +135,7 @@ def _require_same(folder: Path, model: nn.Module, base: TrainedRun, options: Map
     """Read the adapter back onto a fresh base; raise RunFailed unless that is the model that was evaluated."""
     fresh = base.base()
     strategy, _ = make_checked("lora", LoRA, options)
-    adapt(fresh, strategy, 0)
+    adapt(fresh, strategy, init_seed=0)
     load_adapter(folder, fresh, base.base_fingerprint)
     theirs = fresh.state_dict()
     lost = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, theirs[name])]
@@ -150,7 +151,7 @@ def _evaluated(
         _, domains = run_data(base.found, plugins)
         wanted = {name: test for name, test in domains.tests.items() if name == "clean" or base.found.kind != "base"}
         metrics = {
-            METRICS[name]: share_right(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
+            METRICS[name]: accuracy(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
         }
     except Exception as error:  # a data set's own: it may not be there, or not be downloaded
         reason = "; ".join(error.problems) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from adaptkit.data.sets.folder import SYSTEM_NAMES
 from adaptkit.data.shifts import luminance
 from adaptkit.errors import BadInput
+from adaptkit.training.objective import probabilities
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def predict_pictures(
     count = min(top_k, len(classes))
     for names, images in _decoded(preprocessing, paths, batch_size, broken):
         with torch.inference_mode():
-            confidence, chosen = model(images.to(device)).float().softmax(1).cpu().topk(count)
+            confidence, chosen = probabilities(model(images.to(device)).float()).cpu().topk(count)
         for path, shares, numbers in zip(names, confidence.tolist(), chosen.tolist(), strict=True):
             named = zip(numbers, shares, strict=True)
             yield Prediction(path, tuple((classes[number], share) for number, share in named))

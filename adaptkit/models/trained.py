@@ -156,7 +156,7 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
         try:
             offer = plugins.find("strategy", card["strategy"])
             strategy, _ = make_checked(card["strategy"], offer.cls, card["options"])
-            adapt(model, strategy, card["init_seed"], bool(card.get("new_head")))
+            adapt(model, strategy, init_seed=card["init_seed"], new_head=bool(card.get("new_head")))
         except BadInput as error:
             raise BadInput(*(f"{found.title}: {line}" for line in error.problems)) from None
         except Exception as error:

@@ -96,6 +96,10 @@ class Request:
         """Tell whether the backbone, for all that is known of it, starts from weights that were trained before."""
         return self.backbone_options.get(WEIGHTS, "none") != "none" or self.settings.backbone.startswith("python:")
 
+    def with_settings(self, **values: Any) -> Request:
+        """Return the request with other values of these settings, which are not validated again."""
+        return dataclasses.replace(self, settings=self.settings.model_copy(update=values))
+
     def with_arms(self, arms: Iterable[Arm]) -> Request:
         """Return the request with these arms, each once."""
         distinct = {(arm.label, arm.lr): arm for arm in arms}

@@ -75,18 +75,18 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
     if problems:
         raise BadInput(*problems)
     return Request(
-        settings,
-        arms,
-        found["dataset"],
-        found["target"],
-        found["backbone"],
-        tuple(shifts.values()),
-        amounts_of(shifts),
-        tuple(augmentations.values()),
-        amounts_of(augmentations),
-        plugins.files,
-        checked,
-        severities,
+        settings=settings,
+        arms=arms,
+        dataset=found["dataset"],
+        target=found["target"],
+        backbone=found["backbone"],
+        shifts=tuple(shifts.values()),
+        amounts=amounts_of(shifts),
+        augmentations=tuple(augmentations.values()),
+        augment_amounts=amounts_of(augmentations),
+        plugin_files=plugins.files,
+        backbone_options=checked,
+        severities=severities,
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from adaptkit.errors import BadInput
-from adaptkit.experiment.prepare import Experiment, base_seconds, prepare, run_seconds
+from adaptkit.experiment.estimate import base_seconds, run_seconds
+from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.settings.identity import trial_key
 from adaptkit.sweeps.engines.tasks import Task
 from adaptkit.sweeps.grid import GridCell, stages_of
@@ -44,9 +44,12 @@ class Prepared:
     def params(self, trial: PlannedTrial) -> dict[str, Any]:
         """Return all settings of the run of a trial, with those that its experiment resolved, such as the device."""
         resolved = self.experiments[trial.stage].request.settings
-        update = {key: getattr(resolved, key) for key in ("device", "precision", "split", "image_size")}
-        request = trial.cell.request
-        request = dataclasses.replace(request, settings=request.settings.model_copy(update=update))
+        request = trial.cell.request.with_settings(
+            device=resolved.device,
+            precision=resolved.precision,
+            split=resolved.split,
+            image_size=resolved.image_size,
+        )
         return request.run_params(trial.cell.arm, trial.seed)
 
     def key(self, trial: PlannedTrial, base_fingerprint: str) -> str:

@@ -23,16 +23,14 @@ from torch import Tensor
 from adaptkit.comparison.records import Comparisons
 from adaptkit.data.split import NOTHING
 from adaptkit.errors import BadInput, TrackingLost
-from adaptkit.experiment.adaptation import Stage
-from adaptkit.experiment.base import obtain_base
-from adaptkit.experiment.base_cache import Base
-from adaptkit.experiment.inputs import ModelInputs
+from adaptkit.experiment.adaptation import Stage, open_stage
+from adaptkit.experiment.base import TrackedBase, obtain_base
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.tuning_run import blinded
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.request import Request
 from adaptkit.system.core_sharing import Seat
-from adaptkit.system.folders import cache_folder, features_allowed
+from adaptkit.system.folders import cache_folder
 from adaptkit.tracking.store import Store
 from adaptkit.tracking.sweeps import close_sweep, open_sweep
 from adaptkit.tracking.tracker import Tracker
@@ -42,14 +40,6 @@ if TYPE_CHECKING:
     from adaptkit.data.domains import Domains
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class TrackedBase:
-    """The base of a stage and the id of its run in the store."""
-
-    base: Base
-    run_id: str | None
 
 
 @dataclass(frozen=True)
@@ -72,16 +62,18 @@ def make_shared_inputs(
     experiment: Experiment, base: TrackedBase, *, plugins: Plugins, seat: Seat, feature_cache: bool
 ) -> SharedInputs:
     """Compute the logits of the base on the test sets, and the features of the frozen layers of every strategy."""
-    stage = _stage(experiment, base, plugins=plugins, seat=seat, feature_cache=feature_cache)
+    stage = open_stage(
+        experiment, base.base, base_run_id=base.run_id, plugins=plugins, seat=seat, feature_cache=feature_cache
+    )
     logits = stage.base_logits
-    store = stage.feeding.store
-    features = store.of(test.images.name for test in stage.feeding.tests.values())
+    store = stage.inputs.store
+    features = store.of(test.images.name for test in stage.inputs.tests.values())
     return SharedInputs(
         domains=dataclasses.replace(experiment.domains, source=experiment.domains.source.take(NOTHING)),
         source_images=experiment.plan.source_images,
         base=base,
         base_logits={name: value.cpu() for name, value in logits.items()},
-        zero_shot_over=stage.zero_shot_over,
+        zero_shot_over=stage.zero_shot,
         features={key: Value(value.tensor.to(CPU), value.seconds) for key, value in features.items()},
         wanted=store.wanted,
     )
@@ -99,42 +91,34 @@ def open_shared_inputs(
     experiment = prepare(request, domains=inputs.domains)
     plan = dataclasses.replace(experiment.plan, source_images=inputs.source_images)
     experiment = dataclasses.replace(experiment, plan=plan)
-    stage = _stage(experiment, inputs.base, plugins=plugins, seat=seat, feature_cache=feature_cache)
+    stage = open_stage(
+        experiment,
+        inputs.base.base,
+        base_run_id=inputs.base.run_id,
+        plugins=plugins,
+        seat=seat,
+        feature_cache=feature_cache,
+    )
     device = experiment.device
-    if stage.feeding.reuse:
-        stage.feeding.store.wanted |= inputs.wanted
-        stage.feeding.store.take(
+    if stage.inputs.reuse:
+        stage.inputs.store.wanted |= inputs.wanted
+        stage.inputs.store.take(
             {key: Value(value.tensor.to(device), value.seconds) for key, value in inputs.features.items()}
         )
     logits = {name: value.to(device) for name, value in inputs.base_logits.items()}
-    return dataclasses.replace(stage, known_logits=logits, known_over=inputs.zero_shot_over)
+    return dataclasses.replace(stage, known_logits=logits, known_zero_shot=inputs.zero_shot_over)
 
 
 def stage_for(stage: Stage, request: Request, *, tracker: Tracker | None, label: str | None) -> Stage:
     """Return a copy of the stage for one trial: its strategy, its training settings and its tracker."""
     current = stage.experiment.request.settings
-    resolved = {key: getattr(current, key) for key in ("device", "precision", "split", "image_size")}
-    request = dataclasses.replace(request, settings=request.settings.model_copy(update=resolved))
+    request = request.with_settings(
+        device=current.device, precision=current.precision, split=current.split, image_size=current.image_size
+    )
     plan = dataclasses.replace(stage.experiment.plan, epochs=request.settings.epochs, seeds=request.settings.seed)
     experiment = dataclasses.replace(stage.experiment, request=request, plan=plan)
-    feeding = dataclasses.replace(stage.feeding, experiment=experiment)
-    return dataclasses.replace(stage, experiment=experiment, feeding=feeding, tracker=tracker, label=label)
-
-
-def _stage(experiment: Experiment, tracked: TrackedBase, *, plugins: Plugins, seat: Seat, feature_cache: bool) -> Stage:
-    base = tracked.base
-    model = experiment.place(base.build(experiment.request, experiment.domains))
-    feeding = ModelInputs.of(experiment, reuse=feature_cache and features_allowed())
-    return Stage(
-        experiment=experiment,
-        plugins=plugins,
-        seat=seat,
-        tracker=None,
-        feeding=feeding,
-        base=base,
-        base_run_id=tracked.run_id,
-        base_model=model,
-    )
+    inputs = dataclasses.replace(stage.inputs, experiment=experiment)
+    return dataclasses.replace(stage, experiment=experiment, inputs=inputs, tracker=tracker, label=label)
 
 
 def use_threads(count: int | None) -> None:
@@ -159,11 +143,10 @@ def obtain_bases(
             if is_trained and (refresh_base or not experiment.plan.base_cached):
                 which = f" {number} of {len(experiments)}" if len(experiments) > 1 else ""
                 notice(f"Base{which}: {experiment.request.settings.backbone} is being trained on the source")
-            base, run_id, _ = obtain_base(
-                experiment, plugins=plugins, tracker=tracker, refresh=refresh_base, notice=notice
-            )
+            tracked = obtain_base(experiment, plugins, tracker=tracker, refresh=refresh_base, notice=notice)
             tracker.flush()
-            bases.append(TrackedBase(base, run_id or tracker.find_base(base.fingerprint)))
+            run_id = tracked.run_id or tracker.find_base(tracked.base.fingerprint)
+            bases.append(dataclasses.replace(tracked, run_id=run_id))
     if tracker.fault is not None:
         raise TrackingLost(tracker.fault)
     return bases

@@ -14,6 +14,7 @@ from adaptkit.backbones.structure import find_head, with_head
 from adaptkit.contracts import Backbone
 from adaptkit.errors import BadInput
 from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, described, listed, require, watched
+from adaptkit.training.objective import loss_of
 from adaptkit.training.seeding import RandomStream
 
 #: tolerance for logits that differ only in the order of sums
@@ -118,7 +119,7 @@ def trains(build: Build) -> None:
     model = build.model().train()
     try:
         with watched(), RandomStream(0):
-            loss = nn.functional.cross_entropy(model(build.images(8)), torch.arange(8) % build.classes)
+            loss = loss_of(model(build.images(8)), torch.arange(8) % build.classes)
             loss.backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         raise CheckFailed(f"training fails: {described(error)}") from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adaptkit.backbones.small_cnn_layers import SmallCNNModel
 from adaptkit.backbones.structure import with_head
 from adaptkit.training.loop import Recipe, fit
-from adaptkit.training.passes import plain
+from adaptkit.training.passes import plain_passes
 from adaptkit.training.seeding import RandomStream
 
 SIZE, CLASSES, IMAGES = 12, 4, 16
@@ -152,7 +152,7 @@ def _trained(name: str) -> nn.Module:
         model = with_head(make())
     pixels, labels = images(channels)
     recipe = Recipe(epochs=2, batch_size=8, lr=1e-2, order_seed=0)
-    passes = plain(model, lambda epoch: pixels, (pixels, labels))
-    for _ in fit(model, [{"params": list(model.parameters())}], passes, labels, recipe):
+    passes = plain_passes(model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
+    for _ in fit(model, [{"params": list(model.parameters())}], passes, recipe=recipe):
         pass
     return model.eval()

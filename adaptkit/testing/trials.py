@@ -18,7 +18,7 @@ from adaptkit.settings.settings import DEFAULT_LR
 from adaptkit.testing import models
 from adaptkit.testing.outcomes import NotTried, described, watched
 from adaptkit.training.loop import Recipe, fit
-from adaptkit.training.passes import plain
+from adaptkit.training.passes import plain_passes
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import Origin, adapt
 
@@ -87,9 +87,9 @@ class Trial:
         recipe = Recipe(
             epochs=EPOCHS, batch_size=BATCH, lr=float(getattr(adapted.strategy, "lr", DEFAULT_LR)), order_seed=2
         )
-        passes = plain(adapted.model, lambda epoch: pixels, (pixels, labels))
+        passes = plain_passes(adapted.model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
         step_ended = getattr(adapted.strategy, "step_ended", None)
-        for _ in fit(adapted.model, adapted.groups, passes, labels, recipe, step_ended):
+        for _ in fit(adapted.model, adapted.groups, passes, recipe=recipe, step_ended=step_ended):
             pass
 
     def logits(self, model: nn.Module) -> Tensor:

@@ -35,12 +35,12 @@ CASES = {
     "dropout 1": (["-s", "lora", "-o", "dropout=1"], ["lora.dropout: must be less than 1, not 1"]),
     "targets that fit nothing": (
         ["-s", "lora", "-o", "targets=classifer.*"],
-        ["lora.targets: no layer fits 'classifer.*'; did you mean 'classifier.3'?"],
+        ["lora.targets: no layer matches 'classifer.*'; did you mean 'classifier.3'?"],
     ),
     "targets of the wrong type": (
         ["-s", "lora", "-o", "targets=MaxPool2d"],
         [
-            "lora.targets: 'MaxPool2d' fits no Linear or Conv2d layer that LoRA can adapt "
+            "lora.targets: 'MaxPool2d' matches no Linear or Conv2d layer that LoRA can adapt "
             "(features.1 is a MaxPool2d, features.4 is a MaxPool2d)"
         ],
     ),

@@ -180,7 +180,7 @@ def test_a_run_takes_what_was_chosen(
         (("--jobs", "0"), "--jobs: must be at least 1, not 0"),
         (("--search", "grid", "--space", "lora.rank=2,4,8", "--trials", "3"), "lora: a grid over lr"),
         (("--shots", "1"), "No such option"),
-        (("--set", "shots=1"), "no image can be held back from the 10 labelled ones"),
+        (("--set", "shots=1"), "cannot hold back any of the 10 labelled images for validation"),
     ],
 )
 def test_what_cannot_be_tuned_is_said_before_anything_runs(

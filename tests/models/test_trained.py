@@ -347,7 +347,7 @@ def test_a_model_from_python_is_given_again(store: Path, no_cache: Path) -> None
     _, domains = run_data(trained.found, given_plugins([], Net()))
     right = (model(domains.shifted_test.pixels).argmax(1) == domains.shifted_test.labels).float().mean()
     assert float(right) == pytest.approx(outcome.runs[0].metrics["final/shifted_accuracy"])
-    with pytest.raises(BadInput, match="the model that was given is python:Sequential"):
+    with pytest.raises(BadInput, match="the model that was passed is python:Sequential"):
         adaptkit.load(run_id, backbone=nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
 
 

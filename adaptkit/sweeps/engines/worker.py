@@ -178,7 +178,7 @@ class Worker:
         while len(self._seeds) > KEPT_SEEDS:
             old_stage, old_seed = next(iter(self._seeds))
             del self._seeds[old_stage, old_seed]
-            self._stages[old_stage].feeding.forget(old_seed)
+            self._stages[old_stage].inputs.forget(old_seed)
 
     def _stage(self, number: int, request: Request) -> Stage:
         if number not in self._stages:
