@@ -171,7 +171,7 @@ def test_a_run_takes_what_was_chosen(
         (("--seeds", "0-4"), "seed 0 is a tuning seed: what was chosen on its images must be compared on others"),
         (("--search", "grd"), "--search: unknown method 'grd'; did you mean 'grid'?"),
         (("--space", "head.lr=nan,1"), "--space head.lr: a learning rate must be greater than 0, not nan"),
-        (("--space", "lr=1e-3,0.001"), "--space lr: '1e-3,0.001' names 0.001 twice"),
+        (("--space", "lr=1e-3,0.001"), "--space lr: 0.001 is named twice"),
         (("--space", "lr=1e-3,1e-2", "--space", "lr=1e-3..1e-2"), "--space lr: is given twice"),
         (("--trials", "1"), "--trials: must be at least 2, not 1"),
         (("--tuning-seeds", "x"), "--tuning-seeds: must be a seed, a range or a list"),
