@@ -27,6 +27,7 @@ from adaptkit.experiment.outcome import BaseSummary, Outcome
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.recovery import Recovery, read_record
 from adaptkit.models.trained import given_plugins
+from adaptkit.names import PARENT_TAG
 from adaptkit.plugins.manager import Plugins
 from adaptkit.resumption.group import ResumedGroup, gather
 from adaptkit.resumption.interrupted import (
@@ -38,7 +39,7 @@ from adaptkit.resumption.interrupted import (
     open_stopped,
     require_same_start,
     require_unchanged,
-    what_it_has,
+    stored_progress,
 )
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.settings.settings import flatten
@@ -146,7 +147,7 @@ def _prepared(
     try:
         experiment = prepare(resolve([Layer(values)], loaded))
     except BadInput as error:
-        raise BadInput(*(f"{found.stored.title} cannot go on: {problem}" for problem in error.problems)) from None
+        raise BadInput(*(f"{found.stored.title} cannot be resumed: {problem}" for problem in error.problems)) from None
     require_same_start(found, experiment)
     return experiment, loaded
 
@@ -179,7 +180,7 @@ def _go_on(
         held.enter_context(watch.shown(plugins))
         if is_group:
             count_again(store.client, found.stored.run_id)
-            request, goes_on = experiment.request, what_it_has(store.client, found.stored.record)
+            request, goes_on = experiment.request, stored_progress(store.client, found.stored.record)
             held.enter_context(tracker.grouped(request.group_name, request.shared_params(), goes_on))
         held.enter_context(resumable(recovery, tracking_uri))
         if record.kind == "base":
@@ -203,7 +204,7 @@ def _go_on(
     if record.kind == "base":
         watch.notice(f"The base is there: typed again, the same command goes on from it: {record.command}")
     elif record.parent is not None and read_record(record.parent) is not None:
-        parent = found.stored.tags.get("mlflow.parentRunId")
+        parent = found.stored.tags.get(PARENT_TAG)
         watch.notice(f"It is one run of several; go on with the others:  adaptkit resume {parent}")
     return ended
 
@@ -226,7 +227,9 @@ def _require_base(
         base = obtain_base(experiment, unwatched, notice=watch.notice).base
     if others := begun.base_fingerprints - {base.fingerprint}:
         was = sorted(others)[0]
-        raise BadInput(f"{found.stored.title} cannot go on: its base was {was[:12]}, and is {base.fingerprint[:12]}")
+        raise BadInput(
+            f"{found.stored.title} cannot be resumed: its base was {was[:12]}, and is {base.fingerprint[:12]}"
+        )
     for arm in experiment.request.arms:
         for seed in experiment.request.settings.seed:
             described = describe_run(experiment, base, base_run_id=None, arm=arm, seed=seed, company=seat.company())

@@ -242,9 +242,9 @@ def _opened(tracking_uri: str | None, request: Request) -> Store:
 
 
 def _unsent(store: Store) -> list[str]:
-    from adaptkit.tracking.journal import waiting_for
+    from adaptkit.tracking.journal import count_unsent
 
-    count = waiting_for(store.shown)
+    count = count_unsent(store.shown)
     return [f"{count} earlier run{'s are' if count > 1 else ' is'} not all in MLflow: `adaptkit sync`"] if count else []
 
 
@@ -268,7 +268,7 @@ def tuned_layer(run_id: str, layers: Sequence[Layer], tracking_uri: str | None) 
     runs = open_runs(tracking_uri)
     record = runs.get(run_id)
     if record is None:
-        raise BadInput(f"--from-tune: there is no run {run_id!r} in {runs.reader.address.shown}")
+        raise BadInput(f"--from-tune: no run {run_id!r} in {runs.reader.address.shown}")
     found = StoredRun(runs, record)
     if found.kind != "sweep" or TUNING_TAG not in found.tags:
         raise BadInput(f"--from-tune: {found.title} is no tuning; `adaptkit tune` says the id of its own")

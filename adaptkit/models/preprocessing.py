@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from adaptkit.data.sets.folder import LITTER
+from adaptkit.data.sets.folder import SYSTEM_NAMES
 from adaptkit.data.shifts import luminance
 from adaptkit.errors import BadInput
 from adaptkit.training.objective import probabilities
@@ -124,7 +124,7 @@ def _walk(named: Sequence[Path]) -> Iterator[Path]:
 
 
 def _kept(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if not name.startswith(".") and name.lower() not in LITTER)
+    return sorted(name for name in names if not name.startswith(".") and name.lower() not in SYSTEM_NAMES)
 
 
 def predict_pictures(

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
-from adaptkit.plugins.offers import options_of
+from adaptkit.plugins.components import options_of
 from adaptkit.settings.settings import Settings
 from adaptkit.settings.severities import written
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from adaptkit.adapters.weights import fingerprint
 from adaptkit.backbones.python_model import python_backbone
 from adaptkit.errors import BadInput
+from adaptkit.plugins.components import make_checked
 from adaptkit.plugins.loading import load_plugins
-from adaptkit.plugins.offers import make_checked
 from adaptkit.testing import checks
 
 
@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 def backbone(module: nn.Module) -> Any:
     offer = load_plugins(objects=[python_backbone(module)]).find("backbone", f"python:{type(module).__name__}")
-    return make_checked("python", offer.cls, {}, type(module).__name__)[0]
+    return make_checked("python", offer.cls, {}, argument=type(module).__name__)[0]
 
 
 def problem(act: Callable[[], Any]) -> str:

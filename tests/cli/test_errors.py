@@ -158,7 +158,7 @@ def test_each_problem_is_one_line_and_nothing_is_tracked(cli: Cli, own_folder: P
         ),
         (b"shift: {rotate: -3}\n", "shift.rotate: must be at least 0, not -3"),
         (b"augment: ''\n", "augment: no value; leave the key out for its default"),
-        (b"strategy: 7\n", "strategy: must be one or a list of them, not 7"),
+        (b"strategy: 7\n", "strategy: must be one value or a list of values, not 7"),
     ],
 )
 def test_a_bad_config_file_is_one_line(cli: Cli, own_folder: Path, content: bytes, problem: str) -> None:

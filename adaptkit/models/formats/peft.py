@@ -16,7 +16,7 @@ from adaptkit.errors import BadInput
 from adaptkit.models.formats.format import Exported, Format, Logits
 from adaptkit.models.trained import TrainedRun
 from adaptkit.names import BASE_RUN_ID_TAG
-from adaptkit.plugins.offers import make_checked, options_of
+from adaptkit.plugins.components import make_checked, options_of
 from adaptkit.strategies.lora import LoRA
 from adaptkit.system.files import write_bytes
 from adaptkit.training.trainable import adapt

@@ -289,8 +289,12 @@ def test_unsupported_adapters_are_rejected(tmp_path: Path) -> None:
         "DIR: grouped is a grouped convolution whose update mixes the groups; it cannot be merged",
     )
     embedding = sound[0] | {"base_model.model.fc.lora_embedding_A": torch.ones(2, 2)}
-    assert problems(embedding, sound[1])[0].endswith("these tensors do not belong to adaptkit's LoRA: fc.lora_embedding_A")
-    assert problems({"fc.weight": torch.ones(1)}, sound[1]) == (f"DIR/{WEIGHTS} is not a file of PEFT: it has fc.weight",)
+    assert problems(embedding, sound[1])[0].endswith(
+        "these tensors do not belong to adaptkit's LoRA: fc.lora_embedding_A"
+    )
+    assert problems({"fc.weight": torch.ones(1)}, sound[1]) == (
+        f"DIR/{WEIGHTS} is not a file of PEFT: it has fc.weight",
+    )
     (tmp_path / WEIGHTS).write_bytes(b"damaged")
     with pytest.raises(BadInput, match="is damaged"):
         adapter_of(tmp_path)

@@ -144,7 +144,7 @@ class Norm(nn.Module):
 
 @pytest.mark.slow
 def test_built_in_strategies_on_the_small_cnn() -> None:
-    strategies = sorted(set(load_plugins([BITFIT]).offers["strategy"]) - {"norm"})  # it has no normalization layer
+    strategies = sorted(set(load_plugins([BITFIT]).components["strategy"]) - {"norm"})  # it has no normalization layer
     cuts = same_both_ways(None, {}, BITFIT, strategy=strategies, options={"lora.rank": 2})
     reused = {name for name, cut in zip(strategies, cuts, strict=True) if cut != "none"}
     # The first bias is in the first layer: nothing before it is frozen.
