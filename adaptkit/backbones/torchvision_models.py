@@ -190,8 +190,6 @@ def _differences(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
         name
         for name in wanted
         if name in loaded and wanted[name].is_floating_point() > loaded[name].is_floating_point()
-        for name in wanted
-        if name in loaded and wanted[name].is_floating_point() > loaded[name].is_floating_point()
     ]
     problems = (
         (missing, "missing"),
