@@ -24,7 +24,7 @@ class Rotate:
 
     name: ClassVar[str] = "rotate"
     degrees: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)] = field(
-        metadata={"help": "largest angle, either way"}
+        metadata={"help": "largest angle in degrees, in either direction"}
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
@@ -40,7 +40,7 @@ class Noise:
 
     name: ClassVar[str] = "noise"
     std: Annotated[float, Field(ge=0, allow_inf_nan=False)] = field(
-        metadata={"help": "standard deviation; 1 is the span from black to white"}
+        metadata={"help": "standard deviation (sigma) of the noise; 1 is the range from black to white"}
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
@@ -59,7 +59,7 @@ class Blur:
 
     name: ClassVar[str] = "blur"
     sigma: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] = field(
-        metadata={"help": "largest standard deviation, in pixels"}
+        metadata={"help": "largest standard deviation (sigma), in pixels"}
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
@@ -78,7 +78,7 @@ class Contrast:
 
     name: ClassVar[str] = "contrast"
     amount: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = field(
-        metadata={"help": "largest change of the factor, either way"}
+        metadata={"help": "largest change of the factor, in either direction"}
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:

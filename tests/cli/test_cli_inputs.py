@@ -51,10 +51,8 @@ def test_options(data: bytes) -> None:
         # Help is printed, and files are targets of their own.
         left_out = ("-h", "--h", "--config", "--conf", "--plugin", "--pl")
         arguments = [word for word in arguments if not word.startswith(left_out)]
-        given = run.make_context("run", arguments).params
-        layers, problems = collect_layers(
-            given["strategy"], given["options"], None, given["settings"], given["seeds"], given
-        )
+        values = run.make_context("run", arguments).params
+        layers, problems = collect_layers(values)
         resolve(layers, plugins(), problems)
 
 
