@@ -172,7 +172,9 @@ def print_offers(offers: Sequence[Offer], kinds: Mapping[str, str], plural: str,
     width = max((len(name) for lines in rows.values() for name, _ in lines), default=0)
     console = output()
     for number, (title, lines) in enumerate(rows.items()):
-        console.print(f"{'\n' if number else ''}[bold]{escape(title)}[/]", soft_wrap=True)
+        if number:
+            console.print()
+        console.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column(min_width=width, no_wrap=True)
         table.add_column(overflow="fold")

@@ -58,7 +58,7 @@ def some(uri: str, strategy: str, wrong: list[int], **others: Any) -> list[str]:
     return [fabricate(uri, strategy, seed, range(count), **others) for seed, count in enumerate(wrong)]
 
 
-def test_the_json_has_the_promised_keys_and_numbers_that_the_store_gives(cli: Cli, uri: str) -> None:
+def test_json_keys_and_numbers(cli: Cli, uri: str) -> None:
     wrong = {"good": [10, 14, 11, 12, 9], "poor": [30, 37, 30, 33, 28]}
     for strategy, counts in wrong.items():
         some(uri, strategy, counts)
@@ -88,7 +88,7 @@ def test_the_json_has_the_promised_keys_and_numbers_that_the_store_gives(cli: Cl
 
 
 @pytest.mark.slow
-def test_a_strategy_under_another_name_is_a_tie(cli: Cli, store: Path, own_folder: Path) -> None:
+def test_equal_strategies_tie(cli: Cli, store: Path, own_folder: Path) -> None:
     (own_folder / "twin.py").write_text(TWIN)
     ran = cli("run", "-s", "head", "-s", "twin", "--seeds", "0-1", *TINY, "--plugin", "twin.py", "-q")
     (pair,) = compared(cli)["pairs"]
@@ -110,7 +110,7 @@ def test_a_strategy_under_another_name_is_a_tie(cli: Cli, store: Path, own_folde
     assert sentence.endswith(" and ended level on the clean test.")
 
 
-def test_equal_differences_are_tested_with_the_spread_of_one_image(cli: Cli, uri: str) -> None:
+def test_equal_differences_between_seeds(cli: Cli, uri: str) -> None:
     some(uri, "good", [10, 14, 12])
     some(uri, "poor", [40, 44, 42])
     (pair,) = compared(cli)["pairs"]
@@ -120,7 +120,7 @@ def test_equal_differences_are_tested_with_the_spread_of_one_image(cli: Cli, uri
     assert pair["high"] - pair["low"] == pytest.approx(2 * stats.t.ppf(0.975, 2) * error)
 
 
-def test_one_seed_is_judged_by_mcnemar_and_says_what_that_covers(cli: Cli, uri: str) -> None:
+def test_one_seed_uses_mcnemar(cli: Cli, uri: str) -> None:
     fabricate(uri, "good", 0, range(10))
     fabricate(uri, "poor", 0, range(5, 45))
     found = compared(cli)
@@ -137,7 +137,7 @@ def test_one_seed_is_judged_by_mcnemar_and_says_what_that_covers(cli: Cli, uri: 
     assert "draws" not in found["sentences"][-1]
 
 
-def test_seeds_that_do_not_decide_say_how_many_would(cli: Cli, uri: str) -> None:
+def test_number_of_seeds_needed(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30, 25])
     some(uri, "other", [27, 28, 31])
     found = compared(cli)
@@ -153,7 +153,7 @@ def test_seeds_that_do_not_decide_say_how_many_would(cli: Cli, uri: str) -> None
     )
 
 
-def test_a_verdict_that_the_test_images_do_not_bear_out_is_unclear(cli: Cli, uri: str) -> None:
+def test_unclear_if_test_images_do_not_support_the_verdict(cli: Cli, uri: str) -> None:
     # Always the same two images more, of which a resampled test set may hold none.
     some(uri, "one", [20] * 5)
     some(uri, "other", [22] * 5)
@@ -165,14 +165,14 @@ def test_a_verdict_that_the_test_images_do_not_bear_out_is_unclear(cli: Cli, uri
     assert found["arms"][0]["dominated_by"]["params/trainable"] == []
 
 
-def test_a_wider_margin_makes_a_tie(cli: Cli, uri: str) -> None:
+def test_wider_margin_makes_a_tie(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30, 25])
     some(uri, "other", [27, 28, 31])
     found = compared(cli, "--margin", "30")
     assert (found["margin"], found["pairs"][0]["verdict"]) == (0.3, "tie")
 
 
-def test_dominated_is_only_who_is_beaten_or_tied_by_a_cheaper_one(cli: Cli, uri: str) -> None:
+def test_dominated_by_a_cheaper_better_or_tied_strategy(cli: Cli, uri: str) -> None:
     some(uri, "big", [10, 12, 11], metrics={"params/trainable": 900, "size/adapter_bytes": 300})
     some(uri, "small", [10, 12, 11], metrics={"params/trainable": 10})
     some(uri, "poor", [60, 64, 61], metrics={"params/trainable": 500})
@@ -188,7 +188,7 @@ def test_dominated_is_only_who_is_beaten_or_tied_by_a_cheaper_one(cli: Cli, uri:
     assert arms["poor"]["dominated_by"]["params/trainable"] == ["small"]
 
 
-def test_an_unclear_pair_dominates_nothing(cli: Cli, uri: str) -> None:
+def test_unclear_pair_does_not_dominate(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30, 25], metrics={"params/trainable": 10})
     some(uri, "other", [27, 28, 31], metrics={"params/trainable": 20})
     assert all(arm["dominated_by"]["params/trainable"] == [] for arm in compared(cli)["arms"])
@@ -202,9 +202,7 @@ def test_an_unclear_pair_dominates_nothing(cli: Cli, uri: str) -> None:
         ({"params": {"shots": "10"}}, "50 labelled images a class"),
     ],
 )
-def test_runs_of_another_base_data_or_shots_are_compared_apart(
-    cli: Cli, uri: str, change: dict[str, Any], reason: str
-) -> None:
+def test_other_bases_data_and_shots_are_separate(cli: Cli, uri: str, change: dict[str, Any], reason: str) -> None:
     some(uri, "one", [20, 30, 25])
     some(uri, "other", [50, 61, 56])
     some(uri, "one", [10, 11], **change)
@@ -217,7 +215,7 @@ def test_runs_of_another_base_data_or_shots_are_compared_apart(
     assert "Comparison 2 of 2" in printed and apart + reason in printed
 
 
-def test_arms_are_strategies_with_the_options_that_differ(cli: Cli, uri: str) -> None:
+def test_names_have_the_options_that_differ(cli: Cli, uri: str) -> None:
     for rank, wrong in (("2", [30, 33]), ("8", [20, 22])):
         some(uri, "lora", wrong, options={"rank": rank, "alpha": "16.0"}, arm=f"lora rank={rank}")
     some(uri, "lora", [10, 13], options={"rank": "8", "alpha": "16.0"}, params={"lr": "0.01"})
@@ -227,7 +225,7 @@ def test_arms_are_strategies_with_the_options_that_differ(cli: Cli, uri: str) ->
     ]  # fmt: skip
 
 
-def test_failed_killed_and_repeated_runs_are_named_and_not_counted(cli: Cli, uri: str) -> None:
+def test_failed_killed_and_repeated_runs_are_excluded(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30, 25])
     some(uri, "other", [50, 61, 56])
     fabricate(uri, "other", 3, [], status="FAILED")
@@ -249,7 +247,7 @@ def test_failed_killed_and_repeated_runs_are_named_and_not_counted(cli: Cli, uri
     assert "Note: Left out, 2 killed: other seed=4 and other seed=5 (its process is gone)." in printed
 
 
-def test_other_peoples_runs_are_left_alone(cli: Cli, uri: str) -> None:
+def test_runs_of_other_tools_are_ignored(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30])
     some(uri, "other", [50, 61])
     client = MlflowClient(tracking_uri=uri)
@@ -261,7 +259,7 @@ def test_other_peoples_runs_are_left_alone(cli: Cli, uri: str) -> None:
     assert [arm["name"] for arm in found["arms"]] == ["one", "other"] and found["left_out"] == []
 
 
-def test_where_is_mlflows_filter_with_bare_names_for_params(cli: Cli, uri: str) -> None:
+def test_where_filter(cli: Cli, uri: str) -> None:
     for strategy, wrong in (("one", 20), ("other", 40), ("third", 60)):
         some(uri, strategy, [wrong, wrong + 2], params={"shift.noise": "0.3"})
 
@@ -279,14 +277,14 @@ def test_where_is_mlflows_filter_with_bare_names_for_params(cli: Cli, uri: str) 
     assert line.startswith("--where: Invalid")
 
 
-def test_more_than_one_page_of_runs_is_read(cli: Cli, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_one_page_of_runs(cli: Cli, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     some(uri, "one", [20, 30, 25])
     some(uri, "other", [50, 61, 56])
     monkeypatch.setattr(reader, "PAGE", 2)
     assert [arm["n"] for arm in compared(cli)["arms"]] == [3, 3]
 
 
-def test_runs_are_named_by_id_and_a_parent_stands_for_its_children(cli: Cli, uri: str) -> None:
+def test_runs_by_id_and_parent_id(cli: Cli, uri: str) -> None:
     parent = fabricate(uri, "sweep", 9, [], tags={"adaptkit.kind": "sweep"})
     one = some(uri, "one", [20, 30, 25], tags={"mlflow.parentRunId": parent})
     other = some(uri, "other", [50, 61, 56], tags={"mlflow.parentRunId": parent})
@@ -295,7 +293,7 @@ def test_runs_are_named_by_id_and_a_parent_stands_for_its_children(cli: Cli, uri
     assert [arm["n"] for arm in compared(cli, *one[:2], other[0])["arms"]] == [2, 1]
 
 
-def test_arms_that_share_no_seed_are_not_paired(cli: Cli, uri: str) -> None:
+def test_strategies_without_shared_seeds(cli: Cli, uri: str) -> None:
     fabricate(uri, "one", 0, range(10))
     fabricate(uri, "other", 1, range(50))
     found = compared(cli)
@@ -308,7 +306,7 @@ def test_arms_that_share_no_seed_are_not_paired(cli: Cli, uri: str) -> None:
     )
 
 
-def test_another_metric_is_compared_in_its_own_unit_and_direction(cli: Cli, uri: str) -> None:
+def test_metric_has_its_unit_and_direction(cli: Cli, uri: str) -> None:
     some(uri, "slow", [20, 21, 22], metrics={"time/train_seconds": 9.0})
     for seed, seconds in enumerate((4.0, 4.5, 4.1)):
         fabricate(uri, "fast", seed, range(20), metrics={"time/train_seconds": seconds})
@@ -321,7 +319,7 @@ def test_another_metric_is_compared_in_its_own_unit_and_direction(cli: Cli, uri:
     )
 
 
-def test_bytes_are_said_without_decimals(cli: Cli, uri: str) -> None:
+def test_bytes_have_no_decimals(cli: Cli, uri: str) -> None:
     some(uri, "big", [20, 21], metrics={"memory/peak_bytes": 4096})
     some(uri, "small", [20, 21], metrics={"memory/peak_bytes": 1024})
     sentence = compared(cli, "--metric", "memory/peak_bytes")["sentences"][0]
@@ -330,7 +328,7 @@ def test_bytes_are_said_without_decimals(cli: Cli, uri: str) -> None:
     )
 
 
-def test_timings_of_runs_that_shared_the_machine_are_not_ranked(cli: Cli, uri: str) -> None:
+def test_times_of_concurrent_runs_are_not_ranked(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30, 25], metrics={"time/train_seconds": 3.0})
     some(uri, "other", [50, 61, 56], tags={"adaptkit.timing": "shared"})
     found = compared(cli)
@@ -339,7 +337,7 @@ def test_timings_of_runs_that_shared_the_machine_are_not_ranked(cli: Cli, uri: s
     assert "not ranked" in found["comparisons"][0]["notes"][0]
 
 
-def test_unequal_epochs_are_said(cli: Cli, uri: str) -> None:
+def test_note_on_unequal_epochs(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30])
     some(uri, "other", [50, 61], params={"epochs": "10"})
     assert compared(cli)["comparisons"][0]["notes"] == [
@@ -347,7 +345,7 @@ def test_unequal_epochs_are_said(cli: Cli, uri: str) -> None:
     ]
 
 
-def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: Path) -> None:
+def test_bad_input(cli: Cli, uri: str, own_folder: Path) -> None:
     here = own_folder / "mlflow.db"
     assert refused(cli) == [f"--experiment: there is no experiment 'adaptkit' in {here}; known: template"]
     one = some(uri, "one", [20, 30])
@@ -379,7 +377,7 @@ def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: P
     assert refused(cli, tuned) == [f"run {tuned} is of kind tuning; adaptation runs are compared"]
 
 
-def test_runs_that_failed_are_named_when_one_arm_is_left(cli: Cli, uri: str) -> None:
+def test_failed_runs_leave_one_strategy(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30])
     fabricate(uri, "other", 0, [], status="FAILED")
     assert refused(cli) == [
@@ -388,14 +386,14 @@ def test_runs_that_failed_are_named_when_one_arm_is_left(cli: Cli, uri: str) -> 
     ]
 
 
-def test_a_missing_artifact_is_named(cli: Cli, uri: str) -> None:
+def test_missing_artifact(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30])
     some(uri, "other", [50])
     lost = fabricate(uri, "other", 1, range(40), artifacts=["adapter/adapter.json"])
     assert refused(cli) == [f"other seed=1 ({lost}) has no artifact predictions.csv"]
 
 
-def test_a_damaged_artifact_is_named(cli: Cli, uri: str, own_folder: Path) -> None:
+def test_damaged_artifact(cli: Cli, uri: str, own_folder: Path) -> None:
     some(uri, "one", [20, 30])
     hurt, _ = some(uri, "other", [50, 61])
     (path,) = own_folder.glob(f"mlruns/*/{hurt}/artifacts/predictions.csv")
@@ -405,7 +403,7 @@ def test_a_damaged_artifact_is_named(cli: Cli, uri: str, own_folder: Path) -> No
     ]
 
 
-def test_a_run_that_is_still_running_is_waited_for(cli: Cli, uri: str) -> None:
+def test_running_run_is_noted(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30])
     some(uri, "other", [50, 61])
     going = fabricate(uri, "other", 2, [], status="RUNNING", tags={"adaptkit.pid": str(os.getppid())})
@@ -415,7 +413,7 @@ def test_a_run_that_is_still_running_is_waited_for(cli: Cli, uri: str) -> None:
     assert len(compared(cli, "--where", "status != 'RUNNING'")["pairs"]) == 1
 
 
-def test_predictions_of_other_test_images_are_refused(cli: Cli, uri: str, own_folder: Path) -> None:
+def test_predictions_of_other_test_images(cli: Cli, uri: str, own_folder: Path) -> None:
     some(uri, "one", [20, 30])
     other, _ = some(uri, "other", [50, 61])
     (path,) = own_folder.glob(f"mlruns/*/{other}/artifacts/predictions.csv")
@@ -423,7 +421,7 @@ def test_predictions_of_other_test_images_are_refused(cli: Cli, uri: str, own_fo
     assert refused(cli) == ["the predictions of other seed=0 and one seed=0 are not of the same shifted test images"]
 
 
-def test_without_a_store_or_a_server_it_says_so(cli: Cli, own_folder: Path) -> None:
+def test_missing_store_or_server(cli: Cli, own_folder: Path) -> None:
     assert refused(cli) == [
         f"there is no tracking store at {own_folder / 'mlflow.db'}: `adaptkit run` makes one; "
         "--tracking-uri names another"
@@ -433,7 +431,7 @@ def test_without_a_store_or_a_server_it_says_so(cli: Cli, own_folder: Path) -> N
     assert line == "cannot reach the MLflow server at http://127.0.0.1:9: Connection refused"
 
 
-def test_what_run_says_is_what_compare_reads(cli: Cli, store: Path) -> None:
+def test_run_and_compare_agree(cli: Cli, store: Path) -> None:
     ran = json.loads(cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--json").stdout)
     read = compared(cli)
     # MLflow keeps params as text, in the order of their names.
@@ -445,7 +443,7 @@ def test_what_run_says_is_what_compare_reads(cli: Cli, store: Path) -> None:
     assert {run["run_id"] for arm in read["arms"] for run in arm["runs"]} == ids
 
 
-def test_the_python_function_returns_what_the_command_prints(cli: Cli, uri: str) -> None:
+def test_python_and_command_agree(cli: Cli, uri: str) -> None:
     some(uri, "one", [20, 30, 25])
     some(uri, "other", [50, 61, 56])
     findings = adaptkit.compare(where="strategy != 'nobody'", track=False)
@@ -456,7 +454,7 @@ def test_the_python_function_returns_what_the_command_prints(cli: Cli, uri: str)
         adaptkit.compare(metric="none", track=False)
 
 
-def test_the_terminal_shows_arms_pairs_costs_and_sentences(cli: Cli, tracked: Tracked) -> None:
+def test_printed_tables_and_sentences(cli: Cli, tracked: Tracked) -> None:
     result = cli("compare", "--no-track", "--tracking-uri", tracked.uri)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [line.split() for line in result.stdout.splitlines()]
@@ -468,7 +466,7 @@ def test_the_terminal_shows_arms_pairs_costs_and_sentences(cli: Cli, tracked: Tr
 
 
 @pytest.mark.slow
-def test_a_server_is_read_and_written_like_its_database(cli: Cli, uri: str, own_folder: Path) -> None:
+def test_server(cli: Cli, uri: str, own_folder: Path) -> None:
     some(uri, "one", [20, 30, 25])
     some(uri, "other", [50, 61, 56])
     there = compared(cli)

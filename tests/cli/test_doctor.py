@@ -57,7 +57,7 @@ def dead() -> str:
     return str(process.pid)
 
 
-def test_where_nothing_is_wrong_it_says_what_there_is(store: Path, cli: Cli) -> None:
+def test_healthy_installation(store: Path, cli: Cli) -> None:
     code, found = findings(cli)
     assert code == 0
     assert {one["state"] for name in found for one in found[name]} <= {"ok", "note"}
@@ -71,7 +71,7 @@ def test_where_nothing_is_wrong_it_says_what_there_is(store: Path, cli: Cli) -> 
     assert f"ok     store        {store} can be read and written; 2 experiments" in lines
 
 
-def test_a_store_that_is_not_there_yet_is_no_fault(own_folder: Path, cli: Cli) -> None:
+def test_missing_store_is_a_note(own_folder: Path, cli: Cli) -> None:
     code, found = findings(cli)
     assert code == 0
     (only,) = found["store"]
@@ -79,9 +79,7 @@ def test_a_store_that_is_not_there_yet_is_no_fault(own_folder: Path, cli: Cli) -
     assert not (own_folder / "mlflow.db").exists()
 
 
-def test_runs_of_dead_processes_are_found_and_ended(
-    store: Path, cli: Cli, dead: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stale_runs_are_ended(store: Path, cli: Cli, dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = f"{time.time():.3f}"
     gone = running(store, "lora seed=0", **{"adaptkit.pid": dead, "adaptkit.process_seen": now})
     # The number is taken by another process, which began later.
@@ -115,7 +113,7 @@ def test_runs_of_dead_processes_are_found_and_ended(
     assert findings(cli)[0] == 0
 
 
-def test_a_plugin_at_fault_is_wrong_and_says_where(own_folder: Path, cli: Cli) -> None:
+def test_broken_plugin(own_folder: Path, cli: Cli) -> None:
     (own_folder / "broken.py").write_text("import nothing_of_this_name\n")
     code, found = findings(cli, "--plugin", "broken.py")
     assert code == 1
@@ -123,7 +121,7 @@ def test_a_plugin_at_fault_is_wrong_and_says_where(own_folder: Path, cli: Cli) -
     assert "broken.py" in fault["text"] and "nothing_of_this_name" in fault["text"]
 
 
-def test_a_cache_that_cannot_be_written_is_wrong(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_cache(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "file").write_text("")
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "file"))
     code, found = findings(cli)
@@ -132,9 +130,7 @@ def test_a_cache_that_cannot_be_written_is_wrong(own_folder: Path, cli: Cli, mon
     assert only["text"] == f"cannot write to {own_folder / 'file'}: File exists"
 
 
-def test_a_cache_with_a_damaged_entry_is_wrong_and_one_too_large_to_be_read_is_said(
-    own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_and_large_cache(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
     assert cli("run", "-s", "head", *TINY, "--no-track", "-q").exit_code == 0
     code, found = findings(cli)
@@ -152,7 +148,7 @@ def test_a_cache_with_a_damaged_entry_is_wrong_and_one_too_large_to_be_read_is_s
     assert cli("cache", "verify", "--remove").exit_code == 0
 
 
-def test_a_store_of_a_newer_mlflow_is_wrong(store: Path, cli: Cli) -> None:
+def test_store_of_a_newer_mlflow(store: Path, cli: Cli) -> None:
     with closing(sqlite3.connect(store)) as database:
         database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
         database.commit()
@@ -163,7 +159,7 @@ def test_a_store_of_a_newer_mlflow_is_wrong(store: Path, cli: Cli) -> None:
     assert "was made by a newer MLflow than the installed one" in line and "pip install --upgrade mlflow" in line
 
 
-def test_no_password_is_shown(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_passwords_in_the_output(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:geheim@127.0.0.1:1")
     for arguments in ((), ("--json",)):
         result = cli("doctor", *arguments)
@@ -196,14 +192,14 @@ def server_of(ahead: float) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("ahead", [0, 3600, -90])
-def test_a_server_clock_that_differs_is_seen(ahead: float) -> None:
+def test_server_clock(ahead: float) -> None:
     with server_of(ahead) as address:
         skew = clock_skew(Address(address))
     assert skew is not None and abs(skew - ahead) <= 1
 
 
 @pytest.mark.slow
-def test_a_server_is_asked_for_its_time_and_its_runs(store: Path, own_folder: Path, cli: Cli, dead: str) -> None:
+def test_server_time_and_runs(store: Path, own_folder: Path, cli: Cli, dead: str) -> None:
     gone = running(store, "lora seed=0", **{"adaptkit.pid": dead})
     with mlflow_ui(own_folder) as page:
         code, found = findings(cli, "--tracking-uri", page.address)
@@ -214,7 +210,7 @@ def test_a_server_is_asked_for_its_time_and_its_runs(store: Path, own_folder: Pa
         assert findings(cli, "--tracking-uri", page.address)[1]["runs"][0]["text"] == "none is unfinished"
 
 
-def test_a_run_of_another_machine_that_gives_no_sign_is_named_and_ended_only_when_asked(store: Path, cli: Cli) -> None:
+def test_stale_run_of_another_machine(store: Path, cli: Cli) -> None:
     elsewhere = {"adaptkit.host": "elsewhere", "adaptkit.pid": "1"}
     client, now = MlflowClient(f"sqlite:///{store}"), int(time.time() * 1000)
 

@@ -82,7 +82,7 @@ def epoch_lines(result: Result) -> list[str]:
     return re.findall(r"^\[(.+?)\] epoch (\d+)", result.stderr, re.MULTILINE)
 
 
-def test_a_run_comes_out_the_same_and_the_store_is_only_read(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_identical_and_read_only(cli: Cli, own: str, tracked: Tracked) -> None:
     folder = Path(own.removeprefix("sqlite:///")).parent
     run_id, before = run_of(tracked, "lora"), snapshot(folder)
     result = cli("reproduce", run_id)
@@ -107,7 +107,7 @@ def test_a_run_comes_out_the_same_and_the_store_is_only_read(cli: Cli, own: str,
     note("reproduced")
 
 
-def test_the_base_is_made_anew_when_the_cache_is_gone(
+def test_base_missing_from_the_cache(
     cli: Cli, tracked: Tracked, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
@@ -126,7 +126,7 @@ def test_the_base_is_made_anew_when_the_cache_is_gone(
     note("reproduced", 3)
 
 
-def test_a_base_run_is_trained_again(cli: Cli, tracked: Tracked) -> None:
+def test_base_run(cli: Cli, tracked: Tracked) -> None:
     result = cli("reproduce", tracked.outcome["base"]["run_id"], "--tracking-uri", tracked.uri)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -147,7 +147,7 @@ def test_from_python(tracked: Tracked) -> None:
 
 
 @pytest.mark.slow
-def test_another_process_gets_the_same(tracked: Tracked) -> None:
+def test_another_process(tracked: Tracked) -> None:
     command = [sys.executable, "-m", "adaptkit", "reproduce", run_of(tracked, "lora"), "--tracking-uri", tracked.uri]
     result = subprocess.run([*command, "-q"], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
@@ -157,7 +157,7 @@ def test_another_process_gets_the_same(tracked: Tracked) -> None:
 # --- what differs ---
 
 
-def test_the_first_difference_is_the_epoch_and_metric_that_comes_first(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_first_difference(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     loss = MlflowClient(tracking_uri=own).get_metric_history(run_id, "train/loss")[0].value
     nudge = "UPDATE metrics SET value = value + ? WHERE run_uuid = ? AND key = ? AND step = ?"
@@ -179,7 +179,7 @@ def test_the_first_difference_is_the_epoch_and_metric_that_comes_first(cli: Cli,
     assert [one["within"] for one in found["differences"]] == [True, False, False]
 
 
-def test_a_metric_that_is_missing_differs(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_missing_metric(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     MlflowClient(tracking_uri=own).log_metric(run_id, "energy", 3.0)
     change(own, "DELETE FROM latest_metrics WHERE run_uuid = ? AND key = 'params/total'", run_id)
@@ -190,7 +190,7 @@ def test_a_metric_that_is_missing_differs(cli: Cli, own: str, tracked: Tracked) 
     ]
 
 
-def test_seconds_and_memory_do_not_count(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_times_and_memory_are_ignored(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     for table in ("metrics", "latest_metrics"):
         change(own, f"UPDATE {table} SET value = 9 WHERE run_uuid = ? AND key LIKE 'time/%'", run_id)
@@ -198,7 +198,7 @@ def test_seconds_and_memory_do_not_count(cli: Cli, own: str, tracked: Tracked) -
     assert cli("reproduce", run_id).stdout.startswith("head seed=0: identical\n")
 
 
-def test_a_prediction_that_differs_is_named(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_different_prediction(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     path = artifacts_of(own, run_id) / "predictions.csv"
     lines = path.read_text().splitlines()
@@ -225,7 +225,7 @@ def resign(uri: str, run_id: str, change: Callable[[dict[str, torch.Tensor]], No
     retag(uri, run_id, "adaptkit.adapter_sha256", sha256_of(folder / "adapter.json"))
 
 
-def test_a_single_bit_of_the_adapter_counts(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_one_bit_of_the_adapter(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
 
     def flip(tensors: dict[str, torch.Tensor]) -> None:
@@ -241,7 +241,7 @@ def test_a_single_bit_of_the_adapter_counts(cli: Cli, own: str, tracked: Tracked
     assert "adapter      1,290 numbers     differs\n" in result.stdout
 
 
-def test_other_data_are_told_before_anything_is_trained(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_other_data_stop_before_training(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "lora")
     retag(own, run_id, "adaptkit.data_fingerprint", "0" * 64)
     result = cli("reproduce", run_id)
@@ -253,7 +253,7 @@ def test_other_data_are_told_before_anything_is_trained(cli: Cli, own: str, trac
 
 
 @pytest.mark.slow
-def test_another_base_in_the_cache_is_not_used_and_stays(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_other_base_in_the_cache(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "lora")
     retag(own, run_id, "adaptkit.base_fingerprint", "0" * 64)
     bases = Path(os.environ["ADAPTKIT_CACHE"]) / "bases"
@@ -275,7 +275,7 @@ def nudge_all(uri: str, run_id: str, by: float) -> None:
     change(uri, "UPDATE metrics SET value = value * ? WHERE run_uuid = ? AND key = 'train/loss'", 1 + by, run_id)
 
 
-def test_small_differences_elsewhere_are_within_tolerance(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_small_differences_on_other_hardware(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     version = importlib.metadata.version("torch").partition("+")[0]
     edit(own, run_id, "environment.txt", f"\ntorch=={version}", "\ntorch==2.5.0")
@@ -289,7 +289,7 @@ def test_small_differences_elsewhere_are_within_tolerance(cli: Cli, own: str, tr
 
 
 @pytest.mark.slow
-def test_large_differences_elsewhere_are_differences(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_large_differences_on_other_hardware(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     edit(own, run_id, "environment.txt", "adaptkit 0", "adaptkit 9")
     nudge_all(own, run_id, 1e-4)
@@ -301,7 +301,7 @@ def test_large_differences_elsewhere_are_differences(cli: Cli, own: str, tracked
 
 
 @pytest.mark.slow
-def test_the_same_elsewhere_is_identical(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_identical_on_other_hardware(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     retag(own, run_id, "adaptkit.threads", "64")
     result = cli("reproduce", run_id)
@@ -319,9 +319,7 @@ def test_the_same_elsewhere_is_identical(cli: Cli, own: str, tracked: Tracked) -
         (r"^(python \d+\.\d+).*$", r"\g<1>.99"),
     ],
 )
-def test_what_takes_no_part_in_numbers_excuses_nothing(
-    old: str, new: str, cli: Cli, own: str, tracked: Tracked
-) -> None:
+def test_irrelevant_versions_allow_no_difference(old: str, new: str, cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     path = artifacts_of(own, run_id) / "environment.txt"
     text, count = re.subn(old, new, path.read_text(), flags=re.MULTILINE)
@@ -335,9 +333,7 @@ def test_what_takes_no_part_in_numbers_excuses_nothing(
 
 
 @pytest.mark.slow
-def test_a_shift_computed_elsewhere_gives_the_same_images_with_other_last_digits(
-    cli: Cli, own: str, tracked: Tracked
-) -> None:
+def test_shift_rounded_differently(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     retag(own, run_id, "adaptkit.data_fingerprint", "0" * 64)
     change(own, "UPDATE datasets SET digest = '1' WHERE digest = ?", target_digest(own, run_id))
@@ -356,7 +352,7 @@ def target_digest(uri: str, run_id: str) -> str:
     return next(given.dataset.digest for given in inputs if given.tags[0].value == "target")
 
 
-def test_the_environment_says_what_numbers_depend_on() -> None:
+def test_environment() -> None:
     own = Environment.of(environment())
     found = own.deciding("cpu", "3", ["Adaptkit_BitFit"])
     assert list(found)[:7] == ["adaptkit", "Python", "system", "processor", "cores", "threads", "device"]
@@ -379,7 +375,7 @@ def test_the_environment_says_what_numbers_depend_on() -> None:
     }
 
 
-def test_as_many_threads_compute_as_did(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     before, told = torch.get_num_threads(), list[str]()
     torch.set_num_threads(2)
@@ -424,7 +420,7 @@ def test_as_many_threads_compute_as_did(monkeypatch: pytest.MonkeyPatch) -> None
         ("environment", r"run \w+ \(.+\) has no artifact environment.txt"),
     ],
 )
-def test_what_cannot_be_made_again_is_one_line(make: str, problem: str, cli: Cli, own: str, tracked: Tracked) -> None:
+def test_runs_that_cannot_be_reproduced(make: str, problem: str, cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "lora")
     artifacts, client = artifacts_of(own, run_id), MlflowClient(tracking_uri=own)
     if make == "nothing":
@@ -479,7 +475,7 @@ def resplit(path: Path, sign: bool | None) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_a_split_without_checksum_or_laid_out_otherwise_is_the_same(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_split_without_checksum(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     path = artifacts_of(own, run_id) / "split.json"
     content = json.loads(path.read_text())
@@ -502,9 +498,7 @@ def test_a_split_without_checksum_or_laid_out_otherwise_is_the_same(cli: Cli, ow
         (r"^split.file: none$", "split.file: mine.json", "split.file names a file there, and was none"),
     ],
 )
-def test_a_config_altered_in_what_makes_the_data_is_told_before_they_are_loaded(
-    old: str, new: str, line: str, cli: Cli, own: str, tracked: Tracked
-) -> None:
+def test_config_with_other_data_settings(old: str, new: str, line: str, cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "lora")
     path = artifacts_of(own, run_id) / "config.yaml"
     text, count = re.subn(old, new, path.read_text(), flags=re.MULTILINE)
@@ -516,7 +510,7 @@ def test_a_config_altered_in_what_makes_the_data_is_told_before_they_are_loaded(
     assert result.stderr == told
 
 
-def test_an_emptied_config_is_told_by_what_it_lacks(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_empty_config(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id, base_id = run_of(tracked, "lora"), tracked.outcome["base"]["run_id"]
     for emptied in (run_id, base_id):
         (artifacts_of(own, emptied) / "config.yaml").write_text("")
@@ -540,7 +534,7 @@ def test_an_emptied_config_is_told_by_what_it_lacks(cli: Cli, own: str, tracked:
     assert result.stderr == f"Error: {title}: its config.yaml was altered: dataset is none there, and was mnist5k\n"
 
 
-def test_a_device_that_is_not_here_is_one_line(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_missing_device(cli: Cli, own: str, tracked: Tracked) -> None:
     if torch.backends.mps.is_available():
         pytest.skip("it is here")
     run_id = run_of(tracked, "lora")
@@ -556,7 +550,7 @@ def test_a_device_that_is_not_here_is_one_line(cli: Cli, own: str, tracked: Trac
     assert found["environment_differences"] == [{"what": "device", "recorded": "mps", "now": "cpu"}]
 
 
-def test_a_damaged_base_run_is_one_line(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_damaged_base_run(cli: Cli, own: str, tracked: Tracked) -> None:
     run_id = tracked.outcome["base"]["run_id"]
     path = artifacts_of(own, run_id) / "base/base.safetensors"
     tensors = unpack(path.read_bytes())
@@ -602,7 +596,7 @@ def elaborate(cli: Cli, store: Path, tracked: Tracked) -> str:
     return str(json.loads(result.stdout)["runs"][0]["run_id"])
 
 
-def test_plugins_severities_and_a_split_whose_file_is_gone(cli: Cli, elaborate: str, store: Path) -> None:
+def test_plugins_severities_and_a_missing_split_file(cli: Cli, elaborate: str, store: Path) -> None:
     before = snapshot(store.parent / "mlruns") | {"database": hashlib.sha256(store.read_bytes()).hexdigest()}
     result = cli("reproduce", elaborate, "--plugin", "tails.py")
     assert result.exit_code == 0, result.stderr
@@ -615,7 +609,7 @@ def test_plugins_severities_and_a_split_whose_file_is_gone(cli: Cli, elaborate: 
     assert after == before
 
 
-def test_a_damaged_split_that_the_images_are_taken_from_is_one_line(cli: Cli, elaborate: str, store: Path) -> None:
+def test_damaged_split(cli: Cli, elaborate: str, store: Path) -> None:
     path = artifacts_of(f"sqlite:///{store}", elaborate) / "split.json"
     path.write_text(path.read_text()[:-40])
     result = cli("reproduce", elaborate, "--plugin", "tails.py")
@@ -623,7 +617,7 @@ def test_a_damaged_split_that_the_images_are_taken_from_is_one_line(cli: Cli, el
     assert result.stderr == f"Error: run {elaborate} (tails seed=3): its split.json was altered\n"
 
 
-def test_a_plugin_that_is_missing_or_has_changed_is_one_line(cli: Cli, elaborate: str) -> None:
+def test_missing_or_changed_plugin(cli: Cli, elaborate: str) -> None:
     missing = cli("reproduce", elaborate)
     assert missing.exit_code == 2 and "(tails seed=3): unknown strategy 'tails'" in missing.stderr
     assert missing.stderr.endswith(f"; the run was made with --plugin {Path('tails.py').absolute()}\n")
@@ -642,7 +636,7 @@ def test_a_plugin_that_is_missing_or_has_changed_is_one_line(cli: Cli, elaborate
     assert other.exit_code == 1 and first_difference(other)[0] == "train/loss, epoch 1"
 
 
-def test_pictures_in_another_place(cli: Cli, store: Path, own_folder: Path) -> None:
+def test_images_in_another_folder(cli: Cli, store: Path, own_folder: Path) -> None:
     from support.photos import make_photos
 
     make_photos(own_folder / "photos")
@@ -663,7 +657,7 @@ def test_pictures_in_another_place(cli: Cli, store: Path, own_folder: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_model_from_python_is_given_again(store: Path) -> None:
+def test_model_from_python(store: Path) -> None:
     model, other = Plain(10), Plain(10)
     with torch.no_grad():
         other.out.bias += 1

@@ -121,7 +121,7 @@ MOMENTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_run_goes_on_from_any_moment(uri: str, stop: Stop, moment: str) -> None:
+def test_resume_from_any_moment(uri: str, stop: Stop, moment: str) -> None:
     hook, after, epoch = MOMENTS[moment]
     expected = recorded(uri, undisturbed())
     stop.at(hook, after=after, name="lora", epoch=epoch)
@@ -155,7 +155,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_whatever_is_trained_goes_on(uri: str, stop: Stop, case: str) -> None:
+def test_resume_of_each_kind(uri: str, stop: Stop, case: str) -> None:
     strategy, settings, more = CASES[case]
     settings = SETTINGS | settings
     expected = recorded(uri, undisturbed(strategy, settings, **more))
@@ -167,7 +167,7 @@ def test_whatever_is_trained_goes_on(uri: str, stop: Stop, case: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["train", "probe"])
-def test_a_base_run_goes_on_and_the_same_command_from_there(
+def test_resume_base_run(
     uri: str, stop: Stop, monkeypatch: pytest.MonkeyPatch, own_folder: Path, cli: Cli, mode: str
 ) -> None:
     settings = SETTINGS | {"base.epochs": 3, "base.mode": mode}
@@ -215,9 +215,7 @@ def adaptkit_strategies():
 """
 
 
-def test_a_strategy_that_acts_between_steps_is_trained_again_in_the_same_run(
-    uri: str, stop: Stop, own_folder: Path, cli: Cli
-) -> None:
+def test_strategy_with_step_hook_restarts(uri: str, stop: Stop, own_folder: Path, cli: Cli) -> None:
     (own_folder / "stepping.py").write_text(STEPPING)
     expected = recorded(uri, undisturbed("stepping", plugins=["stepping.py"]))
     stop.at("adaptkit_epoch_ended", after=True, name="stepping", epoch=2)
@@ -234,9 +232,7 @@ def test_a_strategy_that_acts_between_steps_is_trained_again_in_the_same_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "altered", "gone", "another run's"])
-def test_a_damaged_checkpoint_is_not_used_and_the_run_is_trained_again(
-    uri: str, stop: Stop, cli: Cli, damage: str
-) -> None:
+def test_damaged_checkpoint(uri: str, stop: Stop, cli: Cli, damage: str) -> None:
     expected = recorded(uri, undisturbed("head"))
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=2)
     run_id = interrupted("head")
@@ -256,7 +252,7 @@ def test_a_damaged_checkpoint_is_not_used_and_the_run_is_trained_again(
     note("damaged-checkpoint")
 
 
-def test_it_may_be_killed_again_and_again(uri: str, stop: Stop) -> None:
+def test_repeated_kills(uri: str, stop: Stop) -> None:
     expected = recorded(uri, undisturbed("full"))
     stop.at("adaptkit_epoch_ended", after=False, name="full", epoch=1)
     run_id = interrupted("full")
@@ -271,7 +267,7 @@ def test_it_may_be_killed_again_and_again(uri: str, stop: Stop) -> None:
     assert MlflowClient(uri).get_run(run_id).data.tags["adaptkit.resumed"] == "4"
 
 
-def test_a_group_goes_on_with_all_that_its_command_would_have_done(uri: str, stop: Stop, cli: Cli) -> None:
+def test_resume_parent_run(uri: str, stop: Stop, cli: Cli) -> None:
     """Runs that were finished are not run again, one goes on, those never begun are run, and all are compared."""
     arguments = {"seed": "0-1", "settings": SETTINGS, "options": {"lora.rank": 2, "head.lr": 1e-3}}
     expected = adaptkit.run(["lora", "head"], experiment="undisturbed", **arguments)  # type: ignore[arg-type]
@@ -300,7 +296,7 @@ def test_a_group_goes_on_with_all_that_its_command_would_have_done(uri: str, sto
     assert list(records()) == []
 
 
-def test_a_group_that_was_killed_in_its_base_goes_on_with_that(
+def test_resume_parent_run_killed_in_its_base(
     uri: str, stop: Stop, cli: Cli, monkeypatch: pytest.MonkeyPatch, own_folder: Path
 ) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
@@ -315,7 +311,7 @@ def test_a_group_that_was_killed_in_its_base_goes_on_with_that(
     assert list(records()) == []
 
 
-def test_one_run_of_a_group_goes_on_alone_and_says_how_the_others_do(uri: str, stop: Stop, cli: Cli) -> None:
+def test_resume_one_run_of_a_parent(uri: str, stop: Stop, cli: Cli) -> None:
     stop.at("adaptkit_epoch_ended", after=False, name="head", epoch=2)
     group = interrupted(["full", "head"])
     run_id = ids(uri, kind="adaptation")["head seed=0"]
@@ -333,7 +329,7 @@ def refused(cli: Cli, *arguments: str) -> str:
     return str(line)
 
 
-def test_a_run_that_has_ended_is_refused(uri: str, cli: Cli) -> None:
+def test_ended_run(uri: str, cli: Cli) -> None:
     outcome = adaptkit.run("head", settings=SETTINGS)
     run_id = str(outcome.runs[0].run_id)
     assert refused(cli, run_id) == f"Error: run {run_id} (head seed=0) is finished: there is nothing to resume"
@@ -347,7 +343,7 @@ def test_a_run_that_has_ended_is_refused(uri: str, cli: Cli) -> None:
     assert list(records()) == []
 
 
-def test_what_is_no_run_of_a_store_is_refused(uri: str, cli: Cli, own_folder: Path, stop: Stop) -> None:
+def test_unknown_run(uri: str, cli: Cli, own_folder: Path, stop: Stop) -> None:
     assert refused(cli, "nothing") == f"Error: there is no run 'nothing' in {own_folder}/mlflow.db"
     assert refused(cli) == "Error: name runs by their ids, or all that stopped with --all"
     assert refused(cli, "x", "--all") == "Error: name runs by their ids, or all that stopped with --all, not both"
@@ -374,7 +370,7 @@ def killed(uri: str, stop: Stop, **more: Any) -> str:
     return run_id
 
 
-def test_a_run_that_lives_is_refused(uri: str, cli: Cli, stop: Stop) -> None:
+def test_live_run(uri: str, cli: Cli, stop: Stop) -> None:
     run_id, client = killed(uri, stop), MlflowClient(uri)
     assert refused(cli, run_id) == (
         f"Error: run {run_id} (head seed=0) is being made by process {os.getpid()} on this machine"
@@ -393,7 +389,7 @@ def test_a_run_that_lives_is_refused(uri: str, cli: Cli, stop: Stop) -> None:
     assert cli("resume", run_id, "-q").exit_code == 0
 
 
-def test_a_run_of_which_nothing_is_kept_here_is_refused(uri: str, cli: Cli, stop: Stop) -> None:
+def test_run_without_checkpoint(uri: str, cli: Cli, stop: Stop) -> None:
     run_id, client = killed(uri, stop), MlflowClient(uri)
     (record,) = records()
     client.set_tag(run_id, "adaptkit.pid", "0")
@@ -413,7 +409,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_run_of_which_what_is_kept_is_damaged_is_told(uri: str, cli: Cli, stop: Stop, damage: str) -> None:
+def test_damaged_record(uri: str, cli: Cli, stop: Stop, damage: str) -> None:
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
     run_id = interrupted("head")
     (record,) = records()
@@ -437,7 +433,7 @@ def test_a_run_of_which_what_is_kept_is_damaged_is_told(uri: str, cli: Cli, stop
     assert cli("resume", "--all", "-q").exit_code == 0
 
 
-def test_no_run_goes_on_with_other_data(uri: str, cli: Cli, stop: Stop, own_folder: Path) -> None:
+def test_changed_data(uri: str, cli: Cli, stop: Stop, own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=20, size=24)
     settings = {"dataset": "folder:photos", "image_size": 16, "epochs": 2, "base.epochs": 1, "shots": 3}
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
@@ -458,9 +454,7 @@ def test_no_run_goes_on_with_other_data(uri: str, cli: Cli, stop: Stop, own_fold
     assert cli("resume", run_id, "-q").exit_code == 0
 
 
-def test_a_plugin_that_changed_stops_a_run_until_it_is_put_back(
-    uri: str, cli: Cli, stop: Stop, own_folder: Path
-) -> None:
+def test_changed_plugin(uri: str, cli: Cli, stop: Stop, own_folder: Path) -> None:
     path = own_folder / "stepping.py"
     path.write_text(STEPPING)
     stop.at("adaptkit_epoch_ended", after=True, name="stepping", epoch=1)
@@ -475,7 +469,7 @@ def test_a_plugin_that_changed_stops_a_run_until_it_is_put_back(
 
 
 @pytest.mark.slow
-def test_a_base_that_is_gone_is_trained_anew_and_must_be_the_same(
+def test_missing_base_is_trained_again(
     uri: str, cli: Cli, stop: Stop, monkeypatch: pytest.MonkeyPatch, own_folder: Path
 ) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
@@ -505,7 +499,7 @@ def test_a_base_that_is_gone_is_trained_anew_and_must_be_the_same(
 
 
 @pytest.mark.slow
-def test_all_that_stopped_goes_on_and_one_that_cannot_does_not_stop_the_others(
+def test_resume_all_with_one_failure(
     uri: str, cli: Cli, stop: Stop, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = own_folder / "stepping.py"
@@ -530,9 +524,7 @@ def test_all_that_stopped_goes_on_and_one_that_cannot_does_not_stop_the_others(
     assert list(records()) == []
 
 
-def test_a_run_whose_store_was_moved_goes_on_there_and_leaves_no_journal(
-    cli: Cli, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moved_store(cli: Cli, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "killing.py").write_text(KILLING)
     command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "--plugin", "killing.py"]
     killed = subprocess.run(command, capture_output=True, env={**os.environ, "KILLED": "1"})
@@ -549,7 +541,7 @@ def test_a_run_whose_store_was_moved_goes_on_there_and_leaves_no_journal(
     assert list(left_journals()) == [] and list(records()) == []
 
 
-def test_what_is_left_of_a_run_that_has_ended_is_removed(uri: str, cli: Cli, stop: Stop) -> None:
+def test_leftovers_of_ended_runs_are_removed(uri: str, cli: Cli, stop: Stop) -> None:
     run_id = killed(uri, stop)
     (record,) = records()
     MlflowClient(uri).set_terminated(run_id, "FINISHED")
@@ -570,7 +562,7 @@ def test_what_is_left_of_a_run_that_has_ended_is_removed(uri: str, cli: Cli, sto
     assert left == [False, False, True, False, True]
 
 
-def test_a_sweeps_trial_goes_on_with_the_sweep(uri: str, cli: Cli) -> None:
+def test_trial_of_a_sweep(uri: str, cli: Cli) -> None:
     outcome = adaptkit.sweep("head", grid={"epochs": [1]}, settings={**TINY_SETTINGS})
     client = MlflowClient(uri)
     run_id = str(outcome.trials[0].run_id)
@@ -581,7 +573,7 @@ def test_a_sweeps_trial_goes_on_with_the_sweep(uri: str, cli: Cli) -> None:
         assert f"{what}: typed again, the same command goes on: " in line
 
 
-def test_where_nothing_can_be_written_the_run_goes_on_without_checkpoints(
+def test_read_only_folder_means_no_checkpoints(
     uri: str, cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (own_folder / "file").write_text("")
@@ -594,9 +586,7 @@ def test_where_nothing_can_be_written_the_run_goes_on_without_checkpoints(
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_meanwhile_costs_a_line(
-    uri: str, cli: Cli, stop: Stop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_fills_up(uri: str, cli: Cli, stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
     from adaptkit.experiment import recovery as keeping
 
     write, count = keeping.write_checkpoint, []
@@ -623,7 +613,7 @@ def test_a_disk_that_fills_up_meanwhile_costs_a_line(
     require_as_undisturbed(recorded(uri, run_id), expected)
 
 
-def test_it_goes_on_from_another_folder_with_the_store_named(
+def test_resume_from_another_folder(
     uri: str, stop: Stop, own_folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
@@ -639,7 +629,7 @@ def test_it_goes_on_from_another_folder_with_the_store_named(
     assert recorded(uri, words[1]).status == "FINISHED" and list((own_folder / "elsewhere").iterdir()) == []
 
 
-def test_objects_are_given_again(uri: str, stop: Stop) -> None:
+def test_python_objects(uri: str, stop: Stop) -> None:
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
     run_id = interrupted("head", backbone=Plain(10))
     with pytest.raises(BadInput, match="cannot go on: unknown backbone 'python'"):

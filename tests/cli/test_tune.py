@@ -68,7 +68,7 @@ def tuned(shared: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFact
     return TunedFolder(folder, json.loads(result.stdout), result.stderr)
 
 
-def test_every_strategy_has_the_same_number_of_trials_growth_included(tuned: TunedFolder) -> None:
+def test_equal_number_of_trials(tuned: TunedFolder) -> None:
     head, lora = tuned.outcome["strategies"]
     assert head["first"] == {"lr": "0.0002..0.002/log"} != head["space"]
     given = tuned.outcome["budget"]["given"]
@@ -80,7 +80,7 @@ def test_every_strategy_has_the_same_number_of_trials_growth_included(tuned: Tun
     assert "every strategy is given 2 further trials" in tuned.messages
 
 
-def test_the_best_trial_is_chosen_and_run_on_all_images_with_fresh_seeds(tuned: TunedFolder) -> None:
+def test_best_trial_runs_on_all_images(tuned: TunedFolder) -> None:
     finals = tuned.runs("adaptation")
     assert len(finals) == 2
     for one in tuned.outcome["strategies"]:
@@ -96,7 +96,7 @@ def test_the_best_trial_is_chosen_and_run_on_all_images_with_fresh_seeds(tuned: 
     assert tuned.outcome["strategies"][1]["options"]["rank"] == 4
 
 
-def test_tuning_runs_log_validation_and_nothing_of_a_test_set(tuned: TunedFolder) -> None:
+def test_tuning_runs_use_no_test_set(tuned: TunedFolder) -> None:
     run = tuned.runs("tuning")[0]
     names = set(run.data.metrics)
     assert {"validation/accuracy", "validation/loss", "train/loss"} <= names
@@ -111,7 +111,7 @@ def test_tuning_runs_log_validation_and_nothing_of_a_test_set(tuned: TunedFolder
         assert float(by_id[run_id].data.params["lr"]) == trial["values"]["lr"]
 
 
-def test_the_parent_holds_the_study_and_the_report(tuned: TunedFolder) -> None:
+def test_parent_run(tuned: TunedFolder) -> None:
     parent = tuned.client.get_run(tuned.outcome["parent_run_id"])
     assert (parent.data.tags["adaptkit.kind"], parent.data.tags["adaptkit.tuning"]) == ("sweep", "1")
     assert parent.info.status == "FINISHED"
@@ -120,7 +120,7 @@ def test_the_parent_holds_the_study_and_the_report(tuned: TunedFolder) -> None:
     assert (tuned.folder / "optuna.db").exists()
 
 
-def test_the_comparison_says_budget_space_and_choice_and_ignores_trials(
+def test_comparison_ignores_trials(
     tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tuned.folder)
@@ -139,9 +139,7 @@ def test_the_comparison_says_budget_space_and_choice_and_ignores_trials(
         assert refused.exit_code == 2 and "tuning" in refused.stderr
 
 
-def test_the_same_command_again_runs_nothing(
-    tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_command_again(tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tuned.folder)
     before = len(tuned.runs("tuning")), len(tuned.runs("adaptation"))
     result = cli(*COMMAND)
@@ -151,9 +149,7 @@ def test_the_same_command_again_runs_nothing(
     assert f"adaptkit run --from-tune {tuned.outcome['parent_run_id']}" in result.stderr
 
 
-def test_a_run_takes_what_was_chosen(
-    tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_from_tune(tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tuned.folder)
     parent = tuned.outcome["parent_run_id"]
     result = cli("run", "--from-tune", parent, *TINY, "--seeds", "1", "--no-track", "--json", "-q")
@@ -183,16 +179,14 @@ def test_a_run_takes_what_was_chosen(
         (("--set", "shots=1"), "no image can be held back from the 10 labelled ones"),
     ],
 )
-def test_what_cannot_be_tuned_is_said_before_anything_runs(
-    cli: Callable[..., Result], store: Path, arguments: tuple[str, ...], line: str
-) -> None:
+def test_bad_input(cli: Callable[..., Result], store: Path, arguments: tuple[str, ...], line: str) -> None:
     result = cli("tune", "-s", "head", "-s", "lora", *TINY, *arguments)
     assert result.exit_code == 2
     assert line in result.stderr.splitlines()[0]
     assert not Path("optuna.db").exists()
 
 
-def test_what_is_given_is_not_searched(own_folder: Path) -> None:
+def test_fixed_options_are_not_tuned(own_folder: Path) -> None:
     from adaptkit.api.tune import check_tuning
     from adaptkit.plugins.loading import load_plugins
     from adaptkit.settings.resolve import Layer
@@ -204,9 +198,7 @@ def test_what_is_given_is_not_searched(own_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_from_python_with_two_processes_and_two_tuning_seeds(
-    store: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_and_two_tuning_seeds(store: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {"trials": 3, "tuning_seeds": "0,7", "seed": "1", "settings": TINY_SETTINGS}
     one = adaptkit.tune("head", **given)
     assert all(len(trial.run_ids) == 2 for trial in one.strategies[0].trials)
@@ -222,9 +214,7 @@ def test_from_python_with_two_processes_and_two_tuning_seeds(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ending", "jobs"), [(signal.SIGKILL, "1"), (signal.SIGINT, "1"), (signal.SIGINT, "2")])
-def test_a_tuning_that_is_stopped_goes_on_as_if_nothing_had_happened(
-    store: Path, tuned: TunedFolder, ending: signal.Signals, jobs: str
-) -> None:
+def test_continue_after_interruption(store: Path, tuned: TunedFolder, ending: signal.Signals, jobs: str) -> None:
     command = [sys.executable, "-m", "adaptkit", *COMMAND, "--jobs", jobs]
     said = Path("said.txt")  # a file: none of it is lost between what is waited for and what is told of a failure
     with said.open("w") as file:

@@ -31,20 +31,20 @@ def refusal(result: Result) -> str:
     return line
 
 
-def test_where_there_is_no_store_it_says_so_and_makes_none(cli: Cli, own_folder: Path) -> None:
+def test_missing_store(cli: Cli, own_folder: Path) -> None:
     line = f"Error: there is no tracking store at {own_folder}/mlflow.db: `adaptkit run` makes one"
     assert refusal(cli("ui")).startswith(line)
     assert list(own_folder.iterdir()) == []
 
 
-def test_an_unknown_experiment_is_met_with_the_nearest_name(cli: Cli, tracked: Tracked) -> None:
+def test_unknown_experiment(cli: Cli, tracked: Tracked) -> None:
     assert refusal(cli("ui", "--experiment", "adaptkid", "--tracking-uri", tracked.uri)) == (
         f"Error: --experiment: there is no experiment 'adaptkid' in {tracked.folder}/mlflow.db; "
         "did you mean 'adaptkit'?"
     )
 
 
-def test_a_deleted_experiment_is_named_as_such(cli: Cli, store: Path) -> None:
+def test_deleted_experiment(cli: Cli, store: Path) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{store}")
     old = client.create_experiment("old")
     client.delete_experiment(old)
@@ -54,22 +54,20 @@ def test_a_deleted_experiment_is_named_as_such(cli: Cli, store: Path) -> None:
     )
 
 
-def test_a_port_that_is_taken_is_refused(cli: Cli, tracked: Tracked) -> None:
+def test_port_in_use(cli: Cli, tracked: Tracked) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         line = refusal(cli("ui", "--port", str(port), "--tracking-uri", tracked.uri))
     assert line == f"Error: --port: {port} is taken; choose another, or none for the next free one"
 
 
-def test_a_port_that_is_none_is_refused(cli: Cli) -> None:
+def test_bad_port(cli: Cli) -> None:
     line = refusal(cli("ui", "--port", "70000"))
     assert line == "Error: Invalid value for '--port': 70000 is not in the range 1<=x<=65535."
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_start_is_reported_in_its_words(
-    cli: Cli, tracked: Tracked, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_that_does_not_start(cli: Cli, tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_STATIC_PREFIX", "no-slash")
     done = cli("ui", "--port", str(free_port()), "--tracking-uri", tracked.uri)
     assert (done.exit_code, done.stdout) == (1, "")
@@ -80,7 +78,7 @@ def test_a_server_that_does_not_start_is_reported_in_its_words(
 
 
 @pytest.mark.slow
-def test_of_a_store_that_a_server_keeps_it_prints_the_link(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
+def test_link_of_a_tracking_server(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     with mlflow_ui(tracked.folder) as page:
         port = int(page.address.rsplit(":", 1)[1])
         for arguments, name in ([], "adaptkit"), (["--experiment", "template"], "template"):
@@ -98,9 +96,7 @@ def test_of_a_store_that_a_server_keeps_it_prints_the_link(cli: Cli, tracked: Tr
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
-def test_it_shows_the_runs_until_it_is_ended_and_leaves_no_process(
-    tracked: Tracked, number: signal.Signals, code: int
-) -> None:
+def test_server_stops_with_the_command(tracked: Tracked, number: signal.Signals, code: int) -> None:
     port = free_port()
     with started("--port", str(port), "--tracking-uri", tracked.uri) as process:
         link = first_line(process)
@@ -123,7 +119,7 @@ def test_it_shows_the_runs_until_it_is_ended_and_leaves_no_process(
 
 
 @pytest.mark.slow
-def test_ended_before_its_server_has_started_it_leaves_no_process(tracked: Tracked) -> None:
+def test_stop_before_the_server_started(tracked: Tracked) -> None:
     with started("--port", str(free_port()), "--tracking-uri", tracked.uri) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == f"Starting MLflow's page on {tracked.folder}/mlflow.db\n"
@@ -159,7 +155,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.slow
-def test_ended_while_its_server_is_being_started_it_leaves_no_process(tracked: Tracked) -> None:
+def test_stop_while_the_server_starts(tracked: Tracked) -> None:
     arguments = ["ui", "--port", str(free_port()), "--tracking-uri", tracked.uri]
     done = subprocess.run([sys.executable, "-c", ENDED_IN_BETWEEN, *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "Interrupted.")
@@ -169,7 +165,7 @@ def test_ended_while_its_server_is_being_started_it_leaves_no_process(tracked: T
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_up", [True, False], ids=["up", "starting"])
-def test_killed_it_leaves_no_process(tracked: Tracked, is_up: bool) -> None:
+def test_kill_leaves_no_process(tracked: Tracked, is_up: bool) -> None:
     with started("--port", str(free_port()), "--tracking-uri", tracked.uri) as process:
         if is_up:
             first_line(process)
@@ -186,7 +182,7 @@ def test_killed_it_leaves_no_process(tracked: Tracked, is_up: bool) -> None:
 
 
 @pytest.mark.slow
-def test_without_the_default_experiment_it_leads_to_the_page_of_all(store: Path) -> None:
+def test_missing_default_experiment(store: Path) -> None:
     """And without --port it takes the next free one; and it ends with an error when its server does."""
     with holding(5000), started() as process:
         words, link = first_line(process).rsplit(maxsplit=1)
