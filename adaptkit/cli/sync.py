@@ -73,9 +73,8 @@ def _line(run: Synced, discarded: bool) -> str:
         if f"{run.run_id} not found" in (run.error or ""):
             return f"{run.name}: refused: {run.error}; {discard}"
         restore = f"`mlflow runs restore --run-id {run.run_id}`" if run.run_id else "restoring it in MLflow"
-        return (
-            f"{uploaded}, the others are refused: {run.error}; if it was deleted, {restore} brings it back; {discard}"
-        )
+        hint = f"if the run was deleted, {restore} brings it back, or {discard}"
+        return f"{uploaded}, the others are refused: {run.error}; {hint}"
     if run.error is not None:
         return f"{uploaded}, the others stay queued: {run.error}"
     ended = f"; the run ended as {run.status}" if run.status else ""

@@ -146,7 +146,7 @@ def test_leftovers_of_dead_processes(filled: tuple[Path, dict[str, Any]], cli: C
     [
         (("list", "base"), "the cache has no 'base'; did you mean 'bases'?"),
         (("clear", "--keep", "much"), "--keep: 'much' is no size; write 500MB or 2GB"),
-        (("clear", "--unused-for", "long"), "--unused-for: 'long' is no length of time; write 90s, 30m, 2h or 1h30m"),
+        (("clear", "--unused-for", "long"), "--unused-for: 'long' is not a duration; write 90s, 30m, 2h or 1h30m"),
     ],
 )
 def test_bad_input_removes_nothing(

@@ -364,11 +364,11 @@ def test_bad_input(cli: Cli, uri: str, own_folder: Path) -> None:
         f"--experiment: there is no experiment 'adaptkitt' in {here}; did you mean 'adaptkit'?"
     ]
     assert refused(cli, "--experiment", "", "--metric", "") == [
-        f"{option}: no value; leave the option out for its default" for option in ("--experiment", "--metric")
+        f"{option}: the value is empty; leave the option out for its default" for option in ("--experiment", "--metric")
     ]
     assert refused(cli, "nothing") == [f"there is no run 'nothing' in {here}"]
     assert refused(cli, one[0], "--where", "seed = '0'", "--margin", "-1") == [
-        "name runs by their ids, or by --experiment and --where, not both",
+        "select runs by their ids, or with --experiment and --where, not both",
         "--margin: must be at least 0, not -1",
     ]
     MlflowClient(tracking_uri=uri).delete_run(one[0])

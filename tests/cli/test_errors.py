@@ -125,7 +125,7 @@ CASES = {
         ["-s", "head", *(word for key in ("source", "file") for word in ("--set", f"split.{key}=")), "--lr", ""],
         [f"{key}: no value; leave the key out for its default" for key in ("lr", "split.source", "split.file")],
     ),
-    "empty config": (["-s", "head", "--config", ""], ["Invalid value for '--config': it names no file"]),
+    "empty config": (["-s", "head", "--config", ""], ["Invalid value for '--config': the path is empty"]),
     "unknown flag": (
         ["-s", "head", "--epoch", "3"],
         ["No such option '--epoch'. (Did you mean one of: '--epochs', '--report'?)"],
@@ -172,21 +172,24 @@ def test_bad_config_file(cli: Cli, own_folder: Path, content: bytes, problem: st
 def test_empty_report_folder(cli: Cli, own_folder: Path) -> None:
     for command, option in (("run", "--report"), ("sweep", "--report"), ("compare", "--output")):
         result = cli(command, option, "")
-        line = f"Error: Invalid value for '{option}': it names no folder; the current one is called .\n"
+        line = f"Error: Invalid value for '{option}': the path is empty; write . for the current folder\n"
         assert (result.exit_code, result.stderr) == (2, line)
     assert list(own_folder.iterdir()) == []
 
 
 def test_empty_path(cli: Cli, own_folder: Path) -> None:
-    where, no_picture = "the current one is called .\n", "'' names no picture and no folder; "
+    no_folder, no_image = "the path is empty", "the path of an image or folder is empty"
     for arguments, name, what in (
-        (["predict", "x", ""], "PATH...", no_picture),
-        (["export", "x", "--to", "onnx", "-o", "new", "--images", ""], "--images", no_picture),
-        (["import-peft", "", "--onto", "x"], "DIR", "it names no folder; "),
-        (["reproduce", "x", "--data-dir", ""], "--data-dir", "it names no folder; "),
+        (["predict", "x", ""], "PATH...", no_image),
+        (["export", "x", "--to", "onnx", "-o", "new", "--images", ""], "--images", no_image),
+        (["import-peft", "", "--onto", "x"], "DIR", no_folder),
+        (["reproduce", "x", "--data-dir", ""], "--data-dir", no_folder),
     ):
         result = cli(*arguments)
-        assert (result.exit_code, result.stderr) == (2, f"Error: Invalid value for '{name}': {what}{where}")
+        assert (result.exit_code, result.stderr) == (
+            2,
+            f"Error: Invalid value for '{name}': {what}; write . for the current folder\n",
+        )
     assert list(own_folder.iterdir()) == []
 
 

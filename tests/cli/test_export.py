@@ -208,7 +208,7 @@ def test_import_peft(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     assert VERIFIED.fullmatch(again.stdout.splitlines()[1])
     onto_base = cli("import-peft", "folder", "--onto", tracked.outcome["base"]["run_id"], "--name", "mine", *store)
     assert re.fullmatch(
-        rf"Imported as run \w{{32}} \(mine\)\n  accuracy, clean test: {kept['final/test_accuracy']:.1%}\n",
+        rf"Imported as run \w{{32}} \(mine\)\n  source accuracy: {kept['final/test_accuracy']:.1%}\n",
         onto_base.stdout,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ ALL = dict(commands(main))
 
 @pytest.mark.parametrize("name", ALL)
 def test_help_starts_with_an_example(name: str) -> None:
-    summary, example, *_ = (ALL[name].help or "").split("\n\n")
+    summary, example, *_ = inspect.cleandoc(ALL[name].help or "").split("\n\n")
     assert "\n" not in summary and summary.endswith(".")
     assert example.startswith(("\b\nExample: adaptkit ", "\b\nExamples:\n  adaptkit "))
     assert f"adaptkit {name}" in example

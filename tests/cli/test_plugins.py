@@ -137,7 +137,7 @@ UNAVAILABLE = PLUGIN_FLAT.replace('name = "last-bias"', 'name = "last-bias"\n   
 def test_unavailable_strategy(cli: Cli, own_folder: Path) -> None:
     path = str(write(own_folder / "mine.py", UNAVAILABLE))
     assert "last-bias" not in cli("strategies", "--plugin", path).stdout
-    assert "cannot be used: it needs a GPU" in cli("strategies", "--all", "--plugin", path).stdout
+    assert "Cannot be used: it needs a GPU" in cli("strategies", "--all", "--plugin", path).stdout
     result = cli("run", "-s", "last-bias", *TINY, "--no-track", "--plugin", path)
     assert result.stderr == "Error: strategy last-bias cannot be used: it needs a GPU\n"
     assert result.exit_code == 2
@@ -169,7 +169,7 @@ def test_check_of_a_faulty_plugin(cli: Cli, own_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["lorra"], "Error: nothing is called 'lorra'; did you mean 'lora'?"),
+        (["lorra"], "Error: there is no plugin or offer 'lorra'; did you mean 'lora'?"),
         (["lora", "-o", "rank=many"], "Error: lora.rank: must be a whole number, not 'many'"),
         (["lora", "-o", "rnk=2"], "Error: unknown option 'lora.rnk'; did you mean 'rank'?"),
         (["lora", "-o", "rank"], "Error: -o rank: write key=value"),

@@ -90,10 +90,10 @@ def test_files_that_are_not_images(cli: Cli, lora: str, digits: dict[str, str]) 
         "digits/notes.txt",
         "digits/0/broken.png",
     ]
-    assert problems[2] == "Error: 2 files could not be read; --skip-bad-images goes on without"
+    assert problems[2] == "Error: 2 files could not be read; --skip-bad-images skips them"
     result = cli("predict", lora, "digits", "--json", "--skip-bad-images")
     assert result.exit_code == 0 and len(json.loads(result.stdout)["predictions"]) == len(digits)
-    assert result.stderr.count("Left out: ") == 2
+    assert result.stderr.count("Skipped: ") == 2
     result = cli("predict", lora, "digits/notes.txt", "--json")
     assert result.exit_code == 2 and json.loads(result.stdout)["predictions"] == []
 
@@ -108,7 +108,7 @@ def test_bad_input(cli: Cli, lora: str) -> None:
     assert cli("predict", lora, "folder", "--csv", "--json").stderr == "Error: --json and --csv: choose one\n"
     result = cli("predict", lora, "folder", "--csv")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "Error: there are no files in folder\n"
+    assert result.stderr == "Error: no files found in folder\n"
     for option in (("--top-k", "0"), ("--batch-size", "0"), ("--device", "gpu")):
         result = cli("predict", lora, "folder", *option)
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)

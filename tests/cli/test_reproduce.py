@@ -99,7 +99,7 @@ def test_identical_and_read_only(cli: Cli, own: str, tracked: Tracked) -> None:
         "predictions  200 images        equal",
         "adapter      13,608 numbers    equal to the last bit",
     ]
-    assert lines[9] == "Computed as recorded, with the same versions on hardware of the same kind:"
+    assert lines[9] == "Computed with the recorded versions, on the same kind of hardware:"
     assert lines[10].startswith(f"adaptkit {adaptkit.__version__}, Python 3.")
     assert epoch_lines(result) == [("lora rank=4 seed=0", "1"), ("lora rank=4 seed=0", "2")]
     assert snapshot(folder) == before
@@ -168,7 +168,7 @@ def test_first_difference(cli: Cli, own: str, tracked: Tracked) -> None:
     assert result.exit_code == 1 and result.stdout.startswith("head seed=0: different\n")
     what, before, now = first_difference(result)
     assert (what, float(now)) == ("train/loss, epoch 1", loss) and float(before) == loss + 1e-15 != loss
-    assert "2 more differ; --json lists them.\n" in result.stdout
+    assert "2 more values differ; --json lists all.\n" in result.stdout
     assert "metrics      22 values         3 differ\n" in result.stdout
     found = json.loads(cli("reproduce", run_id, "--json").stdout)
     assert [one["what"] for one in found["differences"]] == [
@@ -249,7 +249,7 @@ def test_other_data_stop_before_training(cli: Cli, own: str, tracked: Tracked) -
     now = tracked.outcome["data_fingerprint"]
     assert first_difference(result) == ("fingerprint of the data", "0" * 64, now)
     assert "  the same images, otherwise divided\n" in result.stdout
-    assert "data         000000000000      others\nNothing was run.\n" in result.stdout
+    assert "data         000000000000      different\nThe run was not repeated.\n" in result.stdout
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def test_other_base_in_the_cache(cli: Cli, own: str, tracked: Tracked) -> None:
     assert first_difference(result) == ("fingerprint of the base", "0" * 64, now)
     told = f"the cache has another base of this recipe ({now[:12]}): it is left there, and not used\n"
     assert told in result.stderr and ("base small_cnn mnist5k", "2") in epoch_lines(result)
-    assert "base         000000000000      others, made anew\n" in result.stdout
+    assert "base         000000000000      different, made anew\n" in result.stdout
     assert snapshot(bases) == before
 
 
@@ -285,7 +285,7 @@ def test_small_differences_on_other_hardware(cli: Cli, own: str, tracked: Tracke
     assert result.stdout.startswith("head seed=0: within tolerance\n")
     assert "             other metrics by at most 0.01 % (train/loss, epoch " in result.stdout
     assert re.search(rf"\n +the run +now\ntorch +2\.5\.0\S* +{version}\S*\n", result.stdout)
-    assert result.stdout.endswith("differences of this size are to be expected.\n")
+    assert result.stdout.endswith("Differences of this size are normal on other hardware or with other versions.\n")
 
 
 @pytest.mark.slow
@@ -296,8 +296,8 @@ def test_large_differences_on_other_hardware(cli: Cli, own: str, tracked: Tracke
     change(own, "UPDATE metrics SET value = value * 2 WHERE run_uuid = ? AND key = 'train/loss' AND step = 2", run_id)
     result = cli("reproduce", run_id)
     assert result.exit_code == 1
-    assert "First difference that is too large: train/loss, epoch 2\n" in result.stdout
-    assert result.stdout.endswith("That may be why, but the difference is larger than is to be expected of it.\n")
+    assert "First difference above the tolerance: train/loss, epoch 2\n" in result.stdout
+    assert result.stdout.endswith("This may be the cause, but the difference is larger than normal.\n")
 
 
 @pytest.mark.slow
@@ -306,7 +306,7 @@ def test_identical_on_other_hardware(cli: Cli, own: str, tracked: Tracked) -> No
     retag(own, run_id, "adaptkit.threads", "64")
     result = cli("reproduce", run_id)
     assert result.exit_code == 0 and result.stdout.startswith("head seed=0: identical\n")
-    assert re.search(r"\n +the run +now\nthreads +64 +1\nIt came out the same nevertheless\.\n", result.stdout)
+    assert re.search(r"\n +the run +now\nthreads +64 +1\nThe results are identical nevertheless\.\n", result.stdout)
 
 
 @pytest.mark.slow

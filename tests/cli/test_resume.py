@@ -345,8 +345,8 @@ def test_ended_run(uri: str, cli: Cli) -> None:
 
 def test_unknown_run(uri: str, cli: Cli, own_folder: Path, stop: Stop) -> None:
     assert refused(cli, "nothing") == f"Error: there is no run 'nothing' in {own_folder}/mlflow.db"
-    assert refused(cli) == "Error: name runs by their ids, or all that stopped with --all"
-    assert refused(cli, "x", "--all") == "Error: name runs by their ids, or all that stopped with --all, not both"
+    assert refused(cli) == "Error: name the ids of runs, or use --all for every interrupted run"
+    assert refused(cli, "x", "--all") == "Error: name the ids of runs, or use --all for every interrupted run, not both"
     foreign = MlflowClient(uri).create_run("0").info.run_id
     assert refused(cli, foreign).endswith(") is not a run of adaptkit")
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
@@ -383,7 +383,7 @@ def test_live_run(uri: str, cli: Cli, stop: Stop) -> None:
     assert refused(cli, run_id) == f"Error: run {run_id} (head seed=0) is being made or resumed by another process"
     result = cli("resume", "--all")
     assert (result.exit_code, result.stdout) == (
-        0, "Nothing to resume: no run of this machine that this store knows of has stopped.\n"
+        0, "Nothing to resume: this store has no interrupted run of this machine.\n"
     )  # fmt: skip
     held.release()
     assert cli("resume", run_id, "-q").exit_code == 0

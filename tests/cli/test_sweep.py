@@ -325,10 +325,10 @@ def test_from_python(swept: tuple[Path, dict[str, Any]], again: Path) -> None:
         (("--grid", "lr=-1e308..1e308/3"), ["grid lr: '-1e308..1e308/3' is too wide to be divided"]),
         (("--jobs", "0"), ["--jobs: must be at least 1, not 0"]),
         (("--jobs", "0", "--print-trials"), ["--jobs: must be at least 1, not 0"]),
-        (("--time-budget", ""), ["--time-budget: '' is no length of time; write 90s, 30m, 2h or 1h30m"]),
+        (("--time-budget", ""), ["--time-budget: '' is not a duration; write 90s, 30m, 2h or 1h30m"]),
         (("--engine", "rye"), ["unknown engine 'rye'; known: local"]),
         (("--max-trials", "0"), ["--max-trials: must be at least 1, not 0"]),
-        (("--time-budget", "soon"), ["--time-budget: 'soon' is no length of time; write 90s, 30m, 2h or 1h30m"]),
+        (("--time-budget", "soon"), ["--time-budget: 'soon' is not a duration; write 90s, 30m, 2h or 1h30m"]),
     ],
 )
 def test_bad_input(store: Path, arguments: tuple[str, ...], lines: list[str], cli: Callable[..., Result]) -> None:

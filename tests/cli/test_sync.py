@@ -62,7 +62,7 @@ def test_store_lost_during_a_run(cli: Callable[..., Result], unsent: Result) -> 
     assert unsent.exit_code == 1
     assert " head " in unsent.stdout
     (error,) = [line for line in unsent.stderr.splitlines() if line.startswith("Error")]
-    assert error.startswith("Error: not all is in MLflow: ")
+    assert error.startswith("Error: MLflow does not have all results: ")
     assert error.endswith("; what is missing is kept: `adaptkit sync` sends it; the results above are complete")
     assert {name: run.info.status for name, run in runs().items()} == {
         "base small_cnn mnist5k": "FINISHED",
@@ -75,12 +75,12 @@ def test_store_lost_during_a_run(cli: Callable[..., Result], unsent: Result) -> 
     sent = cli("sync")
     run = runs()["head seed=0"]
     assert (sent.exit_code, sent.stderr) == (0, "")
-    assert sent.stdout == f"head seed=0: 6 records sent; the run ended as FINISHED ({run.info.run_id})\n"
+    assert sent.stdout == f"head seed=0: 6 records uploaded; the run ended as FINISHED ({run.info.run_id})\n"
     assert run.info.status == "FINISHED"
     assert len(run.data.metrics) == 24
     assert steps(run, "train/loss") == [1, 2] and steps(run, "final/gain") == [0]
     assert not journal.exists()
-    assert cli("sync").stdout == "Nothing is left to send.\n"
+    assert cli("sync").stdout == "Nothing to upload.\n"
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_run_of_another_store(cli: Callable[..., Result], unsent: Result) -> Non
     result = cli("sync", "--tracking-uri", f"sqlite:///{Path.cwd() / 'other.db'}")
     assert (result.exit_code, result.stderr) == (1, "")
     uri = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-    assert result.stdout == f"head seed=0: left, since it is for another store: adaptkit sync --tracking-uri {uri}\n"
+    assert result.stdout == f"head seed=0: for another store; upload it with: adaptkit sync --tracking-uri {uri}\n"
     assert not Path("other.db").exists()
     assert len(journals()) == 1
 
@@ -158,11 +158,11 @@ def test_deleted_run(cli: Callable[..., Result], unsent: Result) -> None:
     (line,) = cli("sync").stdout.splitlines()
     assert line.endswith(
         f"; if the run was deleted, `mlflow runs restore --run-id {one['run_id']}` brings it back, "
-        "or `adaptkit sync --discard-refused` gives its record up"
+        "or `adaptkit sync --discard-refused` deletes its queue"
     )
     given_up = cli("sync", "--discard-refused")
     assert (given_up.exit_code, journals()) == (0, [])
-    assert given_up.stdout.startswith("head seed=0: given up: ")
+    assert given_up.stdout.startswith("head seed=0: discarded: ")
 
 
 def test_doctor_and_the_next_run_warn(cli: Callable[..., Result], unsent: Result) -> None:

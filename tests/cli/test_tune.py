@@ -145,7 +145,9 @@ def test_same_command_again(tuned: TunedFolder, cli: Callable[..., Result], monk
     result = cli(*COMMAND)
     assert result.exit_code == 0
     assert (len(tuned.runs("tuning")), len(tuned.runs("adaptation"))) == before
-    assert "head" in result.stdout and "trials of each strategy" in result.stdout and "grown from lr" in result.stdout
+    assert (
+        "head" in result.stdout and "trials of each strategy" in result.stdout and "extended from lr" in result.stdout
+    )
     assert f"adaptkit run --from-tune {tuned.outcome['parent_run_id']}" in result.stderr
 
 

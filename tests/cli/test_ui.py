@@ -58,7 +58,9 @@ def test_port_in_use(cli: Cli, tracked: Tracked) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         line = refusal(cli("ui", "--port", str(port), "--tracking-uri", tracked.uri))
-    assert line == f"Error: --port: {port} is taken; choose another, or none for the next free one"
+    assert (
+        line == f"Error: --port: {port} is in use; choose another port, or leave the option out for the next free one"
+    )
 
 
 def test_bad_port(cli: Cli) -> None:
@@ -72,7 +74,7 @@ def test_server_that_does_not_start(cli: Cli, tracked: Tracked, monkeypatch: pyt
     done = cli("ui", "--port", str(free_port()), "--tracking-uri", tracked.uri)
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
-        f"Starting MLflow's page on {tracked.folder}/mlflow.db",
+        f"Starting MLflow on {tracked.folder}/mlflow.db",
         "Error: `mlflow ui` did not start: Error: --static-prefix must begin with a '/'.",
     ]
 
@@ -108,8 +110,8 @@ def test_server_stops_with_the_command(tracked: Tracked, number: signal.Signals,
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (code, "")
     assert [line for line in errors.splitlines() if line] == [
-        f"Starting MLflow's page on {tracked.folder}/mlflow.db",
-        "Ctrl-C ends it.",
+        f"Starting MLflow on {tracked.folder}/mlflow.db",
+        "Press Ctrl-C to stop it.",
         "Interrupted.",
     ]
     with pytest.raises(ProcessLookupError):
@@ -122,7 +124,7 @@ def test_server_stops_with_the_command(tracked: Tracked, number: signal.Signals,
 def test_stop_before_the_server_started(tracked: Tracked) -> None:
     with started("--port", str(free_port()), "--tracking-uri", tracked.uri) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == f"Starting MLflow's page on {tracked.folder}/mlflow.db\n"
+        assert process.stderr.readline() == f"Starting MLflow on {tracked.folder}/mlflow.db\n"
         until = time.monotonic() + 30
         while not (found := children(process.pid)) and time.monotonic() < until:
             time.sleep(0.01)
@@ -194,7 +196,7 @@ def test_missing_default_experiment(store: Path) -> None:
         os.kill(children(process.pid)[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors.splitlines()[-1] == "Error: `mlflow ui` ended by itself with exit code -9"
+    assert errors.splitlines()[-1] == "Error: `mlflow ui` stopped with exit code -9"
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{port}/health", timeout=5)
 
