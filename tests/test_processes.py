@@ -180,7 +180,7 @@ def test_a_server_that_goes_away_costs_seconds_and_the_results_are_still_printed
     assert process.returncode == 1
     assert "head" in output and "lora" in output
     (error,) = [line for line in errors.splitlines() if line.startswith("Error")]
-    assert error.startswith("Error: not all is in MLflow: ") and error == errors.splitlines()[-1]
+    assert error.startswith("Error: MLflow does not have all results: ") and error == errors.splitlines()[-1]
     kept = f"what is missing is kept: `adaptkit sync --tracking-uri {page.address}` sends it"
     assert error.endswith(f"; {kept}; the results above are complete")
     note("server-away")

@@ -221,7 +221,7 @@ def _offers(plugins: Plugins, what: str) -> list[Offer]:
     if not offered:
         known = {offer.name for offer in every} | {source.origin.split(" ")[0] for source in plugins.sources}
         unloaded = "".join(f" ({fault})" for fault in plugins.faults if not fault.works)
-        raise BadInput(f"there is no plugin or offer {what!r}{suggestion(what, known - {'built-in'})}{unloaded}")
+        raise BadInput(f"unknown name {what!r}{suggestion(what, known - {'built-in'})}{unloaded}")
     return offered
 
 

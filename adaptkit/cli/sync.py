@@ -61,7 +61,7 @@ def sync(tracking_uri: str | None, dry_run: bool, discard_refused: bool, as_json
 
 
 def _line(run: Synced, discarded: bool) -> str:
-    """Return one line: what was uploaded of a run, and what to do about the rest."""
+    """Return the result of one run, with a hint on the records that are still queued."""
     if run.elsewhere:
         uri = run.store if "://" in run.store else f"sqlite:///{run.store}"
         return f"{run.name}: for another store; upload it with: adaptkit sync --tracking-uri {shlex.quote(uri)}"

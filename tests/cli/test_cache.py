@@ -1,4 +1,4 @@
-"""`adaptkit cache`: what is kept, what is damaged, and room for more."""
+"""`adaptkit cache`: list, verify and clear the entries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN = ("run", "-s", "head", *TINY, "--no-track", "-q", "--json")
 
 @pytest.fixture
 def filled(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Any]]:
-    """Run one experiment with a cache of its own; return the cache's folder and the results."""
+    """Run one experiment with a separate cache. Return the folder of the cache and the results."""
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
     return own_folder / "cache", metrics(cli)
 

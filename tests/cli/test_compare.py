@@ -1,4 +1,4 @@
-"""`adaptkit compare`: what it reads, which runs it sets side by side, what it says, and what it refuses."""
+"""`adaptkit compare`: selection of runs, statistics, printed results, and invalid input."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def refused(cli: Cli, *arguments: str) -> list[str]:
     return [line.removeprefix("Error: ") for line in result.stderr.splitlines()]
 
 
-def some(uri: str, strategy: str, wrong: list[int], **others: Any) -> list[str]:
-    """Record a run a seed that is wrong on the first so many images."""
+def record_runs(uri: str, strategy: str, wrong: list[int], **others: Any) -> list[str]:
+    """Record one run per seed. `wrong` is the number of wrong predictions of each."""
     return [fabricate(uri, strategy, seed, range(count), **others) for seed, count in enumerate(wrong)]
 
 
 def test_json_keys_and_numbers(cli: Cli, uri: str) -> None:
     wrong = {"good": [10, 14, 11, 12, 9], "poor": [30, 37, 30, 33, 28]}
     for strategy, counts in wrong.items():
-        some(uri, strategy, counts)
+        record_runs(uri, strategy, counts)
     found = compared(cli)
     assert (found["metric"], found["margin"]) == ("final/shifted_accuracy", 0.01)
     assert [arm["name"] for arm in found["arms"]] == ["good", "poor"]
@@ -101,7 +101,7 @@ def test_equal_strategies_tie(cli: Cli, store: Path, own_folder: Path) -> None:
         0,
     ]
     assert (pair["image_low"], pair["image_high"]) == (0, 0)
-    # Between the two, which of them took longer may be said.
+    # The sentence may also name the faster of the two.
     start = (
         "On the shifted test, head and twin are tied within ±1 point: they differ by 0.0 points [0.0, 0.0] over "
         "2 paired seeds (p = 1.00); head trains as many parameters"
@@ -111,8 +111,8 @@ def test_equal_strategies_tie(cli: Cli, store: Path, own_folder: Path) -> None:
 
 
 def test_equal_differences_between_seeds(cli: Cli, uri: str) -> None:
-    some(uri, "good", [10, 14, 12])
-    some(uri, "poor", [40, 44, 42])
+    record_runs(uri, "good", [10, 14, 12])
+    record_runs(uri, "poor", [40, 44, 42])
     (pair,) = compared(cli)["pairs"]
     error = 1 / IMAGES / math.sqrt(3)
     assert pair["sd"] == 1 / IMAGES
@@ -125,7 +125,7 @@ def test_one_seed_uses_mcnemar(cli: Cli, uri: str) -> None:
     fabricate(uri, "poor", 0, range(5, 45))
     found = compared(cli)
     (pair,) = found["pairs"]
-    # 5 images only the good one gets wrong, 35 only the poor one.
+    # 5 images are wrong only for the good strategy, 35 only for the poor one.
     assert (pair["test"], pair["n"], pair["verdict"]) == ("mcnemar", 1, "better")
     assert pair["p"] == pytest.approx(stats.binomtest(5, 40).pvalue)
     assert (pair["low"], pair["high"]) == (pair["image_low"], pair["image_high"])
@@ -138,8 +138,8 @@ def test_one_seed_uses_mcnemar(cli: Cli, uri: str) -> None:
 
 
 def test_number_of_seeds_needed(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [27, 28, 31])
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [27, 28, 31])
     found = compared(cli)
     (pair,) = found["pairs"]
     assert pair["verdict"] == pair["seeds_verdict"] == "unclear"
@@ -154,9 +154,9 @@ def test_number_of_seeds_needed(cli: Cli, uri: str) -> None:
 
 
 def test_unclear_if_test_images_do_not_support_the_verdict(cli: Cli, uri: str) -> None:
-    # Always the same two images more, of which a resampled test set may hold none.
-    some(uri, "one", [20] * 5)
-    some(uri, "other", [22] * 5)
+    # The difference is always the same two images, which a resampled test set may not contain.
+    record_runs(uri, "one", [20] * 5)
+    record_runs(uri, "other", [22] * 5)
     found = compared(cli)
     (pair,) = found["pairs"]
     assert (pair["seeds_verdict"], pair["verdict"]) == ("better", "unclear")
@@ -166,16 +166,16 @@ def test_unclear_if_test_images_do_not_support_the_verdict(cli: Cli, uri: str) -
 
 
 def test_wider_margin_makes_a_tie(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [27, 28, 31])
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [27, 28, 31])
     found = compared(cli, "--margin", "30")
     assert (found["margin"], found["pairs"][0]["verdict"]) == (0.3, "tie")
 
 
 def test_dominated_by_a_cheaper_better_or_tied_strategy(cli: Cli, uri: str) -> None:
-    some(uri, "big", [10, 12, 11], metrics={"params/trainable": 900, "size/adapter_bytes": 300})
-    some(uri, "small", [10, 12, 11], metrics={"params/trainable": 10})
-    some(uri, "poor", [60, 64, 61], metrics={"params/trainable": 500})
+    record_runs(uri, "big", [10, 12, 11], metrics={"params/trainable": 900, "size/adapter_bytes": 300})
+    record_runs(uri, "small", [10, 12, 11], metrics={"params/trainable": 10})
+    record_runs(uri, "poor", [60, 64, 61], metrics={"params/trainable": 500})
     arms = {arm["name"]: arm for arm in compared(cli)["arms"]}
     assert arms["big"]["dominated_by"] == {
         "params/trainable": ["small"],
@@ -189,8 +189,8 @@ def test_dominated_by_a_cheaper_better_or_tied_strategy(cli: Cli, uri: str) -> N
 
 
 def test_unclear_pair_does_not_dominate(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25], metrics={"params/trainable": 10})
-    some(uri, "other", [27, 28, 31], metrics={"params/trainable": 20})
+    record_runs(uri, "one", [20, 30, 25], metrics={"params/trainable": 10})
+    record_runs(uri, "other", [27, 28, 31], metrics={"params/trainable": 20})
     assert all(arm["dominated_by"]["params/trainable"] == [] for arm in compared(cli)["arms"])
 
 
@@ -203,10 +203,10 @@ def test_unclear_pair_does_not_dominate(cli: Cli, uri: str) -> None:
     ],
 )
 def test_other_bases_data_and_shots_are_separate(cli: Cli, uri: str, change: dict[str, Any], reason: str) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [50, 61, 56])
-    some(uri, "one", [10, 11], **change)
-    some(uri, "other", [40, 42], **change)
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
+    record_runs(uri, "one", [10, 11], **change)
+    record_runs(uri, "other", [40, 42], **change)
     found = compared(cli)
     assert [(pair["comparison"], pair["n"]) for pair in found["pairs"]] == [(1, 3), (2, 2)]
     apart = "compared apart, since the runs differ in more than the strategy: "
@@ -217,20 +217,20 @@ def test_other_bases_data_and_shots_are_separate(cli: Cli, uri: str, change: dic
 
 def test_names_have_the_options_that_differ(cli: Cli, uri: str) -> None:
     for rank, wrong in (("2", [30, 33]), ("8", [20, 22])):
-        some(uri, "lora", wrong, options={"rank": rank, "alpha": "16.0"}, arm=f"lora rank={rank}")
-    some(uri, "lora", [10, 13], options={"rank": "8", "alpha": "16.0"}, params={"lr": "0.01"})
-    some(uri, "head", [40, 44], arm="head bias=False", options={"bias": "False"})
+        record_runs(uri, "lora", wrong, options={"rank": rank, "alpha": "16.0"}, arm=f"lora rank={rank}")
+    record_runs(uri, "lora", [10, 13], options={"rank": "8", "alpha": "16.0"}, params={"lr": "0.01"})
+    record_runs(uri, "head", [40, 44], arm="head bias=False", options={"bias": "False"})
     assert [arm["name"] for arm in compared(cli)["arms"]] == [
         "lora rank=8 lr=0.01", "lora rank=8 lr=0.001", "lora rank=2 lr=0.001", "head bias=False",
     ]  # fmt: skip
 
 
 def test_failed_killed_and_repeated_runs_are_excluded(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [50, 61, 56])
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
     fabricate(uri, "other", 3, [], status="FAILED")
     fabricate(uri, "other", 4, [], status="KILLED")
-    # A process of another time: nothing runs under this number.
+    # The id of a process that no longer exists.
     fabricate(uri, "other", 5, [], status="RUNNING", tags={"adaptkit.pid": "4194305"})
     (again,) = [fabricate(uri, "one", 1, range(40))]
     found = compared(cli)
@@ -248,8 +248,8 @@ def test_failed_killed_and_repeated_runs_are_excluded(cli: Cli, uri: str) -> Non
 
 
 def test_runs_of_other_tools_are_ignored(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30])
-    some(uri, "other", [50, 61])
+    record_runs(uri, "one", [20, 30])
+    record_runs(uri, "other", [50, 61])
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("adaptkit")
     assert experiment is not None
@@ -261,7 +261,7 @@ def test_runs_of_other_tools_are_ignored(cli: Cli, uri: str) -> None:
 
 def test_where_filter(cli: Cli, uri: str) -> None:
     for strategy, wrong in (("one", 20), ("other", 40), ("third", 60)):
-        some(uri, strategy, [wrong, wrong + 2], params={"shift.noise": "0.3"})
+        record_runs(uri, strategy, [wrong, wrong + 2], params={"shift.noise": "0.3"})
 
     def names(where: str) -> list[str]:
         return [arm["name"] for arm in compared(cli, "--where", where)["arms"]]
@@ -278,17 +278,17 @@ def test_where_filter(cli: Cli, uri: str) -> None:
 
 
 def test_more_than_one_page_of_runs(cli: Cli, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [50, 61, 56])
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
     monkeypatch.setattr(reader, "PAGE", 2)
     assert [arm["n"] for arm in compared(cli)["arms"]] == [3, 3]
 
 
 def test_runs_by_id_and_parent_id(cli: Cli, uri: str) -> None:
     parent = fabricate(uri, "sweep", 9, [], tags={"adaptkit.kind": "sweep"})
-    one = some(uri, "one", [20, 30, 25], tags={"mlflow.parentRunId": parent})
-    other = some(uri, "other", [50, 61, 56], tags={"mlflow.parentRunId": parent})
-    some(uri, "third", [70, 71])
+    one = record_runs(uri, "one", [20, 30, 25], tags={"mlflow.parentRunId": parent})
+    other = record_runs(uri, "other", [50, 61, 56], tags={"mlflow.parentRunId": parent})
+    record_runs(uri, "third", [70, 71])
     assert [arm["name"] for arm in compared(cli, parent)["arms"]] == ["one", "other"]
     assert [arm["n"] for arm in compared(cli, *one[:2], other[0])["arms"]] == [2, 1]
 
@@ -307,7 +307,7 @@ def test_strategies_without_shared_seeds(cli: Cli, uri: str) -> None:
 
 
 def test_metric_has_its_unit_and_direction(cli: Cli, uri: str) -> None:
-    some(uri, "slow", [20, 21, 22], metrics={"time/train_seconds": 9.0})
+    record_runs(uri, "slow", [20, 21, 22], metrics={"time/train_seconds": 9.0})
     for seed, seconds in enumerate((4.0, 4.5, 4.1)):
         fabricate(uri, "fast", seed, range(20), metrics={"time/train_seconds": seconds})
     found = compared(cli, "--metric", "time/train_seconds")
@@ -320,8 +320,8 @@ def test_metric_has_its_unit_and_direction(cli: Cli, uri: str) -> None:
 
 
 def test_bytes_have_no_decimals(cli: Cli, uri: str) -> None:
-    some(uri, "big", [20, 21], metrics={"memory/peak_bytes": 4096})
-    some(uri, "small", [20, 21], metrics={"memory/peak_bytes": 1024})
+    record_runs(uri, "big", [20, 21], metrics={"memory/peak_bytes": 4096})
+    record_runs(uri, "small", [20, 21], metrics={"memory/peak_bytes": 1024})
     sentence = compared(cli, "--metric", "memory/peak_bytes")["sentences"][0]
     assert sentence.startswith(
         "By peak memory, small beats big by 3,072 bytes [3,072, 3,072] over 2 paired seeds (p < 0.001)"
@@ -329,8 +329,8 @@ def test_bytes_have_no_decimals(cli: Cli, uri: str) -> None:
 
 
 def test_times_of_concurrent_runs_are_not_ranked(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25], metrics={"time/train_seconds": 3.0})
-    some(uri, "other", [50, 61, 56], tags={"adaptkit.timing": "shared"})
+    record_runs(uri, "one", [20, 30, 25], metrics={"time/train_seconds": 3.0})
+    record_runs(uri, "other", [50, 61, 56], tags={"adaptkit.timing": "shared"})
     found = compared(cli)
     assert found["pairs"][0]["seconds_ratio"] is None and "took" not in found["sentences"][0]
     assert found["arms"][1]["dominated_by"]["time/train_seconds"] == []
@@ -338,8 +338,8 @@ def test_times_of_concurrent_runs_are_not_ranked(cli: Cli, uri: str) -> None:
 
 
 def test_note_on_unequal_epochs(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30])
-    some(uri, "other", [50, 61], params={"epochs": "10"})
+    record_runs(uri, "one", [20, 30])
+    record_runs(uri, "other", [50, 61], params={"epochs": "10"})
     assert compared(cli)["comparisons"][0]["notes"] == [
         "The arms were trained with unequal epochs (2 and 10 epochs): they share the drawn images only."
     ]
@@ -348,12 +348,12 @@ def test_note_on_unequal_epochs(cli: Cli, uri: str) -> None:
 def test_bad_input(cli: Cli, uri: str, own_folder: Path) -> None:
     here = own_folder / "mlflow.db"
     assert refused(cli) == [f"--experiment: there is no experiment 'adaptkit' in {here}; known: template"]
-    one = some(uri, "one", [20, 30])
+    one = record_runs(uri, "one", [20, 30])
     assert refused(cli) == [
         "only one arm to compare: one (2 seeds); run another strategy with the same seeds, as in "
         "`adaptkit run -s full -s head --seeds 0-4`"
     ]
-    some(uri, "other", [50, 61])
+    record_runs(uri, "other", [50, 61])
     assert refused(cli, "--metric", "final/shifted_acuracy") == [
         "--metric: no run has a metric 'final/shifted_acuracy'; did you mean 'final/shifted_accuracy'?"
     ]
@@ -378,7 +378,7 @@ def test_bad_input(cli: Cli, uri: str, own_folder: Path) -> None:
 
 
 def test_failed_runs_leave_one_strategy(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30])
+    record_runs(uri, "one", [20, 30])
     fabricate(uri, "other", 0, [], status="FAILED")
     assert refused(cli) == [
         "only one arm to compare: one (2 seeds); left out: other seed=0 (failed); run another strategy with the same "
@@ -387,15 +387,15 @@ def test_failed_runs_leave_one_strategy(cli: Cli, uri: str) -> None:
 
 
 def test_missing_artifact(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30])
-    some(uri, "other", [50])
+    record_runs(uri, "one", [20, 30])
+    record_runs(uri, "other", [50])
     lost = fabricate(uri, "other", 1, range(40), artifacts=["adapter/adapter.json"])
     assert refused(cli) == [f"other seed=1 ({lost}) has no artifact predictions.csv"]
 
 
 def test_damaged_artifact(cli: Cli, uri: str, own_folder: Path) -> None:
-    some(uri, "one", [20, 30])
-    hurt, _ = some(uri, "other", [50, 61])
+    record_runs(uri, "one", [20, 30])
+    hurt, _ = record_runs(uri, "other", [50, 61])
     (path,) = own_folder.glob(f"mlruns/*/{hurt}/artifacts/predictions.csv")
     path.write_text("test_set,image\n")
     assert refused(cli) == [
@@ -404,8 +404,8 @@ def test_damaged_artifact(cli: Cli, uri: str, own_folder: Path) -> None:
 
 
 def test_running_run_is_noted(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30])
-    some(uri, "other", [50, 61])
+    record_runs(uri, "one", [20, 30])
+    record_runs(uri, "other", [50, 61])
     going = fabricate(uri, "other", 2, [], status="RUNNING", tags={"adaptkit.pid": str(os.getppid())})
     assert refused(cli) == [
         f"other seed=2 ({going}) is still running: wait for it, or leave it out with --where \"status != 'RUNNING'\""
@@ -414,8 +414,8 @@ def test_running_run_is_noted(cli: Cli, uri: str) -> None:
 
 
 def test_predictions_of_other_test_images(cli: Cli, uri: str, own_folder: Path) -> None:
-    some(uri, "one", [20, 30])
-    other, _ = some(uri, "other", [50, 61])
+    record_runs(uri, "one", [20, 30])
+    other, _ = record_runs(uri, "other", [50, 61])
     (path,) = own_folder.glob(f"mlruns/*/{other}/artifacts/predictions.csv")
     path.write_text(path.read_text().replace("shifted,7,", "shifted,777,"))
     assert refused(cli) == ["the predictions of other seed=0 and one seed=0 are not of the same shifted test images"]
@@ -434,7 +434,7 @@ def test_missing_store_or_server(cli: Cli, own_folder: Path) -> None:
 def test_run_and_compare_agree(cli: Cli, store: Path) -> None:
     ran = json.loads(cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--json").stdout)
     read = compared(cli)
-    # MLflow keeps params as text, in the order of their names.
+    # MLflow stores parameters as text, sorted by name.
     for key in ("metric", "margin", "sentences", "left_out", "notes", "pairs"):
         assert read[key] == ran["comparison"][key], key
     for arm, other in zip(read["arms"], ran["comparison"]["arms"], strict=True):
@@ -444,8 +444,8 @@ def test_run_and_compare_agree(cli: Cli, store: Path) -> None:
 
 
 def test_python_and_command_agree(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [50, 61, 56])
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
     findings = adaptkit.compare(where="strategy != 'nobody'", track=False)
     assert findings.to_dict() == compared(cli)
     assert isinstance(findings, adaptkit.Comparisons)
@@ -467,8 +467,8 @@ def test_printed_tables_and_sentences(cli: Cli, tracked: Tracked) -> None:
 
 @pytest.mark.slow
 def test_server(cli: Cli, uri: str, own_folder: Path) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [50, 61, 56])
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
     there = compared(cli)
     with mlflow_ui(own_folder) as page:
         assert compared(cli, "--tracking-uri", page.address) == there

@@ -1,4 +1,4 @@
-"""`adaptkit doctor`: what is wrong is named with how to mend it, and runs of dead processes are found and ended."""
+"""`adaptkit doctor`: problems with their fixes, and runs of dead processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Cli = Callable[..., Result]
 
 
 def findings(cli: Cli, *arguments: str) -> tuple[int, dict[str, list[dict[str, Any]]]]:
-    """Return the exit code and what was found, by name."""
+    """Return the exit code and the findings by name."""
     result = cli("doctor", "--json", *arguments)
     document = json.loads(result.stdout)
     found: dict[str, list[dict[str, Any]]] = {}
@@ -41,7 +41,7 @@ def findings(cli: Cli, *arguments: str) -> tuple[int, dict[str, list[dict[str, A
 
 
 def running(store: Path, name: str, **tags: str) -> str:
-    """Put a run on record as running; return its id."""
+    """Record a running run and return its id."""
     client = MlflowClient(f"sqlite:///{store}")
     experiment = client.get_experiment_by_name("adaptkit")
     experiment_id = experiment.experiment_id if experiment else client.create_experiment("adaptkit")
@@ -51,7 +51,7 @@ def running(store: Path, name: str, **tags: str) -> str:
 
 @pytest.fixture
 def dead() -> str:
-    """Return the number of a process that has ended."""
+    """Return the id of a process that no longer exists."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return str(process.pid)
@@ -82,7 +82,7 @@ def test_missing_store_is_a_note(own_folder: Path, cli: Cli) -> None:
 def test_stale_runs_are_ended(store: Path, cli: Cli, dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = f"{time.time():.3f}"
     gone = running(store, "lora seed=0", **{"adaptkit.pid": dead, "adaptkit.process_seen": now})
-    # The number is taken by another process, which began later.
+    # The id now belongs to another process, which started later.
     reused = running(store, "lora seed=1", **{"adaptkit.pid": str(os.getpid()), "adaptkit.process_seen": "1000"})
     alive = running(store, "lora seed=2", **{"adaptkit.pid": str(os.getpid()), "adaptkit.process_seen": now})
     far = running(store, "lora seed=3", **{"adaptkit.host": "elsewhere", "adaptkit.pid": "1"})
@@ -152,7 +152,7 @@ def test_store_of_a_newer_mlflow(store: Path, cli: Cli) -> None:
     with closing(sqlite3.connect(store)) as database:
         database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
         database.commit()
-    os.utime(store, (1, 1))  # nobody is at work on it
+    os.utime(store, (1, 1))  # not in use
     result = cli("doctor")
     assert result.exit_code == 1
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
@@ -169,7 +169,7 @@ def test_no_passwords_in_the_output(own_folder: Path, cli: Cli, monkeypatch: pyt
 
 @contextmanager
 def server_of(ahead: float) -> Iterator[str]:
-    """Run a server whose clock is so many seconds ahead."""
+    """Run a server whose clock is `ahead` seconds fast."""
 
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -214,8 +214,8 @@ def test_stale_run_of_another_machine(store: Path, cli: Cli) -> None:
     elsewhere = {"adaptkit.host": "elsewhere", "adaptkit.pid": "1"}
     client, now = MlflowClient(f"sqlite:///{store}"), int(time.time() * 1000)
 
-    def heard_of(name: str, minutes: float, seconds: float) -> str:
-        """Put a run on record whose latest epoch was logged so long ago, and took so long."""
+    def record_run(name: str, minutes: float, seconds: float) -> str:
+        """Record a run whose latest epoch was logged `minutes` ago and took `seconds`."""
         run_id = running(store, name, **elsewhere)
         for number, before in ((1, minutes + 60), (2, minutes)):
             at = now - int(before * 60_000)
@@ -227,12 +227,12 @@ def test_stale_run_of_another_machine(store: Path, cli: Cli) -> None:
     assert experiment is not None
     tags = {"adaptkit.kind": "adaptation", **elsewhere}
     begun = client.create_run(experiment.experiment_id, now - 7_200_000, tags, "never trained").info.run_id
-    # The store takes a run's start for a sign, too.
-    recent, slow = heard_of("recent", 5, 10), heard_of("slow", 40, 600)
+    # The start of a run counts as a heartbeat.
+    recent, slow = record_run("recent", 5, 10), heard_of("slow", 40, 600)
     with closing(sqlite3.connect(store)) as database:
         database.execute("UPDATE runs SET start_time = ? WHERE name != 'never trained'", (now - 86_400_000,))
         database.commit()
-    silent = heard_of("silent", 30, 10)
+    silent = record_run("silent", 30, 10)
     with closing(sqlite3.connect(store)) as database:
         database.execute("UPDATE runs SET start_time = ? WHERE name = 'silent'", (now - 86_400_000,))
         database.commit()
@@ -245,7 +245,7 @@ def test_stale_run_of_another_machine(store: Path, cli: Cli) -> None:
     assert f"silent ({silent}, process 1 on elsewhere, last heard of {when})" in named["text"]
     assert begun in named["text"] and recent not in named["text"] and slow not in named["text"]
     assert named["mend"] == "adaptkit doctor --end-stale-runs --older-than TIME ends them, if they are dead"
-    # Without the age, nothing of another machine is ended.
+    # Without --older-than, runs of other machines are not ended.
     assert findings(cli, "--end-stale-runs")[0] == 0
     assert findings(cli, "--end-stale-runs", "--older-than", "1h")[0] == 0
     statuses = {run_id: client.get_run(run_id).info.status for run_id in (begun, silent, recent, slow)}

@@ -1,4 +1,4 @@
-"""Bad input: one line a problem, exit code 2, nothing tracked."""
+"""Bad input: one line per problem, exit code 2, and nothing is tracked."""
 
 from __future__ import annotations
 

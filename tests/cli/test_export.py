@@ -1,4 +1,4 @@
-"""Exports of a run, each read again and verified; and PEFT's folders the other way."""
+"""`adaptkit export` in every format, and `adaptkit import-peft`."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ VERIFIED = re.compile(
 
 @pytest.fixture
 def lora(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the tracked LoRA run's id; its store is the default one."""
+    """Return the id of the tracked LoRA run, with its store as the default store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.uri)
     return run_of(tracked, "lora")
 
 
 def code_of(readme: Path, language: str) -> list[str]:
-    """Return the README's pieces of code in a language."""
+    """Return the code blocks of a README in one language."""
     return re.findall(rf"```{language}\n(.*?)```", readme.read_text(), flags=re.DOTALL)
 
 
 def run_code(folder: Path, code: str) -> str:
-    """Run a README's Python as a user would, in the exported folder; return what it printed."""
+    """Run Python code of a README in the exported folder. Return its output."""
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def digit(lora: str, path: Path) -> str:
-    """Save a picture of a handwritten digit, and return the class that the run gives it."""
+    """Save the image of a digit. Return its class by the model of the run."""
     from adaptkit.models.run_images import run_data
     from adaptkit.models.trained import find_trained, given_plugins
 
@@ -200,7 +200,7 @@ def test_import_peft(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     pixels = torch.rand(4, 1, 28, 28)
     ours, theirs = (adaptkit.load(one, tracking_uri=uri)(pixels) for one in (run_id, record["run_id"]))
     assert torch.allclose(ours, theirs, atol=1e-6)
-    # It stands beside the experiment's own runs, which are compared without it.
+    # `compare` ignores the imported run.
     assert json.loads(cli("compare", "--json", "--no-track", *store).stdout) == before
     named = cli("compare", record["run_id"], "--no-track", *store)
     assert named.stderr == f"Error: run {record['run_id']} is of kind imported; adaptation runs are compared\n"
@@ -268,7 +268,7 @@ def test_peft_loads_the_export(cli: Cli, lora: str) -> None:
 
 @contextmanager
 def served(folder: Path, command: str) -> Iterator[str]:
-    """Run the README's command that serves a model, on a free port; yield the address."""
+    """Serve a model with the command of its README on a free port. Yield the address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

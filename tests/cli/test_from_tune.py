@@ -1,4 +1,4 @@
-"""`--from-tune`: what a tuning chose, under what is said otherwise; and the learning rate of one strategy."""
+"""`--from-tune`: the best values of a tuning run as defaults, and the learning rate of one strategy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHOSEN = [
 
 @pytest.fixture
 def tuning(store: Path, own_folder: Path) -> str:
-    """Return the id of a run that looks like a finished tuning."""
+    """Return the id of a run with the record of a finished tuning run."""
     return make_tuning({"adaptkit.kind": "sweep", "adaptkit.tuning": "1"}, "FINISHED")
 
 

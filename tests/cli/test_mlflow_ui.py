@@ -1,4 +1,4 @@
-"""A bare `mlflow ui` in the folder shows the runs: asked over its REST API."""
+"""`mlflow ui` in the same folder shows the runs (tested with its REST API)."""
 
 from __future__ import annotations
 

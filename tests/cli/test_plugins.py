@@ -1,4 +1,4 @@
-"""`adaptkit plugins list|check|new`, and what a plugin that is at fault does to other commands: nothing."""
+"""`adaptkit plugins list|check|new`, and broken plugins, which do not stop other commands."""
 
 from __future__ import annotations
 
@@ -162,14 +162,14 @@ def test_check_of_a_faulty_plugin(cli: Cli, own_folder: Path) -> None:
     (document,) = json.loads(cli("plugins", "check", str(path), "--json").stdout)
     failed = [(check["check"], check["subject"]) for check in document["checks"] if check["word"] == "failed"]
     assert failed == [("starts at the base", name) for name in ("cnn", "residual", "convolutions", "transformer")]
-    # The same by its name.
+    # The same, by name.
     assert cli("plugins", "check", "last-bias", "--plugin", str(path)).exit_code == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["lorra"], "Error: there is no plugin or offer 'lorra'; did you mean 'lora'?"),
+        (["lorra"], "Error: unknown name 'lorra'; did you mean 'lora'?"),
         (["lora", "-o", "rank=many"], "Error: lora.rank: must be a whole number, not 'many'"),
         (["lora", "-o", "rnk=2"], "Error: unknown option 'lora.rnk'; did you mean 'rank'?"),
         (["lora", "-o", "rank"], "Error: -o rank: write key=value"),
@@ -222,7 +222,7 @@ def test_new_plugin_with_a_bad_name(cli: Cli, own_folder: Path, name: str, line:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["strategy", "backbone", "dataset", "shift"])
 def test_new_plugin_installs(own_folder: Path, kind: str) -> None:
-    """In a fresh environment that borrows this one's packages: without a trace in this one."""
+    """Install in a new environment that shares the packages of this one, but does not change it."""
     run = runner(own_folder)
     run(sys.executable, "-m", "adaptkit", "plugins", "new", "my-own", "--kind", kind)
     environment = own_folder / "environment"

@@ -1,4 +1,4 @@
-"""`adaptkit predict`: pictures in, classes out, the same ones as in training."""
+"""`adaptkit predict`: classes of images, equal to the predictions of the run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Cli = Callable[..., Result]
 
 @pytest.fixture
 def lora(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the tracked LoRA run's id; its store is the default one."""
+    """Return the id of the tracked LoRA run, with its store as the default store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.uri)
     return run_of(tracked, "lora")
 
 
 @pytest.fixture
 def digits(lora: str, tracked: Tracked) -> dict[str, str]:
-    """Save the clean test images as PNG files in `digits/`; return what the run predicted for each."""
+    """Save the source test images as PNG files in `digits/`. Return the prediction of the run for each."""
     trained = find_trained(lora, None, given_plugins([]))
     _, domains = run_data(trained.found, given_plugins([]))
     assert domains.clean_test is not None
@@ -41,7 +41,7 @@ def digits(lora: str, tracked: Tracked) -> dict[str, str]:
         rows = [row for row in csv.DictReader(file) if row["test_set"] == "clean"]
     predicted = {}
     for number, (image, row) in enumerate(zip(images, rows, strict=True)):
-        # Of a folder for each class, as people have them.
+        # One folder per class, as usual.
         path = folder / row["truth"] / f"{number:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(path)

@@ -1,4 +1,4 @@
-"""`adaptkit reproduce`: a run made again from its record alone, and what is said where it is not the same."""
+"""`adaptkit reproduce`: re-run a run from its record, and report differences."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ FIRST = re.compile(r"First difference[^:]*: (.+)\n  recorded  (.+)\n  now       
 
 @pytest.fixture
 def own(tracked: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the address of this test's own copy of the tracked store, the default one here."""
+    """Return the address of a copy of the tracked store, which is the default store of this test."""
     uri = copied(tracked, tmp_path / "store")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
 
 
 def change(uri: str, statement: str, *values: Any) -> None:
-    """Change a store behind MLflow's back."""
+    """Change the database of a store with SQL."""
     with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
         assert database.execute(statement, values).rowcount > 0
         database.commit()
@@ -58,7 +58,7 @@ def retag(uri: str, run_id: str, key: str, value: str) -> None:
 
 
 def edit(uri: str, run_id: str, name: str, old: str, new: str) -> None:
-    """Replace a text in an artifact."""
+    """Replace text in an artifact."""
     path = artifacts_of(uri, run_id) / name
     text = path.read_text()
     assert old in text
@@ -66,19 +66,19 @@ def edit(uri: str, run_id: str, name: str, old: str, new: str) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file below a folder."""
+    """Return the sha256 of every file in a folder and its subfolders."""
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
 def first_difference(result: Result) -> tuple[str, str, str]:
-    """Return the first difference that was printed: what, recorded, now."""
+    """Return the printed first difference: name, recorded value, current value."""
     found = FIRST.search(result.stdout)
     assert found is not None, result.stdout
     return found[1], found[2], found[3]
 
 
 def epoch_lines(result: Result) -> list[str]:
-    """Return which epochs of which runs were trained."""
+    """Return the run and the number of each printed epoch."""
     return re.findall(r"^\[(.+?)\] epoch (\d+)", result.stderr, re.MULTILINE)
 
 
@@ -116,7 +116,7 @@ def test_base_missing_from_the_cache(
     assert (found["verdict"], found["base"], found["first_difference"]) == ("identical", "made anew", None)
     assert found["compared"] == {"metrics": 22, "predictions": 200, "tensors": 2, "numbers": 1290}
     assert found["environment"]["recorded"] == found["environment"]["now"]
-    # It is in the cache now, and used, unless the user insists; then the one in the cache stays as it is.
+    # The cache now has the base. --refresh-base does not use it and does not change it.
     bases = snapshot(own_folder / "cache" / "bases")
     assert json.loads(cli(*asked, "-q").stdout)["base"] == "from the cache"
     insisted = cli(*asked, "--refresh-base", "--no-feature-cache")
@@ -154,7 +154,7 @@ def test_another_process(tracked: Tracked) -> None:
     assert result.stdout.startswith("lora rank=4 seed=0: identical\n")
 
 
-# --- what differs ---
+# --- differences ---
 
 
 def test_first_difference(cli: Cli, own: str, tracked: Tracked) -> None:
@@ -214,7 +214,7 @@ def test_different_prediction(cli: Cli, own: str, tracked: Tracked) -> None:
 
 
 def resign(uri: str, run_id: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Put other tensors into a run's adapter, as if the run had made them."""
+    """Replace the tensors of the adapter of a run, with a valid checksum."""
     folder = artifacts_of(uri, run_id) / "adapter"
     tensors = unpack((folder / "adapter.safetensors").read_bytes())
     change(tensors)
@@ -313,7 +313,7 @@ def test_identical_on_other_hardware(cli: Cli, own: str, tracked: Tracked) -> No
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (r"^click==.*$", "click==0.1"),  # takes no part in numbers
+        (r"^click==.*$", "click==0.1"),  # does not change results
         (r"^mlflow==.*$", "mlflow==3.1"),
         (r"^(platform Linux-)[^-]+", r"\g<1>2.6.32"),  # the kernel
         (r"^(python \d+\.\d+).*$", r"\g<1>.99"),
@@ -342,7 +342,7 @@ def test_shift_rounded_differently(cli: Cli, own: str, tracked: Tracked) -> None
     result = cli("reproduce", run_id)
     assert result.exit_code == 0 and result.stdout.startswith("head seed=0: within tolerance\n")
     assert f"processor  {platform.machine()}, ALTIVEC, not" in result.stdout
-    # Other images remain others, wherever.
+    # Other hardware does not excuse different images.
     retag(own, run_id, "adaptkit.images_digest", "2" * 64)
     assert cli("reproduce", run_id).exit_code == 1
 
@@ -360,7 +360,7 @@ def test_environment() -> None:
     assert torch.backends.cpu.get_cpu_capability() in found["processor"]
     assert found["torch"].partition("+")[0] == torch.__version__.partition("+")[0] and "mlflow" not in found
     assert not any(name.startswith("nvidia-") for name in found)
-    # What an earlier adaptkit wrote says less, and that is told.
+    # Records of earlier versions of adaptkit have fewer details, which is noted.
     less = Environment.of("adaptkit 0.1.0\nprocessor x86_64, 4 cores, 2 torch threads\n\nnumpy==2.0\n")
     assert less.deciding("cuda", None) == {
         "adaptkit": "0.1.0",
@@ -388,12 +388,12 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         assert re.fullmatch(r"the run computed on 4096 threads, and there are \d+ cores? here", told[1])
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
         with recorded_threads(1, told.append):
-            assert torch.get_num_threads() == 2  # the user has chosen
+            assert torch.get_num_threads() == 2  # set by the user
     finally:
         torch.set_num_threads(before)
 
 
-# --- what cannot be made again ---
+# --- runs that cannot be reproduced ---
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         ("split gone", r"run \w+ \(.+\) has no artifact split.json"),
         ("split cut short", r"run \w+ \(.+\): its split.json was altered\n"),
         ("split altered", r"run \w+ \(.+\): its split.json was altered\n"),
-        ("split signed anew", r"run \w+ \(.+\): its split.json was altered\n"),
+        ("split with a new checksum", r"run \w+ \(.+\): its split.json was altered\n"),
         ("environment", r"run \w+ \(.+\) has no artifact environment.txt"),
     ],
 )
@@ -455,7 +455,7 @@ def test_runs_that_cannot_be_reproduced(make: str, problem: str, cli: Cli, own: 
     elif make == "split cut short":
         path = artifacts / "split.json"
         path.write_bytes(path.read_bytes()[:-40])
-    elif make in ("split altered", "split signed anew"):
+    elif make in ("split altered", "split with a new checksum"):
         resplit(artifacts / "split.json", sign="anew" in make)
     elif make == "environment":
         (artifacts / "environment.txt").unlink()
@@ -465,7 +465,7 @@ def test_runs_that_cannot_be_reproduced(make: str, problem: str, cli: Cli, own: 
 
 
 def resplit(path: Path, sign: bool | None) -> None:
-    """Put another image into the pool of a split.json; sign it anew, leave its checksum as it is, or (None) away."""
+    """Replace an image in the pool of a split.json. Update its checksum, keep it, or (None) remove it."""
     content = json.loads(path.read_text())
     content["parts"]["pool"]["images"][0] = 4999
     if sign is not False:
@@ -544,7 +544,7 @@ def test_missing_device(cli: Cli, own: str, tracked: Tracked) -> None:
     assert result.exit_code == 2
     hint = "; the run was computed there: --device auto takes what is here"
     assert result.stderr.startswith("Error: device: mps is not available here; have: cpu") and hint in result.stderr
-    # Computed on another device, it need not be the same.
+    # On another device, the result may differ.
     found = json.loads(cli("reproduce", run_id, "--device", "cpu", "--json").stdout)
     assert found["verdict"] == "identical"
     assert found["environment_differences"] == [{"what": "device", "recorded": "mps", "now": "cpu"}]
@@ -587,7 +587,7 @@ def adaptkit_epoch_ended(run, epoch):
 
 @pytest.fixture
 def elaborate(cli: Cli, store: Path, tracked: Tracked) -> str:
-    """Record a run of a plugin's strategy over severities, on a split from a file; the file goes away."""
+    """Record a run with a plugin, severities and a split file. Delete the split file."""
     Path("tails.py").write_text(PLUGIN.format(option="count"))
     shutil.copy(artifacts_of(tracked.uri, run_of(tracked, "lora")) / "split.json", "mine.json")
     arguments = ["-s", "tails", "-o", "count=2", "--plugin", "tails.py", "--severity", "0.5,1,2", "--json"]
@@ -601,10 +601,10 @@ def test_plugins_severities_and_a_missing_split_file(cli: Cli, elaborate: str, s
     result = cli("reproduce", elaborate, "--plugin", "tails.py")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("tails seed=3: identical\n")
-    # 4 an epoch and the plugin's, 11 final ones, 3 + 3 over severities and the area.
+    # 4 per epoch and that of the plugin, 11 final ones, 3 + 3 for severities, and the area.
     assert "metrics      31 values         equal to the last bit\n" in result.stdout
     assert "split.file mine.json: the run's own split.json says the same, and is taken\n" in result.stderr
-    # What the plugin logs to MLflow itself is compared, and not added to the store.
+    # Metrics that the plugin logs are compared, but not added to the store.
     after = snapshot(store.parent / "mlruns") | {"database": hashlib.sha256(store.read_bytes()).hexdigest()}
     assert after == before
 

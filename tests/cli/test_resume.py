@@ -1,4 +1,4 @@
-"""`adaptkit resume`: what goes on is what nobody disturbed, in its own record; what cannot go on says why."""
+"""`adaptkit resume`: a resumed run equals an uninterrupted one; other runs are refused with a reason."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def uri(store: Path) -> str:
 
 
 class Stop:
-    """Interrupt the process once, when the tracker is told something: before it listens, or after."""
+    """Interrupt the process once, before or after the tracker handles an event."""
 
     def __init__(self) -> None:
         self._patch = pytest.MonkeyPatch()
 
     def at(self, hook: str, *, after: bool, name: str = "", epoch: int = 0, error: BaseException | None = None) -> None:
-        """Interrupt in a hook of the run whose name begins so."""
+        """Interrupt in a hook of the run whose name starts with `name`."""
         original, left = getattr(Tracker, hook), [error or Interrupted(15)]
 
         @functools.wraps(original)
@@ -60,7 +60,7 @@ class Stop:
             if mine:
                 raise left.pop()
 
-        # pluggy asks for a hook's parameters.
+        # pluggy reads the parameters of a hook.
         wanted = {
             "adaptkit_run_started": lambda self, run, model: stopping(self, run=run, model=model),
             "adaptkit_epoch_ended": lambda self, run, epoch: stopping(self, run=run, epoch=epoch),
@@ -69,7 +69,7 @@ class Stop:
         self._patch.setattr(Tracker, hook, functools.wraps(original, assigned=())(wanted))
 
     def undo(self) -> None:
-        """Interrupt no more."""
+        """Stop interrupting."""
         self._patch.undo()
 
 
@@ -81,7 +81,7 @@ def stop() -> Iterator[Stop]:
 
 
 def interrupted(strategy: str | list[str] = "lora", settings: Mapping[str, Any] = SETTINGS, **more: Any) -> str:
-    """Run until the interruption; return the note that says how to go on."""
+    """Run until the interruption. Return the hint on how to resume."""
     with pytest.raises(KeyboardInterrupt) as caught:
         adaptkit.run(strategy, settings=settings, **more)
     (note,) = caught.value.__notes__
@@ -96,7 +96,7 @@ def undisturbed(strategy: str = "lora", settings: Mapping[str, Any] = SETTINGS, 
     return outcome.runs[0].run_id
 
 
-#: kills its own process after the first epoch of an adaptation run, once the store has it
+#: kills its own process after the store has the first epoch of an adaptation run
 KILLING = """
 import os, signal, time
 
@@ -268,7 +268,7 @@ def test_repeated_kills(uri: str, stop: Stop) -> None:
 
 
 def test_resume_parent_run(uri: str, stop: Stop, cli: Cli) -> None:
-    """Runs that were finished are not run again, one goes on, those never begun are run, and all are compared."""
+    """Skip finished runs, resume one, start the others, and compare all."""
     arguments = {"seed": "0-1", "settings": SETTINGS, "options": {"lora.rank": 2, "head.lr": 1e-3}}
     expected = adaptkit.run(["lora", "head"], experiment="undisturbed", **arguments)  # type: ignore[arg-type]
     stop.at("adaptkit_epoch_ended", after=False, name="head seed=0", epoch=2)
@@ -363,7 +363,7 @@ def test_unknown_run(uri: str, cli: Cli, own_folder: Path, stop: Stop) -> None:
 
 
 def killed(uri: str, stop: Stop, **more: Any) -> str:
-    """Return the id of a run that was killed as nothing can be seen coming: it is on record as running."""
+    """Return the id of a run as after SIGKILL: interrupted, but still recorded as running."""
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
     run_id = interrupted("head", **more)
     MlflowClient(uri).update_run(run_id, status="RUNNING")
@@ -375,7 +375,7 @@ def test_live_run(uri: str, cli: Cli, stop: Stop) -> None:
     assert refused(cli, run_id) == (
         f"Error: run {run_id} (head seed=0) is being made by process {os.getpid()} on this machine"
     )
-    # On a machine that shares the folder its process cannot be seen, but what it holds can.
+    # Another machine that shares the folder cannot see the process, but it can see its lock.
     client.set_tag(run_id, "adaptkit.host", "elsewhere")
     (record,) = records()
     held = claim(record.local_id)
@@ -424,7 +424,7 @@ def test_damaged_record(uri: str, cli: Cli, stop: Stop, damage: str) -> None:
     result = cli("resume", "--all")
     assert (result.exit_code, result.stderr) == (0, told)
     assert result.stdout.startswith("Nothing to resume: ")
-    held = claim(record.local_id)  # whoever holds it may be writing
+    held = claim(record.local_id)  # the holder may be writing
     assert held is not None and damaged_records() == []
     held.release()
     assert damaged_records() == [folder]
@@ -534,7 +534,7 @@ def test_moved_store(cli: Cli, store: Path, own_folder: Path, monkeypatch: pytes
     for name in ("mlflow.db", "mlruns"):
         shutil.move(own_folder / name, moved)
     monkeypatch.chdir(moved)
-    # The store was told all that the journals hold: only the ends of the runs are missing where it was.
+    # The store has all events of the journals. The copy at the old place lacks only the ends of the runs.
     assert (cli("sync").exit_code, cli("sync").stdout) == (0, "Nothing is left to send.\n")
     result = cli("resume", "--all", "-q")
     assert (result.exit_code, result.stderr) == (0, ""), result.stderr
@@ -550,7 +550,7 @@ def test_leftovers_of_ended_runs_are_removed(uri: str, cli: Cli, stop: Stop) -> 
         path.mkdir()
         (path / "checkpoint.safetensors.part").write_bytes(b"half")
     os.utime(old, (1, 1))
-    # Of these the store has nothing: its process died before it had told it, or the store did not answer.
+    # The store has none of these runs: the process died before it sent them, or the store did not respond.
     unborn, trained = folder_of("a" * 32), folder_of("b" * 32)
     for path in (unborn, trained):
         path.mkdir()
@@ -607,7 +607,7 @@ def test_disk_fills_up(uri: str, cli: Cli, stop: Stop, monkeypatch: pytest.Monke
     assert len([line for line in lines if "No space left on device" in line]) == 1
     run_id = lines[-1].rpartition(" ")[2]
     assert lines[-2:] == ["Interrupted.", f"Go on with:  adaptkit resume {run_id}"]
-    # From the first epoch's checkpoint: what the store has is not logged again.
+    # Resumed from the checkpoint of the first epoch. Stored metrics are not logged again.
     monkeypatch.setattr(keeping, "write_checkpoint", write)
     assert cli("resume", run_id).stderr.startswith("head seed=0: goes on after epoch 1\n")
     require_as_undisturbed(recorded(uri, run_id), expected)

@@ -1,4 +1,4 @@
-"""`adaptkit run` and `adaptkit.run`: what they print, decide and repeat; nothing here is tracked."""
+"""`adaptkit run` and `adaptkit.run`: output, precedence of settings, and repeatability; without tracking."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Cli = Callable[..., Result]
 
 
 class Watcher:
-    """Remember what runs hand to whoever watches them."""
+    """Collect the events of runs."""
 
     def __init__(self) -> None:
         self.runs: list[RunStart] = []
@@ -166,7 +166,7 @@ def test_strategies_of_a_seed_see_equal_batches() -> None:
         for name in ("head", "lora dropout=0.1", "scratch", "bitfit"):
             assert all(torch.equal(a, b) for a, b in zip(full, by_run[f"{name} seed={seed}"], strict=True))
     assert not torch.equal(by_run["full seed=0"][0], by_run["full seed=1"][0])
-    # An epoch draws its views anew.
+    # Each epoch draws new augmentations.
     assert not torch.equal(by_run["full seed=0"][0], by_run["full seed=0"][2])
 
 

@@ -1,4 +1,4 @@
-"""Sweeps through the front door, in this process: trials, what is found again, what fails, what is refused."""
+"""`adaptkit sweep` in one process: trials, reuse of finished trials, failures, and bad input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABELS = [
     "head lr=0.01",
 ]
 
-#: fails for one value of its option only when it trains
+#: fails in training for one value of its option
 FRAGILE = '''
 from dataclasses import dataclass
 from typing import ClassVar
@@ -39,7 +39,7 @@ from adaptkit import hookimpl
 
 @dataclass
 class Fragile:
-    """Train the head; fail for some values."""
+    """Train the head. Fail for some values."""
 
     name: ClassVar[str] = "fragile"
     value: int = 0
@@ -48,7 +48,7 @@ class Fragile:
         return model.head.parameters()
 
     def step_ended(self, model, step):
-        if self.value == 1 and not Path("mended").exists():
+        if self.value == 1 and not Path("fixed").exists():
             raise RuntimeError("it broke")
 
 
@@ -59,7 +59,7 @@ def adaptkit_strategies():
 
 
 def children(folder: Path) -> dict[str, list[Run]]:
-    """Return the runs of the store in a folder by their kind, the earliest first."""
+    """Return the runs of the store in a folder by kind, the earliest first."""
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("adaptkit")
     assert experiment is not None
@@ -71,7 +71,7 @@ def children(folder: Path) -> dict[str, list[Run]]:
 
 @pytest.fixture(scope="module")
 def swept(shared: Path, empty_store: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Run one sweep for all tests that begin with its record."""
+    """Run one sweep for all tests that start from its record."""
     folder = shared / "swept"
     folder.mkdir()
     shutil.copy(empty_store, folder / "mlflow.db")
@@ -88,7 +88,7 @@ def swept(shared: Path, empty_store: Path) -> Iterator[tuple[Path, dict[str, Any
 
 @pytest.fixture
 def again(swept: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Go to the folder in which the sweep was run."""
+    """Change to the folder of the sweep."""
     monkeypatch.chdir(swept[0])
     return swept[0]
 
@@ -225,7 +225,7 @@ def test_retry_failed(store: Path, own_folder: Path, cli: Callable[..., Result])
     assert strict.exit_code == 1
     assert [trial["status"] for trial in json.loads(strict.stdout)["trials"]] == ["found", "failed"]
     assert "it broke" in strict.stderr and len(children(own_folder)["adaptation"]) == 2
-    (own_folder / "mended").touch()
+    (own_folder / "fixed").touch()
     retried = json.loads(cli(*command, "--retry-failed", "--strict", "--json").stdout)
     assert [trial["status"] for trial in retried["trials"]] == ["found", "finished"]
     assert len(children(own_folder)["adaptation"]) == 3

@@ -1,4 +1,4 @@
-"""Journals: what a store could not be told is kept here, listed, sent by `adaptkit sync`, and told by doctor."""
+"""`adaptkit sync` and journals: queued results are listed, uploaded and reported by doctor."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def steps(run: MlflowRun, key: str) -> list[int]:
 
 
 def put_back() -> None:
-    """Put the database back to where it was moved away from; something empty may have been made there."""
+    """Move the database back, over an empty one that may have been created."""
     os.replace("away.db", "mlflow.db")
 
 
 @pytest.fixture
 def unsent(cli: Callable[..., Result], store: Path, own_folder: Path) -> Result:
-    """Run an experiment whose store is moved away in the middle of its adaptation run."""
+    """Run an experiment whose store is moved away during its adaptation run."""
     (own_folder / "away.py").write_text(AWAY)
     result = cli("run", "-s", "head", *TINY, "--plugin", "away.py", "-q")
     put_back()
@@ -88,7 +88,7 @@ def test_uploading_twice(cli: Callable[..., Result], unsent: Result) -> None:
     (journal,) = journals()
     again = journal.with_name(f"{journal.name}-again")
     shutil.copytree(journal, again)
-    (again / "sent.json").unlink()  # a process that was killed before it could note anything
+    (again / "sent.json").unlink()  # as if the process was killed before it recorded its progress
     first, second = (line.split(" (")[-1] for line in cli("sync").stdout.splitlines())
     assert first == second
     run = runs()["head seed=0"]

@@ -1,4 +1,4 @@
-"""On a real terminal: bars that move, colours, a table that fits; none of it elsewhere."""
+"""Output on a real terminal: progress bars, colours, and tables that fit its width."""
 
 from __future__ import annotations
 

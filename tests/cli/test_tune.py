@@ -1,4 +1,4 @@
-"""`adaptkit tune`: an equal budget, what was chosen, and the comparison of runs on fresh seeds."""
+"""`adaptkit tune`: an equal budget, the best values, and the comparison of runs with new seeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import adaptkit
 from adaptkit.cli import main
 from adaptkit.errors import BadInput
 
-#: head begins far too low: its range grows
+#: the range of head starts far too low and grows
 COMMAND = (
     *("tune", "-s", "head", "-s", "lora", *TINY, "--trials", "3", "--seeds", "1"),
     *("--space", "head.lr=2e-4..2e-3/log", "--space", "lora.rank=4", "--space", "lora.lr=1e-3,5e-3"),
@@ -33,7 +33,7 @@ COMMAND = (
 
 @dataclass(frozen=True)
 class TunedFolder:
-    """A folder in which strategies were tuned, and what `--json` and standard error said."""
+    """A folder with a finished tuning run, its JSON document, and its messages."""
 
     folder: Path
     outcome: dict[str, Any]
@@ -55,7 +55,7 @@ def runs_of(client: Any, kind: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def tuned(shared: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> TunedFolder:
-    """Tune once for all tests that only look at it."""
+    """Tune once for all tests that only read the result."""
     folder = tmp_path_factory.mktemp("tuned")
     shutil.copy(empty_store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
@@ -218,12 +218,12 @@ def test_two_processes_and_two_tuning_seeds(store: Path, empty_store: Path, monk
 @pytest.mark.parametrize(("ending", "jobs"), [(signal.SIGKILL, "1"), (signal.SIGINT, "1"), (signal.SIGINT, "2")])
 def test_continue_after_interruption(store: Path, tuned: TunedFolder, ending: signal.Signals, jobs: str) -> None:
     command = [sys.executable, "-m", "adaptkit", *COMMAND, "--jobs", jobs]
-    said = Path("said.txt")  # a file: none of it is lost between what is waited for and what is told of a failure
+    said = Path("said.txt")  # a file, so that a failure can show all output
     with said.open("w") as file:
         process = subprocess.Popen(command, stderr=file, stdout=subprocess.DEVNULL, env=os.environ)
         while said.read_text().count(" trial ") < 5 and process.poll() is None:
             time.sleep(0.02)
-        time.sleep(0.5)  # in the midst of the next run
+        time.sleep(0.5)  # during the next run
         process.send_signal(ending)
         process.wait()
     assert process.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL), said.read_text()
@@ -238,7 +238,7 @@ def test_continue_after_interruption(store: Path, tuned: TunedFolder, ending: si
 
 
 def values(outcome: dict[str, Any]) -> dict[str, Any]:
-    """Return what a tuning tried and chose, without ids."""
+    """Return the trials and the best values of a tuning run, without ids."""
     return {
         one["strategy"]: (
             one["chosen"],

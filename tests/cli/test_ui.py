@@ -1,4 +1,4 @@
-"""`adaptkit ui`: the right store, the right link, and nothing left behind."""
+"""`adaptkit ui`: the right store, the right link, and no process left."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_server_stops_with_the_command(tracked: Tracked, number: signal.Signals,
         experiment = experiment_id(port, "adaptkit")
         assert link == f"Look at the runs:  http://127.0.0.1:{port}/#/experiments/{experiment}/runs?{CHARTS}"
         (server,) = children(process.pid)
-        assert "sqlite" not in command_line(server)  # there, the password of a database would be for all to read
+        assert "sqlite" not in command_line(server)  # other users could read the password of a database there
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (code, "")
@@ -135,7 +135,7 @@ def test_stop_before_the_server_started(tracked: Tracked) -> None:
         os.killpg(found[0], 0)
 
 
-#: `adaptkit ui`, which gets the signal while it starts its server: the process is there, and nobody has it yet
+#: `adaptkit ui` that receives the signal while it starts its server, before it stores the process
 ENDED_IN_BETWEEN = """
 import os, signal, subprocess, sys
 
@@ -185,7 +185,7 @@ def test_kill_leaves_no_process(tracked: Tracked, is_up: bool) -> None:
 
 @pytest.mark.slow
 def test_missing_default_experiment(store: Path) -> None:
-    """And without --port it takes the next free one; and it ends with an error when its server does."""
+    """Open the list of experiments, on the next free port. Exit with an error when the server stops."""
     with holding(5000), started() as process:
         words, link = first_line(process).rsplit(maxsplit=1)
         assert words == "Look at the experiments:"
@@ -203,7 +203,7 @@ def test_missing_default_experiment(store: Path) -> None:
 
 @contextmanager
 def holding(port: int) -> Iterator[None]:
-    """Listen at a port, unless somebody else does already."""
+    """Listen on a port, unless it is in use."""
     try:
         taken = socket.create_server(("127.0.0.1", port))
     except OSError:

@@ -186,7 +186,7 @@ def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
     done = disturbed(proxy, experiment, moment)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("Error: not all is in MLflow: ")
+    assert last.startswith("Error: MLflow does not have all results: ")
     uri = proxy.address
     kept = f"what is missing is kept: `adaptkit sync --tracking-uri {uri}` sends it; the results above are complete"
     assert last.endswith(f"; {kept}")
@@ -207,7 +207,7 @@ def test_a_server_that_comes_back_and_takes_nothing_is_not_called_away(proxy: Pr
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, last) == (
         1,
-        "Error: not all is in MLflow: INVALID_PARAMETER_VALUE: the proxy takes nothing; what is missing is kept: "
+        "Error: MLflow does not have all results: INVALID_PARAMETER_VALUE: the proxy takes nothing; what is missing is kept: "
         f"`adaptkit sync --tracking-uri {proxy.address}` says what can be done; the results above are complete",
     )
     note("server-denies")
@@ -350,7 +350,7 @@ def test_a_database_that_is_moved_away_and_back_has_everything_after_a_sync(twin
     done = local("")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: not all is in MLflow: ")
+    assert done.stderr.splitlines()[-1].startswith("Error: MLflow does not have all results: ")
     for new in Path.cwd().glob("mlflow.db*"):
         new.unlink()
     os.rename("away.db", "mlflow.db")
@@ -399,7 +399,7 @@ def test_a_full_disk_of_the_store_or_of_the_journal_costs_no_results(
         done = local("", "--tracking-uri", f"sqlite:///{small_disk / 'mlflow.db'}")
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
-        assert done.stderr.splitlines()[-1].startswith("Error: not all is in MLflow: database or disk is full; ")
+        assert done.stderr.splitlines()[-1].startswith("Error: MLflow does not have all results: database or disk is full; ")
         (small_disk / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
         sync(f"sqlite:///{small_disk / 'mlflow.db'}")

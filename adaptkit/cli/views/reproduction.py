@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 from adaptkit.reproduction.agreement import Reproduction
 
 SHORT, WIDTH = 12, 79
-#: what is listed even if all versions are the same
+#: listed even if all versions are equal
 NAMED = ("adaptkit", "Python", "torch", "system", "processor", "threads", "device", "GPU")
 
 
