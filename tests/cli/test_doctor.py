@@ -228,7 +228,7 @@ def test_stale_run_of_another_machine(store: Path, cli: Cli) -> None:
     tags = {"adaptkit.kind": "adaptation", **elsewhere}
     begun = client.create_run(experiment.experiment_id, now - 7_200_000, tags, "never trained").info.run_id
     # The start of a run counts as a heartbeat.
-    recent, slow = record_run("recent", 5, 10), heard_of("slow", 40, 600)
+    recent, slow = record_run("recent", 5, 10), record_run("slow", 40, 600)
     with closing(sqlite3.connect(store)) as database:
         database.execute("UPDATE runs SET start_time = ? WHERE name != 'never trained'", (now - 86_400_000,))
         database.commit()

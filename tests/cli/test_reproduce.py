@@ -3,87 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from click.testing import Result
 from mlflow import MlflowClient
-from support.artifacts import artifacts_of, copied, run_of
+from support.artifacts import artifacts_of, run_of
 from support.experiments import TINY, TINY_SETTINGS, Tracked
 from support.plain_model import Plain
 from support.reliability import note
+from support.reproduction import (
+    change,
+    epoch_lines,
+    first_difference,
+    resign,
+    retag,
+    snapshot,
+)
 
 import adaptkit
-from adaptkit.adapters.files import card_digest
-from adaptkit.adapters.weights import pack, unpack
 from adaptkit.errors import BadInput
-from adaptkit.system.files import sha256_of
-from adaptkit.system.hardware import recorded_threads
-from adaptkit.tracking.environment import Environment, environment
 
 Cli = Callable[..., Result]
-FIRST = re.compile(r"First difference[^:]*: (.+)\n  recorded  (.+)\n  now       (.+)\n")
 
 
-@pytest.fixture
-def own(tracked: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the address of a copy of the tracked store, which is the default store of this test."""
-    uri = copied(tracked, tmp_path / "store")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return uri
-
-
-def change(uri: str, statement: str, *values: Any) -> None:
-    """Change the database of a store with SQL."""
-    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
-        assert database.execute(statement, values).rowcount > 0
-        database.commit()
-
-
-def retag(uri: str, run_id: str, key: str, value: str) -> None:
-    MlflowClient(tracking_uri=uri).set_tag(run_id, key, value)
-
-
-def edit(uri: str, run_id: str, name: str, old: str, new: str) -> None:
-    """Replace text in an artifact."""
-    path = artifacts_of(uri, run_id) / name
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-def snapshot(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file in a folder and its subfolders."""
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
-
-
-def first_difference(result: Result) -> tuple[str, str, str]:
-    """Return the printed first difference: name, recorded value, current value."""
-    found = FIRST.search(result.stdout)
-    assert found is not None, result.stdout
-    return found[1], found[2], found[3]
-
-
-def epoch_lines(result: Result) -> list[str]:
-    """Return the run and the number of each printed epoch."""
-    return re.findall(r"^\[(.+?)\] epoch (\d+)", result.stderr, re.MULTILINE)
-
-
-def test_identical_and_read_only(cli: Cli, own: str, tracked: Tracked) -> None:
-    folder = Path(own.removeprefix("sqlite:///")).parent
+def test_identical_and_read_only(cli: Cli, copy: str, tracked: Tracked) -> None:
+    folder = Path(copy.removeprefix("sqlite:///")).parent
     run_id, before = run_of(tracked, "lora"), snapshot(folder)
     result = cli("reproduce", run_id)
     assert result.exit_code == 0, result.stderr
@@ -154,16 +107,13 @@ def test_another_process(tracked: Tracked) -> None:
     assert result.stdout.startswith("lora rank=4 seed=0: identical\n")
 
 
-# --- differences ---
-
-
-def test_first_difference(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_first_difference(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
-    loss = MlflowClient(tracking_uri=own).get_metric_history(run_id, "train/loss")[0].value
+    loss = MlflowClient(tracking_uri=copy).get_metric_history(run_id, "train/loss")[0].value
     nudge = "UPDATE metrics SET value = value + ? WHERE run_uuid = ? AND key = ? AND step = ?"
-    change(own, nudge, 1e-15, run_id, "train/loss", 1)
-    change(own, nudge, 0.5, run_id, "train/loss", 2)
-    change(own, nudge, 0.5, run_id, "final/gain", 0)
+    change(copy, nudge, 1e-15, run_id, "train/loss", 1)
+    change(copy, nudge, 0.5, run_id, "train/loss", 2)
+    change(copy, nudge, 0.5, run_id, "final/gain", 0)
     result = cli("reproduce", run_id)
     assert result.exit_code == 1 and result.stdout.startswith("head seed=0: different\n")
     what, before, now = first_difference(result)
@@ -179,10 +129,10 @@ def test_first_difference(cli: Cli, own: str, tracked: Tracked) -> None:
     assert [one["within"] for one in found["differences"]] == [True, False, False]
 
 
-def test_missing_metric(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_missing_metric(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
-    MlflowClient(tracking_uri=own).log_metric(run_id, "energy", 3.0)
-    change(own, "DELETE FROM latest_metrics WHERE run_uuid = ? AND key = 'params/total'", run_id)
+    MlflowClient(tracking_uri=copy).log_metric(run_id, "energy", 3.0)
+    change(copy, "DELETE FROM latest_metrics WHERE run_uuid = ? AND key = 'params/total'", run_id)
     found = json.loads(cli("reproduce", run_id, "--json").stdout)
     assert [(one["what"], one["recorded"], one["now"]) for one in found["differences"]] == [
         ("energy", 3.0, None),
@@ -190,17 +140,17 @@ def test_missing_metric(cli: Cli, own: str, tracked: Tracked) -> None:
     ]
 
 
-def test_times_and_memory_are_ignored(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_times_and_memory_are_ignored(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     for table in ("metrics", "latest_metrics"):
-        change(own, f"UPDATE {table} SET value = 9 WHERE run_uuid = ? AND key LIKE 'time/%'", run_id)
-        change(own, f"UPDATE {table} SET value = 9 WHERE run_uuid = ? AND key LIKE 'memory/%'", run_id)
+        change(copy, f"UPDATE {table} SET value = 9 WHERE run_uuid = ? AND key LIKE 'time/%'", run_id)
+        change(copy, f"UPDATE {table} SET value = 9 WHERE run_uuid = ? AND key LIKE 'memory/%'", run_id)
     assert cli("reproduce", run_id).stdout.startswith("head seed=0: identical\n")
 
 
-def test_different_prediction(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_different_prediction(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
-    path = artifacts_of(own, run_id) / "predictions.csv"
+    path = artifacts_of(copy, run_id) / "predictions.csv"
     lines = path.read_text().splitlines()
     row = next(number for number, line in enumerate(lines) if line.startswith("shifted"))
     test, image, truth, prediction, confidence, base = lines[row].split(",")
@@ -213,26 +163,14 @@ def test_different_prediction(cli: Cli, own: str, tracked: Tracked) -> None:
     assert "  1 of 200 images\n" in result.stdout and "metrics      22 values         equal to" in result.stdout
 
 
-def resign(uri: str, run_id: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Replace the tensors of the adapter of a run, with a valid checksum."""
-    folder = artifacts_of(uri, run_id) / "adapter"
-    tensors = unpack((folder / "adapter.safetensors").read_bytes())
-    change(tensors)
-    (folder / "adapter.safetensors").write_bytes(pack(tensors))
-    card = json.loads((folder / "adapter.json").read_text()) | {"sha256": sha256_of(folder / "adapter.safetensors")}
-    card["card_sha256"] = card_digest(card)
-    (folder / "adapter.json").write_text(json.dumps(card))
-    retag(uri, run_id, "adaptkit.adapter_sha256", sha256_of(folder / "adapter.json"))
-
-
-def test_one_bit_of_the_adapter(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_one_bit_of_the_adapter(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
 
     def flip(tensors: dict[str, torch.Tensor]) -> None:
         (name,) = (name for name in tensors if name.endswith("bias"))
         tensors[name].view(torch.int32)[3] ^= 1
 
-    resign(own, run_id, flip)
+    resign(copy, run_id, flip)
     result = cli("reproduce", run_id)
     assert result.exit_code == 1
     what, before, now = first_difference(result)
@@ -241,9 +179,9 @@ def test_one_bit_of_the_adapter(cli: Cli, own: str, tracked: Tracked) -> None:
     assert "adapter      1,290 numbers     differs\n" in result.stdout
 
 
-def test_other_data_stop_before_training(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_other_data_stop_before_training(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "lora")
-    retag(own, run_id, "adaptkit.data_fingerprint", "0" * 64)
+    retag(copy, run_id, "adaptkit.data_fingerprint", "0" * 64)
     result = cli("reproduce", run_id)
     assert (result.exit_code, epoch_lines(result)) == (1, [])
     now = tracked.outcome["data_fingerprint"]
@@ -253,9 +191,9 @@ def test_other_data_stop_before_training(cli: Cli, own: str, tracked: Tracked) -
 
 
 @pytest.mark.slow
-def test_other_base_in_the_cache(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_other_base_in_the_cache(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "lora")
-    retag(own, run_id, "adaptkit.base_fingerprint", "0" * 64)
+    retag(copy, run_id, "adaptkit.base_fingerprint", "0" * 64)
     bases = Path(os.environ["ADAPTKIT_CACHE"]) / "bases"
     before = snapshot(bases)
     result = cli("reproduce", run_id)
@@ -267,299 +205,6 @@ def test_other_base_in_the_cache(cli: Cli, own: str, tracked: Tracked) -> None:
     assert "base         000000000000      different, made anew\n" in result.stdout
     assert snapshot(bases) == before
 
-
-# --- other hardware and versions ---
-
-
-def nudge_all(uri: str, run_id: str, by: float) -> None:
-    change(uri, "UPDATE metrics SET value = value * ? WHERE run_uuid = ? AND key = 'train/loss'", 1 + by, run_id)
-
-
-def test_small_differences_on_other_hardware(cli: Cli, own: str, tracked: Tracked) -> None:
-    run_id = run_of(tracked, "head")
-    version = importlib.metadata.version("torch").partition("+")[0]
-    edit(own, run_id, "environment.txt", f"\ntorch=={version}", "\ntorch==2.5.0")
-    nudge_all(own, run_id, 1e-4)
-    result = cli("reproduce", run_id)
-    assert result.exit_code == 0
-    assert result.stdout.startswith("head seed=0: within tolerance\n")
-    assert "             other metrics by at most 0.01 % (train/loss, epoch " in result.stdout
-    assert re.search(rf"\n +the run +now\ntorch +2\.5\.0\S* +{version}\S*\n", result.stdout)
-    assert result.stdout.endswith("Differences of this size are normal on other hardware or with other versions.\n")
-
-
-@pytest.mark.slow
-def test_large_differences_on_other_hardware(cli: Cli, own: str, tracked: Tracked) -> None:
-    run_id = run_of(tracked, "head")
-    edit(own, run_id, "environment.txt", "adaptkit 0", "adaptkit 9")
-    nudge_all(own, run_id, 1e-4)
-    change(own, "UPDATE metrics SET value = value * 2 WHERE run_uuid = ? AND key = 'train/loss' AND step = 2", run_id)
-    result = cli("reproduce", run_id)
-    assert result.exit_code == 1
-    assert "First difference above the tolerance: train/loss, epoch 2\n" in result.stdout
-    assert result.stdout.endswith("This may be the cause, but the difference is larger than normal.\n")
-
-
-@pytest.mark.slow
-def test_identical_on_other_hardware(cli: Cli, own: str, tracked: Tracked) -> None:
-    run_id = run_of(tracked, "head")
-    retag(own, run_id, "adaptkit.threads", "64")
-    result = cli("reproduce", run_id)
-    assert result.exit_code == 0 and result.stdout.startswith("head seed=0: identical\n")
-    assert re.search(r"\n +the run +now\nthreads +64 +1\nThe results are identical nevertheless\.\n", result.stdout)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (r"^click==.*$", "click==0.1"),  # does not change results
-        (r"^mlflow==.*$", "mlflow==3.1"),
-        (r"^(platform Linux-)[^-]+", r"\g<1>2.6.32"),  # the kernel
-        (r"^(python \d+\.\d+).*$", r"\g<1>.99"),
-    ],
-)
-def test_irrelevant_versions_allow_no_difference(old: str, new: str, cli: Cli, own: str, tracked: Tracked) -> None:
-    run_id = run_of(tracked, "head")
-    path = artifacts_of(own, run_id) / "environment.txt"
-    text, count = re.subn(old, new, path.read_text(), flags=re.MULTILINE)
-    if not count and "platform" in old:
-        pytest.skip("not on Linux")
-    assert count == 1
-    path.write_text(text)
-    nudge_all(own, run_id, 1e-4)
-    found = json.loads(cli("reproduce", run_id, "--json").stdout)
-    assert (found["verdict"], found["environment_differences"]) == ("different", [])
-
-
-@pytest.mark.slow
-def test_shift_rounded_differently(cli: Cli, own: str, tracked: Tracked) -> None:
-    run_id = run_of(tracked, "head")
-    retag(own, run_id, "adaptkit.data_fingerprint", "0" * 64)
-    change(own, "UPDATE datasets SET digest = '1' WHERE digest = ?", target_digest(own, run_id))
-    assert "the target images are others\n" in cli("reproduce", run_id).stdout
-    edit(own, run_id, "environment.txt", "\ncpu ", "\ncpu ALTIVEC, not ")
-    result = cli("reproduce", run_id)
-    assert result.exit_code == 0 and result.stdout.startswith("head seed=0: within tolerance\n")
-    assert f"processor  {platform.machine()}, ALTIVEC, not" in result.stdout
-    # Other hardware does not excuse different images.
-    retag(own, run_id, "adaptkit.images_digest", "2" * 64)
-    assert cli("reproduce", run_id).exit_code == 1
-
-
-def target_digest(uri: str, run_id: str) -> str:
-    inputs = MlflowClient(tracking_uri=uri).get_run(run_id).inputs.dataset_inputs
-    return next(given.dataset.digest for given in inputs if given.tags[0].value == "target")
-
-
-def test_environment() -> None:
-    own = Environment.of(environment())
-    found = own.deciding("cpu", "3", ["Adaptkit_BitFit"])
-    assert list(found)[:7] == ["adaptkit", "Python", "system", "processor", "cores", "threads", "device"]
-    assert (found["adaptkit"], found["threads"], found["device"]) == (adaptkit.__version__, "3", "cpu")
-    assert torch.backends.cpu.get_cpu_capability() in found["processor"]
-    assert found["torch"].partition("+")[0] == torch.__version__.partition("+")[0] and "mlflow" not in found
-    assert not any(name.startswith("nvidia-") for name in found)
-    # Records of earlier versions of adaptkit have fewer details, which is noted.
-    less = Environment.of("adaptkit 0.1.0\nprocessor x86_64, 4 cores, 2 torch threads\n\nnumpy==2.0\n")
-    assert less.deciding("cuda", None) == {
-        "adaptkit": "0.1.0",
-        "Python": "not recorded",
-        "system": "not recorded",
-        "processor": "x86_64, model not recorded",
-        "cores": "4",
-        "threads": "2",
-        "device": "cuda",
-        "GPU": "not recorded",
-        "numpy": "2.0",
-    }
-
-
-def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    before, told = torch.get_num_threads(), list[str]()
-    torch.set_num_threads(2)
-    try:
-        with recorded_threads(1, told.append):
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2 and told == ["computing on 1 thread, as the run did"]
-        with recorded_threads(4096, told.append):
-            assert torch.get_num_threads() == 2
-        assert re.fullmatch(r"the run computed on 4096 threads, and there are \d+ cores? here", told[1])
-        monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        with recorded_threads(1, told.append):
-            assert torch.get_num_threads() == 2  # set by the user
-    finally:
-        torch.set_num_threads(before)
-
-
-# --- runs that cannot be reproduced ---
-
-
-@pytest.mark.parametrize(
-    ("make", "problem"),
-    [
-        ("nothing", "there is no run 'nothing' in "),
-        ("group", r"run \w+ \(lora rank=4, head seed=0\) groups others and has no model; name one of its runs: "),
-        ("FAILED", r"run \w+ \(lora rank=4 seed=0\) failed: it has no model"),
-        ("RUNNING", r"run \w+ \(lora rank=4 seed=0\) is still running: wait for it"),
-        ("deleted", r"run \w+ \(.+\) was deleted; `mlflow runs restore --run-id \w+` brings it back"),
-        ("imported", r"run \w+ \(.+\) was imported: adaptkit did not train it, and cannot train it again"),
-        ("processes", r"run \w+ \(.+\) was shared out over 2 processes, and can be reproduced in one only: "),
-        ("config gone", r"run \w+ \(.+\) has no artifact config.yaml"),
-        ("config not YAML", r"run \w+ \(.+\): config file .+config.yaml: not valid YAML in line 1"),
-        ("config altered", r"run \w+ \(.+\): its config.yaml was altered: lr is 0.5 there, and was 0.005"),
-        ("config of two", r"run \w+ \(.+\): its config.yaml was altered: it does not describe one strategy and one "),
-        ("card altered", r"run \w+ \(.+\): its adapter/adapter.json was altered, or is another run's: the run says "),
-        ("adapter altered", r"run \w+ \(.+\): .+adapter.safetensors is damaged: its sha256 is \w+, and adapter.json "),
-        ("predictions", r"run \w+ \(.+\): its predictions.csv was altered: it is not a table of predictions"),
-        ("split gone", r"run \w+ \(.+\) has no artifact split.json"),
-        ("split cut short", r"run \w+ \(.+\): its split.json was altered\n"),
-        ("split altered", r"run \w+ \(.+\): its split.json was altered\n"),
-        ("split with a new checksum", r"run \w+ \(.+\): its split.json was altered\n"),
-        ("environment", r"run \w+ \(.+\) has no artifact environment.txt"),
-    ],
-)
-def test_runs_that_cannot_be_reproduced(make: str, problem: str, cli: Cli, own: str, tracked: Tracked) -> None:
-    run_id = run_of(tracked, "lora")
-    artifacts, client = artifacts_of(own, run_id), MlflowClient(tracking_uri=own)
-    if make == "nothing":
-        run_id = make
-    elif make == "group":
-        run_id = tracked.outcome["parent_run_id"]
-    elif make in ("FAILED", "RUNNING"):
-        change(own, "UPDATE runs SET status = ? WHERE run_uuid = ?", make, run_id)
-    elif make == "deleted":
-        client.delete_run(run_id)
-    elif make == "imported":
-        retag(own, run_id, "adaptkit.kind", "imported")
-    elif make == "processes":
-        retag(own, run_id, "adaptkit.processes", "2")
-    elif make == "config gone":
-        (artifacts / "config.yaml").unlink()
-    elif make == "config not YAML":
-        (artifacts / "config.yaml").write_text("a: [")
-    elif make == "config altered":
-        edit(own, run_id, "config.yaml", "\nlr: 0.005", "\nlr: 0.5")
-    elif make == "config of two":
-        edit(own, run_id, "config.yaml", "\nseed: 0", "\nseed: 0-1")
-    elif make == "card altered":
-        edit(own, run_id, "adapter/adapter.json", '"lora"', '"Lora"')
-    elif make == "adapter altered":
-        path = artifacts / "adapter/adapter.safetensors"
-        path.write_bytes(path.read_bytes()[:-1] + b"\1")
-    elif make == "predictions":
-        (artifacts / "predictions.csv").write_text("<html>")
-    elif make == "split gone":
-        (artifacts / "split.json").unlink()
-    elif make == "split cut short":
-        path = artifacts / "split.json"
-        path.write_bytes(path.read_bytes()[:-40])
-    elif make in ("split altered", "split with a new checksum"):
-        resplit(artifacts / "split.json", sign="anew" in make)
-    elif make == "environment":
-        (artifacts / "environment.txt").unlink()
-    result = cli("reproduce", run_id)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert re.match(f"Error: {problem}", result.stderr) and result.stderr.count("\n") == 1, result.stderr
-
-
-def resplit(path: Path, sign: bool | None) -> None:
-    """Replace an image in the pool of a split.json. Update its checksum, keep it, or (None) remove it."""
-    content = json.loads(path.read_text())
-    content["parts"]["pool"]["images"][0] = 4999
-    if sign is not False:
-        del content["sha256"]
-    if sign:
-        content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    path.write_text(json.dumps(content))
-
-
-def test_split_without_checksum(cli: Cli, own: str, tracked: Tracked) -> None:
-    run_id = run_of(tracked, "head")
-    path = artifacts_of(own, run_id) / "split.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in content.items() if key != "sha256"}, indent=8))
-    assert cli("reproduce", run_id).stdout.startswith("head seed=0: identical\n")
-    path.write_text(json.dumps(content))
-    resplit(path, sign=None)
-    result = cli("reproduce", run_id)
-    assert (result.exit_code, result.stderr.endswith("its split.json was altered\n")) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "line"),
-    [
-        (r"^split.source: 200$", "split.source: 300", "split.source is 300 there, and was 200"),
-        (r"^split.pool: 100$\n", "", "split.pool is none there, and was 100"),
-        (r"^shift: .*$", "shift: rotate=30", "shift is rotate=30 there, and was rotate=45,noise=0.3"),
-        (r"^dataset: mnist5k$", "dataset: digits", "dataset is digits there, and was mnist5k"),
-        (r"^target: none$", "target: digits", "target is digits there, and was none"),
-        (r"^split.file: none$", "split.file: mine.json", "split.file names a file there, and was none"),
-    ],
-)
-def test_config_with_other_data_settings(old: str, new: str, line: str, cli: Cli, own: str, tracked: Tracked) -> None:
-    run_id = run_of(tracked, "lora")
-    path = artifacts_of(own, run_id) / "config.yaml"
-    text, count = re.subn(old, new, path.read_text(), flags=re.MULTILINE)
-    assert count == 1
-    path.write_text(text)
-    result = cli("reproduce", run_id)
-    assert (result.exit_code, result.stdout) == (2, "")
-    told = f"Error: run {run_id} (lora rank=4 seed=0): its config.yaml was altered: {line}\n"
-    assert result.stderr == told
-
-
-def test_empty_config(cli: Cli, own: str, tracked: Tracked) -> None:
-    run_id, base_id = run_of(tracked, "lora"), tracked.outcome["base"]["run_id"]
-    for emptied in (run_id, base_id):
-        (artifacts_of(own, emptied) / "config.yaml").write_text("")
-    result = cli("reproduce", run_id)
-    assert (result.exit_code, result.stdout) == (2, "")
-    wrong = [
-        "base.epochs is 6 there, and was 2",
-        "epochs is 10 there, and was 2",
-        "image_size is none there, and was 28",
-        "shots is 50 there, and was 5",
-        "split.pool is none there, and was 100",
-        "split.source is none there, and was 200",
-        "split.test is none there, and was 100",
-        "strategy is head there, and was lora",
-    ]
-    start = f"Error: run {run_id} (lora rank=4 seed=0): its config.yaml was altered: "
-    assert result.stderr.splitlines() == [start + line for line in wrong]
-    result = cli("reproduce", base_id)
-    assert (result.exit_code, result.stdout) == (2, "")
-    title = f"run {base_id} (base small_cnn mnist5k)"
-    assert result.stderr == f"Error: {title}: its config.yaml was altered: dataset is none there, and was mnist5k\n"
-
-
-def test_missing_device(cli: Cli, own: str, tracked: Tracked) -> None:
-    if torch.backends.mps.is_available():
-        pytest.skip("it is here")
-    run_id = run_of(tracked, "lora")
-    edit(own, run_id, "config.yaml", "\ndevice: cpu", "\ndevice: mps")
-    change(own, "UPDATE params SET value = 'mps' WHERE run_uuid = ? AND key = 'device'", run_id)
-    result = cli("reproduce", run_id)
-    assert result.exit_code == 2
-    hint = "; the run was computed there: --device auto takes what is here"
-    assert result.stderr.startswith("Error: device: mps is not available here; have: cpu") and hint in result.stderr
-    # On another device, the result may differ.
-    found = json.loads(cli("reproduce", run_id, "--device", "cpu", "--json").stdout)
-    assert found["verdict"] == "identical"
-    assert found["environment_differences"] == [{"what": "device", "recorded": "mps", "now": "cpu"}]
-
-
-def test_damaged_base_run(cli: Cli, own: str, tracked: Tracked) -> None:
-    run_id = tracked.outcome["base"]["run_id"]
-    path = artifacts_of(own, run_id) / "base/base.safetensors"
-    tensors = unpack(path.read_bytes())
-    path.write_bytes(pack({name: tensor + 1 for name, tensor in tensors.items()}))
-    result = cli("reproduce", run_id)
-    assert result.exit_code == 2 and "its base/base.safetensors was altered: its fingerprint is " in result.stderr
-
-
-# --- plugins, files, severities ---
 
 PLUGIN = """
 from dataclasses import dataclass, field
