@@ -253,5 +253,5 @@ def test_stale_run_of_another_machine(store: Path, cli: Cli) -> None:
     assert client.get_run(begun).data.tags["adaptkit.error"] == "nothing was heard of it for long"
     refused = cli("doctor", "--older-than", "1h")
     assert (refused.exit_code, refused.stderr) == (
-        2, "Error: --older-than: says which runs --end-stale-runs ends; give both\n"
+        2, "Error: --older-than: requires --end-stale-runs; add it\n"
     )  # fmt: skip

@@ -73,7 +73,7 @@ def test_json_has_classes_by_confidence(cli: Cli, lora: str, digits: dict[str, s
 def test_table_without_a_terminal(cli: Cli, lora: str, digits: dict[str, str]) -> None:
     paths = list(digits)[:2]
     lines = cli("predict", lora, *paths, "--top-k", "3").stdout.splitlines()
-    assert lines[0].split() == ["picture", "class", "confidence", "then"]
+    assert lines[0].split() == ["image", "class", "confidence", "then"]
     assert [line.split()[:2] for line in lines[1:]] == [[path, digits[path]] for path in paths]
     assert all(line.split()[2].endswith("%") and line.count("%") == 3 for line in lines[1:])
 
