@@ -122,8 +122,9 @@ def test_wrong_arguments(cli: Cli, plugin: str, arguments: list[str], line: str)
 
 
 def test_listing_and_check_with_argument(cli: Cli, plugin: str) -> None:
-    listed = cli("backbones", "--plugin", plugin).stdout
-    assert "layers:COUNT" in listed and "--set backbone.width=16  units of a layer" in listed
+    assert "layers:COUNT" in cli("backbones", "--plugin", plugin).stdout
+    detail = cli("backbones", "layers", "--plugin", plugin).stdout
+    assert "--set backbone.width=16" in detail and "units of a layer" in detail
     assert cli("plugins", "check", "layers:2", "--plugin", plugin).exit_code == 0
     lacking = cli("plugins", "check", "layers", "--plugin", plugin)
     assert lacking.stderr == "Error: backbone layers needs an argument after a colon: layers:COUNT\n"
