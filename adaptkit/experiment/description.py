@@ -1,4 +1,4 @@
-"""Describe an adaptation run to whoever watches it: its settings, tags, inputs and a sentence."""
+"""Describe an adaptation run for the tracking store: params, tags, inputs and a sentence for people."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def describe_run(
     company: Company,
     label: str | None = None,
 ) -> RunStart:
-    """Return what is known of an adaptation run before it begins; `company` are the experiments beside it then.
+    """Return the start record of an adaptation run; `company` are the experiments that run at the same time.
 
-    `label` names it, with its seed; by default the strategy and its options do.
+    The run is named by `label` (default: the strategy with its options) and its seed.
     """
     plan, domains = experiment.plan, experiment.domains
     params = experiment.request.run_params(arm, seed) | experiment.backbone_facts

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy
 
+from adaptkit.comparison.metrics import DOMAINS
 from adaptkit.events import Predictions, RunResult, RunStart
 from adaptkit.names import CONFIG_FILE, CURVES_FILE, ENVIRONMENT_FILE, PREDICTIONS_FILE, SAMPLES_FILE
 from adaptkit.system.files import read_file
@@ -65,13 +66,13 @@ def read_predictions(
 def write_artifacts(folder: Path, run: RunStart, result: RunResult) -> None:
     """Write all artifacts of a run into a folder: at its root, since MLflow's compare page shows only those."""
     # Only now: matplotlib need not be there before a figure is drawn.
-    from adaptkit.reports.figures.run import draw_confusion, draw_curves, draw_samples, save, test_name
+    from adaptkit.reports.figures.run import draw_confusion, draw_curves, draw_samples, save
 
     (folder / CONFIG_FILE).write_text(result.config, encoding="utf-8")
     (folder / ENVIRONMENT_FILE).write_text(environment(), encoding="utf-8")
     for name, predictions in result.predictions.items():
         _write_report(folder / f"classification_report_{name}", predictions, result.classes)
-        figure = draw_confusion(predictions, result.classes, f"{run.name}: {test_name(name, result)}")
+        figure = draw_confusion(predictions, result.classes, f"{run.name}: {DOMAINS[name]} test set")
         save(figure, folder / f"confusion_{name}.png")
     # A base that was not trained has no history, and says nothing yet.
     if result.predictions:
