@@ -39,7 +39,7 @@ def confusion_of(arm: ArmResult) -> Floats:
 
 
 def telling_classes(arms: Sequence[ArmResult], most: int) -> list[int]:
-    """Return the classes whose F1 differs most among the arms, or the weakest classes of a single arm, in class order."""
+    """Return the classes whose F1 differs most among the arms, or the weakest ones of a single arm, in class order."""
     scores = numpy.array([arm.class_f1 for arm in arms])
     weight = scores.max(0) - scores.min(0) if len(arms) > 1 else -scores[0]
     return sorted(numpy.argsort(-weight, kind="stable")[:most].tolist())

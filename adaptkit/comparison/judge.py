@@ -197,13 +197,13 @@ def _timings_comparable(arms: Sequence[ArmResult]) -> bool:
 def _setup(runs: Sequence[ComparedRun]) -> Mapping[str, str]:
     """Return the settings that all runs share; without a source, those of training the base do not apply."""
     first = runs[0].settings
-    skipped = ["seed", "strategy", "preset", "data_dir"]
+    omitted = ["seed", "strategy", "preset", "data_dir"]
     if not runs[0].has_source:
-        skipped += [key for key in first if key.startswith("base.") or key == "split.source"]
+        omitted += [key for key in first if key.startswith("base.") or key == "split.source"]
     shared = {
         key: value
         for key, value in first.items()
-        if key not in skipped
+        if key not in omitted
         and not key.startswith("strategy.")
         and all(run.settings.get(key) == value for run in runs)
     }

@@ -48,8 +48,8 @@ SEED = 0
 def resampled_scores(metric: str, runs: Sequence[ComparedRun]) -> NDArray[numpy.float64] | None:
     """Return the score of each run on bootstrap samples of the test images, `[runs, resamples]`.
 
-    All runs share the samples. Return None for a metric that predictions do not determine. Gain and retention are scored
-    as the accuracy, because the difference between two runs is the same.
+    All runs share the samples. Return None for a metric that predictions do not determine. Gain and retention are
+    scored as the accuracy, because the difference between two runs is the same.
     """
     if metric not in TEST_SETS:
         return None
@@ -192,7 +192,10 @@ def _image_intervals(
 def _paired_tests(
     couples: Sequence[_Couple], values: NDArray[numpy.float64], resolution: float
 ) -> list[dict[str, Any]]:
-    """Return the fields of the paired t-test for couples with several shared seeds; couples of equal n are one batch."""
+    """Return the results of the paired t-test as fields of pairs; empty for fewer than two shared seeds.
+
+    Couples with equally many seeds are tested in one batch.
+    """
     fields: list[dict[str, Any]] = [{} for _ in couples]
     for count in {len(couple.first) for couple in couples} - {0, 1}:
         same = [index for index, couple in enumerate(couples) if len(couple.first) == count]

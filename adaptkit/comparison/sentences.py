@@ -136,8 +136,8 @@ def _crossing(crossing: Crossing) -> str:
     if crossing.settled:
         return (
             f"{crossing.rising} overtakes {crossing.falling} at severity {_place(crossing)}. Over {crossing.n} paired "
-            f"seeds, it is clearly behind at {written(crossing.low)} (by {100 * -crossing.before:.1f} points) and clearly "
-            f"ahead at {written(crossing.high)} (by {100 * crossing.after:.1f} points)."
+            f"seeds, it is clearly behind at {written(crossing.low)} (by {100 * -crossing.before:.1f} points) and "
+            f"clearly ahead at {written(crossing.high)} (by {100 * crossing.after:.1f} points)."
         )
     seeds = "One seed does" if crossing.n == 1 else "These seeds do"
     start = f"The means of {crossing.falling} and {crossing.rising} cross near severity {_place(crossing)}"
@@ -167,22 +167,16 @@ def _range(robustness: Robustness) -> str:
 
 def _percent(arm: SeverityArm) -> str:
     assert arm.area is not None
-    bounds = (
-        ""
-        if arm.area.low is None or arm.area.high is None
-        else f" [{_in_percent(arm.area.low)}, {_in_percent(arm.area.high)}]"
-    )
-    return f"{_in_percent(arm.area.mean)} %{bounds}"
+    text = f"{100 * arm.area.mean:.1f} %"
+    if arm.area.low is not None and arm.area.high is not None:
+        text += f" [{100 * arm.area.low:.1f}, {100 * arm.area.high:.1f}]"
+    return text
 
 
 def _compared(name: str, pair: SeverityPair) -> str:
     if pair.difference is None or pair.p is None:
         return f"{name} (no two shared seeds)"
     return f"{name} ({pair.difference * 100:+.1f} points, {p_phrase(pair.p)})"
-
-
-def _in_percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 #: with more pairs than this, only those of the best arm have a sentence
@@ -202,7 +196,7 @@ OPENINGS = {
 
 
 def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
-    """Return the verdicts, the best arm's first, then sentences on zero-shot, the Pareto front, severities and scope."""
+    """Return the verdicts, the best arm's first, then sentences on zero-shot, Pareto front, severities and scope."""
     sentences = [_pair_sentence(comparison, pair) for pair in spoken_pairs(comparison)]
     if unspoken := len(comparison.pairs) - len(sentences):
         sentences.append(f"The other {unspoken:,} pairs are in the report's table.")
@@ -227,8 +221,8 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
     for arm in comparison.arms:
         if missing := [seed for seed in every if seed not in arm.seeds]:
             notes.append(
-                f"{arm.name} has no finished run of {plural('seed', missing)} {listed(map(str, missing))}: its pairs use "
-                "only the seeds that both strategies have."
+                f"{arm.name} has no finished run of {plural('seed', missing)} {listed(map(str, missing))}: its pairs "
+                "use only the seeds that both strategies have."
             )
     for key, words in (("epochs", "epochs"), ("batch_size", "images per step")):
         values = {arm.settings.get(key, "?") for arm in comparison.arms}
@@ -313,8 +307,8 @@ def _undecided(comparison: Comparison, pair: PairResult) -> str:
             else "At this difference, no number of test images would confirm it."
         )
         return (
-            f"{start} The seeds show {result}, but the interval over resampled test images, {interval}, does not confirm "
-            f"it: unclear. {more}"
+            f"{start} The seeds show {result}, but the interval over resampled test images, {interval}, does not "
+            f"confirm it: unclear. {more}"
         )
     if pair.sd is None:
         return f"{start} The test images do not decide which is better."
@@ -408,7 +402,8 @@ def _front_sentence(comparison: Comparison) -> str:
     cost = PARAMS_TRAINABLE
     front = [arm.name for arm in comparison.front(cost)]
     beaten = [arm for arm in comparison.arms if arm.dominated_by[cost]]
-    sentence = f"By trainable parameters, the Pareto front is {listed(front)}: no strategy that trains fewer is better or tied."
+    start = f"By trainable parameters, the Pareto front is {listed(front)}"
+    sentence = f"{start}: no strategy that trains fewer is better or tied."
     if beaten:
         shown = [f"{arm.name} is dominated by {listed(arm.dominated_by[cost])}" for arm in beaten]
         sentence += f" {listed(shown)}."

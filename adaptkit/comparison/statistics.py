@@ -82,7 +82,7 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> float:
 
 
 def holm(p: ArrayLike) -> Floats:
-    """Correct p-values `[..., pairs]` for their number by Holm's method (1979), which bounds the family's error rate."""
+    """Correct p-values `[..., pairs]` for their number by Holm's method (1979)."""
     values = numpy.asarray(p, dtype=float)
     count = values.shape[-1]
     order = values.argsort(-1)

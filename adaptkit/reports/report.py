@@ -144,12 +144,13 @@ def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mappi
 def how_to_read(comparisons: Sequence[Comparison]) -> tuple[tuple[str, str], ...]:
     """Return the terms of a report with their meanings."""
     within = margin(comparisons[0].metric, comparisons[0].margin)
-    words: tuple[tuple[str, str], ...] = (
+    terms: tuple[tuple[str, str], ...] = (
+        ("target", "The accuracy on the target test set."),
         ("numbers", "Accuracies and F1 are in %, differences between them in points."),
         (
             "interval",
-            "The 95 % t-interval of the pair's differences over the seeds that both strategies have. It is not adjusted "
-            "for the number of pairs.",
+            "The 95 % t-interval of the pair's differences over the seeds that both strategies have. It is not "
+            "adjusted for the number of pairs.",
         ),
         ("p (Holm)", "The p-value of the paired t-test, corrected by Holm's method for the number of pairs."),
         ("better, worse", "The corrected p-value is below 0.05, and the interval over resampled images agrees."),
@@ -166,12 +167,12 @@ def how_to_read(comparisons: Sequence[Comparison]) -> tuple[tuple[str, str], ...
         ),
     )
     if any(comparison.robustness is not None for comparison in comparisons):
-        words = (*words, ("severity", SEVERITY))
+        terms = (*terms, ("severity", SEVERITY))
     if all(comparison.zero_shot is None for comparison in comparisons):
-        return words
+        return terms
     return (
-        ("target, source", "The accuracy on the target test set, and the accuracy on the source test set."),
-        *words,
+        *terms,
+        ("source", "The accuracy on the source test set."),
         ("gain", "The target accuracy minus the base's target accuracy without adaptation (zero-shot)."),
         ("retention", "The source accuracy minus the base's source accuracy. Below 0, the model has forgotten."),
     )

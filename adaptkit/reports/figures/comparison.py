@@ -67,10 +67,10 @@ def draw_accuracy_over_training(comparison: Comparison, marks: Mapping[str, Mark
     If no run evaluated the target accuracy after each epoch, draw the source accuracy.
     """
     test, before, level = "shifted", "zero-shot", comparison.zero_shot
-    curves = {arm.name: curves for arm in comparison.arms if (curves := _curves(arm, test))}
+    curves = _curves_by_arm(comparison, test)
     if not curves:
         test, before, level = "clean", "base", comparison.base_accuracy
-        curves = {arm.name: curves for arm in comparison.arms if (curves := _curves(arm, test))}
+        curves = _curves_by_arm(comparison, test)
     if not curves:
         return None
     names = list(curves)[:CROWD]
@@ -111,6 +111,10 @@ def draw_accuracy_over_training(comparison: Comparison, marks: Mapping[str, Mark
     base = f"; {before} {100 * level:.1f} %" if level is not None else ""
     alt = f"Lines against epoch and seconds. After the last epoch: {values_at_end}{base}."
     return Drawing("accuracy_over_training", title, alt, figure)
+
+
+def _curves_by_arm(comparison: Comparison, test: str) -> dict[str, list[Curve]]:
+    return {arm.name: curves for arm in comparison.arms if (curves := _curves(arm, test))}
 
 
 def _curves(arm: ArmResult, test: str) -> list[Curve]:

@@ -95,7 +95,7 @@ DPI = 120
 LONGEST_NAME = 34
 #: with more arms than this, not all are named
 CROWD = 12
-#: `text.parse_math`: `$` in names is a dollar sign; `svg.fonttype`: text stays searchable and readable by screen readers
+#: `text.parse_math`: `$` in names is a dollar sign; `svg.fonttype`: text stays text, for search and screen readers
 STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#8a8a8a",

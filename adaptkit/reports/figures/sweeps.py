@@ -49,7 +49,7 @@ FEWEST_VALUES, MOST_LINES, MOST_TICKS = 3, 6, 10
 
 @dataclass(frozen=True)
 class Sweep:
-    """Lines of arms of one strategy, sorted by the values of `option`; a line's name has the options that are its own."""
+    """Lines of arms of one strategy, sorted by the values of `option`; lines are named by their other options."""
 
     strategy: str
     option: str
