@@ -155,7 +155,7 @@ def test_experiment_page_lists_runs_and_metrics(three: Tracked, page: Page, tab:
         "Dataset",
         "Source",
         "Models",
-    ]:  # the last three are shown by default and are removed
+    ]:  # the last three are shown by default
         tab.get_by_placeholder("Search columns").fill(column)
         node = tab.locator("[class*='tree-treenode']").filter(has=tab.get_by_text(column, exact=True))
         node.locator("[class*='tree-checkbox']").first.click()

@@ -1,4 +1,4 @@
-"""Statistics of a comparison: values against scipy, scikit-learn and calculations by hand; error rates by simulation."""
+"""Statistics of a comparison: values against scipy, scikit-learn and hand calculations; error rates by simulation."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def test_accuracy_over_training_with_missing_curves() -> None:
     without = dataclasses.replace(lora, runs=tuple(blind))
     drawing = draw(compare(full, without))["accuracy_over_training"]
     assert FIXED["lora"] not in lines_of(drawing.figure.axes[0])
-    assert note(drawing).endswith("; 1 without an accuracy after each epoch are not shown")
+    assert note(drawing).endswith("; not shown: 1 without an accuracy after each epoch")
     on_source = draw(compare(without))["accuracy_over_training"]
     assert on_source.figure.axes[0].get_ylabel() == "source accuracy (%)"
     drawn = on_source.figure.axes[0].lines[0].get_ydata()

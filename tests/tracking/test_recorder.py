@@ -65,7 +65,7 @@ def test_a_comparison_is_a_run_with_means_intervals_report_and_links(cli: Cli, u
     ]  # fmt: skip
     assert run.data.tags["adaptkit.compared_runs"].split(",") == ids
     note = run.data.tags["mlflow.note.content"]
-    assert note.startswith("- On the shifted test, good (v1) beats poor by 10.3 points ")
+    assert note.startswith("- In target accuracy, good (v1) beats poor by 10.3 points ")
     assert f"- poor: [seed 0](#/experiments/{run.info.experiment_id}/runs/{ids[3]})" in note
     # What was recorded is no run to compare.
     assert len(json.loads(cli("compare", "--no-track", "--json").stdout)["arms"]) == 2
@@ -150,7 +150,7 @@ def test_a_group_of_which_some_runs_fail_says_so_and_one_of_none_left_has_failed
     assert parent.info.status == "FAILED"
     result = cli("run", "-s", "full", "-s", "head", *wild, *TINY)
     assert result.exit_code == 1
-    assert "Note: Left out, 1 failed: full seed=0 (" in result.stdout
+    assert "Note: 1 failed run left out: full seed=0 (" in result.stdout
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of files")

@@ -132,7 +132,7 @@ def _curves_note(comparison: Comparison, curves: Mapping[str, Sequence[Curve]], 
     if len(names) < len(curves):
         parts.append(f"the best {len(names)} of {len(curves)} strategies")
     if len(curves) < len(comparison.arms):
-        parts.append(f"{len(comparison.arms) - len(curves)} without an accuracy after each epoch are not shown")
+        parts.append(f"not shown: {len(comparison.arms) - len(curves)} without an accuracy after each epoch")
     if not comparison.timings_comparable:
         parts.append("times are not comparable between runs")
     return "; ".join(parts)
