@@ -381,8 +381,8 @@ def test_runs_that_failed_are_named_when_one_arm_is_left(cli: Cli, uri: str) -> 
     some(uri, "one", [20, 30])
     fabricate(uri, "other", 0, [], status="FAILED")
     assert refused(cli) == [
-        "only one strategy to compare: one (2 seeds); left out: other seed=0 (failed); run another strategy with the same "
-        "seeds, as in `adaptkit run -s full -s head --seeds 0-4`"
+        "only one strategy to compare: one (2 seeds); left out: other seed=0 (failed); run another strategy with the "
+        "same seeds, as in `adaptkit run -s full -s head --seeds 0-4`"
     ]
 
 
