@@ -38,14 +38,14 @@ def confusion_of(arm: ArmResult) -> Floats:
     return numpy.array(arm.confusion) if arm.confusion else mean_confusion(arm.runs)
 
 
-def telling_classes(arms: Sequence[ArmResult], most: int) -> list[int]:
+def select_differing_classes(arms: Sequence[ArmResult], most: int) -> list[int]:
     """Return the classes whose F1 differs most among the arms, or the weakest ones of a single arm, in class order."""
     scores = numpy.array([arm.class_f1 for arm in arms])
     weight = scores.max(0) - scores.min(0) if len(arms) > 1 else -scores[0]
     return sorted(numpy.argsort(-weight, kind="stable")[:most].tolist())
 
 
-def confused_classes(cells: Sequence[NDArray[numpy.generic]], most: int) -> list[int]:
+def select_confused_classes(cells: Sequence[NDArray[numpy.generic]], most: int) -> list[int]:
     """Return the classes of the largest off-diagonal cells of these matrices `[classes, classes]`, in class order.
 
     Of equal cells, the first ones are taken. If too few classes are confused, the first classes fill the list.

@@ -75,13 +75,15 @@ def _finished(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[Left
     left_out: list[LeftOut] = []
     for run in sorted(runs, key=lambda run: run.started):
         if run.status != "finished":
-            left_out.append(LeftOut(run.name, run.run_id, run.status, run.reason or run.status))
+            left_out.append(
+                LeftOut(name=run.name, run_id=run.run_id, status=run.status, reason=run.reason or run.status)
+            )
             continue
         key = (_arm_key(run), run.seed)
         if key in latest:
             earlier = latest[key]
             reason = "repeated later with the same strategy, options and seed"
-            left_out.append(LeftOut(earlier.name, earlier.run_id, "superseded", reason))
+            left_out.append(LeftOut(name=earlier.name, run_id=earlier.run_id, status="superseded", reason=reason))
         latest[key] = run
     return list(latest.values()), left_out
 

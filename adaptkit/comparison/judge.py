@@ -66,7 +66,7 @@ def judge_runs(
         judge(group, number=number, metric=chosen, margin=scaled) for number, group in enumerate(groups, start=1)
     )
     notes = tuple(f"{run.name} is left out: {run.reason}" for run in left_out)
-    return Comparisons(comparisons, notes, left_out, find_trends(comparisons))
+    return Comparisons(comparisons=comparisons, notes=notes, left_out=left_out, trends=find_trends(comparisons))
 
 
 def require_pairs(findings: Comparisons) -> None:

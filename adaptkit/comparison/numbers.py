@@ -26,7 +26,7 @@ def mean(value: Estimate, digits: int = 1, *, scale: float = 1.0, signed: bool =
     return text if text == NOTHING else text + unit
 
 
-def interval(low: float | None, high: float | None, digits: int, scale: float) -> str:
+def interval(low: float | None, high: float | None, *, digits: int, scale: float) -> str:
     """Return `[low, high]` with signs; a dash without an interval."""
     if low is None or high is None:
         return NOTHING
@@ -94,7 +94,7 @@ def p_phrase(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def times(ratio: float, more: str, less: str, equal: str) -> str:
+def times(ratio: float, *, more: str, less: str, equal: str) -> str:
     """Return `2.1 times <more>`, `6.5 % of <less>`, or `equal` for a ratio near 1."""
     if abs(ratio - 1) < SAME:
         return equal

@@ -158,7 +158,7 @@ def _couples(arms: Sequence[ArmResult], runs: Sequence[ComparedRun]) -> Iterator
     positions = [{pair_id(run): position[id(run)] for run in arm.runs} for arm in arms]
     for (a, of_a), (b, of_b) in combinations(zip(arms, positions, strict=True), 2):
         shared = [draw for draw in map(pair_id, a.runs) if draw in of_b]
-        yield _Couple(a, b, tuple(of_a[draw] for draw in shared), tuple(of_b[draw] for draw in shared))
+        yield _Couple(a, b, first=tuple(of_a[draw] for draw in shared), second=tuple(of_b[draw] for draw in shared))
 
 
 def _column(runs: Sequence[ComparedRun], key: str) -> NDArray[numpy.float64]:
@@ -223,7 +223,7 @@ def _with_verdicts(
     sign = 1 if metric.higher_is_better else -1
     better_by, *ends = (sign * numpy.array(column) for column in intervals)
     corrected = holm(unadjusted)
-    words = verdicts(better_by, numpy.minimum(*ends), numpy.maximum(*ends), corrected, margin)
+    words = verdicts(better_by, low=numpy.minimum(*ends), high=numpy.maximum(*ends), p=corrected, margin=margin)
     result = list(pairs)
     for (index, *_), p, word, better in zip(
         tested, corrected.tolist(), words.tolist(), better_by.tolist(), strict=True
@@ -232,11 +232,13 @@ def _with_verdicts(
         change: dict[str, object] = {"p": p, "verdict": word, "seeds_verdict": word}
         if pair.image_low is not None and pair.image_high is not None:
             low, high = sorted((sign * pair.image_low, sign * pair.image_high))
-            if not supported(word, low, high, margin):
+            if not supported(word, low=low, high=high, margin=margin):
                 change["verdict"] = "unclear"
-                change["images_needed"] = images_needed(word, better, low, high, margin, images)
+                change["images_needed"] = images_needed(
+                    word, mean=better, low=low, high=high, margin=margin, images=images
+                )
         if word == "unclear" and pair.sd is not None:
-            change["seeds_needed"] = seeds_needed(better, pair.sd, margin, len(tested))
+            change["seeds_needed"] = seeds_needed(better, pair.sd, margin=margin, pairs=len(tested))
         result[index] = dataclasses.replace(pair, **change)  # type: ignore[arg-type]
     return tuple(result)
 

@@ -47,7 +47,7 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean, n)
     sd = float(numpy.std(values, ddof=1))
     half = _quantile(ALPHA / 2, n - 1) * sd / math.sqrt(n)
-    return Estimate(mean, n, sd, mean - half, mean + half)
+    return Estimate(mean, n, sd=sd, low=mean - half, high=mean + half)
 
 
 def paired_t(differences: ArrayLike, resolution: float = 0.0) -> PairedTest:
@@ -69,7 +69,7 @@ def paired_t(differences: ArrayLike, resolution: float = 0.0) -> PairedTest:
     half = _quantile(ALPHA / 2, n - 1) * error
     with numpy.errstate(divide="ignore", invalid="ignore"):
         p = numpy.where(zero, 1.0, 2 * special.stdtr(n - 1, -numpy.abs(mean) / error))
-    return PairedTest(mean, sd, mean - half, mean + half, numpy.maximum(p, numpy.finfo(float).tiny))
+    return PairedTest(mean=mean, sd=sd, low=mean - half, high=mean + half, p=numpy.maximum(p, numpy.finfo(float).tiny))
 
 
 def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> float:
@@ -93,7 +93,7 @@ def holm(p: ArrayLike) -> Floats:
     return corrected
 
 
-def verdicts(mean: ArrayLike, low: ArrayLike, high: ArrayLike, p: ArrayLike, margin: float) -> NDArray[Any]:
+def verdicts(mean: ArrayLike, *, low: ArrayLike, high: ArrayLike, p: ArrayLike, margin: float) -> NDArray[Any]:
     """Return the verdict of each pair: better or worse (corrected p < .05), else tie, else unclear.
 
     A tie is a 95 % interval within ±margin: two one-sided tests of equivalence at 2.5 % each.
@@ -104,12 +104,12 @@ def verdicts(mean: ArrayLike, low: ArrayLike, high: ArrayLike, p: ArrayLike, mar
     return numpy.select([decided & (mean > 0), decided & (mean < 0), tie], ["better", "worse", "tie"], "unclear")
 
 
-def supported(verdict: str, low: float, high: float, margin: float) -> bool:
+def supported(verdict: str, *, low: float, high: float, margin: float) -> bool:
     """Return whether the interval over resampled test images confirms a verdict."""
     return {"better": low > 0, "worse": high < 0, "tie": low >= -margin and high <= margin}.get(verdict, True)
 
 
-def seeds_needed(mean: float, sd: float, margin: float, pairs: int) -> int | None:
+def seeds_needed(mean: float, sd: float, *, margin: float, pairs: int) -> int | None:
     """Return how many seeds would decide a pair with this mean and spread; None above 10,000.
 
     A pair is decided if it is better or worse under the strictest of Holm's corrections, or a tie.
@@ -131,7 +131,7 @@ def _quantile(tail: float, freedom: int) -> float:
     return float(special.stdtrit(freedom, 1 - tail))
 
 
-def images_needed(verdict: str, mean: float, low: float, high: float, margin: float, images: int) -> int | None:
+def images_needed(verdict: str, *, mean: float, low: float, high: float, margin: float, images: int) -> int | None:
     """Return how many test images would confirm a verdict at the observed difference; None if no number would.
 
     The width of the resampled interval shrinks with the square root of the number of images.

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 
 from adaptkit.comparison.numbers import listed
 from adaptkit.comparison.records import Comparison, Trend
-from adaptkit.comparison.sentences import where
+from adaptkit.comparison.sentences import opening
 
 #: number of arms whose pairs have a sentence, the best first; number of settings with a trend
-SPOKEN_ARMS, MOST_TRENDS = 3, 6
+MOST_ARMS, MOST_TRENDS = 3, 6
 #: settings that may differ too, because they follow from another setting
 FOLLOWS = ("shift", "pool_images", "drawn_images", "split.file")
 SWAPPED = {"better": "worse", "worse": "better"}
@@ -59,13 +59,13 @@ def _trend(setting: str, line: dict[float, Comparison]) -> Trend | None:
         values=tuple(line),
         numbers=tuple(comparison.number for comparison in line.values()),
         arms=tuple(names),
-        sentences=tuple(_sentences(setting, line, names[:SPOKEN_ARMS])),
+        sentences=tuple(_sentences(setting, line, names[:MOST_ARMS])),
     )
 
 
 def _sentences(setting: str, line: dict[float, Comparison], names: Sequence[str]) -> Iterable[str]:
     """Yield a sentence for each two arms: at which values of the setting which one is better."""
-    place = where(next(iter(line.values())))
+    place = opening(next(iter(line.values())))
     for index, a in enumerate(names):
         for b in names[index + 1 :]:
             verdicts: dict[str, list[str]] = defaultdict(list)

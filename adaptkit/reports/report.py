@@ -118,7 +118,9 @@ def _picture(drawing: Drawing, folder: Path, names: list[str]) -> Picture:
     """Write a figure into the folder, append the names of its files to `names`, and return the picture."""
     png, svg = save_drawing(drawing, folder)
     names += [png.name, svg.name]
-    return Picture(drawing.title, drawing.alt, png.name, base64.b64encode(png.read_bytes()).decode("ascii"))
+    return Picture(
+        title=drawing.title, caption=drawing.alt, file=png.name, data=base64.b64encode(png.read_bytes()).decode("ascii")
+    )
 
 
 def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mapping[str, str]) -> Chapter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from adaptkit.comparison.classes import telling_classes
+from adaptkit.comparison.classes import select_differing_classes
 from adaptkit.comparison.numbers import (
     NOTHING,
     difference_unit,
@@ -61,8 +61,8 @@ class Table:
 #: strategy -> its colour in the figures
 Colours = Mapping[str, str]
 
-#: a table has at most MOST_CLASSES classes; of more classes it shows the MOST_TELLING most different ones
-MOST_CLASSES, MOST_TELLING = 100, 50
+#: a table has at most MOST_CLASSES classes; of more classes it shows the MOST_SELECTED most different ones
+MOST_CLASSES, MOST_SELECTED = 100, 50
 #: metrics with a column of their own in the table of accuracies
 SHOWN = (FINAL_SHIFTED_ACCURACY, FINAL_GAIN, FINAL_TEST_ACCURACY, FINAL_RETENTION, FINAL_SHIFTED_MACRO_F1)
 
@@ -95,7 +95,7 @@ def accuracies(comparison: Comparison, colours: Colours) -> Table:
         texts = [NOTHING] * extra + [zero_shot, NOTHING, source, NOTHING, NOTHING, NOTHING]
         rows.append(tuple(TableCell(text, "control") for text in ("zero-shot", *texts)))
         note += " Zero-shot is the base without adaptation."
-    return Table("Accuracy", note, tuple(columns), tuple(rows))
+    return Table(title="Accuracy", note=note, columns=tuple(columns), rows=tuple(rows))
 
 
 def costs(comparison: Comparison, colours: Colours) -> Table:
@@ -117,7 +117,12 @@ def costs(comparison: Comparison, colours: Colours) -> Table:
         )
         for arm in comparison.arms
     ]
-    return Table("Costs", "Costs of one run.", (Column("Strategy", False), *map(Column, titles)), tuple(rows))
+    return Table(
+        title="Costs",
+        note="Costs of one run.",
+        columns=(Column("Strategy", False), *map(Column, titles)),
+        rows=tuple(rows),
+    )
 
 
 def fronts(comparison: Comparison, colours: Colours) -> Table:
@@ -132,7 +137,7 @@ def fronts(comparison: Comparison, colours: Colours) -> Table:
     if not comparison.timings_comparable:
         note += " Training times are not ranked: the runs were not timed one at a time on one machine."
     columns = (Column("Strategy", False), *(Column(name.capitalize(), False) for name in COSTS.values()))
-    return Table("Pareto fronts: the metric against each cost", note, columns, tuple(rows))
+    return Table(title="Pareto fronts: the metric against each cost", note=note, columns=columns, rows=tuple(rows))
 
 
 def _place(arm: ArmResult, cost: str, timings_comparable: bool) -> TableCell:
@@ -161,7 +166,7 @@ def pairs(comparison: Comparison) -> Table:
             TableCell(f"{pair.a} vs {pair.b}"),
             TableCell(_word(pair), pair.verdict),
             TableCell(_difference(pair, metric.digits, metric.scale)),
-            TableCell(interval(pair.image_low, pair.image_high, metric.digits, metric.scale)),
+            TableCell(interval(pair.image_low, pair.image_high, digits=metric.digits, scale=metric.scale)),
             TableCell(p_value(pair.p)),
             TableCell(p_value(pair.p_unadjusted)),
             TableCell(str(pair.n)),
@@ -179,7 +184,7 @@ def pairs(comparison: Comparison) -> Table:
             " With one shared seed, p is from McNemar's exact test and the interval is over resampled images: both "
             "cover only the chance in the test images."
         )
-    return Table("Pairs", note, tuple(columns), tuple(rows))
+    return Table(title="Pairs", note=note, columns=tuple(columns), rows=tuple(rows))
 
 
 def _word(pair: PairResult) -> str:
@@ -191,7 +196,7 @@ def _word(pair: PairResult) -> str:
 
 def _difference(pair: PairResult, digits: int, scale: float) -> str:
     difference = number(pair.difference, digits, scale=scale, signed=True)
-    bounds = interval(pair.low, pair.high, digits, scale)
+    bounds = interval(pair.low, pair.high, digits=digits, scale=scale)
     return difference if bounds == NOTHING else f"{difference} {bounds}"
 
 
@@ -206,9 +211,9 @@ def class_scores(comparison: Comparison) -> Table:
     title, note = "F1 of each class (%)", "On the target test set, mean over seeds."
     chosen: Iterable[int] = range(count)
     if count > MOST_CLASSES:
-        chosen = telling_classes(arms, MOST_TELLING)
+        chosen = select_differing_classes(arms, MOST_SELECTED)
         which = "on which the strategies differ most" if len(arms) > 1 else "of lowest F1"
-        title, note = "F1 of classes (%)", f"{note} The {MOST_TELLING} of {count:,} classes {which}."
+        title, note = "F1 of classes (%)", f"{note} The {MOST_SELECTED} of {count:,} classes {which}."
     rows = [
         (
             TableCell(comparison.classes[index]),
@@ -217,7 +222,7 @@ def class_scores(comparison: Comparison) -> Table:
         for index in chosen
     ]
     columns = (Column("Class", False), *(Column(arm.name) for arm in arms))
-    return Table(title, note, columns, tuple(rows))
+    return Table(title=title, note=note, columns=columns, rows=tuple(rows))
 
 
 def runs(comparison: Comparison, colours: Colours) -> Table:
@@ -238,7 +243,7 @@ def runs(comparison: Comparison, colours: Colours) -> Table:
         for arm in comparison.arms
         for run in arm.runs
     ]
-    return Table(f"Runs compared ({len(rows)})", "", columns, tuple(rows))
+    return Table(title=f"Runs compared ({len(rows)})", note="", columns=columns, rows=tuple(rows))
 
 
 def left_out(records: Iterable[LeftOut]) -> Table:
@@ -248,7 +253,7 @@ def left_out(records: Iterable[LeftOut]) -> Table:
         for run in records
     ]
     columns = tuple(Column(text, False) for text in ("Run", "State", "Reason", "Run id"))
-    return Table(f"Runs left out ({len(rows)})", "", columns, tuple(rows))
+    return Table(title=f"Runs left out ({len(rows)})", note="", columns=columns, rows=tuple(rows))
 
 
 def subject(comparison: Comparison) -> str:
@@ -292,7 +297,9 @@ def severity_table(robustness: Robustness, colours: Mapping[str, str]) -> Table:
         rows.append(tuple(TableCell(text, "control") for text in ("zero-shot", *texts)))
     if len(robustness.severities) > 1:
         columns.append(Column("Area (%)"))
-    return Table("Accuracy over severity", severity_note(robustness), tuple(columns), tuple(rows))
+    return Table(
+        title="Accuracy over severity", note=severity_note(robustness), columns=tuple(columns), rows=tuple(rows)
+    )
 
 
 def severity_cells(arm: SeverityArm, shown: list[int]) -> list[str]:

@@ -330,8 +330,8 @@ def test_unsettled_crossing(uri: str) -> None:
 def test_crossing_with_one_seed_and_no_crossing(uri: str) -> None:
     made(uri, {"head": [(0.8, 0.6, 0.4)], "lora": [(0.7, 0.6, 0.5)], "full": [(0.9, 0.8, 0.7)]})
     area_sentence, crossing = about_severities(judged(uri))
-    assert area_sentence.endswith("full has the largest area under its accuracy, 78.3 %. One seed cannot tell whether "
-                                  "that is more than chance.")  # fmt: skip
+    assert area_sentence.endswith("full has the largest area under its accuracy, 78.3 %. One seed cannot show whether "
+                                  "this is more than chance.")  # fmt: skip
     # They are equal at 1.
     assert crossing == (
         "The means of head and lora cross near severity 1.0: beyond it, lora is ahead. One seed does not confirm this "

@@ -68,7 +68,7 @@ def test_estimate_mean_and_t_interval() -> None:
 def test_estimate_of_one_or_equal_values() -> None:
     assert estimate([0.8]) == Estimate(0.8, 1)
     assert estimate([0.8]).half_width is None
-    assert estimate([0.5, 0.5, 0.5]) == Estimate(0.5, 3, 0.0, 0.5, 0.5)
+    assert estimate([0.5, 0.5, 0.5]) == Estimate(0.5, 3, sd=0.0, low=0.5, high=0.5)
 
 
 # --- paired t
@@ -97,7 +97,7 @@ def test_paired_t_sign() -> None:
 def test_paired_t_of_zeros(seeds: int, resolution: float) -> None:
     result = paired_t([0.0] * seeds, resolution)
     assert numbers(result) == [0, 0, 0, 0, 1]
-    assert verdicts(result.mean, result.low, result.high, result.p, MARGIN) == "tie"
+    assert verdicts(result.mean, low=result.low, high=result.high, p=result.p, margin=MARGIN) == "tie"
 
 
 @pytest.mark.parametrize("images", [1, 3, 15, -2])
@@ -155,7 +155,7 @@ def test_families_equal_single_pairs() -> None:
     differences[0, 0], differences[1, 1], differences[2, 2] = 0.0, 2 * IMAGE, 0.1 + 0.2 - 0.3
     result = paired_t(differences, IMAGE)
     corrected = holm(result.p)
-    words = verdicts(result.mean, result.low, result.high, corrected, MARGIN)
+    words = verdicts(result.mean, low=result.low, high=result.high, p=corrected, margin=MARGIN)
     assert result.p.shape == corrected.shape == words.shape == (7, 6)
     for family in range(7):
         assert corrected[family].tolist() == holm(result.p[family]).tolist()
@@ -163,7 +163,7 @@ def test_families_equal_single_pairs() -> None:
             one = paired_t(differences[family, pair].tolist(), IMAGE)
             for field in ("mean", "sd", "low", "high", "p"):
                 assert float(getattr(one, field)) == near(getattr(result, field)[family, pair]), field
-            word = verdicts(one.mean, one.low, one.high, corrected[family, pair], MARGIN)
+            word = verdicts(one.mean, low=one.low, high=one.high, p=corrected[family, pair], margin=MARGIN)
             assert str(word) == words[family, pair]
 
 
@@ -272,11 +272,14 @@ def test_holm_does_not_change_its_input() -> None:
     ],
 )
 def test_verdicts(mean: float, low: float, high: float, p: float, word: str) -> None:
-    assert verdicts(mean, low, high, p, MARGIN) == word
+    assert verdicts(mean, low=low, high=high, p=p, margin=MARGIN) == word
 
 
 def test_tie_without_margin_is_zero_difference() -> None:
-    assert verdicts([0.0, 0.0], [0.0, -1e-6], [0.0, 1e-6], [1.0, 1.0], 0.0).tolist() == ["tie", "unclear"]
+    assert verdicts([0.0, 0.0], low=[0.0, -1e-6], high=[0.0, 1e-6], p=[1.0, 1.0], margin=0.0).tolist() == [
+        "tie",
+        "unclear",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +297,7 @@ def test_tie_without_margin_is_zero_difference() -> None:
     ],
 )
 def test_verdict_confirmed_by_interval(verdict: str, low: float, high: float, confirmed: bool) -> None:
-    assert supported(verdict, low, high, MARGIN) is confirmed
+    assert supported(verdict, low=low, high=high, margin=MARGIN) is confirmed
 
 
 # --- seeds and images needed
@@ -310,25 +313,25 @@ def decided(seeds: int, mean: float, sd: float, margin: float, pairs: int) -> bo
 @pytest.mark.parametrize("mean", [0.0, 0.001, -0.008, 0.02])
 @pytest.mark.parametrize("sd", [0.0005, 0.005, 0.02, 0.05])
 def test_seeds_needed_is_smallest_deciding_number(mean: float, sd: float, pairs: int) -> None:
-    result = seeds_needed(mean, sd, MARGIN, pairs)
-    assert result == next(n for n in range(2, 1000) if decided(n, mean, sd, MARGIN, pairs))
+    result = seeds_needed(mean, sd, margin=MARGIN, pairs=pairs)
+    assert result == next(n for n in range(2, 1000) if decided(n, mean=mean, sd=sd, margin=MARGIN, pairs=pairs))
 
 
 def test_seeds_needed_limits() -> None:
-    assert seeds_needed(0.0, 0.0, MARGIN, 6) == 2
-    assert seeds_needed(0.02, 0.0, MARGIN, 6) == 2
+    assert seeds_needed(0.0, 0.0, margin=MARGIN, pairs=6) == 2
+    assert seeds_needed(0.02, 0.0, margin=MARGIN, pairs=6) == 2
     # A true difference of 1e-6 with a margin of 0 would take some 10^9 seeds.
-    assert seeds_needed(1e-6, 0.02, 0.0, 1) is None
-    assert seeds_needed(0.0, 0.02, 0.0, 1) is None
+    assert seeds_needed(1e-6, 0.02, margin=0.0, pairs=1) is None
+    assert seeds_needed(0.0, 0.02, margin=0.0, pairs=1) is None
 
 
 def test_unclear_pair_needs_more_seeds() -> None:
     rng = numpy.random.default_rng(4)
     for seeds in (3, 5):
-        result = paired_t(pairwise(arms_of(rng, 5, seeds, [0.01] * 4)), IMAGE)
-        words = verdicts(result.mean, result.low, result.high, holm(result.p), MARGIN)
+        result = paired_t(pairwise(arms_of(rng, families=5, seeds=seeds, noise=[0.01] * 4)), IMAGE)
+        words = verdicts(result.mean, low=result.low, high=result.high, p=holm(result.p), margin=MARGIN)
         unclear = [
-            seeds_needed(mean, sd, MARGIN, 6)
+            seeds_needed(mean, sd, margin=MARGIN, pairs=6)
             for mean, sd in zip(result.mean[words == "unclear"], result.sd[words == "unclear"], strict=True)
         ]
         assert unclear and all(needed is None or needed > seeds for needed in unclear)
@@ -348,7 +351,7 @@ def test_unclear_pair_needs_more_seeds() -> None:
     ],
 )
 def test_images_needed(verdict: str, mean: float, half: float, expected: int | None) -> None:
-    result = images_needed(verdict, mean, mean - half, mean + half, MARGIN, 1500)
+    result = images_needed(verdict, mean=mean, low=mean - half, high=mean + half, margin=MARGIN, images=1500)
     # Rounding may add one image.
     assert result == expected or (expected is not None and result == expected + 1)
 
@@ -466,7 +469,7 @@ def pairwise(accuracies: Floats) -> Floats:
 def words_of(accuracies: Floats) -> NDArray[Any]:
     """Return the verdict of each pair, `[families, pairs]`."""
     result = paired_t(pairwise(accuracies), IMAGE)
-    return verdicts(result.mean, result.low, result.high, holm(result.p), MARGIN)
+    return verdicts(result.mean, low=result.low, high=result.high, p=holm(result.p), margin=MARGIN)
 
 
 def share_of(words: NDArray[Any], *named: str) -> float:
@@ -478,7 +481,7 @@ def share_of(words: NDArray[Any], *named: str) -> float:
 @pytest.mark.parametrize("noise", [[0.01] * 4, [0.002, 0.005, 0.01, 0.03]], ids=["equal", "unequal"])
 def test_false_difference_rate_of_equal_arms(seeds: int, noise: list[float]) -> None:
     families = MANY_FAMILIES.get(seeds, FAMILIES)
-    words = words_of(arms_of(numpy.random.default_rng(10 + seeds), families, seeds, noise))
+    words = words_of(arms_of(numpy.random.default_rng(10 + seeds), families=families, seeds=seeds, noise=noise))
     assert share_of(words, "better", "worse") <= 0.05
 
 
@@ -487,14 +490,22 @@ def test_false_difference_rate_with_whole_images(seeds: int) -> None:
     # The noise ranges from less than one test image, where equal differences are common, to many.
     for spread in (0.4, 0.7, 1, 3, 15):
         families = MANY_FAMILIES.get(seeds, FAMILIES)
-        words = words_of(arms_of(numpy.random.default_rng(20 + seeds), families, seeds, [spread * IMAGE] * 4, 1500))
+        words = words_of(
+            arms_of(
+                numpy.random.default_rng(20 + seeds),
+                families=families,
+                seeds=seeds,
+                noise=[spread * IMAGE] * 4,
+                images=1500,
+            )
+        )
         assert share_of(words, "better", "worse") <= 0.05, spread
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_false_difference_rate_next_to_a_better_arm(seeds: int) -> None:
     families = MANY_FAMILIES.get(seeds, FAMILIES)
-    accuracies = arms_of(numpy.random.default_rng(30 + seeds), families, seeds, [0.01] * 4)
+    accuracies = arms_of(numpy.random.default_rng(30 + seeds), families=families, seeds=seeds, noise=[0.01] * 4)
     accuracies[:, 0] += 0.2
     words = words_of(accuracies)
     # Pairs are 01 02 03 12 13 23.
@@ -505,7 +516,7 @@ def test_false_difference_rate_next_to_a_better_arm(seeds: int) -> None:
 @pytest.mark.parametrize("spread", [0.001, 0.01, 0.03])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_power_at_three_standard_deviations(spread: float, sign: int) -> None:
-    accuracies = arms_of(numpy.random.default_rng(40), FAMILIES, 5, [spread / math.sqrt(2)] * 2)
+    accuracies = arms_of(numpy.random.default_rng(40), families=FAMILIES, seeds=5, noise=[spread / math.sqrt(2)] * 2)
     accuracies[:, 0] += sign * 3 * spread
     words = words_of(accuracies)
     assert share_of(words, "better" if sign == 1 else "worse") > 0.95
@@ -516,21 +527,31 @@ def test_power_at_three_standard_deviations(spread: float, sign: int) -> None:
 @pytest.mark.parametrize("images", [None, 1500], ids=["exact", "images"])
 def test_false_tie_rate_at_the_margin(seeds: int, images: int | None) -> None:
     for spread in (0.0005, 0.002, 0.005, 0.01, 0.03):
-        accuracies = arms_of(numpy.random.default_rng(50), FAMILIES, seeds, [spread / math.sqrt(2)] * 2, images)
+        accuracies = arms_of(
+            numpy.random.default_rng(50),
+            families=FAMILIES,
+            seeds=seeds,
+            noise=[spread / math.sqrt(2)] * 2,
+            images=images,
+        )
         # 15 of 1500 images are the margin.
         accuracies[:, 0] += MARGIN
         result = paired_t(pairwise(accuracies), IMAGE)
         for p in (holm(result.p), numpy.ones_like(result.p)):
             # p = 1 is the extreme case of Holm's correction: only tie and unclear remain.
-            assert share_of(verdicts(result.mean, result.low, result.high, p, MARGIN), "tie") <= 0.05, spread
+            assert (
+                share_of(verdicts(result.mean, low=result.low, high=result.high, p=p, margin=MARGIN), "tie") <= 0.05
+            ), spread
 
 
 @pytest.mark.parametrize(("seeds", "spread"), [(5, 0.002), (5, 0.004), (10, 0.006)])
 def test_tie_rate_at_small_spread(seeds: int, spread: float) -> None:
-    words = words_of(arms_of(numpy.random.default_rng(60), FAMILIES, seeds, [spread / math.sqrt(2)] * 4))
+    words = words_of(
+        arms_of(numpy.random.default_rng(60), families=FAMILIES, seeds=seeds, noise=[spread / math.sqrt(2)] * 4)
+    )
     assert (words == "tie").mean() > 0.9
 
 
 def test_unclear_rate_at_wide_spread() -> None:
-    words = words_of(arms_of(numpy.random.default_rng(70), FAMILIES, 3, [0.05] * 4))
+    words = words_of(arms_of(numpy.random.default_rng(70), families=FAMILIES, seeds=3, noise=[0.05] * 4))
     assert (words == "unclear").mean() > 0.95

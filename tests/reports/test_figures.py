@@ -23,13 +23,15 @@ from adaptkit.comparison.records import ArmResult, ComparedRun, Comparison, Curv
 from adaptkit.reports.figures.comparison import Drawing, draw_comparison, save_drawing
 from adaptkit.reports.figures.style import FIXED, OTHERS, assign_colours, assign_marks
 
-TARGET = Metric("final/shifted_accuracy", "target accuracy", "points", 100.0, True)
+TARGET = Metric(
+    key="final/shifted_accuracy", label="target accuracy", unit="points", scale=100.0, higher_is_better=True
+)
 ODD = ("<img src=x onerror=alert(1)>", "_$a^2$ & \\alpha_1", 'quote"\x00\n', "数据 🙂")
 EPOCHS = (1, 2, 3)
 
 
 def interval(mean: float, half: float | None, n: int) -> Estimate:
-    return Estimate(mean, n) if half is None else Estimate(mean, n, half / 2, mean - half, mean + half)
+    return Estimate(mean, n) if half is None else Estimate(mean, n, sd=half / 2, low=mean - half, high=mean + half)
 
 
 def make_arm(
@@ -53,7 +55,7 @@ def make_arm(
     for seed in range(seeds):
         shifted = tuple(accuracy + seed / 100 - (3 - epoch) / 10 for epoch in EPOCHS)
         seconds = tuple((1 + seed / 10) * epoch for epoch in EPOCHS)
-        curve = Curve(EPOCHS, seconds, shifted, shifted)
+        curve = Curve(epoch=EPOCHS, seconds=seconds, clean=shifted, shifted=shifted)
         runs.append(
             ComparedRun(f"{name} {seed}", None, strategy, name, {}, {}, seed, "finished", 0, {}, {}, curve=curve)
         )
@@ -433,7 +435,7 @@ def test_option_sweep_of_a_grid() -> None:
 
 
 def test_figures_of_another_metric() -> None:
-    seconds = Metric("time/train_seconds", "training time", "s", 1.0, False)
+    seconds = Metric(key="time/train_seconds", label="training time", unit="s", scale=1.0, higher_is_better=False)
     arms = (make_arm("head", 0.5, trainable=10), make_arm("full", 2.5, trainable=100))
     comparison = dataclasses.replace(compare(*arms, metric=seconds), margin=0.0)
     drawings = draw(comparison)

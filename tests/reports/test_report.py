@@ -83,7 +83,7 @@ def compared_run(arm: str, figures: tuple[float, float, float, int, float], seed
         },
         classes=tuple("0123"),
         predictions=found,
-        curve=Curve((1, 2, 3), (1.0, 2.0, 3.0), (0.9, kept, kept), (0.6, 0.7, shifted)),
+        curve=Curve(epoch=(1, 2, 3), seconds=(1.0, 2.0, 3.0), clean=(0.9, kept, kept), shifted=(0.6, 0.7, shifted)),
     )
 
 
@@ -179,7 +179,7 @@ def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw one small figure per comparison: the real ones take seconds and have tests of their own."""
 
     def draw(comparison: Comparison, strategies: Iterable[str] = ()) -> list[Drawing]:
-        return [Drawing("small", "A title", "What it shows", Figure(figsize=(1, 1)))]
+        return [Drawing(stem="small", title="A title", alt="What it shows", figure=Figure(figsize=(1, 1)))]
 
     monkeypatch.setattr("adaptkit.reports.report.draw_comparison", draw)
 
@@ -347,7 +347,7 @@ def test_heading_levels_and_table_scopes(folder: Path) -> None:
 @pytest.mark.usefixtures("one_figure")
 def test_odd_names_are_escaped(tmp_path: Path) -> None:
     findings = findings_of([EVIL, ODD, "full", "head"], seeds=2)
-    left_out = (LeftOut(EVIL, None, "failed", f"{ODD}\n{EVIL}"),)
+    left_out = (LeftOut(name=EVIL, run_id=None, status="failed", reason=f"{ODD}\n{EVIL}"),)
     findings = with_changes(findings, left_out=left_out, setup={EVIL: ODD}, classes=(EVIL, ODD, "2", "3"))
     findings = dataclasses.replace(findings, notes=(f"about {EVIL}",), left_out=left_out)
     write_report(tmp_path, findings)
@@ -468,7 +468,7 @@ def test_verdict_not_confirmed_by_test_images(findings: Comparisons, tmp_path: P
 
 @pytest.mark.usefixtures("one_figure")
 def test_runs_left_out(findings: Comparisons, tmp_path: Path) -> None:
-    lost = LeftOut("lora seed=9", "abc", "killed", "ended by a signal")
+    lost = LeftOut(name="lora seed=9", run_id="abc", status="killed", reason="ended by a signal")
     write_report(tmp_path, dataclasses.replace(with_changes(findings, left_out=(lost,)), left_out=(lost,)))
     tables = page_of(tmp_path).tables
     assert tables["Runs left out (1)"][1:] == [["lora seed=9", "killed", "ended by a signal", "abc"]]

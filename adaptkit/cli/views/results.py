@@ -10,7 +10,7 @@ from rich.table import Table
 from adaptkit.comparison.numbers import NOTHING, mean, number, p_value, size
 from adaptkit.comparison.numbers import interval as bounds
 from adaptkit.comparison.records import COSTS, ArmResult, Comparison, Comparisons
-from adaptkit.comparison.sentences import spoken_pairs
+from adaptkit.comparison.sentences import shown_pairs
 from adaptkit.experiment.outcome import Outcome
 from adaptkit.names import FINAL_GAIN, FINAL_RETENTION, FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY, TIME_TRAIN_SECONDS
 from adaptkit.reports.tables import severity_cells, severity_note, shown_severities, zero_shot_cells
@@ -89,7 +89,7 @@ def print_pairs(console: Console, comparison: Comparison) -> None:
     """Print the table of pairs; of many pairs, only those of the best arm."""
     metric, digits, scale = comparison.metric, comparison.metric.digits, comparison.metric.scale
     unit = f" in {metric.unit}" if metric.unit else ""
-    shown = spoken_pairs(comparison)
+    shown = shown_pairs(comparison)
     hidden = "" if len(shown) == len(comparison.pairs) else f"; {len(comparison.pairs) - len(shown)} more in --json"
     caption = f"{metric.label}, differences{unit} [95 % interval]; Holm-corrected p{hidden}"
     table = _table("pair", caption)
@@ -100,8 +100,8 @@ def print_pairs(console: Console, comparison: Comparison) -> None:
         difference = number(pair.difference, digits, scale=scale, signed=True)
         table.add_row(
             f"{escape(pair.a)} vs {escape(pair.b)}",
-            escape(f"{difference} {bounds(pair.low, pair.high, digits, scale)}"),
-            escape(bounds(pair.image_low, pair.image_high, digits, scale)),
+            escape(f"{difference} {bounds(pair.low, pair.high, digits=digits, scale=scale)}"),
+            escape(bounds(pair.image_low, pair.image_high, digits=digits, scale=scale)),
             p_value(pair.p),
             str(pair.n),
             number(pair.disagreement, scale=100, unit=" %"),

@@ -8,12 +8,12 @@ import math
 import numpy
 from matplotlib.axes import Axes
 
-from adaptkit.comparison.classes import confused_classes, confusion_of, telling_classes
+from adaptkit.comparison.classes import confusion_of, select_confused_classes, select_differing_classes
 from adaptkit.comparison.records import Comparison
 from adaptkit.reports.figures.style import Drawing, listed, new_figure, settle, shown, write_note
 
 #: F1: largest number of arms and of classes, number of classes to choose of more, largest number with text in cells
-MOST_ROWS, MOST_CLASSES, MOST_TELLING, MOST_WRITTEN = 40, 40, 20, 12
+MOST_ROWS, MOST_CLASSES, MOST_SELECTED, MOST_WRITTEN = 40, 40, 20, 12
 #: confusions: largest number of classes, number of classes to choose of more, largest number of panels
 MOST_CONFUSED, MOST_CONFUSING, MOST_OTHERS = 30, 15, 6
 #: with more classes than this, no confusions are drawn: a matrix would have millions of cells
@@ -24,7 +24,7 @@ def draw_class_f1(comparison: Comparison) -> Drawing:
     """Draw F1 on the target test set as a heat map of arms by classes; of many classes, the most different ones."""
     arms, count = comparison.arms[:MOST_ROWS], len(comparison.classes)
     every = numpy.array([arm.class_f1 for arm in arms])
-    chosen = list(range(count)) if count <= MOST_CLASSES else telling_classes(arms, MOST_TELLING)
+    chosen = list(range(count)) if count <= MOST_CLASSES else select_differing_classes(arms, MOST_SELECTED)
     selection = f"the {len(chosen)} of {count:,} classes " + (
         "on which the strategies differ most" if len(arms) > 1 else "of lowest F1"
     )
@@ -60,7 +60,9 @@ def draw_class_f1(comparison: Comparison) -> Drawing:
         ]
     )
     about = "Heat map of strategies by classes" + (f", {selection}" if len(chosen) < count else "")
-    return Drawing("class_f1", title, f"{about}. Weakest class of each strategy: {weakest}.", figure)
+    return Drawing(
+        stem="class_f1", title=title, alt=f"{about}. Weakest class of each strategy: {weakest}.", figure=figure
+    )
 
 
 def draw_confusion_differences(comparison: Comparison) -> Drawing | None:
@@ -76,7 +78,7 @@ def draw_confusion_differences(comparison: Comparison) -> Drawing | None:
     differences = [100 * (confusion_of(arm) - reference) for arm in arms]
     selection = ""
     if count > MOST_CONFUSED:
-        chosen = confused_classes(differences, MOST_CONFUSING)
+        chosen = select_confused_classes(differences, MOST_CONFUSING)
         classes = tuple(classes[index] for index in chosen)
         differences = [difference[numpy.ix_(chosen, chosen)] for difference in differences]
         selection = f"; the {len(chosen)} of {count:,} classes between which the strategies differ most"
@@ -114,10 +116,10 @@ def draw_confusion_differences(comparison: Comparison) -> Drawing | None:
         [_largest(shown(arm.name), matrix, classes) for arm, matrix in zip(arms, differences, strict=True)]
     )
     return Drawing(
-        "confusion_differences",
-        title,
-        f"Matrices of true by predicted class. Largest difference of each: {largest}.",
-        figure,
+        stem="confusion_differences",
+        title=title,
+        alt=f"Matrices of true by predicted class. Largest difference of each: {largest}.",
+        figure=figure,
     )
 
 

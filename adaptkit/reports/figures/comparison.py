@@ -110,7 +110,7 @@ def draw_accuracy_over_training(comparison: Comparison, marks: Mapping[str, Mark
     values_at_end = listed([f"{shown(name)} {ends[name]:.1f} %" for name in names])
     base = f"; {before} {100 * level:.1f} %" if level is not None else ""
     alt = f"Lines against epoch and seconds. After the last epoch: {values_at_end}{base}."
-    return Drawing("accuracy_over_training", title, alt, figure)
+    return Drawing(stem="accuracy_over_training", title=title, alt=alt, figure=figure)
 
 
 def _curves_by_arm(comparison: Comparison, test: str) -> dict[str, list[Curve]]:

@@ -52,7 +52,7 @@ def draw_differences(comparison: Comparison) -> Drawing | None:
     differences = listed(
         [f"{shown(pair.a)} against {shown(pair.b)} {_value(pair, metric)} {pair.verdict}" for pair in pairs]
     )
-    return Drawing("differences", title, f"Differences with intervals: {differences}.", figure)
+    return Drawing(stem="differences", title=title, alt=f"Differences with intervals: {differences}.", figure=figure)
 
 
 def chosen_pairs(comparison: Comparison) -> tuple[PairResult, ...]:

@@ -194,7 +194,7 @@ def draw_accuracy_parameters(comparison: Comparison, marks: Mapping[str, Mark]) 
     )
     names = listed([shown(arm.name) for arm in front])
     alt = f"Points on a logarithmic axis of trainable parameters: {values}. On the Pareto front: {names}."
-    return Drawing("accuracy_parameters", title, alt, figure)
+    return Drawing(stem="accuracy_parameters", title=title, alt=alt, figure=figure)
 
 
 def draw_gain_retention(comparison: Comparison, marks: Mapping[str, Mark]) -> Drawing | None:
@@ -219,7 +219,12 @@ def draw_gain_retention(comparison: Comparison, marks: Mapping[str, Mark]) -> Dr
     note = seeds_note([len(arm.seeds) for arm in arms])
     _name_points(axes, arms, points=points, marks=marks, note=note, lines=[], texts=_name_quadrants(axes))
     values = [f"{shown(name)} {gain.mean:+.1f} and {kept.mean:+.1f}" for name, (kept, gain) in points.items()]
-    return Drawing("gain_retention", title, f"Points, gain and retention in points: {listed(values)}.", figure)
+    return Drawing(
+        stem="gain_retention",
+        title=title,
+        alt=f"Points, gain and retention in points: {listed(values)}.",
+        figure=figure,
+    )
 
 
 def _wide_enough(arms: Sequence[ArmResult], title: str) -> Figure:
@@ -283,7 +288,10 @@ def _name_points(
     write_note(figure, note)
     settle(figure)
     labels = [
-        Label(points[a.name][0].mean, points[a.name][1].mean, shown(a.name), darker(marks[a.name].colour)) for a in arms
+        Label(
+            x=points[a.name][0].mean, y=points[a.name][1].mean, text=shown(a.name), colour=darker(marks[a.name].colour)
+        )
+        for a in arms
     ]
     bars = [bar for x, y in points.values() for bar in intervals(x, y)]
     place_labels(axes, labels, lines=[*lines, *bars], texts=texts, most=MOST_LABELS if many else None)

@@ -21,7 +21,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from adaptkit.comparison.classes import confused_classes
+from adaptkit.comparison.classes import select_confused_classes
 from adaptkit.comparison.metrics import DOMAINS
 from adaptkit.events import Epoch, Predictions, RunResult
 from adaptkit.reports.figures.style import SOURCE, TARGET, TRAIN, any_characters, shown
@@ -105,7 +105,7 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str], title: str)
     shares = counts / numpy.maximum(counts.sum(axis=1, keepdims=True), 1)
     about, written = f"accuracy {100 * predictions.accuracy:.1f} %", len(classes) <= MOST_WRITTEN
     if len(classes) > MOST_CLASSES:
-        chosen = confused_classes([counts], MOST_CONFUSED)
+        chosen = select_confused_classes([counts], MOST_CONFUSED)
         counts, shares = (matrix[numpy.ix_(chosen, chosen)] for matrix in (counts, shares))
         about += f"; the {len(chosen)} most confused of {len(classes):,} classes"
         classes, written = [classes[index] for index in chosen], True

@@ -66,7 +66,7 @@ def draw_accuracy_over_severity(comparison: Comparison, marks: Mapping[str, Mark
     )
     ends = f"{written(robustness.severities[0])} to {written(robustness.severities[-1])}"
     alt = f"Lines against the severity of the shift, {ends}. Area under each: {areas}."
-    return Drawing("accuracy_over_severity", title, alt, figure)
+    return Drawing(stem="accuracy_over_severity", title=title, alt=alt, figure=figure)
 
 
 def _named(arm: SeverityArm) -> str:

@@ -271,7 +271,7 @@ def scaled(estimate: Estimate, scale: float) -> Estimate:
         None if value is None else scale * value for value in (estimate.mean, estimate.sd, estimate.low, estimate.high)
     )
     assert mean is not None
-    return Estimate(mean, estimate.n, sd, low, high)
+    return Estimate(mean, estimate.n, sd=sd, low=low, high=high)
 
 
 def use_parameter_axis(axes: Axes, counts: list[int]) -> None:

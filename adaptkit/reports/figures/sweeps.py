@@ -118,7 +118,8 @@ def _draw_sweep(sweep: Sweep, metric: Metric, *, marks: Mapping[str, Mark], stem
                 *(bar for point in points for bar in intervals(*point)),
             ]
         labels += [
-            Label(x, y, f"{value:g}", darker(colour)) for (value, _), x, y in zip(line, xs[1], means, strict=True)
+            Label(x=x, y=y, text=f"{value:g}", colour=darker(colour))
+            for (value, _), x, y in zip(line, xs[1], means, strict=True)
         ]
     use_option_axis(panels[0], sorted({value for line in lines.values() for value, _ in line}))
     panels[0].set_xlabel(option)
@@ -142,7 +143,7 @@ def _draw_sweep(sweep: Sweep, metric: Metric, *, marks: Mapping[str, Mark], stem
     values = listed(
         [f"{v:g} {metric.scale * a.score.mean:.{metric.digits}f}" for line in lines.values() for v, a in line]
     )
-    return Drawing(stem, title, f"Lines over {option}: {values}.", figure)
+    return Drawing(stem=stem, title=title, alt=f"Lines over {option}: {values}.", figure=figure)
 
 
 def _number(text: str | None) -> float | None:
@@ -249,4 +250,4 @@ def _draw_trend(
     stem = f"trend_{re.sub(r'[^a-z0-9]+', '_', trend.setting.lower()).strip('_')}"
     values = listed([f"{value:g}" for value in trend.values])
     alt = " ".join([f"One line per strategy over {setting}: {values}.", *trend.sentences])
-    return Drawing(stem if position == 1 else f"{stem}_{position}", title, alt, figure)
+    return Drawing(stem=stem if position == 1 else f"{stem}_{position}", title=title, alt=alt, figure=figure)
