@@ -8,6 +8,7 @@ import click
 
 from adaptkit.cli.options import FolderType, json_option
 from adaptkit.errors import BadInput
+from adaptkit.names import FINAL_SHIFTED_ACCURACY, REPORT_FILE
 from adaptkit.system.signals import interruptible
 
 
@@ -19,7 +20,7 @@ from adaptkit.system.signals import interruptible
     metavar="CONDITION",
     help="Only runs under a condition in MLflow's filter language; bare names are params.",
 )
-@click.option("--metric", metavar="NAME", help="What to compare by.  [default: final/shifted_accuracy]")
+@click.option("--metric", metavar="NAME", help=f"What to compare by.  [default: {FINAL_SHIFTED_ACCURACY}]")
 @click.option(
     "--margin", type=float, metavar="X", help="Difference within which arms are tied, in points.  [default: 1]"
 )
@@ -88,7 +89,7 @@ def compare(
         recorded = publish(findings, output=output, tracking_uri=tracking_uri, track=not no_track)
     console = messages()
     if output is not None:
-        console.print(f"Report:    {output / 'report.html'}", markup=False, soft_wrap=True)
+        console.print(f"Report:    {output / REPORT_FILE}", markup=False, soft_wrap=True)
     first = "" if resolve(tracking_uri).is_server else "`adaptkit ui`, then "
     for page in recorded:
         console.print(f"In MLflow: {first}{page}", markup=False, soft_wrap=True)

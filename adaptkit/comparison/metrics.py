@@ -8,8 +8,11 @@ from collections.abc import Iterable
 from adaptkit.comparison.records import ComparedRun, Metric
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.names import (
-    ACCURACY,
-    AREA,
+    FAMILY_FINAL,
+    FAMILY_MEMORY,
+    FAMILY_PARAMS,
+    FAMILY_SIZE,
+    FAMILY_TIME,
     FINAL_BASE_TEST_ACCURACY,
     FINAL_GAIN,
     FINAL_RETENTION,
@@ -21,12 +24,14 @@ from adaptkit.names import (
     PARAMS_TOTAL,
     PARAMS_TRAINABLE,
     PARAMS_TRAINABLE_FRACTION,
+    SEVERITY_ACCURACY,
+    SEVERITY_AREA,
+    SEVERITY_ZERO_SHOT,
     SIZE_ADAPTER_BYTES,
     TEST_ACCURACY,
     TIME_EVALUATION_SECONDS,
     TIME_INFERENCE_RATIO,
     TIME_TRAIN_SECONDS,
-    ZERO_SHOT,
 )
 
 DEFAULT_METRIC = FINAL_SHIFTED_ACCURACY
@@ -41,7 +46,7 @@ LABELS = {
     FINAL_SHIFTED_MACRO_F1: "target macro F1",
     FINAL_GAIN: "gain",
     FINAL_RETENTION: "retention",
-    AREA: "area under accuracy over severity",
+    SEVERITY_AREA: "area under accuracy over severity",
     TIME_TRAIN_SECONDS: "training time",
     TIME_EVALUATION_SECONDS: "evaluation time",
     TIME_INFERENCE_RATIO: "inference time",
@@ -52,7 +57,7 @@ LABELS = {
 }
 UNITS = {"seconds": "s", "bytes": "bytes", "ratio": "times the base's"}
 #: beginnings and endings of the names of metrics for which lower is better
-COSTLY = ("time/", "params/", "size/", "memory/")
+COSTLY = (FAMILY_TIME, FAMILY_PARAMS, FAMILY_SIZE, FAMILY_MEMORY)
 LOSSES = ("loss", "error", "seconds", "bytes")
 #: final metrics that every adaptation run records
 REQUIRED = (
@@ -90,7 +95,8 @@ def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
     costly = key.startswith(COSTLY) or key.rsplit("/", 1)[-1].endswith(LOSSES)
     return Metric(
         key=key,
-        label=LABELS.get(key) or (f"accuracy at severity {key[len(ACCURACY) :]}" if key.startswith(ACCURACY) else key),
+        label=LABELS.get(key)
+        or (f"accuracy at severity {key[len(SEVERITY_ACCURACY) :]}" if key.startswith(SEVERITY_ACCURACY) else key),
         unit="points" if is_share else UNITS.get(ending, ""),
         scale=100.0 if is_share else 1.0,
         higher_is_better=not costly,
@@ -99,7 +105,7 @@ def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
 
 def of_severities(key: str) -> bool:
     """Return whether a metric is measured over severities of the shift; their predictions are not kept."""
-    return key == AREA or key.startswith((ACCURACY, ZERO_SHOT))
+    return key == SEVERITY_AREA or key.startswith((SEVERITY_ACCURACY, SEVERITY_ZERO_SHOT))
 
 
 def required(has_source: bool) -> tuple[str, ...]:
@@ -109,6 +115,6 @@ def required(has_source: bool) -> tuple[str, ...]:
 
 def _nearest(key: str, recorded: set[str]) -> str:
     """Return a suggestion of the nearest metric; final ones also match without their prefix `final/`."""
-    endings = {name.removeprefix("final/"): name for name in recorded if name.startswith("final/")}
+    endings = {name.removeprefix(FAMILY_FINAL): name for name in recorded if name.startswith(FAMILY_FINAL)}
     short = difflib.get_close_matches(key, endings, n=1, cutoff=0.8)
     return f"; did you mean {endings[short[0]]!r}?" if short else suggestion(key, recorded)

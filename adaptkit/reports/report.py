@@ -18,7 +18,7 @@ from markupsafe import Markup
 from adaptkit.comparison.numbers import listed, margin
 from adaptkit.comparison.records import Comparison, Comparisons
 from adaptkit.errors import BadInput
-from adaptkit.names import COMPARISON_FILE
+from adaptkit.names import COMPARISON_FILE, REPORT_FILE, REPORT_MARKDOWN_FILE
 from adaptkit.reports import tables
 from adaptkit.reports.figures.comparison import Drawing, draw_comparison, save_drawing
 from adaptkit.reports.figures.style import assign_colours
@@ -32,7 +32,7 @@ SEVERITY = (
     "ahead at a severity if the pair's 95 % interval there, not adjusted for the number of pairs, excludes 0."
 )
 #: report.html is written last: if it exists, so do the other files
-TEXTS = (COMPARISON_FILE, "report.md", "report.html")
+TEXTS = (COMPARISON_FILE, REPORT_MARKDOWN_FILE, REPORT_FILE)
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def _write_all(folder: Path, findings: Comparisons, more: Sequence[Drawing]) -> 
     }
     texts = {
         COMPARISON_FILE: f"{findings.to_json()}\n",
-        "report.md": _template("report.md.j2", autoescape=False, finalize=escape_markdown).render(content),
-        "report.html": _template("report.html.j2", autoescape=True).render(content),
+        REPORT_MARKDOWN_FILE: _template("report.md.j2", autoescape=False, finalize=escape_markdown).render(content),
+        REPORT_FILE: _template("report.html.j2", autoescape=True).render(content),
     }
     for name in TEXTS:
         (folder / name).write_text(texts[name], encoding="utf-8", errors="replace")

@@ -182,7 +182,7 @@ def test_a_base_run_goes_on_and_the_same_command_from_there(
     result = cli("resume", run_id)
     assert result.exit_code == 0, result.stderr
     lines = result.stderr.splitlines()
-    assert lines[0] == "base small_cnn mnist5k: goes on after epoch 2"
+    assert lines[0] == "base small_cnn mnist5k: resumed after epoch 2"
     assert [line.split("]")[0] for line in lines if "epoch 2/" in line or "epoch 3/" in line] == [
         "[base small_cnn mnist5k"
     ] * 2
@@ -227,7 +227,7 @@ def test_a_strategy_that_acts_between_steps_is_trained_again_in_the_same_run(
     result = cli("resume", run_id)
     assert result.exit_code == 0
     assert result.stderr.splitlines()[0] == (
-        "stepping seed=0: trained again from its first epoch: its strategy acts between steps"
+        "stepping seed=0: trained again from the first epoch: its strategy has a step_ended hook"
     )
     require_as_undisturbed(recorded(uri, run_id), expected)
 
@@ -250,8 +250,8 @@ def test_a_damaged_checkpoint_is_not_used_and_the_run_is_trained_again(
     else:
         path.write_bytes(content[:-100] if damage == "cut short" else content[:-1] + bytes([content[-1] ^ 1]))
     result = cli("resume", run_id)
-    why = "no epoch of it had ended" if damage == "gone" else "its checkpoint cannot be used ("
-    assert result.stderr.startswith(f"head seed=0: trained again from its first epoch: {why}")
+    why = "none of its epochs had ended" if damage == "gone" else "its checkpoint cannot be used ("
+    assert result.stderr.startswith(f"head seed=0: trained again from the first epoch: {why}")
     require_as_undisturbed(recorded(uri, run_id), expected)
     note("damaged-checkpoint")
 
@@ -309,7 +309,7 @@ def test_a_group_that_was_killed_in_its_base_goes_on_with_that(
     (base_id,) = ids(uri, kind="base").values()
     result = cli("resume", group)
     assert result.exit_code == 0, result.stderr
-    assert "base small_cnn mnist5k: goes on after epoch 1" in result.stderr
+    assert "base small_cnn mnist5k: resumed after epoch 1" in result.stderr
     assert recorded(uri, base_id).status == recorded(uri, group).status == "FINISHED"
     assert ids(uri, kind="base") == {"base small_cnn mnist5k": base_id}
     assert list(records()) == []
@@ -348,22 +348,22 @@ def test_a_run_that_has_ended_is_refused(uri: str, cli: Cli) -> None:
 
 
 def test_what_is_no_run_of_a_store_is_refused(uri: str, cli: Cli, own_folder: Path, stop: Stop) -> None:
-    assert refused(cli, "nothing") == f"Error: there is no run 'nothing' in {own_folder}/mlflow.db"
+    assert refused(cli, "nothing") == f"Error: no run 'nothing' in {own_folder}/mlflow.db"
     assert refused(cli) == "Error: name runs by their ids, or all that stopped with --all"
     assert refused(cli, "x", "--all") == "Error: name runs by their ids, or all that stopped with --all, not both"
     foreign = MlflowClient(uri).create_run("0").info.run_id
-    assert refused(cli, foreign).endswith(") is not a run of adaptkit")
+    assert refused(cli, foreign).endswith(") was not made by adaptkit and cannot be resumed")
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
     run_id = interrupted("head")
     (own_folder / "elsewhere").mkdir()
     shutil.copy(own_folder / "mlflow.db", own_folder / "elsewhere")
     MlflowClient(f"sqlite:///{own_folder}/elsewhere/mlflow.db").delete_run(run_id)
-    hint = f"; what is kept here is of runs in {uri}: name it with --tracking-uri"
+    hint = f"; interrupted runs are in {uri}: name the store with --tracking-uri"
     assert refused(cli, "x", "--tracking-uri", f"sqlite:///{own_folder}/elsewhere/mlflow.db").endswith(hint)
     none = own_folder / "elsewhere" / "none.db"
     for arguments in ([run_id], ["--all"]):
         line = refused(cli, *arguments, "--tracking-uri", f"sqlite:///{none}")
-        assert line.startswith(f"Error: there is no tracking store at {none}: ") and line.endswith(hint)
+        assert line.startswith(f"Error: no tracking store at {none}: ") and line.endswith(hint)
 
 
 def killed(uri: str, stop: Stop, **more: Any) -> str:
@@ -377,14 +377,14 @@ def killed(uri: str, stop: Stop, **more: Any) -> str:
 def test_a_run_that_lives_is_refused(uri: str, cli: Cli, stop: Stop) -> None:
     run_id, client = killed(uri, stop), MlflowClient(uri)
     assert refused(cli, run_id) == (
-        f"Error: run {run_id} (head seed=0) is being made by process {os.getpid()} on this machine"
+        f"Error: run {run_id} (head seed=0) is running in process {os.getpid()} on this machine"
     )
     # On a machine that shares the folder its process cannot be seen, but what it holds can.
     client.set_tag(run_id, "adaptkit.host", "elsewhere")
     (record,) = records()
     held = claim(record.local_id)
     assert held is not None
-    assert refused(cli, run_id) == f"Error: run {run_id} (head seed=0) is being made or resumed by another process"
+    assert refused(cli, run_id) == f"Error: run {run_id} (head seed=0) is in use by another process"
     result = cli("resume", "--all")
     assert (result.exit_code, result.stdout) == (
         0, "Nothing to resume: no run of this machine that this store knows of has stopped.\n"
@@ -399,9 +399,11 @@ def test_a_run_of_which_nothing_is_kept_here_is_refused(uri: str, cli: Cli, stop
     client.set_tag(run_id, "adaptkit.pid", "0")
     client.set_terminated(run_id, "KILLED")
     shutil.move(folder_of(record.local_id), "away")
-    assert refused(cli, run_id).endswith("cannot be resumed: nothing is kept of it on this machine; run it anew")
+    assert refused(cli, run_id).endswith(
+        "cannot be resumed: this machine has no checkpoint of it; run the command again"
+    )
     client.set_tag(run_id, "adaptkit.host", "elsewhere")
-    assert refused(cli, run_id).endswith("it was begun on elsewhere, and what is kept of it is there")
+    assert refused(cli, run_id).endswith("it started on elsewhere, and its checkpoint is there")
 
 
 DAMAGES = {
@@ -421,8 +423,8 @@ def test_a_run_of_which_what_is_kept_is_damaged_is_told(uri: str, cli: Cli, stop
     text = (folder / "record.json").read_text()
     (folder / "record.json").write_text(DAMAGES[damage](text))
     assert refused(cli, run_id) == (
-        f"Error: run {run_id} (head seed=0) cannot be resumed: what is kept of it in {folder} is damaged; "
-        "remove that folder and run it anew"
+        f"Error: run {run_id} (head seed=0) cannot be resumed: its checkpoint in {folder} is damaged; "
+        "run the command again"
     )
     told = f"what is kept of a run in {folder} is damaged: it cannot be resumed; remove the folder\n"
     result = cli("resume", "--all")
@@ -446,12 +448,12 @@ def test_no_run_goes_on_with_other_data(uri: str, cli: Cli, stop: Stop, own_fold
     kept = one.read_bytes()
     one.write_bytes(other.read_bytes())
     result = cli("resume", run_id)
-    title = f"Error: run {run_id} (head seed=0) cannot go on:"
+    title = f"Error: run {run_id} (head seed=0) cannot be resumed:"
     assert (result.exit_code, result.stderr.splitlines()) == (
         2,
         [
-            f"{title} its images are no longer what they were, and no run goes on with others",
-            f"{title} its base would be another one: the backbone, its training or its data changed",
+            f"{title} its images have changed since it started",
+            f"{title} it needs another base now: the backbone, its training or its data changed",
         ],
     )
     one.write_bytes(kept)
@@ -465,11 +467,11 @@ def test_a_plugin_that_changed_stops_a_run_until_it_is_put_back(
     path.write_text(STEPPING)
     stop.at("adaptkit_epoch_ended", after=True, name="stepping", epoch=1)
     run_id = interrupted("stepping", plugins=[path])
-    title = f"Error: run {run_id} (stepping seed=0) cannot go on: the plugin {path}"
+    title = f"Error: run {run_id} (stepping seed=0) cannot be resumed: the plugin {path}"
     path.write_text(STEPPING.replace("0.9", "0.8"))
-    assert refused(cli, run_id) == f"{title} was changed since the run began: put it back as it was"
+    assert refused(cli, run_id) == f"{title} was changed since the run started; restore it"
     path.unlink()
-    assert refused(cli, run_id) == f"{title} is gone: put it back as it was"
+    assert refused(cli, run_id) == f"{title} is gone; restore it"
     path.write_text(STEPPING)
     assert cli("resume", run_id, "-q").exit_code == 0
 
@@ -494,7 +496,7 @@ def test_a_base_that_is_gone_is_trained_anew_and_must_be_the_same(
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
         "head seed=0: its base is gone from the cache: it is trained anew",
-        f"Error: run {run_id} (head seed=0) cannot go on: its base was ffffffffffff, and is "
+        f"Error: run {run_id} (head seed=0) cannot be resumed: its base was ffffffffffff, and is "
         f"{str(record.base_fingerprint)[:12]}",
     ]
     shutil.rmtree(own_folder / "cache")
@@ -520,9 +522,9 @@ def test_all_that_stopped_goes_on_and_one_that_cannot_does_not_stop_the_others(
     found = {one["run_id"]: one for one in json.loads(result.stdout)["resumed"]}
     assert set(found) == {good, bad}
     assert found[good]["error"] is None and found[good]["outcome"]["runs"][0]["status"] == "finished"
-    assert "is gone: put it back as it was" in found[bad]["error"] and found[bad]["outcome"] is None
+    assert "is gone; restore it" in found[bad]["error"] and found[bad]["outcome"] is None
     refusal = cli("resume", "--all")
-    assert (refusal.exit_code, (refusal.stdout + refusal.stderr).count("is gone: put it back as it was")) == (1, 1)
+    assert (refusal.exit_code, (refusal.stdout + refusal.stderr).count("is gone; restore it")) == (1, 1)
     path.write_text(STEPPING)
     result = cli("resume", "--all")
     assert result.exit_code == 0
@@ -576,9 +578,9 @@ def test_a_sweeps_trial_goes_on_with_the_sweep(uri: str, cli: Cli) -> None:
     run_id = str(outcome.trials[0].run_id)
     client.set_terminated(run_id, "KILLED")
     assert list(records()) == []
-    for one, what in ((run_id, "is one of a sweep's or a tuning's"), (outcome.parent_run_id, "groups others")):
+    for one, what in ((run_id, "belongs to a sweep or a tuning"), (outcome.parent_run_id, "is a sweep or a tuning")):
         line = refused(cli, one)
-        assert f"{what}: typed again, the same command goes on: " in line
+        assert f"{what}: run the same command again to continue: " in line
 
 
 def test_where_nothing_can_be_written_the_run_goes_on_without_checkpoints(
@@ -619,7 +621,7 @@ def test_a_disk_that_fills_up_meanwhile_costs_a_line(
     assert lines[-2:] == ["Interrupted.", f"Go on with:  adaptkit resume {run_id}"]
     # From the first epoch's checkpoint: what the store has is not logged again.
     monkeypatch.setattr(keeping, "write_checkpoint", write)
-    assert cli("resume", run_id).stderr.startswith("head seed=0: goes on after epoch 1\n")
+    assert cli("resume", run_id).stderr.startswith("head seed=0: resumed after epoch 1\n")
     require_as_undisturbed(recorded(uri, run_id), expected)
 
 
@@ -642,10 +644,10 @@ def test_it_goes_on_from_another_folder_with_the_store_named(
 def test_objects_are_given_again(uri: str, stop: Stop) -> None:
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
     run_id = interrupted("head", backbone=Plain(10))
-    with pytest.raises(BadInput, match="cannot go on: unknown backbone 'python'"):
+    with pytest.raises(BadInput, match="cannot be resumed: unknown backbone 'python'"):
         adaptkit.resume(run_id)
     other = Plain(10)
     other.hidden.bias.data.add_(1)
-    with pytest.raises(BadInput, match="cannot go on: its base would be another one"):
+    with pytest.raises(BadInput, match="cannot be resumed: it needs another base now"):
         adaptkit.resume(run_id, backbone=other)
     assert adaptkit.resume(run_id, backbone=Plain(10)).runs[0].status == "finished"

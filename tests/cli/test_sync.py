@@ -65,7 +65,7 @@ def test_a_run_whose_store_goes_away_ends_with_its_results_and_says_what_to_do(
     assert " head " in unsent.stdout
     (error,) = [line for line in unsent.stderr.splitlines() if line.startswith("Error")]
     assert error.startswith("Error: not all is in MLflow: ")
-    assert error.endswith("; what is missing is kept: `adaptkit sync` sends it; the results above are complete")
+    assert error.endswith("; the missing records are kept: `adaptkit sync` sends them; the results above are complete")
     assert {name: run.info.status for name, run in runs().items()} == {
         "base small_cnn mnist5k": "FINISHED",
         "head seed=0": "RUNNING",
@@ -202,5 +202,5 @@ def test_without_a_store_nor_a_journal_the_loss_is_said(
     result = cli("run", "-s", "head", *TINY, "--plugin", "away.py", "-q")
     assert result.exit_code == 1
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("Error")]
-    assert "; and it cannot be kept for later: " in error
+    assert "; the missing records cannot be kept for later either: " in error
     assert error.endswith("; the results above are complete")

@@ -32,15 +32,14 @@ def refusal(result: Result) -> str:
 
 
 def test_where_there_is_no_store_it_says_so_and_makes_none(cli: Cli, own_folder: Path) -> None:
-    line = f"Error: there is no tracking store at {own_folder}/mlflow.db: `adaptkit run` makes one"
+    line = f"Error: no tracking store at {own_folder}/mlflow.db: create one with `adaptkit run`"
     assert refusal(cli("ui")).startswith(line)
     assert list(own_folder.iterdir()) == []
 
 
 def test_an_unknown_experiment_is_met_with_the_nearest_name(cli: Cli, tracked: Tracked) -> None:
     assert refusal(cli("ui", "--experiment", "adaptkid", "--tracking-uri", tracked.uri)) == (
-        f"Error: --experiment: there is no experiment 'adaptkid' in {tracked.folder}/mlflow.db; "
-        "did you mean 'adaptkit'?"
+        f"Error: --experiment: no experiment 'adaptkid' in {tracked.folder}/mlflow.db; did you mean 'adaptkit'?"
     )
 
 
@@ -50,7 +49,7 @@ def test_a_deleted_experiment_is_named_as_such(cli: Cli, store: Path) -> None:
     client.delete_experiment(old)
     assert refusal(cli("ui", "--experiment", "old")) == (
         "Error: experiment 'old' was deleted in MLflow: restore it with "
-        f"`mlflow experiments restore --experiment-id {old}`, or choose another --experiment"
+        f"`mlflow experiments restore --experiment-id {old}`, or choose another name with --experiment"
     )
 
 
@@ -89,7 +88,7 @@ def test_of_a_store_that_a_server_keeps_it_prints_the_link(cli: Cli, tracked: Tr
             experiment = experiment_id(port, name)
             assert shown.stdout == f"Look at the runs:  {page.address}/#/experiments/{experiment}/runs?{CHARTS}\n"
         assert refusal(cli("ui", "--tracking-uri", page.address, "--experiment", "templet")) == (
-            f"Error: --experiment: there is no experiment 'templet' in {page.address}; did you mean 'template'?"
+            f"Error: --experiment: no experiment 'templet' in {page.address}; did you mean 'template'?"
         )
     assert refusal(cli("ui", "--tracking-uri", page.address)) == (
         f"Error: cannot reach the MLflow server at {page.address}: Connection refused"
