@@ -104,7 +104,7 @@ def test_a_strategy_under_another_name_is_a_tie(cli: Cli, store: Path, own_folde
     # Between the two, which of them took longer may be said.
     start = (
         "In target accuracy, head and twin are tied within ±1 point: they differ by 0.0 points [0.0, 0.0] over "
-        "2 paired seeds (p = 1.00); head trains as many parameters"
+        "2 paired seeds (p = 1.00). head trains as many parameters"
     )
     (sentence,) = [line for line in ran.stdout.splitlines() if line.startswith(start)]
     assert sentence.endswith(" and ended with equal source accuracy.")
