@@ -117,13 +117,13 @@ def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str) -> tuple
 
 def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
     """Load an adapter's tensors into an adapted model, in place; raise BadInput unless they fit what it trains."""
-    own = model.state_dict()
+    state = model.state_dict()
     problems = {
-        "has tensors that are not the model's": [name for name in tensors if name not in own],
+        "has tensors that are not the model's": [name for name in tensors if name not in state],
         "has tensors of another shape or type than the model's": [
             name
             for name, tensor in tensors.items()
-            if name in own and (own[name].shape, own[name].dtype) != (tensor.shape, tensor.dtype)
+            if name in state and (state[name].shape, state[name].dtype) != (tensor.shape, tensor.dtype)
         ],
         "has numbers that are not finite": [
             name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
@@ -131,7 +131,7 @@ def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
         "lacks tensors that are trained": [
             name
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and name in own and name not in tensors
+            if parameter.requires_grad and name in state and name not in tensors
         ],
     }
     lines = [

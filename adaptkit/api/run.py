@@ -140,9 +140,9 @@ def layers_and_plugins(
     """Return the sources of settings that a call from Python gives, the strongest first, and the plugins it names."""
     things, given = list(plugins), dict(keys)
     if "backbone" in given and not isinstance(given["backbone"], str):
-        from adaptkit.backbones.given import given_backbone
+        from adaptkit.backbones.python_model import python_backbone
 
-        things.append(given_backbone(given["backbone"]))
+        things.append(python_backbone(given["backbone"]))
         given["backbone"] = f"python:{type(given['backbone']).__name__}"
     given |= ({"strategy": strategy} if strategy is not None else {}) | option_keys(options or {})
     if preset is not None:

@@ -139,9 +139,9 @@ def given_plugins(things: Iterable[str | Path | object], backbone: nn.Module | N
     """Load plugins that are named by their files, or given as objects, and a model that was given as backbone."""
     listed = list(things)
     if backbone is not None:
-        from adaptkit.backbones.given import given_backbone
+        from adaptkit.backbones.python_model import python_backbone
 
-        listed.append(given_backbone(backbone))
+        listed.append(python_backbone(backbone))
     files = [thing for thing in listed if isinstance(thing, str | Path)]
     plugins = load_plugins(files, [thing for thing in listed if not isinstance(thing, str | Path)])
     plugins.require_sound()
