@@ -1,7 +1,7 @@
-"""What a user sees: a real Chromium on a real `mlflow ui`, and on the report.
+"""Test `mlflow ui` and the report in a real Chromium.
 
-ADAPTKIT_SCREENSHOTS=docs/images pytest -m slow -n 0 tests/test_browser.py  runs an experiment of the default size, and
-keeps a picture of each page.
+To take the screenshots of the documentation, run an experiment of the default size:
+`ADAPTKIT_SCREENSHOTS=docs/images pytest -m slow -n 0 tests/test_browser.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 NAMES = ["full seed=0", "head seed=0", "lora rank=4 seed=0"]
 
-#: MLflow's assistant opens over the page at the first visit; this is what closing it stores
+#: state in which MLflow's assistant is closed; it covers the page at the first visit
 NO_ASSISTANT = """
 localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
 localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
@@ -44,7 +44,7 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 
 def adaptkit(folder: Path, cache: Path, *arguments: str) -> str:
-    """Call the command line in a folder, as a process of its own; return what it printed."""
+    """Run the command line in a folder, in its own process; return its standard output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     command = [sys.executable, "-m", "adaptkit", *arguments]
     done = subprocess.run(
@@ -56,7 +56,7 @@ def adaptkit(folder: Path, cache: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def three(browser: Browser, shared: Path, empty_store: Path) -> Tracked:
-    """Run three strategies with two seeds; with five, and at the default size, for pictures. Needs a browser."""
+    """Run three strategies with two seeds; for screenshots, with five seeds at the default size."""
     folder = shared / "three"
     folder.mkdir()
     shutil.copy(empty_store, folder / "mlflow.db")
@@ -67,7 +67,7 @@ def three(browser: Browser, shared: Path, empty_store: Path) -> Tracked:
 
 @pytest.fixture(scope="module")
 def page(three: Tracked) -> Iterator[Page]:
-    """Run `mlflow ui` on the three strategies."""
+    """Serve the store of the three strategies with `mlflow ui`."""
     with mlflow_ui(three.folder) as page:
         yield page
 
@@ -90,7 +90,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def tab(browser: Browser) -> Iterator[Tab]:
-    """Open a tab in a window of its own."""
+    """Open a tab in a new window."""
     context = browser.new_context(viewport={"width": 1400, "height": 800})
     context.set_default_timeout(60_000)
     context.add_init_script(NO_ASSISTANT)
@@ -99,33 +99,33 @@ def tab(browser: Browser) -> Iterator[Tab]:
 
 
 def keep(tab: Tab, name: str) -> None:
-    """Keep a picture of what the tab shows, when pictures are wanted."""
+    """Save a screenshot of the tab if screenshots are requested."""
     if KEPT:
         tab.screenshot(path=KEPT / f"{name}.png")
 
 
 def at(page: Page, url: str) -> str:
-    """Return a link that adaptkit printed, at the port of this page."""
+    """Return a link that adaptkit printed, with the port of this server."""
     assert url.startswith("http://127.0.0.1:5000/#/experiments/")
     return url.replace("http://127.0.0.1:5000", page.address)
 
 
 def outcome(three: Tracked, name: str) -> dict[str, Any]:
-    """Return what `--json` said of a run."""
-    (found,) = (run for run in three.outcome["runs"] if f"{run['label']} seed={run['seed']}" == name)
-    record: dict[str, Any] = found
+    """Return the record of a run in the `--json` output."""
+    (run,) = (run for run in three.outcome["runs"] if f"{run['label']} seed={run['seed']}" == name)
+    record: dict[str, Any] = run
     return record
 
 
 def plotted(tab: Tab, within: str = "body") -> dict[str, list[float]]:
-    """Return the lines that a chart shows: run -> values."""
+    """Return the lines of a chart: run -> values."""
     plot = tab.locator(f"{within} .js-plotly-plot").first
     plot.scroll_into_view_if_needed()
     lines = plot.evaluate("plot => plot.data.map(line => [line.name, line.y])")
     return {name: values for name, values in lines if values}
 
 
-def test_the_link_shows_a_chart_of_the_runs_accuracy_by_epoch(three: Tracked, page: Page, tab: Tab) -> None:
+def test_link_shows_accuracy_by_epoch(three: Tracked, page: Page, tab: Tab) -> None:
     tab.goto(at(page, three.outcome["ui_url"]))
     for name in NAMES:
         tab.get_by_role("link", name=name, exact=True).wait_for()
@@ -140,7 +140,7 @@ def test_the_link_shows_a_chart_of_the_runs_accuracy_by_epoch(three: Tracked, pa
         assert lines[name] == [epoch["shifted_accuracy"] for epoch in outcome(three, name)["epochs"]]
 
 
-def test_the_experiment_page_lists_runs_with_strategy_and_final_metrics(three: Tracked, page: Page, tab: Tab) -> None:
+def test_experiment_page_lists_runs_and_metrics(three: Tracked, page: Page, tab: Tab) -> None:
     columns = {
         "params.`strategy`": "strategy",
         "metrics.`final/shifted_accuracy`": "final/shifted_accuracy",
@@ -148,9 +148,14 @@ def test_the_experiment_page_lists_runs_with_strategy_and_final_metrics(three: T
         "metrics.`params/trainable`": "params/trainable",
     }
     tab.goto(at(page, three.outcome["ui_url"]).replace("compareRunsMode=CHART", "compareRunsMode=TABLE"))
-    tab.get_by_role("link", name=NAMES[0], exact=True).wait_for()  # the choice is of what the runs have
+    tab.get_by_role("link", name=NAMES[0], exact=True).wait_for()  # the list of columns depends on the loaded runs
     tab.get_by_role("button", name="Columns").click()
-    for column in [*columns.values(), "Dataset", "Source", "Models"]:  # the last three are there from the start
+    for column in [
+        *columns.values(),
+        "Dataset",
+        "Source",
+        "Models",
+    ]:  # the last three are shown by default
         tab.get_by_placeholder("Search columns").fill(column)
         node = tab.locator("[class*='tree-treenode']").filter(has=tab.get_by_text(column, exact=True))
         node.locator("[class*='tree-checkbox']").first.click()
@@ -169,7 +174,7 @@ def test_the_experiment_page_lists_runs_with_strategy_and_final_metrics(three: T
 
 @pytest.fixture
 def comparing(page: Page, tab: Tab) -> Tab:
-    """Open MLflow's comparison of three runs, in a window so wide that MLflow shows its list of files."""
+    """Open MLflow's comparison of three runs, in a window wide enough for its list of files."""
     runs = [page.runs()[name]["info"] for name in NAMES]
     ids, experiments = [run["run_id"] for run in runs], [runs[0]["experiment_id"]]
     tab.set_viewport_size({"width": 2200, "height": 1200})
@@ -180,7 +185,7 @@ def comparing(page: Page, tab: Tab) -> Tab:
     return tab
 
 
-def test_the_compare_page_shows_parameters_side_by_side(comparing: Tab) -> None:
+def test_compare_page_shows_parameters(comparing: Tab) -> None:
     def row(name: str) -> list[str]:
         return (
             comparing.locator("tr").filter(has=comparing.get_by_text(name, exact=True)).locator("td").all_inner_texts()
@@ -200,7 +205,7 @@ def test_the_compare_page_shows_parameters_side_by_side(comparing: Tab) -> None:
         keep(comparing, "mlflow-compare")
 
 
-def test_the_compare_page_shows_confusion_matrices_side_by_side(comparing: Tab) -> None:
+def test_compare_page_shows_confusion_matrices(comparing: Tab) -> None:
     open_artifact(comparing, "confusion_shifted.png")
     pictures = comparing.locator("img[alt='confusion_shifted.png']:visible")
     pictures.nth(2).wait_for()
@@ -214,7 +219,7 @@ def test_the_compare_page_shows_confusion_matrices_side_by_side(comparing: Tab) 
     keep(comparing, "mlflow-confusion")
 
 
-def test_the_compare_page_shows_classification_reports_side_by_side(comparing: Tab, three: Tracked) -> None:
+def test_compare_page_shows_classification_reports(comparing: Tab, three: Tracked) -> None:
     open_artifact(comparing, "classification_report_shifted.txt")
     reports = comparing.locator("pre:visible").filter(has_text="macro avg")
     reports.nth(2).wait_for()
@@ -225,7 +230,7 @@ def test_the_compare_page_shows_classification_reports_side_by_side(comparing: T
         assert float(line.split()[1]) == round(outcome(three, name)["metrics"]["final/shifted_accuracy"], 4)
 
 
-def test_the_compare_page_leads_to_a_chart_of_one_metric(comparing: Tab, three: Tracked) -> None:
+def test_compare_page_links_to_metric_chart(comparing: Tab, three: Tracked) -> None:
     comparing.get_by_text("shifted/accuracy", exact=True).first.evaluate("link => link.click()")
     comparing.locator(".js-plotly-plot .scatterlayer .trace").nth(2).wait_for()
     assert plotted(comparing) == {
@@ -236,20 +241,20 @@ def test_the_compare_page_leads_to_a_chart_of_one_metric(comparing: Tab, three: 
 
 
 def open_artifact(tab: Tab, name: str) -> None:
-    """Choose a file that the compared runs have in common."""
+    """Select an artifact of the compared runs."""
     tab.get_by_text("Select a file to preview").nth(2).wait_for()
     tab.get_by_text(name, exact=True).click()
 
 
 def side_by_side(boxes: list[FloatRect | None]) -> bool:
-    """Tell whether boxes stand in one line, from left to right, and do not overlap."""
-    found = [box for box in boxes if box is not None and box["width"] > 100]
-    return len(found) == len(boxes) and all(
-        left["x"] + left["width"] <= right["x"] and left["y"] == right["y"] for left, right in itertools.pairwise(found)
+    """Return whether the boxes are in one row, from left to right, without overlap."""
+    wide = [box for box in boxes if box is not None and box["width"] > 100]
+    return len(wide) == len(boxes) and all(
+        left["x"] + left["width"] <= right["x"] and left["y"] == right["y"] for left, right in itertools.pairwise(wide)
     )
 
 
-def test_the_report_of_a_comparison_opens_in_mlflow(three: Tracked, page: Page, tab: Tab, shared: Path) -> None:
+def test_report_opens_in_mlflow(three: Tracked, page: Page, tab: Tab, shared: Path) -> None:
     printed = adaptkit(three.folder, shared / "cache", "compare", "--json")
     sentence = json.loads(printed)["sentences"][0]
     (run,) = (run["info"] for name, run in page.runs().items() if name.startswith("compare "))
@@ -262,9 +267,9 @@ def test_the_report_of_a_comparison_opens_in_mlflow(three: Tracked, page: Page, 
 
 @pytest.fixture(scope="module")
 def report(three: Tracked, shared: Path) -> Path:
-    """Write the report of runs of which some bear a name that is HTML.
+    """Write a report of runs, some of which have HTML as the name of their arm.
 
-    Of a strategy adaptkit refuses such a name; but a store holds what anybody writes to it.
+    adaptkit refuses such names, but other programs can write them to the store.
     """
     from mlflow import MlflowClient
 
@@ -281,17 +286,15 @@ def report(three: Tracked, shared: Path) -> Path:
 @pytest.mark.parametrize(
     ("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "light")], ids=["light", "dark", "phone"]
 )
-def test_the_report_opens_from_disk_and_needs_nothing_else(
-    browser: Browser, report: Path, width: int, scheme: Literal["light", "dark"]
-) -> None:
+def test_report_opens_from_disk(browser: Browser, report: Path, width: int, scheme: Literal["light", "dark"]) -> None:
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     tab = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("dialog", lambda dialog: said.append(dialog.message))
-    tab.on("request", lambda request: asked.append(request.url))
+    messages: list[str] = []
+    requests: list[str] = []
+    tab.on("console", lambda message: messages.append(message.text))
+    tab.on("pageerror", lambda error: messages.append(str(error)))
+    tab.on("dialog", lambda dialog: messages.append(dialog.message))
+    tab.on("request", lambda request: requests.append(request.url))
     tab.goto(report.as_uri())
     pictures = tab.locator("img")
     assert pictures.count() >= 5
@@ -299,8 +302,8 @@ def test_the_report_opens_from_disk_and_needs_nothing_else(
         picture.scroll_into_view_if_needed()
         assert picture.is_visible()
         assert picture.evaluate("picture => picture.complete && picture.naturalWidth > 0")
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+    assert messages == []
+    assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()]
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than the window"
     if KEPT:
         name = "report-phone" if width < 600 else "report-dark" if scheme == "dark" else "report"

@@ -1,4 +1,4 @@
-"""What is found of single classes on the shifted test, and which of many classes are worth showing."""
+"""Results of single classes on the target test set, and the choice of classes to show when there are many."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from adaptkit.comparison.statistics import confusion, f1_scores
 
 Floats = NDArray[numpy.float64]
 
-#: of more classes than this no comparison keeps all confusions: their number is its square
+#: with more classes than this, a comparison keeps no confusion matrix: its size is the square of this number
 MOST_CONFUSION = 100
 
 
 def class_f1(runs: Sequence[ComparedRun]) -> Floats:
     """Return the F1 of each class, `[runs, classes]`."""
     classes = len(runs[0].classes)
-    found = [run.predictions["shifted"] for run in runs]
-    return numpy.stack([f1_scores(confusion(one.truth, one.predicted, classes)) for one in found])
+    predictions = [run.predictions["shifted"] for run in runs]
+    return numpy.stack([f1_scores(confusion(one.truth, one.predicted, classes)) for one in predictions])
 
 
 def mean_confusion(runs: Sequence[ComparedRun]) -> Floats:
-    """Return the mean share of each true class (row) that was taken for each class (column)."""
+    """Return the mean share of each true class (row) that was predicted as each class (column)."""
     classes = len(runs[0].classes)
-    found = [run.predictions["shifted"] for run in runs]
-    counts = [confusion(one.truth, one.predicted, classes) for one in found]
+    predictions = [run.predictions["shifted"] for run in runs]
+    counts = [confusion(one.truth, one.predicted, classes) for one in predictions]
     rows = numpy.maximum(counts[0].sum(1, keepdims=True), 1)
     mean: Floats = numpy.mean([count / rows for count in counts], axis=0)
     return mean
 
 
 def confusion_of(arm: ArmResult) -> Floats:
-    """Return an arm's confusion, from its runs where the comparison does not keep it."""
+    """Return the mean confusion of an arm; computed from its runs if the comparison does not keep it."""
     return numpy.array(arm.confusion) if arm.confusion else mean_confusion(arm.runs)
 
 
-def telling_classes(arms: Sequence[ArmResult], most: int) -> list[int]:
-    """Return, in their order, the classes whose F1 differs most among the arms; a single arm's weakest ones."""
+def select_differing_classes(arms: Sequence[ArmResult], most: int) -> list[int]:
+    """Return the classes whose F1 differs most among the arms, or the weakest ones of a single arm, in class order."""
     scores = numpy.array([arm.class_f1 for arm in arms])
     weight = scores.max(0) - scores.min(0) if len(arms) > 1 else -scores[0]
     return sorted(numpy.argsort(-weight, kind="stable")[:most].tolist())
 
 
-def confused_classes(cells: Sequence[NDArray[numpy.generic]], most: int) -> list[int]:
-    """Return, in their order, the classes of the largest cells off the diagonal of some matrices `[classes, classes]`.
+def select_confused_classes(cells: Sequence[NDArray[numpy.generic]], most: int) -> list[int]:
+    """Return the classes of the largest off-diagonal cells of these matrices `[classes, classes]`, in class order.
 
-    Of equal cells the first come first; where too few classes are confused, the first classes fill the list.
+    Of equal cells, the first ones are taken. If too few classes are confused, the first classes fill the list.
     """
     size = numpy.max([numpy.abs(matrix) for matrix in cells], axis=0).astype(float)
     size = numpy.maximum(size, size.T)

@@ -1,4 +1,4 @@
-"""Collect the runs of an experiment for its comparison: a plugin that watches run events."""
+"""Collect the runs of the current experiment for its comparison, through the hooks of run events."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 class Collector:
-    """Keep what a comparison needs of each adaptation run, whether it is tracked or not."""
+    """Convert each adaptation run to a `ComparedRun`, whether or not the run is tracked."""
 
     def __init__(self) -> None:
         self._runs: list[ComparedRun] = []
 
     def runs(self, run_ids: Mapping[str, str | None]) -> list[ComparedRun]:
-        """Return the collected runs; `run_ids` maps their names to their ids in a tracking store."""
+        """Return the collected runs; `run_ids` maps run names to their ids in the tracking store."""
         return [dataclasses.replace(run, run_id=run_ids.get(run.name)) for run in self._runs]
 
     @hookimpl
     def adaptkit_run_ended(self, run: RunStart, result: RunResult, model: nn.Module) -> None:
-        """Keep a finished adaptation run."""
+        """Collect a finished adaptation run."""
         if run.kind != "adaptation":
             return
         epochs = result.epochs
@@ -53,7 +53,7 @@ class Collector:
 
     @hookimpl
     def adaptkit_run_failed(self, run: RunStart, error: BaseException) -> None:
-        """Keep that an adaptation run stopped early, and why."""
+        """Collect a failed adaptation run with the reason."""
         if run.kind == "adaptation":
             reason = str(error).strip() or type(error).__name__
             self._runs.append(dataclasses.replace(self._started(run, "failed"), reason=reason.splitlines()[0]))

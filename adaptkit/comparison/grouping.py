@@ -1,4 +1,8 @@
-"""Sort runs into comparisons and arms: which may be set side by side, and which are replicates of each other."""
+"""Group runs into comparisons and arms.
+
+Runs are compared if they share the data, the base and the number of labelled images. Runs that also share strategy,
+options and training settings are replicates of one arm.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from adaptkit.settings.identity import training_settings
 
 @dataclass(frozen=True)
 class ArmRuns:
-    """A strategy with its options and training settings, and its finished runs, one a seed."""
+    """Finished runs of one arm, one for each seed."""
 
     name: str
     slug: str
@@ -26,7 +30,7 @@ class ArmRuns:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Arms with one base, one split and shift, as many labelled images; `reason` names what sets them apart."""
+    """Arms that can be compared; `reason` says how they differ from other groups, None if there is one group."""
 
     arms: tuple[ArmRuns, ...]
     left_out: tuple[LeftOut, ...]
@@ -34,25 +38,25 @@ class RunGroup:
 
 
 def group_runs(runs: Iterable[ComparedRun]) -> tuple[tuple[RunGroup, ...], tuple[LeftOut, ...]]:
-    """Return the comparisons that these runs allow, the one with most runs first, and runs that stand in none."""
+    """Return the groups of comparable runs, the largest first, and the runs that are in no group."""
     by_key: dict[tuple[str, str, str, bool], list[ComparedRun]] = defaultdict(list)
     for run in runs:
         by_key[_key(run)].append(run)
-    alone: list[LeftOut] = []
-    found: list[tuple[list[ComparedRun], list[LeftOut]]] = []
+    ungrouped: list[LeftOut] = []
+    grouped: list[tuple[list[ComparedRun], list[LeftOut]]] = []
     for members in by_key.values():
         finished, left_out = _finished(members)
         if finished:
-            found.append((finished, left_out))
+            grouped.append((finished, left_out))
         else:
-            alone.extend(left_out)
-    found.sort(key=lambda pair: -len(pair[0]))
-    reasons = _reasons([finished for finished, _ in found])
+            ungrouped.extend(left_out)
+    grouped.sort(key=lambda pair: -len(pair[0]))
+    reasons = _reasons([finished for finished, _ in grouped])
     groups = [
         RunGroup(_arms(finished), tuple(left_out), reason)
-        for (finished, left_out), reason in zip(found, reasons, strict=True)
+        for (finished, left_out), reason in zip(grouped, reasons, strict=True)
     ]
-    return tuple(groups), tuple(alone)
+    return tuple(groups), tuple(ungrouped)
 
 
 def _key(run: ComparedRun) -> tuple[str, str, str, bool]:
@@ -66,25 +70,27 @@ def _key(run: ComparedRun) -> tuple[str, str, str, bool]:
 
 
 def _finished(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[LeftOut]]:
-    """Return the latest finished run of each arm and seed, and what was left out for which reason."""
+    """Return the latest finished run of each arm and seed, and the runs that are left out with the reason."""
     latest: dict[object, ComparedRun] = {}
     left_out: list[LeftOut] = []
     for run in sorted(runs, key=lambda run: run.started):
         if run.status != "finished":
-            left_out.append(LeftOut(run.name, run.run_id, run.status, run.reason or run.status))
+            left_out.append(
+                LeftOut(name=run.name, run_id=run.run_id, status=run.status, reason=run.reason or run.status)
+            )
             continue
         key = (_arm_key(run), run.seed)
         if key in latest:
             earlier = latest[key]
             reason = "repeated later with the same strategy, options and seed"
-            left_out.append(LeftOut(earlier.name, earlier.run_id, "superseded", reason))
+            left_out.append(LeftOut(name=earlier.name, run_id=earlier.run_id, status="superseded", reason=reason))
         latest[key] = run
     return list(latest.values()), left_out
 
 
 def _arm_key(run: ComparedRun) -> tuple[str, tuple[tuple[str, str], ...]]:
-    own = {f"strategy.{key}": value for key, value in run.options.items()} | training_settings(run.settings)
-    return run.strategy, tuple(sorted(own.items()))
+    options = {f"strategy.{key}": value for key, value in run.options.items()} | training_settings(run.settings)
+    return run.strategy, tuple(sorted(options.items()))
 
 
 def _arms(runs: Sequence[ComparedRun]) -> tuple[ArmRuns, ...]:
@@ -96,7 +102,12 @@ def _arms(runs: Sequence[ComparedRun]) -> tuple[ArmRuns, ...]:
     slugs = make_slugs(names)
     return tuple(
         ArmRuns(
-            name, slug, members[0].strategy, members[0].options, training_settings(members[0].settings), tuple(members)
+            name=name,
+            slug=slug,
+            strategy=members[0].strategy,
+            options=members[0].options,
+            settings=training_settings(members[0].settings),
+            runs=tuple(members),
         )
         for name, slug, members in zip(names, slugs, groups, strict=True)
     )
@@ -105,7 +116,7 @@ def _arms(runs: Sequence[ComparedRun]) -> tuple[ArmRuns, ...]:
 def _names(first_runs: Sequence[ComparedRun]) -> list[str]:
     """Name each arm by its strategy and the options in which it differs from the strategy's other arms.
 
-    A strategy with a single arm is named as its runs were: with the options that are not at their default.
+    The only arm of a strategy keeps the name of its runs, which has the options that are not at their default.
     """
     names = []
     for run in first_runs:
@@ -113,15 +124,15 @@ def _names(first_runs: Sequence[ComparedRun]) -> list[str]:
         if len(siblings) == 1:
             names.append(run.arm)
             continue
-        own = dict(run.options) | training_settings(run.settings)
+        options = dict(run.options) | training_settings(run.settings)
         others = [dict(other.options) | training_settings(other.settings) for other in siblings]
         order = [*sorted(run.options), *sorted(training_settings(run.settings))]
-        keys = [key for key in order if any(other.get(key) != own[key] for other in others)]
-        names.append(" ".join([run.strategy, *(f"{key}={_short(own[key])}" for key in keys)]))
+        keys = [key for key in order if any(other.get(key) != options[key] for other in others)]
+        names.append(" ".join([run.strategy, *(f"{key}={_short(options[key])}" for key in keys)]))
     repeated = {name for name, count in Counter(names).items() if count > 1}
     numbers: Counter[str] = Counter()
     for index, name in enumerate(names):
-        if name in repeated:  # an option that one version of a strategy has and another has not
+        if name in repeated:  # another version of the strategy has other options
             numbers[name] += 1
             names[index] = f"{name} ({numbers[name]})"
     return names
@@ -132,7 +143,7 @@ def _short(value: str) -> str:
 
 
 def make_slugs(names: Sequence[str]) -> list[str]:
-    """Return names as MLflow takes them within a metric's: other characters become `_`, a number makes them unique."""
+    """Return unique names that MLflow accepts as part of a metric name; other characters become `_`."""
     slugs: list[str] = []
     for name in names:
         slug = re.sub(r"[^A-Za-z0-9_\-. :]", "_", name).strip() or "_"
@@ -144,7 +155,7 @@ def make_slugs(names: Sequence[str]) -> list[str]:
 
 
 def _reasons(groups: Sequence[Sequence[ComparedRun]]) -> list[str | None]:
-    """Say in what each group differs from the others."""
+    """Return for each group how it differs from the others; None if there is one group."""
     if len(groups) < 2:
         return [None] * len(groups)
     keys = [_key(members[0]) for members in groups]
@@ -159,8 +170,8 @@ def _reasons(groups: Sequence[Sequence[ComparedRun]]) -> list[str | None]:
         if len({key[1] for key in keys}) > 1:
             parts.append(f"base {base[:8] or 'unknown'} ({settings.get('backbone', '?')})")
         if len({key[2] for key in keys}) > 1:
-            parts.append(f"{shots or '?'} labelled images a class")
+            parts.append(f"{shots or '?'} labelled images per class")
         if len({key[3] for key in keys}) > 1:
             parts.append("a base trained on a source" if has_source else "no source")
-        words.append("compared apart, since the runs differ in more than the strategy: " + ", ".join(parts))
+        words.append("compared separately, because the runs differ in more than the strategy: " + ", ".join(parts))
     return list(words)

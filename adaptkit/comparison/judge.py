@@ -1,4 +1,4 @@
-"""Judge the arms of a comparison: what each reaches, what lies between them, at what cost."""
+"""Compare runs: group them, then judge the arms of each group by one metric and by their costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from adaptkit.comparison.classes import MOST_CONFUSION, class_f1, mean_confusion
 from adaptkit.comparison.grouping import ArmRuns, RunGroup, group_runs
-from adaptkit.comparison.metrics import DEFAULT_MARGIN, DEFAULT_METRIC, PPT_CONSTANT, find_metric, worded
+from adaptkit.comparison.metrics import DEFAULT_MARGIN, DEFAULT_METRIC, DOMAINS, PPT_CONSTANT, find_metric
 from adaptkit.comparison.numbers import listed
 from adaptkit.comparison.pairs import dominators, judge_pairs
 from adaptkit.comparison.records import COSTS, ArmResult, ComparedRun, Comparison, Comparisons, Estimate, Metric
@@ -41,7 +41,7 @@ from adaptkit.names import (
     TIMING_TAG,
 )
 
-#: the line for whoever has nothing to compare
+#: advice when there is nothing to compare
 MORE_ARMS = "run another strategy with the same seeds, as in `adaptkit run -s full -s head --seeds 0-4`"
 
 
@@ -51,9 +51,10 @@ def judge_runs(
     metric: str = DEFAULT_METRIC,
     margin: float | None = None,
 ) -> Comparisons:
-    """Return every comparison that these runs allow; `margin` is in points for accuracies, else in the metric's unit.
+    """Compare these runs by a metric; return one comparison for each group of comparable runs.
 
-    Raises BadInput when none has finished, or for a metric that no run has.
+    `margin` is the largest difference that counts as a tie, in points for accuracies, else in the metric's unit.
+    Raises BadInput if no run has finished, or if no run has the metric.
     """
     finished = [run for run in runs if run.status == "finished"]
     if not finished:
@@ -63,13 +64,15 @@ def judge_runs(
     default = DEFAULT_MARGIN if chosen.scale == 100 else 0.0
     scaled = default if margin is None else margin / chosen.scale
     groups, left_out = group_runs([_with_metric(run, metric) for run in runs])
-    comparisons = tuple(judge(group, number, chosen, scaled) for number, group in enumerate(groups, start=1))
+    comparisons = tuple(
+        judge(group, number=number, metric=chosen, margin=scaled) for number, group in enumerate(groups, start=1)
+    )
     notes = tuple(f"{run.name} is left out: {run.reason}" for run in left_out)
-    return Comparisons(comparisons, notes, left_out, find_trends(comparisons))
+    return Comparisons(comparisons=comparisons, notes=notes, left_out=left_out, trends=find_trends(comparisons))
 
 
 def require_pairs(findings: Comparisons) -> None:
-    """Raise BadInput when no comparison has two arms."""
+    """Raise BadInput if no comparison has two arms."""
     if any(len(comparison.arms) > 1 for comparison in findings.comparisons):
         return
     arms = [arm for comparison in findings.comparisons for arm in comparison.arms]
@@ -77,24 +80,27 @@ def require_pairs(findings: Comparisons) -> None:
         seeds = "seed" if len(arms[0].seeds) == 1 else "seeds"
         every = (*findings.left_out, *(run for comparison in findings.comparisons for run in comparison.left_out))
         missing = f"left out: {listed(f'{run.name} ({run.status})' for run in every)}; " if every else ""
-        raise BadInput(f"only one arm to compare: {arms[0].name} ({len(arms[0].seeds)} {seeds}); {missing}{MORE_ARMS}")
-    apart = "; ".join(
+        raise BadInput(
+            f"only one strategy to compare: {arms[0].name} ({len(arms[0].seeds)} {seeds}); {missing}{MORE_ARMS}"
+        )
+    differences = "; ".join(
         f"{comparison.arms[0].name}: {(comparison.reason or '').split(': ', 1)[-1]}"
         for comparison in findings.comparisons
     )
-    raise BadInput(f"no two arms share a base, the data and the number of labelled images ({apart}); {MORE_ARMS}")
+    raise BadInput(
+        f"no two strategies share a base, the data and the number of labelled images ({differences}); {MORE_ARMS}"
+    )
 
 
-def judge(group: RunGroup, number: int, metric: Metric, margin: float) -> Comparison:
-    """Judge one group of arms."""
+def judge(group: RunGroup, *, number: int, metric: Metric, margin: float) -> Comparison:
+    """Judge one group of arms by a metric; `margin` is in the metric's own scale (a fraction for accuracies)."""
     group = over_common(group, metric)
     runs = [run for arm in group.arms for run in arm.runs]
     _check_test_images(runs)
-    metric = worded(metric, runs[0].has_source)
     sign = -1 if metric.higher_is_better else 1
     arms = sorted((_arm_result(arm, metric) for arm in group.arms), key=lambda arm: sign * arm.score.mean)
     comparable = _timings_comparable(arms)
-    pairs = judge_pairs(arms, metric, margin, comparable)
+    pairs = judge_pairs(arms, metric, margin=margin, timings_comparable=comparable)
     dominated = dominators(arms, pairs, timings_comparable=comparable)
     arms = [dataclasses.replace(arm, dominated_by=dominated[arm.name]) for arm in arms]
     first = arms[0].runs[0]
@@ -117,7 +123,9 @@ def judge(group: RunGroup, number: int, metric: Metric, margin: float) -> Compar
         data_fingerprint=first.tags.get(DATA_FINGERPRINT_TAG, ""),
         setup=_setup([run for arm in arms for run in arm.runs]),
         timings_comparable=comparable,
-        robustness=judge_robustness(arms, margin if metric.scale == 100 else DEFAULT_MARGIN, comparable),
+        robustness=judge_robustness(
+            arms, margin=margin if metric.scale == 100 else DEFAULT_MARGIN, timings_comparable=comparable
+        ),
     )
     comparison = dataclasses.replace(comparison, notes=note_sentences(comparison))
     return dataclasses.replace(comparison, sentences=verdict_sentences(comparison))
@@ -170,34 +178,36 @@ def _arm_result(arm: ArmRuns, metric: Metric) -> ArmResult:
 
 
 def _check_test_images(runs: Sequence[ComparedRun]) -> None:
-    """Refuse runs whose predictions are not of the same test images: no difference between them means anything."""
+    """Raise BadInput for runs with different test images: their differences would have no meaning."""
     first = runs[0]
     for run in runs[1:]:
-        for name, found in run.predictions.items():
+        for name, actual in run.predictions.items():
             expected = first.predictions[name]
-            same = run.classes == first.classes and len(found.truth) == len(expected.truth)
-            if not (same and (found.image == expected.image).all() and (found.truth == expected.truth).all()):
-                raise BadInput(f"the predictions of {run.name} and {first.name} are not of the same {name} test images")
+            same = run.classes == first.classes and len(actual.truth) == len(expected.truth)
+            if not (same and (actual.image == expected.image).all() and (actual.truth == expected.truth).all()):
+                raise BadInput(f"{run.name} and {first.name} were tested on different {DOMAINS[name]} test images")
 
 
 def _timings_comparable(arms: Sequence[ArmResult]) -> bool:
-    """Tell whether all seconds were taken on one machine's device, with one number of threads, by runs alone there."""
+    """Return whether all times are from one device of one machine, with equal threads and one run at a time."""
     runs = [run for arm in arms for run in arm.runs]
-    tags = {HOST_TAG: None, THREADS_TAG: None, PROCESSES_TAG: "1"}  # what older runs did not say
+    tags = {HOST_TAG: None, THREADS_TAG: None, PROCESSES_TAG: "1"}  # older runs have no such tags
     places = {(*(run.tags.get(*tag) for tag in tags.items()), run.settings.get("device")) for run in runs}
     return len(places) == 1 and all(run.tags.get(TIMING_TAG, "alone") == "alone" for run in runs)
 
 
 def _setup(runs: Sequence[ComparedRun]) -> Mapping[str, str]:
-    """Return the settings that all runs share; without a source, nobody trained the base."""
+    """Return the settings that all runs share; without a source, those of training the base do not apply."""
     first = runs[0].settings
-    own = ["seed", "strategy", "preset", "data_dir"]
+    omitted = ["seed", "strategy", "preset", "data_dir"]
     if not runs[0].has_source:
-        own += [key for key in first if key.startswith("base.") or key == "split.source"]
+        omitted += [key for key in first if key.startswith("base.") or key == "split.source"]
     shared = {
         key: value
         for key, value in first.items()
-        if key not in own and not key.startswith("strategy.") and all(run.settings.get(key) == value for run in runs)
+        if key not in omitted
+        and not key.startswith("strategy.")
+        and all(run.settings.get(key) == value for run in runs)
     }
     for fact, tag in (("pool_images", POOL_IMAGES_TAG), ("drawn_images", DRAWN_IMAGES_TAG)):
         values = {run.tags.get(tag) for run in runs}

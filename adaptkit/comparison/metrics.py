@@ -1,8 +1,7 @@
-"""The metrics that runs can be compared by: what they are called, in which unit, and which direction is good."""
+"""Metrics that runs can be compared by: name in text, unit, and whether higher is better."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Iterable
 
@@ -36,15 +35,15 @@ from adaptkit.names import (
 )
 
 DEFAULT_METRIC = FINAL_SHIFTED_ACCURACY
-#: one point, for accuracies; other metrics have no margin of their own
+#: one point, for accuracies; other metrics have no default margin
 DEFAULT_MARGIN = 0.01
 #: V-PETL Bench's constant for its PPT score
 PPT_CONSTANT = 1e7
 
 LABELS = {
-    FINAL_SHIFTED_ACCURACY: "accuracy on the shifted test",
-    FINAL_TEST_ACCURACY: "accuracy on the clean test",
-    FINAL_SHIFTED_MACRO_F1: "macro F1 on the shifted test",
+    FINAL_SHIFTED_ACCURACY: "target accuracy",
+    FINAL_TEST_ACCURACY: "source accuracy",
+    FINAL_SHIFTED_MACRO_F1: "target macro F1",
     FINAL_GAIN: "gain",
     FINAL_RETENTION: "retention",
     SEVERITY_AREA: "area under accuracy over severity",
@@ -56,26 +55,23 @@ LABELS = {
     SIZE_ADAPTER_BYTES: "adapter size",
     MEMORY_PEAK_BYTES: "peak memory",
 }
-#: what is called otherwise where there is no source, and nothing was shifted
-WITHOUT_SOURCE = {
-    FINAL_SHIFTED_ACCURACY: "accuracy on the target's test set",
-    FINAL_SHIFTED_MACRO_F1: "macro F1 on the target's test set",
-}
 UNITS = {"seconds": "s", "bytes": "bytes", "ratio": "times the base's"}
-#: metrics of which less is better, by what their names begin or end with
+#: beginnings and endings of the names of metrics for which lower is better
 COSTLY = (FAMILY_TIME, FAMILY_PARAMS, FAMILY_SIZE, FAMILY_MEMORY)
 LOSSES = ("loss", "error", "seconds", "bytes")
-#: the final metrics that every adaptation run records, without which a record has a gap
+#: final metrics that every adaptation run records
 REQUIRED = (
     FINAL_SHIFTED_ACCURACY, FINAL_SHIFTED_MACRO_F1, PARAMS_TOTAL, PARAMS_TRAINABLE,
     PARAMS_TRAINABLE_FRACTION, SIZE_ADAPTER_BYTES, MEMORY_PEAK_BYTES, TIME_TRAIN_SECONDS,
     TIME_INFERENCE_RATIO,
 )  # fmt: skip
-#: those that only a run with a source has
+#: final metrics that only runs with a source record
 OF_SOURCE = (
     FINAL_TEST_ACCURACY, FINAL_ZERO_SHOT_ACCURACY, FINAL_BASE_TEST_ACCURACY, FINAL_GAIN, FINAL_RETENTION,
 )  # fmt: skip
-#: metric -> the test set whose images decide it
+#: test set, as in predictions and file names -> the domain of its images, as in text
+DOMAINS = {"shifted": "target", "clean": "source"}
+#: metric -> the test set whose predictions determine it
 TEST_SETS = {
     FINAL_SHIFTED_ACCURACY: "shifted",
     FINAL_GAIN: "shifted",
@@ -86,13 +82,13 @@ TEST_SETS = {
 
 
 def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
-    """Return the metric of this name; raise BadInput, naming the nearest, if no run has it."""
-    given = list(runs)
-    known = {name for run in given for name in run.metrics}
-    if key not in known:
-        if key in (*OF_SOURCE, TEST_ACCURACY) and not any(run.has_source for run in given):
+    """Return the metric of this name; raise BadInput with the nearest name if no run has it."""
+    candidates = list(runs)
+    recorded = {name for run in candidates for name in run.metrics}
+    if key not in recorded:
+        if key in (*OF_SOURCE, TEST_ACCURACY) and not any(run.has_source for run in candidates):
             raise BadInput(f"--metric: these runs have no source, and therefore no {key}")
-        raise BadInput(f"--metric: no run has a metric {key!r}{_nearest(key, known)}")
+        raise BadInput(f"--metric: no run has a metric {key!r}{_nearest(key, recorded)}")
     is_share = key in TEST_SETS or key.endswith("accuracy") or key == PARAMS_TRAINABLE_FRACTION
     is_share = is_share or of_severities(key)
     ending = key.rsplit("_", 1)[-1]
@@ -108,22 +104,17 @@ def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
 
 
 def of_severities(key: str) -> bool:
-    """Tell whether images under severities of the shift, of which no predictions are kept, decide a metric."""
+    """Return whether a metric is measured over severities of the shift; their predictions are not kept."""
     return key == SEVERITY_AREA or key.startswith((SEVERITY_ACCURACY, SEVERITY_ZERO_SHOT))
 
 
 def required(has_source: bool) -> tuple[str, ...]:
-    """Return the final metrics without which the record of a finished run has a gap."""
+    """Return the final metrics that the record of a finished run must have."""
     return (*OF_SOURCE, *REQUIRED) if has_source else REQUIRED
 
 
-def worded(metric: Metric, has_source: bool) -> Metric:
-    """Return the metric as it is called in a comparison of runs with or without a source."""
-    return metric if has_source else dataclasses.replace(metric, label=WITHOUT_SOURCE.get(metric.key, metric.label))
-
-
-def _nearest(key: str, known: set[str]) -> str:
-    """Suggest the nearest metric; final ones also for the part of their name behind the slash, `shifted_acuracy`."""
-    endings = {name.removeprefix(FAMILY_FINAL): name for name in known if name.startswith(FAMILY_FINAL)}
+def _nearest(key: str, recorded: set[str]) -> str:
+    """Return a suggestion of the nearest metric; final ones also match without their prefix `final/`."""
+    endings = {name.removeprefix(FAMILY_FINAL): name for name in recorded if name.startswith(FAMILY_FINAL)}
     short = difflib.get_close_matches(key, endings, n=1, cutoff=0.8)
-    return f"; did you mean {endings[short[0]]!r}?" if short else suggestion(key, known)
+    return f"; did you mean {endings[short[0]]!r}?" if short else suggestion(key, recorded)

@@ -1,4 +1,8 @@
-"""What a comparison reads of runs and finds about strategies: plain records, the same for Python, JSON and reports."""
+"""Records of comparisons: the runs as input, the results of arms and pairs as output.
+
+An arm is a strategy with its options and training settings; its runs differ only in the seed. Python, the JSON output
+and the reports read the same records. Accuracies and F1 are fractions.
+"""
 
 from __future__ import annotations
 
@@ -21,74 +25,7 @@ from adaptkit.names import (
     TIME_TRAIN_SECONDS,
 )
 
-
-@dataclass(frozen=True)
-class SeverityArm:
-    """An arm over the severities: its mean accuracy at each, and the area below them (None for one severity)."""
-
-    name: str
-    slug: str
-    strategy: str
-    accuracies: tuple[Estimate, ...]
-    area: Estimate | None
-
-    @property
-    def score(self) -> Estimate:
-        """Return what arms are ranked by."""
-        return self.area or self.accuracies[0]
-
-
-@dataclass(frozen=True)
-class SeverityPair:
-    """Two arms' areas, `a` minus `b` over the seeds that they share, judged as by any metric, by seeds alone."""
-
-    a: str
-    b: str
-    n: int
-    verdict: str
-    difference: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    p_unadjusted: float | None
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """Where the mean lines of two arms cross: `rising` is behind at the severity `low` and ahead at `high`.
-
-    `settled` says that the pair's 95 % intervals exclude 0 at both; `before` and `after` are the differences there.
-    `sure_before` and `sure_after` are the nearest severities on each side, with no other crossing between, at which
-    the interval excludes 0.
-    """
-
-    rising: str
-    falling: str
-    low: float
-    high: float
-    at: float
-    before: float
-    after: float
-    n: int
-    settled: bool
-    sure_before: float | None
-    sure_after: float | None
-
-
-@dataclass(frozen=True)
-class Robustness:
-    """What a comparison finds over severities, as fractions: `arms` by area, the largest first."""
-
-    severities: tuple[float, ...]
-    zero_shot: tuple[float, ...] | None
-    zero_shot_area: float | None
-    arms: tuple[SeverityArm, ...]
-    pairs: tuple[SeverityPair, ...]
-    crossings: tuple[Crossing, ...]
-    notes: tuple[str, ...] = ()
-
-
-#: cost metric -> what people call it; on each of them the Pareto front is drawn
+#: cost metric -> its name in text; each has a Pareto front
 COSTS = {
     PARAMS_TRAINABLE: "trainable parameters",
     SIZE_ADAPTER_BYTES: "adapter size",
@@ -98,13 +35,13 @@ COSTS = {
 }
 
 
-#: the param `dataset` of runs without a source
+#: value of the param `dataset` of runs without a source
 NO_SOURCE = "none"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A compared metric: `scale` turns its values into what is shown in `unit` (fractions into points)."""
+    """A metric that runs are compared by; its values times `scale` are shown in `unit` (fractions as points)."""
 
     key: str
     label: str
@@ -114,7 +51,7 @@ class Metric:
 
     @property
     def digits(self) -> int:
-        """Return how many decimals are shown."""
+        """Return the number of decimals to show."""
         if self.scale == 100:
             return 1
         return 0 if self.key.startswith((FAMILY_PARAMS, FAMILY_SIZE, FAMILY_MEMORY)) else 3
@@ -122,7 +59,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run epoch by epoch: accuracies as fractions, `seconds` since the run's start; no `clean` without a source."""
+    """Accuracies of one run after each epoch; `seconds` since its start.
+
+    `clean` is the source accuracy (None without a source), `shifted` the target accuracy.
+    """
 
     epoch: tuple[int, ...]
     seconds: tuple[float, ...]
@@ -132,11 +72,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One adaptation run as a comparison sees it.
+    """One adaptation run as input of a comparison.
 
-    `options` and `settings` are the params as text, `arm` the strategy with its options as the run was named,
-    `status` finished, failed, killed or running. Predictions (`clean`, `shifted`) are class indices; without a source
-    there are none of a clean test, and `shifted` is the target's test set.
+    `options` and `settings` are params as text; `arm` is the strategy with its options, as in the run's name; `status`
+    is finished, failed, killed or running. `predictions` are class indices for the target test set (`shifted`) and,
+    with a source, the source test set (`clean`).
     """
 
     name: str
@@ -157,13 +97,13 @@ class ComparedRun:
 
     @property
     def has_source(self) -> bool:
-        """Tell whether the run's base was trained on a source, which then has a clean test."""
+        """Return whether the run's base was trained on a source, so that it has a source accuracy."""
         return self.settings.get("dataset") != NO_SOURCE
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` seeds with its standard deviation and 95 % t-interval; None where one seed gives none."""
+    """Mean over `n` seeds with standard deviation and 95 % t-interval; these are None for one seed."""
 
     mean: float
     n: int
@@ -179,11 +119,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """A strategy with its options: accuracies as fractions, costs a run, and what dominates it.
+    """Results of one arm: a strategy with its options and training settings.
 
-    `score` is the compared metric. `dominated_by` maps each cost to the arms that are cheaper and better or tied.
-    `confusion` is the mean share of each true class (row) taken for each class (column) on the shifted test; empty for
-    more than 100 classes. Without a source there is no `gain`, `clean` or `retention`.
+    `score` is the compared metric, `shifted` the target accuracy, `clean` the source accuracy; costs are those of one
+    run. Without a source, `gain`, `clean` and `retention` are None. `dominated_by` maps each cost to the arms that are
+    cheaper and better or tied. `confusion` is the mean share of each true class (row) that was predicted as each class
+    (column) on the target test set; it is empty for more than 100 classes.
     """
 
     name: str
@@ -206,7 +147,7 @@ class ArmResult:
     epoch_seconds: Estimate
     peak_bytes: Estimate
     inference_ratio: Estimate
-    #: V-PETL Bench's score, with its constant; it stands in the JSON only
+    #: V-PETL Bench's score; only in the JSON
     ppt: float
     class_f1: tuple[float, ...]
     confusion: tuple[tuple[float, ...], ...]
@@ -214,7 +155,7 @@ class ArmResult:
     runs: tuple[ComparedRun, ...] = field(repr=False)
 
     def cost(self, key: str) -> Estimate:
-        """Return the cost that a metric of COSTS records."""
+        """Return the cost under this key of COSTS."""
         if key == PARAMS_TRAINABLE:
             return Estimate(float(self.trainable), len(self.seeds))
         costs = {
@@ -240,12 +181,13 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class PairResult:
-    """Two arms: `a` minus `b` over the seeds that they share, with the pair's own 95 % interval.
+    """Result of comparing two arms: `a` minus `b` over the `n` seeds that both have.
 
-    `p` is corrected by Holm over all pairs of the comparison, `p_unadjusted` is not. `test` is `paired t`, `mcnemar`
-    (one shared seed) or None (neither can be made). `image_low` and `image_high` bound the difference under resampling
-    of the test images; `verdict` is `seeds_verdict` unless they do not bear it out. `seeds_needed` and `images_needed`
-    say what would decide an unclear pair.
+    `low` and `high` are the pair's own 95 % interval. `p` is corrected by Holm's method for all pairs of the
+    comparison, `p_unadjusted` is not. `test` is `paired t`, `mcnemar` (one shared seed) or None (no test is possible).
+    `image_low` and `image_high` are the 95 % interval over resampled test images: if it does not confirm
+    `seeds_verdict`, then `verdict` is unclear. `seeds_needed` and `images_needed` estimate how many would decide an
+    unclear pair.
     """
 
     a: str
@@ -274,7 +216,7 @@ class PairResult:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A run that is not in the figures, and why."""
+    """A run that is left out of the comparison, with the reason."""
 
     name: str
     run_id: str | None
@@ -283,10 +225,76 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Arms that share a base, the data and the number of labelled images, and what is found between them.
+class SeverityArm:
+    """Accuracies of one arm at each severity of the shift; `area` is the mean over the range, None for one severity."""
 
-    Without a source there is no `zero_shot` and no `base_accuracy`: the base's head is new.
+    name: str
+    slug: str
+    strategy: str
+    accuracies: tuple[Estimate, ...]
+    area: Estimate | None
+
+    @property
+    def score(self) -> Estimate:
+        """Return the value that arms are ranked by: the area, or the only accuracy."""
+        return self.area or self.accuracies[0]
+
+
+@dataclass(frozen=True)
+class SeverityPair:
+    """Difference of two arms' areas, `a` minus `b`, over their shared seeds; judged by the seeds alone."""
+
+    a: str
+    b: str
+    n: int
+    verdict: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_unadjusted: float | None
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Crossing of two arms' mean accuracies: `rising` is behind at severity `low` and ahead at severity `high`.
+
+    `before` and `after` are the differences at `low` and `high`; `settled` is True if the pair's 95 % intervals exclude
+    0 at both. `sure_before` and `sure_after` are the nearest severities on each side at which the interval excludes 0
+    and before which the lines do not cross again.
+    """
+
+    rising: str
+    falling: str
+    low: float
+    high: float
+    at: float
+    before: float
+    after: float
+    n: int
+    settled: bool
+    sure_before: float | None
+    sure_after: float | None
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Results of a comparison over severities of the shift; `arms` are sorted by area, the largest first."""
+
+    severities: tuple[float, ...]
+    zero_shot: tuple[float, ...] | None
+    zero_shot_area: float | None
+    arms: tuple[SeverityArm, ...]
+    pairs: tuple[SeverityPair, ...]
+    crossings: tuple[Crossing, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Comparison of arms that share a base, the data and the number of labelled images.
+
+    Without a source, `zero_shot` and `base_accuracy` are None, because the base's head is new.
     """
 
     number: int
@@ -305,33 +313,29 @@ class Comparison:
     test_images: int
     base_fingerprint: str
     data_fingerprint: str
-    #: settings that all arms share, and the facts that do not depend on an arm
+    #: settings and facts that are the same for all arms
     setup: Mapping[str, str]
-    #: whether seconds were measured on one machine, one run at a time
+    #: True if times were measured on one machine, one run at a time
     timings_comparable: bool
-    #: None where no run was tested over severities of the shift
+    #: None if no run was tested over severities of the shift
     robustness: Robustness | None = None
-
-    @property
-    def test_name(self) -> str:
-        """Return what people call the test set of `shifted`."""
-        return "target's test set" if self.zero_shot is None else "shifted test"
 
     def arm(self, name: str) -> ArmResult:
         """Return the arm of this name."""
         return next(arm for arm in self.arms if arm.name == name)
 
     def front(self, cost: str) -> tuple[ArmResult, ...]:
-        """Return the arms that nothing dominates for this cost, the cheapest first."""
+        """Return the Pareto front for this cost: the arms that no other arm dominates, the cheapest first."""
         free = [arm for arm in self.arms if not arm.dominated_by.get(cost)]
         return tuple(sorted(free, key=lambda arm: arm.cost(cost).mean))
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Arms that stand in several comparisons, which differ in one number: `setting`, by its rising `values`.
+    """Arms that occur in several comparisons, which differ only in one numeric `setting`.
 
-    `numbers` are those of the comparisons, in this order; `arms` are named as there, the best on average first.
+    `values` are the setting's values, rising; `numbers` are those of the comparisons in the same order. `arms` are
+    sorted by their average score, the best first.
     """
 
     setting: str
@@ -384,10 +388,10 @@ class Comparisons:
 
 
 def _finite(value: Any) -> Any:
-    """Return plain JSON types with None for numbers that JSON has no word for."""
+    """Return plain JSON types with None for numbers that JSON cannot represent."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):  # most of what there is
+    if value is None or isinstance(value, str | int):  # checked first: the most frequent types
         return value
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
@@ -395,8 +399,8 @@ def _finite(value: Any) -> Any:
 
 
 def _shallow(record: Comparison | PairResult) -> dict[str, Any]:
-    # Not by `asdict`, which copies all that is inside: there are many pairs.
-    found = {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
+    # `asdict` would copy everything inside, which is slow for many pairs.
+    plain = {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
     if isinstance(record, Comparison) and record.robustness is not None:
-        found["robustness"] = dataclasses.asdict(record.robustness)
-    return found
+        plain["robustness"] = dataclasses.asdict(record.robustness)
+    return plain

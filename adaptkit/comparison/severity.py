@@ -1,4 +1,7 @@
-"""Judge arms over severities of the shift: their areas as any metric is judged, and where their mean lines cross."""
+"""Compare arms over severities of the shift: the areas under their accuracies, and where their means cross.
+
+Areas are judged like any other metric.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,14 @@ from adaptkit.errors import BadInput
 from adaptkit.names import SEVERITY_ACCURACY, SEVERITY_AREA, SEVERITY_ZERO_SHOT
 from adaptkit.settings.severities import accuracies_in, area, written
 
-#: differences of accuracies that are 0 but for rounding
+#: smaller differences of accuracies are rounding errors
 LEVEL = 1e-9
 
 
 def over_common(group: RunGroup, metric: Metric) -> RunGroup:
-    """Return the group with each run's area over the severities that its runs share.
+    """Return the group with each run's area recomputed over the severities that all its runs share.
 
-    Raises BadInput where these are to be compared by area and share fewer than two.
+    Raises BadInput if the metric is the area and the runs share fewer than two severities.
     """
     tested = _tested([run for arm in group.arms for run in arm.runs])
     severities = common_severities(tested)
@@ -47,8 +50,8 @@ def over_common(group: RunGroup, metric: Metric) -> RunGroup:
         )
 
     def recomputed(run: ComparedRun) -> ComparedRun:
-        found = accuracies_in(run.metrics)
-        whole = area(severities, [found[severity] for severity in severities]) if found else None
+        accuracies = accuracies_in(run.metrics)
+        whole = area(severities, [accuracies[severity] for severity in severities]) if accuracies else None
         rest = {key: value for key, value in run.metrics.items() if key != SEVERITY_AREA}
         return dataclasses.replace(run, metrics=rest if whole is None else rest | {SEVERITY_AREA: whole})
 
@@ -57,28 +60,28 @@ def over_common(group: RunGroup, metric: Metric) -> RunGroup:
 
 
 def common_severities(runs: Sequence[ComparedRun]) -> tuple[float, ...]:
-    """Return the severities at which all these runs were tested."""
+    """Return the severities at which all of these runs were tested."""
     every = [set(accuracies_in(run.metrics)) for run in runs]
     return tuple(sorted(set.intersection(*every))) if every else ()
 
 
-def judge_robustness(arms: Sequence[ArmResult], margin: float, timings_comparable: bool) -> Robustness | None:
-    """Return what arms are over the severities that their runs share; None if there are no such severities.
+def judge_robustness(arms: Sequence[ArmResult], *, margin: float, timings_comparable: bool) -> Robustness | None:
+    """Compare arms over the severities that their runs share; return None if they share none.
 
-    Runs that were not tested over severities are left out, and said to be.
+    Runs that were not tested over severities are left out; a note names them.
     """
-    found = {arm.name: _tested(arm.runs) for arm in arms}
-    runs = [run for tested in found.values() for run in tested]
+    runs_by_arm = {arm.name: _tested(arm.runs) for arm in arms}
+    runs = [run for tested in runs_by_arm.values() for run in tested]
     severities = common_severities(runs)
     if not severities:
         return None
-    tested = [dataclasses.replace(arm, runs=tuple(found[arm.name])) for arm in arms if found[arm.name]]
+    tested = [dataclasses.replace(arm, runs=tuple(runs_by_arm[arm.name])) for arm in arms if runs_by_arm[arm.name]]
     results = {arm.name: _arm(arm, severities) for arm in tested}
     tested.sort(key=lambda arm: -results[arm.name].score.mean)
     pairs: tuple[PairResult, ...] = ()
     if len(severities) > 1 and len(tested) > 1:
-        chosen = find_metric(SEVERITY_AREA, runs)
-        pairs = judge_pairs(tested, chosen, margin, timings_comparable)
+        metric = find_metric(SEVERITY_AREA, runs)
+        pairs = judge_pairs(tested, metric, margin=margin, timings_comparable=timings_comparable)
     base = accuracies_in(runs[0].metrics, SEVERITY_ZERO_SHOT)
     zero_shot = tuple(base[severity] for severity in severities) if set(severities) <= set(base) else None
     return Robustness(
@@ -88,14 +91,14 @@ def judge_robustness(arms: Sequence[ArmResult], margin: float, timings_comparabl
         arms=tuple(results[arm.name] for arm in tested),
         pairs=tuple(_pair(pair) for pair in pairs),
         crossings=tuple(crossing for a, b in combinations(tested, 2) for crossing in crossings(a, b, severities)),
-        notes=_notes(found, runs, severities),
+        notes=_notes(runs_by_arm, runs, severities),
     )
 
 
 def crossings(a: ArmResult, b: ArmResult, severities: Sequence[float]) -> list[Crossing]:
-    """Return where the means of two arms cross over the seeds that they share, straight between severities.
+    """Return the crossings of two arms' means over their shared seeds, with straight lines between severities.
 
-    Where they are level at a severity, and change places there, that is where they cross.
+    Arms that are equal at a severity and change order there cross at this severity.
     """
     pairs = shared_runs(a, b)
     if not pairs:
@@ -110,18 +113,18 @@ def crossings(a: ArmResult, b: ArmResult, severities: Sequence[float]) -> list[C
     if len(pairs) > 1:
         test = paired_t(differences, 1 / len(pairs[0][0].predictions["shifted"].truth))
         decided = (test.low > 0) | (test.high < 0)
-    found = []
-    apart = numpy.flatnonzero(numpy.abs(means) > LEVEL).tolist()
-    for left, right in pairwise(apart):
+    result = []
+    unequal = numpy.flatnonzero(numpy.abs(means) > LEVEL).tolist()
+    for left, right in pairwise(unequal):
         if means[left] * means[right] > 0:
             continue
         low, high = severities[left], severities[right]
         at = low + (high - low) * float(means[left] / (means[left] - means[right]))
-        if right > left + 1:  # level at what lies between
+        if right > left + 1:  # equal at the severities in between
             at = (severities[left + 1] + severities[right - 1]) / 2
         rising, falling = (a.name, b.name) if means[right] > 0 else (b.name, a.name)
         sign = 1.0 if means[right] > 0 else -1.0
-        found.append(
+        result.append(
             Crossing(
                 rising=rising,
                 falling=falling,
@@ -132,17 +135,17 @@ def crossings(a: ArmResult, b: ArmResult, severities: Sequence[float]) -> list[C
                 after=sign * float(means[right]),
                 n=len(pairs),
                 settled=bool(decided[left] and decided[right] and right == left + 1),
-                sure_before=_nearest(severities, decided, means, range(left, -1, -1)),
-                sure_after=_nearest(severities, decided, means, range(right, len(severities))),
+                sure_before=_nearest(severities, decided=decided, means=means, steps=range(left, -1, -1)),
+                sure_after=_nearest(severities, decided=decided, means=means, steps=range(right, len(severities))),
             )
         )
-    return found
+    return result
 
 
 def _nearest(
-    severities: Sequence[float], decided: NDArray[numpy.bool_], means: NDArray[numpy.float64], steps: range
+    severities: Sequence[float], *, decided: NDArray[numpy.bool_], means: NDArray[numpy.float64], steps: range
 ) -> float | None:
-    """Return the first severity on the way at which a pair is decided, before its means change their sign again."""
+    """Return the first severity of `steps` at which the pair is decided; None if its means change sign before."""
     for index in steps:
         if means[index] * means[steps[0]] < 0:
             return None
@@ -169,18 +172,26 @@ def _arm(arm: ArmResult, severities: Sequence[float]) -> SeverityArm:
 
 def _pair(pair: PairResult) -> SeverityPair:
     return SeverityPair(
-        pair.a, pair.b, pair.n, pair.verdict, pair.difference, pair.low, pair.high, pair.p, pair.p_unadjusted
+        a=pair.a,
+        b=pair.b,
+        n=pair.n,
+        verdict=pair.verdict,
+        difference=pair.difference,
+        low=pair.low,
+        high=pair.high,
+        p=pair.p,
+        p_unadjusted=pair.p_unadjusted,
     )
 
 
 def _notes(
-    found: dict[str, list[ComparedRun]], runs: Sequence[ComparedRun], severities: Sequence[float]
+    runs_by_arm: dict[str, list[ComparedRun]], runs: Sequence[ComparedRun], severities: Sequence[float]
 ) -> tuple[str, ...]:
     notes = []
-    if missing := [name for name, tested in found.items() if not tested]:
-        notes.append(f"Over severities, there is nothing of {listed(missing)}: run again with --severity.")
+    if missing := [name for name, tested in runs_by_arm.items() if not tested]:
+        notes.append(f"{listed(missing)} was not tested over severities: run it again with --severity.")
     every = {severity for run in runs for severity in accuracies_in(run.metrics)}
     if len(every) > len(severities):
         shared = listed(map(written, severities))
-        notes.append(f"The runs were tested at different severities: those that all share, {shared}, are compared.")
+        notes.append(f"The runs were tested at different severities. Only the shared ones are compared: {shared}.")
     return tuple(notes)

@@ -1,6 +1,7 @@
-"""The statistics of a comparison: pure functions of arrays, the last axis being seeds, pairs or images.
+"""Statistical tests and intervals of a comparison: pure functions of arrays.
 
-They work on whole families at once, so that what the words promise can be tested by simulation.
+The last axis holds seeds, pairs or images. Functions accept many families at once, so that simulations can test the
+error rates of the verdicts.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from adaptkit.comparison.records import Estimate
 
 ALPHA = 0.05
 RESAMPLES = 2_000
-#: no plan asks for more seeds than this
+#: largest number of seeds that is recommended
 MOST_SEEDS = 10_000
-#: spreads and differences of accuracies below this are rounding
+#: smaller spreads and differences of accuracies are rounding errors
 ROUNDING = 1e-9
 
 Floats = NDArray[numpy.float64]
@@ -30,7 +31,7 @@ Floats = NDArray[numpy.float64]
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Paired differences: their mean, standard deviation, 95 % t-interval and two-sided p, an array each."""
+    """Results of paired t-tests: arrays of means, standard deviations, 95 % t-intervals and two-sided p-values."""
 
     mean: Floats
     sd: Floats
@@ -40,20 +41,21 @@ class PairedTest:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of independent values with its 95 % t-interval; without one for a single value."""
+    """Return the mean of independent values with its 95 % t-interval; a single value has no interval."""
     mean, n = math.fsum(values) / len(values), len(values)
     if n < 2:
         return Estimate(mean, n)
     sd = float(numpy.std(values, ddof=1))
     half = _quantile(ALPHA / 2, n - 1) * sd / math.sqrt(n)
-    return Estimate(mean, n, sd, mean - half, mean + half)
+    return Estimate(mean, n, sd=sd, low=mean - half, high=mean + half)
 
 
 def paired_t(differences: ArrayLike, resolution: float = 0.0) -> PairedTest:
-    """Test by Student's paired t whether differences `[..., n]`, n > 1, have the mean 0.
+    """Run Student's paired t-test: do the differences `[..., n]`, n > 1, have the mean 0?
 
-    No finite test set can establish a spread below `resolution`, the change that one test image makes: equal and nearly
-    equal differences are tested with this standard deviation, unless all are 0 (p = 1, interval [0, 0]). p is never 0.
+    `resolution` is the change made by one test image: a finite test set cannot show a smaller spread. Equal and nearly
+    equal differences are therefore tested with this standard deviation. If all are 0, then p = 1 and the interval is
+    [0, 0]. p is never 0.
     """
     values = numpy.asarray(differences, dtype=float)
     n = values.shape[-1]
@@ -63,15 +65,15 @@ def paired_t(differences: ArrayLike, resolution: float = 0.0) -> PairedTest:
     sd = numpy.where(zero, 0.0, numpy.maximum(numpy.where(equal, 0.0, sd), resolution))
     mean = numpy.where(zero, 0.0, mean)
     error = sd / math.sqrt(n)
-    # Not by scipy.stats: its checks take ten times as long, and a comparison tests thousands of pairs.
+    # scipy.stats would take ten times as long, and a comparison tests thousands of pairs.
     half = _quantile(ALPHA / 2, n - 1) * error
     with numpy.errstate(divide="ignore", invalid="ignore"):
         p = numpy.where(zero, 1.0, 2 * special.stdtr(n - 1, -numpy.abs(mean) / error))
-    return PairedTest(mean, sd, mean - half, mean + half, numpy.maximum(p, numpy.finfo(float).tiny))
+    return PairedTest(mean=mean, sd=sd, low=mean - half, high=mean + half, p=numpy.maximum(p, numpy.finfo(float).tiny))
 
 
 def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> float:
-    """Return the two-sided p of McNemar's exact test on two models' right answers to the same images."""
+    """Return the two-sided p of McNemar's exact test on two models' correct predictions of the same images."""
     a, b = numpy.asarray(right_a, dtype=bool), numpy.asarray(right_b, dtype=bool)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     if only_a + only_b == 0:
@@ -80,7 +82,7 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> float:
 
 
 def holm(p: ArrayLike) -> Floats:
-    """Return p-values `[..., pairs]` corrected for their number (Holm, 1979): at most alpha of families err."""
+    """Correct p-values `[..., pairs]` for their number by Holm's method (1979)."""
     values = numpy.asarray(p, dtype=float)
     count = values.shape[-1]
     order = values.argsort(-1)
@@ -91,10 +93,10 @@ def holm(p: ArrayLike) -> Floats:
     return corrected
 
 
-def verdicts(mean: ArrayLike, low: ArrayLike, high: ArrayLike, p: ArrayLike, margin: float) -> NDArray[Any]:
-    """Return a word for each pair: better or worse (corrected p below .05), else tie, else unclear.
+def verdicts(mean: ArrayLike, *, low: ArrayLike, high: ArrayLike, p: ArrayLike, margin: float) -> NDArray[Any]:
+    """Return the verdict of each pair: better or worse (corrected p < .05), else tie, else unclear.
 
-    A tie is a 95 % interval within ±margin: two one-sided tests of equivalence, at 2.5 % each.
+    A tie is a 95 % interval within ±margin: two one-sided tests of equivalence at 2.5 % each.
     """
     mean, p = numpy.asarray(mean), numpy.asarray(p)
     decided = p < ALPHA
@@ -102,15 +104,15 @@ def verdicts(mean: ArrayLike, low: ArrayLike, high: ArrayLike, p: ArrayLike, mar
     return numpy.select([decided & (mean > 0), decided & (mean < 0), tie], ["better", "worse", "tie"], "unclear")
 
 
-def supported(verdict: str, low: float, high: float, margin: float) -> bool:
-    """Tell whether an interval from resampled test images bears a verdict out."""
+def supported(verdict: str, *, low: float, high: float, margin: float) -> bool:
+    """Return whether the interval over resampled test images confirms a verdict."""
     return {"better": low > 0, "worse": high < 0, "tie": low >= -margin and high <= margin}.get(verdict, True)
 
 
-def seeds_needed(mean: float, sd: float, margin: float, pairs: int) -> int | None:
-    """Return how many seeds would decide a pair if its mean and spread stayed as observed; None above 10,000.
+def seeds_needed(mean: float, sd: float, *, margin: float, pairs: int) -> int | None:
+    """Return how many seeds would decide a pair with this mean and spread; None above 10,000.
 
-    Decided is: better or worse with the strictest of Holm's corrections, or a tie.
+    A pair is decided if it is better or worse under the strictest of Holm's corrections, or a tie.
     """
 
     def decided(n: int) -> bool:
@@ -125,14 +127,14 @@ def seeds_needed(mean: float, sd: float, margin: float, pairs: int) -> int | Non
 
 @functools.cache
 def _quantile(tail: float, freedom: int) -> float:
-    """Return Student's t above which this share lies: a plan looks many of them up."""
+    """Return the upper quantile of Student's t; cached, because `seeds_needed` evaluates many."""
     return float(special.stdtrit(freedom, 1 - tail))
 
 
-def images_needed(verdict: str, mean: float, low: float, high: float, margin: float, images: int) -> int | None:
-    """Return how many test images would bear a verdict out if the difference stayed as observed.
+def images_needed(verdict: str, *, mean: float, low: float, high: float, margin: float, images: int) -> int | None:
+    """Return how many test images would confirm a verdict at the observed difference; None if no number would.
 
-    The width of the resampled interval shrinks with the square root of the number of images. None where none would.
+    The width of the resampled interval shrinks with the square root of the number of images.
     """
     room = abs(mean) if verdict in ("better", "worse") else margin - abs(mean)
     if room <= 0:
@@ -141,7 +143,7 @@ def images_needed(verdict: str, mean: float, low: float, high: float, margin: fl
 
 
 def resampling_weights(images: int, seed: int, resamples: int = RESAMPLES) -> NDArray[numpy.float32]:
-    """Return how often each test image is drawn, `[resamples, images]`: bootstrap samples that all runs share."""
+    """Draw bootstrap samples that all runs share; return the count of each test image, `[resamples, images]`."""
     generator = numpy.random.default_rng(seed)
     weights = numpy.empty((resamples, images), dtype=numpy.float32)
     for row in weights:
@@ -150,18 +152,18 @@ def resampling_weights(images: int, seed: int, resamples: int = RESAMPLES) -> ND
 
 
 def percentile_intervals(samples: Floats) -> tuple[Floats, Floats]:
-    """Return the low and the high ends of the bootstrap's 95 % percentile intervals of samples `[..., resamples]`."""
+    """Return the lower and upper ends of the bootstrap's 95 % percentile intervals of samples `[..., resamples]`."""
     low, high = numpy.quantile(samples, [ALPHA / 2, 1 - ALPHA / 2], axis=-1)
     return low, high
 
 
 def sampling_error(accuracy: float, images: int) -> float:
-    """Return the half-width of an accuracy's 95 % binomial interval (normal approximation) from its test images."""
+    """Return the half-width of an accuracy's 95 % binomial interval (normal approximation)."""
     return float(stats.norm.ppf(1 - ALPHA / 2)) * math.sqrt(accuracy * (1 - accuracy) / images)
 
 
 def confusion(truth: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[numpy.int64]:
-    """Return how many images of each class (row) were taken for each class (column)."""
+    """Return how many images of each class (row) were predicted as each class (column)."""
     cells = numpy.asarray(truth, dtype=numpy.int64) * classes + predicted
     return numpy.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 

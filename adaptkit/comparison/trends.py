@@ -1,4 +1,4 @@
-"""Follow arms through comparisons that differ in one number: at which values is which better?"""
+"""Find trends: how verdicts change over comparisons that differ in one numeric setting."""
 
 from __future__ import annotations
 
@@ -8,42 +8,38 @@ from collections.abc import Iterable, Sequence
 
 from adaptkit.comparison.numbers import listed
 from adaptkit.comparison.records import Comparison, Trend
-from adaptkit.comparison.sentences import where
+from adaptkit.comparison.sentences import opening
 
-#: arms that are spoken of in pairs, the best first; settings that are followed
-SPOKEN_ARMS, MOST_TRENDS = 3, 6
-#: what changes with another setting, by itself
+#: number of arms whose pairs have a sentence, the best first; number of settings with a trend
+MOST_ARMS, MOST_TRENDS = 3, 6
+#: settings that may differ too, because they follow from another setting
 FOLLOWS = ("shift", "pool_images", "drawn_images", "split.file")
 SWAPPED = {"better": "worse", "worse": "better"}
 
 
 def find_trends(comparisons: Sequence[Comparison]) -> tuple[Trend, ...]:
-    """Return what becomes of the arms along each numeric setting in which comparisons differ, and in nothing else.
-
-    The longest come first; of the same comparisons no two settings are followed.
-    """
+    """Return a trend for each numeric setting that is the only difference between comparisons, the longest first."""
     settings = sorted({key for comparison in comparisons for key in comparison.setup})
-    found: list[Trend] = []
+    trends: list[Trend] = []
     for setting in settings:
         lines: dict[object, dict[float, Comparison]] = defaultdict(dict)
         for comparison in comparisons:
             value = _number(comparison.setup.get(setting))
             if value is not None and setting not in FOLLOWS:
-                # Of the same value twice, as after another training of the base, the larger one counts: it comes first.
+                # Two comparisons may share a value, for example with two bases: keep the larger, which comes first.
                 lines[_rest(comparison, setting)].setdefault(value, comparison)
         for line in lines.values():
             if len(line) > 1:
                 trend = _trend(setting, dict(sorted(line.items())))
                 if trend is not None:
-                    found.append(trend)
-    found.sort(key=lambda trend: -len(trend.values))
-    return tuple(found[:MOST_TRENDS])
+                    trends.append(trend)
+    trends.sort(key=lambda trend: -len(trend.values))
+    return tuple(trends[:MOST_TRENDS])
 
 
 def _rest(comparison: Comparison, setting: str) -> object:
-    """Return all in which comparisons along a setting must agree."""
+    """Return everything that comparisons of one trend must share."""
     others = [(key, value) for key, value in comparison.setup.items() if key not in (setting, *FOLLOWS)]
-    # Without the shift's amounts, its text still says something: its other parts and their order.
     return comparison.metric.key, tuple(sorted(others)), comparison.zero_shot is None
 
 
@@ -63,13 +59,13 @@ def _trend(setting: str, line: dict[float, Comparison]) -> Trend | None:
         values=tuple(line),
         numbers=tuple(comparison.number for comparison in line.values()),
         arms=tuple(names),
-        sentences=tuple(_sentences(setting, line, names[:SPOKEN_ARMS])),
+        sentences=tuple(_sentences(setting, line, names[:MOST_ARMS])),
     )
 
 
 def _sentences(setting: str, line: dict[float, Comparison], names: Sequence[str]) -> Iterable[str]:
-    """Yield for each two arms at which values of the setting the one is better, the other is, or neither."""
-    place = where(next(iter(line.values())))
+    """Yield a sentence for each two arms: at which values of the setting which one is better."""
+    place = opening(next(iter(line.values())))
     for index, a in enumerate(names):
         for b in names[index + 1 :]:
             verdicts: dict[str, list[str]] = defaultdict(list)
@@ -79,17 +75,17 @@ def _sentences(setting: str, line: dict[float, Comparison], names: Sequence[str]
                         word = pair.verdict if pair.a == a else SWAPPED.get(pair.verdict, pair.verdict)
                         verdicts[word].append(f"{value:g}")
             if verdicts:
-                yield f"{place} along {setting}: {_told(a, b, verdicts)}."
+                yield f"{place}, by {setting}: {_verdicts(a, b, verdicts)}."
 
 
-def _told(a: str, b: str, verdicts: dict[str, list[str]]) -> str:
+def _verdicts(a: str, b: str, verdicts: dict[str, list[str]]) -> str:
     parts = [
         f"{words} at {listed(verdicts[verdict])}"
         for verdict, words in (
             ("better", f"{a} is better than {b}"),
             ("worse", f"{b} is better than {a}"),
             ("tie", f"{a} and {b} are tied"),
-            ("unclear", f"between {a} and {b} it is unclear"),
+            ("unclear", f"it is unclear which of {a} and {b} is better"),
         )
         if verdicts[verdict]
     ]

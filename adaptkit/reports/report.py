@@ -1,4 +1,4 @@
-"""Write findings as a report that people can open: a page, Markdown, JSON and figures."""
+"""Write a report of comparisons: an HTML page, Markdown, JSON and figures."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from adaptkit.reports.tables import Table, severity_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 SEVERITY = (
-    "A multiple of the shift's amounts: 1 is what was adapted to. The area is the mean accuracy over the range, with "
-    "straight lines between severities; it is judged by the seeds alone. An arm is surely ahead at a severity where "
-    "this pair's 95 % interval there excludes 0, unadjusted."
+    "A multiple of the shift's amounts: 1 is the shift that the strategies adapted to. The area is the mean accuracy "
+    "over the range, with straight lines between severities. It is judged by the seeds alone. A strategy is clearly "
+    "ahead at a severity if the pair's 95 % interval there, not adjusted for the number of pairs, excludes 0."
 )
-#: report.html comes last: when it is there, so is the rest
+#: report.html is written last: if it exists, so do the other files
 TEXTS = (COMPARISON_FILE, REPORT_MARKDOWN_FILE, REPORT_FILE)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as a report shows it: what it shows in words, its PNG file beside the report, the bytes as base64."""
+    """A figure of a report: title, caption, name of the PNG file in the same folder, and its bytes as base64."""
 
     title: str
     caption: str
@@ -47,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Chapter:
-    """What a report says of one comparison."""
+    """The part of a report about one comparison."""
 
     comparison: Comparison
     strategies: str
@@ -63,18 +63,16 @@ class Chapter:
 def write_report(folder: Path, findings: Comparisons, more: Sequence[Drawing] = ()) -> list[Path]:
     """Write report.html, report.md, comparison.json and each figure as PNG and SVG; return their paths.
 
-    `more` are figures that stand before those of the first comparison.
-
-    Nothing is replaced before all of it is drawn, and no file is ever half-written. Raises BadInput for a folder that
-    cannot be written.
+    `more` are figures to show before those of the first comparison. Existing files are replaced only when all new ones
+    are complete. Raises BadInput if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".report-") as temporary:
-            names = _draw(Path(temporary), findings, more)
+            names = _write_all(Path(temporary), findings, more)
             for name in names:
                 if (folder / name).is_dir():
-                    raise BadInput(f"--output: {folder / name} is a folder, where a file is to be written")
+                    raise BadInput(f"--output: {folder / name} must be a file, but it is a folder")
             for name in names:
                 os.replace(Path(temporary) / name, folder / name)
     except OSError as error:
@@ -86,8 +84,8 @@ def _reason(error: OSError) -> str:
     return "it is a file" if isinstance(error, FileExistsError) else error.strerror or type(error).__name__
 
 
-def _draw(folder: Path, findings: Comparisons, more: Sequence[Drawing]) -> list[str]:
-    """Draw and write everything into an empty folder; return the names of the files."""
+def _write_all(folder: Path, findings: Comparisons, more: Sequence[Drawing]) -> list[str]:
+    """Draw and write all files into an empty folder; return their names."""
     strategies = {arm.strategy for comparison in findings.comparisons for arm in comparison.arms}
     chapters: list[Chapter] = []
     names: list[str] = []
@@ -99,7 +97,7 @@ def _draw(folder: Path, findings: Comparisons, more: Sequence[Drawing]) -> list[
                 drawing = dataclasses.replace(drawing, stem=f"{drawing.stem}_{position}")
             pictures.append(_picture(drawing, folder, names))
         chapters.append(_chapter(comparison, pictures, assign_colours(strategies)))
-    known = {
+    content = {
         "chapters": chapters,
         "trends": list(zip(findings.trends, trends, strict=True)),
         "findings": findings,
@@ -108,8 +106,8 @@ def _draw(folder: Path, findings: Comparisons, more: Sequence[Drawing]) -> list[
     }
     texts = {
         COMPARISON_FILE: f"{findings.to_json()}\n",
-        REPORT_MARKDOWN_FILE: _template("report.md.j2", autoescape=False, finalize=escape_markdown).render(known),
-        REPORT_FILE: _template("report.html.j2", autoescape=True).render(known),
+        REPORT_MARKDOWN_FILE: _template("report.md.j2", autoescape=False, finalize=escape_markdown).render(content),
+        REPORT_FILE: _template("report.html.j2", autoescape=True).render(content),
     }
     for name in TEXTS:
         (folder / name).write_text(texts[name], encoding="utf-8", errors="replace")
@@ -117,10 +115,12 @@ def _draw(folder: Path, findings: Comparisons, more: Sequence[Drawing]) -> list[
 
 
 def _picture(drawing: Drawing, folder: Path, names: list[str]) -> Picture:
-    """Write a figure into the folder, note the names of its files, and return it as the report shows it."""
+    """Write a figure into the folder, append the names of its files to `names`, and return the picture."""
     png, svg = save_drawing(drawing, folder)
     names += [png.name, svg.name]
-    return Picture(drawing.title, drawing.alt, png.name, base64.b64encode(png.read_bytes()).decode("ascii"))
+    return Picture(
+        title=drawing.title, caption=drawing.alt, file=png.name, data=base64.b64encode(png.read_bytes()).decode("ascii")
+    )
 
 
 def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mapping[str, str]) -> Chapter:
@@ -133,7 +133,7 @@ def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mappi
             tables.pairs(comparison),
             tables.costs(comparison, colours),
             tables.fronts(comparison, colours),
-            *([severity_table(found, colours)] if (found := comparison.robustness) is not None else []),
+            *([severity_table(comparison.robustness, colours)] if comparison.robustness is not None else []),
         ],
         class_scores=tables.class_scores(comparison),
         runs=tables.runs(comparison, colours),
@@ -144,55 +144,61 @@ def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mappi
 
 
 def how_to_read(comparisons: Sequence[Comparison]) -> tuple[tuple[str, str], ...]:
-    """Return the words of a report with what they mean."""
+    """Return the terms of a report with their meanings."""
     within = margin(comparisons[0].metric, comparisons[0].margin)
-    words: tuple[tuple[str, str], ...] = (
+    terms: tuple[tuple[str, str], ...] = (
+        ("target", "The accuracy on the target test set."),
         ("numbers", "Accuracies and F1 are in %, differences between them in points."),
         (
             "interval",
-            "The 95 % t-interval of this pair's own differences over the seeds that both share; it is not adjusted for "
-            "the number of pairs.",
+            "The 95 % t-interval of the pair's differences over the seeds that both strategies have. It is not "
+            "adjusted for the number of pairs.",
         ),
         ("p (Holm)", "The p-value of the paired t-test, corrected by Holm's method for the number of pairs."),
-        ("better, worse", "The corrected p-value is below 0.05, and the resampled interval agrees."),
+        ("better, worse", "The corrected p-value is below 0.05, and the interval over resampled images agrees."),
         (
             "tie",
-            f"Neither better nor worse, and the 95 % interval lies within {within}: as good, for this purpose.",
+            f"Neither better nor worse, and the 95 % interval is within {within}: equally good in practice.",
         ),
-        ("unclear", "The data do not decide. That is not a tie."),
+        ("unclear", "The data do not decide. This is not a tie."),
         (
             "resampled images",
-            "The 95 % interval of the difference when the test images are drawn again. It covers the chance of the "
-            "test images, the t-interval that of the seeds; a verdict that it does not bear out is unclear.",
+            "The 95 % interval of the difference when the test images are resampled. It covers the chance in the test "
+            "images; the t-interval covers the chance in the seeds. A verdict needs both: if this interval does not "
+            "confirm it, it is unclear.",
         ),
     )
     if any(comparison.robustness is not None for comparison in comparisons):
-        words = (*words, ("severity", SEVERITY))
+        terms = (*terms, ("severity", SEVERITY))
     if all(comparison.zero_shot is None for comparison in comparisons):
-        return words
-    meaning = "Shifted minus zero-shot, and clean minus the base's clean accuracy; below 0 is forgetting."
-    return (*words, ("gain, retention", meaning))
+        return terms
+    return (
+        *terms,
+        ("source", "The accuracy on the source test set."),
+        ("gain", "The target accuracy minus the base's target accuracy without adaptation (zero-shot)."),
+        ("retention", "The source accuracy minus the base's source accuracy. Below 0, the model has forgotten."),
+    )
 
 
 def escape_markdown(value: object) -> object:
-    """Return a value as one line that Markdown shows as it is, in a table too; `Markup` stays as it is.
+    """Escape a value so that Markdown shows it literally, on one line and in tables; `Markup` stays unchanged.
 
-    What cannot be taken for Markdown is left alone, so that the file can be read as text.
+    Characters without a meaning in Markdown are not escaped, so that the file is readable as text.
     """
     return value if isinstance(value, Markup) else _escaped(str(value))
 
 
-@functools.lru_cache(maxsize=1 << 14)  # a table of pairs says the same in many cells
+@functools.lru_cache(maxsize=1 << 14)  # many cells of a table of pairs are equal
 def _escaped(value: str) -> str:
     text = " ".join("".join(sign if sign.isprintable() else " " for sign in value).split())
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
     text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
-    # Web addresses become links without any brackets, mail addresses too.
+    # Some Markdown dialects turn bare web and mail addresses into links.
     text = re.sub(r":(?=//)", r"\\:", text)
     text = re.sub(r"(?i)\b(www)\.", r"\1\\.", text).replace("@", "&#64;")
-    # What begins a line: headings, quotations, lists, rules.
+    # Headings, quotations, lists and rules at the beginning of a line.
     text = re.sub(r"^(#|>|[-+=](?=[-+= ]|$))", r"\\\1", text)
     return re.sub(r"^(\d+)([.)])(?= |$)", r"\1\\\2", text)
 

@@ -1,11 +1,11 @@
-"""The tables of a report as text, for every form that a report takes."""
+"""Build the tables of a report as text, for HTML and Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from adaptkit.comparison.classes import telling_classes
+from adaptkit.comparison.classes import select_differing_classes
 from adaptkit.comparison.numbers import (
     NOTHING,
     difference_unit,
@@ -33,7 +33,7 @@ from adaptkit.settings.severities import written
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, and whether numbers stand below it."""
+    """A column's heading, and whether its cells are numbers."""
 
     heading: str
     numbers: bool = True
@@ -41,7 +41,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TableCell:
-    """A text; `tone` is what a page says of it in colour too, `colour` an arm's, as in the figures."""
+    """A cell's text; `tone` is its style on the HTML page, `colour` the arm's colour in the figures."""
 
     text: str
     tone: str = ""
@@ -50,7 +50,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, the first of which names the row; `note` says what one must know to read them."""
+    """A table: the first cell of a row names it, `note` explains how to read the table."""
 
     title: str
     note: str
@@ -61,9 +61,9 @@ class Table:
 #: strategy -> its colour in the figures
 Colours = Mapping[str, str]
 
-#: of more classes than this, so many are in the table
-MOST_CLASSES, MOST_TELLING = 100, 50
-#: metrics that have a column of their own among the accuracies
+#: a table has at most MOST_CLASSES classes; of more classes it shows the MOST_SELECTED most different ones
+MOST_CLASSES, MOST_SELECTED = 100, 50
+#: metrics with a column of their own in the table of accuracies
 SHOWN = (FINAL_SHIFTED_ACCURACY, FINAL_GAIN, FINAL_TEST_ACCURACY, FINAL_RETENTION, FINAL_SHIFTED_MACRO_F1)
 
 
@@ -72,13 +72,13 @@ def _name(arm: ArmResult, colours: Colours) -> TableCell:
 
 
 def accuracies(comparison: Comparison, colours: Colours) -> Table:
-    """Return what each arm reaches, the best first, and, with a source, the base as it is."""
+    """Return the table of accuracies: one row per arm, the best first, and the zero-shot base if there is a source."""
     metric, has_source = comparison.metric, comparison.zero_shot is not None
     extra = metric.key not in SHOWN
     columns = [Column("Strategy", False)]
     if extra:
         columns.append(Column(heading(comparison.metric)))
-    titles = ("Shifted (%)", "Gain (points)", "Clean (%)", "Retention (points)") if has_source else ("Target (%)",)
+    titles = ("Target (%)", "Gain (points)", "Source (%)", "Retention (points)") if has_source else ("Target (%)",)
     columns += [Column(title) for title in (*titles, "Macro F1 (%)", "Seeds")]
     rows = []
     for arm in comparison.arms:
@@ -91,17 +91,15 @@ def accuracies(comparison: Comparison, colours: Colours) -> Table:
         rows.append((_name(arm, colours), *map(TableCell, score + texts)))
     note = "Mean ± half-width of the 95 % interval over seeds."
     if has_source:
-        zero_shot, clean = number(comparison.zero_shot, scale=100), number(comparison.base_accuracy, scale=100)
-        texts = [NOTHING] * extra + [zero_shot, NOTHING, clean, NOTHING, NOTHING, NOTHING]
+        zero_shot, source = number(comparison.zero_shot, scale=100), number(comparison.base_accuracy, scale=100)
+        texts = [NOTHING] * extra + [zero_shot, NOTHING, source, NOTHING, NOTHING, NOTHING]
         rows.append(tuple(TableCell(text, "control") for text in ("zero-shot", *texts)))
-        note += " Zero-shot is the base as it is, without adaptation."
-    else:
-        note += " Target is the accuracy on the target's test set."
-    return Table("Accuracy", note, tuple(columns), tuple(rows))
+        note += " Zero-shot is the base without adaptation."
+    return Table(title="Accuracy", note=note, columns=tuple(columns), rows=tuple(rows))
 
 
 def costs(comparison: Comparison, colours: Colours) -> Table:
-    """Return what each arm costs, in the order of their accuracies."""
+    """Return the table of costs, one row per arm, in the order of their accuracies."""
     titles = (
         *("Trainable parameters", "Share (%)", "Adapter size", "Training (s)", "Per epoch (s)", "Peak memory"),
         "Inference vs base",
@@ -119,22 +117,27 @@ def costs(comparison: Comparison, colours: Colours) -> Table:
         )
         for arm in comparison.arms
     ]
-    return Table("Costs", "Costs of one run.", (Column("Strategy", False), *map(Column, titles)), tuple(rows))
+    return Table(
+        title="Costs",
+        note="Costs of one run.",
+        columns=(Column("Strategy", False), *map(Column, titles)),
+        rows=tuple(rows),
+    )
 
 
 def fronts(comparison: Comparison, colours: Colours) -> Table:
-    """Return for each cost whether an arm stands on the Pareto front, or what dominates it."""
+    """Return the table of Pareto fronts: for each arm and cost, whether it is on the front or what dominates it."""
     rows = [
         (_name(arm, colours), *(_place(arm, cost, comparison.timings_comparable) for cost in COSTS))
         for arm in comparison.arms
     ]
     note = (
-        "A strategy is dominated only by one that costs less and is better or tied; an unclear pair dominates nothing."
+        "A strategy is dominated by another that costs less and is better or tied. An unclear pair dominates nothing."
     )
     if not comparison.timings_comparable:
-        note += " Seconds are not ranked: the runs were not timed one at a time on one machine."
+        note += " Training times are not ranked: the runs were not timed one at a time on one machine."
     columns = (Column("Strategy", False), *(Column(name.capitalize(), False) for name in COSTS.values()))
-    return Table("Pareto fronts: the metric against each cost", note, columns, tuple(rows))
+    return Table(title="Pareto fronts: the metric against each cost", note=note, columns=columns, rows=tuple(rows))
 
 
 def _place(arm: ArmResult, cost: str, timings_comparable: bool) -> TableCell:
@@ -149,7 +152,7 @@ def _place(arm: ArmResult, cost: str, timings_comparable: bool) -> TableCell:
 
 
 def pairs(comparison: Comparison) -> Table:
-    """Return what is found between each two arms."""
+    """Return the table of pairs, with verdicts, differences and p-values."""
     metric, has_source = comparison.metric, comparison.zero_shot is not None
     columns = [
         *(Column("Pair", False), Column("Verdict", False)),
@@ -163,7 +166,7 @@ def pairs(comparison: Comparison) -> Table:
             TableCell(f"{pair.a} vs {pair.b}"),
             TableCell(_word(pair), pair.verdict),
             TableCell(_difference(pair, metric.digits, metric.scale)),
-            TableCell(interval(pair.image_low, pair.image_high, metric.digits, metric.scale)),
+            TableCell(interval(pair.image_low, pair.image_high, digits=metric.digits, scale=metric.scale)),
             TableCell(p_value(pair.p)),
             TableCell(p_value(pair.p_unadjusted)),
             TableCell(str(pair.n)),
@@ -175,17 +178,17 @@ def pairs(comparison: Comparison) -> Table:
     if any(pair.seeds_needed or pair.images_needed for pair in comparison.pairs):
         columns.append(Column("Would decide", False))
         rows = [(*row, TableCell(_needed(pair))) for row, pair in zip(rows, comparison.pairs, strict=True)]
-    note = "The first minus the second; the word is about the first."
+    note = "Differences are the first minus the second. The verdict is about the first."
     if any(pair.test == "mcnemar" for pair in comparison.pairs):
         note += (
-            " Where one seed is shared, p is McNemar's exact test and the interval that of the resampled images: both "
-            "cover the chance of the test images alone."
+            " With one shared seed, p is from McNemar's exact test and the interval is over resampled images: both "
+            "cover only the chance in the test images."
         )
-    return Table("Pairs", note, tuple(columns), tuple(rows))
+    return Table(title="Pairs", note=note, columns=tuple(columns), rows=tuple(rows))
 
 
 def _word(pair: PairResult) -> str:
-    """Return the verdict, and what the seeds alone would say where the test images do not bear it out."""
+    """Return the verdict; if the test images do not confirm it, also the verdict by seeds alone."""
     if pair.seeds_verdict == pair.verdict:
         return pair.verdict + (" (1 seed)" if pair.test == "mcnemar" else "")
     return f"{pair.verdict} (by seeds alone: {pair.seeds_verdict})"
@@ -193,24 +196,24 @@ def _word(pair: PairResult) -> str:
 
 def _difference(pair: PairResult, digits: int, scale: float) -> str:
     difference = number(pair.difference, digits, scale=scale, signed=True)
-    bounds = interval(pair.low, pair.high, digits, scale)
+    bounds = interval(pair.low, pair.high, digits=digits, scale=scale)
     return difference if bounds == NOTHING else f"{difference} {bounds}"
 
 
 def _needed(pair: PairResult) -> str:
     wanted = ((pair.seeds_needed, "seeds"), (pair.images_needed, "test images"))
-    return ", ".join(f"about {count:,} {what}" for count, what in wanted if count is not None) or NOTHING
+    return ", ".join(f"about {count:,} {unit}" for count, unit in wanted if count is not None) or NOTHING
 
 
 def class_scores(comparison: Comparison) -> Table:
-    """Return the F1 of each class on the shifted test, an arm a column; of very many classes, the most telling."""
+    """Return the table of F1 per class on the target test set; of very many classes, the most different ones."""
     arms, count = comparison.arms, len(comparison.classes)
-    title, note = "F1 of each class (%)", f"On the {comparison.test_name}, mean over seeds."
+    title, note = "F1 of each class (%)", "On the target test set, mean over seeds."
     chosen: Iterable[int] = range(count)
     if count > MOST_CLASSES:
-        chosen = telling_classes(arms, MOST_TELLING)
-        which = "on which the arms differ most" if len(arms) > 1 else "of lowest F1"
-        title, note = "F1 of classes (%)", f"{note} The {MOST_TELLING} of {count:,} classes {which}."
+        chosen = select_differing_classes(arms, MOST_SELECTED)
+        which = "on which the strategies differ most" if len(arms) > 1 else "of lowest F1"
+        title, note = "F1 of classes (%)", f"{note} The {MOST_SELECTED} of {count:,} classes {which}."
     rows = [
         (
             TableCell(comparison.classes[index]),
@@ -219,11 +222,11 @@ def class_scores(comparison: Comparison) -> Table:
         for index in chosen
     ]
     columns = (Column("Class", False), *(Column(arm.name) for arm in arms))
-    return Table(title, note, columns, tuple(rows))
+    return Table(title=title, note=note, columns=columns, rows=tuple(rows))
 
 
 def runs(comparison: Comparison, colours: Colours) -> Table:
-    """Return the runs in the figures, with their value of the metric."""
+    """Return the table of compared runs, with their values of the metric."""
     metric = comparison.metric
     columns = (
         *(Column("Strategy", False), Column("Seed"), Column(heading(comparison.metric))),
@@ -240,95 +243,92 @@ def runs(comparison: Comparison, colours: Colours) -> Table:
         for arm in comparison.arms
         for run in arm.runs
     ]
-    return Table(f"Runs compared ({len(rows)})", "", columns, tuple(rows))
+    return Table(title=f"Runs compared ({len(rows)})", note="", columns=columns, rows=tuple(rows))
 
 
-def left_out(found: Iterable[LeftOut]) -> Table:
-    """Return the runs that are not in the figures, and why."""
+def left_out(records: Iterable[LeftOut]) -> Table:
+    """Return the table of runs that are left out, with the reasons."""
     rows = [
         (TableCell(run.name), TableCell(run.status), TableCell(run.reason), TableCell(run.run_id or NOTHING, "code"))
-        for run in found
+        for run in records
     ]
     columns = tuple(Column(text, False) for text in ("Run", "State", "Reason", "Run id"))
-    return Table(f"Runs left out ({len(rows)})", "", columns, tuple(rows))
+    return Table(title=f"Runs left out ({len(rows)})", note="", columns=columns, rows=tuple(rows))
 
 
 def subject(comparison: Comparison) -> str:
-    """Return in a line what was compared, on what."""
+    """Return one line about the data, the backbone and the numbers of runs and test images."""
     setup, count = comparison.setup, sum(len(arm.runs) for arm in comparison.arms)
     target, shift = setup.get("target", "none"), setup.get("shift", "none")
     data = " to ".join(name for name in (setup.get("dataset", ""), target) if name not in ("", "none"))
     if shift != "none":
         data = f"{data} under {shift}".strip()
-    images = f"{comparison.test_images:,} {_test_images(comparison)}"
-    parts = (data, setup.get("backbone", ""), f"{count} runs", images)
+    parts = (data, setup.get("backbone", ""), f"{count} runs", f"{comparison.test_images:,} target test images")
     return " · ".join(part for part in parts if part)
 
 
-def _test_images(comparison: Comparison) -> str:
-    return "test images" if comparison.zero_shot is None else "shifted test images"
-
-
 def facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
-    """Return what was compared: names and values."""
+    """Return the settings of a comparison as names and values."""
     metric = comparison.metric
     return (
         ("metric", metric.key if metric.label == metric.key else f"{metric.label} ({metric.key})"),
         ("margin of a tie", margin(comparison.metric, comparison.margin)),
-        (_test_images(comparison), f"{comparison.test_images:,}"),
+        ("target test images", f"{comparison.test_images:,}"),
         *((key, str(value)) for key, value in comparison.setup.items()),
         ("base fingerprint", comparison.base_fingerprint or NOTHING),
         ("data fingerprint", comparison.data_fingerprint or NOTHING),
     )
 
 
-#: of more severities than this, so many evenly chosen ones are shown
+#: number of columns of a table over severities; of more severities, evenly spaced ones are shown
 MOST_SEVERITIES = 12
 
 
-def severity_table(found: Robustness, colours: Mapping[str, str]) -> Table:
-    """Return each arm's accuracy at each severity and the area below it, the largest first."""
-    shown = shown_severities(found)
-    columns = [Column("Strategy", False), *(Column(f"{written(found.severities[index])} (%)") for index in shown)]
+def severity_table(robustness: Robustness, colours: Mapping[str, str]) -> Table:
+    """Return the table of accuracies over severities and the areas below them, the largest first."""
+    shown = shown_severities(robustness)
+    columns = [Column("Strategy", False), *(Column(f"{written(robustness.severities[index])} (%)") for index in shown)]
     rows = [
         (TableCell(arm.name, colour=colours.get(arm.strategy)), *map(TableCell, severity_cells(arm, shown)))
-        for arm in found.arms
+        for arm in robustness.arms
     ]
-    if found.zero_shot is not None:
-        texts = zero_shot_cells(found, shown)
+    if robustness.zero_shot is not None:
+        texts = zero_shot_cells(robustness, shown)
         rows.append(tuple(TableCell(text, "control") for text in ("zero-shot", *texts)))
-    if len(found.severities) > 1:
+    if len(robustness.severities) > 1:
         columns.append(Column("Area (%)"))
-    return Table("Accuracy over severity", severity_note(found), tuple(columns), tuple(rows))
+    return Table(
+        title="Accuracy over severity", note=severity_note(robustness), columns=tuple(columns), rows=tuple(rows)
+    )
 
 
 def severity_cells(arm: SeverityArm, shown: list[int]) -> list[str]:
-    """Return an arm's accuracies at these severities, and its area."""
+    """Return the accuracies of an arm at these positions of the severities, and its area."""
     texts = [mean(arm.accuracies[index], scale=100) for index in shown]
     return texts if arm.area is None else [*texts, mean(arm.area, scale=100)]
 
 
-def zero_shot_cells(found: Robustness, shown: list[int]) -> list[str]:
-    """Return the same of the base as it is."""
-    assert found.zero_shot is not None
-    texts = [number(found.zero_shot[index], scale=100) for index in shown]
-    return texts if len(found.severities) < 2 else [*texts, number(found.zero_shot_area, scale=100)]
+def zero_shot_cells(robustness: Robustness, shown: list[int]) -> list[str]:
+    """Return the same cells for the zero-shot base."""
+    assert robustness.zero_shot is not None
+    texts = [number(robustness.zero_shot[index], scale=100) for index in shown]
+    return texts if len(robustness.severities) < 2 else [*texts, number(robustness.zero_shot_area, scale=100)]
 
 
-def severity_note(found: Robustness) -> str:
-    """Return what one must know to read the table."""
-    seeds = any(accuracy.low is not None for arm in found.arms for accuracy in arm.accuracies)
+def severity_note(robustness: Robustness) -> str:
+    """Return the note on how to read a table over severities."""
+    seeds = any(accuracy.low is not None for arm in robustness.arms for accuracy in arm.accuracies)
     note = "Accuracy (%) at multiples of the shift's amounts" + (
         ", mean ± half-width of the 95 % interval over seeds" if seeds else ""
     )
-    if len(found.severities) > 1:
+    if len(robustness.severities) > 1:
         note += "; area: under accuracy against severity, divided by the range"
     return f"{note}."
 
 
-def shown_severities(found: Robustness) -> list[int]:
-    """Return the positions of the severities that a table has room for, the first and the last among them."""
-    count = len(found.severities)
+def shown_severities(robustness: Robustness) -> list[int]:
+    """Return the positions of the severities to show: all, or evenly spaced ones with the first and the last."""
+    count = len(robustness.severities)
     if count <= MOST_SEVERITIES:
         return list(range(count))
     return [round(index * (count - 1) / (MOST_SEVERITIES - 1)) for index in range(MOST_SEVERITIES)]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy
 
+from adaptkit.comparison.metrics import DOMAINS
 from adaptkit.events import Predictions, RunResult, RunStart
 from adaptkit.names import (
     CLASSIFICATION_REPORT,
@@ -81,13 +82,13 @@ def read_predictions(
 def write_artifacts(folder: Path, run: RunStart, result: RunResult) -> None:
     """Write all artifacts of a run to a folder: not to subfolders, which MLflow's compare page does not show."""
     # A late import: it loads matplotlib.
-    from adaptkit.reports.figures.run import draw_confusion, draw_curves, draw_samples, save, test_name
+    from adaptkit.reports.figures.run import draw_confusion, draw_curves, draw_samples, save
 
     (folder / CONFIG_FILE).write_text(result.config, encoding="utf-8")
     (folder / ENVIRONMENT_FILE).write_text(environment(), encoding="utf-8")
     for name, predictions in result.predictions.items():
         _write_report(folder / f"{CLASSIFICATION_REPORT}{name}", predictions, result.classes)
-        figure = draw_confusion(predictions, result.classes, f"{run.name}: {test_name(name, result)}")
+        figure = draw_confusion(predictions, result.classes, f"{run.name}: {DOMAINS[name]} test set")
         save(figure, folder / f"{CONFUSION_FIGURE}{name}.png")
     # A base that was not trained has neither epochs nor predictions.
     if result.predictions:

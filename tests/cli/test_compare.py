@@ -80,10 +80,10 @@ def test_json_keys_and_numbers(cli: Cli, uri: str) -> None:
         [test.pvalue, test.pvalue, interval.low, interval.high]
     )
     assert pair["disagreement"] == pytest.approx(sum(b - a for a, b in zip(*wrong.values(), strict=True)) / 5 / IMAGES)
-    assert found["sentences"][0].startswith("On the shifted test, good beats poor by 10.2 points [")
+    assert found["sentences"][0].startswith("In target accuracy, good beats poor by 10.2 points [")
     assert found["sentences"][-1] == (
-        "This holds for this base and these 200 test images (an accuracy here has a 95 % sampling error of ±4.3 "
-        "points); the seeds' draws share 25 % of their images."
+        "This holds for this base and these 200 test images. The 95 % sampling error of an accuracy is ±4.3 points. "
+        "Two seeds share 25 % of their drawn images on average."
     )
 
 
@@ -103,11 +103,11 @@ def test_equal_strategies_tie(cli: Cli, store: Path, own_folder: Path) -> None:
     assert (pair["image_low"], pair["image_high"]) == (0, 0)
     # The sentence may also name the faster of the two.
     start = (
-        "On the shifted test, head and twin are tied within ±1 point: they differ by 0.0 points [0.0, 0.0] over "
-        "2 paired seeds (p = 1.00); head trains as many parameters"
+        "In target accuracy, head and twin are tied within ±1 point: they differ by 0.0 points [0.0, 0.0] over "
+        "2 paired seeds (p = 1.00). head trains as many parameters"
     )
     (sentence,) = [line for line in ran.stdout.splitlines() if line.startswith(start)]
-    assert sentence.endswith(" and ended level on the clean test.")
+    assert sentence.endswith(" and ended with equal source accuracy.")
 
 
 def test_equal_differences_between_seeds(cli: Cli, uri: str) -> None:
@@ -131,10 +131,8 @@ def test_one_seed_uses_mcnemar(cli: Cli, uri: str) -> None:
     assert (pair["low"], pair["high"]) == (pair["image_low"], pair["image_high"])
     assert found["arms"][0]["low"] is None
     assert " with one seed (McNemar's exact test, p < 0.001)" in found["sentences"][0]
-    assert found["sentences"][1].startswith(
-        "McNemar's test covers the chance of the test images alone, not that of the"
-    )
-    assert "draws" not in found["sentences"][-1]
+    assert found["sentences"][1].startswith("With one seed, McNemar's test covers only the chance in the test images.")
+    assert "seeds share" not in found["sentences"][-1]
 
 
 def test_number_of_seeds_needed(cli: Cli, uri: str) -> None:
@@ -148,8 +146,8 @@ def test_number_of_seeds_needed(cli: Cli, uri: str) -> None:
     needed = next(n for n in range(3, 99) if 2 * stats.t.sf(mean / sd * math.sqrt(n), n - 1) < 0.05)
     assert pair["seeds_needed"] == needed
     assert found["sentences"][0].endswith(
-        f": the seeds do not decide; at this spread, {needed} seeds ({needed - 3} more) would show a difference, "
-        "if the test images bear it out."
+        f" The seeds do not decide which is better. At this spread, {needed} seeds ({needed - 3} more) would show a "
+        "difference, if the test images confirm it."
     )
 
 
@@ -161,7 +159,7 @@ def test_unclear_if_test_images_do_not_support_the_verdict(cli: Cli, uri: str) -
     (pair,) = found["pairs"]
     assert (pair["seeds_verdict"], pair["verdict"]) == ("better", "unclear")
     assert pair["image_low"] == 0 < pair["image_high"] and pair["images_needed"] > IMAGES
-    assert "the seeds say a difference, resampled test images [0.0, " in found["sentences"][0]
+    assert "The seeds show a difference, but the interval over resampled test images, [0.0, " in found["sentences"][0]
     assert found["arms"][0]["dominated_by"]["params/trainable"] == []
 
 
@@ -199,7 +197,7 @@ def test_unclear_pair_does_not_dominate(cli: Cli, uri: str) -> None:
     [
         ({"tags": {"adaptkit.base_fingerprint": "c" * 64}}, "base bbbbbbbb (small_cnn)"),
         ({"tags": {"adaptkit.data_fingerprint": "e" * 64}}, "data dddddddd (letters, shift noise=0.3)"),
-        ({"params": {"shots": "10"}}, "50 labelled images a class"),
+        ({"params": {"shots": "10"}}, "50 labelled images per class"),
     ],
 )
 def test_other_bases_data_and_shots_are_separate(cli: Cli, uri: str, change: dict[str, Any], reason: str) -> None:
@@ -209,7 +207,7 @@ def test_other_bases_data_and_shots_are_separate(cli: Cli, uri: str, change: dic
     record_runs(uri, "other", [40, 42], **change)
     found = compared(cli)
     assert [(pair["comparison"], pair["n"]) for pair in found["pairs"]] == [(1, 3), (2, 2)]
-    apart = "compared apart, since the runs differ in more than the strategy: "
+    apart = "compared separately, because the runs differ in more than the strategy: "
     assert found["comparisons"][0]["reason"] == apart + reason
     printed = cli("compare", "--no-track").stdout
     assert "Comparison 2 of 2" in printed and apart + reason in printed
@@ -243,8 +241,8 @@ def test_failed_killed_and_repeated_runs_are_excluded(cli: Cli, uri: str) -> Non
         ("other seed=5", "killed"),
     ]
     printed = cli("compare", "--no-track").stdout
-    assert "Note: Left out, 1 failed: other seed=3." in printed
-    assert "Note: Left out, 2 killed: other seed=4 and other seed=5 (its process is gone)." in printed
+    assert "Note: 1 failed run left out: other seed=3." in printed
+    assert "Note: 2 killed runs left out: other seed=4 and other seed=5 (its process is gone)." in printed
 
 
 def test_runs_of_other_tools_are_ignored(cli: Cli, uri: str) -> None:
@@ -299,10 +297,10 @@ def test_strategies_without_shared_seeds(cli: Cli, uri: str) -> None:
     found = compared(cli)
     assert (found["pairs"][0]["n"], found["pairs"][0]["verdict"]) == (0, "unclear")
     assert found["sentences"][0] == (
-        "On the shifted test, one and other cannot be paired: they share no seed; run both with the same seeds."
+        "In target accuracy, one and other cannot be paired: they share no seed. Run both with the same seeds."
     )
     assert found["comparisons"][0]["notes"][0] == (
-        "one has no finished run among these of seed 1: its pairs cover the seeds that both arms have."
+        "one has no finished run of seed 1: its pairs use only the seeds that both strategies have."
     )
 
 
@@ -341,7 +339,7 @@ def test_note_on_unequal_epochs(cli: Cli, uri: str) -> None:
     record_runs(uri, "one", [20, 30])
     record_runs(uri, "other", [50, 61], params={"epochs": "10"})
     assert compared(cli)["comparisons"][0]["notes"] == [
-        "The arms were trained with unequal epochs (2 and 10 epochs): they share the drawn images only."
+        "The strategies were trained with unequal epochs (2 and 10 epochs): they share only the drawn images."
     ]
 
 
@@ -350,7 +348,7 @@ def test_bad_input(cli: Cli, uri: str, own_folder: Path) -> None:
     assert refused(cli) == [f"--experiment: there is no experiment 'adaptkit' in {here}; known: template"]
     one = record_runs(uri, "one", [20, 30])
     assert refused(cli) == [
-        "only one arm to compare: one (2 seeds); run another strategy with the same seeds, as in "
+        "only one strategy to compare: one (2 seeds); run another strategy with the same seeds, as in "
         "`adaptkit run -s full -s head --seeds 0-4`"
     ]
     record_runs(uri, "other", [50, 61])
@@ -381,8 +379,8 @@ def test_failed_runs_leave_one_strategy(cli: Cli, uri: str) -> None:
     record_runs(uri, "one", [20, 30])
     fabricate(uri, "other", 0, [], status="FAILED")
     assert refused(cli) == [
-        "only one arm to compare: one (2 seeds); left out: other seed=0 (failed); run another strategy with the same "
-        "seeds, as in `adaptkit run -s full -s head --seeds 0-4`"
+        "only one strategy to compare: one (2 seeds); left out: other seed=0 (failed); run another strategy with the "
+        "same seeds, as in `adaptkit run -s full -s head --seeds 0-4`"
     ]
 
 
@@ -418,7 +416,7 @@ def test_predictions_of_other_test_images(cli: Cli, uri: str, own_folder: Path) 
     other, _ = record_runs(uri, "other", [50, 61])
     (path,) = own_folder.glob(f"mlruns/*/{other}/artifacts/predictions.csv")
     path.write_text(path.read_text().replace("shifted,7,", "shifted,777,"))
-    assert refused(cli) == ["the predictions of other seed=0 and one seed=0 are not of the same shifted test images"]
+    assert refused(cli) == ["other seed=0 and one seed=0 were tested on different target test images"]
 
 
 def test_missing_store_or_server(cli: Cli, own_folder: Path) -> None:
@@ -458,7 +456,7 @@ def test_printed_tables_and_sentences(cli: Cli, tracked: Tracked) -> None:
     result = cli("compare", "--no-track", "--tracking-uri", tracked.uri)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert ["strategy", "shifted", "gain", "clean", "retention", "trainable", "share", "seconds"] in lines
+    assert ["strategy", "target", "gain", "source", "retention", "trainable", "share", "seconds"] in lines
     assert ["pair", "difference", "test", "images", "p", "seeds", "disagree", "verdict"] in lines
     assert ["strategy", "adapter", "s/epoch", "memory", "inference", "dominated", "by"] in lines
     assert {"zero-shot", "lora", "head"} <= {line[0] for line in lines if line}

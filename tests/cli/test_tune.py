@@ -129,7 +129,7 @@ def test_comparison_ignores_trials(
     assert sorted(arm["strategy"] for arm in found["arms"]) == ["head", "lora"]
     assert sum(len(arm["runs"]) for arm in found["arms"]) == 2
     given = tuned.outcome["budget"]["given"]
-    notes = [note for note in found["comparisons"][0]["notes"] if "was tuned on labelled images held back" in note]
+    notes = [note for note in found["comparisons"][0]["notes"] if "was tuned on held-out labelled images" in note]
     assert len(notes) == 2
     assert all(f"{given} trials of 2 epochs: searched lr" in note and "chosen lr" in note for note in notes)
     assert tuned.outcome["comparison"]["comparisons"][0]["notes"] == found["comparisons"][0]["notes"]

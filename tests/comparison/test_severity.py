@@ -1,4 +1,4 @@
-"""Severities of the shift: what final models are tested on, what is recorded, and where rankings cross."""
+"""Severities of the shift: evaluation of final models, records, comparison, crossings, table and figure."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from adaptkit.training.objective import accuracy as accuracy_of
 Cli = Callable[..., Result]
 
 SEVERITIES = (0.0, 0.5, 1.0, 2.0)
-GIVEN = "2,0.5,1,0"
+UNSORTED = "2,0.5,1,0"
 
 
 @dataclass(frozen=True)
 class Severe:
-    """A tracked experiment over severities: its store, and what was printed."""
+    """A tracked experiment over severities: the store and the printed output."""
 
     uri: str
     printed: str
@@ -69,17 +69,17 @@ def severe(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[S
         patch.setenv("ADAPTKIT_CACHE", str(own_cache(shared)))
         patch.chdir(folder)
         arguments = ["run", "-s", "lora", "-s", "head", "-o", "lora.rank=4", *TINY]
-        result = CliRunner().invoke(main, [*arguments, "--severity", GIVEN, "-q"], catch_exceptions=False)
+        result = CliRunner().invoke(main, [*arguments, "--severity", UNSORTED, "-q"], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     yield Severe(f"sqlite:///{folder / 'mlflow.db'}", result.stdout)
 
 
 def over(run: Any, name: str = "accuracy") -> list[float]:
-    """Return what a run recorded at each severity."""
+    """Return a run's recorded values over severities."""
     return [run.data.metrics[f"severity/{name}_{severity:g}"] for severity in SEVERITIES]
 
 
-def test_severity_1_is_the_shifted_test_and_severity_0_the_clean_one(severe: Severe) -> None:
+def test_severities_1_and_0_are_target_and_source(severe: Severe) -> None:
     for strategy in ("lora", "head"):
         run = severe.run(strategy)
         metrics, accuracies, zero_shot = run.data.metrics, over(run), over(run, "zero_shot")
@@ -96,7 +96,7 @@ def test_severity_1_is_the_shifted_test_and_severity_0_the_clean_one(severe: Sev
         assert [point.step for point in history] == [0]
 
 
-def test_the_artifact_and_the_config_hold_the_severities(severe: Severe) -> None:
+def test_artifact_and_config(severe: Severe) -> None:
     run = severe.run("head")
     found = json.loads(severe.artifact("head", "severity.json"))
     assert found == {
@@ -109,8 +109,8 @@ def test_the_artifact_and_the_config_hold_the_severities(severe: Severe) -> None
     assert "severity: 0,0.5,1,2\n" in severe.artifact("head", "config.yaml")
 
 
-def test_what_is_recorded_is_what_the_stored_model_says_of_images_made_anew(severe: Severe) -> None:
-    request = resolve([Layer(TINY_SETTINGS | {"strategy": "head", "severity": GIVEN})], load_plugins())
+def test_recorded_accuracies_match_the_stored_model(severe: Severe) -> None:
+    request = resolve([Layer(TINY_SETTINGS | {"strategy": "head", "severity": UNSORTED})], load_plugins())
     domains = load_data(request)
     assert tuple(request.severities) == SEVERITIES
     assert torch.equal(domains.test_under(request.severities[1.0]), domains.shifted_test.pixels)
@@ -121,7 +121,7 @@ def test_what_is_recorded_is_what_the_stored_model_says_of_images_made_anew(seve
         assert accuracy_of(logits, domains.shifted_test.labels) == accuracy
 
 
-def test_an_image_is_turned_by_the_multiple_of_the_same_angle() -> None:
+def test_severity_multiplies_the_angle_of_each_image() -> None:
     settings = TINY_SETTINGS | {"strategy": "head", "shift": "rotate=40", "severity": (0.5, 2)}
     request = resolve([Layer(settings)], load_plugins())
     domains = load_data(request)
@@ -133,7 +133,7 @@ def test_an_image_is_turned_by_the_multiple_of_the_same_angle() -> None:
         assert torch.equal(domains.test_under(shifts), expected)
 
 
-def test_everything_else_is_as_without_severities(severe: Severe, tracked: Tracked) -> None:
+def test_severities_change_nothing_else(severe: Severe, tracked: Tracked) -> None:
     client = MlflowClient(tracking_uri=tracked.uri)
     for record in tracked.outcome["runs"]:
         plain, run = client.get_run(record["run_id"]), severe.run(record["strategy"])
@@ -147,7 +147,7 @@ def test_everything_else_is_as_without_severities(severe: Severe, tracked: Track
         assert not [key for key in plain.data.metrics if "severity" in key]
 
 
-def test_a_run_prints_its_table_and_compare_the_same(severe: Severe, cli: Cli) -> None:
+def test_run_and_compare_print_the_same_table(severe: Severe, cli: Cli) -> None:
     areas = {name: severe.run(name).data.metrics["final/severity_area"] for name in ("head", "lora")}
     first, second = sorted(areas, key=lambda name: -areas[name])
     compared = cli("compare", "--no-track", "--tracking-uri", severe.uri).stdout
@@ -167,20 +167,20 @@ def test_a_run_prints_its_table_and_compare_the_same(severe: Severe, cli: Cli) -
     assert [arm["area"]["mean"] for arm in robustness["arms"]] == [arm["mean"] for arm in found["arms"]]
 
 
-def test_the_report_holds_figure_and_table(severe: Severe, cli: Cli, own_folder: Path) -> None:
+def test_report_has_figure_and_table(severe: Severe, cli: Cli, own_folder: Path) -> None:
     result = cli("compare", "--no-track", "--tracking-uri", severe.uri, "--output", "report")
     assert result.exit_code == 0
     text, page = (own_folder / "report" / "report.md").read_text(), (own_folder / "report" / "report.html").read_text()
     assert "| Strategy | 0 (%) | 0.5 (%) | 1 (%) | 2 (%) | Area (%) |" in text
     assert "(accuracy_over_severity.png)" in text and "**severity**" in text
-    assert "Accuracy over severity of the shift" in page and "<th" in page and "Area (%)" in page
+    assert "Target accuracy over severity of the shift" in page and "<th" in page and "Area (%)" in page
     assert {path.name for path in (own_folder / "report").glob("accuracy_over_severity.*")} == {
         "accuracy_over_severity.png",
         "accuracy_over_severity.svg",
     }
 
 
-def test_python_takes_severities_and_a_target_without_source_has_no_zero_shot() -> None:
+def test_python_severities_without_source() -> None:
     outcome = adaptkit.run(
         "head", dataset="none", target="digits", shift="rotate=30", severity=[1, 2], epochs=1, shots=2, track=False
     )
@@ -220,16 +220,14 @@ def test_python_takes_severities_and_a_target_without_source_has_no_zero_shot() 
         ),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_trained(
-    cli: Cli, own_folder: Path, arguments: list[str], lines: list[str]
-) -> None:
+def test_invalid_severities_are_refused(cli: Cli, own_folder: Path, arguments: list[str], lines: list[str]) -> None:
     result = cli("run", "-s", "head", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines() == [f"Error: {line}" for line in lines]
     assert list(own_folder.iterdir()) == []
 
 
-def test_a_shift_that_fails_at_a_severity_is_named_before_training(cli: Cli, own_folder: Path) -> None:
+def test_shift_that_fails_at_a_severity_is_refused(cli: Cli, own_folder: Path) -> None:
     Path("weak.py").write_text(
         "from dataclasses import dataclass\nfrom adaptkit import hookimpl\n"
         "@dataclass(frozen=True)\nclass Weak:\n    size: float\n    name = 'weak'\n"
@@ -244,7 +242,7 @@ def test_a_shift_that_fails_at_a_severity_is_named_before_training(cli: Cli, own
     assert not Path("mlflow.db").exists()
 
 
-def test_the_area_is_that_of_trapezia_over_the_width() -> None:
+def test_area_by_trapezia() -> None:
     assert area((0.5, 1, 2), (0.8, 0.6, 0.2)) == pytest.approx((0.5 * 0.7 + 1 * 0.4) / 1.5)
     assert area((0, 3), (1.0, 0.5)) == 0.75
     assert area((2,), (0.5,)) is None
@@ -280,7 +278,7 @@ def uri(store: Path) -> str:
     return f"sqlite:///{store}"
 
 
-def test_a_sure_crossing_is_said_with_its_place(uri: str) -> None:
+def test_settled_crossing(uri: str) -> None:
     noise = (0.0, 0.01, -0.01, 0.005)
     head = [(0.90 + x, 0.70 + x, 0.30 + x) for x in noise]
     lora = [(0.80 - x, 0.65 - x, 0.56 - x) for x in noise]
@@ -310,14 +308,14 @@ def test_a_sure_crossing_is_said_with_its_place(uri: str) -> None:
     assert first.startswith(
         "Over severities 0.5 to 2 of the shift, lora has the largest area under its accuracy, 64.4 % ["
     )
-    assert first.endswith("]; it is surely larger than that of head (+4.3 points, p = 0.016).")
+    assert first.endswith("]. It is better than head (+4.3 points, p = 0.016).")
     assert second == (
-        "lora overtakes head at severity 1.2: it is 5.2 points behind at 1 and 25.8 ahead at 2, both sure over 4 "
-        "paired seeds."
+        "lora overtakes head at severity 1.2. Over 4 paired seeds, it is clearly behind at 1 (by 5.2 points) and "
+        "clearly ahead at 2 (by 25.8 points)."
     )
 
 
-def test_a_crossing_that_the_seeds_do_not_settle_is_said_to_be_open(uri: str) -> None:
+def test_unsettled_crossing(uri: str) -> None:
     wide = (0.1, -0.1, 0.15)
     made(uri, {"head": [(0.8, 0.6 + x, 0.4) for x in wide], "lora": [(0.6, 0.55, 0.5)] * 3})
     comparison = judged(uri)
@@ -325,25 +323,26 @@ def test_a_crossing_that_the_seeds_do_not_settle_is_said_to_be_open(uri: str) ->
     (crossing,) = comparison.robustness.crossings
     assert (crossing.settled, crossing.sure_before, crossing.sure_after) == (False, 0.5, 2)
     assert about_severities(comparison)[1] == (
-        "The means of head and lora cross near severity 1.5, a place which these seeds do not settle: head is surely "
+        "The means of head and lora cross near severity 1.5. These seeds do not determine the place: head is clearly "
         "ahead at 0.5, lora at 2."
     )
 
 
-def test_one_seed_settles_nothing_and_lines_that_do_not_cross_are_said_not_to(uri: str) -> None:
+def test_crossing_with_one_seed_and_no_crossing(uri: str) -> None:
     made(uri, {"head": [(0.8, 0.6, 0.4)], "lora": [(0.7, 0.6, 0.5)], "full": [(0.9, 0.8, 0.7)]})
     area_sentence, crossing = about_severities(judged(uri))
-    assert area_sentence.endswith("full has the largest area under its accuracy, 78.3 %; one seed cannot tell whether "
-                                  "that is more than chance.")  # fmt: skip
-    # They are level at 1.
+    assert area_sentence.endswith("full has the largest area under its accuracy, 78.3 %. One seed cannot show whether "
+                                  "this is more than chance.")  # fmt: skip
+    # They are equal at 1.
     assert crossing == (
-        "The means of head and lora cross near severity 1.0, with lora ahead beyond it, which one seed does not settle."
+        "The means of head and lora cross near severity 1.0: beyond it, lora is ahead. One seed does not confirm this "
+        "crossing."
     )
     made(uri, {"head": [(0.8, 0.6, 0.4)], "lora": [(0.7, 0.5, 0.3)]})
     assert about_severities(judged(uri))[1] == "No two mean lines cross over these severities."
 
 
-def test_of_many_crossings_the_most_certain_and_best_are_said(uri: str) -> None:
+def test_many_crossings(uri: str) -> None:
     lines = {f"arm{index}": [(0.9 - 0.05 * index, 0.6, 0.3 + 0.06 * index)] * 2 for index in range(5)}
     made(uri, lines)
     comparison = judged(uri)
@@ -351,10 +350,10 @@ def test_of_many_crossings_the_most_certain_and_best_are_said(uri: str) -> None:
     sentences = about_severities(comparison)
     assert len(sentences) == 7
     assert all("arm4" in sentence or "arm3" in sentence for sentence in sentences[1:6])
-    assert sentences[6] == "5 more crossings of mean lines stand in the JSON (`crossings`)."
+    assert sentences[6] == "The JSON output lists 5 more crossings of mean lines (`crossings`)."
 
 
-def test_runs_over_different_severities_are_compared_over_those_they_share(uri: str, cli: Cli) -> None:
+def test_only_shared_severities_are_compared(uri: str, cli: Cli) -> None:
     made(uri, {"head": [(0.8, 0.6, 0.4), (0.82, 0.6, 0.4)]}, (0.5, 1, 2))
     made(uri, {"lora": [(0.7, 0.62, 0.5), (0.7, 0.6, 0.5)]}, (1, 2, 3))
     fabricate(uri, "full", 0, range(9))
@@ -365,15 +364,15 @@ def test_runs_over_different_severities_are_compared_over_those_they_share(uri: 
         {"head": 0.5, "lora": 0.655 - 0.0}
     )
     assert comparison.notes[-2:] == (
-        "Over severities, there is nothing of full: run again with --severity.",
-        "The runs were tested at different severities: those that all share, 1 and 2, are compared.",
+        "full was not tested over severities: run it again with --severity.",
+        "The runs were tested at different severities. Only the shared ones are compared: 1 and 2.",
     )
     result = cli("compare", "--no-track", "--json", "--metric", "final/severity_area")
     by_area = json.loads(result.stdout)
     assert {arm["name"]: arm["mean"] for arm in by_area["arms"]} == pytest.approx({"head": 0.5, "lora": 0.655})
 
 
-def test_areas_without_common_severities_are_not_compared(uri: str, cli: Cli) -> None:
+def test_areas_without_shared_severities(uri: str, cli: Cli) -> None:
     made(uri, {"head": [(0.8, 0.6)]}, (0.5, 1))
     made(uri, {"lora": [(0.7, 0.6)]}, (1, 2))
     result = cli("compare", "--no-track", "--metric", "final/severity_area")
@@ -386,7 +385,7 @@ def test_areas_without_common_severities_are_not_compared(uri: str, cli: Cli) ->
     assert found is not None and found.severities == (1,) and found.arms[0].area is None
 
 
-def test_severities_do_not_make_another_arm(uri: str) -> None:
+def test_severities_do_not_define_an_arm(uri: str) -> None:
     made(uri, {"head": [(0.8, 0.6)]}, (0.5, 1))
     made(uri, {"head": [(0.8, 0.6, 0.5)], "lora": [(0.7, 0.6, 0.5)]}, (0.5, 1, 2))
     comparison = judged(uri)
@@ -395,7 +394,7 @@ def test_severities_do_not_make_another_arm(uri: str) -> None:
 
 
 def drawn_over(comparison: Comparison) -> Drawing:
-    """Draw the figure over severities alone."""
+    """Draw only the figure over severities."""
     assert comparison.robustness is not None
     colours = assign_colours(arm.strategy for arm in comparison.robustness.arms)
     marks = {arm.name: Mark(colours[arm.strategy], "o", "-") for arm in comparison.robustness.arms}
@@ -405,7 +404,7 @@ def drawn_over(comparison: Comparison) -> Drawing:
     return drawing
 
 
-def test_the_figure_shows_means_bands_and_zero_shot(uri: str) -> None:
+def test_figure_means_bands_and_zero_shot(uri: str) -> None:
     made(uri, {"head": [(0.9, 0.7, 0.3), (0.88, 0.7, 0.34)], "lora": [(0.8, 0.65, 0.5), (0.8, 0.67, 0.5)]})
     drawing = drawn_over(judged(uri))
     (axes,) = drawing.figure.axes
@@ -422,10 +421,12 @@ def test_the_figure_shows_means_bands_and_zero_shot(uri: str) -> None:
         "Lines against the severity of the shift, 0.5 to 2. Area under each: lora 63.0 %, head 60.5 %."
     )
     note = drawing.figure.get_supxlabel().replace("\n", " ")
-    assert note == "mean over 2 seeds; band: 95 % t-interval; severity 1, to which was adapted: noise=0.3"
+    assert note == (
+        "mean over 2 seeds; band: 95 % t-interval; vertical line: severity 1, the shift that was adapted to (noise=0.3)"
+    )
 
 
-def test_many_long_names_leave_the_figure_whole(uri: str) -> None:
+def test_figure_with_many_long_names(uri: str) -> None:
     made(uri, {"head": [(0.9, 0.5)], "lora": [(0.8, 0.5)]}, (0.5, 1))
     comparison = judged(uri)
     assert comparison.robustness is not None
@@ -443,10 +444,10 @@ def test_many_long_names_leave_the_figure_whole(uri: str) -> None:
     assert whole.x1 >= box.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
     assert axes.width > 0.4 * whole.width
     assert len(legend.get_texts()) == 13
-    assert "the best 12 of 14 arms" in figure.get_supxlabel()
+    assert "the best 12 of 14 strategies" in figure.get_supxlabel()
 
 
-def test_a_single_severity_has_a_table_and_no_figure(uri: str, cli: Cli) -> None:
+def test_single_severity_has_table_but_no_figure(uri: str, cli: Cli) -> None:
     made(uri, {"head": [(0.8,)], "lora": [(0.7,)]}, (2,))
     assert draw_accuracy_over_severity(judged(uri), {}) is None
     printed = cli("compare", "--no-track", "--metric", "severity/accuracy_2").stdout

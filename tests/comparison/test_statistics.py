@@ -1,4 +1,4 @@
-"""The statistics of a comparison: exact against scipy, scikit-learn and hand; what the words promise, by simulation."""
+"""Statistics of a comparison: values against scipy, scikit-learn and hand calculations; error rates by simulation."""
 
 from __future__ import annotations
 
@@ -34,58 +34,58 @@ from adaptkit.comparison.statistics import (
 MARGIN = 0.01
 IMAGE = 1 / 1500
 FAMILIES = 20_000
-#: at 3 seeds Holm leaves an error of 4.8 % (of a million families), which 20,000 could not tell from 5 %
+#: with 3 seeds, Holm's error is 4.8 % (in a million families); 20,000 families cannot distinguish this from 5 %
 MANY_FAMILIES = {3: 100_000}
-#: how far the seeds move all arms together; pairing takes it out
+#: standard deviation of the effect of a seed on all arms; pairing removes it
 SEEDS_SPREAD = 0.02
 
 Floats = NDArray[numpy.float64]
 
 
 def near(value: object, rel: float = 1e-9) -> Any:
-    """Return what equals a value up to rounding."""
+    """Return a value that compares equal up to rounding."""
     return pytest.approx(value, rel=rel, abs=1e-15)
 
 
-def numbers(found: PairedTest) -> list[float]:
+def numbers(result: PairedTest) -> list[float]:
     """Return the test of one pair as mean, standard deviation, interval and p."""
-    return [float(found.mean), float(found.sd), float(found.low), float(found.high), float(found.p)]
+    return [float(result.mean), float(result.sd), float(result.low), float(result.high), float(result.p)]
 
 
 # --- one arm
 
 
-def test_an_estimate_is_the_mean_with_its_t_interval() -> None:
+def test_estimate_mean_and_t_interval() -> None:
     values = [0.81, 0.84, 0.79, 0.86, 0.80]
-    found = estimate(values)
+    result = estimate(values)
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (found.mean, found.n, found.sd) == (near(0.82), 5, near(math.sqrt(0.0034 / 4)))
-    assert (found.low, found.high) == (near(low), near(high))
+    assert (result.mean, result.n, result.sd) == (near(0.82), 5, near(math.sqrt(0.0034 / 4)))
+    assert (result.low, result.high) == (near(low), near(high))
     # t(.975, 4) = 2.776445
-    assert found.half_width == near(2.776445 * math.sqrt(0.0034 / 4 / 5), rel=1e-6)
+    assert result.half_width == near(2.776445 * math.sqrt(0.0034 / 4 / 5), rel=1e-6)
 
 
-def test_one_value_has_no_interval_and_equal_values_have_none_to_speak_of() -> None:
+def test_estimate_of_one_or_equal_values() -> None:
     assert estimate([0.8]) == Estimate(0.8, 1)
     assert estimate([0.8]).half_width is None
-    assert estimate([0.5, 0.5, 0.5]) == Estimate(0.5, 3, 0.0, 0.5, 0.5)
+    assert estimate([0.5, 0.5, 0.5]) == Estimate(0.5, 3, sd=0.0, low=0.5, high=0.5)
 
 
 # --- paired t
 
 
-def test_paired_t_is_scipys() -> None:
+def test_paired_t_against_scipy() -> None:
     rng = numpy.random.default_rng(0)
     for seeds in (2, 3, 5, 12):
         a, b = rng.normal(0.80, 0.02, seeds), rng.normal(0.81, 0.02, seeds)
-        found, expected = paired_t(a - b, IMAGE), stats.ttest_rel(a, b)
+        result, expected = paired_t(a - b, IMAGE), stats.ttest_rel(a, b)
         low, high = stats.ttest_1samp(a - b, 0).confidence_interval(0.95)
-        assert (float(found.mean), float(found.sd)) == (near((a - b).mean()), near((a - b).std(ddof=1)))
-        assert (float(found.low), float(found.high)) == (near(low), near(high))
-        assert float(found.p) == near(expected.pvalue)
+        assert (float(result.mean), float(result.sd)) == (near((a - b).mean()), near((a - b).std(ddof=1)))
+        assert (float(result.low), float(result.high)) == (near(low), near(high))
+        assert float(result.p) == near(expected.pvalue)
 
 
-def test_paired_t_turns_its_sign_with_the_pair() -> None:
+def test_paired_t_sign() -> None:
     differences = numpy.array([0.01, 0.03, -0.01, 0.02])
     there, back = paired_t(differences), paired_t(-differences)
     assert (back.mean, back.low, back.high) == (-there.mean, -there.high, -there.low)
@@ -94,76 +94,76 @@ def test_paired_t_turns_its_sign_with_the_pair() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("resolution", [0.0, IMAGE])
-def test_no_difference_at_all_is_p_1_and_the_interval_0(seeds: int, resolution: float) -> None:
-    found = paired_t([0.0] * seeds, resolution)
-    assert numbers(found) == [0, 0, 0, 0, 1]
-    assert verdicts(found.mean, found.low, found.high, found.p, MARGIN) == "tie"
+def test_paired_t_of_zeros(seeds: int, resolution: float) -> None:
+    result = paired_t([0.0] * seeds, resolution)
+    assert numbers(result) == [0, 0, 0, 0, 1]
+    assert verdicts(result.mean, low=result.low, high=result.high, p=result.p, margin=MARGIN) == "tie"
 
 
 @pytest.mark.parametrize("images", [1, 3, 15, -2])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_equal_differences_have_the_spread_of_one_test_image(images: int, seeds: int) -> None:
-    found = paired_t([images * IMAGE] * seeds, IMAGE)
+def test_paired_t_of_equal_differences(images: int, seeds: int) -> None:
+    result = paired_t([images * IMAGE] * seeds, IMAGE)
     error = IMAGE / math.sqrt(seeds)
     half = stats.t.ppf(0.975, seeds - 1) * error
-    assert (float(found.mean), float(found.sd)) == (near(images * IMAGE), near(IMAGE))
-    assert (float(found.low), float(found.high)) == (near(images * IMAGE - half), near(images * IMAGE + half))
-    assert float(found.p) == near(2 * stats.t.sf(abs(images) * math.sqrt(seeds), seeds - 1))
-    assert 0 < found.p < 1 and found.low < found.high
+    assert (float(result.mean), float(result.sd)) == (near(images * IMAGE), near(IMAGE))
+    assert (float(result.low), float(result.high)) == (near(images * IMAGE - half), near(images * IMAGE + half))
+    assert float(result.p) == near(2 * stats.t.sf(abs(images) * math.sqrt(seeds), seeds - 1))
+    assert 0 < result.p < 1 and result.low < result.high
 
 
-def test_equal_differences_by_hand() -> None:
+def test_paired_t_of_equal_differences_by_hand() -> None:
     # Two seeds, one degree of freedom, the Cauchy distribution: p = 1 - 2 atan(t) / pi, t = 3 sqrt 2.
-    found = paired_t([3 * IMAGE, 3 * IMAGE], IMAGE)
-    assert float(found.p) == near(1 - 2 * math.atan(3 * math.sqrt(2)) / math.pi)
+    result = paired_t([3 * IMAGE, 3 * IMAGE], IMAGE)
+    assert float(result.p) == near(1 - 2 * math.atan(3 * math.sqrt(2)) / math.pi)
     # t(.975, 1) = tan(.475 pi)
-    assert float(found.high) == near(3 * IMAGE + math.tan(0.475 * math.pi) * IMAGE / math.sqrt(2))
+    assert float(result.high) == near(3 * IMAGE + math.tan(0.475 * math.pi) * IMAGE / math.sqrt(2))
 
 
-def test_rounding_is_no_spread() -> None:
+def test_paired_t_ignores_rounding_errors() -> None:
     noise = 0.1 + 0.2 - 0.3
     assert noise != 0
-    found = paired_t([noise, 0.0, -noise, noise, noise], IMAGE)
-    assert numbers(found) == [0, 0, 0, 0, 1]
-    # Accuracies of one step apart, whose differences are equal only but for rounding.
+    result = paired_t([noise, 0.0, -noise, noise, noise], IMAGE)
+    assert numbers(result) == [0, 0, 0, 0, 1]
+    # Accuracies one test image apart: their differences are equal except for rounding errors.
     accuracies = numpy.arange(1000, 1400) / 1500
     differences = accuracies[1:] - accuracies[:-1]
     assert len(set(differences.tolist())) > 1
     for five in differences[:395].reshape(-1, 5):
-        found = paired_t(five, IMAGE)
-        assert float(found.sd) == near(IMAGE)
-        assert float(found.p) == near(2 * stats.t.sf(math.sqrt(5), 4))
+        result = paired_t(five, IMAGE)
+        assert float(result.sd) == near(IMAGE)
+        assert float(result.p) == near(2 * stats.t.sf(math.sqrt(5), 4))
 
 
-def test_a_spread_below_one_test_image_is_taken_as_one() -> None:
-    # Else nearly equal differences would count for more than equal ones.
+def test_paired_t_smallest_spread_is_one_image() -> None:
+    # Otherwise nearly equal differences would be stronger evidence than equal ones.
     for images in ([1, 1, 1, 1, 1], [1, 1, 1, 1, 2]):
-        found = paired_t([IMAGE * count for count in images], IMAGE)
-        assert float(found.sd) == near(IMAGE)
-        assert float(found.p) == near(2 * stats.t.sf(sum(images) / 5 * math.sqrt(5), 4))
+        result = paired_t([IMAGE * count for count in images], IMAGE)
+        assert float(result.sd) == near(IMAGE)
+        assert float(result.p) == near(2 * stats.t.sf(sum(images) / 5 * math.sqrt(5), 4))
     wide = [IMAGE * count for count in (0, 1, 3, 0, 1)]
     assert float(paired_t(wide, IMAGE).p) == near(stats.ttest_1samp(wide, 0).pvalue)
 
 
-def test_p_is_never_zero() -> None:
+def test_paired_t_p_is_positive() -> None:
     assert 0 < float(paired_t([5.0, 5.0, 5.0]).p) < 1e-300
 
 
-def test_whole_families_are_the_same_as_one_by_one() -> None:
+def test_families_equal_single_pairs() -> None:
     rng = numpy.random.default_rng(1)
     differences = numpy.round(rng.normal(0, 0.002, (7, 6, 4)) * 1500) / 1500
     differences[0, 0], differences[1, 1], differences[2, 2] = 0.0, 2 * IMAGE, 0.1 + 0.2 - 0.3
-    found = paired_t(differences, IMAGE)
-    corrected = holm(found.p)
-    words = verdicts(found.mean, found.low, found.high, corrected, MARGIN)
-    assert found.p.shape == corrected.shape == words.shape == (7, 6)
+    result = paired_t(differences, IMAGE)
+    corrected = holm(result.p)
+    words = verdicts(result.mean, low=result.low, high=result.high, p=corrected, margin=MARGIN)
+    assert result.p.shape == corrected.shape == words.shape == (7, 6)
     for family in range(7):
-        assert corrected[family].tolist() == holm(found.p[family]).tolist()
+        assert corrected[family].tolist() == holm(result.p[family]).tolist()
         for pair in range(6):
             one = paired_t(differences[family, pair].tolist(), IMAGE)
             for field in ("mean", "sd", "low", "high", "p"):
-                assert float(getattr(one, field)) == near(getattr(found, field)[family, pair]), field
-            word = verdicts(one.mean, one.low, one.high, corrected[family, pair], MARGIN)
+                assert float(getattr(one, field)) == near(getattr(result, field)[family, pair]), field
+            word = verdicts(one.mean, low=one.low, high=one.high, p=corrected[family, pair], margin=MARGIN)
             assert str(word) == words[family, pair]
 
 
@@ -171,7 +171,7 @@ def test_whole_families_are_the_same_as_one_by_one() -> None:
 
 
 def right(only_a: int, only_b: int, both: int = 7, neither: int = 3) -> tuple[list[bool], list[bool]]:
-    """Return two models' right answers with these counts."""
+    """Return which images two models classify correctly, with these counts."""
     a = [True] * only_a + [False] * only_b + [True] * both + [False] * neither
     b = [False] * only_a + [True] * only_b + [True] * both + [False] * neither
     return a, b
@@ -190,11 +190,11 @@ def right(only_a: int, only_b: int, both: int = 7, neither: int = 3) -> tuple[li
         (4, 3, 1.0),
     ],
 )
-def test_mcnemar_is_exact(only_a: int, only_b: int, p: float) -> None:
+def test_mcnemar_exact(only_a: int, only_b: int, p: float) -> None:
     a, b = right(only_a, only_b)
     assert mcnemar(a, b) == near(p)
     assert mcnemar(b, a) == near(p)
-    # Images that both answer alike say nothing.
+    # Images that both models classify equally do not change p.
     assert mcnemar(*right(only_a, only_b, both=400, neither=0)) == near(p)
 
 
@@ -205,7 +205,7 @@ def test_mcnemar_is_exact(only_a: int, only_b: int, p: float) -> None:
     ("p", "corrected"),
     [
         ([0.03], [0.03]),
-        # .005 x 4, .01 x 3, .03 x 2, and .04 x 1 may not be below the step before it
+        # .005 x 4, .01 x 3, .03 x 2, and .04 x 1, which is raised to the previous step
         ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
         ([0.02, 0.02, 0.02], [0.06, 0.06, 0.06]),
         ([0.9, 0.4, 0.6], [1.0, 1.0, 1.0]),
@@ -218,7 +218,7 @@ def test_holm_by_hand(p: list[float], corrected: list[float]) -> None:
     assert holm(p).tolist() == near(corrected)
 
 
-def test_holm_rejects_what_the_step_down_procedure_rejects() -> None:
+def test_holm_equals_step_down_procedure() -> None:
     rng = numpy.random.default_rng(2)
     for count in (1, 2, 6, 15):
         for p in rng.beta(0.3, 2, (50, count)):
@@ -232,7 +232,7 @@ def test_holm_rejects_what_the_step_down_procedure_rejects() -> None:
                 assert set(numpy.flatnonzero(corrected <= alpha).tolist()) == rejected
 
 
-def test_holm_is_monotone_never_below_p_and_blind_to_order() -> None:
+def test_holm_monotone_bounded_and_independent_of_order() -> None:
     rng = numpy.random.default_rng(3)
     families = rng.beta(0.5, 2, (500, 6))
     families[:100] = numpy.round(families[:100], 1)
@@ -245,13 +245,13 @@ def test_holm_is_monotone_never_below_p_and_blind_to_order() -> None:
         assert numpy.array_equal(holm(families[:, shuffle]), corrected[:, shuffle])
 
 
-def test_holm_leaves_its_input_alone() -> None:
+def test_holm_does_not_change_its_input() -> None:
     p = numpy.array([0.02, 0.01])
     holm(p)
     assert p.tolist() == [0.02, 0.01]
 
 
-# --- words
+# --- verdicts
 
 
 @pytest.mark.parametrize(
@@ -264,23 +264,26 @@ def test_holm_leaves_its_input_alone() -> None:
         (0.0, -0.0100001, 0.01, 1.0, "unclear"),
         (0.0, -0.01, 0.0100001, 1.0, "unclear"),
         (0.005, 0.001, 0.009, 0.2, "tie"),
-        # A small difference that is certain is a difference.
+        # A small but significant difference is not a tie.
         (0.005, 0.001, 0.009, 0.01, "better"),
         (-0.005, -0.009, -0.001, 0.01, "worse"),
         (0.02, 0.015, 0.025, 0.2, "unclear"),
         (0.0, 0.0, 0.0, 1.0, "tie"),
     ],
 )
-def test_words(mean: float, low: float, high: float, p: float, word: str) -> None:
-    assert verdicts(mean, low, high, p, MARGIN) == word
+def test_verdicts(mean: float, low: float, high: float, p: float, word: str) -> None:
+    assert verdicts(mean, low=low, high=high, p=p, margin=MARGIN) == word
 
 
-def test_without_a_margin_only_no_difference_at_all_is_a_tie() -> None:
-    assert verdicts([0.0, 0.0], [0.0, -1e-6], [0.0, 1e-6], [1.0, 1.0], 0.0).tolist() == ["tie", "unclear"]
+def test_tie_without_margin_is_zero_difference() -> None:
+    assert verdicts([0.0, 0.0], low=[0.0, -1e-6], high=[0.0, 1e-6], p=[1.0, 1.0], margin=0.0).tolist() == [
+        "tie",
+        "unclear",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("verdict", "low", "high", "borne_out"),
+    ("verdict", "low", "high", "confirmed"),
     [
         ("better", 0.001, 0.02, True),
         ("better", 0.0, 0.02, False),
@@ -293,11 +296,11 @@ def test_without_a_margin_only_no_difference_at_all_is_a_tie() -> None:
         ("unclear", -0.5, 0.5, True),
     ],
 )
-def test_an_interval_bears_a_word_out(verdict: str, low: float, high: float, borne_out: bool) -> None:
-    assert supported(verdict, low, high, MARGIN) is borne_out
+def test_verdict_confirmed_by_interval(verdict: str, low: float, high: float, confirmed: bool) -> None:
+    assert supported(verdict, low=low, high=high, margin=MARGIN) is confirmed
 
 
-# --- what would be needed
+# --- seeds and images needed
 
 
 def decided(seeds: int, mean: float, sd: float, margin: float, pairs: int) -> bool:
@@ -309,27 +312,27 @@ def decided(seeds: int, mean: float, sd: float, margin: float, pairs: int) -> bo
 @pytest.mark.parametrize("pairs", [1, 6])
 @pytest.mark.parametrize("mean", [0.0, 0.001, -0.008, 0.02])
 @pytest.mark.parametrize("sd", [0.0005, 0.005, 0.02, 0.05])
-def test_seeds_needed_are_the_fewest_that_decide(mean: float, sd: float, pairs: int) -> None:
-    found = seeds_needed(mean, sd, MARGIN, pairs)
-    assert found == next(n for n in range(2, 1000) if decided(n, mean, sd, MARGIN, pairs))
+def test_seeds_needed_is_smallest_deciding_number(mean: float, sd: float, pairs: int) -> None:
+    result = seeds_needed(mean, sd, margin=MARGIN, pairs=pairs)
+    assert result == next(n for n in range(2, 1000) if decided(n, mean=mean, sd=sd, margin=MARGIN, pairs=pairs))
 
 
-def test_seeds_needed_without_spread_or_without_hope() -> None:
-    assert seeds_needed(0.0, 0.0, MARGIN, 6) == 2
-    assert seeds_needed(0.02, 0.0, MARGIN, 6) == 2
+def test_seeds_needed_limits() -> None:
+    assert seeds_needed(0.0, 0.0, margin=MARGIN, pairs=6) == 2
+    assert seeds_needed(0.02, 0.0, margin=MARGIN, pairs=6) == 2
     # A true difference of 1e-6 with a margin of 0 would take some 10^9 seeds.
-    assert seeds_needed(1e-6, 0.02, 0.0, 1) is None
-    assert seeds_needed(0.0, 0.02, 0.0, 1) is None
+    assert seeds_needed(1e-6, 0.02, margin=0.0, pairs=1) is None
+    assert seeds_needed(0.0, 0.02, margin=0.0, pairs=1) is None
 
 
-def test_an_unclear_pair_needs_more_seeds_than_it_has() -> None:
+def test_unclear_pair_needs_more_seeds() -> None:
     rng = numpy.random.default_rng(4)
     for seeds in (3, 5):
-        found = paired_t(pairwise(arms_of(rng, 5, seeds, [0.01] * 4)), IMAGE)
-        words = verdicts(found.mean, found.low, found.high, holm(found.p), MARGIN)
+        result = paired_t(pairwise(arms_of(rng, families=5, seeds=seeds, noise=[0.01] * 4)), IMAGE)
+        words = verdicts(result.mean, low=result.low, high=result.high, p=holm(result.p), margin=MARGIN)
         unclear = [
-            seeds_needed(mean, sd, MARGIN, 6)
-            for mean, sd in zip(found.mean[words == "unclear"], found.sd[words == "unclear"], strict=True)
+            seeds_needed(mean, sd, margin=MARGIN, pairs=6)
+            for mean, sd in zip(result.mean[words == "unclear"], result.sd[words == "unclear"], strict=True)
         ]
         assert unclear and all(needed is None or needed > seeds for needed in unclear)
 
@@ -340,7 +343,7 @@ def test_an_unclear_pair_needs_more_seeds_than_it_has() -> None:
         # The interval must shrink to the difference: (.03 / .02)^2 x 1500.
         ("better", 0.02, 0.03, 3375),
         ("worse", -0.02, 0.03, 3375),
-        # A tie's must shrink to what the difference leaves of the margin: (.012 / .006)^2 x 1500.
+        # The interval of a tie must shrink to the margin minus the difference: (.012 / .006)^2 x 1500.
         ("tie", 0.004, 0.012, 6000),
         ("tie", -0.004, 0.012, 6000),
         ("tie", 0.012, 0.02, None),
@@ -348,15 +351,15 @@ def test_an_unclear_pair_needs_more_seeds_than_it_has() -> None:
     ],
 )
 def test_images_needed(verdict: str, mean: float, half: float, expected: int | None) -> None:
-    found = images_needed(verdict, mean, mean - half, mean + half, MARGIN, 1500)
-    # Rounding may ask for one image more.
-    assert found == expected or (expected is not None and found == expected + 1)
+    result = images_needed(verdict, mean=mean, low=mean - half, high=mean + half, margin=MARGIN, images=1500)
+    # Rounding may add one image.
+    assert result == expected or (expected is not None and result == expected + 1)
 
 
 # --- test images
 
 
-def test_sampling_error_of_an_accuracy() -> None:
+def test_sampling_error_of_accuracy() -> None:
     assert round(100 * sampling_error(0.82, 1500), 2) == 1.94
     assert sampling_error(0.5, 10_000) == near(1.959964 / 200, rel=1e-6)
     assert sampling_error(1.0, 1500) == 0
@@ -368,19 +371,19 @@ def test_percentile_intervals() -> None:
     assert percentile_intervals(shuffled) == (near(25.0), near(975.0))
 
 
-def test_resampled_images_are_drawn_with_replacement_and_the_same_each_time() -> None:
+def test_resampling_weights_are_reproducible_bootstrap() -> None:
     weights = resampling_weights(300, seed=7)
     assert weights.shape == (2000, 300) and weights.dtype == numpy.float32
     assert (weights.sum(1) == 300).all()
     assert set(numpy.unique(weights).tolist()) <= set(range(12))
-    # Each is a Poisson count in the limit: a share of (1 - 1/300)^300 is never drawn.
+    # A share of (1 - 1/300)^300 of the images is not drawn.
     assert (weights == 0).mean() == pytest.approx((1 - 1 / 300) ** 300, abs=0.002)
     assert numpy.array_equal(weights, resampling_weights(300, seed=7))
     assert not numpy.array_equal(weights, resampling_weights(300, seed=8))
     assert numpy.array_equal(weights[:5], resampling_weights(300, seed=7, resamples=5))
 
 
-def test_the_bootstrap_of_an_accuracy_agrees_with_its_sampling_error() -> None:
+def test_bootstrap_agrees_with_sampling_error() -> None:
     answers = numpy.arange(1500) < 1230
     low, high = percentile_intervals(resampling_weights(1500, seed=0).astype(float) @ answers / 1500)
     assert (high - low) / 2 == pytest.approx(sampling_error(0.82, 1500), rel=0.05)
@@ -389,7 +392,7 @@ def test_the_bootstrap_of_an_accuracy_agrees_with_its_sampling_error() -> None:
 # --- classes
 
 
-def test_confusion_and_f1_are_scikit_learns() -> None:
+def test_confusion_and_f1_against_scikit_learn() -> None:
     rng = numpy.random.default_rng(6)
     truth = rng.integers(0, 10, 500)
     predicted = numpy.where(rng.random(500) < 0.8, truth, rng.integers(0, 10, 500))
@@ -399,7 +402,7 @@ def test_confusion_and_f1_are_scikit_learns() -> None:
     assert f1_scores(counts).mean() == near(f1_score(truth, predicted, average="macro"))
 
 
-def test_classes_that_do_not_occur() -> None:
+def test_f1_of_absent_classes() -> None:
     # 1 is never predicted, 2 never true, 3 neither.
     truth, predicted = numpy.array([0, 0, 1, 1, 4]), numpy.array([0, 2, 0, 2, 4])
     counts = confusion(truth, predicted, 5)
@@ -408,7 +411,7 @@ def test_classes_that_do_not_occur() -> None:
     assert f1_scores(counts).tolist() == near(expected.tolist()) == [0.5, 0, 0, 0, 1]
 
 
-def test_class_indices_of_one_byte_do_not_overflow() -> None:
+def test_confusion_of_one_byte_indices() -> None:
     truth = numpy.arange(100, dtype=numpy.uint8)
     assert numpy.array_equal(confusion(truth, truth, 100), numpy.eye(100))
 
@@ -445,16 +448,16 @@ def test_ppt_of_published_results(score: float, trainable: int, shown: float) ->
     assert round(ppt(score, trainable, 1e7), 4) == shown
 
 
-# --- what the words promise, by simulation
+# --- error rates and power, by simulation
 
 
 def arms_of(
     rng: numpy.random.Generator, families: int, seeds: int, noise: list[float], images: int | None = None
 ) -> Floats:
-    """Return accuracies `[families, arms, seeds]` of arms that are equally good; in whole test images if asked."""
+    """Return accuracies `[families, arms, seeds]` of equally good arms; `images` rounds them to whole test images."""
     shared = rng.normal(0.8, SEEDS_SPREAD, (families, 1, seeds))
-    own = rng.normal(0, 1, (families, len(noise), seeds)) * numpy.array(noise)[:, None]
-    accuracies: Floats = shared + own
+    noises = rng.normal(0, 1, (families, len(noise), seeds)) * numpy.array(noise)[:, None]
+    accuracies: Floats = shared + noises
     return accuracies if images is None else numpy.round(accuracies * images) / images
 
 
@@ -464,37 +467,45 @@ def pairwise(accuracies: Floats) -> Floats:
 
 
 def words_of(accuracies: Floats) -> NDArray[Any]:
-    """Return the word for each pair, `[families, pairs]`."""
-    found = paired_t(pairwise(accuracies), IMAGE)
-    return verdicts(found.mean, found.low, found.high, holm(found.p), MARGIN)
+    """Return the verdict of each pair, `[families, pairs]`."""
+    result = paired_t(pairwise(accuracies), IMAGE)
+    return verdicts(result.mean, low=result.low, high=result.high, p=holm(result.p), margin=MARGIN)
 
 
 def share_of(words: NDArray[Any], *named: str) -> float:
-    """Return the share of families in which one of these words is said of any pair."""
+    """Return the share of families in which any pair has one of these verdicts."""
     return float(numpy.isin(words, named).any(-1).mean())
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("noise", [[0.01] * 4, [0.002, 0.005, 0.01, 0.03]], ids=["equal", "unequal"])
-def test_a_difference_between_equal_arms_is_said_in_at_most_5_percent(seeds: int, noise: list[float]) -> None:
+def test_false_difference_rate_of_equal_arms(seeds: int, noise: list[float]) -> None:
     families = MANY_FAMILIES.get(seeds, FAMILIES)
-    words = words_of(arms_of(numpy.random.default_rng(10 + seeds), families, seeds, noise))
+    words = words_of(arms_of(numpy.random.default_rng(10 + seeds), families=families, seeds=seeds, noise=noise))
     assert share_of(words, "better", "worse") <= 0.05
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 7, 8, 10])
-def test_so_it_is_with_accuracies_in_whole_test_images(seeds: int) -> None:
-    # From noise below a test image, where equal differences are common, to noise of many.
+def test_false_difference_rate_with_whole_images(seeds: int) -> None:
+    # The noise ranges from less than one test image, where equal differences are common, to many.
     for spread in (0.4, 0.7, 1, 3, 15):
         families = MANY_FAMILIES.get(seeds, FAMILIES)
-        words = words_of(arms_of(numpy.random.default_rng(20 + seeds), families, seeds, [spread * IMAGE] * 4, 1500))
+        words = words_of(
+            arms_of(
+                numpy.random.default_rng(20 + seeds),
+                families=families,
+                seeds=seeds,
+                noise=[spread * IMAGE] * 4,
+                images=1500,
+            )
+        )
         assert share_of(words, "better", "worse") <= 0.05, spread
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_so_it_is_among_equal_arms_beside_a_better_one(seeds: int) -> None:
+def test_false_difference_rate_next_to_a_better_arm(seeds: int) -> None:
     families = MANY_FAMILIES.get(seeds, FAMILIES)
-    accuracies = arms_of(numpy.random.default_rng(30 + seeds), families, seeds, [0.01] * 4)
+    accuracies = arms_of(numpy.random.default_rng(30 + seeds), families=families, seeds=seeds, noise=[0.01] * 4)
     accuracies[:, 0] += 0.2
     words = words_of(accuracies)
     # Pairs are 01 02 03 12 13 23.
@@ -504,8 +515,8 @@ def test_so_it_is_among_equal_arms_beside_a_better_one(seeds: int) -> None:
 
 @pytest.mark.parametrize("spread", [0.001, 0.01, 0.03])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_gap_of_three_standard_deviations_is_found_with_5_seeds(spread: float, sign: int) -> None:
-    accuracies = arms_of(numpy.random.default_rng(40), FAMILIES, 5, [spread / math.sqrt(2)] * 2)
+def test_power_at_three_standard_deviations(spread: float, sign: int) -> None:
+    accuracies = arms_of(numpy.random.default_rng(40), families=FAMILIES, seeds=5, noise=[spread / math.sqrt(2)] * 2)
     accuracies[:, 0] += sign * 3 * spread
     words = words_of(accuracies)
     assert share_of(words, "better" if sign == 1 else "worse") > 0.95
@@ -514,23 +525,33 @@ def test_a_gap_of_three_standard_deviations_is_found_with_5_seeds(spread: float,
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("images", [None, 1500], ids=["exact", "images"])
-def test_a_gap_as_wide_as_the_margin_is_called_a_tie_in_at_most_5_percent(seeds: int, images: int | None) -> None:
+def test_false_tie_rate_at_the_margin(seeds: int, images: int | None) -> None:
     for spread in (0.0005, 0.002, 0.005, 0.01, 0.03):
-        accuracies = arms_of(numpy.random.default_rng(50), FAMILIES, seeds, [spread / math.sqrt(2)] * 2, images)
+        accuracies = arms_of(
+            numpy.random.default_rng(50),
+            families=FAMILIES,
+            seeds=seeds,
+            noise=[spread / math.sqrt(2)] * 2,
+            images=images,
+        )
         # 15 of 1500 images are the margin.
         accuracies[:, 0] += MARGIN
-        found = paired_t(pairwise(accuracies), IMAGE)
-        for p in (holm(found.p), numpy.ones_like(found.p)):
-            # With p = 1 the words are those of a pair for which Holm's correction leaves only tie and unclear.
-            assert share_of(verdicts(found.mean, found.low, found.high, p, MARGIN), "tie") <= 0.05, spread
+        result = paired_t(pairwise(accuracies), IMAGE)
+        for p in (holm(result.p), numpy.ones_like(result.p)):
+            # p = 1 is the extreme case of Holm's correction: only tie and unclear remain.
+            assert (
+                share_of(verdicts(result.mean, low=result.low, high=result.high, p=p, margin=MARGIN), "tie") <= 0.05
+            ), spread
 
 
 @pytest.mark.parametrize(("seeds", "spread"), [(5, 0.002), (5, 0.004), (10, 0.006)])
-def test_ties_are_found_where_the_spread_is_small(seeds: int, spread: float) -> None:
-    words = words_of(arms_of(numpy.random.default_rng(60), FAMILIES, seeds, [spread / math.sqrt(2)] * 4))
+def test_tie_rate_at_small_spread(seeds: int, spread: float) -> None:
+    words = words_of(
+        arms_of(numpy.random.default_rng(60), families=FAMILIES, seeds=seeds, noise=[spread / math.sqrt(2)] * 4)
+    )
     assert (words == "tie").mean() > 0.9
 
 
-def test_nothing_is_said_where_the_spread_is_wide() -> None:
-    words = words_of(arms_of(numpy.random.default_rng(70), FAMILIES, 3, [0.05] * 4))
+def test_unclear_rate_at_wide_spread() -> None:
+    words = words_of(arms_of(numpy.random.default_rng(70), families=FAMILIES, seeds=3, noise=[0.05] * 4))
     assert (words == "unclear").mean() > 0.95

@@ -21,10 +21,10 @@ TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.ipynb"
 STRATEGIES = {"full", "head", "lora", "scratch"}
 PNG = b"\x89PNG\r\n"
 
-PAIR = re.compile(r"On the shifted test, (.+?) (?:beats|and) (.+?) (?:by|differ|are tied|cannot) .*\.")
+PAIR = re.compile(r"In target accuracy, (.+?) (?:beats|and) (.+?) (?:by|differ|are tied|cannot) .*\.")
 SCOPE = re.compile(
-    r"This holds for this base and these 400 test images \(an accuracy here has a 95 % sampling error of ±\d\.\d "
-    r"points\); the seeds' draws share half of their images\."
+    r"This holds for this base and these 400 test images\. The 95 % sampling error of an accuracy is ±\d\.\d points\. "
+    r"Two seeds share half of their drawn images on average\."
 )
 
 
@@ -40,7 +40,7 @@ def printed(book: Any, cell_id: str) -> str:
 
 
 def compared(sentences: list[str]) -> set[str]:
-    """Return the arms that these sentences set side by side."""
+    """Return the pairs of strategies that these sentences compare."""
     matches = [PAIR.fullmatch(sentence) for sentence in sentences]
     assert all(matches), sentences
     return {name for match in matches if match for name in match.groups()}
@@ -52,14 +52,14 @@ def check_results(book: Any) -> None:
     assert {output.output_type for output in given} == {"stream", "execute_result"}
     assert [output.text for output in given if output.get("name") == "stderr"] == []
 
-    assert "200 labelled shifted images, 8 epochs, seeds (0, 1, 2)" in printed(book, "run")
+    assert "200 labelled target images, 8 epochs, seeds (0, 1, 2)" in printed(book, "run")
     (table,) = (output for output in outputs(book, "table") if output.output_type == "execute_result")
     assert all(f"<th>{name}</th>" in table.data["text/html"] for name in STRATEGIES)
 
     *pairs, zero_shot, front, scope = printed(book, "verdict").strip().split("\n\n")
     assert len(pairs) == 6
     assert compared(pairs) == STRATEGIES
-    assert zero_shot.startswith("Without adaptation the base reaches ")
+    assert zero_shot.startswith("Without adaptation, the base reaches ")
     assert front.startswith("By trainable parameters, the Pareto front is ")
     assert SCOPE.fullmatch(scope)
 

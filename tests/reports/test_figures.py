@@ -1,4 +1,4 @@
-"""Figures of comparisons: what is drawn, how names and colours are shown, which files are written."""
+"""Figures of comparisons: contents, names, colours and files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from adaptkit.comparison.records import ArmResult, ComparedRun, Comparison, Curv
 from adaptkit.reports.figures.comparison import Drawing, draw_comparison, save_drawing
 from adaptkit.reports.figures.style import FIXED, OTHERS, assign_colours, assign_marks
 
-SHIFTED = Metric("final/shifted_accuracy", "accuracy on the shifted test", "points", 100.0, True)
+TARGET = Metric(
+    key="final/shifted_accuracy", label="target accuracy", unit="points", scale=100.0, higher_is_better=True
+)
 ODD = ("<img src=x onerror=alert(1)>", "_$a^2$ & \\alpha_1", 'quote"\x00\n', "数据 🙂")
 EPOCHS = (1, 2, 3)
 
 
 def interval(mean: float, half: float | None, n: int) -> Estimate:
-    return Estimate(mean, n) if half is None else Estimate(mean, n, half / 2, mean - half, mean + half)
+    return Estimate(mean, n) if half is None else Estimate(mean, n, sd=half / 2, low=mean - half, high=mean + half)
 
 
 def make_arm(
@@ -46,14 +48,14 @@ def make_arm(
     classes: int = 3,
     dominated_by: Sequence[str] = (),
 ) -> ArmResult:
-    """Make an arm whose run of seed s ends at accuracy + s / 100 and takes 1 + s / 10 seconds an epoch."""
+    """Make an arm whose run of seed s ends at accuracy + s / 100 and takes 1 + s / 10 seconds per epoch."""
     strategy = strategy or name.split()[0]
     half = None if seeds == 1 else half
     runs = []
     for seed in range(seeds):
         shifted = tuple(accuracy + seed / 100 - (3 - epoch) / 10 for epoch in EPOCHS)
         seconds = tuple((1 + seed / 10) * epoch for epoch in EPOCHS)
-        curve = Curve(EPOCHS, seconds, shifted, shifted)
+        curve = Curve(epoch=EPOCHS, seconds=seconds, clean=shifted, shifted=shifted)
         runs.append(
             ComparedRun(f"{name} {seed}", None, strategy, name, {}, {}, seed, "finished", 0, {}, {}, curve=curve)
         )
@@ -118,7 +120,7 @@ def make_pair(a: ArmResult, b: ArmResult, verdict: str = "better") -> PairResult
     )
 
 
-def compare(*arms: ArmResult, metric: Metric = SHIFTED, verdict: str = "better") -> Comparison:
+def compare(*arms: ArmResult, metric: Metric = TARGET, verdict: str = "better") -> Comparison:
     classes = len(arms[0].class_f1)
     return Comparison(
         number=1,
@@ -157,7 +159,7 @@ def draw(comparison: Comparison) -> dict[str, Drawing]:
 
 @cache
 def draw_four(**more: int) -> dict[str, Drawing]:
-    """Draw four arms, once for all tests that only look."""
+    """Draw four arms, once for all read-only tests."""
     return draw(four(**more))
 
 
@@ -178,7 +180,7 @@ def labels_of(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts if isinstance(text, Annotation)]
 
 
-def test_four_arms_have_every_figure_but_a_sweep() -> None:
+def test_figures_of_four_arms() -> None:
     drawings = draw_comparison(four())
     assert [drawing.stem for drawing in drawings] == [
         "accuracy_over_training",
@@ -194,7 +196,7 @@ def test_four_arms_have_every_figure_but_a_sweep() -> None:
     )
 
 
-def test_one_arm_has_no_figure_of_pairs() -> None:
+def test_figures_of_one_arm() -> None:
     assert list(draw(compare(make_arm("lora", 0.8)))) == [
         "accuracy_over_training",
         "accuracy_parameters",
@@ -203,11 +205,11 @@ def test_one_arm_has_no_figure_of_pairs() -> None:
     ]
 
 
-def test_accuracy_over_training_is_the_mean_with_a_t_interval_against_epochs_and_mean_seconds() -> None:
+def test_accuracy_over_training_means_and_bands() -> None:
     drawing = draw_four()["accuracy_over_training"]
     by_epoch, by_time = drawing.figure.axes
     blue, grey = FIXED["full"], "#767676"
-    # Three seeds end at 88.5, 89.5 and 90.5 and take 1, 1.1 and 1.2 seconds an epoch.
+    # Three seeds end at 88.5, 89.5 and 90.5 and take 1, 1.1 and 1.2 seconds per epoch.
     assert lines_of(by_epoch)[blue] == [[(1, 69.5), (2, 79.5), (3, 89.5)]]
     assert lines_of(by_time)[blue] == [[(1.1, 69.5), (2.2, 79.5), (3.3, 89.5)]]
     assert lines_of(by_epoch)[grey] == [[(0, 63.1), (1, 63.1)]]
@@ -216,13 +218,13 @@ def test_accuracy_over_training_is_the_mean_with_a_t_interval_against_epochs_and
     at_the_end = band[band[:, 0] == 3][:, 1]
     assert (at_the_end.min(), at_the_end.max()) == pytest.approx((89.5 - half, 89.5 + half))
     assert (by_epoch.get_xlabel(), by_time.get_xlabel()) == ("epoch", "seconds of training and evaluation")
-    assert by_epoch.get_ylabel() == "accuracy on the shifted test (%)"
+    assert by_epoch.get_ylabel() == "target accuracy (%)"
     legend = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
     assert legend == ["full", "lora", "scratch", "head", "zero-shot"]
     assert note(drawing) == "mean over 3 seeds; band: 95 % t-interval"
 
 
-def test_one_seed_has_lines_without_bands_and_points_without_bars() -> None:
+def test_one_seed_has_no_intervals() -> None:
     drawings = draw_four(seeds=1)
     by_epoch, _ = drawings["accuracy_over_training"].figure.axes
     assert len(by_epoch.collections) == 0
@@ -233,7 +235,7 @@ def test_one_seed_has_lines_without_bands_and_points_without_bars() -> None:
     assert "thick" not in note(drawings["differences"])
 
 
-def test_arms_that_were_not_evaluated_after_each_epoch_are_named_as_missing_from_the_curves() -> None:
+def test_accuracy_over_training_with_missing_curves() -> None:
     full, lora, *_ = four().arms
     blind = [
         dataclasses.replace(run, curve=dataclasses.replace(run.curve, shifted=None)) for run in lora.runs if run.curve
@@ -241,10 +243,10 @@ def test_arms_that_were_not_evaluated_after_each_epoch_are_named_as_missing_from
     without = dataclasses.replace(lora, runs=tuple(blind))
     drawing = draw(compare(full, without))["accuracy_over_training"]
     assert FIXED["lora"] not in lines_of(drawing.figure.axes[0])
-    assert note(drawing).endswith("; without 1 not evaluated after each epoch")
-    on_clean = draw(compare(without))["accuracy_over_training"]
-    assert on_clean.figure.axes[0].get_ylabel() == "accuracy on the clean test (%)"
-    drawn = on_clean.figure.axes[0].lines[0].get_ydata()
+    assert note(drawing).endswith("; not shown: 1 without an accuracy after each epoch")
+    on_source = draw(compare(without))["accuracy_over_training"]
+    assert on_source.figure.axes[0].get_ylabel() == "source accuracy (%)"
+    drawn = on_source.figure.axes[0].lines[0].get_ydata()
     assert drawn == pytest.approx(
         [100 * sum(values) / len(values) for values in zip(*(run.curve.clean for run in without.runs), strict=True)]
     )
@@ -252,11 +254,11 @@ def test_arms_that_were_not_evaluated_after_each_epoch_are_named_as_missing_from
     assert "accuracy_over_training" not in draw(compare(no_curve))
 
 
-def test_accuracy_against_parameters_shows_intervals_the_front_and_hollow_dominated_arms() -> None:
+def test_accuracy_parameters_intervals_and_front() -> None:
     drawing = draw_four()["accuracy_parameters"]
     axes = drawing.figure.axes[0]
     assert axes.get_xscale() == "log"
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("trainable parameters", "accuracy on the shifted test (%)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("trainable parameters", "target accuracy (%)")
     drawing.figure.draw_without_rendering()
     assert [label.get_text() for label in axes.get_xticklabels()][1:-1] == ["1 k", "10 k", "100 k"]
     front = [(1290, 76.1), (27216, 83.7), (421642, 88.5)]
@@ -271,10 +273,10 @@ def test_accuracy_against_parameters_shows_intervals_the_front_and_hollow_domina
     ends = [sorted(segment[:, 1].round(3).tolist()) for segment in axes.collections[0].get_segments()]
     assert ends == [[87.5, 89.5], [80.5, 86.9], [77.4, 82.2], [74.9, 77.3]]
     assert sorted(labels_of(axes)) == ["full", "head", "lora", "scratch"]
-    assert "hollow: dominated, as a cheaper arm is better or tied" in note(drawing)
+    assert "hollow: dominated by a strategy with fewer parameters that is better or tied" in note(drawing)
 
 
-def test_the_front_s_line_leaves_out_what_only_unclear_pairs_keep_on_it() -> None:
+def test_front_line_rises() -> None:
     arms = (
         make_arm("full", 0.88, trainable=400),
         make_arm("lora", 0.87, trainable=800),
@@ -286,18 +288,18 @@ def test_the_front_s_line_leaves_out_what_only_unclear_pairs_keep_on_it() -> Non
     assert filled == [FIXED["full"], FIXED["lora"], FIXED["head"]]
 
 
-def test_gain_against_retention_is_in_points_around_zero_lines() -> None:
+def test_gain_against_retention() -> None:
     axes = draw_four()["gain_retention"].figure.axes[0]
     assert lines_of(axes)[FIXED["scratch"]] == [[(-9.2, 16.8)]]
     assert lines_of(axes)["#8A8A8A"] == [[(0, 0), (1, 0)], [(0, 0), (0, 1)]]
     segments = [segment.round(3).tolist() for segment in axes.collections[0].get_segments()]
     assert segments[:2] == [[[-1.9, 25.5], [0.1, 25.5]], [[-0.9, 24.5], [-0.9, 26.5]]]
-    assert axes.get_xlabel() == "retention: clean accuracy minus the base's (points)"
-    assert axes.get_ylabel() == "gain: shifted accuracy minus zero-shot (points)"
+    assert axes.get_xlabel() == "retention: source accuracy minus the base's (points)"
+    assert axes.get_ylabel() == "gain: target accuracy minus zero-shot (points)"
     assert next(text.get_text() for text in axes.texts if not isinstance(text, Annotation)) == "gains, forgets"
 
 
-def test_class_f1_is_a_heat_map_of_arms_by_classes() -> None:
+def test_class_f1_heat_map() -> None:
     axes = draw_four()["class_f1"].figure.axes[0]
     assert numpy.asarray(axes.images[0].get_array()).round(3).tolist()[0] == [0.885, 0.875, 0.865]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["full", "lora", "scratch", "head"]
@@ -307,7 +309,7 @@ def test_class_f1_is_a_heat_map_of_arms_by_classes() -> None:
     assert len(draw_four(classes=40)["class_f1"].figure.axes[0].get_xticks()) == 40
 
 
-def test_of_many_classes_those_are_drawn_on_which_arms_differ_most() -> None:
+def test_class_f1_of_many_classes() -> None:
     one, other = make_arm("full", 0.9, classes=41), make_arm("lora", 0.9, classes=41)
     scores = numpy.array(one.class_f1)
     scores[[5, 30]] = 0.1, 0.2
@@ -316,32 +318,32 @@ def test_of_many_classes_those_are_drawn_on_which_arms_differ_most() -> None:
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert (len(names), axes.get_xlabel()) == (20, "class")
     assert names == [f"class {index}" for index in (*range(19), 30)]
-    assert drawing.title == "F1 of classes on the shifted test"
-    assert note(drawing).endswith("; best arm first; the 20 of 41 classes on which the arms differ most")
-    assert "Weakest class of each arm: full class 40 (0.50), lora class 5 (0.10)." in drawing.alt
+    assert drawing.title == "F1 of classes on the target test set"
+    assert note(drawing).endswith("; best strategy first; the 20 of 41 classes on which the strategies differ most")
+    assert "Weakest class of each strategy: full class 40 (0.50), lora class 5 (0.10)." in drawing.alt
     alone = draw(compare(one))["class_f1"]
     assert note(alone).endswith("; the 20 of 41 classes of lowest F1")
     assert next(label.get_text() for label in alone.figure.axes[0].get_xticklabels()) == "class 21"
 
 
 @pytest.mark.slow
-def test_confusion_differences_are_points_around_zero_against_the_best_arm() -> None:
+def test_confusion_differences() -> None:
     drawing = draw_four()["confusion_differences"]
     panels = [axes for axes in drawing.figure.axes if axes.images and axes.get_visible()]
     assert [axes.get_title() for axes in panels] == ["lora", "scratch", "head"]
     assert numpy.asarray(panels[0].images[0].get_array()).round(6)[0].tolist() == [-4.8, 2.4, 2.4]
     assert [axes.images[0].get_clim() for axes in panels] == [pytest.approx((-12.4, 12.4))] * 3
-    assert drawing.title == "Confusions on the shifted test: the others minus full"
+    assert drawing.title == "Confusions on the target test set: the others minus full"
     assert "confusion_differences" in draw_four(classes=30)
     many = draw_four(classes=31)["confusion_differences"]
     assert len(many.figure.axes[0].get_xticks()) in (0, 15) and len(many.figure.axes[0].get_yticks()) == 15
-    assert note(many).endswith("; the 15 of 31 classes between which the arms differ most")
+    assert note(many).endswith("; the 15 of 31 classes between which the strategies differ most")
     nine = draw(compare(*(make_arm(f"arm{i}", 0.9 - i / 100) for i in range(9))))["confusion_differences"]
     assert len([axes for axes in nine.figure.axes if axes.get_title()]) == 6
-    assert note(nine).endswith("; the next 6 of 8 other arms")
+    assert note(nine).endswith("; the next 6 of 8 other strategies")
 
 
-def test_differences_show_both_intervals_the_margin_and_the_word() -> None:
+def test_differences_intervals_margin_and_verdict() -> None:
     drawing = draw_four()["differences"]
     axes = drawing.figure.axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
@@ -353,14 +355,14 @@ def test_differences_show_both_intervals_the_margin_and_the_word() -> None:
     assert [text.get_text() for text in axes.texts][:2] == ["+4.8", "better"]
     shade = axes.patches[0].get_extents().transformed(axes.transData.inverted())
     assert (shade.x0, shade.x1) == pytest.approx((-1, 1))
-    assert axes.get_xlabel() == "difference in accuracy on the shifted test (points), the first minus the second"
+    assert axes.get_xlabel() == "difference in target accuracy (points), the first minus the second"
     assert note(drawing) == (
         "thick: the pair's 95 % t-interval over seeds; thin: 95 % interval over resampled test images; "
         "shaded: within the margin, ±1 point"
     )
 
 
-def test_a_pair_without_a_shared_seed_says_so() -> None:
+def test_differences_without_shared_seed() -> None:
     comparison = four()
     apart = dataclasses.replace(comparison.pairs[0], difference=None, low=None, high=None, verdict="unclear", n=0)
     axes = draw(dataclasses.replace(comparison, pairs=(apart,)))["differences"].figure.axes[0]
@@ -369,14 +371,14 @@ def test_a_pair_without_a_shared_seed_says_so() -> None:
 
 
 @pytest.mark.slow
-def test_of_many_pairs_those_with_the_best_arm_are_drawn() -> None:
+def test_figures_of_many_arms() -> None:
     arms = [make_arm(f"arm{i:02}", 0.9 - i / 200) for i in range(40)]
     drawings = draw(compare(*arms, verdict="unclear"))
     names = [label.get_text() for label in drawings["differences"].figure.axes[0].get_yticklabels()]
     assert names == [f"arm00 vs arm{i:02}" for i in range(1, 21)]
     assert note(drawings["differences"]).endswith("hollow: unclear; 20 of 780 pairs: those with arm00, the first 20")
-    assert note(drawings["accuracy_over_training"]).endswith("; the best 12 of 40 arms")
-    assert note(drawings["gain_retention"]).endswith("; 40 arms, at most 14 labelled")
+    assert note(drawings["accuracy_over_training"]).endswith("; the best 12 of 40 strategies")
+    assert note(drawings["gain_retention"]).endswith("; 40 settings, at most 14 of them labelled")
     assert 0 < len(labels_of(drawings["gain_retention"].figure.axes[0])) <= 14
     seven = draw(compare(*arms[:7]))["differences"]
     assert note(seven).endswith("; 6 of 21 pairs: those with arm00")
@@ -395,28 +397,28 @@ def sweep(option: str, values: Sequence[str], **same: str) -> list[ArmResult]:
     ]
 
 
-def test_a_sweep_of_a_numeric_option_is_drawn_against_the_option_and_parameters() -> None:
+def test_option_sweep() -> None:
     arms = sweep("rank", ["4", "8", "16.0"])
     drawing = draw(compare(*reversed(arms), make_arm("full", 0.9)))["option_sweep_lora"]
     left, right = drawing.figure.axes
-    assert drawing.title == "lora: accuracy on the shifted test against rank"
+    assert drawing.title == "lora: target accuracy against rank"
     assert lines_of(left)[FIXED["lora"]][0] == [(4, 70), (8, 75), (16, 80)]
     assert lines_of(right)[FIXED["lora"]][0] == [(3402, 70), (6804, 75), (10206, 80)]
     assert left.get_xscale() == "log"
     assert [label.get_text() for label in left.get_xticklabels()] == ["4", "8", "16"]
     assert (left.get_xlabel(), right.get_xlabel()) == ("rank", "trainable parameters")
-    assert left.get_ylabel() == "accuracy on the shifted test (%)"
+    assert left.get_ylabel() == "target accuracy (%)"
     assert labels_of(right) == ["4", "8", "16"]
 
 
-def test_a_sweep_through_zero_has_a_linear_axis_and_equal_parameters_no_second_panel() -> None:
+def test_option_sweep_with_zero_and_equal_parameters() -> None:
     arms = [dataclasses.replace(arm, trainable=500) for arm in sweep("dropout", ["0.0", "0.1", "0.2"])]
     axes = draw(compare(*arms))["option_sweep_lora"].figure.axes
     assert [panel.get_xscale() for panel in axes] == ["linear"]
     assert [label.get_text() for label in axes[0].get_xticklabels()] == ["0", "0.1", "0.2"]
 
 
-def test_two_values_words_or_two_options_at_once_are_no_sweep() -> None:
+def test_option_sweep_needs_three_values_of_one_number() -> None:
     stems = [
         list(draw(compare(*sweep("rank", ["4", "8"])))),
         list(draw(compare(*sweep("targets", ["Linear", "Conv2d", "all"])))),
@@ -425,15 +427,15 @@ def test_two_values_words_or_two_options_at_once_are_no_sweep() -> None:
     assert [stem for found in stems for stem in found if stem.startswith("option_sweep")] == []
 
 
-def test_a_grid_of_two_options_is_a_line_for_each_value_of_the_shorter_one() -> None:
+def test_option_sweep_of_a_grid() -> None:
     arms = [*sweep("rank", ["1", "2", "4", "8"], alpha="16"), *sweep("rank", ["1", "2", "4"], alpha="_32")]
     arms = [dataclasses.replace(arm, name=f"{arm.name} alpha={arm.options['alpha']}") for arm in arms]
     drawing = draw(compare(*arms))["option_sweep_lora"]
     assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["alpha=16", "alpha=_32"]
 
 
-def test_another_metric_keeps_its_own_unit_and_scale() -> None:
-    seconds = Metric("time/train_seconds", "training time", "s", 1.0, False)
+def test_figures_of_another_metric() -> None:
+    seconds = Metric(key="time/train_seconds", label="training time", unit="s", scale=1.0, higher_is_better=False)
     arms = (make_arm("head", 0.5, trainable=10), make_arm("full", 2.5, trainable=100))
     comparison = dataclasses.replace(compare(*arms, metric=seconds), margin=0.0)
     drawings = draw(comparison)
@@ -448,7 +450,7 @@ def test_another_metric_keeps_its_own_unit_and_scale() -> None:
     assert "shaded" not in note(drawings["differences"])
 
 
-def test_names_are_shown_literally_in_valid_files(tmp_path: Path) -> None:
+def test_odd_names_are_literal_in_valid_files(tmp_path: Path) -> None:
     arms = [make_arm(name, 0.9 - i / 50, strategy=name, trainable=10 ** (i + 2)) for i, name in enumerate(ODD)]
     more = [
         dataclasses.replace(arm, name=f"{ODD[0]} {arm.name[5:]}", strategy=ODD[0])
@@ -469,13 +471,13 @@ def test_names_are_shown_literally_in_valid_files(tmp_path: Path) -> None:
     assert {"$x$", "<b>", "_c"} <= texts
 
 
-def test_long_names_lose_their_middle() -> None:
+def test_long_names_are_shortened() -> None:
     axes = draw(compare(make_arm("strategy" + "x" * 60 + " rank=16", 0.9)))["class_f1"].figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["strategyxxxxxxxxxxxxxx…xxx rank=16"]
 
 
 @pytest.mark.slow
-def test_the_same_drawing_gives_the_same_bytes_and_carries_its_words(tmp_path: Path) -> None:
+def test_files_are_reproducible_and_described(tmp_path: Path) -> None:
     files = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
@@ -488,12 +490,12 @@ def test_the_same_drawing_gives_the_same_bytes_and_carries_its_words(tmp_path: P
         save_drawing(again, tmp_path)
     assert (tmp_path / "differences.svg").read_bytes() in files[0]
     text = (tmp_path / "differences.svg").read_text(encoding="utf-8")
-    assert "<title>Differences between arms</title>" in text
+    assert "<title>Differences between strategies</title>" in text
     assert "full against lora +4.8 better" in text
     assert "date" not in text.lower().split("<defs>")[0]
 
 
-def test_drawing_neither_follows_nor_changes_a_user_s_matplotlib(tmp_path: Path) -> None:
+def test_user_settings_of_matplotlib_are_kept(tmp_path: Path) -> None:
     with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30}):
         before = dict(matplotlib.rcParams)
         drawing = draw(compare(make_arm("lora", 0.8)))["gain_retention"]
@@ -502,7 +504,7 @@ def test_drawing_neither_follows_nor_changes_a_user_s_matplotlib(tmp_path: Path)
     assert to_hex(drawing.figure.axes[0].get_facecolor()) == "#ffffff"
 
 
-def test_labels_cover_neither_each_other_nor_a_point() -> None:
+def test_labels_do_not_overlap() -> None:
     arms = [
         make_arm(f"strategy {i}", 0.8 + (i % 3) / 100, trainable=1000 + 150 * i, clean=0.93 + (i % 2) / 500)
         for i in range(12)
@@ -518,7 +520,7 @@ def test_labels_cover_neither_each_other_nor_a_point() -> None:
         assert [point for point in points for box in boxes if box.contains(*point)] == []
 
 
-def test_colours_are_fixed_for_the_built_in_strategies_and_steady_for_others() -> None:
+def test_colours_of_strategies() -> None:
     assert assign_colours(FIXED) == FIXED
     six = [f"plugin{i}" for i in range(6)]
     colours = assign_colours([*six, "lora"])
@@ -528,7 +530,7 @@ def test_colours_are_fixed_for_the_built_in_strategies_and_steady_for_others() -
     assert len({*FIXED.values(), *OTHERS}) == 10
 
 
-def test_a_strategy_keeps_its_colour_in_all_comparisons_of_a_report() -> None:
+def test_colours_are_the_same_in_a_report() -> None:
     names = ["plugin0", "plugin1", "plugin2", "plugin3", "plugin4"]
     colours = assign_colours(names)
     for name in names[:2]:
@@ -536,7 +538,7 @@ def test_a_strategy_keeps_its_colour_in_all_comparisons_of_a_report() -> None:
         assert to_hex(by_epoch.lines[0].get_color()).upper() == colours[name]
 
 
-def test_arms_of_one_strategy_differ_by_marker_and_line_in_the_order_of_their_numbers() -> None:
+def test_marks_of_one_strategy() -> None:
     arms = [make_arm(f"lora rank={rank}", 0.8) for rank in (16, 2, 4)]
     marks = assign_marks(arms, assign_colours(["lora"]))
     assert {name: mark.marker for name, mark in marks.items()} == {
@@ -558,7 +560,7 @@ XYZ = numpy.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 
 
 
 @pytest.mark.parametrize("vision", MACHADO)
-def test_colours_stay_apart_for_every_eye(vision: str) -> None:
+def test_colours_are_distinct_for_colour_blindness(vision: str) -> None:
     def lab(colour: str) -> numpy.ndarray:
         srgb = numpy.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         linear = numpy.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)

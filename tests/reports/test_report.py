@@ -1,4 +1,4 @@
-"""The report: page, Markdown and JSON say what was found, and nothing that a user named can break out."""
+"""The report: numbers in HTML, Markdown and JSON, escaping of names, files on disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ODD = "a|b `c` [d](javascript:x) *e* _f_ https://evil.example www.evil.example \
 DASH = "\N{EN DASH}"
 IMAGES, CLASSES, BASE, ZERO_SHOT = 400, 4, 0.957, 0.631
 
-#: name -> shifted accuracy, its spread over seeds, clean accuracy, trainable parameters, seconds
+#: name -> target accuracy, its spread over seeds, source accuracy, trainable parameters, seconds
 ARMS = {
     "full": (0.885, 0.008, 0.941, 421_642, 3.0),
     "head": (0.761, 0.010, 0.922, 1_290, 1.1),
@@ -83,7 +83,7 @@ def compared_run(arm: str, figures: tuple[float, float, float, int, float], seed
         },
         classes=tuple("0123"),
         predictions=found,
-        curve=Curve((1, 2, 3), (1.0, 2.0, 3.0), (0.9, kept, kept), (0.6, 0.7, shifted)),
+        curve=Curve(epoch=(1, 2, 3), seconds=(1.0, 2.0, 3.0), clean=(0.9, kept, kept), shifted=(0.6, 0.7, shifted)),
     )
 
 
@@ -105,7 +105,7 @@ def with_changes(findings: Comparisons, **changes: object) -> Comparisons:
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its tags with their attributes, its text, its tables."""
+    """Parse a page as a browser does: tags with attributes, text, tables."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ def page_of(folder: Path) -> Page:
 
 
 def markdown_tables(text: str) -> Iterator[list[list[str]]]:
-    """Yield the tables that GitHub would show: rows of the texts of their cells."""
+    """Yield the tables of a Markdown text as rows of cell texts."""
     rows: list[list[str]] = []
     for token in MarkdownIt("commonmark", {"html": True}).enable("table").parse(text):
         if token.type == "table_open":
@@ -176,10 +176,10 @@ def folder(findings: Comparisons, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw one small figure a comparison instead of all: they take seconds, and their own tests look at them."""
+    """Draw one small figure per comparison: the real ones take seconds and have tests of their own."""
 
     def draw(comparison: Comparison, strategies: Iterable[str] = ()) -> list[Drawing]:
-        return [Drawing("small", "A title", "What it shows", Figure(figsize=(1, 1)))]
+        return [Drawing(stem="small", title="A title", alt="What it shows", figure=Figure(figsize=(1, 1)))]
 
     monkeypatch.setattr("adaptkit.reports.report.draw_comparison", draw)
 
@@ -190,7 +190,7 @@ def percent(value: Estimate, sign: str = "") -> str:
 
 
 def expected_tables(comparison: Comparison) -> dict[str, list[list[str]]]:
-    """Return the rows of the tables with numbers, formatted from the records and without help of the report."""
+    """Return the expected rows of all tables, formatted from the records independently of the report."""
     arms, pairs = comparison.arms, comparison.pairs
     assert all(pair.p is not None and pair.low is not None for pair in pairs)
     megabytes = {arm.name: arm.adapter_bytes.mean >= 1e6 for arm in arms}
@@ -262,7 +262,7 @@ def expected_tables(comparison: Comparison) -> dict[str, list[list[str]]]:
     }
 
 
-def test_every_number_of_the_tables_is_that_of_the_record(folder: Path, findings: Comparisons) -> None:
+def test_tables_match_the_records(folder: Path, findings: Comparisons) -> None:
     expected = expected_tables(findings.comparisons[0])
     assert {"better", "unclear"} <= {row[1] for row in expected["Pairs"]}  # worth a test
     tables = {title: rows[1:] for title, rows in page_of(folder).tables.items()}
@@ -277,21 +277,21 @@ def test_every_number_of_the_tables_is_that_of_the_record(folder: Path, findings
         )
     ]
     assert settings[:3] == [
-        ["metric", "accuracy on the shifted test (final/shifted_accuracy)"],
+        ["metric", "target accuracy (final/shifted_accuracy)"],
         ["margin of a tie", "±1.0 points"],
-        ["shifted test images", "400"],
+        ["target test images", "400"],
     ]
     assert settings[-2:] == [["base fingerprint", "b" * 64], ["data fingerprint", "d" * 64]]
 
 
-def test_the_sentences_come_first(folder: Path, findings: Comparisons) -> None:
+def test_sentences_come_first(folder: Path, findings: Comparisons) -> None:
     text = "".join(page_of(folder).text)
     places = [text.index(sentence) for sentence in findings.comparisons[0].sentences]
     assert places == sorted(places)
     assert places[-1] < text.index("Retention (points)")
 
 
-def test_json_is_the_findings(folder: Path, findings: Comparisons) -> None:
+def test_json_matches_the_findings(folder: Path, findings: Comparisons) -> None:
     text = (folder / "comparison.json").read_text(encoding="utf-8")
     assert json.loads(text) == json.loads(json.dumps(findings.to_dict(), allow_nan=False))
     assert text.endswith("}\n")
@@ -299,7 +299,7 @@ def test_json_is_the_findings(folder: Path, findings: Comparisons) -> None:
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_what_is_not_a_number_is_null_in_json_and_a_dash_in_tables(findings: Comparisons, tmp_path: Path) -> None:
+def test_nan_is_null_in_json_and_a_dash_in_tables(findings: Comparisons, tmp_path: Path) -> None:
     lost = Estimate(float("nan"), 5)
     arms = tuple(dataclasses.replace(arm, inference_ratio=lost) for arm in findings.comparisons[0].arms)
     write_report(tmp_path, with_changes(findings, arms=arms))
@@ -308,7 +308,7 @@ def test_what_is_not_a_number_is_null_in_json_and_a_dash_in_tables(findings: Com
     assert [row[7] for row in page_of(tmp_path).tables["Costs"][1:]] == [DASH] * 4
 
 
-def test_the_page_stands_alone(folder: Path) -> None:
+def test_page_needs_no_other_files(folder: Path) -> None:
     page = page_of(folder)
     names = [tag for tag, _ in page.tags]
     assert not {"script", "iframe", "object", "embed", "form", "base"} & set(names)
@@ -323,7 +323,7 @@ def test_the_page_stands_alone(folder: Path) -> None:
     assert next(found for tag, found in page.tags if tag == "html") == {"lang": "en"}
 
 
-def test_every_figure_is_in_the_page_and_beside_it(folder: Path) -> None:
+def test_figures_are_in_the_page_and_in_files(folder: Path) -> None:
     pictures = sorted(path.stem for path in folder.glob("*.png"))
     images = [found for tag, found in page_of(folder).tags if tag == "img"]
     inline = [base64.b64decode(found["src"].removeprefix("data:image/png;base64,")) for found in images]
@@ -335,7 +335,7 @@ def test_every_figure_is_in_the_page_and_beside_it(folder: Path) -> None:
     assert sorted(linked) == [f"{stem}.png" for stem in pictures]
 
 
-def test_headings_are_in_order_and_table_headings_say_what_they_head(folder: Path) -> None:
+def test_heading_levels_and_table_scopes(folder: Path) -> None:
     page = page_of(folder)
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
@@ -345,9 +345,9 @@ def test_headings_are_in_order_and_table_headings_say_what_they_head(folder: Pat
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_a_name_is_text_whatever_it_holds(tmp_path: Path) -> None:
+def test_odd_names_are_escaped(tmp_path: Path) -> None:
     findings = findings_of([EVIL, ODD, "full", "head"], seeds=2)
-    left_out = (LeftOut(EVIL, None, "failed", f"{ODD}\n{EVIL}"),)
+    left_out = (LeftOut(name=EVIL, run_id=None, status="failed", reason=f"{ODD}\n{EVIL}"),)
     findings = with_changes(findings, left_out=left_out, setup={EVIL: ODD}, classes=(EVIL, ODD, "2", "3"))
     findings = dataclasses.replace(findings, notes=(f"about {EVIL}",), left_out=left_out)
     write_report(tmp_path, findings)
@@ -361,7 +361,7 @@ def test_a_name_is_text_whatever_it_holds(tmp_path: Path) -> None:
     assert len(tables) == 9
     for rows in tables:
         assert len({len(row) for row in rows}) == 1
-    # Rows with too many cells would lose them in silence: count the bars themselves.
+    # Parsers drop extra cells silently: count the bars.
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         bars = [len(re.findall(r"(?<!\\)\|", line.replace("\\\\", ""))) for line in block.splitlines()]
         assert len(set(bars)) == 1
@@ -401,12 +401,12 @@ def test_a_name_is_text_whatever_it_holds(tmp_path: Path) -> None:
         ("me@x.org", "me&#64;x.org"),
     ],
 )
-def test_markdown_shows_a_text_as_it_is(text: str, shown: str) -> None:
+def test_escape_markdown(text: str, shown: str) -> None:
     assert escape_markdown(text) == shown
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_several_comparisons_have_a_heading_each_and_figures_of_their_own(tmp_path: Path) -> None:
+def test_several_comparisons(tmp_path: Path) -> None:
     findings = findings_of(["full", "head"], seeds=2, data=("d" * 64, "e" * 64))
     written = write_report(tmp_path, findings)
     stems = {path.stem for path in written if path.suffix == ".png"}
@@ -432,16 +432,16 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_seconds_that_cannot_be_compared_are_not_ranked(findings: Comparisons, tmp_path: Path) -> None:
+def test_incomparable_times_are_not_ranked(findings: Comparisons, tmp_path: Path) -> None:
     write_report(tmp_path, with_changes(findings, timings_comparable=False))
     page = page_of(tmp_path)
     rows = page.tables["Pareto fronts: the metric against each cost"]
     assert {row[rows[0].index("Training time")] for row in rows[1:]} == {"not ranked"}
-    assert "Seconds are not ranked" in "".join(page.text)
+    assert "Training times are not ranked" in "".join(page.text)
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_a_metric_without_points_is_shown_in_its_unit(tmp_path: Path) -> None:
+def test_unit_of_another_metric(tmp_path: Path) -> None:
     runs = [run for arm in findings_of().comparisons[0].arms for run in arm.runs]
     findings = judge_runs(runs, metric="time/train_seconds")
     write_report(tmp_path, findings)
@@ -455,7 +455,7 @@ def test_a_metric_without_points_is_shown_in_its_unit(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_a_pair_that_the_test_images_do_not_bear_out_says_so(findings: Comparisons, tmp_path: Path) -> None:
+def test_verdict_not_confirmed_by_test_images(findings: Comparisons, tmp_path: Path) -> None:
     pairs = findings.comparisons[0].pairs
     doubtful = dataclasses.replace(
         pairs[0], verdict="unclear", seeds_verdict="better", seeds_needed=None, images_needed=5200
@@ -467,15 +467,15 @@ def test_a_pair_that_the_test_images_do_not_bear_out_says_so(findings: Compariso
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_runs_left_out_are_named_with_their_reason(findings: Comparisons, tmp_path: Path) -> None:
-    lost = LeftOut("lora seed=9", "abc", "killed", "ended by a signal")
+def test_runs_left_out(findings: Comparisons, tmp_path: Path) -> None:
+    lost = LeftOut(name="lora seed=9", run_id="abc", status="killed", reason="ended by a signal")
     write_report(tmp_path, dataclasses.replace(with_changes(findings, left_out=(lost,)), left_out=(lost,)))
     tables = page_of(tmp_path).tables
     assert tables["Runs left out (1)"][1:] == [["lora seed=9", "killed", "ended by a signal", "abc"]]
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_an_earlier_report_is_replaced_whole(findings: Comparisons, tmp_path: Path) -> None:
+def test_replace_an_earlier_report(findings: Comparisons, tmp_path: Path) -> None:
     written = write_report(tmp_path, findings_of(["full", "head"], seeds=2))
     earlier = {path: path.read_bytes() for path in written}
     again = write_report(tmp_path, findings)
@@ -484,18 +484,18 @@ def test_an_earlier_report_is_replaced_whole(findings: Comparisons, tmp_path: Pa
     assert len(json.loads((tmp_path / "comparison.json").read_text())["arms"]) == 4
 
 
-def test_the_same_findings_make_the_same_report(folder: Path, findings: Comparisons, tmp_path: Path) -> None:
+def test_report_is_reproducible(folder: Path, findings: Comparisons, tmp_path: Path) -> None:
     for path in write_report(tmp_path, findings):
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_a_failure_half_way_leaves_the_earlier_report(findings: Comparisons, tmp_path: Path) -> None:
+def test_failure_keeps_the_earlier_report(findings: Comparisons, tmp_path: Path) -> None:
     written = write_report(tmp_path, findings)
     earlier = {path: path.read_bytes() for path in written}
     (tmp_path / "report.html").unlink()
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(BadInput, match=r"^--output: .*report\.html is a folder, where a file is to be written$"):
+    with pytest.raises(BadInput, match=r"^--output: .*report\.html must be a file, but it is a folder$"):
         write_report(tmp_path, findings_of(["full", "head"], seeds=2))
     assert sorted(tmp_path.iterdir()) == sorted(written)
     assert all(path.read_bytes() == earlier[path] for path in written if path.name != "report.html")
@@ -505,9 +505,7 @@ def test_a_failure_half_way_leaves_the_earlier_report(findings: Comparisons, tmp
     ("place", "reason"),
     [("taken", "it is a file"), ("taken/below", "Not a directory"), ("x" * 300, "File name too long")],
 )
-def test_an_unwritable_folder_is_one_line_and_leaves_nothing(
-    findings: Comparisons, tmp_path: Path, place: str, reason: str
-) -> None:
+def test_unwritable_folder(findings: Comparisons, tmp_path: Path, place: str, reason: str) -> None:
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(BadInput) as caught:
         write_report(tmp_path / place, findings)

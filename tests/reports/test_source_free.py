@@ -1,4 +1,4 @@
-"""Runs without a source: no clean test, no zero-shot, no gain, no retention, and no table that pretends they exist."""
+"""Runs without a source: nothing shows a source accuracy, zero-shot, gain or retention."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from adaptkit.tracking.tracker import Tracker
 
 Cli = Callable[..., Result]
 
-#: the words of what there is none of
-ABSENT = re.compile(r"\b(zero.?shot|gains?|gained|retention|clean|forgets?|forgot|shifted)\b", re.IGNORECASE)
+#: words that only apply to runs with a source
+ABSENT = re.compile(r"\b(zero.?shot|gains?|gained|retention|source|clean|forgets?|forgot|shifted)\b", re.IGNORECASE)
 CLASSES = tuple("abcde")
 IMAGES, SEEDS = 200, 2
 
@@ -52,7 +52,7 @@ def epoch(number: int, accuracy: float | None) -> Epoch:
 def prepared(
     strategy: str, seed: int, wrong: int, folder: Path, classes: Sequence[str] = CLASSES, images: int = IMAGES
 ) -> tuple[RunStart, RunResult]:
-    """Return a run that names the next class for so many of the target's test images."""
+    """Return a run that predicts the next class for the first `wrong` target test images, in a fixed order."""
     truth = numpy.arange(images) % len(classes)
     predicted = truth.copy()
     predicted[(37 * numpy.arange(wrong) + seed) % images] += 1
@@ -115,7 +115,7 @@ def record(uri: str, *runs: tuple[RunStart, RunResult], experiment: str = "adapt
 
 @dataclass(frozen=True)
 class Three:
-    """A store of three strategies' runs, and their ids."""
+    """A store with runs of three strategies, and their ids."""
 
     uri: str
     run_ids: list[str]
@@ -123,7 +123,7 @@ class Three:
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Three:
-    """Record runs once for all tests that compare them."""
+    """Record the runs once for all tests that compare them."""
     folder = tmp_path_factory.mktemp("three")
     uri = f"sqlite:///{shutil.copy(empty_store, folder / 'mlflow.db')}"
     wrong = {"full": 20, "lora": 30, "head": 60}
@@ -137,7 +137,7 @@ def files_of(uri: str, run_id: str) -> list[str]:
 
 
 class Text(HTMLParser):
-    """All that a page says."""
+    """All text of a page, including alternative texts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class Text(HTMLParser):
             self.parts.append(data)
 
 
-def test_a_run_is_recorded_with_what_exists(uri: str, tmp_path: Path) -> None:
+def test_recorded_metrics_and_artifacts(uri: str, tmp_path: Path) -> None:
     run, result = prepared("head", 0, 20, tmp_path)
     (run_id,) = record(uri, (run, result))
     client = MlflowClient(tracking_uri=uri)
@@ -172,7 +172,7 @@ def test_a_run_is_recorded_with_what_exists(uri: str, tmp_path: Path) -> None:
     assert sum(row["truth"] == row["prediction"] for row in rows) == 180
 
 
-def test_a_base_that_was_not_trained_is_recorded_without_a_history(uri: str, tmp_path: Path) -> None:
+def test_untrained_base_has_no_history(uri: str, tmp_path: Path) -> None:
     run = RunStart(
         "base", "base torchvision:resnet18", {"dataset": "none", "base.epochs": 5}, {"adaptkit.kind": "base"}
     )
@@ -185,24 +185,24 @@ def test_a_base_that_was_not_trained_is_recorded_without_a_history(uri: str, tmp
     assert files_of(uri, run_id) == ["base", "config.yaml", "environment.txt"]
 
 
-def test_tables_and_sentences_speak_of_the_target_s_test_set_only(cli: Cli, three: Three) -> None:
+def test_tables_and_sentences(cli: Cli, three: Three) -> None:
     result = cli("compare", "--no-track", "--tracking-uri", three.uri)
     assert result.exit_code == 0, result.stderr
     lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
     assert lines[0].split() == ["strategy", "target", "trainable", "share", "seconds"]
     assert [line.split()[0] for line in lines[2:5]] == ["full", "lora", "head"]
     assert lines[2].split() == ["full", "89.8", "±", "3.2", "1,000", "86.21", "%", "10.1", "±", "0.6"]
-    assert " ".join(lines[5:7]) == "accuracy on the target's test set in %; mean ± 95 % interval over 2 seeds"
-    assert "accuracy on the target's test set, differences in points [95 % interval]; p after Holm" in lines
-    sentences = [line for line in lines if line.startswith("On the")]
-    assert sentences[0].startswith("On the target's test set, full beats lora by 5.0 points [")
-    assert sentences[0].endswith("it trains 6.2 times the parameters and took 6.1 times as long.")
+    assert lines[5] == "target accuracy in %; mean ± 95 % interval over 2 seeds"
+    assert "target accuracy, differences in points [95 % interval]; Holm-corrected p" in lines
+    sentences = [line for line in lines if line.startswith("In target accuracy")]
+    assert sentences[0].startswith("In target accuracy, full beats lora by 5.0 points [")
+    assert sentences[0].endswith("It trains 6.2 times the parameters and took 6.1 times as long.")
     assert not ABSENT.search(result.stdout)
-    # Nothing is a dash but the arms that nothing dominates.
+    # Only strategies that are not dominated have a dash.
     assert [line.split()[0] for line in lines if "\N{EN DASH}" in line] == ["full", "lora", "head"]
 
 
-def test_json_has_null_for_what_there_is_not(cli: Cli, three: Three) -> None:
+def test_json_has_null_for_missing_values(cli: Cli, three: Three) -> None:
     found = json.loads(cli("compare", "--no-track", "--json", "--tracking-uri", three.uri).stdout)
     assert found["metric"] == "final/shifted_accuracy"
     for arm in found["arms"]:
@@ -216,9 +216,7 @@ def test_json_has_null_for_what_there_is_not(cli: Cli, three: Three) -> None:
 
 
 @pytest.mark.slow
-def test_the_report_has_no_empty_column_and_no_figure_of_what_there_is_not(
-    cli: Cli, three: Three, tmp_path: Path
-) -> None:
+def test_report_has_no_empty_columns_or_figures(cli: Cli, three: Three, tmp_path: Path) -> None:
     result = cli("compare", "--output", "report", "--tracking-uri", three.uri)
     assert result.exit_code == 0, result.stderr
     folder = Path("report")
@@ -238,14 +236,14 @@ def test_the_report_has_no_empty_column_and_no_figure_of_what_there_is_not(
         "| Pair | Verdict | Difference (points) \\[95 % interval\\] | Resampled images | p (Holm) | p (unadjusted) "
         "| Shared seeds | Disagreement (%) |\n"
     ) in markdown
-    assert "folder:photos · torchvision:resnet18 · 6 runs · 200 test images" in markdown
+    assert "folder:photos · torchvision:resnet18 · 6 runs · 200 target test images" in markdown
     assert "| base.epochs |" not in markdown
-    assert "| metric | accuracy on the target's test set (final/shifted_accuracy) |" in markdown
-    assert "On the target's test set, mean over seeds." in markdown
+    assert "| metric | target accuracy (final/shifted_accuracy) |" in markdown
+    assert "On the target test set, mean over seeds." in markdown
     page = "\n".join(Text((folder / "report.html").read_text()).parts)
     drawn = "\n".join((folder / f"{stem}.svg").read_text() for stem in stems)
     for text in (markdown, page, drawn):
-        assert "target's test set" in text and not ABSENT.search(text)
+        assert "arget accuracy" in text and not ABSENT.search(text)
     client = MlflowClient(tracking_uri=three.uri)
     (experiment,) = (found for found in client.search_experiments() if found.name == "adaptkit")
     (recorded,) = client.search_runs([experiment.experiment_id], "tags.`adaptkit.kind` = 'comparison'")
@@ -256,21 +254,21 @@ def test_the_report_has_no_empty_column_and_no_figure_of_what_there_is_not(
 
 
 @pytest.mark.parametrize("metric", ["final/retention", "final/gain", "final/test_accuracy", "test/accuracy"])
-def test_a_metric_of_the_source_is_refused_in_a_line(cli: Cli, three: Three, metric: str) -> None:
+def test_metrics_of_a_source_are_refused(cli: Cli, three: Three, metric: str) -> None:
     result = cli("compare", "--no-track", "--metric", metric, "--tracking-uri", three.uri)
     assert result.exit_code == 2
     assert result.stderr == f"Error: --metric: these runs have no source, and therefore no {metric}\n"
 
 
-def test_another_metric_stands_beside_the_accuracy(cli: Cli, three: Three) -> None:
+def test_table_with_another_metric(cli: Cli, three: Three) -> None:
     options = ("--metric", "final/shifted_macro_f1", "--tracking-uri", three.uri)
     lines = cli("compare", "--no-track", *options).stdout.splitlines()
     headings = next(line for line in lines if line.strip()).split()
-    assert headings == ["strategy", "shifted_macro_f1", "target", "trainable", "share", "seconds"]
-    assert any(line.startswith("By macro F1 on the target's test set, full beats lora") for line in lines)
+    assert headings == ["strategy", "target", "macro", "F1", "target", "trainable", "share", "seconds"]
+    assert any(line.startswith("In target macro F1, full beats lora") for line in lines)
 
 
-def test_runs_with_and_without_a_source_are_compared_apart(cli: Cli, three: Three) -> None:
+def test_runs_with_and_without_source_are_separate(cli: Cli, three: Three) -> None:
     # Even under the same fingerprints.
     same = {"adaptkit.data_fingerprint": "e" * 64, "adaptkit.base_fingerprint": "c" * 64}
     run_ids = [
@@ -283,20 +281,20 @@ def test_runs_with_and_without_a_source_are_compared_apart(cli: Cli, three: Thre
         return cli("compare", *three.run_ids, *run_ids, "--no-track", "--tracking-uri", three.uri, *options).stdout
 
     found = json.loads(compared("--json"))
-    apart = "compared apart, since the runs differ in more than the strategy: "
+    apart = "compared separately, because the runs differ in more than the strategy: "
     assert [comparison["reason"] for comparison in found["comparisons"]] == [
         f"{apart}no source", f"{apart}a base trained on a source"
     ]  # fmt: skip
     assert [comparison["zero_shot"] for comparison in found["comparisons"]] == [None, 0.5]
     tables = compared().split("Comparison 2 of 2")
-    assert "target" in tables[0] and not ABSENT.search(tables[0])
-    assert "zero-shot" in tables[1] and "On the shifted test, one beats other" in tables[1]
+    assert "target" in tables[0] and not ABSENT.search(tables[0].replace(": no source", ""))
+    assert "zero-shot" in tables[1] and "In target accuracy, one beats other" in tables[1]
     retention = json.loads(compared("--json", "--metric", "final/retention"))
     assert [arm["name"] for arm in retention["arms"]] == ["one", "other"]
     assert "full seed=0 is left out: has no metric final/retention" in retention["notes"]
 
 
-def test_what_a_run_watches_is_what_a_store_holds(uri: str, tmp_path: Path) -> None:
+def test_collected_runs_equal_stored_runs(uri: str, tmp_path: Path) -> None:
     collector, runs = Collector(), [prepared(strategy, 0, 20, tmp_path) for strategy in ("full", "head")]
     for run, result in runs:
         collector.adaptkit_run_ended(run, result, nn.Identity())
@@ -313,7 +311,7 @@ def test_what_a_run_watches_is_what_a_store_holds(uri: str, tmp_path: Path) -> N
     assert timeless(judge_runs(read).to_dict()) == timeless(watched)
 
 
-def test_a_record_with_a_gap_is_left_out_with_or_without_a_source(cli: Cli, three: Three, tmp_path: Path) -> None:
+def test_incomplete_record_is_left_out(cli: Cli, three: Three, tmp_path: Path) -> None:
     run, result = prepared("lora", 0, 20, tmp_path)
     gap = {key: value for key, value in result.metrics.items() if key != "params/total"}
     run = dataclasses.replace(run, name="with a gap")
@@ -355,25 +353,25 @@ def printed(what: Plan) -> list[str]:
     return [line.rstrip() for line in captured.get().splitlines() if line.strip()]
 
 
-def test_the_plan_says_what_is_trained_where_in_80_columns() -> None:
+def test_plan_fits_80_columns() -> None:
     assert printed(plan()) == [
         "Target   folder:photos: 20 training (drawn from 40), 60 test",
         "Base     torchvision:vit_b_16, 10 classes, on cpu in fp32; "
-        "as it is, with a new head that every strategy trains",
+        "used without training; every strategy trains a new head",
         "Runs     seed 0; 1 epoch each",
         "                                                                       learning",
         " strategy       trainable   head    adapter        base     share          rate",
         " ──────────────────────────────────────────────────────────────────────────────",
         " full          85,806,346  7,690          0  85,798,656  100.00 %        0.0001",
         " lora rank=16   1,319,690  7,690  1,312,000           0    1.51 %         0.005",
-        "base: 85,806,346 parameters; adapter: parameters that it does not have",
+        "base: 85,806,346 parameters; adapter: parameters added by the strategy",
     ]
     with_source = printed(plan("photos"))
     assert with_source[0] == "Source   photos: 100 training, 50 test"
     assert with_source[2].endswith("; to be trained first")
 
 
-def test_progress_shows_the_target_and_no_bar_for_a_base_that_is_not_trained(tmp_path: Path) -> None:
+def test_progress_lines_and_bars(tmp_path: Path) -> None:
     run, _ = prepared("head", 0, 20, tmp_path)
     console = Console(width=120, force_terminal=False)
     with console.capture() as captured:
@@ -388,7 +386,7 @@ def test_progress_shows_the_target_and_no_bar_for_a_base_that_is_not_trained(tmp
     assert bars.progress.tasks == []
 
 
-def test_a_thousand_classes_are_recorded_quickly_and_the_confused_ones_shown(three: Three, tmp_path: Path) -> None:
+def test_artifacts_of_a_thousand_classes(three: Three, tmp_path: Path) -> None:
     names = [f"{number:04} " + "a very long name of a class, with its Latin one" for number in range(1000)]
     run, result = prepared("head", 0, 600, tmp_path, names, images=2000)
     started = time.process_time()
@@ -402,14 +400,14 @@ def test_a_thousand_classes_are_recorded_quickly_and_the_confused_ones_shown(thr
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_of_classes_may_hold_any_character(tmp_path: Path) -> None:
+def test_artifacts_with_odd_class_names(tmp_path: Path) -> None:
     names = ("\u6570\u636e", "$x_{$", "a\tb", "<b>", "\\alpha")
     run, result = prepared("head", 0, 20, tmp_path, names)
     write_artifacts(tmp_path, run, result)
     assert {"confusion_shifted.png", "samples.png", "predictions.csv"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_a_comparison_of_a_thousand_classes_keeps_to_the_telling_ones(tmp_path: Path) -> None:
+def test_comparison_of_a_thousand_classes(tmp_path: Path) -> None:
     names = [f"class {number}" for number in range(1000)]
     collector = Collector()
     for strategy, wrong in (("full", 100), ("head", 700)):
@@ -422,7 +420,7 @@ def test_a_comparison_of_a_thousand_classes_keeps_to_the_telling_ones(tmp_path: 
     assert len(found.to_json()) < 400_000
     table = class_scores(comparison)
     assert (table.title, len(table.rows)) == ("F1 of classes (%)", 50)
-    assert table.note.endswith("The 50 of 1,000 classes on which the arms differ most.")
+    assert table.note.endswith("The 50 of 1,000 classes on which the strategies differ most.")
     drawings = {drawing.stem: drawing for drawing in draw_comparison(comparison)}
     panel = drawings["confusion_differences"].figure.axes[0]
     assert len(panel.get_xticklabels()) == 15

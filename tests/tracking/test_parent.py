@@ -65,7 +65,7 @@ def test_comparison_run(cli: Cli, uri: str, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert run.data.tags["adaptkit.compared_runs"].split(",") == ids
     note = run.data.tags["mlflow.note.content"]
-    assert note.startswith("- On the shifted test, good (v1) beats poor by 10.3 points ")
+    assert note.startswith("- In target accuracy, good (v1) beats poor by 10.3 points ")
     assert f"- poor: [seed 0](#/experiments/{run.info.experiment_id}/runs/{ids[3]})" in note
     # The comparison run itself is not compared.
     assert len(json.loads(cli("compare", "--no-track", "--json").stdout)["arms"]) == 2
@@ -148,7 +148,7 @@ def test_parent_with_failed_runs(cli: Cli, store: Path) -> None:
     assert parent.info.status == "FAILED"
     result = cli("run", "-s", "full", "-s", "head", *wild, *TINY)
     assert result.exit_code == 1
-    assert "Note: Left out, 1 failed: full seed=0 (" in result.stdout
+    assert "Note: 1 failed run left out: full seed=0 (" in result.stdout
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of files")

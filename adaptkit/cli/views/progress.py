@@ -1,4 +1,4 @@
-"""Show runs as they go: a bar with live figures on a terminal, a line an epoch elsewhere."""
+"""Show the plan and the progress of runs: live bars on a terminal, one line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class ProgressLines:
-    """Print a line an epoch."""
+    """Print one line per epoch."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     @hookimpl
     def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
-        """Print the epoch's figures."""
+        """Print the epoch's loss, accuracies and times."""
         self.console.print(
             f"[{run.name}] epoch {epoch.number}/{epochs_of(run)}  {figures(epoch)}  {times(epoch)}",
             markup=False,
@@ -37,11 +37,11 @@ class ProgressLines:
         )
 
     def close(self) -> None:
-        """Do nothing: there is no live display."""
+        """Do nothing: plain lines need no clean-up."""
 
 
 class ProgressBars:
-    """Draw a bar a run that moves with each epoch."""
+    """Draw one progress bar per run, which advances with each epoch."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
@@ -56,7 +56,7 @@ class ProgressBars:
 
     @hookimpl
     def adaptkit_run_started(self, run: RunStart, model: nn.Module) -> None:
-        """Begin the run's bar."""
+        """Add a bar for the run."""
         epochs = epochs_of(run)
         if not epochs:
             self._task = None
@@ -66,55 +66,54 @@ class ProgressBars:
 
     @hookimpl
     def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
-        """Move the bar and show the latest figures."""
+        """Advance the bar and show the latest loss and accuracies."""
         if self._task is not None:
             self.progress.update(self._task, completed=epoch.number, figures=figures(epoch))
 
     @hookimpl
     def adaptkit_run_ended(self, run: RunStart, result: RunResult, model: nn.Module) -> None:
-        """Leave the finished bar as it is."""
+        """Stop the clock of the finished bar."""
         if self._task is not None:
             self.progress.stop_task(self._task)
 
     @hookimpl
     def adaptkit_run_failed(self, run: RunStart, error: BaseException) -> None:
-        """Mark the bar of a run that stopped early."""
+        """Mark the bar of a failed run as stopped."""
         if self._task is not None:
             self.progress.update(self._task, description=f"{printable(escape(run.name))} [red]stopped[/]")
             self.progress.stop_task(self._task)
 
     def close(self) -> None:
-        """End the live display, leaving the bars."""
+        """End the live display; the bars stay visible."""
         self.progress.stop()
 
 
 def epochs_of(run: RunStart) -> int:
-    """Return how many epochs a run will take; a base without a source is not trained."""
+    """Return the number of epochs of a run; 0 for a base without a source, which is not trained."""
     if run.kind == "base" and run.params.get("dataset") == NO_SOURCE:
         return 0
     return int(run.params["base.epochs" if run.kind == "base" else "epochs"])
 
 
 def times(epoch: Epoch) -> str:
-    """Return how long an epoch trained and evaluated."""
+    """Return the training and evaluation time of an epoch as text."""
     return f"{epoch.seconds - epoch.evaluation_seconds:.2f} s + {epoch.evaluation_seconds:.2f} s evaluation"
 
 
 def figures(epoch: Epoch) -> str:
-    """Return an epoch's loss and accuracies as one line."""
+    """Return the loss and accuracies of an epoch as text."""
     parts = [f"loss {epoch.loss:.3f}", f"train {100 * epoch.train_accuracy:.1f} %"]
     if epoch.test_accuracy is not None:
-        parts.append(f"clean {100 * epoch.test_accuracy:.1f} %")
+        parts.append(f"source {100 * epoch.test_accuracy:.1f} %")
     if epoch.shifted_accuracy is not None:
-        word = "target" if epoch.test_accuracy is None else "shifted"
-        parts.append(f"{word} {100 * epoch.shifted_accuracy:.1f} %")
+        parts.append(f"target {100 * epoch.shifted_accuracy:.1f} %")
     if epoch.validation_accuracy is not None:
         parts.append(f"validation {100 * epoch.validation_accuracy:.1f} %")
     return "  ".join(parts)
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """Print what an experiment will do."""
+    """Print the plan of an experiment: data, base, runs, strategies, notices and estimated time."""
     has_source = plan.dataset != NO_SOURCE
     if has_source:
         console.print(
@@ -122,33 +121,33 @@ def print_plan(console: Console, plan: Plan) -> None:
             soft_wrap=True,
         )
     target = plan.target if plan.shift == "none" else f"{plan.target} under {plan.shift}"
-    asked = plan.shots * len(plan.classes)
-    fewer = "" if plan.drawn_images >= asked else f": at most half of it, not the {asked:,} asked for"
+    requested = plan.shots * len(plan.classes)
+    fewer = "" if plan.drawn_images >= requested else f": at most half of it, {requested:,} were requested"
     console.print(
         f"Target   {escape(target)}: {plan.drawn_images:,} training (drawn from {plan.pool_images:,}{fewer}), "
         f"{plan.shifted_test_images:,} test",
         soft_wrap=True,
     )
     if has_source:
-        base = "found in the cache" if plan.base_cached else "to be trained first"
+        base = "from the cache" if plan.base_cached else "to be trained first"
     else:
-        base = "as it is, with a new head that every strategy trains"
+        base = "used without training; every strategy trains a new head"
     about = f"{len(plan.classes):,} classes, on {plan.device} in {plan.precision}"
     console.print(f"Base     {escape(plan.backbone)}, {about}; {base}", soft_wrap=True)
     seeds = "seed" if len(plan.seeds) == 1 else "seeds"
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
     console.print(f"Runs     {seeds} {', '.join(map(str, plan.seeds))}; {epochs} each", soft_wrap=True)
-    console.print(_arms(plan))
+    console.print(_strategies(plan))
     for notice in plan.notices:
         console.print(f"Note: {notice}", markup=False, soft_wrap=True)
     if plan.seconds is not None:
         console.print(f"Estimated time: {duration(plan.seconds)} of training and evaluation on this machine.")
 
 
-def _arms(plan: Plan) -> Table:
-    """Return what each strategy trains, and where it lies; 80 columns hold models of tens of millions of parameters."""
+def _strategies(plan: Plan) -> Table:
+    """Return a table of trained parameters per strategy; 80 columns fit models of tens of millions of parameters."""
     parameters = max(arm.parameters - arm.adapter for arm in plan.arms)
-    caption = f"base: {parameters:,} parameters; adapter: parameters that it does not have"
+    caption = f"base: {parameters:,} parameters; adapter: parameters added by the strategy"
     table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left")
     table.add_column("strategy", overflow="fold")
     for heading in ("trainable", "head", "adapter", "base", "share"):

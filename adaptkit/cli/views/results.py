@@ -1,4 +1,4 @@
-"""Draw a comparison for the terminal: the arms, what lies between them, what they cost, and the verdict."""
+"""Print a comparison on the terminal: tables of accuracies, pairs, costs and severities, then the sentences."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from rich.table import Table
 from adaptkit.comparison.numbers import NOTHING, mean, number, p_value, size
 from adaptkit.comparison.numbers import interval as bounds
 from adaptkit.comparison.records import COSTS, ArmResult, Comparison, Comparisons
-from adaptkit.comparison.sentences import spoken_pairs
+from adaptkit.comparison.sentences import shown_pairs
 from adaptkit.experiment.outcome import Outcome
 from adaptkit.names import FINAL_GAIN, FINAL_RETENTION, FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY, TIME_TRAIN_SECONDS
 from adaptkit.reports.tables import severity_cells, severity_note, shown_severities, zero_shot_cells
 from adaptkit.settings.severities import written
 
 COLOURS = {"better": "green", "worse": "red", "tie": "cyan", "unclear": "yellow"}
-#: what the accuracy table shows already
+#: metrics with a column of their own in the table of accuracies
 SHOWN = (FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY, FINAL_GAIN, FINAL_RETENTION, TIME_TRAIN_SECONDS)
-#: arms of a terminal's table
+#: number of rows of a table on the terminal
 MOST_ARMS = 40
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
-    """Print the results of an experiment: the accuracies, and the verdict if there is something to compare."""
+    """Print the results of an experiment: accuracies and, with several strategies, the verdicts."""
     if outcome.comparison is None:
         return
     (comparison,) = outcome.comparison.comparisons
@@ -34,7 +34,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
 
 
 def print_findings(console: Console, findings: Comparisons) -> None:
-    """Print every comparison with its pairs and costs."""
+    """Print every comparison in full, then the trends and notes."""
     for comparison in findings.comparisons:
         if comparison.reason is not None:
             console.rule(f"Comparison {comparison.number} of {len(findings.comparisons)}", align="left")
@@ -46,7 +46,7 @@ def print_findings(console: Console, findings: Comparisons) -> None:
         print_severities(console, comparison)
         print_sentences(console, comparison)
     if any(trend.sentences for trend in findings.trends):
-        console.rule("Along a setting", align="left")
+        console.rule("Results by setting", align="left")
     for sentence in (sentence for trend in findings.trends for sentence in trend.sentences):
         console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
     for note in findings.notes:
@@ -54,28 +54,28 @@ def print_findings(console: Console, findings: Comparisons) -> None:
 
 
 def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
-    """Print a row an arm, the best first, with the zero-shot base for comparison, if there is a source."""
-    metric, zero_shot, clean = comparison.metric, comparison.zero_shot, comparison.base_accuracy
+    """Print the table of accuracies: one row per arm, the best first, and the zero-shot base if there is a source."""
+    metric, zero_shot, base_source = comparison.metric, comparison.zero_shot, comparison.base_accuracy
     note = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed: no interval"
-    has_source = zero_shot is not None and clean is not None
-    about = "accuracies in %, gain and retention in points" if has_source else "accuracy on the target's test set in %"
+    has_source = zero_shot is not None and base_source is not None
+    about = "accuracies in %, gain and retention in points" if has_source else "target accuracy in %"
     table = _table("strategy", f"{about}; {note}")
-    own = metric.key not in SHOWN
-    accuracies = ["shifted", "gain", "clean", "retention"] if has_source else ["target"]
+    extra = metric.key not in SHOWN
+    accuracies = ["target", "gain", "source", "retention"] if has_source else ["target"]
     headings = [*accuracies, "trainable", "share", "seconds"]
-    for heading in [metric.key.rsplit("/", 1)[-1], *headings] if own else headings:
+    for heading in [metric.label, *headings] if extra else headings:
         table.add_column(heading, justify="right")
-    if zero_shot is not None and clean is not None:
-        base = [f"{100 * zero_shot:.1f}", "", f"{100 * clean:.1f}", "", "0", "0.00 %", ""]
-        table.add_row("zero-shot", *([""] if own else []), *base, style="dim")
+    if zero_shot is not None and base_source is not None:
+        base = [f"{100 * zero_shot:.1f}", "", f"{100 * base_source:.1f}", "", "0", "0.00 %", ""]
+        table.add_row("zero-shot", *([""] if extra else []), *base, style="dim")
     for arm in comparison.arms[:MOST_ARMS]:
         fewer = f" ({len(arm.seeds)} of {seeds} seeds)" if len(arm.seeds) < seeds else ""
-        score = [mean(arm.score, metric.digits, scale=metric.scale)] if own else []
-        found = [(arm.shifted, False), (arm.gain, True), (arm.clean, False), (arm.retention, True)]
+        score = [mean(arm.score, metric.digits, scale=metric.scale)] if extra else []
+        estimates = [(arm.shifted, False), (arm.gain, True), (arm.clean, False), (arm.retention, True)]
         table.add_row(
             escape(arm.name) + fewer,
             *score,
-            *(mean(value, scale=100, signed=signed) for value, signed in found if value is not None),
+            *(mean(value, scale=100, signed=signed) for value, signed in estimates if value is not None),
             f"{arm.trainable:,}",
             f"{100 * arm.trainable_fraction:.2f} %",
             mean(arm.train_seconds),
@@ -86,12 +86,12 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
 
 
 def print_pairs(console: Console, comparison: Comparison) -> None:
-    """Print what lies between each two arms, or between the best and the others when there are many."""
+    """Print the table of pairs; of many pairs, only those of the best arm."""
     metric, digits, scale = comparison.metric, comparison.metric.digits, comparison.metric.scale
     unit = f" in {metric.unit}" if metric.unit else ""
-    shown = spoken_pairs(comparison)
-    most = "" if len(shown) == len(comparison.pairs) else f"; {len(comparison.pairs) - len(shown)} more in --json"
-    caption = f"{metric.label}, differences{unit} [95 % interval]; p after Holm{most}"
+    shown = shown_pairs(comparison)
+    hidden = "" if len(shown) == len(comparison.pairs) else f"; {len(comparison.pairs) - len(shown)} more in --json"
+    caption = f"{metric.label}, differences{unit} [95 % interval]; Holm-corrected p{hidden}"
     table = _table("pair", caption)
     for heading in ("difference", "test images", "p", "seeds", "disagree"):
         table.add_column(heading, justify="right")
@@ -100,8 +100,8 @@ def print_pairs(console: Console, comparison: Comparison) -> None:
         difference = number(pair.difference, digits, scale=scale, signed=True)
         table.add_row(
             f"{escape(pair.a)} vs {escape(pair.b)}",
-            escape(f"{difference} {bounds(pair.low, pair.high, digits, scale)}"),
-            escape(bounds(pair.image_low, pair.image_high, digits, scale)),
+            escape(f"{difference} {bounds(pair.low, pair.high, digits=digits, scale=scale)}"),
+            escape(bounds(pair.image_low, pair.image_high, digits=digits, scale=scale)),
             p_value(pair.p),
             str(pair.n),
             number(pair.disagreement, scale=100, unit=" %"),
@@ -111,8 +111,8 @@ def print_pairs(console: Console, comparison: Comparison) -> None:
 
 
 def print_costs(console: Console, comparison: Comparison) -> None:
-    """Print what each arm costs, and which arms dominate it by which cost."""
-    caption = "dominated: a cheaper arm is better or tied; (…) names the costs"
+    """Print the table of costs, with the arms that dominate each arm and by which costs."""
+    caption = "dominated: a cheaper strategy is better or tied; the costs are in brackets"
     table = _table("strategy", caption)
     for heading in ("adapter", "s/epoch", "memory", "inference"):
         table.add_column(heading, justify="right")
@@ -130,25 +130,25 @@ def print_costs(console: Console, comparison: Comparison) -> None:
 
 
 def print_severities(console: Console, comparison: Comparison) -> None:
-    """Print a row an arm over the severities of the shift, if the runs were tested over them."""
-    found = comparison.robustness
-    if found is None:
+    """Print the accuracies over severities of the shift, if the runs were tested over them."""
+    robustness = comparison.robustness
+    if robustness is None:
         return
-    chosen = shown_severities(found)
-    table = _table("severity", severity_note(found))
-    for index in chosen:
-        table.add_column(written(found.severities[index]), justify="right")
-    if len(found.severities) > 1:
+    positions = shown_severities(robustness)
+    table = _table("severity", severity_note(robustness))
+    for index in positions:
+        table.add_column(written(robustness.severities[index]), justify="right")
+    if len(robustness.severities) > 1:
         table.add_column("area", justify="right")
-    if found.zero_shot is not None:
-        table.add_row("zero-shot", *zero_shot_cells(found, chosen), style="dim")
-    for arm in found.arms[:MOST_ARMS]:
-        table.add_row(escape(arm.name), *severity_cells(arm, chosen))
+    if robustness.zero_shot is not None:
+        table.add_row("zero-shot", *zero_shot_cells(robustness, positions), style="dim")
+    for arm in robustness.arms[:MOST_ARMS]:
+        table.add_row(escape(arm.name), *severity_cells(arm, positions))
     console.print(table)
 
 
 def print_sentences(console: Console, comparison: Comparison) -> None:
-    """Print the verdict, a line a sentence, and what must be known of the runs."""
+    """Print the sentences of a comparison, one per line, and the notes on its runs."""
     for sentence in comparison.sentences:
         console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
     for note in comparison.notes:
@@ -156,7 +156,7 @@ def print_sentences(console: Console, comparison: Comparison) -> None:
 
 
 def dominators(arm: ArmResult) -> str:
-    """Return which arms dominate this one, with the costs by which each does; a dash on every front."""
+    """Return the arms that dominate this one, each with the costs; a dash if it is on every front."""
     names = dict.fromkeys(name for others in arm.dominated_by.values() for name in others)
     parts = []
     for name in names:

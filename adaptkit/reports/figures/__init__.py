@@ -1,1 +1,1 @@
-"""Figures of runs and comparisons."""
+"""Figures of runs and comparisons, drawn with matplotlib."""

@@ -1,4 +1,4 @@
-"""Figures of single classes: F1 an arm, and where arms confuse classes differently."""
+"""Figures of single classes: F1 per class, and differences between confusion matrices."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import math
 import numpy
 from matplotlib.axes import Axes
 
-from adaptkit.comparison.classes import confused_classes, confusion_of, telling_classes
+from adaptkit.comparison.classes import confusion_of, select_confused_classes, select_differing_classes
 from adaptkit.comparison.records import Comparison
 from adaptkit.reports.figures.style import Drawing, listed, new_figure, settle, shown, write_note
 
-MOST_ROWS = 40
-#: so many classes are shown, else so many of them; so many have their figures in the cells
-MOST_CLASSES, MOST_TELLING, MOST_WRITTEN = 40, 20, 12
+#: F1: largest number of arms and of classes, number of classes to choose of more, largest number with text in cells
+MOST_ROWS, MOST_CLASSES, MOST_SELECTED, MOST_WRITTEN = 40, 40, 20, 12
+#: confusions: largest number of classes, number of classes to choose of more, largest number of panels
 MOST_CONFUSED, MOST_CONFUSING, MOST_OTHERS = 30, 15, 6
-#: of more classes than this no confusions are drawn: a matrix of them has millions of cells
+#: with more classes than this, no confusions are drawn: a matrix would have millions of cells
 MOST_CELLS = 2_000
 
 
 def draw_class_f1(comparison: Comparison) -> Drawing:
-    """Draw the F1 of each class on the shifted test as a heat map, a row an arm; of many classes, the most telling."""
+    """Draw F1 on the target test set as a heat map of arms by classes; of many classes, the most different ones."""
     arms, count = comparison.arms[:MOST_ROWS], len(comparison.classes)
     every = numpy.array([arm.class_f1 for arm in arms])
-    chosen = list(range(count)) if count <= MOST_CLASSES else telling_classes(arms, MOST_TELLING)
-    some = f"the {len(chosen)} of {count:,} classes " + (
-        "on which the arms differ most" if len(arms) > 1 else "of lowest F1"
+    chosen = list(range(count)) if count <= MOST_CLASSES else select_differing_classes(arms, MOST_SELECTED)
+    selection = f"the {len(chosen)} of {count:,} classes " + (
+        "on which the strategies differ most" if len(arms) > 1 else "of lowest F1"
     )
     classes, values = tuple(comparison.classes[index] for index in chosen), every[:, chosen]
-    title = f"F1 of {'each class' if len(chosen) == count else 'classes'} on the {comparison.test_name}"
+    title = f"F1 of {'each class' if len(chosen) == count else 'classes'} on the target test set"
     width = min(11.0, 3.4 + 0.48 * len(classes))
     height = 1.6 + 0.07 * _longest(classes) + (0.3 if len(arms) <= MOST_WRITTEN else 0.2) * len(arms)
     figure = new_figure(max(5.6, width), height, title)
@@ -45,25 +45,30 @@ def draw_class_f1(comparison: Comparison) -> Drawing:
         for row, column in numpy.ndindex(values.shape):
             colour = "white" if values[row, column] > lowest + 0.6 * (1 - lowest) else "black"
             axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=7.5, color=colour)
-    left_out = f"; the best {len(arms)} of {len(comparison.arms)} arms" if len(arms) < len(comparison.arms) else ""
+    left_out = (
+        f"; the best {len(arms)} of {len(comparison.arms)} strategies" if len(arms) < len(comparison.arms) else ""
+    )
     write_note(
-        figure, f"{_counted(comparison)}; best arm first{left_out}" + (f"; {some}" if len(chosen) < count else "")
+        figure,
+        f"{_seeds(comparison)}; best strategy first{left_out}" + (f"; {selection}" if len(chosen) < count else ""),
     )
     settle(figure)
     weakest = listed(
         [
-            f"{shown(arm.name)} {shown(comparison.classes[found.argmin()])} ({found.min():.2f})"
-            for arm, found in zip(arms, every, strict=True)
+            f"{shown(arm.name)} {shown(comparison.classes[scores.argmin()])} ({scores.min():.2f})"
+            for arm, scores in zip(arms, every, strict=True)
         ]
     )
-    about = "Heat map of arms by classes" + (f", {some}" if len(chosen) < count else "")
-    return Drawing("class_f1", title, f"{about}. Weakest class of each arm: {weakest}.", figure)
+    about = "Heat map of strategies by classes" + (f", {selection}" if len(chosen) < count else "")
+    return Drawing(
+        stem="class_f1", title=title, alt=f"{about}. Weakest class of each strategy: {weakest}.", figure=figure
+    )
 
 
 def draw_confusion_differences(comparison: Comparison) -> Drawing | None:
-    """Draw each other arm's confusion minus the best arm's, in points of the true class.
+    """Draw the confusion of each other arm minus that of the best, in points of the true class.
 
-    Of many classes, those between which the arms differ most.
+    Of many classes, draw those between which the arms differ most. Return None for a single arm.
     """
     best, *others = comparison.arms
     classes, count = comparison.classes, len(comparison.classes)
@@ -71,18 +76,18 @@ def draw_confusion_differences(comparison: Comparison) -> Drawing | None:
         return None
     arms, reference = others[:MOST_OTHERS], confusion_of(best)
     differences = [100 * (confusion_of(arm) - reference) for arm in arms]
-    some = ""
+    selection = ""
     if count > MOST_CONFUSED:
-        chosen = confused_classes(differences, MOST_CONFUSING)
+        chosen = select_confused_classes(differences, MOST_CONFUSING)
         classes = tuple(classes[index] for index in chosen)
         differences = [difference[numpy.ix_(chosen, chosen)] for difference in differences]
-        some = f"; the {len(chosen)} of {count:,} classes between which the arms differ most"
+        selection = f"; the {len(chosen)} of {count:,} classes between which the strategies differ most"
     limit = max(5.0, float(numpy.abs(differences).max()))
     columns = min(3, len(arms))
     rows = -(-len(arms) // columns)
     side = max(2.5, 0.13 * len(classes))
     names = 0.07 * _longest(classes)
-    title = f"Confusions on the {comparison.test_name}: the others minus {shown(best.name)}"
+    title = f"Confusions on the target test set: the others minus {shown(best.name)}"
     figure = new_figure(max(5.4, side * columns + 1.2 + names), side * rows + 1.2 + names, title)
     grid = figure.subplots(rows, columns, squeeze=False)
     bottom = list(grid.flat[len(arms) - columns : len(arms)])
@@ -100,35 +105,40 @@ def draw_confusion_differences(comparison: Comparison) -> Drawing | None:
         axes.set_ylabel("true")
     for axes in bottom:
         axes.set_xlabel("predicted")
-    left_out = f"; the next {len(arms)} of {len(others)} other arms" if len(arms) < len(others) else ""
+    left_out = f"; the next {len(arms)} of {len(others)} other strategies" if len(arms) < len(others) else ""
     write_note(
         figure,
-        f"orange: taken more often for that class than by {shown(best.name)}, purple: less often; "
-        f"on the diagonal purple is worse{left_out}{some}",
+        f"orange: predicted more often as this class than by {shown(best.name)}; purple: less often; "
+        f"on the diagonal, purple is worse{left_out}{selection}",
     )
     settle(figure)
-    largest = listed([_largest(shown(arm.name), found, classes) for arm, found in zip(arms, differences, strict=True)])
+    largest = listed(
+        [_largest(shown(arm.name), matrix, classes) for arm, matrix in zip(arms, differences, strict=True)]
+    )
     return Drawing(
-        "confusion_differences", title, f"Small matrices, true by predicted class. Largest: {largest}.", figure
+        stem="confusion_differences",
+        title=title,
+        alt=f"Matrices of true by predicted class. Largest difference of each: {largest}.",
+        figure=figure,
     )
 
 
 def _largest(name: str, difference: numpy.ndarray, classes: tuple[str, ...]) -> str:
     row, column = numpy.unravel_index(numpy.abs(difference).argmax(), difference.shape)
-    return f"{name} takes {shown(classes[row])} for {shown(classes[column])} {difference[row, column]:+.1f} points"
+    return f"{name} predicts {shown(classes[row])} as {shown(classes[column])} {difference[row, column]:+.1f} points"
 
 
-def _counted(comparison: Comparison) -> str:
+def _seeds(comparison: Comparison) -> str:
     return "one seed" if all(len(arm.seeds) == 1 for arm in comparison.arms) else "mean over seeds"
 
 
 def _longest(classes: tuple[str, ...]) -> int:
-    """Return the length of the longest name that is written at an axis."""
+    """Return the length of the longest class name, as shown at an axis."""
     return max((len(shown(name, 16)) for name in classes), default=0)
 
 
 def _name_classes(axes: Axes, classes: tuple[str, ...], size: float = 8, vertical: bool = False) -> None:
-    """Name the classes at the axis, if there are any."""
+    """Label the ticks of an axis with class names."""
     names = [shown(name, 16) for name in classes]
     if vertical:
         axes.set_yticks(range(len(names)), names, fontsize=size)
@@ -139,7 +149,7 @@ def _name_classes(axes: Axes, classes: tuple[str, ...], size: float = 8, vertica
 
 
 def _clear(axes: Axes) -> None:
-    """Take away what a heat map does not need."""
+    """Remove the grid, ticks and frame, which a heat map does not need."""
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

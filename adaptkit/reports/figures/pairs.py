@@ -1,4 +1,4 @@
-"""The figure of pairs of arms: how large each difference is, and how sure."""
+"""Figure of the differences between pairs of arms, with intervals and verdicts."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from adaptkit.reports.figures.style import (
 )
 
 MOST_PAIRS = 20
-#: filled: the data decide; hollow: they do not
+#: colour of decided pairs, and of ties and unclear pairs
 DECIDED, OPEN = "#222222", "#767676"
 THICK: dict[str, Any] = {"linewidth": 6.0, "alpha": 0.35, "solid_capstyle": "butt", "zorder": 2}
 THIN: dict[str, Any] = {"linewidth": 1.1, "marker": "|", "markersize": 5, "markeredgewidth": 1.1, "zorder": 2.5}
 
 
 def draw_differences(comparison: Comparison) -> Drawing | None:
-    """Draw the difference of each pair with its intervals and its verdict; None for a single arm."""
+    """Draw the difference of each pair with its intervals and verdict; return None for a single arm."""
     metric, pairs = comparison.metric, chosen_pairs(comparison)
     if not pairs:
         return None
-    title = "Differences between arms"
+    title = "Differences between strategies"
     names = [_pair_name(pair) for pair in pairs]
     lines = sum(1 + name.count("\n") for name in names)
     figure = new_figure(8.4, 1.75 + 0.27 * lines, title)
@@ -40,7 +40,7 @@ def draw_differences(comparison: Comparison) -> Drawing | None:
     axes.axvspan(-margin, margin, color="#e8e8e8", linewidth=0, zorder=0)
     axes.axvline(0, color="#8a8a8a", linewidth=1, zorder=1)
     for row, pair in enumerate(pairs):
-        _draw_pair(axes, row, pair, metric)
+        _draw_pair(axes, pair, row=row, metric=metric)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.set_yticks(range(len(pairs)), names)
     axes.tick_params(axis="y", length=0)
@@ -49,19 +49,21 @@ def draw_differences(comparison: Comparison) -> Drawing | None:
     axes.set_xlabel(f"{difference_label(metric)}, the first minus the second")
     write_note(figure, _note(comparison, pairs))
     settle(figure)
-    found = listed([f"{shown(pair.a)} against {shown(pair.b)} {_value(pair, metric)} {pair.verdict}" for pair in pairs])
-    return Drawing("differences", title, f"Intervals around differences: {found}.", figure)
+    differences = listed(
+        [f"{shown(pair.a)} against {shown(pair.b)} {_value(pair, metric)} {pair.verdict}" for pair in pairs]
+    )
+    return Drawing(stem="differences", title=title, alt=f"Differences with intervals: {differences}.", figure=figure)
 
 
 def chosen_pairs(comparison: Comparison) -> tuple[PairResult, ...]:
-    """Return all pairs, or, where they are more than 20, the first 20 of those with the best arm."""
+    """Return all pairs; of more than 20, the first 20 of those with the best arm."""
     if len(comparison.pairs) <= MOST_PAIRS:
         return comparison.pairs
     best = comparison.arms[0].name
     return tuple(pair for pair in comparison.pairs if best in (pair.a, pair.b))[:MOST_PAIRS]
 
 
-def _draw_pair(axes: Axes, row: int, pair: PairResult, metric: Metric) -> None:
+def _draw_pair(axes: Axes, pair: PairResult, *, row: int, metric: Metric) -> None:
     beside = axes.get_yaxis_transform()
     decided = pair.verdict in ("better", "worse")
     colour = DECIDED if decided else OPEN

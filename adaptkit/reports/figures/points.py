@@ -1,4 +1,4 @@
-"""Figures with one point an arm: the compared metric against parameters, gain against retention."""
+"""Figures with one point per arm: the compared metric against parameters, gain against retention."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ from adaptkit.reports.figures.style import (
 
 Boxes = NDArray[numpy.float64]
 
-#: distances from a point in typographic points, and directions in the order in which they look best
+#: positions of labels: distances from the point in typographic points, and angles, the preferred ones first
 NEAR, FAR = (7, 13, 20, 30), (45, 60, 80, 105, 130)
 DIRECTIONS = [
     math.radians(angle) for angle in (0, 45, -45, 180, 135, -135, 90, -90, 20, -20, 160, -160, 65, -65, 115, -115)
 ]
 MARKER_RADIUS = 5.5
-#: a label that may be left out covers no more of the lines than this, in dots of a line's width
+#: optional labels may cover at most this length of lines, in line widths
 MOST_CROSSED = 2
 
 
 @dataclass(frozen=True)
 class Label:
-    """A text for a point in data coordinates."""
+    """A label of a point, whose position is in data coordinates."""
 
     x: float
     y: float
@@ -65,14 +65,15 @@ class Label:
 def place_labels(
     axes: Axes,
     labels: Sequence[Label],
+    *,
     lines: Sequence[Sequence[tuple[float, float]]] = (),
     texts: Sequence[Text] = (),
     most: int | None = None,
 ) -> None:
-    """Label points, the first ones first: all, or of `most` at most those that find room.
+    """Place labels next to their points, the first ones first; with `most`, only as many as there is room for.
 
-    Labels keep clear of all points and of `texts`, and where they can of `lines`: error bars and curves in data
-    coordinates. The figure's layout must be settled.
+    Labels never cover points or `texts`, and avoid `lines` (error bars and curves in data coordinates) where possible.
+    The layout of the figure must be settled.
     """
     scale = DPI / 72
     to_pixels = axes.transData.transform
@@ -94,7 +95,11 @@ def place_labels(
         artist.set_color(label.colour)
         size = artist.get_window_extent()
         candidates, distances = _candidates(
-            point, size.width, size.height, scale, (*NEAR, *FAR) if most is None else NEAR
+            point,
+            width=size.width,
+            height=size.height,
+            scale=scale,
+            distances=(*NEAR, *FAR) if most is None else NEAR,
         )
         outside = (candidates[:, :2] < frame[:2]).any(1) | (candidates[:, 2:] > frame[2:]).any(1)
         covered = outside + _overlaps(candidates, numpy.array(hard))
@@ -116,9 +121,9 @@ def place_labels(
 
 
 def _candidates(
-    point: Boxes, width: float, height: float, scale: float, distances: Sequence[float]
+    point: Boxes, *, width: float, height: float, scale: float, distances: Sequence[float]
 ) -> tuple[Boxes, NDArray[numpy.float64]]:
-    """Return boxes for a text of this size around a point, with their distances in typographic points."""
+    """Return candidate boxes for a text around a point, with their distances in typographic points."""
     boxes, lengths = [], []
     for distance, angle in itertools.product(distances, DIRECTIONS):
         across, up = math.cos(angle), math.sin(angle)
@@ -130,7 +135,7 @@ def _candidates(
 
 
 def _overlaps(boxes: Boxes, others: Boxes) -> NDArray[numpy.int64]:
-    """Count for each box how many of the others it overlaps."""
+    """Return for each box the number of the others that it overlaps."""
     one, two = boxes[:, None], others[None]
     overlapping = ((one[..., :2] < two[..., 2:]) & (one[..., 2:] > two[..., :2])).all(-1)
     return numpy.asarray(overlapping.sum(-1), dtype=numpy.int64)
@@ -141,7 +146,7 @@ def _around(point: Boxes, radius: float) -> Boxes:
 
 
 def _along(corners: Boxes, scale: float) -> list[Boxes]:
-    """Return small boxes that cover a line, corners in pixels."""
+    """Return small boxes along a line, all in pixels."""
     boxes: list[Boxes] = []
     for start, end in itertools.pairwise(corners):
         steps = max(2, math.ceil(math.dist(start, end) / (4 * scale)))
@@ -157,7 +162,7 @@ Points = Mapping[str, tuple[Estimate, Estimate]]
 
 
 def draw_accuracy_parameters(comparison: Comparison, marks: Mapping[str, Mark]) -> Drawing:
-    """Draw the compared metric against trainable parameters with the Pareto front; dominated arms are hollow."""
+    """Draw the compared metric against trainable parameters, with the Pareto front; dominated arms are hollow."""
     metric, arms, front = comparison.metric, comparison.arms, comparison.front(PARAMETERS)
     on_front = {arm.name for arm in front}
     title = shown(f"{metric.label[:1].upper()}{metric.label[1:]} against trainable parameters", 80)
@@ -165,7 +170,10 @@ def draw_accuracy_parameters(comparison: Comparison, marks: Mapping[str, Mark]) 
     axes = figure.subplots()
     points = {arm.name: (scaled(arm.cost(PARAMETERS), 1), scaled(arm.score, metric.scale)) for arm in arms}
     draw_points(
-        axes, list(points.values()), [marks[name] for name in points], [name not in on_front for name in points]
+        axes,
+        list(points.values()),
+        marks=[marks[name] for name in points],
+        hollow=[name not in on_front for name in points],
     )
     line = [(points[name][0].mean, points[name][1].mean) for name in _rising(comparison)]
     axes.plot(*zip(*line, strict=True), color="#9a9a9a", linewidth=1.2, zorder=1)
@@ -176,21 +184,21 @@ def draw_accuracy_parameters(comparison: Comparison, marks: Mapping[str, Mark]) 
     use_parameter_axis(axes, [arm.trainable for arm in arms])
     note = seeds_note([len(arm.seeds) for arm in arms])
     if len(arms) > 1:
-        note += "; filled: the Pareto front, with a line through its best means"
+        note += "; filled: on the Pareto front; line: through its best means"
     if len(front) < len(arms):
-        note += "; hollow: dominated, as a cheaper arm is better or tied"
+        note += "; hollow: dominated by a strategy with fewer parameters that is better or tied"
     order = sorted(arms, key=lambda arm: arm.name not in on_front)
-    _name_points(figure, axes, order, points, marks, note, [line], texts)
+    _name_points(axes, order, points=points, marks=marks, note=note, lines=[line], texts=texts)
     values = listed(
         [f"{shown(arm.name)} {points[arm.name][1].mean:.{metric.digits}f} with {arm.trainable:,}" for arm in arms]
     )
     names = listed([shown(arm.name) for arm in front])
     alt = f"Points on a logarithmic axis of trainable parameters: {values}. On the Pareto front: {names}."
-    return Drawing("accuracy_parameters", title, alt, figure)
+    return Drawing(stem="accuracy_parameters", title=title, alt=alt, figure=figure)
 
 
 def draw_gain_retention(comparison: Comparison, marks: Mapping[str, Mark]) -> Drawing | None:
-    """Draw what each arm gains on the shifted domain against what it keeps of the clean one; None without a source."""
+    """Draw the gain in target accuracy against the retention of source accuracy; return None without a source."""
     arms = comparison.arms
     points = {
         arm.name: (scaled(arm.retention, 100), scaled(arm.gain, 100))
@@ -199,19 +207,24 @@ def draw_gain_retention(comparison: Comparison, marks: Mapping[str, Mark]) -> Dr
     }
     if not points:
         return None
-    title = "Gain on the shifted domain against retention of the clean one"
+    title = "Gain in target accuracy against retention of source accuracy"
     figure = _wide_enough(arms, title)
     axes = figure.subplots()
-    draw_points(axes, list(points.values()), [marks[name] for name in points], [False] * len(points))
+    draw_points(axes, list(points.values()), marks=[marks[name] for name in points], hollow=[False] * len(points))
     axes.axhline(0, color="#8a8a8a", linewidth=1, zorder=1)
     axes.axvline(0, color="#8a8a8a", linewidth=1, zorder=1)
     axes.margins(0.14)
-    axes.set_xlabel("retention: clean accuracy minus the base's (points)")
-    axes.set_ylabel("gain: shifted accuracy minus zero-shot (points)")
+    axes.set_xlabel("retention: source accuracy minus the base's (points)")
+    axes.set_ylabel("gain: target accuracy minus zero-shot (points)")
     note = seeds_note([len(arm.seeds) for arm in arms])
-    _name_points(figure, axes, arms, points, marks, note, [], _name_quadrants(axes))
+    _name_points(axes, arms, points=points, marks=marks, note=note, lines=[], texts=_name_quadrants(axes))
     values = [f"{shown(name)} {gain.mean:+.1f} and {kept.mean:+.1f}" for name, (kept, gain) in points.items()]
-    return Drawing("gain_retention", title, f"Points, gain and retention in points: {listed(values)}.", figure)
+    return Drawing(
+        stem="gain_retention",
+        title=title,
+        alt=f"Points, gain and retention in points: {listed(values)}.",
+        figure=figure,
+    )
 
 
 def _wide_enough(arms: Sequence[ArmResult], title: str) -> Figure:
@@ -219,9 +232,9 @@ def _wide_enough(arms: Sequence[ArmResult], title: str) -> Figure:
 
 
 def _rising(comparison: Comparison) -> list[str]:
-    """Return the arms of the Pareto front, cheapest first, without those whose mean a cheaper or equal one reaches.
+    """Return the arms of the Pareto front whose mean exceeds that of all cheaper ones, the cheapest first.
 
-    These are not dominated, for the data leave the pair unclear, but a line through them would go up and down.
+    The others are not dominated, because their pairs are unclear, but a line through them would go down.
     """
     sign = 1 if comparison.metric.higher_is_better else -1
     best = -math.inf
@@ -240,7 +253,7 @@ def _draw_zero_shot(axes: Axes, level: float) -> list[Text]:
 
 
 def _name_quadrants(axes: Axes) -> list[Text]:
-    """Say in each corner what it means to lie there; a quadrant that is a sliver goes without."""
+    """Write in each corner what the quadrant means; narrow quadrants have no text."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     texts = []
     for kept, x, wide, side in (("forgets", 0.015, -left, "left"), ("keeps", 0.985, right, "right")):
@@ -253,27 +266,32 @@ def _name_quadrants(axes: Axes) -> list[Text]:
 
 
 def _name_points(
-    figure: Figure,
     axes: Axes,
     arms: Sequence[ArmResult],
+    *,
     points: Points,
     marks: Mapping[str, Mark],
     note: str,
     lines: Sequence[Line],
     texts: Sequence[Text],
 ) -> None:
-    """Label the points, of many those that find room, then told apart by a legend of strategies as well."""
+    """Label the points; with many points, label those with enough room and add a legend of strategies."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     many = len(arms) > CROWD
     if many:
         strategies = {arm.strategy: marks[arm.name].colour for arm in sorted(arms, key=lambda arm: arm.strategy)}
         chosen = list(strategies)[:MOST_STRATEGIES]
         handles = [Line2D([], [], color=strategies[name], marker="o", linestyle="none") for name in chosen]
         set_legend(figure, handles, chosen, loc="outside right center")
-        note += f"; {len(arms)} arms, at most {MOST_LABELS} labelled"
+        note += f"; {len(arms)} settings, at most {MOST_LABELS} of them labelled"
     write_note(figure, note)
     settle(figure)
     labels = [
-        Label(points[a.name][0].mean, points[a.name][1].mean, shown(a.name), darker(marks[a.name].colour)) for a in arms
+        Label(
+            x=points[a.name][0].mean, y=points[a.name][1].mean, text=shown(a.name), colour=darker(marks[a.name].colour)
+        )
+        for a in arms
     ]
     bars = [bar for x, y in points.values() for bar in intervals(x, y)]
-    place_labels(axes, labels, [*lines, *bars], texts, most=MOST_LABELS if many else None)
+    place_labels(axes, labels, lines=[*lines, *bars], texts=texts, most=MOST_LABELS if many else None)

@@ -1,7 +1,8 @@
-"""Figures of a run, drawn without a display and without touching matplotlib's global state.
+"""Figures of a single run: curves, confusion matrices and samples.
 
-They are drawn for every run, so each part has its fixed place, in inches: a layout that matplotlib works out draws all
-parts several times, and an axes for each image or a text object for each number costs more than what it shows.
+They use no display and do not change matplotlib's global state. They are drawn for every run and must be fast: parts
+have fixed positions in inches, because an automatic layout draws everything several times; images share one axes and
+numbers one artist.
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from adaptkit.comparison.classes import confused_classes
+from adaptkit.comparison.classes import select_confused_classes
+from adaptkit.comparison.metrics import DOMAINS
 from adaptkit.events import Epoch, Predictions, RunResult
-from adaptkit.reports.figures.style import CLEAN, SHIFTED, TRAIN, any_characters, shown
+from adaptkit.reports.figures.style import SOURCE, TARGET, TRAIN, any_characters, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DPI = 110
 SMALL = FontProperties(size=8)
-#: so many classes are shown in a confusion, else so many of them; so many have their counts in the cells
+#: confusions: largest number of classes, number of classes to choose of more, largest number with counts in cells
 MOST_CLASSES, MOST_CONFUSED, MOST_WRITTEN = 30, 20, 12
 LONGEST_CLASS = 24
-#: characters of a class, and of two on one line, that stand above a sample
+#: largest length of one class name, and of two on one line, above a sample
 LONGEST_OF_ONE, LONGEST_OF_TWO = 15, 13
 
 
 class Numbers(Artist):
-    """Numbers at the centres of an image's cells, white where the cell is dark; none for 0."""
+    """Draw counts in the cells of a matrix, in white on dark cells; zeros are not drawn."""
 
     def __init__(self, counts: NDArray[numpy.int64], dark: NDArray[numpy.bool_]) -> None:
         super().__init__()
@@ -61,28 +63,23 @@ class Numbers(Artist):
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
-    # Figure.savefig would lay it out and draw it twice.
+    # Figure.savefig would lay out and draw the figure twice.
     with any_characters():
         FigureCanvasAgg(figure).print_png(path, pil_kwargs={"compress_level": 3})  # type: ignore[no-untyped-call]
 
 
-def test_name(name: str, result: RunResult) -> str:
-    """Return what people call a test set of a run: without a source, nothing is clean and nothing was shifted."""
-    return f"{name} test" if "clean" in result.predictions else "target's test set"
-
-
 def draw_curves(epochs: Sequence[Epoch], title: str) -> Figure:
-    """Draw the accuracies against epochs and against seconds."""
+    """Draw the training, source and target accuracies against epochs and against seconds."""
     figure = Figure(figsize=(9, 3.6), dpi=DPI)
-    by_epoch = _axes(figure, 0.52, 0.5, 4.15, 2.8)
-    by_time = _axes(figure, 4.81, 0.5, 4.15, 2.8, sharey=by_epoch)
+    by_epoch = _axes(figure, left=0.52, bottom=0.5, width=4.15, height=2.8)
+    by_time = _axes(figure, left=4.81, bottom=0.5, width=4.15, height=2.8, sharey=by_epoch)
     series = [("training", TRAIN, [epoch.train_accuracy for epoch in epochs])]
-    clean = [epoch.test_accuracy for epoch in epochs if epoch.test_accuracy is not None]
-    shifted = [epoch.shifted_accuracy for epoch in epochs if epoch.shifted_accuracy is not None]
-    if len(clean) == len(epochs):
-        series.append(("clean test", CLEAN, clean))
-    if len(shifted) == len(epochs):
-        series.append(("shifted test" if clean else "target's test set", SHIFTED, shifted))
+    source = [epoch.test_accuracy for epoch in epochs if epoch.test_accuracy is not None]
+    target = [epoch.shifted_accuracy for epoch in epochs if epoch.shifted_accuracy is not None]
+    if len(source) == len(epochs):
+        series.append(("source", SOURCE, source))
+    if len(target) == len(epochs):
+        series.append(("target", TARGET, target))
     for axes, label, xs in (
         (by_epoch, "epoch", [epoch.number for epoch in epochs]),
         (by_time, "seconds (training and evaluation)", [epoch.cumulative_seconds for epoch in epochs]),
@@ -101,14 +98,14 @@ def draw_curves(epochs: Sequence[Epoch], title: str) -> Figure:
 
 
 def draw_confusion(predictions: Predictions, classes: Sequence[str], title: str) -> Figure:
-    """Draw how often each class (row) was taken for each class (column); of many classes, the most confused ones."""
+    """Draw how often each class (row) was predicted as each class (column); of many classes, the most confused ones."""
     from sklearn.metrics import confusion_matrix
 
     counts = confusion_matrix(predictions.truth, predictions.predicted, labels=range(len(classes)))
     shares = counts / numpy.maximum(counts.sum(axis=1, keepdims=True), 1)
     about, written = f"accuracy {100 * predictions.accuracy:.1f} %", len(classes) <= MOST_WRITTEN
     if len(classes) > MOST_CLASSES:
-        chosen = confused_classes([counts], MOST_CONFUSED)
+        chosen = select_confused_classes([counts], MOST_CONFUSED)
         counts, shares = (matrix[numpy.ix_(chosen, chosen)] for matrix in (counts, shares))
         about += f"; the {len(chosen)} most confused of {len(classes):,} classes"
         classes, written = [classes[index] for index in chosen], True
@@ -119,7 +116,7 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str], title: str)
     room = _width(figure, names)
     left, bottom = 0.5 + room, 0.5 + (room if upright else 0.2)
     figure.set_size_inches(left + side + 1.1, bottom + side + 0.55)
-    axes = _axes(figure, left, bottom, side, side)
+    axes = _axes(figure, left=left, bottom=bottom, width=side, height=side)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
@@ -128,7 +125,7 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str], title: str)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     if written:
         axes.add_artist(Numbers(counts, shares > 0.5))
-    scale = _axes(figure, left + side + 0.25, bottom + 0.1 * side, 0.18, 0.8 * side)
+    scale = _axes(figure, left=left + side + 0.25, bottom=bottom + 0.1 * side, width=0.18, height=0.8 * side)
     scale.imshow(numpy.linspace(1, 0, 256)[:, None], cmap="Blues", extent=(0, 1, 0, 1), aspect="auto")
     scale.set_xticks([])
     scale.yaxis.tick_right()
@@ -138,35 +135,34 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str], title: str)
 
 
 def draw_samples(result: RunResult, title: str) -> Figure:
-    """Draw the first images of each test set with their class; wrong predictions follow in orange."""
+    """Draw the first images of each test set with their class, and wrong predictions in orange."""
     samples = result.samples
     captions = {name: _captions(images, result.predictions[name], result.classes) for name, images in samples.items()}
-    # Long names of two classes stand on two lines.
-    tall = any(taken and len(truth) + len(taken) > LONGEST_OF_TWO for row in captions.values() for truth, taken in row)
+    # Two long class names need two lines.
+    tall = any(wrong and len(truth) + len(wrong) > LONGEST_OF_TWO for row in captions.values() for truth, wrong in row)
     columns = max(len(images) for images in samples.values())
-    # In inches; images of 28 pixels a side are drawn at exactly four times their size.
+    # In inches; images of 28 x 28 pixels are drawn at exactly four times their size.
     tile, gap, left, above = 112 / DPI, 8 / DPI, 0.36, 0.28 if tall else 0.15
     row_height = 1.25 + above
     width, height = left + columns * (tile + gap), row_height * len(samples) + 0.4
     figure = Figure(figsize=(width, height), dpi=DPI)
-    axes = _axes(figure, 0, 0, width, height)
+    axes = _axes(figure, left=0, bottom=0, width=width, height=height)
     axes.set_axis_off()
     for number, (name, images) in enumerate(samples.items()):
         bottom = height - 0.4 - row_height * number - above - tile
         row = _tiled(images.numpy(), gap / tile)
         right = left + len(images) * (tile + gap) - gap
         axes.imshow(row, extent=(left, right, bottom, bottom + tile))
-        word = name if "clean" in result.predictions else "target"
-        axes.text(0.1, bottom + tile / 2, word, rotation=90, va="center", ha="center", fontsize=9)
-        for index, (truth, taken) in enumerate(captions[name]):
-            mistake = f"{truth}\n→ {taken}" if tall else f"{truth} → {taken}"
+        axes.text(0.1, bottom + tile / 2, DOMAINS[name], rotation=90, va="center", ha="center", fontsize=9)
+        for index, (truth, wrong) in enumerate(captions[name]):
+            mistake = f"{truth}\n→ {wrong}" if tall else f"{truth} → {wrong}"
             axes.text(
                 left + index * (tile + gap) + tile / 2,
                 bottom + tile + 0.06,
-                mistake if taken else truth,
+                mistake if wrong else truth,
                 ha="center",
                 fontsize=8,
-                color=SHIFTED if taken else "black",
+                color=TARGET if wrong else "black",
             )
     axes.set(xlim=(0, width), ylim=(0, height))
     about = "first test images with their class (orange: true → predicted)"
@@ -174,23 +170,23 @@ def draw_samples(result: RunResult, title: str) -> Figure:
     return figure
 
 
-def _captions(images: Tensor, found: Predictions, classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Return for each of the first images its class, and what it was taken for if that is another."""
-    pairs = zip(found.truth[: len(images)], found.predicted[: len(images)], strict=True)
+def _captions(images: Tensor, predictions: Predictions, classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the class of each of the first images, and the predicted class if that is wrong, else an empty text."""
+    pairs = zip(predictions.truth[: len(images)], predictions.predicted[: len(images)], strict=True)
     return [
-        (_plain(classes[truth], LONGEST_OF_ONE), "" if truth == taken else _plain(classes[taken], LONGEST_OF_ONE - 2))
-        for truth, taken in pairs
+        (_plain(classes[truth], LONGEST_OF_ONE), "" if truth == other else _plain(classes[other], LONGEST_OF_ONE - 2))
+        for truth, other in pairs
     ]
 
 
 def _plain(name: str, longest: int) -> str:
-    """Return a name as one short line, in which matplotlib takes a `$` for a dollar."""
+    """Return a name as one short line, with `$` escaped for matplotlib."""
     return shown(name, longest).replace("$", r"\$")
 
 
 def _tiled(images: NDArray[numpy.float32], gap: float) -> NDArray[numpy.float32]:
-    """Return images `[n, c, h, w]` side by side as one, `[h, w', 3]`, with white gaps of this share of their width."""
-    # Grey, or the first of some other channels, where they are not three.
+    """Join images `[n, c, h, w]` to one row `[h, w', 3]`, with white gaps of this share of an image's width."""
+    # Images without exactly three channels are shown by their first channel.
     coloured = images if images.shape[1] == 3 else images[:, :1].repeat(3, axis=1)
     space = max(1, round(gap * images.shape[3]))
     spaced = numpy.pad(coloured, ((0, 0), (0, 0), (0, 0), (0, space)), constant_values=1)
@@ -198,14 +194,16 @@ def _tiled(images: NDArray[numpy.float32], gap: float) -> NDArray[numpy.float32]
     return row.clip(0, 1)
 
 
-def _axes(figure: Figure, left: float, bottom: float, width: float, height: float, sharey: Axes | None = None) -> Axes:
-    """Add axes at this place of the figure, in inches."""
+def _axes(
+    figure: Figure, *, left: float, bottom: float, width: float, height: float, sharey: Axes | None = None
+) -> Axes:
+    """Add axes at this position of the figure, in inches."""
     across, up = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / up, width / across, height / up), sharey=sharey)
 
 
 def _width(figure: Figure, texts: Sequence[str]) -> float:
-    """Return the width of the widest of some small texts, in inches."""
+    """Return the width of the widest of these small texts, in inches."""
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     with any_characters():
         widths = [renderer.get_text_width_height_descent(text, SMALL, ismath=False)[0] for text in texts]

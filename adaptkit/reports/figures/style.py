@@ -1,4 +1,4 @@
-"""What every figure of a comparison shares: its style, its frame, how names are shown, how it is written."""
+"""Shared parts of figures: style, colours and markers, names, notes and legends, axes, and writing to files."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from adaptkit.comparison.metrics import of_severities
 from adaptkit.comparison.records import ArmResult, Estimate, Metric
 
-#: the curves of a single run
-TRAIN, CLEAN, SHIFTED = "#999999", "#0072B2", "#D55E00"
-#: the base as it is, and what is said beside the data
+#: colours of the curves of a single run
+TRAIN, SOURCE, TARGET = "#999999", "#0072B2", "#D55E00"
+#: colours of the zero-shot base, of secondary text and of text
 ZERO_SHOT, QUIET, INK = "#767676", "#6b6b6b", "#222222"
 DASHED = (0, (6, 4))
 
-#: of the built-in strategies
+#: colours of the built-in strategies, and of all others
 FIXED = {"full": "#0072B2", "head": "#009E73", "lora": "#D55E00", "scratch": "#CC79A7"}
 OTHERS = ("#E69F00", "#56B4E9", "#000000", "#332288", "#661100", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
@@ -42,7 +43,7 @@ LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2
 
 @dataclass(frozen=True)
 class Mark:
-    """How an arm is drawn: matplotlib's colour, marker and line style."""
+    """Colour, marker and line style of an arm, as matplotlib takes them."""
 
     colour: str
     marker: str
@@ -52,8 +53,8 @@ class Mark:
 def assign_colours(strategies: Iterable[str]) -> dict[str, str]:
     """Return a colour for each strategy.
 
-    A strategy without a fixed colour takes the one that its name's checksum points at, or the next free one, so that it
-    rarely changes colour when another strategy joins. Beyond ten strategies colours repeat.
+    For a strategy without a fixed colour, the checksum of its name selects one, or the next free one: its colour rarely
+    changes when other strategies are added. Beyond ten strategies, colours repeat.
     """
     names = sorted(set(strategies))
     colours = {name: FIXED[name] for name in names if name in FIXED}
@@ -68,7 +69,7 @@ def assign_colours(strategies: Iterable[str]) -> dict[str, str]:
 
 
 def assign_marks(arms: Sequence[ArmResult], colours: Mapping[str, str]) -> dict[str, Mark]:
-    """Return each arm's mark, by name; arms of one colour differ by marker and line style, in the order of names."""
+    """Return the mark of each arm by name; arms of one colour differ in marker and line style."""
     taken: Counter[str] = Counter()
     marks = {}
     for arm in sorted(arms, key=lambda arm: _natural(arm.name)):
@@ -85,16 +86,16 @@ def darker(colour: str) -> str:
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Return a sort key by which `rank=4` comes before `rank=16`."""
+    """Return a sort key that puts `rank=4` before `rank=16`."""
     parts = re.split(r"([0-9]+)", name)
     return [(part.isascii() and part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 DPI = 120
 LONGEST_NAME = 34
-#: of more arms than this not each is named
+#: with more arms than this, not all are named
 CROWD = 12
-#: `text.parse_math`: a user's `$` is a dollar; `svg.fonttype`: text stays text, to be found and read aloud
+#: `text.parse_math`: `$` in names is a dollar sign; `svg.fonttype`: text stays text, for search and screen readers
 STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#8a8a8a",
@@ -118,7 +119,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with the stem of its file names, its title, and what it shows in words for those who cannot see it."""
+    """A figure with the stem of its file names, its title and `alt`, its content in words."""
 
     stem: str
     title: str
@@ -128,26 +129,26 @@ class Drawing:
 
 @contextmanager
 def own_style(**more: Any) -> Iterator[None]:
-    """Draw in this module's style, whatever the user's matplotlib settings are, and put those back."""
+    """Draw in this module's style; the user's matplotlib settings are ignored and restored afterwards."""
     with style.context(["default", STYLE | more]), any_characters():
         yield
 
 
 @contextmanager
 def any_characters() -> Iterator[None]:
-    """Draw characters that no font here has, as in users' names, as boxes, without a warning for each."""
+    """Suppress the warnings about characters that no font has; they are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from", category=UserWarning)
         yield
 
 
 def save_drawing(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
-    """Write `<stem>.png` and `<stem>.svg`, the same bytes for the same drawing, and return the two paths."""
+    """Write `<stem>.png` and `<stem>.svg`, byte for byte reproducible, and return their paths."""
     png, svg = folder / f"{drawing.stem}.png", folder / f"{drawing.stem}.svg"
     described = {"Title": drawing.title, "Description": drawing.alt, "Date": None, "Creator": None}
     figure = drawing.figure
     with own_style(**{"svg.hashsalt": drawing.stem}):
-        # Figure.savefig would draw everything once more before each file, to lay out what is settled already.
+        # Figure.savefig would draw everything once more before each file, for a layout that is already settled.
         try:
             FigureCanvasSVG(figure).print_svg(svg, metadata=described)  # type: ignore[no-untyped-call]
         finally:
@@ -158,7 +159,7 @@ def save_drawing(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """Return a figure, width and height in inches, under its title."""
+    """Return an empty figure with a title; width and height are in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.015, ha="left", fontsize=11, fontweight="bold", color=INK)
@@ -166,20 +167,20 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def write_note(figure: Figure, note: str) -> None:
-    """Say below a figure how to read it."""
+    """Write a note on how to read the figure below it."""
     text = textwrap.fill(note, int(figure.get_figwidth() * 15.5))
     figure.supxlabel(text, x=0.015, ha="left", fontsize=8, color=QUIET, linespacing=1.35)
 
 
 def set_legend(parent: Axes | Figure, handles: Sequence[Artist], names: Sequence[str], **place: Any) -> None:
-    """Add a legend; matplotlib itself would pass over a name that begins with an underscore."""
+    """Add a legend; unlike matplotlib's own, it also shows names that begin with an underscore."""
     legend = parent.legend(handles, [" "] * len(names), **place)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(shown(name))
 
 
 def settle(figure: Figure) -> None:
-    """Work out the places of all parts, once and for all."""
+    """Compute the layout once and keep it."""
     engine = figure.get_layout_engine()
     assert engine is not None
     engine.execute(figure)
@@ -187,7 +188,7 @@ def settle(figure: Figure) -> None:
 
 
 def shown(name: str, longest: int = LONGEST_NAME) -> str:
-    """Return a name as one short line: without what cannot be printed, and without its middle where it is long."""
+    """Return a name as one printable line; in long names, `…` replaces the middle."""
     line = "".join(
         sign if sign.isprintable() else " " if sign.isspace() else "\N{REPLACEMENT CHARACTER}" for sign in name
     )
@@ -198,7 +199,7 @@ def shown(name: str, longest: int = LONGEST_NAME) -> str:
 
 
 def listed(names: list[str], most: int = 12) -> str:
-    """Return names, or phrases, as part of a sentence, the first ones only."""
+    """Return names or phrases as a list in a sentence; of many, the first ones and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -210,7 +211,7 @@ def level_label(metric: Metric) -> str:
 
 
 def difference_label(metric: Metric) -> str:
-    """Return an axis label for differences of a metric: those of accuracies are points."""
+    """Return an axis label for differences of a metric, in points for accuracies."""
     return _with_unit(f"difference in {metric.label}", metric.unit)
 
 
@@ -218,12 +219,35 @@ def _with_unit(label: str, unit: str) -> str:
     return f"{shown(label, 60)} ({unit})" if unit else shown(label, 60)
 
 
+def draw_line(axes: Axes, xs: Sequence[float], ys: Sequence[Estimate], *, mark: Mark, shade: float) -> None:
+    """Draw estimates, in the unit of the axis, as a line of means with a band of their 95 % intervals."""
+    axes.plot(
+        xs,
+        [y.mean for y in ys],
+        color=mark.colour,
+        linestyle=mark.line,
+        marker=mark.marker,
+        markersize=4,
+        markevery=max(1, len(xs) // 10),
+        linewidth=1.6,
+    )
+    bounds = [(y.low, y.high) for y in ys if y.low is not None and y.high is not None]
+    if bounds:
+        lows, highs = zip(*bounds, strict=True)
+        axes.fill_between(xs, lows, highs, color=mark.colour, alpha=shade, linewidth=0)
+
+
+def line_handle(mark: Mark) -> Line2D:
+    """Return the legend entry of a line drawn by `draw_line`."""
+    return Line2D([], [], color=mark.colour, linestyle=mark.line, marker=mark.marker, markersize=4, linewidth=1.6)
+
+
 def draw_points(
-    axes: Axes, points: Sequence[tuple[Estimate, Estimate]], marks: Sequence[Mark], hollow: Sequence[bool]
+    axes: Axes, points: Sequence[tuple[Estimate, Estimate]], *, marks: Sequence[Mark], hollow: Sequence[bool]
 ) -> None:
-    """Draw pairs of estimates, already in the axes' units, as points with their 95 % intervals."""
+    """Draw pairs of estimates, in the units of the axes, as points with 95 % intervals."""
     bars = [(bar, mark.colour) for point, mark in zip(points, marks, strict=True) for bar in intervals(*point)]
-    # Among many points thick bars would hide what they belong to.
+    # Thick bars would hide points if there are many.
     width = 1.3 if len(points) <= CROWD else 0.8
     lines = LineCollection(
         [bar for bar, _ in bars], colors=[colour for _, colour in bars], linewidths=width, zorder=2.5
@@ -235,7 +259,7 @@ def draw_points(
 
 
 def intervals(x: Estimate, y: Estimate) -> list[list[tuple[float, float]]]:
-    """Return the ends of a point's 95 % intervals, of those that there are."""
+    """Return the ends of the 95 % intervals of a point: none, one or two lines."""
     across = [] if x.low is None or x.high is None else [[(x.low, y.mean), (x.high, y.mean)]]
     up = [] if y.low is None or y.high is None else [[(x.mean, y.low), (x.mean, y.high)]]
     return [*across, *up]
@@ -247,11 +271,11 @@ def scaled(estimate: Estimate, scale: float) -> Estimate:
         None if value is None else scale * value for value in (estimate.mean, estimate.sd, estimate.low, estimate.high)
     )
     assert mean is not None
-    return Estimate(mean, estimate.n, sd, low, high)
+    return Estimate(mean, estimate.n, sd=sd, low=low, high=high)
 
 
 def use_parameter_axis(axes: Axes, counts: list[int]) -> None:
-    """Make the x axis one of trainable parameters, logarithmic, at least a decade and a half wide."""
+    """Make the x axis a logarithmic axis of trainable parameters, at least one and a half decades wide."""
     low, high = math.log10(min(counts)), math.log10(max(counts))
     padding = max(0.12 * (high - low), 0.25, (1.5 - (high - low)) / 2)
     axes.set_xscale("log")
@@ -264,7 +288,7 @@ def use_parameter_axis(axes: Axes, counts: list[int]) -> None:
 
 
 def short_count(value: float) -> str:
-    """Return a count as people write it on an axis: 300, 3 k, 30 M."""
+    """Return a count as a short tick label: 300, 3 k, 30 M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g} {letter}"
@@ -272,8 +296,15 @@ def short_count(value: float) -> str:
 
 
 def seeds_note(counts: Sequence[int]) -> str:
-    """Return how many seeds stand behind means."""
+    """Return a note on the number of seeds of the means."""
+    return "one seed, so no intervals" if max(counts) == 1 else f"mean over {_range(counts)} seeds with 95 % t-interval"
+
+
+def band_note(counts: Sequence[int]) -> str:
+    """Return the same note for lines with a band."""
+    return "one seed" if max(counts) == 1 else f"mean over {_range(counts)} seeds; band: 95 % t-interval"
+
+
+def _range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
-    if high == 1:
-        return "one seed, so no intervals"
-    return f"mean over {low if low == high else f'{low} to {high}'} seeds with 95 % t-interval"
+    return str(low) if low == high else f"{low} to {high}"

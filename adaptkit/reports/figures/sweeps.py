@@ -1,4 +1,7 @@
-"""Figures of sweeps: arms of one strategy that differ in a single numeric option."""
+"""Figures over a numeric option or setting.
+
+Option sweeps show arms of one strategy within a comparison; trends show arms across several comparisons.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ FEWEST_VALUES, MOST_LINES, MOST_TICKS = 3, 6, 10
 
 @dataclass(frozen=True)
 class Sweep:
-    """Lines of arms, each in the order of `option`'s values; a line's name says what sets it apart from the others."""
+    """Lines of arms of one strategy, sorted by the values of `option`; lines are named by their other options."""
 
     strategy: str
     option: str
@@ -54,15 +57,15 @@ class Sweep:
 
 
 def find_sweeps(arms: Sequence[ArmResult]) -> list[Sweep]:
-    """Return for each strategy the numeric option with most values among arms that differ in nothing else."""
+    """Return for each strategy the numeric option with the most values among arms that are equal otherwise."""
     sweeps = []
     for strategy in sorted({arm.strategy for arm in arms}):
-        own = {arm.name: {**arm.settings, **arm.options} for arm in arms if arm.strategy == strategy}
+        options_of = {arm.name: {**arm.settings, **arm.options} for arm in arms if arm.strategy == strategy}
         by_name = {arm.name: arm for arm in arms}
-        found: list[tuple[int, str, Sweep]] = []
-        for option in sorted({key for options in own.values() for key in options}):
+        candidates: list[tuple[int, str, Sweep]] = []
+        for option in sorted({key for options in options_of.values() for key in options}):
             lines: dict[tuple[tuple[str, str], ...], list[tuple[float, ArmResult]]] = defaultdict(list)
-            for name, options in own.items():
+            for name, options in options_of.items():
                 value = _number(options.get(option))
                 if value is not None:
                     rest = tuple(sorted(item for item in options.items() if item[0] != option))
@@ -70,25 +73,25 @@ def find_sweeps(arms: Sequence[ArmResult]) -> list[Sweep]:
             long = {rest: sorted(line, key=lambda point: point[0]) for rest, line in lines.items() if _is_long(line)}
             if long:
                 most = max(len(line) for line in long.values())
-                found.append((-most, option, Sweep(strategy, option, _named(long))))
-        if found:
-            sweeps.append(min(found, key=lambda candidate: candidate[:2])[2])
+                candidates.append((-most, option, Sweep(strategy, option, _named(long))))
+        if candidates:
+            sweeps.append(min(candidates, key=lambda candidate: candidate[:2])[2])
     return sweeps
 
 
 def draw_option_sweeps(comparison: Comparison, marks: Mapping[str, Mark]) -> list[Drawing]:
-    """Draw for each swept strategy the compared metric against the option and against trainable parameters."""
+    """Draw the compared metric of each swept strategy against the option and against trainable parameters."""
     drawings = []
     stems: set[str] = set()
     for sweep in find_sweeps(comparison.arms):
         slug = re.sub(r"[^a-z0-9]+", "_", sweep.strategy.lower()).strip("_")[:40] or "strategy"
         stem = next(s for n in itertools.count(1) if (s := f"option_sweep_{slug}" + f"_{n}" * (n > 1)) not in stems)
         stems.add(stem)
-        drawings.append(_draw_sweep(comparison.metric, sweep, marks, stem))
+        drawings.append(_draw_sweep(sweep, comparison.metric, marks=marks, stem=stem))
     return drawings
 
 
-def _draw_sweep(metric: Metric, sweep: Sweep, marks: Mapping[str, Mark], stem: str) -> Drawing:
+def _draw_sweep(sweep: Sweep, metric: Metric, *, marks: Mapping[str, Mark], stem: str) -> Drawing:
     option = shown(sweep.option, 24)
     title = f"{shown(sweep.strategy)}: {shown(metric.label, 60)} against {option}"
     lines = dict(list(sweep.lines.items())[:MOST_LINES])
@@ -108,14 +111,15 @@ def _draw_sweep(metric: Metric, sweep: Sweep, marks: Mapping[str, Mark], stem: s
             points = [
                 (Estimate(x, 1), scaled(arm.score, metric.scale)) for x, (_, arm) in zip(positions, line, strict=True)
             ]
-            draw_points(axes, points, [mark] * len(line), [False] * len(line))
+            draw_points(axes, points, marks=[mark] * len(line), hollow=[False] * len(line))
             drawn = [
                 *drawn,
                 list(zip(positions, means, strict=True)),
                 *(bar for point in points for bar in intervals(*point)),
             ]
         labels += [
-            Label(x, y, f"{value:g}", darker(colour)) for (value, _), x, y in zip(line, xs[1], means, strict=True)
+            Label(x=x, y=y, text=f"{value:g}", colour=darker(colour))
+            for (value, _), x, y in zip(line, xs[1], means, strict=True)
         ]
     use_option_axis(panels[0], sorted({value for line in lines.values() for value, _ in line}))
     panels[0].set_xlabel(option)
@@ -124,7 +128,7 @@ def _draw_sweep(metric: Metric, sweep: Sweep, marks: Mapping[str, Mark], stem: s
     note = seeds_note([len(arm.seeds) for arm in arms.values()])
     if costs_differ:
         use_parameter_axis(panels[1], [arm.trainable for arm in arms.values()])
-        note += f"; on the right each point is labelled with {option}"
+        note += f"; on the right, points are labelled with {option}"
     if len(lines) < len(sweep.lines):
         note += f"; the first {len(lines)} of {len(sweep.lines)} lines"
     if len(lines) > 1:
@@ -135,15 +139,15 @@ def _draw_sweep(metric: Metric, sweep: Sweep, marks: Mapping[str, Mark], stem: s
     write_note(figure, note)
     settle(figure)
     if costs_differ:
-        place_labels(panels[1], labels, drawn)
+        place_labels(panels[1], labels, lines=drawn)
     values = listed(
         [f"{v:g} {metric.scale * a.score.mean:.{metric.digits}f}" for line in lines.values() for v, a in line]
     )
-    return Drawing(stem, title, f"Lines over {option}: {values}.", figure)
+    return Drawing(stem=stem, title=title, alt=f"Lines over {option}: {values}.", figure=figure)
 
 
 def _number(text: str | None) -> float | None:
-    """Return an option's value as a finite number; None for words and truth values."""
+    """Return the value of an option as a finite number; None for anything else."""
     try:
         value = float(text or "")
     except ValueError:
@@ -158,7 +162,7 @@ def _is_long(line: Sequence[tuple[float, ArmResult]]) -> bool:
 def _named(
     lines: Mapping[tuple[tuple[str, str], ...], Sequence[tuple[float, ArmResult]]],
 ) -> dict[str, Sequence[tuple[float, ArmResult]]]:
-    """Name each line by the options that it does not share with all others."""
+    """Name each line by the options that are not the same in all lines."""
     shared = set.intersection(*(set(rest) for rest in lines))
     return {
         " ".join(f"{key}={value}" for key, value in rest if (key, value) not in shared): line
@@ -167,7 +171,7 @@ def _named(
 
 
 def use_option_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Let ticks stand at the rising values themselves, on a doubling scale where all are positive."""
+    """Put ticks at these rising values; the scale is logarithmic with base 2 if all are positive."""
     if values[0] > 0:
         axes.set_xscale("log", base=2)
         padding = (values[-1] / values[0]) ** 0.08
@@ -177,23 +181,30 @@ def use_option_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
 
 
-#: lines of a figure: the best on average
+#: number of lines in a figure of a trend, the best on average
 MOST_TREND_LINES = 8
 
 
 def draw_trends(findings: Comparisons, strategies: Iterable[str] = ()) -> list[Drawing]:
-    """Draw the compared metric of each arm along every trend; `strategies` are all that have a colour."""
+    """Draw the compared metric of the arms for every trend; `strategies` are all strategies of the report."""
     by_number = {comparison.number: comparison for comparison in findings.comparisons}
     with own_style():
         return [
-            _draw(trend, [by_number[number] for number in trend.numbers], strategies, position)
+            _draw_trend(
+                trend,
+                [by_number[number] for number in trend.numbers],
+                strategies=strategies,
+                position=position,
+            )
             for position, trend in enumerate(findings.trends, start=1)
         ]
 
 
-def _draw(trend: Trend, comparisons: Sequence[Comparison], strategies: Iterable[str], position: int) -> Drawing:
+def _draw_trend(
+    trend: Trend, comparisons: Sequence[Comparison], *, strategies: Iterable[str], position: int
+) -> Drawing:
     metric, setting = comparisons[0].metric, shown(trend.setting, 24)
-    title = f"{shown(metric.label[:1].upper() + metric.label[1:], 60)} along {setting}"
+    title = f"{shown(metric.label[:1].upper() + metric.label[1:], 60)} against {setting}"
     names = trend.arms[:MOST_TREND_LINES]
     firsts: dict[str, ArmResult] = {}
     for comparison in comparisons:
@@ -205,19 +216,19 @@ def _draw(trend: Trend, comparisons: Sequence[Comparison], strategies: Iterable[
     axes = figure.subplots()
     counts = []
     for name in names:
-        found = [
+        members = [
             (value, arm)
             for value, comparison in zip(trend.values, comparisons, strict=True)
             for arm in comparison.arms
             if arm.name == name
         ]
-        counts += [len(arm.seeds) for _, arm in found]
-        scores = [scaled(arm.score, metric.scale) for _, arm in found]
-        xs = [value for value, _ in found]
+        counts += [len(arm.seeds) for _, arm in members]
+        scores = [scaled(arm.score, metric.scale) for _, arm in members]
+        xs = [value for value, _ in members]
         means = [score.mean for score in scores]
         axes.plot(xs, means, color=marks[name].colour, linestyle=marks[name].line, linewidth=1.5, zorder=2)
         points = [(Estimate(x, 1), score) for x, score in zip(xs, scores, strict=True)]
-        draw_points(axes, points, [marks[name]] * len(points), [False] * len(points))
+        draw_points(axes, points, marks=[marks[name]] * len(points), hollow=[False] * len(points))
     handles = [
         Line2D([], [], color=marks[name].colour, marker=marks[name].marker, linestyle=marks[name].line)
         for name in names
@@ -233,10 +244,10 @@ def _draw(trend: Trend, comparisons: Sequence[Comparison], strategies: Iterable[
     axes.set_ylabel(level_label(metric))
     axes.margins(y=0.1)
     set_legend(figure, handles, words, loc="outside right center")
-    more = f"; the best {len(names)} of {len(trend.arms)} arms" if len(names) < len(trend.arms) else ""
-    write_note(figure, f"{seeds_note(counts)}; at each value the arms are compared apart{more}")
+    more = f"; the best {len(names)} of {len(trend.arms)} strategies" if len(names) < len(trend.arms) else ""
+    write_note(figure, f"{seeds_note(counts)}; each value is a separate comparison{more}")
     settle(figure)
     stem = f"trend_{re.sub(r'[^a-z0-9]+', '_', trend.setting.lower()).strip('_')}"
     values = listed([f"{value:g}" for value in trend.values])
-    alt = " ".join([f"A line an arm over {setting}: {values}.", *trend.sentences])
-    return Drawing(stem if position == 1 else f"{stem}_{position}", title, alt, figure)
+    alt = " ".join([f"One line per strategy over {setting}: {values}.", *trend.sentences])
+    return Drawing(stem=stem if position == 1 else f"{stem}_{position}", title=title, alt=alt, figure=figure)
