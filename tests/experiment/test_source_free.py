@@ -41,9 +41,8 @@ def test_every_strategy_also_trains_a_new_head() -> None:
     assert outcome.failed == ()
     for record, arm in zip(outcome.runs, outcome.plan.arms, strict=True):
         trainable = [record.metrics[f"params/trainable_{part}"] for part in ("head", "adapter", "base")]
-        assert (*trainable,) == shares[record.label] and sum(trainable) == arm.trainable == record.metrics[
-            "params/trainable"
-        ]
+        assert tuple(trainable) == shares[record.label]
+        assert sum(trainable) == arm.trainable == record.metrics["params/trainable"]
         assert {key for key in record.metrics if key.startswith("final/")} == {
             "final/shifted_accuracy",
             "final/shifted_macro_f1",
