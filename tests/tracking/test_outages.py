@@ -186,9 +186,10 @@ def test_unsent_events_are_kept_and_sent_once(
     done = disturbed(proxy, experiment, moment)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("Error: not all is in MLflow: ")
-    command = f"adaptkit sync --tracking-uri {proxy.address}"
-    assert last.endswith(f"; the missing records are kept: `{command}` sends them; the results above are complete")
+    assert last.startswith("Error: MLflow does not have all results: ")
+    uri = proxy.address
+    kept = f"what is missing is kept: `adaptkit sync --tracking-uri {uri}` sends it; the results above are complete"
+    assert last.endswith(f"; {kept}")
     assert "lora" in done.stdout and "head" in done.stdout
     assert "hush" not in done.stdout + done.stderr + "".join(p.read_text() for p in Path.cwd().rglob("*.json*"))
     assert journals()
@@ -206,8 +207,8 @@ def test_server_that_rejects_everything(proxy: Proxy) -> None:
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, last) == (
         1,
-        "Error: not all is in MLflow: INVALID_PARAMETER_VALUE: the proxy takes nothing; the missing records are kept: "
-        f"`adaptkit sync --tracking-uri {proxy.address}` explains what to do; the results above are complete",
+        "Error: MLflow does not have all results: INVALID_PARAMETER_VALUE: the proxy takes nothing; what is missing is kept: "
+        f"`adaptkit sync --tracking-uri {proxy.address}` says what can be done; the results above are complete",
     )
     note("server-denies")
 
@@ -341,7 +342,7 @@ def test_database_moved_away_and_back(twin: dict[str, dict[str, Any]]) -> None:
     done = local("")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: not all is in MLflow: ")
+    assert done.stderr.splitlines()[-1].startswith("Error: MLflow does not have all results: ")
     for new in Path.cwd().glob("mlflow.db*"):
         new.unlink()
     os.rename("away.db", "mlflow.db")
@@ -390,7 +391,9 @@ def test_full_disk_keeps_results(
         done = local("", "--tracking-uri", f"sqlite:///{small_disk / 'mlflow.db'}")
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
-        assert done.stderr.splitlines()[-1].startswith("Error: not all is in MLflow: database or disk is full; ")
+        assert done.stderr.splitlines()[-1].startswith(
+            "Error: MLflow does not have all results: database or disk is full; "
+        )
         (small_disk / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
         sync(f"sqlite:///{small_disk / 'mlflow.db'}")
