@@ -40,8 +40,9 @@ def test_every_strategy_also_trains_a_new_head() -> None:
     }
     assert outcome.failed == ()
     for record, arm in zip(outcome.runs, outcome.plan.arms, strict=True):
-        found = [record.metrics[f"params/trainable_{part}"] for part in ("head", "adapter", "base")]
-        assert (*found,) == shares[record.label] and sum(found) == arm.trainable == record.metrics["params/trainable"]
+        trainable = [record.metrics[f"params/trainable_{part}"] for part in ("head", "adapter", "base")]
+        assert tuple(trainable) == shares[record.label]
+        assert sum(trainable) == arm.trainable == record.metrics["params/trainable"]
         assert {key for key in record.metrics if key.startswith("final/")} == {
             "final/shifted_accuracy",
             "final/shifted_macro_f1",
@@ -118,15 +119,15 @@ def test_store_that_changes_the_adapter_is_reported(
 ) -> None:
     import mlflow
 
-    given = mlflow.artifacts.download_artifacts
+    download = mlflow.artifacts.download_artifacts
 
-    def spoilt(**arguments: str) -> str:
-        folder = given(**arguments)
+    def corrupt_download(**arguments: str) -> str:
+        folder = download(**arguments)
         weights = Path(folder, "adapter.safetensors")
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
         return folder
 
-    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", spoilt)
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", corrupt_download)
     outcome = adaptkit.run("head", dataset="none", target="digits", backbone=Plain(), settings=SMALL)
     assert [run.status for run in outcome.runs] == ["finished"]
     # The run evaluates the adapter that it sent, and the store must return the same file.
