@@ -102,9 +102,9 @@ def test_damaged_record(uri: str, cli: Cli, stop: Stop, damage: str) -> None:
         f"Error: run {run_id} (head seed=0) cannot be resumed: what is kept of it in {folder} is damaged; "
         "remove that folder and run it anew"
     )
-    told = f"what is kept of a run in {folder} is damaged: it cannot be resumed; remove the folder\n"
+    notice = f"the checkpoints of a run in {folder} are damaged: remove the folder\n"
     result = cli("resume", "--all")
-    assert (result.exit_code, result.stderr) == (0, told)
+    assert (result.exit_code, result.stderr) == (0, notice)
     assert result.stdout.startswith("Nothing to resume: ")
     held = claim(record.local_id)  # the holder may be writing
     assert held is not None and damaged_records() == []

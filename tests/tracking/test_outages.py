@@ -207,7 +207,8 @@ def test_a_server_that_comes_back_and_takes_nothing_is_not_called_away(proxy: Pr
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, last) == (
         1,
-        "Error: MLflow does not have all results: INVALID_PARAMETER_VALUE: the proxy takes nothing; what is missing is kept: "
+        "Error: MLflow does not have all results: INVALID_PARAMETER_VALUE: the proxy takes nothing; "
+        "what is missing is kept: "
         f"`adaptkit sync --tracking-uri {proxy.address}` says what can be done; the results above are complete",
     )
     note("server-denies")
@@ -399,7 +400,8 @@ def test_a_full_disk_of_the_store_or_of_the_journal_costs_no_results(
         done = local("", "--tracking-uri", f"sqlite:///{small_disk / 'mlflow.db'}")
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
-        assert done.stderr.splitlines()[-1].startswith("Error: MLflow does not have all results: database or disk is full; ")
+        reason = "Error: MLflow does not have all results: database or disk is full; "
+        assert done.stderr.splitlines()[-1].startswith(reason)
         (small_disk / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
         sync(f"sqlite:///{small_disk / 'mlflow.db'}")
