@@ -52,4 +52,4 @@ def __getattr__(name: str) -> Any:
     }
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"adaptkit.{modules[name]}"), name)
+    return getattr(importlib.import_module(f".{modules[name]}", __name__), name)

@@ -103,6 +103,6 @@ def publish(
         files = write_report(output or Path(temporary), findings)
         if not track:
             return ()
-        from adaptkit.tracking.recorder import record_findings
+        from adaptkit.tracking.parent import record_findings
 
         return record_findings(findings, files, tracking_uri)

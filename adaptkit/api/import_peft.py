@@ -14,19 +14,22 @@ import torch
 import yaml
 from torch import nn
 
-from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, fit_adapter, load_adapter, save_adapter
+from adaptkit.adapters.files import Inherited, fit_adapter, load_adapter, save_adapter
 from adaptkit.adapters.peft import adapter_of
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.experiment.description import changed_layers
 from adaptkit.models.run_images import run_data
 from adaptkit.models.trained import MODEL_TYPES, TrainedRun, find_trained, given_plugins
 from adaptkit.names import (
+    ADAPTER_CARD_FILE,
     ADAPTER_SHA256_TAG,
+    ADAPTER_WEIGHTS_FILE,
     ARM_TAG,
     BASE_FINGERPRINT_TAG,
     BASE_RUN_ID_TAG,
     CONFIG_FILE,
     DATA_FINGERPRINT_TAG,
+    DESCRIPTION_TAG,
     FINAL_SHIFTED_ACCURACY,
     FINAL_TEST_ACCURACY,
     KIND_TAG,
@@ -37,14 +40,15 @@ from adaptkit.names import (
     SPLIT_FILE,
     VERSION_TAG,
 )
+from adaptkit.plugins.components import make_checked
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.offers import make_checked
 from adaptkit.settings.files import read_config
 from adaptkit.strategies.lora import LoRA
 from adaptkit.system.files import sha256_of
 from adaptkit.tracking.environment import source_tags
 from adaptkit.tracking.store import Store, errors_as_lines, open_store
-from adaptkit.training.evaluation import predict_logits, share_right
+from adaptkit.training.evaluation import predict_logits
+from adaptkit.training.objective import accuracy
 from adaptkit.training.trainable import adapt, count
 from adaptkit.version import __version__
 
@@ -94,7 +98,7 @@ def import_peft(
     tensors = (*model.parameters(), *model.buffers())
     strategy, options = make_checked("lora", LoRA, found.options)
     try:
-        adapt(model, strategy, 0)
+        adapt(model, strategy, init_seed=0)
         inherited = Inherited.of(model, tensors)
         fit_adapter(found.tensors, model)
         for parameter_name, parameter in model.named_parameters():
@@ -122,9 +126,9 @@ def import_peft(
         }
         files = save_adapter(Path(temporary, "adapter"), adapter, card)
         _require_same(Path(temporary, "adapter"), model, base, options)
-        metrics[SIZE_ADAPTER_BYTES] = files[WEIGHTS].stat().st_size
+        metrics[SIZE_ADAPTER_BYTES] = files[ADAPTER_WEIGHTS_FILE].stat().st_size
         _copy_config(Path(temporary), base, options)
-        tags = {ADAPTER_SHA256_TAG: sha256_of(files[CARD])}
+        tags = {ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE])}
         tags |= {DATA_FINGERPRINT_TAG: fingerprint} if fingerprint else {}
         run_id = _record(shown, base, options, metrics, tags, Path(temporary), tracking_uri)
     return ImportRecord(run_id, shown, options, metrics)
@@ -134,7 +138,7 @@ def _require_same(folder: Path, model: nn.Module, base: TrainedRun, options: Map
     """Read the adapter back onto a fresh base; raise RunFailed unless that is the model that was evaluated."""
     fresh = base.base()
     strategy, _ = make_checked("lora", LoRA, options)
-    adapt(fresh, strategy, 0)
+    adapt(fresh, strategy, init_seed=0)
     load_adapter(folder, fresh, base.base_fingerprint)
     theirs = fresh.state_dict()
     lost = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, theirs[name])]
@@ -150,7 +154,7 @@ def _evaluated(
         _, domains = run_data(base.found, plugins)
         wanted = {name: test for name, test in domains.tests.items() if name == "clean" or base.found.kind != "base"}
         metrics = {
-            METRICS[name]: share_right(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
+            METRICS[name]: accuracy(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
         }
     except Exception as error:  # a data set's own: it may not be there, or not be downloaded
         reason = "; ".join(error.problems) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
@@ -200,7 +204,7 @@ def _record(
         ARM_TAG: name,
         BASE_FINGERPRINT_TAG: base.base_fingerprint,
         BASE_RUN_ID_TAG: base.found.tags.get(BASE_RUN_ID_TAG, base.found.run_id),
-        "mlflow.note.content": f"A PEFT adapter, imported onto the base of run `{base.found.run_id}`.",
+        DESCRIPTION_TAG: f"A PEFT adapter, imported onto the base of run `{base.found.run_id}`.",
         **tags,
     }
     client, now = store.client, int(time.time() * 1000)

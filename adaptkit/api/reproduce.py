@@ -149,7 +149,7 @@ def reproduce_run(
 
 def _judged(around: RunEnvironment, notices: Iterable[str], *found: Difference) -> Reproduction:
     """Return a reproduction with these differences, and those of the surroundings."""
-    run = around.found
+    run = around.stored
     return Reproduction(
         run_id=run.run_id,
         name=run.name,

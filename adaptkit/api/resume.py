@@ -27,6 +27,7 @@ from adaptkit.experiment.outcome import BaseSummary, Outcome
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.recovery import Recovery, read_record
 from adaptkit.models.trained import given_plugins
+from adaptkit.names import PARENT_TAG
 from adaptkit.plugins.manager import Plugins
 from adaptkit.resumption.group import ResumedGroup, gather
 from adaptkit.resumption.interrupted import (
@@ -38,7 +39,7 @@ from adaptkit.resumption.interrupted import (
     open_stopped,
     require_same_start,
     require_unchanged,
-    what_it_has,
+    stored_progress,
 )
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.settings.settings import flatten
@@ -146,7 +147,7 @@ def _prepared(
     try:
         experiment = prepare(resolve([Layer(values)], loaded))
     except BadInput as error:
-        raise BadInput(*(f"{found.stored.title} cannot go on: {problem}" for problem in error.problems)) from None
+        raise BadInput(*(f"{found.stored.title} cannot be resumed: {problem}" for problem in error.problems)) from None
     require_same_start(found, experiment)
     return experiment, loaded
 
@@ -162,8 +163,15 @@ def _go_on(
         is_group = record.kind == "comparison"
         tracker, collector = held.enter_context(Tracker(store, resumed=begun.resumed)), Collector()
         report = None if record.report is None else Path(record.report)
-        keeping = Recovery(
-            experiment, tracker, record.reuse, watch.notice, report, begun.resumed, begun.claims, parent=record.parent
+        recovery = Recovery(
+            experiment=experiment,
+            tracker=tracker,
+            reuse=record.reuse,
+            notice=watch.notice,
+            report=report,
+            resumed=begun.resumed,
+            claims=begun.claims,
+            parent=record.parent,
         )
         for one in begun.resumed.values():
             count_again(store.client, one.run_id)
@@ -172,14 +180,21 @@ def _go_on(
         held.enter_context(watch.shown(plugins))
         if is_group:
             count_again(store.client, found.stored.run_id)
-            request, goes_on = experiment.request, what_it_has(store.client, found.stored.record)
+            request, goes_on = experiment.request, stored_progress(store.client, found.stored.record)
             held.enter_context(tracker.grouped(request.group_name, request.shared_params(), goes_on))
-        held.enter_context(resumable(keeping, tracking_uri))
+        held.enter_context(resumable(recovery, tracking_uri))
         if record.kind == "base":
-            outcome = _base_alone(experiment, plugins, tracker, keeping, watch)
+            outcome = _base_alone(experiment, plugins, tracker=tracker, recovery=recovery, watch=watch)
         else:
             outcome = execute(
-                experiment, plugins, seat, tracker, False, record.reuse, watch.notice, keeping, done=begun.done
+                experiment,
+                plugins,
+                seat=seat,
+                tracker=tracker,
+                feature_cache=record.reuse,
+                notice=watch.notice,
+                recovery=recovery,
+                done=begun.done,
             )
         outcome = with_ids(outcome, tracker)
         findings = _judged(outcome, store) if is_group else judge_outcome(outcome, collector)
@@ -189,7 +204,7 @@ def _go_on(
     if record.kind == "base":
         watch.notice(f"The base is there: typed again, the same command goes on from it: {record.command}")
     elif record.parent is not None and read_record(record.parent) is not None:
-        parent = found.stored.tags.get("mlflow.parentRunId")
+        parent = found.stored.tags.get(PARENT_TAG)
         watch.notice(f"It is one run of several; go on with the others:  adaptkit resume {parent}")
     return ended
 
@@ -209,22 +224,34 @@ def _require_base(
     if base is None:
         watch.notice(f"{found.record.name}: its base is gone from the cache: it is trained anew")
         unwatched = dataclasses.replace(plugins, watched=False)
-        base, _, _ = obtain_base(experiment, unwatched, None, False, watch.notice)
+        base = obtain_base(experiment, unwatched, notice=watch.notice).base
     if others := begun.base_fingerprints - {base.fingerprint}:
         was = sorted(others)[0]
-        raise BadInput(f"{found.stored.title} cannot go on: its base was {was[:12]}, and is {base.fingerprint[:12]}")
+        raise BadInput(
+            f"{found.stored.title} cannot be resumed: its base was {was[:12]}, and is {base.fingerprint[:12]}"
+        )
     for arm in experiment.request.arms:
         for seed in experiment.request.settings.seed:
-            described = describe_run(experiment, base, None, arm, seed, seat.company())
+            described = describe_run(experiment, base, base_run_id=None, arm=arm, seed=seed, company=seat.company())
             begun.require_same(found, described)
 
 
-def _base_alone(experiment: Experiment, plugins: Plugins, tracker: Tracker, keeping: Recovery, watch: Watch) -> Outcome:
-    base, run_id, cached = obtain_base(experiment, plugins, tracker, False, watch.notice, keeping)
+def _base_alone(
+    experiment: Experiment, plugins: Plugins, *, tracker: Tracker, recovery: Recovery, watch: Watch
+) -> Outcome:
+    obtained = obtain_base(experiment, plugins, tracker=tracker, notice=watch.notice, recovery=recovery)
+    base = obtained.base
     reached = base.epochs[-1].test_accuracy if base.epochs else None
     return Outcome(
-        plan=dataclasses.replace(experiment.plan, base_cached=cached),
-        base=BaseSummary(base.fingerprint, run_id, cached, reached, None, base.epochs),
+        plan=dataclasses.replace(experiment.plan, base_cached=obtained.cached),
+        base=BaseSummary(
+            fingerprint=base.fingerprint,
+            run_id=obtained.run_id,
+            cached=obtained.cached,
+            test_accuracy=reached,
+            shifted_accuracy=None,
+            epochs=base.epochs,
+        ),
         runs=(),
         data_fingerprint=experiment.domains.fingerprint,
     )

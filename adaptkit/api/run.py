@@ -140,9 +140,9 @@ def layers_and_plugins(
     """Return the sources of settings that a call from Python gives, the strongest first, and the plugins it names."""
     things, given = list(plugins), dict(keys)
     if "backbone" in given and not isinstance(given["backbone"], str):
-        from adaptkit.backbones.given import given_backbone
+        from adaptkit.backbones.python_model import python_backbone
 
-        things.append(given_backbone(given["backbone"]))
+        things.append(python_backbone(given["backbone"]))
         given["backbone"] = f"python:{type(given['backbone']).__name__}"
     given |= ({"strategy": strategy} if strategy is not None else {}) | option_keys(options or {})
     if preset is not None:
@@ -179,7 +179,14 @@ def run_request(
         planned(experiment.plan)
         if store is None:
             with plugins.watching(collector, "collector"), shared_threads(seat.company().others, notice):
-                outcome = execute(experiment, plugins, seat, None, refresh_base, feature_cache, notice)
+                outcome = execute(
+                    experiment,
+                    plugins,
+                    seat=seat,
+                    refresh_base=refresh_base,
+                    feature_cache=feature_cache,
+                    notice=notice,
+                )
             findings = judge_outcome(outcome, collector)
             if report is not None:
                 files_of(findings, report, report)
@@ -199,22 +206,31 @@ def run_request(
             shared_threads(seat.company().others, notice),
         ):
             reuse = feature_cache and features_allowed()
-            keeping = Recovery(experiment, tracker, reuse, notice, report)
-            with resumable(keeping, tracking_uri):
-                outcome = execute(experiment, plugins, seat, tracker, refresh_base, feature_cache, notice, keeping)
+            recovery = Recovery(experiment=experiment, tracker=tracker, reuse=reuse, notice=notice, report=report)
+            with resumable(recovery, tracking_uri):
+                outcome = execute(
+                    experiment,
+                    plugins,
+                    seat=seat,
+                    tracker=tracker,
+                    refresh_base=refresh_base,
+                    feature_cache=feature_cache,
+                    notice=notice,
+                    recovery=recovery,
+                )
                 outcome = with_ids(outcome, tracker)
                 recorded = close_group(outcome, judge_outcome(outcome, collector), tracker, report)
         return recorded
 
 
 @contextmanager
-def resumable(keeping: Recovery, tracking_uri: str | None) -> Iterator[None]:
+def resumable(recovery: Recovery, tracking_uri: str | None) -> Iterator[None]:
     """Keep the run that groups this experiment's; tell whoever interrupts it, in the error's notes, how to go on."""
     try:
-        with keeping.group():
+        with recovery.group():
             yield
     except KeyboardInterrupt as error:
-        if (command := keeping.hint(tracking_uri)) is not None:
+        if (command := recovery.hint(tracking_uri)) is not None:
             error.add_note(f"Go on with:  {command}")
         raise
 
@@ -226,9 +242,9 @@ def _opened(tracking_uri: str | None, request: Request) -> Store:
 
 
 def _unsent(store: Store) -> list[str]:
-    from adaptkit.tracking.journal import waiting_for
+    from adaptkit.tracking.journal import count_unsent
 
-    count = waiting_for(store.shown)
+    count = count_unsent(store.shown)
     return [f"{count} earlier run{'s are' if count > 1 else ' is'} not all in MLflow: `adaptkit sync`"] if count else []
 
 
@@ -252,7 +268,7 @@ def tuned_layer(run_id: str, layers: Sequence[Layer], tracking_uri: str | None) 
     runs = open_runs(tracking_uri)
     record = runs.get(run_id)
     if record is None:
-        raise BadInput(f"--from-tune: there is no run {run_id!r} in {runs.reader.address.shown}")
+        raise BadInput(f"--from-tune: no run {run_id!r} in {runs.reader.address.shown}")
     found = StoredRun(runs, record)
     if found.kind != "sweep" or TUNING_TAG not in found.tags:
         raise BadInput(f"--from-tune: {found.title} is no tuning; `adaptkit tune` says the id of its own")

@@ -19,16 +19,16 @@ from adaptkit.experiment.outcome import RunSummary
 from adaptkit.names import FINAL_SHIFTED_ACCURACY, SWEEP_FILE
 from adaptkit.plugins.manager import Plugins
 from adaptkit.sweeps.engines.engine import connected, store_notices
-from adaptkit.sweeps.engines.tasks import Setting, Task, Tell, ignore
+from adaptkit.sweeps.engines.tasks import EngineSettings, Task, Tell, ignore
 from adaptkit.sweeps.engines.worker import Place, Work
 from adaptkit.sweeps.grid import GridCell, collect_grid, expand, shown
 from adaptkit.sweeps.outcome import SweepOutcome, SweepPlan, SweepTrial
 from adaptkit.sweeps.planning import PlannedTrial, Prepared, prepare_sweep
-from adaptkit.sweeps.shared import alone, grouped, key_of, make_material, obtain_bases
+from adaptkit.sweeps.shared import alone, key_of, make_shared_inputs, obtain_bases
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.store import Store, existing_store, open_store
-from adaptkit.tracking.sweeps import FoundTrial, fail_dead, find_trials
+from adaptkit.tracking.sweeps import StoredTrial, fail_dead, find_trials, open_sweep
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Watch:
 class Conditions:
     """Where and how a sweep is run, whatever its trials are."""
 
-    engine: Setting = field(default_factory=Setting)
+    engine: EngineSettings = field(default_factory=EngineSettings)
     limits: Limits = field(default_factory=Limits)
     tracking_uri: str | None = None
     refresh_base: bool = False
@@ -95,7 +95,7 @@ def sweep(
     problems: list[str] = []
     varied, layers = collect_grid(grid or {}, layers, problems)
     conditions = Conditions(
-        engine=Setting(engine, jobs, engine_options or {}),
+        engine=EngineSettings(engine, jobs, engine_options or {}),
         limits=Limits(max_trials, time_budget, retry_failed),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
@@ -143,10 +143,16 @@ def run_sweep(
         for line in (*store.notices, *store_notices(store, machines)):
             watch.notice(line)
         with shared_threads(seat.company().others, watch.notice):
-            bases = obtain_bases(prepared.experiments, plugins, store, conditions.refresh_base, watch.notice)
+            bases = obtain_bases(
+                prepared.experiments,
+                plugins=plugins,
+                store=store,
+                refresh_base=conditions.refresh_base,
+                notice=watch.notice,
+            )
             keys = [prepared.key(trial, bases[trial.stage].base.fingerprint) for trial in prepared.trials]
             key = key_of(keys)
-            with alone(store, key), grouped(store, key, _name(prepared), _params(prepared)) as group:
+            with alone(store, key), open_sweep(store, key, _name(prepared), _params(prepared)) as group:
                 found = find_trials(store, keys)
                 records = {
                     trial.number: _known(trial, found[key])
@@ -159,12 +165,21 @@ def run_sweep(
                 statuses = {number: record.status for number, record in records.items()}
                 watch.planned(prepared.plan(conditions.engine.jobs or 1, statuses))
                 if left:
-                    materials = [
-                        make_material(experiment, base.base, base.run_id, plugins, seat, conditions.feature_cache)
+                    inputs = [
+                        make_shared_inputs(
+                            experiment, base, plugins=plugins, seat=seat, feature_cache=conditions.feature_cache
+                        )
                         for experiment, base in zip(prepared.experiments, bases, strict=True)
                     ]
-                    place = Place.of(store, group.run_id, plugins, conditions.feature_cache)
-                    work = Work(place, materials, plugins, store, seat, conditions.engine.jobs)
+                    place = Place.of(store, group.run_id, plugins=plugins, feature_cache=conditions.feature_cache)
+                    work = Work(
+                        place=place,
+                        inputs=inputs,
+                        plugins=plugins,
+                        store=store,
+                        seat=seat,
+                        jobs=conditions.engine.jobs,
+                    )
                     with engine.start(work) as runner:
                         for ended in runner.run(_tasks(prepared, left, conditions.limits), watch.tell):
                             trial = prepared.trials[ended.task.number - 1]
@@ -176,7 +191,7 @@ def run_sweep(
                 findings = _judge(ordered, store)
                 with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
                     outcome = _outcome(ordered, group.run_id, store, findings)
-                    group.close("FINISHED", findings, _files(outcome, conditions.report, Path(temporary)))
+                    group.conclude(findings, _files(outcome, conditions.report, Path(temporary)))
     return outcome
 
 
@@ -198,11 +213,11 @@ def _record(trial: PlannedTrial, status: str, **found: Any) -> SweepTrial:
     return SweepTrial(trial.number, cell.label, cell.arm.strategy, cell.values, trial.seed, status, **found)
 
 
-def _status(found: FoundTrial) -> str:
+def _status(found: StoredTrial) -> str:
     return "found" if found.status == "finished" else "failed"
 
 
-def _known(trial: PlannedTrial, found: FoundTrial) -> SweepTrial:
+def _known(trial: PlannedTrial, found: StoredTrial) -> SweepTrial:
     return _record(trial, _status(found), run_id=found.run_id, accuracy=found.accuracy, error=found.error)
 
 

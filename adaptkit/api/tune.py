@@ -26,13 +26,15 @@ from adaptkit.settings.request import Request
 from adaptkit.settings.resolve import LR, Layer, resolve
 from adaptkit.settings.settings import parse_seeds
 from adaptkit.sweeps.engines.engine import connected, store_notices
-from adaptkit.sweeps.engines.tasks import Setting, Tell, ignore
+from adaptkit.sweeps.engines.tasks import EngineSettings, Tell, ignore
 from adaptkit.sweeps.engines.worker import Place, Work
 from adaptkit.sweeps.outcome import SweepTrial
-from adaptkit.sweeps.shared import ParentRun, alone, grouped, key_of, make_material, obtain_bases, without_tests
+from adaptkit.sweeps.shared import alone, key_of, make_shared_inputs, obtain_bases, without_tests
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import shared_threads
+from adaptkit.tracking.parent import ParentRun
 from adaptkit.tracking.store import Store, open_store
+from adaptkit.tracking.sweeps import open_sweep
 from adaptkit.tuning.outcome import Budget, TunedStrategy, TuneOutcome, TunePlan, budget_of, line_of, plan_of, tuned_of
 from adaptkit.tuning.runs import TuningRuns
 from adaptkit.tuning.search import Search, TrialRequest
@@ -100,7 +102,7 @@ def tune(
     texts = [f"{key}={text}" for key, text in (space or {}).items()]
     asked = check_tuning(layers, loaded, texts, trials, tuning_seeds, search)
     conditions = Conditions(
-        engine=Setting(engine, jobs, engine_options or {}),
+        engine=EngineSettings(engine, jobs, engine_options or {}),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
         feature_cache=feature_cache,
@@ -160,32 +162,50 @@ def run_tuning(asked: Tuning, plugins: Plugins, conditions: Conditions, watch: T
         experiment = prepare(asked.request, refresh_base=conditions.refresh_base)
         request = experiment.request
         fits = functools.partial(can_be_adapted, build_model(request, experiment.domains))
-        spaces = make_spaces(request.arms, asked.spaces, asked.given, fits)
-        search = Search(spaces, asked.trials, asked.method, derive_seed(asked.tuning_seeds[0], "tuning"))
-        budget = budget_of(experiment, asked.trials, asked.method, asked.tuning_seeds)
+        spaces = make_spaces(request.arms, texts=asked.spaces, given=asked.given, fits=fits)
+        search = Search(
+            spaces, trials=asked.trials, method=asked.method, seed=derive_seed(asked.tuning_seeds[0], "tuning")
+        )
+        budget = budget_of(experiment, trials=asked.trials, method=asked.method, tuning_seeds=asked.tuning_seeds)
         store = open_store(conditions.tracking_uri, request.settings.experiment)
         for line in (*store.notices, *store_notices(store, machines)):
             watch.notice(line)
         with shared_threads(seat.company().others, watch.notice):
-            (base,) = obtain_bases([experiment], plugins, store, conditions.refresh_base, watch.notice)
+            (base,) = obtain_bases(
+                [experiment], plugins=plugins, store=store, refresh_base=conditions.refresh_base, notice=watch.notice
+            )
             key = _key(asked, experiment, spaces, base.base.fingerprint)
             sweep_key = key_of([key, *map(str, request.settings.seed)])
             name = f"tune {', '.join(request.settings.strategy)}: {budget.trials} trials each"
             params = request.shared_params() | {f"space.{space.strategy}": space.text for space in spaces}
-            with alone(store, sweep_key), grouped(store, sweep_key, name, params, {TUNING_TAG: "1"}) as group:
-                watch.planned(plan_of(budget, spaces, conditions.engine.jobs or 1, experiment))
-                material = make_material(experiment, base.base, base.run_id, plugins, seat, conditions.feature_cache)
-                place = Place.of(store, group.run_id, plugins, conditions.feature_cache)
-                materials = [without_tests(material), material]
-                work = Work(place, materials, plugins, store, seat, conditions.engine.jobs)
+            with alone(store, sweep_key), open_sweep(store, sweep_key, name, params, {TUNING_TAG: "1"}) as group:
+                watch.planned(plan_of(budget, spaces, jobs=conditions.engine.jobs or 1, experiment=experiment))
+                shared = make_shared_inputs(
+                    experiment, base, plugins=plugins, seat=seat, feature_cache=conditions.feature_cache
+                )
+                place = Place.of(store, group.run_id, plugins=plugins, feature_cache=conditions.feature_cache)
+                work = Work(
+                    place=place,
+                    inputs=[without_tests(shared), shared],
+                    plugins=plugins,
+                    store=store,
+                    seat=seat,
+                    jobs=conditions.engine.jobs,
+                )
                 strategies = [space.strategy for space in spaces]
                 with (
                     open_studies(study_file(store), key[:16], strategies, search.seed) as studies,
                     engine.start(work) as runner,
                 ):
-                    runs = TuningRuns(experiment, base.base.fingerprint, runner, watch.tell, watch.tried)
+                    runs = TuningRuns(
+                        experiment=experiment,
+                        base_fingerprint=base.base.fingerprint,
+                        engine=runner,
+                        tell=watch.tell,
+                        tried=watch.tried,
+                    )
                     perform = functools.partial(runs.trials, seeds=asked.tuning_seeds)
-                    found = search.run(studies, perform, fits, watch.notice)
+                    found = search.run(studies, perform=perform, fits=fits, notice=watch.notice)
                     budget = dataclasses.replace(budget, given=len(found[0].trials))
                     tuned = tuple(tuned_of(one) for one in found)
                     watch.tuned(tuned)
@@ -244,5 +264,6 @@ def _finish(
         plain = {key: value for key, value in outcome.to_dict().items() if key != "comparison"}
         path.write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
         # Runs that failed leave a tuning that is not finished: the same command runs them again.
-        group.close("FAILED" if outcome.failed else "FINISHED", outcome.comparison, [path, *files])
+        group.conclude(outcome.comparison, [path, *files])
+        group.end("FAILED" if outcome.failed else "FINISHED")
     return outcome

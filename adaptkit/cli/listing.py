@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from adaptkit.cli.options import output_options, plugin_option
+from adaptkit.plugins.components import Component, options_of
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.offers import Offer, options_of
 from adaptkit.settings.settings import DEFAULT_LR
 
 #: A plugin that offers more than this is listed in one line unless `--all` is given.
@@ -118,19 +118,19 @@ def engines() -> None:
     """
 
 
-def select_offers(plugins: Plugins, kind: str, names: Sequence[str], everything: bool) -> list[Offer]:
+def select_offers(plugins: Plugins, kind: str, names: Sequence[str], everything: bool) -> list[Component]:
     """Return the offers with these names, or those that can be used, or all of the kind.
 
     Raises BadInput for a name that no plugin offers.
     """
-    offers = plugins.offers[kind]
+    offers = plugins.components[kind]
     bare = dict.fromkeys(name.partition(":")[0] for name in names)
     if names:
         return [offers[name] if name in offers else plugins.find(kind, name) for name in bare]
     return [offer for offer in offers.values() if everything or not offer.unavailable]
 
 
-def describe(offer: Offer) -> dict[str, Any]:
+def describe(offer: Component) -> dict[str, Any]:
     """Return an offer as plain JSON types."""
     record: dict[str, Any] = {"name": offer.name, "summary": offer.summary, "origin": offer.origin}
     if offer.argument:
@@ -153,7 +153,7 @@ def describe(offer: Offer) -> dict[str, Any]:
     return record
 
 
-def print_offers(offers: Sequence[Offer], kinds: Mapping[str, str], plural: str, everything: bool) -> None:
+def print_offers(offers: Sequence[Component], kinds: Mapping[str, str], plural: str, everything: bool) -> None:
     """Print a line for each offer: the built-in ones, then those of each plugin under the plugin's name.
 
     `kinds` says of each origin whether it is built-in, installed, a file or an object.
@@ -164,7 +164,7 @@ def print_offers(offers: Sequence[Offer], kinds: Mapping[str, str], plural: str,
 
     from adaptkit.cli.views.console import output, print_line
 
-    groups: dict[str, list[Offer]] = {}
+    groups: dict[str, list[Component]] = {}
     order = {BUILT_IN: 0, "installed": 1, "file": 2, "object": 3}
     for offer in sorted(offers, key=lambda offer: order[kinds[offer.origin]]):
         groups.setdefault(_short_origin(offer.origin), []).append(offer)
@@ -185,7 +185,7 @@ def print_offers(offers: Sequence[Offer], kinds: Mapping[str, str], plural: str,
         print_line(console, f"\nShow the options of one: adaptkit {plural} NAME")
 
 
-def _rows(title: str, offers: Sequence[Offer], plural: str, everything: bool) -> Iterator[tuple[str, str]]:
+def _rows(title: str, offers: Sequence[Component], plural: str, everything: bool) -> Iterator[tuple[str, str]]:
     """Yield the name and the sentence of each offer of a plugin, or one row for a large collection."""
     if title != BUILT_IN and len(offers) > MOST_LISTED and not everything:
         prefix = os.path.commonprefix([offer.name for offer in offers])  # noqa: RUF071 - names, not paths
@@ -201,7 +201,7 @@ def _short_origin(origin: str) -> str:
     return BUILT_IN if origin.startswith(f"{BUILT_IN} ") else origin
 
 
-def _usage_name(offer: Offer) -> str:
+def _usage_name(offer: Component) -> str:
     """Return the name as it is written on the command line, with the amount of a shift."""
     if offer.kind == "shift":
         (amount,) = options_of(offer.cls)
@@ -209,7 +209,7 @@ def _usage_name(offer: Offer) -> str:
     return offer.shown
 
 
-def print_details(offer: Offer) -> None:
+def print_details(offer: Component) -> None:
     """Print what one offer does, its options with type, range and default, and an example."""
     from rich import box
     from rich.markup import escape
@@ -272,7 +272,7 @@ def _alternatives(words: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _usage(offer: Offer) -> str:
+def _usage(offer: Component) -> str:
     """Return a command that uses an offer, with the first of its options that has a default."""
     command, option = USAGES[offer.kind]
     defaults = {name: _default(field) for name, field in options_of(offer.cls).items()}

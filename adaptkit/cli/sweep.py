@@ -93,11 +93,11 @@ def sweep(
     with uncollected():
         from adaptkit.api.sweep import Conditions, Limits, Watch, run_sweep
         from adaptkit.cli.views.trials import TrialLines, TrialTable, print_sweep_plan
-        from adaptkit.sweeps.engines.tasks import Setting
+        from adaptkit.sweeps.engines.tasks import EngineSettings
         from adaptkit.system.hardware import keep_freed_memory
 
     conditions = Conditions(
-        engine=Setting(engine, jobs, engine_settings),
+        engine=EngineSettings(engine, jobs, engine_settings),
         limits=Limits(max_trials, seconds, retry_failed),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,

@@ -82,13 +82,13 @@ def tune(
         from adaptkit.api.sweep import Conditions
         from adaptkit.api.tune import TuneWatch, check_tuning, run_tuning
         from adaptkit.cli.views.tuning import TuningBars, TuningLines, print_tuned, print_way_on
-        from adaptkit.sweeps.engines.tasks import Setting
+        from adaptkit.sweeps.engines.tasks import EngineSettings
         from adaptkit.system.hardware import keep_freed_memory
 
     asked = check_tuning(layers, plugins, space, trials, tuning_seeds, search, problems)
     keep_freed_memory()
     conditions = Conditions(
-        engine=Setting(engine, jobs, engine_settings),
+        engine=EngineSettings(engine, jobs, engine_settings),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
         feature_cache=not no_feature_cache,

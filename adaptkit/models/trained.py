@@ -12,17 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptkit.adapters.files import CARD, WEIGHTS, card_digest, load_adapter, read_card, read_weights
+from adaptkit.adapters.files import card_digest, load_adapter, read_card, read_weights
 from adaptkit.adapters.weights import fingerprint
 from adaptkit.backbones.structure import with_head
 from adaptkit.contracts import Backbone, Strategy
 from adaptkit.errors import BadInput, located
-from adaptkit.experiment.base_cache import CARD_FILE, WEIGHTS_FILE, stored_base
+from adaptkit.experiment.base_cache import stored_base
 from adaptkit.models.preprocessing import Preprocessing
-from adaptkit.names import ADAPTER_SHA256_TAG, BASE_FINGERPRINT_TAG, RECIPE_KEY_TAG
+from adaptkit.names import (
+    ADAPTER_CARD_FILE,
+    ADAPTER_CARD_PATH,
+    ADAPTER_FOLDER,
+    ADAPTER_SHA256_TAG,
+    ADAPTER_WEIGHTS_FILE,
+    BASE_CARD_FILE,
+    BASE_FINGERPRINT_TAG,
+    BASE_FOLDER,
+    BASE_WEIGHTS_FILE,
+    BASE_WEIGHTS_PATH,
+    RECIPE_KEY_TAG,
+)
+from adaptkit.plugins.components import make_checked, options_of
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.offers import make_checked, options_of
 from adaptkit.settings.request import WEIGHTS as WEIGHTS_OPTION
 from adaptkit.system.files import sha256_of
 from adaptkit.tracking.runs import StoredRun, open_runs
@@ -127,9 +139,9 @@ def given_plugins(things: Iterable[str | Path | object], backbone: nn.Module | N
     """Load plugins that are named by their files, or given as objects, and a model that was given as backbone."""
     listed = list(things)
     if backbone is not None:
-        from adaptkit.backbones.given import given_backbone
+        from adaptkit.backbones.python_model import python_backbone
 
-        listed.append(given_backbone(backbone))
+        listed.append(python_backbone(backbone))
     files = [thing for thing in listed if isinstance(thing, str | Path)]
     plugins = load_plugins(files, [thing for thing in listed if not isinstance(thing, str | Path)])
     plugins.require_sound()
@@ -141,14 +153,14 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
     found = open_runs(tracking_uri).find(run_id)
     if found.kind == "base":
         return _rebuilt_base(found, plugins)
-    with found.folder("adapter", WEIGHTS, CARD) as folder:
-        card = read_card(folder / CARD, ADAPTER_TYPES | MODEL_TYPES)
+    with found.folder(ADAPTER_FOLDER, ADAPTER_WEIGHTS_FILE, ADAPTER_CARD_FILE) as folder:
+        card = read_card(folder / ADAPTER_CARD_FILE, ADAPTER_TYPES | MODEL_TYPES)
         signed = found.tags.get(ADAPTER_SHA256_TAG)
         if signed is None:
             raise BadInput(f"{found.title} was recorded before adapters were signed: run it again with this adaptkit")
-        if sha256_of(folder / CARD) != signed:
+        if sha256_of(folder / ADAPTER_CARD_FILE) != signed:
             raise BadInput(
-                f"{found.title}: its adapter/{CARD} was altered, or is another run's: the run says otherwise"
+                f"{found.title}: its {ADAPTER_CARD_PATH} was altered, or is another run's: the run says otherwise"
             )
         state = _base_state(found, card["base_fingerprint"])
         backbone = _find_backbone(card, plugins, found.title)
@@ -156,7 +168,7 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
         try:
             offer = plugins.find("strategy", card["strategy"])
             strategy, _ = make_checked(card["strategy"], offer.cls, card["options"])
-            adapt(model, strategy, card["init_seed"], bool(card.get("new_head")))
+            adapt(model, strategy, init_seed=card["init_seed"], new_head=bool(card.get("new_head")))
         except BadInput as error:
             raise BadInput(*(f"{found.title}: {line}" for line in error.problems)) from None
         except Exception as error:
@@ -169,11 +181,11 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
 
 
 def _rebuilt_base(found: StoredRun, plugins: Plugins) -> TrainedRun:
-    with found.folder("base", WEIGHTS_FILE, CARD_FILE) as folder:
-        card = read_card(folder / CARD_FILE, {"fingerprint": str} | MODEL_TYPES)
-        state = read_weights(folder / WEIGHTS_FILE)
+    with found.folder(BASE_FOLDER, BASE_WEIGHTS_FILE, BASE_CARD_FILE) as folder:
+        card = read_card(folder / BASE_CARD_FILE, {"fingerprint": str} | MODEL_TYPES)
+        state = read_weights(folder / BASE_WEIGHTS_FILE)
     if card.get("card_sha256") not in (None, card_digest(card)):
-        raise BadInput(f"{found.title}: base/{CARD_FILE} was altered: it is not what was written")
+        raise BadInput(f"{found.title}: {BASE_FOLDER}/{BASE_CARD_FILE} was altered: it is not what was written")
     if (now := fingerprint(state)) != card["fingerprint"]:
         raise BadInput(f"{found.title}: its base is damaged: its fingerprint is {now}, and was {card['fingerprint']}")
     backbone = _find_backbone(card, plugins, found.title)
@@ -186,12 +198,12 @@ def _base_state(found: StoredRun, wanted: str) -> dict[str, Tensor]:
     """Return the base's weights from its run's artifact, else from the cache; what they are is for others to judge."""
     keys = []
     for base in found.bases(wanted):
-        if base.has(f"base/{WEIGHTS_FILE}"):
-            with base.folder("base", WEIGHTS_FILE) as folder:
-                state = read_weights(folder / WEIGHTS_FILE)
+        if base.has(BASE_WEIGHTS_PATH):
+            with base.folder(BASE_FOLDER, BASE_WEIGHTS_FILE) as folder:
+                state = read_weights(folder / BASE_WEIGHTS_FILE)
             if base.tags.get(BASE_FINGERPRINT_TAG) == wanted != fingerprint(state):
                 raise BadInput(
-                    f"{found.title}: base/{WEIGHTS_FILE} of its base, {base.title}, is damaged: its fingerprint is "
+                    f"{found.title}: {BASE_WEIGHTS_PATH} of its base, {base.title}, is damaged: its fingerprint is "
                     f"{fingerprint(state)}, and was {wanted}"
                 )
             return state
@@ -200,7 +212,7 @@ def _base_state(found: StoredRun, wanted: str) -> dict[str, Tensor]:
         kept = stored_base(key)
         if kept is not None:
             return dict(kept.state)
-    where = f"its base run has no artifact base/{WEIGHTS_FILE}" if keys else "its base run is not in the store"
+    where = f"its base run has no artifact {BASE_WEIGHTS_PATH}" if keys else "its base run is not in the store"
     raise BadInput(
         f"{found.title}: {where}, and this machine's cache has no base {wanted}: run it again with this adaptkit"
     )
@@ -209,7 +221,7 @@ def _base_state(found: StoredRun, wanted: str) -> dict[str, Tensor]:
 def _find_backbone(card: Mapping[str, Any], plugins: Plugins, title: str) -> Backbone:
     """Return the backbone that a card names, without pretrained weights, for the base has its own."""
     name = card["backbone"]
-    if name.startswith("python:") and "python" not in plugins.offers["backbone"]:
+    if name.startswith("python:") and "python" not in plugins.components["backbone"]:
         raise BadInput(
             f"{title}: its backbone {name} was given from Python: adaptkit.load(run_id, backbone=model) takes it again"
         )
@@ -218,7 +230,7 @@ def _find_backbone(card: Mapping[str, Any], plugins: Plugins, title: str) -> Bac
         options = dict(card["backbone_options"])
         if WEIGHTS_OPTION in options_of(cls):
             options[WEIGHTS_OPTION] = "none"
-        backbone, _ = make_checked("backbone", cls, options, name.partition(":")[2])
+        backbone, _ = make_checked("backbone", cls, options, argument=name.partition(":")[2])
     except BadInput as error:
         hint = "; --plugin PATH names the plugin that has it" if "unknown backbone" in str(error) else ""
         raise BadInput(*(f"{title}: {line}{hint}" for line in error.problems)) from None

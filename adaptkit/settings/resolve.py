@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.plugins.components import describe_error, make_checked, options_of
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.offers import describe_error, make_checked, options_of
 from adaptkit.settings.files import PRESETS
 from adaptkit.settings.request import TRAIN_HEAD, WEIGHTS, Arm, Request
 from adaptkit.settings.settings import DEFAULT_LR, DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
@@ -49,7 +49,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
     named = "strategy" in values
     settings = _settings(values, problems)
     if not named:
-        names = ", ".join(plugins.offers["strategy"])
+        names = ", ".join(plugins.components["strategy"])
         problems.append(f"no strategy: name at least one with --strategy; known: {names}")
     arms = _arms(settings, options, plugins, problems)
     if amounts is None:
@@ -69,24 +69,24 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
                 if WEIGHTS in given and WEIGHTS not in options_of(plugins.find(kind, name)):
                     raise BadInput(f"backbone {name} has no pretrained weights; leave out --weights")
                 offer, title = plugins.find(kind, name), kind if given else name
-                found[key], checked = make_checked(title, offer.cls, given, name.partition(":")[2])
+                found[key], checked = make_checked(title, offer.cls, given, argument=name.partition(":")[2])
         except BadInput as error:
             problems.extend(error.problems)
     if problems:
         raise BadInput(*problems)
     return Request(
-        settings,
-        arms,
-        found["dataset"],
-        found["target"],
-        found["backbone"],
-        tuple(shifts.values()),
-        amounts_of(shifts),
-        tuple(augmentations.values()),
-        amounts_of(augmentations),
-        plugins.files,
-        checked,
-        severities,
+        settings=settings,
+        arms=arms,
+        dataset=found["dataset"],
+        target=found["target"],
+        backbone=found["backbone"],
+        shifts=tuple(shifts.values()),
+        amounts=amounts_of(shifts),
+        augmentations=tuple(augmentations.values()),
+        augment_amounts=amounts_of(augmentations),
+        plugin_files=plugins.files,
+        backbone_options=checked,
+        severities=severities,
     )
 
 
@@ -109,7 +109,7 @@ def _merge(
     backbone's.
     """
     known = setting_keys()
-    prefixes = {*plugins.offers["strategy"], "strategy"}
+    prefixes = {*plugins.components["strategy"], "strategy"}
     values: dict[str, Any] = {}
     amounts: dict[str, Any] | None = None
     changed: dict[str, Any] = {}
@@ -178,7 +178,8 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
     names = settings.strategy
     if len(names) > 1:
         for key in dict.fromkeys(option.key for option in options if not option.strategy):
-            owners = [name for name in names if key == LR or key in options_of(plugins.offers["strategy"].get(name))]
+            strategies = plugins.components["strategy"]
+            owners = [name for name in names if key == LR or key in options_of(strategies.get(name))]
             hint = f"; write {owners[0]}.{key}" if owners else ""
             problems.append(f"option {key}: several strategies run{hint}")
         options = [option for option in options if option.strategy]

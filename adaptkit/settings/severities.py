@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from adaptkit.errors import given
-from adaptkit.names import ACCURACY
+from adaptkit.errors import nonempty
+from adaptkit.names import SEVERITY_ACCURACY
 
 if TYPE_CHECKING:
     pass
@@ -20,7 +20,7 @@ NUMBER = re.compile(r"\d+(\.\d+)?(e-\d+)?")
 
 def parse_severities(value: object) -> object:
     """Read `0.5,1,1.5` or one number as a list of severities, `none` as none."""
-    if given(value) in (None, "none"):
+    if nonempty(value) in (None, "none"):
         return ()
     if isinstance(value, int | float):
         return (value,)
@@ -57,7 +57,7 @@ def area(severities: Sequence[float], accuracies: Sequence[float]) -> float | No
     return whole / (severities[-1] - severities[0])
 
 
-def accuracies_in(metrics: Mapping[str, float], beginning: str = ACCURACY) -> dict[float, float]:
+def accuracies_in(metrics: Mapping[str, float], beginning: str = SEVERITY_ACCURACY) -> dict[float, float]:
     """Return the accuracy at each severity that a run recorded, in order."""
     found = {key.removeprefix(beginning): value for key, value in metrics.items() if key.startswith(beginning)}
     # A plugin may have a metric of such a name.

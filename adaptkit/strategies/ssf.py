@@ -1,4 +1,4 @@
-"""SSF (Lian et al., 2022, arXiv:2210.08823): scale and shift what each frozen layer gives."""
+"""SSF (Lian et al., 2022, arXiv:2210.08823): scale and shift the output of each frozen layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SSF:
     lr: ClassVar[float] = 5e-3
 
     train_head: bool = field(
-        default=False, metadata={"help": "train the last classifier layer itself, instead of scaling it"}
+        default=False, metadata={"help": "train the last classifier layer itself instead of scaling it"}
     )
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
@@ -32,11 +32,11 @@ class SSF:
 
         head = model.head
         assert isinstance(head, nn.Module)
-        own = {id(module) for module in head.modules()} if self.train_head else set()
+        head_parts = {id(module) for module in head.modules()} if self.train_head else set()
         trained = list(head.parameters()) if self.train_head else []
         wrapped = 0
         for layer in called_layers(model, (nn.Linear, nn.Conv2d, *NORMS)).values():
-            if id(layer) not in own and layer.weight is not None:
+            if id(layer) not in head_parts and layer.weight is not None:
                 other = SSFNorm(layer) if isinstance(layer, NORMS) else SSFLayer(layer)  # type: ignore[arg-type]
                 replace_layer(model, layer, other)
                 trained += other.parameters(recurse=False)
@@ -46,7 +46,7 @@ class SSF:
         return trained
 
     def merge(self, model: nn.Module) -> None:
-        """Fold each scale and shift into its layer's weight and bias and put the plain layer back."""
+        """Merge each scale and shift into its layer's weight and bias, and restore the plain layer."""
         from adaptkit.backbones.structure import replace_layer
         from adaptkit.strategies.ssf_layers import SSFLayer, SSFNorm
 

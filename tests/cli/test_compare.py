@@ -18,7 +18,7 @@ from support.fabrication import BASE, DATA, IMAGES, fabricate
 from support.servers import mlflow_ui
 
 import adaptkit
-from adaptkit.tracking import reader
+from adaptkit.tracking import search
 
 Cli = Callable[..., Result]
 
@@ -280,7 +280,7 @@ def test_where_filter(cli: Cli, uri: str) -> None:
 def test_more_than_one_page_of_runs(cli: Cli, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     record_runs(uri, "one", [20, 30, 25])
     record_runs(uri, "other", [50, 61, 56])
-    monkeypatch.setattr(reader, "PAGE", 2)
+    monkeypatch.setattr(search, "PAGE", 2)
     assert [arm["n"] for arm in compared(cli)["arms"]] == [3, 3]
 
 
@@ -361,12 +361,12 @@ def test_bad_input(cli: Cli, uri: str, own_folder: Path) -> None:
         "--metric: no run has a metric 'shifted_macro_f1'; did you mean 'final/shifted_macro_f1'?"
     ]
     assert refused(cli, "--experiment", "adaptkitt") == [
-        f"--experiment: there is no experiment 'adaptkitt' in {here}; did you mean 'adaptkit'?"
+        f"--experiment: no experiment 'adaptkitt' in {here}; did you mean 'adaptkit'?"
     ]
     assert refused(cli, "--experiment", "", "--metric", "") == [
         f"{option}: the value is empty; leave the option out for its default" for option in ("--experiment", "--metric")
     ]
-    assert refused(cli, "nothing") == [f"there is no run 'nothing' in {here}"]
+    assert refused(cli, "nothing") == [f"no run 'nothing' in {here}"]
     assert refused(cli, one[0], "--where", "seed = '0'", "--margin", "-1") == [
         "select runs by their ids, or with --experiment and --where, not both",
         "--margin: must be at least 0, not -1",
@@ -374,7 +374,7 @@ def test_bad_input(cli: Cli, uri: str, own_folder: Path) -> None:
     MlflowClient(tracking_uri=uri).delete_run(one[0])
     assert refused(cli, one[0]) == [f"run {one[0]} was deleted; `mlflow runs restore --run-id {one[0]}` brings it back"]
     tuned = fabricate(uri, "tuned", 0, [], tags={"adaptkit.kind": "tuning"})
-    assert refused(cli, tuned) == [f"run {tuned} is of kind tuning; adaptation runs are compared"]
+    assert refused(cli, tuned) == [f"run {tuned} is of kind tuning; only adaptation runs can be compared"]
 
 
 def test_failed_runs_leave_one_strategy(cli: Cli, uri: str) -> None:
@@ -423,8 +423,8 @@ def test_predictions_of_other_test_images(cli: Cli, uri: str, own_folder: Path) 
 
 def test_missing_store_or_server(cli: Cli, own_folder: Path) -> None:
     assert refused(cli) == [
-        f"there is no tracking store at {own_folder / 'mlflow.db'}: `adaptkit run` makes one; "
-        "--tracking-uri names another"
+        f"no tracking store at {own_folder / 'mlflow.db'}: create one with "
+        "`adaptkit run`, or name one with --tracking-uri"
     ]
     assert not list(own_folder.iterdir())
     (line,) = refused(cli, "--tracking-uri", "http://127.0.0.1:9")

@@ -203,7 +203,7 @@ def test_import_peft(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     # `compare` ignores the imported run.
     assert json.loads(cli("compare", "--json", "--no-track", *store).stdout) == before
     named = cli("compare", record["run_id"], "--no-track", *store)
-    assert named.stderr == f"Error: run {record['run_id']} is of kind imported; adaptation runs are compared\n"
+    assert named.stderr == f"Error: run {record['run_id']} is of kind imported; only adaptation runs can be compared\n"
     again = cli("export", record["run_id"], "--to", "merged", "-o", "merged", *store)
     assert VERIFIED.fullmatch(again.stdout.splitlines()[1])
     onto_base = cli("import-peft", "folder", "--onto", tracked.outcome["base"]["run_id"], "--name", "mine", *store)

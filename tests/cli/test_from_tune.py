@@ -76,7 +76,7 @@ def test_unfinished_or_other_run(tuning: str, tracked_run: str, cli: Callable[..
     plain = make_tuning({"adaptkit.kind": "sweep"}, "FINISHED")
     broken = make_tuning({"adaptkit.kind": "sweep", "adaptkit.tuning": "1"}, "FINISHED", {"other": 1})
     for run_id, line in (
-        ("0" * 32, f"--from-tune: there is no run '{'0' * 32}'"),
+        ("0" * 32, f"--from-tune: no run '{'0' * 32}'"),
         (tracked_run, "is no tuning; `adaptkit tune` says the id of its own"),
         (plain, "is no tuning"),
         (unfinished, "is not finished; the same `adaptkit tune` goes on with it"),

@@ -200,7 +200,7 @@ def test_other_base_in_the_cache(cli: Cli, copy: str, tracked: Tracked) -> None:
     assert result.exit_code == 1
     now = tracked.outcome["base"]["fingerprint"]
     assert first_difference(result) == ("fingerprint of the base", "0" * 64, now)
-    told = f"the cache has another base of this recipe ({now[:12]}): it is left there, and not used\n"
+    told = f"the cache has another base of this recipe ({now[:12]}); it stays there and is not used\n"
     assert told in result.stderr and ("base small_cnn mnist5k", "2") in epoch_lines(result)
     assert "base         000000000000      different, made anew\n" in result.stdout
     assert snapshot(bases) == before

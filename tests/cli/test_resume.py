@@ -116,7 +116,7 @@ def test_resume_base_run(
     result = cli("resume", run_id)
     assert result.exit_code == 0, result.stderr
     lines = result.stderr.splitlines()
-    assert lines[0] == "base small_cnn mnist5k: goes on after epoch 2"
+    assert lines[0] == "base small_cnn mnist5k: resumed after epoch 2"
     assert [line.split("]")[0] for line in lines if "epoch 2/" in line or "epoch 3/" in line] == [
         "[base small_cnn mnist5k"
     ] * 2
@@ -138,7 +138,7 @@ def test_strategy_with_step_hook_restarts(uri: str, stop: Stop, own_folder: Path
     result = cli("resume", run_id)
     assert result.exit_code == 0
     assert result.stderr.splitlines()[0] == (
-        "stepping seed=0: trained again from its first epoch: its strategy acts between steps"
+        "stepping seed=0: trained again from the first epoch: its strategy has a step_ended hook"
     )
     require_as_undisturbed(recorded(uri, run_id), expected)
 
@@ -159,8 +159,8 @@ def test_damaged_checkpoint(uri: str, stop: Stop, cli: Cli, damage: str) -> None
     else:
         path.write_bytes(content[:-100] if damage == "cut short" else content[:-1] + bytes([content[-1] ^ 1]))
     result = cli("resume", run_id)
-    why = "no epoch of it had ended" if damage == "gone" else "its checkpoint cannot be used ("
-    assert result.stderr.startswith(f"head seed=0: trained again from its first epoch: {why}")
+    why = "none of its epochs had ended" if damage == "gone" else "its checkpoint cannot be used ("
+    assert result.stderr.startswith(f"head seed=0: trained again from the first epoch: {why}")
     require_as_undisturbed(recorded(uri, run_id), expected)
     note("damaged-checkpoint")
 
@@ -218,7 +218,7 @@ def test_resume_parent_run_killed_in_its_base(
     (base_id,) = ids(uri, kind="base").values()
     result = cli("resume", group)
     assert result.exit_code == 0, result.stderr
-    assert "base small_cnn mnist5k: goes on after epoch 1" in result.stderr
+    assert "base small_cnn mnist5k: resumed after epoch 1" in result.stderr
     assert recorded(uri, base_id).status == recorded(uri, group).status == "FINISHED"
     assert ids(uri, kind="base") == {"base small_cnn mnist5k": base_id}
     assert list(records()) == []
@@ -255,7 +255,7 @@ def test_missing_base_is_trained_again(
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
         "head seed=0: its base is gone from the cache: it is trained anew",
-        f"Error: run {run_id} (head seed=0) cannot go on: its base was ffffffffffff, and is "
+        f"Error: run {run_id} (head seed=0) cannot be resumed: its base was ffffffffffff, and is "
         f"{str(record.base_fingerprint)[:12]}",
     ]
     shutil.rmtree(own_folder / "cache")
@@ -281,9 +281,9 @@ def test_resume_all_with_one_failure(
     found = {one["run_id"]: one for one in json.loads(result.stdout)["resumed"]}
     assert set(found) == {good, bad}
     assert found[good]["error"] is None and found[good]["outcome"]["runs"][0]["status"] == "finished"
-    assert "is gone: put it back as it was" in found[bad]["error"] and found[bad]["outcome"] is None
+    assert "is gone; restore it" in found[bad]["error"] and found[bad]["outcome"] is None
     refusal = cli("resume", "--all")
-    assert (refusal.exit_code, (refusal.stdout + refusal.stderr).count("is gone: put it back as it was")) == (1, 1)
+    assert (refusal.exit_code, (refusal.stdout + refusal.stderr).count("is gone; restore it")) == (1, 1)
     path.write_text(STEPPING)
     result = cli("resume", "--all")
     assert result.exit_code == 0
@@ -335,9 +335,9 @@ def test_trial_of_a_sweep(uri: str, cli: Cli) -> None:
     run_id = str(outcome.trials[0].run_id)
     client.set_terminated(run_id, "KILLED")
     assert list(records()) == []
-    for one, what in ((run_id, "is one of a sweep's or a tuning's"), (outcome.parent_run_id, "groups others")):
+    for one, what in ((run_id, "belongs to a sweep or a tuning"), (outcome.parent_run_id, "is a sweep or a tuning")):
         line = refused(cli, one)
-        assert f"{what}: typed again, the same command goes on: " in line
+        assert f"{what}: run the same command again to continue: " in line
 
 
 def test_read_only_folder_means_no_checkpoints(
@@ -376,7 +376,7 @@ def test_disk_fills_up(uri: str, cli: Cli, stop: Stop, monkeypatch: pytest.Monke
     assert lines[-2:] == ["Interrupted.", f"Go on with:  adaptkit resume {run_id}"]
     # Resumed from the checkpoint of the first epoch. Stored metrics are not logged again.
     monkeypatch.setattr(keeping, "write_checkpoint", write)
-    assert cli("resume", run_id).stderr.startswith("head seed=0: goes on after epoch 1\n")
+    assert cli("resume", run_id).stderr.startswith("head seed=0: resumed after epoch 1\n")
     require_as_undisturbed(recorded(uri, run_id), expected)
 
 
@@ -399,10 +399,10 @@ def test_resume_from_another_folder(
 def test_python_objects(uri: str, stop: Stop) -> None:
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
     run_id = interrupted("head", backbone=Plain(10))
-    with pytest.raises(BadInput, match="cannot go on: unknown backbone 'python'"):
+    with pytest.raises(BadInput, match="cannot be resumed: unknown backbone 'python'"):
         adaptkit.resume(run_id)
     other = Plain(10)
     other.hidden.bias.data.add_(1)
-    with pytest.raises(BadInput, match="cannot go on: its base would be another one"):
+    with pytest.raises(BadInput, match="cannot be resumed: it needs another base now"):
         adaptkit.resume(run_id, backbone=other)
     assert adaptkit.resume(run_id, backbone=Plain(10)).runs[0].status == "finished"

@@ -198,5 +198,5 @@ def test_no_store_and_no_journal(
     result = cli("run", "-s", "head", *TINY, "--plugin", "away.py", "-q")
     assert result.exit_code == 1
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("Error")]
-    assert "; and it cannot be kept for later: " in error
+    assert "; the missing records cannot be kept for later either: " in error
     assert error.endswith("; the results above are complete")

@@ -39,8 +39,7 @@ def test_missing_store(cli: Cli, own_folder: Path) -> None:
 
 def test_unknown_experiment(cli: Cli, tracked: Tracked) -> None:
     assert refusal(cli("ui", "--experiment", "adaptkid", "--tracking-uri", tracked.uri)) == (
-        f"Error: --experiment: there is no experiment 'adaptkid' in {tracked.folder}/mlflow.db; "
-        "did you mean 'adaptkit'?"
+        f"Error: --experiment: no experiment 'adaptkid' in {tracked.folder}/mlflow.db; did you mean 'adaptkit'?"
     )
 
 
@@ -50,7 +49,7 @@ def test_deleted_experiment(cli: Cli, store: Path) -> None:
     client.delete_experiment(old)
     assert refusal(cli("ui", "--experiment", "old")) == (
         "Error: experiment 'old' was deleted in MLflow: restore it with "
-        f"`mlflow experiments restore --experiment-id {old}`, or choose another --experiment"
+        f"`mlflow experiments restore --experiment-id {old}`, or choose another name with --experiment"
     )
 
 
@@ -89,7 +88,7 @@ def test_link_of_a_tracking_server(cli: Cli, tracked: Tracked, own_folder: Path)
             experiment = experiment_id(port, name)
             assert shown.stdout == f"Look at the runs:  {page.address}/#/experiments/{experiment}/runs?{CHARTS}\n"
         assert refusal(cli("ui", "--tracking-uri", page.address, "--experiment", "templet")) == (
-            f"Error: --experiment: there is no experiment 'templet' in {page.address}; did you mean 'template'?"
+            f"Error: --experiment: no experiment 'templet' in {page.address}; did you mean 'template'?"
         )
     assert refusal(cli("ui", "--tracking-uri", page.address)) == (
         f"Error: cannot reach the MLflow server at {page.address}: Connection refused"

@@ -148,8 +148,8 @@ def test_runs_without_a_model_are_told_what_they_are(cli: Cli, own: str, tracked
     parent = tracked.outcome["parent_run_id"]
     lora, head = run_of(tracked, "lora"), run_of(tracked, "head")
     expected = {
-        "0" * 32: f"there is no run '{'0' * 32}' in {own.removeprefix('sqlite:///')}",
-        ids["foreign"]: "is not a run of adaptkit's: it has no model that adaptkit could rebuild",
+        "0" * 32: f"no run '{'0' * 32}' in {own.removeprefix('sqlite:///')}",
+        ids["foreign"]: "was not made by adaptkit: it has no model that adaptkit could rebuild",
         ids["failed"]: "failed: it has no model",
         ids["killed"]: "was killed: it has no model",
         ids["running"]: "is still running: wait for it",
@@ -347,7 +347,7 @@ def test_a_model_from_python_is_given_again(store: Path, no_cache: Path) -> None
     _, domains = run_data(trained.found, given_plugins([], Net()))
     right = (model(domains.shifted_test.pixels).argmax(1) == domains.shifted_test.labels).float().mean()
     assert float(right) == pytest.approx(outcome.runs[0].metrics["final/shifted_accuracy"])
-    with pytest.raises(BadInput, match="the model that was given is python:Sequential"):
+    with pytest.raises(BadInput, match="the model that was passed is python:Sequential"):
         adaptkit.load(run_id, backbone=nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
 
 
