@@ -65,8 +65,8 @@ def test_shifts_have_units(cli: Cli) -> None:
     assert "  rotate=DEGREES  " in cli("shifts").stdout
     assert "  blur=SIGMA  " in " ".join(cli("shifts").stdout.split("\n"))
     rotate = cli("shifts", "rotate").stdout
-    assert "number, 0 to 180" in rotate and "largest angle in degrees" in rotate
-    assert "standard deviation (sigma)" in cli("shifts", "noise").stdout
+    assert "number, 0 to 180" in rotate and "in degrees" in rotate
+    assert "largest standard deviation (sigma), in pixels" in cli("shifts", "blur").stdout
 
 
 def test_details_of_other_kinds(cli: Cli) -> None:

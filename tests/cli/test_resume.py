@@ -302,7 +302,7 @@ def test_moved_store(cli: Cli, store: Path, own_folder: Path, monkeypatch: pytes
         shutil.move(own_folder / name, moved)
     monkeypatch.chdir(moved)
     # The store has all events of the journals. The copy at the old place lacks only the ends of the runs.
-    assert (cli("sync").exit_code, cli("sync").stdout) == (0, "Nothing is left to send.\n")
+    assert (cli("sync").exit_code, cli("sync").stdout) == (0, "Nothing to upload.\n")
     result = cli("resume", "--all", "-q")
     assert (result.exit_code, result.stderr) == (0, ""), result.stderr
     assert list(left_journals()) == [] and list(records()) == []

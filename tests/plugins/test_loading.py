@@ -279,8 +279,7 @@ def test_listings(cli: Cli) -> None:
     assert names("datasets") == ["cifar10", "digits", "fashion-mnist", "folder", "kmnist", "mnist", "mnist5k"]
     assert names("backbones") == ["small_cnn", "torchvision"]
     assert names("shifts") == ["blur", "contrast", "crop", "flip", "noise", "rotate"]
-    text = cli("strategies", "lora").stdout
-    assert "rank of the update" in text
+    assert "rank of the update" in cli("strategies", "lora").stdout
 
 
 def test_backbone_data_set_and_shift_of_a_plugin(cli: Cli, own_folder: Path) -> None:

@@ -207,7 +207,8 @@ def test_server_that_rejects_everything(proxy: Proxy) -> None:
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, last) == (
         1,
-        "Error: MLflow does not have all results: INVALID_PARAMETER_VALUE: the proxy takes nothing; what is missing is kept: "
+        "Error: MLflow does not have all results: INVALID_PARAMETER_VALUE: the proxy takes nothing; "
+        "what is missing is kept: "
         f"`adaptkit sync --tracking-uri {proxy.address}` says what can be done; the results above are complete",
     )
     note("server-denies")
