@@ -117,7 +117,7 @@ def export(
     if images:
         checked = own_images([Path(path) for path in images], trained.preprocessing)
     else:
-        checked = check_images(trained.found, trained.preprocessing, loaded)
+        checked = check_images(trained.stored, trained.preprocessing, loaded)
     for line in checked.notices:
         notice(line)
     expected = predict_logits(trained.adapted, checked.pixels)
@@ -129,7 +129,7 @@ def export(
         found = verify(written.read(stage, trained), expected, checked.pixels, checked.source, written)
         _write_readme(stage, trained, written, found)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return ExportRecord(trained.found.run_id, to, str(folder), tuple(files), found)
+    return ExportRecord(trained.stored.run_id, to, str(folder), tuple(files), found)
 
 
 def _require_empty(folder: Path) -> None:
@@ -177,8 +177,8 @@ def _write_card(stage: Path, trained: TrainedRun, written: Format) -> None:
     card = {
         "adaptkit_version": __version__,
         "format": written.name,
-        "run_id": trained.found.run_id,
-        "run": trained.found.name,
+        "run_id": trained.stored.run_id,
+        "run": trained.stored.name,
         "strategy": trained.card.get("strategy"),
         "options": trained.card.get("options"),
         "base_fingerprint": trained.base_fingerprint,
@@ -194,10 +194,10 @@ def _write_readme(stage: Path, trained: TrainedRun, written: Format, found: Sequ
     normalised = "; the model normalises them itself" if preprocessing.get("mean") else ""
     images = f"{preprocessing['channels']} channels, {preprocessing['size']} x {preprocessing['size']} pixels"
     text = f"""\
-# {trained.found.name}
+# {trained.stored.name}
 
 A `{trained.card["backbone"]}` for {len(trained.classes)} classes, exported as `{written.name}` from run
-`{trained.found.run_id}` by adaptkit {__version__}.
+`{trained.stored.run_id}` by adaptkit {__version__}.
 
 - Images: {images}, floats in 0..1{normalised}.
 - Pictures: the shorter side is resized bilinearly, then the centre is cut out.

@@ -103,7 +103,7 @@ def import_peft(
     except BadInput as error:
         # It speaks of an option that the user has not typed.
         lines = [line.removeprefix("lora.targets: ").partition("; known: ")[0] for line in error.problems]
-        raise BadInput(*(f"{path} does not fit the base of {base.found.title}: {line}" for line in lines)) from None
+        raise BadInput(*(f"{path} does not fit the base of {base.stored.title}: {line}" for line in lines)) from None
     metrics, fingerprint = _evaluated(model.eval(), base, loaded, notice)
     counts = count(model)
     metrics |= {PARAMS_TOTAL: counts.total, PARAMS_TRAINABLE: counts.trainable}
@@ -147,8 +147,8 @@ def _evaluated(
 ) -> tuple[dict[str, float], str | None]:
     """Return the accuracies on the test sets that there are, and the fingerprint of the data."""
     try:
-        _, domains = run_data(base.found, plugins)
-        wanted = {name: test for name, test in domains.tests.items() if name == "clean" or base.found.kind != "base"}
+        _, domains = run_data(base.stored, plugins)
+        wanted = {name: test for name, test in domains.tests.items() if name == "clean" or base.stored.kind != "base"}
         metrics = {
             METRICS[name]: share_right(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
         }
@@ -156,23 +156,23 @@ def _evaluated(
         reason = "; ".join(error.problems) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
         notice(f"not evaluated, for its data cannot be had here: {reason}")
         return {}, None
-    recorded = base.found.tags.get(DATA_FINGERPRINT_TAG)
+    recorded = base.stored.tags.get(DATA_FINGERPRINT_TAG)
     if recorded is not None and recorded != domains.fingerprint:
-        notice(f"the data of {base.found.title} is not what it was: accuracies are for the images that are there now")
-    return metrics, domains.fingerprint if base.found.kind != "base" else None
+        notice(f"the data of {base.stored.title} is not what it was: accuracies are for the images that are there now")
+    return metrics, domains.fingerprint if base.stored.kind != "base" else None
 
 
 def _copy_config(folder: Path, base: TrainedRun, options: Mapping[str, Any]) -> None:
     """Write the settings of the data and the base, with the adapter's options, and the split beside them."""
-    with base.found.file(CONFIG_FILE) as path:
+    with base.stored.file(CONFIG_FILE) as path:
         config = {key: value for key, value in read_config(path).items() if key.split(".")[0] in (*KEPT, "experiment")}
-    if base.found.kind == "base":
+    if base.stored.kind == "base":
         config["shift"] = "none"
     config |= {"strategy": "lora"} | {f"strategy.{key}": value for key, value in options.items()}
     text = yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
     (folder / CONFIG_FILE).write_text(f"# the data and the base of an imported adapter\n{text}", encoding="utf-8")
-    if base.found.has(SPLIT_FILE):
-        with base.found.file(SPLIT_FILE) as split:
+    if base.stored.has(SPLIT_FILE):
+        with base.stored.file(SPLIT_FILE) as split:
             (folder / SPLIT_FILE).write_bytes(split.read_bytes())
 
 
@@ -188,19 +188,19 @@ def _record(
     """Make the run in the experiment of the run that it is put onto; return its id."""
     from mlflow.entities import Metric, Param
 
-    reader = base.found.runs.reader
+    reader = base.stored.runs.reader
     with errors_as_lines(reader.address):
-        experiment = reader.client.get_experiment(base.found.record.info.experiment_id).name
+        experiment = reader.client.get_experiment(base.stored.record.info.experiment_id).name
     store: Store = open_store(tracking_uri, experiment)
-    params = {key: value for key, value in base.found.params.items() if key.split(".")[0] in KEPT}
+    params = {key: value for key, value in base.stored.params.items() if key.split(".")[0] in KEPT}
     params |= {"strategy": "lora"} | {f"strategy.{key}": str(value) for key, value in options.items()}
     every = source_tags(store.without_secrets) | {
         VERSION_TAG: __version__,
         KIND_TAG: "imported",
         ARM_TAG: name,
         BASE_FINGERPRINT_TAG: base.base_fingerprint,
-        BASE_RUN_ID_TAG: base.found.tags.get(BASE_RUN_ID_TAG, base.found.run_id),
-        "mlflow.note.content": f"A PEFT adapter, imported onto the base of run `{base.found.run_id}`.",
+        BASE_RUN_ID_TAG: base.stored.tags.get(BASE_RUN_ID_TAG, base.stored.run_id),
+        "mlflow.note.content": f"A PEFT adapter, imported onto the base of run `{base.stored.run_id}`.",
         **tags,
     }
     client, now = store.client, int(time.time() * 1000)

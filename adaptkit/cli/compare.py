@@ -85,7 +85,7 @@ def compare(
             click.echo(findings.to_json())
         else:
             print_findings(results(), findings)
-        recorded = publish(findings, output=output, tracking_uri=tracking_uri, track=not no_track)
+        recorded = publish(findings, report=output, tracking_uri=tracking_uri, track=not no_track)
     console = messages()
     if output is not None:
         console.print(f"Report:    {output / 'report.html'}", markup=False, soft_wrap=True)

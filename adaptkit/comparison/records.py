@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptkit.events import Predictions
 from adaptkit.names import (
@@ -17,6 +17,9 @@ from adaptkit.names import (
     TIME_INFERENCE_RATIO,
     TIME_TRAIN_SECONDS,
 )
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,26 @@ class ArmResult:
         }
         return costs[key]
 
+    def row(self) -> dict[str, Any]:
+        """Return the strategy as one row of a table: the compared metric, then the means of all other figures."""
+        means = {
+            "target_accuracy": self.shifted,
+            "source_accuracy": self.clean,
+            "gain": self.gain,
+            "retention": self.retention,
+            "macro_f1": self.macro_f1,
+            "adapter_bytes": self.adapter_bytes,
+            "train_seconds": self.train_seconds,
+            "peak_bytes": self.peak_bytes,
+            "inference_ratio": self.inference_ratio,
+        }
+        return (
+            {"strategy": self.strategy}
+            | dataclasses.asdict(self.score)
+            | {key: None if estimate is None else estimate.mean for key, estimate in means.items()}
+            | {"trainable": self.trainable, "parameters": self.parameters}
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the arm as plain JSON types."""
         hidden = {"score", "runs"}
@@ -318,6 +341,43 @@ class Comparison:
         """Return the arm of this name."""
         return next(arm for arm in self.arms if arm.name == name)
 
+    @property
+    def best(self) -> ArmResult | None:
+        """The strategy that is better than every other one, by the verdicts of `pairs`.
+
+        None if the runs do not show a single best strategy: the leader is tied with another one, or undecided. A
+        strategy that was not compared with another one is the best. `arms[0]` always is the one with the best mean.
+        """
+        beaten = {pair.b for pair in self.pairs if pair.verdict == "better" and pair.a == self.arms[0].name}
+        beaten |= {pair.a for pair in self.pairs if pair.verdict == "worse" and pair.b == self.arms[0].name}
+        return self.arms[0] if len(beaten) == len(self.arms) - 1 else None
+
+    def to_dataframe(self) -> DataFrame:
+        """Return a table with one row for each strategy, the best mean first.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The index holds the names of the strategies. `mean`, `sd`, `low` and `high` describe the compared metric
+            over `n` seeds (95 % interval; NaN with a single seed). Accuracies are fractions, the costs are means of
+            one run.
+
+        Examples
+        --------
+        >>> outcome = adaptkit.run(["head", "lora"], seeds="0-1", preset="quick")
+        >>> table = outcome.comparison.to_dataframe()
+        >>> table.loc["lora", ["n", "mean", "target_accuracy"]]
+        n ...
+        """
+        from pandas import DataFrame
+
+        rows = {arm.name: arm.row() for arm in self.arms}
+        return DataFrame.from_dict(rows, orient="index").rename_axis("name")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return this comparison as plain JSON types, in the form of `Comparisons.to_dict`."""
+        return Comparisons((self,)).to_dict()
+
     def front(self, cost: str) -> tuple[ArmResult, ...]:
         """Return the arms that nothing dominates for this cost, the cheapest first."""
         free = [arm for arm in self.arms if not arm.dominated_by.get(cost)]
@@ -340,15 +400,46 @@ class Trend:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """All comparisons that a set of runs allows; `notes` are about runs that stand in none of them."""
+    """Comparisons of a set of runs: one for each base and data set. Use it like a list.
 
-    comparisons: tuple[Comparison, ...]
+    Attributes
+    ----------
+    comparisons : tuple of Comparison
+        The comparisons, in the order of their numbers.
+    notes : tuple of str
+        One sentence for each run that belongs to no comparison.
+    left_out : tuple of LeftOut
+        These runs, with the reason.
+    trends : tuple of Trend
+        Strategies over comparisons that differ in one number, such as `shots`.
+
+    Examples
+    --------
+    >>> comparisons = adaptkit.compare()
+    >>> len(comparisons)
+    1
+    >>> comparisons[0].sentences[-1]
+    '...'
+    >>> [comparison.best for comparison in comparisons]
+    [...]
+    """
+
+    comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     trends: tuple[Trend, ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.comparisons)
+
+    def __iter__(self) -> Iterator[Comparison]:
+        return iter(self.comparisons)
+
+    def __getitem__(self, index: int) -> Comparison:
+        return self.comparisons[index]
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the findings as plain JSON types: arms and pairs carry the number of their comparison."""
+        """Return all comparisons as plain JSON types; arms and pairs carry the number of their comparison."""
         first = self.comparisons[0]
         plain = {
             "metric": first.metric.key,
@@ -376,7 +467,7 @@ class Comparisons:
         return finite
 
     def to_json(self) -> str:
-        """Return the findings as one JSON document."""
+        """Return all comparisons as one JSON document."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
 

@@ -31,7 +31,7 @@ from adaptkit.experiment.measurement import (
     times,
     write_severities,
 )
-from adaptkit.experiment.outcome import BaseSummary, Outcome, RunSummary
+from adaptkit.experiment.outcome import BaseSummary, RunOutcome, RunSummary
 from adaptkit.experiment.prepare import Experiment, draw_target
 from adaptkit.experiment.recovery import Recovery, RunRecovery, kept_while
 from adaptkit.names import (
@@ -279,7 +279,7 @@ def execute(
     notice: Callable[[str], None] = lambda line: None,
     keeping: Recovery | None = None,
     done: Mapping[str, RunSummary] = {},
-) -> Outcome:
+) -> RunOutcome:
     """Train or find the base, adapt a copy of it with each strategy and seed, and return all results.
 
     A run that fails for a known reason is a record with its error; the others go on. Without `feature_cache`, every
@@ -297,7 +297,7 @@ def execute(
             known = done.get(f"{arm.label} seed={seed}")
             runs.append(stage.run(arm, seed) if known is None else known)
         feeding.forget(seed)
-    return Outcome(
+    return RunOutcome(
         plan=dataclasses.replace(experiment.plan, base_cached=cached),
         base=BaseSummary(
             fingerprint=base.fingerprint,

@@ -64,7 +64,7 @@ def digit(lora: str, path: Path) -> str:
 
     plugins = given_plugins([])
     trained = find_trained(lora, None, plugins)
-    _, domains = run_data(trained.found, plugins)
+    _, domains = run_data(trained.stored, plugins)
     assert domains.clean_test is not None
     image = (domains.clean_test.pixels[:1] * 255).round().to(torch.uint8)
     Image.fromarray(image[0, 0].numpy()).save(path)

@@ -77,10 +77,10 @@ def test_what_is_no_finished_tuning_is_one_line(tuning: str, tracked_run: str, c
     broken = make_tuning({"adaptkit.kind": "sweep", "adaptkit.tuning": "1"}, "FINISHED", {"other": 1})
     for run_id, line in (
         ("0" * 32, f"--from-tune: there is no run '{'0' * 32}'"),
-        (tracked_run, "is no tuning; `adaptkit tune` says the id of its own"),
-        (plain, "is no tuning"),
-        (unfinished, "is not finished; the same `adaptkit tune` goes on with it"),
-        (broken, "has no tuning.json that could be read"),
+        (tracked_run, "is not a tuning; use the run id that `adaptkit tune` prints"),
+        (plain, "is not a tuning"),
+        (unfinished, "has not finished; run the same `adaptkit tune` again to continue it"),
+        (broken, "has no readable tuning.json"),
     ):
         result = cli("run", "-s", "head", "--from-tune", run_id)
         assert result.exit_code == 2

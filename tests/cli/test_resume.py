@@ -86,7 +86,7 @@ def interrupted(strategy: str | list[str] = "lora", settings: Mapping[str, Any] 
         adaptkit.run(strategy, settings=settings, **more)
     (note,) = caught.value.__notes__
     command, _, run_id = note.rpartition(" ")
-    assert command == "Go on with:  adaptkit resume"
+    assert command == "To resume:  adaptkit resume"
     return run_id
 
 
@@ -265,7 +265,7 @@ def test_it_may_be_killed_again_and_again(uri: str, stop: Stop) -> None:
         stop.at(hook, after=False, name="full", epoch=epoch)
         with pytest.raises(KeyboardInterrupt) as caught:
             adaptkit.resume(run_id)
-        assert caught.value.__notes__ == [f"Go on with:  adaptkit resume {run_id}"]
+        assert caught.value.__notes__ == [f"To resume:  adaptkit resume {run_id}"]
     adaptkit.resume(run_id)
     require_as_undisturbed(recorded(uri, run_id), expected)
     assert MlflowClient(uri).get_run(run_id).data.tags["adaptkit.resumed"] == "4"
@@ -273,7 +273,7 @@ def test_it_may_be_killed_again_and_again(uri: str, stop: Stop) -> None:
 
 def test_a_group_goes_on_with_all_that_its_command_would_have_done(uri: str, stop: Stop, cli: Cli) -> None:
     """Runs that were finished are not run again, one goes on, those never begun are run, and all are compared."""
-    arguments = {"seed": "0-1", "settings": SETTINGS, "options": {"lora.rank": 2, "head.lr": 1e-3}}
+    arguments = {"seeds": "0-1", "settings": SETTINGS, "options": {"lora.rank": 2, "head.lr": 1e-3}}
     expected = adaptkit.run(["lora", "head"], experiment="undisturbed", **arguments)  # type: ignore[arg-type]
     stop.at("adaptkit_epoch_ended", after=False, name="head seed=0", epoch=2)
     group = interrupted(["lora", "head"], **arguments)
@@ -296,7 +296,7 @@ def test_a_group_goes_on_with_all_that_its_command_would_have_done(uri: str, sto
     assert (ended.info.status, ended.data.params) == ("FINISHED", before)
     assert ended.data.metrics == client.get_run(str(expected.parent_run_id)).data.metrics
     assert expected.comparison is not None
-    assert outcome["comparison"]["sentences"] == json.loads(expected.comparison.to_json())["sentences"]
+    assert outcome["comparison"]["sentences"] == list(expected.comparison.sentences)
     assert list(records()) == []
 
 
@@ -616,7 +616,7 @@ def test_a_disk_that_fills_up_meanwhile_costs_a_line(
     assert result.exit_code == 143
     assert len([line for line in lines if "No space left on device" in line]) == 1
     run_id = lines[-1].rpartition(" ")[2]
-    assert lines[-2:] == ["Interrupted.", f"Go on with:  adaptkit resume {run_id}"]
+    assert lines[-2:] == ["Interrupted.", f"To resume:  adaptkit resume {run_id}"]
     # From the first epoch's checkpoint: what the store has is not logged again.
     monkeypatch.setattr(keeping, "write_checkpoint", write)
     assert cli("resume", run_id).stderr.startswith("head seed=0: goes on after epoch 1\n")
@@ -630,7 +630,7 @@ def test_it_goes_on_from_another_folder_with_the_store_named(
     with pytest.raises(KeyboardInterrupt) as caught:
         adaptkit.run("head", settings=SETTINGS, tracking_uri="sqlite:///mlflow.db")
     (note,) = caught.value.__notes__
-    words = note.removeprefix("Go on with:  adaptkit ").split()
+    words = note.removeprefix("To resume:  adaptkit ").split()
     assert words[2:] == ["--tracking-uri", "sqlite:///mlflow.db"]
     (own_folder / "elsewhere").mkdir()
     monkeypatch.chdir(own_folder / "elsewhere")

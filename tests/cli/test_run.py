@@ -85,7 +85,7 @@ def test_quiet_prints_the_results_only(cli: Cli) -> None:
 def test_json_is_one_document_with_the_whole_outcome(cli: Cli) -> None:
     result = cli("run", "-s", "lora", "-o", "rank=2", *TINY, "--no-track", "--json")
     outcome = json.loads(result.stdout)
-    assert list(outcome) == [field.name for field in dataclasses.fields(adaptkit.Outcome)]
+    assert list(outcome) == [field.name for field in dataclasses.fields(adaptkit.RunOutcome)]
     assert outcome["base"]["test_accuracy"] == outcome["runs"][0]["metrics"]["final/base_test_accuracy"]
     (run,) = outcome["runs"]
     assert (run["strategy"], run["label"], run["seed"], run["status"]) == ("lora", "lora rank=2", 0, "finished")
@@ -129,7 +129,7 @@ def test_json_is_one_document_with_the_whole_outcome(cli: Cli) -> None:
 def test_python_gives_the_same_results_as_the_command_line(cli: Cli) -> None:
     printed = json.loads(cli("run", "-s", "lora", "-o", "rank=2", *TINY, "--no-track", "--json").stdout)
     outcome = adaptkit.run("lora", options={"rank": 2}, settings=TINY_SETTINGS, track=False)
-    assert isinstance(outcome, adaptkit.Outcome)
+    assert isinstance(outcome, adaptkit.RunOutcome)
     assert timeless(dict(outcome.runs[0].metrics)) == timeless(printed["runs"][0]["metrics"])
     assert outcome.base.fingerprint == printed["base"]["fingerprint"]
     assert outcome.data_fingerprint == printed["data_fingerprint"]
@@ -140,7 +140,7 @@ def test_the_same_run_twice_is_identical_and_another_seed_is_not() -> None:
     for seed in (0, 0, 1):
         watcher = Watcher()
         settings = TINY_SETTINGS | {"lora.dropout": 0.2}
-        outcomes.append(adaptkit.run("lora", seed=seed, settings=settings, track=False, plugins=[watcher]))
+        outcomes.append(adaptkit.run("lora", seeds=seed, settings=settings, track=False, plugins=[watcher]))
         watchers.append(watcher)
     first, second, other = (outcome.runs[0] for outcome in outcomes)
     assert learning(first.epochs) == learning(second.epochs)
@@ -154,7 +154,7 @@ def test_all_strategies_of_one_seed_see_identical_batches_and_another_seed_does_
     watcher = Watcher()
     adaptkit.run(
         ["full", "head", "lora", "scratch", "bitfit"],
-        seed="0-1",
+        seeds="0-1",
         settings=TINY_SETTINGS | {"lora.dropout": 0.1},
         track=False,
         plugins=[watcher, BITFIT],

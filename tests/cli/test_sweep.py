@@ -292,8 +292,7 @@ def test_settings_that_decide_data_or_base_are_swept_too(store: Path, cli: Calla
 def test_from_python_it_is_the_same(swept: tuple[Path, dict[str, Any]], again: Path) -> None:
     outcome = adaptkit.sweep(["lora", "head"], grid={"lora.rank": [2, 4], "lr": "0.001,0.01"}, settings=TINY_SETTINGS)
     assert [trial.run_id for trial in outcome.trials] == [trial["run_id"] for trial in swept[1]["trials"]]
-    assert outcome.comparison is not None
-    assert outcome.comparison.to_dict() == swept[1]["comparison"]
+    assert outcome.comparisons.to_dict() == swept[1]["comparison"]
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_doctor_and_the_next_run_say_that_something_is_left(cli: Callable[..., R
     assert journal["text"] == f"not all is in {store} of head seed=0"
     again = cli("run", "-s", "head", *TINY)
     assert again.exit_code == 0
-    assert "1 earlier run is not all in MLflow: `adaptkit sync`" in again.stderr.splitlines()
+    assert "1 earlier run is not completely in MLflow; run `adaptkit sync`" in again.stderr.splitlines()
 
 
 def test_a_state_folder_that_cannot_be_written_stops_no_run(

@@ -189,7 +189,7 @@ def test_python_takes_severities_and_a_target_without_source_has_no_zero_shot() 
     assert run.metrics["final/severity_area"] == pytest.approx((one + two) / 2)
     assert not [key for key in run.metrics if "zero_shot" in key]
     assert outcome.comparison is not None
-    robustness = outcome.comparison.comparisons[0].robustness
+    robustness = outcome.comparison.robustness
     assert robustness is not None and robustness.zero_shot is None
 
 
@@ -263,7 +263,7 @@ def made(
 
 
 def judged(uri: str) -> Comparison:
-    (comparison,) = judge_tracked(tracking_uri=uri).comparisons
+    (comparison,) = judge_tracked(tracking_uri=uri)
     return comparison
 
 

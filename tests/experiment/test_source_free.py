@@ -22,7 +22,7 @@ BITFIT = Path(__file__).parents[2] / "plugins" / "bitfit" / "adaptkit_bitfit.py"
 SMALL: dict[str, Any] = {"shots": 4, "epochs": 2, "split.pool": 100, "split.test": 100}
 
 
-def run(strategy: Any, **more: Any) -> adaptkit.Outcome:
+def run(strategy: Any, **more: Any) -> adaptkit.RunOutcome:
     settings = SMALL | more.pop("settings", {})
     return adaptkit.run(strategy, backbone=Plain(), settings=settings, track=False, **more)
 

@@ -51,7 +51,7 @@ def test_load_gives_the_model_whose_predictions_the_run_recorded(
     assert list(model.state_dict()) == list(SmallCNNModel(1, 28, 10).state_dict())
     assert not model.training and model.classes == DIGITS
     trained = find_trained(run_id, tracked.uri, given_plugins([]))
-    _, domains = run_data(trained.found, given_plugins([]))
+    _, domains = run_data(trained.stored, given_plugins([]))
     with (artifacts_of(tracked.uri, run_id) / "predictions.csv").open() as file:
         recorded = [row["prediction"] for row in csv.DictReader(file) if row["test_set"] == "shifted"]
     assert [DIGITS[number] for number in model(domains.shifted_test.pixels).argmax(1)] == recorded
@@ -82,15 +82,15 @@ def test_the_model_brings_its_preprocessing_and_survives_a_copy(tracked: Tracked
 @pytest.mark.parametrize(
     ("things", "problem"),
     [
-        (torch.full((3, 8, 8), 9.0), "images of floats are in 0..1, not 9 to 9; uint8 images are in 0..255"),
+        (torch.full((3, 8, 8), 9.0), "float images must be in 0..1, got 9 to 9; images in 0..255 must be uint8"),
         (
             torch.full((3, 8, 8), float("nan")),
-            "images of floats are in 0..1, not nan to nan; uint8 images are in 0..255",
+            "float images must be in 0..1, got nan to nan; images in 0..255 must be uint8",
         ),
-        (torch.rand(2, 8, 8), "images have 2 channels, and the model takes 1"),
-        (torch.rand(8), "images are [c, h, w] or [n, c, h, w], not [8]"),
-        (torch.ones(1, 8, 8, dtype=torch.int64), "images are uint8, or floats in 0..1, not int64"),
-        ([], "there is nothing to preprocess"),
+        (torch.rand(2, 8, 8), "images have 2 channels, but the model takes 1"),
+        (torch.rand(8), "images must have the shape [c, h, w] or [n, c, h, w], got [8]"),
+        (torch.ones(1, 8, 8, dtype=torch.int64), "images must be uint8 or floats in 0..1, got int64"),
+        ([], "no images to preprocess"),
     ],
 )
 def test_what_is_no_image_is_refused(things: Any, problem: str) -> None:
@@ -206,7 +206,7 @@ def take_anothers(folder: Path) -> None:
         (folder / path.name).write_bytes(path.read_bytes())
 
 
-ALTERED = r"its adapter/adapter\.json was altered, or is another run's"
+ALTERED = r"its adapter/adapter\.json was altered or belongs to another run"
 #: what is refused at once; all other damages are signed as if they were meant
 UNSIGNED: dict[str, tuple[Callable[[Path], None], str]] = {
     "other options": (change(options={"rank": 4, "alpha": 64.0}), ALTERED),
@@ -231,13 +231,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "an option unknown": (change(options={"rnk": 4}), "unknown option 'lora.rnk'; did you mean 'rank'?"),
     "a backbone unknown": (
         change(backbone="mine"),
-        r"unknown backbone 'mine'; known: .*; --plugin PATH names the plugin that has it",
+        r"unknown backbone 'mine'; known: .*; name its plugin with --plugin PATH",
     ),
     "a model from Python": (
         change(backbone="python:Net"),
-        r"its backbone python:Net was given from Python: adaptkit\.load\(run_id, backbone=model\) takes it again",
+        r"its backbone python:Net is a Python object; pass it again: adaptkit\.load\(run_id, backbone=model\)",
     ),
-    "another size": (change(size=32), "the backbone small_cnn has other layers here than the run's base"),
+    "another size": (change(size=32), "the layers of the backbone small_cnn on this machine differ from those of the saved weights"),
     "another base": (change(base_fingerprint="a" * 64), r"the adapter was made for base a{64}, not \w{64}"),
 }
 
@@ -298,7 +298,7 @@ def test_the_base_of_an_older_run_comes_from_the_cache(
         original = adaptkit.load(run_of(tracked, "head"), tracking_uri=tracked.uri)
         assert fingerprint(model.state_dict()) == fingerprint(original.state_dict())
         monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
-        problem = "its base run has no artifact base/base.safetensors, and this machine's cache has no base"
+        problem = "its base run has no artifact base/base.safetensors, and the cache of this machine has no base"
         with pytest.raises(BadInput, match=problem):
             adaptkit.load(run_of(tracked, "head"), tracking_uri=own)
     finally:
@@ -328,7 +328,7 @@ def test_a_model_from_python_is_given_again(store: Path, no_cache: Path) -> None
     model = adaptkit.load(run_id, backbone=Net())
     assert set(model.state_dict()) == set(Net().state_dict())
     trained = find_trained(run_id, None, given_plugins([], Net()))
-    _, domains = run_data(trained.found, given_plugins([], Net()))
+    _, domains = run_data(trained.stored, given_plugins([], Net()))
     right = (model(domains.shifted_test.pixels).argmax(1) == domains.shifted_test.labels).float().mean()
     assert float(right) == pytest.approx(outcome.runs[0].metrics["final/shifted_accuracy"])
     with pytest.raises(BadInput, match="the model that was given is python:Sequential"):

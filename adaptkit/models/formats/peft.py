@@ -68,7 +68,7 @@ def read_onto(base: nn.Module, folder: Path) -> nn.Module:
 
 def usage(trained: TrainedRun) -> str:
     """Return how to put the adapter onto its base."""
-    base = trained.found.tags.get(BASE_RUN_ID_TAG, "BASE_RUN_ID")
+    base = trained.stored.tags.get(BASE_RUN_ID_TAG, "BASE_RUN_ID")
     return f"""\
 `{WEIGHTS}` and `{CONFIG}` are PEFT's files, for the base with sha256 `{trained.base_fingerprint}`. With the store of
 the run (its address is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the current folder):
