@@ -103,7 +103,8 @@ def located(error: BaseException) -> str:
 def comes_from(error: BaseException, cls: type) -> bool:
     """Tell whether code of the package of this class took part in an error; of adaptkit's own, of its file."""
     root = cls.__module__.partition(".")[0]
-    code = _code_of(cls.__module__ if root == "adaptkit" else root)
+    # A namespace package has no file: then the file of the class counts.
+    code = _code_of(cls.__module__) if root == "adaptkit" else _code_of(root) or _code_of(cls.__module__)
     return code != "" and any(frame.filename.startswith(code) for frame in traceback.extract_tb(error.__traceback__))
 
 

@@ -30,8 +30,8 @@ from pathlib import Path
 marks = [("", time.perf_counter())]
 def mark(name): marks.append((name, time.perf_counter()))
 import scipy.stats, mlflow, mlflow.artifacts
-from adaptkit.cli.results import print_findings
-from adaptkit.reports.judgement import judge_runs, require_pairs
+from adaptkit.cli.views.results import print_findings
+from adaptkit.comparison.judge import judge_runs, require_pairs
 from adaptkit.reports.report import write_report
 from adaptkit.tracking.reader import open_reader
 from rich.console import Console

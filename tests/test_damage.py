@@ -207,9 +207,9 @@ import sys, time, warnings
 import torch
 warnings.simplefilter("error")  # what is damaged is warned of
 from torch import nn
-from adaptkit.cache import cache_folder
-from adaptkit.experiment.base import base_lock, remove_base, sound_base, store_base
-from adaptkit.training.feature_files import FeatureFiles
+from adaptkit.system.folders import cache_folder
+from adaptkit.experiment.base_cache import base_lock, remove_base, sound_base, store_base
+from adaptkit.training.frozen.features import FeatureFiles
 
 role, until = sys.argv[1], time.time() + float(sys.argv[2])
 files, sound = FeatureFiles(cache_folder() / "features"), 0

@@ -47,8 +47,8 @@ MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "runpy")
 ALLOWED = {
     # Between a sweep's own processes, through a pipe that nobody else can open.
     "adaptkit/sweeps/engines/processes.py": {"pickle.loads"},
-    # Between the machines of a cluster: docs/security.md says whom one trusts there.
-    "adaptkit/sweeps/ray_engine.py": {"pickle.loads"},
+    # The work of one worker, which its engine has packed.
+    "adaptkit/sweeps/engines/worker.py": {"pickle.loads"},
     # What was pickled in the line before, to see that a plugin's model can be.
     "adaptkit/testing/strategy_checks.py": {"pickle.loads"},
     "adaptkit/testing/backbone_checks.py": {"pickle.loads"},

@@ -22,7 +22,7 @@ from adaptkit.tracking.tracker import Resumed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import RunStart as MlflowRun
+    from mlflow.entities import Run as MlflowRun
 
 
 @dataclass(frozen=True)

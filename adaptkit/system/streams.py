@@ -98,6 +98,11 @@ def printable(text: str, keep: str = "\n\t") -> str:
     return "".join(sign if _is_plain(sign) or sign in keep else _written(sign) for sign in text)
 
 
+def printable_line(text: str) -> str:
+    """Return a text, such as a path, as one line that can be printed: line breaks and tabs are written out too."""
+    return printable(text, keep="")
+
+
 def _is_plain(sign: str) -> bool:
     # Of all spaces Python takes only the plain one for printable; files are named with others, too.
     return sign.isprintable() or unicodedata.category(sign) == "Zs"

@@ -450,7 +450,7 @@ def test_the_python_function_returns_what_the_command_prints(cli: Cli, uri: str)
     some(uri, "other", [50, 61, 56])
     findings = adaptkit.compare(where="strategy != 'nobody'", track=False)
     assert findings.to_dict() == compared(cli)
-    assert isinstance(findings, adaptkit.Findings)
+    assert isinstance(findings, adaptkit.Comparisons)
     assert (findings[0].base_fingerprint, findings[0].data_fingerprint) == (BASE, DATA)
     with pytest.raises(adaptkit.BadInput, match="no run has a metric"):
         adaptkit.compare(metric="none", track=False)

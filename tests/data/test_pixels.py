@@ -460,12 +460,12 @@ import resource, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, {tests!r})
-from adaptkit.data import domains, stored
+from adaptkit.data import domains, pixels
 from test_pixels import Given, load, painted
 from adaptkit.contracts import Corpus
-from adaptkit.training.streaming import ByteRows
-stored.worker_count = lambda images, piece_bytes: {workers}
-stored.HELD_BYTES = 1 << 20
+from adaptkit.training.passes import ByteRows
+pixels.worker_count = lambda images, piece_bytes: {workers}
+pixels.HELD_BYTES = 1 << 20
 made = load(Given("many", Corpus(painted({count}, side=128))), source={source}, pool=100, test=100)
 rows = ByteRows(None, made.source.pixels, torch.device("cpu"))
 for given, in rows.batches(torch.randperm(len(made.source)).split(64)):
@@ -498,7 +498,7 @@ def test_ctrl_c_ends_the_workers(pictures: Path, to_all: bool) -> None:
         PICTURES.replace("        with Image.open(", "        time.sleep(0.05)\n        with Image.open(").replace(
             "import os\n", "import os\nimport time\nimport adaptkit.data.pixels\n", 1
         )
-        + "\nadaptkit.data.stored.worker_count = lambda images, piece_bytes: 2\n"
+        + "\nadaptkit.data.pixels.worker_count = lambda images, piece_bytes: 2\n"
     )
     command = [sys.executable, "-W", "ignore", "-m", "adaptkit", "run", "-s", "head", "--dataset", "stored"]
     command += ["--data-dir", "data", "--plugin", str(pictures), "--no-track"]

@@ -7,7 +7,7 @@ import copy
 import csv
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,22 @@ from adaptkit.system.files import sha256_of
 Cli = Callable[..., Result]
 
 DIGITS = tuple("0123456789")
+
+
+@pytest.fixture(scope="module")
+def own(tracked: Tracked, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a copy of the tracked store for this file alone, which each test leaves as it was."""
+    return copied(tracked, tmp_path_factory.mktemp("own") / "store")
+
+
+@pytest.fixture
+def folder(own: str, tracked: Tracked) -> Iterator[Path]:
+    """Lend the adapter of the copied LoRA run, to be damaged, and mend it afterwards."""
+    adapter = artifacts_of(own, run_of(tracked, "lora")) / "adapter"
+    before = {path: path.read_bytes() for path in adapter.iterdir()}
+    yield adapter
+    for path, content in before.items():
+        path.write_bytes(content)
 
 
 @pytest.fixture

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import pytest
 from mlflow import MlflowClient
 from support.experiments import Tracked
 
@@ -33,19 +31,3 @@ def copied(tracked: Tracked, folder: Path, artifacts: Path | None = None) -> str
 
 def artifacts_of(uri: str, run_id: str) -> Path:
     return Path(MlflowClient(tracking_uri=uri).get_run(run_id).info.artifact_uri.removeprefix("file://"))
-
-
-@pytest.fixture(scope="module")
-def own(tracked: Tracked, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a copy of the tracked store for this file alone, which each test leaves as it was."""
-    return copied(tracked, tmp_path_factory.mktemp("own") / "store")
-
-
-@pytest.fixture
-def folder(own: str, tracked: Tracked) -> Iterator[Path]:
-    """Lend the adapter of the copied LoRA run, to be damaged, and mend it afterwards."""
-    adapter = artifacts_of(own, run_of(tracked, "lora")) / "adapter"
-    before = {path: path.read_bytes() for path in adapter.iterdir()}
-    yield adapter
-    for path, content in before.items():
-        path.write_bytes(content)

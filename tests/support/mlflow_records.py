@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import RunStart as MlflowRun
+from mlflow.entities import Run as MlflowRun
 
 import adaptkit
 from adaptkit.events import Epoch, RunStart

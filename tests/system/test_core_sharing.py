@@ -21,7 +21,7 @@ from adaptkit.system.core_sharing import Company, Seat
 #: sit down, say so, and answer each line with the number of others, until there are no more lines
 SITTER = """
 import sys
-from adaptkit.experiment.sharing import Seat
+from adaptkit.system.core_sharing import Seat
 with Seat() as seat:
     print("seated", flush=True)
     for line in sys.stdin:

@@ -105,8 +105,8 @@ LIMITED = """
 import resource, sys
 import torch, torchvision, sklearn.metrics, scipy.stats
 from adaptkit.cli import main
-from adaptkit.experiment.base_run import obtain_base
-import adaptkit.experiment.execution as execution
+from adaptkit.experiment import adaptation as execution
+from adaptkit.experiment.base import obtain_base
 
 def limited(*arguments, **options):
     found = obtain_base(*arguments, **options)

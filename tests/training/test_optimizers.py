@@ -79,7 +79,7 @@ def test_an_optimizer_without_marks_is_taken_as_it_is() -> None:
 def test_training_imports_no_compiler_and_whoever_compiles_has_it_as_ever() -> None:
     code = """
 import sys, torch
-from adaptkit.training.optimizers import make
+from adaptkit.training.loop import make
 
 methods = {name: vars(torch.optim.Optimizer)[name] for name in ("add_param_group", "zero_grad")}
 steps = [vars(kind)["step"] for kind in (torch.optim.Adam, torch.optim.SGD)]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from adaptkit.contracts import Reading
-from adaptkit.data.sets.image_files import shown
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.hookspecs import hookimpl
 from adaptkit.system.files import expanded
+from adaptkit.system.streams import printable_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,9 +106,8 @@ def _images(root: Path, part: Part, size: int) -> Images:
 
 def _complaints(title: str, root: Path, bad: Mapping[str, str], count: int) -> list[str]:
     """Return a line for each file that is no picture, and how to go on."""
-    from adaptkit.data.sets.image_files import shown
 
-    lines = [f"{shown(str(root / name))}: {reason}" for name, reason in list(bad.items())[:SHOWN]]
+    lines = [f"{printable_line(str(root / name))}: {reason}" for name, reason in list(bad.items())[:SHOWN]]
     more = f"{len(bad) - SHOWN} more such files; " if len(bad) > SHOWN else ""
     lines.append(
         f"{title}: {more}{len(bad)} of {count} files cannot be used: mend or remove them, or leave them out with "
@@ -118,9 +117,8 @@ def _complaints(title: str, root: Path, bad: Mapping[str, str], count: int) -> l
 
 
 def _left_out(title: str, bad: Mapping[str, str]) -> str:
-    from adaptkit.data.sets.image_files import shown
 
-    some = listed([f"{shown(name)} ({reason})" for name, reason in bad.items()])
+    some = listed([f"{printable_line(name)} ({reason})" for name, reason in bad.items()])
     return f"{title}: {len(bad)} {'file' if len(bad) == 1 else 'files'} left out: {some}"
 
 
@@ -196,13 +194,13 @@ def _part(title: str, root: Path, prefix: str) -> Part:
     folders = [name for name in folders if _identity(top / name) not in above]
     asked = "put the pictures of each class into a subfolder of its own, named after the class"
     if pictures := _pictures(loose):
-        some = listed([shown(name) for name in pictures])
+        some = listed([printable_line(name) for name in pictures])
         beside = "beside the class folders" if folders else "and no class folders"
         raise BadInput(f"{where}there are pictures {beside} ({some}); {asked}")
     if not folders:
         raise BadInput(f"{where}it is empty; {asked}")
     problems = [
-        f"{where}a class cannot be called '{shown(name)}': rename the folder to what can be printed"
+        f"{where}a class cannot be called '{printable_line(name)}': rename the folder to what can be printed"
         for name in folders
         if not name.isprintable()
     ]
@@ -211,13 +209,15 @@ def _part(title: str, root: Path, prefix: str) -> Part:
     for name in folders:
         first = seen.setdefault(_identity(top / name), name)
         if first != name:
-            problems.append(f"{where}{shown(first)} and {shown(name)} are one folder, by a link")
+            problems.append(f"{where}{printable_line(first)} and {printable_line(name)} are one folder, by a link")
     # Composed, because some systems write é as two characters: the names of two folders are compared.
     for label, name in sorted((unicodedata.normalize("NFC", name), name) for name in folders):
         if label in files:
             problems.append(f"{where}two class folders are called {label!r}, in two spellings of the same signs")
         files[label] = tuple(sorted(f"{prefix}{name}/{file}" for file in _below(title, top / name, above)))
-    problems += [f"{where}class {shown(label)!r} has no pictures" for label, names in files.items() if not names]
+    problems += [
+        f"{where}class {printable_line(label)!r} has no pictures" for label, names in files.items() if not names
+    ]
     if len(folders) == 1 and not problems:
         inner, _ = _entries(title, top / folders[0])
         hint = f"; are the classes in {title}/{prefix}{folders[0]}?" if len(inner) > 1 else ""
@@ -256,7 +256,7 @@ def _entries(title: str, folder: Path) -> tuple[list[str], list[str]]:
                 if not entry.name.startswith(".") and entry.name.lower() not in LITTER:
                     (folders if _is_folder(entry) else files).append(entry.name)
     except OSError as error:
-        raise BadInput(f"{title}: {shown(str(folder))}: {error.strerror or error}") from None
+        raise BadInput(f"{title}: {printable_line(str(folder))}: {error.strerror or error}") from None
     return sorted(folders), sorted(files)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from adaptkit.data.pixels import decoded
 from adaptkit.errors import BadInput
 from adaptkit.system.folders import cache_folder, warn_of_damage
-from adaptkit.system.streams import printable
+from adaptkit.system.streams import printable_line
 
 #: formats that Pillow reads by itself: it hands others, such as EPS, to programs, which pictures must not start
 FORMATS = (
@@ -54,7 +54,7 @@ def read_picture(source: Path | Image.Image, size: int) -> Tensor:
         return _read(source, size)
     except Exception as error:
         # Pillow's readers raise whatever their parsing trips over, struct.error and SyntaxError among it.
-        named = shown(str(source)) if isinstance(source, Path) else "the picture"
+        named = printable_line(str(source)) if isinstance(source, Path) else "the picture"
         raise BadInput(f"{named}: {_reason(error)}") from None
 
 
@@ -65,11 +65,6 @@ def fault_of(path: Path, size: int) -> str:
     except Exception as error:
         return _reason(error)
     return ""
-
-
-def shown(text: str) -> str:
-    """Return a path as it can be printed in one line, whatever bytes its name is made of."""
-    return printable(text, keep="")
 
 
 def _read(source: Path | Image.Image, size: int) -> Tensor:

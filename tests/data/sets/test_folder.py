@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import photos
 import pytest
 import torch
 from click.testing import Result
 from PIL import Image
+from support import photos
 from support.photos import CLASSES, make_photos
 
 from adaptkit.contracts import Corpus, Reading

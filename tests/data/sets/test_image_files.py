@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy
-import photos
 import pytest
 import torch
 from PIL import Image
+from support import photos
 from torchvision.transforms.v2 import functional as reference
 
 from adaptkit.data.sets.image_files import fault_of, read_picture
