@@ -1,8 +1,8 @@
 """Choose how to adapt a pretrained vision model to a few labelled images, and use the result.
 
 `run` adapts a base with several strategies and compares them, `compare` judges tracked runs, `sweep` and `tune` vary
-settings, `load`, `predict` and `export` use the model of a run. Every function has the name, the options and the defaults
-of its command: `adaptkit run --batch-size 16` is `adaptkit.run(batch_size=16)`.
+settings, `load`, `predict` and `export` use the model of a run. Every function has the name, the options and the
+defaults of its command: `adaptkit run --batch-size 16` is `adaptkit.run(batch_size=16)`.
 """
 
 from __future__ import annotations

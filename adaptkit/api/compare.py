@@ -65,8 +65,8 @@ def compare(
     --------
     >>> comparisons = adaptkit.compare(where="strategy != 'scratch'")
     >>> for comparison in comparisons:
-    ...     print(*comparison.sentences)
-    ...
+    ...     print(comparison.sentences[-1])
+    This holds for this base and ...
     """
     comparisons = judge_tracked(
         (runs,) if isinstance(runs, str) else tuple(runs),

@@ -135,6 +135,6 @@ def _load(request: PredictRequest) -> LoadedModel:
     trained = find_trained(str(request.run), request.tracking_uri, plugins)
     if trained.strategy is None and trained.card.get("new_head"):
         raise BadInput(
-            f"{trained.stored.title} is a base whose head was never trained; use one of the adaptation runs on this base"
+            f"{trained.stored.title} is a base whose head was never trained; use an adaptation run on this base"
         )
     return trained.loaded()

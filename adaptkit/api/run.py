@@ -179,8 +179,8 @@ def run(
     >>> outcome = adaptkit.run(["head", "lora"], seeds="0-1", preset="quick")
     >>> [(run.strategy, run.seed) for run in outcome.runs]
     [('head', 0), ('lora', 0), ('head', 1), ('lora', 1)]
-    >>> print(*outcome.comparison.sentences)
-    ...
+    >>> print(outcome.comparison.sentences[-1])
+    This holds for this base and ...
     """
     arguments = locals()
     layers, loaded = read_arguments(arguments)

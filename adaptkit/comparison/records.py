@@ -304,9 +304,33 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms that share a base, the data and the number of labelled images, and what is found between them.
+    """Comparison of strategies that share a base, the data and the number of labelled images.
 
-    Without a source there is no `zero_shot` and no `base_accuracy`: the base's head is new.
+    Attributes
+    ----------
+    arms : tuple of ArmResult
+        One record for each strategy with its options, the best mean first.
+    pairs : tuple of PairResult
+        One record for each two strategies: their difference, its interval, and the verdict.
+    sentences : tuple of str
+        The verdicts in words, and their scope.
+    metric : Metric
+        The compared metric.
+    zero_shot, base_accuracy : float or None
+        Target and source accuracy of the base before adaptation; None without a source, since the head is new.
+    robustness : Robustness or None
+        Results over severities of the shift.
+
+    Examples
+    --------
+    >>> outcome = adaptkit.run(["head", "lora"], seeds="0-1", preset="quick")
+    >>> comparison = outcome.comparison
+    >>> [(pair.a, pair.b, pair.verdict) for pair in comparison.pairs]
+    [(...)]
+    >>> best = comparison.best  # None if no strategy is shown to be the best
+    >>> table = comparison.to_dataframe()
+    >>> table.loc["lora", ["n", "target_accuracy"]]
+    n ...
     """
 
     number: int
@@ -361,13 +385,6 @@ class Comparison:
             The index holds the names of the strategies. `mean`, `sd`, `low` and `high` describe the compared metric
             over `n` seeds (95 % interval; NaN with a single seed). Accuracies are fractions, the costs are means of
             one run.
-
-        Examples
-        --------
-        >>> outcome = adaptkit.run(["head", "lora"], seeds="0-1", preset="quick")
-        >>> table = outcome.comparison.to_dataframe()
-        >>> table.loc["lora", ["n", "mean", "target_accuracy"]]
-        n ...
         """
         from pandas import DataFrame
 
@@ -418,10 +435,10 @@ class Comparisons:
     >>> comparisons = adaptkit.compare()
     >>> len(comparisons)
     1
-    >>> comparisons[0].sentences[-1]
-    '...'
-    >>> [comparison.best for comparison in comparisons]
-    [...]
+    >>> print(comparisons[0].sentences[-1])
+    This holds for this base and ...
+    >>> [len(comparison.arms) for comparison in comparisons]
+    [2]
     """
 
     comparisons: tuple[Comparison, ...] = ()

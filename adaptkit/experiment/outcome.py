@@ -15,8 +15,8 @@ from adaptkit.events import Epoch
 class ArmPlan:
     """Strategy before training: its options, its learning rate and its numbers of parameters.
 
-    `trainable` is the sum of the trainable parameters in the `head`, in the `adapter` (parameters that the base does not
-    have) and in the `base`.
+    `trainable` is the sum of the trainable parameters in the `head`, in the `adapter` (parameters that the base does
+    not have) and in the `base`.
     """
 
     strategy: str
@@ -64,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class BaseSummary:
-    """Base of an experiment. Accuracies are fractions, `shifted_accuracy` is zero-shot; both are None without a source."""
+    """Base of an experiment. Accuracies are fractions (`shifted_accuracy` is zero-shot), or None without a source."""
 
     fingerprint: str
     run_id: str | None
@@ -156,8 +156,8 @@ class RunOutcome(Outcome):
     >>> outcome = adaptkit.run(["head", "lora"], seeds="0-1", preset="quick")
     >>> [run.metrics["final/shifted_accuracy"] for run in outcome.runs]
     [...]
-    >>> outcome.comparison.sentences[-1]
-    '...'
+    >>> print(outcome.comparison.sentences[-1])
+    This holds for this base and ...
     """
 
     plan: Plan

@@ -49,8 +49,8 @@ class Preprocessing:
         Parameters
         ----------
         images : path, PIL image, tensor, NumPy array, or a list of them
-            Arrays have the shape `[c, h, w]`, `[n, c, h, w]` or, if grey, `[h, w]`. They hold uint8 numbers, or floats in
-            0..1.
+            Arrays have the shape `[c, h, w]`, `[n, c, h, w]` or, if grey, `[h, w]`. They hold uint8 numbers, or floats
+            in 0..1.
 
         Returns
         -------

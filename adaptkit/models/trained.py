@@ -219,7 +219,7 @@ def exported_model(folder: Path, backbone: Backbone) -> LoadedModel:
 
 
 def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> TrainedRun:
-    """Find a finished run and rebuild its model; raise BadInput if it has no model, or if the model cannot be rebuilt."""
+    """Find a finished run and rebuild its model; raise BadInput if that is not possible."""
     stored = open_runs(tracking_uri).find(run_id)
     if stored.kind == "base":
         return _rebuilt_base(stored, plugins)
@@ -232,8 +232,8 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
             )
         if sha256_of(folder / CARD) != signed:
             raise BadInput(
-                f"{stored.title}: its adapter/{CARD} was altered or belongs to another run: its sha256 differs from the "
-                "run's tag"
+                f"{stored.title}: its adapter/{CARD} was altered or belongs to another run: its sha256 is not that "
+                "of the run's tag"
             )
         state = _base_state(stored, card["base_fingerprint"])
         backbone = _find_backbone(card, plugins, stored.title)
@@ -268,7 +268,7 @@ def _rebuilt_base(stored: StoredRun, plugins: Plugins) -> TrainedRun:
 
 
 def _base_state(stored: StoredRun, wanted: str) -> dict[str, Tensor]:
-    """Return the weights of the base from the artifact of its run, or from the cache; the caller compares their hash."""
+    """Return the weights of the base from the artifact of its run, or from the cache; the caller checks their hash."""
     keys = []
     for base in stored.bases(wanted):
         if base.has(f"base/{WEIGHTS_FILE}"):
@@ -312,9 +312,7 @@ def _base_model(backbone: Backbone, card: Mapping[str, Any], state: Mapping[str,
     model = _build(backbone, card, title)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if shapes != {name: tensor.shape for name, tensor in state.items()}:
-        raise BadInput(
-            f"{title}: the layers of the backbone {card['backbone']} on this machine differ from those of the saved weights"
-        )
+        raise BadInput(f"{title}: the layers of the backbone {card['backbone']} differ from those of the saved weights")
     model.load_state_dict(dict(state))
     return model.eval()
 

@@ -53,12 +53,29 @@ class Compared:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A run that was run again, and how both agree.
+    """Result of re-running a recorded run.
 
-    `base` says where the base came from this time, None where none was needed. `differences` are in the order in which
-    their causes are: data, base, epochs, final metrics, predictions, adapter. `environment` are the things that numbers
-    depend on, as the record and this machine have them. `largest` is the largest difference of each kind of number, in
-    words. Nothing was run where the data are others, and `compared` is empty.
+    Attributes
+    ----------
+    verdict : str
+        "identical", "within tolerance" or "different".
+    differences : tuple of Difference
+        Differences in the order of their causes: data, base, epochs, final metrics, predictions, adapter.
+    environment : mapping
+        Hardware and versions that numbers depend on, `recorded` and `now`; `environment_differences` lists those that
+        differ.
+    base : str or None
+        Where the base came from; None if no base was needed.
+    compared : Compared
+        Numbers of compared values; empty if other data made a new run pointless.
+    largest : mapping
+        Largest difference of each kind of number, as text.
+
+    Examples
+    --------
+    >>> reproduction = adaptkit.reproduce(run_id)
+    >>> reproduction.verdict, reproduction.differences
+    ('identical', ())
     """
 
     run_id: str

@@ -20,8 +20,8 @@ from adaptkit.tuning.spaces import Space, changed
 class Budget:
     """Equal budget of every strategy: `trials` by `method`; `given` also counts the trials after a range grew.
 
-    A trial is one run of `epochs` epochs for each of the `tuning_seeds`. It trains on `training` images and is evaluated
-    on `held_back` others. `seeds` are those of the runs with the best values.
+    A trial is one run of `epochs` epochs for each of the `tuning_seeds`. It trains on `training` images and is
+    evaluated on `held_back` others. `seeds` are those of the runs with the best values.
     """
 
     trials: int
@@ -50,7 +50,7 @@ class TunePlan:
 
 @dataclass(frozen=True)
 class TuningTrial:
-    """Result of one trial: its values and its accuracy on the held-back images (0 for a failed trial, with the `error`).
+    """Result of one trial: its values and its accuracy on the held-back images (0, with an `error`, if it failed).
 
     The best trial has the highest accuracy, and among equals the smallest loss.
     """
@@ -68,8 +68,8 @@ class TunedStrategy:
     """Result of tuning one strategy.
 
     `first` and `space` are the ranges before and after they grew, by key. `chosen` holds the values of the best trial,
-    `options` and `lr` everything that the strategy then runs with. `edges` names the keys whose best value is at the end
-    of its range, with the reason why the range did not grow further.
+    `options` and `lr` everything that the strategy then runs with. `edges` names the keys whose best value is at the
+    end of its range, with the reason why the range did not grow further.
     """
 
     strategy: str

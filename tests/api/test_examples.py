@@ -5,7 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,40 +50,61 @@ def test_functions_document_every_parameter(name: str) -> None:
     assert missing == []
 
 
+class SharedRuns:
+    """The package, with `run`, `sweep` and `tune` that do the same work only once."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(adaptkit, name)
+        if name not in ("run", "sweep", "tune"):
+            return attribute
+
+        def shared(*arguments: Any, **keys: Any) -> Any:
+            work = f"{name} {arguments} {keys}"
+            if work not in self._outcomes:
+                self._outcomes[work] = attribute(*arguments, **keys)
+            return self._outcomes[work]
+
+        return shared
+
+
 @pytest.fixture(scope="module")
-def example_folder(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, shared: Path) -> Iterator[Path]:
-    """Make a folder with pictures, and a store with a finished and an interrupted experiment."""
+def example_folder(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """Make a folder with a store and pictures."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     (folder / "photos").mkdir()
     for number in range(2):
         Image.effect_noise((30, 28), 80).save(folder / "photos" / f"{number}.png")
-    yield folder
+    return folder
 
 
 @pytest.fixture(scope="module")
-def examples(example_folder: Path) -> dict[str, Any]:
+def names() -> dict[str, Any]:
     """Return the variables that examples use without defining them."""
-    return {"adaptkit": adaptkit, "torch": torch}
+    return {"adaptkit": SharedRuns(), "torch": torch}
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
-def test_examples(
-    name: str, example_folder: Path, examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_examples(name: str, example_folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(example_folder)
     monkeypatch.setenv("XDG_STATE_HOME", str(example_folder / "state"))
     monkeypatch.setitem(PRESETS, "quick", TINY_SETTINGS | {"epochs": 1, "base.epochs": 1})
-    (test,) = doctest.DocTestFinder(recurse=False).find(getattr(adaptkit, name), name, globs=examples)
-    if "run_id" in test.docstring and "run_id" not in examples:
-        outcome = adaptkit.run(["head", "lora"], seeds="0-1", preset="quick")
-        examples |= {"run_id": outcome.runs[1].run_id}
-    if "interrupted_run_id" in test.docstring:
+    for folder in ("model", "program", "adapter"):
+        shutil.rmtree(folder, ignore_errors=True)
+    # The experiment that examples of other functions read.
+    outcome = names["adaptkit"].run(["head", "lora"], seeds="0-1", preset="quick")
+    names["run_id"] = outcome.runs[1].run_id
+    if name == "ImportRecord":
+        adaptkit.export(names["run_id"], to="peft", output="adapter")
+    if name == "resume":
         with pytest.raises(KeyboardInterrupt) as caught:
-            adaptkit.run("head", preset="quick", seeds=7, plugins=[Interrupting()])
-        test.globs["interrupted_run_id"] = caught.value.__notes__[0].split()[-1]
+            adaptkit.run("head", preset="quick", seeds=7, experiment="interrupted", plugins=[Interrupting()])
+        names["interrupted_run_id"] = caught.value.__notes__[0].split()[-1]
+    (test,) = doctest.DocTestFinder(recurse=False).find(getattr(adaptkit, name), name, globs=names)
     assert test.examples, f"{name} has no example"
-    test.globs |= examples
     output: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     runner.run(test, out=output.append)

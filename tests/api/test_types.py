@@ -13,7 +13,7 @@ from pathlib import Path
 
 import adaptkit
 
-outcome = adaptkit.run(["head", "lora"], seeds=range(3), options={"lora.rank": 4}, shift={"rotate": 30}, report="report")
+outcome = adaptkit.run(["head", "lora"], seeds=range(3), options={"lora.rank": 4}, shift={"rotate": 30}, report="r")
 accuracies: list[float] = [run.metrics["final/shifted_accuracy"] for run in outcome.runs]
 if outcome.comparison is not None and outcome.comparison.best is not None:
     print(outcome.comparison.best.name, outcome.comparison.best.score.mean)

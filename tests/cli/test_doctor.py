@@ -143,7 +143,7 @@ def test_a_cache_with_a_damaged_entry_is_wrong_and_one_too_large_to_be_read_is_s
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     code, found = findings(cli)
     assert (code, [one["state"] for one in found["cache"]]) == (1, ["ok", "wrong"])
-    assert found["cache"][1]["text"] == f"{weights.parent}: its weights are not those of its card"
+    assert found["cache"][1]["text"] == f"{weights.parent}: its weights do not match its card"
     assert found["cache"][1]["mend"] == "adaptkit cache verify --remove"
     monkeypatch.setattr("adaptkit.api.doctor.READ", 1000)
     code, found = findings(cli)

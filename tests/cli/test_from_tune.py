@@ -111,8 +111,8 @@ def test_the_learning_rate_of_one_strategy_goes_before_that_of_all() -> None:
     [
         ({"lora.lr": -1}, "lora.lr: must be greater than 0, not -1"),
         ({"lora.lr": "fast"}, "lora.lr: must be a number, not 'fast'"),
-        ({"full.lr": 1}, "full.lr: strategy full is not run"),
-        ({"strategy.lr": 1}, "option lr: several strategies run; write lora.lr"),
+        ({"full.lr": 1}, "full.lr: strategy full does not run"),
+        ({"strategy.lr": 1}, "option lr: there are several strategies; write lora.lr"),
     ],
 )
 def test_a_rate_that_is_none_is_one_line(given: dict[str, Any], line: str) -> None:

@@ -413,7 +413,7 @@ def test_as_many_threads_compute_as_did(monkeypatch: pytest.MonkeyPatch) -> None
         ("config gone", r"run \w+ \(.+\) has no artifact config.yaml"),
         ("config not YAML", r"run \w+ \(.+\): config file .+config.yaml: not valid YAML in line 1"),
         ("config altered", r"run \w+ \(.+\): its config.yaml was altered: lr is 0.5 there, and was 0.005"),
-        ("config of two", r"run \w+ \(.+\): its config.yaml was altered: it does not describe one strategy and one "),
+        ("config of two", r"run \w+ \(.+\): its config.yaml was altered: it must name one strategy and one "),
         ("card altered", r"run \w+ \(.+\): its adapter/adapter.json was altered, or is another run's: the run says "),
         ("adapter altered", r"run \w+ \(.+\): .+adapter.safetensors is damaged: its sha256 is \w+, and adapter.json "),
         ("predictions", r"run \w+ \(.+\): its predictions.csv was altered: it is not a table of predictions"),
@@ -548,7 +548,7 @@ def test_a_device_that_is_not_here_is_one_line(cli: Cli, own: str, tracked: Trac
     change(own, "UPDATE params SET value = 'mps' WHERE run_uuid = ? AND key = 'device'", run_id)
     result = cli("reproduce", run_id)
     assert result.exit_code == 2
-    hint = "; the run was computed there: --device auto takes what is here"
+    hint = "; the run used this device: choose another one with --device auto"
     assert result.stderr.startswith("Error: device: mps is not available here; have: cpu") and hint in result.stderr
     # Computed on another device, it need not be the same.
     found = json.loads(cli("reproduce", run_id, "--device", "cpu", "--json").stdout)
@@ -609,7 +609,7 @@ def test_plugins_severities_and_a_split_whose_file_is_gone(cli: Cli, elaborate: 
     assert result.stdout.startswith("tails seed=3: identical\n")
     # 4 an epoch and the plugin's, 11 final ones, 3 + 3 over severities and the area.
     assert "metrics      31 values         equal to the last bit\n" in result.stdout
-    assert "split.file mine.json: the run's own split.json says the same, and is taken\n" in result.stderr
+    assert "split.file mine.json: using the run's split.json, which is equal\n" in result.stderr
     # What the plugin logs to MLflow itself is compared, and not added to the store.
     after = snapshot(store.parent / "mlruns") | {"database": hashlib.sha256(store.read_bytes()).hexdigest()}
     assert after == before
@@ -630,7 +630,7 @@ def test_a_plugin_that_is_missing_or_has_changed_is_one_line(cli: Cli, elaborate
     Path("tails.py").write_text(PLUGIN.format(option="number"))
     renamed = cli("reproduce", elaborate, "--plugin", "tails.py")
     assert renamed.exit_code == 2
-    assert renamed.stderr.endswith("; the run knew it: its plugin, or adaptkit, has changed since\n")
+    assert renamed.stderr.endswith("; the run had it: its plugin or adaptkit has changed since\n")
     more = PLUGIN.format(option="count").replace("count: int = 2", "count: int = 2\n    power: int = 1")
     Path("tails.py").write_text(more)
     grown = cli("reproduce", elaborate, "--plugin", "tails.py")
@@ -674,7 +674,7 @@ def test_a_model_from_python_is_given_again(store: Path) -> None:
     with pytest.raises(BadInput) as raised:
         adaptkit.reproduce(run_id)
     assert str(raised.value).endswith(
-        "it was given from Python: adaptkit.reproduce(run_id, backbone=model) takes it again"
+        "it is a Python object; pass it again: adaptkit.reproduce(run_id, backbone=model)"
     )
     assert adaptkit.reproduce(run_id, backbone=other).verdict == "different"
 

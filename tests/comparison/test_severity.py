@@ -205,17 +205,17 @@ def test_python_takes_severities_and_a_target_without_source_has_no_zero_shot() 
             ],
         ),
         (["--severity", "0", "--shift", "crop=0.7"], ["severity 0: shift.crop: must be greater than 0, not 0"]),
-        (["--severity", "1,1.0"], ["severity: 1 is named twice"]),
+        (["--severity", "1,1.0"], ["severity: 1 appears twice"]),
         (["--severity", "1,x"], ["severity: must be a number, not 'x'"]),
         (["--set", "severity=-1"], ["severity: must be at least 0, not -1"]),
         (["--severity", "inf"], ["severity: must be a finite number, not 'inf'"]),
         (
             ["--severity", "1,2", "--target", "digits"],
-            ["severity: there is no shift to multiply; name one, as in --shift rotate=45,noise=0.3"],
+            ["severity: no shift to multiply; set one, as in --shift rotate=45,noise=0.3"],
         ),
         (
             ["--severity", "1,2", "--shift", "none"],
-            ["severity: there is no shift to multiply; name one, as in --shift rotate=45,noise=0.3"],
+            ["severity: no shift to multiply; set one, as in --shift rotate=45,noise=0.3"],
         ),
     ],
 )

@@ -55,7 +55,7 @@ def test_every_strategy_trains_the_new_head_beside_its_own_parameters() -> None:
 def test_without_a_source_a_target_is_needed_and_weights_are_missed(cli: Any) -> None:
     failed = cli("run", "-s", "head", "--dataset", "none")
     assert failed.exit_code == 2
-    assert failed.stderr == "Error: dataset none: name the images to adapt to, as in --target folder:PATH\n"
+    assert failed.stderr == "Error: dataset none: set the images to adapt to, as in --target folder:PATH\n"
     planned = cli("run", "-s", "head", "--dataset", "none", "--target", "digits", "--dry-run", "--json")
     assert json.loads(planned.stdout)["notices"] == [
         "backbone small_cnn has no pretrained weights: the base knows nothing yet"

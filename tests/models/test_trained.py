@@ -253,7 +253,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         change(backbone="python:Net"),
         r"its backbone python:Net is a Python object; pass it again: adaptkit\.load\(run_id, backbone=model\)",
     ),
-    "another size": (change(size=32), "the layers of the backbone small_cnn on this machine differ from those of the saved weights"),
+    "another size": (change(size=32), "the layers of the backbone small_cnn differ from those of the saved weights"),
     "another base": (change(base_fingerprint="a" * 64), r"the adapter was made for base a{64}, not \w{64}"),
 }
 

@@ -9,7 +9,7 @@ from adaptkit.models.trained import EXPORT_WEIGHTS, TrainedRun, exported_model
 
 
 def write(folder: Path, exported: Exported) -> None:
-    """Write the weights."""
+    """Write the weights of the merged model."""
     from adaptkit.adapters.weights import pack
     from adaptkit.system.files import write_bytes
 
