@@ -59,11 +59,11 @@ def compare(
     Raises
     ------
     BadInput
-        If there are no runs, or if they cannot be compared.
+        If no runs match, or if they cannot be compared.
 
     Examples
     --------
-    >>> comparisons = adaptkit.compare(where="strategy != 'scratch'")
+    >>> comparisons = adaptkit.compare()
     >>> for comparison in comparisons:
     ...     print(comparison.sentences[-1])
     This holds for this base and ...

@@ -437,8 +437,6 @@ class Comparisons:
     1
     >>> print(comparisons[0].sentences[-1])
     This holds for this base and ...
-    >>> [len(comparison.arms) for comparison in comparisons]
-    [2]
     """
 
     comparisons: tuple[Comparison, ...] = ()

@@ -51,14 +51,14 @@ def test_functions_document_every_parameter(name: str) -> None:
 
 
 class SharedRuns:
-    """The package, with `run`, `sweep` and `tune` that do the same work only once."""
+    """The package, with functions that do the same work only once."""
 
     def __init__(self) -> None:
         self._outcomes: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(adaptkit, name)
-        if name not in ("run", "sweep", "tune"):
+        if name not in ("run", "sweep", "tune", "compare", "reproduce"):
             return attribute
 
         def shared(*arguments: Any, **keys: Any) -> Any:

@@ -41,7 +41,7 @@ def findings(cli: Cli, *arguments: str) -> tuple[int, dict[str, list[dict[str, A
 
 
 def running(store: Path, name: str, **tags: str) -> str:
-    """Put a run on record as running; return its id."""
+    """Record a running run; return its id."""
     client = MlflowClient(f"sqlite:///{store}")
     experiment = client.get_experiment_by_name("adaptkit")
     experiment_id = experiment.experiment_id if experiment else client.create_experiment("adaptkit")
@@ -66,7 +66,7 @@ def test_where_nothing_is_wrong_it_says_what_there_is(store: Path, cli: Cli) -> 
     assert sys.executable in found["system"][0]["text"]
     assert found["cache"][0]["text"].startswith(f"{os.environ['ADAPTKIT_CACHE']}; ")
     assert found["store"][0]["text"] == f"{store} can be read and written; 2 experiments"
-    assert found["runs"] == [{"name": "runs", "state": "ok", "text": "none is unfinished", "mend": None}]
+    assert found["runs"] == [{"name": "runs", "state": "ok", "text": "no unfinished runs", "mend": None}]
     lines = cli("doctor").stdout.splitlines()
     assert f"ok     store        {store} can be read and written; 2 experiments" in lines
 
@@ -75,7 +75,7 @@ def test_a_store_that_is_not_there_yet_is_no_fault(own_folder: Path, cli: Cli) -
     code, found = findings(cli)
     assert code == 0
     (only,) = found["store"]
-    assert only["state"] == "note" and only["text"].endswith("is not there yet: the first tracked run makes it")
+    assert only["state"] == "note" and only["text"].endswith("does not exist yet; the first tracked run creates it")
     assert not (own_folder / "mlflow.db").exists()
 
 
@@ -94,8 +94,11 @@ def test_runs_of_dead_processes_are_found_and_ended(
     assert (
         by_state["ok"]["text"] == f"under way: lora seed=2 ({alive}, process {os.getpid()} on {socket.gethostname()})"
     )
-    assert by_state["note"]["text"] == f"on record as running elsewhere: lora seed=3 ({far}, process 1 on elsewhere)"
-    assert by_state["wrong"]["text"].startswith("on record as running, but its process is gone: lora seed=0 (")
+    assert (
+        by_state["note"]["text"]
+        == f"recorded as running on another machine: lora seed=3 ({far}, process 1 on elsewhere)"
+    )
+    assert by_state["wrong"]["text"].startswith("recorded as running, but the process has ended: lora seed=0 (")
     assert gone in by_state["wrong"]["text"] and reused in by_state["wrong"]["text"]
     assert by_state["wrong"]["mend"] == "adaptkit doctor --end-stale-runs"
     (store.parent / "elsewhere").mkdir()
@@ -148,7 +151,9 @@ def test_a_cache_with_a_damaged_entry_is_wrong_and_one_too_large_to_be_read_is_s
     monkeypatch.setattr("adaptkit.api.doctor.READ", 1000)
     code, found = findings(cli)
     assert (code, [one["state"] for one in found["cache"]]) == (0, ["ok", "note"])
-    assert found["cache"][1]["text"].endswith(" GB were not read; what is damaged would be computed anew")
+    assert found["cache"][1]["text"].endswith(
+        " GB were not checked; runs detect damaged entries and compute them again"
+    )
     assert cli("cache", "verify", "--remove").exit_code == 0
 
 
@@ -211,7 +216,7 @@ def test_a_server_is_asked_for_its_time_and_its_runs(store: Path, own_folder: Pa
         assert found["store"][0]["text"].startswith(f"{page.address} answers; ")
         assert found["clock"][0]["state"] == "ok"
         assert findings(cli, "--tracking-uri", page.address, "--end-stale-runs")[0] == 0
-        assert findings(cli, "--tracking-uri", page.address)[1]["runs"][0]["text"] == "none is unfinished"
+        assert findings(cli, "--tracking-uri", page.address)[1]["runs"][0]["text"] == "no unfinished runs"
 
 
 def test_a_run_of_another_machine_that_gives_no_sign_is_named_and_ended_only_when_asked(store: Path, cli: Cli) -> None:
@@ -243,12 +248,15 @@ def test_a_run_of_another_machine_that_gives_no_sign_is_named_and_ended_only_whe
     code, found = findings(cli)
     assert code == 0
     texts = {one["text"].partition(":")[0]: one for one in found["runs"]}
-    assert set(texts) == {"on record as running elsewhere", "on record as running elsewhere, but silent"}
-    named = texts["on record as running elsewhere, but silent"]
+    assert set(texts) == {
+        "recorded as running on another machine",
+        "recorded as running on another machine, without a recent heartbeat",
+    }
+    named = texts["recorded as running on another machine, without a recent heartbeat"]
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(now / 1000 - 1800))
-    assert f"silent ({silent}, process 1 on elsewhere, last heard of {when})" in named["text"]
+    assert f"heartbeat ({silent}, process 1 on elsewhere; last heartbeat {when})" in named["text"]
     assert begun in named["text"] and recent not in named["text"] and slow not in named["text"]
-    assert named["mend"] == "adaptkit doctor --end-stale-runs --older-than TIME ends them, if they are dead"
+    assert named["mend"] == "adaptkit doctor --end-stale-runs --older-than TIME ends them if they no longer run"
     # Without the age, nothing of another machine is ended.
     assert findings(cli, "--end-stale-runs")[0] == 0
     assert findings(cli, "--end-stale-runs", "--older-than", "1h")[0] == 0

@@ -76,7 +76,7 @@ def test_what_is_no_finished_tuning_is_one_line(tuning: str, tracked_run: str, c
     plain = make_tuning({"adaptkit.kind": "sweep"}, "FINISHED")
     broken = make_tuning({"adaptkit.kind": "sweep", "adaptkit.tuning": "1"}, "FINISHED", {"other": 1})
     for run_id, line in (
-        ("0" * 32, f"--from-tune: there is no run '{'0' * 32}'"),
+        ("0" * 32, f"--from-tune: run '{'0' * 32}' is not in "),
         (tracked_run, "is not a tuning; use the run id that `adaptkit tune` prints"),
         (plain, "is not a tuning"),
         (unfinished, "has not finished; run the same `adaptkit tune` again to continue it"),

@@ -174,7 +174,7 @@ def test_doctor_and_the_next_run_say_that_something_is_left(cli: Callable[..., R
     (journal,) = [one for one in told if one["name"] == "journals"]
     store = Path.cwd() / "mlflow.db"
     assert (journal["state"], journal["mend"]) == ("wrong", "adaptkit sync")
-    assert journal["text"] == f"not all is in {store} of head seed=0"
+    assert journal["text"] == f"{store} lacks events of head seed=0"
     again = cli("run", "-s", "head", *TINY)
     assert again.exit_code == 0
     assert "1 earlier run is not completely in MLflow; run `adaptkit sync`" in again.stderr.splitlines()
