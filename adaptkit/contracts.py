@@ -91,7 +91,7 @@ class Engine(Protocol):
 
     - `check(jobs=..., device=..., plugins=...)` is called before anything is trained. It raises BadInput if the engine
       cannot run trials here, or not on this device (auto, cpu, cuda or mps). Engines that run trials in other processes
-      call `plugins.require_files(...)`: a plugin that is an object of this process cannot be loaded there.
+      call `plugins.require_files(...)`: a plugin that is a Python object cannot be loaded there.
     - `connect()` returns a context manager that is entered before anything is trained and left after the last trial.
       It raises BadInput if the engine's machines cannot be reached, and gives the names of those that are not this one.
     - `unavailable` is the reason why the engine is listed but cannot be used, such as a package that is not installed.

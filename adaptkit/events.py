@@ -63,13 +63,6 @@ class Predictions:
     confidence: Any
     base_predicted: Any | None = None
 
-    @classmethod
-    def of(cls, logits: Tensor, image: Tensor, truth: Tensor, base_logits: Tensor | None = None) -> Predictions:
-        """Return the predictions in logits `[n, classes]`."""
-        confidence, predicted = logits.softmax(1).cpu().max(1)
-        base = base_logits.argmax(1).cpu().numpy() if base_logits is not None else None
-        return cls(image.numpy(), truth.numpy(), predicted.numpy(), confidence.numpy(), base)
-
     @property
     def accuracy(self) -> float:
         """Return the fraction of right predictions."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import adaptkit
 from adaptkit import hookimpl
-from adaptkit.experiment import recovery as keeping
-from adaptkit.training.checkpoints import Training
+from adaptkit.experiment import recovery
+from adaptkit.training.checkpoints import TrainingState
 
 RESNET = {"backbone": "torchvision:resnet18", "weights": "none", "epochs": 3, "base.epochs": 1}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,9 +41,9 @@ class Watching:
 def measure(strategy: str, settings: dict[str, Any]) -> tuple[list[float], list[float], list[float], int]:
     """Run once. Return the seconds of epochs, of capturing and of writing checkpoints, and a checkpoint's bytes."""
     capturing, writing, size = [], [], 0
-    capture, write = Training.capture, keeping.write_checkpoint
+    capture, write = TrainingState.capture, recovery.write_checkpoint
 
-    def timed_capture(self: Training, *given: Any) -> Any:
+    def timed_capture(self: TrainingState, *given: Any) -> Any:
         start = time.perf_counter()
         found = capture(self, *given)
         capturing.append(time.perf_counter() - start)
@@ -56,7 +56,7 @@ def measure(strategy: str, settings: dict[str, Any]) -> tuple[list[float], list[
         writing.append(time.perf_counter() - start)
         size = path.stat().st_size
 
-    Training.capture, keeping.write_checkpoint = timed_capture, timed_write  # type: ignore[method-assign]
+    TrainingState.capture, recovery.write_checkpoint = timed_capture, timed_write  # type: ignore[method-assign]
     watching = Watching()
     try:
         adaptkit.run("scratch", settings={**settings, "epochs": 1})  # the base is cached after this run
@@ -64,7 +64,7 @@ def measure(strategy: str, settings: dict[str, Any]) -> tuple[list[float], list[
         writing.clear()
         adaptkit.run(strategy, settings=settings, plugins=[watching])
     finally:
-        Training.capture, keeping.write_checkpoint = capture, write  # type: ignore[method-assign]
+        TrainingState.capture, recovery.write_checkpoint = capture, write  # type: ignore[method-assign]
     return watching.epochs, capturing, writing, size
 
 

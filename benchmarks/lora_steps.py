@@ -162,7 +162,7 @@ def recipe(batch: int) -> Recipe:
 
 def step_memory(model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
     """Return adaptkit's memory estimate: parameters, gradients, optimizer state, tensors saved for backward."""
-    return step_bytes(model, pixels, labels, recipe(len(labels)))
+    return step_bytes(model, pixels, labels, recipe=recipe(len(labels)))
 
 
 def allocated(step: Callable[[], None]) -> int:

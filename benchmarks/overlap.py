@@ -25,9 +25,10 @@ from adaptkit.plugins.loading import load_plugins
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Request
 from adaptkit.settings.resolve import Layer, resolve
-from adaptkit.training.evaluation import predict_logits, share_right
+from adaptkit.training import objective
+from adaptkit.training.evaluation import predict_logits
 from adaptkit.training.loop import Recipe, fit
-from adaptkit.training.passes import plain
+from adaptkit.training.passes import plain_passes
 from adaptkit.training.trainable import adapt
 
 IMAGES, SOURCE, ALL = 2_000, 20_000, 60_000
@@ -40,7 +41,7 @@ def views_of(pixels: torch.Tensor, request: Request, order: int, epoch: int) -> 
 
 def accuracy(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
     """Return the fraction of images that the model classifies correctly."""
-    return share_right(predict_logits(model, pixels), labels)
+    return objective.accuracy(predict_logits(model, pixels), labels)
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
         keys = {"split.seed": seed, "base.seed": seed, "seed": seed, "data_dir": str(options.data_dir)}
         request = resolve([Layer({"strategy": ["full"], "preset": "notebook"} | keys)], plugins)
         experiment = prepare(request)
-        base, _, _ = obtain_base(experiment, plugins, None, False, print)
+        base = obtain_base(experiment, plugins, notice=print).base
         model = experiment.place(base.build(request, experiment.domains))
         clean, zero_shot = accuracy(model, *experiment.clean), accuracy(model, *experiment.shifted)
         domains = experiment.domains
@@ -68,12 +69,13 @@ def main() -> None:
                 first = SOURCE if kind == "disjoint" else 0
                 chosen = first + torch.randperm(ALL - first, generator=generator)[:IMAGES]
                 model = experiment.place(base.build(request, domains))
-                groups = adapt(model, request.arms[0].create(), 0)
+                groups = adapt(model, request.arms[0].create(), init_seed=0)
                 order = derive_seed(draw, "order")
 
                 views = partial(views_of, pixels[chosen], request, order)
                 recipe = Recipe(epochs=5, batch_size=128, lr=1e-3, order_seed=order)
-                for _ in fit(model, groups, plain(model, views, experiment.clean), labels[chosen], recipe):
+                passes = plain_passes(model, views, labels=labels[chosen], test=experiment.clean)
+                for _ in fit(model, groups, passes, recipe=recipe):
                     pass
                 kept, gained = accuracy(model, *experiment.clean), accuracy(model, *experiment.shifted)
                 values.append((100 * (gained - zero_shot), 100 * (kept - clean)))

@@ -84,7 +84,7 @@ def targets(only: str = "") -> dict[str, Target]:
     found = {}
     for path in sorted(HERE.rglob("test_*_inputs.py")):
         if only and f"def test_{only}(" not in path.read_text(encoding="utf-8"):
-            continue  # importing a module takes long while it is instrumented
+            continue  # importing an instrumented module takes long
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -95,7 +95,7 @@ def targets(only: str = "") -> dict[str, Target]:
 
 
 def fuzz(name: str, *, seconds: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Fuzz one target in a process of its own; copy the inputs that caused a finding into a folder."""
+    """Fuzz one target in a separate process; copy the inputs that caused a finding into a folder."""
     import hostile
 
     with tempfile.TemporaryDirectory(prefix="fuzzing-", dir=hostile.PLACE, ignore_cleanup_errors=True) as place:
@@ -113,7 +113,7 @@ def fuzz(name: str, *, seconds: int, seed: int, folder: Path) -> dict[str, Any]:
                 code = -1
         state = Path(place, "state.json")
         result = json.loads(state.read_text()) if state.exists() else {"inputs": 0, "seconds": 0.0, "findings": []}
-        if code != 0:  # an input ended the process: libFuzzer has kept it
+        if code != 0:  # an input ended the process; libFuzzer has stored it
             kept = next(iter(sorted(Path(place).glob("end-*"))), log)
             lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
             reason = next((line for line in reversed(lines) if "Error" in line or "ERROR:" in line), "\n".join(lines))
@@ -177,7 +177,7 @@ def work(name: str, folder: Path, options: list[str]) -> None:
         escaped = ("".join(f"\\x{byte:02x}" for byte in word.encode()) for word in target.words)
         (folder / "words").write_text("".join(f'"{word}"\n' for word in escaped))
         options = [*options, f"-dict={folder / 'words'}"]
-    # One input alone may take so much more memory than the process holds already.
+    # The limit for one input is added to the memory of the process.
     resource.setrlimit(resource.RLIMIT_AS, (held() + 2 * BYTES, resource.RLIM_INFINITY))
     atheris.Setup([sys.argv[0], *options, str(corpus)], one)
     save()

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from adaptkit.errors import BadInput
 
-#: where temporary files go: in memory where the system offers that
+#: where temporary files go: in memory if the system supports that
 PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 #: limits for one input; the memory is added to what the process holds already
 SECONDS, BYTES = 10.0, 1 << 30

@@ -157,7 +157,7 @@ def test_a_damaged_split_is_refused_and_an_edited_one_can_be_accepted(cli: Cli, 
     said["parts"]["pool"]["images"].pop()
     path.write_text(json.dumps(said))
     (line,) = refused(cli(*again))
-    assert 'if you have edited it on purpose, take the line "sha256" out, or write this there' in line
+    assert 'if you edited it on purpose, delete the line "sha256" or set it to this value' in line
     found = line.partition("its sha256 is ")[2][:64]
     path.write_text(json.dumps(said | {"sha256": found}))
     assert cli(*again).exit_code == 0
@@ -187,7 +187,7 @@ def test_bases_are_bounded_and_those_used_longest_ago_go_first(
     second, first = kept()
     monkeypatch.setenv("ADAPTKIT_CACHE_LIMIT", "4MB")  # each has 1.7 MB
     told = [line for line in run(3).stderr.splitlines() if "cache" in line]
-    assert told == ["the base that was used longest ago left the cache (1.7 MB): ADAPTKIT_CACHE_LIMIT is 4.0 MB"]
+    assert told == ["evicted the least recently used base from the cache (1.7 MB): ADAPTKIT_CACHE_LIMIT is 4.0 MB"]
     assert second not in kept() and kept()[0] == first
     third = kept()[1]
     monkeypatch.setenv("ADAPTKIT_CACHE_LIMIT", "1")

@@ -1,4 +1,4 @@
-"""The tests with hostile input notice faults, and their targets can be fuzzed for longer."""
+"""Tests with hostile input detect faults, and their targets can be fuzzed for longer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_bounds_and_refusals() -> None:
         raise BadInput("a reason")
 
 
-def test_a_surprise_fails() -> None:
+def test_unexpected_error_fails() -> None:
     @hostile(b"sound")
     def read(data: bytes) -> None:
         with refusals():
@@ -43,8 +43,8 @@ def test_a_surprise_fails() -> None:
         read()
 
 
-def test_all_targets_are_found() -> None:
-    """Every test with hostile input is found, under a name of its own."""
+def test_all_targets() -> None:
+    """Every test with hostile input has a unique name."""
     files = list(Path(__file__).parent.rglob("test_*_inputs.py"))
     assert len(files) >= 6
     assert len(fuzzing.targets()) == sum(path.read_text(encoding="utf-8").count("\n@hostile(") for path in files)

@@ -1,1 +1,1 @@
-"""Adapter files: what a strategy changed, kept apart from its base."""
+"""Adapter files: the tensors that a strategy changed, stored without the base."""

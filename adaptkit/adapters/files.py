@@ -1,4 +1,4 @@
-"""Write what a strategy changed to an adapter file, and put it back onto a fresh base."""
+"""Write adapters, the tensors that a strategy changed, to files, and load them onto a fresh base."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ WEIGHTS, CARD = "adapter.safetensors", "adapter.json"
 
 @dataclass(frozen=True)
 class Inherited:
-    """What an adapted model has from its base: parameters by name, and the values of buffers before training."""
+    """The tensors of an adapted model that belong to its base: names of parameters, and initial values of buffers."""
 
     parameters: frozenset[str]
     buffers: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, model: nn.Module, base_tensors: Sequence[Tensor]) -> Inherited:
-        """Note which of an adapted model's tensors were the base's, given the base's tensors before `adapt`."""
+        """Find the base's tensors in an adapted model; `base_tensors` are those of the model before `adapt`."""
         own = {id(tensor) for tensor in base_tensors}
         return cls(
             frozenset(name for name, parameter in model.named_parameters() if id(parameter) in own),
@@ -36,7 +36,7 @@ class Inherited:
         )
 
     def adapter(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return what the base does not have: trained and new parameters, new and moved buffers."""
+        """Return the tensors that the base does not have: trained and new parameters, changed and new buffers."""
         tensors = {
             name: parameter.detach()
             for name, parameter in model.named_parameters()
@@ -51,7 +51,7 @@ class Inherited:
 
 
 def save_adapter(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> dict[str, Path]:
-    """Write the tensors and the card that says what they are; return the files by name."""
+    """Write an adapter's tensors and the card that describes them; return the files by name."""
     content = pack(tensors)
     described = dict(card) | {"sha256": hashlib.sha256(content).hexdigest()}
     described["card_sha256"] = card_digest(described)
@@ -61,13 +61,13 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str,
 
 
 def card_digest(card: Mapping[str, Any]) -> str:
-    """Return the sha256 of what a card says, but for this sha256 itself."""
-    said = {key: value for key, value in card.items() if key != "card_sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+    """Return the sha256 of a card, without the sha256 that it contains itself."""
+    content = {key: value for key, value in card.items() if key != "card_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_card(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
-    """Return what a card, a JSON file, says; raise BadInput unless it says these keys with values of these types."""
+    """Read a card (JSON); raise BadInput unless it has these keys with values of these types."""
     try:
         card = json.loads(read_file(path))
     except OSError as error:
@@ -76,9 +76,9 @@ def read_card(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
         raise BadInput(f"{path} is damaged: it is not JSON") from None
     if not isinstance(card, dict):
         raise BadInput(f"{path} is damaged: it is a JSON {type(card).__name__}, not an object")
-    if lacking := [key for key in types if key not in card]:
-        raise BadInput(f"{path} is damaged, or not written by adaptkit: it lacks {', '.join(lacking)}")
-    # JSON's true and false are whole numbers to Python.
+    if missing := [key for key in types if key not in card]:
+        raise BadInput(f"{path} is damaged, or not written by adaptkit: it lacks {', '.join(missing)}")
+    # In Python, true and false of JSON are whole numbers.
     wrong = [key for key, kind in types.items() if not isinstance(card[key], kind) or isinstance(card[key], bool)]
     if wrong:
         raise BadInput(f"{path} is damaged: {', '.join(wrong)} cannot be {', '.join(repr(card[key]) for key in wrong)}")
@@ -86,13 +86,13 @@ def read_card(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
 
 
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file; raise BadInput when it is damaged, or has another sha256."""
+    """Read a safetensors file; raise BadInput if it is damaged or has another sha256."""
     try:
         content = read_file(path, None)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
-    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise BadInput(f"{path} is damaged: its sha256 is {found}, and {CARD} says {sha256}")
+    if sha256 is not None and (actual := hashlib.sha256(content).hexdigest()) != sha256:
+        raise BadInput(f"{path} is damaged: its sha256 is {actual}, and {CARD} says {sha256}")
     try:
         return unpack(content)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -100,14 +100,13 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
 
 
 def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str) -> tuple[str, ...]:
-    """Put an adapter onto an adapted fresh base, in place; return the names of its tensors.
+    """Load an adapter into a fresh base that its strategy has adapted, in place; return the names of its tensors.
 
-    The fingerprint is that of the base's weights. Raises BadInput when the adapter belongs to another base, is damaged,
-    or does not fit the model.
+    Raises BadInput if the adapter belongs to a base with another fingerprint, is damaged, or does not fit the model.
     """
     card = read_card(folder / CARD, {"base_fingerprint": str, "sha256": str, "card_sha256": str})
     if card_digest(card) != card["card_sha256"]:
-        raise BadInput(f"{folder / CARD} was altered: it is not what was written when the adapter was made")
+        raise BadInput(f"{folder / CARD} was changed since the adapter was written: its checksum does not match")
     if card["base_fingerprint"] != base_fingerprint:
         raise BadInput(f"the adapter was made for base {card['base_fingerprint']}, not {base_fingerprint}")
     tensors = read_weights(folder / WEIGHTS, card["sha256"])
@@ -116,7 +115,7 @@ def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str) -> tuple
 
 
 def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Put an adapter's tensors into an adapted model, in place; raise BadInput unless they are what it trains."""
+    """Load an adapter's tensors into an adapted model, in place; raise BadInput unless they fit what it trains."""
     own = model.state_dict()
     problems = {
         "has tensors that are not the model's": [name for name in tensors if name not in own],
@@ -134,12 +133,12 @@ def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
             if parameter.requires_grad and name in own and name not in tensors
         ],
     }
-    told = [
+    lines = [
         f"the adapter does not fit the model: it {what}: {', '.join(sorted(names)[:3])}"
         + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         for what, names in problems.items()
         if names
     ]
-    if told:
-        raise BadInput(*told)
+    if lines:
+        raise BadInput(*lines)
     model.load_state_dict(dict(tensors), strict=False)

@@ -1,4 +1,4 @@
-"""Write an adapter of LoRA as the folder that Hugging Face PEFT loads."""
+"""Read and write LoRA adapters in the format of Hugging Face PEFT."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adaptkit.errors import BadInput
 
 @dataclass(frozen=True)
 class Update:
-    """LoRA's update of one layer: A `[rank, in, ...]`, B `[out, rank, ...]`, and DoRA's lengths of each output."""
+    """LoRA's update of one layer: A `[rank, in, ...]`, B `[out, rank, ...]`, and DoRA's magnitudes."""
 
     down: Tensor
     up: Tensor
@@ -32,7 +32,7 @@ class Update:
         return self.down.shape[0] // self.up.shape[1]
 
     def merged(self, weight: Tensor) -> Tensor:
-        """Return the weight of the layer with the update folded in."""
+        """Return the weight of the layer with the update added."""
         rank = self.up.shape[1]
         up = self.up.reshape(self.groups, -1, rank)
         down = self.down.reshape(self.groups, rank, -1)
@@ -45,7 +45,7 @@ class Update:
 
 
 def widened(down: Tensor, groups: int) -> Tensor:
-    """Return the A of a grouped convolution as PEFT has it, over all channels; those of other groups count nothing.
+    """Return the A of a grouped convolution in PEFT's shape: over all channels, with zeros for other groups.
 
     `[rank, in / groups, h, w]` becomes `[rank, in, h, w]`.
     """
@@ -58,7 +58,7 @@ def widened(down: Tensor, groups: int) -> Tensor:
 
 
 def narrowed(wide: Tensor, groups: int) -> Tensor | None:
-    """Return what `widened` was given, or None where channels of other groups count: that cannot be merged."""
+    """Undo `widened`; return None if the update connects different groups, which cannot be merged."""
     rank, width = wide.shape[0] // groups, wide.shape[1] // groups
     parts = [
         wide[group * rank : (group + 1) * rank, group * width : (group + 1) * width].clone() for group in range(groups)
@@ -68,7 +68,7 @@ def narrowed(wide: Tensor, groups: int) -> Tensor | None:
 
 
 def misread(base: nn.Module, dora: bool) -> Mapping[str, str]:
-    """Return the names of a model's layers whose update PEFT (0.21) would compute otherwise than ours, with why.
+    """Return the layers, by name, on which PEFT (0.21) computes a different update than adaptkit, with the reason.
 
     PEFT's A has the layer's kernel, stride and padding, but neither its dilation nor its padding mode
     (huggingface/peft#3697).
@@ -80,7 +80,9 @@ def misread(base: nn.Module, dora: bool) -> Mapping[str, str]:
         for layer in (encoder.linear1, encoder.linear2)
     }
     reasons = {
-        name: "torch reads its weight past PEFT's layer" if id(layer) in read_directly else _reason(layer, dora)
+        name: "torch reads its weight without calling PEFT's layer"
+        if id(layer) in read_directly
+        else _reason(layer, dora)
         for name, layer in base.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d)
     }
@@ -102,7 +104,7 @@ def _reason(layer: nn.Linear | nn.Conv2d, dora: bool) -> str:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
-#: fields of PEFT's configuration that say nothing more of a trained adapter, or that its tensors say better
+#: fields of PEFT's configuration without effect on a trained adapter, or already contained in its tensors
 SILENT = frozenset(
     (
         *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
@@ -117,19 +119,20 @@ READ = frozenset(
         *("r", "rank_pattern", "use_dora", "use_rslora"),
     )
 )
-#: ways to draw the first A and B that leave the base as it is
+#: initialisations of A and B that do not change the base
 DRAWS = (True, False, "gaussian", "orthogonal", "eva")
-#: where PEFT keeps a module to save, and what it was
+#: names under which PEFT keeps a module to save and its original
 WRAPPERS = ("modules_to_save", "original_module")
 FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector(\.weight)?)")
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """A PEFT adapter as ours: LoRA's options, the tensors under our names, and the modules that are saved whole.
+    """A PEFT adapter in adaptkit's terms: options of LoRA, tensors, and the modules that are saved as a whole.
 
-    `train_head` is true where a linear layer is saved whole; whether that is the model's head, the model knows.
-    `doubled` are the layers that were written whole beside their factors, since PEFT would compute those otherwise.
+    The option `train_head` is true if a linear layer is saved as a whole; the caller must check that it is the model's
+    head. `doubled` are layers that are saved both as a whole and by their factors, since PEFT computes the factors
+    differently.
     """
 
     options: Mapping[str, Any]
@@ -138,7 +141,7 @@ class PeftAdapter:
     doubled: tuple[str, ...] = ()
 
     def differs(self, base: nn.Module) -> Mapping[str, str]:
-        """Return the layers of the base on which PEFT (0.21) gives other outputs for this adapter than we, and why."""
+        """Return the layers of the base on which PEFT (0.21) gives other outputs for this adapter, with the reason."""
         reasons = misread(base, bool(self.options["dora"]))
         return {
             name: reason
@@ -148,19 +151,21 @@ class PeftAdapter:
 
 
 def adapter_of(folder: Path) -> PeftAdapter:
-    """Return what is in a folder that PEFT's `save_pretrained` wrote; nothing is unpickled.
+    """Read a folder that PEFT's `save_pretrained` wrote, without unpickling.
 
-    Raises BadInput for files that are damaged, and for an adapter that is no LoRA as ours is.
+    Raises BadInput for damaged files, and for adapters that adaptkit's LoRA cannot represent.
     """
     config = _config(folder)
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
-        raise BadInput(f"{folder / 'adapter_model.bin'} is a pickle, which is not read; save it as {WEIGHTS} with PEFT")
-    found = read_weights(folder / WEIGHTS)
-    if odd := [key for key in found if not key.startswith(PREFIX) or key == PREFIX]:
-        raise BadInput(f"{folder / WEIGHTS} is not PEFT's: it has {', '.join(sorted(odd)[:3])}")
+        raise BadInput(
+            f"{folder / 'adapter_model.bin'} is a pickle, which adaptkit does not read; save it as {WEIGHTS} with PEFT"
+        )
+    stored = read_weights(folder / WEIGHTS)
+    if odd := [key for key in stored if not key.startswith(PREFIX) or key == PREFIX]:
+        raise BadInput(f"{folder / WEIGHTS} is not a file of PEFT: it has {', '.join(sorted(odd)[:3])}")
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     rest: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, value in found.items():
+    for key, value in stored.items():
         value = value.float() if value.is_floating_point() else value
         name = key.removeprefix(PREFIX)
         if match := FACTOR.fullmatch(name):
@@ -171,9 +176,9 @@ def adapter_of(folder: Path) -> PeftAdapter:
     if foreign := [
         f"{module}.{leaf}" for module, leaves in rest.items() for leaf in leaves if "lora_" in f"{module}{leaf}"
     ]:
-        raise BadInput(f"{folder / WEIGHTS}: no tensors of lora as adaptkit has it: {', '.join(foreign[:3])}")
+        raise BadInput(f"{folder / WEIGHTS}: these tensors do not belong to adaptkit's LoRA: {', '.join(foreign[:3])}")
     if not layers:
-        raise BadInput(f"{folder / WEIGHTS} has no update of LoRA")
+        raise BadInput(f"{folder / WEIGHTS} has no LoRA update")
     tensors: dict[str, Tensor] = {}
     problems: list[str] = []
     for name, parts in layers.items():
@@ -187,9 +192,9 @@ def adapter_of(folder: Path) -> PeftAdapter:
     for module, leaves in rest.items():
         owner, _, part = module.rpartition(".")
         if part in WRAPPERS and owner in rest:
-            continue  # with `bias="all"` PEFT writes the biases of a module to save under these names, too
+            continue  # with `bias="all"` PEFT also writes the biases of a module to save under these names
         if module in layers and "weight" in leaves:
-            continue  # a layer that was written whole for PEFT's sake, beside its factors
+            continue  # a layer that is also saved as a whole, for PEFT
         place = f"{module}.base_layer" if module in layers else module
         tensors |= {f"{place}.{leaf}".strip("."): value for leaf, value in leaves.items()}
         saved += [module] if [*leaves] != ["bias"] else []
@@ -204,11 +209,11 @@ def adapter_of(folder: Path) -> PeftAdapter:
         "bias": config["bias"],
     }
     doubled = tuple(name for name in layers if "weight" in rest[name])
-    return PeftAdapter(options, tensors, tuple(saved), doubled)
+    return PeftAdapter(options=options, tensors=tensors, modules_to_save=tuple(saved), doubled=doubled)
 
 
 def exactly(name: str) -> str:
-    """Return a pattern for `targets` that fits this name, also where that is one of its words or names a type."""
+    """Return a pattern for `targets` that matches exactly this name, even if it is a word such as `all` or a type."""
     escaped = "".join(f"[{letter}]" if letter in "[*?" else letter for letter in name)
     is_word = name in ("all", "auto", "conv", "linear") or (name[0].isupper() and name.isidentifier())
     return f"[{name[0]}]{name[1:]}" if is_word else escaped
@@ -218,7 +223,7 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     card = read_card(path, {"peft_type": str})
     if card["peft_type"] != "LORA":
-        raise BadInput(f"{path}: peft_type {card['peft_type']} cannot be imported; LORA can")
+        raise BadInput(f"{path}: peft_type {card['peft_type']} cannot be imported; only LORA is supported")
     config = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none", "use_rslora": False, "use_dora": False}
     config |= {"rank_pattern": {}, "alpha_pattern": {}, "init_lora_weights": True}
     config |= {key: value for key, value in card.items() if value is not None or key not in config}
@@ -229,8 +234,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _faults(config: Mapping[str, Any]) -> Iterator[str]:
-    """Say what of a configuration is not valid, or not known here."""
-    proper = {
+    """Yield the invalid and unknown fields of a configuration."""
+    checks = {
         "r": _is_number(config["r"], int) and config["r"] >= 1,
         "lora_alpha": _is_number(config["lora_alpha"], int | float) and 0 < config["lora_alpha"] < math.inf,
         "lora_dropout": _is_number(config["lora_dropout"], int | float) and 0 <= config["lora_dropout"] < 1,
@@ -240,11 +245,11 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
         "rank_pattern": _is_pattern(config["rank_pattern"]),
         "alpha_pattern": _is_pattern(config["alpha_pattern"]),
     }
-    yield from (f"{key} cannot be {config[key]!r}" for key, fine in proper.items() if not fine)
+    yield from (f"{key} cannot be {config[key]!r}" for key, valid in checks.items() if not valid)
     if config["init_lora_weights"] not in DRAWS:
         yield f"init_lora_weights={config['init_lora_weights']} changes the base; convert the adapter to LoRA with PEFT"
     unknown = sorted(key for key, value in config.items() if value and key not in SILENT | READ)
-    yield from (f"{key} is not known to adaptkit's lora" for key in unknown)
+    yield from (f"{key} is not supported by adaptkit's lora" for key in unknown)
 
 
 def _is_number(value: Any, kind: Any) -> bool:
@@ -261,7 +266,10 @@ def _is_pattern(value: Any) -> bool:
 
 
 def _read_factors(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the update of one layer under our names; raise ValueError, worded to follow its name, for another's."""
+    """Return the update of one layer under adaptkit's names.
+
+    Raises ValueError with a message that follows the layer's name.
+    """
     wanted = {"A", "B"} | ({"magnitude_vector"} if config["use_dora"] else set())
     if set(parts) != wanted:
         raise ValueError(f"has {', '.join(sorted(parts))} where {', '.join(sorted(wanted))} belong")
@@ -293,7 +301,7 @@ def _read_factors(name: str, parts: Mapping[str, Tensor], config: Mapping[str, A
 
 
 def _of(name: str, pattern: Mapping[str, Any], otherwise: Any) -> Any:
-    """Return the value of the first key that fits a name, as PEFT finds it."""
+    """Return the value of the first pattern that matches a name, as PEFT does."""
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
 
 
@@ -303,9 +311,9 @@ def _scaling(alpha: float, rank: int, config: Mapping[str, Any]) -> float:
 
 __all__ = ["CONFIG", "WEIGHTS", "PeftAdapter", "adapter_of", "peft_folder", "written_whole"]
 
-#: the version of PEFT whose files these are
+#: the version of PEFT whose format is written
 PEFT_VERSION = "0.21.2"
-#: PEFT's word for a configuration that wraps no layer
+#: target in PEFT's configuration if it wraps no layer
 NO_TARGETS = "dummy-target-modules"
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector.weight"
 
@@ -313,11 +321,11 @@ DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vecto
 def peft_folder(
     tensors: Mapping[str, Tensor], options: Mapping[str, Any], targets: Sequence[str], base: nn.Module | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what PEFT's two files hold, given an adapter's tensors, LoRA's options and the layers that are adapted.
+    """Return the tensors and the configuration that PEFT's two files contain.
 
-    With the plain `base`, layers that PEFT would compute wrongly are written whole, in `modules_to_save`, beside their
-    factors, which PEFT passes over. Without it their factors are all there is. Raises BadInput for what PEFT cannot
-    express.
+    `tensors` and `options` are those of a LoRA adapter, and `targets` the names of its layers. With the plain model
+    `base`, layers that PEFT computes differently are also saved as a whole, in `modules_to_save`; PEFT then ignores
+    their factors. Raises BadInput for an adapter that the format cannot represent.
     """
     updates = _updates(tensors, options)
     missing = [name for name in targets if name not in updates and not any(key.startswith(name) for key in tensors)]
@@ -329,14 +337,14 @@ def peft_folder(
         whole[name] = {}
     if base is not None:
         _check_places(base, [*updates, *whole])
-    # PEFT saves every module whose name has such an end.
+    # PEFT also saves every module whose name ends like one of these.
     also = [name for name in modules if name not in whole and name.endswith(tuple(whole))] if whole else []
     kept = [name for name in updates if name not in whole and name not in also]
     if lost := [name for name in kept if any(re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in whole)]:
-        raise BadInput(f"PEFT would leave out {', '.join(lost)}: its names would fit modules_to_save, too")
+        raise BadInput(f"PEFT would leave out {', '.join(lost)}: modules_to_save would match these names too")
     written: dict[str, Tensor] = {}
     for name in [*whole, *also]:
-        state = _whole(name, whole.get(name, {}), updates.get(name), tensors, modules)
+        state = _whole(name, whole.get(name, {}), update=updates.get(name), tensors=tensors, modules=modules)
         written |= {f"{PREFIX}{name}.{leaf}": value for leaf, value in state.items()}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
@@ -374,7 +382,7 @@ def peft_folder(
 def written_whole(
     tensors: Mapping[str, Tensor], options: Mapping[str, Any], base: nn.Module | None
 ) -> Mapping[str, str]:
-    """Return which adapted layers are written whole, merged, since PEFT would compute them otherwise, and why."""
+    """Return the adapted layers that are saved as a whole because PEFT computes them differently, with the reason."""
     reasons = misread(base, bool(options["dora"])) if base is not None else {}
     return {name: reason for name, reason in reasons.items() if name + DOWN in tensors}
 
@@ -383,7 +391,7 @@ def _updates(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[
     rank = options["rank"]
     scaling = options["alpha"] / (math.sqrt(rank) if options["rslora"] else rank)
     return {
-        name: Update(tensors[key], tensors[name + UP], scaling, tensors.get(name + MAGNITUDE))
+        name: Update(down=tensors[key], up=tensors[name + UP], scaling=scaling, magnitude=tensors.get(name + MAGNITUDE))
         for key in tensors
         if key.endswith(DOWN) and (name := key.removesuffix(DOWN)) + UP in tensors
     }
@@ -392,7 +400,7 @@ def _updates(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[
 def _others(
     tensors: Mapping[str, Tensor], updates: Mapping[str, Update]
 ) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """Return what else an adapter holds: the tensors of modules that were trained whole, and the keys of biases."""
+    """Return the other tensors of an adapter: those of modules trained as a whole, and the keys of biases."""
     factors = {name + end for name in updates for end in (DOWN, UP, MAGNITUDE)}
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key in tensors:
@@ -404,25 +412,26 @@ def _others(
     ]
     whole = {module: leaves for module, leaves in found.items() if [*leaves] != ["bias"]}
     if odd := [name for name in whole if not name or name.endswith(".base_layer")]:
-        told = [f"{name}.{leaf}".strip(".") for name in odd for leaf in whole[name]]
-        raise BadInput(f"PEFT's files of LoRA have no place for {', '.join(told)}")
+        names = [f"{name}.{leaf}".strip(".") for name in odd for leaf in whole[name]]
+        raise BadInput(f"PEFT's format for LoRA cannot store {', '.join(names)}")
     return whole, biases
 
 
 def _whole(
     name: str,
     trained: Mapping[str, Tensor],
+    *,
     update: Update | None,
     tensors: Mapping[str, Tensor],
     modules: Mapping[str, nn.Module],
 ) -> Mapping[str, Tensor]:
-    """Return all of a module's state: what was trained, and the base's for the rest."""
+    """Return the complete state of a module: its trained tensors, and the base's for the rest."""
     if name not in modules:
         if "weight" not in trained:
-            raise BadInput(f"PEFT saves {name} whole or not at all; its weights are the base's, which is not given")
+            raise BadInput(f"PEFT saves {name} as a whole, but its weights belong to the base, which was not passed")
         return trained
     if any(modules[name].children()):
-        raise BadInput(f"PEFT would take {name} for a module to save, too: its name ends like that of one that is")
+        raise BadInput(f"PEFT would also save {name}, since its name ends like that of a module to save")
     state = dict(modules[name].state_dict()) | dict(trained)
     if update is not None:
         state["weight"] = update.merged(state["weight"].to(update.up))
@@ -449,7 +458,7 @@ def _check_places(base: nn.Module, names: Iterable[str]) -> None:
 
 
 def _target_modules(names: Sequence[str], modules: Iterable[str]) -> list[str] | str:
-    """Return the names, or a pattern where PEFT would take a longer name with the same end for one of them."""
+    """Return the names of target layers, or a pattern if PEFT would also match longer names with the same end."""
     if not names:
         return NO_TARGETS
     ends = tuple(f".{name}" for name in names)
@@ -460,5 +469,5 @@ def _target_modules(names: Sequence[str], modules: Iterable[str]) -> list[str] |
 
 
 def _number(value: float) -> float:
-    """Return a whole number as one, as PEFT writes it."""
+    """Return a whole number as int, as PEFT writes it."""
     return int(value) if float(value).is_integer() else float(value)

@@ -1,4 +1,4 @@
-"""Fingerprint weights, and read and write them as safetensors, never pickle."""
+"""Hash, read and write weights; files are safetensors, and code in pickles is never executed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:
-    """Return the tensors in the bytes of a safetensors file; raise ValueError when they are damaged."""
+    """Return the tensors in the bytes of a safetensors file; raise ValueError if they are damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -44,53 +44,53 @@ def unpack(content: bytes) -> dict[str, Tensor]:
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
-#: keys under which training programs keep the weights in a file of other things; those of an average come first
+#: keys of the weights in checkpoints of other training programs; averaged weights come first
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "weights")
 
-#: what training on several devices, and compiling, put before each name
+#: prefixes of names after training on several devices and after compiling
 PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_weight_file(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a file by their names, in their order.
+    """Return the tensors in a file of weights by name, in their order.
 
-    Raises BadInput, in one line, for a file that cannot be read, holds anything else, or numbers that are not finite.
+    Raises BadInput for a file that cannot be read, contains anything else, or has numbers that are not finite.
     """
     try:
         content = _content(path)
-    except Exception as error:  # torch's reader raises whatever it trips over, IndexError and struct.error among it
-        reason = "it is damaged, or not a file of weights"
-        if "safe_globals" in str(error):  # torch names what it would have to execute
-            reason = "it holds more than tensors; save the model's state_dict() alone"
+    except Exception as error:  # torch's reader raises many kinds of errors, for example IndexError and struct.error
+        reason = "it is damaged or not a file of weights"
+        if "safe_globals" in str(error):  # torch names the code that it would have to execute
+            reason = "it contains more than tensors; save only the state_dict() of the model"
         elif isinstance(error, OSError):
             reason = error.strerror or str(error)
         elif isinstance(error, MemoryError):
-            reason = "it asks for more memory than there is"
+            reason = "it needs more memory than is available"
         raise BadInput(f"weights: {path} cannot be read: {reason}") from None
     if isinstance(content, dict):
         content = next((content[key] for key in NESTED if isinstance(content.get(key), dict)), content)
     pairs = content.items() if isinstance(content, dict) else ()
     if not pairs or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in pairs):
-        raise BadInput(f"weights: {path} does not hold a model's tensors by their names")
+        raise BadInput(f"weights: {path} does not contain a model's tensors by name")
     odd = [name for name, tensor in pairs if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
     if odd:
-        raise BadInput(f"weights: {path} holds numbers that are not finite: {few(odd)}")
+        raise BadInput(f"weights: {path} contains numbers that are not finite: {few(odd)}")
     return {functools.reduce(str.removeprefix, PREFIXES, name): tensor for name, tensor in pairs}
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a file, computed anew only when the file was written again."""
+    """Return the sha256 of a file; it is cached until the file changes."""
     return _sha256(*stamp(path))
 
 
 def stamp(path: Path) -> tuple[Path, int, int]:
-    """Return a file with what changes when it is written again."""
+    """Return the path, modification time and size of a file, which identify its content."""
     about = path.stat()
     return path.absolute(), about.st_mtime_ns, about.st_size
 
 
 def few(names: Sequence[str], count: int = 3) -> str:
-    """Return the first of some names as words."""
+    """Return the first few names as text."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 

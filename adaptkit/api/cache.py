@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adaptkit.data.sets.image_files import read_record
 from adaptkit.errors import BadInput, suggestion
-from adaptkit.experiment.base_cache import remove_base, stored_base, used
+from adaptkit.experiment.base_cache import last_used, remove_base, stored_base
 from adaptkit.system.folders import cache_folder
 from adaptkit.training.frozen.features import sound
 
@@ -102,7 +102,7 @@ def _require_folder(path: Path) -> None:
 def _bases(kind: str) -> Iterator[Entry]:
     for folder in _children(cache_folder() / "bases"):
         if folder.is_dir():
-            yield Entry(kind, folder, sum(path.stat().st_size for path in folder.iterdir()), used(folder.name))
+            yield Entry(kind, folder, sum(path.stat().st_size for path in folder.iterdir()), last_used(folder.name))
 
 
 def _files(pattern: str) -> Callable[[str], Iterator[Entry]]:

@@ -22,6 +22,7 @@ from adaptkit.models.formats.format import Exported, Format, Logits, find_format
 from adaptkit.models.run_images import check_images, own_images
 from adaptkit.models.trained import TrainedRun, find_trained, given_plugins
 from adaptkit.training.evaluation import CPU_BATCH, predict_logits
+from adaptkit.training.objective import accuracy, predict_classes
 from adaptkit.version import __version__
 
 
@@ -66,7 +67,7 @@ def verify(
         gap, agreement = float("nan"), 0.0
         if ours.shape == expected.shape:
             gap = float((ours - expected).abs().max())
-            agreement = float((ours.argmax(1) == expected.argmax(1)).float().mean())
+            agreement = accuracy(ours, predict_classes(expected))
         verifications.append(
             Verification(
                 by=name,

@@ -37,14 +37,15 @@ from adaptkit.names import (
     SPLIT_FILE,
     VERSION_TAG,
 )
+from adaptkit.plugins.components import make_checked
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.offers import make_checked
 from adaptkit.settings.files import read_config
 from adaptkit.strategies.lora import LoRA
 from adaptkit.system.files import sha256_of
 from adaptkit.tracking.environment import source_tags
 from adaptkit.tracking.store import Store, errors_as_lines, open_store
-from adaptkit.training.evaluation import predict_logits, share_right
+from adaptkit.training.evaluation import predict_logits
+from adaptkit.training.objective import accuracy
 from adaptkit.training.trainable import adapt, count
 from adaptkit.version import __version__
 
@@ -144,7 +145,7 @@ def import_peft(
     tensors = (*model.parameters(), *model.buffers())
     strategy, options = make_checked("lora", LoRA, adapter.options)
     try:
-        adapt(model, strategy, 0)
+        adapt(model, strategy, init_seed=0)
         inherited = Inherited.of(model, tensors)
         fit_adapter(adapter.tensors, model)
         for parameter_name, parameter in model.named_parameters():
@@ -184,7 +185,7 @@ def _require_same(folder: Path, model: nn.Module, base: TrainedRun, options: Map
     """Load the saved adapter onto a fresh base; raise RunFailed if the result differs from the evaluated model."""
     fresh = base.base()
     strategy, _ = make_checked("lora", LoRA, options)
-    adapt(fresh, strategy, 0)
+    adapt(fresh, strategy, init_seed=0)
     load_adapter(folder, fresh, base.base_fingerprint)
     loaded = fresh.state_dict()
     lost = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, loaded[name])]
@@ -200,7 +201,7 @@ def _evaluated(
         _, domains = run_data(base.stored, plugins)
         wanted = {name: test for name, test in domains.tests.items() if name == "clean" or base.stored.kind != "base"}
         metrics = {
-            METRICS[name]: share_right(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
+            METRICS[name]: accuracy(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
         }
     except Exception as error:  # any error of a data set that is missing or cannot be downloaded
         reason = "; ".join(error.problems) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"

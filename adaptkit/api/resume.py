@@ -161,7 +161,7 @@ def resume_run(
     try:
         with _in_folder(interrupted.record.folder), Seat() as seat, _threads(interrupted.record.threads):
             experiment, plugins = _prepared(interrupted, request, watch)
-            return _continued(interrupted, experiment, plugins, seat, request, watch)
+            return _continued(interrupted, experiment, plugins, seat=seat, request=request, watch=watch)
     except KeyboardInterrupt as error:
         if not getattr(error, "__notes__", ()):  # interrupted before training
             error.add_note(f"To resume:  adaptkit resume {run_id}")
@@ -194,6 +194,7 @@ def _continued(
     interrupted: InterruptedRun,
     experiment: Experiment,
     plugins: Plugins,
+    *,
     seat: Seat,
     request: ResumeRequest,
     watch: Watch,
@@ -202,12 +203,19 @@ def _continued(
     with ExitStack() as stack:
         begun = gather(interrupted, experiment, stack)
         if begun.base_fingerprints:
-            _require_base(interrupted, begun, experiment, plugins, seat, watch)
+            _require_base(interrupted, begun, experiment, plugins=plugins, seat=seat, watch=watch)
         is_group = record.kind == "comparison"
         tracker, collector = stack.enter_context(Tracker(store, resumed=begun.resumed)), Collector()
         report = request.report or (None if record.report is None else Path(record.report))
         recovery = Recovery(
-            experiment, tracker, record.reuse, watch.notice, report, begun.resumed, begun.claims, parent=record.parent
+            experiment=experiment,
+            tracker=tracker,
+            reuse=record.reuse,
+            notice=watch.notice,
+            report=report,
+            resumed=begun.resumed,
+            claims=begun.claims,
+            parent=record.parent,
         )
         for resumed in begun.resumed.values():
             count_again(store.client, resumed.run_id)
@@ -220,16 +228,16 @@ def _continued(
             stack.enter_context(tracker.grouped(checked.group_name, checked.shared_params(), recorded))
         stack.enter_context(resumable(recovery, request.tracking_uri))
         if record.kind == "base":
-            outcome = _base_alone(experiment, plugins, tracker, recovery, watch)
+            outcome = _base_alone(experiment, plugins, tracker=tracker, recovery=recovery, watch=watch)
         else:
             outcome = execute(
                 experiment,
                 plugins,
-                seat,
+                seat=seat,
                 tracker=tracker,
                 feature_cache=record.reuse,
                 notice=watch.notice,
-                keeping=recovery,
+                recovery=recovery,
                 done=begun.done,
             )
         outcome = with_ids(outcome, tracker)
@@ -257,6 +265,7 @@ def _require_base(
     interrupted: InterruptedRun,
     begun: ResumedGroup,
     experiment: Experiment,
+    *,
     plugins: Plugins,
     seat: Seat,
     watch: Watch,
@@ -266,24 +275,31 @@ def _require_base(
     if base is None:
         watch.notice(f"{interrupted.record.name}: the cache no longer holds its base; it is trained again")
         unwatched = dataclasses.replace(plugins, watched=False)
-        base, _, _ = obtain_base(experiment, unwatched, None, False, watch.notice)
+        base = obtain_base(experiment, unwatched, notice=watch.notice).base
     if others := begun.base_fingerprints - {base.fingerprint}:
         before = sorted(others)[0][:12]
         raise _not_resumable(interrupted, f"its base was {before}, and is {base.fingerprint[:12]}")
     for arm in experiment.request.arms:
         for seed in experiment.request.settings.seed:
-            described = describe_run(experiment, base, None, arm, seed, seat.company())
+            described = describe_run(experiment, base, base_run_id=None, arm=arm, seed=seed, company=seat.company())
             begun.require_same(interrupted, described)
 
 
 def _base_alone(
-    experiment: Experiment, plugins: Plugins, tracker: Tracker, recovery: Recovery, watch: Watch
+    experiment: Experiment, plugins: Plugins, *, tracker: Tracker, recovery: Recovery, watch: Watch
 ) -> RunOutcome:
-    base, run_id, cached = obtain_base(experiment, plugins, tracker, False, watch.notice, recovery)
-    accuracy = base.epochs[-1].test_accuracy if base.epochs else None
+    obtained = obtain_base(experiment, plugins, tracker=tracker, notice=watch.notice, recovery=recovery)
+    base = obtained.base
     return RunOutcome(
-        plan=dataclasses.replace(experiment.plan, base_cached=cached),
-        base=BaseSummary(base.fingerprint, run_id, cached, accuracy, None, base.epochs),
+        plan=dataclasses.replace(experiment.plan, base_cached=obtained.cached),
+        base=BaseSummary(
+            fingerprint=base.fingerprint,
+            run_id=obtained.run_id,
+            cached=obtained.cached,
+            test_accuracy=base.epochs[-1].test_accuracy if base.epochs else None,
+            shifted_accuracy=None,
+            epochs=base.epochs,
+        ),
         runs=(),
         data_fingerprint=experiment.domains.fingerprint,
     )

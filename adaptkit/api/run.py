@@ -204,7 +204,7 @@ def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
                 outcome = execute(
                     experiment,
                     plugins,
-                    seat,
+                    seat=seat,
                     refresh_base=refresh_base,
                     feature_cache=request.feature_cache,
                     notice=notice,
@@ -228,17 +228,19 @@ def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
             shared_threads(seat.company().others, notice),
         ):
             reuse = request.feature_cache and features_allowed()
-            recovery = Recovery(experiment, tracker, reuse, notice, request.report)
+            recovery = Recovery(
+                experiment=experiment, tracker=tracker, reuse=reuse, notice=notice, report=request.report
+            )
             with resumable(recovery, request.tracking_uri):
                 outcome = execute(
                     experiment,
                     plugins,
-                    seat,
+                    seat=seat,
                     tracker=tracker,
                     refresh_base=refresh_base,
                     feature_cache=request.feature_cache,
                     notice=notice,
-                    keeping=recovery,
+                    recovery=recovery,
                 )
                 outcome = with_ids(outcome, tracker)
                 recorded = close_group(outcome, judge_outcome(outcome, collector), tracker, request.report)

@@ -18,12 +18,12 @@ from adaptkit.experiment.base_cache import stored_base
 from adaptkit.experiment.outcome import RunSummary
 from adaptkit.names import FINAL_SHIFTED_ACCURACY, SWEEP_FILE
 from adaptkit.sweeps.engines.engine import connected, store_notices
-from adaptkit.sweeps.engines.tasks import Setting, Task, Tell, ignore
+from adaptkit.sweeps.engines.tasks import EngineSettings, Task, Tell, ignore
 from adaptkit.sweeps.engines.worker import Place, Work
 from adaptkit.sweeps.grid import GridCell, collect_grid, expand, shown
 from adaptkit.sweeps.outcome import SweepOutcome, SweepPlan, SweepTrial
 from adaptkit.sweeps.planning import PlannedTrial, Prepared, prepare_sweep
-from adaptkit.sweeps.shared import alone, grouped, key_of, make_material, obtain_bases
+from adaptkit.sweeps.shared import alone, grouped, key_of, make_shared_inputs, obtain_bases
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.store import Store, existing_store, open_store
@@ -51,7 +51,7 @@ class SweepRequest(TrainingRequest):
 
     cells: Sequence[GridCell]
     grid: Mapping[str, tuple[Any, ...]]
-    engine: Setting = field(default_factory=Setting)
+    engine: EngineSettings = field(default_factory=EngineSettings)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -165,7 +165,7 @@ def sweep(
     request = SweepRequest(
         cells=expand(layers, varied, loaded, problems),
         grid=varied,
-        engine=Setting(engine, jobs, engine_options or {}),
+        engine=EngineSettings(engine, jobs, engine_options or {}),
         limits=Limits(max_trials, time_budget, retry_failed),
         plugins=loaded,
         **conditions(arguments),
@@ -201,7 +201,13 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
         for message in (*store.notices, *store_notices(store, machines)):
             watch.notice(message)
         with shared_threads(seat.company().others, watch.notice):
-            bases = obtain_bases(prepared.experiments, plugins, store, request.refresh_base, watch.notice)
+            bases = obtain_bases(
+                prepared.experiments,
+                plugins=plugins,
+                store=store,
+                refresh_base=request.refresh_base,
+                notice=watch.notice,
+            )
             keys = [prepared.key(trial, bases[trial.stage].base.fingerprint) for trial in prepared.trials]
             key = key_of(keys)
             with alone(store, key), grouped(store, key, _name(prepared), _params(prepared)) as group:
@@ -217,12 +223,21 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
                 statuses = {number: record.status for number, record in records.items()}
                 watch.planned(prepared.plan(request.engine.jobs or 1, statuses))
                 if left:
-                    materials = [
-                        make_material(experiment, base.base, base.run_id, plugins, seat, request.feature_cache)
+                    inputs = [
+                        make_shared_inputs(
+                            experiment, base, plugins=plugins, seat=seat, feature_cache=request.feature_cache
+                        )
                         for experiment, base in zip(prepared.experiments, bases, strict=True)
                     ]
-                    place = Place.of(store, group.run_id, plugins, request.feature_cache)
-                    work = Work(place, materials, plugins, store, seat, request.engine.jobs)
+                    place = Place.of(store, group.run_id, plugins=plugins, feature_cache=request.feature_cache)
+                    work = Work(
+                        place=place,
+                        inputs=inputs,
+                        plugins=plugins,
+                        store=store,
+                        seat=seat,
+                        jobs=request.engine.jobs,
+                    )
                     with engine.start(work) as runner:
                         for ended in runner.run(_tasks(prepared, left, limits), watch.tell):
                             trial = prepared.trials[ended.task.number - 1]

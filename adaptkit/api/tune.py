@@ -25,10 +25,10 @@ from adaptkit.settings.request import Request
 from adaptkit.settings.resolve import LR, Layer, resolve
 from adaptkit.settings.settings import parse_seeds
 from adaptkit.sweeps.engines.engine import connected, store_notices
-from adaptkit.sweeps.engines.tasks import Setting, Tell, ignore
+from adaptkit.sweeps.engines.tasks import EngineSettings, Tell, ignore
 from adaptkit.sweeps.engines.worker import Place, Work
 from adaptkit.sweeps.outcome import SweepTrial
-from adaptkit.sweeps.shared import ParentRun, alone, grouped, key_of, make_material, obtain_bases, without_tests
+from adaptkit.sweeps.shared import ParentRun, alone, grouped, key_of, make_shared_inputs, obtain_bases, without_tests
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.store import open_store
@@ -63,7 +63,7 @@ class TuneRequest(TrainingRequest):
     """A checked tuning, with the engine and the conditions of its runs."""
 
     tuning: Tuning
-    engine: Setting = field(default_factory=Setting)
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def tune(
             tuning_seeds=tuning_seeds,
             method=search,
         ),
-        engine=Setting(engine, jobs, engine_options or {}),
+        engine=EngineSettings(engine, jobs, engine_options or {}),
         plugins=loaded,
         **conditions(arguments),
     )
@@ -244,32 +244,49 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
         experiment = prepare(tuning.request, refresh_base=request.refresh_base)
         checked = experiment.request
         fits = functools.partial(can_be_adapted, build_model(checked, experiment.domains))
-        spaces = make_spaces(checked.arms, tuning.spaces, tuning.given, fits)
-        search = Search(spaces, tuning.trials, tuning.method, derive_seed(tuning.tuning_seeds[0], "tuning"))
-        budget = budget_of(experiment, tuning.trials, tuning.method, tuning.tuning_seeds)
+        spaces = make_spaces(checked.arms, texts=tuning.spaces, given=tuning.given, fits=fits)
+        seed = derive_seed(tuning.tuning_seeds[0], "tuning")
+        search = Search(spaces, trials=tuning.trials, method=tuning.method, seed=seed)
+        budget = budget_of(experiment, trials=tuning.trials, method=tuning.method, tuning_seeds=tuning.tuning_seeds)
         store = open_store(request.tracking_uri, checked.settings.experiment)
         for message in (*store.notices, *store_notices(store, machines)):
             watch.notice(message)
         with shared_threads(seat.company().others, watch.notice):
-            (base,) = obtain_bases([experiment], plugins, store, request.refresh_base, watch.notice)
+            (base,) = obtain_bases(
+                [experiment], plugins=plugins, store=store, refresh_base=request.refresh_base, notice=watch.notice
+            )
             key = _key(tuning, experiment, spaces, base.base.fingerprint)
             sweep_key = key_of([key, *map(str, checked.settings.seed)])
             name = f"tune {', '.join(checked.settings.strategy)}: {budget.trials} trials each"
             params = checked.shared_params() | {f"space.{space.strategy}": space.text for space in spaces}
             with alone(store, sweep_key), grouped(store, sweep_key, name, params, {TUNING_TAG: "1"}) as group:
-                watch.planned(plan_of(budget, spaces, request.engine.jobs or 1, experiment))
-                material = make_material(experiment, base.base, base.run_id, plugins, seat, request.feature_cache)
-                place = Place.of(store, group.run_id, plugins, request.feature_cache)
-                materials = [without_tests(material), material]
-                work = Work(place, materials, plugins, store, seat, request.engine.jobs)
+                watch.planned(plan_of(budget, spaces, jobs=request.engine.jobs or 1, experiment=experiment))
+                shared = make_shared_inputs(
+                    experiment, base, plugins=plugins, seat=seat, feature_cache=request.feature_cache
+                )
+                place = Place.of(store, group.run_id, plugins=plugins, feature_cache=request.feature_cache)
+                work = Work(
+                    place=place,
+                    inputs=[without_tests(shared), shared],
+                    plugins=plugins,
+                    store=store,
+                    seat=seat,
+                    jobs=request.engine.jobs,
+                )
                 strategies = [space.strategy for space in spaces]
                 with (
                     open_studies(study_file(store), key[:16], strategies, search.seed) as studies,
                     engine.start(work) as runner,
                 ):
-                    runs = TuningRuns(experiment, base.base.fingerprint, runner, watch.tell, watch.tried)
+                    runs = TuningRuns(
+                        experiment=experiment,
+                        base_fingerprint=base.base.fingerprint,
+                        engine=runner,
+                        tell=watch.tell,
+                        tried=watch.tried,
+                    )
                     perform = functools.partial(runs.trials, seeds=tuning.tuning_seeds)
-                    results = search.run(studies, perform, fits, watch.notice)
+                    results = search.run(studies, perform=perform, fits=fits, notice=watch.notice)
                     budget = dataclasses.replace(budget, given=len(results[0].trials))
                     tuned = tuple(map(tuned_of, results))
                     watch.tuned(tuned)

@@ -1,1 +1,1 @@
-"""The built-in backbones, loaded through the same hooks as anybody's."""
+"""Built-in backbones, offered through the same hooks as those of other plugins."""

@@ -1,4 +1,4 @@
-"""A model given from Python, as `adaptkit.run(backbone=model)`, in the place of a backbone's name."""
+"""Use a model object as the backbone, as in `adaptkit.run(backbone=model)`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from adaptkit.backbones.structure import find_head, replace_head
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
 
-#: digits that tell the weights of one model from those of another
+#: digits of the sha256 that identifies the weights of a model
 DIGITS = 12
 
 
 def given_backbone(module: nn.Module) -> object:
-    """Return a plugin that offers the backbone `python:CLASS`: copies of this model, which itself is never changed.
+    """Return a plugin with the backbone `python:CLASS`, which builds copies of this model.
 
-    The model takes float images in 0..1 as they are: nothing is normalised. Raises BadInput for a model without a
-    linear layer, with layers that are not initialised yet, or that cannot be copied.
+    The model itself does not change. It receives float images in 0..1 without normalisation. Raises BadInput for a
+    model without a linear layer, with lazy layers that are not initialised, or that cannot be copied.
     """
     title = type(module).__name__
     if not isinstance(module, nn.Module):
@@ -40,21 +40,21 @@ def given_backbone(module: nn.Module) -> object:
         raise BadInput(f"backbone python:{error}") from None
 
     class Python:
-        """A model given from Python, which takes images in 0..1 as they are."""
+        """A model object from Python, which receives images in 0..1 without normalisation."""
 
         name: ClassVar[str] = "python"
         argument: ClassVar[str] = "CLASS"
 
         def __init__(self, model: str) -> None:
             if model != title:
-                raise BadInput(f"backbone python:{model}: the model that was given is python:{title}")
+                raise BadInput(f"backbone python:{model}: the model that was passed is python:{title}")
 
         def build(self, channels: int, size: int, classes: int) -> nn.Module:
-            """Return a copy of the model; its head is a fresh one where it is for another number of classes."""
-            return _built(model, title, channels, size, classes)
+            """Return a copy of the model, with a new head if its number of classes differs."""
+            return _build(model, title, channels=channels, size=size, classes=classes)
 
         def described(self, channels: int, size: int) -> Mapping[str, str]:
-            """Return what tells the model's weights from others."""
+            """Return the id of the model's weights."""
             return {"weights_id": identity()}
 
     @functools.cache
@@ -66,7 +66,7 @@ def given_backbone(module: nn.Module) -> object:
 
 
 class Given:
-    """The plugin around one class that is offered."""
+    """A plugin that offers one backbone class."""
 
     def __init__(self, title: str, offered: type) -> None:
         self.__name__ = f"the model {title}"
@@ -78,7 +78,7 @@ class Given:
         return [self._offered]
 
 
-def _built(model: nn.Module, title: str, channels: int, size: int, classes: int) -> nn.Module:
+def _build(model: nn.Module, title: str, *, channels: int, size: int, classes: int) -> nn.Module:
     made = _copied(model, title)
     head = find_head(made)
     linear = getattr(head, "base_layer", head)
@@ -89,25 +89,25 @@ def _built(model: nn.Module, title: str, channels: int, size: int, classes: int)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = made.eval()(images)
-    except Exception as error:  # whatever the model does not like
+    except Exception as error:  # models raise many kinds of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(
             f"backbone python:{title}: it does not work on images {list(images.shape[1:])} ({reason}); "
-            "another size of images is set by image_size"
+            "set another size of images with image_size"
         ) from None
     for part, training in zip(made.modules(), was_training, strict=True):
         part.training = training
     shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != [len(images), classes]:
         raise BadInput(
-            f"backbone python:{title}: for {len(images)} images it gives {shape}, not logits {[len(images), classes]}; "
-            "its last linear layer must be its classifier"
+            f"backbone python:{title}: its output for {len(images)} images is {shape}, "
+            f"not logits {[len(images), classes]}; its last linear layer must be its classifier"
         )
     return made
 
 
 def _copied(module: nn.Module, title: str) -> nn.Module:
-    """Return a copy on the CPU whose weights can all be trained: strategies decide which are."""
+    """Return a copy on the CPU in which no parameter is frozen, so that strategies can choose."""
     try:
         made = copy.deepcopy(module).cpu()
         for parameter in made.parameters():

@@ -1,4 +1,7 @@
-"""The notebook's CNN: two convolutions, two linear layers; 421,642 parameters for 28x28 grey images and 10 classes."""
+"""A small CNN of two convolutions and two linear layers.
+
+It has 421,642 parameters for grey images of 28x28 pixels and 10 classes.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class SmallCNN:
-    """Two convolutions and two linear layers, for any channels and size."""
+    """Two convolutions and two linear layers, for any image size and number of channels."""
 
     name = "small_cnn"
 
     def build(self, channels: int, size: int, classes: int) -> nn.Module:
-        """Return the model, freshly initialised."""
+        """Return the model with new weights."""
         from adaptkit.backbones.small_cnn_layers import SmallCNNModel
 
         return SmallCNNModel(channels, size, classes)

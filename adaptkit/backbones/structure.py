@@ -1,4 +1,4 @@
-"""Give any model a `head`: its last classifier layer, found anew at each look-up; or a fresh one for other classes."""
+"""The structure of models: head, stages and layers; every model gets a `head`, its last classifier layer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NORMS: tuple[type[nn.Module], ...] = (
 
 
 def called_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-    """Return the layers of these kinds by name, those on whose outputs and weights a strategy can rely.
+    """Return the layers of these types by name that a strategy can safely wrap.
 
-    Left out are layers whose weights are read without calling them, layers whose weights are computed, and
-    convolutions with a forward pass of their own.
+    Layers are left out if other code reads their weights without calling them, if their weights are computed
+    (parametrized), or if they are convolutions with a custom forward pass.
     """
     attentions = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
     unsure = {id(layer) for attention in attentions for layer in attention.modules()}
@@ -40,13 +40,13 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def replace_layer(model: nn.Module, layer: nn.Module, other: nn.Module) -> None:
-    """Put `other` wherever the model holds this layer: one that is shared stays shared."""
+    """Replace a layer everywhere in the model; a shared layer stays shared."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is layer:
                 setattr(parent, name, other)
                 if isinstance(parent, nn.TransformerEncoderLayer):
-                    # Its fast path reads the weights of its layers instead of calling them; this turns it off.
+                    # Disables its fast path, which reads the weights of layers instead of calling them.
                     parent.activation_relu_or_gelu = 0
 
 
@@ -55,7 +55,7 @@ def find_head(model: nn.Module) -> nn.Module:
 
     Raises BadInput if the model has none.
     """
-    found: nn.Module | None = None
+    last: nn.Module | None = None
     wrapped: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if name.startswith(wrapped):
@@ -63,32 +63,32 @@ def find_head(model: nn.Module) -> nn.Module:
         if hasattr(module, "base_layer"):
             wrapped += (f"{name}." if name else "",)
             if isinstance(module.base_layer, nn.Linear):
-                found = module
+                last = module
         elif isinstance(module, nn.Linear):
-            found = module
-    if found is None:
+            last = module
+    if last is None:
         raise BadInput(f"{type(model).__name__} has no linear layer to serve as head")
-    return found
+    return last
 
 
 def replace_head(model: nn.Module, classes: int) -> nn.Linear:
-    """Put a fresh linear layer for so many classes in the place of the last one, and return it.
+    """Replace the last linear layer by a new one for `classes` classes, and return it.
 
-    Raises BadInput if the model has none, or is itself that layer.
+    Raises BadInput if the model has no linear layer, or is itself the linear layer.
     """
-    found = find_head(model)
-    if found is model:
-        raise BadInput(f"{type(model).__name__} is a head alone: a layer in a model can be replaced, not the model")
-    old = getattr(found, "base_layer", found)
+    head = find_head(model)
+    if head is model:
+        raise BadInput(f"{type(model).__name__} consists of its head only; put it into a torch.nn.Sequential")
+    old = getattr(head, "base_layer", head)
     assert isinstance(old, nn.Linear)
     device, dtype = old.weight.device, old.weight.dtype
     fresh = nn.Linear(old.in_features, classes, bias=old.bias is not None, device=device, dtype=dtype)
-    replace_layer(model, found, fresh)
+    replace_layer(model, head, fresh)
     return fresh
 
 
 def with_head(model: nn.Module) -> nn.Module:
-    """Return the model, which now answers `model.head`; its own `head`, if it has one, is left alone."""
+    """Return the model with a property `head`; an existing attribute `head` is left unchanged."""
     if not hasattr(model, "head"):
         model.__class__ = _headed(type(model))  # type: ignore[arg-type]  # classes are hashable
     return model
@@ -96,7 +96,7 @@ def with_head(model: nn.Module) -> nn.Module:
 
 @functools.cache
 def _headed(cls: type[nn.Module]) -> type[nn.Module]:
-    # A subclass with a property, since a second reference to the layer would register it, and its keys, twice.
+    # A property of a subclass, since a second reference would register the layer and its keys twice.
     def reduce(self: nn.Module, protocol: Any) -> Any:
         return _rebuild, (cls,), self.__dict__
 
@@ -109,7 +109,7 @@ def _rebuild(cls: type[nn.Module]) -> nn.Module:
     return headed.__new__(headed)
 
 
-#: A block that holds this share of all parameters besides the head's is not a stage but what the stages are in.
+#: a block with this fraction of all parameters outside the head contains the stages and is not a stage itself
 NEARLY_ALL = 0.9
 
 
@@ -126,7 +126,7 @@ class Stage:
 
     @property
     def last(self) -> nn.Module:
-        """Return the module that gives the stage's output."""
+        """Return the module that computes the stage's output."""
         return self.parts[-1][1]
 
     def parameters(self) -> list[nn.Parameter]:
@@ -137,9 +137,9 @@ class Stage:
 def find_stages(model: nn.Module) -> list[Stage]:
     """Return the stages of a model that has a `head`, in definition order.
 
-    Containers are looked into; blocks with a forward pass of their own are taken as they are, unless the head or
-    nearly all parameters are in them. Normalization layers belong to the stage before them (the first to the stage
-    after). Layers without parameters, and parameters outside of the stages, such as a class token, belong to none.
+    A stage is a block with a custom forward pass, or a layer in a container. Blocks that contain the head or nearly all
+    parameters are divided further. Normalization layers belong to the stage before them, or to the first stage. Layers
+    without parameters, and parameters outside all blocks, such as a class token, belong to no stage.
     """
     stages: list[tuple[tuple[str, nn.Module], ...]] = []
     for part in _parts(model):
@@ -173,7 +173,7 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_container(module: nn.Module) -> bool:
-    # A list has no forward pass; that of a Sequential says nothing that its order does not say.
+    # A ModuleList has no forward pass, and a Sequential only calls its layers in order.
     return type(module).forward in (nn.Module.forward, nn.Sequential.forward)
 
 

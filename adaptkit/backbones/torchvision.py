@@ -1,4 +1,4 @@
-"""The classification models of torchvision, with published weights, with those of a file, or fresh."""
+"""Classification models of torchvision with published weights, weights from a file, or new weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Torchvision:
-    """A classification model of torchvision, with its published weights, a file's, or fresh ones."""
+    """A classification model of torchvision, with published weights, weights from a file, or new weights."""
 
     name: ClassVar[str] = "torchvision"
     argument: ClassVar[str] = "NAME"
@@ -23,13 +23,13 @@ class Torchvision:
     model: str
     weights: str = field(
         default="default",
-        metadata={"help": "default (published ones), none (fresh), or a .safetensors, .pth, .pt or .bin file"},
+        metadata={"help": "default (published), none (new), or a .safetensors, .pth, .pt or .bin file"},
     )
 
     def __post_init__(self) -> None:
         try:
             import torchvision.models  # noqa: F401
-        except Exception as error:  # of many kinds, where its compiled part belongs to another torch
+        except Exception as error:  # many kinds, if its compiled part belongs to another version of torch
             reason = " ".join(str(error).split())
             raise BadInput(
                 f"backbone torchvision:{self.model}: torchvision cannot be imported ({reason}); "
@@ -41,23 +41,23 @@ class Torchvision:
         check_source(self.weights)
 
     def build(self, channels: int, size: int, classes: int) -> nn.Module:
-        """Return torchvision's model for float images in 0..1, which it normalises; grey ones it expands to 3 channels.
+        """Return torchvision's model, which normalises float images in 0..1 and expands grey images to 3 channels.
 
-        Raises BadInput for weights that cannot be had or do not fit, and for images that the model is not for.
+        Raises BadInput for weights that cannot be loaded, and for images that the model does not support.
         """
         from adaptkit.backbones.torchvision_models import build_model
 
-        return build_model(self.model, self.weights, channels, size, classes)
+        return build_model(self.model, self.weights, channels=channels, size=size, classes=classes)
 
     @property
     def image_size(self) -> int:
-        """Return the size that the published weights are used at."""
+        """Return the image size for which the published weights are meant."""
         from adaptkit.backbones.torchvision_models import published_size
 
         return published_size(self.model)
 
     def described(self, channels: int, size: int) -> Mapping[str, str | int]:
-        """Return how the model normalises such images, and which weights it starts from."""
+        """Return the model's normalisation and the id of its initial weights, as facts to record with a run."""
         from adaptkit.backbones.torchvision_models import statistics, weights_id
 
         mean, std = (",".join(f"{value:g}" for value in values) for values in statistics(self.model, channels))

@@ -1,4 +1,4 @@
-"""Build a classification model of torchvision for images of some channels and size."""
+"""Build the classification models of torchvision: architecture, weights and normalisation."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from adaptkit.system.network import ANSWER_WITHIN, answering, bounded_waits
 
 
 def normalising(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """Return the model, which now subtracts the mean and divides by the standard deviation of each channel.
+    """Make a model subtract the mean and divide by the standard deviation of each channel; return the same model.
 
-    Images with one channel are expanded to as many as there are means. A model without a `head` answers it, too.
+    Grey images are expanded to one channel for each mean. A model without a `head` also gets this property.
     """
     for name, values in (("input_mean", mean), ("input_std", std)):
-        # Not persistent: files of weights keep the keys that they had.
+        # Not persistent, so that the keys in files of weights do not change.
         model.register_buffer(name, torch.tensor(tuple(values)).view(1, -1, 1, 1), persistent=False)
     model.__class__ = _normalising(type(model), headed=not hasattr(model, "head"))  # type: ignore[arg-type]
     return model
@@ -37,17 +37,17 @@ def normalising(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -
 
 @functools.cache
 def _normalising(cls: type[nn.Module], headed: bool) -> type[nn.Module]:
-    # A subclass, since a model around the model would put a prefix before each key.
+    # A subclass, since a wrapper around the model would add a prefix to each key.
     def forward(self: Any, x: Tensor) -> Any:
         return cls.forward(self, (x - self.input_mean) / self.input_std)
 
     def extra_repr(self: Any) -> str:
-        # In the recipe of a base: models that normalise otherwise are others, though their weights are the same.
+        # Part of the recipe of a base: a model with the same weights but other normalisation is a different model.
         mean, std = (buffer.flatten().tolist() for buffer in (self.input_mean, self.input_std))
         return ", ".join(filter(None, [cls.extra_repr(self), f"mean={mean}, std={std}"]))
 
     def load(self: Any, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
-        # Files that say nothing of a version are of this one; torchvision's MNASNet takes none without.
+        # Files without a version count as the current one, because torchvision's MNASNet requires a version.
         cls._load_from_state_dict(self, state, prefix, {"version": self._version} | metadata, *rest)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
@@ -67,14 +67,14 @@ def _normalising(cls: type[nn.Module], headed: bool) -> type[nn.Module]:
 
 
 def _rebuild(cls: type[nn.Module], headed: bool) -> nn.Module:
-    made = _normalising(cls, headed)  # type: ignore[arg-type]  # classes are hashable
-    return made.__new__(made)
+    subclass = _normalising(cls, headed)  # type: ignore[arg-type]  # classes are hashable
+    return subclass.__new__(subclass)
 
 
-#: classifiers that only training uses
+#: auxiliary classifiers, which are used in training only
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
-#: names in torchvision's older files, and what they became
+#: names in older files of torchvision, and their replacements
 RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\."), r"\1\2."),
     (re.compile(r"mlp\.linear_1\."), "mlp.0."),
@@ -85,7 +85,7 @@ POSITIONS = "encoder.pos_embedding"
 
 
 def check_source(source: str) -> None:
-    """Raise BadInput, with the nearest name, for a file that is not there or has another ending."""
+    """Raise BadInput for a file that does not exist, with the nearest name, or has an unknown suffix."""
     if source in ("default", "none"):
         return
     path = expanded(source)
@@ -100,9 +100,9 @@ def check_source(source: str) -> None:
 
 
 def weights_file(name: str, source: str) -> Path | None:
-    """Return the file that `source` (default, none or a path) stands for, None for none; published ones are fetched.
+    """Return the path of the weights `source` (default, none or a path), or None for none.
 
-    Raises BadInput, in one line, when there is none, it cannot be fetched, or is damaged.
+    Published weights are downloaded if needed. Raises BadInput if the file is missing, damaged or cannot be downloaded.
     """
     if source == "none":
         return None
@@ -114,16 +114,16 @@ def weights_file(name: str, source: str) -> Path | None:
     title = f"weights: {published.name} of torchvision:{name}"
     wanted = _digest_in(path.name)
     if not path.is_file():
-        _fetch(published.url, path, wanted, title)
+        _fetch(published.url, path, digest=wanted, title=title)
     elif not file_digest(path).startswith(wanted):
         raise BadInput(
-            f"{title}: {path} is damaged or another file; delete it, or use --weights FILE or --weights none"
+            f"{title}: {path} is damaged or not this file; delete it, or use --weights FILE or --weights none"
         )
     return path
 
 
 def weights_id(name: str, source: str) -> str:
-    """Return what tells these weights from others: the published name and the file's sha256, or none."""
+    """Return an id of these weights: the published name and the beginning of the file's sha256, or none."""
     path = weights_file(name, source)
     if path is None:
         return "none"
@@ -132,13 +132,13 @@ def weights_id(name: str, source: str) -> str:
 
 
 def _digest_in(file: str) -> str:
-    """Return the beginning of the sha256 that torchvision writes into its files' names."""
-    found = re.search(r"-([a-f0-9]+)\.", file)
-    return found[1] if found else ""
+    """Return the beginning of the sha256 that is part of torchvision's file names."""
+    match = re.search(r"-([a-f0-9]+)\.", file)
+    return match[1] if match else ""
 
 
-def _fetch(url: str, path: Path, digest: str, title: str) -> None:
-    """Download a file whole or not at all; torch checks its digest before it is given its name."""
+def _fetch(url: str, path: Path, *, digest: str, title: str) -> None:
+    """Download a file; it appears at `path` only after torch has checked its digest."""
     advice = f"copy the file to {path}, or use --weights FILE or --weights none"
     if not answering([url], ANSWER_WITHIN):
         raise BadInput(f"{title}: no answer from {urlsplit(url).netloc} to download it; {advice}")
@@ -147,22 +147,24 @@ def _fetch(url: str, path: Path, digest: str, title: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with bounded_waits(), contextlib.nullcontext() if visible else contextlib.redirect_stderr(io.StringIO()):
             torch.hub.download_url_to_file(url, str(path), digest or None, progress=visible)
-    except Exception as error:  # urllib and the system raise many kinds
+    except Exception as error:  # urllib and the system raise many kinds of errors
         raise BadInput(f"{title}: the download failed ({_line(error)}); {advice}") from None
 
 
-def load_file(model: nn.Module, path: Path, title: str, size: int) -> None:
-    """Load a file's weights, but for a classifier of other classes; vision transformers' positions become `size`'s.
+def load_file(model: nn.Module, path: Path, *, title: str, size: int) -> None:
+    """Load weights from a file into a model.
 
-    `title` is the model's name. Raises BadInput, in one line, when the file cannot be read or does not fit.
+    A classifier for another number of classes is not loaded. Position embeddings of vision transformers are
+    interpolated to images of `size` pixels. `title` is the model's name. Raises BadInput if the file cannot be read or
+    does not fit.
     """
     own = model.state_dict()
     given = {
         _renamed(name): tensor for name, tensor in read_weight_file(path).items() if not name.startswith(AUXILIARY)
     }
-    _fit_positions(given, own, getattr(model, "patch_size", 1), size)
-    found = find_head(model)
-    head = next(name for name, layer in model.named_modules() if layer is found)
+    _fit_positions(given, own, patch=getattr(model, "patch_size", 1), size=size)
+    classifier_layer = find_head(model)
+    head = next(name for name, layer in model.named_modules() if layer is classifier_layer)
     classifier = {f"{head}.weight", f"{head}.bias"}
     theirs, ours = given.get(f"{head}.weight"), own[f"{head}.weight"]
     if theirs is not None and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours):
@@ -176,7 +178,7 @@ def load_file(model: nn.Module, path: Path, title: str, size: int) -> None:
 
 
 def _differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    # Files of the first years of BatchNorm have no counters.
+    # Old files have no counters of batches.
     missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in wanted]
     misshapen = [
@@ -187,20 +189,20 @@ def _differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> l
     whole = [
         name for name in wanted if name in given and wanted[name].is_floating_point() > given[name].is_floating_point()
     ]
-    told = (
+    problems = (
         (missing, "missing"),
         (whole, "of whole numbers"),
         (unexpected, "unexpected"),
         (misshapen, "of another shape"),
     )
-    return [f"{len(names)} {word}: {few(names)}" for names, word in told if names]
+    return [f"{len(names)} {word}: {few(names)}" for names, word in problems if names]
 
 
-def _fit_positions(given: dict[str, Tensor], own: Mapping[str, Tensor], patch: Any, size: int) -> None:
+def _fit_positions(given: dict[str, Tensor], own: Mapping[str, Tensor], *, patch: Any, size: int) -> None:
     if POSITIONS in given and POSITIONS in own and given[POSITIONS].shape != own[POSITIONS].shape:
         from torchvision.models.vision_transformer import interpolate_embeddings
 
-        with contextlib.suppress(ValueError):  # of another kind altogether: told with what else does not fit
+        with contextlib.suppress(ValueError):  # not interpolable: reported together with other differences
             given[POSITIONS] = interpolate_embeddings(size, patch, {POSITIONS: given[POSITIONS]})[POSITIONS]
 
 
@@ -215,7 +217,7 @@ def _line(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or text
 
 
-#: channels of the images that all weights of torchvision are for
+#: channels of images for all weights of torchvision
 COLOURS = 3
 
 
@@ -224,7 +226,7 @@ def check_name(name: str) -> None:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         hint = suggestion(name, known)
-        # Without a near name the hint would be 80 names.
+        # Without a similar name the hint would list 80 names.
         hint = hint if hint.startswith("; did") else "; it has, among others, resnet18, mobilenet_v3_small and vit_b_16"
         raise BadInput(f"backbone torchvision:{name}: torchvision has no classification model {name!r}{hint}")
 
@@ -235,9 +237,9 @@ def published_size(name: str) -> int:
 
 
 def statistics(name: str, channels: int) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation by channel of the model; further channels begin anew.
+    """Return the mean and standard deviation of each channel; from the fourth channel on, the three values repeat.
 
-    They are those of the published weights whatever weights there are, so that a model without takes those of a file.
+    They belong to the published weights and are used with all weights, because files do not contain them.
     """
     transforms = _transforms(name)
     count = COLOURS if channels == 1 else channels
@@ -247,26 +249,26 @@ def statistics(name: str, channels: int) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def build_model(name: str, weights: str, channels: int, size: int, classes: int) -> nn.Module:
-    """Return the model with these weights, normalising its images; raise BadInput if it cannot be had."""
+def build_model(name: str, weights: str, *, channels: int, size: int, classes: int) -> nn.Module:
+    """Return a model with these weights that normalises its images; raise BadInput if that fails."""
     title = f"backbone torchvision:{name}"
     if channels not in (1, COLOURS) and weights != "none":
         raise BadInput(
             f"{title}: pretrained weights are for images of {COLOURS} channels, or of 1, which are expanded, "
-            f"not of {channels}; --weights none makes a fresh model for them"
+            f"not of {channels}; --weights none makes a new model for them"
         )
     _require_fit(name, size)
     path = weights_file(name, weights)
     model = _architecture(name, size, classes)
     if path is not None:
-        load_file(model, path, f"torchvision:{name}", size)
+        load_file(model, path, title=f"torchvision:{name}", size=size)
     if channels not in (1, COLOURS):
         _rebuild_first(model, channels)
     return normalising(model, *statistics(name, channels))
 
 
 def _transforms(name: str) -> Any:
-    # Calling the transforms makes an object with their settings; no weights are read.
+    # Makes an object with the settings of the transforms; no weights are read.
     return torchvision.models.get_model_weights(name).DEFAULT.transforms()
 
 
@@ -277,8 +279,8 @@ def _architecture(name: str, size: int, classes: int) -> nn.Module:
     elif name.startswith("maxvit_"):
         settings["input_size"] = (size, size)
     elif name in ("googlenet", "inception_v3"):
-        # Without the second and third logits of training. Their weights are for images that are normalised in another
-        # way; they convert them, as torchvision lets them, when it gives them their weights.
+        # Without auxiliary logits. Published weights are for another normalisation: with `transform_input` the models
+        # convert their input, as in torchvision.
         settings |= {"aux_logits": False, "init_weights": True, "transform_input": True}
     model: nn.Module = torchvision.models.get_model(name, weights=None, **settings)
     return model
@@ -286,36 +288,36 @@ def _architecture(name: str, size: int, classes: int) -> nn.Module:
 
 @functools.cache
 def _require_fit(name: str, size: int) -> None:
-    """Raise BadInput unless the model has a linear head and works on images of this size; no number is computed."""
+    """Raise BadInput unless the model has a linear head and works on images of this size; tried on the meta device."""
     title = f"backbone torchvision:{name}"
     advice = f"set another, such as --image-size {published_size(name)}"
     patch = int(name.rpartition("_")[2]) if name.startswith("vit_") else 1
     if size % patch:
-        raise BadInput(f"{title}: its images must be a multiple of {patch} pixels a side, not {size}; {advice}")
+        raise BadInput(f"{title}: the image size must be a multiple of {patch}, not {size}; {advice}")
     try:
-        model = _shapes(name, size).eval()
+        model = _meta_model(name, size).eval()
         find_head(model)
         with torch.no_grad():
             model(torch.zeros(1, COLOURS, size, size, device="meta"))
     except BadInput as error:
         raise BadInput(f"{title}: {error}") from None
-    except Exception as error:  # whatever a layer does not like
+    except Exception as error:  # layers raise many kinds of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(f"{title}: it does not work on images of {size}x{size} pixels ({reason}); {advice}") from None
 
 
-def _shapes(name: str, size: int) -> nn.Module:
-    """Return the model without memory for its weights."""
+def _meta_model(name: str, size: int) -> nn.Module:
+    """Return the model on the meta device, without memory for its weights."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
                 return _architecture(name, size, 2)
-        except NotImplementedError:  # RegNet computes its widths by tensors
+        except NotImplementedError:  # RegNet computes its widths with tensors
             return _architecture(name, size, 2).to("meta")
 
 
 def _rebuild_first(model: nn.Module, channels: int) -> None:
-    """Replace the first convolution by a fresh one for so many channels."""
+    """Replace the first convolution by a new one for another number of channels."""
     first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
     fresh = nn.Conv2d(
         channels,

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.plugins.components import Component, options_of
 from adaptkit.plugins.loading import load_plugins
-from adaptkit.plugins.offers import Offer, options_of
 from adaptkit.settings.settings import DEFAULT_LR
 
 
@@ -27,7 +27,7 @@ def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Com
         def command(everything: bool, plugin: tuple[str, ...], as_json: bool) -> None:
             loaded = load_plugins(plugin)
             loaded.require_sound()
-            offers = [offer for offer in loaded.offers[kind].values() if everything or not offer.unavailable]
+            offers = [offer for offer in loaded.components[kind].values() if everything or not offer.unavailable]
             if as_json:
                 click.echo(json.dumps([describe(offer) for offer in offers], indent=2, default=str))
             else:
@@ -74,7 +74,7 @@ def shifts() -> None:
     """
 
 
-def describe(offer: Offer) -> dict[str, Any]:
+def describe(offer: Component) -> dict[str, Any]:
     """Return an offer as plain JSON types."""
     record: dict[str, Any] = {"name": offer.name, "summary": offer.summary, "origin": offer.origin}
     if offer.argument:
@@ -97,7 +97,7 @@ def describe(offer: Offer) -> dict[str, Any]:
     return record
 
 
-def print_offers(offers: list[Offer]) -> None:
+def print_offers(offers: list[Component]) -> None:
     """Print offers as a table, with the options of each below it."""
     from rich.markup import escape
 

@@ -15,9 +15,9 @@ import click
 from adaptkit.cli.options import FolderType, json_option, plugin_option, split_pairs
 from adaptkit.cli.views.console import output
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.plugins.components import Component
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.offers import Offer
 from adaptkit.system.files import expanded
 from adaptkit.system.streams import printable
 
@@ -155,7 +155,7 @@ def list_offers(loaded: Plugins) -> list[dict[str, Any]]:
     """Return a row for everything that is offered, for plugins that only watch runs, and for those not loaded."""
     rows = []
     taken = {fault.taken for fault in loaded.faults}
-    for kind, offers in loaded.offers.items():
+    for kind, offers in loaded.components.items():
         for offer in offers.values():
             state = "offered twice" if (kind, offer.name) in taken else offer.unavailable or "ok"
             rows.append({"name": offer.shown, "kind": kind, "origin": offer.origin, "state": state})
@@ -190,7 +190,7 @@ def check_plugin(what: str, options: Sequence[str], data_dir: Path, files: Seque
     results: dict[str, list[Verdict]] = {}
     for offer in offers:
         if offer.argument and not argument:
-            raise BadInput(f"{offer.kind} {offer.name} needs a name after a colon: {offer.shown}")
+            raise BadInput(f"{offer.kind} {offer.name} needs an argument after a colon: {offer.shown}")
         found = checks(offer.cls, given, argument=argument, data_dir=data_dir)
         results[f"{offer.kind} {offer.name}"] = try_all(found)
     failed = any(verdict.word == "failed" for verdicts in results.values() for verdict in verdicts)
@@ -207,17 +207,17 @@ def check_plugin(what: str, options: Sequence[str], data_dir: Path, files: Seque
         raise click.exceptions.Exit(1)
 
 
-def _offers(plugins: Plugins, what: str) -> list[Offer]:
+def _offers(plugins: Plugins, what: str) -> list[Component]:
     """Return what a name, an installed plugin or a file offers; raise BadInput for one that is not there or broken."""
     bare = what.partition(":")[0]
-    named = [plugins.find(kind, what) for kind, offers in plugins.offers.items() if bare in offers]
+    named = [plugins.find(kind, what) for kind, offers in plugins.components.items() if bare in offers]
     if named:
         return named
     origins = {source.origin for source in plugins.sources if what in (source.origin, source.origin.split(" ")[0])}
     broken = [str(fault) for fault in plugins.faults if fault.origin in origins and not fault.works]
     if broken:
         raise BadInput(*broken)
-    every = [offer for offers in plugins.offers.values() for offer in offers.values()]
+    every = [offer for offers in plugins.components.values() for offer in offers.values()]
     offered = [offer for offer in every if offer.origin in origins and not offer.unavailable]
     if not offered and origins:
         reasons = [f"{offer.name} cannot be used: {offer.unavailable}" for offer in every if offer.origin in origins]

@@ -84,7 +84,8 @@ def run(
 
     console = messages()
     if dry_run:
-        from adaptkit.experiment.prepare import estimate_seconds, prepare
+        from adaptkit.experiment.estimate import estimate_seconds
+        from adaptkit.experiment.prepare import prepare
 
         experiment = prepare(request, refresh_base=refresh_base)
         plan = dataclasses.replace(experiment.plan, seconds=estimate_seconds(experiment))

@@ -110,14 +110,14 @@ def sweep(
     with uncollected():
         from adaptkit.api.sweep import Limits, SweepRequest, Watch, plan_sweep, run_sweep
         from adaptkit.cli.views.trials import TrialLines, TrialTable, print_sweep_plan
-        from adaptkit.sweeps.engines.tasks import Setting
+        from adaptkit.sweeps.engines.tasks import EngineSettings
         from adaptkit.system.hardware import keep_freed_memory
 
     request = SweepRequest(
         cells=cells,
         grid=varied,
         plugins=plugins,
-        engine=Setting(engine, jobs, own),
+        engine=EngineSettings(engine, jobs, own),
         limits=Limits(max_trials, seconds, retry_failed),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,

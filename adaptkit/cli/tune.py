@@ -97,7 +97,7 @@ def tune(
     with uncollected():
         from adaptkit.api.tune import TuneRequest, TuneWatch, check_tuning, run_tuning
         from adaptkit.cli.views.tuning import TuningBars, TuningLines, print_tuned, print_way_on
-        from adaptkit.sweeps.engines.tasks import Setting
+        from adaptkit.sweeps.engines.tasks import EngineSettings
         from adaptkit.system.hardware import keep_freed_memory
 
     tuning = check_tuning(
@@ -113,7 +113,7 @@ def tune(
     request = TuneRequest(
         tuning=tuning,
         plugins=plugins,
-        engine=Setting(engine, jobs, own),
+        engine=EngineSettings(engine, jobs, own),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
         feature_cache=not no_feature_cache,

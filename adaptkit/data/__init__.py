@@ -1,1 +1,1 @@
-"""Built-in data sets and shifts, and what becomes of them: the source, the pool and the two test sets."""
+"""Data sets and shifts, and their division into source, pool and test sets."""

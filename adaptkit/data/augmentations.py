@@ -1,4 +1,4 @@
-"""Shifts that make more of few training images: mirror images and parts of them, drawn anew for each image."""
+"""Shifts for augmentation: mirror images and enlarged crops, drawn at random for each image."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
     from adaptkit.contracts import Shift
 
-# As in shifts.py, every draw is made on the CPU, whatever the images are on.
+# As in shifts.py, random numbers are drawn on the CPU, so that a seed gives the same images on every device.
 
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror images, left to right, with a probability."""
+    """Mirror images left to right with a probability."""
 
     name: ClassVar[str] = "flip"
     probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = field(
-        metadata={"help": "share of the images that are mirrored"}
+        metadata={"help": "probability that an image is mirrored"}
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
-        """Return copies, some of them mirrored."""
+        """Return copies of the images, some of them mirrored."""
         if self.probability == 0:
             return images.clone()
         import torch
@@ -38,15 +38,15 @@ class Flip:
 
 @dataclass(frozen=True)
 class Crop:
-    """Cut a square out of each image, its side drawn from share to all of the image's, and enlarge it to full size."""
+    """Cut a part out of each image, with sides from `share` to 1 of the image, and enlarge it to full size."""
 
     name: ClassVar[str] = "crop"
     share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = field(
-        metadata={"help": "smallest share of the side that is kept"}
+        metadata={"help": "smallest side of the part, as a share of the image"}
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
-        """Return enlarged parts, bilinearly; where they are cut out is uniform too."""
+        """Return parts at uniform random positions, enlarged by bilinear interpolation."""
         if self.share == 1:
             return images.clone()
         import torch
@@ -65,11 +65,11 @@ def cropped(images: Tensor, sides: Tensor, corners: Tensor) -> Tensor:
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
-    # From -1 to 1, as grid_sample counts, the middle of a part is at twice its corner, plus its side, less one.
+    # In the coordinates of grid_sample, from -1 to 1, the middle of a part is 2 * corner + side - 1.
     middles = 2 * corners + sides[:, None] - 1
     scales = torch.eye(2, dtype=torch.float64) * sides.view(-1, 1, 1)
-    places = torch.cat([scales, middles[:, :, None]], dim=2).to(images)
-    grid = affine_grid(places, list(images.shape), align_corners=False)
+    transforms = torch.cat([scales, middles[:, :, None]], dim=2).to(images)
+    grid = affine_grid(transforms, list(images.shape), align_corners=False)
     return grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -1,4 +1,4 @@
-"""Make the source, the target pool and the two fixed test sets from a data set, a target and shifts."""
+"""Build the source, the target pool and the two fixed test sets from a data set, a target and shifts."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def load_checked(dataset: Dataset, data_dir: Path, reading: Reading | None = None, name: str = "") -> Corpus:
-    """Load a data set and raise BadInput unless it keeps the contract.
+    """Load a data set; raise BadInput if it does not satisfy the contract.
 
-    Stored images are not decoded here: each is checked when it is. `reading` is how pictures are read that have no size
-    of their own, `name` what the user calls the data set, if not by its own name.
+    Stored images are checked when they are decoded, not here. `reading` says how to read pictures without a fixed size.
+    `name` is the name that the user gave, if it differs from the name of the data set.
     """
     title = f"data set {name or dataset.name}"
     try:
@@ -81,19 +81,19 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def relabelled(corpus: Corpus, name: str, classes: tuple[str, ...], source: str) -> Corpus:
-    """Return the target with its labels counted as the source counts them; raise BadInput for other classes."""
-    own = corpus.train.classes
-    if set(own) != set(classes):
+    """Return the target with the label numbers of the source; raise BadInput if the classes differ."""
+    target_classes = corpus.train.classes
+    if set(target_classes) != set(classes):
         differences = [
             f"{title} {_some(names)}"
             for title, names in (
-                ("it lacks", [label for label in classes if label not in own]),
-                ("it adds", [label for label in own if label not in classes]),
+                ("missing", [label for label in classes if label not in target_classes]),
+                ("additional", [label for label in target_classes if label not in classes]),
             )
             if names
         ]
-        raise BadInput(f"target {name}: its classes are not those of {source}: {'; '.join(differences)}")
-    number = torch.tensor([classes.index(label) for label in own])
+        raise BadInput(f"target {name}: its classes differ from those of {source}: {'; '.join(differences)}")
+    number = torch.tensor([classes.index(label) for label in target_classes])
 
     def relabel(images: Images) -> Images:
         return Images(images.pixels, number[images.labels], classes)
@@ -110,7 +110,7 @@ def _some(names: Sequence[str], limit: int = 10) -> str:
 class TestSet:
     """Fixed test images: `pixels` float32 `[n, c, h, w]` in 0..1, `labels` int64 `[n]`, `index` int64 `[n]`.
 
-    `index` is the position in the published data set; official test images are counted on after the training images.
+    `index` is the position in the data set; positions of official test images follow the training images.
     """
 
     __test__: ClassVar[bool] = False  # pytest: not a class of tests
@@ -125,11 +125,11 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Domains:
-    """The images of an experiment; those that would take too much memory stay where they are stored.
+    """The images of an experiment; images that would take too much memory are decoded when they are needed.
 
-    Without a source, the weights being pretrained, there are no source images and no clean test. Digests are sha256: of
-    all that a base depends on, of the target, and of both. `split_text` is what a split.json holds, `notices` are lines
-    to tell the user, `split` are the split's settings with a number for each limit.
+    With pretrained weights and no source, there are no source images and no source test. Digests are sha256: of the
+    images that determine the base, of the target, and of both. `split_text` is the content of split.json. `split` holds
+    the settings of the split with a number for each size.
     """
 
     classes: tuple[str, ...]
@@ -143,7 +143,7 @@ class Domains:
     fingerprint: str
     split: SplitSettings
     split_text: str
-    #: the images of the shifted test before any shift
+    #: the images of the target test before any shift
     unshifted: Tensor | StoredPixels
     notices: tuple[str, ...] = ()
 
@@ -159,21 +159,20 @@ class Domains:
 
     @functools.cached_property
     def images_digest(self) -> str | None:
-        """Return the sha256 of the target's images before any shift; None if they are stored elsewhere.
+        """Return the sha256 of the target images before any shift; None if they are not in memory.
 
-        Shifted images may have other last digits on another processor, and their digest with them. Of images that are
-        stored elsewhere it counts from which they are made.
+        Shifted images can differ in their last digits between processors, and so can their digest.
         """
         if not isinstance(self.unshifted, Tensor) or not isinstance(self.pool.pixels, Tensor):
             return None
         return _digest("images", *self.classes, *_content(self.pool), self.unshifted)
 
     def test_under(self, shifts: Sequence[Shift]) -> Views:
-        """Return the shifted test's images under these shifts, drawn from the same stream as under the experiment's."""
+        """Return the target test images under these shifts, with the same random stream as in the experiment."""
         return views_of(self.unshifted, shifts, _test_seed(self.split))
 
     def few_under(self, shifts: Sequence[Shift]) -> Tensor:
-        """Return the first two of these images."""
+        """Return the first two images of `test_under`."""
         return LazyViews(self.unshifted, tuple(shifts), _test_seed(self.split))[:2]
 
     @property
@@ -197,34 +196,33 @@ def load_domains(
 ) -> Domains:
     """Return the source, the pool and the test sets; the same settings give the same bits.
 
-    `names` are what the user calls data set and target, if not by their own names. Without a target, pool and shifted
-    test come from the data set itself; without a data set, all images come from the target. The source and the clean
-    test are the same with and without a target, whatever the shifts, so that these experiments share a base. `reading`
-    says how pictures are read that have no size of their own; all images are brought to `image_size`, if there is one.
-    Raises BadInput.
+    `names` are the names that the user gave to data set and target, if they differ. Without a target, pool and target
+    test come from the data set. Without a data set, all images come from the target. The source and the source test do
+    not depend on target and shifts, so that these experiments share a base. `reading` says how to read pictures without
+    a fixed size. All images are resized to `image_size` if it is given. Raises BadInput.
     """
     name, target_name = (
-        given or getattr(published, "name", "none") for given, published in zip(names, (dataset, target), strict=True)
+        title or getattr(published, "name", "none") for title, published in zip(names, (dataset, target), strict=True)
     )
     if target is not None and target_name == name:
         raise BadInput(f"target {target_name} is the source itself; leave the target out and name a shift")
     earlier = None if split.file is None else read_split(split.file)
 
     def load(published: Dataset, title: str, source: Corpus | None) -> Corpus:
-        # Pictures of the target are brought to the source's size at once: twice resized they would be worse.
+        # Pictures of the target are decoded in the size of the source: resizing twice would lose quality.
         size = reading and (reading if source is None else replace(reading, size=source.train.pixels.shape[2]))
-        corpus = load_checked(published, data_dir, size, title)
+        corpus = load_checked(published, data_dir, reading=size, name=title)
         return corpus if image_size is None else resized(corpus, image_size)
 
     corpus, foreign = _both(load, (dataset, name), (target, target_name))
     parts: dict[str, SplitPart] = {}
-    notices: tuple[str, ...] = () if earlier is None else (earlier.told(name, target_name),)
+    notices: tuple[str, ...] = () if earlier is None else (earlier.notice(name, target_name),)
     source = clean = None
     if corpus is not None:
         classes = corpus.train.classes
         notices += corpus.notices
         split = split.limited(len(classes))
-        source, pool, clean = map(_held, source_parts(corpus, name, split, earlier, pool=foreign is None))
+        source, pool, clean = map(_held, source_parts(corpus, name, split, earlier=earlier, pool=foreign is None))
         parts |= {"source": split_part(corpus, name, source), "clean_test": split_part(corpus, name, clean)}
         if foreign is None:
             shifted = clean
@@ -235,16 +233,16 @@ def load_domains(
             classes = foreign.train.classes
             split = split.limited(len(classes))
         else:
-            foreign = relabelled(foreign, target_name, classes, name)
+            foreign = relabelled(foreign, target_name, classes=classes, source=name)
         avoid = [part for part in (source, clean) if part is not None]
-        found = target_parts(foreign, target_name, split, earlier, avoid)
+        chosen = target_parts(foreign, target_name, split, earlier=earlier, avoid=avoid)
         titles = ("pool", "shifted_test")
-        parts |= {title: split_part(foreign, target_name, part) for title, part in zip(titles, found, strict=True)}
+        parts |= {title: split_part(foreign, target_name, part) for title, part in zip(titles, chosen, strict=True)}
         model = None if source is None else source.images.pixels.shape
-        pool, shifted = (_held(_like(part, model, f"target {target_name}")) for part in found)
+        pool, shifted = (_held(_like(part, model, f"target {target_name}")) for part in chosen)
     if any(loaded is not None and names_of(loaded.train.pixels) for loaded in (corpus, foreign)):
         parts_by_title = {"the pool": pool, "the source": source, "the test set": shifted}
-        notices += copies(parts_by_title | ({} if clean is shifted else {"the clean test set": clean}))
+        notices += copies(parts_by_title | ({} if clean is shifted else {"the source test set": clean}))
     clean_test = None if clean is None else _test_set(clean, (), 0)
     shifted_test = _test_set(shifted, shifts, _test_seed(split))
     source_digest = ""
@@ -254,36 +252,36 @@ def load_domains(
         positions = [source.index, pool.index, clean_test.index, shifted_test.index]
     target_digest = _digest("target", *classes, *_content(pool.images), *_content(shifted_test))
     return Domains(
-        classes,
-        pool.images.take(NOTHING) if source is None else source.images,
-        pool.images,
-        pool.index,
-        clean_test,
-        shifted_test,
-        source_digest,
-        target_digest,
-        _digest(source_digest, target_digest, shift_text, *positions),
-        split,
-        split_text(classes, parts),
-        shifted.images.pixels,
-        notices,
+        classes=classes,
+        source=pool.images.take(NOTHING) if source is None else source.images,
+        pool=pool.images,
+        pool_index=pool.index,
+        clean_test=clean_test,
+        shifted_test=shifted_test,
+        source_digest=source_digest,
+        target_digest=target_digest,
+        fingerprint=_digest(source_digest, target_digest, shift_text, *positions),
+        split=split,
+        split_text=split_text(classes, parts),
+        unshifted=shifted.images.pixels,
+        notices=notices,
     )
 
 
 def _both(
-    load: Callable[[Dataset, str, Corpus | None], Corpus], *asked: tuple[Dataset | None, str]
+    load: Callable[[Dataset, str, Corpus | None], Corpus], *requested: tuple[Dataset | None, str]
 ) -> list[Corpus | None]:
-    """Load what is asked for, the second like the first; raise BadInput for both at once."""
-    found: list[Corpus | None] = []
+    """Load data set and target; raise BadInput with the problems of both."""
+    corpora: list[Corpus | None] = []
     problems: list[str] = []
-    for dataset, name in asked:
+    for dataset, name in requested:
         try:
-            found.append(None if dataset is None else load(dataset, name, found[0] if found else None))
+            corpora.append(None if dataset is None else load(dataset, name, corpora[0] if corpora else None))
         except BadInput as error:
             problems.extend(error.problems)
     if problems:
         raise BadInput(*problems)
-    return found
+    return corpora
 
 
 def _held(part: Part) -> Part:
@@ -291,8 +289,10 @@ def _held(part: Part) -> Part:
 
 
 def _like(part: Part, shape: Sequence[int] | None, name: str) -> Part:
-    """Return the target's images in the channels and the size of the source's, if there is one."""
-    return part if shape is None else Part(alike(part.images, shape[1], shape[2], name), part.index)
+    """Convert target images to the channels and the size of the source; without a source, return them unchanged."""
+    if shape is None:
+        return part
+    return Part(alike(part.images, channels=shape[1], size=shape[2], name=name), part.index)
 
 
 def _test_seed(split: SplitSettings) -> int:
@@ -307,23 +307,23 @@ def _content(images: Images | TestSet) -> tuple[Tensor | StoredPixels | LazyView
     return images.pixels, images.labels
 
 
-def _digest(*things: Tensor | StoredPixels | LazyViews | str) -> str:
-    """Return the sha256 of these, in this order; tensors count with their type and shape, stored pixels as tensors.
+def _digest(*values: Tensor | StoredPixels | LazyViews | str) -> str:
+    """Return the sha256 of values in order; tensors and stored pixels are hashed with their type and shape.
 
-    Views that are made when they are needed count as what they are made from.
+    Lazy views are hashed by their pixels, shifts and seed.
     """
     sha = hashlib.sha256()
-    for thing in things:
-        if isinstance(thing, str):
-            text = thing.encode()
+    for value in values:
+        if isinstance(value, str):
+            text = value.encode()
             sha.update(b"text %d:" % len(text) + text)
-        elif isinstance(thing, Tensor):
-            sha.update(f"{thing.dtype} {list(thing.shape)}:".encode())
-            sha.update(thing.contiguous().numpy().data)
-        elif isinstance(thing, LazyViews):
-            sha.update(_digest("views", str(thing.shifts), str(thing.seed), thing.pixels).encode())
+        elif isinstance(value, Tensor):
+            sha.update(f"{value.dtype} {list(value.shape)}:".encode())
+            sha.update(value.contiguous().numpy().data)
+        elif isinstance(value, LazyViews):
+            sha.update(_digest("views", str(value.shifts), str(value.seed), value.pixels).encode())
         else:
-            sha.update(f"{torch.uint8} {list(thing.shape)}:".encode())
-            for chunk in chunks(thing):
+            sha.update(f"{torch.uint8} {list(value.shape)}:".encode())
+            for chunk in chunks(value):
                 sha.update(chunk.numpy().data)
     return sha.hexdigest()

@@ -1,4 +1,4 @@
-"""Read images that are stored elsewhere: decoded ahead of need by worker processes, the same bits however many."""
+"""Decode stored images in worker processes ahead of use, and convert images to other channels and sizes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from adaptkit.contracts import Corpus, Images, StoredPixels
 from adaptkit.data.shifts import luminance
 from adaptkit.errors import BadInput, RunFailed
 
-#: fewer images are decoded sooner than workers are started
+#: starting workers takes longer than decoding fewer images than this
 FEW_IMAGES = 256
-#: what a worker decodes at a time: at most so many images, and if they are large fewer
+#: limits of the images that a worker decodes at a time
 PIECE_IMAGES = 64
 PIECE_BYTES = 1 << 20
-#: decoded ahead of need by all workers together; they hand over through /dev/shm, where containers have 64 MiB, and
-#: each piece is an open file
+#: limits of images decoded ahead by all workers together: they are passed through /dev/shm, which has 64 MiB in
+#: containers, and each piece is an open file
 AHEAD_BYTES = 32 << 20
 AHEAD_PIECES = 64
-#: images that are checked or counted are held in memory at most so many bytes at a time
+#: bytes of images that are in memory at a time while images are checked or hashed
 CHUNK_BYTES = 16 << 20
-#: bytes of one part's images that are held in memory; more of them stay stored, and are decoded whenever they are read
+#: images of a part up to this number of bytes are kept in memory; larger parts are decoded at each access
 HELD_BYTES = 256 << 20
 
 
@@ -48,14 +48,14 @@ class LoadedImages(Images):
 
 @dataclass(frozen=True)
 class NamedPixels:
-    """Stored images that are checked as they are decoded; `title` begins the line that says what is wrong with one."""
+    """Stored images that are checked when they are decoded; error messages begin with `title`."""
 
     stored: StoredPixels
     shape: tuple[int, int, int, int]
     title: str
 
     def __getitem__(self, index: int) -> Tensor:
-        """Decode one image; raise BadInput if it cannot be read or is not what the shape promises."""
+        """Decode one image; raise BadInput if it cannot be read or does not have the declared shape."""
         try:
             image: Any = self.stored[index]
         except Exception as error:
@@ -63,23 +63,23 @@ class NamedPixels:
         expected = list(self.shape[1:])
         if isinstance(image, Tensor) and image.dtype == torch.uint8 and list(image.shape) == expected:
             return image
-        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        found = found.removeprefix("torch.")
-        raise BadInput(f"{self.title} {index} must be a tensor uint8 {expected}, as the shape says, not {found}")
+        actual = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        actual = actual.removeprefix("torch.")
+        raise BadInput(f"{self.title} {index} must be a uint8 tensor of shape {expected}, not {actual}")
 
     @property
     def names(self) -> Sequence[str] | None:
-        """Return what the stored images are called, if they have names."""
+        """Return the names of the stored images, if they have names."""
         return names_of(self.stored)
 
 
 def names_of(pixels: Tensor | StoredPixels) -> Sequence[str] | None:
-    """Return what the images of a data set are called; None if their index is all that tells them apart."""
+    """Return the names of the images of a data set; None if they only have indices."""
     return getattr(pixels, "names", None) if not isinstance(pixels, Tensor) else None
 
 
 def held(images: Images) -> Images:
-    """Return the images in memory if they are few enough to be held there, else as they are."""
+    """Load the images into memory if they are small enough; otherwise return them unchanged."""
     return loaded(images) if math.prod(images.pixels.shape) <= HELD_BYTES else images
 
 
@@ -92,7 +92,7 @@ def loaded(images: Images) -> LoadedImages:
 
 
 def chunks(pixels: Tensor | StoredPixels) -> Iterator[Tensor]:
-    """Yield all pixels in order, uint8 `[k, c, h, w]`, of which each holds few enough bytes."""
+    """Yield all pixels in order as uint8 chunks `[k, c, h, w]` of limited size."""
     size = max(1, CHUNK_BYTES // math.prod(pixels.shape[1:]))
     if isinstance(pixels, Tensor):
         yield from pixels.split(size)
@@ -103,8 +103,8 @@ def chunks(pixels: Tensor | StoredPixels) -> Iterator[Tensor]:
 def decoded(pixels: StoredPixels, parts: Sequence[Tensor], *, pinned: bool = False) -> Iterator[Tensor]:
     """Yield the images of each part, uint8 `[k, c, h, w]`: `parts` are int64 indices.
 
-    `pinned` puts them where a CUDA device can fetch them by itself. No global random generator is touched. Raises
-    BadInput for an image that cannot be read, RunFailed when a worker process dies.
+    `pinned` allocates page-locked memory for fast copies to a CUDA device. Global random generators do not change.
+    Raises BadInput for an image that cannot be read, RunFailed if a worker process dies.
     """
     image_bytes = math.prod(pixels.shape[1:])
     size = max(1, min(PIECE_IMAGES, PIECE_BYTES // image_bytes))
@@ -120,7 +120,7 @@ def decoded(pixels: StoredPixels, parts: Sequence[Tensor], *, pinned: bool = Fal
     loader: Any = DataLoader(
         _Decoder(pixels),
         batch_sampler=(piece.tolist() for part in parts for piece in part.split(size)),
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         generator=torch.Generator(),
         **parallel,
     )
@@ -139,32 +139,32 @@ def decoded(pixels: StoredPixels, parts: Sequence[Tensor], *, pinned: bool = Fal
 
 @contextmanager
 def _pieces(loader: Any, workers: int) -> Iterator[Any]:
-    """Iterate over a loader, and end its workers whatever happens; raise RunFailed when one of them dies."""
+    """Iterate over a loader and always stop its workers; raise RunFailed if one of them dies."""
     pieces: Any = None
     try:
-        with _undisturbed() if workers else nullcontext():
+        with _without_child_signals() if workers else nullcontext():
             pieces = iter(loader)
         yield pieces
     except BaseException as error:
         if pieces is None:
-            # Of an iterator that was only half made nothing is left but what the traceback holds; it ends its workers.
+            # The half-created iterator is only referenced by the traceback; deleting it stops its workers.
             traceback.clear_frames(error.__traceback__)
-        # That a worker has died is told by torch, by the pipe to it, or by the socket on which it hands tensors over.
-        told = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
-        if workers and (told or isinstance(error, OSError | EOFError)):
-            raise RunFailed(f"the processes that decode images have failed ({_reason(error)})") from error
+        # The death of a worker shows as an error of torch, of its pipe, or of the socket that passes tensors.
+        is_worker_error = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        if workers and (is_worker_error or isinstance(error, OSError | EOFError)):
+            raise RunFailed(f"the processes that decode images failed ({_reason(error)})") from error
         raise
     finally:
         if workers and pieces is not None:
-            # Else they would wait until a traceback that holds the iterator is forgotten.
+            # Otherwise the workers would live as long as a traceback that references the iterator.
             pieces._shutdown_workers()
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Take back torch's handler that raises an error wherever the main thread is when a worker dies.
+def _without_child_signals() -> Iterator[None]:
+    """Undo the signal handler of torch, which raises an error at any place of the main thread when a worker dies.
 
-    That it has died is told all the same, where its piece is missed.
+    The death of a worker is detected anyway, when its images are missing.
     """
     before = signal.getsignal(signal.SIGCHLD) if threading.current_thread() is threading.main_thread() else None
     try:
@@ -175,8 +175,8 @@ def _undisturbed() -> Iterator[None]:
 
 
 def worker_count(images: int, piece_bytes: int) -> int:
-    """Return how many processes decode so many images, in pieces of so many bytes: 0 for this one alone."""
-    # Only forked processes know the plugins that were loaded from files, and only on Linux forking is safe.
+    """Return the number of worker processes for this number of images; 0 decodes in this process."""
+    # Forked processes have the plugins that were loaded from files; forking is safe on Linux only.
     if images < FEW_IMAGES or sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 0
     from joblib import cpu_count  # type: ignore[import-untyped]
@@ -186,7 +186,7 @@ def worker_count(images: int, piece_bytes: int) -> int:
 
 
 class _Decoder(Dataset[Any]):
-    """Decode pieces; an image that cannot be read is told by its line, for an error would come with its traceback."""
+    """Decode pieces; return the message for an image that cannot be read, because errors would carry tracebacks."""
 
     def __init__(self, pixels: StoredPixels) -> None:
         self.pixels = pixels
@@ -198,12 +198,12 @@ class _Decoder(Dataset[Any]):
             return str(error)
 
 
-def _as_it_is(piece: Any) -> Any:
+def _unchanged(piece: Any) -> Any:
     return piece
 
 
 def _end_quietly(worker: int) -> None:
-    """Let signals, which a terminal sends to all of its processes, end a worker: the main process tells of them."""
+    """End a worker quietly on signals from the terminal, which the main process receives too and reports."""
 
     def end(number: int, frame: FrameType | None) -> None:
         os._exit(0)
@@ -222,7 +222,7 @@ def _reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class ConvertedPixels:
-    """Images of another number of channels or another size than they are kept in, converted one at a time."""
+    """Images converted to another number of channels or another size, one at a time on access."""
 
     original: Tensor | StoredPixels
     channels: int
@@ -239,16 +239,16 @@ class ConvertedPixels:
 
     @property
     def names(self) -> Sequence[str] | None:
-        """Return what the images are called, if they have names."""
+        """Return the names of the images, if they have names."""
         return names_of(self.original)
 
 
-def alike(images: Images, channels: int, size: int, name: str) -> Images:
-    """Return the images of `name` in these channels and this size; raise BadInput where nothing leads there."""
-    given, side = images.pixels.shape[1:3]
-    if given != channels and (given, channels) not in ((1, 3), (3, 1)):
-        raise BadInput(f"{name}: its images have {given} channels, the source's {channels}")
-    if (given, side) == (channels, size):
+def alike(images: Images, *, channels: int, size: int, name: str = "") -> Images:
+    """Convert images to these channels and this size; raise BadInput if the channels cannot be converted."""
+    actual, side = images.pixels.shape[1:3]
+    if actual != channels and (actual, channels) not in ((1, 3), (3, 1)):
+        raise BadInput(f"{name}: its images have {actual} channels, but those of the source have {channels}")
+    if (actual, side) == (channels, size):
         return images
     lazy = ConvertedPixels(images.pixels, channels, size)
     if not isinstance(images.pixels, Tensor) or math.prod(lazy.shape) > HELD_BYTES:
@@ -258,10 +258,10 @@ def alike(images: Images, channels: int, size: int, name: str) -> Images:
 
 
 def resized(corpus: Corpus, size: int) -> Corpus:
-    """Return the corpus with its images in this size, a side in pixels."""
+    """Return the corpus with its images resized to this side in pixels."""
 
     def resize(images: Images) -> Images:
-        return alike(images, images.pixels.shape[1], size, "")
+        return alike(images, channels=images.pixels.shape[1], size=size)
 
     return Corpus(resize(corpus.train), None if corpus.test is None else resize(corpus.test), corpus.notices)
 
@@ -269,13 +269,13 @@ def resized(corpus: Corpus, size: int) -> Corpus:
 def converted(pixels: Tensor, channels: int, size: int) -> Tensor:
     """Return uint8 images `[n, c, h, w]` in these channels and this size.
 
-    Grey images are repeated for each channel, colours become their luminance, sizes are changed bilinearly.
+    Grey images are repeated for each channel, colour images become their luminance, resizing is bilinear.
     """
-    given, side = pixels.shape[1:3]
-    if given != channels:
+    actual, side = pixels.shape[1:3]
+    if actual != channels:
         pixels = luminance(pixels.float()).round().to(torch.uint8) if channels == 1 else pixels.repeat(1, 3, 1, 1)
     if side != size:
-        # Without antialiasing a shrunk image would be a sample of its pixels.
+        # Without antialiasing, a reduced image would only sample some pixels.
         large = interpolate(pixels.float(), size=(size, size), mode="bilinear", antialias=side > size)
         pixels = large.round().clamp(0, 255).to(torch.uint8)
     return pixels

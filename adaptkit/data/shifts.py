@@ -1,4 +1,4 @@
-"""Shifts that act on a whole batch of images, and draw their amounts anew for each image."""
+"""Built-in shifts: they process a batch of images and draw a random amount for each image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from adaptkit.contracts import Shift
 
-# Every draw is made on the CPU, whatever the images are on: a seed means the same images everywhere.
+# Random numbers are drawn on the CPU, so that a seed gives the same images on every device.
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Rotate:
 
     name: ClassVar[str] = "rotate"
     degrees: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)] = field(
-        metadata={"help": "largest angle, either way"}
+        metadata={"help": "largest angle in either direction, in degrees"}
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
-        """Return rotated copies: nearest neighbour, as torchvision's RandomRotation does by default."""
+        """Return rotated copies, with nearest-neighbour interpolation like torchvision's RandomRotation."""
         if self.degrees == 0:
             return images.clone()
         return rotated(images, self.degrees * _symmetric(len(images), generator))
@@ -40,7 +40,7 @@ class Noise:
 
     name: ClassVar[str] = "noise"
     std: Annotated[float, Field(ge=0, allow_inf_nan=False)] = field(
-        metadata={"help": "standard deviation; 1 is the span from black to white"}
+        metadata={"help": "standard deviation; 1 is the range from black to white"}
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
@@ -55,7 +55,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Blur:
-    """Blur each image by a Gaussian whose width is drawn from 0 to sigma pixels."""
+    """Blur each image by a Gaussian with a standard deviation drawn from 0 to sigma pixels."""
 
     name: ClassVar[str] = "blur"
     sigma: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] = field(
@@ -63,7 +63,7 @@ class Blur:
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
-        """Return blurred copies; beyond its edges an image goes on as its mirror image."""
+        """Return blurred copies; images are continued by reflection at their edges."""
         if self.sigma == 0:
             return images.clone()
         import torch
@@ -74,15 +74,15 @@ class Blur:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Scale each image's contrast about its mean grey by a factor drawn from 1-amount to 1+amount."""
+    """Scale the contrast of each image about its mean grey by a factor drawn from 1-amount to 1+amount."""
 
     name: ClassVar[str] = "contrast"
     amount: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = field(
-        metadata={"help": "largest change of the factor, either way"}
+        metadata={"help": "largest change of the factor in either direction"}
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
-        """Return copies with other contrast, clamped to 0..1."""
+        """Return copies with changed contrast, clamped to 0..1."""
         if self.amount == 0:
             return images.clone()
         factors = (1 + self.amount * _symmetric(len(images), generator)).to(images).view(-1, 1, 1, 1)
@@ -98,8 +98,8 @@ def rotated(images: Tensor, degrees: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     radians = torch.deg2rad(degrees)
     cos, sin = radians.cos(), radians.sin()
-    # Rows: how a step in x and in y moves the place to look at, in the -1..1 units of grid_sample. Only a grid that
-    # is laid out in pixels turns without shearing when the image is not square.
+    # The rows are the effect of one pixel in x and in y on the sampled position, in the -1..1 units of grid_sample.
+    # The grid is in pixels, because other units would shear images that are not square.
     turn = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2).float()
     turn = (turn / turn.new_tensor([width / 2, height / 2])).to(images)
     y, x = (torch.linspace((1 - size) / 2, (size - 1) / 2, size) for size in (height, width))
@@ -111,25 +111,25 @@ def rotated(images: Tensor, degrees: Tensor) -> Tensor:
 def blurred(images: Tensor, sigmas: Tensor, reach: int) -> Tensor:
     """Return images `[n, c, h, w]` blurred by Gaussians of width `sigmas` `[n]` (float64, on the CPU), cut at `reach`.
 
-    The reach is the same for all, so that an image does not depend on the widths drawn for others.
+    The reach is the same for all images, so that an image does not depend on the widths of other images.
     """
     rows, columns = (_blur_matrices(sigmas, size, reach).to(images).unsqueeze(1) for size in images.shape[-2:])
     return rows @ images @ columns.mT
 
 
 def _blur_matrices(sigmas: Tensor, size: int, reach: int) -> Tensor:
-    """Return `[n, size, size]`: row i holds the weights that the pixels of a line have in the blurred pixel i."""
+    """Return `[n, size, size]`: row i holds the weights of the pixels of a line in the blurred pixel i."""
     import torch
     from torch.nn.functional import one_hot
 
-    radius = min(reach, size - 1)  # no farther than one reflection goes: small images stay within bounds
+    radius = min(reach, size - 1)  # at most one reflection, so that indices stay within small images
     offsets = torch.arange(-radius, radius + 1)
-    # The bound keeps a width of (nearly) zero from dividing zero by zero; there the image stays as it is.
+    # The bound avoids 0 / 0 for a width of (nearly) zero, which leaves the image unchanged.
     kernels = torch.exp(-(offsets**2) / (2 * sigmas[:, None] ** 2).clamp(min=1e-12))
     kernels = (kernels / kernels.sum(dim=1, keepdim=True)).float()
     sources = (offsets[:, None] + torch.arange(size)).abs()
     sources = torch.where(sources < size, sources, 2 * (size - 1) - sources)
-    places = one_hot(sources, size).to(kernels)  # [offsets, size, size]: which pixel lies at that offset
+    places = one_hot(sources, size).to(kernels)  # [offsets, size, size]: the pixel at each offset
     return torch.einsum("no,oij->nij", kernels, places)
 
 

@@ -1,4 +1,7 @@
-"""Decide which images go where. Indices come in random order, so that the first images of a part are a mixed lot."""
+"""Divide the images of a data set into source, pool and test, and draw few-shot training images from the pool.
+
+Indices are in random order, so that the first images of a part are of several classes.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,20 @@ from adaptkit.errors import BadInput
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.settings import SplitSettings
 
-#: how a data set is shared out when the sizes asked for do not fit
+#: percentages of the parts if a data set is too small for the requested sizes
 SHARES = {"source": 50, "pool": 20, "test": 30}
 
 
 def sizes_for(total: int, *, source: int = 0, pool: int = 0, test: int = 0) -> tuple[int, int, int]:
-    """Return how many of `total` images become source, pool and test.
+    """Return the numbers of images of source, pool and test among `total` images.
 
-    Give what is asked for if it fits, else 50 : 20 : 30 among the parts asked for, but no more than asked for.
+    If the requested sizes do not fit, the requested parts get 50 : 20 : 30, but no more than requested.
     """
-    asked = {"source": source, "pool": pool, "test": test}
-    if sum(asked.values()) <= total:
+    requested = {"source": source, "pool": pool, "test": test}
+    if sum(requested.values()) <= total:
         return source, pool, test
-    whole = sum(share for part, share in SHARES.items() if asked[part])
-    source, pool, test = (min(asked[part], total * share // whole) for part, share in SHARES.items())
+    whole = sum(share for part, share in SHARES.items() if requested[part])
+    source, pool, test = (min(requested[part], total * share // whole) for part, share in SHARES.items())
     return source, pool, test
 
 
@@ -42,9 +45,10 @@ def random_split(total: int, sizes: Sequence[int], generator: Generator) -> tupl
 
 
 def stratified(labels: Tensor, sizes: Sequence[int], generator: Generator) -> tuple[Tensor, ...]:
-    """Return disjoint parts of the images of these sizes, each with every class's share as equal as can be.
+    """Return disjoint parts of these sizes in which each class has its share of the images.
 
-    A class's count in a part is within one image of its exact share; but where sizes permit, no class is left out.
+    The count of a class in a part is within one image of its exact share. If the size permits, each part has at least
+    one image of every class.
     """
     _require(len(labels), sizes)
     order = torch.randperm(len(labels), generator=generator)
@@ -56,11 +60,11 @@ def stratified(labels: Tensor, sizes: Sequence[int], generator: Generator) -> tu
 
 
 def draw(labels: Tensor, shots: int, sampling: str, generator: Generator) -> Tensor:
-    """Return the few-shot draw from a pool with these labels: at most half of the pool.
+    """Return the indices of a few-shot draw from a pool with these labels: at most half of the pool.
 
-    `stratified` draws `shots` of each class, or equally fewer where half of the pool is less; a class that has not
-    as many gives what it has. `random` draws as many images in all, whatever their classes. With the same generator
-    state a draw of fewer shots is part of the draw of more.
+    `stratified` draws `shots` images of each class, or equally fewer if half of the pool has fewer; a smaller class
+    gives all its images. `random` draws the same total number regardless of class. With the same generator state, a
+    draw with fewer shots is part of the draw with more.
     """
     order = torch.randperm(len(labels), generator=generator)
     members = _by_class(labels, order)
@@ -73,7 +77,7 @@ def draw(labels: Tensor, shots: int, sampling: str, generator: Generator) -> Ten
 
 
 def _by_class(labels: Tensor, order: Tensor) -> tuple[Tensor, ...]:
-    """Return the images of each class that occurs, by rising label, each class in the given order."""
+    """Return the images of each class, ordered by label; within a class in the order of `order`."""
     ordered = labels[order]
     counts: list[int] = ordered.unique(return_counts=True)[1].tolist()
     return order[ordered.argsort(stable=True)].split(counts) if counts else ()
@@ -85,12 +89,12 @@ def _cut(indices: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def _shares(counts: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
-    """Return how many images of each class (columns) go to each part (rows; the last one is what is left over)."""
+    """Return how many images of each class (columns) go to each part (rows; the last row is the remainder)."""
     total = max(sum(counts), 1)
     table = [[size * count // total for count in counts] for size in sizes]
     left = [count - sum(column) for count, column in zip(counts, zip(*table, strict=True), strict=True)]
     for row, size in zip(table, sizes, strict=True):
-        # Largest remainder; but a class that has most images left to place comes first, or they would not fit later.
+        # Largest remainder method; classes with more unassigned images come first, so that all can be assigned.
         wanted = sorted(range(len(counts)), key=lambda c: (-left[c], -(size * counts[c] % total), c))
         for column in wanted[: size - sum(row)]:
             row[column] += 1
@@ -102,7 +106,7 @@ def _shares(counts: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
 
 
 def _include_all(row: list[int], table: list[list[int]]) -> None:
-    """Swap an image of every class that this part lacks for one of its commonest, with the part that can spare it."""
+    """Give the part one image of each missing class, in exchange for an image of its most frequent class."""
     for column in (c for c, count in enumerate(row) if count == 0):
         spare = table[-1] if table[-1][column] else max(table, key=lambda other: other[column])
         common = max(range(len(row)), key=lambda c: row[c])
@@ -116,19 +120,19 @@ def _require(total: int, sizes: Sequence[int]) -> None:
         raise ValueError(f"cannot take parts of {list(sizes)} from {total} images")
 
 
-#: images whose keys are computed at a time: few enough to stay in a processor's cache
+#: images whose keys are computed at a time, so that they fit into the cache of a processor
 ROWS = 256
 
 
 def occurring(images: Images, others: Sequence[Images]) -> Tensor:
-    """Return which images `[n]` occur among the others, which have the same channels and size."""
+    """Return a mask `[n]` of the images that also occur in `others`, which have the same channels and size."""
     keys, other_keys = _keys(images), [_keys(other) for other in others]
     likely = numpy.isin(keys, numpy.concatenate(other_keys))
     if likely.any():
-        # Equal images have equal keys; whether equal keys are of equal images, only the pixels tell.
+        # Equal images have equal keys. Different images can have equal keys too, so the pixels are compared.
         seen = set[bytes]()
-        for other, own_keys in zip(others, other_keys, strict=True):
-            seen.update(_contents(other, numpy.isin(own_keys, keys[likely])))
+        for other, keys_of_other in zip(others, other_keys, strict=True):
+            seen.update(_contents(other, numpy.isin(keys_of_other, keys[likely])))
         likely[likely] = [content in seen for content in _contents(images, likely)]
     return torch.from_numpy(likely)
 
@@ -139,7 +143,7 @@ def _contents(images: Images, chosen: numpy.ndarray) -> list[bytes]:
 
 
 def _keys(images: Images) -> numpy.ndarray:
-    """Return a uint64 for each image, the same for equal ones and hardly ever for others."""
+    """Return a uint64 hash of each image."""
     width = images.pixels.shape[1:]
     words = -(-int(numpy.prod(width)) // 8)
     weights = numpy.random.Generator(numpy.random.PCG64(0)).integers(2**64, size=words, dtype=numpy.uint64) | 1
@@ -151,66 +155,71 @@ def _mixed(rows: Tensor, weights: numpy.ndarray) -> numpy.ndarray:
     flat = rows.flatten(1).numpy()
     padded[:, : flat.shape[1]] = flat
     mixed = padded.view(numpy.uint64) * weights
-    # Without this, high bits would have no say in lower ones.
+    # Without this, high bits would not change lower bits.
     mixed ^= mixed >> numpy.uint64(32)
     keys: numpy.ndarray = mixed.sum(axis=1, dtype=numpy.uint64)
     return keys
 
 
-#: images of each class that each part needs: a run draws from at most half of the pool, and tuning divides that
+#: minimum number of images of each class in each part: a run draws at most half of the pool, and tuning divides that
 FEWEST = 2
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of a published data set's images, and their positions in it; test images are counted on after training's."""
+    """Images of a data set and their positions in it; positions of official test images follow the training images."""
 
     images: Images
     index: Tensor
 
 
-def source_parts(corpus: Corpus, name: str, settings: SplitSettings, earlier: Split | None, pool: bool) -> list[Part]:
-    """Return a source's training images, pool (empty unless wanted) and test images; raise BadInput for too few."""
+def source_parts(
+    corpus: Corpus, name: str, settings: SplitSettings, *, earlier: Split | None, pool: bool
+) -> list[Part]:
+    """Return training, pool (empty if `pool` is false) and test images of a source; raise BadInput if too few."""
     titles = ["source", "pool", "clean_test"] if pool else ["source", "clean_test"]
-    parts = _recalled(corpus, name, earlier, titles)
+    parts = _parts_of_split(corpus, name, earlier=earlier, titles=titles)
     if parts is None:
-        found = _parts(corpus, settings, "source", source=settings.source, pool=settings.pool, test=settings.test)
-        parts = dict(zip(("source", "pool", "clean_test"), found, strict=True))
+        chosen = _parts(corpus, settings, "source", source=settings.source, pool=settings.pool, test=settings.test)
+        parts = dict(zip(("source", "pool", "clean_test"), chosen, strict=True))
     _require_enough(name, corpus, {title: parts[title] for title in titles})
     return [parts.get(title, Part(corpus.train.take(NOTHING), NOTHING)) for title in ("source", "pool", "clean_test")]
 
 
 def target_parts(
-    corpus: Corpus, name: str, settings: SplitSettings, earlier: Split | None, avoid: Sequence[Part]
+    corpus: Corpus, name: str, settings: SplitSettings, *, earlier: Split | None, avoid: Sequence[Part]
 ) -> list[Part]:
-    """Return a target's pool and test images, without those of the parts to avoid; raise BadInput for too few."""
-    parts = _recalled(corpus, name, earlier, ["pool", "shifted_test"])
+    """Return pool and test images of a target, without the images of `avoid`; raise BadInput if too few."""
+    parts = _parts_of_split(corpus, name, earlier=earlier, titles=["pool", "shifted_test"])
     if parts is None:
-        _, *found = _parts(corpus, settings, "target", pool=settings.pool, test=settings.test, avoid=avoid)
-        parts = dict(zip(("pool", "shifted_test"), found, strict=True))
+        _, *chosen = _parts(corpus, settings, "target", pool=settings.pool, test=settings.test, avoid=avoid)
+        parts = dict(zip(("pool", "shifted_test"), chosen, strict=True))
     _require_enough(name, corpus, parts)
     return [parts["pool"], parts["shifted_test"]]
 
 
 def split_part(corpus: Corpus, name: str, part: Part) -> SplitPart:
-    """Return which images a part holds, by their names where they have any, in the words of a split file."""
+    """Return the images of a part for a split file, by name if they have names, otherwise by index."""
     names = _names(corpus)
     members = part.index.tolist()
     return SplitPart(name, tuple(members if names is None else (names[index] for index in members)))
 
 
 def copies(parts: Mapping[str, Part | None]) -> tuple[str, ...]:
-    """Return a line for each test set that holds copies of pictures that are trained on: a user's own folder may.
+    """Return a notice for each test set with exact copies of training images, which folders of users can have.
 
-    Parts that are not in memory are not looked at.
+    Parts that are not in memory are not checked.
     """
-    here = {title: part for title, part in parts.items() if part is not None and isinstance(part.images.pixels, Tensor)}
-    pairs = [(test, other) for test in here if "test" in test for other in here if "test" not in other]
+    in_memory = {
+        title: part for title, part in parts.items() if part is not None and isinstance(part.images.pixels, Tensor)
+    }
+    pairs = [(test, other) for test in in_memory if "test" in test for other in in_memory if "test" not in other]
     lines = []
     for test, other in pairs:
-        count = int(occurring(here[test].images, [here[other].images]).sum()) if len(here[other].index) else 0
+        trained, tested = in_memory[other], in_memory[test]
+        count = int(occurring(tested.images, [trained.images]).sum()) if len(trained.index) else 0
         if count:
-            lines.append(f"{count} of {len(here[test].index)} images of {test} are in {other} too, pixel for pixel")
+            lines.append(f"{count} of {len(tested.index)} images of {test} are exact copies of images in {other}")
     return tuple(lines)
 
 
@@ -218,13 +227,15 @@ NOTHING = torch.empty(0, dtype=torch.int64)
 
 
 def _names(corpus: Corpus) -> list[str] | None:
-    """Return the names of all images, test images after training images; None where they have none."""
-    found = [names_of(images.pixels) for images in (corpus.train, corpus.test) if images is not None]
-    return None if any(names is None for names in found) else [name for names in found for name in names or ()]
+    """Return the names of all images, test images after training images; None if images have no names."""
+    by_part = [names_of(images.pixels) for images in (corpus.train, corpus.test) if images is not None]
+    return None if any(names is None for names in by_part) else [name for names in by_part for name in names or ()]
 
 
-def _recalled(corpus: Corpus, name: str, earlier: Split | None, titles: Sequence[str]) -> dict[str, Part] | None:
-    """Return the parts as an earlier split has them."""
+def _parts_of_split(
+    corpus: Corpus, name: str, *, earlier: Split | None, titles: Sequence[str]
+) -> dict[str, Part] | None:
+    """Return the parts of an earlier split; None if there is none."""
     if earlier is None:
         return None
     names = _names(corpus)
@@ -233,19 +244,19 @@ def _recalled(corpus: Corpus, name: str, earlier: Split | None, titles: Sequence
     for title in titles:
         part = earlier.part(title)
         if names is None and part.dataset != name:
-            raise BadInput(f"split.file: its {title} is of {part.dataset}, not of {name}")
+            raise BadInput(f"split.file: its {title} has images of {part.dataset}, not of {name}")
         index = torch.tensor(positions(part, names if names is not None else range(count), name), dtype=torch.int64)
         parts[title] = Part(_taken(corpus, index), index)
     return parts
 
 
 def _taken(corpus: Corpus, index: Tensor) -> Images:
-    """Return images by their positions, which lie all in the training images or all in the official test images."""
+    """Return images by position; all must be training images or all official test images."""
     before = len(corpus.train)
     if corpus.test is not None and bool((index >= before).all()):
         return corpus.test.take(index - before)
     if bool((index >= before).any()):
-        raise BadInput("split.file: a part of it holds both training images and official test images")
+        raise BadInput("split.file: one of its parts has both training images and official test images")
     return corpus.train.take(index)
 
 
@@ -259,27 +270,27 @@ def _parts(
     test: int | None = 0,
     avoid: Sequence[Part] = (),
 ) -> tuple[Part, Part, Part]:
-    """Return disjoint source, pool and test; the test comes from the official test images where there are any.
+    """Return disjoint source, pool and test; the test is taken from the official test images if there are any.
 
-    Pool and test are without the images of the parts to avoid. Images in memory are sorted out before the parts are
-    chosen; stored ones afterwards, and not replaced, because for that all of them would have to be decoded.
+    Pool and test exclude the images of `avoid`. Images in memory are excluded before the parts are chosen. Stored
+    images are excluded afterwards and not replaced, because otherwise all of them would have to be decoded.
     """
     source, pool, test = source or 0, pool or 0, test or 0
     train = _unseen(Part(corpus.train, torch.arange(len(corpus.train))), avoid, stored=False)
     if corpus.test is None:
         first, second, third = sizes_for(len(train.index), source=source, pool=pool, test=test)
-        # In this order, because what is cut later has no say in what is cut first: pools of other sizes share a base.
-        tested, trained, pooled = _divide(train, [third, first, second], split, purpose)
+        # The pool comes last, so that its size does not change the test and the source: they share a base.
+        tested, trained, pooled = _divide(train, [third, first, second], split=split, purpose=purpose)
     else:
         official = Part(corpus.test, torch.arange(len(corpus.test)) + len(corpus.train))
         official = _unseen(official, avoid, stored=False)
         first, second, _ = sizes_for(len(train.index), source=source, pool=pool)
-        trained, pooled = _divide(train, [first, second], split, purpose)
-        (tested,) = _divide(official, [min(test, len(official.index))], split, f"{purpose} test")
+        trained, pooled = _divide(train, [first, second], split=split, purpose=purpose)
+        (tested,) = _divide(official, [min(test, len(official.index))], split=split, purpose=f"{purpose} test")
     return trained, _unseen(pooled, avoid, stored=True), _unseen(tested, avoid, stored=True)
 
 
-def _divide(part: Part, sizes: Sequence[int], split: SplitSettings, purpose: str) -> list[Part]:
+def _divide(part: Part, sizes: Sequence[int], *, split: SplitSettings, purpose: str) -> list[Part]:
     generator = Generator().manual_seed(derive_seed(split.seed, f"split/{purpose}"))
     if split.sampling == "random":
         chosen = random_split(len(part.index), sizes, generator)
@@ -289,9 +300,9 @@ def _divide(part: Part, sizes: Sequence[int], split: SplitSettings, purpose: str
 
 
 def _unseen(part: Part, avoid: Sequence[Part], *, stored: bool) -> Part:
-    """Return the part without images that those to avoid hold too: mnist5k, for one, is a piece of mnist.
+    """Return the part without images that also occur in `avoid`: for example, mnist5k is a part of mnist.
 
-    Do this only to stored images, or only to others.
+    `stored` selects whether stored images or images in memory are checked; the others are returned unchanged.
     """
     pixels = part.images.pixels
     others = [other.images for other in avoid if other.images.pixels.shape[1:] == pixels.shape[1:]]
@@ -303,18 +314,18 @@ def _unseen(part: Part, avoid: Sequence[Part], *, stored: bool) -> Part:
 
 
 def _require_enough(name: str, corpus: Corpus, parts: Mapping[str, Part]) -> None:
-    """Raise BadInput unless each part has enough images of each class."""
+    """Raise BadInput if a part has too few images of a class."""
     shown = {"clean_test": "test", "shifted_test": "test"}
     counts = {title: _counts(part.images) for title, part in parts.items()}
     short = [
         (label, count, shown.get(title, title))
-        for title, found in counts.items()
-        for label, count in zip(corpus.train.classes, found, strict=True)
+        for title, class_counts in counts.items()
+        for label, count in zip(corpus.train.classes, class_counts, strict=True)
         if count < FEWEST
     ]
     if not short:
         return
-    # Without official test images all parts are cut from the same ones.
+    # Without official test images, all parts come from the training images.
     needed = FEWEST * (len(parts) if corpus.test is None else len(parts) - 1)
     rare = [
         f"{'1 image' if count == 1 else f'{count} images'} of class {label!r}"
@@ -334,10 +345,10 @@ def _require_enough(name: str, corpus: Corpus, parts: Mapping[str, Part]) -> Non
     )
 
 
-def _listed(things: Sequence[str]) -> str:
-    return ", ".join(things[:5]) + (f" and {len(things) - 5} more such" if len(things) > 5 else "")
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:5]) + (f" and {len(texts) - 5} more" if len(texts) > 5 else "")
 
 
 def _counts(images: Images) -> list[int]:
-    found: list[int] = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
-    return found
+    counts: list[int] = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+    return counts

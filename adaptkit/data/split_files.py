@@ -1,4 +1,4 @@
-"""Write down which images were source, pool and test (split.json), and read it back."""
+"""Write and read split.json: the images of the source, the pool and the test sets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.system.files import read_file
 
-#: what a split may consist of
+#: names of the parts of a split
 PARTS = ("source", "pool", "clean_test", "shifted_test")
-#: parts of one data set that may not share an image: what is trained on is not tested on
+#: parts of one data set that must not share an image: training images and test images
 APART = (
     ("source", "pool"),
     *((trained, tested) for trained in ("source", "pool") for tested in ("clean_test", "shifted_test")),
@@ -23,7 +23,7 @@ APART = (
 
 @dataclass(frozen=True)
 class SplitPart:
-    """One part: its data set as the user named it, and its images, by name or by index."""
+    """One part of a split: the data set as the user named it, and its images by name or index."""
 
     dataset: str
     members: tuple[str | int, ...]
@@ -31,29 +31,27 @@ class SplitPart:
 
 @dataclass(frozen=True)
 class Split:
-    """A split as it was read from a file."""
+    """A split that was read from a file."""
 
     path: Path
     classes: tuple[str, ...]
     parts: Mapping[str, SplitPart]
 
-    def told(self, *names: str) -> str:
-        """Return a line that says whose split is taken, for data sets of these names."""
-        made = dict.fromkeys(part.dataset for part in self.parts.values() if part.dataset not in names)
-        origin = f", which was made of {' and '.join(made)}" if made else ""
-        return (
-            f"split.file: the images are those of {self.path}{origin}; the split's seed, limits and sampling do not act"
-        )
+    def notice(self, *names: str) -> str:
+        """Return a notice that this split is used, for data sets with these names."""
+        others = dict.fromkeys(part.dataset for part in self.parts.values() if part.dataset not in names)
+        origin = f", a split of {' and '.join(others)}" if others else ""
+        return f"split.file: images are taken from {self.path}{origin}; split.seed, sizes and sampling are ignored"
 
     def part(self, title: str) -> SplitPart:
-        """Return the part of this title; raise BadInput if the split has none."""
+        """Return the part with this name; raise BadInput if the split does not have it."""
         if title not in self.parts:
             raise BadInput(f"split.file {self.path}: it has no {title}{suggestion(title, self.parts)}")
         return self.parts[title]
 
 
 def split_text(classes: Sequence[str], parts: Mapping[str, SplitPart]) -> str:
-    """Return a split as JSON, a part a line."""
+    """Return a split as JSON, with one part on each line."""
     lines = [
         f'    "{title}": {json.dumps({"dataset": parts[title].dataset, "images": list(parts[title].members)})}'
         for title in PARTS
@@ -68,48 +66,48 @@ def split_text(classes: Sequence[str], parts: Mapping[str, SplitPart]) -> str:
 
 
 def _sha256(content: Mapping[str, Any]) -> str:
-    """Return the sha256 of what a split says, however it is laid out."""
-    said = {key: value for key, value in content.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """Return the sha256 of the content of a split, independent of its layout."""
+    signed = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
 
 
-def says_same(text: bytes, now: str) -> bool:
-    """Tell whether the text of a split.json says of the same images what `now` says, however it is laid out.
+def is_same_split(text: bytes, now: str) -> bool:
+    """Return whether the text of a split.json has the same images as `now`, independent of the layout.
 
-    Pictures whose files have other names now count as the same.
+    Renamed image files count as the same images.
     """
     try:
-        said = json.loads(text)
-        signed = said.pop("sha256", None)  # an earlier adaptkit wrote none
-        if signed is not None and signed != _sha256(said):
+        earlier = json.loads(text)
+        signed = earlier.pop("sha256", None)  # earlier versions of adaptkit did not write it
+        if signed is not None and signed != _sha256(earlier):
             return False
-        wanted = json.loads(now)
-        del wanted["sha256"]
-        if signed is not None and _renamed(said["parts"], wanted["parts"]):
-            wanted["parts"] = said["parts"]
-        return bool(said == wanted)
+        current = json.loads(now)
+        del current["sha256"]
+        if signed is not None and _renamed(earlier["parts"], current["parts"]):
+            current["parts"] = earlier["parts"]
+        return bool(earlier == current)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
-def _renamed(said: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Tell whether parts differ in names of pictures only: each has one other name, which none of them has now."""
-    if said.keys() != now.keys():
+def _renamed(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether parts differ only by a one-to-one change of file names to new names."""
+    if earlier.keys() != now.keys():
         return False
     pairs: set[tuple[tuple[str, Any], tuple[str, Any]]] = set()
     for title, part in now.items():
-        name, images, others = part["dataset"], said[title]["images"], part["images"]
-        if said[title]["dataset"] != name or len(images) != len(others):
+        name, images, others = part["dataset"], earlier[title]["images"], part["images"]
+        if earlier[title]["dataset"] != name or len(images) != len(others):
             return False
-        pairs |= {((name, one), (name, other)) for one, other in zip(images, others, strict=True)}
-    before, after = {one for one, _ in pairs}, {other for _, other in pairs}
-    changed = [one for one, other in pairs if one != other]
+        pairs |= {((name, old), (name, new)) for old, new in zip(images, others, strict=True)}
+    before, after = {old for old, _ in pairs}, {new for _, new in pairs}
+    changed = [old for old, new in pairs if old != new]
     is_one_to_one = len(before) == len(after) == len(pairs)
-    return is_one_to_one and all(isinstance(one[1], str) and one not in after for one in changed)
+    return is_one_to_one and all(isinstance(old[1], str) and old not in after for old in changed)
 
 
 def read_split(path: Path) -> Split:
-    """Return the split in a file; raise BadInput when it cannot be read as one."""
+    """Read a split from a file; raise BadInput if it is not a split."""
     try:
         content = json.loads(read_file(path))
         parts = {
@@ -121,10 +119,10 @@ def read_split(path: Path) -> Split:
         raise BadInput(f"split.file {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadInput(f"split.file {path}: it is not a split.json of a run") from None
-    if content.get("sha256", (found := _sha256(content))) != found:
+    if content.get("sha256", (actual := _sha256(content))) != actual:
         raise BadInput(
-            f"split.file {path}: it is not what was written: its sha256 is {found}; if you have edited it on purpose, "
-            'take the line "sha256" out, or write this there'
+            f"split.file {path}: the file was changed after it was written: its sha256 is now {actual}; if you edited "
+            'it on purpose, delete the line "sha256" or set it to this value'
         )
     if others := sorted(content.keys() - {"classes", "parts", "sha256"}):
         known = ("classes", "parts", "sha256")
@@ -135,26 +133,28 @@ def read_split(path: Path) -> Split:
 
 
 def _problems(split: Split) -> list[str]:
-    """Return what is wrong with a split that somebody may have edited."""
+    """Return the problems of a split, which may have been edited."""
     problems = [f"unknown part {title!r}{suggestion(title, PARTS)}" for title in split.parts if title not in PARTS]
     for title, part in split.parts.items():
         if twice := len(part.members) - len(set(part.members)):
             problems.append(f"its {title} has {twice} {'image' if twice == 1 else 'images'} more than once")
     for first, second in APART:
-        one, other = split.parts.get(first), split.parts.get(second)
-        if one and other and one.dataset == other.dataset and (both := {*one.members} & {*other.members}):
-            problems.append(f"its {first} and its {second} share {len(both)} {'image' if len(both) == 1 else 'images'}")
+        trained, tested = split.parts.get(first), split.parts.get(second)
+        if not trained or not tested or trained.dataset != tested.dataset:
+            continue
+        if count := len({*trained.members} & {*tested.members}):
+            problems.append(f"its {first} and its {second} share {count} {'image' if count == 1 else 'images'}")
     return problems
 
 
 def positions(part: SplitPart, names: Sequence[str] | range, dataset: str) -> list[int]:
-    """Return where a part's images are among those of a data set; raise BadInput for images that it does not have."""
-    places = {name: place for place, name in enumerate(names)}
-    gone = [member for member in part.members if member not in places]
-    if gone:
-        shown = ", ".join(map(str, gone[:5])) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
-        raise BadInput(f"split.file: {dataset} does not have, or no longer has, {shown}")
-    return [places[member] for member in part.members]
+    """Return the positions of the images of a part in a data set; raise BadInput for missing images."""
+    position_of = {name: position for position, name in enumerate(names)}
+    missing = [member for member in part.members if member not in position_of]
+    if missing:
+        shown = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise BadInput(f"split.file: these images are not in {dataset}: {shown}")
+    return [position_of[member] for member in part.members]
 
 
 def _member(value: object) -> str | int:

@@ -1,4 +1,4 @@
-"""Turn images that are kept as bytes into what a model sees: floats in 0..1, under shifts."""
+"""Convert stored uint8 images to the input of a model: floats in 0..1 with shifts applied."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from adaptkit.errors import BadInput
 from adaptkit.seeds import derive_seed
 
 CHUNK = 1024
-#: bytes of views that are made at once and kept; more of them are made batch by batch, each time anew
+#: views up to this number of bytes are computed once; larger ones are computed again batch by batch
 VIEW_BYTES = 128 << 20
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class LazyViews:
-    """Views that are made when they are asked for, float32 `[n, c, h, w]` on `device`: used as a tensor of them is.
+    """Views that are computed on access, float32 `[n, c, h, w]` on `device`; they are used like a tensor.
 
-    What is drawn for an image depends on its position, on the shift's place in the order, and on the seed.
+    The random numbers for an image depend on its position, on the position of the shift, and on the seed.
     """
 
-    #: what they hold of memory
+    #: memory that they occupy
     nbytes: ClassVar[int] = 0
 
     pixels: Tensor | StoredPixels
@@ -51,7 +51,7 @@ class LazyViews:
         return next(self.batches([indices]))
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """Yield all views in order, so many at a time."""
+        """Yield all views in order, `size` at a time."""
         return self.batches(torch.arange(len(self)).split(size))
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -60,7 +60,7 @@ class LazyViews:
             views = images.to(self.device, non_blocking=True).to(torch.float32) / 255
             if self.shifts:
                 shifted = [
-                    _shifted(view[None], self.shifts, self.seed, int(position))
+                    _shifted(view[None], self.shifts, seed=self.seed, start=int(position))
                     for position, view in zip(part, views, strict=True)
                 ]
                 views = torch.cat(shifted)
@@ -80,7 +80,7 @@ Views = Tensor | LazyViews
 
 
 def views_of(pixels: Tensor | StoredPixels, shifts: Sequence[Shift], seed: int) -> Views:
-    """Return uint8 images as a model sees them under shifts: made now if they are few enough to be kept."""
+    """Return uint8 images as views under shifts; small sets are computed now, large ones on access."""
     if math.prod(pixels.shape) * 4 > VIEW_BYTES:
         return LazyViews(pixels, tuple(shifts), seed)
     if not isinstance(pixels, Tensor):
@@ -91,22 +91,24 @@ def views_of(pixels: Tensor | StoredPixels, shifts: Sequence[Shift], seed: int) 
 def shifted_views(pixels: Tensor, shifts: Sequence[Shift], seed: int) -> Tensor:
     """Return uint8 images `[n, c, h, w]` as float32 in 0..1 with the shifts applied in order.
 
-    What is drawn for an image depends on its position, on the shift's place in the order, and on the seed.
+    The random numbers for an image depend on its position, on the position of the shift, and on the seed.
     """
     views = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
     for start in range(0, len(pixels), CHUNK):
         images = pixels[start : start + CHUNK].to(torch.float32) / 255
-        views[start : start + CHUNK] = _shifted(images, shifts, seed, start)
+        views[start : start + CHUNK] = _shifted(images, shifts, seed=seed, start=start)
     return views
 
 
-def _shifted(images: Tensor, shifts: Sequence[Shift], seed: int, start: int) -> Tensor:
-    """Return the images, the first of which has position `start`, under the shifts."""
+def _shifted(images: Tensor, shifts: Sequence[Shift], *, seed: int, start: int) -> Tensor:
+    """Apply the shifts to images; `start` is the position of the first image."""
     for place, shift in enumerate(shifts):
-        # A generator for each: the amount of one shift then has no say in the draws of the next.
+        # One generator for each shift: the amount of one shift does not change the random numbers of the next.
         generator = torch.Generator().manual_seed(derive_seed(seed, f"views/{place}/{start}"))
         before = images.shape
         images = shift.apply(images, generator)
         if images.shape != before:
-            raise BadInput(f"shift {shift.name}: turned images {list(before)} into {list(images.shape)}")
+            raise BadInput(
+                f"shift {shift.name}: changed the shape of images from {list(before)} to {list(images.shape)}"
+            )
     return images

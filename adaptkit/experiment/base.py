@@ -1,10 +1,11 @@
-"""The base run: train the base, or find it in the cache, and see that this store has a run of it."""
+"""Obtain the base of an experiment: train it or take it from the cache, and record its run."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from adaptkit.backbones.structure import find_head
 from adaptkit.data.domains import Domains
 from adaptkit.data.views import Views
 from adaptkit.errors import BASE_HINT, RunFailed, lacks_memory
-from adaptkit.events import Epoch, Predictions, RunInput, RunResult, RunStart
+from adaptkit.events import Epoch, RunInput, RunResult, RunStart
 from adaptkit.experiment.base_cache import (
     Base,
     base_lock,
@@ -26,7 +27,7 @@ from adaptkit.experiment.base_cache import (
     write_base,
 )
 from adaptkit.experiment.prepare import Experiment
-from adaptkit.experiment.recovery import Recovery, RunRecovery, kept_while
+from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
 from adaptkit.names import BASE_FINGERPRINT_TAG, KIND_TAG, PROCESSES_TAG, RECIPE_KEY_TAG
 from adaptkit.plugins.manager import Plugins
 from adaptkit.seeds import derive_seed
@@ -37,6 +38,7 @@ from adaptkit.training.checkpoints import Checkpoint, Keep
 from adaptkit.training.evaluation import predict_logits
 from adaptkit.training.frozen.features import ImageSet, Value
 from adaptkit.training.loop import Recipe, fit
+from adaptkit.training.objective import predictions_of
 from adaptkit.training.passes import BytePasses, Test, on_device
 from adaptkit.training.trainable import freeze
 
@@ -44,21 +46,38 @@ if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Tracker
 
 
+@dataclass(frozen=True)
+class TrackedBase:
+    """A base with the id of its run in the tracking store, if any, and whether it came from the cache."""
+
+    base: Base
+    run_id: str | None
+    cached: bool
+
+
 def train_base(
     request: Request,
     domains: Domains,
     model: nn.Module,
+    *,
     clean: tuple[Views, Tensor],
     start: Checkpoint | None = None,
     keep: Keep | None = None,
 ) -> Iterator[Epoch]:
-    """Train the prepared model on the source, in place, yielding each epoch; `clean` is the clean test set on the
-    device. Training goes on from `start`, and each epoch's checkpoint is given to `keep`.
+    """Train a base on the source images, in place, and yield each epoch.
+
+    `prepare_base` has set what is trained. `clean` is the test set of the source, on the device. Training resumes from
+    the checkpoint `start`; `keep` receives the checkpoint of each epoch.
     """
     settings = request.settings
     device = clean[1].device
     test = Test(ImageSet("clean", Value(clean[0], 0.0)), clean[1])
-    passes = BytePasses(model, on_device(domains.source.pixels, device), device, {"clean": test})
+    passes = BytePasses(
+        model,
+        on_device(domains.source.pixels, device),
+        labels=domains.source.labels.to(device),
+        tests={"clean": test},
+    )
     recipe = Recipe(
         epochs=settings.base.epochs,
         batch_size=settings.base.batch_size,
@@ -68,16 +87,15 @@ def train_base(
         checkpointing=settings.checkpointing,
         lr_option="--set base.lr=",
     )
-    # A backbone may come with frozen parameters of its own.
+    # All parameters, also those that the backbone itself has frozen.
     trained = list(model.parameters())
     if settings.base.mode == "probe":
         trained = [parameter for parameter in trained if parameter.requires_grad]
-    groups, labels = [{"params": trained}], domains.source.labels.to(device)
-    yield from fit(model, groups, passes, labels, recipe, start=start, keep=keep)
+    yield from fit(model, [{"params": trained}], passes, recipe=recipe, start=start, keep=keep)
 
 
 def prepare_base(request: Request, model: nn.Module) -> None:
-    """Choose what is trained of the base: where it is only probed, the head alone."""
+    """Freeze all layers of a base but its head if `base.mode` is probe."""
     if request.settings.base.mode == "probe":
         freeze(model)
         for parameter in find_head(model.head).parameters():  # type: ignore[arg-type]
@@ -87,14 +105,18 @@ def prepare_base(request: Request, model: nn.Module) -> None:
 def obtain_base(
     experiment: Experiment,
     plugins: Plugins,
-    tracker: Tracker | None,
-    refresh: bool,
-    notice: Callable[[str], None],
-    keeping: Recovery | None = None,
-) -> tuple[Base, str | None, bool]:
-    """Return the base, its run id in this store, and whether it came from the cache."""
+    *,
+    tracker: Tracker | None = None,
+    refresh: bool = False,
+    notice: Callable[[str], None] = lambda line: None,
+    recovery: Recovery | None = None,
+) -> TrackedBase:
+    """Return the base from the cache, or train it; in both cases the tracking store has a run of it afterwards.
+
+    With `refresh`, the base is trained in any case. `recovery` keeps checkpoints of the training.
+    """
     run = _describe_base(experiment)
-    cache_limit()  # of a wrong one the user hears before anything is trained
+    cache_limit()  # validate the variable now, so that a bad value fails before training
 
     def waiting() -> None:
         notice("waiting for another process that trains this base")
@@ -103,45 +125,58 @@ def obtain_base(
         base = None if refresh else sound_base(experiment.base_key)
         mark_used(experiment.base_key)
         if base is None:
-            base = _train_base(experiment, plugins, run, keeping)
-            if removed := make_room(experiment.base_key):
-                what = "the base that was" if len(removed) == 1 else f"the {len(removed)} bases that were"
-                notice(
-                    f"{what} used longest ago left the cache ({shown_size(sum(removed))}): "
-                    f"{LIMIT_VARIABLE} is {shown_size(cache_limit())}"
-                )
-            return base, tracker.run_id(run.name) if tracker else None, False
-        if tracker is None:
-            return base, None, True
-        goes_on = keeping is not None and run.name in keeping.resumed
-        run_id = None if goes_on else tracker.find_base(base.fingerprint)
-        if run_id is None:
-            model = experiment.place(base.build(experiment.request, experiment.domains))
-            with _base_result(experiment, base, model) as result:
-                tracker.record(run, base.epochs, result, model)
-            run_id = tracker.run_id(run.name)
-        return base, run_id, True
+            with recoverable(recovery, run, experiment.request.command_text()) as kept:
+                base = _train_and_report(experiment, plugins, run, recovery=kept)
+            _evict_bases(experiment.base_key, notice)
+            return TrackedBase(base, run_id=tracker.run_id(run.name) if tracker else None, cached=False)
+        run_id = None if tracker is None else _base_run_id(experiment, base, run, tracker=tracker, recovery=recovery)
+        return TrackedBase(base, run_id=run_id, cached=True)
 
 
-def _train_base(experiment: Experiment, plugins: Plugins, run: RunStart, keeping: Recovery | None) -> Base:
-    """Train the base; without a source its pretrained weights, with a new head, are the base."""
-    with kept_while(keeping, run, experiment.request.command_text()) as kept:
-        return _trained_base(experiment, plugins, run, kept)
+def _evict_bases(kept: str, notice: Callable[[str], None]) -> None:
+    """Remove the least recently used bases from the cache if it exceeds its limit, and say so."""
+    if removed := make_room(kept):
+        bases = "base" if len(removed) == 1 else f"{len(removed)} bases"
+        notice(
+            f"evicted the least recently used {bases} from the cache ({shown_size(sum(removed))}): "
+            f"{LIMIT_VARIABLE} is {shown_size(cache_limit())}"
+        )
 
 
-def _trained_base(experiment: Experiment, plugins: Plugins, run: RunStart, kept: RunRecovery) -> Base:
+def _base_run_id(
+    experiment: Experiment, base: Base, run: RunStart, *, tracker: Tracker, recovery: Recovery | None
+) -> str | None:
+    """Return the id of the run of a cached base; record a run if the store has none, or if that run is resumed."""
+    is_resumed = recovery is not None and run.name in recovery.resumed
+    run_id = None if is_resumed else tracker.find_base(base.fingerprint)
+    if run_id is not None:
+        return run_id
+    model = experiment.place(base.build(experiment.request, experiment.domains))
+    with _base_result(experiment, base, model) as result:
+        tracker.record(run, base.epochs, result=result, model=model)
+    return tracker.run_id(run.name)
+
+
+def _train_and_report(experiment: Experiment, plugins: Plugins, run: RunStart, *, recovery: RunRecovery) -> Base:
+    """Train the base and notify the plugins; without a source, the backbone with a new head is the base."""
     model = experiment.place(build_model(experiment.request, experiment.domains))
     epochs: list[Epoch] = []
     try:
         plugins.notify("adaptkit_run_started", run=run, model=model)
         if experiment.clean is not None:
             prepare_base(experiment.request, model)
-            start = kept.start(model)
+            start = recovery.start(model)
             epochs += start.epochs if start is not None else ()
-            for epoch in filter(kept.lacks, tuple(epochs)):  # kept, but not told: its process died in between
+            for epoch in filter(recovery.is_unreported, tuple(epochs)):
                 plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
-            given = (experiment.request, experiment.domains, model, experiment.clean, start, kept.keep)
-            for epoch in train_base(*given):
+            for epoch in train_base(
+                experiment.request,
+                experiment.domains,
+                model,
+                clean=experiment.clean,
+                start=start,
+                keep=recovery.keep,
+            ):
                 epochs.append(epoch)
                 plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
         base = store_base(experiment.base_key, model, tuple(epochs))
@@ -160,12 +195,12 @@ def _trained_base(experiment: Experiment, plugins: Plugins, run: RunStart, kept:
 
 @contextmanager
 def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterator[RunResult]:
-    """Lend what there is to tell of a base; its files exist as long."""
+    """Yield the result of a base run; its files exist while the context is open."""
     domains, request = experiment.domains, experiment.request
     predictions, samples = {}, {}
     if experiment.clean is not None and domains.clean_test is not None:
         logits = predict_logits(model, experiment.clean[0], request.settings.precision)
-        predictions["clean"] = Predictions.of(logits, domains.clean_test.index, domains.clean_test.labels)
+        predictions["clean"] = predictions_of(logits, image=domains.clean_test.index, truth=domains.clean_test.labels)
         samples["clean"] = experiment.clean[0][:8].cpu()
     card = {
         "fingerprint": base.fingerprint,
@@ -197,7 +232,14 @@ def _describe_base(experiment: Experiment) -> RunStart:
     has_source = experiment.clean is not None
     inputs: tuple[RunInput, ...] = ()
     if has_source:
-        inputs = (RunInput(plan.dataset, "source", experiment.domains.source_digest, plan.dataset),)
+        inputs = (
+            RunInput(
+                name=plan.dataset,
+                context="source",
+                digest=experiment.domains.source_digest,
+                source=plan.dataset,
+            ),
+        )
         story = f"trained on {plan.source_images} images of `{plan.dataset}`"
     else:
         story = f"with a new head for {len(plan.classes)} classes, untrained"
@@ -208,7 +250,7 @@ def _describe_base(experiment: Experiment) -> RunStart:
         tags={
             KIND_TAG: "base",
             RECIPE_KEY_TAG: experiment.base_key,
-            PROCESSES_TAG: "1",  # earlier versions shared a run out
+            PROCESSES_TAG: "1",  # earlier versions could train one run in several processes
         },
         inputs=inputs,
         description=f"The base: `{plan.backbone}` {story}.",

@@ -1,4 +1,4 @@
-"""The base: trained once per recipe, kept in the cache, known by the sha256 of its weights."""
+"""Bases and their cache: each base is trained once per recipe and identified by the sha256 of its weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from adaptkit.system.files import read_file, write_bytes
 from adaptkit.system.folders import cache_folder, cache_limit, warn_of_damage
 from adaptkit.training.seeding import RandomStream
 
-#: Raised whenever the same recipe would give other weights, so that old cache entries are not taken for new ones.
+#: Increased whenever the same recipe gives different weights, so that old cache entries are not used.
 RECIPE_VERSION = 1
 WEIGHTS_FILE, CARD_FILE = "base.safetensors", "base.json"
 CARD_KEYS = {"fingerprint", "key", "epochs", "card_sha256"}
@@ -54,7 +54,7 @@ class Base:
 
 
 def build_model(request: Request, domains: Domains) -> nn.Module:
-    """Return the untrained model: its pretrained weights, if any; its initial ones depend on the base seed alone."""
+    """Return the untrained model, with pretrained weights if any; initial weights depend on the base seed only."""
     return _built(request, request.backbone, domains)
 
 
@@ -68,7 +68,7 @@ def _built(request: Request, backbone: Backbone, domains: Domains) -> nn.Module:
 
 
 def recipe_key(request: Request, domains: Domains) -> str:
-    """Return the sha256 of all that decides the base's weights, but for the last digits of sums."""
+    """Return the sha256 of everything that determines the base's weights, except for rounding."""
     settings = request.settings
     model = build_model(request, domains)
     trained = settings.base.model_dump(exclude={"mode"} if settings.base.mode == "train" else set())
@@ -76,7 +76,7 @@ def recipe_key(request: Request, domains: Domains) -> str:
         "version": RECIPE_VERSION,
         "source": domains.source_digest,
         "backbone": settings.backbone,
-        # A backbone that changed under the same name is another one: its layers, or its initial weights.
+        # The name is not enough: a backbone's layers or initial weights can change.
         "layers": repr(model),
         "start": fingerprint(model.state_dict()),
         "base": trained if domains.clean_test is not None else "not trained",
@@ -85,7 +85,7 @@ def recipe_key(request: Request, domains: Domains) -> str:
         "torch": torch.__version__,
     }
     if request.backbone_options:
-        # Which weights it starts from is in `start`; where their file lies says nothing.
+        # `start` covers the initial weights; the path of their file does not matter.
         options = {key: value for key, value in request.backbone_options.items() if key != WEIGHTS}
         recipe["backbone_options"] = options
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
@@ -93,7 +93,7 @@ def recipe_key(request: Request, domains: Domains) -> str:
 
 @contextmanager
 def base_lock(key: str, waiting: Any = None) -> Iterator[None]:
-    """Hold the recipe's lock, so that of several processes one trains; call `waiting()` if another has it."""
+    """Hold the recipe's lock, so that only one process trains; call `waiting()` if another process holds it."""
     folder = _folder(key)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -115,8 +115,8 @@ def base_lock(key: str, waiting: Any = None) -> Iterator[None]:
 
 
 @contextmanager
-def if_free(key: str) -> Iterator[bool]:
-    """Hold the recipe's lock if nobody has it; tell whether."""
+def try_lock(key: str) -> Iterator[bool]:
+    """Hold the recipe's lock if no other process does; yield whether it is held."""
     lock = FileLock(_folder(key).with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
@@ -129,7 +129,7 @@ def if_free(key: str) -> Iterator[bool]:
         lock.release()
 
 
-def used(key: str) -> float:
+def last_used(key: str) -> float:
     """Return the Unix time at which the base was last written or used."""
     folder = _folder(key)
     card = folder / CARD_FILE
@@ -137,13 +137,13 @@ def used(key: str) -> float:
 
 
 def mark_used(key: str) -> None:
-    """Note that the base is being used now: where room is made, others go first."""
+    """Set the time of last use to now, so that other bases are evicted first."""
     with contextlib.suppress(OSError):
         os.utime(_folder(key) / CARD_FILE)
 
 
 def stored_base(key: str) -> Base | None:
-    """Return the base from the cache; None if it is not there or damaged."""
+    """Return the base from the cache, or None if it is missing or damaged."""
     folder = _folder(key)
     try:
         card = json.loads(read_file(folder / CARD_FILE))
@@ -154,14 +154,15 @@ def stored_base(key: str) -> Base | None:
         ):
             return None
         state = unpack(read_file(folder / WEIGHTS_FILE, None))
-        base = Base(key, card["fingerprint"], state, tuple(Epoch(**epoch) for epoch in card["epochs"]))
+        epochs = tuple(Epoch(**epoch) for epoch in card["epochs"])
+        base = Base(key=key, fingerprint=card["fingerprint"], state=state, epochs=epochs)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return base if fingerprint(state) == base.fingerprint else None
 
 
 def sound_base(key: str) -> Base | None:
-    """Return the base from the cache, None if it is not there; warn of one that is damaged."""
+    """Return the base from the cache, or None if it is missing or damaged; warn about damage."""
     base = stored_base(key)
     if base is None and (_folder(key) / CARD_FILE).exists():
         warn_of_damage(_folder(key))
@@ -169,16 +170,16 @@ def sound_base(key: str) -> Base | None:
 
 
 def make_room(kept: str) -> list[int]:
-    """Remove the bases that were used longest ago, but not this one, until the cache's limit holds the others.
+    """Evict the least recently used bases until the cache is within its limit; return the bytes of each evicted base.
 
-    One that a process is using stays. Returns the bytes of each that was removed.
+    The base `kept` and bases that a process is using stay.
     """
     held, removed = [], []
     for folder in (cache_folder() / "bases").iterdir():
-        with contextlib.suppress(OSError):  # another process makes room too
+        with contextlib.suppress(OSError):  # another process may be evicting bases too
             if folder.is_dir():
                 size = sum(path.stat().st_size for path in folder.iterdir())
-                held.append((used(folder.name), size, folder.name))
+                held.append((last_used(folder.name), size, folder.name))
     total = sum(size for _, size, _ in held)
     for _, size, key in sorted(held):
         if total <= cache_limit():
@@ -190,32 +191,32 @@ def make_room(kept: str) -> list[int]:
 
 
 def remove_base(key: str) -> bool:
-    """Remove a base unless a process is using it; tell whether it could be."""
-    with if_free(key) as free:
+    """Remove a base unless a process is using it; return whether it was removed."""
+    with try_lock(key) as free:
         if free:
             shutil.rmtree(_folder(key), ignore_errors=True)
     return free
 
 
 def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:
-    """Keep a base in the cache and return it."""
+    """Write a base to the cache and return it."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    base = Base(key, fingerprint(state), state, epochs)
+    base = Base(key=key, fingerprint=fingerprint(state), state=state, epochs=epochs)
     card = {"fingerprint": base.fingerprint, "key": key, "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
     write_base(_folder(key), base, card)
     return base
 
 
 def drop_base(key: str) -> None:
-    """Remove a base that nobody else knows of from the cache."""
+    """Remove a base, which no other process uses, from the cache."""
     shutil.rmtree(_folder(key), ignore_errors=True)
     _folder(key).with_suffix(".lock").unlink(missing_ok=True)
 
 
 def write_base(folder: Path, base: Base, card: Mapping[str, Any]) -> dict[str, Path]:
-    """Write a base's weights and a card that says what they are; return the files by name."""
+    """Write a base's weights and the card that describes them; return the files by name."""
     write_bytes(folder / WEIGHTS_FILE, pack(base.state))
-    # Written last: without it, the weights are not found.
+    # Written last: an entry without a card is ignored.
     signed = {**card, "card_sha256": card_digest(json.loads(json.dumps(card)))}
     write_bytes(folder / CARD_FILE, (json.dumps(signed, indent=2) + "\n").encode())
     return {name: folder / name for name in (WEIGHTS_FILE, CARD_FILE)}

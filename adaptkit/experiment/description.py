@@ -1,4 +1,4 @@
-"""Describe an adaptation run to whoever watches it: its settings, tags, inputs and a sentence."""
+"""Describe an adaptation run for plugins and MLflow, and write the card of its adapter."""
 
 from __future__ import annotations
 
@@ -36,15 +36,17 @@ from adaptkit.version import __version__
 def describe_run(
     experiment: Experiment,
     base: Base,
+    *,
     base_run_id: str | None,
     arm: Arm,
     seed: int,
     company: Company,
     label: str | None = None,
 ) -> RunStart:
-    """Return what is known of an adaptation run before it begins; `company` are the experiments beside it then.
+    """Return the settings, tags, inputs and description of an adaptation run that is about to start.
 
-    `label` names it, with its seed; by default the strategy and its options do.
+    `company` are the other experiments that are running. The name of the run is `label`, by default the strategy with
+    its options, and the seed.
     """
     plan, domains = experiment.plan, experiment.domains
     params = experiment.request.run_params(arm, seed) | experiment.backbone_facts
@@ -58,10 +60,12 @@ def describe_run(
         BASE_FINGERPRINT_TAG: base.fingerprint,
         DATA_FINGERPRINT_TAG: domains.fingerprint,
         PAIR_ID_TAG: f"{domains.fingerprint[:12]}-{seed}",
-        TRIAL_KEY_TAG: trial_key("adaptation", params, domains.fingerprint, base.fingerprint),
+        TRIAL_KEY_TAG: trial_key(
+            "adaptation", params, data_fingerprint=domains.fingerprint, base_fingerprint=base.fingerprint
+        ),
         TIMING_TAG: "shared" if company.others else "alone",
         THREADS_TAG: str(torch.get_num_threads()),
-        PROCESSES_TAG: "1",  # earlier versions shared a run out
+        PROCESSES_TAG: "1",  # earlier versions could train one run in several processes
         **{f"adaptkit.{purpose}_seed": str(derive_seed(seed, purpose)) for purpose in ("draw", "init", "order")},
     }
     if domains.images_digest is not None:
@@ -70,7 +74,7 @@ def describe_run(
     weights = experiment.backbone_facts.get("backbone.weights_id", "none")
     story = f"with weights `{weights}` and a new head"
     if domains.clean_test is not None:
-        source = (RunInput(plan.dataset, "source", domains.source_digest, plan.dataset),)
+        source = (RunInput(name=plan.dataset, context="source", digest=domains.source_digest, source=plan.dataset),)
         story = f"trained on {plan.source_images} images of `{plan.dataset}`"
     if base_run_id:
         tags[BASE_RUN_ID_TAG] = base_run_id
@@ -81,7 +85,12 @@ def describe_run(
         tags=tags,
         inputs=(
             *source,
-            RunInput(plan.target, "target", domains.target_digest, f"{plan.target} shift={plan.shift}"),
+            RunInput(
+                name=plan.target,
+                context="target",
+                digest=domains.target_digest,
+                source=f"{plan.target} shift={plan.shift}",
+            ),
         ),
         description=(
             f"Strategy **{arm.label}** adapts a `{plan.backbone}` base, {story}, to {target} with {plan.drawn_images} "
@@ -90,8 +99,8 @@ def describe_run(
     )
 
 
-def adapter_card(experiment: Experiment, base: Base, arm: Arm, seed: int, tensors: Iterable[str]) -> dict[str, Any]:
-    """Return the card of an adapter that holds tensors of these names."""
+def adapter_card(experiment: Experiment, base: Base, *, arm: Arm, seed: int, tensors: Iterable[str]) -> dict[str, Any]:
+    """Return the card of an adapter file; `tensors` are the names of the tensors in it."""
     domains = experiment.domains
     return {
         "adaptkit_version": __version__,
@@ -111,15 +120,16 @@ def adapter_card(experiment: Experiment, base: Base, arm: Arm, seed: int, tensor
 
 
 def changed_layers(tensors: Iterable[str], base: Iterable[str]) -> list[str]:
-    """Return the layers of the base that tensors of an adapter belong to, trained or wrapped; both are given by name.
+    """Return the names of the base's layers that an adapter trains or wraps.
 
-    Tensors outside of all layers, such as a class token, stand for themselves.
+    `tensors` and `base` are the names of the tensors of both. A tensor outside all layers, such as a class token, is
+    returned under its own name.
     """
     layers = {name.rpartition(".")[0] for name in base}
-    found: dict[str, None] = {}
+    changed: dict[str, None] = {}
     for name in tensors:
         plain = name.replace(".base_layer.", ".")
         parts = plain.split(".")
         prefixes = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
-        found[next((prefix for prefix in prefixes if prefix in layers), plain)] = None
-    return sorted(found)
+        changed[next((prefix for prefix in prefixes if prefix in layers), plain)] = None
+    return sorted(changed)

@@ -1,4 +1,4 @@
-"""Feed models with the experiment's images: training views, test sets, and the features that runs share."""
+"""The inputs of an experiment's models: training views, test sets, and features that runs share."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from adaptkit.training.passes import DividedPasses, Passes, Test, WholePasses
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import freeze, set_train_mode
 
-#: images on which a division is tried
+#: images on which the division of a model is tried
 TRIED = 5
 
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """The images of an experiment, and whether features of frozen layers are computed once (`reuse`) or every time."""
+    """The images of an experiment; with `reuse`, features of frozen layers are computed once."""
 
     experiment: Experiment
     store: FeatureStore
@@ -36,7 +36,7 @@ class ModelInputs:
 
     @classmethod
     def of(cls, experiment: Experiment, reuse: bool) -> ModelInputs:
-        """Return the feeding of an experiment with an empty store."""
+        """Return the inputs of an experiment, with an empty feature store."""
         digests = {"clean": experiment.domains.source_digest, "shifted": experiment.domains.target_digest}
         tests = {
             name: Test(ImageSet(f"{name}/{digests[name]}", Value(pixels, 0.0), lasting=True), labels)
@@ -49,78 +49,97 @@ class ModelInputs:
             store = FeatureStore(precision, files, MEMORY_LIMIT)
         else:
             store = FeatureStore(precision, None, limit=0)
-        return cls(experiment, store, tests, reuse)
+        return cls(experiment=experiment, store=store, tests=tests, reuse=reuse)
 
     def expect(self, model: nn.Module) -> None:
-        """Let the store keep, when they come by, the features that this adapted model reads."""
+        """Mark the features that this adapted model reads, so that the store keeps them once they are computed."""
         if self.reuse:
             set_train_mode(model, self._adapt_statistics)
-            division = self._division(model, self.experiment.some(TRIED))
+            division = self._division(model, self.experiment.first_images(TRIED))
             if division is not None:
                 self.store.wanted |= {division.digests[node] for node in division.cut}
 
-    def passes(self, model: nn.Module, seed: int, *, whole: bool = False, judged: bool = False) -> Passes:
-        """Return how an adapted model of this seed is run: divided where that is possible and wanted, else whole.
+    def passes(self, model: nn.Module, seed: int, *, whole: bool = False, all_tests: bool = False) -> Passes:
+        """Return the inputs of an adapted model: images for the `whole` model, or features for its trained part.
 
-        The tests are those of each epoch, or all that a trained model is `judged` by.
+        The test sets are those that are evaluated after each epoch, or with `all_tests` all of them.
         """
         each_epoch = self.experiment.request.settings.evaluate_shifted == "epoch"
-        tests = {name: test for name, test in self.tests.items() if judged or each_epoch or name == "clean"}
-        return self.over(model, lambda epoch: self.views(seed, epoch), tests, self.experiment.some(TRIED), whole=whole)
+        tests = {name: test for name, test in self.tests.items() if all_tests or each_epoch or name == "clean"}
+        return self.over(
+            model,
+            lambda epoch: self.views(seed, epoch),
+            labels=self.labels(seed),
+            tests=tests,
+            tried=self.experiment.first_images(TRIED),
+            whole=whole,
+        )
 
     def over(
         self,
         model: nn.Module,
         views: Callable[[int], ImageSet],
+        *,
+        labels: Tensor,
         tests: Mapping[str, Test],
         tried: Tensor,
-        *,
         whole: bool = False,
     ) -> Passes:
-        """Return how a model is run over these views and tests; `tried` are a few images to try a division on."""
+        """Return the inputs of a model for these training views and test sets.
+
+        `tried` are a few images on which the division into frozen and trained part is checked.
+        """
         set_train_mode(model, self._adapt_statistics)
         division = self._division(model, tried) if self.reuse and not whole else None
         if division is None:
-            return WholePasses(model, views, tests)
-        return DividedPasses(division, self.store, views, tests)
+            return WholePasses(model, views, labels=labels, tests=tests)
+        return DividedPasses(division, self.store, views=views, labels=labels, tests=tests)
+
+    def labels(self, seed: int) -> Tensor:
+        """Return the labels of the training images of a seed, on the device."""
+        drawn = draw_target(self.experiment.request, self.experiment.domains, seed)
+        return self.experiment.domains.pool.labels[drawn].to(self.experiment.device)
 
     def views(self, seed: int, epoch: int) -> ImageSet:
-        """Return the training images of a seed as an epoch sees them; without shifts they are the same in each."""
+        """Return the training images of a seed in an epoch; without shifts and augmentations all epochs share them."""
         request = self.experiment.request
         shifts = (*request.shifts, *request.augmentations)
         drawn = functools.partial(draw_target, request, self.experiment.domains, seed)
         view_seed = derive_seed(derive_seed(seed, "order"), f"views {epoch}")
-        return self.drawn_views(f"views {seed}/{epoch if shifts else 'fixed'}", drawn, shifts, view_seed)
+        name = f"views {seed}/{epoch if shifts else 'fixed'}"
+        return self.drawn_views(name, drawn, shifts=shifts, view_seed=view_seed)
 
-    def drawn_views(self, name: str, drawn: Callable[[], Tensor], shifts: Sequence[Shift], view_seed: int) -> ImageSet:
-        """Return images of the pool, at the positions that `drawn()` gives, under shifts; they are kept by name."""
+    def drawn_views(
+        self, name: str, drawn: Callable[[], Tensor], *, shifts: Sequence[Shift], view_seed: int
+    ) -> ImageSet:
+        """Return shifted images of the pool at the positions `drawn()`; the store keeps them under their name."""
 
         def make() -> Views:
             images = held(self.experiment.domains.pool.take(drawn()))
-            # A stream of its own: whether views are made or remembered, training draws the same numbers.
+            # In its own stream: training draws the same numbers whether views are made now or were stored.
             with RandomStream(view_seed):
                 return views_of(images.pixels, shifts, view_seed).to(self.experiment.device)
 
         return self.store.images(name, make)
 
     def forget(self, seed: int) -> None:
-        """Drop the training images of a seed and their features."""
+        """Remove the training images of a seed and their features from memory."""
         self.store.forget(f"views {seed}/")
 
     def base_logits(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return what the base says of the test sets: the features of a model that is frozen as a whole."""
+        """Return the base's logits on each test set; they are cached as the features of an entirely frozen model."""
         precision = self.experiment.request.settings.precision
         freeze(model)
         set_train_mode(model)
-        division = self._division(model, self.experiment.some(TRIED)) if self.reuse else None
+        division = self._division(model, self.experiment.first_images(TRIED)) if self.reuse else None
         logits = {}
         for name, test in self.tests.items():
             if division is None or not self.store.fits(division, test.images):
                 logits[name] = predict_logits(model, test.images.value.tensor, precision)
             else:
-                (found,) = self.store.features(division, test.images)
-                assert isinstance(found.tensor, Tensor)
-                logits[name] = found.tensor.float()
+                (value,) = self.store.features(division, test.images)
+                assert isinstance(value.tensor, Tensor)
+                logits[name] = value.tensor.float()
         return logits
 
     @property

@@ -1,4 +1,4 @@
-"""Measure a finished adaptation run: its accuracies against the base's, and what it costs."""
+"""Compute the metrics of a finished adaptation run: accuracies, parameters and times."""
 
 from __future__ import annotations
 
@@ -36,32 +36,33 @@ from adaptkit.names import (
     ZERO_SHOT,
 )
 from adaptkit.settings.severities import area, written
-from adaptkit.training.evaluation import inference_ratio, predict_logits, share_right
+from adaptkit.training.evaluation import inference_ratio, predict_logits
+from adaptkit.training.objective import accuracy
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import Origin, count
 
-#: Logits may differ from the trained model's by this much; large ones by this share.
+#: largest difference between logits that must be the same; relative for logits above 1
 RELOAD_TOLERANCE = 1e-4
-#: images on which the merged model is held against the adapted one
+#: images on which the merged model is compared with the adapted one
 MERGED = 64
 
 
 def accuracies(
     experiment: Experiment, predictions: Mapping[str, Predictions], base_logits: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Return the final accuracies; those that the base has a part in only where it knows the classes."""
-    from sklearn.metrics import f1_score  # only now: nobody waits for it before training
+    """Return the final accuracies; comparisons with the base only if the base was trained on the same classes."""
+    from sklearn.metrics import f1_score  # imported late, since it is slow and needed only after training
 
     shifted = predictions["shifted"]
     f1 = f1_score(shifted.truth, shifted.predicted, average="macro", zero_division=0)
-    found = {FINAL_SHIFTED_ACCURACY: shifted.accuracy, FINAL_SHIFTED_MACRO_F1: float(f1)}
+    target = {FINAL_SHIFTED_ACCURACY: shifted.accuracy, FINAL_SHIFTED_MACRO_F1: float(f1)}
     if "clean" not in predictions:
-        return found
+        return target
     clean = predictions["clean"].accuracy
-    zero_shot, base_clean = (share_right(base_logits[name], experiment.tests[name][1]) for name in ("shifted", "clean"))
+    zero_shot, base_clean = (accuracy(base_logits[name], experiment.tests[name][1]) for name in ("shifted", "clean"))
     return {
         FINAL_TEST_ACCURACY: clean,
-        **found,
+        **target,
         FINAL_ZERO_SHOT_ACCURACY: zero_shot,
         FINAL_BASE_TEST_ACCURACY: base_clean,
         FINAL_GAIN: shifted.accuracy - zero_shot,
@@ -70,7 +71,7 @@ def accuracies(
 
 
 def parameters(model: nn.Module, origin: Origin) -> dict[str, float]:
-    """Return the numbers of parameters of an adapted model, and which of them are trained."""
+    """Return the numbers of all and of trained parameters of an adapted model."""
     counts, shares = count(model), origin.shares(model)
     return {
         PARAMS_TOTAL: counts.total,
@@ -82,8 +83,8 @@ def parameters(model: nn.Module, origin: Origin) -> dict[str, float]:
     }
 
 
-def times(experiment: Experiment, epochs: Sequence[Epoch], merged: nn.Module, base: nn.Module) -> dict[str, float]:
-    """Return the seconds of training and evaluation, and the merged model's time for a pass over the base's."""
+def times(experiment: Experiment, epochs: Sequence[Epoch], *, merged: nn.Module, base: nn.Module) -> dict[str, float]:
+    """Return the seconds of training and evaluation, and the merged model's inference time relative to the base."""
     evaluation = sum(epoch.evaluation_seconds for epoch in epochs)
     images = next(iter(experiment.tests.values()))[0]
     return {
@@ -94,20 +95,21 @@ def times(experiment: Experiment, epochs: Sequence[Epoch], merged: nn.Module, ba
 
 
 def merged(experiment: Experiment, model: nn.Module, strategy: Strategy) -> nn.Module:
-    """Return a copy of an adapted model with the adapter folded in, where the strategy can; raise RunFailed if that
-    is another model.
+    """Return a copy of an adapted model with the adapter merged into the base's layers, if the strategy can merge.
+
+    Raises RunFailed if the merged model gives other logits.
     """
     plain = copy.deepcopy(model)
     if hasattr(strategy, "merge"):
         strategy.merge(plain)
-        some = experiment.some(MERGED)
-        ours, theirs = (predict_logits(one, some) for one in (plain, model))
-        require_same(ours, theirs, f"strategy {strategy.name}: the merged model")
+        images = experiment.first_images(MERGED)
+        ours, theirs = (predict_logits(one, images) for one in (plain, model))
+        require_same(ours, theirs, whose=f"strategy {strategy.name}: the merged model")
     return plain
 
 
-def require_same(logits: Tensor, trained: Tensor, whose: str, hint: str = "") -> None:
-    """Raise RunFailed if these are not the trained model's logits."""
+def require_same(logits: Tensor, trained: Tensor, *, whose: str, hint: str = "") -> None:
+    """Raise RunFailed unless these logits equal the trained model's up to rounding."""
     if not bool(torch.isfinite(trained).all()):
         raise RunFailed(f"{whose}'s logits are not finite, nor are the trained model's; a lower learning rate may help")
     gap = (logits - trained).abs().max().item()
@@ -116,29 +118,30 @@ def require_same(logits: Tensor, trained: Tensor, whose: str, hint: str = "") ->
 
 
 def accuracies_over(experiment: Experiment, model: nn.Module, shifted: Tensor) -> dict[float, float]:
-    """Return a final model's accuracy at each severity; `shifted` are its logits on the shifted test, severity 1.
+    """Return the target accuracy of a trained model at each severity of the shift.
 
-    The images of one severity are made at a time, and features of none are kept. The model must be set for evaluation.
+    `shifted` are its logits on the target test set, which has severity 1. The images of one severity are in memory at a
+    time. The model must be in evaluation mode.
     """
     labels, precision = experiment.shifted[1], experiment.request.settings.precision
-    found = {}
+    by_severity = {}
     for severity, shifts in experiment.request.severities.items():
         logits = shifted
         if severity != 1:
-            # A stream of its own: a shift that draws from the global generators changes nothing that comes after.
+            # In its own stream, so that a shift that draws from the global generators does not change later draws.
             with RandomStream(0):
                 views = experiment.domains.test_under(shifts).to(experiment.device)
                 logits = predict_logits(model, views, precision)
-        found[severity] = share_right(logits, labels)
-    return found
+        by_severity[severity] = accuracy(logits, labels)
+    return by_severity
 
 
 def severity_metrics(accuracies: Mapping[float, float], zero_shot: Mapping[float, float]) -> dict[str, float]:
-    """Return the metrics of a run over severities, none without any."""
-    found = {f"{ACCURACY}{written(severity)}": value for severity, value in accuracies.items()}
-    found |= {f"{ZERO_SHOT}{written(severity)}": value for severity, value in zero_shot.items()}
+    """Return a run's metrics over severities: accuracies, and the area under them if it is defined."""
+    metrics = {f"{ACCURACY}{written(severity)}": value for severity, value in accuracies.items()}
+    metrics |= {f"{ZERO_SHOT}{written(severity)}": value for severity, value in zero_shot.items()}
     whole = area(tuple(accuracies), tuple(accuracies.values()))
-    return found if whole is None else found | {AREA: whole}
+    return metrics if whole is None else metrics | {AREA: whole}
 
 
 def write_severities(path: Path, accuracies: Mapping[float, float], zero_shot: Mapping[float, float]) -> None:

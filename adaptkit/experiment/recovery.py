@@ -1,4 +1,4 @@
-"""Keep checkpoints of an experiment's runs while they are made, and start from those that are there."""
+"""Record unfinished runs with their checkpoints in the state folder, so that they can be resumed."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Resumed, Tracker
 
 RECORD, CHECKPOINT, LOCK = "record.json", "checkpoint.safetensors", "lock"
-#: seconds after which a folder without a record is taken for abandoned
+#: seconds after which a folder without a record counts as abandoned
 ABANDONED = 3600.0
-#: what a record's fields may hold, by what they are declared as
+#: declared type of a record's field -> type of a valid value
 TYPES: Mapping[str, Any] = {
     "str": str,
     "str | None": str | None,
@@ -47,10 +47,10 @@ TYPES: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class RecoveryRecord:
-    """What it takes to go on with a run, or with the runs that a run of kind comparison groups.
+    """Everything needed to resume a run, or the runs of a parent run (kind comparison).
 
-    `config` are the settings that repeat it; relative paths in them start in `folder`. `reuse` tells whether features
-    of frozen layers are computed once; `no_checkpoint`, if anything, why a checkpoint would not hold all of it.
+    `config` holds the settings; relative paths in it start in `folder`. `reuse` is true if features of frozen layers
+    are cached. `no_checkpoint` is the reason if the run cannot be checkpointed.
     """
 
     local_id: str
@@ -76,7 +76,7 @@ class RecoveryRecord:
 
 
 class Claim:
-    """The folder of one run, which this process alone may write while it holds the claim."""
+    """Exclusive write access of this process to the folder of one run."""
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
@@ -84,20 +84,20 @@ class Claim:
 
     @property
     def checkpoint(self) -> Path:
-        """Return the file of the run's latest checkpoint; it need not exist."""
+        """Return the path of the run's latest checkpoint; the file may not exist."""
         return self.path / CHECKPOINT
 
     def write(self, record: RecoveryRecord) -> None:
-        """Write what the run is; raises OSError."""
+        """Write the record of the run; raises OSError."""
         text = json.dumps(dataclasses.asdict(record), indent=2)
         write_bytes(self.path / RECORD, f"{text}\n".encode())
 
     def release(self) -> None:
-        """Let others go on with the run."""
+        """Give up the claim, so that other processes can resume the run."""
         self._lock.release()
 
     def discard(self) -> None:
-        """Remove all that is kept of the run: it has ended."""
+        """Remove the folder of a run that has ended, and give up the claim."""
         for path in self.path.glob("*"):
             if path.name != LOCK:
                 path.unlink(missing_ok=True)
@@ -106,12 +106,12 @@ class Claim:
 
 
 def folder_of(local_id: str) -> Path:
-    """Return the folder of a run by its local id; it need not exist."""
+    """Return the folder of a run by its local id; the folder may not exist."""
     return state_folder() / "runs" / local_id
 
 
 def claim(local_id: str) -> Claim | None:
-    """Hold the folder of a run, made if need be; None if another process holds it. Raises OSError."""
+    """Claim the folder of a run, creating it if needed; None if another process holds it. Raises OSError."""
     path = folder_of(local_id)
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / LOCK)
@@ -123,7 +123,7 @@ def claim(local_id: str) -> Claim | None:
 
 
 def is_held(local_id: str) -> bool:
-    """Tell whether a process, on any machine that shares the folder, is making a run."""
+    """Check whether a process, on any machine that shares the folder, is making this run."""
     if not (folder_of(local_id) / LOCK).exists():
         return False
     held = claim(local_id)
@@ -134,44 +134,44 @@ def is_held(local_id: str) -> bool:
 
 
 def read_record(local_id: str) -> RecoveryRecord | None:
-    """Return what is kept of a run; None if nothing is, or it is damaged."""
+    """Return the record of a run, or None if it is missing or damaged."""
     try:
         content = json.loads((folder_of(local_id) / RECORD).read_bytes())
         record = RecoveryRecord(**content)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    sound = all(
-        isinstance(getattr(record, one.name), TYPES[str(one.type)]) for one in dataclasses.fields(RecoveryRecord)
+    is_valid = all(
+        isinstance(getattr(record, entry.name), TYPES[str(entry.type)]) for entry in dataclasses.fields(RecoveryRecord)
     )
-    return record if sound and record.local_id == local_id else None
+    return record if is_valid and record.local_id == local_id else None
 
 
 def records() -> Iterator[RecoveryRecord]:
-    """Yield what is kept of all runs, those that began first before the others."""
+    """Yield the records of all unfinished runs, the oldest first."""
     folder = state_folder() / "runs"
-    found = (read_record(path.name) for path in folder.glob("*")) if folder.is_dir() else ()
-    yield from sorted((record for record in found if record is not None), key=lambda record: record.started)
+    readable = (read_record(path.name) for path in folder.glob("*")) if folder.is_dir() else ()
+    yield from sorted((record for record in readable if record is not None), key=lambda record: record.started)
 
 
 def is_damaged(local_id: str) -> bool:
-    """Tell whether what is kept of a run says what it is, but not so that it can go on. Raises OSError."""
+    """Check whether the record of a run exists but cannot be read. Raises OSError."""
     path = folder_of(local_id) / RECORD
-    # Looked for once more at the end: whoever held it may just have removed it.
+    # Checked again at the end: the process that held the folder may just have removed it.
     return path.exists() and read_record(local_id) is None and not is_held(local_id) and path.exists()
 
 
 def damaged_records() -> list[Path]:
-    """Return the folders of runs that cannot go on since what is kept of them is damaged; none that is in use."""
-    folder, found = state_folder() / "runs", []
+    """Return the folders of runs whose record is damaged, without folders that are in use."""
+    folder, damaged = state_folder() / "runs", []
     for path in sorted(folder.glob("*")) if folder.is_dir() else ():
         with contextlib.suppress(OSError):
             if is_damaged(path.name):
-                found.append(path)
-    return found
+                damaged.append(path)
+    return damaged
 
 
 def remove_leftovers() -> None:
-    """Remove folders of runs whose process died before it had written what they are, or while it removed them."""
+    """Remove folders of runs whose process died before it wrote the record, or while it removed the folder."""
     folder = state_folder() / "runs"
     for path in folder.glob("*") if folder.is_dir() else ():
         with contextlib.suppress(OSError):
@@ -185,90 +185,93 @@ def file_digest(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-#: what decides the last digits of results
+#: distributions whose versions can change the last digits of results
 DISTRIBUTIONS = ("adaptkit-vision", "torch", "torchvision", "numpy")
 
 
 class RunRecovery:
-    """What is kept of one run: nothing, where runs are not kept. The store has its first `logged` epochs."""
+    """The checkpoint of one run. Without arguments, the run is not recorded and no checkpoint is kept."""
 
     def __init__(
-        self, keeping: Recovery | None = None, held: Claim | None = None, record: RecoveryRecord | None = None
+        self, recovery: Recovery | None = None, held: Claim | None = None, record: RecoveryRecord | None = None
     ) -> None:
-        self._keeping, self._claim, self._record = keeping, held, record
-        self._resumed = keeping.resumed.get(record.name) if keeping and record else None
-        self._told = False
+        self._recovery, self._claim, self._record = recovery, held, record
+        self._resumed = recovery.resumed.get(record.name) if recovery and record else None
+        self._has_warned = False
 
-    def start(self, model: nn.Module, acts: bool = False) -> Checkpoint | None:
-        """Return the checkpoint from which a model, as it is before it is trained, goes on; None: from the beginning.
+    def start(self, model: nn.Module, has_step_hook: bool = False) -> Checkpoint | None:
+        """Return the checkpoint from which training resumes; None if training starts at its first epoch.
 
-        Of a strategy that `acts` between steps none is kept: what it remembers is nobody else's to know.
+        `model` is ready to be trained. Strategies with a `step_ended` hook are not checkpointed: their internal state
+        is unknown.
         """
         if self._claim is None or self._record is None:
             return None
-        reason = "its strategy acts between steps" if acts else unseen(model)
-        found = None
+        reason = "its strategy has a step_ended hook" if has_step_hook else unseen(model)
+        checkpoint = None
         if reason is not None:
-            self._give_up(reason)
+            self._disable(reason)
         else:
             try:
-                found = read_checkpoint(self._claim.checkpoint, self._record.local_id)
-                if (misfit := found.misfit(model)) is not None:
+                checkpoint = read_checkpoint(self._claim.checkpoint, self._record.local_id)
+                if (misfit := checkpoint.misfit(model)) is not None:
                     raise ValueError(misfit)
             except FileNotFoundError:
-                reason = self._record.no_checkpoint or "no epoch of it had ended"
+                reason = self._record.no_checkpoint or "none of its epochs had ended"
             except ValueError as error:
-                found, reason = None, f"its checkpoint cannot be used ({error})"
-        if self._resumed is not None and self._keeping is not None:
-            if found is None:
-                self._keeping.notice(f"{self._record.name}: trained again from its first epoch: {reason}")
+                checkpoint, reason = None, f"its checkpoint cannot be used ({error})"
+        if self._resumed is not None and self._recovery is not None:
+            if checkpoint is None:
+                self._recovery.notice(f"{self._record.name}: trained again from the first epoch: {reason}")
             else:
-                self._keeping.notice(f"{self._record.name}: goes on after epoch {len(found.epochs)}")
-        return found
+                self._recovery.notice(f"{self._record.name}: resumed after epoch {len(checkpoint.epochs)}")
+        return checkpoint
 
-    def lacks(self, epoch: Epoch) -> bool:
-        """Tell whether watchers have not been told of an epoch."""
+    def is_unreported(self, epoch: Epoch) -> bool:
+        """Check whether an epoch of the checkpoint is missing in the tracking store: the process died in between."""
         return self._resumed is None or epoch.number > self._resumed.epochs
 
     @property
     def keep(self) -> Keep | None:
-        """Return what is done with each epoch's checkpoint; None if there is to be none."""
+        """Return the function that receives each epoch's checkpoint; None if no checkpoint is kept."""
         return self._keep if self._record is not None and self._record.no_checkpoint is None else None
 
-    def _keep(self, found: Checkpoint | str) -> None:
-        assert self._claim is not None and self._record is not None and self._keeping is not None
+    def _keep(self, checkpoint: Checkpoint | str) -> None:
+        assert self._claim is not None and self._record is not None and self._recovery is not None
         try:
-            if isinstance(found, str):
-                self._give_up(found)
+            if isinstance(checkpoint, str):
+                self._disable(checkpoint)
             elif self._record.no_checkpoint is None:
-                write_checkpoint(self._claim.checkpoint, found, self._record.local_id)
+                write_checkpoint(self._claim.checkpoint, checkpoint, self._record.local_id)
         except OSError as error:
-            self._tell(error)
+            self._warn(error)
 
-    def _give_up(self, reason: str) -> None:
+    def _disable(self, reason: str) -> None:
+        """Remove the checkpoint, and record why the run has none."""
         assert self._claim is not None and self._record is not None
         if self._record.no_checkpoint is not None:
             return
         self._record = dataclasses.replace(self._record, no_checkpoint=reason)
         try:
-            # First: an earlier checkpoint holds all there was then, but not what was kept outside since.
+            # First: an earlier checkpoint lacks state that the model has kept outside its tensors since.
             self._claim.checkpoint.unlink(missing_ok=True)
             self._claim.write(self._record)
         except OSError as error:
-            self._tell(error)
+            self._warn(error)
 
-    def _tell(self, error: OSError) -> None:
-        assert self._keeping is not None and self._claim is not None
-        if not self._told:
-            self._keeping.notice(_unwritten(self._claim.path, error))
-        self._told = True
+    def _warn(self, error: OSError) -> None:
+        assert self._recovery is not None and self._claim is not None
+        if not self._has_warned:
+            self._recovery.notice(_cannot_write(self._claim.path, error))
+        self._has_warned = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Recovery:
-    """Keep the runs of one tracked experiment; `resumed` are those, by name, that go on, `claims` their folders.
+    """Record the unfinished runs of one tracked experiment.
 
-    `left` are the runs that a signal has stopped; `parent` is the local id of what groups a run that goes on alone.
+    `resumed` are the runs, by name, that are resumed, and `claims` their folders. `left` are the ids of runs that a
+    signal has stopped. `parent` is the local id of the parent run of a run that is resumed alone.
     """
 
     experiment: Experiment
@@ -282,32 +285,32 @@ class Recovery:
     parent: str | None = None
 
     @contextmanager
-    def run(self, run: RunStart, config: str, base_fingerprint: str | None = None) -> Iterator[RunRecovery]:
-        """Keep a run while it is made; forget it when it has ended, but not when a signal stopped it."""
+    def run(self, run: RunStart, config: str, *, base_fingerprint: str | None = None) -> Iterator[RunRecovery]:
+        """Record a run while the context is open; the record stays only if a signal stops the run."""
         record = self._record(
             self.tracker.local_id(run),
-            run.kind,
-            run.name,
-            config,
+            kind=run.kind,
+            name=run.name,
+            config=config,
             parent=(self.parent or self.tracker.group_id) if run.kind == "adaptation" else None,
             base_fingerprint=base_fingerprint,
             params={key: str(value) for key, value in run.params.items()},
         )
-        with self._kept(record, lambda: self.tracker.run_id(run.name)) as kept:
-            yield kept
+        with self._recorded(record, lambda: self.tracker.run_id(run.name)) as recovery:
+            yield recovery
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        """Keep what the run that groups this experiment's runs is made of, while they are made."""
+        """Record the parent run of this experiment's runs, if there is one, while the context is open."""
         group, request = self.tracker.group_id, self.experiment.request
         if group is None:
             yield
             return
-        record = self._record(group, "comparison", request.group_name, request.command_text())
-        with self._kept(record, lambda: self.tracker.parent_id):
+        record = self._record(group, kind="comparison", name=request.group_name, config=request.command_text())
+        with self._recorded(record, lambda: self.tracker.parent_id):
             yield
 
-    def _record(self, local_id: str, kind: str, name: str, config: str, **known: Any) -> RecoveryRecord:
+    def _record(self, local_id: str, *, kind: str, name: str, config: str, **fields: Any) -> RecoveryRecord:
         store = self.tracker.store
         return RecoveryRecord(
             local_id=local_id,
@@ -324,11 +327,11 @@ class Recovery:
             versions=versions(),
             command=store.without_secrets(_command()),
             report=None if self.report is None else str(self.report.absolute()),
-            **known,
+            **fields,
         )
 
     @contextmanager
-    def _kept(self, record: RecoveryRecord, run_id: Callable[[], str | None]) -> Iterator[RunRecovery]:
+    def _recorded(self, record: RecoveryRecord, run_id: Callable[[], str | None]) -> Iterator[RunRecovery]:
         held = self.claims.pop(record.name, None)
         try:
             held = held or claim(record.local_id)
@@ -340,7 +343,7 @@ class Recovery:
             if held is not None:
                 held.release()
                 held = None
-            self.notice(_unwritten(folder_of(record.local_id), error))
+            self.notice(_cannot_write(folder_of(record.local_id), error))
         if held is None:
             yield RunRecovery()
             return
@@ -348,7 +351,7 @@ class Recovery:
             yield RunRecovery(self, held, record)
         except KeyboardInterrupt:
             held.release()
-            self.left.append(run_id() or "--all")  # a store that is slow or away has no id for it yet
+            self.left.append(run_id() or "--all")  # a slow or unreachable store has not assigned an id yet
             raise
         except BaseException:
             held.discard()
@@ -356,7 +359,7 @@ class Recovery:
         held.discard()
 
     def hint(self, tracking_uri: str | None) -> str | None:
-        """Return the command that goes on with what a signal has stopped; None if nothing was kept of it."""
+        """Return the command that resumes the run that a signal has stopped, or None if there is no such run."""
         if not self.left:
             return None
         words = ["adaptkit", "resume", self.left[-1]]
@@ -366,33 +369,33 @@ class Recovery:
 
 
 @contextmanager
-def kept_while(
-    keeping: Recovery | None, run: RunStart, config: str, base_fingerprint: str | None = None
+def recoverable(
+    recovery: Recovery | None, run: RunStart, config: str, *, base_fingerprint: str | None = None
 ) -> Iterator[RunRecovery]:
-    """Keep a run while it is made, if runs are kept."""
-    if keeping is None:
+    """Record a run while the context is open, if the experiment has a `recovery`."""
+    if recovery is None:
         yield RunRecovery()
         return
-    with keeping.run(run, config, base_fingerprint) as kept:
-        yield kept
+    with recovery.run(run, config, base_fingerprint=base_fingerprint) as run_recovery:
+        yield run_recovery
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides the last digits of results."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the distributions that can change the last digits of results."""
+    installed = {"python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _command() -> str:
-    """Return what was typed, or which script calls."""
+    """Return the command line, or the name of the script that runs."""
     name = Path(sys.argv[0]).name
     return shlex.join(["adaptkit" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
-def _unwritten(path: Path, error: OSError) -> str:
+def _cannot_write(path: Path, error: OSError) -> str:
     return f"no checkpoints are kept: cannot write to {path} ({error.strerror or error}); the run cannot be resumed"

@@ -1,4 +1,4 @@
-"""One tuning run: train on most of the labelled target images, and judge by those held back. No test set is touched."""
+"""Tuning runs: train on most of the labelled target images and evaluate on held-back ones, never on a test set."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ from adaptkit.seeds import derive_seed
 from adaptkit.settings.identity import trial_key
 from adaptkit.settings.request import Arm
 from adaptkit.system.core_sharing import Company
+from adaptkit.training.frozen.features import ImageSet
 from adaptkit.training.loop import VALIDATION, fit
 from adaptkit.training.passes import Test
 
-#: the share of the labelled images that is held back, and the metrics that they give
+#: fraction of the labelled images that is held back, and the metrics on them
 HELD_BACK = 0.2
 ACCURACY, LOSS = VALIDATION_ACCURACY, VALIDATION_LOSS
 
 
 def split_drawn(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Return positions for training and for validation: four fifths and one fifth of each class, by this seed alone.
+    """Divide labelled images into training (four fifths of each class) and validation; return the positions of both.
 
-    A class with a single image trains; of two or more at least one is held back.
+    The division depends on the seed only. The image of a class with a single one trains; of larger classes at least one
+    image is held back.
     """
     generator = torch.Generator().manual_seed(derive_seed(derive_seed(seed, "draw"), "validation"))
     order = torch.randperm(len(labels), generator=generator)
@@ -46,33 +48,43 @@ def split_drawn(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def require_validation(experiment: Experiment, seed: int) -> tuple[int, int]:
-    """Return how many images a tuning run trains on and is judged by; raise BadInput where none can be held back."""
+    """Return the numbers of training and validation images; raise BadInput if no image can be held back."""
     drawn = draw_target(experiment.request, experiment.domains, seed)
     training, held = split_drawn(experiment.domains.pool.labels[drawn], seed)
     if not len(held):
-        raise BadInput(f"no image can be held back from the {len(drawn)} labelled ones: give 2 shots a class or more")
+        raise BadInput(
+            f"cannot hold back any of the {len(drawn)} labelled images for validation: use at least 2 shots a class"
+        )
     return len(training), len(held)
 
 
 def blinded(domains: Domains) -> Domains:
-    """Return the images without those of the tests: a few black ones stand for them, on which models are tried."""
+    """Replace the test images by a few black ones, on which models can still be tried."""
 
     def black(test: TestSet) -> TestSet:
         few = min(TRIED, len(test))
         shape = (few, *test.pixels.shape[1:])
-        return TestSet(torch.zeros(shape), torch.zeros(few, dtype=torch.int64), torch.zeros(few, dtype=torch.int64))
+        zeros = torch.zeros(few, dtype=torch.int64)
+        return TestSet(torch.zeros(shape), zeros, zeros.clone())
 
     clean = None if domains.clean_test is None else black(domains.clean_test)
     return dataclasses.replace(domains, clean_test=clean, shifted_test=black(domains.shifted_test))
 
 
 def tune_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
-    """Train with one strategy and seed, telling the watchers; the record's metrics are those of the last epoch."""
+    """Train with one strategy and seed and notify the plugins; the summary has the metrics of the last epoch."""
     company = stage.seat.company()
     experiment, base = stage.experiment, stage.base
-    described = describe_run(experiment, base, stage.base_run_id, arm, seed, company, stage.label)
-    key = trial_key("tuning", described.params, experiment.domains.fingerprint, base.fingerprint)
-    text = "A tuning run: a fifth of the labelled images is held back, and no test set is looked at."
+    described = describe_run(
+        experiment, base, base_run_id=stage.base_run_id, arm=arm, seed=seed, company=company, label=stage.label
+    )
+    key = trial_key(
+        "tuning",
+        described.params,
+        data_fingerprint=experiment.domains.fingerprint,
+        base_fingerprint=base.fingerprint,
+    )
+    text = "A tuning run: a fifth of the labelled images is held back for validation; no test set is used."
     run = dataclasses.replace(
         described,
         kind="tuning",
@@ -80,42 +92,61 @@ def tune_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
         description=f"{described.description} {text}",
     )
     epochs: list[Epoch] = []
-    return stage.attempt(run, arm, seed, epochs, lambda: _train(stage, run, arm, seed, company, epochs))
+    return stage.attempt(
+        run,
+        lambda: _train(stage, run, arm=arm, seed=seed, company=company, epochs=epochs),
+        arm=arm,
+        seed=seed,
+        epochs=epochs,
+    )
 
 
-def _train(stage: Stage, run: RunStart, arm: Arm, seed: int, company: Company, epochs: list[Epoch]) -> dict[str, float]:
-    experiment, feeding = stage.experiment, stage.feeding
+def _train(
+    stage: Stage, run: RunStart, *, arm: Arm, seed: int, company: Company, epochs: list[Epoch]
+) -> dict[str, float]:
+    experiment, inputs = stage.experiment, stage.inputs
     request, pool = experiment.request, experiment.domains.pool
     drawn = draw_target(request, experiment.domains, seed)
     training, held = split_drawn(pool.labels[drawn], seed)
     shifts = (*request.shifts, *request.augmentations)
-    # The adaptation's own images but for those held back: a name that begins with its views' is forgotten with them.
+    # The images of the adaptation run without the held-back ones. Names that begin like those of its views are removed
+    # from memory together with them.
     name = f"views {seed}/tuning"
 
-    def seen(part: str, positions: Tensor, augmented: bool, purpose: str) -> Test:
-        own = shifts if augmented else request.shifts
-        view_seed = derive_seed(derive_seed(seed, "order" if augmented else "draw"), purpose)
-        images = feeding.drawn_views(f"{name} {part}", functools.partial(drawn.__getitem__, positions), own, view_seed)
+    def views(part: str, positions: Tensor, *, augmented: bool, purpose: str) -> Test:
+        images = inputs.drawn_views(
+            f"{name} {part}",
+            functools.partial(drawn.__getitem__, positions),
+            shifts=shifts if augmented else request.shifts,
+            view_seed=derive_seed(derive_seed(seed, "order" if augmented else "draw"), purpose),
+        )
         return Test(images, pool.labels[drawn[positions]].to(experiment.device))
 
-    validation = seen("validation", held, False, "validation views")
+    def training_views(epoch: int) -> ImageSet:
+        part = str(epoch) if shifts else "fixed"
+        return views(part, training, augmented=True, purpose=f"views {epoch}").images
+
+    validation = views("validation", held, augmented=False, purpose="validation views")
     trained = stage.adapted(arm, seed)
     stage.plugins.notify("adaptkit_run_started", run=run, model=trained.model)
     step_ended = getattr(trained.strategy, "step_ended", None)
-    passes = feeding.over(
+    passes = inputs.over(
         trained.model,
-        lambda epoch: seen(str(epoch) if shifts else "fixed", training, True, f"views {epoch}").images,
-        {VALIDATION: validation},
-        validation.images.value.tensor[:TRIED],
+        training_views,
+        labels=pool.labels[drawn[training]].to(experiment.device),
+        tests={VALIDATION: validation},
+        tried=validation.images.value.tensor[:TRIED],
         whole=step_ended is not None,
     )
-    labels = pool.labels[drawn[training]].to(experiment.device)
-    for epoch in fit(trained.model, trained.groups, passes, labels, stage.recipe(arm, seed), step_ended):
+    recipe = stage.recipe(arm, seed)
+    for epoch in fit(trained.model, trained.groups, passes, recipe=recipe, step_ended=step_ended):
         epochs.append(epoch)
         stage.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
     config = request.config_text(request.run_params(arm, seed))
     tags = {TIMING_TAG: stage.seat.timing_since(company)}
-    # Its accuracies are logged epoch by epoch, and there is nothing to draw.
-    result = RunResult({}, (), {}, experiment.domains.classes, config, tags)
+    # Metrics and predictions are empty: validation accuracies are logged after each epoch, and nothing is drawn.
+    result = RunResult(
+        metrics={}, epochs=(), predictions={}, classes=experiment.domains.classes, config=config, tags=tags
+    )
     stage.plugins.notify("adaptkit_run_ended", run=run, result=result, model=trained.model)
     return {ACCURACY: epochs[-1].validation_accuracy or 0.0, LOSS: epochs[-1].validation_loss or 0.0}

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from adaptkit.data.sets.folder import LITTER
+from adaptkit.data.sets.folder import SYSTEM_NAMES
 from adaptkit.data.shifts import luminance
 from adaptkit.errors import BadInput
+from adaptkit.training.objective import probabilities
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _walk(named: Sequence[Path]) -> Iterator[Path]:
 
 
 def _kept(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if not name.startswith(".") and name.lower() not in LITTER)
+    return sorted(name for name in names if not name.startswith(".") and name.lower() not in SYSTEM_NAMES)
 
 
 def predict_pictures(
@@ -199,7 +200,7 @@ def predict_pictures(
     count = min(top_k, len(classes))
     for names, images in _decoded(preprocessing, paths, batch_size, broken):
         with torch.inference_mode():
-            confidence, chosen = model(images.to(device)).float().softmax(1).cpu().topk(count)
+            confidence, chosen = probabilities(model(images.to(device)).float()).cpu().topk(count)
         for path, shares, numbers in zip(names, confidence.tolist(), chosen.tolist(), strict=True):
             named = zip(numbers, shares, strict=True)
             yield Prediction(path, tuple((classes[number], share) for number, share in named))

@@ -20,9 +20,9 @@ from adaptkit.errors import BadInput, located
 from adaptkit.experiment.base_cache import CARD_FILE, WEIGHTS_FILE, stored_base
 from adaptkit.models.preprocessing import Preprocessing
 from adaptkit.names import ADAPTER_SHA256_TAG, BASE_FINGERPRINT_TAG, RECIPE_KEY_TAG
+from adaptkit.plugins.components import make_checked, options_of
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.offers import make_checked, options_of
 from adaptkit.settings.request import WEIGHTS as WEIGHTS_OPTION
 from adaptkit.system.files import sha256_of
 from adaptkit.tracking.runs import StoredRun, open_runs
@@ -241,7 +241,7 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
         try:
             offer = plugins.find("strategy", card["strategy"])
             strategy, _ = make_checked(card["strategy"], offer.cls, card["options"])
-            adapt(model, strategy, card["init_seed"], bool(card.get("new_head")))
+            adapt(model, strategy, init_seed=card["init_seed"], new_head=bool(card.get("new_head")))
         except BadInput as error:
             raise BadInput(*(f"{stored.title}: {line}" for line in error.problems)) from None
         except Exception as error:
@@ -292,7 +292,7 @@ def _base_state(stored: StoredRun, wanted: str) -> dict[str, Tensor]:
 def _find_backbone(card: Mapping[str, Any], plugins: Plugins, title: str) -> Backbone:
     """Return the backbone that a card names, without pretrained weights: the card's model has its own."""
     name = card["backbone"]
-    if name.startswith("python:") and "python" not in plugins.offers["backbone"]:
+    if name.startswith("python:") and "python" not in plugins.components["backbone"]:
         raise BadInput(
             f"{title}: its backbone {name} is a Python object; pass it again: adaptkit.load(run_id, backbone=model)"
         )
@@ -301,7 +301,7 @@ def _find_backbone(card: Mapping[str, Any], plugins: Plugins, title: str) -> Bac
         options = dict(card["backbone_options"])
         if WEIGHTS_OPTION in options_of(cls):
             options[WEIGHTS_OPTION] = "none"
-        backbone, _ = make_checked("backbone", cls, options, name.partition(":")[2])
+        backbone, _ = make_checked("backbone", cls, options, argument=name.partition(":")[2])
     except BadInput as error:
         hint = "; name its plugin with --plugin PATH" if "unknown backbone" in str(error) else ""
         raise BadInput(*(f"{title}: {line}{hint}" for line in error.problems)) from None

@@ -1,4 +1,4 @@
-"""Load plugins: built-ins, installed packages, then files and objects that the user names."""
+"""Load plugins: built-in ones, installed packages, then files and objects that the user names."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pluggy
 
 from adaptkit import hookspecs
 from adaptkit.errors import AdaptkitError, BadInput, suggestion
+from adaptkit.plugins.components import COLLECTIONS, TITLES, Component, make_component
 from adaptkit.plugins.manager import Fault, Plugins, Source
-from adaptkit.plugins.offers import COLLECTIONS, TITLES, Offer, make_offer
 from adaptkit.system.files import expanded
 from adaptkit.version import __version__
 
@@ -43,7 +43,7 @@ BUILT_INS = (
     "adaptkit.sweeps.engines.local",
 )
 
-#: packages that take from half a second to several to be imported
+#: packages that take half a second or more to import
 HEAVY = (
     *("torch", "torchvision", "mlflow", "sklearn", "scipy.stats", "pandas", "matplotlib.pyplot"),
     *("timm", "peft", "transformers", "tensorflow", "jax"),
@@ -51,29 +51,27 @@ HEAVY = (
 
 
 def load_plugins(files: Iterable[str | Path] = (), objects: Iterable[object] = ()) -> Plugins:
-    """Load the built-ins, installed entry points, `ADAPTKIT_PLUGINS` and these files, and collect their offers.
+    """Load the built-in plugins, installed entry points, `ADAPTKIT_PLUGINS` and these files, and collect components.
 
-    `ADAPTKIT_ENTRY_POINTS=0` leaves the installed ones out. A plugin that cannot be loaded becomes a fault;
-    `Plugins.require_sound` decides what follows from it.
+    `ADAPTKIT_ENTRY_POINTS=0` skips installed plugins. A plugin that cannot be loaded becomes a `Fault`;
+    `Plugins.require_sound` raises an error or warns.
     """
     manager = pluggy.PluginManager("adaptkit")
     manager.add_hookspecs(hookspecs)
     sources: list[Source] = []
     faults: list[Fault] = []
 
-    def load(source: Source, imported: Callable[[], object]) -> None:
+    def load(source: Source, import_plugin: Callable[[], object]) -> None:
         sources.append(source)
         before = set(sys.modules)
         try:
-            _register(manager, imported(), source.origin)
+            _register(manager, import_plugin(), source.origin)
         except (Exception, SystemExit) as error:
             faults.append(Fault(source, _reason(error), fatal=source.kind == "file"))
             return
         heavy = [name for name in HEAVY if name in sys.modules and name not in before]
         if heavy and source.kind == "installed":
-            message = (
-                f"importing it imports {', '.join(heavy)}, which slows every command: import inside methods instead"
-            )
+            message = f"it imports {', '.join(heavy)}, which makes every command slow; import inside methods instead"
             faults.append(Fault(source, message, works=True))
 
     for name in BUILT_INS:
@@ -86,24 +84,24 @@ def load_plugins(files: Iterable[str | Path] = (), objects: Iterable[object] = (
     named = [part for part in os.environ.get("ADAPTKIT_PLUGINS", "").split(os.pathsep) if part]
     for path in dict.fromkeys(expanded(file).absolute() for file in (*named, *files)):
         load(Source(str(path), "file", str(path)), lambda path=path: _import_file(path))  # type: ignore[misc]
-    for thing in objects:
-        source = Source(getattr(thing, "__name__", repr(thing)), "object")
-        _register(manager, thing, source.origin)
+    for plugin in objects:
+        source = Source(getattr(plugin, "__name__", repr(plugin)), "object")
+        _register(manager, plugin, source.origin)
         sources.append(source)
     by_origin = {source.origin: source for source in sources}
-    offers = _collect(manager, by_origin, faults)
-    return Plugins(manager, offers, tuple(sources), tuple(faults))
+    components = _collect(manager, by_origin, faults)
+    return Plugins(manager, components=components, sources=tuple(sources), faults=tuple(faults))
 
 
-def _source_of(point: importlib.metadata.EntryPoint, known: set[str]) -> Source:
+def _source_of(point: importlib.metadata.EntryPoint, origins: set[str]) -> Source:
     distribution = point.dist
     if distribution is None:
         return Source(point.name, "installed", point.value)
     origin = f"{distribution.name} {distribution.version}"
-    if origin in known:
+    if origin in origins:
         origin = f"{origin} ({point.name})"
-    hint = f"mend it, or remove it with pip uninstall {distribution.name}"
-    return Source(origin, "installed", point.value, hint)
+    hint = f"fix it, or remove it with pip uninstall {distribution.name}"
+    return Source(origin, "installed", path=point.value, hint=hint)
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -115,7 +113,7 @@ def _import_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise BadInput("not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up while it executes
+    sys.modules[name] = module  # dataclasses look up their module while it executes
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -139,11 +137,11 @@ def _register(manager: pluggy.PluginManager, plugin: object, origin: str) -> Non
         needed = getattr(plugin, "API_VERSION", hookspecs.API_VERSION)
         if needed > hookspecs.API_VERSION:
             raise BadInput(
-                f"it needs version {needed} of adaptkit's plugin API, and adaptkit {__version__} has "
-                f"{hookspecs.API_VERSION}: a newer adaptkit-vision is needed"
+                f"it needs version {needed} of the plugin API, but adaptkit {__version__} has version "
+                f"{hookspecs.API_VERSION}; install a newer adaptkit-vision"
             )
     except Exception:
-        # pluggy keeps the hooks that it had read before it came to the bad one.
+        # pluggy keeps the hooks that it registered before the wrong one.
         if manager.has_plugin(origin):
             manager.unregister(name=origin)
         raise
@@ -151,35 +149,35 @@ def _register(manager: pluggy.PluginManager, plugin: object, origin: str) -> Non
 
 def _collect(
     manager: pluggy.PluginManager, sources: dict[str, Source], faults: list[Fault]
-) -> dict[str, dict[str, Offer]]:
-    offers: dict[str, dict[str, Offer]] = {}
+) -> dict[str, dict[str, Component]]:
+    components: dict[str, dict[str, Component]] = {}
     for kind, (hook, _) in COLLECTIONS.items():
-        found: dict[str, Offer] = {}
+        by_name: dict[str, Component] = {}
         for implementation in getattr(manager.hook, hook).get_hookimpls():
             source = sources[str(implementation.plugin_name)]
-            named = source.kind in ("file", "object")
+            is_named = source.kind in ("file", "object")
             try:
                 classes = implementation.function()
                 if not isinstance(classes, list | tuple):
                     raise BadInput(f"it returned {type(classes).__name__}, not a list of classes")
-                offered = [make_offer(kind, cls, source.origin) for cls in classes]
+                provided = [make_component(kind, cls, source.origin) for cls in classes]
             except (Exception, SystemExit) as error:
-                faults.append(Fault(source, f"{hook}: {_reason(error)}", fatal=named))
+                faults.append(Fault(source, f"{hook}: {_reason(error)}", fatal=is_named))
                 continue
-            for offer in offered:
-                if offer.name in found:
-                    first = found[offer.name].origin
-                    message = f"{TITLES[kind]} {offer.name!r} is offered already by {first}; remove or rename one"
-                    faults.append(Fault(source, message, fatal=named, taken=(kind, offer.name)))
+            for component in provided:
+                if component.name in by_name:
+                    first = by_name[component.name].origin
+                    message = f"{TITLES[kind]} {component.name!r} is already provided by {first}; remove or rename one"
+                    faults.append(Fault(source, message, fatal=is_named, taken=(kind, component.name)))
                 else:
-                    found[offer.name] = offer
-        offers[kind] = dict(sorted(found.items()))
-    return offers
+                    by_name[component.name] = component
+        components[kind] = dict(sorted(by_name.items()))
+    return components
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, SystemExit):
-        return "it ended Python while it was imported (sys.exit)"
+        return "it called sys.exit while it was imported"
     if isinstance(error, SyntaxError):
         return f"syntax error in line {error.lineno}: {error.msg}"
     if isinstance(error, AdaptkitError):

@@ -1,4 +1,4 @@
-"""The loaded plugins: what they offer, how they are called, and what is wrong with them."""
+"""The loaded plugins: find their components, call their event hooks, and report their faults."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 import pluggy
 
 from adaptkit.errors import AdaptkitError, BadInput, suggestion
-from adaptkit.plugins.offers import TITLES, Offer
+from adaptkit.plugins.components import TITLES, Component
 from adaptkit.system.signals import origin, require_none
 
 
 class PluginWarning(UserWarning):
-    """Tell that a plugin could not be loaded, or failed while it watched a run."""
+    """A plugin could not be loaded, or one of its event hooks failed."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a plugin comes from: `kind` is built-in, installed, file or object; `hint` is how to mend or remove it."""
+    """The origin of a plugin: `kind` is built-in, installed, file or object; `hint` says how to fix or remove it."""
 
     origin: str
     kind: str
@@ -33,10 +33,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong with a plugin.
+    """A problem with a plugin.
 
-    `fatal`: the user named the plugin, so nothing may run without it. `works`: it can be used all the same. `taken` are
-    the kind and the name that it offers although another plugin does.
+    `fatal`: the user named the plugin, so that nothing runs without it. `works`: the plugin can be used nevertheless.
+    `taken`: the kind and the name of a component that another plugin provides too.
     """
 
     source: Source
@@ -47,7 +47,7 @@ class Fault:
 
     @property
     def origin(self) -> str:
-        """Return the name of the plugin that is at fault."""
+        """Return the name of the faulty plugin."""
         return self.source.origin
 
     def __str__(self) -> str:
@@ -57,64 +57,68 @@ class Fault:
 
 @dataclass(frozen=True)
 class Plugins:
-    """The loaded plugins: what they offer by kind and name, where they come from, and what went wrong.
+    """The loaded plugins: their components by kind and name, their sources and their faults.
 
-    What is not `watched` tells the plugins' event hooks nothing.
+    Event hooks are called only if `watched` is true.
     """
 
     manager: pluggy.PluginManager
-    offers: dict[str, dict[str, Offer]]
+    components: dict[str, dict[str, Component]]
     sources: tuple[Source, ...]
     faults: tuple[Fault, ...]
     watched: bool = True
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Return the files that were named, in order."""
+        """Return the plugin files that the user named, in order."""
         return tuple(source.path for source in self.sources if source.kind == "file")
 
-    def find(self, kind: str, name: str) -> Offer:
-        """Return the offer of that name, which may carry an argument after a colon.
+    def find(self, kind: str, name: str) -> Component:
+        """Return the component with this name, which may have an argument after a colon.
 
-        Raises BadInput when there is none (with the nearest name), when two plugins offer it, when it cannot be used
-        here, or when it lacks its argument.
+        Raises BadInput if the name is unknown (with the nearest name), if two plugins provide it, if it cannot be used
+        here, or if its argument is missing.
         """
         bare, colon, argument = name.partition(":")
         title = TITLES[kind]
-        if bare not in self.offers[kind]:
+        if bare not in self.components[kind]:
             unloaded = "".join(f" ({fault})" for fault in self.faults if not fault.works)
             raise BadInput(f"unknown {title} {bare!r}{self._hint(kind, bare)}{unloaded}")
-        offer = self.offers[kind][bare]
+        component = self.components[kind][bare]
         for fault in self.faults:
             if fault.taken == (kind, bare):
                 raise BadInput(str(fault))
-        if offer.unavailable:
-            raise BadInput(f"{title} {bare} cannot be used: {offer.unavailable}")
-        if colon and not offer.argument:
-            raise BadInput(f"{title} {bare} takes nothing after its name, but {name!r} was given")
-        if offer.argument and not argument:
-            raise BadInput(f"{title} {bare} needs a name after a colon: {offer.shown}")
-        return offer
+        if component.unavailable:
+            raise BadInput(f"{title} {bare} cannot be used: {component.unavailable}")
+        if colon and not component.argument:
+            raise BadInput(f"{title} {bare} takes no argument after a colon, got {name!r}")
+        if component.argument and not argument:
+            raise BadInput(f"{title} {bare} needs an argument after a colon: {component.shown}")
+        return component
 
     def _hint(self, kind: str, name: str) -> str:
-        """Return what may have been meant by an unknown name: a folder, a near name, or one of all."""
-        if kind == "dataset" and "folder" in self.offers[kind] and os.path.isdir(name):
+        """Return a suggestion for an unknown name: a folder, a similar name, or the list of all names."""
+        if kind == "dataset" and "folder" in self.components[kind] and os.path.isdir(name):
             return f"; did you mean 'folder:{name}'?"
         if (kind, name) == ("engine", "ray"):
             return "; Ray is a plugin: pip install ./plugins/ray from adaptkit's source code"
-        known = self.offers[kind]
-        hint = suggestion(name, known)
-        return hint if hint.startswith("; did") else suggestion(name, [offer.shown for offer in known.values()])
+        components = self.components[kind]
+        hint = suggestion(name, components)
+        if hint.startswith("; did"):
+            return hint
+        return suggestion(name, [component.shown for component in components.values()])
 
-    def require_files(self, what: str) -> None:
-        """Raise BadInput, naming what asks for it, if a plugin is an object: no other process can load that."""
+    def require_files(self, feature: str) -> None:
+        """Raise BadInput if a plugin is an object, which other processes cannot load; the message names `feature`."""
         objects = [source.origin for source in self.sources if source.kind == "object"]
         if objects:
             listed = ", ".join(objects)
-            raise BadInput(f"{what}: {listed} is an object of this process: use one job, or a plugin file")
+            raise BadInput(
+                f"{feature}: plugin {listed} is a Python object of this process; use one job, or a plugin file"
+            )
 
     def require_sound(self) -> None:
-        """Raise BadInput for faults that the user must mend first, warn of the others."""
+        """Raise BadInput for fatal faults, and warn about the others."""
         strict = os.environ.get("ADAPTKIT_STRICT") == "1"
         fatal = [str(fault) for fault in self.faults if fault.fatal or strict]
         if fatal:
@@ -124,7 +128,7 @@ class Plugins:
 
     @contextmanager
     def watching(self, plugin: object, name: str) -> Iterator[None]:
-        """Let an object of adaptkit's own watch the runs for a while."""
+        """Register an internal object for event hooks during the block."""
         self.manager.register(plugin, name=name)
         try:
             yield
@@ -132,9 +136,9 @@ class Plugins:
             self.manager.unregister(plugin)
 
     def notify(self, hook: str, **arguments: Any) -> None:
-        """Call each implementation of an event hook, the latest first; one that raises is a warning.
+        """Call each implementation of an event hook, the latest registered first; errors become warnings.
 
-        Errors of adaptkit's own family pass, as every error does under `ADAPTKIT_STRICT=1`.
+        `AdaptkitError` is raised, and so is every error if `ADAPTKIT_STRICT=1`.
         """
         if hook != "adaptkit_run_failed":
             require_none()
@@ -151,7 +155,7 @@ class Plugins:
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 warnings.warn(
                     f"plugin {implementation.plugin_name} failed in {hook}: {type(error).__name__}: {error}"
-                    f" ({place.filename}:{place.lineno}); the run goes on",
+                    f" ({place.filename}:{place.lineno}); the run continues",
                     PluginWarning,
                     stacklevel=2,
                 )

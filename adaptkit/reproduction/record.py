@@ -13,7 +13,7 @@ from torch import Tensor
 from adaptkit.adapters.files import CARD, WEIGHTS, card_digest, read_card, read_weights
 from adaptkit.adapters.weights import fingerprint
 from adaptkit.data.domains import Domains
-from adaptkit.data.split_files import read_split, says_same
+from adaptkit.data.split_files import is_same_split, read_split
 from adaptkit.errors import BadInput
 from adaptkit.experiment.base_cache import WEIGHTS_FILE
 from adaptkit.experiment.prepare import Experiment
@@ -151,7 +151,7 @@ def require_same_split(found: StoredRun, domains: Domains) -> None:
     if found.kind != "adaptation":
         return
     with found.file(SPLIT_FILE) as path:
-        if not says_same(path.read_bytes(), domains.split_text):
+        if not is_same_split(path.read_bytes(), domains.split_text):
             raise _altered_split(found)
 
 
@@ -253,7 +253,7 @@ class RunEnvironment:
         used = [("strategy", arm.strategy) for arm in request.arms] + [("backbone", settings.backbone)]
         used += [("dataset", name) for name in (settings.dataset, settings.target) if name is not None]
         used += [("shift", name) for name in (*request.amounts, *request.augment_amounts)]
-        origins = {self.plugins.offers[kind][name.partition(":")[0]].origin for kind, name in used}
+        origins = {self.plugins.components[kind][name.partition(":")[0]].origin for kind, name in used}
         installed = [source.origin for source in self.plugins.sources if source.kind == "installed"]
         names = [origin.split(" ")[0] for origin in installed if origin in origins]
         needed = [needed for name in names for needed in requirements(name) if needed != "adaptkit-vision"]

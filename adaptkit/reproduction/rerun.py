@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptkit.errors import RunFailed
-from adaptkit.experiment.adaptation import Stage
+from adaptkit.experiment.adaptation import open_stage
 from adaptkit.experiment.base import obtain_base
 from adaptkit.experiment.base_cache import Base, drop_base, stored_base
-from adaptkit.experiment.inputs import ModelInputs
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.tuning_run import blinded, tune_once
 from adaptkit.names import BASE_FINGERPRINT_TAG, ENVIRONMENT_FILE, THREADS_TAG
@@ -22,7 +21,6 @@ from adaptkit.plugins.manager import Plugins
 from adaptkit.reproduction.agreement import Results
 from adaptkit.reproduction.record import read_results
 from adaptkit.system.core_sharing import Seat
-from adaptkit.system.folders import features_allowed
 from adaptkit.system.hardware import recorded_threads
 from adaptkit.tracking.runs import StoredRun, open_runs
 from adaptkit.tracking.store import Store, open_store
@@ -68,9 +66,18 @@ def run_again(
         # From the beginning: what plugins log to MLflow themselves goes there, too.
         with Tracker(store, journals=Path(folder) / "journals") as tracker, plugins.watching(tracker, "tracker"):
             follow = tracker if found.kind == "base" else None
-            base, _, cached = obtain_base(experiment, plugins, follow, anew, notice)
+            obtained = obtain_base(experiment, plugins, tracker=follow, refresh=anew, notice=notice)
+            base = obtained.base
             if found.kind != "base":
-                _adapt(found.kind, experiment, plugins, seat, tracker, base, feature_cache)
+                _adapt(
+                    found.kind,
+                    experiment,
+                    plugins,
+                    seat=seat,
+                    tracker=tracker,
+                    base=base,
+                    feature_cache=feature_cache,
+                )
         if tracker.fault is not None:
             raise RunFailed(f"what was run again could not be kept: {tracker.fault}")
         made = _only(store, found.kind)
@@ -79,7 +86,7 @@ def run_again(
         return Rerun(
             results=read_results(made),
             base_fingerprint=base.fingerprint,
-            base=FROM_CACHE if cached else ANEW,
+            base=FROM_CACHE if obtained.cached else ANEW,
             environment=text,
             threads=made.tags.get(THREADS_TAG),
         )
@@ -89,6 +96,7 @@ def _adapt(
     kind: str,
     experiment: Experiment,
     plugins: Plugins,
+    *,
     seat: Seat,
     tracker: Tracker,
     base: Base,
@@ -97,9 +105,7 @@ def _adapt(
     """Make the adaptation or tuning run."""
     if kind == "tuning":
         experiment = prepare(experiment.request, domains=blinded(experiment.domains))
-    model = experiment.place(base.build(experiment.request, experiment.domains))
-    feeding = ModelInputs.of(experiment, reuse=feature_cache and features_allowed())
-    stage = Stage(experiment, plugins, seat, tracker, feeding, base, None, model)
+    stage = open_stage(experiment, base, plugins=plugins, seat=seat, tracker=tracker, feature_cache=feature_cache)
     (arm,), (seed,) = experiment.request.arms, experiment.request.settings.seed
     if kind == "tuning":
         record = tune_once(stage, arm, seed)

@@ -1,4 +1,4 @@
-"""Begin plugins: packages that can be installed, tested and shipped as they are written."""
+"""Create the package of a new plugin."""
 
 from adaptkit.scaffold.package import Written, write_package
 

@@ -17,7 +17,7 @@ from adaptkit.system.files import expanded
 from adaptkit.version import __version__
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-#: kind -> how a user tries what the plugin adds; a shift needs an amount
+#: kind -> example command that uses the component; a shift needs an amount
 EXAMPLES = {
     "strategy": "adaptkit run -s {name}",
     "backbone": "adaptkit run -s head --backbone {name}",
@@ -28,7 +28,7 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class Written:
-    """A package that was written: its folder, and the command that uses what it adds."""
+    """A new package: its folder, and a command that uses its component."""
 
     folder: Path
     example: str
@@ -37,18 +37,20 @@ class Written:
 def write_package(name: str, kind: str, parent: Path) -> Written:
     """Write the package `adaptkit-NAME` for a strategy, backbone, dataset or shift of that name below `parent`.
 
-    Raises BadInput, and writes nothing, when the name cannot be used or the folder is there already.
+    Raises BadInput, and writes nothing, if the name cannot be used or the folder exists.
     """
     if not NAME.fullmatch(name):
-        raise BadInput(f"{name!r} cannot be a plugin's name: write small letters and digits, with - between words")
+        raise BadInput(
+            f"{name!r} cannot be the name of a plugin; use lowercase letters and digits, with - between words"
+        )
     if name.startswith("adaptkit"):
-        raise BadInput(f"{name!r}: leave `adaptkit` out; the package will be called adaptkit-NAME")
-    offer = load_plugins().offers[kind].get(name)
-    if offer is not None:
-        raise BadInput(f"{kind} {name!r} is offered already by {offer.origin}; choose another name")
+        raise BadInput(f"{name!r}: omit `adaptkit`; the package will be called adaptkit-NAME")
+    component = load_plugins().components[kind].get(name)
+    if component is not None:
+        raise BadInput(f"{kind} {name!r} is already provided by {component.origin}; choose another name")
     folder = expanded(parent) / f"adaptkit-{name}"
     if folder.exists():
-        raise BadInput(f"{folder} is there already; choose another name, or another place with --output")
+        raise BadInput(f"{folder} already exists; choose another name, or another folder with --output")
     example = EXAMPLES[kind].format(name=name)
     names = {
         "name": name,

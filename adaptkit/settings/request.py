@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
-from adaptkit.plugins.offers import options_of
+from adaptkit.plugins.components import options_of
 from adaptkit.settings.settings import Settings
 from adaptkit.settings.severities import written
 
@@ -95,6 +95,10 @@ class Request:
     def is_pretrained(self) -> bool:
         """Return whether the backbone starts from pretrained weights; a Python object is assumed to."""
         return self.backbone_options.get(WEIGHTS, "none") != "none" or self.settings.backbone.startswith("python:")
+
+    def with_settings(self, **values: Any) -> Request:
+        """Return the request with other values of these settings, which are not validated again."""
+        return dataclasses.replace(self, settings=self.settings.model_copy(update=values))
 
     def with_arms(self, arms: Iterable[Arm]) -> Request:
         """Return the request with these arms, without duplicates."""

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.plugins.components import describe_error, make_checked, options_of
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.offers import describe_error, make_checked, options_of
 from adaptkit.settings.files import PRESETS
 from adaptkit.settings.request import TRAIN_HEAD, WEIGHTS, Arm, Request
 from adaptkit.settings.settings import DEFAULT_LR, DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
@@ -49,7 +49,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     named = "strategy" in values
     settings = _settings(values, problems)
     if not named:
-        names = ", ".join(plugins.offers["strategy"])
+        names = ", ".join(plugins.components["strategy"])
         problems.append(f"no strategy: name at least one with --strategy; known: {names}")
     arms = _arms(settings, options, plugins, problems)
     if amounts is None:
@@ -73,7 +73,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
                 if WEIGHTS in options_given and WEIGHTS not in options_of(plugins.find(kind, name)):
                     raise BadInput(f"backbone {name} has no pretrained weights; leave out --weights")
                 offer, title = plugins.find(kind, name), kind if options_given else name
-                chosen[key], checked = make_checked(title, offer.cls, options_given, name.partition(":")[2])
+                chosen[key], checked = make_checked(title, offer.cls, options_given, argument=name.partition(":")[2])
         except BadInput as error:
             problems.extend(error.problems)
     if problems:
@@ -113,7 +113,7 @@ def _merge(
     and the options of the backbone.
     """
     known = setting_keys()
-    prefixes = {*plugins.offers["strategy"], "strategy"}
+    prefixes = {*plugins.components["strategy"], "strategy"}
     values: dict[str, Any] = {}
     amounts: dict[str, Any] | None = None
     changed: dict[str, Any] = {}
@@ -182,7 +182,9 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
     names = settings.strategy
     if len(names) > 1:
         for key in dict.fromkeys(option.key for option in options if not option.strategy):
-            owners = [name for name in names if key == LR or key in options_of(plugins.offers["strategy"].get(name))]
+            owners = [
+                name for name in names if key == LR or key in options_of(plugins.components["strategy"].get(name))
+            ]
             hint = f"; write {owners[0]}.{key}" if owners else ""
             problems.append(f"option {key}: there are several strategies{hint}")
         options = [option for option in options if option.strategy]

@@ -7,8 +7,8 @@ from typing import Any
 
 from adaptkit.contracts import Shift
 from adaptkit.errors import BadInput
+from adaptkit.plugins.components import options_of, validated
 from adaptkit.plugins.manager import Plugins
-from adaptkit.plugins.offers import options_of, validated
 from adaptkit.settings.settings import DEFAULT_SHIFT, Settings
 from adaptkit.settings.severities import written
 

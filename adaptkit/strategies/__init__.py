@@ -1,1 +1,1 @@
-"""The built-in strategies, loaded through the same hooks as anybody's."""
+"""Built-in strategies, offered through the same hooks as those of other plugins."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Adapter:
-    """Train a residual bottleneck of two layers after each block, 1x1 convolutions where it gives feature maps."""
+    """Train a residual bottleneck of two layers after each block, as 1x1 convolutions on feature maps."""
 
     name: ClassVar[str] = "adapter"
     lr: ClassVar[float] = 5e-3
@@ -27,7 +27,10 @@ class Adapter:
     train_head: bool = field(default=False, metadata={"help": "train the last classifier layer too"})
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
-        """Put a bottleneck after each block and return their parameters; raise BadInput for a model without blocks."""
+        """Put a bottleneck after each block and return the parameters of all of them.
+
+        Raises BadInput for a model without blocks.
+        """
         from adaptkit.backbones.structure import find_stages, replace_layer
         from adaptkit.strategies.adapter_layers import AdaptedBlock, Bottleneck, output_channels
 

@@ -1,4 +1,4 @@
-"""The layers of adapters."""
+"""The layers of the strategy `adapter`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from adaptkit.errors import BadInput
 
 
 def output_channels(block: nn.Module) -> tuple[int, bool] | None:
-    """Return how many channels a block gives, read off its last layer, and whether that layer has them first.
+    """Return the number of output channels of a block, and whether channels are the first dimension of an image.
 
-    None if the block has no layer whose channels are known.
+    Both are those of the block's last layer. Returns None if no layer with known channels is in the block.
     """
     for layer in reversed(list(block.modules())):
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -29,10 +29,10 @@ def output_channels(block: nn.Module) -> tuple[int, bool] | None:
 
 
 class Bottleneck(nn.Module):
-    """Add `up(gelu(down(x)))` to x, for each place of a feature map or token by itself; `up` starts at zero.
+    """Add `up(gelu(down(x)))` to x, separately for each position of a feature map or token; `up` starts at zero.
 
-    `channels_first` decides where both the first and the last dimension could be the channels; `after` is the name of
-    the block, for errors.
+    `channels_first` decides if both the first and the last dimension have the size of the channels. `after` is the name
+    of the block, for error messages.
     """
 
     def __init__(self, channels: int, channels_first: bool, width: int, after: str) -> None:
@@ -53,9 +53,9 @@ class Bottleneck(nn.Module):
 def through(
     x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, channels_first: bool, after: str
 ) -> Tensor:
-    """Pass x through a bottleneck; a function of its own, since a tracer cannot follow the question for x's shape.
+    """Pass x through a bottleneck; a separate function, because a tracer cannot follow a decision on x's shape.
 
-    Raises BadInput when x has not the channels that the bottleneck expects.
+    Raises BadInput if x does not have the number of channels that the bottleneck expects.
     """
     channels = down.shape[1]
     first, last = x.ndim == 4 and x.shape[1] == channels, x.shape[-1] == channels
@@ -65,13 +65,13 @@ def through(
     if last:
         return x + functional.linear(functional.gelu(functional.linear(x, down, down_bias)), up, up_bias)
     raise BadInput(
-        f"strategy adapter: {after} gives {list(x.shape)}, where its last layer has {channels} channels; "
+        f"strategy adapter: the output of {after} is {list(x.shape)}, but its last layer has {channels} channels; "
         "such a block cannot be adapted"
     )
 
 
 class AdaptedBlock(nn.Module):
-    """A frozen block with a bottleneck after it; asked for anything else, it answers as the block."""
+    """A frozen block with a bottleneck after it; other attributes are those of the block."""
 
     def __init__(self, base_layer: nn.Module, adapter: Bottleneck) -> None:
         super().__init__()
@@ -80,14 +80,14 @@ class AdaptedBlock(nn.Module):
         self.adapter = adapter.to(like.device, like.dtype)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the block's output, adapted; of several outputs the first."""
+        """Return the adapted output of the block; if it has several outputs, the first one is adapted."""
         output = self.base_layer(*args, **kwargs)
         if isinstance(output, tuple):
             return (self.adapter(output[0]), *output[1:])
         return self.adapter(output)
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the block has under this name: models read attributes of their blocks."""
+        """Return an attribute of the block: models read attributes of their blocks."""
         try:
             return super().__getattr__(name)
         except AttributeError:

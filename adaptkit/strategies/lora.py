@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2021, arXiv:2106.09685): train a low-rank update beside each frozen layer.
+"""LoRA (Hu et al., 2021, arXiv:2106.09685): train a low-rank update of each frozen layer.
 
 Its variants are options: rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732), DoRA (Liu et al., 2024, arXiv:2402.09353)
 and LoRA+ (Hayou et al., 2024, arXiv:2402.12354).
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoRA:
-    """Train a low-rank update `alpha / rank * B A` beside each chosen layer."""
+    """Train a low-rank update `alpha / rank * B A` of each chosen layer."""
 
     name: ClassVar[str] = "lora"
     lr: ClassVar[float] = 5e-3
@@ -37,33 +37,34 @@ class LoRA:
         default="auto",
         metadata={
             "help": "auto, linear, conv or all; or types such as Linear and patterns of names such as classifier.*. "
-            "auto is linear if the model has linear layers besides its head, else all"
+            "auto is linear if the model has linear layers in addition to its head, else all"
         },
     )
     rslora: bool = field(default=False, metadata={"help": "scale the update by alpha / sqrt(rank) (rsLoRA)"})
-    dora: bool = field(default=False, metadata={"help": "train the length of each output's weights apart (DoRA)"})
+    dora: bool = field(default=False, metadata={"help": "train the norm of each output's weights separately (DoRA)"})
     plus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = field(
-        default=1.0, metadata={"help": "learning rate of B over that of A, the run's (LoRA+; with 16, lower --lr)"}
+        default=1.0,
+        metadata={"help": "learning rate of B as a multiple of --lr, which A has (LoRA+; with 16, lower --lr)"},
     )
     train_head: bool = field(
-        default=False, metadata={"help": "train the last classifier layer itself, instead of an update beside it"}
+        default=False, metadata={"help": "train the last classifier layer itself instead of an update of it"}
     )
     bias: Literal["none", "lora_only", "all"] = field(
         default="none", metadata={"help": "biases to train too: none, lora_only (of the chosen layers) or all"}
     )
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter] | list[dict[str, Any]]:
-        """Wrap the chosen layers and return what is trained; raise BadInput for targets that fit no layer."""
+        """Wrap the chosen layers and return the trained parameters; raise BadInput for targets that match no layer."""
         from adaptkit.backbones.structure import replace_layer
         from adaptkit.strategies.lora_layers import choose
 
-        # Before layers are wrapped: their biases have the names that the model gave them.
+        # Collected before layers are wrapped, which changes names.
         biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
         adapted: list[nn.Parameter] = []
         ups: list[nn.Parameter] = []
         own_biases: list[nn.Parameter] = []
         for layer in choose(model, self.targets, self.train_head).layers.values():
-            wrapped = self._wrapped(layer)
+            wrapped = self._wrap(layer)
             replace_layer(model, layer, wrapped)
             adapted += [new for name, new in wrapped.named_parameters() if not name.startswith("base_layer.")]
             ups += wrapped.lora_B.parameters()
@@ -80,7 +81,7 @@ class LoRA:
         return groups
 
     def notices(self, model: nn.Module) -> list[str]:
-        """Return lines that name the layers that are left out, and those whose update is out of proportion.
+        """Return notices about layers that are left out, and about updates that are too large for their layer.
 
         Raises BadInput as `adapt` does.
         """
@@ -89,7 +90,7 @@ class LoRA:
         return remarks(choose(model, self.targets, self.train_head), self.rank, self.dora)
 
     def merge(self, model: nn.Module) -> None:
-        """Fold each update into its layer's weight and put the plain layer back."""
+        """Add each update to its layer's weight, and restore the plain layer."""
         from adaptkit.backbones.structure import replace_layer
         from adaptkit.strategies.lora_layers import LoRALayer
 
@@ -97,16 +98,16 @@ class LoRA:
             if isinstance(module, LoRALayer):
                 replace_layer(model, module, module.merged())
 
-    def _wrapped(self, layer: nn.Module) -> LoRALayer:
+    def _wrap(self, layer: nn.Module) -> LoRALayer:
         from torch import nn
 
         from adaptkit.strategies.lora_layers import DoRAConv2d, DoRALinear, LoRAConv2d, LoRALinear
 
         if isinstance(layer, nn.Linear):
             linear = DoRALinear if self.dora else LoRALinear
-            return linear(layer, self.rank, self.alpha, self.dropout, self.rslora)
+            return linear(layer, self.rank, self.alpha, dropout=self.dropout, rslora=self.rslora)
         convolution = DoRAConv2d if self.dora else LoRAConv2d
-        return convolution(layer, self.rank, self.alpha, self.dropout, self.rslora)  # type: ignore[arg-type]
+        return convolution(layer, self.rank, self.alpha, dropout=self.dropout, rslora=self.rslora)  # type: ignore[arg-type]
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The layers of LoRA, named as Hugging Face PEFT names them, so that files can travel."""
+"""The layers of LoRA, and the choice of layers; tensor names are those of Hugging Face PEFT."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from adaptkit.errors import BadInput, suggestion
 
 
 class LoRALayer(nn.Module):
-    """A frozen layer with a low-rank update `scaling * B A` of its weight beside it.
+    """A frozen layer with a low-rank update `scaling * B A` of its weight.
 
-    A is drawn as a layer's weight is, B is zero, so that the layer starts as its base (Hu et al., 2021, 4.1).
+    A is initialised at random and B with zeros, so that the update starts at zero (Hu et al., 2021, section 4.1).
     """
 
     def __init__(
-        self, base_layer: nn.Linear | nn.Conv2d, down: nn.Module, up: nn.Module, scaling: float, dropout: float
+        self, base_layer: nn.Linear | nn.Conv2d, down: nn.Module, up: nn.Module, *, scaling: float, dropout: float
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -40,7 +40,7 @@ class LoRALayer(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear | nn.Conv2d:
-        """Return a plain layer with the update folded in; the wrapped layer is left alone."""
+        """Return a plain layer with the update added to its weight; the wrapped layer does not change."""
         layer = copy.deepcopy(self.base_layer)
         layer.weight += self.delta()
         return layer
@@ -57,13 +57,13 @@ class LoRALinear(LoRALayer):
         like = {"device": base_layer.weight.device, "dtype": base_layer.weight.dtype}
         down = nn.Linear(base_layer.in_features, rank, bias=False, **like)
         up = nn.Linear(rank, base_layer.out_features, bias=False, **like)
-        super().__init__(base_layer, down, up, scaling(alpha, rank, rslora), dropout)
+        super().__init__(base_layer, down, up, scaling=scaling(alpha, rank, rslora), dropout=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the base's output plus the scaled update: `[..., in]` to `[..., out]`."""
         unchanged: Tensor = self.base_layer(x)
         inner: Tensor = self.lora_A(x if self.lora_dropout is None else self.lora_dropout(x))
-        # One product scales and adds the update; in place it would change features kept of the frozen layer.
+        # One product scales and adds the update; not in place, since the frozen layer's output may be a cached feature.
         rows = unchanged.reshape(-1, self.base_layer.out_features)
         projected = inner.reshape(-1, self.lora_A.out_features)
         return torch.addmm(rows, projected, self.lora_B.weight.t(), alpha=self.scaling).view_as(unchanged)
@@ -74,12 +74,12 @@ class LoRALinear(LoRALayer):
 
 
 def scaling(alpha: float, rank: int, rslora: bool) -> float:
-    """Return the factor of the update; rank-stabilised, it does not fade as the rank grows (arXiv:2312.03732)."""
+    """Return the factor of the update; with rsLoRA it decreases more slowly with the rank (arXiv:2312.03732)."""
     return alpha / math.sqrt(rank) if rslora else alpha / rank
 
 
 class Magnitude(nn.Module):
-    """DoRA's magnitudes: how long each output's weights are, in the shape of what the layer gives."""
+    """DoRA's magnitudes: the norm of each output's weights, in a shape that multiplies the layer's output."""
 
     def __init__(self, lengths: Tensor) -> None:
         super().__init__()
@@ -87,21 +87,21 @@ class Magnitude(nn.Module):
 
 
 class Decomposed(LoRALayer):
-    """DoRA (Liu et al., 2024, arXiv:2402.09353): a weight of trained length, its direction moved by LoRA's update.
+    """DoRA (Liu et al., 2024, arXiv:2402.09353): train norm and direction of the weight separately.
 
-    The weight is `magnitude * (W + scaling B A) / |W + scaling B A|`, with one length for each output. The length in
-    the denominator passes no gradient, as in the paper's section 4.3.
+    The weight is `magnitude * (W + scaling B A) / |W + scaling B A|`, with one norm for each output. The norm in the
+    denominator is a constant for gradients, as in section 4.3 of the paper.
     """
 
-    #: the shape in which one number for each output multiplies what the layer gives
+    #: the shape in which one number for each output multiplies the layer's output
     spread: tuple[int, ...] = (-1,)
 
     def decompose(self) -> None:
-        """Take the magnitudes from the frozen weight; to be called once, when the layer is made."""
+        """Initialise the magnitudes from the frozen weight; called once, when the layer is made."""
         self.lora_magnitude_vector = Magnitude(lengths(self.base_layer.weight.detach()).view(self.spread))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the layer gives with the decomposed weight; dropout acts on all but the frozen layer's part."""
+        """Return the output with the decomposed weight; dropout applies to everything but the frozen layer's output."""
         unchanged: Tensor = self.base_layer(x)
         linear = unchanged
         if self.lora_dropout is not None:
@@ -110,13 +110,14 @@ class Decomposed(LoRALayer):
         if self.base_layer.bias is not None:
             linear = linear - self.base_layer.bias.view(self.spread)
         gain = self._gain()
-        # Written as a difference to the frozen layer: it starts as its base bit for bit. The order is PEFT's.
+        # As a difference to the frozen layer, so that the initial output is bit for bit that of the base. PEFT uses the
+        # same order of operations.
         result: Tensor = unchanged + ((gain - 1) * linear + gain * self.lora_B(self.lora_A(x)) * self.scaling)
         return result
 
     @torch.no_grad()
     def merged(self) -> nn.Linear | nn.Conv2d:
-        """Return a plain layer with the decomposed weight; the wrapped layer is left alone."""
+        """Return a plain layer with the decomposed weight; the wrapped layer does not change."""
         layer = copy.deepcopy(self.base_layer)
         layer.weight += self.delta()
         layer.weight *= self._gain().reshape(-1, *[1] * (layer.weight.ndim - 1))
@@ -129,24 +130,24 @@ class Decomposed(LoRALayer):
 
 
 def lengths(weight: Tensor) -> Tensor:
-    """Return the length of each output's weights, above zero so that it can be divided by."""
-    found: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
-    return found.clamp_min(1e-30)
+    """Return the norm of each output's weights, which is never zero, so that it can divide."""
+    norms: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return norms.clamp_min(1e-30)
 
 
 class DoRALinear(Decomposed, LoRALinear):
     """A linear layer with a decomposed weight; its magnitudes are `[out]`."""
 
     def __init__(self, base_layer: nn.Linear, rank: int, alpha: float, dropout: float, rslora: bool = False) -> None:
-        LoRALinear.__init__(self, base_layer, rank, alpha, dropout, rslora)
+        LoRALinear.__init__(self, base_layer, rank, alpha, dropout=dropout, rslora=rslora)
         self.decompose()
 
 
 class LoRAConv2d(LoRALayer):
     """Add a low-rank update to a convolution: A has its kernel, stride, padding and dilation, B is 1x1.
 
-    A is `[rank, in, h, w]`, B `[out, rank, 1, 1]`. A grouped convolution has an update of equal rank in each group,
-    `rank / groups` rounded up, and in nothing between the groups, so that it can be merged; PEFT's cannot.
+    A is `[rank, in, h, w]`, B `[out, rank, 1, 1]`. A grouped convolution has a separate update in each group, of rank
+    `rank / groups` rounded up, so that it can be merged; PEFT's update of such layers cannot.
     """
 
     base_layer: nn.Conv2d
@@ -170,7 +171,7 @@ class LoRAConv2d(LoRALayer):
             **like,
         )
         up = nn.Conv2d(inner, base_layer.out_channels, 1, groups=groups, bias=False, **like)
-        super().__init__(base_layer, down, up, scaling(alpha, rank, rslora), dropout)
+        super().__init__(base_layer, down, up, scaling=scaling(alpha, rank, rslora), dropout=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the base's feature maps plus the scaled update."""
@@ -193,11 +194,11 @@ class DoRAConv2d(Decomposed, LoRAConv2d):
     spread = (1, -1, 1, 1)
 
     def __init__(self, base_layer: nn.Conv2d, rank: int, alpha: float, dropout: float, rslora: bool = False) -> None:
-        LoRAConv2d.__init__(self, base_layer, rank, alpha, dropout, rslora)
+        LoRAConv2d.__init__(self, base_layer, rank, alpha, dropout=dropout, rslora=rslora)
         self.decompose()
 
 
-#: what each word stands for; `auto` is `linear` for a model with linear layers besides its head, else `all`
+#: word in `targets` -> types of layers; `auto` is `linear` if the model has linear layers except its head, else `all`
 WORDS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
     "conv": (nn.Conv2d,),
@@ -208,16 +209,16 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Choice:
-    """The layers to adapt by their names, in the model's order, and the names of those that were left out."""
+    """The layers to adapt by name, in the model's order, and the names of the depth-wise convolutions left out."""
 
     layers: Mapping[str, nn.Linear | nn.Conv2d]
     depthwise: tuple[str, ...]
 
 
 def choose(model: nn.Module, targets: str, train_head: bool) -> Choice:
-    """Return the layers that `targets` chooses; the head is none of them when it is trained itself.
+    """Return the layers that `targets` matches, without the head if the head itself is trained.
 
-    Depth-wise convolutions are left out. Raises BadInput for a part of `targets` that chooses no layer.
+    Depth-wise convolutions are left out. Raises BadInput for a part of `targets` that matches no layer.
     """
     fit = called_layers(model, WORDS["all"])
     modules = {name: module for name, module in model.named_modules() if name}
@@ -238,9 +239,9 @@ def choose(model: nn.Module, targets: str, train_head: bool) -> Choice:
             ]
         layers = [name for name in hits if name in fit]
         if all(is_depthwise(fit[name]) for name in layers):
-            told = [f"{name} is {_kind(modules[name], head if train_head else set())}" for name in hits[:3]]
+            others = [f"{name} is {_kind(modules[name], head if train_head else set())}" for name in hits[:3]]
             known = {"Linear", *words, *fit} - {pattern}
-            raise BadInput(f"lora.targets: {_misfit(pattern, told, known, train_head)}")
+            raise BadInput(f"lora.targets: {_misfit(pattern, others, known, train_head=train_head)}")
         chosen.update(layers)
     named = {name: fit[name] for name in modules if name in chosen}
     return Choice(
@@ -250,15 +251,15 @@ def choose(model: nn.Module, targets: str, train_head: bool) -> Choice:
 
 
 def is_depthwise(layer: nn.Module) -> bool:
-    """Tell whether a layer is a convolution that filters each channel alone: an update of it is larger than it is."""
+    """Check whether a layer is a depth-wise convolution, whose update would be larger than the layer itself."""
     return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels
 
 
 def remarks(choice: Choice, rank: int, dora: bool) -> list[str]:
-    """Return lines to tell: which layers are left out, and whose update is out of proportion."""
-    told = []
+    """Return notices about layers that are left out, and about updates that are too large for their layer."""
+    notices = []
     if choice.depthwise:
-        told.append(f"lora: depth-wise convolutions are not adapted: {', '.join(choice.depthwise)}")
+        notices.append(f"lora: depth-wise convolutions are not adapted: {', '.join(choice.depthwise)}")
     large = []
     for name, layer in choice.layers.items():
         own, added, most = _sizes(layer, rank, dora)
@@ -267,15 +268,15 @@ def remarks(choice: Choice, rank: int, dora: bool) -> list[str]:
         if facts:
             large.append(f"{name} ({', '.join(facts)})")
     if large:
-        told.append(
-            "lora: updates as large as their layer or of a higher rank than it can have, kept as asked: "
+        notices.append(
+            "lora: these updates are as large as their layer, or of a higher rank than the layer can have: "
             + ", ".join(large)
         )
-    return told
+    return notices
 
 
 def _sizes(layer: nn.Linear | nn.Conv2d, rank: int, dora: bool) -> tuple[int, int, int]:
-    """Return how many parameters a layer has and how many its update, and the largest rank of an update."""
+    """Return the numbers of parameters of a layer and of its update, and the largest useful rank of an update."""
     out, width = layer.weight.shape[0], layer.weight[0].numel()
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     inner = -(-rank // groups)
@@ -293,14 +294,14 @@ def _head_parts(model: nn.Module) -> set[int]:
 
 def _kind(module: nn.Module, head: set[int]) -> str:
     if id(module) in head:
-        return "the head, trained as it is"
+        return "the head, which is trained itself"
     return f"a {'depth-wise ' if is_depthwise(module) else ''}{type(module).__name__}"
 
 
-def _misfit(pattern: str, told: list[str], known: set[str], train_head: bool) -> str:
-    """Say why a pattern fits no layer: what it hits instead, or what it may have meant."""
-    if told:
-        return f"{pattern!r} fits no Linear or Conv2d layer that LoRA can adapt ({', '.join(told)})"
+def _misfit(pattern: str, others: list[str], known: set[str], *, train_head: bool) -> str:
+    """Explain why a pattern matches no layer: which other modules it matches, or the nearest known name."""
+    if others:
+        return f"{pattern!r} matches no Linear or Conv2d layer that LoRA can adapt ({', '.join(others)})"
     if pattern == AUTO:
-        return f"the model has no Linear or Conv2d layer to adapt{' beside its head' if train_head else ''}"
-    return f"no layer fits {pattern!r}{suggestion(pattern, known)}"
+        return f"the model has no Linear or Conv2d layer to adapt{' except its head' if train_head else ''}"
+    return f"no layer matches {pattern!r}{suggestion(pattern, known)}"

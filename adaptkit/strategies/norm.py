@@ -1,5 +1,7 @@
-"""Train normalization layers only: BatchNorm (Frankle et al., 2020, arXiv:2003.00152), LayerNorm (Zhao et al., 2023,
-arXiv:2312.11420), and the others alike."""
+"""Train the normalization layers only.
+
+See Frankle et al., 2020, arXiv:2003.00152 for BatchNorm, and Zhao et al., 2023, arXiv:2312.11420 for LayerNorm.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Norm:
-    """Train the scales and shifts of normalization layers only; BatchNorm's statistics move with them."""
+    """Train the scales and shifts of normalization layers only; BatchNorm's statistics are updated too."""
 
     name: ClassVar[str] = "norm"
     lr: ClassVar[float] = 5e-3

@@ -1,6 +1,6 @@
 """Train the last stages of a model, freeze the earlier ones (Yosinski et al., 2014, arXiv:1411.1792).
 
-Which stages to train for which shift: Lee et al., 2022, arXiv:2210.11466.
+For the choice of stages for a kind of shift see Lee et al., 2022, arXiv:2210.11466.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ class Partial:
 
     stages: Annotated[int, Field(ge=1)] = field(
         default=1,
-        metadata={"help": "how many stages, counted back from the head, are trained with it", "tune": "1,2,3"},
+        metadata={"help": "number of stages before the head that are trained with it", "tune": "1,2,3"},
     )
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of the last stages and the head; raise BadInput if there are fewer stages."""
         from adaptkit.backbones.structure import find_stages
 
-        found = find_stages(model)
-        if self.stages > len(found):
-            names = ", ".join(stage.name for stage in found) or "none"
+        stages = find_stages(model)
+        if self.stages > len(stages):
+            names = ", ".join(stage.name for stage in stages) or "none"
             raise BadInput(
-                f"partial.stages: {self.stages} is more than the {len(found)} stages of {type(model).__name__} "
+                f"partial.stages: {self.stages} is more than the {len(stages)} stages of {type(model).__name__} "
                 f"({names})"
             )
-        trained = [parameter for stage in found[-self.stages :] for parameter in stage.parameters()]
+        trained = [parameter for stage in stages[-self.stages :] for parameter in stage.parameters()]
         return list(dict.fromkeys([*trained, *model.head.parameters()]))  # type: ignore[union-attr]
 
 

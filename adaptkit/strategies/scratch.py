@@ -1,4 +1,4 @@
-"""The control: the same architecture, trained on the target alone."""
+"""The control: train the same architecture on the target only, without the base's weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Scratch:
-    """Forget the base: draw new weights and train every parameter (a control)."""
+    """Draw new weights and train every parameter, without the base (a control)."""
 
     name = "scratch"
     lr = 1e-3
     starts_at_base = False
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
-        """Initialise every layer anew and return every parameter; raise BadInput for layers that cannot be."""
+        """Initialise every layer again and return every parameter; raise BadInput for layers that cannot do so."""
         kept: list[str] = []
         for name, module in model.named_modules():
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
@@ -28,7 +28,7 @@ class Scratch:
             else:
                 kept += [f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False)]
         if kept:
-            raise BadInput(f"strategy scratch: {', '.join(kept)} cannot be initialised anew (no reset_parameters)")
+            raise BadInput(f"strategy scratch: {', '.join(kept)} cannot be initialised again (no reset_parameters)")
         return list(model.parameters())
 
 

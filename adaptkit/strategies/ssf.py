@@ -1,4 +1,4 @@
-"""SSF (Lian et al., 2022, arXiv:2210.08823): scale and shift what each frozen layer gives."""
+"""SSF (Lian et al., 2022, arXiv:2210.08823): scale and shift the output of each frozen layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SSF:
     lr: ClassVar[float] = 5e-3
 
     train_head: bool = field(
-        default=False, metadata={"help": "train the last classifier layer itself, instead of scaling it"}
+        default=False, metadata={"help": "train the last classifier layer itself instead of scaling it"}
     )
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
@@ -46,7 +46,7 @@ class SSF:
         return trained
 
     def merge(self, model: nn.Module) -> None:
-        """Fold each scale and shift into its layer's weight and bias and put the plain layer back."""
+        """Merge each scale and shift into its layer's weight and bias, and restore the plain layer."""
         from adaptkit.backbones.structure import replace_layer
         from adaptkit.strategies.ssf_layers import SSFLayer, SSFNorm
 

@@ -1,6 +1,6 @@
-"""The layers of SSF.
+"""The layers of the strategy `ssf`.
 
-A layer without bias has no shift, so that merging adds no parameter; the normalization layer that follows it shifts.
+A layer without bias gets no shift, so that merging adds no parameter; the normalization layer after it has a shift.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class SSFLayer(nn.Module):
-    """Scale and shift each channel of what a linear or convolution layer gives: `y * scale + shift`."""
+    """Scale and shift each output channel of a linear or convolution layer: `y * scale + shift`."""
 
     def __init__(self, base_layer: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class SSFLayer(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear | nn.Conv2d:
-        """Return a plain layer that gives the same; the wrapped layer is left alone."""
+        """Return a plain layer with the same output; the wrapped layer does not change."""
         layer = copy.deepcopy(self.base_layer)
         layer.weight *= self.scale.view(-1, *[1] * (layer.weight.ndim - 1))
         if self.shift is not None and layer.bias is not None:
@@ -39,9 +39,9 @@ class SSFLayer(nn.Module):
 
 
 class SSFNorm(nn.Module):
-    """Scale and shift what a normalization layer gives, by scaling and shifting its own weight and bias.
+    """Scale and shift the output of a normalization layer through its weight and bias.
 
-    That is right too for layers that permute dimensions or apply an activation after they have normalized.
+    This is also correct for layers that permute dimensions or apply an activation after normalizing.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -59,7 +59,7 @@ class SSFNorm(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
-        """Return a plain layer that gives the same; the wrapped layer is left alone."""
+        """Return a plain layer with the same output; the wrapped layer does not change."""
         layer = copy.deepcopy(self.base_layer)
         for name, value in self._affine().items():
             layer.get_parameter(name).copy_(value)

@@ -1,1 +1,1 @@
-"""Many runs: what a sweep varies, which trials that makes, and who runs them."""
+"""Sweeps: grids of settings, planned trials, and the engines that run them."""

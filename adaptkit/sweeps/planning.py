@@ -1,14 +1,14 @@
-"""Check every trial of a sweep against real data and a real model, and say what it will take, before anything runs."""
+"""Plan a sweep: check every trial with real data and a real model, and estimate the time, before training."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from adaptkit.errors import BadInput
-from adaptkit.experiment.prepare import Experiment, base_seconds, prepare, run_seconds
+from adaptkit.experiment.estimate import base_seconds, run_seconds
+from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.settings.identity import trial_key
 from adaptkit.sweeps.engines.tasks import Task
 from adaptkit.sweeps.grid import GridCell, stages_of
@@ -17,7 +17,7 @@ from adaptkit.sweeps.outcome import SweepPlan, TrialPlan
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """One cell with one seed; `stage` counts the stages of its sweep."""
+    """One cell of the grid with one seed; `stage` is the index of its data and base in the sweep."""
 
     number: int
     cell: GridCell
@@ -26,15 +26,15 @@ class PlannedTrial:
 
     @property
     def name(self) -> str:
-        """Return the name that its run will have."""
+        """Return the name of the run of this trial."""
         return f"{self.cell.label} seed={self.seed}"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked sweep: an experiment for each stage, and the trials in the order in which they run.
+    """A checked sweep: one experiment for each stage, and the trials in the order in which they run.
 
-    Seed by seed: a sweep that is cut short has still run its cells on the same images.
+    Trials are ordered by seed, so that an interrupted sweep has run all cells on the same images.
     """
 
     experiments: tuple[Experiment, ...]
@@ -42,35 +42,43 @@ class Prepared:
     grid: Mapping[str, tuple[Any, ...]]
 
     def params(self, trial: PlannedTrial) -> dict[str, Any]:
-        """Return every setting of a trial's run, as its stage's experiment found them."""
-        found = self.experiments[trial.stage].request.settings
-        update = {key: getattr(found, key) for key in ("device", "precision", "split", "image_size")}
-        request = trial.cell.request
-        request = dataclasses.replace(request, settings=request.settings.model_copy(update=update))
+        """Return all settings of the run of a trial, with those that its experiment resolved, such as the device."""
+        resolved = self.experiments[trial.stage].request.settings
+        request = trial.cell.request.with_settings(
+            device=resolved.device,
+            precision=resolved.precision,
+            split=resolved.split,
+            image_size=resolved.image_size,
+        )
         return request.run_params(trial.cell.arm, trial.seed)
 
     def key(self, trial: PlannedTrial, base_fingerprint: str) -> str:
-        """Return what a trial is known by in the store."""
+        """Return the key that identifies a trial in the store."""
         experiment = self.experiments[trial.stage]
         params = self.params(trial) | experiment.backbone_facts
-        return trial_key("adaptation", params, experiment.domains.fingerprint, base_fingerprint)
+        return trial_key(
+            "adaptation",
+            params,
+            data_fingerprint=experiment.domains.fingerprint,
+            base_fingerprint=base_fingerprint,
+        )
 
     def task(self, trial: PlannedTrial) -> Task:
-        """Return a trial as it travels to whoever runs it."""
+        """Return a trial as a task for an engine."""
         params = trial.cell.request.config(self.params(trial))
-        return Task(trial.number, "adaptation", trial.stage, params, trial.cell.label)
+        return Task(number=trial.number, kind="adaptation", stage=trial.stage, params=params, label=trial.cell.label)
 
     def plan(self, jobs: int, status: Mapping[int, str] | None = None, seconds: float | None = None) -> SweepPlan:
-        """Return what will be done; `status` are the states of trials, by their numbers, that are not left."""
-        known = status or {}
+        """Return the plan of the sweep; `status` holds the states of earlier trials by number, the others are left."""
+        states = status or {}
         trials = tuple(
             TrialPlan(
-                trial.number,
-                trial.cell.label,
-                trial.cell.arm.strategy,
-                trial.cell.values,
-                trial.seed,
-                known.get(trial.number, "left"),
+                number=trial.number,
+                label=trial.cell.label,
+                strategy=trial.cell.arm.strategy,
+                values=trial.cell.values,
+                seed=trial.seed,
+                status=states.get(trial.number, "left"),
             )
             for trial in self.trials
         )
@@ -85,39 +93,40 @@ class Prepared:
             notices=tuple(dict.fromkeys(line for experiment in self.experiments for line in experiment.plan.notices)),
         )
 
-    def seconds(self, known: Container[int] = ()) -> float:
-        """Return the seconds that training and evaluation will take one after the other, as a few batches say.
+    def seconds(self, finished: Container[int] = ()) -> float:
+        """Estimate the seconds of training and evaluation, one trial after the other, from a few batches.
 
-        Of each stage and strategy one trial is tried; those with a known number take none.
+        One trial of each stage, strategy and number of epochs is measured. Trials whose number is in `finished` add
+        nothing.
         """
         total = sum(map(base_seconds, self.experiments))
-        tried: dict[tuple[int, str, int], float] = {}
-        for trial in (trial for trial in self.trials if trial.number not in known):
+        measured: dict[tuple[int, str, int], float] = {}
+        for trial in (trial for trial in self.trials if trial.number not in finished):
             arm, epochs = trial.cell.arm, trial.cell.request.settings.epochs
             kind = (trial.stage, arm.strategy, epochs)
-            if kind not in tried:
-                tried[kind] = run_seconds(self.experiments[trial.stage], arm, epochs)
-            total += tried[kind]
+            if kind not in measured:
+                measured[kind] = run_seconds(self.experiments[trial.stage], arm, epochs)
+            total += measured[kind]
         return total
 
 
 def prepare_sweep(
     cells: Sequence[GridCell], grid: Mapping[str, tuple[Any, ...]], *, refresh_base: bool = False
 ) -> Prepared:
-    """Load the data of every stage and try every cell's strategy on the untrained model; raise BadInput."""
-    found = [(prepare(request, refresh_base=refresh_base), members) for request, members in stages_of(cells)]
+    """Load the data of every stage and apply the strategy of every cell to the untrained model; raise BadInput."""
+    prepared = [(prepare(request, refresh_base=refresh_base), members) for request, members in stages_of(cells)]
     if "shots" in grid:
-        _require_different_draws([experiment for experiment, _ in found])
-    stage_of = {id(cell): number for number, (_, members) in enumerate(found) for cell in members}
+        _require_different_draws([experiment for experiment, _ in prepared])
+    stage_of = {id(cell): number for number, (_, members) in enumerate(prepared) for cell in members}
     trials = (
-        PlannedTrial(number, cell, seed, stage_of[id(cell)])
+        PlannedTrial(number, cell=cell, seed=seed, stage=stage_of[id(cell)])
         for number, (seed, cell) in enumerate(_ordered(cells), start=1)
     )
-    return Prepared(tuple(experiment for experiment, _ in found), tuple(trials), grid)
+    return Prepared(tuple(experiment for experiment, _ in prepared), tuple(trials), grid)
 
 
 def _require_different_draws(experiments: Sequence[Experiment]) -> None:
-    """Raise BadInput for numbers of shots above half of the pool: their trials would be those of a smaller number."""
+    """Raise BadInput if several values of `shots` draw the same images: a run draws at most half of the pool."""
     problems = []
     for experiment in experiments:
         plan = experiment.plan
@@ -125,8 +134,8 @@ def _require_different_draws(experiments: Sequence[Experiment]) -> None:
         fewer = [other.plan.shots for other in same if other.plan.drawn_images == plan.drawn_images]
         if plan.drawn_images < plan.shots * len(plan.classes) and min(fewer) < plan.shots:
             problems.append(
-                f"grid shots: {plan.shots} draws the same {plan.drawn_images:,} images as {min(fewer)}, since a run "
-                f"draws at most half of the pool of {plan.pool_images:,}: leave it out, or raise split.pool"
+                f"grid shots: {plan.shots} draws the same {plan.drawn_images:,} images as {min(fewer)}, because a run "
+                f"draws at most half of the pool of {plan.pool_images:,}; remove this value, or raise split.pool"
             )
     if problems:
         raise BadInput(*dict.fromkeys(problems))

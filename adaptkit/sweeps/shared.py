@@ -1,4 +1,10 @@
-"""What all trials of one stage share: data, base, what the base says, and features; made once, sent to whoever runs."""
+"""Shared inputs of the trials of a sweep or a tuning: compute them once, and rebuild the stage in each worker.
+
+`obtain_bases` trains or loads the bases. `make_shared_inputs` computes the outputs of a base and the features of its
+frozen layers once; engines send them to workers. `open_shared_inputs` turns them into a stage on the device of a
+worker, and `stage_for` adapts the stage to one trial. `alone` is the lock against concurrent execution, and `grouped`
+opens the parent run.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +23,14 @@ from torch import Tensor
 from adaptkit.comparison.records import Comparisons
 from adaptkit.data.split import NOTHING
 from adaptkit.errors import BadInput, TrackingLost
-from adaptkit.experiment.adaptation import Stage
-from adaptkit.experiment.base import obtain_base
-from adaptkit.experiment.base_cache import Base
-from adaptkit.experiment.inputs import ModelInputs
+from adaptkit.experiment.adaptation import Stage, open_stage
+from adaptkit.experiment.base import TrackedBase, obtain_base
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.tuning_run import blinded
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.request import Request
 from adaptkit.system.core_sharing import Seat
-from adaptkit.system.folders import cache_folder, features_allowed
+from adaptkit.system.folders import cache_folder
 from adaptkit.tracking.store import Store
 from adaptkit.tracking.sweeps import close_sweep, open_sweep
 from adaptkit.tracking.tracker import Tracker
@@ -40,134 +44,122 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """The images, the base and all that is computed of them once for many trials; every tensor is on the CPU.
+    """The images, the base, its outputs and the features of frozen layers; all tensors are on the CPU.
 
-    The images of the source are left out: the base is trained.
+    The source images are not included, because the base is already trained.
     """
 
     domains: Domains
     source_images: int
-    base: Base
-    base_run_id: str | None
+    base: TrackedBase
     base_logits: Mapping[str, Tensor]
     zero_shot_over: Mapping[float, float]
     features: Mapping[tuple[str, str], Value]
     wanted: frozenset[str]
 
 
-def make_material(
-    experiment: Experiment, base: Base, base_run_id: str | None, plugins: Plugins, seat: Seat, feature_cache: bool
+def make_shared_inputs(
+    experiment: Experiment, base: TrackedBase, *, plugins: Plugins, seat: Seat, feature_cache: bool
 ) -> SharedInputs:
-    """Compute what the base makes of the test sets, and what the frozen layers of every strategy do."""
-    stage = _stage(experiment, base, base_run_id, plugins, seat, None, feature_cache)
+    """Compute the logits of the base on the test sets, and the features of the frozen layers of every strategy."""
+    stage = open_stage(
+        experiment, base.base, base_run_id=base.run_id, plugins=plugins, seat=seat, feature_cache=feature_cache
+    )
     logits = stage.base_logits
-    store = stage.feeding.store
-    features = store.of(test.images.name for test in stage.feeding.tests.values())
+    store = stage.inputs.store
+    features = store.of(test.images.name for test in stage.inputs.tests.values())
     return SharedInputs(
         domains=dataclasses.replace(experiment.domains, source=experiment.domains.source.take(NOTHING)),
         source_images=experiment.plan.source_images,
         base=base,
-        base_run_id=base_run_id,
         base_logits={name: value.cpu() for name, value in logits.items()},
-        zero_shot_over=stage.zero_shot_over,
+        zero_shot_over=stage.zero_shot,
         features={key: Value(value.tensor.to(CPU), value.seconds) for key, value in features.items()},
         wanted=store.wanted,
     )
 
 
-def without_tests(material: SharedInputs) -> SharedInputs:
-    """Return what tuning needs of a material: whoever is given it cannot look at the test images."""
-    return dataclasses.replace(
-        material, domains=blinded(material.domains), base_logits={}, features={}, wanted=frozenset()
-    )
+def without_tests(inputs: SharedInputs) -> SharedInputs:
+    """Return the inputs without test images and everything computed from them, for the trials of a tuning."""
+    return dataclasses.replace(inputs, domains=blinded(inputs.domains), base_logits={}, features={}, wanted=frozenset())
 
 
-def open_material(material: SharedInputs, request: Request, plugins: Plugins, seat: Seat, feature_cache: bool) -> Stage:
-    """Return the stage on which trials such as this request are run, on this process's device."""
-    experiment = prepare(request, domains=material.domains)
-    plan = dataclasses.replace(experiment.plan, source_images=material.source_images)
+def open_shared_inputs(
+    inputs: SharedInputs, request: Request, *, plugins: Plugins, seat: Seat, feature_cache: bool
+) -> Stage:
+    """Return the stage for trials like this request, on the device of this process."""
+    experiment = prepare(request, domains=inputs.domains)
+    plan = dataclasses.replace(experiment.plan, source_images=inputs.source_images)
     experiment = dataclasses.replace(experiment, plan=plan)
-    stage = _stage(experiment, material.base, material.base_run_id, plugins, seat, None, feature_cache)
+    stage = open_stage(
+        experiment,
+        inputs.base.base,
+        base_run_id=inputs.base.run_id,
+        plugins=plugins,
+        seat=seat,
+        feature_cache=feature_cache,
+    )
     device = experiment.device
-    if stage.feeding.reuse:
-        stage.feeding.store.wanted |= material.wanted
-        stage.feeding.store.take(
-            {key: Value(value.tensor.to(device), value.seconds) for key, value in material.features.items()}
+    if stage.inputs.reuse:
+        stage.inputs.store.wanted |= inputs.wanted
+        stage.inputs.store.take(
+            {key: Value(value.tensor.to(device), value.seconds) for key, value in inputs.features.items()}
         )
-    known = {name: value.to(device) for name, value in material.base_logits.items()}
-    return dataclasses.replace(stage, known_logits=known, known_over=material.zero_shot_over)
+    logits = {name: value.to(device) for name, value in inputs.base_logits.items()}
+    return dataclasses.replace(stage, known_logits=logits, known_zero_shot=inputs.zero_shot_over)
 
 
-def stage_for(stage: Stage, request: Request, tracker: Tracker | None, label: str | None) -> Stage:
-    """Return the stage for one trial: of another strategy, with other settings of training, reported elsewhere."""
-    here = stage.experiment.request.settings
-    found = {"device": here.device, "precision": here.precision, "split": here.split, "image_size": here.image_size}
-    request = dataclasses.replace(request, settings=request.settings.model_copy(update=found))
+def stage_for(stage: Stage, request: Request, *, tracker: Tracker | None, label: str | None) -> Stage:
+    """Return a copy of the stage for one trial: its strategy, its training settings and its tracker."""
+    current = stage.experiment.request.settings
+    request = request.with_settings(
+        device=current.device, precision=current.precision, split=current.split, image_size=current.image_size
+    )
     plan = dataclasses.replace(stage.experiment.plan, epochs=request.settings.epochs, seeds=request.settings.seed)
     experiment = dataclasses.replace(stage.experiment, request=request, plan=plan)
-    feeding = dataclasses.replace(stage.feeding, experiment=experiment)
-    return dataclasses.replace(stage, experiment=experiment, feeding=feeding, tracker=tracker, label=label)
-
-
-def _stage(
-    experiment: Experiment,
-    base: Base,
-    base_run_id: str | None,
-    plugins: Plugins,
-    seat: Seat,
-    tracker: Tracker | None,
-    feature_cache: bool,
-) -> Stage:
-    model = experiment.place(base.build(experiment.request, experiment.domains))
-    feeding = ModelInputs.of(experiment, reuse=feature_cache and features_allowed())
-    return Stage(experiment, plugins, seat, tracker, feeding, base, base_run_id, model)
+    inputs = dataclasses.replace(stage.inputs, experiment=experiment)
+    return dataclasses.replace(stage, experiment=experiment, inputs=inputs, tracker=tracker, label=label)
 
 
 def use_threads(count: int | None) -> None:
-    """Compute with so many threads, if the number is given, so that processes beside each other have cores enough."""
+    """Limit torch to this number of threads, so that parallel processes share the cores; None changes nothing."""
     if count is not None:
         torch.set_num_threads(count)
 
 
-@dataclass(frozen=True)
-class TrackedBase:
-    """The base of a stage and the id of its run in the store."""
-
-    base: Base
-    run_id: str | None
-
-
 def obtain_bases(
     experiments: Sequence[Experiment],
+    *,
     plugins: Plugins,
     store: Store,
     refresh_base: bool,
     notice: Callable[[str], None],
 ) -> list[TrackedBase]:
-    """Return the base of each experiment, trained now or earlier, with its run; raise TrackingLost without a store."""
+    """Train or load the base of each experiment, and return it with its run; raise TrackingLost if it is not stored."""
     with Tracker(store) as tracker, plugins.watching(tracker, "tracker"):
-        found = []
+        bases = []
         for number, experiment in enumerate(experiments, start=1):
             is_trained = experiment.clean is not None
             if is_trained and (refresh_base or not experiment.plan.base_cached):
                 which = f" {number} of {len(experiments)}" if len(experiments) > 1 else ""
                 notice(f"Base{which}: {experiment.request.settings.backbone} is being trained on the source")
-            base, run_id, _ = obtain_base(experiment, plugins, tracker, refresh_base, notice)
+            tracked = obtain_base(experiment, plugins, tracker=tracker, refresh=refresh_base, notice=notice)
             tracker.flush()
-            found.append(TrackedBase(base, run_id or tracker.find_base(base.fingerprint)))
+            run_id = tracked.run_id or tracker.find_base(tracked.base.fingerprint)
+            bases.append(dataclasses.replace(tracked, run_id=run_id))
     if tracker.fault is not None:
         raise TrackingLost(tracker.fault)
-    return found
+    return bases
 
 
 def key_of(parts: Iterable[str]) -> str:
-    """Return what a sweep of these trials is known by in its experiment, whatever their order."""
+    """Return the key of a sweep of these trials, independent of their order."""
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
 
 
 @contextmanager
 def alone(store: Store, key: str) -> Iterator[None]:
-    """Hold the lock of a sweep; raise BadInput if another process of this machine runs it."""
+    """Hold the lock of a sweep during the block; raise BadInput if another process on this machine holds it."""
     name = hashlib.sha256(f"{store.uri} {store.experiment_id} {key}".encode()).hexdigest()
     path = cache_folder() / "sweeps" / f"{name}.lock"
     try:

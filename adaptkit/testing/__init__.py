@@ -1,4 +1,4 @@
-"""Try plugins: whether a strategy, backbone, data set, shift or engine keeps what adaptkit relies on."""
+"""Conformance checks for plugins: strategies, backbones, data sets, shifts and engines."""
 
 from adaptkit.testing.kit import checks, try_all
 from adaptkit.testing.outcomes import Check, CheckFailed, NotTried, Verdict

@@ -1,4 +1,4 @@
-"""What a backbone promises: each function tries one promise on images of one kind."""
+"""Checks of a backbone on images of one size and number of channels."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from adaptkit.backbones.structure import find_head, with_head
 from adaptkit.contracts import Backbone
 from adaptkit.errors import BadInput
-from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, listed, require, told, watched
+from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, described, listed, require, watched
+from adaptkit.training.objective import loss_of
 from adaptkit.training.seeding import RandomStream
 
-#: logits that may differ in the order of sums only
+#: tolerance for logits that differ only in the order of sums
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Build:
-    """A backbone, made anew by `create()`, for images of these channels and this size, and this number of classes."""
+    """A backbone, created by `create()`, for images of these channels and this size, and this number of classes."""
 
     create: Callable[[], Backbone]
     channels: int
@@ -30,16 +31,16 @@ class Build:
     classes: int
 
     def model(self, seed: int = 0) -> nn.Module:
-        """Return a model; raise NotTried where there is none for such images."""
+        """Return a model; raise NotTried if the backbone has none for such images."""
         try:
             with watched(), RandomStream(seed):
                 model = self.create().build(self.channels, self.size, self.classes)
         except BadInput as error:
-            raise NotTried(f"it is not for such images: {told(error)}") from None
+            raise NotTried(f"it does not support these images: {described(error)}") from None
         except Exception as error:
             raise NotTried("build() fails") from error
         if not isinstance(model, nn.Module):
-            raise NotTried("build() returns no model")
+            raise NotTried("build() does not return a model")
         return with_head(model).eval()
 
     def images(self, count: int = 4) -> Tensor:
@@ -49,91 +50,97 @@ class Build:
 
     @torch.no_grad()
     def logits(self, model: nn.Module, images: Tensor | None = None) -> Tensor:
-        """Return what a model in evaluation mode says of some images; raise NotTried where it fails."""
+        """Return the logits of a model in evaluation mode; raise NotTried if it fails."""
         try:
             logits: Tensor = model.eval()((self.images() if images is None else images).clone())
         except Exception as error:
-            raise NotTried("it gives no logits") from error
+            raise NotTried("the model gives no logits") from error
         return logits
 
 
 def builds(build: Build) -> None:
-    """A model comes out, or a refusal in one line."""
+    """Check that `build` returns a model, or raises BadInput for unsupported images."""
     try:
         with watched(), RandomStream(0):
             model = build.create().build(build.channels, build.size, build.classes)
     except BadInput as error:
-        raise NotTried(f"it is not for such images: {told(error)}") from None
+        raise NotTried(f"it does not support these images: {described(error)}") from None
     except Exception as error:
-        raise CheckFailed(f"build() raises {told(error)}") from error
+        raise CheckFailed(f"build() raises {described(error)}") from error
     require(isinstance(model, nn.Module), f"build() returned {type(model).__name__}, not a torch.nn.Module")
 
 
 def gives_logits(build: Build) -> None:
-    """Finite float32 logits, one for each class, for one image and for several."""
+    """Check for finite float32 logits, one for each class, for one image and for several."""
     model = build.model()
     for count in (1, 4):
         try:
             with torch.no_grad():
                 logits = model(build.images(count))
         except Exception as error:
-            raise CheckFailed(f"for {count} images it raises {told(error)}") from error
-        wanted = [count, build.classes]
-        require(list(logits.shape) == wanted, f"its logits are {list(logits.shape)}, not {wanted}")
-        require(logits.dtype == torch.float32, f"its logits are {logits.dtype}, not torch.float32")
+            raise CheckFailed(f"for {count} images it raises {described(error)}") from error
+        expected = [count, build.classes]
+        require(list(logits.shape) == expected, f"its logits have the shape {list(logits.shape)}, not {expected}")
+        require(logits.dtype == torch.float32, f"its logits have the type {logits.dtype}, not torch.float32")
         require(bool(torch.isfinite(logits).all()), "its logits are not finite")
 
 
 def has_a_head(build: Build) -> None:
-    """`model.head` is the last classifier layer, or holds it: a linear layer with an output for each class."""
+    """Check that `model.head` is, or contains, a last linear layer with one output for each class."""
     model = build.model()
     try:
         head = find_head(model.head)  # type: ignore[arg-type]
     except Exception as error:
-        raise CheckFailed(f"model.head raises {told(error)}") from error
-    given = getattr(head, "out_features", None)
-    require(given == build.classes, f"model.head is {type(head).__name__} with {given} outputs, not {build.classes}")
+        raise CheckFailed(f"model.head raises {described(error)}") from error
+    outputs = getattr(head, "out_features", None)
+    require(
+        outputs == build.classes, f"model.head is {type(head).__name__} with {outputs} outputs, not {build.classes}"
+    )
 
 
 def draws_from_the_seed(build: Build) -> None:
-    """Built twice with one seed, the weights are the same."""
+    """Check that the same seed gives the same weights."""
     ours, theirs = (build.model().state_dict() for _ in range(2))
     differing = [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]
-    require(not differing, f"built twice with one seed, {listed(differing)} differs: draw from torch's generator")
+    require(not differing, f"the same seed gives different values of {listed(differing)}; use torch's global generator")
 
 
-def takes_each_image_by_itself(build: Build) -> None:
-    """In evaluation an image's logits depend on nothing but the image."""
+def treats_images_independently(build: Build) -> None:
+    """Check that the logits of an image in evaluation mode depend only on this image."""
     model, images = build.model(), build.images()
     together = build.logits(model)
-    require(torch.equal(together, build.logits(model)), "in evaluation it says something else each time")
+    require(torch.equal(together, build.logits(model)), "in evaluation mode it gives different logits each time")
     alone = torch.cat([build.logits(model, image[None]) for image in images])
-    require(apart(together, alone) <= TOLERANCE, "in evaluation what it says of an image depends on the others")
+    require(apart(together, alone) <= TOLERANCE, "in evaluation mode the logits of an image depend on the other images")
 
 
 def trains(build: Build) -> None:
-    """Every parameter has a gradient."""
+    """Check that every parameter has a gradient."""
     model = build.model().train()
     try:
         with watched(), RandomStream(0):
-            loss = nn.functional.cross_entropy(model(build.images(8)), torch.arange(8) % build.classes)
+            loss = loss_of(model(build.images(8)), torch.arange(8) % build.classes)
             loss.backward()  # type: ignore[no-untyped-call]
     except Exception as error:
-        raise CheckFailed(f"training fails: {told(error)}") from error
+        raise CheckFailed(f"training fails: {described(error)}") from error
     idle = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
-    require(not idle, f"{listed(idle)} has no gradient: nothing depends on it")
+    require(not idle, f"{listed(idle)} has no gradient: the loss does not depend on it")
 
 
-def is_its_weights(build: Build) -> None:
-    """Weights and buffers of one model, loaded into another, give its logits."""
+def loads_its_weights(build: Build) -> None:
+    """Check that a model with the weights and buffers of another one gives the same logits."""
     ours, theirs = build.model(seed=0), build.model(seed=1)
     theirs.load_state_dict(ours.state_dict())
     gap = apart(build.logits(ours), build.logits(theirs))
-    require(gap <= TOLERANCE, "with the weights of another it says something else: is there state outside of them?")
+    require(
+        gap <= TOLERANCE,
+        "with the weights of another model it gives different logits; is there state outside of parameters and "
+        "buffers?",
+    )
 
 
 def pickles_and_copies(build: Build) -> None:
-    """A model that is pickled or deep-copied says the same."""
+    """Check that a pickled or copied model gives the same logits."""
     model = build.model()
     expected = build.logits(model)
     for way, duplicate in (
@@ -143,27 +150,27 @@ def pickles_and_copies(build: Build) -> None:
         try:
             other = duplicate()
         except Exception as error:
-            raise CheckFailed(f"it cannot be {way}: {told(error)}") from error
-        require(torch.equal(expected, build.logits(other)), f"the {way} model says something else")
+            raise CheckFailed(f"it cannot be {way}: {described(error)}") from error
+        require(torch.equal(expected, build.logits(other)), f"the {way} model gives different logits")
 
 
-def touches_nothing_global(build: Build) -> None:
-    """Nothing outside of the model changes, random generators aside."""
-    build.logits(build.model())  # what is imported for the first time is imported here
+def changes_no_global_state(build: Build) -> None:
+    """Check that no global state changes, except random generators."""
+    build.logits(build.model())  # imports happen here, before global state is compared
     with watched() as changes, RandomStream(0):
         build.create().build(build.channels, build.size, build.classes)
-    require(not changes, f"it changes {listed(changes)} for everybody in the process")
+    require(not changes, f"it changes {listed(changes)} for the whole process")
 
 
-#: in the order in which they are told
+#: in the order of the output
 CHECKS: dict[str, Callable[[Build], None]] = {
     "builds": builds,
     "gives logits": gives_logits,
     "has a head": has_a_head,
     "draws from the seed": draws_from_the_seed,
-    "takes each image by itself": takes_each_image_by_itself,
+    "treats images independently": treats_images_independently,
     "trains": trains,
-    "is its weights": is_its_weights,
+    "loads its weights": loads_its_weights,
     "pickles and copies": pickles_and_copies,
-    "touches nothing global": touches_nothing_global,
+    "changes no global state": changes_no_global_state,
 }

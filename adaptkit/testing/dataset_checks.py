@@ -1,4 +1,4 @@
-"""What a data set promises: each function tries one promise."""
+"""Checks of a data set."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from adaptkit.contracts import Corpus, Dataset, Images
 from adaptkit.data.domains import load_checked
 from adaptkit.errors import BadInput
-from adaptkit.testing.outcomes import CheckFailed, NotTried, listed, require, told, watched
+from adaptkit.testing.outcomes import CheckFailed, NotTried, described, listed, require, watched
 
-#: images of a stored data set that are decoded
+#: number of images of a stored data set that are decoded
 DECODED = 8
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A data set, made anew by `create()`, and the folder that it reads from."""
+    """A data set, created by `create()`, and the folder that it reads from."""
 
     create: Callable[[], Dataset]
     data_dir: Path
 
     def corpus(self) -> Corpus:
-        """Return the data set; raise NotTried where it cannot be read."""
+        """Return the data set; raise NotTried if it cannot be read."""
         try:
             with watched():
                 return load_checked(self.create(), self.data_dir)
@@ -35,20 +35,20 @@ class Reading:
 
 
 def reads_its_images(reading: Reading) -> None:
-    """Square uint8 images, int64 labels, a name for each class."""
+    """Check for square uint8 images, int64 labels, and a name for each class."""
     try:
         with watched():
             corpus = load_checked(reading.create(), reading.data_dir)
     except BadInput as error:
-        raise CheckFailed(told(error)) from error
+        raise CheckFailed(described(error)) from error
     except Exception as error:
-        raise CheckFailed(f"load() raises {told(error)}") from error
+        raise CheckFailed(f"load() raises {described(error)}") from error
     for images in parts(corpus):
-        require(bool((some(images) >= 0).all()), "an image cannot be decoded")
+        require(bool((pixels_of(images) >= 0).all()), "an image cannot be decoded")
 
 
 def has_images_of_each_class(reading: Reading) -> None:
-    """Each class that has a name has two images or more."""
+    """Check that each class has at least two images."""
     images = reading.corpus().train
     counts = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
     few = [name for name, count in zip(images.classes, counts, strict=True) if count < 2]
@@ -56,38 +56,38 @@ def has_images_of_each_class(reading: Reading) -> None:
 
 
 def reads_the_same_each_time(reading: Reading) -> None:
-    """Read twice, images and labels are the same in the same order."""
+    """Check that images and labels are the same, in the same order, when read twice."""
     for ours, theirs in zip(parts(reading.corpus()), parts(reading.corpus()), strict=True):
-        same = torch.equal(ours.labels, theirs.labels) and torch.equal(some(ours), some(theirs))
-        require(same, "read twice, its images are others or come in another order")
+        same = torch.equal(ours.labels, theirs.labels) and torch.equal(pixels_of(ours), pixels_of(theirs))
+        require(same, "reading it twice gives different images or another order")
 
 
-def touches_nothing_global(reading: Reading) -> None:
-    """Nothing outside changes, random generators included: data are read, not drawn."""
-    reading.corpus()  # what is imported for the first time is imported here
+def changes_no_global_state(reading: Reading) -> None:
+    """Check that no global state changes, including random generators."""
+    reading.corpus()  # imports happen here, before global state is compared
     before = torch.get_rng_state()
     with watched() as changes:
         reading.create().load(reading.data_dir)
-    require(not changes, f"it changes {listed(changes)} for everybody in the process")
-    require(torch.equal(before, torch.get_rng_state()), "it draws from torch's global generator")
+    require(not changes, f"it changes {listed(changes)} for the whole process")
+    require(torch.equal(before, torch.get_rng_state()), "it uses torch's global generator")
 
 
-#: in the order in which they are told
+#: in the order of the output
 CHECKS: dict[str, Callable[[Reading], None]] = {
     "reads its images": reads_its_images,
     "has images of each class": has_images_of_each_class,
     "reads the same each time": reads_the_same_each_time,
-    "touches nothing global": touches_nothing_global,
+    "changes no global state": changes_no_global_state,
 }
 
 
 def parts(corpus: Corpus) -> list[Images]:
-    """Return the training images and, where there are any, the official test images."""
+    """Return the training images and the official test images, if there are any."""
     return [images for images in (corpus.train, corpus.test) if images is not None]
 
 
-def some(images: Images) -> Tensor:
-    """Return the pixels of all images in memory, or of the first ones of a stored data set."""
+def pixels_of(images: Images) -> Tensor:
+    """Return all pixels of a data set in memory, or the first images of a stored data set."""
     if isinstance(images.pixels, Tensor):
         return images.pixels
     return torch.stack([images.pixels[index] for index in range(min(DECODED, len(images)))])

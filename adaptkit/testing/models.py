@@ -1,4 +1,4 @@
-"""Small models on which strategies are tried: what differs between architectures, and trains in milliseconds."""
+"""Small models of several architectures for the checks of strategies; they train in milliseconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adaptkit.backbones.small_cnn_layers import SmallCNNModel
 from adaptkit.backbones.structure import with_head
 from adaptkit.training.loop import Recipe, fit
-from adaptkit.training.passes import plain
+from adaptkit.training.passes import plain_passes
 from adaptkit.training.seeding import RandomStream
 
 SIZE, CLASSES, IMAGES = 12, 4, 16
@@ -37,26 +37,26 @@ class Residual(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions with a shortcut."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.first = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
         self.first_norm = nn.BatchNorm2d(width)
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.second_norm = nn.BatchNorm2d(width)
         same = channels == width and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(channels, width, 1, stride, bias=False)
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels, width, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's feature maps."""
+        """Return the feature maps of the block."""
         inner = self.first_norm(self.first(x)).relu()
         outer: Tensor = self.second_norm(self.second(inner)) + self.shortcut(x)
         return outer.relu()
 
 
 class Convolutions(nn.Sequential):
-    """Convolutions of every kind: strided, grouped, depth-wise, dilated, padded by reflection and in a circle."""
+    """Convolutions of every kind: strided, grouped, depth-wise, dilated, with reflect and circular padding."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -75,7 +75,7 @@ class Convolutions(nn.Sequential):
 
 
 class Transformer(nn.Module):
-    """A vision transformer with LayerNorm, fused queries, keys and values, and parameters outside of layers."""
+    """A vision transformer with LayerNorm, one layer for queries, keys and values, and parameters outside of layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class TransformerBlock(nn.Module):
         self.fc1, self.fc2 = nn.Linear(16, 32), nn.Linear(32, 16)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's tokens."""
+        """Return the tokens of the block."""
         images, tokens, width = x.shape
         queries, keys, values = self.qkv(self.norm1(x)).view(images, tokens, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
         attended = nn.functional.scaled_dot_product_attention(queries, keys, values)
@@ -117,7 +117,7 @@ def _cnn() -> nn.Module:
     return SmallCNNModel(1, SIZE, CLASSES)
 
 
-#: name -> how an untrained one is made, and its channels
+#: name -> a function that returns an untrained model, and the number of channels
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "cnn": (_cnn, 1),
     "residual": (Residual, 3),
@@ -128,11 +128,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 @functools.cache
 def images(channels: int) -> tuple[Tensor, Tensor]:
-    """Return float images `[n, channels, size, size]` in 0..1 and their labels, int64 `[n]`; drawn once."""
+    """Return float images `[n, channels, size, size]` in 0..1 and their labels, int64 `[n]`; always the same."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(IMAGES) % CLASSES
     pixels = torch.rand(IMAGES, channels, SIZE, SIZE, generator=generator)
-    # Each class is bright in another quarter, so that there is something to learn.
+    # Each class is bright in another quarter, so that it can be learned.
     for label in range(CLASSES):
         row, column = divmod(label, 2)
         half = SIZE // 2
@@ -152,7 +152,7 @@ def _trained(name: str) -> nn.Module:
         model = with_head(make())
     pixels, labels = images(channels)
     recipe = Recipe(epochs=2, batch_size=8, lr=1e-2, order_seed=0)
-    passes = plain(model, lambda epoch: pixels, (pixels, labels))
-    for _ in fit(model, [{"params": list(model.parameters())}], passes, labels, recipe):
+    passes = plain_passes(model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
+    for _ in fit(model, [{"params": list(model.parameters())}], passes, recipe=recipe):
         pass
     return model.eval()

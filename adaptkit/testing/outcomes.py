@@ -1,4 +1,4 @@
-"""Watch what a plugin changes outside of its model, and put it back."""
+"""Verdicts of checks, comparison of models, and detection of changes to the global state of the process."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LAYERS = [cls for cls in vars(nn).values() if isinstance(cls, type) and issubcla
 
 
 @dataclass(frozen=True)
-class Thing:
-    """Something of the process: how it is read and set, and whether importing a package may well change it."""
+class GlobalState:
+    """A part of the global state: how to read and restore it, and whether importing packages may change it."""
 
     name: str
     read: Callable[[], Any]
@@ -38,35 +38,36 @@ class Thing:
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """Put back what a block changes in its process, random generators aside; list it when the block is left.
+    """Restore global state that the block changes, except random generators; fill the list with the changes at the end.
 
-    Environment variables, paths and warning filters that change while a package is imported are put back, not listed.
+    Environment variables, paths and warning filters that change during the first import of a package are restored but
+    not listed.
     """
     changes: list[str] = []
-    things = _things()
-    before, modules = [thing.read() for thing in things], len(sys.modules)
+    states = _global_states()
+    before, modules = [state.read() for state in states], len(sys.modules)
     try:
         yield changes
     finally:
         imported = len(sys.modules) > modules
-        for thing, value in zip(things, before, strict=True):
-            if thing.read() != value:
-                thing.put(value)
-                if not (imported and thing.by_import):
-                    changes.append(thing.name)
+        for state, value in zip(states, before, strict=True):
+            if state.read() != value:
+                state.put(value)
+                if not (imported and state.by_import):
+                    changes.append(state.name)
 
 
-def _things() -> list[Thing]:
+def _global_states() -> list[GlobalState]:
     return [
-        Thing("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
-        Thing("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
-        Thing("torch's gradient mode", torch.is_grad_enabled, torch.set_grad_enabled),
-        Thing(
+        GlobalState("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+        GlobalState("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
+        GlobalState("torch's gradient mode", torch.is_grad_enabled, torch.set_grad_enabled),
+        GlobalState(
             "torch's deterministic algorithms",
             torch.are_deterministic_algorithms_enabled,
             torch.use_deterministic_algorithms,
         ),
-        Thing(
+        GlobalState(
             "torch's precision of products",
             torch.get_float32_matmul_precision,
             torch.set_float32_matmul_precision,
@@ -74,28 +75,32 @@ def _things() -> list[Thing]:
         *(_flag(module, name) for module, name in FLAGS),
         *(_hooks(name) for name in HOOKS),
         *(_class(cls) for cls in LAYERS),
-        Thing("the current folder", os.getcwd, os.chdir),
-        Thing("environment variables", lambda: dict(os.environ), _environment, by_import=True),
-        Thing("sys.path", lambda: list(sys.path), lambda value: sys.path.__setitem__(slice(None), value), True),
-        Thing("warning filters", lambda: list(warnings.filters), _filters, by_import=True),
+        GlobalState("the current folder", os.getcwd, os.chdir),
+        GlobalState("environment variables", lambda: dict(os.environ), _environment, by_import=True),
+        GlobalState(
+            "sys.path", lambda: list(sys.path), lambda value: sys.path.__setitem__(slice(None), value), by_import=True
+        ),
+        GlobalState("warning filters", lambda: list(warnings.filters), _filters, by_import=True),
     ]
 
 
-def _flag(module: Any, name: str) -> Thing:
-    return Thing(f"{module.__name__}.{name}", lambda: getattr(module, name), lambda value: setattr(module, name, value))
+def _flag(module: Any, name: str) -> GlobalState:
+    return GlobalState(
+        f"{module.__name__}.{name}", lambda: getattr(module, name), lambda value: setattr(module, name, value)
+    )
 
 
-def _hooks(name: str) -> Thing:
+def _hooks(name: str) -> GlobalState:
     hooks = getattr(nn.modules.module, name)
 
     def put(value: dict[Any, Any]) -> None:
         hooks.clear()
         hooks.update(value)
 
-    return Thing(f"the hooks of all modules ({name.removeprefix('_global_')})", lambda: dict(hooks), put)
+    return GlobalState(f"the hooks of all modules ({name.removeprefix('_global_')})", lambda: dict(hooks), put)
 
 
-def _class(cls: type) -> Thing:
+def _class(cls: type) -> GlobalState:
     def put(value: dict[str, Any]) -> None:
         for name in set(vars(cls)) - set(value):
             delattr(cls, name)
@@ -103,7 +108,7 @@ def _class(cls: type) -> Thing:
             if vars(cls)[name] is not member:
                 setattr(cls, name, member)
 
-    return Thing(f"the class torch.nn.{cls.__name__}", lambda: dict(vars(cls)), put)
+    return GlobalState(f"the class torch.nn.{cls.__name__}", lambda: dict(vars(cls)), put)
 
 
 def _environment(value: dict[str, str]) -> None:
@@ -112,22 +117,22 @@ def _environment(value: dict[str, str]) -> None:
 
 
 def _filters(value: list[Any]) -> None:
-    # The list itself may be another one by now: `warnings.catch_warnings` swaps it.
+    # `warnings.catch_warnings` replaces the list, so the current list is filled.
     warnings.resetwarnings()
     warnings.filters[:] = value  # type: ignore[index]
 
 
 class CheckFailed(AssertionError):
-    """Say in plain words what a plugin does not keep."""
+    """A check failed; the message says why in plain words."""
 
 
 class NotTried(unittest.SkipTest):
-    """Say why a check does not apply; pytest takes it for a skipped test."""
+    """A check does not apply, for the reason in the message; pytest skips the test."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one check said of one subject: `passed`, `failed` or `not tried`, and why."""
+    """The result of one check on one subject: `passed`, `failed` or `not tried`, with the reason."""
 
     check: str
     subject: str
@@ -137,9 +142,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Check:
-    """One promise of a plugin, to be tried on one subject (a small model, an image size): call it to try.
+    """A check of one promise of a plugin on one subject (a small model, an image size).
 
-    Raises CheckFailed or NotTried.
+    Calling it raises CheckFailed or NotTried, or returns None if the check passes.
     """
 
     name: str
@@ -153,15 +158,15 @@ class Check:
         return f"{self.subject}: {self.name}"
 
     def verdict(self) -> Verdict:
-        """Try it, and return what came of it."""
+        """Run the check and return its verdict."""
         try:
             self.attempt()
         except CheckFailed as failure:
-            return Verdict(self.name, self.subject, "failed", str(failure))
+            return Verdict(self.name, self.subject, word="failed", reason=str(failure))
         except NotTried as reason:
-            return Verdict(self.name, self.subject, "not tried", str(reason))
+            return Verdict(self.name, self.subject, word="not tried", reason=str(reason))
         except Exception as error:
-            return Verdict(self.name, self.subject, "failed", f"it raises {located(error)}")
+            return Verdict(self.name, self.subject, word="failed", reason=f"it raises {located(error)}")
         return Verdict(self.name, self.subject, "passed")
 
 
@@ -171,13 +176,13 @@ def require(condition: bool, reason: str) -> None:
         raise CheckFailed(reason)
 
 
-def told(error: BaseException) -> str:
-    """Return an error as one line, with its place unless it is meant for users."""
+def described(error: BaseException) -> str:
+    """Return an error as one line; errors of plugins have their place in the code."""
     return " ".join("; ".join(error.problems).split()) if isinstance(error, AdaptkitError) else located(error)
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
-    """Return how far logits are apart, as a share of the largest where that is above 1."""
+    """Return the largest difference of logits, relative to the largest logit if that is above 1."""
     if ours.shape != theirs.shape or not bool(torch.isfinite(theirs).all()):
         return float("inf")
     return ((ours - theirs).abs().max() / max(1.0, float(ours.abs().max()))).item()
@@ -194,5 +199,5 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def listed(names: list[str]) -> str:
-    """Return names in a row, the first few of many."""
+    """Return the first names, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

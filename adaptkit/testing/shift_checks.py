@@ -1,4 +1,4 @@
-"""What a shift promises: each function tries one promise on images of one kind."""
+"""Checks of a shift on grey and colour images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Shift
-from adaptkit.testing.outcomes import CheckFailed, NotTried, listed, require, told, watched
+from adaptkit.testing.outcomes import CheckFailed, NotTried, described, listed, require, watched
 
 
 @dataclass(frozen=True)
 class Shifting:
-    """A shift, made anew by `create()`, and the channels of the images that it is tried on."""
+    """A shift, created by `create()`, and the channels of its test images."""
 
     create: Callable[[], Shift]
     channels: int
@@ -25,7 +25,7 @@ class Shifting:
         return torch.rand(6, self.channels, 12, 12, generator=generator)
 
     def shifted(self, seed: int = 0) -> Tensor:
-        """Return shifted images; raise NotTried where there are none."""
+        """Return shifted images; raise NotTried if `apply` fails."""
         try:
             with watched():
                 return self.create().apply(self.images(), torch.Generator().manual_seed(seed))
@@ -34,56 +34,56 @@ class Shifting:
 
 
 def gives_images(shifting: Shifting) -> None:
-    """As many images of the same shape and type, in 0..1."""
+    """Check that the number, shape and type of images stay the same, with values in 0..1."""
     images = shifting.images()
     try:
         with watched():
             shifted = shifting.create().apply(images, torch.Generator().manual_seed(0))
     except Exception as error:
-        raise CheckFailed(f"apply() raises {told(error)}") from error
-    require(shifted.shape == images.shape, f"{list(images.shape)} becomes {list(shifted.shape)}")
-    require(shifted.dtype == images.dtype, f"{images.dtype} becomes {shifted.dtype}")
+        raise CheckFailed(f"apply() raises {described(error)}") from error
+    require(shifted.shape == images.shape, f"it changes the shape from {list(images.shape)} to {list(shifted.shape)}")
+    require(shifted.dtype == images.dtype, f"it changes the type from {images.dtype} to {shifted.dtype}")
     inside = bool(((shifted >= 0) & (shifted <= 1)).all())
-    require(inside, f"its values leave 0..1: {shifted.min().item():.3g} to {shifted.max().item():.3g}")
+    require(inside, f"its values are not in 0..1: {shifted.min().item():.3g} to {shifted.max().item():.3g}")
 
 
 def changes_something(shifting: Shifting) -> None:
-    """The images are not those that were given."""
-    require(not torch.equal(shifting.shifted(), shifting.images()), "the images stay as they are")
+    """Check that the images change."""
+    require(not torch.equal(shifting.shifted(), shifting.images()), "it does not change the images")
 
 
 def leaves_its_input(shifting: Shifting) -> None:
-    """The images that were given are as they were."""
+    """Check that the input tensor is not changed."""
     shifting.shifted()
     images = shifting.images()
     with watched():
         shifting.create().apply(images, torch.Generator().manual_seed(0))
-    require(torch.equal(images, shifting.images()), "it writes into the images that it is given")
+    require(torch.equal(images, shifting.images()), "it changes its input in place; return a copy")
 
 
 def repeats_itself(shifting: Shifting) -> None:
-    """The same generator gives the same images, and nothing is drawn elsewhere."""
+    """Check that the same generator gives the same images, and that no other generator is used."""
     before = torch.get_rng_state()
     same = torch.equal(shifting.shifted(), shifting.shifted())
     unmoved = torch.equal(before, torch.get_rng_state())
     torch.set_rng_state(before)
-    require(same, "the same generator gives other images: draw from the generator that is given only")
-    require(unmoved, "it draws from torch's global generator instead of the one that is given")
+    require(same, "the same generator gives different images; use only the generator of apply()")
+    require(unmoved, "it uses torch's global generator; use the generator of apply()")
 
 
-def touches_nothing_global(shifting: Shifting) -> None:
-    """Nothing outside of the images changes."""
-    shifting.shifted()  # what is imported for the first time is imported here
+def changes_no_global_state(shifting: Shifting) -> None:
+    """Check that no global state changes."""
+    shifting.shifted()  # imports happen here, before global state is compared
     with watched() as changes:
         shifting.create().apply(shifting.images(), torch.Generator().manual_seed(0))
-    require(not changes, f"it changes {listed(changes)} for everybody in the process")
+    require(not changes, f"it changes {listed(changes)} for the whole process")
 
 
-#: in the order in which they are told
+#: in the order of the output
 CHECKS: dict[str, Callable[[Shifting], None]] = {
     "gives images": gives_images,
     "changes something": changes_something,
     "leaves its input": leaves_its_input,
     "repeats itself": repeats_itself,
-    "touches nothing global": touches_nothing_global,
+    "changes no global state": changes_no_global_state,
 }

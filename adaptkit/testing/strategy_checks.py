@@ -1,4 +1,4 @@
-"""What a strategy promises: each function tries one promise on one small model."""
+"""Checks of a strategy on one small model."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from torch import Tensor, nn
 from adaptkit.adapters.files import load_adapter, save_adapter
 from adaptkit.errors import BadInput
 from adaptkit.experiment.adaptation import AdaptedModel
-from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, listed, require, shapes, tensors, told, watched
+from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, described, listed, require, shapes, tensors, watched
 from adaptkit.testing.trials import TOLERANCE, Refused, Trial, declared
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import count, set_train_mode
 
 
 def declares_what_it_trains(trial: Trial) -> None:
-    """Parameters of the model, at least one, none twice."""
+    """Check that `adapt` returns parameters of the model: at least one, none twice."""
     try:
         with watched():
             trial.adapted_or_raise()
     except Refused:
-        trial.adapted()  # says so
+        trial.adapted()  # raises NotTried
     except BadInput as error:
-        raise CheckFailed(told(error)) from error
+        raise CheckFailed(described(error)) from error
     except Exception as error:
-        raise CheckFailed(f"adapt() raises {told(error)}") from error
+        raise CheckFailed(f"adapt() raises {described(error)}") from error
 
 
 def counts_each_parameter_once(trial: Trial) -> None:
-    """What is trained is what is declared, and no two parameters share memory."""
+    """Check that exactly the declared parameters are trained, and that no two parameters share memory."""
     adapted = trial.adapted()
     numbers = sum(parameter.numel() for parameter in declared(adapted))
     trainable = count(adapted.model).trainable
@@ -44,45 +44,45 @@ def counts_each_parameter_once(trial: Trial) -> None:
     seen: dict[int, str] = {}
     for name, parameter in adapted.model.named_parameters():
         address = parameter.untyped_storage().data_ptr()
-        require(address not in seen, f"{name} is {seen.get(address)} under another name, and would be counted twice")
+        require(address not in seen, f"{name} shares memory with {seen.get(address)} and would be counted twice")
         seen[address] = name
 
 
 def starts_at_the_base(trial: Trial) -> None:
-    """Before training, the adapted model says what its base says."""
+    """Check that the adapted model gives the logits of its base before training."""
     adapted = trial.adapted()
     if not getattr(adapted.strategy, "starts_at_base", True):
-        raise NotTried("it says that it does not: starts_at_base = False")
+        raise NotTried("it declares starts_at_base = False")
     gap = apart(trial.logits(trial.base()), trial.logits(adapted.model))
     require(
         gap <= TOLERANCE,
-        f"the first logits are {gap:.2g} from the base's; if that is meant, say starts_at_base = False",
+        f"before training, logits differ from the base by {gap:.2g}; if intended, declare starts_at_base = False",
     )
 
 
 def trains(trial: Trial) -> None:
-    """A few steps with its learning rate leave loss and weights finite."""
+    """Check that loss and weights stay finite in a short training with the default learning rate."""
     adapted = trial.adapted()
     try:
         with watched():
             trial.train_or_raise(adapted)
     except Exception as error:
-        raise CheckFailed(f"training fails: {told(error)}") from error
+        raise CheckFailed(f"training fails: {described(error)}") from error
 
 
 def trains_all_that_it_declares(trial: Trial) -> None:
-    """Each declared parameter has a gradient, and moves."""
+    """Check that training changes each declared parameter."""
     adapted = trial.adapted()
     before = [parameter.detach().clone() for parameter in declared(adapted)]
     trial.train(adapted)
     names = {id(parameter): name for name, parameter in adapted.model.named_parameters()}
     pairs = zip(declared(adapted), before, strict=True)
     idle = [names[id(parameter)] for parameter, value in pairs if torch.equal(parameter, value)]
-    require(not idle, f"{listed(idle)} is declared, but training leaves it as it is")
+    require(not idle, f"{listed(idle)} is declared, but training does not change it")
 
 
 def changes_only_what_it_declares(trial: Trial) -> None:
-    """Every other parameter keeps its bits in training."""
+    """Check that training does not change other parameters."""
     adapted = trial.adapted()
     trained = {id(parameter) for parameter in declared(adapted)}
     frozen = {name: parameter for name, parameter in adapted.model.named_parameters() if id(parameter) not in trained}
@@ -91,7 +91,7 @@ def changes_only_what_it_declares(trial: Trial) -> None:
 
 
 def leaves_frozen_buffers(trial: Trial) -> None:
-    """Buffers of the base, such as BatchNorm's statistics, stay unless their layer's weight is trained."""
+    """Check that buffers of the base, such as BatchNorm statistics, change only with trained weights of their layer."""
     adapted = trial.adapted()
     frozen = {
         f"{path}.{name}".lstrip("."): buffer
@@ -104,7 +104,7 @@ def leaves_frozen_buffers(trial: Trial) -> None:
 
 
 def saves_and_loads(trial: Trial) -> None:
-    """An adapter file, put onto a fresh base, gives the trained model's logits."""
+    """Check that an adapter file, loaded into a new base, gives the logits of the trained model."""
     trained = trial.trained()
     expected = trial.logits(trained.model)
     fresh = trial.adapted()
@@ -113,17 +113,16 @@ def saves_and_loads(trial: Trial) -> None:
         try:
             load_adapter(Path(folder), fresh.model, "")
         except Exception as error:
-            raise CheckFailed(f"the adapter file cannot be put onto a fresh base: {told(error)}") from error
+            raise CheckFailed(f"the adapter file cannot be loaded into a new base: {described(error)}") from error
     gap = apart(expected, trial.logits(fresh.model))
     require(
         gap <= TOLERANCE,
-        f"read back onto a fresh base, its logits are {gap:.2g} from those before; is there state outside of "
-        "parameters and buffers?",
+        f"loaded into a new base, its logits differ by {gap:.2g}; is there state outside of parameters and buffers?",
     )
 
 
 def merges_exactly(trial: Trial) -> None:
-    """`merge` gives the adapted model's logits with exactly the base's parameters."""
+    """Check that `merge` gives the logits of the adapted model with exactly the parameters of the base."""
     trained = trial.trained()
     merge = getattr(trained.strategy, "merge", None)
     if merge is None:
@@ -134,26 +133,24 @@ def merges_exactly(trial: Trial) -> None:
         with watched():
             merge(model)
     except Exception as error:
-        raise CheckFailed(f"merge() raises {told(error)}") from error
+        raise CheckFailed(f"merge() raises {described(error)}") from error
     ours, theirs = shapes(model), shapes(trial.base())
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    require(not differing, f"the merged model has not the base's parameters: {listed(differing)}")
+    require(not differing, f"the merged model does not have the parameters of the base: {listed(differing)}")
     gap = apart(expected, trial.logits(model))
-    require(gap <= TOLERANCE, f"merged, its logits are {gap:.2g} from those before")
+    require(gap <= TOLERANCE, f"after merge(), logits differ by {gap:.2g}")
 
 
 def repeats_itself(trial: Trial) -> None:
-    """The same seeds give the same weights."""
+    """Check that the same seeds give the same weights."""
     ours, theirs = (trial.trained().model.state_dict() for _ in range(2))
-    require(list(ours) == list(theirs), "two models adapted with the same seeds have other parameters or buffers")
+    require(list(ours) == list(theirs), "two models adapted with the same seeds have different parameters or buffers")
     differing = [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
-    require(
-        not differing, f"trained twice with the same seeds, {listed(differing)} differs: draw from torch's generator"
-    )
+    require(not differing, f"the same seeds give different values of {listed(differing)}; use torch's global generator")
 
 
 def pickles_and_copies(trial: Trial) -> None:
-    """A model that is pickled or deep-copied says the same."""
+    """Check that a pickled or copied model gives the same logits."""
     adapted = trial.adapted()
     expected = trial.logits(adapted.model)
     ways: dict[str, Callable[[nn.Module], Any]] = {
@@ -164,12 +161,12 @@ def pickles_and_copies(trial: Trial) -> None:
         try:
             other = duplicate(adapted.model)
         except Exception as error:
-            raise CheckFailed(f"the adapted model cannot be {way}: {told(error)}") from error
-        require(torch.equal(expected, trial.logits(other)), f"the {way} model says something else")
+            raise CheckFailed(f"the adapted model cannot be {way}: {described(error)}") from error
+        require(torch.equal(expected, trial.logits(other)), f"the {way} model gives different logits")
 
 
 def works_in_training_and_evaluation(trial: Trial) -> None:
-    """In training it gives finite logits; in evaluation the same each time, for each image by itself."""
+    """Check for finite logits in training mode, and repeatable, independent logits in evaluation mode."""
     adapted = trial.adapted()
     pixels, expected = trial.data[0], trial.logits(trial.base())
     set_train_mode(adapted.model)
@@ -183,13 +180,13 @@ def works_in_training_and_evaluation(trial: Trial) -> None:
     with RandomStream(3), torch.no_grad(), watched():
         together, again = (attempt("in evaluation", adapted.model, pixels.clone()) for _ in range(2))
         alone = torch.cat([attempt("for one image", adapted.model, image[None].clone()) for image in pixels[:4]])
-    require(torch.equal(together, again), "in evaluation it says something else each time")
+    require(torch.equal(together, again), "in evaluation mode it gives different logits each time")
     gap = apart(together[:4], alone)
-    require(gap <= TOLERANCE, f"in evaluation what it says of an image depends on the others ({gap:.2g})")
+    require(gap <= TOLERANCE, f"in evaluation mode the logits of an image depend on the other images ({gap:.2g})")
 
 
 def shares_nothing_between_models(trial: Trial) -> None:
-    """Training one adapted model leaves another as it is."""
+    """Check that training one adapted model does not change another one."""
     ours, theirs = trial.adapted(), trial.adapted()
     addresses = {tensor.untyped_storage().data_ptr() for tensor in tensors(ours.model).values() if tensor.numel()}
     common = [
@@ -201,22 +198,22 @@ def shares_nothing_between_models(trial: Trial) -> None:
     before = {name: tensor.clone() for name, tensor in tensors(theirs.model).items()}
     trial.train(ours)
     moved = [name for name, tensor in tensors(theirs.model).items() if not torch.equal(tensor, before[name])]
-    require(not moved, f"training one adapted model changes {listed(moved)} of another")
+    require(not moved, f"training one adapted model changes {listed(moved)} of another one")
 
 
-def touches_nothing_global(trial: Trial) -> None:
-    """Nothing outside of the model changes, random generators aside."""
-    trial.trained()  # what is imported for the first time is imported here
+def changes_no_global_state(trial: Trial) -> None:
+    """Check that no global state changes, except random generators."""
+    trial.trained()  # imports happen here, before global state is compared
     with watched() as changes:
         adapted = trial.adapted_or_raise()
         trial.train_or_raise(adapted)
         if hasattr(adapted.strategy, "merge"):
-            with contextlib.suppress(Exception):  # which is a check's business of its own
+            with contextlib.suppress(Exception):  # another check reports it
                 adapted.strategy.merge(copy.deepcopy(adapted.model))
-    require(not changes, f"it changes {listed(changes)} for everybody in the process")
+    require(not changes, f"it changes {listed(changes)} for the whole process")
 
 
-#: in the order in which they are told
+#: in the order of the output
 CHECKS: dict[str, Callable[[Trial], None]] = {
     "declares what it trains": declares_what_it_trains,
     "counts each parameter once": counts_each_parameter_once,
@@ -231,12 +228,12 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
     "pickles and copies": pickles_and_copies,
     "works in training and evaluation": works_in_training_and_evaluation,
     "shares nothing between models": shares_nothing_between_models,
-    "touches nothing global": touches_nothing_global,
+    "changes no global state": changes_no_global_state,
 }
 
 
 def moved_by_training(trial: Trial, adapted: AdaptedModel, frozen: Mapping[str, Tensor]) -> list[str]:
-    """Train an adapted model, and return which of these tensors of it are others then."""
+    """Train an adapted model, and return the names of these tensors that changed."""
     before = {name: tensor.detach().clone() for name, tensor in frozen.items()}
     trial.train(adapted)
     now = tensors(adapted.model)
@@ -244,15 +241,15 @@ def moved_by_training(trial: Trial, adapted: AdaptedModel, frozen: Mapping[str, 
 
 
 def attempt(when: str, model: nn.Module, pixels: Tensor) -> Tensor:
-    """Return a model's logits; raise CheckFailed where it gives none."""
+    """Return the logits of a model; raise CheckFailed if it fails."""
     try:
         logits: Tensor = model(pixels)
     except Exception as error:
-        raise CheckFailed(f"{when} it raises {told(error)}") from error
+        raise CheckFailed(f"{when} it raises {described(error)}") from error
     return logits
 
 
 def is_trained(module: nn.Module) -> bool:
-    """Tell whether a layer's own weight is trained, so that its statistics may move."""
+    """Return whether the weight of a layer is trained, so that its statistics may change."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.requires_grad

@@ -1,4 +1,4 @@
-"""One strategy on one small model: adapted, trained, and compared with its base."""
+"""A strategy on a small model: adapt it, train it, and compute its logits."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from adaptkit.errors import BadInput
 from adaptkit.experiment.adaptation import AdaptedModel
 from adaptkit.settings.settings import DEFAULT_LR
 from adaptkit.testing import models
-from adaptkit.testing.outcomes import NotTried, told, watched
+from adaptkit.testing.outcomes import NotTried, described, watched
 from adaptkit.training.loop import Recipe, fit
-from adaptkit.training.passes import plain
+from adaptkit.training.passes import plain_passes
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import Origin, adapt
 
 EPOCHS, BATCH = 2, 8
-#: logits that may differ in the order of sums only
+#: tolerance for logits that differ only in the order of sums
 TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A strategy, made anew by `create()`, and the name of the model on which it is tried."""
+    """A strategy, created by `create()`, and the name of the model for its checks."""
 
     create: Callable[[], Strategy]
     model: str
@@ -44,12 +44,12 @@ class Trial:
         return models.base(self.model)
 
     def adapted(self) -> AdaptedModel:
-        """Return an adapted copy of the base; raise NotTried where that fails."""
+        """Return an adapted copy of the base; raise NotTried if that fails."""
         try:
             with watched():
                 return self.adapted_or_raise()
         except Refused as error:
-            raise NotTried(f"it does not fit this model: {told(error)}") from None
+            raise NotTried(f"it does not fit this model: {described(error)}") from None
         except Exception as error:
             raise NotTried("adapt() fails") from error
 
@@ -58,17 +58,23 @@ class Trial:
         model = self.base()
         tensors = (*model.parameters(), *model.buffers())
         strategy, origin = self.create(), Origin.of(model)
-        groups = adapt(model, _Refusing(strategy), init_seed=1)  # type: ignore[arg-type]  # its name is its own
-        return AdaptedModel(model, groups, Inherited.of(model, tensors), origin, strategy)
+        groups = adapt(model, _Refusing(strategy), init_seed=1)  # type: ignore[arg-type]  # it has the interface of a strategy
+        return AdaptedModel(
+            model=model,
+            groups=groups,
+            inherited=Inherited.of(model, tensors),
+            origin=origin,
+            strategy=strategy,
+        )
 
     def trained(self) -> AdaptedModel:
-        """Return an adapted model after a short training; raise NotTried where that fails."""
+        """Return an adapted model after a short training; raise NotTried if that fails."""
         adapted = self.adapted()
         self.train(adapted)
         return adapted
 
     def train(self, adapted: AdaptedModel) -> None:
-        """Train an adapted model; raise NotTried where that fails, which is a check's business of its own."""
+        """Train an adapted model; raise NotTried if that fails, because another check reports it."""
         try:
             with watched():
                 self.train_or_raise(adapted)
@@ -76,20 +82,20 @@ class Trial:
             raise NotTried("training fails") from error
 
     def train_or_raise(self, adapted: AdaptedModel) -> None:
-        """Train an adapted model for a few steps, as an experiment does."""
+        """Train an adapted model for a few steps, like an experiment."""
         pixels, labels = self.data
         recipe = Recipe(
             epochs=EPOCHS, batch_size=BATCH, lr=float(getattr(adapted.strategy, "lr", DEFAULT_LR)), order_seed=2
         )
-        passes = plain(adapted.model, lambda epoch: pixels, (pixels, labels))
+        passes = plain_passes(adapted.model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
         step_ended = getattr(adapted.strategy, "step_ended", None)
-        for _ in fit(adapted.model, adapted.groups, passes, labels, recipe, step_ended):
+        for _ in fit(adapted.model, adapted.groups, passes, recipe=recipe, step_ended=step_ended):
             pass
 
     def logits(self, model: nn.Module) -> Tensor:
-        """Return what a model in evaluation mode says of the images; the same numbers are drawn each time.
+        """Return the logits of a model in evaluation mode, with the same random numbers each time.
 
-        Raises NotTried for a model that fails, which is a check's business of its own.
+        Raises NotTried if the model fails, because another check reports it.
         """
         model.eval()
         try:
@@ -101,11 +107,11 @@ class Trial:
 
 
 class Refused(BadInput):
-    """Report a model that a strategy does not fit, in the strategy's own words."""
+    """The strategy does not support a model; the message is from the strategy."""
 
 
 class _Refusing:
-    """A strategy whose own refusals can be told from what adaptkit refuses of it."""
+    """Wrap a strategy so that its own errors differ from errors of adaptkit about it."""
 
     def __init__(self, strategy: Strategy) -> None:
         self.name = strategy.name

@@ -1,1 +1,1 @@
-"""Train and evaluate: what an epoch is, who seeds and who freezes."""
+"""Train and evaluate models."""

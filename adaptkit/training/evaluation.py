@@ -1,4 +1,4 @@
-"""Evaluate a model on fixed images."""
+"""Run models without training them: logits, batch sizes, precision and inference time."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from adaptkit.data.views import LazyViews, Views
 
-#: images a pass, and up to how many numbers in an image: on a CPU what fits its caches is fastest
+#: images in a forward pass, for images up to this size; on a CPU, passes that fit into its caches are fastest
 CPU_BATCH, CPU_IMAGE = 128, 3 * 64 * 64
 DEVICE_BATCH, DEVICE_IMAGE = 500, 3 * 224 * 224
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a network is fed: tensors with a row for each image. `seconds` is what making them is charged at.
+    """A network and its arguments: tensors with a row for each image. `seconds` is the time that making them took.
 
-    When nothing is trained, `at_once` rows are fed at a time; by default as many as of images that are these rows.
+    In evaluation, `at_once` rows go through the network at a time; by default the number that `pass_size` gives.
     """
 
     network: Callable[..., Tensor]
@@ -33,7 +33,7 @@ class Rows:
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Yield the tensors of each part: `parts` are int64 indices on the CPU."""
-        if isinstance(self.tensors[0], LazyViews):  # decoded ahead of need; images are alone
+        if isinstance(self.tensors[0], LazyViews):  # decoded in advance; images are then the only tensor
             yield from ((batch,) for batch in self.tensors[0].batches(parts))
             return
         for part in parts:
@@ -42,24 +42,24 @@ class Rows:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Return the context in which models compute: bfloat16 where it is asked for."""
+    """Return the context in which models compute in the given precision, fp32 or bf16."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def deterministic() -> AbstractContextManager[None]:
-    """Return the context in which cuDNN gives the same bits each time, in full precision."""
+    """Return the context in which cuDNN is deterministic and computes in full precision."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 @contextmanager
 def computing(device: torch.device, precision: str) -> Iterator[None]:
-    """Compute as models do when nothing is trained: in this precision, with the same bits each time."""
+    """Compute deterministically and in this precision, as in evaluation."""
     with deterministic(), autocast(device, precision):
         yield
 
 
 def pass_size(images: Views) -> int:
-    """Return how many of these images go through a network at a time when nothing is trained: of large ones fewer."""
+    """Return the number of images in a forward pass of evaluation; it is smaller for large images."""
     rows, numbers = (CPU_BATCH, CPU_IMAGE) if images.device.type == "cpu" else (DEVICE_BATCH, DEVICE_IMAGE)
     return max(1, rows * numbers // max(numbers, math.prod(images.shape[1:])))
 
@@ -75,7 +75,7 @@ def predict(rows: Rows, precision: str = "fp32") -> Tensor:
 
 
 def whole(model: nn.Module, pixels: Views) -> Rows:
-    """Return the whole model with images that it may write into."""
+    """Return the whole model with images as its input; the model may write into its input."""
     return Rows(lambda images: model(images.clone()), (pixels,))
 
 
@@ -85,13 +85,8 @@ def predict_logits(model: nn.Module, pixels: Views, precision: str = "fp32") -> 
     return predict(whole(model, pixels), precision)
 
 
-def share_right(logits: Tensor, labels: Tensor) -> float:
-    """Return the fraction of rows whose largest logit is the label's."""
-    return (logits.argmax(1) == labels).sum().item() / len(labels)
-
-
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given, so that a clock read next tells the truth."""
+    """Wait until the device has finished its work, so that a time measured next is correct."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -99,7 +94,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def inference_ratio(model: nn.Module, base: nn.Module, images: Views, repeats: int = 9) -> float:
-    """Return the model's time for a pass over the base's: medians of interleaved ones after a warm-up."""
+    """Return the time of a forward pass of the model divided by that of the base.
+
+    Both are medians over interleaved passes after a warm-up.
+    """
     pixels = images[: pass_size(images)]
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(repeats + 1):

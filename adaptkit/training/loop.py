@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Train a model: optimizers, the training loop, and the record of each epoch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from adaptkit.errors import RunFailed
 from adaptkit.events import Epoch
 from adaptkit.seeds import derive_seed
-from adaptkit.training.checkpoints import Checkpoint, Keep, Training
-from adaptkit.training.evaluation import autocast, deterministic, predict, share_right
-from adaptkit.training.passes import Fed, Passes
+from adaptkit.training.checkpoints import Checkpoint, Keep, TrainingState
+from adaptkit.training.evaluation import autocast, deterministic, predict
+from adaptkit.training.objective import accuracy, loss_of, predict_classes
+from adaptkit.training.passes import Passes, TrainingData
 from adaptkit.training.recomputation import find_blocks, recomputed
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
 
-#: what `torch.optim.Optimizer` marks, of what is needed to build and step one
-MARKED = ("add_param_group", "zero_grad", "step")
+#: optimizer methods that `torch.optim` wraps for its profiler
+PROFILED = ("add_param_group", "zero_grad", "step")
 KINDS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "adam": (Adam, {}),
     "adamw": (AdamW, {}),
@@ -33,36 +34,37 @@ KINDS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
 
 
 def make(name: str, groups: Iterable[dict[str, Any]], **options: Any) -> Optimizer:
-    """Return the optimizer of this name over parameter groups, with `torch.optim`'s options such as `lr` and `fused`.
+    """Return the optimizer of this name over parameter groups, with options of `torch.optim` such as `lr` and `fused`.
 
-    Its steps are those of `torch.optim`, bit for bit.
+    Its steps give the same bits as those of `torch.optim`.
     """
     kind, defaults = KINDS[name]
-    optimizer: Optimizer = unmarked(kind)(list(groups), **(defaults | options))
+    optimizer: Optimizer = unprofiled(kind)(list(groups), **(defaults | options))
     return optimizer
 
 
-def unmarked(kind: type[Optimizer]) -> type[Any]:
-    """Return a subclass whose methods are those inside the marks; where there are no marks, the methods themselves."""
-    methods = {name: inspect.unwrap(getattr(kind, name)) for name in MARKED}
-    # The mark of `step` also turns gradients off.
+def unprofiled(kind: type[Optimizer]) -> type[Any]:
+    """Return a subclass of an optimizer without the profiler's wrappers around its methods, which cost time."""
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in PROFILED}
+    # The wrapper of `step` also turns gradients off.
     methods["step"] = torch.no_grad()(methods["step"])
     return type(kind.__name__, (kind,), methods)
 
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Fed)
+F = TypeVar("F", bound=TrainingData)
 
-#: the name of the images held back from a tuning run, whose loss is kept too
+#: name of the held-back images of a tuning run; the loss on them is recorded too
 VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: `order_seed` decides the batches and every random draw of the model's layers.
+    """Hyperparameters of one training.
 
-    With `adapt_statistics`, the running statistics of frozen layers move, too. With `checkpointing`, what blocks of a
-    whole model keep for the backward pass is computed again there.
+    `order_seed` decides the order of the images and every random draw of the model's layers. `adapt_statistics` also
+    updates the running statistics of frozen layers. `checkpointing` recomputes activations of a whole model's blocks
+    in the backward pass instead of storing them. `lr_option` is the command-line option that sets `lr`, for messages.
     """
 
     epochs: int
@@ -81,102 +83,119 @@ def fit(
     model: nn.Module,
     groups: Sequence[dict[str, Any]],
     passes: Passes,
-    labels: Tensor,
+    *,
     recipe: Recipe,
     step_ended: Callable[[nn.Module, int], None] | None = None,
     start: Checkpoint | None = None,
     keep: Keep | None = None,
 ) -> Iterator[Epoch]:
-    """Train the parameters in `groups`, evaluate, and yield the record of each epoch.
+    """Train the parameters in `groups`; evaluate after each epoch, and yield its record.
 
-    `passes` gives an epoch's training images, with int64 `labels` `[n]`, and the test sets. `seconds` covers training,
-    evaluation and making what they read; what was made before is charged at what it took. Training goes on
-    from the checkpoint `start`, whose epochs are not yielded again; `keep` is given each epoch's before that epoch is
-    yielded, which costs the epoch nothing. Raises RunFailed when the loss is not finite.
+    `passes` holds the training images with their labels, and the test sets. `step_ended` is called after each step.
+    Training resumes from the checkpoint `start`; its epochs are not yielded again. `keep` receives the checkpoint of
+    each epoch before the epoch is yielded; the time that this takes is not measured. Raises RunFailed when the loss or
+    a weight is not finite.
     """
-    device = labels.device
-    optimizer = make_optimizer(groups, recipe, device)
+    optimizer = make_optimizer(groups, recipe, passes.labels.device)
     stream = RandomStream(recipe.order_seed)
-    clock = _Clock()
-    training_state = Training(model, optimizer, stream) if start is not None or keep is not None else None
+    state = TrainingState(model, optimizer, stream) if start is not None or keep is not None else None
     epochs: list[Epoch] = []
-    step = 0
-    if training_state is not None and start is not None:
-        training_state.restore(start)
-        epochs, step = list(start.epochs), start.step
-    cumulative = epochs[-1].cumulative_seconds if epochs else 0.0
+    if state is not None and start is not None:
+        state.restore(start)
+        epochs += start.epochs
     for number in range(len(epochs) + 1, recipe.epochs + 1):
-        clock.restart()
-        set_train_mode(model, recipe.adapt_statistics)
-        blocks = find_blocks(model) if recipe.checkpointing else []
+        clock = _Clock()
         with stream, deterministic():
-            fed = clock.charged(passes.training, number)
-            loss_sum = torch.zeros((), device=device)
-            right = torch.zeros((), device=device, dtype=torch.int64)
-            order = batch_order(len(labels), recipe, number).split(recipe.batch_size)
-            for batch, given in zip(order, fed.batches(order), strict=True):
-                optimizer.zero_grad(set_to_none=True)
-                truth = labels[batch.to(device)]
-                with autocast(device, recipe.precision), recomputed(blocks):
-                    logits = fed.network(*given)
-                    loss = nn.functional.cross_entropy(logits.float(), truth)
-                loss.backward()
-                loss_sum += loss.detach() * len(batch)
-                right += (logits.detach().argmax(1) == truth).sum()
-                optimizer.step()
-                step += 1
-                if step_ended is not None:
-                    step_ended(model, step)
-            loss_value = loss_sum.item() / len(labels)
-            train_accuracy = right.item() / len(labels)
-            training = clock.seconds()
-            _check_finite(loss_value, groups, number, recipe)
-            model.eval()
-            accuracies, losses = {}, {}
-            for name, test in passes.tests.items():
-                logits = predict(clock.charged(passes.testing, name), recipe.precision)
-                accuracies[name] = share_right(logits, test.labels)
-                if name == VALIDATION:
-                    losses[name] = nn.functional.cross_entropy(logits, test.labels).item()
-        seconds = clock.seconds()
-        cumulative += seconds
-        epochs.append(
-            Epoch(
-                number=number,
-                loss=loss_value,
-                train_accuracy=train_accuracy,
-                test_accuracy=accuracies.get("clean"),
-                shifted_accuracy=accuracies.get("shifted"),
-                seconds=seconds,
-                evaluation_seconds=seconds - training,
-                cumulative_seconds=cumulative,
-                validation_accuracy=accuracies.get(VALIDATION),
-                validation_loss=losses.get(VALIDATION),
+            loss, train_accuracy, step = _train_epoch(
+                model, optimizer, passes, recipe=recipe, number=number, clock=clock, step_ended=step_ended
             )
+            training_seconds = clock.seconds()
+            _check_finite(loss, groups, epoch=number, recipe=recipe)
+            model.eval()
+            accuracies, losses = _evaluate(passes, recipe.precision, clock)
+        seconds = clock.seconds()
+        epoch = Epoch(
+            number=number,
+            loss=loss,
+            train_accuracy=train_accuracy,
+            test_accuracy=accuracies.get("clean"),
+            shifted_accuracy=accuracies.get("shifted"),
+            seconds=seconds,
+            evaluation_seconds=seconds - training_seconds,
+            cumulative_seconds=seconds + (epochs[-1].cumulative_seconds if epochs else 0.0),
+            validation_accuracy=accuracies.get(VALIDATION),
+            validation_loss=losses.get(VALIDATION),
         )
-        if training_state is not None and keep is not None:
-            keep(training_state.capture(epochs, step))
-        yield epochs[-1]
+        epochs.append(epoch)
+        if state is not None and keep is not None:
+            keep(state.capture(epochs, step))
+        yield epoch
+
+
+def _train_epoch(
+    model: nn.Module,
+    optimizer: Optimizer,
+    passes: Passes,
+    *,
+    recipe: Recipe,
+    number: int,
+    clock: _Clock,
+    step_ended: Callable[[nn.Module, int], None] | None,
+) -> tuple[float, float, int]:
+    """Train for one epoch; return the mean loss, the training accuracy, and the number of steps since the start."""
+    labels = passes.labels
+    device = labels.device
+    set_train_mode(model, recipe.adapt_statistics)
+    blocks = find_blocks(model) if recipe.checkpointing else []
+    data = clock.charged(passes.training, number)
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device, dtype=torch.int64)
+    order = batch_order(len(labels), recipe, number).split(recipe.batch_size)
+    batches = zip(order, data.batches(order), strict=True)
+    for step, (batch, inputs) in enumerate(batches, start=(number - 1) * len(order) + 1):
+        optimizer.zero_grad(set_to_none=True)
+        truth = labels[batch.to(device)]
+        with autocast(device, recipe.precision), recomputed(blocks):
+            logits = data.network(*inputs)
+            loss = loss_of(logits, truth)
+        loss.backward()
+        loss_sum += loss.detach() * len(batch)
+        correct += (predict_classes(logits.detach()) == truth).sum()
+        optimizer.step()
+        if step_ended is not None:
+            step_ended(model, step)
+    return loss_sum.item() / len(labels), correct.item() / len(labels), number * len(order)
+
+
+def _evaluate(passes: Passes, precision: str, clock: _Clock) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the accuracy on each test set by name, and the loss on the held-back images of a tuning run."""
+    accuracies, losses = {}, {}
+    for name, test in passes.tests.items():
+        logits = predict(clock.charged(passes.testing, name), precision)
+        accuracies[name] = accuracy(logits, test.labels)
+        if name == VALIDATION:
+            losses[name] = loss_of(logits, test.labels).item()
+    return accuracies, losses
 
 
 class _Clock:
-    """Measure an epoch, with what others have computed for it charged at what it took them."""
+    """Measure one epoch; inputs that another run has computed count with the time that they took there."""
 
-    def restart(self) -> None:
+    def __init__(self) -> None:
         self._start, self._owed = time.perf_counter(), 0.0
 
     def charged(self, make: Callable[[T], F], argument: T) -> F:
-        """Return what `make(argument)` gives, and count its `seconds` instead of the time that this call takes."""
+        """Return `make(argument)`, and count its `seconds` instead of the duration of this call."""
         start = time.perf_counter()
-        fed = make(argument)
-        self._owed += fed.seconds - (time.perf_counter() - start)
-        return fed
+        made = make(argument)
+        self._owed += made.seconds - (time.perf_counter() - start)
+        return made
 
     def seconds(self) -> float:
         return time.perf_counter() - self._start + self._owed
 
 
-def _check_finite(loss: float, groups: Sequence[dict[str, Any]], epoch: int, recipe: Recipe) -> None:
+def _check_finite(loss: float, groups: Sequence[dict[str, Any]], *, epoch: int, recipe: Recipe) -> None:
     advice = f"a lower learning rate may help: {recipe.lr_option}{recipe.lr / 10:g}"
     if not math.isfinite(loss):
         raise RunFailed(f"the loss is not finite in epoch {epoch}; {advice}")
@@ -186,19 +205,19 @@ def _check_finite(loss: float, groups: Sequence[dict[str, Any]], epoch: int, rec
 
 
 def batch_order(images: int, recipe: Recipe, epoch: int) -> Tensor:
-    """Return the order in which an epoch visits the training images: by order seed and epoch alone."""
+    """Return the order of the training images in an epoch; it depends on the order seed and the epoch only."""
     generator = torch.Generator().manual_seed(derive_seed(recipe.order_seed, f"order {epoch}"))
     return torch.randperm(images, generator=generator)
 
 
 def make_optimizer(groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer over these groups; a group's own settings go before the recipe's."""
+    """Return the recipe's optimizer over these groups; options of a group take precedence over the recipe."""
     options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": device.type in ("cpu", "cuda")}
-    return make(recipe.optimizer, [_settled(group, recipe.lr) for group in groups], **options)
+    return make(recipe.optimizer, [_with_lr(group, recipe.lr) for group in groups], **options)
 
 
-def _settled(group: dict[str, Any], lr: float) -> dict[str, Any]:
-    """Return a group with its learning rate, where it says how many times the run's that is (`lr_ratio`)."""
+def _with_lr(group: dict[str, Any], lr: float) -> dict[str, Any]:
+    """Return a group whose `lr_ratio`, if any, is replaced by a learning rate: the ratio times that of the run."""
     if "lr_ratio" not in group:
         return group
     rest = {key: value for key, value in group.items() if key != "lr_ratio"}

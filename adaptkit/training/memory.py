@@ -1,4 +1,4 @@
-"""Measure the memory that training a strategy takes."""
+"""Measure the memory that a training step needs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import Tensor, nn
 
 from adaptkit.training.evaluation import computing
 from adaptkit.training.loop import Recipe, make_optimizer
+from adaptkit.training.objective import loss_of
 from adaptkit.training.recomputation import find_blocks, recomputed
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
 
 
-def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe) -> int:
-    """Return the bytes that one training step of the whole model takes.
+def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, *, recipe: Recipe) -> int:
+    """Return the peak memory, in bytes, of one training step of the whole model.
 
-    On CUDA the most that was allocated; elsewhere parameters, buffers, gradients, optimizer state and tensors saved
-    for backward, with those of the one block that keeps most where blocks are computed twice. The step is taken on a
-    copy, so that the model stays as it is, and what else an experiment keeps, such as features, does not count.
+    On CUDA this is measured. Elsewhere it is the sum of parameters, buffers, gradients, optimizer state and tensors
+    saved for the backward pass; with recomputed blocks, the saved tensors of the largest block are added. The step runs
+    on a copy, so the model does not change. Other memory of the experiment, such as features, is not counted.
     """
     device = labels.device
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
@@ -43,7 +44,7 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe)
     with RandomStream(recipe.order_seed):
         watched = torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept)
         with computing(device, recipe.precision), watched, recomputed(blocks):
-            loss = nn.functional.cross_entropy(model(pixels).float(), labels)
+            loss = loss_of(model(pixels), labels)
         loss.backward()
         optimizer.step()
     if device.type == "cuda":
@@ -55,16 +56,16 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe)
 
 
 def _largest(model: nn.Module, pixels: Tensor, recipe: Recipe) -> int:
-    """Return the bytes that one block keeps for backward, of the block that keeps most: one at a time is computed anew.
+    """Return the bytes that the largest block saves for the backward pass; blocks are recomputed one at a time.
 
-    Its own parameters are not counted. The model is run, which may move its statistics.
+    Parameters are not counted. The forward pass may update the model's running statistics.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
     sizes = [0]
 
     def note(tensor: Tensor) -> None:
-        # Held until the block ends, lest another takes its place; nothing is kept for a backward pass.
+        # Held until the block ends, so that no other tensor reuses its memory and is counted in its place.
         if tensor.untyped_storage().data_ptr() not in own:
             kept[tensor.untyped_storage().data_ptr()] = tensor
 

@@ -1,4 +1,4 @@
-"""Decide how a model is run over images: whole, or only its trained part over the features of its frozen part."""
+"""Ways to run a model over images: the whole model, or only its trained part over features of the frozen part."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Test:
     labels: Tensor
 
 
-class Fed(Protocol):
-    """What a network is fed while it is trained: `Rows`, or images that come batch by batch."""
+class TrainingData(Protocol):
+    """The inputs of a network in one epoch of training: `Rows`, or images that are loaded batch by batch."""
 
     @property
     def network(self) -> Callable[..., Tensor]:
@@ -35,14 +35,18 @@ class Fed(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Return what making its food is charged at."""
+        """Return the seconds that making the inputs took."""
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield what the network is given for each part: `parts` are int64 indices on the CPU."""
+        """Yield the network's arguments for each batch: `parts` are int64 indices on the CPU."""
 
 
 class Passes(Protocol):
-    """What training and evaluation run: for each set of images a network and what it is fed."""
+    """The inputs of training and evaluation: for each set of images a network and its arguments."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Return the labels of the training images, int64 `[n]`, on the model's device."""
 
     @property
     def tests(self) -> Mapping[str, Test]:
@@ -50,9 +54,9 @@ class Passes(Protocol):
 
     @property
     def frozen_prefix(self) -> str:
-        """Return the names of the last frozen layers, with commas between, or `none`."""
+        """Return the names of the last frozen layers, separated by commas, or `none`."""
 
-    def training(self, epoch: int) -> Fed:
+    def training(self, epoch: int) -> TrainingData:
         """Return the training images of this epoch."""
 
     def testing(self, name: str) -> Rows:
@@ -61,10 +65,11 @@ class Passes(Protocol):
 
 @dataclass(frozen=True)
 class WholePasses:
-    """Run the whole model over the images: the plain path."""
+    """Run the whole model over the images; `views(epoch)` are the training images of an epoch."""
 
     model: nn.Module
     views: Callable[[int], ImageSet]
+    labels: Tensor
     tests: Mapping[str, Test]
     frozen_prefix = "none"
 
@@ -79,27 +84,31 @@ class WholePasses:
         return whole(self.model, images.value.tensor)
 
 
-def plain(model: nn.Module, views: Callable[[int], Views], test: tuple[Views, Tensor]) -> WholePasses:
-    """Return the plain path over views that are made for each epoch, and a test set of images and labels."""
+def plain_passes(
+    model: nn.Module, views: Callable[[int], Views], *, labels: Tensor, test: tuple[Views, Tensor]
+) -> WholePasses:
+    """Return passes of the whole model over views that are made for each epoch; `test` are images and labels."""
 
     def timed(epoch: int) -> ImageSet:
         start = time.perf_counter()
         made = views(epoch).to(test[0].device)
         return ImageSet(f"views {epoch}", Value(made, time.perf_counter() - start))
 
-    return WholePasses(model, timed, {"clean": Test(ImageSet("clean", Value(test[0], 0.0)), test[1])})
+    tests = {"clean": Test(ImageSet("clean", Value(test[0], 0.0)), test[1])}
+    return WholePasses(model, timed, labels=labels, tests=tests)
 
 
 @dataclass(frozen=True)
 class DividedPasses:
     """Run the trained part of a model over the features of its frozen part, which the store computes once.
 
-    A run is charged once for them, however often it reads them.
+    The time that computing features takes counts once in a run, however often the run reads them.
     """
 
     division: Division
     store: FeatureStore
     views: Callable[[int], ImageSet]
+    labels: Tensor
     tests: Mapping[str, Test]
     _charged: set[str] = field(default_factory=set)
 
@@ -117,7 +126,7 @@ class DividedPasses:
         return self._divided(self.tests[name].images)
 
     def _divided(self, images: ImageSet) -> Rows:
-        if not self.division.holds():  # a plugin has changed, in the meantime, what is trained or who watches
+        if not self.division.holds():  # a plugin has since changed the trained parameters or added hooks
             return Rows(self.division.model, (images.value.tensor,), images.value.seconds)
         if not self.store.fits(self.division, images):
             return Rows(self._streamed, (images.value.tensor,), images.value.seconds)
@@ -128,7 +137,7 @@ class DividedPasses:
         return Rows(self.division.trained, tensors, seconds, at_once=pass_size(images.value.tensor))
 
     def _streamed(self, images: Tensor) -> Tensor:
-        """Run a batch through both parts, the frozen one without autograd."""
+        """Run a batch through both parts, the frozen part without autograd."""
         with torch.no_grad():
             features = self.division.prefix(images)
         logits: Tensor = self.division.trained(*features)
@@ -137,7 +146,7 @@ class DividedPasses:
 
 @dataclass(frozen=True)
 class ByteRows:
-    """What a model is fed, as `Rows` are, from uint8 images: on the device, or stored and decoded ahead of need."""
+    """Training data from uint8 images: on the device, or stored elsewhere and decoded in advance."""
 
     network: nn.Module
     pixels: Tensor | StoredPixels
@@ -160,17 +169,17 @@ class ByteRows:
 
 @dataclass(frozen=True)
 class BytePasses:
-    """Run the whole model over the same training images in every epoch: they need no memory as floats."""
+    """Run the whole model over the same training images in every epoch, without a copy of them as floats."""
 
     model: nn.Module
     pixels: Tensor | StoredPixels
-    device: torch.device
+    labels: Tensor
     tests: Mapping[str, Test]
     frozen_prefix = "none"
 
     def training(self, epoch: int) -> ByteRows:
         """Return the training images."""
-        return ByteRows(self.model, self.pixels, self.device)
+        return ByteRows(self.model, self.pixels, self.labels.device)
 
     def testing(self, name: str) -> Rows:
         """Return a test set's images."""
@@ -178,5 +187,5 @@ class BytePasses:
 
 
 def on_device(pixels: Tensor | StoredPixels, device: torch.device) -> Tensor | StoredPixels:
-    """Return pixels in memory on the device, and stored ones as they are."""
+    """Move pixels in memory to the device; return stored pixels unchanged."""
     return pixels.to(device) if isinstance(pixels, Tensor) else pixels

@@ -1,4 +1,4 @@
-"""Compute what blocks keep for the backward pass a second time instead of keeping it: slower, in less memory."""
+"""Activation checkpointing: recompute activations of blocks in the backward pass, which is slower but saves memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from adaptkit.backbones.structure import find_stages
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of a model that has a `head` for which computing twice saves memory: stages of several layers.
+    """Return the blocks of a model with a `head` whose recomputation saves memory: stages of several layers.
 
-    A single layer keeps its input, which is all that would be kept of it anyway. Where one stage is most of the model,
-    as an encoder with a small patch embedding before it, its blocks are meant.
+    A single layer saves nothing, since its input is stored in any case. A stage with most of the model's parameters,
+    such as the encoder of a transformer, is divided into its blocks.
     """
     size = _size(model)
     stages = [stage.parts[0][1] for stage in find_stages(model)]
@@ -40,16 +40,16 @@ def _size(module: nn.Module) -> int:
 
 
 def is_trained(blocks: Sequence[nn.Module]) -> bool:
-    """Tell whether anything in these blocks is trained."""
+    """Check whether any parameter of these blocks is trained."""
     return any(parameter.requires_grad for block in blocks for parameter in block.parameters())
 
 
 @contextmanager
 def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Let these blocks, where they are called in this context, keep their inputs only until the backward pass."""
+    """Recompute the activations of these blocks in the backward pass; calls in this context store only their inputs."""
     plain = [(block, block.__dict__.get("forward")) for block in blocks]
     for block in blocks:
-        block.forward = functools.partial(_twice, block, block.forward)
+        block.forward = functools.partial(_recompute, block, block.forward)
     try:
         yield
     finally:
@@ -60,21 +60,21 @@ def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
                 block.forward = own
 
 
-def _twice(block: nn.Module, forward: Any, *given: Any, **named: Any) -> Any:
+def _recompute(block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
     from torch.utils.checkpoint import checkpoint
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _unmoved(block)
+        return nullcontext(), _fixed_statistics(block)
 
-    # Random draws, of dropout for one, are the first pass's again.
-    return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=True, context_fn=contexts, **named)
+    # The second pass repeats the random draws of the first, for example those of dropout.
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=True, context_fn=contexts, **kwargs)
 
 
 @contextmanager
-def _unmoved(block: nn.Module) -> Iterator[None]:
-    """Leave running statistics as they are: the first pass has moved them.
+def _fixed_statistics(block: nn.Module) -> Iterator[None]:
+    """Do not update running statistics again in the second pass.
 
-    Neither in nor after this context is a buffer written to, which autograd would take for a changed value.
+    No buffer is written in or after this context: autograd would report a changed value.
     """
     layers = [layer for layer in block.modules() if layer.training and _has_statistics(layer)]
     before = [(layer.momentum, layer._buffers.get("num_batches_tracked")) for layer in layers]

@@ -1,4 +1,4 @@
-"""Own the global random generators: nothing else in adaptkit seeds them."""
+"""Seed the global random generators. No other module of adaptkit does."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 class RandomStream:
-    """Swap the global generators (Python, NumPy, PyTorch) to a stream of their own while a block runs.
+    """Give a block of code its own stream of the global random generators (Python, NumPy, PyTorch).
 
-    The block goes on where it left off when it is entered again, whatever others drew in between.
+    When the block is entered again, its stream continues where it stopped. Draws outside the block do not change it.
     """
 
     def __init__(self, seed: int) -> None:
@@ -40,7 +40,7 @@ class RandomStream:
             _restore(self._outer)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return where the stream left off, as tensors and plain numbers; it must have been entered before."""
+        """Return the position of the stream as tensors and plain numbers; it must have been entered before."""
         assert self._own is not None
         (version, words, gauss), (kind, keys, position, has_gauss, cached), tensor, cuda, mps = self._own
         tensors = {
@@ -55,7 +55,7 @@ class RandomStream:
         return tensors, numbers
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on, when it is entered, where another stream of this kind left off."""
+        """Set the position of the stream to that of another one, as `state` returned it."""
         version, gauss = numbers["python"]
         kind, *rest = numbers["numpy"]
         here = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""Own what is trained: every `requires_grad` flag and every train/eval mode is set here."""
+"""Decide what is trained: the only module that sets `requires_grad` and train or eval modes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.training.seeding import RandomStream
 
-#: what an optimizer group may say: `lr_ratio` is how many times the run's learning rate it has
+#: allowed keys of an optimizer group; `lr_ratio` multiplies the learning rate of the run
 GROUP_KEYS = frozenset(
     ("params", "lr", "lr_ratio", "weight_decay", "betas", "eps", "amsgrad", "momentum", "dampening", "nesterov")
 )
@@ -28,13 +28,13 @@ class Counts:
 
     @property
     def fraction(self) -> float:
-        """Return the trainable share of all parameters."""
+        """Return the fraction of parameters that are trained."""
         return self.trainable / self.total
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What is trained, in numbers of parameters: of the head, of the adapter (what the base has not), of the base."""
+    """Numbers of trained parameters in the head, in the adapter (new parameters), and in the rest of the base."""
 
     head: int
     adapter: int
@@ -43,25 +43,25 @@ class Shares:
 
 @dataclass(frozen=True)
 class Origin:
-    """The parameters of a model before a strategy changes it: those of its head, and all."""
+    """The parameters of a model before a strategy changed it: those of its head, and all of them."""
 
     head: tuple[nn.Parameter, ...]
     everything: tuple[nn.Parameter, ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> Origin:
-        """Note the parameters of a model that has a `head`."""
+        """Record the parameters of a model that has a `head`."""
         return cls(tuple(find_head(model.head).parameters()), tuple(model.parameters()))  # type: ignore[arg-type]
 
     def head_of(self, model: nn.Module) -> list[nn.Parameter]:
-        """Return the parameters of the head as the model has it now: its own from before, or those of another layer."""
+        """Return the parameters of the head of the changed model: the original ones, or those of a new layer."""
         own = {id(parameter) for parameter in model.parameters()}
         kept = [parameter for parameter in self.head if id(parameter) in own]
         head = find_head(model.head)  # type: ignore[arg-type]
         return kept if kept or hasattr(head, "base_layer") else list(head.parameters())
 
     def shares(self, model: nn.Module) -> Shares:
-        """Return which parameters of the changed model are trained, a shared one counted once."""
+        """Count the trained parameters of the changed model; a shared parameter counts once."""
         head = {id(parameter) for parameter in self.head_of(model)}
         before = {id(parameter) for parameter in self.everything}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -70,11 +70,11 @@ class Origin:
         return Shares(in_head, new, sum(parameter.numel() for parameter in trained) - in_head - new)
 
 
-def adapt(model: nn.Module, strategy: Strategy, init_seed: int, new_head: bool = False) -> list[dict[str, Any]]:
-    """Let the strategy change the model, freeze all that it does not train, and return its optimizer groups.
+def adapt(model: nn.Module, strategy: Strategy, *, init_seed: int, new_head: bool = False) -> list[dict[str, Any]]:
+    """Apply a strategy to a model, freeze all other parameters, and return the optimizer groups.
 
-    A new head, for which there are no weights yet, is trained whatever the strategy says. Raises BadInput when the
-    strategy trains nothing, a parameter twice, or one that is not the model's.
+    A new head, which has no pretrained weights, is always trained. Raises BadInput if the strategy returns no
+    parameters, a parameter twice, or a parameter that is not in the model.
     """
     origin = Origin.of(model) if new_head else None
     with RandomStream(init_seed):
@@ -102,22 +102,22 @@ def adapt(model: nn.Module, strategy: Strategy, init_seed: int, new_head: bool =
 
 
 def freeze(model: nn.Module) -> None:
-    """Train nothing of the model."""
+    """Freeze all parameters of a model."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
 
 def count(model: nn.Module) -> Counts:
-    """Count the parameters, a shared one once."""
+    """Count the parameters of a model; a shared parameter counts once."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return Counts(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
 
 def set_train_mode(model: nn.Module, adapt_statistics: bool = False) -> None:
-    """Put what is trained into train mode and what is frozen into eval mode.
+    """Put trained layers into train mode and frozen layers into eval mode.
 
-    Running statistics move only if the layer's weight is trained, or all of them if they shall adapt; a layer without
-    parameters, such as dropout, follows the module that holds it.
+    Running statistics are updated only in layers whose weight is trained, or in all layers with `adapt_statistics`. A
+    layer without parameters, such as dropout, has the mode of the module that contains it.
     """
     everything = all(parameter.requires_grad for parameter in model.parameters())
 

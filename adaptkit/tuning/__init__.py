@@ -1,1 +1,1 @@
-"""Tune strategies with an equal budget: search spaces, search, studies."""
+"""Tune strategies with the same number of trials each: search spaces, search and stored studies."""

@@ -1,4 +1,4 @@
-"""The figure of a tuning: what every trial of each strategy reached, over what was searched."""
+"""Draw the figure of a tuning: validation accuracy of each trial over the learning rate."""
 
 from __future__ import annotations
 
@@ -25,37 +25,38 @@ from adaptkit.reports.figures.style import (
 )
 from adaptkit.tuning.outcome import TunedStrategy
 
-#: panels of a row
+#: panels in one row
 COLUMNS = 4
-SEARCHED, GROWN = "#f1f1f1", "#fbf0dc"
+#: colours of the first range and of its extension
+SEARCHED, EXTENDED = "#f1f1f1", "#fbf0dc"
 
 
 def draw_tuning(tuned: Sequence[TunedStrategy]) -> Drawing:
-    """Draw validation accuracy over the learning rate, a panel a strategy, the chosen trial marked."""
+    """Draw validation accuracy over the learning rate, one panel for each strategy, and mark the chosen trial."""
     title = "Tuning: validation accuracy of every trial"
-    colours = assign_colours([one.strategy for one in tuned])
+    colours = assign_colours([result.strategy for result in tuned])
     columns = min(COLUMNS, len(tuned))
     rows = -(-len(tuned) // columns)
     with own_style():
         figure = new_figure(2.2 + 2.7 * columns, 1.0 + 2.7 * rows, title)
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        for axes, one in zip(panels.flat, tuned, strict=False):
-            _draw_panel(axes, one, colours[one.strategy])
+        for axes, result in zip(panels.flat, tuned, strict=False):
+            _draw_panel(axes, result, colours[result.strategy])
         for axes in panels.flat[len(tuned) :]:
             axes.set_visible(False)
         for row in panels:
             row[0].set_ylabel("validation accuracy (%)")
-        has_grown = any(one.first != one.space for one in tuned)
-        has_failed = any(trial.error for one in tuned for trial in one.trials)
+        is_extended = any(result.first != result.space for result in tuned)
+        has_failed = any(trial.error for result in tuned for trial in result.trials)
         handles: list[Line2D | Patch] = [
             Line2D([], [], color=QUIET, marker="o", linestyle="", markersize=5),
             Line2D([], [], color=INK, marker="o", linestyle="", markersize=11, markerfacecolor="none"),
             Patch(facecolor=SEARCHED, edgecolor="#d8d8d8"),
         ]
-        names = ["a trial", "chosen", "searched first"]
-        if has_grown:
-            handles.append(Patch(facecolor=GROWN, edgecolor="#e5cf9f"))
-            names.append("grown: the best lay at the edge")
+        names = ["trial", "chosen", "first range"]
+        if is_extended:
+            handles.append(Patch(facecolor=EXTENDED, edgecolor="#e5cf9f"))
+            names.append("extended: best trial at the edge")
         if has_failed:
             handles.append(Line2D([], [], color=QUIET, marker="x", linestyle="", markersize=6))
             names.append("failed")
@@ -63,22 +64,22 @@ def draw_tuning(tuned: Sequence[TunedStrategy]) -> Drawing:
         count = len(tuned[0].trials)
         write_note(
             figure,
-            f"{count} trials of each strategy, judged by target training images that were held back. No test image has "
-            "a part in this.",
+            f"{count} trials of each strategy, evaluated on target training images that were held out. "
+            "Test images were not used.",
         )
         settle(figure)
-    alt = "; ".join(_words(one) for one in tuned)
-    return Drawing("tuning", title, f"Validation accuracy over what was searched. {alt}.", figure)
+    alt = "; ".join(_description(result) for result in tuned)
+    return Drawing("tuning", title, alt=f"Validation accuracy over the searched values. {alt}.", figure=figure)
 
 
-def _draw_panel(axes: Axes, one: TunedStrategy, colour: str) -> None:
-    key = "lr" if "lr" in one.space else next(iter(one.space))
-    axes.set_title(shown(one.strategy), loc="left", fontsize=9, color=darker(colour), fontweight="bold", pad=17)
+def _draw_panel(axes: Axes, result: TunedStrategy, colour: str) -> None:
+    key = "lr" if "lr" in result.space else next(iter(result.space))
+    axes.set_title(shown(result.strategy), loc="left", fontsize=9, color=darker(colour), fontweight="bold", pad=17)
     axes.set_xlabel("learning rate" if key == "lr" else shown(key))
     axes.margins(y=0.1)
-    _draw_space(axes, one, key)
-    good = [trial for trial in one.trials if trial.error is None and _is_number(trial.values[key])]
-    failed = [trial for trial in one.trials if trial.error is not None and _is_number(trial.values[key])]
+    _draw_space(axes, result, key)
+    good = [trial for trial in result.trials if trial.error is None and _is_number(trial.values[key])]
+    failed = [trial for trial in result.trials if trial.error is not None and _is_number(trial.values[key])]
     axes.plot(
         [trial.values[key] for trial in good],
         [100 * trial.accuracy for trial in good],
@@ -86,32 +87,32 @@ def _draw_panel(axes: Axes, one: TunedStrategy, colour: str) -> None:
     )  # fmt: skip
     lowest = min((100 * trial.accuracy for trial in good), default=0.0)
     axes.plot([trial.values[key] for trial in failed], [lowest] * len(failed), "x", color=QUIET, markersize=6, zorder=3)
-    value = one.chosen[key]
+    value = result.chosen[key]
     if _is_number(value):
-        axes.plot([value], [100 * one.accuracy], "o", color=INK, markersize=11, markerfacecolor="none", zorder=4)
-    chosen = ", ".join(f"{name} {_written(found)}" for name, found in one.chosen.items())
-    text = shown(f"{chosen}: {100 * one.accuracy:.1f} %", 44)
+        axes.plot([value], [100 * result.accuracy], "o", color=INK, markersize=11, markerfacecolor="none", zorder=4)
+    chosen = ", ".join(f"{name} {_written(value)}" for name, value in result.chosen.items())
+    text = shown(f"{chosen}: {100 * result.accuracy:.1f} %", 44)
     axes.text(0, 1.03, text, transform=axes.transAxes, fontsize=8, color=QUIET)
 
 
-def _draw_space(axes: Axes, one: TunedStrategy, key: str) -> None:
-    first, last = (parse_dimension(key, space[key]) for space in (one.first, one.space))
+def _draw_space(axes: Axes, result: TunedStrategy, key: str) -> None:
+    first, last = (parse_dimension(key, space[key]) for space in (result.first, result.space))
     if key == "lr" or (isinstance(last, Range) and last.log):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
     if not isinstance(first, Range) or not isinstance(last, Range):
         return
     if last != first:
-        axes.axvspan(last.low, last.high, facecolor=GROWN, edgecolor="#e5cf9f", linewidth=0.8, zorder=0.4)
+        axes.axvspan(last.low, last.high, facecolor=EXTENDED, edgecolor="#e5cf9f", linewidth=0.8, zorder=0.4)
     axes.axvspan(first.low, first.high, facecolor=SEARCHED, edgecolor="#d8d8d8", linewidth=0.8, zorder=0.5)
     axes.grid(visible=False, axis="x")
 
 
-def _words(one: TunedStrategy) -> str:
-    chosen = ", ".join(f"{key} {_written(value)}" for key, value in one.chosen.items())
-    return f"{one.strategy}: {chosen} with {100 * one.accuracy:.1f} %, the best of {len(one.trials)} trials"
+def _description(result: TunedStrategy) -> str:
+    chosen = ", ".join(f"{key} {_written(value)}" for key, value in result.chosen.items())
+    return f"{result.strategy}: {chosen} with {100 * result.accuracy:.1f} %, the best of {len(result.trials)} trials"
 
 
 def _written(value: object) -> str:

@@ -123,24 +123,32 @@ class TuneOutcome(Outcome):
 
 
 def budget_of(experiment: Experiment, trials: int, method: str, tuning_seeds: tuple[int, ...]) -> Budget:
-    """Return the budget of every strategy; raise BadInput where no image can be held back."""
+    """Return the budget of every strategy; raise BadInput if no image can be held out for validation."""
     parts = [require_validation(experiment, seed) for seed in tuning_seeds]
     training, held_back = parts[0]
     settings = experiment.request.settings
-    return Budget(trials, settings.epochs, method, tuning_seeds, settings.seed, training, held_back)
+    return Budget(
+        trials=trials,
+        epochs=settings.epochs,
+        method=method,
+        tuning_seeds=tuning_seeds,
+        seeds=settings.seed,
+        training=training,
+        held_back=held_back,
+    )
 
 
 def plan_of(budget: Budget, spaces: Sequence[Space], jobs: int, experiment: Experiment) -> TunePlan:
-    """Return what a tuning will do."""
+    """Return the plan of a tuning."""
     searched = {
         space.strategy: {key: dimension.text for key, dimension in space.dimensions.items()} for space in spaces
     }
-    return TunePlan(budget, searched, jobs, experiment.plan.notices)
+    return TunePlan(budget, searched, jobs=jobs, notices=experiment.plan.notices)
 
 
-def tuned_of(found: SearchResult) -> TunedStrategy:
-    """Return what was found of one strategy."""
-    space, best = found.space, found.best
+def tuned_of(result: SearchResult) -> TunedStrategy:
+    """Return the result of the search of one strategy as a record of the outcome."""
+    space, best = result.space, result.best
     arm = changed(space.arm, best.values)
     return TunedStrategy(
         strategy=space.strategy,
@@ -149,38 +157,38 @@ def tuned_of(found: SearchResult) -> TunedStrategy:
         space={key: dimension.text for key, dimension in space.dimensions.items()},
         trials=tuple(
             TuningTrial(
-                trial.number + 1,
-                dict(trial.values),
-                trial.value or 0.0,
-                trial.loss if math.isfinite(trial.loss) else None,
-                trial.reason,
-                trial.runs,
+                number=trial.number + 1,
+                values=dict(trial.values),
+                accuracy=trial.value or 0.0,
+                loss=trial.loss if math.isfinite(trial.loss) else None,
+                error=trial.reason,
+                run_ids=trial.runs,
             )
-            for trial in found.trials
+            for trial in result.trials
         ),
         chosen=dict(best.values),
         options=dict(arm.options),
         lr=arm.lr,
         accuracy=best.value or 0.0,
         best_trial=best.number + 1,
-        edges={key: f"{side} end; {space.stuck.get(key, 'not grown')}" for key, side in found.edges.items()},
+        edges={key: f"{side} end; {space.stuck.get(key, 'not extended')}" for key, side in result.edges.items()},
     )
 
 
 def line_of(budget: Budget, tuned: TunedStrategy) -> str:
-    """Return how a strategy was tuned, in one line: the budget, then what was searched, then what was chosen."""
+    """Return one line about the tuning of a strategy: the budget, the searched ranges, and the chosen values."""
     seeds = f" x {len(budget.tuning_seeds)} seeds" if len(budget.tuning_seeds) > 1 else ""
     space = ", ".join(f"{key} {shown_space(text)}" for key, text in tuned.space.items())
     chosen = ", ".join(f"{key} {shown_value(value)}" for key, value in tuned.chosen.items())
-    edges = "".join(f"; {key} lies on the edge of its range" for key in tuned.edges)
+    edges = "".join(f"; {key} is on the edge of its range" for key in tuned.edges)
     return f"{budget.given} trials of {budget.epochs} epochs{seeds}; searched {space}; chosen {chosen}{edges}"
 
 
 def shown_space(text: str) -> str:
-    """Return what is searched of a key as people read it: `0.0001..0.1 (log)`."""
+    """Return a range or list for display: `0.0001..0.1 (log)`."""
     return f"{text.removesuffix('/log')} (log)" if text.endswith("/log") else text
 
 
 def shown_value(value: object) -> str:
-    """Return a chosen value as people write it."""
+    """Return a chosen value for display: numbers in at most six digits."""
     return f"{value:g}" if isinstance(value, float) else str(value)

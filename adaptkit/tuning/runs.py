@@ -1,9 +1,9 @@
-"""Make the runs of a tuning: those of its trials, and those with what was chosen, which the test sets judge."""
+"""Run the trials of a tuning, then the final runs with the chosen values, which are evaluated on the test sets."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,99 +23,128 @@ from adaptkit.tuning.search import TrialRequest
 from adaptkit.tuning.spaces import changed
 from adaptkit.tuning.study import StudyTrial
 
-#: the engine's stages: without the test images, and with them
-BLIND, SEEING = 0, 1
+#: indices of the shared inputs of the engine: without the test images, and with them
+WITHOUT_TESTS, WITH_TESTS = 0, 1
 
 
 @dataclass(frozen=True)
 class TuningRuns:
-    """The runs of one tuning on an engine; `told` hears of each trial that is known."""
+    """Run one tuning on an engine; `tried` is called for each finished trial."""
 
     experiment: Experiment
     base_fingerprint: str
     engine: TrialRunner
     tell: Tell
-    told: Callable[[TrialRequest, StudyTrial], None]
+    tried: Callable[[TrialRequest, StudyTrial], None]
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def trials(self, asked: Sequence[TrialRequest], seeds: Sequence[int]) -> Iterator[tuple[TrialRequest, StudyTrial]]:
-        """Run trials, each with every tuning seed, and yield each with its mean when it is known.
+    def trials(
+        self, requests: Sequence[TrialRequest], seeds: Sequence[int]
+    ) -> Iterator[tuple[TrialRequest, StudyTrial]]:
+        """Run trials, each with every tuning seed, and yield each with its mean accuracy when all seeds have ended.
 
-        Raises RunFailed for a run that is not on record: its trial counts as not run.
+        Raises RunFailed for a run that the store did not record: its trial counts as not run.
         """
         tasks: dict[int, TrialRequest] = {}
         records: dict[int, list[RunSummary]] = {}
 
-        def given() -> Iterator[Task]:
-            for one in asked:
-                arm = changed(one.space.arm, one.trial.values)
+        def pending() -> Iterator[Task]:
+            for trial_request in requests:
+                space, trial = trial_request.space, trial_request.trial
+                arm = changed(space.arm, trial.values)
                 for seed in seeds:
-                    label = f"{arm.label} lr={arm.lr:g} trial {one.trial.number + 1}"
-                    task = self._task("tuning", BLIND, arm, seed, label, {})
-                    tasks[task.number] = one
+                    label = f"{arm.label} lr={arm.lr:g} trial {trial.number + 1}"
+                    task = self._task("tuning", arm, seed, label=label)
+                    tasks[task.number] = trial_request
                     yield task
 
-        for ended in self.engine.run(given(), self.tell):
-            one, record = tasks[ended.task.number], ended.record
+        for ended in self.engine.run(pending(), self.tell):
+            trial_request, record = tasks[ended.task.number], ended.record
             if record.status != "finished" and record.run_id is None:
-                raise RunFailed(f"{ended.task.label} seed={record.seed}: {record.error}; the same command goes on")
-            known = records.setdefault(id(one), [])
-            known.append(record)
-            if len(known) == len(seeds):
-                trial = _judged(one.trial, known)
-                self.told(one, trial)
-                yield one, trial
+                raise RunFailed(
+                    f"{ended.task.label} seed={record.seed}: {record.error}; run the same command again to continue"
+                )
+            trial_records = records.setdefault(id(trial_request), [])
+            trial_records.append(record)
+            if len(trial_records) == len(seeds):
+                trial = _evaluated(trial_request.trial, trial_records)
+                self.tried(trial_request, trial)
+                yield trial_request, trial
 
     def finals(self, arms: Sequence[tuple[Arm, str]], seeds: Sequence[int], store: Store) -> Iterator[SweepTrial]:
-        """Run each arm, with its line on how it was tuned, with every seed; yield first those that are there."""
+        """Run each arm with every seed; yield the runs that the store already has first.
+
+        The text of each arm says how it was tuned, and becomes a tag of its runs.
+        """
         wanted = [(arm, line, seed) for seed in seeds for arm, line in arms]
         keys = [self.key(arm, seed) for arm, _, seed in wanted]
-        found = find_trials(store, keys)
+        stored = find_trials(store, keys)
         tasks: dict[int, tuple[Arm, int, int]] = {}
         left: list[Task] = []
         for number, ((arm, line, seed), key) in enumerate(zip(wanted, keys, strict=True), start=1):
-            known = found.get(key)
+            earlier = stored.get(key)
             label = f"{arm.label} lr={arm.lr:g}"
-            if known is not None and known.status == "finished" and _line_of(store, known.run_id) == line:
-                yield _record(number, arm, seed, "found", run_id=known.run_id, accuracy=known.accuracy)
+            if earlier is not None and earlier.status == "finished" and _line_of(store, earlier.run_id) == line:
+                yield _sweep_trial(
+                    number, arm, seed=seed, status="found", run_id=earlier.run_id, accuracy=earlier.accuracy
+                )
                 continue
-            task = self._task("adaptation", SEEING, arm, seed, label, {TUNING_TAG: line})
+            task = self._task("adaptation", arm, seed, label=label, tags={TUNING_TAG: line})
             tasks[task.number] = (arm, seed, number)
             left.append(task)
         for ended in self.engine.run(left, self.tell):
             arm, seed, number = tasks[ended.task.number]
-            made = ended.record
-            accuracy = made.metrics.get(FINAL_SHIFTED_ACCURACY)
-            yield _record(number, arm, seed, made.status, run_id=made.run_id, accuracy=accuracy, error=made.error)
+            record = ended.record
+            yield _sweep_trial(
+                number,
+                arm,
+                seed=seed,
+                status=record.status,
+                run_id=record.run_id,
+                accuracy=record.metrics.get(FINAL_SHIFTED_ACCURACY),
+                error=record.error,
+            )
 
     def key(self, arm: Arm, seed: int) -> str:
-        """Return what a run with all labelled images is known by in the store."""
+        """Return the key that identifies a run with all labelled images in the store."""
         experiment = self.experiment
         params = experiment.request.run_params(arm, seed) | experiment.backbone_facts
-        return trial_key("adaptation", params, experiment.domains.fingerprint, self.base_fingerprint)
+        return trial_key(
+            "adaptation",
+            params,
+            data_fingerprint=experiment.domains.fingerprint,
+            base_fingerprint=self.base_fingerprint,
+        )
 
-    def _task(self, kind: str, stage: int, arm: Arm, seed: int, label: str, tags: dict[str, str]) -> Task:
+    def _task(self, kind: str, arm: Arm, seed: int, *, label: str, tags: Mapping[str, str] | None = None) -> Task:
         request = self.experiment.request
-        params = request.config(request.run_params(arm, seed))
-        return Task(next(self._numbers), kind, stage, params, label, tags)
+        return Task(
+            number=next(self._numbers),
+            kind=kind,
+            stage=WITHOUT_TESTS if kind == "tuning" else WITH_TESTS,
+            params=request.config(request.run_params(arm, seed)),
+            label=label,
+            tags=tags or {},
+        )
 
 
-def _judged(trial: StudyTrial, records: Sequence[RunSummary]) -> StudyTrial:
-    """Return a trial with the mean of its runs; one of which any failed counts as nothing."""
+def _evaluated(trial: StudyTrial, records: Sequence[RunSummary]) -> StudyTrial:
+    """Return a trial with the mean accuracy and loss of its runs; accuracy 0 if one of them failed."""
     ordered = sorted(records, key=lambda record: record.seed)
     runs = tuple(record.run_id for record in ordered if record.run_id is not None)
     reason = next((record.error for record in ordered if record.status != "finished"), None)
     if reason is not None:
-        return StudyTrial(trial.number, trial.values, 0.0, reason, runs)
+        return StudyTrial(trial.number, trial.values, value=0.0, reason=reason, runs=runs)
     accuracy, loss = (sum(record.metrics[key] for record in ordered) / len(ordered) for key in (ACCURACY, LOSS))
-    return StudyTrial(trial.number, trial.values, accuracy, None, runs, loss)
+    return StudyTrial(trial.number, trial.values, value=accuracy, runs=runs, loss=loss)
 
 
-def _record(number: int, arm: Arm, seed: int, status: str, **found: Any) -> SweepTrial:
-    return SweepTrial(number, f"{arm.label} lr={arm.lr:g}", arm.strategy, {"lr": arm.lr}, seed, status, **found)
+def _sweep_trial(number: int, arm: Arm, **fields: Any) -> SweepTrial:
+    label = f"{arm.label} lr={arm.lr:g}"
+    return SweepTrial(number, label=label, strategy=arm.strategy, values={"lr": arm.lr}, **fields)
 
 
 def _line_of(store: Store, run_id: str) -> str | None:
-    """Return how the strategy of a run was tuned."""
+    """Return the tag of a run that says how its strategy was tuned."""
     line: str | None = store.client.get_run(run_id).data.tags.get(TUNING_TAG)
     return line

@@ -1,4 +1,4 @@
-"""Search every strategy's space with the same number of trials, and go on for all where one's best lies on an edge."""
+"""Search the space of every strategy with the same number of trials; extend ranges whose best value is on an edge."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from adaptkit.settings.resolve import LR
 from adaptkit.tuning.spaces import Space
 from adaptkit.tuning.study import Study, StudyTrial
 
-#: what a grid gives the range that it fills at least, and every other range at most
+#: values in a grid: at least `FEWEST` of the range that fills it, at most `MOST` of every other range
 FEWEST, MOST = 3, 3
 
 
 def grid_points(space: Space, trials: int) -> list[dict[str, Any]]:
-    """Return exactly so many points of a grid over the space: the last range takes what the others leave.
+    """Return exactly `trials` points of a grid over the space; the learning rate, or the last range, fills the rest.
 
-    Raises BadInput for a space of lists that has fewer points.
+    Raises BadInput if lists have too many or too few combinations.
     """
     ranges = [key for key, dimension in space.dimensions.items() if isinstance(dimension, Range)]
     filled = LR if LR in ranges else ranges[-1] if ranges else None
@@ -45,11 +45,11 @@ def grid_points(space: Space, trials: int) -> list[dict[str, Any]]:
         points = [{**point, key: value} for point in points for value in values]
     last = space.dimensions[filled] if filled else None
     if filled and isinstance(last, Range):
-        share, more = divmod(trials, len(points))
+        quotient, remainder = divmod(trials, len(points))
         points = [
             {**point, filled: value}
             for number, point in enumerate(points)
-            for value in spread(last, share + (number < more))
+            for value in spread(last, quotient + (number < remainder))
         ]
     if len(points) < trials:
         raise BadInput(
@@ -59,13 +59,13 @@ def grid_points(space: Space, trials: int) -> list[dict[str, Any]]:
 
 
 def spread(dimension: Range, count: int) -> list[float]:
-    """Return so many values of a range, evenly spaced on its scale from end to end; a single one lies in the middle."""
-    shares = [0.5] if count == 1 else [index / (count - 1) for index in range(count)]
-    return list(dict.fromkeys(dimension.at(share) for share in shares))
+    """Return `count` values, evenly spaced on the scale of the range from end to end; a single value is the middle."""
+    positions = [0.5] if count == 1 else [index / (count - 1) for index in range(count)]
+    return list(dict.fromkeys(dimension.at(position) for position in positions))
 
 
 def new_part(before: Dimension, after: Dimension, count: int) -> list[float]:
-    """Return so many values, evenly spaced, of what a range has grown by; its end is the last of them."""
+    """Return `count` evenly spaced values in the extension of a range; the last one is its end."""
     if not isinstance(before, Range) or not isinstance(after, Range) or before == after:
         return []
     start, end = (before.high, after.high) if after.high > before.high else (before.low, after.low)
@@ -74,43 +74,43 @@ def new_part(before: Dimension, after: Dimension, count: int) -> list[float]:
 
 
 def first_points(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
-    """Return so many points that cover each dimension evenly, in an order and combination that the seed decides."""
+    """Return `count` points that cover each dimension evenly, combined and ordered at random by the seed."""
     order = random.Random(seed)
     columns: dict[str, list[Any]] = {}
     for key, dimension in space.dimensions.items():
-        shares = [(index + 0.5) / count for index in range(count)]
-        order.shuffle(shares)
-        columns[key] = [_at(dimension, share) for share in shares]
+        positions = [(index + 0.5) / count for index in range(count)]
+        order.shuffle(positions)
+        columns[key] = [_at(dimension, position) for position in positions]
     return [{key: column[index] for key, column in columns.items()} for index in range(count)]
 
 
-def _at(dimension: Dimension, share: float) -> Any:
+def _at(dimension: Dimension, position: float) -> Any:
     if isinstance(dimension, Range):
-        return dimension.at(share)
-    return dimension.values[int(share * len(dimension.values))]
+        return dimension.at(position)
+    return dimension.values[int(position * len(dimension.values))]
 
 
-#: trials of each strategy that are asked before one of them is known: so many can run at once
+#: trials of each strategy that are proposed together, so that they can run in parallel
 ROUND = 4
-#: the share of the trials that cover the space evenly before TPE is asked, and that follows when a range has grown
+#: one third of the trials cover the space evenly before TPE proposes values; one third more follow an extension
 SHARE = 3
 
 
 @dataclass(frozen=True)
 class TrialRequest:
-    """A trial that is to be run."""
+    """A trial to run, and the space it belongs to."""
 
     space: Space
     trial: StudyTrial
 
 
-#: runs trials and yields each with its value, in any order
+#: run trials and yield each with its value, in any order
 Perform = Callable[[Sequence[TrialRequest]], Iterable[tuple[TrialRequest, StudyTrial]]]
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What the search found of one strategy: `edges` are the keys of the best trial's values that lie on one."""
+    """The trials of one strategy and the best one; `edges` maps keys of its values on an edge to the side."""
 
     space: Space
     trials: tuple[StudyTrial, ...]
@@ -120,7 +120,7 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Search:
-    """How all strategies are searched: so many trials each before any range grows, by `tpe` or `grid`."""
+    """Search all strategies with the same number of `trials` each, by the method `tpe` or `grid`."""
 
     spaces: tuple[Space, ...]
     trials: int
@@ -128,39 +128,47 @@ class Search:
     seed: int
 
     def __post_init__(self) -> None:
-        """Raise BadInput for a grid that does not fit."""
+        """Raise BadInput if a grid does not fit the number of trials."""
         if self.method == "grid":
             for space in self.spaces:
                 grid_points(space, self.trials)
 
     def run(
-        self, studies: Mapping[str, Study], perform: Perform, fits: Callable[[Arm], bool], tell: Callable[[str], None]
+        self,
+        studies: Mapping[str, Study],
+        *,
+        perform: Perform,
+        fits: Callable[[Arm], bool],
+        notice: Callable[[str], None],
     ) -> tuple[SearchResult, ...]:
-        """Run all trials that are not known yet and return what was found; `tell` hears lines about ranges that grow.
+        """Run all trials that the studies do not hold yet, and return the results.
 
-        Raises RunFailed for a strategy of which every trial failed.
+        `notice` receives a message when a range is extended. Raises RunFailed if every trial of a strategy failed.
         """
         spaces = list(self.spaces)
         planned = {space.strategy: dict(enumerate(self._first(space))) for space in spaces}
         done, target = 0, self.trials
         while True:
             for start in range(done, target, ROUND):
-                self._round(spaces, studies, planned, min(start + ROUND, target), perform)
-            found = [_searched(space, studies[space.strategy].trials[:target]) for space in spaces]
-            wider = [one.space.grown(one.edges, fits) for one in found]
+                self._round(spaces, studies, planned=planned, end=min(start + ROUND, target), perform=perform)
+            results = [_result(space, studies[space.strategy].trials[:target]) for space in spaces]
+            wider = [result.space.grown(result.edges, fits) for result in results]
             if not any(new.dimensions != old.dimensions for new, old in zip(wider, spaces, strict=True)):
-                return tuple(dataclasses.replace(one, space=space) for one, space in zip(found, wider, strict=True))
+                return tuple(
+                    dataclasses.replace(result, space=space) for result, space in zip(results, wider, strict=True)
+                )
             done, target = target, target + self.further
-            for one, space in zip(found, wider, strict=True):
-                if points := self._grown(one, space):
+            for result, space in zip(results, wider, strict=True):
+                if points := self._new_points(result, space):
                     planned[space.strategy].update(enumerate(points, start=done))
-                    tell(f"{space.strategy}: the best lies on the edge of {one.space.text}; searching {space.text}")
-            tell(f"every strategy is given {self.further} further trials")
+                    searched = result.space.text
+                    notice(f"{space.strategy}: the best trial is on the edge of {searched}; searching {space.text}")
+            notice(f"every strategy gets {self.further} more trials")
             spaces = wider
 
     @property
     def further(self) -> int:
-        """Return how many trials every strategy is given when the range of any has grown."""
+        """Return the number of additional trials of every strategy after a range was extended."""
         return max(2, -(-self.trials // SHARE))
 
     def _first(self, space: Space) -> list[dict[str, Any]]:
@@ -168,28 +176,29 @@ class Search:
             return grid_points(space, self.trials)
         count = max(1, self.trials // SHARE)
         points = first_points(space, count, derive_seed(self.seed, f"{space.strategy} first"))
-        # The middle of a range is often the default.
+        # The defaults come first; they are often the middle of a range.
         return [space.defaults, *(point for point in points if point != space.defaults)]
 
-    def _grown(self, found: SearchResult, wider: Space) -> list[dict[str, Any]]:
-        """Return points in what has grown, for half of the further trials: the best so far, moved there."""
+    def _new_points(self, result: SearchResult, wider: Space) -> list[dict[str, Any]]:
+        """Return points in the extension of ranges for half of the additional trials: the best point, moved there."""
         half = -(-self.further // 2)
         return [
-            {**found.best.values, key: value}
+            {**result.best.values, key: value}
             for key, dimension in wider.dimensions.items()
-            for value in new_part(found.space.dimensions[key], dimension, half)
+            for value in new_part(result.space.dimensions[key], dimension, half)
         ][: self.further]
 
     def _round(
         self,
         spaces: Sequence[Space],
         studies: Mapping[str, Study],
+        *,
         planned: Mapping[str, Mapping[int, dict[str, Any]]],
         end: int,
         perform: Perform,
     ) -> None:
-        """Ask every strategy's trials up to this number, then run those that are not known."""
-        # All are asked before one is told: a proposal never depends on which trial was the faster one.
+        """Propose the trials of every strategy up to this number, then run those without a value."""
+        # All trials are proposed before any result is added, so that proposals do not depend on timing.
         for space in spaces:
             study = studies[space.strategy]
             for number in range(len(study.trials), end):
@@ -206,8 +215,8 @@ class Search:
                 ]
             )
         )
-        for asked, trial in perform(waiting) if waiting else ():
-            studies[asked.space.strategy].tell(trial)
+        for request, trial in perform(waiting) if waiting else ():
+            studies[request.space.strategy].tell(trial)
 
 
 def _alternating(lists: Sequence[Sequence[TrialRequest]]) -> Iterator[TrialRequest]:
@@ -215,10 +224,10 @@ def _alternating(lists: Sequence[Sequence[TrialRequest]]) -> Iterator[TrialReque
         yield from (items[index] for items in lists if index < len(items))
 
 
-def _searched(space: Space, trials: Sequence[StudyTrial]) -> SearchResult:
+def _result(space: Space, trials: Sequence[StudyTrial]) -> SearchResult:
     good = [trial for trial in trials if trial.reason is None]
     if not good:
         raise RunFailed(f"{space.strategy}: every trial failed: {trials[0].reason}")
-    # Few images give many equal accuracies; of rates that are all too small, the loss says which is the least so.
+    # With few images many accuracies are equal; then the loss decides.
     best = min(good, key=lambda trial: (-(trial.value or 0.0), trial.loss, trial.number))
-    return SearchResult(space, tuple(trials), best, space.edges(best.values))
+    return SearchResult(space, trials=tuple(trials), best=best, edges=space.edges(best.values))

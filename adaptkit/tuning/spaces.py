@@ -1,4 +1,4 @@
-"""What is searched of each strategy: its learning rate and the options that it declares tunable."""
+"""Search spaces: the learning rate of each strategy and the options that it declares tunable."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptkit.errors import BadInput, suggestion
-from adaptkit.plugins.offers import make_checked, options_of, read_dimension, tunable
+from adaptkit.plugins.components import make_checked, options_of, read_dimension, tunable
 from adaptkit.plugins.ranges import GRAMMAR, Choice, Dimension, Range, parse_dimension
 from adaptkit.settings.request import Arm
 from adaptkit.settings.resolve import LR, default_lr
 
 
-def asked_for(arms: Sequence[Arm], texts: Sequence[str], problems: list[str]) -> dict[str, dict[str, Dimension]]:
-    """Return by strategy what these texts say; note those that cannot be read among the problems."""
-    found: dict[str, dict[str, Dimension]] = {arm.strategy: {} for arm in arms}
+def parse_spaces(arms: Sequence[Arm], texts: Sequence[str], problems: list[str]) -> dict[str, dict[str, Dimension]]:
+    """Read the texts of `--space`; return the dimensions by strategy and key, and add messages to `problems`."""
+    dimensions: dict[str, dict[str, Dimension]] = {arm.strategy: {} for arm in arms}
     common: dict[str, Dimension] = {}
-    named: set[str] = set()
+    seen: set[str] = set()
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition("="))
         prefix, dot, option = key.rpartition(".")
@@ -27,29 +27,29 @@ def asked_for(arms: Sequence[Arm], texts: Sequence[str], problems: list[str]) ->
         try:
             if not (equals and key and value):
                 raise BadInput(f"--space {text}: write key=range, as in lr=1e-4..1e-1/log or lora.rank=2,4,8")
-            if key in named:
+            if key in seen:
                 raise BadInput(f"--space {key}: is given twice")
-            named.add(key)
+            seen.add(key)
             if key == LR:
                 common[LR] = _rate_dimension(f"--space {key}", value)
             elif not dot:
-                having = [name for name, cls in owners.items() if option in options_of(cls)]
-                hint = f"; did you mean {having[0]}.{option}?" if having else suggestion(key, _known(owners))
+                with_option = [name for name, cls in owners.items() if option in options_of(cls)]
+                hint = f"; did you mean {with_option[0]}.{option}?" if with_option else suggestion(key, _keys(owners))
                 raise BadInput(f"--space {key}: unknown key{hint}")
             elif prefix not in owners:
                 raise BadInput(f"--space {key}: strategy {prefix} is not tuned{suggestion(prefix, owners)}")
             elif option in options_of(owners[prefix]):
-                found[prefix][option] = read_dimension(owners[prefix], option, value, "--space ")
+                dimensions[prefix][option] = read_dimension(owners[prefix], option, text=value, label="--space ")
             elif option == LR:
-                found[prefix][LR] = _rate_dimension(f"--space {key}", value)
+                dimensions[prefix][LR] = _rate_dimension(f"--space {key}", value)
             else:
-                raise BadInput(f"--space {key}: unknown option{suggestion(key, _known(owners))}")
+                raise BadInput(f"--space {key}: unknown option{suggestion(key, _keys(owners))}")
         except BadInput as error:
             problems.extend(error.problems)
-    return {name: {**common, **own} for name, own in found.items()}
+    return {name: {**common, **specific} for name, specific in dimensions.items()}
 
 
-def _known(owners: Mapping[str, type[Any]]) -> list[str]:
+def _keys(owners: Mapping[str, type[Any]]) -> list[str]:
     return [LR, *(f"{name}.{key}" for name, cls in owners.items() for key in (LR, *options_of(cls)))]
 
 
@@ -59,30 +59,27 @@ def _rate_dimension(title: str, text: str) -> Dimension:
         if isinstance(dimension, Choice):
             dimension = Choice(tuple(float(value) for value in dimension.values))
     except ValueError:
-        raise BadInput(f"{title}: {text!r} holds what is no number; {GRAMMAR}") from None
+        raise BadInput(f"{title}: a value of {text!r} is not a number; {GRAMMAR}") from None
     values = (dimension.low, dimension.high) if isinstance(dimension, Range) else dimension.values
     for value in values:
         if not (value > 0 and math.isfinite(value)):
-            what = "finite" if value == math.inf else "greater than 0"
-            raise BadInput(f"{title}: a learning rate must be {what}, not {value:g}")
-    shown = [f"{value:g}" for value in values]
-    if repeated := [name for index, name in enumerate(shown) if name in shown[:index]]:
-        raise BadInput(f"{title}: {text!r} names {repeated[0]} twice")
+            bound = "finite" if value == math.inf else "greater than 0"
+            raise BadInput(f"{title}: a learning rate must be {bound}, not {value:g}")
     return dimension
 
 
-#: how far the learning rate is searched on each side of the strategy's own, and by how much a range grows
+#: factor on each side of the default learning rate, and by which its range is extended; factor for other ranges
 DECADE, DOUBLE = 10.0, 2.0
-#: how often a range grows
+#: the largest number of times that a range is extended
 MOST_GROWTH = 3
 
 
 @dataclass(frozen=True)
 class Space:
-    """The dimensions of one strategy's search by key (`lr` and option names), and the arm that they change.
+    """The dimensions of the search of one strategy by key (`lr` and option names), and the arm that they change.
 
-    `first` is what was searched before any range grew. `growth` counts how often each did; `stuck` says, for those that
-    cannot grow, why.
+    `first` holds the dimensions before any range was extended. `growth` counts the extensions by key; `stuck` holds the
+    reason for ranges that cannot be extended.
     """
 
     arm: Arm
@@ -93,39 +90,39 @@ class Space:
 
     @property
     def strategy(self) -> str:
-        """Return the strategy's name."""
+        """Return the name of the strategy."""
         return self.arm.strategy
 
     @property
     def text(self) -> str:
-        """Return the space as people read it."""
+        """Return the space for display."""
         return written(self.dimensions)
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Return the arm's own values, those outside of what is searched at the nearest point of it."""
-        own = {**self.arm.options, LR: self.arm.lr} if LR not in self.arm.options else dict(self.arm.options)
-        return {key: _nearest(dimension, own[key]) for key, dimension in self.dimensions.items()}
+        """Return the values of the arm, moved to the nearest searched value if they are outside."""
+        values = {**self.arm.options, LR: self.arm.lr} if LR not in self.arm.options else dict(self.arm.options)
+        return {key: _nearest(dimension, values[key]) for key, dimension in self.dimensions.items()}
 
     def edges(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """Return the keys whose value lies on the edge of what was searched, with the side: low or high."""
+        """Return the keys whose value is on an edge of its range or list, with the side: low or high."""
         sides = {key: dimension.side(values[key]) for key, dimension in self.dimensions.items()}
         return {key: side for key, side in sides.items() if side}
 
     def grown(self, edges: Mapping[str, str], fits: Callable[[Arm], bool]) -> Space:
-        """Return the space with the ranges of these keys moved on these sides, where they can be."""
+        """Return the space with the ranges of these keys extended on these sides, where the option allows it."""
         dimensions, growth, stuck = dict(self.dimensions), dict(self.growth), dict(self.stuck)
         for key, side in edges.items():
             dimension = dimensions[key]
             if isinstance(dimension, Choice):
-                stuck[key] = "a list does not grow"
+                stuck[key] = "a list is not extended"
             elif growth.get(key, 0) >= MOST_GROWTH:
-                stuck[key] = f"grown {MOST_GROWTH} times"
+                stuck[key] = f"extended {MOST_GROWTH} times"
             else:
                 allowed = self._allowed(key, fits)
                 wider = dimension.grown(side, DECADE if key == LR else DOUBLE, allowed)
                 if wider is None:
-                    stuck[key] = "the option allows no further value"
+                    stuck[key] = "the option does not allow further values"
                 else:
                     dimensions[key], growth[key] = wider, growth.get(key, 0) + 1
         return dataclasses.replace(self, dimensions=dimensions, growth=growth, stuck=stuck)
@@ -143,36 +140,36 @@ class Space:
 def make_spaces(
     arms: Sequence[Arm], texts: Sequence[str], given: Mapping[str, set[str]], fits: Callable[[Arm], bool]
 ) -> tuple[Space, ...]:
-    """Return the space of each arm: what `texts` (`lora.rank=2,4,8`) say, else the defaults.
+    """Return the space of each arm: the ranges of `texts` (`lora.rank=2,4,8`), and defaults for the other keys.
 
-    `given` are, by strategy, the keys that the user has set otherwise: they are not searched by default. Values that
-    `fits` refuses are no part of a default. Raises BadInput with a line a problem.
+    `given` holds, by strategy, the keys that have a value from the user: these are not searched by default. Default
+    values for which `fits` is false are left out. Raises BadInput with all problems.
     """
     problems: list[str] = []
-    asked = asked_for(arms, texts, problems)
+    requested = parse_spaces(arms, texts, problems)
     spaces = []
     for arm in arms:
-        own: dict[str, Dimension] = {} if LR in given[arm.strategy] else {LR: _rates(default_lr(type(arm.checked)))}
+        dimensions: dict[str, Dimension] = (
+            {} if LR in given[arm.strategy] else {LR: _rates(default_lr(type(arm.checked)))}
+        )
         for key, dimension in tunable(type(arm.checked)).items():
             if key not in given[arm.strategy]:
-                own[key] = _fitting(arm, key, dimension, fits)
-        own |= asked[arm.strategy]
+                dimensions[key] = _fitting(arm, key, dimension=dimension, fits=fits)
+        dimensions |= requested[arm.strategy]
         fixed = {
             key: dimension.values[0]
-            for key, dimension in own.items()
+            for key, dimension in dimensions.items()
             if isinstance(dimension, Choice) and len(dimension.values) == 1
         }
-        searched = {key: dimension for key, dimension in own.items() if key not in fixed}
+        searched = {key: dimension for key, dimension in dimensions.items() if key not in fixed}
         try:
             arm = changed(arm, fixed)
-            _try_all(arm, asked[arm.strategy], fits)
+            _require_fitting(arm, requested[arm.strategy], fits)
         except BadInput as error:
             problems.extend(error.problems)
         if not searched:
             name = arm.strategy
-            problems.append(
-                f"{name}: nothing is left to be tuned; say what is searched: --space {name}.lr=LOW..HIGH/log"
-            )
+            problems.append(f"{name}: nothing is left to tune; name a range, as in --space {name}.lr=LOW..HIGH/log")
         spaces.append(Space(arm, searched, searched))
     if problems:
         raise BadInput(*dict.fromkeys(problems))
@@ -180,15 +177,15 @@ def make_spaces(
 
 
 def changed(arm: Arm, values: Mapping[str, Any]) -> Arm:
-    """Return the arm with these options and, under `lr`, this learning rate; raise BadInput for values it refuses."""
-    own = {key: value for key, value in values.items() if key in arm.options}
-    instance, checked = make_checked(arm.strategy, type(arm.checked), {**arm.options, **own})
+    """Return the arm with these options and the learning rate `lr`; raise BadInput for values that are not allowed."""
+    options = {key: value for key, value in values.items() if key in arm.options}
+    instance, checked = make_checked(arm.strategy, type(arm.checked), {**arm.options, **options})
     lr = values.get(LR, arm.lr) if LR not in arm.options else arm.lr
     return dataclasses.replace(arm, checked=instance, options=checked, lr=float(lr))
 
 
 def written(dimensions: Mapping[str, Dimension]) -> str:
-    """Return dimensions as people read them: `lr 0.0005..0.05 (log), rank 2..32 (log)`."""
+    """Return dimensions for display: `lr 0.0005..0.05 (log), rank 2..32 (log)`."""
     parts = []
     for key, dimension in dimensions.items():
         text = dimension.text
@@ -197,21 +194,21 @@ def written(dimensions: Mapping[str, Dimension]) -> str:
 
 
 def _rates(lr: float) -> Range:
-    """Return what is searched of a learning rate by default."""
+    """Return the default range of a learning rate."""
     return Range(float(f"{lr / DECADE:.6g}"), float(f"{lr * DECADE:.6g}"), log=True)
 
 
-def _fitting(arm: Arm, key: str, dimension: Dimension, fits: Callable[[Arm], bool]) -> Dimension:
-    """Return of a declared list the values that this model allows; those of a range are left as they are."""
+def _fitting(arm: Arm, key: str, *, dimension: Dimension, fits: Callable[[Arm], bool]) -> Dimension:
+    """Return a declared list without the values that this model does not allow; a range stays unchanged."""
     if isinstance(dimension, Range):
         return dimension
     values = tuple(value for value in dimension.values if fits(changed(arm, {key: value})))
     return Choice(values or (arm.options[key],))
 
 
-def _try_all(arm: Arm, asked: Mapping[str, Dimension], fits: Callable[[Arm], bool]) -> None:
-    """Raise BadInput for what the user wants to be searched and the model refuses."""
-    for key, dimension in asked.items():
+def _require_fitting(arm: Arm, dimensions: Mapping[str, Dimension], fits: Callable[[Arm], bool]) -> None:
+    """Raise BadInput for requested values that this model does not allow."""
+    for key, dimension in dimensions.items():
         ends = (dimension.low, dimension.high) if isinstance(dimension, Range) else dimension.values
         for value in ends:
             if key != LR and not fits(changed(arm, {key: value})):
@@ -219,7 +216,7 @@ def _try_all(arm: Arm, asked: Mapping[str, Dimension], fits: Callable[[Arm], boo
 
 
 def _nearest(dimension: Dimension, value: Any) -> Any:
-    """Return a value, or the nearest that the dimension holds."""
+    """Return a value, or the nearest value in the dimension."""
     if isinstance(dimension, Range):
         return min(max(value, dimension.low), dimension.high)
     return value if value in dimension.values else dimension.values[len(dimension.values) // 2]

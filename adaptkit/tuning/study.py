@@ -1,4 +1,4 @@
-"""One strategy's search, kept by Optuna in a database: which values were tried, and what came of them."""
+"""Store the search of one strategy as an Optuna study in a database: the values of each trial and its result."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from adaptkit.tuning.spaces import Space
 if TYPE_CHECKING:
     import optuna
 
-#: what a trial says beside its value
+#: attributes of a trial in addition to its value
 REASON, RUNS, LOSS = "adaptkit.reason", "adaptkit.runs", "adaptkit.loss"
 
 
 @dataclass(frozen=True)
 class StudyTrial:
-    """One point of a search: its `value` is None until it is known, and 0 for a trial that failed for a `reason`.
+    """One trial of a search: `value` is the validation accuracy, None before it has run, 0 if it failed for `reason`.
 
-    Of equal values that with the smaller `loss` is better. `runs` are the ids of its tuning runs.
+    If values are equal, a smaller `loss` is better. `runs` are the ids of its tuning runs.
     """
 
     number: int
@@ -43,13 +43,13 @@ class StudyTrial:
 
 
 def require_optuna() -> None:
-    """Raise BadInput unless Optuna is there."""
+    """Raise BadInput if Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
         raise BadInput("adaptkit tune needs optuna: pip install 'adaptkit-vision[tune]'")
 
 
 class Study:
-    """The trials of one strategy, asked one by one: the same ones whether or not a process died in between."""
+    """The trials of one strategy, proposed one by one; a process that continues a search proposes the same trials."""
 
     def __init__(self, study: optuna.Study, seed: int) -> None:
         self._study = study
@@ -61,7 +61,7 @@ class Study:
         return [_trial(frozen) for frozen in self._study.get_trials(deepcopy=False)]
 
     def ask(self, space: Space, values: Mapping[str, Any] | None = None) -> StudyTrial:
-        """Add a trial with these values, or with those that TPE proposes."""
+        """Add a trial with these values, or with values that TPE proposes."""
         import optuna
 
         number = len(self._study.get_trials(deepcopy=False))
@@ -70,12 +70,12 @@ class Study:
         added = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING, params=dict(values), distributions=_distributions(space.dimensions)
         )
-        # In one step, with all its values: a process that dies here leaves the whole trial or nothing.
+        # In one step: a process that dies here leaves a complete trial or none.
         self._study.add_trial(added)
         return StudyTrial(number, values)
 
     def tell(self, trial: StudyTrial) -> None:
-        """Note what came of a trial."""
+        """Store the result of a trial."""
         assert trial.value is not None
         storage, frozen = self._study._storage, self._study.get_trials(deepcopy=False)[trial.number]
         storage.set_trial_user_attr(frozen._trial_id, REASON, trial.reason)
@@ -85,17 +85,17 @@ class Study:
             self._study.tell(trial.number, trial.value)
 
     def _proposed(self, space: Space, number: int) -> dict[str, Any]:
-        """Return TPE's proposal from all trials so far; those that are not finished are taken to be bad."""
+        """Return the proposal of TPE after all trials so far; unfinished trials count as bad."""
         import optuna
 
-        # A fresh sampler for each trial: what it draws depends on nothing that a dead process took with it.
+        # A new sampler for each trial: its random draws do not depend on the state of an earlier process.
         seed = derive_seed(self._seed, f"{space.strategy} trial {number}") % 2**32
         distributions = _distributions(space.dimensions)
         with _quiet():
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True, constant_liar=True)
-            known = optuna.create_study(direction="maximize", sampler=sampler)
+            history = optuna.create_study(direction="maximize", sampler=sampler)
             for trial in self.trials:
-                known.add_trial(
+                history.add_trial(
                     optuna.trial.create_trial(
                         state=optuna.trial.TrialState.RUNNING
                         if trial.value is None
@@ -105,28 +105,28 @@ class Study:
                         distributions=distributions,
                     )
                 )
-            asked = known.ask(distributions)
+            proposal = history.ask(distributions)
         return {
-            key: asked.params[key] if isinstance(dimension, Choice) else dimension.written(asked.params[key])
+            key: proposal.params[key] if isinstance(dimension, Choice) else dimension.rounded(proposal.params[key])
             for key, dimension in space.dimensions.items()
         }
 
 
 @contextmanager
 def open_studies(path: Path, key: str, strategies: Sequence[str], seed: int) -> Iterator[dict[str, Study]]:
-    """Open, or begin, the studies of a search in a database; raise BadInput for a file that cannot be used."""
+    """Open or create the studies of a search in a database; raise BadInput if the file cannot be used."""
     import optuna
     from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
 
     with _quiet():
         try:
-            # A folder's name may hold a question mark.
+            # The name of a folder may contain a question mark.
             address = URL.create("sqlite", database=str(path)).render_as_string()
             storage = optuna.storages.RDBStorage(address, engine_kwargs={"connect_args": {"timeout": 60}})
         except (SQLAlchemyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise BadInput(f"the trials cannot be kept in {path}: {reason}") from None
+            raise BadInput(f"trials cannot be stored in {path}: {reason}") from None
         try:
             yield {
                 name: Study(
@@ -143,7 +143,7 @@ def open_studies(path: Path, key: str, strategies: Sequence[str], seed: int) -> 
 
 
 def study_file(store: Store) -> Path:
-    """Return where the studies are kept: beside the store, or in the current folder where a server keeps that."""
+    """Return the path of the database: next to the store, or in the current folder if the store is a server."""
     path = resolve(store.uri).path
     folder = Path.cwd() if path is None else Path(os.path.realpath(path)).parent
     return folder / "optuna.db"
@@ -152,15 +152,15 @@ def study_file(store: Store) -> Path:
 def _distributions(dimensions: Mapping[str, Dimension]) -> dict[str, Any]:
     import optuna.distributions as kinds
 
-    found: dict[str, Any] = {}
+    distributions: dict[str, Any] = {}
     for key, dimension in dimensions.items():
         if isinstance(dimension, Choice):
-            found[key] = kinds.CategoricalDistribution(dimension.values)
+            distributions[key] = kinds.CategoricalDistribution(dimension.values)
         elif dimension.integer:
-            found[key] = kinds.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+            distributions[key] = kinds.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
         else:
-            found[key] = kinds.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-    return found
+            distributions[key] = kinds.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return distributions
 
 
 def _trial(frozen: optuna.trial.FrozenTrial) -> StudyTrial:
@@ -168,18 +168,18 @@ def _trial(frozen: optuna.trial.FrozenTrial) -> StudyTrial:
     attributes = frozen.user_attrs
     loss = attributes.get(LOSS)
     return StudyTrial(
-        frozen.number,
-        frozen.params,
-        value,
-        attributes.get(REASON),
-        tuple(attributes.get(RUNS, ())),
-        math.inf if loss is None else loss,
+        number=frozen.number,
+        values=frozen.params,
+        value=value,
+        reason=attributes.get(REASON),
+        runs=tuple(attributes.get(RUNS, ())),
+        loss=math.inf if loss is None else loss,
     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Optuna's log and its warnings of what may change off the terminal."""
+    """Suppress the log of Optuna and its warnings about experimental features."""
     import optuna
 
     before = optuna.logging.get_verbosity()

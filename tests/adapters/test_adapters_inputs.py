@@ -1,4 +1,4 @@
-"""Hostile adapters and weight files: each is refused with an expected error, and no code in them runs."""
+"""Hostile adapters and files of weights are refused with an expected error, and no code in them runs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CARD = {
     "classes": ["0", "1"],
 }
 PEFT = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {"body": 2}, "use_dora": False}
-# body's A [2, 2] and B [3, 2], float32
+# A [2, 2] and B [3, 2] of `body`, float32
 FACTORS = bytes([2, 0, 2, 2, 2, 0, 0, 1, 2, 3, 2, 0, 0])
 
 
 class Net(nn.Module):
-    """A model with a head, small enough for thousands of inputs."""
+    """A model with a head, small enough for thousands of test cases."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def _saved_pickle() -> bytes:
 
 
 def _weights(made: Choices, names: tuple[str, ...]) -> bytes:
-    """Return a safetensors file of tensors whose names, shapes and numbers are chosen."""
+    """Return a safetensors file of tensors with chosen names, shapes and numbers."""
     kinds = (torch.float32, torch.float16, torch.int64, torch.bool)
     tensors: dict[str, Tensor] = {}
     for _ in range(made.number(5)):
@@ -69,7 +69,7 @@ def _weights(made: Choices, names: tuple[str, ...]) -> bytes:
 
 
 def _archive(pickled: bytes) -> bytes:
-    """Return a file of `torch.save` with this pickle in it."""
+    """Return a file of `torch.save` that contains this pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -96,7 +96,7 @@ def test_card(data: bytes) -> None:
     bytes([1, 1, 3, 1, 3, 1, 0]),
 )
 def test_adapter(data: bytes) -> None:
-    """Put an adapter onto a model: its weights are the bytes, or tensors made by them, and its card fits them."""
+    """Load an adapter into a model: its weights are the bytes, or tensors made from them, with a matching card."""
     made = Choices(data)
     content = data[1:] if made.number(2) == 0 else _weights(made, ("body.weight", "body.bias", "head.weight", "x"))
     said = {"base_fingerprint": "0", "sha256": hashlib.sha256(content).hexdigest()}
@@ -114,11 +114,11 @@ def test_adapter(data: bytes) -> None:
     b"\2" + _saved(_use_new_zipfile_serialization=False),
     found=(
         b"\2\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x81",  # IndexError
-        b"\2\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02X\xff\xff\xff\x7f",  # 2 GB asked for
+        b"\2\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02X\xff\xff\xff\x7f",  # asks for 2 GB
     ),
 )
 def test_weights(data: bytes) -> None:
-    """Read a file of weights, as `--weights FILE` does: safetensors, and torch's own kinds."""
+    """Read a file of weights, as `--weights FILE` does: safetensors and formats of torch."""
     suffix = (".safetensors", ".pt", ".pth", ".bin")[Choices(data).number(4)]
     with refusals():
         read_weight_file(file_of(data[1:], f"weights{suffix}"))
@@ -132,7 +132,7 @@ def test_weights(data: bytes) -> None:
     found=(b"q\x81.", b"\x80\x02}G\x00.", b"cbuiltins\neval\n(S'1'\ntR."),
 )
 def test_pickles(data: bytes) -> None:
-    """Read a sound archive of torch whose pickle is hostile."""
+    """Read a valid archive of torch with a hostile pickle."""
     with refusals():
         read_weight_file(file_of(_archive(data), "weights.pt"))
 
@@ -142,7 +142,7 @@ def test_pickles(data: bytes) -> None:
     words=tuple(f'"{key}"' for key in (*PEFT, "alpha_pattern")),
 )
 def test_peft(data: bytes) -> None:
-    """Read a folder of PEFT: a configuration, a zero byte, and what makes its tensors."""
+    """Read a folder of PEFT: a configuration, a zero byte, and bytes that make the tensors."""
     text, _, rest = data.partition(b"\0")
     folder = scratch() / "peft"
     folder.mkdir(exist_ok=True)

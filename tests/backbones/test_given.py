@@ -1,4 +1,4 @@
-"""Models given from Python in the place of a backbone's name."""
+"""Model objects as backbones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from adaptkit.adapters.weights import fingerprint
 from adaptkit.backbones.given import given_backbone
 from adaptkit.errors import BadInput
+from adaptkit.plugins.components import make_checked
 from adaptkit.plugins.loading import load_plugins
-from adaptkit.plugins.offers import make_checked
 from adaptkit.testing import checks
 
 
 class Net(nn.Module):
-    """A model with BatchNorm, and a layer after its classifier that is not one."""
+    """A model with BatchNorm and a layer after its classifier."""
 
     def __init__(self, classes: int = 4) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 def backbone(module: nn.Module) -> Any:
     offer = load_plugins(objects=[given_backbone(module)]).find("backbone", f"python:{type(module).__name__}")
-    return make_checked("python", offer.cls, {}, type(module).__name__)[0]
+    return make_checked("python", offer.cls, {}, argument=type(module).__name__)[0]
 
 
 def problem(act: Callable[[], Any]) -> str:
@@ -44,7 +44,7 @@ def problem(act: Callable[[], Any]) -> str:
     return line
 
 
-def test_copies_are_built_and_the_model_is_left_alone() -> None:
+def test_build_copies_the_model() -> None:
     model = Net().requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     given = backbone(model)
@@ -64,7 +64,7 @@ def test_copies_are_built_and_the_model_is_left_alone() -> None:
     assert not hasattr(given, "image_size")
 
 
-def test_a_fresh_head_is_drawn_from_the_seed() -> None:
+def test_new_head_depends_on_the_seed() -> None:
     given = backbone(Net())
     drawn = []
     for _ in range(2):
@@ -83,7 +83,7 @@ def test_conformance(check: Any) -> None:
     check()
 
 
-def test_what_cannot_be_used_is_one_line() -> None:
+def test_unusable_models() -> None:
     assert problem(lambda: given_backbone("resnet")) == "backbone: must be a name or a torch.nn.Module, not str"  # type: ignore[arg-type]
     assert problem(lambda: given_backbone(nn.Sequential(nn.Flatten()))) == (
         "backbone python:Sequential has no linear layer to serve as head"
@@ -97,16 +97,16 @@ def test_what_cannot_be_used_is_one_line() -> None:
         "backbone python:Net: it cannot be copied (Only Tensors created explicitly by the user"
     )
     assert problem(lambda: type(backbone(Net()))("Other")) == (
-        "backbone python:Other: the model that was given is python:Net"
+        "backbone python:Other: the model that was passed is python:Net"
     )
 
 
-def test_images_and_layers_that_do_not_fit_are_one_line() -> None:
+def test_images_that_do_not_fit() -> None:
     line = problem(lambda: backbone(Net()).build(1, 8, 4))
     assert line.startswith("backbone python:Net: it does not work on images [1, 8, 8] (Given groups=1, weight of size")
-    assert line.endswith("; another size of images is set by image_size")
+    assert line.endswith("; set another size of images with image_size")
     auxiliary = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.Linear(5, 4), nn.Unflatten(1, (-1, 1)))
     assert problem(lambda: backbone(auxiliary).build(3, 8, 7)) == (
-        "backbone python:Sequential: for 2 images it gives [2, 7, 1], not logits [2, 7]; "
+        "backbone python:Sequential: its output for 2 images is [2, 7, 1], not logits [2, 7]; "
         "its last linear layer must be its classifier"
     )

@@ -1,4 +1,4 @@
-"""The models of torchvision as backbones: what they compute, which weights they have, and what is refused."""
+"""Models of torchvision as backbones: results, weights and error messages."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ Cli = Callable[..., Result]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-#: the smallest of all
+#: the smallest model
 SMALL = "shufflenet_v2_x0_5"
 
-#: one of each family, with the name of its classifier
+#: one model of each family, with the name of its classifier
 FAMILIES = {
     "alexnet": "classifier.6",
     "convnext_tiny": "classifier.2",
@@ -80,7 +80,7 @@ def problem(act: Callable[[], Any]) -> str:
 
 
 def same(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Return the names of what the model has otherwise."""
+    """Return the names of tensors that differ."""
     return [
         name for name, tensor in model.state_dict().items() if name not in state or not torch.equal(tensor, state[name])
     ]
@@ -98,7 +98,7 @@ def others(classes: int = 5) -> dict[str, Tensor]:
         for name in FAMILIES
     ],
 )
-def test_each_family_works_and_its_head_is_its_classifier(name: str) -> None:
+def test_head_of_each_family(name: str) -> None:
     _require_fit(name, published_size(name))
     with contextlib.suppress(NotImplementedError), torch.device("meta"):
         model = _architecture(name, published_size(name), 5)
@@ -107,7 +107,7 @@ def test_each_family_works_and_its_head_is_its_classifier(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(list_models(module=torchvision.models)) - {"regnet_y_128gf"}))
-def test_each_model_works_at_its_size(name: str) -> None:
+def test_published_size_of_each_model(name: str) -> None:
     if name.startswith("squeezenet"):
         assert problem(lambda: _require_fit(name, 224)).endswith("SqueezeNet has no linear layer to serve as head")
     else:
@@ -135,7 +135,7 @@ def test_conformance_of_other_families(check: Callable[[], None]) -> None:
 
 
 @torch.no_grad()
-def test_it_is_torchvisions_model_on_normalised_images() -> None:
+def test_model_normalises_its_images() -> None:
     model = build("resnet18")
     plain = get_model("resnet18", weights=None, num_classes=5).eval()
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -148,7 +148,7 @@ def test_it_is_torchvisions_model_on_normalised_images() -> None:
 
 
 @torch.no_grad()
-def test_it_copies_pickles_and_takes_weights_without_versions() -> None:
+def test_copy_pickle_and_load_without_version() -> None:
     model = build("mnasnet0_5")
     logits = model(images())
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -163,7 +163,7 @@ def test_it_copies_pickles_and_takes_weights_without_versions() -> None:
 @pytest.mark.parametrize(
     ("name", "cut"), [("resnet18", "flatten"), pytest.param("vit_b_32", "getitem_5", marks=pytest.mark.slow)]
 )
-def test_its_frozen_part_is_found(name: str, cut: str) -> None:
+def test_frozen_part(name: str, cut: str) -> None:
     model = build(name)
     model.requires_grad_(False).head.requires_grad_(True)
     division = divide(model, images(), contextlib.nullcontext)
@@ -172,7 +172,7 @@ def test_its_frozen_part_is_found(name: str, cut: str) -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_it_is_exported() -> None:
+def test_export() -> None:
     model = build("resnet18")
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(model, (images(),), dynamic_shapes=({0: batch},))
@@ -180,32 +180,32 @@ def test_it_is_exported() -> None:
 
 
 @torch.no_grad()
-def test_models_with_more_logits_in_training_give_one_and_convert_their_images() -> None:
+def test_models_with_auxiliary_logits() -> None:
     model = build("googlenet", size=32)
     assert model.train()(images()).shape == (6, 5)
     assert model.transform_input is True
     assert build("googlenet", channels=4).transform_input is False
 
 
-def test_other_channels_have_a_convolution_of_their_own() -> None:
+def test_other_numbers_of_channels() -> None:
     model = build("mobilenet_v3_small", channels=4)
     assert next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d)).in_channels == 4
     assert model(images(4)).shape == (6, 5)
     assert problem(lambda: build("resnet18", "default", channels=4)) == (
         "backbone torchvision:resnet18: pretrained weights are for images of 3 channels, or of 1, which are expanded, "
-        "not of 4; --weights none makes a fresh model for them"
+        "not of 4; --weights none makes a new model for them"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
     [
-        ("vit_b_16", 28, "its images must be a multiple of 16 pixels a side, not 28; "),
+        ("vit_b_16", 28, "the image size must be a multiple of 16, not 28; "),
         ("vgg11", 28, "it does not work on images of 28x28 pixels (Given input size: (512x1x1). "),
         ("maxvit_t", 64, "it does not work on images of 64x64 pixels (Input size (16, 16) of block 0 is not divisible"),
     ],
 )
-def test_sizes_that_do_not_fit_are_one_line(name: str, size: int, reason: str) -> None:
+def test_sizes_that_do_not_fit(name: str, size: int, reason: str) -> None:
     line = problem(lambda: build(name, size=size))
     assert line.startswith(f"backbone torchvision:{name}: {reason}")
     assert line.endswith("set another, such as --image-size 224")
@@ -227,7 +227,7 @@ def test_names_and_sizes(cli: Cli) -> None:
     assert "torchvision:NAME" in listed and "--set backbone.weights=default" in listed
 
 
-def test_without_torchvision_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     assert problem(lambda: Torchvision("resnet18")) == (
         "backbone torchvision:resnet18: torchvision cannot be imported (import of torchvision.models halted; None in "
@@ -237,7 +237,7 @@ def test_without_torchvision_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("file", ["w.safetensors", "w.pth"])
 @pytest.mark.parametrize("kept", ["", "state_dict", "module."])
-def test_weights_of_a_file(tmp_path: Path, file: str, kept: str) -> None:
+def test_weights_from_a_file(tmp_path: Path, file: str, kept: str) -> None:
     state, path = others(), tmp_path / file
     named = {f"module.{name}": tensor for name, tensor in state.items()} if kept == "module." else state
     if file == "w.safetensors":
@@ -249,7 +249,7 @@ def test_weights_of_a_file(tmp_path: Path, file: str, kept: str) -> None:
     assert Torchvision(SMALL, str(path)).described(3, 32)["weights_id"] == f"sha256:{digest}"
 
 
-def test_a_classifier_of_other_classes_is_fresh(tmp_path: Path) -> None:
+def test_classifier_of_other_classes_is_not_loaded(tmp_path: Path) -> None:
     state = others(classes=9)
     save_file(state, tmp_path / "w.safetensors")
     model = build(SMALL, "w.safetensors")
@@ -260,7 +260,7 @@ def test_a_classifier_of_other_classes_is_fresh(tmp_path: Path) -> None:
     assert same(build(SMALL, "headless.safetensors"), state) == ["fc.weight", "fc.bias"]
 
 
-def test_older_names_and_further_logits_are_understood(tmp_path: Path) -> None:
+def test_old_names_and_auxiliary_logits(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"growth_rate": 2, "block_config": (2, 2), "num_init_features": 4, "num_classes": 5}
     model = DenseNet(**settings)
     state = DenseNet(**settings).state_dict()
@@ -268,18 +268,18 @@ def test_older_names_and_further_logits_are_understood(tmp_path: Path) -> None:
     old = {name: tensor for name, tensor in old.items() if not name.endswith("num_batches_tracked")}
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save(old | {"aux1.fc.weight": torch.zeros(2)}, tmp_path / "densenet.pth")
-    load_file(model, tmp_path / "densenet.pth", "a DenseNet", 32)
+    load_file(model, tmp_path / "densenet.pth", title="a DenseNet", size=32)
     assert same(model, state) == []
 
 
-def test_positions_are_interpolated_to_another_size(tmp_path: Path) -> None:
+def test_positions_are_interpolated(tmp_path: Path) -> None:
     settings = {"num_layers": 1, "num_heads": 1, "hidden_dim": 4, "mlp_dim": 4, "num_classes": 5}
     state = VisionTransformer(image_size=24, patch_size=8, **settings).state_dict()
     model = VisionTransformer(image_size=16, patch_size=8, **settings)
     old = {name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): t for name, t in state.items()}
     assert old.keys() != state.keys()
     torch.save(old, tmp_path / "vit.pth")
-    load_file(model, tmp_path / "vit.pth", "a ViT", 16)
+    load_file(model, tmp_path / "vit.pth", title="a ViT", size=16)
     assert same(model, state) == ["encoder.pos_embedding"]
     ours, theirs = model.encoder.pos_embedding[0], state["encoder.pos_embedding"][0]
     assert torch.equal(ours[0], theirs[0]) and len(ours) == 5
@@ -287,7 +287,7 @@ def test_positions_are_interpolated_to_another_size(tmp_path: Path) -> None:
 
 
 class Trap:
-    """Something that would do harm if it were unpickled."""
+    """An object that executes code when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return Path.touch, (Path("harm"),)
@@ -296,13 +296,17 @@ class Trap:
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
-        ("w.safetensors", b"no tensors at all", "cannot be read: it is damaged, or not a file of weights"),
-        ("w.pth", b"no tensors at all", "cannot be read: it is damaged, or not a file of weights"),
-        ("w.pth", {"conv.weight": torch.tensor([1.0, torch.nan])}, "holds numbers that are not finite: conv.weight"),
-        ("w.pth", Trap(), "cannot be read: it holds more than tensors; save the model's state_dict() alone"),
-        ("w.pth", nn.Linear(2, 2), "cannot be read: it holds more than tensors; save the model's state_dict() alone"),
-        ("w.pth", {"epoch": 3}, "does not hold a model's tensors by their names"),
-        ("w.pth", [torch.zeros(2)], "does not hold a model's tensors by their names"),
+        ("w.safetensors", b"no tensors at all", "cannot be read: it is damaged or not a file of weights"),
+        ("w.pth", b"no tensors at all", "cannot be read: it is damaged or not a file of weights"),
+        ("w.pth", {"conv.weight": torch.tensor([1.0, torch.nan])}, "contains numbers that are not finite: conv.weight"),
+        ("w.pth", Trap(), "cannot be read: it contains more than tensors; save only the state_dict() of the model"),
+        (
+            "w.pth",
+            nn.Linear(2, 2),
+            "cannot be read: it contains more than tensors; save only the state_dict() of the model",
+        ),
+        ("w.pth", {"epoch": 3}, "does not contain a model's tensors by name"),
+        ("w.pth", [torch.zeros(2)], "does not contain a model's tensors by name"),
         (
             "w.pth",
             {"conv1.0.weight": torch.zeros(24, 1, 3, 3), "x.weight": torch.zeros(2)},
@@ -312,7 +316,7 @@ class Trap:
         ),
     ],
 )
-def test_what_is_no_file_of_weights_is_one_line(tmp_path: Path, file: str, content: Any, reason: str) -> None:
+def test_files_without_weights(tmp_path: Path, file: str, content: Any, reason: str) -> None:
     path = tmp_path / file
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -322,7 +326,7 @@ def test_what_is_no_file_of_weights_is_one_line(tmp_path: Path, file: str, conte
     assert not Path("harm").exists()
 
 
-def test_a_file_that_is_not_there_is_told_before_anything_else(cli: Cli, tmp_path: Path) -> None:
+def test_missing_file_is_reported_first(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "resnet.pth").touch()
     chosen = ("--backbone", "torchvision:shufflenet_v2_x0_5", "--set", "backbone.weights=resnet.pt", "--set", "shots=0")
     result = cli("run", "-s", "head", *chosen)
@@ -340,7 +344,7 @@ def test_a_file_that_is_not_there_is_told_before_anything_else(cli: Cli, tmp_pat
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Return a function that makes torchvision's weights come from an address, and gives the file they are."""
+    """Return a function that publishes weights of a model at a local address, and returns their file."""
     torch.save(others(classes=1000), tmp_path / "made.pth")
     digest = hashlib.sha256((tmp_path / "made.pth").read_bytes()).hexdigest()[:8]
     file = (tmp_path / "made.pth").rename(tmp_path / f"shufflenet-{digest}.pth")
@@ -355,7 +359,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     return publish
 
 
-def test_published_weights_come_from_torchs_folder(tmp_path: Path, published: Callable[[str], Path]) -> None:
+def test_published_weights_in_torch_folder(tmp_path: Path, published: Callable[[str], Path]) -> None:
     file = published("http://127.0.0.1:9")
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -372,12 +376,12 @@ def test_published_weights_come_from_torchs_folder(tmp_path: Path, published: Ca
     }
     (folder / file.name).write_bytes(b"half a file")
     assert problem(lambda: build(SMALL, "default")) == (
-        f"weights: IMAGENET1K_V1 of torchvision:shufflenet_v2_x0_5: {folder / file.name} is damaged or another file; "
+        f"weights: IMAGENET1K_V1 of torchvision:shufflenet_v2_x0_5: {folder / file.name} is damaged or not this file; "
         "delete it, or use --weights FILE or --weights none"
     )
 
 
-def test_published_weights_are_downloaded_whole(tmp_path: Path, published: Callable[[str], Path]) -> None:
+def test_download_of_published_weights(tmp_path: Path, published: Callable[[str], Path]) -> None:
     file = published(tmp_path.as_uri())
     assert same(build(SMALL, "default"), others(classes=1000)) == ["fc.weight", "fc.bias"]
     folder = tmp_path / "torch" / "hub" / "checkpoints"
@@ -392,7 +396,7 @@ def test_published_weights_are_downloaded_whole(tmp_path: Path, published: Calla
     assert list(folder.iterdir()) == []
 
 
-def test_weights_that_cannot_be_fetched_are_one_line_soon(
+def test_failed_download(
     cli: Cli, tmp_path: Path, published: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torchvision_weights, "ANSWER_WITHIN", 0.3)
@@ -410,7 +414,7 @@ def test_weights_that_cannot_be_fetched_are_one_line_soon(
     )
 
 
-def test_a_head_is_replaced_wherever_it_is() -> None:
+def test_replace_head() -> None:
     class Wrapper(nn.Module):
         def __init__(self, layer: nn.Module) -> None:
             super().__init__()
@@ -421,6 +425,6 @@ def test_a_head_is_replaced_wherever_it_is() -> None:
     assert model[1] is fresh
     assert (fresh.in_features, fresh.out_features, fresh.bias, fresh.weight.dtype) == (3, 7, None, torch.float64)
     assert problem(lambda: replace_head(nn.Linear(2, 3), 4)) == (
-        "Linear is a head alone: a layer in a model can be replaced, not the model"
+        "Linear consists of its head only; put it into a torch.nn.Sequential"
     )
     assert problem(lambda: replace_head(nn.Sequential(), 4)) == "Sequential has no linear layer to serve as head"

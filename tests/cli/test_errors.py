@@ -35,12 +35,12 @@ CASES = {
     "dropout 1": (["-s", "lora", "-o", "dropout=1"], ["lora.dropout: must be less than 1, not 1"]),
     "targets that fit nothing": (
         ["-s", "lora", "-o", "targets=classifer.*"],
-        ["lora.targets: no layer fits 'classifer.*'; did you mean 'classifier.3'?"],
+        ["lora.targets: no layer matches 'classifer.*'; did you mean 'classifier.3'?"],
     ),
     "targets of the wrong type": (
         ["-s", "lora", "-o", "targets=MaxPool2d"],
         [
-            "lora.targets: 'MaxPool2d' fits no Linear or Conv2d layer that LoRA can adapt "
+            "lora.targets: 'MaxPool2d' matches no Linear or Conv2d layer that LoRA can adapt "
             "(features.1 is a MaxPool2d, features.4 is a MaxPool2d)"
         ],
     ),
@@ -158,7 +158,7 @@ def test_each_problem_is_one_line_and_nothing_is_tracked(cli: Cli, own_folder: P
         ),
         (b"shift: {rotate: -3}\n", "shift.rotate: must be at least 0, not -3"),
         (b"augment: ''\n", "augment: no value; leave the key out for its default"),
-        (b"strategy: 7\n", "strategy: must be one or a list of them, not 7"),
+        (b"strategy: 7\n", "strategy: must be one value or a list of values, not 7"),
     ],
 )
 def test_a_bad_config_file_is_one_line(cli: Cli, own_folder: Path, content: bytes, problem: str) -> None:

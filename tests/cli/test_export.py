@@ -145,7 +145,10 @@ def test_an_export_that_says_something_else_fails_and_leaves_nothing(
     monkeypatch.setattr(merged, "FORMAT", dataclasses.replace(merged.FORMAT, read=altered(merged.FORMAT.read)))
     result = cli("export", lora, "--to", "merged", "-o", "out")
     assert (result.exit_code, result.stdout) == (1, "")
-    problem = r"Error: the export was removed, since it is inaccurate: max logit difference 0\.001 \(tolerance 0\.0001\), .*, by safetensors\n"
+    problem = (
+        r"Error: the export was removed, since it is inaccurate: max logit difference 0\.001 \(tolerance 0\.0001\), .*, "
+        r"by safetensors\n"
+    )
     assert re.fullmatch(problem, result.stderr)
     monkeypatch.setattr(
         merged, "FORMAT", dataclasses.replace(merged.FORMAT, read=lambda *given: {"x": lambda x: x.sum((2, 3)) / 0})

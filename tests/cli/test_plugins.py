@@ -54,7 +54,7 @@ def test_the_list_names_origin_and_state(cli: Cli, own_folder: Path, monkeypatch
     assert ["-", "-", "thirdparty_broken", "1.2", "RuntimeError:", "no", "GPU"] in rows
     assert rows[-1] == ["Python:", sys.executable]
     assert result.stderr == (
-        "Warning: plugin thirdparty_broken 1.2: RuntimeError: no GPU; mend it, or remove it with pip "
+        "Warning: plugin thirdparty_broken 1.2: RuntimeError: no GPU; fix it, or remove it with pip "
         "uninstall thirdparty_broken\n"
     )
     document = json.loads(cli("plugins", "list", "--json", "--plugin", str(watcher)).stdout)
@@ -73,7 +73,7 @@ def test_installed_plugins_can_be_left_out(cli: Cli, own_folder: Path, monkeypat
 
 def test_a_taken_name_stops_only_who_asks_for_it(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(own_folder, "thirdparty_taken", PLUGIN.replace("last-bias", "lora"), monkeypatch)
-    line = "plugin thirdparty_taken 1.2: strategy 'lora' is offered already by built-in lora; remove or rename one"
+    line = "plugin thirdparty_taken 1.2: strategy 'lora' is already provided by built-in lora; remove or rename one"
     assert cli("plugins", "list").exit_code == 0
     assert cli("run", "-s", "head", *TINY, "--no-track", "-q").exit_code == 0
     needed = cli("run", "-s", "lora", *TINY, "--no-track")
@@ -84,8 +84,8 @@ def test_a_plugin_for_a_newer_adaptkit_is_named(cli: Cli, own_folder: Path, monk
     install(own_folder, "thirdparty_new", f"API_VERSION = 2\n{PLUGIN_FLAT}", monkeypatch)
     (fault,) = load_plugins().faults
     assert fault.message == (
-        f"it needs version 2 of adaptkit's plugin API, and adaptkit {adaptkit.__version__} has 1: "
-        "a newer adaptkit-vision is needed"
+        f"it needs version 2 of the plugin API, but adaptkit {adaptkit.__version__} has version 1; "
+        "install a newer adaptkit-vision"
     )
     assert cli("strategies").exit_code == 0
 
@@ -102,8 +102,8 @@ def test_a_plugin_that_imports_something_heavy_works_and_is_named(own_folder: Pa
     result = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(site)})
     assert result.returncode == 0 and "last-bias" in result.stdout
     assert result.stderr == (
-        "Warning: plugin thirdparty_heavy 1.2: importing it imports torch, which slows every command: import inside "
-        "methods instead; mend it, or remove it with pip uninstall thirdparty_heavy\n"
+        "Warning: plugin thirdparty_heavy 1.2: it imports torch, which makes every command slow; import inside "
+        "methods instead; fix it, or remove it with pip uninstall thirdparty_heavy\n"
     )
 
 
@@ -158,7 +158,8 @@ def test_check_exits_with_1_and_tells_why(cli: Cli, own_folder: Path) -> None:
     path = write(own_folder / "mine.py", faulty)
     result = cli("plugins", "check", str(path))
     assert result.exit_code == 1
-    assert "FAILED starts at the base (cnn, residual, convolutions, transformer): the first logits are" in result.stdout
+    failure = "FAILED starts at the base (cnn, residual, convolutions, transformer): before training, logits differ"
+    assert failure in result.stdout
     (document,) = json.loads(cli("plugins", "check", str(path), "--json").stdout)
     failed = [(check["check"], check["subject"]) for check in document["checks"] if check["word"] == "failed"]
     assert failed == [("starts at the base", name) for name in ("cnn", "residual", "convolutions", "transformer")]
@@ -202,15 +203,15 @@ def test_a_new_plugin_is_clean_and_keeps_everything(cli: Cli, own_folder: Path, 
     again = cli("plugins", "new", "my-own", "--kind", kind)
     assert again.exit_code == 2
     assert (
-        again.stderr == "Error: adaptkit-my-own is there already; choose another name, or another place with --output\n"
+        again.stderr == "Error: adaptkit-my-own already exists; choose another name, or another folder with --output\n"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("My Own", "'My Own' cannot be a plugin's name: write small letters and digits, with - between words"),
-        ("lora", "strategy 'lora' is offered already by built-in lora; choose another name"),
+        ("My Own", "'My Own' cannot be the name of a plugin; use lowercase letters and digits, with - between words"),
+        ("lora", "strategy 'lora' is already provided by built-in lora; choose another name"),
     ],
 )
 def test_a_name_that_cannot_be_used_is_refused_and_nothing_written(

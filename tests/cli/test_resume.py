@@ -182,7 +182,7 @@ def test_a_base_run_goes_on_and_the_same_command_from_there(
     result = cli("resume", run_id)
     assert result.exit_code == 0, result.stderr
     lines = result.stderr.splitlines()
-    assert lines[0] == "base small_cnn mnist5k: goes on after epoch 2"
+    assert lines[0] == "base small_cnn mnist5k: resumed after epoch 2"
     assert [line.split("]")[0] for line in lines if "epoch 2/" in line or "epoch 3/" in line] == [
         "[base small_cnn mnist5k"
     ] * 2
@@ -227,7 +227,7 @@ def test_a_strategy_that_acts_between_steps_is_trained_again_in_the_same_run(
     result = cli("resume", run_id)
     assert result.exit_code == 0
     assert result.stderr.splitlines()[0] == (
-        "stepping seed=0: trained again from its first epoch: its strategy acts between steps"
+        "stepping seed=0: trained again from the first epoch: its strategy has a step_ended hook"
     )
     require_as_undisturbed(recorded(uri, run_id), expected)
 
@@ -250,8 +250,8 @@ def test_a_damaged_checkpoint_is_not_used_and_the_run_is_trained_again(
     else:
         path.write_bytes(content[:-100] if damage == "cut short" else content[:-1] + bytes([content[-1] ^ 1]))
     result = cli("resume", run_id)
-    why = "no epoch of it had ended" if damage == "gone" else "its checkpoint cannot be used ("
-    assert result.stderr.startswith(f"head seed=0: trained again from its first epoch: {why}")
+    why = "none of its epochs had ended" if damage == "gone" else "its checkpoint cannot be used ("
+    assert result.stderr.startswith(f"head seed=0: trained again from the first epoch: {why}")
     require_as_undisturbed(recorded(uri, run_id), expected)
     note("damaged-checkpoint")
 
@@ -309,7 +309,7 @@ def test_a_group_that_was_killed_in_its_base_goes_on_with_that(
     (base_id,) = ids(uri, kind="base").values()
     result = cli("resume", group)
     assert result.exit_code == 0, result.stderr
-    assert "base small_cnn mnist5k: goes on after epoch 1" in result.stderr
+    assert "base small_cnn mnist5k: resumed after epoch 1" in result.stderr
     assert recorded(uri, base_id).status == recorded(uri, group).status == "FINISHED"
     assert ids(uri, kind="base") == {"base small_cnn mnist5k": base_id}
     assert list(records()) == []
@@ -619,7 +619,7 @@ def test_a_disk_that_fills_up_meanwhile_costs_a_line(
     assert lines[-2:] == ["Interrupted.", f"To resume:  adaptkit resume {run_id}"]
     # From the first epoch's checkpoint: what the store has is not logged again.
     monkeypatch.setattr(keeping, "write_checkpoint", write)
-    assert cli("resume", run_id).stderr.startswith("head seed=0: goes on after epoch 1\n")
+    assert cli("resume", run_id).stderr.startswith("head seed=0: resumed after epoch 1\n")
     require_as_undisturbed(recorded(uri, run_id), expected)
 
 

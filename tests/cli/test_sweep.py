@@ -214,7 +214,7 @@ def test_a_config_file_holds_a_grid_and_the_command_line_is_stronger(
 def test_a_grid_without_keys_is_refused(own_folder: Path, cli: Callable[..., Result], grid: str) -> None:
     (own_folder / "sweep.yaml").write_text(f"strategy: head\ngrid: {grid}\n")
     result = cli("sweep", "--config", "sweep.yaml")
-    line = "Error: sweep.yaml: grid: write a line KEY: VALUES below it for each\n"
+    line = "Error: sweep.yaml: grid: write one line KEY: VALUES below it for each key\n"
     assert (result.exit_code, result.stderr) == (2, line)
 
 
@@ -316,20 +316,20 @@ def test_from_python_it_is_the_same(swept: tuple[Path, dict[str, Any]], again: P
         (("--grid", "lora.rank=2,2.0"), ["grid lora.rank: 2.0 is named twice"]),
         (
             ("--grid", "lora.targets=Linear,linear", "--grid", "lora.rank=2,4", "--grid", "rank=8"),
-            ["grid rank: is lora.rank, which has values of its own"],
+            ["grid rank: is the same as lora.rank, which also has values; give one of them"],
         ),
         (
             ("--grid", "shots=2,5,9"),
             [
-                "grid shots: 9 draws the same 50 images as 5, since a run draws at most half of the pool of 100: "
-                "leave it out, or raise split.pool"
+                "grid shots: 9 draws the same 50 images as 5, because a run draws at most half of the pool of 100; "
+                "remove this value, or raise split.pool"
             ],
         ),
         (
             ("--grid", "lr=1e-4..1/1000log", "--grid", "lora.rank=1..20/20"),
-            ["the grid has 20,000 settings of one strategy: at most 10,000 are run in one sweep"],
+            ["the grid has 20,000 settings of one strategy; one sweep runs at most 10,000"],
         ),
-        (("--grid", "lr=-1e308..1e308/3"), ["grid lr: '-1e308..1e308/3' is too wide to be divided"]),
+        (("--grid", "lr=-1e308..1e308/3"), ["grid lr: '-1e308..1e308/3' is too wide: its values overflow"]),
         (("--jobs", "0"), ["--jobs: must be at least 1, not 0"]),
         (("--jobs", "0", "--print-trials"), ["--jobs: must be at least 1, not 0"]),
         (("--time-budget", ""), ["--time-budget: '' is no length of time; write 90s, 30m, 2h or 1h30m"]),

@@ -77,7 +77,7 @@ def test_every_strategy_has_the_same_number_of_trials_growth_included(tuned: Tun
     counts = Counter(run.data.params["strategy"] for run in tuned.runs("tuning"))
     assert counts == {"head": given, "lora": given}
     assert {run.data.params["epochs"] for run in tuned.runs("tuning")} == {"2"}
-    assert "every strategy is given 2 further trials" in tuned.messages
+    assert "every strategy gets 2 more trials" in tuned.messages
 
 
 def test_the_best_trial_is_chosen_and_run_on_all_images_with_fresh_seeds(tuned: TunedFolder) -> None:
@@ -168,7 +168,7 @@ def test_a_run_takes_what_was_chosen(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--seeds", "0-4"), "seed 0 is a tuning seed: values that were chosen on its images must be compared on other images"),
+        (("--seeds", "0-4"), "seed 0 is a tuning seed: values that were chosen on its images must be compared on other"),
         (("--search", "grd"), "--search: unknown method 'grd'; did you mean 'grid'?"),
         (("--space", "head.lr=nan,1"), "--space head.lr: a learning rate must be greater than 0, not nan"),
         (("--space", "lr=1e-3,0.001"), "--space lr: '1e-3,0.001' names 0.001 twice"),
@@ -176,11 +176,11 @@ def test_a_run_takes_what_was_chosen(
         (("--trials", "1"), "--trials: must be at least 2, not 1"),
         (("--tuning-seeds", "x"), "--tuning-seeds: must be a seed, a range or a list"),
         (("--space", "lora.rnk=2,4"), "--space lora.rnk: unknown option; did you mean 'lora.rank'?"),
-        (("--lr", "0.1", "-o", "lora.rank=4"), "head: nothing is left to be tuned"),
+        (("--lr", "0.1", "-o", "lora.rank=4"), "head: nothing is left to tune"),
         (("--jobs", "0"), "--jobs: must be at least 1, not 0"),
         (("--search", "grid", "--space", "lora.rank=2,4,8", "--trials", "3"), "lora: a grid over lr"),
         (("--shots", "1"), "No such option"),
-        (("--set", "shots=1"), "no image can be held back from the 10 labelled ones"),
+        (("--set", "shots=1"), "cannot hold back any of the 10 labelled images for validation"),
     ],
 )
 def test_what_cannot_be_tuned_is_said_before_anything_runs(

@@ -32,7 +32,8 @@ from adaptkit.reports.figures.style import FIXED, Drawing, Mark, assign_colours,
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.settings.severities import area
-from adaptkit.training.evaluation import predict_logits, share_right
+from adaptkit.training.evaluation import predict_logits
+from adaptkit.training.objective import accuracy as accuracy_of
 
 Cli = Callable[..., Result]
 
@@ -117,7 +118,7 @@ def test_what_is_recorded_is_what_the_stored_model_says_of_images_made_anew(seve
     model = adaptkit.load(run.info.run_id, tracking_uri=severe.uri)
     for severity, accuracy in zip(SEVERITIES, over(run), strict=True):
         logits = predict_logits(model, domains.test_under(request.severities[severity]))
-        assert share_right(logits, domains.shifted_test.labels) == accuracy
+        assert accuracy_of(logits, domains.shifted_test.labels) == accuracy
 
 
 def test_an_image_is_turned_by_the_multiple_of_the_same_angle() -> None:

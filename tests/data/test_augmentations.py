@@ -1,4 +1,4 @@
-"""What flip and crop draw and what they do to images."""
+"""Flip and crop: their random amounts and their effect on images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn.functional import interpolate
 from adaptkit.contracts import Shift
 from adaptkit.data.augmentations import Crop, Flip, cropped
 from adaptkit.data.views import shifted_views
+from adaptkit.plugins.components import options_of
 from adaptkit.plugins.loading import load_plugins
-from adaptkit.plugins.offers import options_of
 
 SHIFTS = [Flip(0.5), Crop(0.4)]
 
@@ -27,17 +27,17 @@ def some_images(count: int = 8, channels: int = 3, height: int = 20, width: int 
     return torch.rand(count, channels, height, width, generator=seeded(9))
 
 
-def test_offered_through_the_hook_with_one_amount_each() -> None:
-    offers = load_plugins().offers["shift"]
+def test_built_in_augmentations() -> None:
+    offers = load_plugins().components["shift"]
     amounts = {name: list(options_of(offers[name].cls).items()) for name in ("flip", "crop")}
     assert {name: (field, details.metadata["help"]) for name, [(field, details)] in amounts.items()} == {
-        "flip": ("probability", "share of the images that are mirrored"),
-        "crop": ("share", "smallest share of the side that is kept"),
+        "flip": ("probability", "probability that an image is mirrored"),
+        "crop": ("share", "smallest side of the part, as a share of the image"),
     }
 
 
 @pytest.mark.parametrize(("cls", "field", "least"), [(Flip, "probability", 0), (Crop, "share", 0.01)])
-def test_amounts_are_bounded(cls: type[Shift], field: str, least: float) -> None:
+def test_bounds_of_amounts(cls: type[Shift], field: str, least: float) -> None:
     adapter = TypeAdapter(cls)
     assert adapter.validate_python({field: str(least)}) == cls(least)
     assert adapter.validate_python({field: 1}) == cls(1.0)
@@ -46,7 +46,7 @@ def test_amounts_are_bounded(cls: type[Shift], field: str, least: float) -> None
             adapter.validate_python({field: amount})
 
 
-def test_flip_mirrors_some_images_left_to_right() -> None:
+def test_flip() -> None:
     images = some_images(2000, 1, 2, 3)
     results = Flip(0.3).apply(images, seeded())
     mirrored = (results == images.flip(-1)).flatten(1).all(1)
@@ -56,19 +56,19 @@ def test_flip_mirrors_some_images_left_to_right() -> None:
 
 
 @pytest.mark.parametrize(("x", "y", "width", "height"), [(0, 0, 14, 10), (14, 10, 14, 10), (7, 5, 14, 10)])
-def test_a_part_is_cut_out_and_enlarged(x: int, y: int, width: int, height: int) -> None:
+def test_crop(x: int, y: int, width: int, height: int) -> None:
     images = some_images(2)
     sides = torch.full((2,), width / 28, dtype=torch.float64)
     corners = torch.tensor([[x / 28, y / 20]] * 2, dtype=torch.float64)
     part = images[:, :, y : y + height, x : x + width]
     expected = interpolate(part, size=(20, 28), mode="bilinear")
-    # At its edges a part knows its surroundings, and interpolate knows nothing beyond.
+    # At its edges a crop uses pixels outside of it, and interpolate does not.
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     torch.testing.assert_close(cropped(images, sides, corners)[inner], expected[inner], atol=1e-5, rtol=0)
 
 
-def test_crops_are_uniform_in_size_and_place_and_stay_inside() -> None:
-    # Brightness tells the place: across in one channel, down in the other.
+def test_crop_sizes_and_positions_are_uniform() -> None:
+    # Brightness encodes the position: horizontal in one channel, vertical in the other.
     images = torch.zeros(3000, 2, 40, 40)
     images[:, 0] = (torch.arange(40.0) + 0.5) / 40
     images[:, 1] = ((torch.arange(40.0) + 0.5) / 40)[:, None]
@@ -84,7 +84,7 @@ def test_crops_are_uniform_in_size_and_place_and_stay_inside() -> None:
         assert ((low + high) / 2).mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_no_amount_is_the_identity_bit_for_bit() -> None:
+def test_zero_amount_is_the_identity() -> None:
     images = some_images()
     for shift in (Flip(0.0), Crop(1.0)):
         result = shift.apply(images, seeded())
@@ -93,7 +93,7 @@ def test_no_amount_is_the_identity_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("shift", SHIFTS, ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_each_image_of_a_batch_gets_its_own_draw(shift: Shift, channels: int) -> None:
+def test_each_image_has_its_own_random_amount(shift: Shift, channels: int) -> None:
     before = some_images(1, channels)
     images = before.repeat(16, 1, 1, 1)
     results = shift.apply(images, seeded())
@@ -106,7 +106,7 @@ def test_each_image_of_a_batch_gets_its_own_draw(shift: Shift, channels: int) ->
 
 
 @pytest.mark.parametrize("shift", SHIFTS, ids=str)
-def test_draws_come_from_the_generator_alone(shift: Shift) -> None:
+def test_only_the_generator_is_used(shift: Shift) -> None:
     state = torch.get_rng_state()
     first = shift.apply(some_images(), seeded())
     torch.manual_seed(2)
@@ -114,13 +114,13 @@ def test_draws_come_from_the_generator_alone(shift: Shift) -> None:
     torch.set_rng_state(state)
 
 
-def test_views_depend_on_position_not_on_what_follows() -> None:
+def test_views_do_not_depend_on_later_images() -> None:
     pixels = (some_images(40) * 255).to(torch.uint8)
     views = shifted_views(pixels, SHIFTS, seed=3)
     torch.testing.assert_close(shifted_views(pixels[:7], SHIFTS, seed=3), views[:7], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 224])
-def test_images_of_any_size_can_be_cropped(size: int) -> None:
+def test_crop_of_any_size(size: int) -> None:
     grey = torch.full((2, 3, size, size), 0.25)
     torch.testing.assert_close(Crop(0.1).apply(grey, seeded()), grey)

@@ -37,7 +37,7 @@ NAMES = (
 
 
 def _png(width: int, height: int, rows: bytes, depth: int = 8, colour: int = 2) -> bytes:
-    """Return a PNG that says to be so large, whatever is in it."""
+    """Return a PNG with this size in its header and any content."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         check = zlib.crc32(kind + content)
@@ -81,7 +81,7 @@ def _link(target: str) -> Callable[[Path, Choices], None]:
 
 def _socket(path: Path, made: Choices) -> None:
     here = os.getcwd()
-    os.chdir(path.parent)  # a socket's whole path may have about 100 bytes
+    os.chdir(path.parent)  # the path of a socket is limited to about 100 bytes
     try:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path.name[:90])
@@ -125,7 +125,7 @@ def _picture(kind: str, cut: bool = False) -> Callable[[Path, Choices], None]:
 
 
 def _remove(root: Path) -> None:
-    """Remove a folder with what may not be read in it."""
+    """Remove a folder with unreadable content."""
     for folder, inner, _ in os.walk(root):
         for name in inner:
             path = Path(folder, name)
@@ -146,7 +146,7 @@ MAKERS: tuple[Callable[[Path, Choices], None], ...] = (
 
 
 def _build(root: Path, made: Choices) -> None:
-    """Make one thing at one place below the root: never through a link, nor over what is there."""
+    """Create one entry below the root, never through a link and never over an existing entry."""
     place = root
     for _ in range(1 + made.number(3)):
         if place.is_symlink():
@@ -170,7 +170,7 @@ def test_split(data: bytes) -> None:
     """Read a split and find its images."""
     with refusals():
         found = read_split(file_of(data, "split.json"))
-        assert found.told("mnist5k")
+        assert found.notice("mnist5k")
         split_text(found.classes, found.parts)
         for title in PARTS:
             positions(found.part(title), range(10), "mnist5k")
@@ -198,7 +198,7 @@ def test_picture(data: bytes) -> None:
     examples=25,
 )
 def test_picture_folder(data: bytes) -> None:
-    """Load a folder of pictures that is built as the bytes say, with everything in it that a file system knows."""
+    """Load a folder of pictures that the bytes describe, with all kinds of file system entries."""
     made = Choices(data)
     root = scratch() / "pictures"
     _remove(root)
@@ -222,7 +222,7 @@ def test_picture_folder(data: bytes) -> None:
     b"\1" + IDX[1],
 )
 def test_idx(data: bytes) -> None:
-    """Read MNIST's files: which of the four are the bytes is chosen, the others are sound."""
+    """Read the files of MNIST: one of the four has these bytes, the others are valid."""
     root = scratch() / "idx"
     changed = Choices(data).number(4)
     for number, name in enumerate(idx_files("MNIST")):
@@ -234,7 +234,7 @@ def test_idx(data: bytes) -> None:
 
 
 def test_multiplying_links(own_folder: Path) -> None:
-    """Of 25 folders, each links twice to the next: there are 2^25 ways to the picture."""
+    """25 folders have two links each to the next one: the picture has 2^25 paths."""
     for number in range(25):
         folder = own_folder / "chain" / str(number)
         folder.mkdir(parents=True)

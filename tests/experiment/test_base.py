@@ -1,4 +1,4 @@
-"""The base: trained once per recipe, found again, mended when damaged."""
+"""The base is trained once per recipe, reused, and trained again if its files are damaged."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def base_of(**settings: object) -> tuple[str, bool]:
     return outcome.base.fingerprint, outcome.base.cached
 
 
-def test_a_base_is_trained_once_and_found_again(own_cache: Path) -> None:
+def test_base_is_reused(own_cache: Path) -> None:
     first = base_of()
     assert first[1] is False
     assert base_of() == (first[0], True)
-    # Settings of the adaptation and the shift leave the base alone; those of the base and its data do not.
+    # The base depends on its own settings and its data, not on the shift and settings of the adaptation.
     assert base_of(epochs=1, shots=3, shift="noise=0.1", lr=0.1) == (first[0], True)
     for changed in ({"base.seed": 1}, {"base.epochs": 1}, {"split.seed": 1}, {"split.source": 190}):
         fingerprint, cached = base_of(**changed)
@@ -39,13 +39,13 @@ def test_a_base_is_trained_once_and_found_again(own_cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_refresh_trains_it_anew_to_the_same_weights() -> None:
+def test_refresh_gives_the_same_weights() -> None:
     first = base_of()
     outcome = adaptkit.run("head", settings=TINY_SETTINGS, track=False, refresh_base=True)
     assert (outcome.base.fingerprint, outcome.base.cached) == (first[0], False)
 
 
-def test_a_backbone_that_changed_under_its_name_has_a_base_of_its_own(own_folder: Path) -> None:
+def test_changed_backbone_gets_a_new_base(own_folder: Path) -> None:
     fingerprints = set()
     for activation in ("ReLU", "GELU"):
         path = own_folder / f"{activation}.py"
@@ -65,7 +65,7 @@ def test_a_backbone_that_changed_under_its_name_has_a_base_of_its_own(own_folder
 @pytest.mark.parametrize(
     "damage", ["flip", *(pytest.param(name, marks=pytest.mark.slow) for name in ("truncate", "no card"))]
 )
-def test_a_damaged_base_is_trained_anew(own_cache: Path, damage: str) -> None:
+def test_damaged_base_is_trained_again(own_cache: Path, damage: str) -> None:
     first = base_of()
     (weights,) = (own_cache / "bases").glob("*/base.safetensors")
     content = weights.read_bytes()
@@ -75,14 +75,14 @@ def test_a_damaged_base_is_trained_anew(own_cache: Path, damage: str) -> None:
         weights.write_bytes(content[: len(content) // 2])
     else:
         (weights.parent / "base.json").unlink()
-    told = contextlib.nullcontext() if damage == "no card" else pytest.warns(CacheWarning, match="is damaged")
-    with told:  # without its card, it is one that a killed process did not come to an end with
+    warning = contextlib.nullcontext() if damage == "no card" else pytest.warns(CacheWarning, match="is damaged")
+    with warning:  # an entry without a card was not finished by a killed process, and is not reported
         assert base_of() == (first[0], False)
     assert base_of() == (first[0], True)
 
 
 @pytest.mark.slow
-def test_two_processes_started_together_train_it_once() -> None:
+def test_concurrent_processes_train_the_base_once() -> None:
     command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "--no-track"]
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     processes = [
@@ -95,8 +95,8 @@ def test_two_processes_started_together_train_it_once() -> None:
     assert sorted(trained) == [0, 1]
 
 
-def test_a_backbone_that_views_what_convolutions_give_is_trained(own_folder: Path) -> None:
-    # In the layout in which convolutions are fastest `view` raises: such a model gets torch's own.
+def test_backbone_that_rejects_channels_last(own_folder: Path) -> None:
+    # `view` fails in the channels-last format, so the model gets the default format.
     path = own_folder / "viewing.py"
     path.write_text(
         "from adaptkit import hookimpl\nclass Viewing:\n    name = 'viewing'\n"

@@ -1,4 +1,4 @@
-"""Experiments without a source, and those whose base is pretrained: who trains the head, what is told, what moves."""
+"""Experiments without a source or with a pretrained base: heads, notices, statistics and images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(strategy: Any, **more: Any) -> adaptkit.RunOutcome:
     return adaptkit.run(strategy, backbone=Plain(), settings=settings, track=False, **more)
 
 
-def test_every_strategy_trains_the_new_head_beside_its_own_parameters() -> None:
+def test_every_strategy_also_trains_a_new_head() -> None:
     outcome = run(["head", "lora", "norm", "bitfit", "full"], dataset="none", target="digits", plugins=[BITFIT])
     shares = {arm.label: (arm.head, arm.adapter, arm.base) for arm in outcome.plan.arms}
     head = 8 * 10 + 10
@@ -52,18 +52,18 @@ def test_every_strategy_trains_the_new_head_beside_its_own_parameters() -> None:
     assert (outcome.plan.dataset, outcome.plan.source_images, outcome.plan.clean_test_images) == ("none", 0, 0)
 
 
-def test_without_a_source_a_target_is_needed_and_weights_are_missed(cli: Any) -> None:
+def test_no_source_requires_a_target(cli: Any) -> None:
     failed = cli("run", "-s", "head", "--dataset", "none")
     assert failed.exit_code == 2
     assert failed.stderr == "Error: dataset none: set the images to adapt to, as in --target folder:PATH\n"
     planned = cli("run", "-s", "head", "--dataset", "none", "--target", "digits", "--dry-run", "--json")
     assert json.loads(planned.stdout)["notices"] == [
-        "backbone small_cnn has no pretrained weights: the base knows nothing yet"
+        "backbone small_cnn has no pretrained weights: the base is untrained"
     ]
 
 
 class Replaced:
-    """Put another head in the place of the model's."""
+    """Replace the head of the model."""
 
     name = "replaced"
 
@@ -78,13 +78,13 @@ class Replacing:
         return [Replaced]
 
 
-def test_a_head_that_a_strategy_made_anew_is_trained_too() -> None:
+def test_head_replaced_by_a_strategy_is_trained() -> None:
     outcome = run("replaced", dataset="none", target="digits", plugins=[Replacing()])
     (arm,) = outcome.plan.arms
     assert (arm.head, arm.adapter, arm.base) == (90, 0, 4) and outcome.failed == ()
 
 
-def test_a_probed_base_moves_its_head_alone(own_folder: Path, store: Path) -> None:
+def test_probed_base_trains_only_its_head(own_folder: Path, store: Path) -> None:
     model = Plain(classes=3)
     outcome = adaptkit.run("head", backbone=model, settings=SMALL | {"base.mode": "probe", "split.source": 200})
     client = tracking(own_folder)
@@ -100,12 +100,10 @@ def test_a_probed_base_moves_its_head_alone(own_folder: Path, store: Path) -> No
 
 
 @pytest.mark.parametrize(("bn", "moves"), [pytest.param("freeze", False, marks=pytest.mark.slow), ("adapt", True)])
-def test_statistics_of_frozen_layers_move_and_are_saved_only_when_asked_to(
-    own_folder: Path, store: Path, bn: str, moves: bool
-) -> None:
+def test_statistics_of_frozen_layers_adapt_on_request(own_folder: Path, store: Path, bn: str, moves: bool) -> None:
     settings = SMALL | {"split.source": 200, "base.epochs": 1}
     outcome = adaptkit.run(["lora", "head"], backbone=Plain(), settings=settings, bn=bn)
-    # Each run's last step holds the reloaded model against the trained one, to 1e-4.
+    # At its end, each run compares the reloaded model with the trained one, to 1e-4.
     assert outcome.failed == ()
     for record in outcome.runs:
         assert record.run_id is not None
@@ -115,7 +113,7 @@ def test_statistics_of_frozen_layers_move_and_are_saved_only_when_asked_to(
         )
 
 
-def test_a_store_that_gives_another_adapter_back_is_told(
+def test_store_that_changes_the_adapter_is_reported(
     own_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
@@ -131,14 +129,14 @@ def test_a_store_that_gives_another_adapter_back_is_told(
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", spoilt)
     outcome = adaptkit.run("head", dataset="none", target="digits", backbone=Plain(), settings=SMALL)
     assert [run.status for run in outcome.runs] == ["finished"]
-    # It is judged by what is sent; what the store gives back must be the same.
+    # The run evaluates the adapter that it sent, and the store must return the same file.
     assert outcome.tracking_error is not None
     assert outcome.tracking_error.startswith(
         "the store does not give back adapter.safetensors as it was; what is missing"
     )
 
 
-def test_augmentations_are_drawn_anew_for_training_alone() -> None:
+def test_augmentations_apply_to_training_only() -> None:
     plain = run("head", dataset="none", target="digits")
     augmented = run("head", dataset="none", target="digits", augment="noise=0.5")
     assert augmented.data_fingerprint == plain.data_fingerprint
@@ -157,24 +155,24 @@ def test_augmentations_are_drawn_anew_for_training_alone() -> None:
 
 
 class Sized(Plain):
-    """A model that tells the size of the images it is given."""
+    """A model that records the size of its images."""
 
     seen: ClassVar[set[int]] = set()
 
     def forward(self, x: Tensor) -> Tensor:
-        if type(x) is Tensor:  # not while it is traced
+        if type(x) is Tensor:  # not during tracing
             self.seen.add(x.shape[-1])
         return super().forward(x)
 
 
-def test_all_images_are_brought_to_the_size_that_is_asked_for() -> None:
+def test_image_size_applies_to_all_images() -> None:
     outcome = adaptkit.run(
         "head", dataset="none", target="digits", backbone=Sized(), settings=SMALL, image_size=20, track=False
     )
     assert outcome.failed == () and Sized.seen == {20}
 
 
-def test_an_earlier_split_is_taken_again(own_folder: Path, store: Path) -> None:
+def test_split_file_is_reused(own_folder: Path, store: Path) -> None:
     first = adaptkit.run("head", dataset="none", target="digits", backbone=Plain(), settings=SMALL)
     path = tracking(own_folder).download_artifacts(first.runs[0].run_id, "split.json", str(own_folder))
     written = json.loads(Path(path).read_text())
@@ -189,17 +187,17 @@ def test_an_earlier_split_is_taken_again(own_folder: Path, store: Path) -> None:
     Path(path).write_text(json.dumps(written))
     with pytest.raises(BadInput) as caught:
         run("head", dataset="none", target="digits", settings={"split.file": path})
-    assert caught.value.problems == ("split.file: digits does not have, or no longer has, 1797",)
+    assert caught.value.problems == ("split.file: these images are not in digits: 1797",)
 
 
-def test_copies_of_pictures_on_both_sides_are_told(cli: Any, own_folder: Path) -> None:
+def test_duplicates_across_the_split_are_reported(cli: Any, own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=10, size=24)
     asked = ("run", "-s", "head", "--dataset", "none", "--target", "folder:photos", "--image-size", "24", "--dry-run")
     first = json.loads(cli(*asked, "--json").stdout)["notices"]
     for picture in sorted((own_folder / "photos").rglob("*.*")):
         shutil.copy(picture, picture.with_stem(f"{picture.stem} copy"))
     (line,) = (line for line in json.loads(cli(*asked, "--json").stdout)["notices"] if line not in first)
-    assert re.fullmatch(r"\d+ of 48 images of the test set are in the pool too, pixel for pixel", line)
+    assert re.fullmatch(r"\d+ of 48 images of the test set are exact copies of images in the pool", line)
 
 
 def tracking(folder: Path) -> Any:

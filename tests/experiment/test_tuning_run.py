@@ -1,4 +1,4 @@
-"""One tuning run: which images train and judge, and that no test image has a part in it."""
+"""Tuning runs: training and validation images, and that no test image is used."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from support.experiments import TINY_SETTINGS
 
 from adaptkit.errors import BadInput
 from adaptkit.events import Epoch, RunResult, RunStart
-from adaptkit.experiment.adaptation import Stage
+from adaptkit.experiment.adaptation import Stage, open_stage
 from adaptkit.experiment.base import obtain_base
-from adaptkit.experiment.inputs import ModelInputs
 from adaptkit.experiment.prepare import Experiment, draw_target, prepare
 from adaptkit.experiment.tuning_run import blinded, require_validation, split_drawn, tune_once
 from adaptkit.hookspecs import hookimpl
@@ -28,7 +27,7 @@ from adaptkit.training.loop import VALIDATION
 
 
 class Watcher:
-    """Keep what a tuning run tells."""
+    """Record the events of a tuning run."""
 
     def __init__(self) -> None:
         self.runs: list[RunStart] = []
@@ -54,13 +53,13 @@ class Watcher:
 
 
 class Unusable:
-    """Images that nobody can look at."""
+    """Images that raise an error when they are used."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"a test image was asked for its {name}")
+        raise AssertionError(f"attribute {name} of a test image was read")
 
     def __getitem__(self, index: Any) -> Any:
-        raise AssertionError("a test image was looked at")
+        raise AssertionError("a test image was read")
 
 
 @contextmanager
@@ -69,24 +68,22 @@ def stage(*strategies: str, reuse: bool = True, **more: Any) -> Iterator[tuple[S
     request = resolve([Layer({"strategy": list(strategies), **TINY_SETTINGS, **more})], plugins)
     experiment = prepare(request)
     with Seat() as seat:
-        base, _, _ = obtain_base(experiment, plugins, None, False, lambda line: None)
-        model = experiment.place(base.build(request, experiment.domains))
-        feeding = ModelInputs.of(experiment, reuse)
+        base = obtain_base(experiment, plugins).base
         plugins.manager.register(watcher)
-        yield Stage(experiment, plugins, seat, None, feeding, base, None, model), watcher
+        yield open_stage(experiment, base, plugins=plugins, seat=seat, feature_cache=reuse), watcher
 
 
-def without_tests(one: Stage) -> Stage:
-    """Return the stage with test sets that nobody can look at."""
-    experiment: Experiment = one.experiment
+def without_tests(stage: Stage) -> Stage:
+    """Return the stage with test sets that raise an error when they are used."""
+    experiment: Experiment = stage.experiment
     nothing: Any = (Unusable(), Unusable())
     experiment = dataclasses.replace(experiment, clean=nothing, shifted=nothing)
-    tests: Any = dict.fromkeys(one.feeding.tests, Unusable())
-    feeding = dataclasses.replace(one.feeding, experiment=experiment, tests=tests)
-    return dataclasses.replace(one, experiment=experiment, feeding=feeding)
+    tests: Any = dict.fromkeys(stage.inputs.tests, Unusable())
+    inputs = dataclasses.replace(stage.inputs, experiment=experiment, tests=tests)
+    return dataclasses.replace(stage, experiment=experiment, inputs=inputs)
 
 
-def test_a_fifth_of_each_class_is_held_back() -> None:
+def test_validation_takes_a_fifth_of_each_class() -> None:
     labels = torch.tensor([0] * 50 + [1] * 10 + [2] * 3 + [3] * 2 + [4])
     training, held = split_drawn(labels, seed=0)
     assert sorted([*training.tolist(), *held.tolist()]) == list(range(len(labels)))
@@ -96,13 +93,13 @@ def test_a_fifth_of_each_class_is_held_back() -> None:
     assert not torch.equal(split_drawn(labels, seed=1)[1], held)
 
 
-def test_where_no_image_can_be_held_back_it_is_said(own_folder: Path) -> None:
-    with stage("head", shots=1) as (one, _), pytest.raises(BadInput, match="give 2 shots a class or more"):
+def test_one_shot_cannot_be_tuned(own_folder: Path) -> None:
+    with stage("head", shots=1) as (one, _), pytest.raises(BadInput, match="use at least 2 shots a class"):
         require_validation(one.experiment, 0)
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_no_test_image_is_looked_at(own_folder: Path, reuse: bool) -> None:
+def test_tuning_uses_no_test_image(own_folder: Path, reuse: bool) -> None:
     with stage("head", "lora", "full", reuse=reuse) as (one, watcher):
         for arm in one.experiment.request.arms:
             record = tune_once(without_tests(one), arm, 0)
@@ -114,7 +111,7 @@ def test_no_test_image_is_looked_at(own_folder: Path, reuse: bool) -> None:
     assert all(result.predictions == {} and result.metrics == {} for result in watcher.results)
 
 
-def test_the_run_is_of_kind_tuning_with_the_params_and_tags_of_an_adaptation(own_folder: Path) -> None:
+def test_params_and_tags_of_a_tuning_run(own_folder: Path) -> None:
     with stage("head") as (one, watcher):
         (arm,) = one.experiment.request.arms
         one.run(arm, 0)
@@ -126,28 +123,28 @@ def test_the_run_is_of_kind_tuning_with_the_params_and_tags_of_an_adaptation(own
     assert tuning.tags["adaptkit.trial_key"] != adaptation.tags["adaptkit.trial_key"]
 
 
-def test_what_trains_and_what_judges_is_the_seeds_own_draw_without_augmentation(own_folder: Path) -> None:
+def test_tuning_divides_the_draw_of_its_seed(own_folder: Path) -> None:
     with stage("head", augment="flip=1", epochs=3) as (one, _):
         (arm,) = one.experiment.request.arms
         tune_once(one, arm, 0)
         drawn = draw_target(one.experiment.request, one.experiment.domains, 0)
         training, held = require_validation(one.experiment, 0)
         assert training + held == len(drawn)
-        kept = {name: value for (kind, name), value in one.feeding.store._kept.items() if kind == "images"}
+        kept = {name: value for (kind, name), value in one.inputs.store._kept.items() if kind == "images"}
         assert sorted(kept) == ["views 0/tuning 1", "views 0/tuning 2", "views 0/tuning 3", "views 0/tuning validation"]
         assert len(kept["views 0/tuning validation"].tensor) == held
         first, second = (kept[f"views 0/tuning {epoch}"].tensor for epoch in (1, 2))
         assert isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
         assert len(first) == training and not torch.equal(first, second)
-        one.feeding.forget(0)
-        assert not one.feeding.store._kept
+        one.inputs.forget(0)
+        assert not one.inputs.store._kept
 
 
-def test_features_are_shared_and_change_nothing(own_folder: Path) -> None:
+def test_feature_cache_does_not_change_tuning(own_folder: Path) -> None:
     with stage("head", "lora") as (one, _):
         head, lora = one.experiment.request.arms
         records = [tune_once(one, arm, 0) for arm in (head, lora, dataclasses.replace(head, lr=0.1))]
-        names = {name for kind, name in one.feeding.store._kept if kind != "images"}
+        names = {name for kind, name in one.inputs.store._kept if kind != "images"}
         assert names == {"views 0/tuning 1", "views 0/tuning 2", "views 0/tuning validation"}
     with stage("head", "lora", reuse=False) as (whole, _):
         for record, arm in zip(records, (head, lora, dataclasses.replace(head, lr=0.1)), strict=True):
@@ -156,7 +153,7 @@ def test_features_are_shared_and_change_nothing(own_folder: Path) -> None:
             assert again.metrics["validation/loss"] == pytest.approx(record.metrics["validation/loss"], rel=1e-4)
 
 
-def test_a_run_that_diverges_is_a_failed_record(own_folder: Path) -> None:
+def test_diverged_run_is_a_failed_record(own_folder: Path) -> None:
     with stage("full", optimizer="sgd") as (one, watcher):
         (arm,) = one.experiment.request.arms
         record = tune_once(one, dataclasses.replace(arm, lr=1e30), 0)
@@ -165,7 +162,7 @@ def test_a_run_that_diverges_is_a_failed_record(own_folder: Path) -> None:
     assert len(watcher.errors) == 1
 
 
-def test_blinded_images_are_black_and_few(own_folder: Path) -> None:
+def test_blinded_images_are_black(own_folder: Path) -> None:
     with stage("head") as (one, _):
         domains = one.experiment.domains
         blind = blinded(domains)
@@ -177,5 +174,5 @@ def test_blinded_images_are_black_and_few(own_folder: Path) -> None:
         assert torch.equal(blind.pool.labels, domains.pool.labels)
 
 
-def test_validation_is_named_once() -> None:
+def test_validation_metric_names() -> None:
     assert VALIDATION == "validation"

@@ -343,7 +343,7 @@ def test_load_model_from_python(store: Path, no_cache: Path) -> None:
     _, domains = run_data(trained.stored, given_plugins([], Net()))
     right = (model(domains.shifted_test.pixels).argmax(1) == domains.shifted_test.labels).float().mean()
     assert float(right) == pytest.approx(outcome.runs[0].metrics["final/shifted_accuracy"])
-    with pytest.raises(BadInput, match="the model that was given is python:Sequential"):
+    with pytest.raises(BadInput, match="the model that was passed is python:Sequential"):
         adaptkit.load(run_id, backbone=nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
 
 

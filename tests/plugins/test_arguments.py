@@ -1,4 +1,4 @@
-"""Backbones and data sets whose names carry an argument, and backbones with options."""
+"""Backbones and data sets with an argument in their name, and backbones with options."""
 
 from __future__ import annotations
 
@@ -73,9 +73,7 @@ def plugin(own_folder: Path) -> str:
     return str(write(own_folder / "mine.py", PLUGIN))
 
 
-def test_arguments_and_options_reach_the_model_the_params_and_the_config(
-    cli: Cli, own_folder: Path, store: Path, plugin: str
-) -> None:
+def test_argument_and_options_in_model_params_and_config(cli: Cli, own_folder: Path, store: Path, plugin: str) -> None:
     chosen = ("--backbone", "layers:2", "--set", "backbone.width=8", "--dataset", "bars:3", "--plugin", plugin)
     outcome = json.loads(cli("run", "-s", "head", *chosen, *TINY, "--json").stdout)
     (run,) = outcome["runs"]
@@ -93,7 +91,7 @@ def test_arguments_and_options_reach_the_model_the_params_and_the_config(
     )
 
 
-def test_another_option_is_another_base(plugin: str) -> None:
+def test_option_changes_the_base(plugin: str) -> None:
     def fingerprint(width: int) -> str:
         settings = TINY_SETTINGS | {"backbone": "layers:1", "backbone.width": width}
         return adaptkit.run("head", settings=settings, plugins=[plugin], track=False).base.fingerprint
@@ -104,10 +102,10 @@ def test_another_option_is_another_base(plugin: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--backbone", "layers"], "backbone layers needs a name after a colon: layers:COUNT"),
-        (["--backbone", "layers:"], "backbone layers needs a name after a colon: layers:COUNT"),
+        (["--backbone", "layers"], "backbone layers needs an argument after a colon: layers:COUNT"),
+        (["--backbone", "layers:"], "backbone layers needs an argument after a colon: layers:COUNT"),
         (["--backbone", "layers:two"], "layers:two.count: must be a whole number, not 'two'"),
-        (["--backbone", "small_cnn:2"], "backbone small_cnn takes nothing after its name, but 'small_cnn:2' was given"),
+        (["--backbone", "small_cnn:2"], "backbone small_cnn takes no argument after a colon, got 'small_cnn:2'"),
         (["--backbone", "layer:2"], "unknown backbone 'layer'; did you mean 'layers'?"),
         (["--dataset", "bars:many"], "data set bars: 'many' is not a number of positions"),
         (["--backbone", "layers:1", "--set", "backbone.width=0"], "backbone.width: must be at least 1, not 0"),
@@ -118,20 +116,20 @@ def test_another_option_is_another_base(plugin: str) -> None:
         (["--set", "backbone.width=2"], "unknown option 'backbone.width'; small_cnn has no options"),
     ],
 )
-def test_wrong_arguments_are_told_in_a_line(cli: Cli, plugin: str, arguments: list[str], line: str) -> None:
+def test_wrong_arguments(cli: Cli, plugin: str, arguments: list[str], line: str) -> None:
     result = cli("run", "-s", "head", *arguments, "--plugin", plugin)
     assert (result.exit_code, result.stderr) == (2, f"Error: {line}\n")
 
 
-def test_they_are_listed_and_checked_with_their_argument(cli: Cli, plugin: str) -> None:
+def test_listing_and_check_with_argument(cli: Cli, plugin: str) -> None:
     listed = cli("backbones", "--plugin", plugin).stdout
     assert "layers:COUNT" in listed and "--set backbone.width=16  units of a layer" in listed
     assert cli("plugins", "check", "layers:2", "--plugin", plugin).exit_code == 0
     lacking = cli("plugins", "check", "layers", "--plugin", plugin)
-    assert lacking.stderr == "Error: backbone layers needs a name after a colon: layers:COUNT\n"
+    assert lacking.stderr == "Error: backbone layers needs an argument after a colon: layers:COUNT\n"
 
 
-def test_the_kit_takes_an_argument() -> None:
+def test_conformance_kit_with_argument() -> None:
     class Wide:
         name = "wide"
         argument = "WIDTH"
@@ -146,5 +144,5 @@ def test_the_kit_takes_an_argument() -> None:
             return nn.Sequential(nn.Flatten(), nn.Linear(inputs, self.width), nn.ReLU(), nn.Linear(self.width, classes))
 
     assert [verdict for verdict in try_all(checks(Wide, argument="7")) if verdict.word == "failed"] == []
-    with pytest.raises(BadInput, match="needs a name after a colon: wide:WIDTH"):
+    with pytest.raises(BadInput, match="needs an argument after a colon: wide:WIDTH"):
         checks(Wide)

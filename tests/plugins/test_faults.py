@@ -1,4 +1,4 @@
-"""Errors inside what plugins offer: one line with the place, and what does not need them goes on."""
+"""Errors in the code of plugins: one message with the place, and other runs continue."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def adaptkit_strategies():
 
 
 def plugin(folder: Path, old: str, new: str, text: str = STRATEGY) -> tuple[str, int]:
-    """Write the plugin with one change; return its path and the line of the change."""
+    """Write the plugin with one change; return its path and the line number of the change."""
     assert text.count(old) == 1
     changed = text.replace(old, new)
     path = folder / "odd.py"
@@ -57,7 +57,7 @@ def plugin(folder: Path, old: str, new: str, text: str = STRATEGY) -> tuple[str,
     return str(path), changed[: changed.index(new)].count("\n") + 1
 
 
-def test_the_sound_one_runs(cli: Cli, own_folder: Path) -> None:
+def test_correct_plugin(cli: Cli, own_folder: Path) -> None:
     path, _ = plugin(own_folder, "pass", "pass")
     assert cli("run", "-s", "odd", *TINY, "--no-track", "-q", "--plugin", path).exit_code == 0
 
@@ -76,7 +76,7 @@ def test_the_sound_one_runs(cli: Cli, own_folder: Path) -> None:
     ],
     ids=["step_ended", "merge raises", "merge is wrong"],
 )
-def test_a_strategy_that_fails_while_it_runs_is_a_failed_run_and_the_others_go_on(
+def test_strategy_error_fails_only_its_run(
     cli: Cli, own_folder: Path, store: Path, old: str, new: str, reason: str
 ) -> None:
     path, line = plugin(own_folder, old, new)
@@ -89,7 +89,7 @@ def test_a_strategy_that_fails_while_it_runs_is_a_failed_run_and_the_others_go_o
     assert "Traceback" in text.read_text()
 
 
-OFFERS = """
+COMPONENTS = """
 from torch import nn
 from adaptkit import hookimpl
 
@@ -134,36 +134,42 @@ def adaptkit_datasets():
         ),
         (
             ["-s", "head", "-s", "lora", "--backbone", "net"],
-            OFFERS,
+            COMPONENTS,
             "nn.Linear(channels * size * size, classes)",
             "nn.Linear(7, classes)",
             "backbone net fails for images [1, 28, 28]: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
         ),
         (
             ["-s", "head", "-s", "lora", "--backbone", "net"],
-            OFFERS,
+            COMPONENTS,
             "return nn.Sequential(",
             "raise KeyError(1)\n        return nn.Sequential(",
             "backbone net: build() raises KeyError: 1 ({place})",
         ),
         (
             ["-s", "head", "-s", "lora", "--backbone", "net"],
-            OFFERS,
+            COMPONENTS,
             "return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))",
             "return None",
             "backbone net: build() returned NoneType, not a torch.nn.Module",
         ),
-        (["-s", "head", "--dataset", "data"], OFFERS, "[]", "[ ]", "data set data: load() returned list, not a Corpus"),
         (
             ["-s", "head", "--dataset", "data"],
-            OFFERS,
+            COMPONENTS,
+            "[]",
+            "[ ]",
+            "data set data: load() returned list, not a Corpus",
+        ),
+        (
+            ["-s", "head", "--dataset", "data"],
+            COMPONENTS,
             "return []",
             "raise OSError('gone')",
             "data set data: load() raises OSError: gone ({place})",
         ),
         (
             ["-s", "head"],
-            OFFERS,
+            COMPONENTS,
             "return [Data]",
             "return Data",
             "plugin {path}: adaptkit_datasets: it returned type, not a list of classes",
@@ -171,25 +177,25 @@ def adaptkit_datasets():
     ],
     ids=["forward", "group", "size", "build", "nothing", "list", "load", "class"],
 )
-def test_what_fails_before_training_is_one_line(
+def test_errors_before_training(
     cli: Cli, own_folder: Path, arguments: list[str], text: str, old: str, new: str, line: str
 ) -> None:
-    path, number = plugin(own_folder, old, new, text)
+    path, number = plugin(own_folder, old, new, text=text)
     result = cli("run", *arguments, *TINY, "--no-track", "--plugin", path)
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
     assert result.stderr.startswith(f"Error: {line.format(path=path, place=f'{path}:{number}')}")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "failure"),
     [
         ("scaled = model", "scaled = model.nothing", "FAILED merges exactly (cnn): merge() raises AttributeError: "),
         ("def merge(self, model)", "def merge(self)", "FAILED merges exactly (cnn): merge() raises TypeError: "),
         ("* self.scale", "* self.nothing", "FAILED trains (cnn): training fails: AttributeError: "),
     ],
 )
-def test_check_tells_errors_in_their_check(cli: Cli, own_folder: Path, old: str, new: str, told: str) -> None:
-    # It adapts the notebook's CNN only: of other models it says so.
+def test_plugins_check_reports_errors(cli: Cli, own_folder: Path, old: str, new: str, failure: str) -> None:
+    # It only adapts the CNN of the notebook and raises BadInput for other models.
     text = STRATEGY.replace(
         "        model.classifier[3] = Scaled(",
         "        if not hasattr(model, 'classifier'):\n"
@@ -197,20 +203,20 @@ def test_check_tells_errors_in_their_check(cli: Cli, own_folder: Path, old: str,
         "            raise BadInput('it has no classifier')\n"
         "        model.classifier[3] = Scaled(",
     )
-    path, _ = plugin(own_folder, old, new, text)
+    path, _ = plugin(own_folder, old, new, text=text)
     result = cli("plugins", "check", path)
     assert result.exit_code == 1
     failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
-    assert failed[0].startswith(told)
-    if "merge" in told:
+    assert failed[0].startswith(failure)
+    if "merge" in failure:
         assert len(failed) == 1
     assert "it does not fit this model: it has no classifier" in result.stdout
 
 
-def test_the_place_is_in_an_installed_package_whose_name_begins_as_ours(
+def test_place_of_an_error_in_an_installed_plugin(
     cli: Cli, own_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Beside adaptkit in one folder, as pip would put it; the layers are in a module of their own.
+    # In one folder with adaptkit, as pip installs it; the layers are in a separate module.
     package = own_folder / "site" / "adaptkit_odd"
     package.mkdir(parents=True)
     hooks, layers = STRATEGY.split("class Scaled")[0], STRATEGY.split("class Odd")

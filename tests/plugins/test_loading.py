@@ -1,4 +1,4 @@
-"""Loading plugins: where they come from, what is wrong with them, and how they watch runs."""
+"""Loading plugins: files, installed packages, faults, event hooks and listings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def installed(distribution: str) -> bool:
     return True
 
 
-def test_a_file_plugin_runs_and_lists_its_options(cli: Cli, own_folder: Path) -> None:
+def test_plugin_file(cli: Cli, own_folder: Path) -> None:
     path = write(own_folder / "mine.py", PLUGIN)
     result = cli("run", "-s", "last-bias", "-o", "scale=2", *TINY, "--no-track", "--json", "--plugin", str(path))
     (run,) = json.loads(result.stdout)["runs"]
@@ -48,18 +48,14 @@ def test_a_file_plugin_runs_and_lists_its_options(cli: Cli, own_folder: Path) ->
     } in listed
 
 
-def test_an_installed_plugin_is_found_by_its_entry_point(
-    cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(own_folder, "thirdparty_good", PLUGIN, monkeypatch)
+def test_installed_plugin(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(own_folder, "thirdparty_good", PLUGIN, monkeypatch=monkeypatch)
     assert load_plugins().find("strategy", "last-bias").origin == "thirdparty_good 1.2"
     assert cli("run", "-s", "last-bias", *TINY, "--no-track", "-q").exit_code == 0
 
 
-def test_two_entry_points_of_one_distribution_are_both_loaded(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(own_folder, "thirdparty_pair", PLUGIN, monkeypatch)
+def test_two_entry_points_of_one_distribution(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(own_folder, "thirdparty_pair", PLUGIN, monkeypatch=monkeypatch)
     write(own_folder / "thirdparty_other.py", PLUGIN.replace("last-bias", "first-bias"))
     (own_folder / "thirdparty_pair-1.2.dist-info" / "entry_points.txt").write_text(
         "[adaptkit]\na = thirdparty_pair\nb = thirdparty_other\n"
@@ -70,7 +66,7 @@ def test_two_entry_points_of_one_distribution_are_both_loaded(
     assert plugins.find("strategy", "first-bias").origin == "thirdparty_pair 1.2 (b)"
 
 
-def test_bitfit_runs_from_its_file(cli: Cli) -> None:
+def test_bitfit_from_its_file(cli: Cli) -> None:
     arguments = ("run", "-s", "bitfit", *TINY, "--no-track", "--json", "--plugin", str(BITFIT))
     (run,) = json.loads(cli(*arguments).stdout)["runs"]
     assert (run["metrics"]["params/trainable"], run["metrics"]["params/total"]) == (234, 421_642)
@@ -78,23 +74,21 @@ def test_bitfit_runs_from_its_file(cli: Cli) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not installed("adaptkit-bitfit"), reason="plugins/bitfit is not installed")
-def test_bitfit_runs_when_it_is_installed() -> None:
+def test_bitfit_installed() -> None:
     command = [sys.executable, "-m", "adaptkit", "run", "-s", "bitfit", *TINY, "--no-track", "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     (run,) = json.loads(result.stdout)["runs"]
     assert (run["metrics"]["params/trainable"], run["metrics"]["params/total"]) == (234, 421_642)
 
 
-def test_the_core_never_imports_bitfit() -> None:
+def test_core_does_not_import_bitfit() -> None:
     sources = (Path(adaptkit.__file__).parent).rglob("*.py")
     assert not [path for path in sources if "bitfit" in path.read_text(encoding="utf-8").lower()]
 
 
-def test_plugins_are_named_by_environment_and_never_taken_from_the_current_folder(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plugins_from_the_environment_not_the_current_folder(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(own_folder / "mine.py", PLUGIN)
-    assert "last-bias" not in load_plugins().offers["strategy"]
+    assert "last-bias" not in load_plugins().components["strategy"]
     monkeypatch.setenv("ADAPTKIT_PLUGINS", str(path))
     assert load_plugins().find("strategy", "last-bias").origin == str(path)
 
@@ -119,7 +113,7 @@ def test_plugins_are_named_by_environment_and_never_taken_from_the_current_folde
             "from adaptkit import hookimpl\nclass A: pass\n@hookimpl\ndef adaptkit_strategies(): return [A]\n",
             "adaptkit_strategies: A needs a class variable `name`, a string without '= , : .' and spaces",
         ),
-        ("import sys; sys.exit()\n", "it ended Python while it was imported (sys.exit)"),
+        ("import sys; sys.exit()\n", "it called sys.exit while it was imported"),
         (
             "from adaptkit import hookimpl\nclass A:\n  name = 'a'\n  def apply(self, images, generator): ...\n"
             "@hookimpl\ndef adaptkit_shifts(): return [A]\n",
@@ -137,11 +131,11 @@ def test_plugins_are_named_by_environment_and_never_taken_from_the_current_folde
         (
             "from adaptkit import hookimpl\nclass A:\n  name = 'lora'\n  def adapt(self, model): ...\n"
             "@hookimpl\ndef adaptkit_strategies(): return [A]\n",
-            "strategy 'lora' is offered already by built-in lora; remove or rename one",
+            "strategy 'lora' is already provided by built-in lora; remove or rename one",
         ),
     ],
 )
-def test_a_bad_plugin_file_is_one_line(cli: Cli, own_folder: Path, text: str, problem: str) -> None:
+def test_bad_plugin_file(cli: Cli, own_folder: Path, text: str, problem: str) -> None:
     path = write(own_folder / "bad.py", text)
     result = cli("run", "-s", "head", "--plugin", str(path))
     assert result.stderr == f"Error: plugin {path}: {problem.format(path=path)}\n"
@@ -149,17 +143,15 @@ def test_a_bad_plugin_file_is_one_line(cli: Cli, own_folder: Path, text: str, pr
     assert [entry.name for entry in own_folder.iterdir() if entry.suffix] == ["bad.py"]
 
 
-def test_a_missing_plugin_file_is_one_line(cli: Cli, own_folder: Path) -> None:
+def test_missing_plugin_file(cli: Cli, own_folder: Path) -> None:
     result = cli("run", "-s", "head", "--plugin", "none.py")
     assert result.stderr == f"Error: plugin {own_folder}/none.py: there is no such file\n"
     assert result.exit_code == 2
 
 
-def test_a_broken_installed_plugin_is_a_warning_unless_it_is_needed(
-    cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(own_folder, "thirdparty_broken", "raise RuntimeError('no GPU')\n", monkeypatch)
-    hint = "mend it, or remove it with pip uninstall thirdparty_broken"
+def test_broken_installed_plugin(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(own_folder, "thirdparty_broken", "raise RuntimeError('no GPU')\n", monkeypatch=monkeypatch)
+    hint = "fix it, or remove it with pip uninstall thirdparty_broken"
     fault = f"plugin thirdparty_broken 1.2: RuntimeError: no GPU; {hint}"
     listing = cli("strategies")
     assert (listing.exit_code, listing.stderr) == (0, f"Warning: {fault} (skipped)\n")
@@ -173,7 +165,7 @@ def test_a_broken_installed_plugin_is_a_warning_unless_it_is_needed(
     assert (strict.exit_code, strict.stderr) == (2, f"Error: {fault}\n")
 
 
-def test_an_error_inside_adapt_is_one_line_with_its_place(cli: Cli, own_folder: Path) -> None:
+def test_error_in_adapt(cli: Cli, own_folder: Path) -> None:
     path = write(own_folder / "mine.py", PLUGIN.replace("model.head.bias", "model.haed.bias"))
     result = cli("run", "-s", "last-bias", *TINY, "--plugin", str(path))
     assert result.exit_code == 2
@@ -182,7 +174,7 @@ def test_an_error_inside_adapt_is_one_line_with_its_place(cli: Cli, own_folder: 
 
 
 @pytest.mark.slow
-def test_the_config_of_a_run_names_the_plugin_files_that_it_needs(store: Path, own_folder: Path) -> None:
+def test_config_of_a_run_names_its_plugin_files(store: Path, own_folder: Path) -> None:
     path = write(own_folder / "mine.py", PLUGIN)
     adaptkit.run("last-bias", settings=TINY_SETTINGS, plugins=[path])
     headers = {file.read_text().splitlines()[0] for file in own_folder.glob("mlruns/*/*/artifacts/config.yaml")}
@@ -190,17 +182,15 @@ def test_the_config_of_a_run_names_the_plugin_files_that_it_needs(store: Path, o
     assert headers == {repeat, f"{repeat} --refresh-base -s NAME"}
 
 
-def test_two_plugins_of_one_name_are_an_error_that_names_both(cli: Cli, own_folder: Path) -> None:
+def test_two_plugins_with_one_name(cli: Cli, own_folder: Path) -> None:
     one, two = write(own_folder / "one.py", PLUGIN), write(own_folder / "two.py", PLUGIN)
     result = cli("run", "-s", "head", "--plugin", str(one), "--plugin", str(two))
     assert result.exit_code == 2
-    offered = "strategy 'last-bias' is offered already by"
-    assert result.stderr == f"Error: plugin {two}: {offered} {one}; remove or rename one\n"
+    provided = "strategy 'last-bias' is already provided by"
+    assert result.stderr == f"Error: plugin {two}: {provided} {one}; remove or rename one\n"
 
 
-def test_a_plugin_that_raises_while_watching_is_a_warning_with_its_line_and_an_error_when_strict(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_in_an_event_hook(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(
         own_folder / "raising.py",
         """
@@ -214,7 +204,7 @@ def test_a_plugin_that_raises_while_watching_is_a_warning_with_its_line_and_an_e
     )
     message = (
         rf"plugin {path} failed in adaptkit_run_started: ZeroDivisionError: one by zero "
-        rf"\({path}:7\); the run goes on"
+        rf"\({path}:7\); the run continues"
     )
     with pytest.warns(PluginWarning, match=message):
         outcome = adaptkit.run("head", settings=TINY_SETTINGS, track=False, plugins=[path])
@@ -224,7 +214,7 @@ def test_a_plugin_that_raises_while_watching_is_a_warning_with_its_line_and_an_e
         adaptkit.run("head", settings=TINY_SETTINGS, track=False, plugins=[path])
 
 
-def test_the_order_of_events(store: Path) -> None:
+def test_order_of_events(store: Path) -> None:
     events: list[str] = []
 
     class Watcher:
@@ -247,7 +237,7 @@ def test_the_order_of_events(store: Path) -> None:
     def tracked_as() -> str:
         import mlflow
 
-        # The tracker is first at the start and last at the end, so the run is there for all others.
+        # The tracker is called first at the start and last at the end: the run is open for all other hooks.
         active = mlflow.active_run()
         return active.info.status if active else "nothing"
 
@@ -268,7 +258,7 @@ def test_the_order_of_events(store: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["strategies", "datasets", "backbones", "shifts", "plugins"])
-def test_listings_are_light_and_have_json(cli: Cli, command: str) -> None:
+def test_listings_import_no_heavy_packages(cli: Cli, command: str) -> None:
     code = (
         "import sys\nfrom adaptkit.cli import main\n"
         f"try: main([{command!r}, '--json'])\nexcept SystemExit as e: assert e.code == 0\n"
@@ -281,7 +271,7 @@ def test_listings_are_light_and_have_json(cli: Cli, command: str) -> None:
     assert cli(command).exit_code == 0
 
 
-def test_listings_name_everything(cli: Cli) -> None:
+def test_listings(cli: Cli) -> None:
     def names(command: str) -> list[str]:
         return [entry["name"] for entry in json.loads(cli(command, "--json").stdout)]
 
@@ -293,7 +283,7 @@ def test_listings_name_everything(cli: Cli) -> None:
     assert "-o rank=8  rank of the update" in text
 
 
-def test_backbones_data_sets_and_shifts_come_through_hooks_too(cli: Cli, own_folder: Path) -> None:
+def test_backbone_data_set_and_shift_of_a_plugin(cli: Cli, own_folder: Path) -> None:
     path = write(
         own_folder / "everything.py",
         """
@@ -350,7 +340,7 @@ def test_backbones_data_sets_and_shifts_come_through_hooks_too(cli: Cli, own_fol
     assert head["metrics"]["final/shifted_accuracy"] == 1.0
 
 
-def test_a_strategy_is_told_of_each_step_and_its_merge_is_what_is_timed() -> None:
+def test_step_ended_and_merge_are_called() -> None:
     calls: list[Any] = []
 
     class Scheduled:
@@ -395,7 +385,7 @@ def test_a_strategy_is_told_of_each_step_and_its_merge_is_what_is_timed() -> Non
     ],
     ids=["arguments", "required option", "unknown type"],
 )
-def test_a_strategy_that_cannot_be_made_is_one_line(cli: Cli, own_folder: Path, body: str, problem: str) -> None:
+def test_strategy_that_cannot_be_created(cli: Cli, own_folder: Path, body: str, problem: str) -> None:
     path = own_folder / "mine.py"
     path.write_text(f"from adaptkit import hookimpl\n{body}@hookimpl\ndef adaptkit_strategies(): return [A]\n")
     result = cli("run", "-s", "a", "--plugin", str(path))
@@ -404,7 +394,7 @@ def test_a_strategy_that_cannot_be_made_is_one_line(cli: Cli, own_folder: Path, 
     assert line.startswith(f"Error: {problem}")
 
 
-def test_an_option_of_several_types_is_one_line(cli: Cli, own_folder: Path) -> None:
+def test_option_of_several_types(cli: Cli, own_folder: Path) -> None:
     body = """
         from dataclasses import dataclass
         from typing import Literal
@@ -426,14 +416,14 @@ def test_an_option_of_several_types_is_one_line(cli: Cli, own_folder: Path) -> N
     assert result.stderr == "Error: a.start: must be true or false or must be pissa or gaussian, not 'piza'\n"
 
 
-def test_a_strategy_may_have_an_option_called_argument(cli: Cli, own_folder: Path) -> None:
+def test_option_called_argument(cli: Cli, own_folder: Path) -> None:
     path = write(own_folder / "mine.py", PLUGIN.replace("scale:", "argument:"))
     options = ("-o", "argument=2", *TINY, "--no-track", "--json", "--plugin", str(path))
     (run,) = json.loads(cli("run", "-s", "last-bias", *options).stdout)["runs"]
     assert run["options"] == {"argument": 2.0}
 
 
-def test_what_a_strategy_refuses_is_told_with_its_name(cli: Cli, own_folder: Path) -> None:
+def test_bad_input_from_a_strategy(cli: Cli, own_folder: Path) -> None:
     body = "from adaptkit import BadInput\n            raise BadInput('last layers have no bias here')"
     path = write(own_folder / "mine.py", PLUGIN.replace("return [model.head.bias]", body))
     result = cli("run", "-s", "last-bias", *TINY, "--plugin", str(path))

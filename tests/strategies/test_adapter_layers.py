@@ -1,4 +1,4 @@
-"""The layers of our own methods: that they are their papers' formulas, whatever the layer or block they are put on."""
+"""The layers of `norm`, `ssf` and `adapter` follow the formulas of their papers on all kinds of layers and blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import adapt
 
 
-def test_norm_trains_normalization_layers_of_every_kind() -> None:
+def test_norm_trains_every_normalization_layer() -> None:
     class Own(nn.LayerNorm):
         pass
 
@@ -61,9 +61,7 @@ def drawn(*shape: int) -> torch.Tensor:
         (nn.RMSNorm(6), (2, 3, 6), (6,)),
     ],
 )
-def test_ssf_scales_and_shifts_what_a_layer_gives(
-    layer: nn.Module, shape: tuple[int, ...], spread: tuple[int, ...]
-) -> None:
+def test_ssf_formula(layer: nn.Module, shape: tuple[int, ...], spread: tuple[int, ...]) -> None:
     x = drawn(*shape)
     layer.eval()
     plain = layer(x)
@@ -81,7 +79,7 @@ def test_ssf_scales_and_shifts_what_a_layer_gives(
 
 
 @pytest.mark.parametrize("name", ["residual", "convolutions", "transformer"])
-def test_an_adapted_model_can_be_traced(name: str) -> None:
+def test_adapted_model_can_be_traced(name: str) -> None:
     model, x = base(name), drawn(2, 3, 12, 12)
     adapt(model, Adapter(), init_seed=0)
     for parameter in model.parameters():
@@ -90,7 +88,7 @@ def test_an_adapted_model_can_be_traced(name: str) -> None:
 
 
 class Attention(nn.Module):
-    """Torch's own transformer layers, one of them used twice, before a head."""
+    """Transformer layers of torch, one of them used twice, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +105,7 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize("strategy", [LoRA(targets="all"), LoRA(targets="all", dora=True), SSF(), Adapter()], ids=str)
-def test_shared_layers_and_layers_that_torch_reads_directly_are_right_too(strategy: Any) -> None:
+def test_shared_layers_and_torch_fast_paths(strategy: Any) -> None:
     with RandomStream(3):
         model = Attention().eval()
     x, names = drawn(2, 5, 8), [name for name, _ in model.named_parameters()]
@@ -119,7 +117,7 @@ def test_shared_layers_and_layers_that_torch_reads_directly_are_right_too(strate
         if parameter.requires_grad:
             parameter.data.add_(drawn(*parameter.shape), alpha=0.1)
     slow = model(x)
-    with torch.no_grad():  # here torch's encoder takes its fast path, if it may
+    with torch.no_grad():  # torch's encoder uses its fast path here, if it is enabled
         torch.testing.assert_close(model(x), slow)
     assert not torch.allclose(slow, plain, atol=1e-3)
     if hasattr(strategy, "merge"):
@@ -128,7 +126,7 @@ def test_shared_layers_and_layers_that_torch_reads_directly_are_right_too(strate
         torch.testing.assert_close(model(x), slow, rtol=1e-5, atol=1e-5)
 
 
-def test_an_adapter_follows_what_its_block_gives_and_answers_as_the_block() -> None:
+def test_adapter_follows_its_block() -> None:
     bottleneck = Bottleneck(6, True, width=2, after="stem")
     for parameter in bottleneck.parameters():
         nn.init.normal_(parameter)
@@ -138,9 +136,9 @@ def test_an_adapter_follows_what_its_block_gives_and_answers_as_the_block() -> N
 
     maps = drawn(2, 6, 5, 4)
     torch.testing.assert_close(bottleneck(maps), expected(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-    for tokens in (drawn(2, 7, 6), drawn(2, 6), drawn(2, 5, 4, 6)):  # of a convolution whose maps were flattened
+    for tokens in (drawn(2, 7, 6), drawn(2, 6), drawn(2, 5, 4, 6)):  # from a convolution with flattened feature maps
         torch.testing.assert_close(bottleneck(tokens), expected(tokens))
-    with pytest.raises(BadInput, match=r"stem gives \[2, 5\], where its last layer has 6 channels"):
+    with pytest.raises(BadInput, match=r"the output of stem is \[2, 5\], but its last layer has 6 channels"):
         bottleneck(drawn(2, 5))
     attention, x = nn.MultiheadAttention(6, 2, batch_first=True), drawn(2, 7, 6)
     block = AdaptedBlock(attention, bottleneck)

@@ -1,4 +1,4 @@
-"""LoRA on convolutions of every kind, drawn by hypothesis, and which layers of a model it is put on."""
+"""LoRA on random convolutions, and the choice of layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw the arguments of a Conv2d, valid together; depth-wise ones have groups of one channel."""
+    """Draw valid arguments of a Conv2d; depth-wise convolutions have groups of one channel."""
     groups = draw(st.integers(1, 4))
     word = draw(st.sampled_from([None, "same", "valid"]))
     return {
@@ -53,14 +53,14 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
     alpha=st.floats(0.5, 4),
     rslora=st.booleans(),
 )
-def test_an_update_starts_at_nothing_and_merges(
+def test_update_starts_at_zero_and_merges(
     arguments: dict[str, Any], kind: type[LoRAConv2d], rank: int, alpha: float, rslora: bool
 ) -> None:
     with RandomStream(1):
         plain = nn.Conv2d(**arguments)
         model = nn.Sequential(nn.Identity(), plain)
         keys = list(model.state_dict())
-        layer = kind(plain, rank, alpha, 0.0, rslora)
+        layer = kind(plain, rank, alpha, dropout=0.0, rslora=rslora)
         model[1] = layer
         x = torch.randn(2, plain.in_channels, 9, 8)
         groups, inner = plain.groups, -(-rank // plain.groups) * plain.groups
@@ -79,13 +79,13 @@ def test_an_update_starts_at_nothing_and_merges(
             torch.testing.assert_close(model(x), unmerged, rtol=1e-5, atol=1e-5)
     assert list(model.state_dict()) == keys and type(model[1]) is nn.Conv2d
     assert torch.equal(plain.weight, weight)
-    # What is written for PEFT is the same update: over all channels, and merged.
+    # The same update in the two forms of PEFT: over all channels, and merged.
     down, up = layer.lora_A.weight, layer.lora_B.weight
     wide = widened(down, groups)
     assert wide.shape[1] == plain.in_channels
     assert torch.equal(down, narrowed(wide, groups))  # type: ignore[arg-type]
     magnitude = layer.lora_magnitude_vector.weight if isinstance(layer, DoRAConv2d) else None
-    merged = Update(down, up, layer.scaling, magnitude).merged(plain.weight)
+    merged = Update(down, up, layer.scaling, magnitude=magnitude).merged(plain.weight)
     torch.testing.assert_close(merged, model[1].weight, rtol=1e-5, atol=1e-6)
 
 
@@ -149,7 +149,7 @@ def test_depthwise_convolutions_are_left_out(options: dict[str, Any], names: lis
         ),
     ],
 )
-def test_what_auto_adapts(model: nn.Module, options: dict[str, Any], names: list[str]) -> None:
+def test_layers_of_auto(model: nn.Module, options: dict[str, Any], names: list[str]) -> None:
     assert adapted(copy.deepcopy(model), **options) == names
 
 
@@ -159,33 +159,37 @@ def test_what_auto_adapts(model: nn.Module, options: dict[str, Any], names: list
         (
             Mobile(),
             {"targets": "spatial"},
-            "lora.targets: 'spatial' fits no Linear or Conv2d layer that LoRA can adapt "
+            "lora.targets: 'spatial' matches no Linear or Conv2d layer that LoRA can adapt "
             "(spatial is a depth-wise Conv2d)",
         ),
         (
             nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(4, 2)),
             {"targets": "linear,conv"},
-            "lora.targets: 'conv' fits no Linear or Conv2d layer that LoRA can adapt (0 is a depth-wise Conv2d)",
+            "lora.targets: 'conv' matches no Linear or Conv2d layer that LoRA can adapt (0 is a depth-wise Conv2d)",
         ),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(9, 2)),
             {"train_head": True},
-            "lora.targets: the model has no Linear or Conv2d layer to adapt beside its head",
+            "lora.targets: the model has no Linear or Conv2d layer to adapt except its head",
         ),
-        (SmallCNNModel(1, 28, 10), {"targets": "autoo"}, "lora.targets: no layer fits 'autoo'; did you mean 'auto'?"),
+        (
+            SmallCNNModel(1, 28, 10),
+            {"targets": "autoo"},
+            "lora.targets: no layer matches 'autoo'; did you mean 'auto'?",
+        ),
     ],
 )
-def test_targets_without_a_layer_are_refused(model: nn.Module, options: dict[str, Any], problem: str) -> None:
+def test_targets_without_a_layer(model: nn.Module, options: dict[str, Any], problem: str) -> None:
     for call in (lambda: adapted(model, **options), lambda: LoRA(**options).notices(with_head(model))):
         with pytest.raises(BadInput) as refused:
             call()
         assert refused.value.problems == (problem,)
 
 
-def test_notices_name_what_is_left_out_and_what_is_out_of_proportion() -> None:
+def test_notices_about_layers_and_large_updates() -> None:
     cnn = with_head(SmallCNNModel(1, 28, 10))
     assert LoRA().notices(cnn) == [] and [*cnn.state_dict()] == [*SmallCNNModel(1, 28, 10).state_dict()]
-    kept = "lora: updates as large as their layer or of a higher rank than it can have, kept as asked: "
+    kept = "lora: these updates are as large as their layer, or of a higher rank than the layer can have: "
     head = "classifier.3 (2,208 parameters for 1,290, rank 16 of at most 10)"
     assert LoRA(rank=16).notices(cnn) == [kept + head]
     first = "features.0 (656 parameters for 320, rank 16 of at most 9)"
@@ -200,21 +204,21 @@ def test_notices_name_what_is_left_out_and_what_is_out_of_proportion() -> None:
     assert LoRA(rank=8, targets="conv").notices(grouped) == [kept + sizes.replace(", rank 8 of at most 8", "")]
 
 
-def test_rank_16_on_the_notebooks_cnn_is_neither_skipped_nor_clipped() -> None:
+def test_rank_16_on_the_small_cnn() -> None:
     model = with_head(SmallCNNModel(1, 28, 10))
     adapt(model, LoRA(rank=16), init_seed=0)
     assert count(model).trainable == 54_432
 
 
-def test_pefts_files_have_pefts_names() -> None:
-    """That PEFT loads them is tested where PEFT is installed: plugins/peft/tests/test_round_trip.py."""
+def test_names_in_peft_files() -> None:
+    """Loading with PEFT itself is tested in plugins/peft/tests/test_round_trip.py."""
     model = with_head(SmallCNNModel(1, 28, 10))
     tensors = (*model.parameters(), *model.buffers())
     strategy = LoRA(rank=4, targets="features.3,classifier.1", dora=True, train_head=True)
     adapt(model, strategy, init_seed=0)
     plain = SmallCNNModel(1, 28, 10)
     targets = ["features.3", "classifier.1", "classifier.3"]
-    files, config = peft_folder(Inherited.of(model, tensors).adapter(model), vars(strategy), targets, plain)
+    files, config = peft_folder(Inherited.of(model, tensors).adapter(model), vars(strategy), targets, base=plain)
     prefix = "base_model.model"
     assert {key: tuple(value.shape) for key, value in files.items()} == {
         f"{prefix}.classifier.1.lora_A.weight": (4, 3136),

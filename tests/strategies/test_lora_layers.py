@@ -1,4 +1,4 @@
-"""LoRA's layer: that it is the paper's formula, starts at its base, and keeps no more than it needs."""
+"""LoRA's layers follow the formulas of their papers, start at the base, and save few tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adaptkit.training.trainable import adapt
 
 
 def lora_layer(dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> LoRALinear:
-    """Return a layer whose update is not zero, its base frozen as `adapt` freezes it."""
+    """Return a layer with an update that is not zero and a frozen base."""
     with RandomStream(4):
         layer = LoRALinear(nn.Linear(6, 5, dtype=dtype), rank=2, alpha=3, dropout=dropout)
         nn.init.normal_(layer.lora_B.weight)
@@ -37,9 +37,7 @@ def formula(layer: LoRALinear, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", [(6,), (4, 6), (3, 4, 6), (2, 3, 4, 6)])
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
-def test_a_lora_layer_and_its_gradients_follow_the_papers_formula(
-    shape: tuple[int, ...], dtype: torch.dtype, near: float
-) -> None:
+def test_formula_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, near: float) -> None:
     layer = lora_layer(dtype)
     trained = (layer.lora_A.weight, layer.lora_B.weight)
     results = []
@@ -53,14 +51,14 @@ def test_a_lora_layer_and_its_gradients_follow_the_papers_formula(
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_lora_layer_starts_at_its_base_bit_for_bit_for_any_layout(bias: bool) -> None:
+def test_layer_starts_at_its_base(bias: bool) -> None:
     base = nn.Linear(6, 5, bias=bias)
     layer = LoRALinear(base, rank=2, alpha=3, dropout=0.0)
     for x in (images(6), images(4, 6), images(3, 4, 6), images(6, 4, 3).permute(2, 1, 0), images(0, 6)):
         assert torch.equal(layer(x), base(x))
 
 
-def test_a_merged_lora_layer_gives_the_wrapped_layers_output_and_leaves_it_alone() -> None:
+def test_merged_layer_has_the_same_output() -> None:
     layer = lora_layer()
     before = copy.deepcopy(layer.state_dict())
     merged = layer.merged()
@@ -69,7 +67,7 @@ def test_a_merged_lora_layer_gives_the_wrapped_layers_output_and_leaves_it_alone
     assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
 
 
-def test_lora_dropout_acts_on_the_updates_input_and_in_training_only() -> None:
+def test_dropout_acts_on_the_update_in_training() -> None:
     layer, x = lora_layer(dropout=0.5), images(4, 6)
     torch.testing.assert_close(layer.eval()(x), formula(layer, x), rtol=1e-6, atol=1e-6)
     layer.train()
@@ -82,7 +80,7 @@ def test_lora_dropout_acts_on_the_updates_input_and_in_training_only() -> None:
     assert not torch.allclose(trained, formula(layer, x))
 
 
-def test_a_lora_layer_trains_in_bfloat16_under_autocast() -> None:
+def test_training_under_autocast() -> None:
     layer, x = lora_layer(), images(3, 4, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
@@ -91,7 +89,7 @@ def test_a_lora_layer_trains_in_bfloat16_under_autocast() -> None:
     assert layer.lora_A.weight.grad.dtype == layer.lora_B.weight.grad.dtype == torch.float32  # type: ignore[union-attr]
 
 
-def test_a_lora_layer_keeps_for_backward_only_its_input_and_the_projection() -> None:
+def test_tensors_saved_for_backward() -> None:
     layer, x = lora_layer(), images(4, 6)
     own = {parameter.data_ptr() for parameter in layer.parameters()}
     kept: dict[int, tuple[int, ...]] = {}
@@ -106,7 +104,7 @@ def test_a_lora_layer_keeps_for_backward_only_its_input_and_the_projection() -> 
     assert sorted(kept.values()) == [(4, 2), (4, 6)]
 
 
-def test_a_lora_layer_can_be_traced_and_copied() -> None:
+def test_layer_can_be_traced_and_copied() -> None:
     layer, x = lora_layer(), images(3, 4, 6)
     assert torch.equal(torch.fx.symbolic_trace(layer)(x), layer(x))
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
@@ -125,7 +123,7 @@ CONVOLUTIONS = [
 
 
 def changed(layer: LoRALayer) -> LoRALayer:
-    """Return a layer whose update is not zero, and whose magnitudes are not those of its base."""
+    """Return a layer with an update that is not zero and changed magnitudes."""
     with RandomStream(4):
         nn.init.normal_(layer.lora_B.get_parameter("weight"))
         if isinstance(layer, Decomposed):
@@ -135,7 +133,7 @@ def changed(layer: LoRALayer) -> LoRALayer:
 
 @pytest.mark.parametrize("base", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("kind", [LoRAConv2d, DoRAConv2d])
-def test_a_convolutions_update_is_that_of_a_dense_weight(base: nn.Conv2d, kind: type[LoRAConv2d]) -> None:
+def test_convolution_equals_dense_update(base: nn.Conv2d, kind: type[LoRAConv2d]) -> None:
     layer, x = kind(base, rank=2, alpha=3, dropout=0.0), images(2, 6, 9, 8)
     assert torch.equal(layer(x), base(x))
     changed(layer)
@@ -155,7 +153,7 @@ def test_a_convolutions_update_is_that_of_a_dense_weight(base: nn.Conv2d, kind: 
     torch.testing.assert_close(layer.merged()(x), dense(x), rtol=1e-5, atol=1e-5)
 
 
-def test_the_rank_of_a_grouped_convolution_is_shared_out_among_its_groups() -> None:
+def test_rank_of_a_grouped_convolution() -> None:
     shapes = [
         (tuple(layer.lora_A.weight.shape), tuple(layer.lora_B.weight.shape))
         for rank, groups in ((8, 2), (3, 2), (8, 12))
@@ -169,9 +167,9 @@ def test_the_rank_of_a_grouped_convolution_is_shared_out_among_its_groups() -> N
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_dora_follows_the_papers_formula_and_its_gradient(bias: bool) -> None:
+def test_dora_formula_and_gradient(bias: bool) -> None:
     base = nn.Linear(6, 5, bias=bias)
-    base.weight.data[2] = 0  # an output that has died has no direction
+    base.weight.data[2] = 0  # an output with zero weights has no direction
     layer, x = DoRALinear(base, rank=2, alpha=3, dropout=0.0), images(3, 4, 6)
     assert torch.equal(layer(x), base(x)) and layer.lora_magnitude_vector.weight.shape == (5,)
     changed(layer)
@@ -188,12 +186,12 @@ def test_dora_follows_the_papers_formula_and_its_gradient(bias: bool) -> None:
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 4, 3)], ids=str)
-def test_rslora_scales_by_the_root_of_the_rank(layer: nn.Linear | nn.Conv2d) -> None:
-    wrapped = LoRA(rank=4, alpha=3, rslora=True)._wrapped(layer)
+def test_rslora_scaling(layer: nn.Linear | nn.Conv2d) -> None:
+    wrapped = LoRA(rank=4, alpha=3, rslora=True)._wrap(layer)
     assert wrapped.scaling == 3 / 2
 
 
-def test_dora_drops_the_update_and_the_change_of_length_in_training() -> None:
+def test_dora_dropout() -> None:
     layer, x = DoRALinear(nn.Linear(6, 5), rank=2, alpha=3, dropout=0.5), images(4, 6)
     changed(layer).train()
     with RandomStream(9):
@@ -206,7 +204,7 @@ def test_dora_drops_the_update_and_the_change_of_length_in_training() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}, {"rslora": True, "dora": True}], ids=str)
-def test_pefts_own_layers_give_the_same_logits_and_count(options: dict[str, bool]) -> None:
+def test_peft_gives_the_same_logits(options: dict[str, bool]) -> None:
     peft: Any = pytest.importorskip("peft")
     ours, theirs = models.base("residual"), models.base("residual")
     adapt(ours, LoRA(rank=4, targets="all", **options), init_seed=0)  # type: ignore[arg-type]

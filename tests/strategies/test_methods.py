@@ -1,4 +1,4 @@
-"""The methods of our own: what each trains, by count, what it refuses, and that it keeps every promise."""
+"""Strategies on several architectures: parameter counts, models that do not fit, and conformance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adaptkit.training.loop import Recipe, make_optimizer
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import adapt, count
 
-#: with the options that they have by themselves, the built-in strategies are tried in test_conformance
+#: strategies with options; tests/testing covers their defaults
 METHODS: list[tuple[type[Any], dict[str, Any]]] = [
     (SSF, {"train_head": True}),
     (Adapter, {"width": 3}),
@@ -40,7 +40,7 @@ CHECKS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
-def test_every_method_keeps_every_promise(check: Any) -> None:
+def test_conformance(check: Any) -> None:
     check()
 
 
@@ -75,7 +75,7 @@ CNN_COUNTS = [
 
 
 @pytest.mark.parametrize(("strategy", "trained", "added"), CNN_COUNTS, ids=lambda value: str(value))
-def test_counts_on_the_notebooks_cnn(strategy: Any, trained: int, added: int) -> None:
+def test_counts_on_the_small_cnn(strategy: Any, trained: int, added: int) -> None:
     model = cnn()
     adapt(model, strategy, init_seed=0)
     counts = count(model)
@@ -100,7 +100,7 @@ def test_counts_on_other_architectures(name: str, counts: dict[str, int]) -> Non
 
 
 class Wrapped(nn.Module):
-    """A network inside another, as libraries wrap them."""
+    """A network inside another one."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -125,11 +125,11 @@ class Wrapped(nn.Module):
         (with_head(nn.Sequential(nn.Flatten(), nn.Linear(9, 2))), []),
     ],
 )
-def test_the_stages_of_a_model(model: nn.Module, names: list[list[str]]) -> None:
+def test_stages_of_a_model(model: nn.Module, names: list[list[str]]) -> None:
     assert [[name for name, _ in stage.parts] for stage in find_stages(model)] == names
 
 
-def test_a_method_that_does_not_fit_says_so() -> None:
+def test_strategy_that_does_not_fit_the_model() -> None:
     bare = with_head(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)))
     for strategy, model, problem in [
         (Norm(), cnn(), "strategy norm: SmallCNNModel has no normalization layer with parameters"),
@@ -140,18 +140,18 @@ def test_a_method_that_does_not_fit_says_so() -> None:
             cnn(),
             "partial.stages: 4 is more than the 3 stages of SmallCNNModel (features.0, features.3, classifier.1)",
         ),
-        (LoRA(targets="conv"), bare, "lora.targets: no layer fits 'conv'; known: 1, Linear, all, auto, linear"),
+        (LoRA(targets="conv"), bare, "lora.targets: no layer matches 'conv'; known: 1, Linear, all, auto, linear"),
         (
             LoRA(targets="MaxPool2d"),
             cnn(),
-            "lora.targets: 'MaxPool2d' fits no Linear or Conv2d layer that LoRA can adapt "
+            "lora.targets: 'MaxPool2d' matches no Linear or Conv2d layer that LoRA can adapt "
             "(features.1 is a MaxPool2d, features.4 is a MaxPool2d)",
         ),
         (
             LoRA(targets="classifier.3", train_head=True),
             cnn(),
-            "lora.targets: 'classifier.3' fits no Linear or Conv2d layer that LoRA can adapt "
-            "(classifier.3 is the head, trained as it is)",
+            "lora.targets: 'classifier.3' matches no Linear or Conv2d layer that LoRA can adapt "
+            "(classifier.3 is the head, which is trained itself)",
         ),
     ]:
         with pytest.raises(BadInput) as caught:
@@ -159,7 +159,7 @@ def test_a_method_that_does_not_fit_says_so() -> None:
         assert caught.value.problems == (problem,)
 
 
-def test_a_ratio_of_learning_rates_reaches_the_optimizer() -> None:
+def test_lr_ratio_reaches_the_optimizer() -> None:
     model = cnn()
     groups = adapt(model, LoRA(plus=16, targets="classifier.*", train_head=True), init_seed=0)
     optimizer = make_optimizer(groups, Recipe(epochs=1, batch_size=1, lr=1e-3, order_seed=0), torch.device("cpu"))

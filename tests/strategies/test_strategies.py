@@ -1,4 +1,4 @@
-"""What each strategy trains, that it starts at the base, and that what is frozen stays frozen."""
+"""Built-in strategies: trained parameters, initial logits, frozen layers and adapters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.training.loop import Recipe, fit
-from adaptkit.training.passes import plain
+from adaptkit.training.passes import plain_passes
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import adapt, count, set_train_mode
 
@@ -58,27 +58,27 @@ class Normed(nn.Module):
 def train(model: nn.Module, groups: list[dict[str, Any]], epochs: int = 2) -> None:
     generator = torch.Generator().manual_seed(0)
     pixels, labels = torch.rand(40, 1, 28, 28, generator=generator), torch.arange(40) % 10
-    passes = plain(model, lambda epoch: pixels, (pixels, labels))
-    for _ in fit(model, groups, passes, labels, Recipe(epochs, 10, 1e-2, 0)):
+    passes = plain_passes(model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
+    for _ in fit(model, groups, passes, recipe=Recipe(epochs=epochs, batch_size=10, lr=1e-2, order_seed=0)):
         pass
 
 
 @pytest.mark.parametrize("name", CNN_COUNTS)
-def test_counts_on_the_notebooks_cnn(name: str) -> None:
+def test_counts_on_the_small_cnn(name: str) -> None:
     model = cnn()
     adapt(model, make(name), init_seed=0)
     counts = count(model)
     assert (counts.trainable, counts.total) == CNN_COUNTS[name]
 
 
-def test_rank_16_has_twice_the_parameters() -> None:
+def test_rank_16_doubles_the_parameters() -> None:
     model = cnn()
     adapt(model, make("lora", rank=16), init_seed=0)
     assert count(model).trainable == 54_432
 
 
 @pytest.mark.parametrize("name", CNN_COUNTS)
-def test_an_adapted_model_starts_at_the_base_unless_it_says_otherwise(name: str) -> None:
+def test_adapted_model_starts_at_the_base(name: str) -> None:
     base, model = cnn(), cnn()
     strategy = make(name)
     adapt(model, strategy, init_seed=0)
@@ -90,7 +90,7 @@ def test_an_adapted_model_starts_at_the_base_unless_it_says_otherwise(name: str)
 
 
 @pytest.mark.parametrize("name", CNN_COUNTS)
-def test_only_declared_parameters_move_and_all_of_them_do(name: str) -> None:
+def test_exactly_the_declared_parameters_change(name: str) -> None:
     model = cnn()
     groups = adapt(model, make(name), init_seed=0)
     declared = {id(parameter) for group in groups for parameter in group["params"]}
@@ -101,7 +101,7 @@ def test_only_declared_parameters_move_and_all_of_them_do(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CNN_COUNTS)
-def test_an_adapter_gives_the_same_logits_on_a_fresh_base(name: str, tmp_path: Path) -> None:
+def test_adapter_on_a_fresh_base(name: str, tmp_path: Path) -> None:
     model = cnn()
     tensors = (*model.parameters(), *model.buffers())
     groups = adapt(model, make(name), init_seed=3)
@@ -117,7 +117,7 @@ def test_an_adapter_gives_the_same_logits_on_a_fresh_base(name: str, tmp_path: P
     assert torch.equal(model.eval()(pixels), fresh.eval()(pixels))
 
 
-def test_an_adapter_of_another_base_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+def test_foreign_or_damaged_adapter_is_refused(tmp_path: Path) -> None:
     model = cnn()
     tensors = tuple(model.parameters())
     adapt(model, make("head"), init_seed=0)
@@ -130,7 +130,7 @@ def test_an_adapter_of_another_base_or_a_damaged_one_is_refused(tmp_path: Path) 
         load_adapter(tmp_path, model, "a" * 64)
 
 
-def test_merged_lora_has_the_bases_parameters_and_the_adapters_logits() -> None:
+def test_merged_lora() -> None:
     model, strategy = cnn(), make("lora")
     groups = adapt(model, strategy, init_seed=0)
     train(model, groups)
@@ -144,14 +144,14 @@ def test_merged_lora_has_the_bases_parameters_and_the_adapters_logits() -> None:
     assert all(torch.equal(frozen[key], value) for key, value in model.state_dict().items())
 
 
-def test_lora_names_its_tensors_as_peft_does() -> None:
+def test_lora_tensor_names() -> None:
     model = cnn()
     adapt(model, make("lora", targets="classifier.3", rank=2), init_seed=0)
     trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"classifier.3.lora_A.weight": (2, 128), "classifier.3.lora_B.weight": (10, 2)}
 
 
-def test_lora_draws_the_same_update_for_the_same_seed_and_leaves_the_global_generator_alone() -> None:
+def test_lora_initialisation_depends_on_the_seed() -> None:
     before = torch.get_rng_state()
     weights = []
     for seed in (5, 5, 6):
@@ -163,7 +163,7 @@ def test_lora_draws_the_same_update_for_the_same_seed_and_leaves_the_global_gene
 
 
 @pytest.mark.parametrize(("name", "moves"), [("full", True), ("scratch", True), ("head", False), ("bitfit", False)])
-def test_batchnorm_moves_only_if_its_weight_is_trained(name: str, moves: bool, tmp_path: Path) -> None:
+def test_batchnorm_statistics_of_trained_layers(name: str, moves: bool, tmp_path: Path) -> None:
     def adapted() -> tuple[nn.Module, list[dict[str, Any]], Inherited]:
         with RandomStream(2):
             model = with_head(Normed())
@@ -183,14 +183,14 @@ def test_batchnorm_moves_only_if_its_weight_is_trained(name: str, moves: bool, t
     assert torch.equal(model.eval()(pixels), fresh.eval()(pixels))
 
 
-def test_dropout_is_active_only_where_something_is_trained() -> None:
+def test_dropout_of_trained_layers() -> None:
     model = with_head(Normed())
     adapt(model, make("head"), init_seed=0)
     set_train_mode(model)
     assert (model.stem[3].training, model.out[1].training) == (False, True)  # type: ignore[index,union-attr]
 
 
-def test_head_is_found_in_any_model_and_after_lora() -> None:
+def test_head_of_any_model() -> None:
     model = with_head(Normed())
     assert model.head is model.out[2]  # type: ignore[index]
     assert [name for name in model.state_dict() if "head" in name] == []
@@ -203,7 +203,7 @@ def test_head_is_found_in_any_model_and_after_lora() -> None:
 
 
 class Declaring:
-    """Return what a test wants declared."""
+    """Declare the parameters that a test passes."""
 
     name = "declaring"
 
@@ -226,13 +226,13 @@ class Declaring:
         (lambda model: [{"lr": 1.0}], "an optimizer group from adapt() has no 'params'"),
     ],
 )
-def test_a_wrong_declaration_is_said(declared: Any, problem: str) -> None:
+def test_invalid_declarations(declared: Any, problem: str) -> None:
     with pytest.raises(BadInput) as caught:
         adapt(cnn(), Declaring(declared), init_seed=0)
     assert caught.value.problems == (f"strategy declaring: {problem}",)
 
 
-def test_optimizer_groups_are_honoured() -> None:
+def test_optimizer_groups() -> None:
     model = cnn()
     declared = Declaring(
         lambda m: [{"params": [m.head.weight], "lr": 0.0}, {"params": m.head.bias}],
@@ -244,10 +244,10 @@ def test_optimizer_groups_are_honoured() -> None:
     assert not torch.equal(before["bias"], model.head.bias)
 
 
-def test_scratch_names_parameters_that_it_cannot_draw_anew() -> None:
+def test_scratch_names_layers_without_reset() -> None:
     model = nn.Linear(3, 2)
     model.register_parameter("scale", nn.Parameter(torch.ones(1)))
     holder = nn.Sequential(model)
     holder.register_parameter("token", nn.Parameter(torch.ones(1)))
-    with pytest.raises(BadInput, match=r"token cannot be initialised anew \(no reset_parameters\)"):
+    with pytest.raises(BadInput, match=r"token cannot be initialised again \(no reset_parameters\)"):
         adapt(holder, make("scratch"), init_seed=0)

@@ -1,4 +1,4 @@
-"""Engines: chosen by name from the loaded plugins, given options, checked before anything is trained."""
+"""Engines: selected by name, configured with options, and checked before training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adaptkit.contracts import TrialRunner
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
 from adaptkit.sweeps.engines.engine import store_notices
-from adaptkit.sweeps.engines.tasks import Ended, Setting, Task, Tell
+from adaptkit.sweeps.engines.tasks import Ended, EngineSettings, Task, Tell
 from adaptkit.sweeps.engines.worker import Work, Worker
 from adaptkit.tracking.store import open_store
 
@@ -125,14 +125,16 @@ def test_refused_before_training(
 def test_ray_without_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTKIT_ENTRY_POINTS", "0")
     with pytest.raises(BadInput, match=r"unknown engine 'ray'; Ray is a plugin: pip install \./plugins/ray"):
-        Setting("ray").make(load_plugins())
+        EngineSettings("ray").make(load_plugins())
 
 
 def test_processes_cannot_load_an_object() -> None:
     plugins = load_plugins(objects=[Offering()])
-    assert Setting("local", 1).make(plugins)
-    with pytest.raises(BadInput, match=r"^--jobs 2: .* is an object of this process: use one job, or a plugin file$"):
-        Setting("local", 2).make(plugins)
+    assert EngineSettings("local", 1).make(plugins)
+    with pytest.raises(
+        BadInput, match=r"^--jobs 2: .* is a Python object of this process; use one job, or a plugin file$"
+    ):
+        EngineSettings("local", 2).make(plugins)
 
 
 def test_notice_of_a_store_that_is_a_file(store: Path) -> None:

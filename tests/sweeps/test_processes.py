@@ -1,4 +1,4 @@
-"""Sweeps as whole processes: several jobs, Ctrl-C, killed at any moment, workers that die, the same one twice."""
+"""Sweeps as processes: several jobs, Ctrl-C, kills at random times, dying workers, and concurrent starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.reliability import note
 pytestmark = pytest.mark.slow
 
 TWELVE = ("-s", "lora", "-s", "head", "--grid", "lora.rank=2,4", "--grid", "lr=0.001,0.01", "--seeds", "0-1", *TINY)
-#: ends its process for one value, as the kernel does when memory runs out
+#: kills its process for one value, as the kernel does when memory runs out
 DEADLY = '''
 import os
 import signal
@@ -64,8 +64,8 @@ def finish(*arguments: str) -> dict[str, Any]:
     process = start(*arguments, "--json", "-q")
     output, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (0, "")
-    found: dict[str, Any] = json.loads(output)
-    return found
+    outcome: dict[str, Any] = json.loads(output)
+    return outcome
 
 
 def tracked(kind: str = "adaptation") -> list[Run]:
@@ -77,15 +77,15 @@ def tracked(kind: str = "adaptation") -> list[Run]:
 
 
 def results(outcome: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return every number of each trial's run but measured times and memory."""
+    """Return the metrics of the run of each trial, except times and memory."""
     client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
-    found = {}
+    metrics = {}
     for trial in outcome["trials"]:
         run = client.get_run(trial["run_id"])
         assert run.info.status == "FINISHED"
         name = f"{trial['label']} seed={trial['seed']}"
-        found[name] = {k: v for k, v in run.data.metrics.items() if not k.startswith(("time/", "memory/"))}
-    return found
+        metrics[name] = {k: v for k, v in run.data.metrics.items() if not k.startswith(("time/", "memory/"))}
+    return metrics
 
 
 def children_of(process: subprocess.Popen[str]) -> list[int]:
@@ -111,7 +111,7 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
-    """Return the numbers of the sweep that others disturb, run with one job in an own folder."""
+    """Return the metrics of an undisturbed sweep with one job in a separate folder."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -119,7 +119,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
         return results(finish(*TWELVE))
 
 
-def test_two_jobs_give_the_numbers_of_one(store: Path, undisturbed: dict[str, dict[str, float]]) -> None:
+def test_two_jobs_give_the_results_of_one(store: Path, undisturbed: dict[str, dict[str, float]]) -> None:
     outcome = finish(*TWELVE, "--jobs", "2")
     assert {trial["status"] for trial in outcome["trials"]} == {"finished"}
     assert results(outcome) == undisturbed
@@ -129,9 +129,7 @@ def test_two_jobs_give_the_numbers_of_one(store: Path, undisturbed: dict[str, di
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_ctrl_c_ends_a_sweep_and_the_next_start_goes_on(
-    store: Path, undisturbed: dict[str, dict[str, float]], jobs: str
-) -> None:
+def test_ctrl_c_then_continue(store: Path, undisturbed: dict[str, dict[str, float]], jobs: str) -> None:
     process = start(*TWELVE, "--jobs", jobs)
     lines = list(wait_for(process, r"^\[2/12\]"))
     workers = children_of(process)
@@ -151,12 +149,12 @@ def test_ctrl_c_ends_a_sweep_and_the_next_start_goes_on(
     assert parent.info.status == "FINISHED"
 
 
-def test_killed_ten_times_every_trial_is_there_once(store: Path, undisturbed: dict[str, dict[str, float]]) -> None:
+def test_continue_after_ten_kills(store: Path, undisturbed: dict[str, dict[str, float]]) -> None:
     chance = random.Random(7)
     killed = 0
     for _ in range(10):
         process = start(*TWELVE, "--jobs", "2")
-        # Anywhere from the start of Python to the last trials.
+        # At any time from the start of Python to the last trials.
         try:
             process.wait(chance.uniform(2, 16))
         except subprocess.TimeoutExpired:
@@ -172,7 +170,7 @@ def test_killed_ten_times_every_trial_is_there_once(store: Path, undisturbed: di
     note("kill-sweep", killed)
 
 
-def test_workers_die_with_their_sweep(store: Path) -> None:
+def test_workers_die_with_the_main_process(store: Path) -> None:
     process = start(*TWELVE, "--jobs", "2")
     list(wait_for(process, r"^\[1/12\]"))
     workers = children_of(process)
@@ -182,12 +180,12 @@ def test_workers_die_with_their_sweep(store: Path) -> None:
     require_gone(workers)
 
 
-def test_a_worker_that_dies_takes_one_trial_with_it(store: Path, own_folder: Path) -> None:
+def test_dead_worker_fails_one_trial(store: Path, own_folder: Path) -> None:
     (own_folder / "deadly.py").write_text(DEADLY)
     command = ("-s", "deadly", "--plugin", "deadly.py", "--grid", "value=0,1,2,3", *TINY, "--jobs", "2")
     outcome = finish(*command)
     states = {trial["label"]: (trial["status"], trial["error"]) for trial in outcome["trials"]}
-    reason = "its process died: SIGKILL; was memory short? try a smaller --batch-size or fewer --jobs"
+    reason = "its process died: SIGKILL; memory may be too small; try a smaller --batch-size or fewer --jobs"
     assert states == {f"deadly value={n}": ("finished", None) for n in (0, 2, 3)} | {
         "deadly value=1": ("failed", reason)
     }
@@ -199,7 +197,7 @@ def test_a_worker_that_dies_takes_one_trial_with_it(store: Path, own_folder: Pat
     note("worker-killed")
 
 
-def test_the_same_sweep_is_not_run_twice_at_once(store: Path) -> None:
+def test_concurrent_start_of_the_same_sweep(store: Path) -> None:
     process = start(*TWELVE)
     list(wait_for(process, r"^\[1/12\]"))
     second = start(*TWELVE)

@@ -1,4 +1,4 @@
-"""The conformance kit: everything built in keeps it, and each planted fault is caught by its own check alone."""
+"""The conformance kit: built-in components pass, and each faulty strategy fails exactly one check."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from adaptkit.plugins.loading import load_plugins
 from adaptkit.strategies.lora import LoRA
 from adaptkit.testing import Check, checks, try_all
 
-OFFERS = load_plugins([BITFIT]).offers
+COMPONENTS = load_plugins([BITFIT]).components
 
 
-@pytest.mark.slow  # LoRA goes through all of it below, with a fault of its own
+@pytest.mark.slow  # LoRA is checked below, with a fault
 @pytest.mark.parametrize(
-    "check", [check for offer in OFFERS["strategy"].values() for check in checks(offer.cls)], ids=str
+    "check", [check for offer in COMPONENTS["strategy"].values() for check in checks(offer.cls)], ids=str
 )
 def test_built_in_strategies(check: Check) -> None:
     check()
@@ -35,9 +35,9 @@ def test_built_in_strategies(check: Check) -> None:
     [
         check
         for kind in ("backbone", "shift")
-        for offer in OFFERS[kind].values()
-        if not offer.argument  # torchvision:NAME is tried in its own tests
-        for check in checks(offer.cls)
+        for component in COMPONENTS[kind].values()
+        if not component.argument  # torchvision:NAME has tests of its own
+        for check in checks(component.cls)
     ],
     ids=str,
 )
@@ -46,17 +46,17 @@ def test_built_in_backbones_and_shifts(check: Check) -> None:
 
 
 @pytest.mark.parametrize(
-    "check", [check for name in ("mnist5k", "digits") for check in checks(OFFERS["dataset"][name].cls)], ids=str
+    "check", [check for name in ("mnist5k", "digits") for check in checks(COMPONENTS["dataset"][name].cls)], ids=str
 )
 def test_built_in_data_sets(check: Check) -> None:
     check()
 
 
-# One fault each. What they share: the head is trained, which keeps everything.
+# Strategies with one fault each; their base class trains the head and passes all checks.
 
 
 class Sound:
-    """Train the head: the strategy that the faulty ones would be."""
+    """Train the head: a correct strategy."""
 
     name = "sound"
     lr = 1e-2
@@ -124,7 +124,7 @@ class MovingStatistics(Sound):
 
 
 class Scaled(nn.Module):
-    """A layer whose scale is no buffer."""
+    """A layer whose scale is not a buffer."""
 
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
@@ -269,38 +269,38 @@ class Flagging(Sound):
 FAULTS = {
     Twice: ("declares what it trains", "strategy sound: adapt() returned a parameter twice"),
     Raising: ("declares what it trains", "adapt() raises ZeroDivisionError: one by zero"),
-    Alias: ("counts each parameter once", "under another name, and would be counted twice"),
+    Alias: ("counts each parameter once", "and would be counted twice"),
     Moved: (
         "starts at the base",
-        "from the base's; if that is meant, say starts_at_base = False",
+        "if intended, declare starts_at_base = False",
     ),
     Diverging: ("trains", "training fails: the "),
-    Idle: ("trains all that it declares", "unused is declared, but training leaves it as it is"),
+    Idle: ("trains all that it declares", "unused is declared, but training does not change it"),
     Secret: ("changes only what it declares", "note changes in training, but is not declared"),
     MovingStatistics: ("leaves frozen buffers", "norm.running_mean, "),
     Forgetful: ("saves and loads", "is there state outside of parameters and buffers?"),
-    Inexact: ("merges exactly", "merged, its logits are "),
-    Leftover: ("merges exactly", "the merged model has not the base's parameters: leftover"),
-    Chance: ("repeats itself", "trained twice with the same seeds, chance differs: draw from torch's generator"),
+    Inexact: ("merges exactly", "after merge(), logits differ by "),
+    Leftover: ("merges exactly", "the merged model does not have the parameters of the base: leftover"),
+    Chance: ("repeats itself", "the same seeds give different values of chance; use torch's global generator"),
     Silent: ("validates its options", "no help for rank"),
-    Anything: ("validates its options", "option rank takes anything: annotate it with its type"),
+    Anything: ("validates its options", "option rank accepts any value; annotate it with its type"),
     Unpicklable: ("pickles and copies", "the adapted model cannot be pickled: "),
-    AlwaysDropping: ("works in training and evaluation", "in evaluation it says something else each time"),
-    BatchDependent: ("works in training and evaluation", "what it says of an image depends on the others"),
+    AlwaysDropping: ("works in training and evaluation", "in evaluation mode it gives different logits each time"),
+    BatchDependent: ("works in training and evaluation", "the logits of an image depend on the other images"),
     Sharing: ("shares nothing between models", "two adapted models share projection"),
-    Environment: ("touches nothing global", "it changes environment variables for everybody in the process"),
-    Patching: ("touches nothing global", "it changes the class torch.nn.Linear for everybody in the process"),
-    Flagging: ("touches nothing global", "it changes torch.backends.cudnn.benchmark for everybody in the process"),
+    Environment: ("changes no global state", "it changes environment variables for the whole process"),
+    Patching: ("changes no global state", "it changes the class torch.nn.Linear for the whole process"),
+    Flagging: ("changes no global state", "it changes torch.backends.cudnn.benchmark for the whole process"),
 }
 
 
-def test_the_sound_one_keeps_everything() -> None:
+def test_correct_strategy_passes() -> None:
     assert [verdict for verdict in try_all(checks(Sound)) if verdict.word == "failed"] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_planted_fault_is_caught_by_its_own_check_and_no_other(fault: type) -> None:
+def test_each_fault_fails_one_check(fault: type) -> None:
     check, reason = FAULTS[fault]
     failed = [verdict for verdict in try_all(checks(fault)) if verdict.word == "failed"]
     assert {verdict.check for verdict in failed} == {check}
@@ -308,7 +308,7 @@ def test_a_planted_fault_is_caught_by_its_own_check_and_no_other(fault: type) ->
     assert "PLANTED" not in os.environ and nn.Linear.extra_repr(nn.Linear(1, 1)) != "patched"
 
 
-def test_a_default_that_its_own_type_refuses_is_found() -> None:
+def test_invalid_default() -> None:
     with pytest.raises(BadInput, match=r"sound\.rank: must be a whole number, not 'many'"):
         checks(BadDefault, {"rank": "many"})
     failed = [verdict for verdict in try_all(checks(BadDefault)) if verdict.word == "failed"]
@@ -327,16 +327,16 @@ class RefusingAll(Sound):
         raise BadInput("never")
 
 
-def test_a_model_that_is_refused_is_not_held_against_a_strategy_but_one_must_fit() -> None:
+def test_strategy_must_support_one_model() -> None:
     words = {(verdict.subject, verdict.word) for verdict in try_all(checks(Refusing)) if verdict.subject != "options"}
     assert {word for subject, word in words if subject == "cnn"} == {"not tried"}
     assert "passed" in {word for subject, word in words if subject == "transformer"}
     failed = [verdict for verdict in try_all(checks(RefusingAll)) if verdict.word == "failed"]
     assert [(verdict.check, verdict.reason) for verdict in failed] == [
-        ("fits something", "nothing could be tried: it does not fit this model: never")
+        ("fits something", "no check could run: it does not fit this model: never")
     ]
 
 
-def test_a_class_of_no_kind_is_refused() -> None:
+def test_class_of_unknown_kind() -> None:
     with pytest.raises(BadInput, match=r"is not a class with one of the methods adapt\(\), build\(\), load\(\), apply"):
         checks(Path)

@@ -1,4 +1,4 @@
-"""Checkpoints: what goes on from one is what went on, bit for bit, and nothing else is taken for one."""
+"""Checkpoints: resumed training gives the same bits, and files that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from adaptkit.backbones.structure import with_head
 from adaptkit.events import Epoch
 from adaptkit.training.checkpoints import Checkpoint, read_checkpoint, unseen, write_checkpoint
 from adaptkit.training.loop import Recipe, fit
-from adaptkit.training.passes import plain
+from adaptkit.training.passes import plain_passes
 from adaptkit.training.trainable import freeze
 
 IMAGES = torch.rand(40, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(40) % 5
-RECIPE = Recipe(4, 8, 1e-2, 0)
+RECIPE = Recipe(epochs=4, batch_size=8, lr=1e-2, order_seed=0)
 
 
 def part(model: nn.Module, *, head: bool = False) -> list[nn.Parameter]:
@@ -40,8 +40,8 @@ def train(
     start: Checkpoint | None = None,
     keep: Callable[[Any], None] | None = None,
 ) -> list[Epoch]:
-    passes = plain(model, lambda epoch: IMAGES, (IMAGES, LABELS))
-    return list(fit(model, [{"params": list(trained)}], passes, LABELS, recipe, start=start, keep=keep))
+    passes = plain_passes(model, lambda epoch: IMAGES, labels=LABELS, test=(IMAGES, LABELS))
+    return list(fit(model, [{"params": list(trained)}], passes, recipe=recipe, start=start, keep=keep))
 
 
 def figures(epochs: Sequence[Epoch]) -> list[tuple[float, ...]]:
@@ -57,7 +57,7 @@ def same(ours: nn.Module, theirs: nn.Module) -> bool:
 @pytest.mark.parametrize("statistics", [False, True])
 @pytest.mark.parametrize("head", [False, True], ids=["all", "head"])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_what_goes_on_from_any_epoch_is_what_went_on(
+def test_resumed_training_gives_the_same_bits(
     tmp_path: Path, optimizer: str, head: bool, statistics: bool, layout: torch.memory_format
 ) -> None:
     recipe = dataclasses.replace(RECIPE, optimizer=optimizer, adapt_statistics=statistics, weight_decay=0.01)
@@ -78,11 +78,11 @@ def test_what_goes_on_from_any_epoch_is_what_went_on(
         start = read_checkpoint(path, "run")
         assert start.misfit(again) is None
         assert start.epochs == tuple(whole[:number]) and start.step == 5 * number
-        torch.manual_seed(number)  # what others drew in between says nothing
+        torch.manual_seed(number)  # draws outside of training must not matter
         rest = train(again, trained, recipe, start=start)
         assert figures(rest) == figures(whole[number:])
         assert same(again, model)
-        # The time of the epochs before counts.
+        # The time of earlier epochs is included.
         for epoch, before in zip(rest, [*whole[number - 1 : number], *rest], strict=False):
             assert epoch.cumulative_seconds == pytest.approx(before.cumulative_seconds + epoch.seconds)
 
@@ -95,13 +95,13 @@ def kept(path: Path, model: nn.Module, recipe: Recipe = RECIPE) -> list[Checkpoi
     return found
 
 
-def test_a_damaged_or_foreign_file_is_no_checkpoint(tmp_path: Path) -> None:
+def test_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     with pytest.raises(FileNotFoundError):
         read_checkpoint(path, "run")
     kept(path, with_head(Plain()), dataclasses.replace(RECIPE, epochs=1))
     content = path.read_bytes()
-    with pytest.raises(ValueError, match="it is another run's"):
+    with pytest.raises(ValueError, match="it belongs to another run"):
         read_checkpoint(path, "other")
     generator = torch.Generator().manual_seed(0)
     places = [*torch.randint(len(content), (60,), generator=generator).tolist(), 0, 8, 9, len(content) - 1]
@@ -118,17 +118,17 @@ def test_a_damaged_or_foreign_file_is_no_checkpoint(tmp_path: Path) -> None:
     assert read_checkpoint(path, "run").step == 5
 
 
-def test_a_checkpoint_of_other_weights_is_none_of_this_model(tmp_path: Path) -> None:
+def test_checkpoint_of_other_weights_does_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     kept(path, with_head(Plain()))
     start = read_checkpoint(path, "run")
     model = with_head(Plain())
-    assert start.misfit(model) == "it holds other tensors than the model trains"
+    assert start.misfit(model) == "its tensors are not those that the model trains"
     part(model, head=True)
     assert start.misfit(model) is None
     with torch.no_grad():
         model.hidden.weight[0, 0] += 1  # type: ignore[union-attr, operator]
-    assert start.misfit(model) == "it belongs to other frozen weights"
+    assert start.misfit(model) == "its frozen weights differ"
 
 
 class Counting(Plain):
@@ -162,7 +162,7 @@ class Anonymous(Plain):
         self.act = lambda x: x
 
 
-OUTSIDE = "the model keeps something outside of the tensors that are trained"
+OUTSIDE = "the model keeps state outside the tensors that are trained"
 
 
 @pytest.mark.parametrize(
@@ -171,22 +171,22 @@ OUTSIDE = "the model keeps something outside of the tensors that are trained"
         (Counting, OUTSIDE),
         (Moving, OUTSIDE),
         (Extra, "a layer has extra state"),
-        (Anonymous, "what a layer keeps cannot be compared (AttributeError)"),
+        (Anonymous, "the state of a layer cannot be compared (AttributeError)"),
     ],
 )
-def test_there_is_no_checkpoint_of_what_it_would_not_hold(tmp_path: Path, kind: type[Plain], reason: str) -> None:
+def test_models_with_hidden_state_have_no_checkpoint(tmp_path: Path, kind: type[Plain], reason: str) -> None:
     found = kept(tmp_path / "checkpoint", with_head(kind()))
     assert found == [reason] * 4
 
 
-def test_there_is_none_of_a_model_with_hooks() -> None:
+def test_models_with_hooks_have_no_checkpoint() -> None:
     model = Plain()
     assert unseen(model) is None
     model.hidden.register_forward_hook(lambda *given: None)
     assert unseen(model) == "the model has hooks"
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     (found, *_) = kept(path, with_head(Plain()), dataclasses.replace(RECIPE, epochs=1))
     assert isinstance(found, Checkpoint)

@@ -1,4 +1,4 @@
-"""Memory that runs out: a failed run with a hint, and the others go on."""
+"""Out of memory: the run fails with a hint, and the other runs continue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adaptkit.errors import lacks_memory
 
 HINT = "the device's memory is too small; a smaller --batch-size may help"
 
-#: asks for more memory than any machine has, in torch or in Python, or trains the head
+#: a strategy that allocates more memory than any machine has, in torch or in Python
 GREEDY = '''
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,7 +31,7 @@ from adaptkit import hookimpl
 
 @dataclass
 class Greedy:
-    """Train the head, and ask for memory."""
+    """Train the head, and allocate memory after a step."""
 
     name: ClassVar[str] = "greedy"
     where: str = "nowhere"
@@ -60,7 +60,7 @@ def greedy(own_folder: Path) -> tuple[str, ...]:
     return ("--plugin", "greedy.py", "-s", "greedy", *TINY)
 
 
-def test_a_trial_without_memory_is_a_failed_row_with_a_hint(
+def test_trial_out_of_memory_fails_with_a_hint(
     cli: Callable[..., Result], greedy: tuple[str, ...], own_folder: Path
 ) -> None:
     uri = f"sqlite:///{own_folder}/mlflow.db"
@@ -81,7 +81,7 @@ def test_a_trial_without_memory_is_a_failed_row_with_a_hint(
     note("memory", 2)
 
 
-def test_a_run_without_memory_fails_and_the_next_goes_on(cli: Callable[..., Result], greedy: tuple[str, ...]) -> None:
+def test_run_out_of_memory_does_not_stop_the_others(cli: Callable[..., Result], greedy: tuple[str, ...]) -> None:
     result = cli("run", *greedy, "-s", "head", "-o", "greedy.where=torch", "--no-track", "--json", "-q")
     assert result.exit_code == 1
     records = {run["strategy"]: run for run in json.loads(result.stdout)["runs"]}
@@ -90,7 +90,7 @@ def test_a_run_without_memory_fails_and_the_next_goes_on(cli: Callable[..., Resu
     assert "Traceback" not in result.stderr
 
 
-def test_what_lacks_memory_and_what_does_not() -> None:
+def test_recognize_out_of_memory_errors() -> None:
     assert lacks_memory(MemoryError())
     assert lacks_memory(torch.OutOfMemoryError("CUDA out of memory."))
     wrapped = ValueError("a library's own")
@@ -100,29 +100,29 @@ def test_what_lacks_memory_and_what_does_not() -> None:
     assert not lacks_memory(ValueError("Cannot allocate memory, said a book"))
 
 
-#: leaves a process so much address space beyond what its imports took
+#: runs adaptkit with 192 MB of address space more than its imports and the base need
 LIMITED = """
 import resource, sys
 import torch, torchvision, sklearn.metrics, scipy.stats
 from adaptkit.cli import main
-from adaptkit.experiment import adaptation as execution
+from adaptkit.experiment import adaptation
 from adaptkit.experiment.base import obtain_base
 
 def limited(*arguments, **options):
-    found = obtain_base(*arguments, **options)
+    base = obtain_base(*arguments, **options)
     with open("/proc/self/statm") as stream:
         held = int(stream.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + (192 << 20),) * 2)
-    return found
+    return base
 
-execution.obtain_base = limited
+adaptation.obtain_base = limited
 main()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
-def test_a_process_whose_memory_is_limited_says_so(own_folder: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="memory limits of processes exist only on Linux")
+def test_memory_limit_of_a_process(own_folder: Path) -> None:
     sizes = ("--set", "split.source=200", "--set", "split.pool=400", "--set", "split.test=100", "--set", "shots=20")
     rest = (*sizes, "--set", "base.epochs=1", "--epochs", "1", "--no-track", "--json", "-q")
     command = (sys.executable, "-c", LIMITED, "run", "-s", "full", "--image-size", "112", *rest)

@@ -1,4 +1,4 @@
-"""Our optimizers are PyTorch's, bit for bit, and leave PyTorch as it is."""
+"""Optimizers give the same bits as PyTorch's, and do not change PyTorch."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ OWN = {
 
 
 def trained(make: Callable[..., torch.optim.Optimizer], own: dict[str, Any], fused: bool) -> list[Tensor]:
-    """Return the weights after steps in which a parameter sometimes has no gradient, and the optimizer's state."""
+    """Train with some missing gradients; return the weights and the state of the optimizer."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
     parameters = [nn.Parameter(random(7, 5)), nn.Parameter(random(7)), nn.Parameter(random(3, 2, 2))]
-    # A group's own settings go before the others.
+    # Options of a group take precedence.
     groups = [{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.1, **own}]
     optimizer = make(groups, lr=1e-2, weight_decay=0.01, fused=fused)
     for step in range(6):
@@ -51,16 +51,16 @@ def trained(make: Callable[..., torch.optim.Optimizer], own: dict[str, Any], fus
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", PLAIN)
-def test_weights_and_state_are_those_of_torch_optim(name: str, fused: bool) -> None:
+def test_weights_and_state_equal_torch_optim(name: str, fused: bool) -> None:
     ours = trained(lambda groups, **options: optimizers.make(name, groups, **options), OWN[name], fused)
     theirs = trained(PLAIN[name], OWN[name], fused)
     assert len(ours) == len(theirs) == 3 + {"adam": 10, "adamw": 9, "sgd": 3}[name]
     assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
 
 
-def test_an_optimizer_without_marks_is_taken_as_it_is() -> None:
+def test_optimizer_without_profiler_wrappers() -> None:
     class Halving(torch.optim.Optimizer):
-        """Halve the weights, as a method of no compiler's business would: without a mark."""
+        """Halve the weights, in a method without a profiler wrapper."""
 
         def __init__(self, groups: Any) -> None:
             super().__init__(groups, {})
@@ -71,12 +71,12 @@ def test_an_optimizer_without_marks_is_taken_as_it_is() -> None:
                     parameter.mul_(0.5)
 
     parameter = nn.Parameter(torch.ones(2))
-    optimizers.unmarked(Halving)([{"params": [parameter]}]).step()
+    optimizers.unprofiled(Halving)([{"params": [parameter]}]).step()
     assert parameter.tolist() == [0.5, 0.5] and parameter.requires_grad
 
 
 @pytest.mark.slow
-def test_training_imports_no_compiler_and_whoever_compiles_has_it_as_ever() -> None:
+def test_training_does_not_import_the_compiler() -> None:
     code = """
 import sys, torch
 from adaptkit.training.loop import make

@@ -1,4 +1,4 @@
-"""Blocks that are computed twice: the same bits, in less memory."""
+"""Recomputed blocks give the same bits and need less memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adaptkit.backbones.small_cnn_layers import SmallCNNModel
 from adaptkit.backbones.structure import with_head
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.memory import step_bytes
-from adaptkit.training.passes import plain
+from adaptkit.training.passes import plain_passes
 from adaptkit.training.recomputation import find_blocks, recomputed
 
 IMAGES, LABELS = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 4
@@ -61,20 +61,20 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_result_is_the_same_bits_in_less_memory(name: str) -> None:
+def test_recomputation_gives_the_same_bits_in_less_memory(name: str) -> None:
     make, blocks, kind = MODELS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = with_head(make())
     assert len(find_blocks(model)) == blocks
-    # What a second forward pass would change or draw anew is in the blocks.
+    # The blocks have running statistics and dropout, which a second forward pass must not change or draw again.
     assert any(isinstance(layer, kind) for block in find_blocks(model) for layer in block.modules())
     states, losses, sizes = [], [], []
     for twice in (False, True):
-        own, recipe = copy.deepcopy(model), Recipe(2, 8, 1e-3, 0, checkpointing=twice)
-        sizes.append(step_bytes(own, IMAGES[:8], LABELS[:8], recipe))
-        passes = plain(own, lambda epoch: IMAGES, (IMAGES, LABELS))
-        losses.append([epoch.loss for epoch in fit(own, [{"params": list(own.parameters())}], passes, LABELS, recipe)])
+        own, recipe = copy.deepcopy(model), Recipe(epochs=2, batch_size=8, lr=1e-3, order_seed=0, checkpointing=twice)
+        sizes.append(step_bytes(own, IMAGES[:8], LABELS[:8], recipe=recipe))
+        passes = plain_passes(own, lambda epoch: IMAGES, labels=LABELS, test=(IMAGES, LABELS))
+        losses.append([epoch.loss for epoch in fit(own, [{"params": list(own.parameters())}], passes, recipe=recipe)])
         states.append(own.state_dict())
         assert not any("forward" in vars(layer) for layer in own.modules())
     assert losses[0] == losses[1]
@@ -86,11 +86,11 @@ def test_the_result_is_the_same_bits_in_less_memory(name: str) -> None:
     assert sizes[1] - held < 0.8 * (sizes[0] - held)
 
 
-def test_a_block_is_run_once_more_in_the_backward_pass_only() -> None:
+def test_block_runs_again_in_the_backward_pass() -> None:
     model, calls = with_head(Residual()), []
     blocks = find_blocks(model)
     assert blocks == list(model.blocks)  # type: ignore[arg-type]
-    # Not a hook of the block, which is called once: of a layer in it.
+    # A hook of a layer in the block, since the block itself is called once.
     blocks[0].layers[0].register_forward_pre_hook(lambda *_: calls.append("again"))  # type: ignore[index,union-attr]
     with recomputed(blocks):
         loss = model(torch.rand(2, 1, 8, 8)).sum()
@@ -99,19 +99,19 @@ def test_a_block_is_run_once_more_in_the_backward_pass_only() -> None:
     assert calls == ["again", "again"]
 
 
-def test_single_layers_are_no_blocks() -> None:
+def test_single_layers_are_not_recomputed() -> None:
     assert find_blocks(with_head(SmallCNNModel(1, 28, 10))) == []
 
 
-def test_a_backbone_without_blocks_is_announced(cli: Any) -> None:
+def test_notice_for_a_backbone_without_blocks(cli: Any) -> None:
     result = cli("run", "-s", "head", *TINY, "--set", "checkpointing=true", "--no-track", "--dry-run")
     lines = [line for line in result.stdout.splitlines() if line.startswith("Note")]
     assert lines == [
-        "Note: checkpointing: backbone small_cnn has no blocks of several layers, nothing changes"
+        "Note: checkpointing: backbone small_cnn has no blocks of several layers: no effect"
     ]  # fmt: skip
 
 
-def test_a_run_has_the_same_results_and_says_what_it_took() -> None:
+def test_recomputed_run_has_the_same_results() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Residual()
@@ -132,7 +132,7 @@ def test_a_run_has_the_same_results_and_says_what_it_took() -> None:
             assert metrics["memory/peak_bytes"] < plainly["memory/peak_bytes"]
 
 
-def test_runs_with_and_without_are_one_arm(store: Any) -> None:
+def test_recomputation_does_not_change_the_comparison(store: Any) -> None:
     uri = f"sqlite:///{store}"
     for seed, given in ((0, None), (1, {"checkpointing": "False"}), (2, {"checkpointing": "True"})):
         fabricate(uri, "full", seed, [seed], params=given)

@@ -1,4 +1,4 @@
-"""The search: equal budgets, ranges that grow, and studies that a crash does not change."""
+"""The search: equal budgets, extended ranges, and studies that continue after a crash."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from adaptkit.tuning.study import StudyTrial, open_studies, require_optuna
 
 
 class Crash(Exception):
-    """What ends a process in these tests."""
+    """Stands for the death of the process."""
 
 
 class Machine:
-    """Run trials in no time: the best learning rate is `best`, the best rank 16. It may crash after some."""
+    """Simulate trials: the best learning rate is `best`, the best rank 16. Crash after `crash_after` trials."""
 
     def __init__(self, best: float, crash_after: int | None = None, order: int = 1) -> None:
         self.best = best
@@ -30,127 +30,129 @@ class Machine:
         self.order = order
         self.ran: list[tuple[str, int]] = []
 
-    def perform(self, asked: Sequence[TrialRequest]) -> Iterator[tuple[TrialRequest, StudyTrial]]:
-        for one in asked[:: self.order]:
+    def perform(self, requests: Sequence[TrialRequest]) -> Iterator[tuple[TrialRequest, StudyTrial]]:
+        for request in requests[:: self.order]:
             if self.crash_after is not None and len(self.ran) >= self.crash_after:
                 raise Crash
-            self.ran.append((one.space.strategy, one.trial.number))
-            yield one, self.done(one.trial)
+            self.ran.append((request.space.strategy, request.trial.number))
+            yield request, self.evaluated(request.trial)
 
-    def done(self, trial: StudyTrial) -> StudyTrial:
+    def evaluated(self, trial: StudyTrial) -> StudyTrial:
         lr, rank = trial.values["lr"], trial.values.get("rank", 16)
         if lr > 50 * self.best:
-            return StudyTrial(trial.number, trial.values, 0.0, "the loss is not finite")
+            return StudyTrial(trial.number, trial.values, value=0.0, reason="the loss is not finite")
         value = 1 - 0.1 * abs(math.log10(lr / self.best)) - 0.02 * abs(math.log2(rank / 16))
-        return StudyTrial(trial.number, trial.values, value, None, (f"run-{trial.number}",))
+        return StudyTrial(trial.number, trial.values, value=value, runs=(f"run-{trial.number}",))
 
 
 def search(
     texts: Sequence[str] = (), trials: int = 9, method: str = "tpe", names: Sequence[str] = ("lora", "head")
 ) -> Search:
     arms = resolve([Layer({"strategy": list(names)})], load_plugins()).arms
-    found = make_spaces(arms, texts, {name: set() for name in names}, lambda arm: True)
-    return Search(found, trials, method, seed=0)
+    spaces = make_spaces(arms, texts=texts, given={name: set() for name in names}, fits=lambda arm: True)
+    return Search(spaces, trials=trials, method=method, seed=0)
 
 
-def run(path: Path, wanted: Search, machine: Machine, lines: list[str] | None = None) -> dict[str, SearchResult]:
-    names = [space.strategy for space in wanted.spaces]
+def run(path: Path, search: Search, machine: Machine, *, lines: list[str] | None = None) -> dict[str, SearchResult]:
+    names = [space.strategy for space in search.spaces]
     with open_studies(path, "key", names, seed=0) as studies:
-        found = wanted.run(studies, machine.perform, lambda arm: True, (lines if lines is not None else []).append)
-    return {one.space.strategy: one for one in found}
+        notice = (lines if lines is not None else []).append
+        results = search.run(studies, perform=machine.perform, fits=lambda arm: True, notice=notice)
+    return {result.space.strategy: result for result in results}
 
 
-def told(found: dict[str, SearchResult]) -> dict[str, list[tuple[int, dict[str, Any], float | None]]]:
+def trials_of(results: dict[str, SearchResult]) -> dict[str, list[tuple[int, dict[str, Any], float | None]]]:
     return {
-        name: [(trial.number, dict(trial.values), trial.value) for trial in one.trials] for name, one in found.items()
+        name: [(trial.number, dict(trial.values), trial.value) for trial in result.trials]
+        for name, result in results.items()
     }
 
 
-def test_every_strategy_has_the_same_number_of_trials_and_begins_with_its_defaults(tmp_path: Path) -> None:
-    found = run(tmp_path / "optuna.db", search(), Machine(best=5e-3))
-    assert {name: len(one.trials) for name, one in found.items()} == {"lora": 9, "head": 9}
-    assert found["lora"].trials[0].values == {"lr": 5e-3, "rank": 8}
-    assert found["head"].trials[0].values == {"lr": 5e-3}
-    for one in found.values():
-        assert one.edges == {}
-        assert one.best.value == max(trial.value or 0 for trial in one.trials)
+def test_equal_number_of_trials_beginning_with_defaults(tmp_path: Path) -> None:
+    results = run(tmp_path / "optuna.db", search(), Machine(best=5e-3))
+    assert {name: len(result.trials) for name, result in results.items()} == {"lora": 9, "head": 9}
+    assert results["lora"].trials[0].values == {"lr": 5e-3, "rank": 8}
+    assert results["head"].trials[0].values == {"lr": 5e-3}
+    for result in results.values():
+        assert result.edges == {}
+        assert result.best.value == max(trial.value or 0 for trial in result.trials)
 
 
 @pytest.mark.parametrize("trials", [2, 3, 9])
-def test_the_defaults_are_tried_once(tmp_path: Path, trials: int) -> None:
-    for one in run(tmp_path / "optuna.db", search(trials=trials), Machine(0.01)).values():
-        values = [tuple(trial.values.items()) for trial in one.trials]
+def test_defaults_are_tried_once(tmp_path: Path, trials: int) -> None:
+    for result in run(tmp_path / "optuna.db", search(trials=trials), Machine(0.01)).values():
+        values = [tuple(trial.values.items()) for trial in result.trials]
         assert values.count(values[0]) == 1
 
 
-def test_a_range_grows_and_every_strategy_is_given_as_many_trials(tmp_path: Path) -> None:
+def test_extended_range_adds_trials_to_every_strategy(tmp_path: Path) -> None:
     lines: list[str] = []
     machine = Machine(best=5e-3)
-    found = run(tmp_path / "optuna.db", search(["head.lr=1e-6..1e-5/log"]), machine, lines)
-    grown = found["head"].space
+    results = run(tmp_path / "optuna.db", search(["head.lr=1e-6..1e-5/log"]), machine, lines=lines)
+    grown = results["head"].space
     assert grown.growth["lr"] == 3
     assert grown.dimensions["lr"].text == "1e-06..0.01/log"
-    assert {len(one.trials) for one in found.values()} == {9 + 3 * 3}
-    assert found["head"].edges == {} and found["lora"].space.growth == {}
+    assert {len(result.trials) for result in results.values()} == {9 + 3 * 3}
+    assert results["head"].edges == {} and results["lora"].space.growth == {}
     assert lines[:2] == [
-        "head: the best lies on the edge of lr 1e-06..1e-05 (log); searching lr 1e-06..0.0001 (log)",
-        "every strategy is given 3 further trials",
+        "head: the best trial is on the edge of lr 1e-06..1e-05 (log); searching lr 1e-06..0.0001 (log)",
+        "every strategy gets 3 more trials",
     ]
     assert sorted(machine.ran) == [(name, number) for name in ("head", "lora") for number in range(18)]
 
 
-def test_what_still_lies_on_an_edge_is_said(tmp_path: Path) -> None:
-    found = run(tmp_path / "optuna.db", search(["head.lr=1e-9..1e-8/log"], names=["head"]), Machine(best=1))
-    assert found["head"].edges == {"lr": "high"}
-    assert found["head"].space.stuck == {"lr": "grown 3 times"}
+def test_best_value_remains_on_an_edge(tmp_path: Path) -> None:
+    results = run(tmp_path / "optuna.db", search(["head.lr=1e-9..1e-8/log"], names=["head"]), Machine(best=1))
+    assert results["head"].edges == {"lr": "high"}
+    assert results["head"].space.stuck == {"lr": "extended 3 times"}
 
 
 @pytest.mark.parametrize(
     "crash_after",
     [11, 25, *(pytest.param(after, marks=pytest.mark.slow) for after in (0, 3, 18, 35))],
 )
-def test_a_crash_changes_nothing(tmp_path: Path, crash_after: int) -> None:
-    wanted = search(["head.lr=1e-6..1e-5/log"])
-    undisturbed = run(tmp_path / "whole.db", wanted, Machine(best=5e-3))
+def test_results_after_a_crash(tmp_path: Path, crash_after: int) -> None:
+    searched = search(["head.lr=1e-6..1e-5/log"])
+    undisturbed = run(tmp_path / "whole.db", searched, Machine(best=5e-3))
     first, second = Machine(5e-3, crash_after), Machine(5e-3)
     with pytest.raises(Crash):
-        run(tmp_path / "crashed.db", wanted, first)
-    resumed = run(tmp_path / "crashed.db", wanted, second)
-    assert told(resumed) == told(undisturbed)
-    assert {name: one.best.values for name, one in resumed.items()} == {
-        name: one.best.values for name, one in undisturbed.items()
+        run(tmp_path / "crashed.db", searched, first)
+    resumed = run(tmp_path / "crashed.db", searched, second)
+    assert trials_of(resumed) == trials_of(undisturbed)
+    assert {name: result.best.values for name, result in resumed.items()} == {
+        name: result.best.values for name, result in undisturbed.items()
     }
     assert len(first.ran) + len(second.ran) == 2 * 18
     third = Machine(5e-3)
-    assert told(run(tmp_path / "crashed.db", wanted, third)) == told(undisturbed)
+    assert trials_of(run(tmp_path / "crashed.db", searched, third)) == trials_of(undisturbed)
     assert third.ran == []
 
 
-def test_the_order_in_which_trials_end_changes_nothing(tmp_path: Path) -> None:
+def test_results_do_not_depend_on_the_order_of_trials(tmp_path: Path) -> None:
     forwards = run(tmp_path / "one.db", search(), Machine(5e-3))
-    assert told(run(tmp_path / "two.db", search(), Machine(5e-3, order=-1))) == told(forwards)
+    assert trials_of(run(tmp_path / "two.db", search(), Machine(5e-3, order=-1))) == trials_of(forwards)
 
 
-def test_trials_that_fail_count_as_nothing_and_a_strategy_of_failures_stops(tmp_path: Path) -> None:
-    found = run(tmp_path / "one.db", search(["lr=1e-4..10/log"], names=["head"]), Machine(best=1e-3))
-    failed = [trial for trial in found["head"].trials if trial.reason]
+def test_failed_trials(tmp_path: Path) -> None:
+    results = run(tmp_path / "one.db", search(["lr=1e-4..10/log"], names=["head"]), Machine(best=1e-3))
+    failed = [trial for trial in results["head"].trials if trial.reason]
     assert failed and all(trial.value == 0.0 for trial in failed)
     with pytest.raises(RunFailed, match="head: every trial failed: the loss is not finite"):
         run(tmp_path / "two.db", search(["lr=1..10/log"], names=["head"]), Machine(best=1e-6))
 
 
-def test_a_grid_is_searched_point_by_point(tmp_path: Path) -> None:
-    found = run(tmp_path / "one.db", search(method="grid", trials=5, names=["head"]), Machine(best=5e-3))
-    assert [trial.values["lr"] for trial in found["head"].trials] == [5e-4, 0.00158, 5e-3, 0.0158, 0.05]
+def test_grid_search(tmp_path: Path) -> None:
+    results = run(tmp_path / "one.db", search(method="grid", trials=5, names=["head"]), Machine(best=5e-3))
+    assert [trial.values["lr"] for trial in results["head"].trials] == [5e-4, 0.00158, 5e-3, 0.0158, 0.05]
 
 
-def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "optuna.db").write_text("something else, and long enough to be no empty database")
-    with pytest.raises(BadInput, match=r"the trials cannot be kept in .*optuna\.db"):
+def test_file_that_is_not_a_database(tmp_path: Path) -> None:
+    (tmp_path / "optuna.db").write_text("a text that is long enough not to be taken for an empty database")
+    with pytest.raises(BadInput, match=r"trials cannot be stored in .*optuna\.db"):
         run(tmp_path / "optuna.db", search(), Machine(1e-3))
 
 
-def test_without_optuna_the_hint_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"pip install 'adaptkit-vision\[tune\]'"):
         require_optuna()

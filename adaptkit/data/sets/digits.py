@@ -1,4 +1,4 @@
-"""The handwritten digits of scikit-learn, brought to the size of MNIST's: a real shift from it."""
+"""The handwritten digits of scikit-learn in the size of MNIST: a real shift of MNIST."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ BRIGHTEST = 16
 
 
 class Digits:
-    """1,797 handwritten digits of scikit-learn, 8x8 grey brought to 28x28; no network needed."""
+    """1,797 handwritten digits of scikit-learn, 8x8 grey enlarged to 28x28; no network needed."""
 
     name: ClassVar[str] = "digits"
 
     def load(self, data_dir: Path) -> Corpus:
-        """Return the images in scikit-learn's order; `data_dir` is not used."""
+        """Return the images in the order of scikit-learn; `data_dir` is not used."""
         try:
             from sklearn.datasets import load_digits
         except ImportError:

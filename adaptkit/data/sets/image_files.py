@@ -1,4 +1,4 @@
-"""Decode a picture of whatever kind into the bytes that a model is fed, or say why it cannot be."""
+"""Decode picture files to uint8 tensors, check them in parallel, and remember which files were readable."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from adaptkit.errors import BadInput
 from adaptkit.system.folders import cache_folder, warn_of_damage
 from adaptkit.system.streams import printable_line
 
-#: formats that Pillow reads by itself: it hands others, such as EPS, to programs, which pictures must not start
+#: formats that Pillow decodes itself; for others, such as EPS, it would start external programs
 FORMATS = (
     *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000"),
     *("PPM", "QOI", "ICO", "ICNS", "SGI", "PCX", "DDS", "TGA"),
 )
-#: what undoes an EXIF orientation
+#: transpositions that undo an EXIF orientation
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,25 +41,25 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: modes of 32-bit integers, in which Pillow gives what these formats keep in 16 bits
+#: formats whose 16-bit values Pillow returns as 32-bit integers
 SIXTEEN_BITS = (None, "PNG", "PPM")
 
 
 def read_picture(source: Path | Image.Image, size: int) -> Tensor:
-    """Return a picture as uint8 `[3, size, size]`: upright, its shorter side brought to `size`, its middle cut out.
+    """Return a picture as uint8 `[3, size, size]`: upright, shorter side resized to `size`, cropped to the centre.
 
-    What is transparent becomes white; of several frames the first counts. Raises BadInput("PATH: reason").
+    Transparent pixels become white; the first of several frames is used. Raises BadInput("PATH: reason").
     """
     try:
         return _read(source, size)
     except Exception as error:
-        # Pillow's readers raise whatever their parsing trips over, struct.error and SyntaxError among it.
-        named = printable_line(str(source)) if isinstance(source, Path) else "the picture"
-        raise BadInput(f"{named}: {_reason(error)}") from None
+        # The readers of Pillow raise many kinds of errors, such as struct.error and SyntaxError.
+        title = printable_line(str(source)) if isinstance(source, Path) else "the picture"
+        raise BadInput(f"{title}: {_reason(error)}") from None
 
 
 def fault_of(path: Path, size: int) -> str:
-    """Return why a file cannot be read as a picture of this size; nothing if it can."""
+    """Return the reason why a file cannot be read as a picture of this size; an empty string if it can."""
     try:
         _read(path, size)
     except Exception as error:
@@ -78,18 +78,16 @@ def _read(source: Path | Image.Image, size: int) -> Tensor:
 
 def _opened(path: Path) -> Image.Image:
     if not isinstance(path, Path):
-        raise BadInput(f"a path or a PIL image is needed, not {type(path).__name__}")
+        raise BadInput(f"must be a path or a PIL image, not {type(path).__name__}")
     if not path.is_file():
-        reason = (
-            "a link to nothing" if path.is_symlink() else "not a file" if path.exists() else "there is no such file"
-        )
+        reason = "a broken link" if path.is_symlink() else "not a file" if path.exists() else "there is no such file"
         raise BadInput(reason)
     if path.stat().st_size == 0:
         raise BadInput("empty (0 bytes)")
     image = Image.open(path, formats=_formats())
     limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and pixels > limit:
-        # Pillow only warns of up to twice as many, and that may be switched off.
+        # Pillow only warns about up to twice as many, and the warning can be disabled.
         image.close()
         raise BadInput(_bomb(pixels))
     return image
@@ -103,7 +101,7 @@ def _formats() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Pillow from warning of each odd picture; of bombs it must not only warn."""
+    """Suppress warnings of Pillow, but turn the warning about decompression bombs into an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -114,7 +112,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        return image  # damaged notes beside a picture are no reason to refuse it
+        return image  # a picture with damaged metadata can still be used
     return image if turn is None else image.transpose(turn)
 
 
@@ -133,7 +131,7 @@ def _coloured(image: Image.Image) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """Return a grey picture of more than 8 bits in mode L: Pillow itself would cut its values off at 255."""
+    """Convert a grey picture with more than 8 bits to mode L; Pillow itself would clip its values at 255."""
     values = numpy.asarray(image)
     least, most = values.min(), values.max()
     if image.mode == "F":
@@ -141,12 +139,12 @@ def _grey(image: Image.Image) -> Image.Image:
             raise BadInput(f"its values are floats from {least:g} to {most:g}, not from 0 to 1")
         return Image.fromarray((values * 255).round().astype(numpy.uint8))
     if image.mode == "I" and not (image.format in SIXTEEN_BITS and least >= 0 and most <= 65535):
-        raise BadInput(f"its values are 32-bit integers from {least} to {most}, of which none is known to be white")
+        raise BadInput(f"its values are 32-bit integers from {least} to {most}, and the value of white is unknown")
     return Image.fromarray((values / numpy.float32(257)).round().astype(numpy.uint8))
 
 
 def _cropped(image: Image.Image, size: int) -> Tensor:
-    """Return the middle, as if the picture were first resized and then cropped, in one step."""
+    """Resize and crop to the centre in one step."""
     sides = [max(size, int(size * side / min(image.size))) for side in image.size]
     starts = [round((side - size) / 2) * before / side for side, before in zip(sides, image.size, strict=True)]
     ends = [start + size * before / side for start, side, before in zip(starts, sides, image.size, strict=True)]
@@ -156,7 +154,7 @@ def _cropped(image: Image.Image, size: int) -> Tensor:
 
 
 def _bomb(pixels: int) -> str:
-    return f"{pixels:,} pixels, more than the {Image.MAX_IMAGE_PIXELS:,} that are safe to decode"
+    return f"{pixels:,} pixels, more than the safe maximum of {Image.MAX_IMAGE_PIXELS:,}"
 
 
 def _reason(error: Exception) -> str:
@@ -167,41 +165,44 @@ def _reason(error: Exception) -> str:
         pixels = re.search(r"\((\d+) pixels\)", text)
         return _bomb(int(pixels[1])) if pixels else text
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture that can be read"
+        return "not a picture in a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"damaged: {text or type(error).__name__}"
 
 
-#: folders whose sound files are remembered, and files of one folder
+#: maximum numbers of folders whose readable files are remembered, and of files in such a folder
 KEPT_FOLDERS = 100
 KEPT_FILES = 1_000_000
-#: a fault comes from the process that decodes as this many bytes
+#: bytes in which a decoding process returns the reason for a bad file
 FAULT_BYTES = 400
-#: pictures that are checked before their faults are collected
+#: pictures that are checked in one part
 PART = 4096
 
 
 def faults(root: Path, names: Sequence[str], size: int) -> dict[str, str]:
-    """Return what is wrong with files below the folder that cannot be read as pictures, by their names."""
+    """Return the reason for each file that cannot be read as a picture, by name.
+
+    Files that were readable before and have the same size and time are not read again.
+    """
     record = _record(root)
-    sound = _remembered(record)
+    readable = _remembered(record)
     stamps = {name: _stamp(root / name) for name in names}
-    unknown = tuple(name for name in names if stamps[name] is None or sound.get(name) != stamps[name])
+    unknown = tuple(name for name in names if stamps[name] is None or readable.get(name) != stamps[name])
     if not unknown:
         return {}
     checks = _Checks(str(root), unknown, size)
     parts = decoded(checks, torch.arange(len(unknown)).split(PART))
     texts = (bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for part in parts for row in part.flatten(1))
-    found = {name: text for name, text in zip(unknown, texts, strict=True) if text}
-    # Not the others: that a file could not be read may have had reasons that have gone since.
-    _remember(record, {name: stamp for name, stamp in stamps.items() if stamp is not None and name not in found})
-    return found
+    bad = {name: text for name, text in zip(unknown, texts, strict=True) if text}
+    # Bad files are not remembered: the reason why a file could not be read may be temporary.
+    _remember(record, {name: stamp for name, stamp in stamps.items() if stamp is not None and name not in bad})
+    return bad
 
 
 @dataclass(frozen=True)
 class _Checks:
-    """Faults in the guise of stored images: so that the processes that decode images find them."""
+    """Check results in the form of stored images, so that the decoding processes can compute them."""
 
     root: str
     names: tuple[str, ...]
@@ -217,7 +218,7 @@ class _Checks:
 
 
 def _stamp(path: Path) -> list[int] | None:
-    """Return the size and the time of a file, by which it is known again."""
+    """Return the size and the modification time of a file; None if it does not exist."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -231,12 +232,12 @@ def _record(root: Path) -> Path:
 
 
 def _circumstances() -> list[Any]:
-    """Return what a verdict depends on beside the file."""
+    """Return the versions and limits that the result of a check depends on."""
     return [1, PIL.__version__, Image.MAX_IMAGE_PIXELS]
 
 
 def _remembered(record: Path) -> Mapping[str, Any]:
-    """Return the stamps of the files that were sound; none if they cannot be read."""
+    """Return the stamps of the files that were readable; empty if the record cannot be read."""
     try:
         content = read_record(record)
     except OSError:
@@ -248,28 +249,28 @@ def _remembered(record: Path) -> Mapping[str, Any]:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return what a record of pictures holds, None if that is not what was written; raise OSError without one."""
+    """Return the content of a record of pictures; None if it was changed; raise OSError if it does not exist."""
     content = path.read_bytes()
     try:
         record = json.loads(content)
-        said = {key: record[key] for key in ("circumstances", "sound")}
-        # Byte by byte: what was written, and nothing else.
-        return record if isinstance(record["sound"], dict) and content == _written(said) else None
+        signed = {key: record[key] for key in ("circumstances", "sound")}
+        # The bytes must be exactly as they were written.
+        return record if isinstance(record["sound"], dict) and content == _written(signed) else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def _written(said: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a record: what it says, with its checksum before it."""
-    text = json.dumps(said, separators=(",", ":"))
+def _written(content: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a record: its checksum, then its content."""
+    text = json.dumps(content, separators=(",", ":"))
     return f'{{"sha256":"{hashlib.sha256(text.encode()).hexdigest()}",{text[1:]}'.encode("ascii")
 
 
-def _remember(record: Path, sound: Mapping[str, Sequence[int]]) -> None:
-    """Write the stamps, wholly or not at all; forget the folders that were not checked for longest."""
-    if len(sound) > KEPT_FILES:
+def _remember(record: Path, readable: Mapping[str, Sequence[int]]) -> None:
+    """Write the stamps atomically; delete the oldest records above the limit."""
+    if len(readable) > KEPT_FILES:
         return
-    content = _written({"circumstances": _circumstances(), "sound": sound})
+    content = _written({"circumstances": _circumstances(), "sound": readable})
     with contextlib.suppress(OSError):
         record.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(prefix=".pictures-", dir=record.parent)

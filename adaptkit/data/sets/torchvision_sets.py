@@ -1,4 +1,4 @@
-"""Data sets of torchvision, read from a folder or downloaded into it once."""
+"""Data sets of torchvision: MNIST, Fashion-MNIST, KMNIST and CIFAR-10, downloaded once into a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adaptkit.system.network import ANSWER_WITHIN, answering, bounded_waits
 if TYPE_CHECKING:
     from adaptkit.contracts import Corpus, Dataset
 
-#: torchvision's name of a set, which is that of its folder -> its classes
+#: name of a data set in torchvision, which is also its folder -> its classes
 CLASSES = {
     "MNIST": tuple("0123456789"),
     "FashionMNIST": (
@@ -36,16 +36,16 @@ FILES = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
-UNSIGNED_BYTES = 8  # the format's number for this kind of value
+UNSIGNED_BYTES = 8  # code of the value type in the IDX format
 
 
 def idx_files(name: str) -> list[str]:
-    """Return the files of the set of this torchvision name, relative to torchvision's root; none of other sets."""
+    """Return the files of a data set in MNIST's format, relative to torchvision's root; an empty list for others."""
     return [f"{name}/raw/{file}" for pair in FILES for file in pair] if name in CLASSES else []
 
 
 def read_corpus(folder: Path, name: str) -> Corpus:
-    """Return the images of the set of this torchvision name below `folder`; raise ValueError if a file is damaged."""
+    """Read a data set in MNIST's format from `folder`; raise ValueError if a file is damaged."""
     import torch
 
     from adaptkit.contracts import Corpus, Images
@@ -55,20 +55,20 @@ def read_corpus(folder: Path, name: str) -> Corpus:
         pixels = torch.from_numpy(_read(folder / name / "raw" / images, dimensions=3)).unsqueeze(1)
         truth = torch.from_numpy(_read(folder / name / "raw" / labels, dimensions=1)).to(torch.int64)
         if len(pixels) != len(truth) or not len(truth) or truth.max() >= len(CLASSES[name]):
-            raise ValueError("images and labels do not belong together")
+            raise ValueError("images and labels do not match")
         parts.append(Images(pixels, truth, CLASSES[name]))
     train, test = parts
     return Corpus(train, test)
 
 
-def _read(path: Path, dimensions: int) -> Any:  # of numpy, which is imported when it is needed
-    """Return the uint8 array of an IDX file: two zeros, the kind of value, the dimensions, each size, the values.
+def _read(path: Path, dimensions: int) -> Any:  # a numpy array; numpy is imported in the function
+    """Return the uint8 array of an IDX file: two zeros, value type, number of dimensions, sizes, values.
 
     http://yann.lecun.com/exdb/mnist/ describes the format.
     """
     import numpy
 
-    content = bytearray(path.read_bytes())  # torch takes writable memory only
+    content = bytearray(path.read_bytes())  # torch needs writable memory
     start = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, UNSIGNED_BYTES, dimensions]) or len(content) < start:
         raise ValueError("not an IDX file of bytes")
@@ -82,7 +82,7 @@ class Mnist:
     name: ClassVar[str] = "mnist"
 
     def load(self, data_dir: Path) -> Corpus:
-        """Return the images below `data_dir`, downloaded if need be."""
+        """Return the images in `data_dir`, after downloading missing files."""
         return _load(self.name, "MNIST", data_dir)
 
 
@@ -92,7 +92,7 @@ class FashionMnist:
     name: ClassVar[str] = "fashion-mnist"
 
     def load(self, data_dir: Path) -> Corpus:
-        """Return the images below `data_dir`, downloaded if need be."""
+        """Return the images in `data_dir`, after downloading missing files."""
         return _load(self.name, "FashionMNIST", data_dir)
 
 
@@ -102,7 +102,7 @@ class Kmnist:
     name: ClassVar[str] = "kmnist"
 
     def load(self, data_dir: Path) -> Corpus:
-        """Return the images below `data_dir`, downloaded if need be."""
+        """Return the images in `data_dir`, after downloading missing files."""
         return _load(self.name, "KMNIST", data_dir)
 
 
@@ -112,7 +112,7 @@ class Cifar10:
     name: ClassVar[str] = "cifar10"
 
     def load(self, data_dir: Path) -> Corpus:
-        """Return the images below `data_dir`, downloaded if need be."""
+        """Return the images in `data_dir`, after downloading missing files."""
         return _load(self.name, "CIFAR10", data_dir)
 
 
@@ -123,15 +123,15 @@ def _load(name: str, torchvision_name: str, data_dir: Path) -> Corpus:
         published = _published(name, torchvision_name)
         files = _files(published)
         if not _present(folder, files):
-            _download(name, published, folder, files)
+            _download(name, published, folder=folder, files=files)
     try:
         return read_corpus(folder, torchvision_name) if torchvision_name in CLASSES else _cifar(folder, published)
     except Exception as error:
-        # torchvision raises whatever its parsing trips over: AssertionError, ValueError, RuntimeError, ...
+        # torchvision raises many kinds of errors: AssertionError, ValueError, RuntimeError, ...
         reason = _line(error) if isinstance(error, OSError) else "damaged or incomplete"
         where = (folder / files[0]).parent
         raise BadInput(
-            f"data set {name}: cannot read the files in {where} ({reason}); delete them to download them anew"
+            f"data set {name}: cannot read the files in {where} ({reason}); delete them to download them again"
         ) from None
 
 
@@ -145,14 +145,15 @@ def _published(name: str, torchvision_name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "torchvision":
             raise BadInput(f"data set {name}: torchvision cannot be imported ({_line(error)})") from None
-        raise BadInput(f"data set {name}: torchvision is not installed; mend it: pip install torchvision") from None
+        raise BadInput(f"data set {name}: torchvision is not installed: pip install torchvision") from None
     except Exception as error:
-        # Its compiled part belongs to another torch. It tells so by a RuntimeError ("operator torchvision::nms does not
-        # exist"), an OSError ("undefined symbol"), an ImportError or an AttributeError ("partially initialized").
+        # Its compiled part is for another version of torch. The error is a RuntimeError ("operator torchvision::nms
+        # does not exist"), an OSError ("undefined symbol"), an ImportError or an AttributeError ("partially
+        # initialized").
         import torch
 
         raise BadInput(
-            f"data set {name}: torchvision cannot be imported beside torch {torch.__version__} ({_line(error)}); "
+            f"data set {name}: torchvision cannot be imported with torch {torch.__version__} ({_line(error)}); "
             "install the torchvision that matches torch: pip install --force-reinstall torch torchvision"
         ) from None
     return getattr(torchvision.datasets, torchvision_name)
@@ -178,7 +179,7 @@ def _cifar(folder: Path, published: Any) -> Corpus:
 
     from adaptkit.contracts import Corpus, Images
 
-    # numpy 2.4.0-2.4.4 warns of the pickled dtypes in CIFAR's files, which nobody here can change.
+    # numpy 2.4.0-2.4.4 warns about the pickled dtypes in the files of CIFAR, which cannot be changed here.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
         parts = [published(root=folder, train=train) for train in (True, False)]
@@ -187,14 +188,14 @@ def _cifar(folder: Path, published: Any) -> Corpus:
         pixels = torch.as_tensor(part.data).permute(0, 3, 1, 2).contiguous()  # from [n, h, w, 3]
         labels = torch.as_tensor(part.targets, dtype=torch.int64)
         if len(pixels) != len(labels) or not set(part.targets) <= set(range(len(part.classes))):
-            raise ValueError("images and labels do not belong together")
+            raise ValueError("images and labels do not match")
         images.append(Images(pixels, labels, tuple(part.classes)))
     train, test = images
     return Corpus(train, test)
 
 
-def _download(name: str, published: Any, folder: Path, files: Sequence[str]) -> None:
-    """Download into a folder of its own and move what is complete, so that no half-written file is ever read."""
+def _download(name: str, published: Any, *, folder: Path, files: Sequence[str]) -> None:
+    """Download into a temporary folder and move complete files, so that no partial file is read."""
     archives = _archives(published)
     where = (folder / files[0]).parent
     advice = f"copy its files to {where}, or use --dataset mnist5k, which needs no network"
@@ -204,7 +205,7 @@ def _download(name: str, published: Any, folder: Path, files: Sequence[str]) -> 
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-download-", dir=folder) as scratch:
             for archive in archives:
-                # torchvision uses an archive that is there already, and overwrites a wrong one: hence a copy.
+                # torchvision uses an existing archive, and overwrites a wrong one; so it gets a copy.
                 if os.path.isfile(folder / archive):
                     Path(scratch, archive).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(folder / archive, Path(scratch, archive))
@@ -215,30 +216,30 @@ def _download(name: str, published: Any, folder: Path, files: Sequence[str]) -> 
                     (folder / file).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(Path(scratch, file), folder / file)
     except Exception as error:
-        # torchvision lets errors of urllib, http, gzip and tarfile through beside its own.
+        # torchvision raises errors of urllib, http, gzip and tarfile in addition to its own.
         raise BadInput(f"data set {name}: not in {where}, and the download failed ({_line(error)}); {advice}") from None
 
 
 def _reachable(published: Any, problem: str, advice: str) -> Any:
-    """Return the torchvision class with only those mirrors that answer; raise BadInput when none does.
+    """Return the torchvision class with only the mirrors that answer; raise BadInput if none answers.
 
-    torchvision opens connections without a time limit, mirror by mirror: behind a silent firewall that takes minutes.
+    torchvision opens connections without a timeout, one mirror after the other, which takes minutes behind a firewall.
     """
     mirrors = list(getattr(published, "mirrors", ()))
     addresses = [f"{mirror}{published.resources[0][0]}" for mirror in mirrors] or [published.url]
     answered = answering(addresses, ANSWER_WITHIN)
     if not answered:
         hosts = ", ".join(dict.fromkeys(urlsplit(address).netloc for address in addresses))
-        raise BadInput(f"{problem}, and no answer from {hosts} to download it; {advice}")
+        raise BadInput(f"{problem}, and {hosts} does not answer; {advice}")
     if not mirrors:
         return published
     reachable = [mirror for mirror, address in zip(mirrors, addresses, strict=True) if address in answered]
-    # torchvision names the folder after the class.
+    # The class name is the name of the folder.
     return type(published.__name__, (published,), {"mirrors": reachable})
 
 
 def _quietly() -> contextlib.AbstractContextManager[object]:
-    """Show torchvision's progress bars on a terminal only."""
+    """Hide the progress bars of torchvision unless standard error is a terminal."""
     visible = sys.stderr is not None and sys.stderr.isatty()
     return contextlib.nullcontext() if visible else contextlib.redirect_stderr(io.StringIO())
 

@@ -32,7 +32,7 @@ class Format:
     """A format of exported models.
 
     `require` raises BadInput for a run that the format cannot hold, before anything is written. `write` writes the
-    files to an empty folder. `read` loads the files and returns functions from images `[n, c, h, w]` to logits, by name,
+    files to an empty folder. `read` loads the files and returns functions from images `[n, c, h, w]` to logits by name,
     which verify the export. `usage` returns the README's section on loading the model. `tolerance` is the largest
     difference of logits, relative for logits above 1.
     """

@@ -16,7 +16,7 @@ from adaptkit.errors import BadInput
 from adaptkit.models.formats.format import Exported, Format, Logits
 from adaptkit.models.trained import TrainedRun
 from adaptkit.names import BASE_RUN_ID_TAG
-from adaptkit.plugins.offers import make_checked, options_of
+from adaptkit.plugins.components import make_checked, options_of
 from adaptkit.strategies.lora import LoRA
 from adaptkit.system.files import write_bytes
 from adaptkit.training.trainable import adapt
@@ -37,7 +37,7 @@ def _folder(trained: TrainedRun) -> tuple[dict[str, Tensor], dict[str, object]]:
     tensors = trained.adapter
     options = {name: getattr(trained.strategy, name) for name in options_of(LoRA)}
     targets = [name.removesuffix(SUFFIX) for name in tensors if name.endswith(SUFFIX)]
-    return peft_folder(tensors, options, targets, trained.base())
+    return peft_folder(tensors, options, targets, base=trained.base())
 
 
 def write(folder: Path, exported: Exported) -> None:
@@ -61,7 +61,7 @@ def read_onto(base: nn.Module, folder: Path) -> nn.Module:
     """Load the adapter in a folder of PEFT onto the base."""
     adapter = adapter_of(folder)
     strategy, _ = make_checked("lora", LoRA, adapter.options)
-    adapt(base, strategy, 0)
+    adapt(base, strategy, init_seed=0)
     fit_adapter(adapter.tensors, base)
     return base.eval()
 

@@ -1,4 +1,4 @@
-"""Choose the engine that runs the trials of a sweep, and check it before anything is trained."""
+"""Connect an engine to its machines, and warn about a tracking store that these machines cannot reach."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def connected(engine: Engine) -> AbstractContextManager[Sequence[str]]:
-    """Connect an engine to its machines during a block, which receives the names of those that are not this one."""
+    """Connect an engine to its machines during the block; the value is the names of the other machines."""
     connection: AbstractContextManager[Sequence[str]] = (
         engine.connect() if hasattr(engine, "connect") else nullcontext(())
     )
@@ -20,7 +20,7 @@ def connected(engine: Engine) -> AbstractContextManager[Sequence[str]]:
 
 
 def store_notices(store: Store, machines: Sequence[str]) -> tuple[str, ...]:
-    """Return the lines that tell the user of a tracking store that these other machines may not reach."""
+    """Return notices about a tracking store that other machines may not reach."""
     if not machines or not store.uri.startswith("sqlite"):
         return ()
     return (

@@ -1,4 +1,4 @@
-"""The engine `local`: trials run in this process, or in several processes of this machine."""
+"""The engine `local`: run trials in this process, or in several processes on this machine."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class Local:
-    """Run trials in this process, or with --jobs N in N processes of this machine."""
+    """Run trials in this process, or with --jobs N in N processes on this machine."""
 
     name: ClassVar[str] = "local"
 
     def check(self, *, jobs: int | None, device: str, plugins: Plugins) -> None:
-        """Raise BadInput if a plugin cannot be loaded by the other processes."""
+        """Raise BadInput if other processes cannot load a plugin."""
         if (jobs or 1) > 1:
             plugins.require_files(f"--jobs {jobs}")
 
     def start(self, work: Work) -> AbstractContextManager[TrialRunner]:
-        """Run trials in this process where one runs at a time, else in processes that share the cores."""
+        """Start the workers: this process for one job, else several processes that share the cores."""
         from adaptkit.sweeps.engines.inline import InlineEngine
         from adaptkit.sweeps.engines.processes import ProcessEngine
         from adaptkit.system.hardware import usable_cores

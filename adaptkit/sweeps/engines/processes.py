@@ -1,4 +1,4 @@
-"""Run trials in processes of this machine, each with its share of the cores."""
+"""Run trials in processes on this machine, each with its share of the cores."""
 
 from __future__ import annotations
 
@@ -23,57 +23,57 @@ from adaptkit.system.imports import safe_path
 from adaptkit.system.signals import require_none
 from adaptkit.system.streams import Messages
 
-#: seconds in which a worker closes its run when it is asked to end
-GRACE = 15.0
-#: workers that die one after the other before they were ready, after which a sweep gives up
-PATIENCE = 3
+#: seconds that a worker has to close its run after it was asked to stop
+EXIT_SECONDS = 15.0
+#: the sweep stops after this number of consecutive workers that died before they were ready
+MOST_FAILED_STARTS = 3
 
 
 @dataclass
-class _Hand:
-    """A worker process with its end of the line, and what it is doing; `ready` when it has said so."""
+class _Process:
+    """A worker process, the connection to it, and its current task; `ready` after its first message."""
 
     process: BaseProcess
-    line: Connection
-    post: threading.Thread
+    connection: Connection
+    sender: threading.Thread
     task: Task | None = None
     ready: bool = False
 
 
 class ProcessEngine:
-    """The workers of `--jobs N`: they are spawned, so that nothing of this process leaks into them.
+    """Run the trials of `--jobs N` in N spawned processes, which inherit no state of this process.
 
-    A worker that dies takes its trial with it, as a failed one, and another takes its place.
+    If a worker dies, its trial counts as failed and a new worker replaces it.
     """
 
     def __init__(self, work: Work, jobs: int, threads: int) -> None:
         self._parcel = pickle.dumps((threads, work.packed(f"--jobs {jobs}")))
         self._jobs = jobs
-        self._hands: list[_Hand] = []
-        self._unready = 0
+        self._workers: list[_Process] = []
+        self._failed_starts = 0
         self._context = multiprocessing.get_context("spawn")
 
     def __enter__(self) -> ProcessEngine:
-        self._hands = [self._start() for _ in range(self._jobs)]
+        self._workers = [self._start() for _ in range(self._jobs)]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the workers; a run that is under way ends as killed."""
-        for hand in self._hands:
-            if hand.task is not None or not hand.ready:
-                hand.process.terminate()
+        """Stop the workers; a run in progress ends as killed."""
+        for worker in self._workers:
+            if worker.task is not None or not worker.ready:
+                worker.process.terminate()
             else:
-                hand.line.close()  # whoever is idle goes home
-        for hand in self._hands:
-            hand.process.join(GRACE)
-            if hand.process.is_alive():
-                hand.process.kill()
-                hand.process.join()
-            hand.post.join()  # it ends when nobody reads any more
-            hand.line.close()
-        self._hands = []
+                worker.connection.close()  # idle workers exit on end of file
+        for worker in self._workers:
+            worker.process.join(EXIT_SECONDS)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.sender.join()  # it ends when the worker stops reading
+            worker.connection.close()
+        self._workers = []
 
     def run(self, tasks: Iterable[Task], tell: Tell) -> Iterator[Ended]:
         """Yield each task when it has ended."""
@@ -82,53 +82,53 @@ class ProcessEngine:
         returned: list[Task] = []
         while True:
             require_none()
-            for hand in self._hands:
-                if not hand.ready or hand.task is not None or (is_over and not returned):
+            for worker in self._workers:
+                if not worker.ready or worker.task is not None or (is_over and not returned):
                     continue
                 task = returned.pop() if returned else next(waiting, None)
                 is_over = is_over or task is None
                 if task is None:
                     continue
                 try:
-                    hand.line.send(task)
-                    hand.task = task
-                except OSError:  # it died while it had nothing to do
+                    worker.connection.send(task)
+                    worker.task = task
+                except OSError:  # the worker died while it was idle
                     returned.append(task)
-            if is_over and not returned and all(hand.task is None for hand in self._hands):
+            if is_over and not returned and all(worker.task is None for worker in self._workers):
                 return
-            for hand in self._heard():
-                ended = self._hear(hand, tell)
+            for worker in self._with_news():
+                ended = self._receive(worker, tell)
                 if ended is not None:
                     yield ended
 
-    def _start(self) -> _Hand:
+    def _start(self) -> _Process:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=serve, args=(theirs,), name="adaptkit worker")
-        with safe_path():  # what a worker imports before it has this process's path
+        with safe_path():  # the worker imports modules before it has the path of this process
             process.start()
         theirs.close()
-        # In a thread: whoever is being started reads only when it has imported all it needs.
-        post = threading.Thread(target=_post, args=(ours, self._parcel), daemon=True)
-        post.start()
-        return _Hand(process, ours, post)
+        # In a thread: the new process reads only after it has imported its modules.
+        sender = threading.Thread(target=_send, args=(ours, self._parcel), daemon=True)
+        sender.start()
+        return _Process(process, ours, sender)
 
-    def _heard(self) -> list[_Hand]:
-        """Wait until a worker says something, or dies."""
-        lines: dict[Any, _Hand] = {hand.line: hand for hand in self._hands}
-        ends: dict[Any, _Hand] = {hand.process.sentinel: hand for hand in self._hands}
-        found = wait([*lines, *ends])
-        # What a worker said before it died counts.
-        return list({id(hand): hand for thing in found for hand in [lines.get(thing) or ends[thing]]}.values())
+    def _with_news(self) -> list[_Process]:
+        """Wait for messages, and return the workers that sent one or died."""
+        by_connection: dict[Any, _Process] = {worker.connection: worker for worker in self._workers}
+        by_sentinel: dict[Any, _Process] = {worker.process.sentinel: worker for worker in self._workers}
+        # A message that a worker sent before it died is still received.
+        workers = [by_connection.get(source) or by_sentinel[source] for source in wait([*by_connection, *by_sentinel])]
+        return list({id(worker): worker for worker in workers}.values())
 
-    def _hear(self, hand: _Hand, tell: Tell) -> Ended | None:
+    def _receive(self, worker: _Process, tell: Tell) -> Ended | None:
         try:
-            message = hand.line.recv()
+            message = worker.connection.recv()
         except (EOFError, OSError):
-            return self._bury(hand)
+            return self._replace(worker)
         if message == "ready":
-            hand.ready, self._unready = True, 0
+            worker.ready, self._failed_starts = True, 0
         elif isinstance(message, Ended):
-            hand.task = None
+            worker.task = None
             return message
         elif isinstance(message, AdaptkitError):
             raise message
@@ -136,55 +136,57 @@ class ProcessEngine:
             tell(message)
         return None
 
-    def _bury(self, hand: _Hand) -> Ended | None:
-        """Put another in a dead worker's place; return its task as failed."""
-        hand.process.join()
-        self._unready += not hand.ready
-        # Where memory is short, one that takes another's place may be killed too: until there is room again.
-        if self._unready == (PATIENCE if any(other.ready for other in self._hands) else 1):
-            raise RunFailed(f"a worker process ended before it was ready ({_cause(hand.process.exitcode)})")
-        self._hands[self._hands.index(hand)] = self._start()
-        if hand.task is None:
+    def _replace(self, worker: _Process) -> Ended | None:
+        """Start a new worker in place of a dead one; return the task of the dead one as failed."""
+        worker.process.join()
+        self._failed_starts += not worker.ready
+        # If memory is short, new workers may be killed too until memory is free again.
+        if self._failed_starts == (MOST_FAILED_STARTS if any(other.ready for other in self._workers) else 1):
+            raise RunFailed(f"a worker process ended before it was ready ({_cause(worker.process.exitcode)})")
+        self._workers[self._workers.index(worker)] = self._start()
+        if worker.task is None:
             return None
-        reason = f"its process died: {_cause(hand.process.exitcode)}"
-        return Ended(hand.task, failed(hand.task, reason))
+        reason = f"its process died: {_cause(worker.process.exitcode)}"
+        return Ended(worker.task, failed(worker.task, reason))
 
 
-def _post(line: Connection, parcel: bytes) -> None:
+def _send(connection: Connection, parcel: bytes) -> None:
     try:
-        line.send_bytes(parcel)
+        connection.send_bytes(parcel)
     except OSError:
-        return  # whoever it was for has died, which is seen elsewhere
+        return  # the worker died; `_receive` handles that
 
 
 def _cause(code: int | None) -> str:
     if code is None or code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name
-    hint = "; was memory short? try a smaller --batch-size or fewer --jobs" if name == "SIGKILL" else ""
+    hint = "; memory may be too small; try a smaller --batch-size or fewer --jobs" if name == "SIGKILL" else ""
     return f"{name}{hint}"
 
 
-def serve(line: Connection) -> None:
-    """Be a worker: read what is shared, then run each task that comes, until the line is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the sweep decides
+def serve(connection: Connection) -> None:
+    """Run as a worker process: read the shared inputs, then run tasks until the connection is closed."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes of a terminal; the main process stops the workers
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     sys.stderr = Messages(sys.stderr)
     warnings.showwarning = lambda message, *rest, **options: print(f"Warning: {message}", file=sys.stderr)
     try:
-        parcel = line.recv_bytes()
-        _work(line, parcel)
+        parcel = connection.recv_bytes()
+        _work(connection, parcel)
     except EOFError:
-        return  # the sweep is over
+        return  # the sweep has ended
     except KeyboardInterrupt:
         sys.exit(143)
     except AdaptkitError as error:
-        line.send(error)
+        connection.send(error)
 
 
-def _work(line: Connection, parcel: bytes) -> None:
+def _work(connection: Connection, parcel: bytes) -> None:
     from adaptkit.sweeps.engines.worker import open_worker
     from adaptkit.system.core_sharing import Seat
     from adaptkit.system.signals import interruptible
@@ -192,14 +194,14 @@ def _work(line: Connection, parcel: bytes) -> None:
     threads, packed = pickle.loads(parcel)
     with interruptible(), Seat() as seat:
         worker = open_worker(packed, seat, threads)
-        line.send("ready")
+        connection.send("ready")
         while True:
             require_none()
-            task = line.recv()
-            line.send(Ended(task, worker.perform(task, line.send)))
+            task = connection.recv()
+            connection.send(Ended(task, worker.perform(task, connection.send)))
 
 
 def _end_with(sentinel: int) -> None:
-    """End this process at once when the sweep's has died: nobody would hear of its trial."""
+    """End this process at once when the main process has died, because its result would be lost."""
     wait([sentinel])
     os._exit(1)

@@ -1,4 +1,4 @@
-"""What travels between a sweep and whoever runs its trials: plain records that can be pickled."""
+"""Records that a sweep and its workers exchange, and the settings of an engine; all can be pickled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adaptkit.errors import BadInput
 from adaptkit.events import Epoch
 from adaptkit.experiment.outcome import RunSummary
-from adaptkit.plugins.offers import make_checked
+from adaptkit.plugins.components import make_checked
 
 if TYPE_CHECKING:
     from adaptkit.contracts import Engine
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Which engine runs the trials, how many run at a time, and the engine's own options.
+class EngineSettings:
+    """The name of an engine, the number of trials that run at a time, and the options of the engine.
 
-    Without `jobs` the engine decides: the local one runs one trial at a time.
+    If `jobs` is None, the engine decides: the engine `local` runs one trial at a time.
     """
 
     name: str = "local"
@@ -28,7 +28,7 @@ class Setting:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, plugins: Plugins, device: str = "auto") -> Engine:
-        """Return the engine; raise BadInput for an unknown one, wrong options, or one that cannot run trials here."""
+        """Return the engine; raise BadInput if it is unknown, has wrong options, or cannot run trials here."""
         if self.jobs is not None and self.jobs < 1:
             raise BadInput(f"--jobs: must be at least 1, not {self.jobs}")
         engine: Engine
@@ -40,10 +40,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Task:
-    """One run to be made: `params` are settings of one strategy and one seed, as a run's config.yaml holds them.
+    """One run of a sweep or a tuning: `params` are its settings, in the format of config.yaml.
 
-    `kind` is adaptation or tuning; `stage` counts the materials that the engine was given; `label` names the run, with
-    settings that others of its sweep have otherwise; `tags` are more tags of the run.
+    `kind` is adaptation or tuning. `stage` is an index into the shared inputs of the engine. `label` names the run by
+    the settings that vary in its sweep. `tags` are further tags of the run.
     """
 
     number: int
@@ -63,7 +63,7 @@ class Started:
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """A task's run has finished an epoch."""
+    """The run of a task has finished an epoch."""
 
     task: Task
     epoch: Epoch
@@ -71,7 +71,7 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class Ended:
-    """A task has ended: the record's status is finished or failed, and then it says why."""
+    """A task has ended: the status of the record is finished, or failed with an error."""
 
     task: Task
     record: RunSummary
@@ -82,4 +82,4 @@ Tell = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Hear an event and do nothing."""
+    """Do nothing with an event."""

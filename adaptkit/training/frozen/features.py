@@ -1,4 +1,4 @@
-"""Compute what frozen layers make of images once, and keep it: in memory for an experiment, on disk for test sets."""
+"""Cache the features of frozen layers: in memory for an experiment, and on disk for test sets."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from adaptkit.system.folders import warn_of_damage
 from adaptkit.training.evaluation import computing, pass_size, synchronize
 from adaptkit.training.frozen.division import Division
 
-#: bytes of all feature files; the least recently used go first
+#: limit of all feature files, in bytes; the least recently used are evicted
 DISK_LIMIT = 2 << 30
-#: raised whenever files are written otherwise, so that older ones are not taken for damaged
+#: increased with each change of the file format, so that older files are not reported as damaged
 FORMAT = 2
-#: seconds after which a file that a killed process left half-written is removed
+#: seconds after which an unfinished file of a killed process is removed
 ABANDONED = 3600
-#: how often a file is read that changes while it is read
+#: attempts to read a file that changes while it is read
 ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class FeatureFiles:
-    """A folder of feature tensors, one safetensors file each; a folder that cannot be written keeps nothing."""
+    """A folder of feature tensors, one safetensors file each; if it cannot be written, nothing is stored."""
 
     folder: Path
     limit: int = DISK_LIMIT
 
     def read(self, key: str) -> tuple[Tensor, float] | None:
-        """Return a tensor and the seconds that computing it took; None if it is not there or damaged."""
+        """Return a tensor and the seconds that computing it took; None if the file is missing or damaged."""
         path = self.path(key)
         try:
             found = _content(path)
@@ -56,16 +56,16 @@ class FeatureFiles:
         except (KeyError, ValueError):
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)  # used last: the others go first
+            os.utime(path)  # marks it as recently used
         return tensor, seconds
 
     def write(self, key: str, tensor: Tensor, seconds: float) -> None:
-        """Keep a tensor, whole or not at all, and make room for it."""
+        """Store a tensor atomically, and evict others to make room for it."""
         from safetensors.torch import save_file
 
         if tensor.nbytes > self.limit // 4:
             return
-        # How convolutions lay out their results matters for the bits and the time of what reads them.
+        # The memory format of convolutions changes the last digits and the speed of the layers that read them.
         layout = tensor.ndim == 4 and not tensor.is_contiguous()
         plain = tensor.detach().cpu().contiguous()
         metadata = {"seconds": repr(seconds), "channels_last": str(layout)}
@@ -85,13 +85,13 @@ class FeatureFiles:
                     os.unlink(temporary)
 
     def path(self, key: str) -> Path:
-        """Return where the tensor of this key is kept."""
+        """Return the path of the file of this key."""
         return self.folder / f"{hashlib.sha256(f'{FORMAT} {key}'.encode()).hexdigest()}.safetensors"
 
     def _make_room(self, needed: int) -> None:
         files = []
         for path in self.folder.iterdir():
-            with contextlib.suppress(OSError):  # another process makes room too
+            with contextlib.suppress(OSError):  # another process may be evicting files too
                 status = path.stat()
                 if path.suffix == ".part" and time.time() - status.st_mtime > ABANDONED:
                     path.unlink()
@@ -107,7 +107,7 @@ class FeatureFiles:
 
 
 def sound(path: Path) -> bool:
-    """Tell whether a file holds the tensor that was written to it."""
+    """Check whether a file is intact; a file that is removed meanwhile counts as intact."""
     try:
         return _content(path) is not None
     except FileNotFoundError:  # removed meanwhile
@@ -115,10 +115,10 @@ def sound(path: Path) -> bool:
 
 
 def _content(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
-    """Return the tensor of a file and what stands beside it, None if it is damaged; raise FileNotFoundError."""
+    """Return the tensor and the metadata of a file, or None if it is damaged; raise FileNotFoundError."""
     for _ in range(ATTEMPTS):
         before = _version(path)
-        # Its head and its tensor are read one after the other: another process may replace or remove it in between.
+        # Metadata and tensor are read one after the other; another process may replace the file in between.
         if (found := _read(path)) is not None or _version(path) == before:
             return found
     return None
@@ -127,7 +127,7 @@ def _content(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
 def _version(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
-    except OSError as error:  # it is below a file, or in a folder that may not be read
+    except OSError as error:  # for example below a file, or in a folder without permission
         raise FileNotFoundError(*error.args) from error
     return status.st_ino, status.st_ctime_ns
 
@@ -136,11 +136,11 @@ def _read(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # of a pipe the opening would not end
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would never return
             return None
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            # Into memory of torch's own: where a file happens to lie unaligned, sums are taken in another order.
+            # Copied, because unaligned memory changes the order of sums, and with it the last digits.
             tensor = file.get_tensor("features").clone()
         return (tensor, metadata) if metadata["sha256"] == _sha256(tensor, metadata) else None
     except FileNotFoundError:
@@ -150,24 +150,24 @@ def _read(path: Path) -> tuple[Tensor, Mapping[str, str]] | None:
 
 
 def _sha256(tensor: Tensor, metadata: Mapping[str, str]) -> str:
-    """Return the checksum of a tensor's bytes and of all that says what they are."""
-    said = [str(tensor.dtype), str(list(tensor.shape)), metadata["seconds"], metadata["channels_last"]]
-    digest = hashlib.sha256("\n".join([*said, ""]).encode())
+    """Return the checksum of a tensor and its metadata."""
+    facts = [str(tensor.dtype), str(list(tensor.shape)), metadata["seconds"], metadata["channels_last"]]
+    digest = hashlib.sha256("\n".join([*facts, ""]).encode())
     digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-#: bytes of features, and of training images as the model sees them, that one experiment keeps in memory
+#: limit of the features and training views that one experiment keeps in memory, in bytes
 MEMORY_LIMIT = 1 << 30
-#: images whose features, when they come from a file, are held against fresh ones
+#: images whose features from a file are compared with newly computed ones
 CHECKED = 4
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor with a row for each image; `seconds` is what computing it took, with all that it comes from.
+    """A tensor with a row for each image; `seconds` is the time that computing it took, its inputs included.
 
-    Images, not features, may be views that are made when they are needed.
+    Images may be views that are made when they are needed; features are tensors.
     """
 
     tensor: Views
@@ -176,7 +176,7 @@ class Value:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images on the model's device under a name that stands for their content; `lasting` ones are worth a file."""
+    """Images on the model's device; `name` identifies their content; features of `lasting` ones are stored on disk."""
 
     name: str
     value: Value
@@ -184,9 +184,9 @@ class ImageSet:
 
 
 class FeatureStore:
-    """The features that an experiment's runs share: each is computed once, by the run that needs it first.
+    """Features that the runs of an experiment share; each is computed once, by the first run that needs it.
 
-    `wanted` are the digests of all values that some strategy's trained part reads: they are kept when they come by.
+    `wanted` are the digests of values that strategies read; the store keeps them whenever they are computed.
     """
 
     def __init__(self, precision: str, files: FeatureFiles | None, limit: int) -> None:
@@ -197,7 +197,7 @@ class FeatureStore:
         self._kept: OrderedDict[tuple[str, str], Value] = OrderedDict()
 
     def images(self, name: str, make: Callable[[], Views]) -> ImageSet:
-        """Return the images of this name, made the first time by `make()`."""
+        """Return the images of this name; `make()` makes them the first time."""
         value = self._recall("images", name)
         if value is None:
             start = time.perf_counter()
@@ -207,26 +207,26 @@ class FeatureStore:
         return ImageSet(name, value)
 
     def of(self, names: Iterable[str]) -> dict[tuple[str, str], Value]:
-        """Return all that is kept of the images of these names, for another store of the same experiment."""
+        """Return all stored values of the images of these names, for another store of the same experiment."""
         wanted = set(names)
         return {key: value for key, value in self._kept.items() if key[1] in wanted}
 
     def take(self, values: Mapping[tuple[str, str], Value]) -> None:
-        """Keep what another store of the same experiment has computed."""
+        """Add values that another store of the same experiment has computed."""
         for (digest, name), value in values.items():
             self._keep(digest, name, value)
 
     def forget(self, name: str) -> None:
-        """Drop all that comes from images whose name begins so."""
+        """Remove all values of images whose names begin with `name`."""
         for key in [key for key in self._kept if key[1].startswith(name)]:
             del self._kept[key]
 
     def fits(self, division: Division, images: ImageSet) -> bool:
-        """Tell whether a division's features of these images are small enough to be kept."""
+        """Check whether the features of these images are small enough to be kept in memory."""
         return len(images.value.tensor) * division.row_bytes <= self.limit // 2
 
     def features(self, division: Division, images: ImageSet) -> tuple[Value, ...]:
-        """Return the values at the division's cut, computing what is not known yet from what is."""
+        """Return the values at the division's cut; missing values are computed from known ones."""
         known: dict[fx.Node, Value] = {division.images: images.value}
         missing: set[fx.Node] = set()
         waiting = list(division.cut)
@@ -241,7 +241,7 @@ class FeatureStore:
                 missing.add(node)
                 waiting.extend(node.all_input_nodes)
         if missing:
-            self._compute(division, images, known, missing)
+            self._compute(division, images, known=known, missing=missing)
         return tuple(known[node] for node in division.cut)
 
     def _find(self, division: Division, node: fx.Node, images: ImageSet) -> Value | None:
@@ -256,7 +256,7 @@ class FeatureStore:
             return None
         device = images.value.tensor.device
         value = Value(read[0].to(device), read[1])
-        # A layer whose code changed has the same settings and weights as before, but other features.
+        # Compared with newly computed features, because a layer's code can change while its digest stays the same.
         fresh = self._run(division.frozen([division.images], [node]), [images.value.tensor[:CHECKED]], CHECKED)[0]
         kept = value.tensor[:CHECKED]
         if len(value.tensor) != len(images.value.tensor) or kept.shape != fresh.shape or kept.dtype != fresh.dtype:
@@ -267,9 +267,9 @@ class FeatureStore:
         return self._keep(digest, images.name, value)
 
     def _compute(
-        self, division: Division, images: ImageSet, known: dict[fx.Node, Value], missing: set[fx.Node]
+        self, division: Division, images: ImageSet, *, known: dict[fx.Node, Value], missing: set[fx.Node]
     ) -> None:
-        """Add the missing values of the cut to the known ones, and keep those that others want too."""
+        """Compute the missing values at the cut and add them to `known`; also store values of other strategies."""
         ends = [
             node
             for node in division.graph.nodes
@@ -281,7 +281,7 @@ class FeatureStore:
             division.frozen(starts, ends), [known[node].tensor for node in starts], pass_size(images.value.tensor)
         )
         synchronize(images.value.tensor.device)
-        # Values that were computed together share their cost: the longest of them, not the sum, is what it took.
+        # Values computed together share their time: the maximum counts, not the sum.
         seconds = time.perf_counter() - start + max(known[node].seconds for node in starts)
         for node, tensor in zip(ends, tensors, strict=True):
             digest = division.digests[node]

@@ -1,4 +1,4 @@
-"""Try on a few images whether a divided model trains and judges as the whole one does."""
+"""Check on a few images that a divided model trains and predicts like the whole one."""
 
 from __future__ import annotations
 
@@ -15,51 +15,52 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.weights import fingerprint
+from adaptkit.training.objective import loss_of
 from adaptkit.training.seeding import RandomStream
 
-#: passes in training and in evaluation: what moves in the first is seen by the second
+#: passes in training and in evaluation; the second pass shows what the first has changed
 STEPS = 2
-#: what torch itself keeps in a layer; parameters and buffers are compared by their values
+#: attributes of every layer, which belong to torch
 OWN = frozenset(vars(nn.Module()))
 
 
 def passes_trial(
     model: nn.Module,
     parts: Callable[[nn.Module], tuple[nn.Module, nn.Module]],
+    *,
     images: Tensor,
     compute: Callable[[], AbstractContextManager[None]],
 ) -> bool:
-    """Train two copies of a model on the images, one whole and one divided, and compare all that can be seen.
+    """Train two copies of a model on the images, one whole and one divided, and compare their behaviour.
 
-    Logits, gradients, buffers, what the layers keep for themselves and what is drawn at random must be the same, but
-    for the order of sums, in which unequal numbers of images may differ. `parts(model)` are a model's frozen and
-    trained part. The model itself is left alone.
+    Logits, gradients, buffers, other state of the layers and random draws must be the same up to rounding.
+    `parts(model)` returns a model's frozen and trained part. The model itself is not changed.
     """
     whole, divided = copy.deepcopy(model), copy.deepcopy(model)
     frozen, trained = parts(divided)
     given = images.clone()
     with RandomStream(0), compute(), torch.no_grad():
-        features = [torch.cat(value.split(2)) for value in frozen(given)]  # as they are kept
+        features = [torch.cat(value.split(2)) for value in frozen(given)]  # as the store keeps them
     kept = [value.clone() for value in features]
     rows = torch.arange(len(images), device=images.device)
-    plain = _history(whole, lambda: whole(images[rows]), images, compute)
-    found = _history(divided, lambda: trained(*(value[rows] for value in features)), images, compute)
+    expected = _history(whole, lambda: whole(images[rows]), compute=compute)
+    actual = _history(divided, lambda: trained(*(value[rows] for value in features)), compute=compute)
     unchanged = torch.equal(given, images) and all(map(torch.equal, features, kept))
-    return unchanged and _same(plain, found) and _same(held(whole), held(divided))
+    return unchanged and _same(expected, actual) and _same(held(whole), held(divided))
 
 
 def held(layer: nn.Module) -> dict[str, Any]:
-    """Return the buffers of a layer and of those in it, and what they keep outside parameters and buffers, pickled.
+    """Return the buffers of a layer and its sublayers, and their other state, pickled.
 
-    Raises an exception when that cannot be pickled.
+    Raises an exception if the state cannot be pickled.
     """
     return {**dict(layer.named_buffers()), **kept_outside(layer)}
 
 
 def kept_outside(layer: nn.Module) -> dict[str, Any]:
-    """Return what a layer and those in it are, and what they keep outside parameters and buffers, pickled.
+    """Return the types of a layer and its sublayers, and their state outside parameters and buffers, pickled.
 
-    Raises an exception when that cannot be pickled.
+    Raises an exception if the state cannot be pickled.
     """
     kept: dict[str, Any] = {}
     for name, part in layer.named_modules():
@@ -71,16 +72,16 @@ def kept_outside(layer: nn.Module) -> dict[str, Any]:
 
 
 class _Pickler(pickle.Pickler):
-    """Tell a tensor by its content: its own pickle holds an address."""
+    """Pickle tensors by their content; their default pickle contains an address."""
 
-    def reducer_override(self, thing: Any) -> Any:
-        return (str, (fingerprint({"": thing}),)) if isinstance(thing, Tensor) else NotImplemented
+    def reducer_override(self, obj: Any) -> Any:
+        return (str, (fingerprint({"": obj}),)) if isinstance(obj, Tensor) else NotImplemented
 
 
 def _history(
     model: nn.Module,
     run: Callable[[], Tensor],
-    images: Tensor,
+    *,
     compute: Callable[[], AbstractContextManager[None]],
 ) -> list[Any]:
     """Train and evaluate; return each step's logits and gradients, and the next numbers of all generators."""
@@ -91,21 +92,21 @@ def _history(
             with compute():
                 logits = run()
             seen.append(logits.detach())
-            loss = nn.functional.cross_entropy(logits.float(), torch.zeros_like(logits[:, 0], dtype=torch.long))
-            # Raises an exception where a parameter has no gradient: nobody knows then how it is used.
+            loss = loss_of(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
+            # Raises an exception if a parameter has no gradient: it is then unknown how the model uses it.
             seen += torch.autograd.grad(loss, parameters)
-            for parameter in parameters:  # what starts at zero has no say until it moves
+            for parameter in parameters:  # parameters that start at zero have no effect before they change
                 parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
         model.eval()
         for _ in range(STEPS):
             with compute(), torch.inference_mode():
                 seen.append(run().clone())
-        seen += [random.random(), numpy.random.random(), torch.rand(1), torch.rand(1, device=images.device)]
+        seen += [random.random(), numpy.random.random(), torch.rand(1), torch.rand(1, device=seen[-1].device)]
     return seen
 
 
 def _same(ours: Any, theirs: Any) -> bool:
-    """Compare lists and dictionaries of tensors and other values."""
+    """Check whether two lists or dictionaries of tensors and other values are the same."""
     if isinstance(ours, dict):
         return ours.keys() == theirs.keys() and _same(list(ours.values()), list(theirs.values()))
     pairs = list(zip(ours, theirs, strict=True))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from adaptkit.errors import BadInput
-from adaptkit.plugins.offers import make_offer
+from adaptkit.plugins.components import make_component
 
 from adaptkit_peft import adaptkit_strategies, catalogue, measurement, strategies
 from adaptkit_peft.table import with_table
@@ -75,7 +75,7 @@ def test_missing_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_strategy_descriptions() -> None:
-    found = {offer.name: offer for offer in (make_offer("strategy", cls, "test") for cls in adaptkit_strategies())}
+    found = {offer.name: offer for offer in (make_component("strategy", cls, "test") for cls in adaptkit_strategies())}
     assert len(found) == len(catalogue.read())
     assert found["peft-lora"].summary.startswith("PEFT's LoRA (Hu et al., 2021, arXiv:2106.09685)")
     assert found["peft-prompt_tuning"].unavailable == "it puts trained tokens before the input of a language model"

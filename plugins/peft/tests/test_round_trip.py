@@ -163,7 +163,7 @@ def test_layers_that_peft_computes_differently(tmp_path: Path) -> None:
 def test_changed_statistics(tmp_path: Path) -> None:
     ours, tensors = trained(LoRA(), moved=True)
     assert "norm.running_var" in tensors
-    with pytest.raises(BadInput, match=r"^PEFT saves norm whole or not at all; its weights are the base's"):
+    with pytest.raises(BadInput, match=r"^PEFT saves norm as a whole, but its weights belong to the base"):
         peft_folder(tensors, vars(LoRA()), ["fc"])
     files = peft_folder(tensors, vars(LoRA()), ["fc"], base())
     assert files[1]["modules_to_save"] == ["norm"]
@@ -269,11 +269,11 @@ def test_unsupported_adapters_are_rejected(tmp_path: Path) -> None:
     def configured(**changes: Any) -> tuple[str, ...]:
         return problems(sound[0], sound[1] | changes)
 
-    assert configured(peft_type="IA3") == (f"DIR/{CONFIG}: peft_type IA3 cannot be imported; LORA can",)
+    assert configured(peft_type="IA3") == (f"DIR/{CONFIG}: peft_type IA3 cannot be imported; only LORA is supported",)
     assert configured(r=0, use_dora=1, lora_bias=True) == (
         f"DIR/{CONFIG}: r cannot be 0",
         f"DIR/{CONFIG}: use_dora cannot be 1",
-        f"DIR/{CONFIG}: lora_bias is not known to adaptkit's lora",
+        f"DIR/{CONFIG}: lora_bias is not supported by adaptkit's lora",
     )
     assert configured(init_lora_weights="pissa")[0].startswith(
         f"DIR/{CONFIG}: init_lora_weights=pissa changes the base"
@@ -289,11 +289,15 @@ def test_unsupported_adapters_are_rejected(tmp_path: Path) -> None:
         "DIR: grouped is a grouped convolution whose update mixes the groups; it cannot be merged",
     )
     embedding = sound[0] | {"base_model.model.fc.lora_embedding_A": torch.ones(2, 2)}
-    assert problems(embedding, sound[1])[0].endswith("no tensors of lora as adaptkit has it: fc.lora_embedding_A")
-    assert problems({"fc.weight": torch.ones(1)}, sound[1]) == (f"DIR/{WEIGHTS} is not PEFT's: it has fc.weight",)
+    assert problems(embedding, sound[1])[0].endswith(
+        "these tensors do not belong to adaptkit's LoRA: fc.lora_embedding_A"
+    )
+    assert problems({"fc.weight": torch.ones(1)}, sound[1]) == (
+        f"DIR/{WEIGHTS} is not a file of PEFT: it has fc.weight",
+    )
     (tmp_path / WEIGHTS).write_bytes(b"damaged")
     with pytest.raises(BadInput, match="is damaged"):
         adapter_of(tmp_path)
     (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.bin")
-    with pytest.raises(BadInput, match="is a pickle, which is not read"):
+    with pytest.raises(BadInput, match="is a pickle, which adaptkit does not read"):
         adapter_of(tmp_path)

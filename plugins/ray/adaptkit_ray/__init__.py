@@ -34,7 +34,7 @@ class Ray:
 
     address: str | None = field(
         default=None,
-        metadata={"help": "HOST:PORT of the cluster's head, auto, or local; default: RAY_ADDRESS, else local"},
+        metadata={"help": "HOST:PORT of the head node, auto, or local; default: RAY_ADDRESS, else local"},
     )
     cpus_per_trial: Annotated[int, Field(ge=1)] = field(default=1, metadata={"help": "cores for each trial"})
     gpus_per_trial: Annotated[float, Field(allow_inf_nan=False), AfterValidator(_share)] = field(
@@ -49,7 +49,7 @@ class Ray:
         check(self, device)
 
     def connect(self) -> AbstractContextManager[Sequence[str]]:
-        """Join the cluster, or start one; give the names of its other machines."""
+        """Join the cluster, or start one; return the names of its other machines."""
         from adaptkit_ray.cluster import joined
 
         return joined(self)

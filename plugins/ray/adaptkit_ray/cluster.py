@@ -22,13 +22,13 @@ CONNECT_SECONDS = 5.0
 
 
 def check(options: Ray, device: str) -> None:
-    """Raise BadInput if the trials' device and their GPUs contradict each other, or no cluster is at the address."""
+    """Raise BadInput if the device and the GPUs of trials contradict each other, or no cluster is at the address."""
     gpus = options.gpus_per_trial
     if gpus and device not in ("auto", "cuda"):
         raise BadInput(f"ray.gpus_per_trial={gpus:g}: trials with --device {device} use no GPU")
     if not gpus and device == "cuda":
         raise BadInput(
-            "--device cuda: with --engine ray, say how much of a GPU a trial gets, "
+            "--device cuda: with --engine ray, set the share of a GPU for each trial, "
             "as in --engine-option gpus_per_trial=0.25"
         )
     address = _address(options)
@@ -129,7 +129,7 @@ def _slots_of(resources: Mapping[str, float], options: Ray) -> int:
 
 def _too_large(options: Ray) -> str:
     cpus, gpus = options.cpus_per_trial, options.gpus_per_trial
-    have = [f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs" for found in _machines().values()]
+    have = [f"{machine.get('CPU', 0):g} CPUs and {machine.get('GPU', 0):g} GPUs" for machine in _machines().values()]
     return (
         f"no machine of the Ray cluster has {cpus} CPU{'s' * (cpus > 1)} and {gpus:g} GPUs for a trial; its machines "
         f"have {'; '.join(dict.fromkeys(have))}: change ray.cpus_per_trial or ray.gpus_per_trial"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: How often a trial is run again after its worker was lost.
 RETRIES = 3
-#: Seconds between two looks at the size of the cluster.
+#: Seconds between two queries of the size of the cluster.
 LOOK = 2.0
 #: Seconds without a machine that can run a trial, after which the sweep stops.
 PATIENCE = 60.0
@@ -84,13 +84,11 @@ class RayRunner:
             require_none()
             room = self._room()
             while len(self._busy) < room and not (is_over and not self._returned):
-                given = (
-                    self._returned.pop() if self._returned else ((task, 0) if (task := next(waiting, None)) else None)
-                )
-                if given is None:
+                task, attempt = self._returned.pop() if self._returned else (next(waiting, None), 0)
+                if task is None:
                     is_over = True
                 else:
-                    self._submit(*given, tell)
+                    self._submit(task, attempt, tell)
             # There are no trials for these workers, or the cluster has shrunk: free their share of a machine.
             while self._idle:
                 ray.kill(self._idle.pop())
@@ -112,8 +110,8 @@ class RayRunner:
     def _room(self) -> int:
         from adaptkit_ray.cluster import slots
 
-        found, jobs = slots(self._options), self._work.jobs
-        return found if jobs is None else min(jobs, found)
+        available, jobs = slots(self._options), self._work.jobs
+        return available if jobs is None else min(jobs, available)
 
     def _submit(self, task: Task, attempt: int, tell: Tell) -> None:
         if self._idle:
@@ -146,7 +144,7 @@ class RayRunner:
         except RayActorError as error:
             if isinstance(error, ActorDiedError) and error.actor_init_failed:
                 raise RunFailed(f"a worker cannot be started: {_last_line(error)}") from None
-            ray.kill(actor)  # it may only be out of reach, and still working
+            ray.kill(actor)  # it may be unreachable but still running
             return self._lost(task, attempt, _reason(error))
         if isinstance(record, AdaptkitError):
             raise record
@@ -180,14 +178,14 @@ class Actor:
         os.environ.update(
             {name: value for name, value in environment.items() if name != "ADAPTKIT_CACHE" or here == sender}
         )
-        self._there = version
+        self._sweep_version = version
         self._threads = threads
         self._device = device
         self._parcel = parcel
         self._worker: Worker | None = None
 
     def perform(self, task: Task, attempt: int) -> RunSummary | AdaptkitError:
-        """Make a task's run on this machine's device; return the error if this machine cannot run any task."""
+        """Run a task on the device of this machine; return the error if this machine cannot run any task."""
         try:
             worker = self._worker = self._worker or self._open()
         except AdaptkitError as error:
@@ -196,10 +194,10 @@ class Actor:
         return worker.perform(dataclasses.replace(task, params={**task.params, "device": device}), ignore, attempt)
 
     def _open(self) -> Worker:
-        if self._there != VERSION:
+        if self._sweep_version != VERSION:
             raise BadInput(
-                f"adaptkit {VERSION[0]} on Python {VERSION[1]} is installed here, but the sweep's is "
-                f"{self._there[0]} on {self._there[1]}"
+                f"adaptkit {VERSION[0]} on Python {VERSION[1]} is installed here, but the sweep uses "
+                f"{self._sweep_version[0]} on {self._sweep_version[1]}"
             )
         from adaptkit.sweeps.engines.worker import open_worker
         from adaptkit.system.core_sharing import Seat
@@ -211,10 +209,10 @@ class Actor:
 
 
 def _reason(error: Exception) -> str:
-    """Return why a worker was lost, in one of the many lines of Ray's message."""
+    """Return the line of Ray's message that says why a worker was lost."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("The actor died because", "The actor is dead because"))]
-    return (told or lines or [type(error).__name__])[0]
+    reasons = [line for line in lines if line.startswith(("The actor died because", "The actor is dead because"))]
+    return (reasons or lines or [type(error).__name__])[0]
 
 
 def _last_line(error: Exception) -> str:

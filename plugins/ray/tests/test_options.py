@@ -54,7 +54,7 @@ def free_port() -> int:
         ),
         (
             ("--engine", "ray", "--device", "cuda"),
-            "--device cuda: with --engine ray, say how much of a GPU a trial gets, "
+            "--device cuda: with --engine ray, set the share of a GPU for each trial, "
             "as in --engine-option gpus_per_trial=0.25",
         ),
     ],

@@ -27,7 +27,7 @@ MODELS = pytest.mark.parametrize(("name", "options"), [RESNET, VIT, CONVNEXT], i
 
 def build(name: str, options: dict[str, str], channels: int = 3, size: int = 32, classes: int = 5) -> nn.Module:
     torch.manual_seed(0)
-    return make_checked("timm", Timm, options, name)[0].build(channels, size, classes)
+    return make_checked("timm", Timm, options, argument=name)[0].build(channels, size, classes)
 
 
 def images(channels: int = 3, size: int = 32) -> Tensor:

@@ -116,7 +116,7 @@ def test_weights_file_executes_nothing(tmp_path):
     with pytest.raises(BadInput) as caught:
         build(tmp_path / "w.pth")
     assert caught.value.problems == (
-        f"weights: {tmp_path / 'w.pth'} cannot be read: it holds more than tensors; "
+        f"weights: {tmp_path / 'w.pth'} cannot be read: it contains more than tensors; "
         "save the model's state_dict() alone",
     )
     assert not Path("executed").exists()
@@ -126,9 +126,9 @@ def test_weights_file_executes_nothing(tmp_path):
     ("file", "content", "reason"),
     [
         ("w.txt", b"", "cannot be read: its name must end in .safetensors, .pth, .pt, .bin"),
-        ("w.safetensors", b"nonsense", "cannot be read: it is damaged, or not a file of weights"),
-        ("w.pth", b"nonsense", "cannot be read: it is damaged, or not a file of weights"),
-        ("w.bin", b"", "cannot be read: it is damaged, or not a file of weights"),
+        ("w.safetensors", b"nonsense", "cannot be read: it is damaged or not a file of weights"),
+        ("w.pth", b"nonsense", "cannot be read: it is damaged or not a file of weights"),
+        ("w.bin", b"", "cannot be read: it is damaged or not a file of weights"),
     ],
 )
 def test_invalid_weights_file(tmp_path, file, content, reason):

@@ -1,4 +1,4 @@
-"""A folder of one's own pictures as a data set: its layout, its faults, what is remembered of it."""
+"""The data set `folder:PATH`: layouts, bad files, and the record of readable files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNUSED = Path("unused")
 
 @pytest.fixture(autouse=True)
 def own_verdicts(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remember nothing of other tests' pictures."""
+    """Use an empty record of readable files."""
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
 
 
@@ -58,7 +58,7 @@ def fill(*paths: str) -> None:
         Image.new("RGB", (8, 8), (number % 256, 0, 0)).save(path, "PNG")
 
 
-def test_a_folder_of_photographs(own_folder: Path) -> None:
+def test_folder_of_photographs(own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=5)
     corpus = load(size=24)
     assert corpus.train.classes == tuple(sorted(CLASSES)) and corpus.test is None and corpus.notices == ()
@@ -74,23 +74,23 @@ def test_a_folder_of_photographs(own_folder: Path) -> None:
     assert torch.equal(copy[3], pixels[3])
 
 
-def test_without_a_reading_pictures_are_64_pixels(own_folder: Path) -> None:
+def test_default_size(own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=1)
     assert Folder("photos").load(UNUSED).train.pixels.shape == (4, 3, 64, 64)
 
 
-def test_it_is_made_from_what_follows_the_colon(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_from_its_name(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins = load_plugins()
     Path("a b, ü:c").mkdir()
     monkeypatch.setenv("HOME", str(own_folder))
     Path("t").mkdir()
-    assert plugins.offers["dataset"]["folder"].shown == "folder:PATH"
+    assert plugins.components["dataset"]["folder"].shown == "folder:PATH"
     values = {"strategy": "head", "dataset": "folder:a b, ü:c/", "target": "folder:~/t"}
     request = resolve([Layer(values)], plugins)
     assert (request.dataset, request.target) == (Folder("a b, ü:c/"), Folder("~/t"))
     with pytest.raises(BadInput) as caught:
         resolve([Layer({"strategy": "head", "dataset": "folder"})], plugins)
-    assert caught.value.problems == ("data set folder needs a name after a colon: folder:PATH",)
+    assert caught.value.problems == ("data set folder needs an argument after a colon: folder:PATH",)
     with pytest.raises(BadInput) as caught:
         resolve([Layer({"strategy": "hed", "dataset": "folder:tt", "target": "t"})], plugins)
     assert caught.value.problems == (
@@ -100,7 +100,7 @@ def test_it_is_made_from_what_follows_the_colon(own_folder: Path, monkeypatch: p
     )
 
 
-def test_paths_begin_at_home_or_here(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_and_home_paths(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(own_folder / "home"))
     fill("home/photos/a/1.png", "home/photos/b/1.png", "here/x/1.png", "here/y/1.png")
     assert load("~/photos").train.classes == ("a", "b")
@@ -108,7 +108,7 @@ def test_paths_begin_at_home_or_here(own_folder: Path, monkeypatch: pytest.Monke
     assert load(str(own_folder / "here")).train.classes == ("x", "y")
 
 
-def test_unusual_names_and_what_systems_leave_behind() -> None:
+def test_unusual_names_and_system_files() -> None:
     kept = (
         "p/a, b/x y.png",
         "p/a, b/ü/z.png",
@@ -126,7 +126,7 @@ def test_unusual_names_and_what_systems_leave_behind() -> None:
     assert corpus.notices == ()
 
 
-def test_links_are_followed_but_not_in_circles(own_folder: Path) -> None:
+def test_links_and_cycles_of_links(own_folder: Path) -> None:
     fill("elsewhere/1.png", "elsewhere/deep/2.png", "p/b/1.png")
     (own_folder / "p/a").symlink_to(own_folder / "elsewhere")
     (own_folder / "p/b/same.png").symlink_to(own_folder / "p/b/1.png")
@@ -136,17 +136,17 @@ def test_links_are_followed_but_not_in_circles(own_folder: Path) -> None:
     assert names(load("p")) == ["a/1.png", "a/deep/2.png", "b/1.png", "b/same.png"]
 
 
-def test_what_is_neither_file_nor_folder_is_listed(own_folder: Path) -> None:
+def test_broken_links_and_pipes(own_folder: Path) -> None:
     fill("p/a/1.png", "p/b/1.png")
     (own_folder / "p/a/circle.png").symlink_to("circle.png")
     (own_folder / "p/a/gone.png").symlink_to("nowhere.png")
-    os.mkfifo(own_folder / "p/b/pipe.png")  # whoever opens it waits for ever
+    os.mkfifo(own_folder / "p/b/pipe.png")  # opening it would block
     assert lines("p")[:-1] == [
-        *("p/a/circle.png: a link to nothing", "p/a/gone.png: a link to nothing", "p/b/pipe.png: not a file"),
+        *("p/a/circle.png: a broken link", "p/a/gone.png: a broken link", "p/b/pipe.png: not a file"),
     ]
 
 
-def test_training_and_test_folders_are_kept_apart() -> None:
+def test_training_and_test_folders() -> None:
     fill(*(f"p/{part}/{label}/{number}.png" for part in ("train", "val") for label in "ab" for number in range(2)))
     corpus = load("p")
     assert corpus.test is not None and corpus.train.classes == corpus.test.classes == ("a", "b")
@@ -155,17 +155,17 @@ def test_training_and_test_folders_are_kept_apart() -> None:
     shutil.copytree("p/val", "p/test")
     corpus = load("p")
     assert corpus.test is not None and corpus.test.pixels.names[0] == "test/a/0.png"  # type: ignore
-    assert corpus.notices == ("folder:p: val is not used: test is the test set",)
+    assert corpus.notices == ("folder:p: val is not used, because test is the test set",)
     Path("p/test/a").rename("p/test/c")
-    assert lines("p") == ["folder:p: the classes in test are not those in train: it lacks 'a'; it adds 'c'"]
+    assert lines("p") == ["folder:p: the classes in test differ from those in train: missing 'a'; additional 'c'"]
     shutil.rmtree("p/test/b")
     shutil.rmtree("p/test/c")
     assert lines("p")[0].startswith("folder:p: class 'test' has no pictures")
     fill("p/test/1.png")
-    assert load("p").train.classes == ("test", "train", "val")  # their subfolders are no classes then
+    assert load("p").train.classes == ("test", "train", "val")  # subfolders of a class are not classes
 
 
-def test_a_thousand_classes() -> None:
+def test_thousand_classes() -> None:
     fill(*(f"p/class {number:03}/1.png" for number in range(1000)))
     corpus = load("p", size=8)
     assert len(corpus.train.classes) == 1000 and corpus.train.labels.tolist() == list(range(1000))
@@ -178,31 +178,31 @@ def test_a_thousand_classes() -> None:
         ("data/photos/a/1.png", "data/photo/a", "there is no such folder; did you mean 'photos'?"),
         ("photos/a/1.png", "xyz", "there is no such folder"),
         ("photos/a/1.png", "photos/a/1.png", "it is a file, not a folder"),
-        ("photos/.keep", "photos", "it is empty; put the pictures of each class into a subfolder of its own, named "
-         "after the class"),
-        ("photos/a/1.png", "photos", "there is one class only, 'a', and two at least are needed"),
-        ("photos/a/b/1.png photos/a/c/1.png", "photos", "there is one class only, 'a', and two at least are needed; "
+        ("photos/.keep", "photos", "it is empty; put the pictures of each class into a subfolder with the name of the "
+         "class"),
+        ("photos/a/1.png", "photos", "there is only one class, 'a'; at least two are needed"),
+        ("photos/a/b/1.png photos/a/c/1.png", "photos", "there is only one class, 'a'; at least two are needed; "
          "are the classes in folder:photos/a?"),
         ("photos/a/1.png photos/b/.keep", "photos", "class 'b' has no pictures"),
-        ("photos/1.png photos/2.jpg photos/3.JPG photos/4.gif photos/a/1.png", "photos", "there are pictures beside "
-         "the class folders (1.png, 2.jpg, 3.JPG and 1 more); put the pictures of each class into a subfolder of its "
-         "own, named after the class"),
+        ("photos/1.png photos/2.jpg photos/3.JPG photos/4.gif photos/a/1.png", "photos", "there are pictures next "
+         "to the class folders (1.png, 2.jpg, 3.JPG and 1 more); put the pictures of each class into a subfolder with "
+         "the name of the class"),
         ("photos/1.png", "photos", "there are pictures and no class folders (1.png); put the pictures of each class "
-         "into a subfolder of its own, named after the class"),
-        ("photos/a\tb/1.png photos/c/1.png", "photos", r"a class cannot be called 'a\tb': rename the folder to what "
-         "can be printed"),
-        ("photos/\u00e9/1.png photos/e\u0301/1.png", "photos", "two class folders are called '\u00e9', in two "
-         "spellings of the same signs"),
-        ("photos/train/a/1.png photos/test/a/1.png photos/new/1.png", "photos", "beside train and test, which hold the "
-         "classes, there is new"),
+         "into a subfolder with the name of the class"),
+        ("photos/a\tb/1.png photos/c/1.png", "photos", r"'a\tb' cannot be the name of a class; rename the folder to "
+         "printable characters"),
+        ("photos/\u00e9/1.png photos/e\u0301/1.png", "photos", "two class folders have the name '\u00e9' in "
+         "different Unicode forms; rename one"),
+        ("photos/train/a/1.png photos/test/a/1.png photos/new/1.png", "photos", "next to train and test there is new; "
+         "move or remove it"),
     ],
 )  # fmt: skip
-def test_another_layout_is_told_in_a_line(made: str, path: str, line: str) -> None:
+def test_wrong_layouts(made: str, path: str, line: str) -> None:
     fill(*made.split(" "))
     assert lines(path) == [f"folder:{path}: {line}"]
 
 
-def test_folders_that_cannot_be_read_are_told(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folders(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill("p/a/1.png", "p/b/1.png")
     scandir = os.scandir
 
@@ -211,14 +211,14 @@ def test_folders_that_cannot_be_read_are_told(own_folder: Path, monkeypatch: pyt
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", forbidding)  # root may read all
+    monkeypatch.setattr(os, "scandir", forbidding)  # root can read everything
     assert lines("p") == ["folder:p: p/b: Permission denied"]
     assert lines("x" * 300) == [f"folder:{'x' * 300}: File name too long"]
 
 
 @pytest.fixture
 def damaged(own_folder: Path) -> Path:
-    """Make photographs with three files among them that are no pictures."""
+    """Write photographs and three files that are not pictures."""
     folder = make_photos(own_folder / "photos", per_class=4)
     (folder / "china" / "0001.jpg").write_bytes((folder / "china" / "0000.jpg").read_bytes()[:500])
     (folder / "flower" / "notes.txt").write_text("these are dahlias")
@@ -226,41 +226,41 @@ def damaged(own_folder: Path) -> Path:
     return folder
 
 
-def test_files_that_are_no_pictures_are_all_listed(damaged: Path) -> None:
+def test_bad_files_are_listed(damaged: Path) -> None:
     truncated, *others = lines()
     assert truncated.startswith("photos/china/0001.jpg: damaged: ")
     assert others == [
-        "photos/flower/notes.txt: not a picture that can be read",
+        "photos/flower/notes.txt: not a picture in a known format",
         "photos/hopper/0000.jpg: empty (0 bytes)",
-        "folder:photos: 3 of 17 files cannot be used: mend or remove them, or leave them out with --skip-bad-images",
+        "folder:photos: 3 of 17 files cannot be read; fix or remove them, or skip them with --skip-bad-images",
     ]
 
 
-def test_or_they_are_left_out_and_that_is_told(damaged: Path) -> None:
+def test_bad_files_are_skipped_with_a_notice(damaged: Path) -> None:
     corpus = load(skip_bad=True)
     assert len(corpus.train) == 14
     assert not {"china/0001.jpg", "flower/notes.txt", "hopper/0000.jpg"} & set(names(corpus))
     (notice,) = corpus.notices
-    assert notice.startswith("folder:photos: 3 files left out: china/0001.jpg (damaged: ")
-    assert notice.endswith("), flower/notes.txt (not a picture that can be read), hopper/0000.jpg (empty (0 bytes))")
+    assert notice.startswith("folder:photos: 3 files skipped: china/0001.jpg (damaged: ")
+    assert notice.endswith("), flower/notes.txt (not a picture in a known format), hopper/0000.jpg (empty (0 bytes))")
     for path in (damaged / "china").glob("*"):
         path.write_bytes(b"")
-    assert lines(skip_bad=True) == ["folder:photos: class 'china' has no pictures but those that are left out"]
+    assert lines(skip_bad=True) == ["folder:photos: all pictures of class 'china' are skipped; add readable pictures"]
 
 
-def test_of_many_bad_files_the_first_are_listed(own_folder: Path) -> None:
+def test_many_bad_files(own_folder: Path) -> None:
     fill("photos/a/1.png", "photos/b/1.png")
     for number in range(120):
         (own_folder / "photos/a" / f"{number:03}.jpg").touch()
     *listed, last = lines()
     assert listed == [f"photos/a/{number:03}.jpg: empty (0 bytes)" for number in range(50)]
     assert last == (
-        "folder:photos: 70 more such files; 120 of 122 files cannot be used: mend or remove them, or leave them out "
+        "folder:photos: 70 more files; 120 of 122 files cannot be read; fix or remove them, or skip them "
         "with --skip-bad-images"
     )
 
 
-def test_what_was_checked_is_not_checked_again(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readable_files_are_remembered(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[str] = []
     fault_of = verdicts.fault_of
 
@@ -273,7 +273,7 @@ def test_what_was_checked_is_not_checked_again(damaged: Path, monkeypatch: pytes
     assert len(checked) == 17
     checked.clear()
     before = lines()
-    assert checked == ["0001.jpg", "notes.txt", "0000.jpg"]  # that they were bad is not believed for ever
+    assert checked == ["0001.jpg", "notes.txt", "0000.jpg"]  # bad files are not remembered
     shutil.copy(damaged / "hopper" / "0001.jpg", damaged / "hopper" / "0000.jpg")
     (damaged / "gift" / "0000.jpg").write_bytes(b"broken since")
     after = lines()
@@ -283,9 +283,7 @@ def test_what_was_checked_is_not_checked_again(damaged: Path, monkeypatch: pytes
     assert after[:2] == before[:2]
 
 
-def test_what_is_remembered_may_be_damaged_or_impossible_to_keep(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_or_unwritable_record(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_photos(own_folder / "photos", per_class=2)
     load()
     (record,) = (cache_folder() / "pictures").iterdir()
@@ -299,7 +297,7 @@ def test_what_is_remembered_may_be_damaged_or_impossible_to_keep(
     assert len(load().train) == 8
 
 
-def test_only_so_many_folders_are_remembered(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_remembered_folders(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdicts, "KEPT_FOLDERS", 3)
     for number in range(6):
         fill(f"p{number}/a/1.png", f"p{number}/b/1.png")
@@ -308,13 +306,13 @@ def test_only_so_many_folders_are_remembered(own_folder: Path, monkeypatch: pyte
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_worker_processes_find_the_same_faults(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_processes_report_the_same_problems(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = lines()
     monkeypatch.setattr(stored, "worker_count", lambda images, piece_bytes: 2)
     assert lines() == alone
 
 
-def test_pictures_that_vanish_after_the_check_are_named(own_folder: Path) -> None:
+def test_picture_deleted_after_the_check(own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=2)
     corpus = load()
     (own_folder / "photos" / "gift" / "0001.jpg").unlink()
@@ -324,7 +322,7 @@ def test_pictures_that_vanish_after_the_check_are_named(own_folder: Path) -> Non
 
 
 @pytest.mark.slow
-def test_two_folders_from_front_to_back(own_folder: Path, cli: Cli) -> None:
+def test_run_with_two_folders(own_folder: Path, cli: Cli) -> None:
     make_photos(own_folder / "photos", per_class=40)
     make_photos(own_folder / "dark ones", per_class=30, seed=1, shifted=True)
     (own_folder / "dark ones" / "gift" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
@@ -335,19 +333,19 @@ def test_two_folders_from_front_to_back(own_folder: Path, cli: Cli) -> None:
     refused = cli(*arguments)
     assert refused.exit_code == 2
     assert refused.stderr.splitlines() == [
-        "Error: dark ones/gift/broken.jpg: not a picture that can be read",
-        "Error: folder:dark ones: 1 of 121 files cannot be used: mend or remove them, or leave them out with "
+        "Error: dark ones/gift/broken.jpg: not a picture in a known format",
+        "Error: folder:dark ones: 1 of 121 files cannot be read; fix or remove them, or skip them with "
         "--skip-bad-images",
     ]
     done = cli(*arguments, "--skip-bad-images")
     assert done.exit_code == 0, done.stderr
-    assert "folder:dark ones: 1 file left out: gift/broken.jpg" in done.stderr
+    assert "folder:dark ones: 1 file skipped: gift/broken.jpg" in done.stderr
     plan = json.loads(done.stdout)["plan"]
     assert (plan["dataset"], plan["target"]) == ("folder:photos", "folder:dark ones")
     assert plan["classes"] == sorted(CLASSES)
 
 
-def test_the_photographs_of_tests_are_the_same_each_time(own_folder: Path) -> None:
+def test_photographs_of_tests_repeat(own_folder: Path) -> None:
     one, other = (make_photos(own_folder / name, per_class=2, classes=tuple("abcdef")) for name in ("one", "other"))
     files = sorted(path.relative_to(one) for path in one.rglob("*.*"))
     assert len(files) == 12 and all((one / file).read_bytes() == (other / file).read_bytes() for file in files)

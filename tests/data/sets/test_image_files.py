@@ -1,4 +1,4 @@
-"""Pictures of every kind come out right way up, in colour and in size; what is none is refused with its reason."""
+"""Decoding of pictures: orientation, colour and size; and the reasons for files that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FORMATS = ("png", "jpg", "webp", "gif", "tif", "bmp")
 
 @pytest.fixture(scope="module")
 def temple() -> Image.Image:
-    """Return a photograph, 120x90."""
+    """Return a photograph of 120x90 pixels."""
     return photos.photographs()[0].resize((120, 90))
 
 
 def pixels(image: Image.Image, size: int = SIZE) -> torch.Tensor:
-    """Return an RGB picture as torchvision resizes and crops it."""
+    """Return an RGB picture resized and cropped by torchvision."""
     return reference.pil_to_tensor(reference.center_crop(reference.resize(image, [size]), [size, size]))
 
 
@@ -41,7 +41,7 @@ def apart(first: torch.Tensor, second: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("shape", [(120, 90), (53, 77), (32, 32), (20, 31), (300, 40)])
-def test_a_picture_is_resized_and_cropped_as_torchvision_does_it(
+def test_resize_and_crop_equal_torchvision(
     suffix: str, shape: tuple[int, int], temple: Image.Image, tmp_path: Path
 ) -> None:
     path = tmp_path / f"temple.{suffix}"
@@ -54,7 +54,7 @@ def test_a_picture_is_resized_and_cropped_as_torchvision_does_it(
 
 
 @pytest.mark.parametrize("size", [24, 64])
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same(size: int, tmp_path: Path) -> None:
+def test_large_jpeg(size: int, tmp_path: Path) -> None:
     photo = photos.photographs()[2].resize((1200, 1400))
     photo.save(tmp_path / "large.jpg", quality=95)
     difference = read_picture(tmp_path / "large.jpg", size).int() - pixels(photo, size).int()
@@ -62,7 +62,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(size: int, tmp_path: P
 
 
 def modes(photo: Image.Image) -> dict[str, tuple[str, Image.Image, Image.Image]]:
-    """Return pictures by what is special about them: a suffix, the picture to be saved, and the RGB picture meant."""
+    """Return pictures by their special property: a suffix, the picture to save, and the expected RGB picture."""
     grey = photo.convert("L")
     sixteen = Image.fromarray(numpy.asarray(grey).astype(numpy.uint16) * 257)
     mask = Image.linear_gradient("L").resize(photo.size)
@@ -111,7 +111,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_mode_becomes_colour(kind: str, temple: Image.Image, tmp_path: Path) -> None:
+def test_all_modes_become_colour(kind: str, temple: Image.Image, tmp_path: Path) -> None:
     suffix, picture, meant = modes(temple)[kind]
     path = tmp_path / f"picture.{suffix}"
     options = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {}
@@ -121,7 +121,7 @@ def test_every_mode_becomes_colour(kind: str, temple: Image.Image, tmp_path: Pat
     assert apart(read_picture(picture, SIZE), pixels(meant)) <= 1
 
 
-def test_a_transparent_colour_becomes_white(tmp_path: Path) -> None:
+def test_transparency_becomes_white(tmp_path: Path) -> None:
     picture = Image.new("RGB", (40, 40), (10, 20, 30))
     picture.paste((200, 0, 0), (0, 0, 20, 40))
     picture.save(tmp_path / "keyed.png", transparency=(200, 0, 0))
@@ -131,11 +131,11 @@ def test_a_transparent_colour_becomes_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-def test_a_picture_is_turned_as_its_exif_says(orientation: int, suffix: str, tmp_path: Path) -> None:
+def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None:
     upright = Image.new("RGB", (32, 32), (0, 0, 0))
     upright.paste((255, 0, 0), (0, 0, 16, 16))
     upright.paste((0, 255, 0), (16, 0, 32, 16))
-    undone = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose by which a camera would have stored it
+    undone = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Image.Transpose of a camera
     stored = upright.transpose(Image.Transpose(undone[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -145,7 +145,7 @@ def test_a_picture_is_turned_as_its_exif_says(orientation: int, suffix: str, tmp
     assert corners == [[True, False, False], [False, True, False], [False, False, False]]
 
 
-def test_damaged_exif_is_no_reason_to_refuse_a_picture(temple: Image.Image, tmp_path: Path) -> None:
+def test_damaged_exif(temple: Image.Image, tmp_path: Path) -> None:
     temple.save(tmp_path / "odd.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -153,14 +153,14 @@ def test_damaged_exif_is_no_reason_to_refuse_a_picture(temple: Image.Image, tmp_
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tif", "png", "webp"])
-def test_the_first_of_several_frames_counts(suffix: str, tmp_path: Path) -> None:
+def test_first_of_several_frames(suffix: str, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue", "lime")]
     frames[0].save(tmp_path / f"moving.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
     picture = read_picture(tmp_path / f"moving.{suffix}", 40)
     assert picture.flatten(1).float().mean(1).tolist() == pytest.approx([255, 0, 0], abs=2)
 
 
-def test_the_picture_that_is_given_is_left_as_it_is(temple: Image.Image) -> None:
+def test_input_picture_is_not_changed(temple: Image.Image) -> None:
     given = temple.copy()
     given.getexif()[0x0112] = 6
     read_picture(given, SIZE)
@@ -176,7 +176,7 @@ def reason(path: Path) -> str:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_truncated_picture_is_refused(suffix: str, temple: Image.Image, tmp_path: Path) -> None:
+def test_truncated_picture(suffix: str, temple: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / f"temple.{suffix}"
     temple.save(path)
     content = path.read_bytes()
@@ -187,7 +187,7 @@ def test_a_truncated_picture_is_refused(suffix: str, temple: Image.Image, tmp_pa
     assert reason(path) != ""
 
 
-def test_what_is_no_picture_is_refused_with_its_reason(tmp_path: Path) -> None:
+def test_files_that_are_not_pictures(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "notes.png").write_text("not a picture at all")
     (tmp_path / "gone.png").symlink_to("nowhere")
@@ -195,34 +195,34 @@ def test_what_is_no_picture_is_refused_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
     reasons = {path.name: reason(path) for path in sorted(tmp_path.iterdir())}
     assert reasons == {
-        "drawing.eps": "not a picture that can be read",
+        "drawing.eps": "not a picture in a known format",
         "empty.jpg": "empty (0 bytes)",
         "folder.png": "not a file",
-        "gone.png": "a link to nothing",
-        "notes.png": "not a picture that can be read",
+        "gone.png": "a broken link",
+        "notes.png": "not a picture in a known format",
     }
     assert reason(tmp_path / "missing.png") == "there is no such file"
 
 
-def test_a_name_of_any_bytes_is_told_in_one_line(tmp_path: Path) -> None:
+def test_file_name_of_any_bytes(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         read_picture(Path("two\nlines\udcff.jpg"), SIZE)
     assert caught.value.problems == (r"two\nlines\udcff.jpg: there is no such file",)
 
 
-def test_values_that_have_no_white_are_refused(tmp_path: Path) -> None:
+def test_values_without_a_known_white(tmp_path: Path) -> None:
     Image.fromarray(numpy.full((9, 9), 7.5, numpy.float32)).save(tmp_path / "float.tif")
     Image.fromarray(numpy.full((9, 9), numpy.nan, numpy.float32)).save(tmp_path / "nan.tif")
     Image.fromarray(numpy.full((9, 9), 70000, numpy.int32)).save(tmp_path / "whole.tif")
     assert reason(tmp_path / "float.tif") == "its values are floats from 7.5 to 7.5, not from 0 to 1"
     assert reason(tmp_path / "nan.tif") == "its values are floats from nan to nan, not from 0 to 1"
     assert reason(tmp_path / "whole.tif") == (
-        "its values are 32-bit integers from 70000 to 70000, of which none is known to be white"
+        "its values are 32-bit integers from 70000 to 70000, and the value of white is unknown"
     )
 
 
 def bomb(path: Path, side: int) -> Path:
-    """Write a PNG of a few bytes that says it has so many pixels a side."""
+    """Write a PNG of a few bytes with this side in its header."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -233,19 +233,19 @@ def bomb(path: Path, side: int) -> Path:
 
 
 @pytest.mark.parametrize("side", [10_000, 50_000])
-def test_bombs_are_refused_undecoded(side: int, tmp_path: Path) -> None:
+def test_decompression_bombs(side: int, tmp_path: Path) -> None:
     path = bomb(tmp_path / "bomb.png", side)
-    expected = f"{side * side:,} pixels, more than the 89,478,485 that are safe to decode"
+    expected = f"{side * side:,} pixels, more than the safe maximum of 89,478,485"
     assert reason(path) == expected
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert reason(path) == expected
 
 
-def test_pillows_own_limit_holds(temple: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_of_pillow(temple: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temple.save(tmp_path / "temple.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_799)
-    assert reason(tmp_path / "temple.png") == "10,800 pixels, more than the 10,799 that are safe to decode"
+    assert reason(tmp_path / "temple.png") == "10,800 pixels, more than the safe maximum of 10,799"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_800)
     assert fault_of(tmp_path / "temple.png", SIZE) == ""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
@@ -253,23 +253,23 @@ def test_pillows_own_limit_holds(temple: Image.Image, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_no_damage_raises_anything_else(suffix: str, temple: Image.Image, tmp_path: Path) -> None:
+def test_damaged_bytes_raise_bad_input(suffix: str, temple: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / f"temple.{suffix}"
     temple.resize((40, 30)).save(path)
     content = path.read_bytes()
     draws = random.Random(suffix)
-    told: list[str] = []
+    reasons: list[str] = []
     for _ in range(100):
         damaged = bytearray(content)
         for _ in range(draws.randrange(1, 20)):
             damaged[draws.randrange(len(damaged))] = draws.randrange(256)
         path.write_bytes(damaged)
-        told.append(fault_of(path, SIZE))
-    assert all("\n" not in text for text in told) and any(told)
+        reasons.append(fault_of(path, SIZE))
+    assert all("\n" not in text for text in reasons) and any(reasons)
 
 
-def test_something_else_is_told() -> None:
+def test_argument_of_another_type() -> None:
     wrong: Callable[..., torch.Tensor] = read_picture
     with pytest.raises(BadInput) as caught:
         wrong(5, SIZE)
-    assert caught.value.problems == ("the picture: a path or a PIL image is needed, not int",)
+    assert caught.value.problems == ("the picture: must be a path or a PIL image, not int",)

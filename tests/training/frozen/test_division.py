@@ -1,4 +1,4 @@
-"""Whatever the model and the strategy: results are the same with features used again and without."""
+"""Results are the same with and without cached features, for many models and strategies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def allowed(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Watcher:
-    """Offer one backbone and some strategies, and keep what each adaptation run gave."""
+    """Offer one backbone and some strategies, and record the result of each adaptation run."""
 
     def __init__(self, build: Callable[[], nn.Module] | None, adapts: dict[str, Callable[[Any], Any]]) -> None:
         self.build, self.adapts = build, adapts
@@ -77,7 +77,7 @@ class Watcher:
 def same_both_ways(
     build: Callable[[], nn.Module] | None, adapts: dict[str, Callable[[Any], Any]], *others: Any, **keys: Any
 ) -> list[str]:
-    """Run strategies with features used again and without; hold them against each other and return the cuts."""
+    """Run strategies with and without cached features, compare the results, and return the cuts."""
     watchers = {}
     for reuse in (True, False):
         watcher = watchers[reuse] = Watcher(build, adapts)
@@ -105,7 +105,7 @@ def same_both_ways(
 
 
 class Parts(nn.Module):
-    """A small network in three parts, the middle one given: stem [n, 4, 13, 13], middle the same, head."""
+    """A small network of stem `[n, 4, 13, 13]`, a given middle part of the same shape, and head."""
 
     def __init__(self, middle: nn.Module, size: int = 676) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def middle(model: Any) -> list[nn.Parameter]:
 
 
 class Norm(nn.Module):
-    """A convolution and a layer of one's choice."""
+    """A convolution and a given layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Norm(nn.Module):
 
 @pytest.mark.slow
 def test_built_in_strategies_on_the_small_cnn() -> None:
-    strategies = sorted(set(load_plugins([BITFIT]).offers["strategy"]) - {"norm"})  # it has no normalization layer
+    strategies = sorted(set(load_plugins([BITFIT]).components["strategy"]) - {"norm"})  # it has no normalization layer
     cuts = same_both_ways(None, {}, BITFIT, strategies=strategies, options={"lora.rank": 2})
     reused = {name for name, cut in zip(strategies, cuts, strict=True) if cut != "none"}
     # The first bias is in the first layer: nothing before it is frozen.
@@ -153,7 +153,7 @@ def test_built_in_strategies_on_the_small_cnn() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "size"), [("resnet18", 28), ("vit_b_16", 32), ("convnext_tiny", 32)])
-def test_built_in_strategies_on_backbones_of_torchvision(backbone: str, size: int) -> None:
+def test_built_in_strategies_on_torchvision(backbone: str, size: int) -> None:
     strategies = ["head", "lora", "partial"]
     keys = {"weights": "none", "image_size": size, "options": {"lora.rank": 2}}
     cuts = same_both_ways(None, {}, strategies=strategies, backbone=f"torchvision:{backbone}", **keys)
@@ -183,7 +183,7 @@ def test_built_in_strategies_on_backbones_of_torchvision(backbone: str, size: in
     ],
     ids=["linear", "convolutional"],
 )
-def test_methods_on_a_network_with_batch_normalization(options: dict[str, Any], cuts: list[str]) -> None:
+def test_batch_normalization(options: dict[str, Any], cuts: list[str]) -> None:
     strategies = ["adapter", "lora", "norm", "partial", "ssf"]
     assert same_both_ways(lambda: Parts(Norm(nn.BatchNorm2d(4))), {}, strategies=strategies, options=options) == cuts
 
@@ -194,7 +194,7 @@ def test_methods_on_a_network_with_batch_normalization(options: dict[str, Any], 
         (lambda: nn.BatchNorm2d(4), ["relu", "stem.2"]),
         (lambda: nn.BatchNorm2d(4, momentum=None), ["relu", "stem.2"]),
         (lambda: nn.BatchNorm2d(4, affine=False), ["relu", "stem.2"]),
-        # Its output depends on the batch, in evaluation too.
+        # Its output depends on the batch, also in evaluation.
         (lambda: nn.BatchNorm2d(4, track_running_stats=False), ["stem.2", "stem.2"]),
         (lambda: nn.GroupNorm(2, 4), ["relu", "stem.2"]),
         (lambda: nn.Dropout2d(0.3), ["relu", "stem.2"]),
@@ -280,7 +280,7 @@ def test_code(function: Callable[[Any, Tensor], Tensor], cuts: list[str]) -> Non
     assert same_both_ways(lambda: Parts(Code(function)), {"last": head, "bias": bias}) == cuts
 
 
-def test_layers_that_differ_in_nothing_but_a_python_value_share_nothing() -> None:
+def test_layers_with_other_python_values_share_nothing() -> None:
     def by(factor: float) -> Callable[[Any], list[nn.Parameter]]:
         def adapt(model: Any) -> list[nn.Parameter]:
             model.middle.factor = factor
@@ -291,7 +291,7 @@ def test_layers_that_differ_in_nothing_but_a_python_value_share_nothing() -> Non
     assert same_both_ways(lambda: Parts(Code(scaled)), {"once": by(1.0), "thrice": by(3.0)}) == ["relu", "relu"]
 
 
-def test_layers_that_differ_in_a_replaced_method_share_nothing() -> None:
+def test_layers_with_replaced_methods_share_nothing() -> None:
     def by(factor: float) -> Callable[[Any], list[nn.Parameter]]:
         def forward(self: Any, x: Tensor) -> Tensor:
             return type(self).forward(self, x) * factor
@@ -306,7 +306,7 @@ def test_layers_that_differ_in_a_replaced_method_share_nothing() -> None:
 
 
 @pytest.mark.parametrize("part", ["", "neck"], ids=["model", "layer"])
-def test_a_replaced_forward_with_a_parameter_that_starts_at_zero(part: str) -> None:
+def test_replaced_forward_with_a_zero_parameter(part: str) -> None:
     def adapt(model: Any) -> list[nn.Parameter]:
         changed = model.get_submodule(part)
         model.delta = nn.Parameter(torch.zeros(16 if part else 10))
@@ -318,7 +318,7 @@ def test_a_replaced_forward_with_a_parameter_that_starts_at_zero(part: str) -> N
 
 
 class Overwriting(Parts):
-    """Write into views of what is kept for others, and use a layer twice and the images again."""
+    """Write into views of cached values, and use a layer and the images twice."""
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(4, 4, 3, padding=1))
@@ -333,7 +333,7 @@ class Overwriting(Parts):
 
 
 @pytest.mark.slow
-def test_strategies_whose_cuts_overwrite_one_another() -> None:
+def test_cuts_that_overwrite_each_other() -> None:
     def gentle(model: Any) -> list[nn.Parameter]:
         model.act = nn.PReLU(1)
         return [*model.act.parameters(), *head(model)]
@@ -413,18 +413,18 @@ def test_settings(keys: dict[str, str]) -> None:
 
 
 class InPlace(Parts):
-    """Prepare the images in place."""
+    """Change the images in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.sub_(0.1))
 
 
-def test_images_that_a_model_writes_into() -> None:
+def test_model_that_writes_into_images() -> None:
     assert same_both_ways(lambda: InPlace(nn.Identity()), {"last": head}) == ["relu"]
 
 
 class Thawing:
-    """Hold a layer still in the first epoch."""
+    """Freeze a layer in the first epoch only."""
 
     @hookimpl
     def adaptkit_run_started(self, run: Any, model: Any) -> None:
@@ -438,13 +438,13 @@ class Thawing:
             self.model.neck.requires_grad_(True)
 
 
-def test_layers_that_a_plugin_thaws_later() -> None:
+def test_layers_unfrozen_during_training() -> None:
     both = {"both": lambda model: [*head(model), *neck(model)]}
     same_both_ways(lambda: Parts(nn.Identity()), both, Thawing())
 
 
 class Counting(nn.Module):
-    """Do something else from the fifth pass on."""
+    """Compute something else from the fifth pass on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -455,5 +455,5 @@ class Counting(nn.Module):
         return self.conv(x) if self.passes < 5 else self.conv(x) + 1e-6
 
 
-def test_layers_that_count_their_passes() -> None:
+def test_layers_that_count_passes() -> None:
     assert same_both_ways(lambda: Parts(Counting()), {"last": head}) == ["none"]

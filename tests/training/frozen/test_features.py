@@ -1,4 +1,4 @@
-"""Features of frozen layers: computed once, kept, charged, never trusted blindly, and the results stay the same."""
+"""Features of frozen layers: computed once, stored, timed and checked, without a change of results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EPOCHS = 2
 
 
 class Stem(nn.Module):
-    """Count the images that pass."""
+    """Count the images in all forward passes."""
 
     seen = 0
 
@@ -58,7 +58,7 @@ class Counted:
 
 
 class Tail:
-    """Train what `head` trains."""
+    """Train the same parameters as `head`."""
 
     name = "tail"
 
@@ -77,7 +77,7 @@ class Offer:
 
 
 class Watcher:
-    """Keep each adaptation run's tags and final weights."""
+    """Record the tags and final weights of each adaptation run."""
 
     def __init__(self) -> None:
         self.prefixes: dict[str, str] = {}
@@ -98,7 +98,7 @@ def own_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def passed(strategies: list[str], **choices: Any) -> int:
-    """Return how many images went through the stem in an experiment."""
+    """Return the number of images that pass the stem in an experiment."""
     Stem.seen = 0
     keys = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": [Offer()]} | choices
     adaptkit.run(strategies, **keys)
@@ -109,19 +109,18 @@ def files(cache: Path) -> list[Path]:
     return sorted((cache / "features").glob("*.safetensors"))
 
 
-#: What an experiment sends through the model to see whether it takes the layout in which convolutions are fastest, and
-#: through each strategy's untrained model to see whether it works.
+#: images in the checks of an experiment before training: for the memory format, and for each strategy
 LAYOUT, TRIED = 2, 2
-#: What every run sends through the whole model besides training: a step to measure memory, clean test images to hold
-#: the reloaded model against, and the comparison of times with the base (10 passes of the base and of the model).
+#: images in passes of the whole model in every run: a step to measure memory, the check of the reloaded model, and the
+#: inference times (10 passes of the base and of the model)
 FIXED = 32 + TEST_IMAGES + 20 * TEST_IMAGES
-#: What finding a division and trying it sends through the frozen layers: images in two orders, the features, and a
-#: model that is trained and evaluated in two steps each (one that is frozen as a whole is evaluated only).
+#: images in passes of the frozen layers to find and check a division: images in two orders, the features, and two steps
+#: each of training and evaluation (an entirely frozen model is only evaluated)
 TRIAL = 5 + 3 + 5 + 4 * 5
 FROZEN_TRIAL = 5 + 3 + 5 + 2 * 5
 
 
-def test_without_the_cache_everything_passes_the_whole_model() -> None:
+def test_no_cache_runs_the_whole_model() -> None:
     passed(["head"])  # trains the base
     training, evaluation = EPOCHS * 50, EPOCHS * 2 * TEST_IMAGES
     base = final = 2 * TEST_IMAGES
@@ -130,35 +129,35 @@ def test_without_the_cache_everything_passes_the_whole_model() -> None:
     assert passed(["head"], feature_cache=False) == expected
 
 
-def test_test_sets_pass_frozen_layers_once_and_are_found_on_disk_again(own_cache: Path) -> None:
+def test_features_of_test_sets_are_stored_on_disk(own_cache: Path) -> None:
     passed(["head"])  # trains the base
     for path in files(own_cache):
         path.unlink()
-    # Looking ahead, the base, the run; what it judges is divided as well.
+    # For expected features, the base, the run, and its reloaded model.
     once = LAYOUT + TRIED + 3 * TRIAL + FROZEN_TRIAL + FIXED + EPOCHS * 50
     assert passed(["head"]) == once + 2 * TEST_IMAGES
-    assert len(files(own_cache)) == 4  # of each test set what `head` reads, and the base's logits
+    assert len(files(own_cache)) == 4  # for each test set the features that `head` reads, and the logits of the base
     checks = 4 * len(files(own_cache))
     assert passed(["head"]) == once + checks
     assert passed(["head"], settings=TINY_SETTINGS | {"epochs": 5}) == once + checks + 3 * 50
-    # Another shift is another shifted test set, but the same clean one.
+    # Another shift changes the target test set, but not the source test set.
     assert passed(["head"], shift="rotate=10") == once + checks // 2 + TEST_IMAGES
 
 
-def test_strategies_of_one_seed_share_features_and_a_seed_has_its_own() -> None:
+def test_strategies_of_one_seed_share_features() -> None:
     passed(["head"])
     alone = passed(["head"])
     assert passed(["head", "tail"]) - alone == TRIED + 3 * TRIAL + FIXED
     assert passed(["head"], seeds="0-1") - alone == 2 * TRIAL + FIXED + EPOCHS * 50
 
 
-def test_without_a_shift_the_training_images_pass_once() -> None:
+def test_training_features_are_computed_once_without_shift() -> None:
     passed(["head"], shift="none")
     assert passed(["head"], shift="none", settings=TINY_SETTINGS | {"epochs": 7}) == passed(["head"], shift="none")
 
 
 @pytest.mark.slow
-def test_results_are_the_same_with_and_without(own_cache: Path) -> None:
+def test_cache_does_not_change_results(own_cache: Path) -> None:
     outcomes, watchers = [], []
     for feature_cache in (True, True, False):
         watchers.append(Watcher())
@@ -183,7 +182,7 @@ def figures(run: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "foreign"])
-def test_damaged_files_are_computed_anew(own_cache: Path, damage: str) -> None:
+def test_damaged_files_are_replaced(own_cache: Path, damage: str) -> None:
     keys: dict[str, Any] = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": [Offer()]}
     right = figures(adaptkit.run("head", **keys).runs[0])
     sound = {path: path.read_bytes() for path in files(own_cache)}
@@ -205,7 +204,7 @@ def test_damaged_files_are_computed_anew(own_cache: Path, damage: str) -> None:
         assert torch.equal(mended, before)
 
 
-def test_a_layer_whose_code_changed_does_not_get_the_features_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_layer_code_invalidates_features(monkeypatch: pytest.MonkeyPatch) -> None:
     keys: dict[str, Any] = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": [Offer()]}
     before = adaptkit.run("head", **keys).runs[0]
 
@@ -219,7 +218,7 @@ def test_a_layer_whose_code_changed_does_not_get_the_features_of_before(monkeypa
     assert figures(after.runs[0]) != figures(before)
 
 
-def test_what_was_computed_before_is_charged_at_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_features_count_with_their_original_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from adaptkit.training.frozen import features
 
     clock = iter(range(10**6))
@@ -228,7 +227,7 @@ def test_what_was_computed_before_is_charged_at_what_it_took(monkeypatch: pytest
     class Ticking:
         @staticmethod
         def perf_counter() -> float:
-            return float(next(clock))  # a second passes between any two looks at this clock
+            return float(next(clock))  # one second between two readings of this clock
 
     monkeypatch.setattr(features, "time", Ticking)
     for cache in ("cold", "warm"):
@@ -238,14 +237,14 @@ def test_what_was_computed_before_is_charged_at_what_it_took(monkeypatch: pytest
     for outcome in outcomes.values():
         for run in outcome.runs:
             first, second = run.epochs
-            # Views and their features a second each; in the first epoch the features of both test sets too.
+            # One second each for views and features; the first epoch also includes the features of both test sets.
             assert 2 <= first.seconds - first.evaluation_seconds < 3
             assert 2 <= first.evaluation_seconds < 3
             assert 2 <= second.seconds - second.evaluation_seconds < 3
             assert second.evaluation_seconds < 1
 
 
-def test_features_that_memory_does_not_hold_are_computed_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_features_are_computed_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     keys: dict[str, Any] = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": [Offer()]}
     right = [figures(run) for run in adaptkit.run(["head", "lora"], **keys).runs]
     monkeypatch.setattr("adaptkit.experiment.inputs.MEMORY_LIMIT", 4000)
@@ -255,7 +254,7 @@ def test_features_that_memory_does_not_hold_are_computed_batch_by_batch(monkeypa
     assert "none" not in watcher.prefixes.values()
 
 
-def test_a_hook_that_watches_layers_sees_every_image(own_cache: Path) -> None:
+def test_hooks_see_every_image(own_cache: Path) -> None:
     class Watching:
         seen = 0
 
@@ -274,7 +273,7 @@ def test_a_hook_that_watches_layers_sees_every_image(own_cache: Path) -> None:
 
 
 @pytest.mark.parametrize("feature_cache", [True, False])
-def test_a_plugin_may_leave_the_model_in_training_mode(feature_cache: bool) -> None:
+def test_plugin_that_leaves_training_mode_on(feature_cache: bool) -> None:
     class Dropping(CountedModel):
         def forward(self, x: Tensor) -> Tensor:
             logits: Tensor = super().forward(x)
@@ -310,11 +309,11 @@ def test_a_plugin_may_leave_the_model_in_training_mode(feature_cache: bool) -> N
     assert [(run.status, run.error) for run in outcome.runs] == [("finished", None)] * 2
 
 
-def test_the_folder_of_features_is_bounded(own_folder: Path) -> None:
+def test_size_limit_of_the_folder(own_folder: Path) -> None:
     kept = FeatureFiles(own_folder / "features", limit=100_000)
     for number in range(6):
         kept.write(f"key {number}", torch.full((5000,), float(number)), 1.5)
-        os.utime(kept.path(f"key {number}"), (number, number))  # in the order of their making
+        os.utime(kept.path(f"key {number}"), (number, number))  # in the order of creation
     assert sum(path.stat().st_size for path in (own_folder / "features").iterdir()) <= 100_000
     assert kept.read("key 0") is None
     tensor, seconds = kept.read("key 5") or (torch.empty(0), 0.0)
@@ -323,7 +322,7 @@ def test_the_folder_of_features_is_bounded(own_folder: Path) -> None:
     assert kept.read("large") is None
 
 
-def test_features_keep_how_convolutions_lay_them_out(own_folder: Path) -> None:
+def test_features_keep_their_memory_format(own_folder: Path) -> None:
     kept = FeatureFiles(own_folder / "features")
     tensor = torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     kept.write("key", tensor, 0.1)
@@ -331,14 +330,14 @@ def test_features_keep_how_convolutions_lay_them_out(own_folder: Path) -> None:
     assert torch.equal(read, tensor) and read.stride() == tensor.stride()
 
 
-def test_a_folder_that_cannot_be_written_keeps_nothing(own_folder: Path) -> None:
+def test_read_only_folder_stores_nothing(own_folder: Path) -> None:
     (own_folder / "features").write_text("a file")
     kept = FeatureFiles(own_folder / "features")
     kept.write("key", torch.zeros(3), 0.1)
     assert kept.read("key") is None
 
 
-def test_the_command_line_leaves_features_alone_when_asked(cli: Callable[..., Result], own_cache: Path) -> None:
+def test_no_feature_cache_option(cli: Callable[..., Result], own_cache: Path) -> None:
     cli("run", "-s", "head", *TINY, "--no-track", "-q", "--no-feature-cache")
     assert files(own_cache) == []
     cli("run", "-s", "head", *TINY, "--no-track", "-q")

@@ -1,4 +1,4 @@
-"""What plugins offer: classes of five kinds, with a name and perhaps options."""
+"""Components: the strategies, backbones, data sets, shifts and engines that plugins provide, and their options."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from adaptkit.plugins.ranges import Choice, Dimension, parse_dimension
 
 
 def describe_error(error: Mapping[str, Any]) -> str:
-    """Return one of pydantic's error records as plain words."""
-    kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    """Return a message in plain words for an error record of pydantic."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
     bounds = {
         "greater_than_equal": ("at least", "ge"),
         "greater_than": ("greater than", "gt"),
         "less_than_equal": ("at most", "le"),
         "less_than": ("less than", "lt"),
     }
-    shown = repr(given) if isinstance(given, str) else str(given)
+    shown = repr(value) if isinstance(value, str) else str(value)
     if kind in bounds:
         words, key = bounds[kind]
         return f"must be {words} {context[key]:g}, not {shown.strip(chr(39))}"
@@ -44,7 +44,7 @@ def describe_error(error: Mapping[str, Any]) -> str:
     if kind == "missing":
         return "must be given"
     if kind == "tuple_type":
-        return f"must be one or a list of them, not {shown}"
+        return f"must be one value or a list of values, not {shown}"
     if kind == "value_error":
         return str(context["error"])
     return f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {shown}"
@@ -59,13 +59,13 @@ COLLECTIONS = {
     "engine": ("adaptkit_engines", "start"),
 }
 
-#: kind -> what users call it
+#: kind -> its name in messages
 TITLES = {"strategy": "strategy", "backbone": "backbone", "dataset": "data set", "shift": "shift", "engine": "engine"}
 
 
 @dataclass(frozen=True)
-class Offer:
-    """One class that a plugin offers, and where it comes from."""
+class Component:
+    """A class that a plugin provides, with its kind, its name and the plugin it comes from."""
 
     kind: str
     name: str
@@ -74,33 +74,33 @@ class Offer:
 
     @property
     def argument(self) -> str:
-        """Return what follows the name after a colon, in capitals; empty if nothing does."""
+        """Return the placeholder for the text after `name:`, in capitals; empty if the name has no argument."""
         return argument_of(self.cls)
 
     @property
     def shown(self) -> str:
-        """Return the name as it is written on the command line."""
+        """Return the name as it is typed on the command line."""
         return f"{self.name}:{self.argument}" if self.argument else self.name
 
     @property
     def unavailable(self) -> str:
-        """Return why it cannot be used here; empty if it can."""
+        """Return the reason why the component cannot be used here; empty if it can be used."""
         return str(getattr(self.cls, "unavailable", ""))
 
     @property
     def summary(self) -> str:
-        """Return the first line of the class's docstring, or of its module's."""
-        own = self.cls.__doc__ if not _is_generated_doc(self.cls) else None
-        text = own or getattr(sys.modules.get(self.cls.__module__), "__doc__", None) or ""
+        """Return the first line of the docstring of the class, or of its module."""
+        docstring = self.cls.__doc__ if not _is_generated_doc(self.cls) else None
+        text = docstring or getattr(sys.modules.get(self.cls.__module__), "__doc__", None) or ""
         return text.strip().split("\n")[0]
 
 
-def options_of(offered: type[Any] | Offer | None) -> dict[str, dataclasses.Field[Any]]:
-    """Return the options of a class that a plugin offers: its dataclass fields, by name.
+def options_of(component: type[Any] | Component | None) -> dict[str, dataclasses.Field[Any]]:
+    """Return the options of a component: the fields of its dataclass, by name.
 
-    Where the name carries an argument, the first field is that and no option.
+    If the name has an argument, the first field holds the argument and is not an option.
     """
-    cls = offered.cls if isinstance(offered, Offer) else offered
+    cls = component.cls if isinstance(component, Component) else component
     if cls is None or not dataclasses.is_dataclass(cls):
         return {}
     fields = [field for field in dataclasses.fields(cls) if field.init]
@@ -108,14 +108,14 @@ def options_of(offered: type[Any] | Offer | None) -> dict[str, dataclasses.Field
 
 
 def argument_of(cls: type[Any]) -> str:
-    """Return what follows the name of a backbone or data set after a colon, in capitals; empty if nothing does."""
-    # A strategy or a shift may have an option of this name.
-    named = hasattr(cls, "build") or hasattr(cls, "load")
-    return str(getattr(cls, "argument", "")) if named else ""
+    """Return the placeholder for the text after `name:` of a backbone or data set; empty if there is none."""
+    # A strategy or a shift may have an option called `argument`.
+    has_argument = hasattr(cls, "build") or hasattr(cls, "load")
+    return str(getattr(cls, "argument", "")) if has_argument else ""
 
 
-def make_offer(kind: str, cls: type[Any], origin: str) -> Offer:
-    """Return a class as an offer; raise BadInput unless it keeps the contract of its kind."""
+def make_component(kind: str, cls: type[Any], origin: str) -> Component:
+    """Return a class as a component; raise BadInput if it does not satisfy the contract of its kind."""
     _, method = COLLECTIONS[kind]
     if not inspect.isclass(cls):
         raise BadInput(f"{cls!r} is not a class")
@@ -131,35 +131,35 @@ def make_offer(kind: str, cls: type[Any], origin: str) -> Offer:
         raise BadInput(f"{cls.__name__}.lr must be a number above 0, not {lr!r}")
     if kind == "strategy":
         tunable(cls)
-    return Offer(kind, name, cls, origin)
+    return Component(kind, name=name, cls=cls, origin=origin)
 
 
 def tunable(cls: type[Any]) -> dict[str, Dimension]:
-    """Return the options that a strategy declares tunable, with what is searched of each.
+    """Return the range or list of each option that a strategy declares tunable.
 
-    Raises BadInput for a declaration that cannot be read or that the option itself refuses.
+    Raises BadInput for a declaration that cannot be read or has values that the option does not allow.
     """
     declared = {key: field for key, field in options_of(cls).items() if "tune" in field.metadata}
-    return {key: read_dimension(cls, key, field.metadata["tune"], "tune ") for key, field in declared.items()}
+    return {
+        key: read_dimension(cls, key, text=field.metadata["tune"], label="tune ") for key, field in declared.items()
+    }
 
 
-def read_dimension(cls: type[Any], key: str, text: object, told: str = "") -> Dimension:
-    """Return what a text says is searched of an option, its values checked; raise BadInput, `told` in the lines."""
-    title = f"{told}{getattr(cls, 'name', cls.__name__)}.{key}"
+def read_dimension(cls: type[Any], key: str, *, text: object, label: str = "") -> Dimension:
+    """Read the range or list to be searched for an option and check its values; messages begin with `label`."""
+    title = f"{label}{getattr(cls, 'name', cls.__name__)}.{key}"
     default = options_of(cls)[key].default
     is_whole = isinstance(default, int) and not isinstance(default, bool)
     dimension = parse_dimension(title, str(text), integer=is_whole)
     if isinstance(dimension, Choice):
-        return Choice(tuple(check_option(cls, key, value, title) for value in dimension.values))
+        return Choice(tuple(check_option(cls, key, value, title=title) for value in dimension.values))
     for end in (dimension.low, dimension.high):
-        check_option(cls, key, end, title)
+        check_option(cls, key, end, title=title)
     return dimension
 
 
-def check_option(cls: type[Any], key: str, value: Any, title: str) -> Any:
-    """Return a value as an option's type makes it; raise BadInput for one that the type refuses."""
-    from pydantic import PydanticUserError, TypeAdapter, ValidationError
-
+def check_option(cls: type[Any], key: str, value: Any, *, title: str) -> Any:
+    """Return a value converted to the type of an option; raise BadInput if the type does not allow it."""
     try:
         kind = typing.get_type_hints(cls, include_extras=True)[key]
         return TypeAdapter(kind).validate_python(value)
@@ -170,27 +170,27 @@ def check_option(cls: type[Any], key: str, value: Any, title: str) -> Any:
 
 
 def _is_generated_doc(cls: type[Any]) -> bool:
-    # A dataclass without a docstring is given its signature as one.
+    # Python sets the signature of a dataclass as its docstring if it has none.
     return dataclasses.is_dataclass(cls) and (cls.__doc__ or "").startswith(f"{cls.__name__}(")
 
 
 def make_checked(
-    title: str, cls: type[Any], given: Mapping[str, Any], argument: str = ""
+    title: str, cls: type[Any], options: Mapping[str, Any], argument: str = ""
 ) -> tuple[Any, dict[str, Any]]:
-    """Return an instance with these options, checked, and all its options; raise BadInput with a line a problem.
+    """Return an instance with checked options, and the values of all options; raise BadInput with all problems.
 
-    `title` begins the keys in the lines; `argument` is what followed the name after a colon.
+    Messages begin with `title`. `argument` is the text after the colon of the name.
     """
-    known = options_of(cls)
-    unknown = [key for key in given if key not in known]
+    fields = options_of(cls)
+    unknown = [key for key in options if key not in fields]
     if unknown:
-        has = f"; {getattr(cls, 'name', title)} has no options" if not known else ""
-        raise BadInput(*(f"unknown option {f'{title}.{key}'!r}{has or suggestion(key, known)}" for key in unknown))
+        has = f"; {getattr(cls, 'name', title)} has no options" if not fields else ""
+        raise BadInput(*(f"unknown option {f'{title}.{key}'!r}{has or suggestion(key, fields)}" for key in unknown))
     if not dataclasses.is_dataclass(cls):
         return _create(cls, title, *([argument] if argument else [])), {}
     first = {dataclasses.fields(cls)[0].name: argument} if argument else {}
-    instance = validated(cls, first | dict(given), title)
-    return instance, {key: getattr(instance, key) for key in known}
+    instance = validated(cls, first | dict(options), title)
+    return instance, {key: getattr(instance, key) for key in fields}
 
 
 def _create(cls: type[Any], title: str, *argument: str) -> Any:
@@ -202,25 +202,25 @@ def _create(cls: type[Any], title: str, *argument: str) -> Any:
         raise BadInput(f"{title}: {cls.__name__}() failed: {type(error).__name__}: {error}") from error
 
 
-def validated(cls: type[Any], given: Mapping[str, Any], prefix: str, rename: Mapping[str, str] | None = None) -> Any:
-    """Return an instance of a dataclass with these fields; raise BadInput, its lines begun by `prefix` and the field.
+def validated(cls: type[Any], values: Mapping[str, Any], prefix: str, rename: Mapping[str, str] | None = None) -> Any:
+    """Return an instance of a dataclass with checked fields; error messages begin with `prefix` and the field.
 
-    `rename` maps fields to what users call them.
+    `rename` maps fields to their names on the command line. Raises BadInput with all problems.
     """
     try:
-        return TypeAdapter(cls).validate_python(dict(given))
+        return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
-        told: dict[str, list[str]] = {}  # by option: one of several types has an error for each
+        reasons_by_key: dict[str, list[str]] = {}  # a union of types gives one error for each type
         for record in error.errors():
             key = str(record["loc"][0]) if record["loc"] else ""
-            told.setdefault(f".{(rename or {}).get(key, key)}".rstrip("."), []).append(describe_error(record))
-        raise BadInput(*(f"{prefix}{key}: {_either(reasons)}" for key, reasons in told.items())) from None
+            reasons_by_key.setdefault(f".{(rename or {}).get(key, key)}".rstrip("."), []).append(describe_error(record))
+        raise BadInput(*(f"{prefix}{key}: {_either(reasons)}" for key, reasons in reasons_by_key.items())) from None
     except PydanticUserError as error:
         reason = str(error).split("\n")[0]
         raise BadInput(f"{prefix}: the options of {cls.__name__} cannot be checked: {reason}") from error
 
 
 def _either(reasons: Sequence[str]) -> str:
-    """Join what each of several types has against a value, which only the last need name."""
+    """Join the reasons of several types with "or"; only the last one repeats the value."""
     *others, last = dict.fromkeys(reasons)
     return " or ".join([*(reason.rpartition(", not ")[0] or reason for reason in others), last])

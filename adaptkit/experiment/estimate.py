@@ -1,0 +1,92 @@
+"""Estimate how long an experiment takes, from a few training steps of each strategy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from adaptkit.data.pixels import held
+from adaptkit.data.views import views_of
+from adaptkit.experiment.base_cache import build_model
+from adaptkit.experiment.prepare import Experiment, draw_target
+from adaptkit.seeds import derive_seed
+from adaptkit.settings.request import Arm
+from adaptkit.training.loop import Recipe, fit
+from adaptkit.training.passes import plain_passes
+from adaptkit.training.trainable import adapt
+
+#: training steps that are measured, and test images
+STEPS, TESTED = 3, 500
+
+
+def estimate_seconds(experiment: Experiment) -> float:
+    """Return the seconds that training and evaluation will take: the base, and every strategy with every seed.
+
+    Start-up, figures and tracking are not included.
+    """
+    settings = experiment.request.settings
+    runs = sum(run_seconds(experiment, arm, settings.epochs) for arm in experiment.request.arms)
+    return base_seconds(experiment) + len(settings.seed) * runs
+
+
+def base_seconds(experiment: Experiment) -> float:
+    """Return the seconds that training the base will take; 0 if it is in the cache or is not trained."""
+    request, domains = experiment.request, experiment.domains
+    if experiment.plan.base_cached or domains.clean_test is None:
+        return 0.0
+    settings = request.settings.base
+    model = experiment.place(build_model(request, domains))
+    groups = [{"params": list(model.parameters())}]
+    recipe = Recipe(
+        epochs=1, batch_size=settings.batch_size, lr=settings.lr, order_seed=0, precision=request.settings.precision
+    )
+    step, test = _measure(experiment, model, groups, recipe=recipe)
+    steps = math.ceil(len(domains.source) / settings.batch_size)
+    return settings.epochs * (steps * step + len(domains.clean_test) * test)
+
+
+def run_seconds(experiment: Experiment, arm: Arm, epochs: int) -> float:
+    """Return the seconds that training and evaluation of one adaptation run will take."""
+    request, domains = experiment.request, experiment.domains
+    settings = request.settings
+    model = build_model(request, domains)
+    groups = adapt(model, arm.create(), init_seed=derive_seed(settings.seed[0], "init"), new_head=arm.new_head)
+    recipe = Recipe(
+        epochs=1,
+        batch_size=settings.batch_size,
+        lr=arm.lr,
+        order_seed=0,
+        optimizer=settings.optimizer,
+        precision=settings.precision,
+    )
+    step, test = _measure(experiment, experiment.place(model), groups, recipe=recipe)
+    tested = len(domains.clean_test or ())
+    if settings.evaluate_shifted == "epoch":
+        tested += len(domains.shifted_test)
+    drawn = len(draw_target(request, domains, settings.seed[0]))
+    epoch = math.ceil(drawn / settings.batch_size) * step + tested * test
+    return epochs * epoch + len(request.severities) * len(domains.shifted_test) * test
+
+
+def _measure(
+    experiment: Experiment, model: nn.Module, groups: list[dict[str, Any]], *, recipe: Recipe
+) -> tuple[float, float]:
+    """Return the seconds of a training step and of evaluating one image."""
+    request = experiment.request
+    chosen = draw_target(request, experiment.domains, request.settings.seed[0])[: STEPS * recipe.batch_size]
+    pixels = held(experiment.domains.pool.take(chosen)).pixels
+    labels = experiment.domains.pool.labels[chosen].to(experiment.device)
+    images, truth = experiment.clean or experiment.shifted
+    shifts = (*request.shifts, *request.augmentations)
+    passes = plain_passes(
+        model,
+        lambda epoch: views_of(pixels, shifts, epoch),
+        labels=labels,
+        test=(images[:TESTED], truth[:TESTED]),
+    )
+    for _ in range(2):  # the first pass warms up
+        epoch = next(fit(model, groups, passes, recipe=recipe))
+    steps = math.ceil(len(labels) / recipe.batch_size)
+    return (epoch.seconds - epoch.evaluation_seconds) / steps, epoch.evaluation_seconds / len(truth[:TESTED])

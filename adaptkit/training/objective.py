@@ -1,0 +1,43 @@
+"""The task of every model: the loss that training minimizes, and the step from logits to predictions.
+
+Today the task is classification. Other tasks and losses start here.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from adaptkit.events import Predictions
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits `[n, classes]` and int64 labels `[n]`, computed in float32."""
+    return nn.functional.cross_entropy(logits.float(), labels)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Return the probability of each class `[n, classes]`."""
+    return logits.softmax(1)
+
+
+def predict_classes(logits: Tensor) -> Tensor:
+    """Return the index of the predicted class of each row, int64 `[n]`."""
+    return logits.argmax(1)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the fraction of rows whose predicted class is the label."""
+    return (predict_classes(logits) == labels).sum().item() / len(labels)
+
+
+def predictions_of(logits: Tensor, *, image: Tensor, truth: Tensor, base_logits: Tensor | None = None) -> Predictions:
+    """Return the predictions on a test set; `image` are the indices of its images in the published data set."""
+    confidence, predicted = probabilities(logits).cpu().max(1)
+    base = None if base_logits is None else predict_classes(base_logits).cpu().numpy()
+    return Predictions(
+        image=image.numpy(),
+        truth=truth.numpy(),
+        predicted=predicted.numpy(),
+        confidence=confidence.numpy(),
+        base_predicted=base,
+    )
