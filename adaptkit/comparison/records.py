@@ -227,17 +227,9 @@ class ArmResult:
 
     def row(self) -> dict[str, Any]:
         """Return the strategy as one row of a table: the compared metric, then the means of all other figures."""
-        means = {
-            "target_accuracy": self.shifted,
-            "source_accuracy": self.clean,
-            "gain": self.gain,
-            "retention": self.retention,
-            "macro_f1": self.macro_f1,
-            "adapter_bytes": self.adapter_bytes,
-            "train_seconds": self.train_seconds,
-            "peak_bytes": self.peak_bytes,
-            "inference_ratio": self.inference_ratio,
-        }
+        same = ("gain", "retention", "macro_f1", "adapter_bytes", "train_seconds", "peak_bytes", "inference_ratio")
+        means = {"target_accuracy": self.shifted, "source_accuracy": self.clean}
+        means |= {key: getattr(self, key) for key in same}
         return (
             {"strategy": self.strategy}
             | dataclasses.asdict(self.score)

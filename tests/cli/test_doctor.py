@@ -148,7 +148,7 @@ def test_a_cache_with_a_damaged_entry_is_wrong_and_one_too_large_to_be_read_is_s
     assert (code, [one["state"] for one in found["cache"]]) == (1, ["ok", "wrong"])
     assert found["cache"][1]["text"] == f"{weights.parent}: its weights do not match its card"
     assert found["cache"][1]["mend"] == "adaptkit cache verify --remove"
-    monkeypatch.setattr("adaptkit.api.doctor.READ", 1000)
+    monkeypatch.setattr("adaptkit.api.doctor.MAX_CHECKED", 1000)
     code, found = findings(cli)
     assert (code, [one["state"] for one in found["cache"]]) == (0, ["ok", "note"])
     assert found["cache"][1]["text"].endswith(
@@ -254,7 +254,7 @@ def test_a_run_of_another_machine_that_gives_no_sign_is_named_and_ended_only_whe
     }
     named = texts["recorded as running on another machine, without a recent heartbeat"]
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(now / 1000 - 1800))
-    assert f"heartbeat ({silent}, process 1 on elsewhere; last heartbeat {when})" in named["text"]
+    assert f"silent ({silent}, process 1 on elsewhere; last heartbeat {when})" in named["text"]
     assert begun in named["text"] and recent not in named["text"] and slow not in named["text"]
     assert named["mend"] == "adaptkit doctor --end-stale-runs --older-than TIME ends them if they no longer run"
     # Without the age, nothing of another machine is ended.

@@ -168,7 +168,10 @@ def test_a_run_takes_what_was_chosen(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--seeds", "0-4"), "seed 0 is a tuning seed: values that were chosen on its images must be compared on other"),
+        (
+            ("--seeds", "0-4"),
+            "seed 0 is a tuning seed: values that were chosen on its images must be compared on other",
+        ),
         (("--search", "grd"), "--search: unknown method 'grd'; did you mean 'grid'?"),
         (("--space", "head.lr=nan,1"), "--space head.lr: a learning rate must be greater than 0, not nan"),
         (("--space", "lr=1e-3,0.001"), "--space lr: '1e-3,0.001' names 0.001 twice"),
