@@ -71,4 +71,4 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"adaptkit.{LAZY[name]}"), name)
+    return getattr(importlib.import_module(f".{LAZY[name]}", __name__), name)

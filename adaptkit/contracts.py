@@ -1,4 +1,4 @@
-"""What plugins provide, and the records that runs hand to whoever watches them."""
+"""Define what plugins provide: strategies, backbones, data sets, shifts and engines."""
 
 from __future__ import annotations
 
@@ -16,31 +16,38 @@ if TYPE_CHECKING:
 
 
 class Strategy(Protocol):
-    """Decide what is trained.
+    """Choose which parameters of a model are trained.
 
-    A strategy with options is a standard dataclass; its fields are the options. Optional members:
-    `lr` (default learning rate, 1e-3 when absent), `starts_at_base` (False if the adapted model does not give the
-    base's logits before training), `merge(model)` (fold the adapter into the weights, in place),
-    `step_ended(model, step)` (called after each optimizer step, counted from 1), `notices(model)` (lines to tell the
-    user before training, given an unadapted model, which is left alone) and `unavailable` (why it is listed, but cannot
-    be used here). An option `train_head` says that the head is trained itself: it is true where the head is new.
+    A strategy with options is a standard dataclass; its fields are the options. An option `train_head` states that the
+    head itself is trained; adaptkit sets it to true if the head is new. Optional members:
+
+    - `lr`: the default learning rate, 1e-3 if it is absent.
+    - `starts_at_base`: False if the adapted model does not give the logits of the base before training.
+    - `merge(model)`: merge the adapter into the weights, in place.
+    - `step_ended(model, step)`: called after each optimizer step; the first step is 1.
+    - `notices(model)`: messages for the user before training. It receives a model that is not adapted yet, and must
+      not change it.
+    - `unavailable`: the reason why the strategy is listed but cannot be used.
     """
 
     name: ClassVar[str]
 
     def adapt(self, model: nn.Module) -> Iterable[nn.Parameter] | Iterable[dict[str, Any]]:
-        """Change the model in place if need be and return the parameters, or optimizer groups, to train."""
+        """Change the model in place if necessary, and return the parameters or optimizer groups to train."""
 
 
 class Backbone(Protocol):
-    """Build an architecture.
+    """Build a model.
 
-    A class variable `argument` (a word in capitals) says that the name carries one, as in `timm:resnet18`; the instance
-    is made with it. A standard dataclass has options, given as `--set backbone.KEY=VALUE`; where there is an argument,
-    the first field is that. `--weights` is the option `weights`: `default` for the published ones, `none` for fresh
-    ones, else a file. `image_size`, if there is one, is the side in pixels to which pictures without a size of their
-    own are brought. `described(channels, size)`, if there is one, returns more facts to record with each run, `mean`
-    and `std` among them where the model normalises its images.
+    A backbone with options is a standard dataclass; its fields are the options, given as `--set backbone.KEY=VALUE`.
+    The option `weights` is also set by `--weights`: `default` for published weights, `none` for random weights, or a
+    file. Optional members:
+
+    - `argument`: a word in capitals, if the name takes an argument as in `timm:resnet18`. The class is called with the
+      argument; in a dataclass, the argument is the first field.
+    - `image_size`: the side in pixels to which images are resized if the data set has no fixed size.
+    - `described(channels, size)`: returns further facts to record with each run, including `mean` and `std` if the
+      model normalises its images.
     """
 
     name: ClassVar[str]
@@ -51,45 +58,45 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """How pictures are read: brought to `size` pixels a side; files that are no pictures are left out if `skip_bad`."""
+    """How images are read: resized to `size` x `size` pixels. If `skip_bad`, files that are not images are skipped."""
 
     size: int
     skip_bad: bool = False
 
 
 class Dataset(Protocol):
-    """Read labelled images. Its name may carry an argument, as a backbone's may.
+    """Read labelled images.
 
-    A data set whose images have no size of their own has a method `at(reading)` that returns it with a `Reading`; it is
-    called before `load`.
+    The name may take an argument, as the name of a backbone may. A data set whose images have different sizes has a
+    method `at(reading)`, which is called before `load` and returns the data set for this `Reading`.
     """
 
     name: ClassVar[str]
 
     def load(self, data_dir: Path) -> Corpus:
-        """Return all images; `data_dir` is where files are kept or downloaded to."""
+        """Return all images; `data_dir` is the folder for downloaded files."""
 
 
 class Shift(Protocol):
-    """Turn source images into target images.
+    """Convert source images to target images.
 
-    A dataclass whose single field is the amount written in `--shift name=amount`.
+    A shift is a dataclass; its only field is the amount in `--shift name=amount`.
     """
 
     name: ClassVar[str]
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
-        """Return shifted copies of float images `[n, c, h, w]` in 0..1, drawing anew for each image."""
+        """Return shifted copies of float images `[n, c, h, w]` in 0..1; draw random numbers for each image."""
 
 
 class Engine(Protocol):
     """Run the trials of a sweep or a tuning.
 
     An engine with options is a standard dataclass; its fields are the options, given as `--engine-option KEY=VALUE`.
-    `jobs` is the number of trials that the user wants to run at a time, None where the user leaves it to the engine.
+    `jobs` is the number of trials to run at a time, None if the user has not set it.
     Optional members:
 
-    - `check(jobs=..., device=..., plugins=...)` is called before anything is trained. It raises BadInput if the engine
+    - `check(jobs=..., device=..., plugins=...)` is called before training. It raises BadInput if the engine
       cannot run trials here, or not on this device (auto, cpu, cuda or mps). Engines that run trials in other processes
       call `plugins.require_files(...)`: a plugin that is a Python object cannot be loaded there.
     - `connect()` returns a context manager that is entered before anything is trained and left after the last trial.
@@ -100,7 +107,7 @@ class Engine(Protocol):
     name: ClassVar[str]
 
     def start(self, work: Work) -> AbstractContextManager[TrialRunner]:
-        """Return a context manager that starts workers, and stops them and the trials that still run at its end.
+        """Return a context manager that starts workers and stops them at its end, with trials that still run.
 
         `work.worker()` is a worker in this process. Other processes receive `work.packed(...)`, a byte string, and call
         `adaptkit.sweeps.engines.worker.open_worker`.
@@ -118,23 +125,23 @@ class TrialRunner(Protocol):
 
 
 class StoredPixels(Protocol):
-    """Images that are kept elsewhere and decoded one at a time, when they are needed.
+    """Images outside of memory that are decoded one by one when they are needed.
 
-    Worker processes decode them: an instance must be picklable, and an index must give the same image every time.
-    `names`, if there are any, say which image is which by more than its index: the paths of files, for one.
+    Worker processes decode them: instances must be picklable, and an index must always give the same image. An
+    optional attribute `names` holds a name for each image, such as the path of its file.
     """
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Return `(n, c, h, w)`: the number of images, and the channels and size they are decoded to."""
+        """Return `(n, c, h, w)`: the number of images, their channels, height and width."""
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return one image, uint8 `[c, h, w]`; an error that is raised here is told with the image's index."""
+        """Return one image, uint8 `[c, h, w]`. If this raises an error, the message to the user names the index."""
 
 
 @dataclass(frozen=True)
 class SelectedPixels:
-    """Some of the stored images, in the order of the int64 `indices`; none is decoded before it is asked for."""
+    """A selection of stored images, in the order of the int64 `indices`; images are decoded when they are needed."""
 
     stored: StoredPixels
     indices: Tensor
@@ -154,7 +161,7 @@ class SelectedPixels:
 class Images:
     """Labelled images: `pixels` uint8 `[n, c, h, w]`, `labels` int64 `[n]`, and the name of each class.
 
-    Pixels are a tensor, or stored elsewhere where they would not fit into memory.
+    Pixels are a tensor, or `StoredPixels` if they do not fit into memory.
     """
 
     pixels: Tensor | StoredPixels
@@ -165,13 +172,13 @@ class Images:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Images:
-        """Return the images at these indices, in this order; stored ones stay where they are."""
+        """Return the images at these indices, in this order, without decoding stored images."""
         import torch
 
         chosen = torch.arange(len(self))[indices]
         pixels = self.pixels
         if isinstance(pixels, torch.Tensor):
-            # Copies whole images, where indexing copies byte by byte.
+            # This copies whole images; indexing copies byte by byte, which is slower.
             pixels = pixels.index_select(0, chosen)
         elif isinstance(pixels, SelectedPixels):
             pixels = SelectedPixels(pixels.stored, pixels.indices[chosen])
@@ -182,9 +189,9 @@ class Images:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A data set as published: its images and, where there is one, its official test set.
+    """A data set: its images and, if it exists, its official test set.
 
-    `notices` are lines to tell the user before training.
+    `notices` are messages for the user before training.
     """
 
     train: Images

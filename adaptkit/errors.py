@@ -1,4 +1,4 @@
-"""The errors that a user can mend or must know of; anything else that is raised is a bug."""
+"""Expected errors, and functions that describe errors in one line. Any other exception is a bug."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 def without_secrets(text: str, more: Iterable[str] = ()) -> str:
-    """Return a text without the logins in its addresses, MLflow's secrets in the environment, and more of them."""
-    text = re.sub(r"(?<=://)(?!\*\*\*@)[^\s'\"]*@", "", text)  # three stars are left to be filled in
+    """Remove the logins in addresses, MLflow's secrets from the environment, and the secrets in `more` from a text."""
+    text = re.sub(r"(?<=://)(?!\*\*\*@)[^\s'\"]*@", "", text)  # three stars are a placeholder
     secrets = {os.environ.get(name, "") for name in SECRETS} | set(more)
     for secret in sorted(secrets - {""}, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
 
-def given(value: object) -> object:
-    """Return the value of a setting; raise ValueError, which makes it a problem of the setting, for an empty one."""
+def nonempty(value: object) -> object:
+    """Return the value of a setting; raise ValueError if it is empty."""
     if value == "":
         raise ValueError("no value; leave the key out for its default")
     return value
@@ -49,7 +49,7 @@ class AdaptkitError(Exception):
 
 
 class BadInput(AdaptkitError):
-    """Wrong input: all problems at once, before anything is trained.
+    """Invalid input: all problems at once, before anything is trained.
 
     Examples
     --------
@@ -78,11 +78,11 @@ class RunFailed(AdaptkitError):
 
 
 class TrackingLost(AdaptkitError):
-    """Report results that could not be recorded in the tracking store."""
+    """Results could not be recorded in the tracking store."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Unwind after a signal that asks the process to end."""
+    """The process has received a signal that requests its end."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest known name, else the list of known names."""
+    """Return `; did you mean 'x'?` with the most similar known name, or the list of all known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     if close:
@@ -98,8 +98,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
-#: what is worth telling of an error that a library wraps in others: a database driver's, an HTTP client's
-TOLD = (
+#: patterns of the useful part of an error that libraries have wrapped: of database drivers and HTTP clients
+INNER_ERRORS = (
     r"\((?:\w+\.)+\w*Error\) ([^\n]+)",
     r"\[Errno -?\d+\] ([^'\")\]\n]+)",
     r"((?:Read|Connect) timed out)",
@@ -109,18 +109,18 @@ TOLD = (
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says in its first line, or what the innermost of those in it says."""
+    """Return the first line of an error, or the message of the error that it wraps."""
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror:
         return text
-    for told in TOLD:
-        if found := re.search(told, text):
-            return found[1]
+    for pattern in INNER_ERRORS:
+        if match := re.search(pattern, text):
+            return match[1]
     return text.split("\n")[0] or type(error).__name__
 
 
 def located(error: BaseException) -> str:
-    """Return an error as one line, with the place in the plugin that it came from, or the last one there is."""
+    """Return an error as one line, with the position in the plugin that raised it, or else the last position."""
     frames = traceback.extract_tb(error.__traceback__)
     inner = tuple(filter(None, map(_code_of, ("adaptkit", "torch"))))
     others = [frame for frame in frames if not frame.filename.startswith(inner)]
@@ -129,7 +129,7 @@ def located(error: BaseException) -> str:
 
 
 def comes_from(error: BaseException, cls: type) -> bool:
-    """Tell whether code of the package of this class took part in an error; of adaptkit's own, of its file."""
+    """Return whether the traceback of an error contains the package of a class; for adaptkit, its module."""
     root = cls.__module__.partition(".")[0]
     # A namespace package has no file: then the file of the class counts.
     code = _code_of(cls.__module__) if root == "adaptkit" else _code_of(root) or _code_of(cls.__module__)
@@ -137,14 +137,14 @@ def comes_from(error: BaseException, cls: type) -> bool:
 
 
 def _code_of(module: str) -> str:
-    """Return the folder of a package, with its last separator, or the file of a module; nothing if there is none."""
+    """Return the folder of a package with a final separator, or the file of a module; empty if neither exists."""
     loaded = sys.modules.get(module)
     file = getattr(loaded, "__file__", None) or ""
     return f"{Path(file).parent}{os.sep}" if file and hasattr(loaded, "__path__") else file
 
 
-#: what torch and what lies below it say, where the error is a plain RuntimeError
-SAYINGS = (
+#: texts in a RuntimeError of torch that mean that memory is exhausted
+OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "can't allocate memory",
     "Cannot allocate memory",
@@ -155,17 +155,17 @@ SAYINGS = (
     "std::bad_alloc",
     "bad allocation",
 )
-#: what may help
+#: advice for this case
 HINT = "the device's memory is too small; a smaller --batch-size may help"
 BASE_HINT = "the device's memory is too small for the base; a smaller --set base.batch_size=N may help"
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Tell whether an error, or what it was raised from, says that no more memory could be had."""
+    """Return whether an error, or its cause, means that memory is exhausted."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    if isinstance(error, RuntimeError | OSError) and any(saying in str(error) for saying in SAYINGS):
+    if isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in OUT_OF_MEMORY):
         return True
     return error.__cause__ is not None and lacks_memory(error.__cause__)

@@ -1,4 +1,4 @@
-"""Records that runs hand to plugins that watch them: what started, each epoch, what came out."""
+"""Define the records that event hooks receive: the start of a run, its epochs and its result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInput:
-    """A data set that a run reads: `digest` is the sha256 of its content."""
+    """A data set that a run uses; `digest` is the sha256 of its content."""
 
     name: str
     context: str
@@ -23,7 +23,7 @@ class RunInput:
 
 @dataclass(frozen=True)
 class RunStart:
-    """A run that is about to begin: `kind` is base, adaptation or tuning; `params` holds every resolved setting."""
+    """A run that starts; `kind` is base, adaptation or tuning, and `params` holds all resolved settings."""
 
     kind: str
     name: str
@@ -35,10 +35,11 @@ class RunStart:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch, trained and evaluated; `seconds` covers both.
+    """The results of one epoch; `seconds` includes training and evaluation.
 
-    Accuracies are fractions: on the training images, the clean test (None without a source) and the shifted one (None
-    where it is evaluated at the end). A tuning run has that on held-back target images, and none on a test set.
+    Accuracies are fractions. `train_accuracy` is on the training images, `test_accuracy` on the test images of the
+    source (None without a source), and `shifted_accuracy` on those of the target (None if they are evaluated only at
+    the end). A tuning run has only `validation_accuracy`, on held-out target images.
     """
 
     number: int
@@ -55,7 +56,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model and its base say of one test set, as 1-d arrays; `image` indexes the published data set."""
+    """Predictions of a model and of its base for a test set, as 1-d arrays; `image` is the index in the data set."""
 
     image: Any
     truth: Any
@@ -65,16 +66,17 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        """Return the fraction of right predictions."""
+        """Return the fraction of correct predictions."""
         return float((self.predicted == self.truth).mean())
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: final `metrics` by their MLflow names, its epochs, predictions by test set, and files.
+    """The result of a finished run.
 
-    `tags` are those known only at the end; `files` maps artifact paths to local files that exist while the run is
-    being reported; `samples` are the first images of each test set, float `[n, c, h, w]`.
+    `metrics` are the final metrics by MLflow name, `predictions` are by test set. `tags` are additional tags of the
+    run. `files` maps artifact paths to local files, which exist only while the hooks are called. `samples` are the
+    first images of each test set, float `[n, c, h, w]`.
     """
 
     metrics: Mapping[str, float]

@@ -1,4 +1,4 @@
-"""The hooks of adaptkit: plural nouns are collections one adds to, past tenses are events one watches."""
+"""Define the hooks of adaptkit: nouns add plugins to a collection, and past tenses are events of runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from adaptkit.contracts import Backbone, Dataset, Engine, Shift, Strategy
     from adaptkit.events import Epoch, RunResult, RunStart
 
-#: raised when a hook or a contract changes so that plugins may need the newer one: they say so by an `API_VERSION` too
+#: increased when a hook or a contract changes; a plugin may set `API_VERSION` to the version that it needs
 API_VERSION = 1
 
 hookspec = pluggy.HookspecMarker("adaptkit")
@@ -41,24 +41,27 @@ def adaptkit_shifts() -> list[type[Shift]]:
 
 @hookspec
 def adaptkit_engines() -> list[type[Engine]]:
-    """Return engine classes to add: they run the trials of a sweep."""
+    """Return engine classes to add. Engines run the trials of sweeps and tunings."""
 
 
 @hookspec
 def adaptkit_run_started(run: RunStart, model: nn.Module) -> None:
-    """Watch a run that is about to train its first batch."""
+    """Receive the start of a run, before its first batch."""
 
 
 @hookspec
 def adaptkit_epoch_ended(run: RunStart, epoch: Epoch) -> None:
-    """Watch one epoch that was trained and evaluated."""
+    """Receive the results of an epoch, after its evaluation."""
 
 
 @hookspec
 def adaptkit_run_ended(run: RunStart, result: RunResult, model: nn.Module) -> None:
-    """Watch a run that finished."""
+    """Receive the result of a run that has finished."""
 
 
 @hookspec
 def adaptkit_run_failed(run: RunStart, error: BaseException) -> None:
-    """Watch a run that stopped early: an error that adaptkit expects ends this run alone, any other is raised again."""
+    """Receive the error of a run that has stopped.
+
+    An expected error (`adaptkit.errors.AdaptkitError`) ends only this run. Any other error is raised again.
+    """

@@ -1,8 +1,11 @@
-"""Every name that adaptkit writes to MLflow: metrics, tags and artifacts."""
+"""The names of everything that adaptkit writes to MLflow: metrics, tags and artifacts.
+
+A name that is a prefix ends with `/` or `_`. A test checks that no other module contains one of these names.
+"""
 
 from __future__ import annotations
 
-# Metrics of an epoch; the step is the epoch.
+# Metrics of each epoch. The step is the number of the epoch.
 TRAIN_LOSS = "train/loss"
 TRAIN_ACCURACY = "train/accuracy"
 TEST_ACCURACY = "test/accuracy"
@@ -12,7 +15,7 @@ VALIDATION_LOSS = "validation/loss"
 TIME_EPOCH_SECONDS = "time/epoch_seconds"
 TIME_CUMULATIVE_SECONDS = "time/cumulative_seconds"
 
-# Final metrics, logged once.
+# Final metrics of an adaptation run: quality of the model.
 FINAL_TEST_ACCURACY = "final/test_accuracy"
 FINAL_SHIFTED_ACCURACY = "final/shifted_accuracy"
 FINAL_SHIFTED_MACRO_F1 = "final/shifted_macro_f1"
@@ -20,6 +23,8 @@ FINAL_ZERO_SHOT_ACCURACY = "final/zero_shot_accuracy"
 FINAL_BASE_TEST_ACCURACY = "final/base_test_accuracy"
 FINAL_GAIN = "final/gain"
 FINAL_RETENTION = "final/retention"
+
+# Final metrics of an adaptation run: size and costs.
 PARAMS_TOTAL = "params/total"
 PARAMS_TRAINABLE = "params/trainable"
 PARAMS_TRAINABLE_FRACTION = "params/trainable_fraction"
@@ -32,52 +37,100 @@ TIME_TRAIN_SECONDS = "time/train_seconds"
 TIME_EVALUATION_SECONDS = "time/evaluation_seconds"
 TIME_INFERENCE_RATIO = "time/inference_ratio"
 
-# Metrics over severities: the area below the curve, and the prefixes of those at a single severity.
-AREA = "final/severity_area"
-ACCURACY = "severity/accuracy_"
-ZERO_SHOT = "severity/zero_shot_"
+# Final metrics over severities of the shift. The severity follows the prefix.
+SEVERITY_AREA = "final/severity_area"
+SEVERITY_ACCURACY = "severity/accuracy_"
+SEVERITY_ZERO_SHOT = "severity/zero_shot_"
 
-# Tags.
+# Metrics of a comparison. The name of the compared metric and of the strategy follow the prefix.
+COMPARISON_MEAN = "mean/"
+COMPARISON_LOW = "low/"
+COMPARISON_HIGH = "high/"
+
+# Families of metrics. MLflow writes `system/` itself.
+FAMILY_FINAL = "final/"
+FAMILY_MEMORY = "memory/"
+FAMILY_PARAMS = "params/"
+FAMILY_SIZE = "size/"
+FAMILY_SYSTEM = "system/"
+FAMILY_TIME = "time/"
+
+# Tags of MLflow: its user interface shows them.
 PARENT_TAG = "mlflow.parentRunId"
+DESCRIPTION_TAG = "mlflow.note.content"
+USER_TAG = "mlflow.user"
+COMMAND_TAG = "mlflow.source.name"
+SOURCE_TYPE_TAG = "mlflow.source.type"
+GIT_COMMIT_TAG = "mlflow.source.git.commit"
+GIT_BRANCH_TAG = "mlflow.source.git.branch"
+DATA_CONTEXT_TAG = "mlflow.data.context"
+
+# Tags of every run: its kind, the process that runs it, and how it ended.
 KIND_TAG = "adaptkit.kind"
 VERSION_TAG = "adaptkit.version"
+LOCAL_ID_TAG = "adaptkit.local_id"
+HOST_TAG = "adaptkit.host"
+PID_TAG = "adaptkit.pid"
+PROCESS_SEEN_TAG = "adaptkit.process_seen"
+PROCESSES_TAG = "adaptkit.processes"
+THREADS_TAG = "adaptkit.threads"
+TIMING_TAG = "adaptkit.timing"
+RESUMED_TAG = "adaptkit.resumed"
+ERROR_TAG = "adaptkit.error"
+
+# Tags of base, adaptation and tuning runs: what they were computed from.
+RECIPE_KEY_TAG = "adaptkit.recipe_key"
 BASE_RUN_ID_TAG = "adaptkit.base_run_id"
 BASE_FINGERPRINT_TAG = "adaptkit.base_fingerprint"
 DATA_FINGERPRINT_TAG = "adaptkit.data_fingerprint"
 IMAGES_DIGEST_TAG = "adaptkit.images_digest"
+POOL_IMAGES_TAG = "adaptkit.pool_images"
+DRAWN_IMAGES_TAG = "adaptkit.drawn_images"
+DRAW_SEED_TAG = "adaptkit.draw_seed"
+INIT_SEED_TAG = "adaptkit.init_seed"
+ORDER_SEED_TAG = "adaptkit.order_seed"
 PAIR_ID_TAG = "adaptkit.pair_id"
 ARM_TAG = "adaptkit.arm"
 STARTS_AT_BASE_TAG = "adaptkit.starts_at_base"
-POOL_IMAGES_TAG = "adaptkit.pool_images"
-DRAWN_IMAGES_TAG = "adaptkit.drawn_images"
-TRIAL_KEY_TAG = "adaptkit.trial_key"
-TIMING_TAG = "adaptkit.timing"
-THREADS_TAG = "adaptkit.threads"
-PROCESSES_TAG = "adaptkit.processes"
-HOST_TAG = "adaptkit.host"
-PID_TAG = "adaptkit.pid"
-PROCESS_SEEN_TAG = "adaptkit.process_seen"
-RECIPE_KEY_TAG = "adaptkit.recipe_key"
 FROZEN_PREFIX_TAG = "adaptkit.frozen_prefix"
 ADAPTER_SHA256_TAG = "adaptkit.adapter_sha256"
-ERROR_TAG = "adaptkit.error"
-LOCAL_ID_TAG = "adaptkit.local_id"
-RESUMED_TAG = "adaptkit.resumed"
+
+# Tags of sweeps, of their trials, and of comparisons.
 SWEEP_KEY_TAG = "adaptkit.sweep_key"
+TRIAL_KEY_TAG = "adaptkit.trial_key"
 TUNING_TAG = "adaptkit.tuning"
 METRIC_TAG = "adaptkit.metric"
 COMPARED_RUNS_TAG = "adaptkit.compared_runs"
 
-# Artifacts.
+# Artifacts of base, adaptation and tuning runs.
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.txt"
 PREDICTIONS_FILE = "predictions.csv"
 SPLIT_FILE = "split.json"
 SEVERITY_FILE = "severity.json"
 ERROR_FILE = "error.txt"
-COMPARISON_FILE = "comparison.json"
-SWEEP_FILE = "sweep.json"
-TUNING_FILE = "tuning.json"
 SAMPLES_FILE = "samples.png"
 CURVES_FILE = "curves.png"
+CONFUSION_FIGURE = "confusion_"
+CLASSIFICATION_REPORT = "classification_report_"
+ADAPTER_FOLDER = "adapter"
+ADAPTER_CARD_FILE = "adapter.json"
+ADAPTER_WEIGHTS_FILE = "adapter.safetensors"
+ADAPTER_CARD_PATH = "adapter/adapter.json"
+BASE_FOLDER = "base"
+BASE_CARD_FILE = "base.json"
+BASE_WEIGHTS_FILE = "base.safetensors"
+BASE_WEIGHTS_PATH = "base/base.safetensors"
+
+# Artifacts of runs that group others.
 ARMS_FILE = "arms.csv"
+COMPARISON_FILE = "comparison.json"
+REPORT_MARKDOWN_FILE = "report.md"
+REPORT_FILE = "report.html"
+SWEEP_FILE = "sweep.json"
+TUNING_FILE = "tuning.json"
+
+# Attributes of the trials in Optuna's study of a tuning.
+OPTUNA_REASON = "adaptkit.reason"
+OPTUNA_RUNS = "adaptkit.runs"
+OPTUNA_LOSS = "adaptkit.loss"

@@ -1,4 +1,4 @@
-"""Derive independent seeds from one."""
+"""Derive independent seeds from one seed."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import hashlib
 
 
 def derive_seed(seed: int, purpose: str) -> int:
-    """Return a 63-bit seed for this purpose: the first digits of the sha256 of `seed/purpose`."""
+    """Return a 63-bit seed for a purpose, from the first digits of the sha256 of `seed/purpose`."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""Flipped bits and cut ends in every kind of file: found, said, mended where that is possible, never other numbers."""
+"""Damaged files of all kinds are detected, and computed again if possible; results never change."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RUN = ("run", "-s", "head", *TINY, "--no-track", "-q", "--json")
 
 
 def spoiled(content: bytes, count: int) -> Iterator[bytes]:
-    """Yield the content with a bit flipped at each of several places, and cut at several lengths."""
+    """Yield the content with a flipped bit at several positions, and truncated to several lengths."""
     for place in sorted({1, 9, len(content) - 2, *(len(content) * part // count for part in range(count))}):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 7
         yield bytes(flipped)
-    for length in (0, 1, 7, len(content) // 2, len(content) - 2):  # a line's end at the end says nothing
+    for length in (0, 1, 7, len(content) // 2, len(content) - 2):  # the last line break has no meaning
         yield content[:length]
 
 
@@ -45,7 +45,7 @@ def cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["base.safetensors", "base.json"])
-def test_a_damaged_base_is_told_and_trained_anew(name: str, cli: Cli, cache: Path) -> None:
+def test_damaged_base_is_trained_again(name: str, cli: Cli, cache: Path) -> None:
     right = numbers(cli(*RUN))
     (folder,) = (path for path in (cache / "bases").iterdir() if path.is_dir())
     whole = (folder / name).read_bytes()
@@ -56,7 +56,7 @@ def test_a_damaged_base_is_told_and_trained_anew(name: str, cli: Cli, cache: Pat
         assert (verified.exit_code, verified.stdout.splitlines()[0]) == (1, line), number
         if number % 4 == 0:
             again = cli(*RUN)
-            assert (again.exit_code, again.stderr) == (0, f"Warning: {folder} is damaged: it is computed anew\n")
+            assert (again.exit_code, again.stderr) == (0, f"Warning: {folder} is damaged and is computed again\n")
             assert numbers(again) == right
             assert (folder / "base.safetensors").read_bytes() == whole or name == "base.json"
             assert cli("cache", "verify").exit_code == 0
@@ -66,13 +66,13 @@ def test_a_damaged_base_is_told_and_trained_anew(name: str, cli: Cli, cache: Pat
 
 
 @pytest.mark.slow
-def test_damaged_features_are_told_and_computed_anew(cli: Cli, cache: Path) -> None:
+def test_damaged_features_are_computed_again(cli: Cli, cache: Path) -> None:
     right = numbers(cli(*RUN))
     features = sorted((cache / "features").iterdir())
     whole = {path: path.read_bytes() for path in features}
     head = int.from_bytes(whole[features[0]][:8], "little")
     for number, path in enumerate(features):
-        # In what says what they are as well as in the numbers.
+        # In the metadata and in the numbers.
         for content in (*spoiled(whole[path], 6), *spoiled(whole[path][: 8 + head], 12)):
             path.write_bytes(content if len(content) < 8 + head - 1 or len(content) > 8 + head else whole[path][:-1])
             verified = cli("cache", "verify", "features")
@@ -81,16 +81,14 @@ def test_damaged_features_are_told_and_computed_anew(cli: Cli, cache: Path) -> N
             note("damaged-features")
         again = cli(*RUN)
         assert again.exit_code == 0 and numbers(again) == right
-        assert again.stderr in ("", f"Warning: {path} is damaged: it is computed anew\n"), number
+        assert again.stderr in ("", f"Warning: {path} is damaged and is computed again\n"), number
         told = again.stderr != ""
-        # Not all of them are read by this run: those are mended when they are.
+        # This run does not read all of them; the others stay damaged until they are read.
         assert told == (cli("cache", "verify", "features").exit_code == 0)
         path.write_bytes(whole[path])
 
 
-def test_a_damaged_record_of_pictures_is_told_and_they_are_looked_at_anew(
-    cli: Cli, cache: Path, own_folder: Path
-) -> None:
+def test_damaged_image_record_is_made_again(cli: Cli, cache: Path, own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=8)
     target = ("--dataset", "none", "--target", f"folder:{own_folder / 'photos'}", "--image-size", "16")
     run = ("run", "-s", "head", *target, "--epochs", "1", "--set", "shots=2", "--no-track", "-q", "--json")
@@ -105,13 +103,13 @@ def test_a_damaged_record_of_pictures_is_told_and_they_are_looked_at_anew(
         assert (verified.exit_code, verified.stdout.splitlines()[0]) == (1, line), content
         note("damaged-pictures")
     again = cli(*run)
-    assert f"Warning: {record} is damaged: it is computed anew" in again.stderr.splitlines()
+    assert f"Warning: {record} is damaged and is computed again" in again.stderr.splitlines()
     assert numbers(again) == numbers(first) and record.read_bytes() == whole
 
 
 @pytest.fixture
 def tracked(cli: Cli, own_folder: Path) -> tuple[str, Path]:
-    """Make a tracked run; return its id and the folder of its artifacts."""
+    """Create a tracked run; return its id and the folder of its artifacts."""
     made = cli("run", "-s", "lora", *TINY, "-q", "--json")
     assert made.exit_code == 0, made.output
     run_id = json.loads(made.stdout)["runs"][0]["run_id"]
@@ -127,7 +125,7 @@ def refused(result: Result) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter.safetensors", "adapter.json"])
-def test_a_damaged_adapter_is_refused(name: str, cli: Cli, tracked: tuple[str, Path], own_folder: Path) -> None:
+def test_damaged_adapter_is_refused(name: str, cli: Cli, tracked: tuple[str, Path], own_folder: Path) -> None:
     run_id, artifacts = tracked
     path = artifacts / "adapter" / name
     whole = path.read_bytes()
@@ -142,7 +140,7 @@ def test_a_damaged_adapter_is_refused(name: str, cli: Cli, tracked: tuple[str, P
     assert cli(*export).exit_code == 0
 
 
-def test_a_damaged_split_is_refused_and_an_edited_one_can_be_accepted(cli: Cli, tracked: tuple[str, Path]) -> None:
+def test_damaged_split(cli: Cli, tracked: tuple[str, Path]) -> None:
     _, artifacts = tracked
     path = artifacts / "split.json"
     whole = path.read_bytes()
@@ -167,9 +165,7 @@ def test_a_damaged_split_is_refused_and_an_edited_one_can_be_accepted(cli: Cli, 
 
 
 @pytest.mark.slow
-def test_bases_are_bounded_and_those_used_longest_ago_go_first(
-    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_limit_evicts_oldest_bases(cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adaptkit.experiment.base_cache import base_lock
 
     def run(seed: int) -> Result:
@@ -197,15 +193,15 @@ def test_bases_are_bounded_and_those_used_longest_ago_go_first(
     monkeypatch.setenv("ADAPTKIT_CACHE_LIMIT", "much")
     result = cli(*RUN)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "Error: ADAPTKIT_CACHE_LIMIT: 'much' is no size; write 500MB or 2GB\n"
+    assert result.stderr == "Error: ADAPTKIT_CACHE_LIMIT: 'much' is not a size; write 500MB or 2GB\n"
     shutil.rmtree(cache)
 
 
-#: writes and reads the same base and the same features again and again; prints how often it found them whole
+#: repeatedly writes and reads the same base and features; prints how often they were complete
 SHARING = """
 import sys, time, warnings
 import torch
-warnings.simplefilter("error")  # what is damaged is warned of
+warnings.simplefilter("error")  # damaged files cause a warning
 from torch import nn
 from adaptkit.system.folders import cache_folder
 from adaptkit.experiment.base_cache import base_lock, remove_base, sound_base, store_base
@@ -242,7 +238,7 @@ print(sound)
 
 
 @pytest.mark.slow
-def test_nobody_ever_reads_half_a_file(cache: Path) -> None:
+def test_files_are_never_read_half_written(cache: Path) -> None:
     roles = ("write", "write", "read", "read", "read", "remove")
     command = (sys.executable, "-c", SHARING)
     processes = [

@@ -1,4 +1,4 @@
-"""Whole processes: signals, many at once, killed at the worst moment, a server that goes away."""
+"""Processes: signals, concurrent starts, kills, and a server that disappears."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.servers import mlflow_ui
 
 pytestmark = pytest.mark.slow
 
-#: long enough to be stopped in the middle
+#: long enough to be interrupted
 LONG = ("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100", "--set", "base.epochs=2")
 
 
@@ -41,7 +41,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> None:
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
     ids=lambda value: str(value),
 )
-def test_a_signal_kills_the_run_and_its_record_says_so(store: Path, number: signal.Signals, code: int) -> None:
+def test_signal_ends_run_as_killed(store: Path, number: signal.Signals, code: int) -> None:
     process = start("-s", "head", *LONG, "--epochs", "100000")
     read_until(process, "[head seed=0] epoch 3/")
     process.send_signal(number)
@@ -56,7 +56,7 @@ def test_a_signal_kills_the_run_and_its_record_says_so(store: Path, number: sign
     note("signal")
 
 
-def test_a_signal_in_the_base_run_kills_that(store: Path) -> None:
+def test_signal_during_base_run(store: Path) -> None:
     process = start("-s", "head", *LONG, "--set", "base.epochs=100000")
     read_until(process, "[base small_cnn mnist5k] epoch 2/")
     process.send_signal(signal.SIGTERM)
@@ -77,7 +77,7 @@ def adaptkit_epoch_ended(run, epoch):
     if run.kind == "adaptation" and os.environ["HOW"] == "translated":
         try:
             os.kill(os.getpid(), signal.SIGTERM)
-        except KeyboardInterrupt:  # as compiled modules do that are being imported
+        except KeyboardInterrupt:  # as compiled modules do during their import
             raise ImportError("initialization failed") from None
     if run.kind == "adaptation" and os.environ["HOW"] == "lost" and epoch.number == 1:
         freed = Freed()
@@ -115,9 +115,7 @@ def adaptkit_strategies():
 
 
 @pytest.mark.parametrize("how", ["translated", "lost", "closing"])
-def test_a_signal_is_not_lost_where_a_library_makes_an_error_of_it_or_a_run_is_being_closed(
-    store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_signal_is_not_lost(store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setenv("HOW", how)
     (own_folder / "plugin.py").write_text(PLUGIN)
     process = start("-s", "failing", *TINY, "--plugin", "plugin.py")
@@ -130,9 +128,7 @@ def test_a_signal_is_not_lost_where_a_library_makes_an_error_of_it_or_a_run_is_b
     note("signal")
 
 
-def test_eight_processes_started_at_once_in_an_empty_folder_lose_nothing(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eight_processes_in_empty_folder(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
     processes = [start("-s", "head", "--seeds", str(seed), *TINY, "-q") for seed in range(8)]
     errors = [process.communicate(timeout=400)[1] for process in processes]
@@ -149,7 +145,7 @@ def test_eight_processes_started_at_once_in_an_empty_folder_lose_nothing(
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.4, 0.8, 1.2])
-def test_a_process_killed_while_the_store_is_made_leaves_a_folder_that_works(own_folder: Path, delay: float) -> None:
+def test_kill_during_store_creation(own_folder: Path, delay: float) -> None:
     process = start("-s", "head", *TINY, "-q")
     until = time.monotonic() + 60
     while not list(own_folder.glob(".mlflow.db*")) and time.monotonic() < until:
@@ -164,7 +160,7 @@ def test_a_process_killed_while_the_store_is_made_leaves_a_folder_that_works(own
     note("kill-store")
 
 
-def test_a_server_that_goes_away_costs_seconds_and_the_results_are_still_printed(own_folder: Path) -> None:
+def test_server_dies_during_run(own_folder: Path) -> None:
     with mlflow_ui(own_folder) as page:
         plugin = own_folder / "killer.py"
         plugin.write_text(
@@ -176,11 +172,11 @@ def test_a_server_that_goes_away_costs_seconds_and_the_results_are_still_printed
         address = page.address.replace("http://", "http://user:secret@")
         process = start("-s", "head", "-s", "lora", *TINY, "--tracking-uri", address, "--plugin", str(plugin))
         output, errors = process.communicate(timeout=200)
-    assert time.monotonic() - began < 90  # MLflow's own defaults: four minutes for each call
+    assert time.monotonic() - began < 90  # with MLflow's defaults, each call takes four minutes
     assert process.returncode == 1
     assert "head" in output and "lora" in output
     (error,) = [line for line in errors.splitlines() if line.startswith("Error")]
-    assert error.startswith("Error: not all is in MLflow: ") and error == errors.splitlines()[-1]
+    assert error.startswith("Error: MLflow does not have all results: ") and error == errors.splitlines()[-1]
     kept = f"what is missing is kept: `adaptkit sync --tracking-uri {page.address}` sends it"
     assert error.endswith(f"; {kept}; the results above are complete")
     note("server-away")

@@ -1,4 +1,4 @@
-"""What docs/security.md promises: nothing that lies about is run, no secret is told, nothing leaves its folder."""
+"""The promises of docs/security.md about code, secrets and paths."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ SECRET = "hunter2-s3cret"
 
 # ---- the code ------------------------------------------------------------------------------------------------------
 
-#: calls that can run what they are given, by their ends, and where they are made all the same, and why
+#: calls that can execute their arguments, by the end of their name, with the allowed places and reasons
 RUNS = ("eval", "exec", "compile", "__import__")
 MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "runpy")
 ALLOWED = {
-    # Between a sweep's own processes, through a pipe that nobody else can open.
+    # Between processes of a sweep, through a pipe that no other process can open.
     "adaptkit/sweeps/engines/processes.py": {"pickle.loads"},
-    # The work of one worker, which its engine has packed.
+    # The work of a worker, from its engine.
     "adaptkit/sweeps/engines/worker.py": {"pickle.loads"},
-    # What was pickled in the line before, to see that a plugin's model can be.
+    # Data from the line before: a check that the model of a plugin can be pickled.
     "adaptkit/testing/strategy_checks.py": {"pickle.loads"},
     "adaptkit/testing/backbone_checks.py": {"pickle.loads"},
 }
@@ -63,7 +63,7 @@ def sources() -> list[Path]:
 
 
 def doubtful(code: str) -> set[str]:
-    """Return the calls in some code that could run what they are given, or leave it to a shell."""
+    """Return the calls in a code that could execute their arguments, also through a shell."""
     found = set()
     tree = ast.parse(code)
     names = {
@@ -92,12 +92,12 @@ def doubtful(code: str) -> set[str]:
     return found
 
 
-def test_no_code_runs_what_it_is_given() -> None:
+def test_no_dangerous_calls() -> None:
     found = {str(path.relative_to(ROOT)): doubtful(path.read_text(encoding="utf-8")) for path in sources()}
     assert {path: calls for path, calls in found.items() if calls} == ALLOWED
 
 
-def test_that_scan_sees_what_it_looks_for() -> None:
+def test_scan_finds_dangerous_calls() -> None:
     code = """
 from pickle import loads
 from subprocess import run
@@ -113,11 +113,11 @@ model.eval(), pickle.dumps(1), yaml.safe_load("x"), torch.load(f, weights_only=T
     }
 
 
-# ---- what merely lies about ----------------------------------------------------------------------------------------
+# ---- modules in folders -------------------------------------------------------------------------------------------
 
 
 def set_traps(folder: Path, ran: Path) -> None:
-    """Put a file into a folder for every module that there is, and for those that tools run unasked."""
+    """Create a file for every installed module, and for modules that tools run automatically."""
     packages = importlib.metadata.packages_distributions()
     names = {*sys.stdlib_module_names, *packages, "sitecustomize", "usercustomize", "conftest", "adaptkit_plugin"}
     for name in names:
@@ -128,16 +128,16 @@ def set_traps(folder: Path, ran: Path) -> None:
 
 
 def command() -> list[str]:
-    """Return the installed command, as a shell would find it."""
+    """Return the path of the installed command."""
     found = shutil.which("adaptkit", path=str(Path(sys.executable).parent))
     if found is None:
-        pytest.skip("the command adaptkit is not installed beside this Python")
+        pytest.skip("the command adaptkit is not installed next to this Python")
     return [found]
 
 
 @pytest.fixture
 def trapped(own_folder: Path) -> Iterator[Path]:
-    """Lend a folder full of traps; after the test none of them has been run."""
+    """Provide a folder full of traps; fail if one of them was executed."""
     folder, ran = own_folder / "here", own_folder / "ran"
     folder.mkdir()
     set_traps(folder, ran)
@@ -146,7 +146,7 @@ def trapped(own_folder: Path) -> Iterator[Path]:
 
 
 def done(*arguments: str, folder: Path, **environment: str) -> str:
-    """Run a command that ends well; return what it printed."""
+    """Run a command that must succeed; return its output."""
     result = subprocess.run(
         [*arguments], cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=400
     )
@@ -154,20 +154,20 @@ def done(*arguments: str, folder: Path, **environment: str) -> str:
     return result.stdout + result.stderr
 
 
-def test_modules_in_the_current_folder_are_not_imported(trapped: Path) -> None:
+def test_modules_in_current_folder(trapped: Path) -> None:
     assert "lora" in done(*command(), "strategies", folder=trapped)
-    # Python's own rule for -m; -P is Python's own way around it.
+    # With -m, Python searches the current folder; -P prevents that.
     assert "lora" in done(sys.executable, "-P", "-m", "adaptkit", "strategies", folder=trapped)
 
 
-def test_the_traps_would_be_run_where_python_looks(own_folder: Path) -> None:
+def test_traps_work(own_folder: Path) -> None:
     set_traps(own_folder, own_folder / "ran")
     subprocess.run([sys.executable, "-m", "json.tool"], capture_output=True, stdin=subprocess.DEVNULL)
     assert (own_folder / "ran").read_text() == "json\n"
 
 
 def fill(folder: Path, names: tuple[str, ...] = ("a", "b"), count: int = 14) -> None:
-    """Put pictures of noise into class folders."""
+    """Write images of noise to class folders."""
     generator = torch.Generator().manual_seed(0)
     for name in names:
         (folder / name).mkdir(parents=True)
@@ -180,9 +180,7 @@ SMALL = ("--set", "shots=2", "--set", "base.epochs=1", "--epochs", "1", "--image
 
 
 @pytest.mark.slow
-def test_modules_in_the_current_and_the_data_folder_are_not_run_by_runs_and_sweeps(
-    trapped: Path, own_folder: Path
-) -> None:
+def test_modules_in_data_folder(trapped: Path, own_folder: Path) -> None:
     data = own_folder / "data"
     fill(data)
     set_traps(data, own_folder / "ran")
@@ -194,7 +192,7 @@ def test_modules_in_the_current_and_the_data_folder_are_not_run_by_runs_and_swee
 
 
 @pytest.mark.slow
-def test_modules_in_the_current_folder_are_not_run_by_the_page(trapped: Path, tracked: Tracked) -> None:
+def test_modules_in_folder_of_page(trapped: Path, tracked: Tracked) -> None:
     port = free_port()
     options = ("ui", "--port", str(port), "--tracking-uri", tracked.uri)
     process = subprocess.Popen(
@@ -211,7 +209,7 @@ def test_modules_in_the_current_folder_are_not_run_by_the_page(trapped: Path, tr
 
 
 def listening(pids: set[int]) -> set[str]:
-    """Return the addresses, in hexadecimal, on which these processes listen, as the kernel tells."""
+    """Return the addresses, in hexadecimal, on which these processes listen, from /proc."""
     sockets = set()
     for pid in pids:
         for handle in Path(f"/proc/{pid}/fd").iterdir():
@@ -229,7 +227,7 @@ def listening(pids: set[int]) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux tells by files who listens where")
-def test_the_page_is_served_to_this_machine_only(tracked: Tracked) -> None:
+def test_page_is_local(tracked: Tracked) -> None:
     port = free_port()
     with started("--port", str(port), "--tracking-uri", tracked.uri) as process:
         first_line(process)
@@ -248,7 +246,7 @@ def test_the_page_is_served_to_this_machine_only(tracked: Tracked) -> None:
 
 
 def holding(folder: Path, *secrets: str) -> list[str]:
-    """Return the files below a folder in which, or in whose names, one of some texts stands."""
+    """Return the files below a folder whose names or contents contain one of these texts."""
     found = []
     for path in folder.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
@@ -259,9 +257,7 @@ def holding(folder: Path, *secrets: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["option", "environment", "apart"])
-def test_no_secret_is_told_of_a_server_that_is_not_there(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_secrets_of_missing_server(own_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     login = f"http://someone:{SECRET}@127.0.0.1:1"
     address = {"option": ["--tracking-uri", login], "environment": [], "apart": []}[how]
     if how == "environment":
@@ -283,14 +279,14 @@ def test_no_secret_is_told_of_a_server_that_is_not_there(
 @pytest.mark.parametrize(
     "address", ["sqlite://me:{}@host/runs", "//me:{}@host/x", "ftp://me:{}@host", "http:me:{}@://host", "mysql:{}@h"]
 )
-def test_no_secret_is_told_of_an_address_that_is_none(cli: Cli, address: str) -> None:
+def test_secrets_of_invalid_address(cli: Cli, address: str) -> None:
     result = cli("compare", "--tracking-uri", address.format(SECRET))
     assert result.exit_code == 2 and result.stderr.startswith("Error: ")
     assert SECRET not in result.output
 
 
 @pytest.mark.slow
-def test_no_secret_is_kept_by_runs_on_a_server(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_runs_on_server(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
     monkeypatch.setenv("ADAPTKIT_STATE", str(own_folder / "state"))
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", apart := "tok3n-apart")
@@ -325,7 +321,7 @@ def test_no_secret_is_kept_by_runs_on_a_server(own_folder: Path, monkeypatch: py
     sent = base64.b64encode(f"someone:{SECRET}".encode()).decode()
     for secret in (SECRET, apart, sent):
         assert secret not in told
-    # the server's own log is beside its database
+    # the log of the server is next to its database
     assert len(list(server.rglob("report.html")) + list((here / "out").rglob("report.html"))) >= 1
     assert holding(own_folder, SECRET, apart, sent) == []
 
@@ -336,12 +332,12 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J[red]<img src=x onerror=alert(1)>\u202e**x**"
 
 
 def bare(printed: str) -> list[str]:
-    """Return what a hostile name would have done to a terminal."""
+    """Return the control characters in a text."""
     return [sign for sign in ("\x1b]0;", "\x07", "\x1b[2J", "\u202e") if sign in printed]
 
 
 @pytest.mark.slow
-def test_no_name_in_a_store_acts_on_a_terminal(store: Path, own_folder: Path) -> None:
+def test_names_in_store_are_escaped(store: Path, own_folder: Path) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{store}")
     experiment = client.create_experiment("adaptkit")
     tags = {"adaptkit.kind": "adaptation", "adaptkit.host": HOSTILE, "adaptkit.pid": "1", "adaptkit.arm": HOSTILE}
@@ -360,7 +356,7 @@ def test_no_name_in_a_store_acts_on_a_terminal(store: Path, own_folder: Path) ->
 
 
 @pytest.mark.slow
-def test_no_name_of_a_file_acts_on_a_terminal_or_a_page(own_folder: Path) -> None:
+def test_names_of_files_are_escaped(own_folder: Path) -> None:
     names = ("[red]<img src=x onerror=alert(1)>", "**b** `c` | d")
     fill(own_folder / "data", names)
     shutil.copy(own_folder / "data" / names[0] / "0.png", own_folder / f"x{HOSTILE.replace('/', '')}.png")
@@ -393,13 +389,11 @@ def listing(folder: Path) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["merged", "peft", "torch-export", "onnx", "mlflow"])
-def test_an_export_stays_in_its_folder_whatever_the_run_says(
-    cli: Cli, tracked: Tracked, own_folder: Path, kind: str
-) -> None:
-    """The classes are paths, and whoever wrote the store has signed them."""
+def test_export_stays_in_folder(cli: Cli, tracked: Tracked, own_folder: Path, kind: str) -> None:
+    """The names of the classes are paths, with a valid signature."""
     store = own_folder / "copy" / "deep"
     shutil.copytree(tracked.folder, store)
-    with sqlite3.connect(store / "mlflow.db") as database:  # its artifacts are the copied ones
+    with sqlite3.connect(store / "mlflow.db") as database:  # use the copied artifacts
         database.execute(
             "UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?)", (str(tracked.folder), str(store))
         )
@@ -424,7 +418,7 @@ def test_an_export_stays_in_its_folder_whatever_the_run_says(
     assert not [name for name in new if "escaped" in name]
 
 
-def test_a_peft_folder_with_paths_for_names_is_refused(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
+def test_peft_folder_with_paths_as_names(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     run = next(one["run_id"] for one in tracked.outcome["runs"] if one["strategy"] == "lora")
     folder = own_folder / "peft"
     folder.mkdir()
@@ -441,7 +435,7 @@ def test_a_peft_folder_with_paths_for_names_is_refused(cli: Cli, tracked: Tracke
 
 
 class Hostile(BaseHTTPRequestHandler):
-    """A tracking server that names artifacts outside of every folder."""
+    """A tracking server that lists artifacts outside of the artifact folder."""
 
     files = (
         "adapter.safetensors",
@@ -452,7 +446,7 @@ class Hostile(BaseHTTPRequestHandler):
     )
 
     def do_GET(self) -> None:
-        """Answer as MLflow's server would, but for the artifacts."""
+        """Answer as MLflow's server, except for artifacts."""
         parts = urlsplit(self.path)
         if parts.path.endswith("runs/get"):
             info = {
@@ -472,7 +466,7 @@ class Hostile(BaseHTTPRequestHandler):
         elif parts.path.endswith("mlflow-artifacts/artifacts"):
             asked = parse_qs(parts.query).get("path", [""])[0]
             self.asked.append(asked)
-            # Everything is a folder full of paths.
+            # Every request lists a folder full of paths.
             self.answer({"files": [{"path": name, "is_dir": False, "file_size": 2} for name in self.files]})
         elif "mlflow-artifacts/artifacts/" in parts.path:
             self.asked.append(parts.path)
@@ -502,9 +496,7 @@ def hostile_server() -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_store_that_names_artifacts_elsewhere_writes_none_there(
-    cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_artifact_names_outside_folder(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = own_folder / "one" / "two"
     inner.mkdir(parents=True)
     monkeypatch.setattr("tempfile.tempdir", str(inner))

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from adaptkit.adapters.weights import pack, unpack
 from adaptkit.errors import BadInput
+from adaptkit.names import ADAPTER_CARD_FILE, ADAPTER_WEIGHTS_FILE
 from adaptkit.system.files import read_file, write_bytes
-
-WEIGHTS, CARD = "adapter.safetensors", "adapter.json"
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,9 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str,
     content = pack(tensors)
     described = dict(card) | {"sha256": hashlib.sha256(content).hexdigest()}
     described["card_sha256"] = card_digest(described)
-    write_bytes(folder / WEIGHTS, content)
-    write_bytes(folder / CARD, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
-    return {WEIGHTS: folder / WEIGHTS, CARD: folder / CARD}
+    write_bytes(folder / ADAPTER_WEIGHTS_FILE, content)
+    write_bytes(folder / ADAPTER_CARD_FILE, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+    return {ADAPTER_WEIGHTS_FILE: folder / ADAPTER_WEIGHTS_FILE, ADAPTER_CARD_FILE: folder / ADAPTER_CARD_FILE}
 
 
 def card_digest(card: Mapping[str, Any]) -> str:
@@ -92,7 +91,7 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
     if sha256 is not None and (actual := hashlib.sha256(content).hexdigest()) != sha256:
-        raise BadInput(f"{path} is damaged: its sha256 is {actual}, and {CARD} says {sha256}")
+        raise BadInput(f"{path} is damaged: its sha256 is {actual}, and {ADAPTER_CARD_FILE} says {sha256}")
     try:
         return unpack(content)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -104,25 +103,27 @@ def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str) -> tuple
 
     Raises BadInput if the adapter belongs to a base with another fingerprint, is damaged, or does not fit the model.
     """
-    card = read_card(folder / CARD, {"base_fingerprint": str, "sha256": str, "card_sha256": str})
+    card = read_card(folder / ADAPTER_CARD_FILE, {"base_fingerprint": str, "sha256": str, "card_sha256": str})
     if card_digest(card) != card["card_sha256"]:
-        raise BadInput(f"{folder / CARD} was changed since the adapter was written: its checksum does not match")
+        raise BadInput(
+            f"{folder / ADAPTER_CARD_FILE} was changed since the adapter was written: its checksum does not match"
+        )
     if card["base_fingerprint"] != base_fingerprint:
         raise BadInput(f"the adapter was made for base {card['base_fingerprint']}, not {base_fingerprint}")
-    tensors = read_weights(folder / WEIGHTS, card["sha256"])
+    tensors = read_weights(folder / ADAPTER_WEIGHTS_FILE, card["sha256"])
     fit_adapter(tensors, model)
     return tuple(tensors)
 
 
 def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
     """Load an adapter's tensors into an adapted model, in place; raise BadInput unless they fit what it trains."""
-    own = model.state_dict()
+    state = model.state_dict()
     problems = {
-        "has tensors that are not the model's": [name for name in tensors if name not in own],
+        "has tensors that are not the model's": [name for name in tensors if name not in state],
         "has tensors of another shape or type than the model's": [
             name
             for name, tensor in tensors.items()
-            if name in own and (own[name].shape, own[name].dtype) != (tensor.shape, tensor.dtype)
+            if name in state and (state[name].shape, state[name].dtype) != (tensor.shape, tensor.dtype)
         ],
         "has numbers that are not finite": [
             name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
@@ -130,7 +131,7 @@ def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
         "lacks tensors that are trained": [
             name
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and name in own and name not in tensors
+            if parameter.requires_grad and name in state and name not in tensors
         ],
     }
     lines = [

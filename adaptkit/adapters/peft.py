@@ -402,15 +402,15 @@ def _others(
 ) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """Return the other tensors of an adapter: those of modules trained as a whole, and the keys of biases."""
     factors = {name + end for name in updates for end in (DOWN, UP, MAGNITUDE)}
-    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    rest: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key in tensors:
         if key not in factors:
             module, _, leaf = key.rpartition(".")
-            found[module][leaf] = tensors[key]
+            rest[module][leaf] = tensors[key]
     biases = [
-        f"{module}.{leaf}".strip(".") for module, leaves in found.items() for leaf in leaves if [*leaves] == ["bias"]
+        f"{module}.{leaf}".strip(".") for module, leaves in rest.items() for leaf in leaves if [*leaves] == ["bias"]
     ]
-    whole = {module: leaves for module, leaves in found.items() if [*leaves] != ["bias"]}
+    whole = {module: leaves for module, leaves in rest.items() if [*leaves] != ["bias"]}
     if odd := [name for name in whole if not name or name.endswith(".base_layer")]:
         names = [f"{name}.{leaf}".strip(".") for name in odd for leaf in whole[name]]
         raise BadInput(f"PEFT's format for LoRA cannot store {', '.join(names)}")
@@ -452,9 +452,9 @@ def _check_places(base: nn.Module, names: Iterable[str]) -> None:
     places: dict[int, list[str]] = defaultdict(list)
     for name, module in base.named_modules(remove_duplicate=False):
         places[id(module)].append(name)
-    for known in places.values():
-        if len(known) > 1 and not set(known).isdisjoint(names):
-            raise BadInput(f"PEFT cannot adapt a layer that the model holds in two places: {', '.join(known)}")
+    for shared in places.values():
+        if len(shared) > 1 and not set(shared).isdisjoint(names):
+            raise BadInput(f"PEFT cannot adapt a layer that the model holds in two places: {', '.join(shared)}")
 
 
 def _target_modules(names: Sequence[str], modules: Iterable[str]) -> list[str] | str:

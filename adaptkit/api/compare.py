@@ -154,6 +154,6 @@ def publish(
         files = write_report(report or Path(temporary), comparisons)
         if not track:
             return ()
-        from adaptkit.tracking.recorder import record_findings
+        from adaptkit.tracking.parent import record_findings
 
         return record_findings(comparisons, files, tracking_uri)

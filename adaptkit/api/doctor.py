@@ -114,7 +114,7 @@ def _entries() -> Iterator[Finding]:
         return
     held = sum(entry.bytes for entry in list_cache())
     if held > MAX_CHECKED:
-        text = f"its {held / 1e9:.1f} GB were not checked; runs detect damaged entries and compute them again"
+        text = f"its {held / 1e9:.1f} GB were not checked; runs compute damaged entries again"
         yield Finding("cache", "note", text, "adaptkit cache verify checks them")
         return
     for _, damage in verify_cache():
@@ -244,7 +244,7 @@ def _runs(
         yield Finding("runs", "ok", f"{_named(by_state[True], 'under way')}")
     if by_state[None]:
         mend = f"run `adaptkit doctor{option}` on the machines on which they were started"
-        yield Finding("runs", "note", _named(by_state[None], "recorded as running on another machine"), mend)
+        yield Finding("runs", "note", _named(by_state[None], "running elsewhere"), mend)
     if silent:
         yield from _silent(client, silent, older_than if end_them else None, option)
     if by_state[False] and end_them:
@@ -265,9 +265,7 @@ def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | 
         yield Finding("runs", "note", _named(ended, "ended as killed, since it had no recent heartbeat"))
     if left := [run for run in runs if run not in ended]:
         mend = f"adaptkit doctor --end-stale-runs --older-than TIME{option} ends them if they no longer run"
-        yield Finding(
-            "runs", "note", _named(left, "recorded as running on another machine, without a recent heartbeat"), mend
-        )
+        yield Finding("runs", "note", _named(left, "running elsewhere, without a recent heartbeat"), mend)
 
 
 def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:

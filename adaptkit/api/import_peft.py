@@ -14,19 +14,22 @@ import torch
 import yaml
 from torch import nn
 
-from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, fit_adapter, load_adapter, save_adapter
+from adaptkit.adapters.files import Inherited, fit_adapter, load_adapter, save_adapter
 from adaptkit.adapters.peft import adapter_of
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.experiment.description import changed_layers
 from adaptkit.models.run_images import run_data
 from adaptkit.models.trained import MODEL_TYPES, TrainedRun, find_trained, given_plugins
 from adaptkit.names import (
+    ADAPTER_CARD_FILE,
     ADAPTER_SHA256_TAG,
+    ADAPTER_WEIGHTS_FILE,
     ARM_TAG,
     BASE_FINGERPRINT_TAG,
     BASE_RUN_ID_TAG,
     CONFIG_FILE,
     DATA_FINGERPRINT_TAG,
+    DESCRIPTION_TAG,
     FINAL_SHIFTED_ACCURACY,
     FINAL_TEST_ACCURACY,
     KIND_TAG,
@@ -173,9 +176,9 @@ def import_peft(
         }
         files = save_adapter(Path(temporary, "adapter"), tensors_to_save, card)
         _require_same(Path(temporary, "adapter"), model, base, options)
-        metrics[SIZE_ADAPTER_BYTES] = files[WEIGHTS].stat().st_size
+        metrics[SIZE_ADAPTER_BYTES] = files[ADAPTER_WEIGHTS_FILE].stat().st_size
         _copy_config(Path(temporary), base, options)
-        tags = {ADAPTER_SHA256_TAG: sha256_of(files[CARD])}
+        tags = {ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE])}
         tags |= {DATA_FINGERPRINT_TAG: fingerprint} if fingerprint else {}
         run_id = _record(shown, base, options, metrics, tags, Path(temporary), tracking_uri)
     return ImportRecord(run_id, shown, options, metrics)
@@ -251,7 +254,7 @@ def _record(
         ARM_TAG: name,
         BASE_FINGERPRINT_TAG: base.base_fingerprint,
         BASE_RUN_ID_TAG: base.stored.tags.get(BASE_RUN_ID_TAG, base.stored.run_id),
-        "mlflow.note.content": f"A PEFT adapter, imported onto the base of run `{base.stored.run_id}`.",
+        DESCRIPTION_TAG: f"A PEFT adapter, imported onto the base of run `{base.stored.run_id}`.",
         **tags,
     }
     client, now = store.client, int(time.time() * 1000)

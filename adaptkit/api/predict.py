@@ -113,7 +113,7 @@ def stream_predictions(
     pictures = find_pictures(request.images)
     first = next(pictures, None)
     if first is None:
-        raise BadInput(f"there are no files in {', '.join(map(str, request.images))}")
+        raise BadInput(f"no files found in {', '.join(map(str, request.images))}")
     loaded = _load(request)
     predictions = predict_pictures(
         loaded.model.to(device),
@@ -134,7 +134,5 @@ def _load(request: PredictRequest) -> LoadedModel:
         return exported
     trained = find_trained(str(request.run), request.tracking_uri, plugins)
     if trained.strategy is None and trained.card.get("new_head"):
-        raise BadInput(
-            f"{trained.stored.title} is a base whose head was never trained; use an adaptation run on this base"
-        )
+        raise BadInput(f"{trained.stored.title} is a base with an untrained head; name an adaptation run of this base")
     return trained.loaded()

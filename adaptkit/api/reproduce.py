@@ -180,7 +180,7 @@ def reproduce_run(
 
 def _judged(around: RunEnvironment, notices: Iterable[str], *differences: Difference) -> Reproduction:
     """Return a reproduction with these differences and those of the environment."""
-    run = around.found
+    run = around.stored
     return Reproduction(
         run_id=run.run_id,
         name=run.name,

@@ -63,9 +63,9 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[list[Layer], Plugins]:
     } | option_keys(arguments["options"] or {})
     backbone = values.get("backbone")
     if backbone is not None and not isinstance(backbone, str):
-        from adaptkit.backbones.given import given_backbone
+        from adaptkit.backbones.python_model import python_backbone
 
-        plugins.append(given_backbone(backbone))
+        plugins.append(python_backbone(backbone))
         values["backbone"] = f"python:{type(backbone).__name__}"
     layers = [Layer(flat_settings(values)), Layer(flat_settings(arguments["settings"] or {}))]
     if arguments["config"] is not None:

@@ -27,6 +27,7 @@ from adaptkit.experiment.outcome import BaseSummary, RunOutcome
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.recovery import Recovery, read_record
 from adaptkit.models.trained import given_plugins
+from adaptkit.names import PARENT_TAG
 from adaptkit.plugins.manager import Plugins
 from adaptkit.resumption.group import ResumedGroup, gather
 from adaptkit.resumption.interrupted import (
@@ -38,7 +39,7 @@ from adaptkit.resumption.interrupted import (
     open_stopped,
     require_same_start,
     require_unchanged,
-    what_it_has,
+    stored_progress,
 )
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.settings.settings import flatten
@@ -187,7 +188,7 @@ def _prepared(interrupted: InterruptedRun, request: ResumeRequest, watch: Watch)
 
 
 def _not_resumable(interrupted: InterruptedRun, *problems: str) -> BadInput:
-    return BadInput(*(f"{interrupted.stored.title} cannot go on: {problem}" for problem in problems))
+    return BadInput(*(f"{interrupted.stored.title} cannot be resumed: {problem}" for problem in problems))
 
 
 def _continued(
@@ -224,7 +225,7 @@ def _continued(
         stack.enter_context(watch.shown(plugins))
         if is_group:
             count_again(store.client, interrupted.stored.run_id)
-            checked, recorded = experiment.request, what_it_has(store.client, interrupted.stored.record)
+            checked, recorded = experiment.request, stored_progress(store.client, interrupted.stored.record)
             stack.enter_context(tracker.grouped(checked.group_name, checked.shared_params(), recorded))
         stack.enter_context(resumable(recovery, request.tracking_uri))
         if record.kind == "base":
@@ -249,7 +250,7 @@ def _continued(
     if record.kind == "base":
         watch.notice(f"The base is trained. Run the same command again to continue: {record.command}")
     elif record.parent is not None and read_record(record.parent) is not None:
-        parent = interrupted.stored.tags.get("mlflow.parentRunId")
+        parent = interrupted.stored.tags.get(PARENT_TAG)
         watch.notice(f"This run is one of several. To resume the others:  adaptkit resume {parent}")
     return ended
 

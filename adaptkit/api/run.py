@@ -316,9 +316,9 @@ def _opened(request: RunRequest) -> Store:
 
 
 def _unsent(store: Store) -> list[str]:
-    from adaptkit.tracking.journal import waiting_for
+    from adaptkit.tracking.journal import count_unsent
 
-    count = waiting_for(store.shown)
+    count = count_unsent(store.shown)
     if not count:
         return []
     return [f"{count} earlier run{'s are' if count > 1 else ' is'} not completely in MLflow; run `adaptkit sync`"]
@@ -334,7 +334,7 @@ def tuned_layer(run_id: str, layers: Sequence[Layer], tracking_uri: str | None) 
     runs = open_runs(tracking_uri)
     record = runs.get(run_id)
     if record is None:
-        raise BadInput(f"--from-tune: run {run_id!r} is not in {runs.reader.address.shown}")
+        raise BadInput(f"--from-tune: no run {run_id!r} in {runs.reader.address.shown}")
     stored = StoredRun(runs, record)
     if stored.kind != "sweep" or TUNING_TAG not in stored.tags:
         raise BadInput(f"--from-tune: {stored.title} is not a tuning; use the run id that `adaptkit tune` prints")

@@ -23,11 +23,11 @@ from adaptkit.sweeps.engines.worker import Place, Work
 from adaptkit.sweeps.grid import GridCell, collect_grid, expand, shown
 from adaptkit.sweeps.outcome import SweepOutcome, SweepPlan, SweepTrial
 from adaptkit.sweeps.planning import PlannedTrial, Prepared, prepare_sweep
-from adaptkit.sweeps.shared import alone, grouped, key_of, make_shared_inputs, obtain_bases
+from adaptkit.sweeps.shared import alone, key_of, make_shared_inputs, obtain_bases
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.store import Store, existing_store, open_store
-from adaptkit.tracking.sweeps import FoundTrial, fail_dead, find_trials
+from adaptkit.tracking.sweeps import StoredTrial, fail_dead, find_trials, open_sweep
 
 if TYPE_CHECKING:
     from torch import nn
@@ -210,7 +210,7 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
             )
             keys = [prepared.key(trial, bases[trial.stage].base.fingerprint) for trial in prepared.trials]
             key = key_of(keys)
-            with alone(store, key), grouped(store, key, _name(prepared), _params(prepared)) as group:
+            with alone(store, key), open_sweep(store, key, _name(prepared), _params(prepared)) as group:
                 stored = find_trials(store, keys)
                 records = {
                     trial.number: _stored_record(trial, stored[key])
@@ -254,7 +254,7 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
                 )
                 with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
                     files = _files(outcome, request.report, Path(temporary))
-                    group.close("FINISHED", outcome.comparisons or None, files)
+                    group.conclude(outcome.comparisons or None, files)
     return outcome
 
 
@@ -276,11 +276,11 @@ def _record(trial: PlannedTrial, status: str, **result: Any) -> SweepTrial:
     return SweepTrial(trial.number, cell.label, cell.arm.strategy, cell.values, trial.seed, status, **result)
 
 
-def _status(stored: FoundTrial) -> str:
+def _status(stored: StoredTrial) -> str:
     return "found" if stored.status == "finished" else "failed"
 
 
-def _stored_record(trial: PlannedTrial, stored: FoundTrial) -> SweepTrial:
+def _stored_record(trial: PlannedTrial, stored: StoredTrial) -> SweepTrial:
     return _record(trial, _status(stored), run_id=stored.run_id, accuracy=stored.accuracy, error=stored.error)
 
 

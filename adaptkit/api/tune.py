@@ -28,10 +28,12 @@ from adaptkit.sweeps.engines.engine import connected, store_notices
 from adaptkit.sweeps.engines.tasks import EngineSettings, Tell, ignore
 from adaptkit.sweeps.engines.worker import Place, Work
 from adaptkit.sweeps.outcome import SweepTrial
-from adaptkit.sweeps.shared import ParentRun, alone, grouped, key_of, make_shared_inputs, obtain_bases, without_tests
+from adaptkit.sweeps.shared import alone, key_of, make_shared_inputs, obtain_bases, without_tests
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import shared_threads
+from adaptkit.tracking.parent import ParentRun
 from adaptkit.tracking.store import open_store
+from adaptkit.tracking.sweeps import open_sweep
 from adaptkit.tuning.outcome import TunedStrategy, TuneOutcome, TunePlan, budget_of, line_of, plan_of, tuned_of
 from adaptkit.tuning.runs import TuningRuns
 from adaptkit.tuning.search import Search, TrialRequest
@@ -259,7 +261,7 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
             sweep_key = key_of([key, *map(str, checked.settings.seed)])
             name = f"tune {', '.join(checked.settings.strategy)}: {budget.trials} trials each"
             params = checked.shared_params() | {f"space.{space.strategy}": space.text for space in spaces}
-            with alone(store, sweep_key), grouped(store, sweep_key, name, params, {TUNING_TAG: "1"}) as group:
+            with alone(store, sweep_key), open_sweep(store, sweep_key, name, params, {TUNING_TAG: "1"}) as group:
                 watch.planned(plan_of(budget, spaces, jobs=request.engine.jobs or 1, experiment=experiment))
                 shared = make_shared_inputs(
                     experiment, base, plugins=plugins, seat=seat, feature_cache=request.feature_cache
@@ -334,4 +336,5 @@ def _close(outcome: TuneOutcome, group: ParentRun, report: Path | None) -> None:
         plain = {key: value for key, value in outcome.to_dict().items() if key != "comparison"}
         path.write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
         # A failed run leaves the tuning unfinished, so that the same command runs it again.
-        group.close("FAILED" if outcome.failed else "FINISHED", outcome.comparisons or None, [path, *files])
+        group.conclude(outcome.comparisons or None, [path, *files])
+        group.end("FAILED" if outcome.failed else "FINISHED")

@@ -158,36 +158,38 @@ def load_file(model: nn.Module, path: Path, *, title: str, size: int) -> None:
     interpolated to images of `size` pixels. `title` is the model's name. Raises BadInput if the file cannot be read or
     does not fit.
     """
-    own = model.state_dict()
-    given = {
+    state = model.state_dict()
+    loaded = {
         _renamed(name): tensor for name, tensor in read_weight_file(path).items() if not name.startswith(AUXILIARY)
     }
-    _fit_positions(given, own, patch=getattr(model, "patch_size", 1), size=size)
+    _fit_positions(loaded, state, patch=getattr(model, "patch_size", 1), size=size)
     classifier_layer = find_head(model)
     head = next(name for name, layer in model.named_modules() if layer is classifier_layer)
     classifier = {f"{head}.weight", f"{head}.bias"}
-    theirs, ours = given.get(f"{head}.weight"), own[f"{head}.weight"]
+    theirs, ours = loaded.get(f"{head}.weight"), state[f"{head}.weight"]
     if theirs is not None and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours):
-        given = {name: tensor for name, tensor in given.items() if name not in classifier}
-    fresh = classifier if classifier.isdisjoint(given) else set()
-    reasons = _differences(given, {name: tensor for name, tensor in own.items() if name not in fresh})
+        loaded = {name: tensor for name, tensor in loaded.items() if name not in classifier}
+    fresh = classifier if classifier.isdisjoint(loaded) else set()
+    reasons = _differences(loaded, {name: tensor for name, tensor in state.items() if name not in fresh})
     if reasons:
         raise BadInput(f"weights: {path} does not fit {title}: {'; '.join(reasons)}")
-    own.update(given)
-    model.load_state_dict(own)
+    state.update(loaded)
+    model.load_state_dict(state)
 
 
-def _differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def _differences(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     # Old files have no counters of batches.
-    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in given if name not in wanted]
+    missing = [name for name in wanted if name not in loaded and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in loaded if name not in wanted]
     misshapen = [
-        f"{name} {list(given[name].shape)} instead of {list(wanted[name].shape)}"
+        f"{name} {list(loaded[name].shape)} instead of {list(wanted[name].shape)}"
         for name in wanted
-        if name in given and given[name].shape != wanted[name].shape
+        if name in loaded and loaded[name].shape != wanted[name].shape
     ]
     whole = [
-        name for name in wanted if name in given and wanted[name].is_floating_point() > given[name].is_floating_point()
+        name
+        for name in wanted
+        if name in loaded and wanted[name].is_floating_point() > loaded[name].is_floating_point()
     ]
     problems = (
         (missing, "missing"),
@@ -198,12 +200,12 @@ def _differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> l
     return [f"{len(names)} {word}: {few(names)}" for names, word in problems if names]
 
 
-def _fit_positions(given: dict[str, Tensor], own: Mapping[str, Tensor], *, patch: Any, size: int) -> None:
-    if POSITIONS in given and POSITIONS in own and given[POSITIONS].shape != own[POSITIONS].shape:
+def _fit_positions(loaded: dict[str, Tensor], state: Mapping[str, Tensor], *, patch: Any, size: int) -> None:
+    if POSITIONS in loaded and POSITIONS in state and loaded[POSITIONS].shape != state[POSITIONS].shape:
         from torchvision.models.vision_transformer import interpolate_embeddings
 
         with contextlib.suppress(ValueError):  # not interpolable: reported together with other differences
-            given[POSITIONS] = interpolate_embeddings(size, patch, {POSITIONS: given[POSITIONS]})[POSITIONS]
+            loaded[POSITIONS] = interpolate_embeddings(size, patch, {POSITIONS: loaded[POSITIONS]})[POSITIONS]
 
 
 def _renamed(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: one file a command, loaded when it is called."""
+"""The command line: one file per command, imported when the command is called."""
 
 from __future__ import annotations
 
@@ -13,44 +13,49 @@ from typing import Any
 
 import click
 
+from adaptkit.cli.options import traceback_option
 from adaptkit.errors import AdaptkitError, Interrupted, suggestion, without_secrets
 from adaptkit.system.streams import guarded, printable
 
-#: command -> where it is defined and what it does, so that `--help` imports no command
+#: command -> where it is defined and the first line of its help: `--help` imports no command
 COMMANDS = {
-    "run": ("adaptkit.cli.run:run", "Adapt a base with strategies and track each run."),
-    "sweep": ("adaptkit.cli.sweep:sweep", "Run many settings of strategies, and compare them."),
-    "tune": ("adaptkit.cli.tune:tune", "Choose learning rates and options with an equal budget, and compare."),
-    "resume": ("adaptkit.cli.resume:resume", "Go on with runs that were killed, in their own records."),
-    "ui": ("adaptkit.cli.ui:ui", "Open MLflow's page on the runs."),
-    "compare": ("adaptkit.cli.compare:compare", "Say from tracked runs which strategy is better, and how sure."),
-    "reproduce": (
-        "adaptkit.cli.reproduce:reproduce",
-        "Run a run again from its record, and say whether it is the same.",
+    "run": ("adaptkit.cli.run:run", "Adapt a base model with strategies and track each run."),
+    "sweep": ("adaptkit.cli.sweep:sweep", "Run strategies over a grid of settings, and compare them."),
+    "tune": ("adaptkit.cli.tune:tune", "Tune strategies with an equal budget, and compare them."),
+    "resume": ("adaptkit.cli.resume:resume", "Resume interrupted runs."),
+    "ui": ("adaptkit.cli.ui:ui", "Open the runs in MLflow."),
+    "compare": (
+        "adaptkit.cli.compare:compare",
+        "Compare tracked runs: which strategy is better, and how certain that is.",
     ),
-    "predict": ("adaptkit.cli.predict:predict", "Name what is on pictures with a run's model."),
-    "export": ("adaptkit.cli.export:export", "Write a run's model in a format that others read."),
-    "import-peft": ("adaptkit.cli.import_peft:import_peft", "Put a PEFT adapter into the store as a run."),
-    "strategies": ("adaptkit.cli.listing:strategies", "List strategies and their options."),
+    "reproduce": ("adaptkit.cli.reproduce:reproduce", "Re-run a recorded run and check that the results match."),
+    "predict": ("adaptkit.cli.predict:predict", "Classify images with the model of a run."),
+    "export": ("adaptkit.cli.export:export", "Export the model of a run to another format."),
+    "import-peft": ("adaptkit.cli.import_peft:import_peft", "Import a LoRA adapter of Hugging Face PEFT as a run."),
+    "strategies": ("adaptkit.cli.listing:strategies", "List strategies, or show the options of one."),
     "datasets": ("adaptkit.cli.listing:datasets", "List data sets."),
-    "backbones": ("adaptkit.cli.listing:backbones", "List backbones."),
-    "shifts": ("adaptkit.cli.listing:shifts", "List shifts."),
-    "doctor": ("adaptkit.cli.doctor:doctor", "Say what is wrong here, and how to mend it."),
-    "sync": ("adaptkit.cli.sync:sync", "Send to MLflow what it could not be told while it was away."),
-    "cache": ("adaptkit.cli.cache:cache", "Show what the cache holds, find what is damaged, make room."),
-    "plugins": ("adaptkit.cli.plugins:plugins", "List plugins and what is wrong with them."),
+    "backbones": ("adaptkit.cli.listing:backbones", "List backbones, or show the options of one."),
+    "shifts": ("adaptkit.cli.listing:shifts", "List shifts with their amounts."),
+    "engines": ("adaptkit.cli.listing:engines", "List engines, which run the trials of sweeps."),
+    "doctor": ("adaptkit.cli.doctor:doctor", "Diagnose problems with this installation and suggest fixes."),
+    "sync": (
+        "adaptkit.cli.sync:sync",
+        "Upload results that were queued while the tracking server was unreachable.",
+    ),
+    "cache": ("adaptkit.cli.cache:cache", "List, verify or clear the cache."),
+    "plugins": ("adaptkit.cli.plugins:plugins", "List, check or create plugins."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is called, and turns expected errors into single lines."""
+    """A group that imports a command when it is called, and prints each expected problem on one line."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """Return the commands in the order in which a newcomer meets them."""
+        """Return the commands in the order in which a new user needs them."""
         return list(COMMANDS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Import a command; None if there is none of that name."""
+        """Import a command. Return None for an unknown name."""
         if name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[name][0].partition(":")
@@ -60,7 +65,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, context: click.Context, arguments: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; suggest the nearest name when there is none."""
+        """Find the command. Suggest the nearest name for an unknown one."""
         if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
             raise click.UsageError(f"unknown command {arguments[0]!r}{suggestion(arguments[0], COMMANDS)}")
         return super().resolve_command(context, arguments)
@@ -71,9 +76,9 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **options: Any) -> Any:
-        """Run the command line and exit: 0 done, 1 a run failed, 2 bad input, 128 + n ended by signal n.
+        """Run the command line and exit: 0 success, 1 a run failed, 2 invalid input, 128 + n ended by signal n.
 
-        141, of a pipe that is broken, says that nobody reads the results.
+        141 (SIGPIPE) means that the reader of standard output closed the pipe.
         """
         options["standalone_mode"] = False
         sys.excepthook = _show_traceback
@@ -89,10 +94,10 @@ class LazyGroup(click.Group):
                     raise
                 _print_problems(error)
                 code = error.exit_code
-            except click.Abort as error:  # Click's name for an interrupt
+            except click.Abort as error:  # Click raises this for an interrupt
                 cause = error.__cause__
                 if not isinstance(cause, KeyboardInterrupt | None):
-                    raise cause from None  # Click takes any EOFError for an interrupt
+                    raise cause from None  # Click raises Abort for any EOFError, too
                 for line in ("Interrupted.", *getattr(cause, "__notes__", ())):
                     click.echo(line, err=True)
                 code = 128 + (cause.signal_number if isinstance(cause, Interrupted) else signal.SIGINT)
@@ -101,17 +106,17 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "--version", package_name="adaptkit-vision", prog_name="adaptkit")
-@click.option("--traceback", "_", is_flag=True, help="Show where an error comes from.")
+@traceback_option
 @click.pass_context
-def main(context: click.Context, _: bool) -> None:
-    """Decide how to fine-tune a vision model on little, shifted data.
+def main(context: click.Context) -> None:
+    """Decide how to fine-tune a vision model on a few labelled images of a new domain.
 
     \b
-    A first session:
+    Examples:
       adaptkit run -s lora                 adapt with LoRA, tracked in MLflow
       adaptkit run -s full -s head -s lora --seeds 0-4
-      adaptkit compare                     which is better, how sure, at what cost
-      adaptkit ui                          look at the runs in MLflow
+      adaptkit compare                     which strategy is better, and at what cost
+      adaptkit ui                          open the runs in MLflow
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -128,5 +133,5 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, *
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
-    """Print a traceback as Python does, but for secrets: an error may quote the command line."""
+    """Print a traceback as Python does, without secrets: an error may quote the command line."""
     click.echo(printable(without_secrets("".join(traceback.format_exception(kind, error, place)))), err=True, nl=False)

@@ -1,16 +1,15 @@
-"""Show what the cache holds, find what is damaged, and make room."""
+"""`adaptkit cache`: list, verify and clear the cache."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import json_option
+from adaptkit.cli.options import output_options
 from adaptkit.system.folders import parse_size, shown_size
 
 if TYPE_CHECKING:
@@ -21,38 +20,39 @@ kinds_argument = click.argument("kinds", nargs=-1, metavar="[KIND]...")
 
 @click.group()
 def cache() -> None:
-    """Show what the cache holds, find what is damaged, make room.
-
-    All of it can be computed again: bases, features of frozen layers, which picture files are sound. It lies in
-    ADAPTKIT_CACHE, by default in the platform's cache folder. KIND is bases, features, pictures or leftovers.
+    """List, verify or clear the cache.
 
     \b
     Examples:
       adaptkit cache list
       adaptkit cache verify
       adaptkit cache clear --keep 2GB
+
+    The cache has trained bases, features of frozen layers, and the results of checks of image files. All of it can be
+    computed again. Its folder is ADAPTKIT_CACHE, by default the platform's cache folder. KIND is bases, features,
+    pictures or leftovers.
     """
 
 
 @cache.command("list")
 @kinds_argument
-@json_option
+@output_options
 def list_(kinds: tuple[str, ...], as_json: bool) -> None:
-    """List what is kept, the latest used first.
+    """List the entries of the cache, the most recently used first.
 
     \b
     Example: adaptkit cache list bases
     """
     from adaptkit.api.cache import list_cache
-    from adaptkit.cli.views.console import output
+    from adaptkit.cli.views.console import output, print_json, print_line
     from adaptkit.system.folders import cache_folder
 
     entries = list_cache(kinds)
     if as_json:
-        click.echo(json.dumps({"folder": str(cache_folder()), "entries": [_plain(one) for one in entries]}, indent=2))
+        print_json({"folder": str(cache_folder()), "entries": [_plain(entry) for entry in entries]})
         return
     console = output()
-    console.print(f"{cache_folder()}: {_many(entries)}", markup=False, soft_wrap=True)
+    print_line(console, f"{cache_folder()}: {_total(entries)}")
     if entries:
         from rich import box
         from rich.table import Table
@@ -68,70 +68,71 @@ def list_(kinds: tuple[str, ...], as_json: bool) -> None:
 
 @cache.command()
 @kinds_argument
-@click.option("--remove", is_flag=True, help="Remove what is damaged: it is computed anew when it is needed.")
-@json_option
+@click.option("--remove", is_flag=True, help="Remove damaged entries. They are computed again when they are needed.")
+@output_options
 def verify(kinds: tuple[str, ...], remove: bool, as_json: bool) -> None:
-    """Read everything and name what does not hold what was written; exits with 1 if anything damaged stays.
-
-    Whatever is damaged is never used: a run that needs it computes it anew.
+    """Verify the checksums of all entries.
 
     \b
     Example: adaptkit cache verify --remove
+
+    Runs never use a damaged entry: they compute it again. The exit code is 1 if damaged entries remain.
     """
     from adaptkit.api.cache import remove_damaged, verify_cache
-    from adaptkit.cli.views.console import output
+    from adaptkit.cli.views.console import output, print_json, print_line
 
-    tried = list(verify_cache(kinds))
-    damaged = [damage for _, damage in tried if damage is not None]
+    checked = list(verify_cache(kinds))
+    damaged = [damage for _, damage in checked if damage is not None]
     left = remove_damaged(damaged) if remove else damaged
     if as_json:
         rows = [
             _plain(damage.entry) | {"reason": damage.reason, "removed": remove and damage not in left}
             for damage in damaged
         ]
-        click.echo(json.dumps({"read": len(tried), "damaged": rows}, indent=2))
+        print_json({"read": len(checked), "damaged": rows})
     else:
         console = output()
         for damage in damaged:
             end = " (removed)" if remove and damage not in left else ""
-            console.print(f"{damage.entry.path}: {damage.reason}{end}", markup=False, soft_wrap=True)
-        console.print(f"{_many([entry for entry, _ in tried])} read, {len(damaged)} damaged", markup=False)
+            print_line(console, f"{damage.entry.path}: {damage.reason}{end}")
+        print_line(console, f"{_total([entry for entry, _ in checked])} read, {len(damaged)} damaged")
     if left:
         sys.exit(1)
 
 
 @cache.command()
 @kinds_argument
-@click.option("--unused-for", metavar="TIME", help="Only what was not used for so long: 12h, 30d.")
-@click.option("--keep", metavar="SIZE", help="Leave so much, the latest used: 500MB, 2GB.")
-@json_option
+@click.option("--unused-for", metavar="TIME", help="Only entries that were not used for this time: 12h, 30d.")
+@click.option("--keep", metavar="SIZE", help="Keep the most recently used entries up to this size: 500MB, 2GB.")
+@output_options
 def clear(kinds: tuple[str, ...], unused_for: str | None, keep: str | None, as_json: bool) -> None:
-    """Remove what is kept: all of it, or what was not used for long. What a process uses stays.
+    """Remove entries of the cache.
 
     \b
     Examples:
       adaptkit cache clear
       adaptkit cache clear features --unused-for 30d
+
+    Entries that a process is using are kept.
     """
     from adaptkit.api.cache import clear_cache
     from adaptkit.cli.options import parse_duration
-    from adaptkit.cli.views.console import output
+    from adaptkit.cli.views.console import output, print_json, print_line
 
     seconds = 0.0 if unused_for is None else parse_duration("--unused-for", unused_for)
     removed, busy = clear_cache(kinds, seconds, 0 if keep is None else parse_size("--keep", keep))
     if as_json:
-        found = {"removed": removed, "in_use": busy}
-        click.echo(json.dumps({name: [_plain(one) for one in entries] for name, entries in found.items()}, indent=2))
+        print_json({"removed": [_plain(entry) for entry in removed], "in_use": [_plain(entry) for entry in busy]})
         return
-    output().print(f"Removed {_many(removed)}", markup=False)
+    print_line(output(), f"Removed {_total(removed)}")
     for entry in busy:
-        output().print(f"{entry.path} is in use", markup=False, soft_wrap=True)
+        print_line(output(), f"{entry.path} is in use")
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
     return dataclasses.asdict(entry) | {"path": str(entry.path)}
 
 
-def _many(entries: list[Entry]) -> str:
-    what = "1 entry" if len(entries) == 1 else f"{len(entries):,} entries"
-    return f"{what}, {shown_size(sum(entry.bytes for entry in entries))}"
+def _total(entries: list[Entry]) -> str:
+    count = "1 entry" if len(entries) == 1 else f"{len(entries):,} entries"
+    return f"{count}, {shown_size(sum(entry.bytes for entry in entries))}"

@@ -1,33 +1,29 @@
-"""The command that takes a run's model out of the store."""
+"""`adaptkit export`: write the model of a run in another format."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import FolderType, Pictures, json_option, plugin_option
+from adaptkit.cli.options import FolderType, ImagePath, output_options, plugin_option, store_option
 from adaptkit.system.signals import interruptible
 
 
 @click.command()
 @click.argument("run_id")
-@click.option("--to", required=True, metavar="FORMAT", help="merged, peft, torch-export, onnx or mlflow.")
-@click.option("-o", "--output", required=True, type=FolderType(), metavar="DIR", help="A new or empty folder.")
+@click.option("--to", required=True, metavar="FORMAT", help="Format: merged, peft, torch-export, onnx or mlflow.")
+@click.option("-o", "--output", required=True, type=FolderType(), metavar="DIR", help="New or empty folder.")
 @click.option(
     "--images",
     multiple=True,
-    type=Pictures(),
+    type=ImagePath(),
     metavar="PATH",
-    help="Pictures or folders to verify the export on.  [default: the run's shifted test set]  Repeatable.",
+    help="Images or folders to verify the export on. Repeatable.  [default: target test set of the run]",
 )
-@click.option(
-    "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
-)
+@store_option
 @plugin_option
-@json_option
-@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@output_options
 def export(
     run_id: str,
     to: str,
@@ -36,9 +32,8 @@ def export(
     tracking_uri: str | None,
     plugin: tuple[str, ...],
     as_json: bool,
-    traceback: bool,
 ) -> None:
-    """Write a run's model into a folder, in a format that others read.
+    """Export the model of a run to another format.
 
     \b
     Examples:
@@ -47,16 +42,16 @@ def export(
 
     \b
     Formats:
-      merged        safetensors of the plain backbone, the adapter folded in
+      merged        safetensors of the plain backbone, with the adapter merged into its weights
       peft          a LoRA adapter for Hugging Face PEFT
-      torch-export  a program that torch alone runs
+      torch-export  a program that needs only torch
       onnx          for ONNX Runtime; needs onnx, onnxscript and onnxruntime
       mlflow        for `mlflow models serve` and mlflow.pyfunc
 
-    What was written is read again and compared with the run's model on real images; if its logits differ, the export
-    fails and nothing is left.
+    The export is read back and compared with the model of the run on real images. If the logits differ, the export
+    fails and its files are removed.
     """
-    from adaptkit.cli.views.console import messages
+    from adaptkit.cli.views.console import messages, print_json, print_line
     from adaptkit.cli.views.console import output as results
     from adaptkit.models.formats.format import find_format
 
@@ -73,13 +68,12 @@ def export(
             images=images,
             tracking_uri=tracking_uri,
             plugins=plugin,
-            notice=lambda line: console.print(line, markup=False, soft_wrap=True),
+            notice=lambda line: print_line(console, line),
         )
     if as_json:
-        click.echo(json.dumps(record.to_dict(), indent=2))
+        print_json(record.to_dict())
         return
-    shown = results()
-    shown.print(f"Exported to {record.folder}: {', '.join(record.files)}", markup=False, soft_wrap=True)
+    print_line(results(), f"Exported to {record.folder}: {', '.join(record.files)}")
     for verification in record.verifications:
-        shown.print(f"Verified: {verification}", markup=False, soft_wrap=True)
-    shown.print(f"How to use it: {Path(record.folder, 'README.md')}", markup=False, soft_wrap=True)
+        print_line(results(), f"Verified: {verification}")
+    print_line(results(), f"How to use it: {Path(record.folder, 'README.md')}")

@@ -1,37 +1,62 @@
-"""List what can be named on the command line: strategies, data sets, backbones, shifts."""
+"""The commands that list plugins' offers: strategies, data sets, backbones, shifts and engines."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
-from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.options import output_options, plugin_option
 from adaptkit.plugins.components import Component, options_of
 from adaptkit.plugins.loading import load_plugins
+from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.settings import DEFAULT_LR
+
+#: A plugin that offers more than this is listed in one line unless `--all` is given.
+MOST_LISTED = 12
+
+#: How an offer of each kind, and an option of it, is written on the command line.
+USAGES = {
+    "strategy": ("run -s {}", " -o {}={}"),
+    "dataset": ("run -s lora --dataset {}", ""),
+    "backbone": ("run -s lora --backbone {}", " --set backbone.{}={}"),
+    "shift": ("run -s lora --shift {}", ""),
+    "engine": ("sweep -s lora --grid lr=1e-3,1e-2 --engine {}", " --engine-option {}={}"),
+}
+
+BUILT_IN = "built-in"
+
+JSON_TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text"}
 
 
 def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a command that lists the offers of one kind; the function's docstring is its help."""
+    """Make a command that lists the offers of one kind. The docstring of the function is its help."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @click.command(plural, help=function.__doc__)
-        @click.option("--all", "everything", is_flag=True, help="Those that cannot be used here, too, with the reason.")
+        @click.argument("names", nargs=-1, metavar="[NAME]...")
+        @click.option(
+            "--all", "everything", is_flag=True, help="List all, also large collections and what cannot be used here."
+        )
         @plugin_option
-        @json_option
-        def command(everything: bool, plugin: tuple[str, ...], as_json: bool) -> None:
-            loaded = load_plugins(plugin)
-            loaded.require_sound()
-            offers = [offer for offer in loaded.components[kind].values() if everything or not offer.unavailable]
+        @output_options
+        def command(names: tuple[str, ...], everything: bool, plugin: tuple[str, ...], as_json: bool) -> None:
+            from adaptkit.cli.views.console import print_json
+
+            plugins = load_plugins(plugin)
+            plugins.require_sound()
+            offers = select_offers(plugins, kind, names, everything)
             if as_json:
-                click.echo(json.dumps([describe(offer) for offer in offers], indent=2, default=str))
+                print_json([describe(offer) for offer in offers])
+            elif names:
+                for offer in offers:
+                    print_details(offer)
             else:
-                print_offers(offers)
+                print_offers(offers, {source.origin: source.kind for source in plugins.sources}, plural, everything)
 
         return command
 
@@ -40,38 +65,69 @@ def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Com
 
 @listing("strategy", "strategies")
 def strategies() -> None:
-    """List strategies, their options, defaults and where they come from.
+    """List strategies, or show the options of one.
 
     \b
-    Example: adaptkit strategies
+    Examples:
+      adaptkit strategies
+      adaptkit strategies lora
     """
 
 
 @listing("dataset", "datasets")
 def datasets() -> None:
-    """List data sets, for --dataset and --target.
+    """List data sets.
 
     \b
     Example: adaptkit datasets
+
+    `--dataset` and `--target` take these names.
     """
 
 
 @listing("backbone", "backbones")
 def backbones() -> None:
-    """List backbones, for --backbone.
+    """List backbones, or show the options of one.
 
     \b
-    Example: adaptkit backbones
+    Examples:
+      adaptkit backbones
+      adaptkit backbones torchvision
     """
 
 
 @listing("shift", "shifts")
 def shifts() -> None:
-    """List shifts, for --shift name=amount,name=amount.
+    """List shifts with their amounts.
 
     \b
-    Example: adaptkit shifts
+    Examples:
+      adaptkit shifts
+      adaptkit shifts rotate
+
+    Shifts are written as in `--shift rotate=45,noise=0.3` and applied in this order.
     """
+
+
+@listing("engine", "engines")
+def engines() -> None:
+    """List engines, which run the trials of sweeps.
+
+    \b
+    Example: adaptkit engines
+    """
+
+
+def select_offers(plugins: Plugins, kind: str, names: Sequence[str], everything: bool) -> list[Component]:
+    """Return the offers with these names, or those that can be used, or all of the kind.
+
+    Raises BadInput for a name that no plugin offers.
+    """
+    offers = plugins.components[kind]
+    bare = dict.fromkeys(name.partition(":")[0] for name in names)
+    if names:
+        return [offers[name] if name in offers else plugins.find(kind, name) for name in bare]
+    return [offer for offer in offers.values() if everything or not offer.unavailable]
 
 
 def describe(offer: Component) -> dict[str, Any]:
@@ -97,30 +153,141 @@ def describe(offer: Component) -> dict[str, Any]:
     return record
 
 
-def print_offers(offers: list[Component]) -> None:
-    """Print offers as a table, with the options of each below it."""
-    from rich.markup import escape
+def print_offers(offers: Sequence[Component], kinds: Mapping[str, str], plural: str, everything: bool) -> None:
+    """Print a line for each offer: the built-in ones, then those of each plugin under the plugin's name.
 
-    from adaptkit.cli.views.console import output
+    `kinds` says of each origin whether it is built-in, installed, a file or an object.
+    """
+    from rich.markup import escape
+    from rich.padding import Padding
+    from rich.table import Table
+
+    from adaptkit.cli.views.console import output, print_line
+
+    groups: dict[str, list[Component]] = {}
+    order = {BUILT_IN: 0, "installed": 1, "file": 2, "object": 3}
+    for offer in sorted(offers, key=lambda offer: order[kinds[offer.origin]]):
+        groups.setdefault(_short_origin(offer.origin), []).append(offer)
+    rows = {title: list(_rows(title, members, plural, everything)) for title, members in groups.items()}
+    width = max((len(name) for lines in rows.values() for name, _ in lines), default=0)
+    console = output()
+    for number, (title, lines) in enumerate(rows.items()):
+        if number:
+            console.print()
+        console.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(min_width=width, no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, summary in lines:
+            table.add_row(escape(name), escape(summary))
+        console.print(Padding(table, (0, 0, 0, 2)))
+    if any(options_of(offer.cls) for offer in offers):
+        print_line(console, f"\nShow the options of one: adaptkit {plural} NAME")
+
+
+def _rows(title: str, offers: Sequence[Component], plural: str, everything: bool) -> Iterator[tuple[str, str]]:
+    """Yield the name and the sentence of each offer of a plugin, or one row for a large collection."""
+    if title != BUILT_IN and len(offers) > MOST_LISTED and not everything:
+        prefix = os.path.commonprefix([offer.name for offer in offers])  # noqa: RUF071 - names, not paths
+        yield f"{prefix}*", f"{len(offers)} {plural}; list them with adaptkit {plural} --all"
+        return
+    for offer in offers:
+        reason = f" Cannot be used: {offer.unavailable}." if offer.unavailable else ""
+        yield _usage_name(offer), f"{offer.summary}{reason}"
+
+
+def _short_origin(origin: str) -> str:
+    """Return where an offer comes from. Users need not know the module of a built-in one."""
+    return BUILT_IN if origin.startswith(f"{BUILT_IN} ") else origin
+
+
+def _usage_name(offer: Component) -> str:
+    """Return the name as it is written on the command line, with the amount of a shift."""
+    if offer.kind == "shift":
+        (amount,) = options_of(offer.cls)
+        return f"{offer.name}={amount.upper()}"
+    return offer.shown
+
+
+def print_details(offer: Component) -> None:
+    """Print what one offer does, its options with type, range and default, and an example."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from adaptkit.cli.views.console import output, print_line
 
     console = output()
-    width = max((len(offer.shown) for offer in offers), default=0)
-    for offer in offers:
-        console.print(
-            f"[bold]{offer.shown:<{width}}[/]  {escape(offer.summary)}  [dim]({escape(offer.origin)})[/]",
-            soft_wrap=True,
-        )
-        if offer.unavailable:
-            console.print(f"{'':{width}}    cannot be used: {offer.unavailable}", markup=False, soft_wrap=True)
-        for option in describe(offer).get("options", []):
-            value = "VALUE (required)" if option["required"] else option["default"]
-            if offer.kind == "shift":
-                usage = f"{offer.name}=AMOUNT"
-            elif offer.kind == "backbone":
-                usage = f"--set backbone.{option['name']}={value}"
-            else:
-                usage = f"-o {option['name']}={value}"
-            console.print(f"{'':{width}}    {usage}  {option['help']}", markup=False, soft_wrap=True)
+    console.print(
+        f"[bold]{escape(_usage_name(offer))}[/]  [dim]{escape(_short_origin(offer.origin))}[/]", soft_wrap=True
+    )
+    print_line(console, offer.summary)
+    if offer.unavailable:
+        print_line(console, f"Cannot be used: {offer.unavailable}")
+    if offer.kind == "strategy":
+        print_line(console, f"Default learning rate: {getattr(offer.cls, 'lr', DEFAULT_LR):g}")
+    options = options_of(offer.cls)
+    if options:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("amount" if offer.kind == "shift" else "option", "value", "default", "meaning"):
+            table.add_column(heading, overflow="fold", no_wrap=heading in ("option", "amount"))
+        for name, field in options.items():
+            default = _default(field)
+            shown = "required" if default is dataclasses.MISSING else _shown(default)
+            table.add_row(*map(escape, (name, value_range(offer.cls, name), shown, field.metadata.get("help", ""))))
+        console.print(table)
+    print_line(console, f"Usage: {_usage(offer)}\n")
+
+
+def value_range(cls: type[Any], option: str) -> str:
+    """Return the type and the range of an option in words: `whole number, 1 or more`."""
+    from pydantic import PydanticUserError, TypeAdapter
+
+    try:
+        hint = typing.get_type_hints(cls, include_extras=True)[option]
+        schema = TypeAdapter(hint).json_schema()
+    except (PydanticUserError, NameError):
+        return _type_name(cls, option)
+    return " or ".join(dict.fromkeys(_words(part) for part in schema.get("anyOf", [schema])))
+
+
+def _words(schema: Mapping[str, Any]) -> str:
+    """Return a JSON schema of a single value in words."""
+    if "enum" in schema:
+        return _alternatives([_shown(value) for value in schema["enum"]])
+    if "const" in schema:
+        return _shown(schema["const"])
+    title = JSON_TYPES.get(schema.get("type", ""), "none" if schema.get("type") == "null" else "value")
+    low, high = schema.get("minimum"), schema.get("maximum")
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    if low is not None and high is not None:
+        return f"{title}, {low:g} to {high:g}"
+    bounds = [f"{low:g} or more"] if low is not None else [f"above {above:g}"] if above is not None else []
+    bounds += [f"up to {high:g}"] if high is not None else [f"below {below:g}"] if below is not None else []
+    return ", ".join([title, " and ".join(bounds)] if bounds else [title])
+
+
+def _alternatives(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _usage(offer: Component) -> str:
+    """Return a command that uses an offer, with the first of its options that has a default."""
+    command, option = USAGES[offer.kind]
+    defaults = {name: _default(field) for name, field in options_of(offer.cls).items()}
+    key = next((key for key, value in defaults.items() if value not in (dataclasses.MISSING, None)), None)
+    ending = option.format(key, _shown(defaults[key])) if option and key is not None else ""
+    return f"adaptkit {command.format(_usage_name(offer))}{ending}"
+
+
+def _shown(value: object) -> str:
+    """Return a value as it is written on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

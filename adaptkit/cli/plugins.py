@@ -1,9 +1,8 @@
-"""List, try and begin plugins."""
+"""`adaptkit plugins`: list, check and create plugins."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import FolderType, json_option, plugin_option, split_pairs
-from adaptkit.cli.views.console import output
+from adaptkit.cli.options import FolderType, output_options, plugin_option, split_pairs, traceback_option
+from adaptkit.cli.views.console import output, print_json, print_line
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.plugins.components import Component
 from adaptkit.plugins.loading import load_plugins
@@ -27,10 +26,10 @@ if TYPE_CHECKING:
 
 @click.group(invoke_without_command=True)
 @plugin_option
-@json_option
+@output_options
 @click.pass_context
 def plugins(context: click.Context, plugin: tuple[str, ...], as_json: bool) -> None:
-    """List plugins, try them, or begin one.
+    """List, check or create plugins.
 
     \b
     Examples:
@@ -41,14 +40,14 @@ def plugins(context: click.Context, plugin: tuple[str, ...], as_json: bool) -> N
     if context.invoked_subcommand is None:
         show(plugin, as_json)
     elif plugin or as_json:
-        raise click.UsageError(f"options go behind the command: adaptkit plugins {context.invoked_subcommand} ...")
+        raise click.UsageError(f"options go after the command: adaptkit plugins {context.invoked_subcommand} ...")
 
 
 @plugins.command("list")
 @plugin_option
-@json_option
+@output_options
 def list_(plugin: tuple[str, ...], as_json: bool) -> None:
-    """List what plugins offer, where it comes from and what is wrong with it.
+    """List what plugins offer, with origins and problems.
 
     \b
     Example: adaptkit plugins list
@@ -58,22 +57,23 @@ def list_(plugin: tuple[str, ...], as_json: bool) -> None:
 
 @plugins.command()
 @click.argument("what", metavar="NAME|PATH")
-@click.option("-o", "options", multiple=True, metavar="KEY=VALUE", help="Option of what is tried: rank=4. Repeatable.")
-@click.option("--data-dir", type=FolderType(), default=Path("data"), help="Where data sets are read from.")
+@click.option(
+    "-o", "options", multiple=True, metavar="KEY=VALUE", help="Option to check with, e.g. rank=4. Repeatable."
+)
+@click.option("--data-dir", type=FolderType(), default=Path("data"), help="Folder of data sets.  [default: data]")
 @plugin_option
-@json_option
+@output_options
 def check(what: str, options: tuple[str, ...], data_dir: Path, plugin: tuple[str, ...], as_json: bool) -> None:
-    """Try what a plugin offers on small models: does it keep what adaptkit relies on?
-
-    NAME is a strategy, backbone, data set, shift or engine, or an installed plugin; PATH a file with hooks. Exits with
-    1 when a check fails.
+    """Check that a plugin works, on small models.
 
     \b
     Examples:
       adaptkit plugins check lora -o rank=4
       adaptkit plugins check my_plugin.py
-    """
 
+    NAME is a strategy, backbone, data set, shift, engine or installed plugin. PATH is a Python file with hooks. The
+    exit code is 1 if a check fails.
+    """
     check_plugin(what, options, data_dir, plugin, as_json)
 
 
@@ -84,17 +84,18 @@ def check(what: str, options: tuple[str, ...], data_dir: Path, plugin: tuple[str
     type=click.Choice(["strategy", "backbone", "dataset", "shift"]),
     default="strategy",
     show_default=True,
-    help="What it adds.",
+    help="Kind of class that the plugin adds.",
 )
 @click.option(
     "--output",
     type=FolderType(),
     default=Path(),
     metavar="DIR",
-    help="Where its folder goes.  [default: .]",
+    help="Folder to create the package in.  [default: .]",
 )
+@traceback_option
 def new(name: str, kind: str, output: Path) -> None:
-    """Begin a plugin: write a package that can be installed, with a test that tries what it adds.
+    """Create a plugin: an installable package with a test.
 
     \b
     Example: adaptkit plugins new my-method
@@ -110,9 +111,7 @@ def new(name: str, kind: str, output: Path) -> None:
 
 
 def show(files: tuple[str, ...], as_json: bool) -> None:
-    """Print the plugins that can be found, loaded or not."""
-    from adaptkit.plugins.loading import load_plugins
-
+    """Print all plugins, also those that could not be loaded."""
     loaded = load_plugins(files)
     rows = list_offers(loaded)
     if as_json:
@@ -134,25 +133,23 @@ def show(files: tuple[str, ...], as_json: bool) -> None:
                 for fault in loaded.faults
             ],
         }
-        click.echo(json.dumps(document, indent=2))
+        print_json(document)
         return
     from rich.markup import escape
     from rich.table import Table
 
-    from adaptkit.cli.views.console import output
-
     console = output()
-    shown = Table("name", "kind", "from", "state", box=None, pad_edge=False, header_style="bold")
+    table = Table("name", "kind", "from", "state", box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        shown.add_row(*(escape(row[key]) for key in ("name", "kind", "origin", "state")))
-    console.print(shown)
-    console.print(f"Python: {sys.executable}", markup=False, soft_wrap=True)
+        table.add_row(*(escape(row[key]) for key in ("name", "kind", "origin", "state")))
+    console.print(table)
+    print_line(console, f"Python: {sys.executable}")
     for fault in loaded.faults:
         click.echo(f"Warning: {printable(str(fault))}", err=True)
 
 
 def list_offers(loaded: Plugins) -> list[dict[str, Any]]:
-    """Return a row for everything that is offered, for plugins that only watch runs, and for those not loaded."""
+    """Return a row for each offer, for each plugin that only watches runs, and for each that could not be loaded."""
     rows = []
     taken = {fault.taken for fault in loaded.faults}
     for kind, offers in loaded.components.items():
@@ -173,16 +170,16 @@ MARKS = {"passed": "[green]ok[/]", "failed": "[red]FAILED[/]", "not tried": "[di
 
 
 def check_plugin(what: str, options: Sequence[str], data_dir: Path, files: Sequence[str], as_json: bool) -> None:
-    """Try all that a name, an installed plugin or a file stands for, print it, and exit with 1 if something fails."""
+    """Check all offers of a name, an installed plugin or a file. Exit with 1 if a check fails."""
     is_file = what.endswith(".py") or os.sep in what or Path(what).is_file()
     plugins = load_plugins([*files, what] if is_file else files)
     problems: list[str] = []
-    given = split_pairs("-o", options, problems)
+    values = split_pairs("-o", options, problems)
     if problems:
         raise BadInput(*problems)
     offers = _offers(plugins, str(expanded(what).absolute()) if is_file else what)
-    if given and len(offers) > 1:
-        raise BadInput(f"-o: {what} offers {len(offers)} things; name one of {', '.join(o.name for o in offers)}")
+    if values and len(offers) > 1:
+        raise BadInput(f"-o: {what} offers {len(offers)} classes; name one of {', '.join(o.name for o in offers)}")
 
     from adaptkit.testing import checks, try_all
 
@@ -190,16 +187,15 @@ def check_plugin(what: str, options: Sequence[str], data_dir: Path, files: Seque
     results: dict[str, list[Verdict]] = {}
     for offer in offers:
         if offer.argument and not argument:
-            raise BadInput(f"{offer.kind} {offer.name} needs an argument after a colon: {offer.shown}")
-        found = checks(offer.cls, given, argument=argument, data_dir=data_dir)
-        results[f"{offer.kind} {offer.name}"] = try_all(found)
+            raise BadInput(f"{offer.kind} {offer.name} needs a name after a colon: {offer.shown}")
+        results[f"{offer.kind} {offer.name}"] = try_all(checks(offer.cls, values, argument=argument, data_dir=data_dir))
     failed = any(verdict.word == "failed" for verdicts in results.values() for verdict in verdicts)
     if as_json:
         document = [
             {"name": offer.name, "kind": offer.kind, "origin": offer.origin, "checks": _records(verdicts)}
             for offer, verdicts in zip(offers, results.values(), strict=True)
         ]
-        click.echo(json.dumps(document, indent=2))
+        print_json(document)
     else:
         for title, verdicts in results.items():
             _print(title, verdicts)
@@ -208,7 +204,7 @@ def check_plugin(what: str, options: Sequence[str], data_dir: Path, files: Seque
 
 
 def _offers(plugins: Plugins, what: str) -> list[Component]:
-    """Return what a name, an installed plugin or a file offers; raise BadInput for one that is not there or broken."""
+    """Return the offers of a name, an installed plugin or a file. Raise BadInput if it is unknown or broken."""
     bare = what.partition(":")[0]
     named = [plugins.find(kind, what) for kind, offers in plugins.components.items() if bare in offers]
     if named:
@@ -221,11 +217,11 @@ def _offers(plugins: Plugins, what: str) -> list[Component]:
     offered = [offer for offer in every if offer.origin in origins and not offer.unavailable]
     if not offered and origins:
         reasons = [f"{offer.name} cannot be used: {offer.unavailable}" for offer in every if offer.origin in origins]
-        raise BadInput(f"{what} offers nothing that can be tried: {'; '.join(reasons) or 'it watches runs'}")
+        raise BadInput(f"{what} offers nothing to check: {'; '.join(reasons) or 'it only watches runs'}")
     if not offered:
         known = {offer.name for offer in every} | {source.origin.split(" ")[0] for source in plugins.sources}
         unloaded = "".join(f" ({fault})" for fault in plugins.faults if not fault.works)
-        raise BadInput(f"nothing is called {what!r}{suggestion(what, known - {'built-in'})}{unloaded}")
+        raise BadInput(f"unknown name {what!r}{suggestion(what, known - {'built-in'})}{unloaded}")
     return offered
 
 
@@ -234,7 +230,7 @@ def _records(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
 
 
 def _print(title: str, verdicts: Sequence[Verdict]) -> None:
-    """Print a table with a row for each check and a column for each thing it was tried on; then the reasons."""
+    """Print a table with a row for each check and a column for each model, then the reasons of failures."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -249,10 +245,10 @@ def _print(title: str, verdicts: Sequence[Verdict]) -> None:
             table.add_row(check, *(found.get(subject, "") for subject in subjects))
     console.print(table)
     counts = {word: sum(verdict.word == word for verdict in verdicts) for word in MARKS}
-    told = dict.fromkeys(
+    failures = dict.fromkeys(
         (verdict.word, verdict.check, verdict.reason) for verdict in verdicts if verdict.word == "failed"
     )
-    for _, check, reason in told:
+    for _, check, reason in failures:
         on = [verdict.subject for verdict in verdicts if (verdict.check, verdict.reason) == (check, reason)]
         console.print(f"[red]FAILED[/] {check} ({escape(', '.join(on))}): {escape(reason)}", soft_wrap=True)
     skipped = dict.fromkeys(verdict.reason for verdict in verdicts if verdict.word == "not tried")

@@ -1,4 +1,4 @@
-"""The command that names what is on pictures."""
+"""`adaptkit predict`: classify images with the model of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adaptkit.cli.options import Pictures, json_option, plugin_option
+from adaptkit.cli.options import ImagePath, output_options, plugin_option, store_option
 from adaptkit.errors import BadInput
 from adaptkit.system.signals import interruptible
 from adaptkit.system.streams import printable
@@ -20,32 +20,27 @@ from adaptkit.system.streams import printable
 if TYPE_CHECKING:
     from adaptkit.models.preprocessing import Prediction
 
-#: rows of a table that are shown at a time
+#: rows of a table that are printed at a time
 PAGE = 200
 
 
 @click.command()
 @click.argument("run_id")
-@click.argument("paths", nargs=-1, required=True, type=Pictures(), metavar="PATH...")
-@click.option("--top-k", type=click.IntRange(min=1), default=1, metavar="N", help="Classes to name.  [default: 1]")
-@json_option
+@click.argument("paths", nargs=-1, required=True, type=ImagePath(), metavar="PATH...")
+@click.option("--top-k", type=click.IntRange(min=1), default=1, metavar="N", help="Classes per image.  [default: 1]")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Pictures a pass.  [default: 64]"
-)
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Batch size.  [default: 64]")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
     metavar="auto|cpu|cuda|mps",
-    help="Where to compute.  [default: auto]",
+    help="Device to compute on.  [default: auto]",
 )
-@click.option(
-    "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
-)
+@store_option
 @plugin_option
-@click.option("--skip-bad-images", is_flag=True, help="Leave out files that are no pictures, and exit with 0.")
-@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.option("--skip-bad-images", is_flag=True, help="Skip files that are not images, and exit with 0.")
+@output_options
 def predict(
     run_id: str,
     paths: tuple[Path, ...],
@@ -57,22 +52,22 @@ def predict(
     tracking_uri: str | None,
     plugin: tuple[str, ...],
     skip_bad_images: bool,
-    traceback: bool,
 ) -> None:
-    """Name what is on pictures with the model of a finished run.
+    """Classify images with the model of a run.
 
     \b
     Examples:
       adaptkit predict RUN_ID picture.jpg
       adaptkit predict RUN_ID photos --top-k 3 --csv > predictions.csv
 
-    A folder stands for the pictures in it, at any depth. Pictures are brought to the model's channels and size as in
-    training. Files that are no pictures are listed at the end, and the exit code is 2.
+    The run must be finished. A folder stands for all images in it and its subfolders. Images are converted to the
+    channels and the size of the model as in training. Files that are not images are listed at the end, and the exit
+    code is 2.
     """
     if as_json and as_csv:
         raise BadInput("--json and --csv: choose one")
     from adaptkit.api.predict import PredictRequest, stream_predictions
-    from adaptkit.cli.views.console import messages
+    from adaptkit.cli.views.console import messages, print_line
 
     bad: list[str] = []
     with interruptible():
@@ -93,9 +88,9 @@ def predict(
         else:
             _print_table(predictions)
     if bad and not skip_bad_images:
-        raise BadInput(*bad, f"{_files(len(bad))} could not be read; --skip-bad-images goes on without")
+        raise BadInput(*bad, f"{_files(len(bad))} could not be read; --skip-bad-images skips them")
     for line in bad:
-        messages().print(f"Left out: {line}", markup=False, soft_wrap=True)
+        print_line(messages(), f"Skipped: {line}")
 
 
 def _files(count: int) -> str:
@@ -103,12 +98,12 @@ def _files(count: int) -> str:
 
 
 def _shown(path: Path) -> str:
-    """Return a path as text that can be printed, whatever bytes it has."""
+    """Return a path as printable text, also if its bytes are not valid UTF-8."""
     return str(path).encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _print_json(run_id: str, classes: Iterable[str], predictions: Iterator[Prediction]) -> None:
-    """Print one document, a prediction at a time."""
+    """Print one JSON document, one prediction at a time: a folder may have millions of images."""
     head = json.dumps({"run_id": run_id, "classes": list(classes)}, indent=2)
     click.echo(f'{head[:-2]},\n  "predictions": [', nl=False)
     for number, prediction in enumerate(predictions):
@@ -124,7 +119,7 @@ def _print_json(run_id: str, classes: Iterable[str], predictions: Iterator[Predi
 
 
 def _print_csv(predictions: Iterator[Prediction], count: int) -> None:
-    """Print a row for each picture, with two columns for each class that is named."""
+    """Print a row for each image, with two columns for each of the `count` best classes."""
     names = ["path", "class", "confidence"]
     names += [f"{name}_{rank}" for rank in range(2, count + 1) for name in ("class", "confidence")]
     click.echo(_csv_row(names))
@@ -140,7 +135,7 @@ def _csv_row(cells: Iterable[str]) -> str:
 
 
 def _print_table(predictions: Iterator[Prediction]) -> None:
-    """Print a table, a page at a time."""
+    """Print a table, one page at a time."""
     from rich.table import Table
     from rich.text import Text
 
@@ -151,7 +146,7 @@ def _print_table(predictions: Iterator[Prediction]) -> None:
     while page := list(islice(predictions, PAGE)):
         width = max(width, *(len(printable(_shown(prediction.path), keep="")) for prediction in page))
         table = Table(box=None, pad_edge=False, header_style="bold", show_header=first)
-        table.add_column("picture", overflow="fold", min_width=min(width, console.width // 2))
+        table.add_column("image", overflow="fold", min_width=min(width, console.width // 2))
         table.add_column("class", overflow="fold")
         table.add_column("confidence", justify="right", min_width=10)
         if len(page[0].ranked) > 1:

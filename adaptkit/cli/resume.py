@@ -1,14 +1,13 @@
-"""The command that goes on with runs that stopped."""
+"""`adaptkit resume`: resume interrupted runs."""
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import json_option, plugin_option
+from adaptkit.cli.options import plugin_option, progress_options, store_option
 from adaptkit.errors import BadInput
 from adaptkit.system.imports import uncollected
 from adaptkit.system.signals import interruptible
@@ -20,14 +19,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run_ids", nargs=-1, metavar="[RUN_ID]...")
-@click.option("--all", "every", is_flag=True, help="Go on with every run of this machine that stopped.")
-@click.option(
-    "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
-)
+@click.option("--all", "every", is_flag=True, help="Resume every interrupted run of this machine.")
+@store_option
 @plugin_option
-@json_option
-@click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
-@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@progress_options
 def resume(
     run_ids: tuple[str, ...],
     every: bool,
@@ -35,29 +30,27 @@ def resume(
     plugin: tuple[str, ...],
     as_json: bool,
     quiet: bool,
-    traceback: bool,
 ) -> None:
-    """Go on with runs that were interrupted or killed, in their own MLflow runs, from their last checkpoints.
-
-    They end with the metrics (but times and memory) and the adapters of runs that nobody disturbed. The id of a run
-    that groups others stands for all that its command would still have done.
+    """Resume interrupted runs.
 
     \b
     Examples:
       adaptkit resume 4c2d9bd0c6a14bd4a4ae4cd3f2d9aa7b
       adaptkit resume --all
 
-    Exits with 1 if one of them fails.
+    Each run continues from its last checkpoint, in its MLflow run. Its metrics (except times and memory) and its
+    adapter are those of an uninterrupted run. The id of a parent run resumes all unfinished runs of its command. The
+    exit code is 1 if a run fails.
     """
     if every == bool(run_ids):
-        raise BadInput("name runs by their ids, or all that stopped with --all" + (", not both" if every else ""))
-    from adaptkit.cli.views.console import messages
+        raise BadInput("name the ids of runs, or use --all for every interrupted run" + (", not both" if every else ""))
+    from adaptkit.cli.views.console import messages, print_line
 
     console = messages()
 
-    def tell(line: str) -> None:
+    def notice(line: str) -> None:
         if not quiet:
-            console.print(line, markup=False, soft_wrap=True)
+            print_line(console, line)
 
     with uncollected():
         from adaptkit.api.resume import Watch
@@ -65,7 +58,7 @@ def resume(
         from adaptkit.system.hardware import keep_freed_memory
 
     keep_freed_memory()
-    watch = Watch(tell, lambda plugins: shown(plugins, console, quiet))
+    watch = Watch(notice, lambda plugins: shown(plugins, console, quiet))
     with interruptible():
         if every:
             _resume_all(tracking_uri, plugin, watch, as_json, quiet)
@@ -83,6 +76,7 @@ def _resume_named(
 ) -> None:
     from adaptkit.api.resume import ResumeRequest, resume_run
     from adaptkit.cli.run import raise_failures
+    from adaptkit.cli.views.console import print_json
     from adaptkit.resumption.interrupted import open_stopped
 
     runs = open_stopped(tracking_uri)
@@ -93,35 +87,34 @@ def _resume_named(
         if not as_json:
             _print(outcomes[-1], quiet)
     if as_json:
-        plain = [outcome.to_dict() for outcome in outcomes]
-        click.echo(json.dumps(plain[0] if len(run_ids) == 1 else {"resumed": plain}, indent=2, default=str))
+        documents = [outcome.to_dict() for outcome in outcomes]
+        print_json(documents[0] if len(run_ids) == 1 else {"resumed": documents})
     for outcome in outcomes:
         raise_failures(outcome)
 
 
 def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch, as_json: bool, quiet: bool) -> None:
     from adaptkit.api.resume import ResumeRequest, resume_all
-    from adaptkit.cli.views.console import messages, output
+    from adaptkit.cli.views.console import messages, output, print_json, print_line
     from adaptkit.experiment.recovery import damaged_records
 
     for folder in damaged_records():
-        line = f"what is kept of a run in {folder} is damaged: it cannot be resumed; remove the folder"
-        messages().print(line, markup=False, soft_wrap=True)
+        print_line(messages(), f"the checkpoints of a run in {folder} are damaged: remove the folder")
     attempts = []
     for attempt in resume_all(ResumeRequest(tracking_uri=tracking_uri, plugins=plugin), watch):
         attempts.append(attempt)
         if attempt.outcome is not None and not as_json:
             _print(attempt.outcome, quiet)
     if as_json:
-        click.echo(json.dumps({"resumed": [_plain(attempt) for attempt in attempts]}, indent=2, default=str))
+        print_json({"resumed": [_plain(attempt) for attempt in attempts]})
     elif not attempts:
-        click.echo("Nothing to resume: no run of this machine that this store knows of has stopped.")
+        click.echo("Nothing to resume: this store has no interrupted run of this machine.")
     else:
         from rich import box
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("run", "id", "now"):
+        for heading in ("run", "id", "state"):
             table.add_column(heading, overflow="fold")
         for attempt in attempts:
             table.add_row(attempt.name, attempt.run_id, attempt.error or "finished")

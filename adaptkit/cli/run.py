@@ -1,17 +1,16 @@
-"""The command that runs an experiment."""
+"""`adaptkit run`: run an experiment. Also what other commands that train share: progress, hints and failures."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import FolderType, RunCommand, collect_layers, json_option, plugin_option, setting_options
+from adaptkit.cli.options import RunCommand, collect_layers, progress_options, training_options
 from adaptkit.errors import BadInput, RunFailed, TrackingLost
 from adaptkit.system.imports import uncollected
 from adaptkit.system.signals import interruptible
@@ -25,29 +24,23 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=RunCommand)
-@setting_options
-@click.option("--from-tune", metavar="RUN_ID", help="Use what a tuning chose, where -o, --lr and the like say nothing.")
-@click.option("--no-track", is_flag=True, help="Record nothing in MLflow.")
-@plugin_option
-@click.option("--refresh-base", is_flag=True, help="Train the base anew even if the cache has it.")
-@click.option("--no-feature-cache", is_flag=True, help="Compute what frozen layers give anew each time.")
+@training_options
 @click.option(
-    "--dry-run", is_flag=True, help="Try everything on one batch, show the plan and the time it takes; no run."
+    "--from-tune",
+    metavar="RUN_ID",
+    help="Start from the best values of a tuning run; explicit options take precedence.",
 )
-@click.option("--report", type=FolderType(), metavar="DIR", help="Write a report of the comparison to a folder.")
-@json_option
-@click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
-@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.option("--no-track", is_flag=True, help="Do not record the runs in MLflow.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check the setup on one batch and print the plan and the estimated time, without training.",
+)
+@progress_options
 def run(
-    strategy: tuple[str, ...],
-    options: tuple[str, ...],
-    config: Path | None,
-    settings: tuple[str, ...],
-    seeds: str | None,
     tracking_uri: str | None,
     from_tune: str | None,
     no_track: bool,
-    skip_bad_images: bool,
     plugin: tuple[str, ...],
     refresh_base: bool,
     no_feature_cache: bool,
@@ -55,10 +48,9 @@ def run(
     report: Path | None,
     as_json: bool,
     quiet: bool,
-    traceback: bool,
     **values: Any,
 ) -> None:
-    """Adapt a base with one or more strategies and track each run in MLflow.
+    """Adapt a base model with strategies and track each run.
 
     \b
     Examples:
@@ -67,19 +59,18 @@ def run(
       adaptkit run -s lora --target digits --preset quick
       adaptkit run -s lora -s head --dataset none --target folder:photos --backbone torchvision:resnet18
 
-    The strongest source of a setting wins: option, --set, --config, --from-tune, --preset, default.
+    The order of precedence of settings is: option, --set, --config, --from-tune, --preset, default.
     """
     from adaptkit.plugins.loading import load_plugins
     from adaptkit.settings.resolve import resolve
 
-    values["skip_bad_images"] = True if skip_bad_images else None  # a config may say so, too
-    layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
+    layers, problems = collect_layers(values)
     if from_tune is not None:
         add_tuned(from_tune, layers, tracking_uri, problems)
     plugins = load_plugins(plugin)
     request = resolve(layers, plugins, problems)
 
-    from adaptkit.cli.views.console import messages, output
+    from adaptkit.cli.views.console import messages, output, print_json, print_line
     from adaptkit.cli.views.progress import print_plan
 
     console = messages()
@@ -90,7 +81,7 @@ def run(
         experiment = prepare(request, refresh_base=refresh_base)
         plan = dataclasses.replace(experiment.plan, seconds=estimate_seconds(experiment))
         if as_json:
-            click.echo(json.dumps(plan.to_dict(), indent=2, default=str))
+            print_json(plan.to_dict())
         else:
             print_plan(output(), plan)
         return
@@ -103,7 +94,7 @@ def run(
     with interruptible(), shown(plugins, console, quiet):
         watch = Watch(
             planned=lambda plan: print_plan(console, plan),
-            notice=lambda message: console.print(message, markup=False, soft_wrap=True),
+            notice=lambda message: print_line(console, message),
         )
         outcome = run_request(
             RunRequest(
@@ -118,7 +109,7 @@ def run(
             Watch() if quiet else watch,
         )
     if as_json:
-        click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))
+        print_json(outcome.to_dict())
     else:
         from adaptkit.cli.views.results import print_outcome
 
@@ -129,7 +120,7 @@ def run(
 
 
 def add_tuned(run_id: str, layers: list[Layer], tracking_uri: str | None, problems: list[str]) -> None:
-    """Put what a tuning has chosen below the layers of settings; note what is wrong with it."""
+    """Add the best values of a tuning run as the weakest layer of settings, or a line for each problem with it."""
     from adaptkit.api.run import tuned_layer
 
     try:
@@ -140,7 +131,7 @@ def add_tuned(run_id: str, layers: list[Layer], tracking_uri: str | None, proble
 
 @contextlib.contextmanager
 def shown(plugins: Plugins, console: Console, quiet: bool) -> Iterator[None]:
-    """Show the runs as they go unless they shall be quiet."""
+    """Show the progress of runs, unless `quiet`."""
     from adaptkit.cli.views.progress import ProgressBars, ProgressLines
 
     if quiet:
@@ -156,7 +147,9 @@ def shown(plugins: Plugins, console: Console, quiet: bool) -> Iterator[None]:
 
 
 def print_way_to_runs(console: Console, outcome: RunOutcome) -> None:
-    """Print how to use the best run's model, and how to look at all runs in MLflow."""
+    """Print how to use the model of the best run, and how to open all runs in MLflow."""
+    from adaptkit.cli.views.console import print_line
+
     if outcome.ui_url is None:
         return
     best = None if outcome.comparison is None else outcome.comparison.arms[0].runs[0]
@@ -164,18 +157,20 @@ def print_way_to_runs(console: Console, outcome: RunOutcome) -> None:
         from adaptkit.tracking.address import tracking_option
 
         command = f"adaptkit predict {best.run_id} PICTURES{tracking_option(outcome.tracking_uri)}"
-        console.print(f"Use {best.name}:  {command}", markup=False, soft_wrap=True)
+        print_line(console, f"Use {best.name}:  {command}")
     if outcome.ui_command is not None:
-        console.print(f"Look at the runs:  {outcome.ui_command}", markup=False, soft_wrap=True)
-        console.print(f"then open          {outcome.ui_url}", markup=False, soft_wrap=True)
+        print_line(console, f"Look at the runs:  {outcome.ui_command}")
+        print_line(console, f"then open          {outcome.ui_url}")
     else:
-        console.print(f"Look at the runs:  {outcome.ui_url}", markup=False, soft_wrap=True)
+        print_line(console, f"Look at the runs:  {outcome.ui_url}")
 
 
 def raise_failures(outcome: RunOutcome) -> None:
-    """Raise one error for everything that went wrong after training had begun."""
+    """Raise one error for all failed runs and for results that could not be stored."""
     lines = [f"{run.label} seed={run.seed}: {run.error}" for run in outcome.failed]
     if outcome.tracking_error is not None:
-        raise TrackingLost(*lines, f"not all is in MLflow: {outcome.tracking_error}; the results above are complete")
+        raise TrackingLost(
+            *lines, f"MLflow does not have all results: {outcome.tracking_error}; the results above are complete"
+        )
     if lines:
         raise RunFailed(*lines)

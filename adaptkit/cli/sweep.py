@@ -1,22 +1,20 @@
-"""The command that runs a sweep."""
+"""`adaptkit sweep`: run strategies over a grid of settings."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adaptkit.cli.options import (
-    FolderType,
     RunCommand,
     collect_layers,
     engine_options,
-    json_option,
-    plugin_option,
-    setting_options,
+    parse_duration,
+    progress_options,
     split_pairs,
+    training_options,
 )
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.system.imports import uncollected
@@ -28,34 +26,22 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=RunCommand)
-@setting_options
+@training_options
 @click.option(
     "--grid",
     multiple=True,
     metavar="KEY=VALUES",
-    help="What to vary: lora.rank=2,4,8 or lr=1e-4..1e-2/5log. Repeatable; all combinations are run.",
+    help="Values to vary: lora.rank=2,4,8 or lr=1e-4..1e-2/5log. Repeatable; all combinations run.",
 )
 @engine_options
-@click.option("--print-trials", is_flag=True, help="Show every trial and the time that they take; run none.")
-@click.option("--max-trials", type=int, metavar="N", help="Run at most so many trials now.")
-@click.option("--time-budget", metavar="TIME", help="Begin no trial after so long: 90s, 30m, 2h.")
-@click.option("--retry-failed", is_flag=True, help="Run again what failed at an earlier start.")
-@click.option("--strict", is_flag=True, help="Exit with 1 if any trial failed, not only if all did.")
-@plugin_option
-@click.option("--refresh-base", is_flag=True, help="Train the base anew even if the cache has it.")
-@click.option("--no-feature-cache", is_flag=True, help="Compute what frozen layers give anew each time.")
-@click.option("--report", type=FolderType(), metavar="DIR", help="Write a report of the comparison to a folder.")
-@json_option
-@click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
-@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.option("--print-trials", is_flag=True, help="Print every trial and the estimated time, without training.")
+@click.option("--max-trials", type=int, metavar="N", help="Maximum number of trials to run now.")
+@click.option("--time-budget", metavar="TIME", help="Start no trial after this time: 90s, 30m or 2h.")
+@click.option("--retry-failed", is_flag=True, help="Run trials again that failed at an earlier start.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if any trial failed, not only if all failed.")
+@progress_options
 def sweep(
-    strategy: tuple[str, ...],
-    options: tuple[str, ...],
-    config: Path | None,
-    settings: tuple[str, ...],
-    seeds: str | None,
     tracking_uri: str | None,
-    skip_bad_images: bool,
     grid: tuple[str, ...],
     jobs: int | None,
     engine: str,
@@ -71,10 +57,9 @@ def sweep(
     report: Path | None,
     as_json: bool,
     quiet: bool,
-    traceback: bool,
     **values: Any,
 ) -> None:
-    """Run each strategy with every combination of a grid's values, and compare them.
+    """Run strategies over a grid of settings, and compare them.
 
     \b
     Examples:
@@ -82,18 +67,16 @@ def sweep(
       adaptkit sweep -s lora -s head --grid lora.rank=2,4,8 --grid lr=1e-4..1e-2/5log --jobs 2
       adaptkit sweep --config sweep.yaml --print-trials
 
-    A value of a setting, such as lr, concerns every strategy, lora.rank only LoRA. In a config file, the grid stands
-    under `grid:`. Started again, a sweep goes on: trials that the experiment holds already are not run a second time.
-    It ends as `adaptkit compare` does.
+    Every combination of the values runs with every strategy and seed. `lr` applies to every strategy, `lora.rank` only
+    to LoRA. In a config file, the grid is written under `grid:`. Run the same command again to continue a sweep: trials
+    that the experiment already has are not repeated. At the end, the trials are compared as by `adaptkit compare`.
     """
-    from adaptkit.cli.options import parse_duration
     from adaptkit.plugins.loading import load_plugins
 
-    values["skip_bad_images"] = True if skip_bad_images else None
-    layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
+    layers, problems = collect_layers(values)
     if max_trials is not None and max_trials < 1:
         problems.append(f"--max-trials: must be at least 1, not {max_trials}")
-    own = split_pairs("--engine-option", engine_options, problems)
+    engine_settings = split_pairs("--engine-option", engine_options, problems)
     seconds = None
     try:
         seconds = parse_duration("--time-budget", time_budget) if time_budget is not None else None
@@ -101,7 +84,7 @@ def sweep(
         problems.extend(error.problems)
     plugins = load_plugins(plugin)
 
-    from adaptkit.cli.views.console import going_on, messages, output
+    from adaptkit.cli.views.console import messages, output, print_json, print_line, resumable
     from adaptkit.sweeps.grid import collect_grid, expand
 
     varied, layers = collect_grid(grid, layers, problems)
@@ -117,7 +100,7 @@ def sweep(
         cells=cells,
         grid=varied,
         plugins=plugins,
-        engine=EngineSettings(engine, jobs, own),
+        engine=EngineSettings(engine, jobs, engine_settings),
         limits=Limits(max_trials, seconds, retry_failed),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
@@ -128,7 +111,7 @@ def sweep(
     if print_trials:
         plan = plan_sweep(request)
         if as_json:
-            click.echo(json.dumps(plan.to_dict(), indent=2, default=str))
+            print_json(plan.to_dict())
         else:
             print_sweep_plan(output(), plan, every=True)
         return
@@ -136,11 +119,11 @@ def sweep(
     view: TrialLines | TrialTable = TrialTable(console) if console.is_terminal else TrialLines(console)
     watch = Watch(
         planned=view.planned,
-        notice=lambda line: console.print(line, markup=False, soft_wrap=True),
+        notice=lambda line: print_line(console, line),
         tell=view.tell,
         ended=view.ended,
     )
-    with going_on(console), interruptible(), view:
+    with resumable(console), interruptible(), view:
         outcome = run_sweep(request, Watch() if quiet else watch)
     print_sweep(outcome, as_json, quiet)
     if outcome.failed and (strict or not outcome.done):
@@ -148,13 +131,13 @@ def sweep(
 
 
 def print_sweep(outcome: SweepOutcome, as_json: bool, quiet: bool) -> None:
-    """Print what became of the trials, what they say, and how to look at them."""
-    from adaptkit.cli.views.console import messages, output
+    """Print the comparison, the states of the trials, and how to open the runs."""
+    from adaptkit.cli.views.console import messages, output, print_json, print_line
     from adaptkit.cli.views.results import print_findings
     from adaptkit.cli.views.trials import print_trials
 
     if as_json:
-        click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))
+        print_json(outcome.to_dict())
         return
     if outcome.comparisons:
         print_findings(output(), outcome.comparisons)
@@ -166,4 +149,4 @@ def print_sweep(outcome: SweepOutcome, as_json: bool, quiet: bool) -> None:
     if outcome.ui_command is not None:
         lines.append(f"then open          {outcome.ui_url}")
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        print_line(console, line)

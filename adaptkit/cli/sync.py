@@ -1,16 +1,15 @@
-"""Send to the tracking store what could not be sent while it was away."""
+"""`adaptkit sync`: upload results that were queued while the tracking server was unreachable."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from adaptkit.cli.options import json_option
+from adaptkit.cli.options import output_options, store_option
 from adaptkit.system.signals import interruptible
 
 if TYPE_CHECKING:
@@ -18,68 +17,68 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
-)
-@click.option("--dry-run", is_flag=True, help="Only list what is left, whatever store it is for.")
-@click.option("--discard-refused", is_flag=True, help="Give up what the store will never take, as of deleted runs.")
-@json_option
-@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
-def sync(tracking_uri: str | None, dry_run: bool, discard_refused: bool, as_json: bool, traceback: bool) -> None:
-    """Send to MLflow what runs could not send while the store was away; exits with 1 if anything is still left.
-
-    Runs keep a journal on this machine until the store has all of it. What is sent twice counts once.
+@store_option
+@click.option("--dry-run", is_flag=True, help="List the queued results of all stores, without uploading.")
+@click.option("--discard-refused", is_flag=True, help="Delete queued results of runs that the store refuses.")
+@output_options
+def sync(tracking_uri: str | None, dry_run: bool, discard_refused: bool, as_json: bool) -> None:
+    """Upload results that were queued while the tracking server was unreachable.
 
     \b
     Examples:
       adaptkit sync
       adaptkit sync --tracking-uri http://HOST:5000
       adaptkit sync --dry-run
+
+    Each run keeps a journal on this machine until the store has all its results. Uploading twice has no effect. The
+    exit code is 1 if results are still queued.
     """
     from adaptkit.api.sync import left
     from adaptkit.api.sync import sync as send
+    from adaptkit.cli.views.console import print_json
 
-    found: list[Synced] = []
+    runs: list[Synced] = []
     if dry_run:
-        found = left()
+        runs = left()
     else:
         with interruptible():
-            for one in send(tracking_uri, discard_refused):
-                found.append(one)
+            for run in send(tracking_uri, discard_refused):
+                runs.append(run)
                 if not as_json:
-                    click.echo(_line(one, discard_refused))
-    given_up = [one for one in found if one.refused and discard_refused]
-    failed = [one for one in found if (one.error is not None or one.elsewhere) and one not in given_up]
+                    click.echo(_line(run, discard_refused))
+    discarded = [run for run in runs if run.refused and discard_refused]
+    queued = [run for run in runs if (run.error is not None or run.elsewhere) and run not in discarded]
     if as_json:
-        click.echo(json.dumps({"runs": [dataclasses.asdict(one) for one in found], "left": len(failed)}, indent=2))
+        print_json({"runs": [dataclasses.asdict(run) for run in runs], "left": len(queued)})
     elif dry_run:
-        for one in found:
-            what = _events(one.events) if one.events else "its end, as killed,"
-            click.echo(f"{one.name}: {what} for {one.store}, experiment {one.experiment}")
-    if not found and not as_json:
-        click.echo("Nothing is left to send.")
-    if failed:
+        for run in runs:
+            queue = _events(run.events) if run.events else "its end (killed)"
+            click.echo(f"{run.name}: {queue} for {run.store}, experiment {run.experiment}")
+    if not runs and not as_json:
+        click.echo("Nothing to upload.")
+    if queued:
         sys.exit(1)
 
 
-def _line(one: Synced, discarded: bool) -> str:
-    if one.elsewhere:
-        uri = one.store if "://" in one.store else f"sqlite:///{one.store}"
-        return f"{one.name}: left, since it is for another store: adaptkit sync --tracking-uri {shlex.quote(uri)}"
-    if one.refused:
+def _line(run: Synced, discarded: bool) -> str:
+    """Return the result of one run, with a hint on the records that are still queued."""
+    if run.elsewhere:
+        uri = run.store if "://" in run.store else f"sqlite:///{run.store}"
+        return f"{run.name}: for another store; upload it with: adaptkit sync --tracking-uri {shlex.quote(uri)}"
+    uploaded = f"{run.name}: {_events(run.events)} uploaded"
+    if run.refused:
+        discard = "`adaptkit sync --discard-refused` deletes its queue"
         if discarded:
-            return f"{one.name}: given up: {one.error}"
-        if f"{one.run_id} not found" in (one.error or ""):
-            return f"{one.name}: refused: {one.error}; `adaptkit sync --discard-refused` gives its record up"
-        restore = f"`mlflow runs restore --run-id {one.run_id}`" if one.run_id else "restore it in MLflow"
-        return (
-            f"{one.name}: {_events(one.events)} sent, the others are refused: {one.error}; if the run was deleted, "
-            f"{restore} brings it back, or `adaptkit sync --discard-refused` gives its record up"
-        )
-    if one.error is not None:
-        return f"{one.name}: {_events(one.events)} sent, the others are kept: {one.error}"
-    ended = f"; the run ended as {one.status}" if one.status else ""
-    return f"{one.name}: {_events(one.events)} sent{ended} ({one.run_id})"
+            return f"{run.name}: discarded: {run.error}"
+        if f"{run.run_id} not found" in (run.error or ""):
+            return f"{run.name}: refused: {run.error}; {discard}"
+        restore = f"`mlflow runs restore --run-id {run.run_id}`" if run.run_id else "restoring it in MLflow"
+        hint = f"if the run was deleted, {restore} brings it back, or {discard}"
+        return f"{uploaded}, the others are refused: {run.error}; {hint}"
+    if run.error is not None:
+        return f"{uploaded}, the others stay queued: {run.error}"
+    ended = f"; the run ended as {run.status}" if run.status else ""
+    return f"{uploaded}{ended} ({run.run_id})"
 
 
 def _events(count: int) -> str:

@@ -1,22 +1,19 @@
-"""The command that tunes strategies."""
+"""`adaptkit tune`: tune strategies with an equal budget."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from adaptkit.cli.options import (
-    FolderType,
     RunCommand,
     collect_layers,
     engine_options,
-    json_option,
-    plugin_option,
-    setting_options,
+    progress_options,
     split_pairs,
+    training_options,
 )
 from adaptkit.errors import RunFailed
 from adaptkit.system.imports import uncollected
@@ -24,37 +21,25 @@ from adaptkit.system.signals import interruptible
 
 
 @click.command(cls=RunCommand)
-@setting_options
-@click.option("--trials", type=int, default=12, metavar="N", help="Trials of each strategy.  [default: 12]")
+@training_options
+@click.option("--trials", type=int, default=12, metavar="N", help="Number of trials per strategy.  [default: 12]")
 @click.option(
     "--space",
     multiple=True,
     metavar="KEY=RANGE",
-    help="What to search: lr=1e-4..1e-1/log, lora.rank=2,4,8; lora.rank=8 keeps it. Repeatable.",
+    help="Range to search: lr=1e-4..1e-1/log or lora.rank=2,4,8; lora.rank=8 fixes it. Repeatable.",
 )
-@click.option("--search", default="tpe", metavar="tpe|grid", help="How to search.  [default: tpe]")
+@click.option("--search", default="tpe", metavar="tpe|grid", help="Search method.  [default: tpe]")
 @click.option(
     "--tuning-seeds",
     default="0",
     metavar="LIST",
-    help="A run of each trial for each; --seeds must be others.  [default: 0]",
+    help="Seeds of each trial, different from --seeds.  [default: 0]",
 )
 @engine_options
-@plugin_option
-@click.option("--refresh-base", is_flag=True, help="Train the base anew even if the cache has it.")
-@click.option("--no-feature-cache", is_flag=True, help="Compute what frozen layers give anew each time.")
-@click.option("--report", type=FolderType(), metavar="DIR", help="Write a report of the comparison to a folder.")
-@json_option
-@click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
-@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@progress_options
 def tune(
-    strategy: tuple[str, ...],
-    options: tuple[str, ...],
-    config: Path | None,
-    settings: tuple[str, ...],
-    seeds: str | None,
     tracking_uri: str | None,
-    skip_bad_images: bool,
     trials: int,
     space: tuple[str, ...],
     search: str,
@@ -68,10 +53,9 @@ def tune(
     report: Path | None,
     as_json: bool,
     quiet: bool,
-    traceback: bool,
     **values: Any,
 ) -> None:
-    """Choose each strategy's learning rate and options with an equal budget, then compare them.
+    """Tune strategies with an equal budget, and compare them.
 
     \b
     Examples:
@@ -79,19 +63,19 @@ def tune(
       adaptkit tune -s lora -s adapter --space lr=1e-4..1e-1/log --space lora.rank=2,4,8 --jobs 2
       adaptkit run -s lora --from-tune RUN_ID --seeds 6-9
 
-    A fifth of the labelled target images is held back and judges every trial; the test sets are looked at once, when
-    what was chosen is run on all labelled images with the seeds of --seeds (default: 1-5). Where a best value lies on
-    the edge of its range, that grows, and every strategy is given as many further trials. What -o, --lr or a config
-    give is not searched. Started again, it goes on.
+    The learning rate and the options of each strategy are tuned. One fifth of the labelled target images is held out to
+    score every trial. Then the best values run on all labelled images with the seeds of --seeds (default: 1-5), and
+    only these runs use the test sets. If a best value is at the edge of its range, the range grows, and every strategy
+    gets the same number of additional trials. Values that -o, --lr or a config file set are not tuned. Run the same
+    command again to continue.
     """
     from adaptkit.plugins.loading import load_plugins
 
-    values["skip_bad_images"] = True if skip_bad_images else None
-    layers, problems = collect_layers(strategy, options, config, settings, seeds, values)
-    own = split_pairs("--engine-option", engine_options, problems)
+    layers, problems = collect_layers(values)
+    engine_settings = split_pairs("--engine-option", engine_options, problems)
     plugins = load_plugins(plugin)
 
-    from adaptkit.cli.views.console import going_on, messages, output
+    from adaptkit.cli.views.console import messages, output, print_json, resumable
 
     console = messages()
     with uncollected():
@@ -113,7 +97,7 @@ def tune(
     request = TuneRequest(
         tuning=tuning,
         plugins=plugins,
-        engine=EngineSettings(engine, jobs, own),
+        engine=EngineSettings(engine, jobs, engine_settings),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
         feature_cache=not no_feature_cache,
@@ -121,10 +105,10 @@ def tune(
     )
     view = TuningBars(console) if console.is_terminal else TuningLines(console)
     watch = TuneWatch(view.planned, view.notice, view.tell, view.tried, view.tuned, view.ended)
-    with going_on(console), interruptible(), view:
+    with resumable(console), interruptible(), view:
         outcome = run_tuning(request, TuneWatch() if quiet else watch)
     if as_json:
-        click.echo(json.dumps(outcome.to_dict(), indent=2, default=str))
+        print_json(outcome.to_dict())
     else:
         print_tuned(output(), outcome)
         if not quiet:

@@ -1,4 +1,4 @@
-"""Show the runs: start `mlflow ui` on the store that they are in."""
+"""`adaptkit ui`: start `mlflow ui` on a store and print the link to its runs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
+from adaptkit.cli.options import store_option, traceback_option
 from adaptkit.errors import AdaptkitError, BadInput
 from adaptkit.settings.settings import DEFAULT_EXPERIMENT
 from adaptkit.system.imports import SAFE_PATH
@@ -27,9 +28,9 @@ from adaptkit.tracking.address import UI_PORT, Address
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-START_SECONDS = 120.0  # 4 s on an idle machine, 24 s on a busy one
-STOP_SECONDS = 10.0  # for requests that are being answered
-#: `python -m mlflow`, which ends with all that it starts when its standard input does: we may be killed
+START_SECONDS = 120.0  # measured: 4 s on an idle machine, 24 s on a busy one
+STOP_SECONDS = 10.0  # for requests in progress
+#: `python -m mlflow`. It stops with all its processes when its standard input closes, e.g. because adaptkit was killed.
 SERVE = """
 import os, runpy, signal, threading
 
@@ -45,23 +46,22 @@ runpy.run_module("mlflow", run_name="__main__", alter_sys=True)
 
 @click.command()
 @click.option("--experiment", metavar="NAME", help="MLflow experiment to link to.  [default: adaptkit]")
-@click.option(
-    "--tracking-uri", metavar="URI", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
-)
+@store_option
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
     metavar="N",
-    help=f"Port of this machine.  [default: {UI_PORT}, or the next free one]",
+    help=f"Port on this machine.  [default: {UI_PORT}, or the next free one]",
 )
-@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
-def ui(experiment: str | None, tracking_uri: str | None, port: int | None, traceback: bool) -> None:
-    """Open MLflow's page on the runs and print the link to their charts; Ctrl-C ends it.
+@traceback_option
+def ui(experiment: str | None, tracking_uri: str | None, port: int | None) -> None:
+    """Open the runs in MLflow.
 
     \b
     Example: adaptkit ui
 
-    A plain `mlflow ui` shows the same page, but later and at several times the memory.
+    This starts MLflow's web server and prints a link to the charts of the runs. Press Ctrl-C to stop it. `mlflow ui`
+    shows the same page, but it starts more slowly and needs several times the memory.
     """
     from adaptkit.tracking.store import errors_as_lines, open_existing
 
@@ -74,33 +74,33 @@ def ui(experiment: str | None, tracking_uri: str | None, port: int | None, trace
             click.echo(printable(f"{words}  {address.runs_url(experiment_id)}"))
             return
         port = free_port(UI_PORT) if port is None else checked_port(port)
-        click.echo(printable(f"Starting MLflow's page on {address.shown}"), err=True)
+        click.echo(printable(f"Starting MLflow on {address.shown}"), err=True)
         with server(address, port) as process:
             click.echo(f"{words}  {address.runs_url(experiment_id, port)}")
-            click.echo("Ctrl-C ends it.", err=True)
+            click.echo("Press Ctrl-C to stop it.", err=True)
             process.wait()
-            raise AdaptkitError(f"`mlflow ui` ended by itself with exit code {process.returncode}")
+            raise AdaptkitError(f"`mlflow ui` stopped with exit code {process.returncode}")
 
 
 def find_experiment(address: Address, client: MlflowClient, name: str | None) -> str | None:
-    """Return the id of the experiment; None, for the page of all, when none is named and the default is not there."""
+    """Return the id of the experiment. Without a name, return None if the store does not have the default one."""
     from adaptkit.tracking.store import existing_experiment
 
     if name is None:
-        found = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
-        return str(found.experiment_id) if found is not None and found.lifecycle_stage == "active" else None
+        default = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
+        return str(default.experiment_id) if default is not None and default.lifecycle_stage == "active" else None
     return existing_experiment(address, client, name)
 
 
 def checked_port(port: int) -> int:
-    """Return the port; raise BadInput when it is taken."""
+    """Return the port. Raise BadInput if it is in use."""
     if not _is_free(port):
-        raise BadInput(f"--port: {port} is taken; choose another, or none for the next free one")
+        raise BadInput(f"--port: {port} is in use; choose another port, or leave the option out for the next free one")
     return port
 
 
 def free_port(first: int) -> int:
-    """Return the first port from `first` on that nobody listens at."""
+    """Return the first free port, starting at `first`."""
     for port in range(first, first + 100):
         if _is_free(port):
             return port
@@ -109,29 +109,29 @@ def free_port(first: int) -> int:
 
 @contextmanager
 def server(address: Address, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `mlflow ui` on a store, from its first answer until the block is left.
+    """Run `mlflow ui` on a store until the block is left. The block starts after its first response.
 
-    Raises AdaptkitError when it does not start.
+    Raises AdaptkitError if it does not start.
     """
     command = [sys.executable, "-c", SERVE, "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as empty, tempfile.TemporaryFile() as log:
         environment = {
             **os.environ,
             **SAFE_PATH,
-            # Uvicorn looks for modules there before all others; its default is the current folder.
+            # Uvicorn searches this folder for modules first. Its default is the current folder.
             "UVICORN_APP_DIR": empty,
             # MLflow starts its web server by name.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-            # Not on the command line, which every user of the machine can read: it may hold a password.
+            # Not on the command line, which every user of the machine can read: the address may contain a password.
             "MLFLOW_BACKEND_STORE_URI": address.uri,
-            # The jobs are for language models: 14 processes, twice the time to start, five times the memory.
+            # MLflow's jobs serve language models. They need 14 processes, twice the time, five times the memory.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
         }
         process = None
         try:
             with held():
-                # In a session of its own: all its processes are ended together, and by us alone.
+                # In a new session, so that all its processes can be stopped together and do not receive Ctrl-C.
                 process = subprocess.Popen(
                     command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
                 )
@@ -145,7 +145,7 @@ def server(address: Address, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        if os.name == "posix":  # as the server itself will do; elsewhere this would share a port that is taken
+        if os.name == "posix":  # as the server does; on other systems this option would share a port that is in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -160,7 +160,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: IO[bytes], 
         if process.poll() is not None:
             log.seek(0)
             lines = log.read().decode(errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
             raise AdaptkitError(f"`mlflow ui` did not start: {address.without_secrets(last)}")
         if _answers(port):
             return
@@ -169,7 +169,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: IO[bytes], 
 
 
 def _answers(port: int) -> bool:
-    # Not urllib, which would ask the proxy that the environment names.
+    # Not urllib, which would use the proxy of the environment.
     connection = HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/health")
@@ -181,12 +181,12 @@ def _answers(port: int) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server with all its processes, also those that outlive the one that we started."""
+    """Stop the server and all its processes, including those that outlive the first one."""
     until = time.monotonic() + STOP_SECONDS
     left = _signal_all(process, signal.SIGTERM)
     while left and time.monotonic() < until:
         time.sleep(0.05)
-        process.poll()  # a process that nobody has asked about counts as alive
+        process.poll()  # an ended process counts as alive until it is polled
         left = _signal_all(process, 0)
     if left:
         _signal_all(process, signal.SIGKILL)
@@ -194,7 +194,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _signal_all(process: subprocess.Popen[bytes], number: int) -> bool:
-    """Send a signal to the process and those that it started; tell whether there was one to get it."""
+    """Send a signal to the process and its children. Return whether one of them exists."""
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:

@@ -19,6 +19,7 @@ from adaptkit.errors import BadInput
 from adaptkit.names import (
     BASE_FINGERPRINT_TAG,
     DATA_FINGERPRINT_TAG,
+    DRAWN_IMAGES_TAG,
     FINAL_BASE_TEST_ACCURACY,
     FINAL_GAIN,
     FINAL_RETENTION,
@@ -31,6 +32,7 @@ from adaptkit.names import (
     PARAMS_TOTAL,
     PARAMS_TRAINABLE,
     PARAMS_TRAINABLE_FRACTION,
+    POOL_IMAGES_TAG,
     PROCESSES_TAG,
     SIZE_ADAPTER_BYTES,
     THREADS_TAG,
@@ -197,8 +199,8 @@ def _setup(runs: Sequence[ComparedRun]) -> Mapping[str, str]:
         for key, value in first.items()
         if key not in own and not key.startswith("strategy.") and all(run.settings.get(key) == value for run in runs)
     }
-    for fact in ("pool_images", "drawn_images"):
-        values = {run.tags.get(f"adaptkit.{fact}") for run in runs}
+    for fact, tag in (("pool_images", POOL_IMAGES_TAG), ("drawn_images", DRAWN_IMAGES_TAG)):
+        values = {run.tags.get(tag) for run in runs}
         if len(values) == 1 and (value := values.pop()):
             shared[fact] = value
     return shared

@@ -9,8 +9,11 @@ from collections.abc import Iterable
 from adaptkit.comparison.records import ComparedRun, Metric
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.names import (
-    ACCURACY,
-    AREA,
+    FAMILY_FINAL,
+    FAMILY_MEMORY,
+    FAMILY_PARAMS,
+    FAMILY_SIZE,
+    FAMILY_TIME,
     FINAL_BASE_TEST_ACCURACY,
     FINAL_GAIN,
     FINAL_RETENTION,
@@ -22,12 +25,14 @@ from adaptkit.names import (
     PARAMS_TOTAL,
     PARAMS_TRAINABLE,
     PARAMS_TRAINABLE_FRACTION,
+    SEVERITY_ACCURACY,
+    SEVERITY_AREA,
+    SEVERITY_ZERO_SHOT,
     SIZE_ADAPTER_BYTES,
     TEST_ACCURACY,
     TIME_EVALUATION_SECONDS,
     TIME_INFERENCE_RATIO,
     TIME_TRAIN_SECONDS,
-    ZERO_SHOT,
 )
 
 DEFAULT_METRIC = FINAL_SHIFTED_ACCURACY
@@ -42,7 +47,7 @@ LABELS = {
     FINAL_SHIFTED_MACRO_F1: "macro F1 on the shifted test",
     FINAL_GAIN: "gain",
     FINAL_RETENTION: "retention",
-    AREA: "area under accuracy over severity",
+    SEVERITY_AREA: "area under accuracy over severity",
     TIME_TRAIN_SECONDS: "training time",
     TIME_EVALUATION_SECONDS: "evaluation time",
     TIME_INFERENCE_RATIO: "inference time",
@@ -58,7 +63,7 @@ WITHOUT_SOURCE = {
 }
 UNITS = {"seconds": "s", "bytes": "bytes", "ratio": "times the base's"}
 #: metrics of which less is better, by what their names begin or end with
-COSTLY = ("time/", "params/", "size/", "memory/")
+COSTLY = (FAMILY_TIME, FAMILY_PARAMS, FAMILY_SIZE, FAMILY_MEMORY)
 LOSSES = ("loss", "error", "seconds", "bytes")
 #: the final metrics that every adaptation run records, without which a record has a gap
 REQUIRED = (
@@ -94,7 +99,8 @@ def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
     costly = key.startswith(COSTLY) or key.rsplit("/", 1)[-1].endswith(LOSSES)
     return Metric(
         key=key,
-        label=LABELS.get(key) or (f"accuracy at severity {key[len(ACCURACY) :]}" if key.startswith(ACCURACY) else key),
+        label=LABELS.get(key)
+        or (f"accuracy at severity {key[len(SEVERITY_ACCURACY) :]}" if key.startswith(SEVERITY_ACCURACY) else key),
         unit="points" if is_share else UNITS.get(ending, ""),
         scale=100.0 if is_share else 1.0,
         higher_is_better=not costly,
@@ -103,7 +109,7 @@ def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
 
 def of_severities(key: str) -> bool:
     """Tell whether images under severities of the shift, of which no predictions are kept, decide a metric."""
-    return key == AREA or key.startswith((ACCURACY, ZERO_SHOT))
+    return key == SEVERITY_AREA or key.startswith((SEVERITY_ACCURACY, SEVERITY_ZERO_SHOT))
 
 
 def required(has_source: bool) -> tuple[str, ...]:
@@ -118,6 +124,6 @@ def worded(metric: Metric, has_source: bool) -> Metric:
 
 def _nearest(key: str, known: set[str]) -> str:
     """Suggest the nearest metric; final ones also for the part of their name behind the slash, `shifted_acuracy`."""
-    endings = {name.removeprefix("final/"): name for name in known if name.startswith("final/")}
+    endings = {name.removeprefix(FAMILY_FINAL): name for name in known if name.startswith(FAMILY_FINAL)}
     short = difflib.get_close_matches(key, endings, n=1, cutoff=0.8)
     return f"; did you mean {endings[short[0]]!r}?" if short else suggestion(key, known)

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from adaptkit.events import Predictions
 from adaptkit.names import (
+    FAMILY_MEMORY,
+    FAMILY_PARAMS,
+    FAMILY_SIZE,
     MEMORY_PEAK_BYTES,
     PARAMS_TRAINABLE,
     SIZE_ADAPTER_BYTES,
@@ -117,7 +120,7 @@ class Metric:
         """Return how many decimals are shown."""
         if self.scale == 100:
             return 1
-        return 0 if self.key.startswith(("params/", "size/", "memory/")) else 3
+        return 0 if self.key.startswith((FAMILY_PARAMS, FAMILY_SIZE, FAMILY_MEMORY)) else 3
 
 
 @dataclass(frozen=True)

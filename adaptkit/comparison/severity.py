@@ -25,7 +25,7 @@ from adaptkit.comparison.records import (
 )
 from adaptkit.comparison.statistics import estimate, paired_t
 from adaptkit.errors import BadInput
-from adaptkit.names import ACCURACY, AREA, ZERO_SHOT
+from adaptkit.names import SEVERITY_ACCURACY, SEVERITY_AREA, SEVERITY_ZERO_SHOT
 from adaptkit.settings.severities import accuracies_in, area, written
 
 #: differences of accuracies that are 0 but for rounding
@@ -41,14 +41,16 @@ def over_common(group: RunGroup, metric: Metric) -> RunGroup:
     severities = common_severities(tested)
     if len({tuple(accuracies_in(run.metrics)) for run in tested}) < 2:
         return group
-    if metric.key == AREA and len(severities) < 2:
-        raise BadInput(f"--metric: these runs have no two severities in common, and therefore no {AREA} to compare")
+    if metric.key == SEVERITY_AREA and len(severities) < 2:
+        raise BadInput(
+            f"--metric: these runs have no two severities in common, and therefore no {SEVERITY_AREA} to compare"
+        )
 
     def recomputed(run: ComparedRun) -> ComparedRun:
         found = accuracies_in(run.metrics)
         whole = area(severities, [found[severity] for severity in severities]) if found else None
-        rest = {key: value for key, value in run.metrics.items() if key != AREA}
-        return dataclasses.replace(run, metrics=rest if whole is None else rest | {AREA: whole})
+        rest = {key: value for key, value in run.metrics.items() if key != SEVERITY_AREA}
+        return dataclasses.replace(run, metrics=rest if whole is None else rest | {SEVERITY_AREA: whole})
 
     arms = (dataclasses.replace(arm, runs=tuple(map(recomputed, arm.runs))) for arm in group.arms)
     return dataclasses.replace(group, arms=tuple(arms))
@@ -75,9 +77,9 @@ def judge_robustness(arms: Sequence[ArmResult], margin: float, timings_comparabl
     tested.sort(key=lambda arm: -results[arm.name].score.mean)
     pairs: tuple[PairResult, ...] = ()
     if len(severities) > 1 and len(tested) > 1:
-        chosen = find_metric(AREA, runs)
+        chosen = find_metric(SEVERITY_AREA, runs)
         pairs = judge_pairs(tested, chosen, margin, timings_comparable)
-    base = accuracies_in(runs[0].metrics, ZERO_SHOT)
+    base = accuracies_in(runs[0].metrics, SEVERITY_ZERO_SHOT)
     zero_shot = tuple(base[severity] for severity in severities) if set(severities) <= set(base) else None
     return Robustness(
         severities=severities,
@@ -154,7 +156,7 @@ def _tested(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
 
 
 def _arm(arm: ArmResult, severities: Sequence[float]) -> SeverityArm:
-    lines = [[run.metrics[f"{ACCURACY}{written(severity)}"] for severity in severities] for run in arm.runs]
+    lines = [[run.metrics[f"{SEVERITY_ACCURACY}{written(severity)}"] for severity in severities] for run in arm.runs]
     areas = [whole for line in lines if (whole := area(severities, line)) is not None]
     return SeverityArm(
         name=arm.name,

@@ -59,7 +59,7 @@ class Blur:
 
     name: ClassVar[str] = "blur"
     sigma: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] = field(
-        metadata={"help": "largest standard deviation, in pixels"}
+        metadata={"help": "largest standard deviation (sigma), in pixels"}
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:

@@ -121,7 +121,7 @@ def read_split(path: Path) -> Split:
         raise BadInput(f"split.file {path}: it is not a split.json of a run") from None
     if content.get("sha256", (actual := _sha256(content))) != actual:
         raise BadInput(
-            f"split.file {path}: the file was changed after it was written: its sha256 is now {actual}; if you edited "
+            f"split.file {path}: the file was changed after it was written: its sha256 is {actual}; if you edited "
             'it on purpose, delete the line "sha256" or set it to this value'
         )
     if others := sorted(content.keys() - {"classes", "parts", "sha256"}):

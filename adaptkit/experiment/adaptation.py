@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from adaptkit.adapters.files import CARD, WEIGHTS, Inherited, load_adapter, save_adapter
+from adaptkit.adapters.files import Inherited, load_adapter, save_adapter
 from adaptkit.contracts import Strategy
 from adaptkit.errors import HINT, AdaptkitError, RunFailed, comes_from, lacks_memory, located
 from adaptkit.events import Epoch, RunResult, RunStart
@@ -35,7 +35,9 @@ from adaptkit.experiment.outcome import BaseSummary, RunOutcome, RunSummary
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
 from adaptkit.names import (
+    ADAPTER_CARD_FILE,
     ADAPTER_SHA256_TAG,
+    ADAPTER_WEIGHTS_FILE,
     FROZEN_PREFIX_TAG,
     MEMORY_PEAK_BYTES,
     SEVERITY_FILE,
@@ -373,7 +375,7 @@ class AdaptationRun:
         metrics = (
             accuracies(experiment, predictions, base_logits)
             | parameters(reloaded.model, reloaded.origin)
-            | {SIZE_ADAPTER_BYTES: files[WEIGHTS].stat().st_size, MEMORY_PEAK_BYTES: trained.memory}
+            | {SIZE_ADAPTER_BYTES: files[ADAPTER_WEIGHTS_FILE].stat().st_size, MEMORY_PEAK_BYTES: trained.memory}
             | times(experiment, self.epochs, merged=plain, base=stage.base_model)
             | by_severity
         )
@@ -384,7 +386,7 @@ class AdaptationRun:
             classes=domains.classes,
             config=self.config,
             tags={
-                ADAPTER_SHA256_TAG: sha256_of(files[CARD]),
+                ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: trained.passes.frozen_prefix,
                 TIMING_TAG: stage.seat.timing_since(self.company),
             },

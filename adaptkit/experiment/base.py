@@ -28,7 +28,7 @@ from adaptkit.experiment.base_cache import (
 )
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
-from adaptkit.names import BASE_FINGERPRINT_TAG, KIND_TAG, PROCESSES_TAG, RECIPE_KEY_TAG
+from adaptkit.names import BASE_FINGERPRINT_TAG, BASE_FOLDER, KIND_TAG, PROCESSES_TAG, RECIPE_KEY_TAG
 from adaptkit.plugins.manager import Plugins
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Request
@@ -221,7 +221,7 @@ def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterat
             predictions=predictions,
             classes=domains.classes,
             config=request.config_text(request.base_params()),
-            files={f"base/{name}": path for name, path in files.items()},
+            files={f"{BASE_FOLDER}/{name}": path for name, path in files.items()},
             samples=samples,
             tags={BASE_FINGERPRINT_TAG: base.fingerprint},
         )

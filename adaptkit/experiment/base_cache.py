@@ -25,6 +25,7 @@ from adaptkit.contracts import Backbone
 from adaptkit.data.domains import Domains
 from adaptkit.errors import BadInput
 from adaptkit.events import Epoch
+from adaptkit.names import BASE_CARD_FILE, BASE_WEIGHTS_FILE
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import WEIGHTS, Request
 from adaptkit.system.files import read_file, write_bytes
@@ -33,7 +34,6 @@ from adaptkit.training.seeding import RandomStream
 
 #: Increased whenever the same recipe gives different weights, so that old cache entries are not used.
 RECIPE_VERSION = 1
-WEIGHTS_FILE, CARD_FILE = "base.safetensors", "base.json"
 CARD_KEYS = {"fingerprint", "key", "epochs", "card_sha256"}
 
 
@@ -132,28 +132,28 @@ def try_lock(key: str) -> Iterator[bool]:
 def last_used(key: str) -> float:
     """Return the Unix time at which the base was last written or used."""
     folder = _folder(key)
-    card = folder / CARD_FILE
+    card = folder / BASE_CARD_FILE
     return (card if card.exists() else folder).stat().st_mtime
 
 
 def mark_used(key: str) -> None:
     """Set the time of last use to now, so that other bases are evicted first."""
     with contextlib.suppress(OSError):
-        os.utime(_folder(key) / CARD_FILE)
+        os.utime(_folder(key) / BASE_CARD_FILE)
 
 
 def stored_base(key: str) -> Base | None:
     """Return the base from the cache, or None if it is missing or damaged."""
     folder = _folder(key)
     try:
-        card = json.loads(read_file(folder / CARD_FILE))
+        card = json.loads(read_file(folder / BASE_CARD_FILE))
         if (
             not isinstance(card, dict)
             or not set(card) <= CARD_KEYS
             or card.get("card_sha256") not in (None, card_digest(card))
         ):
             return None
-        state = unpack(read_file(folder / WEIGHTS_FILE, None))
+        state = unpack(read_file(folder / BASE_WEIGHTS_FILE, None))
         epochs = tuple(Epoch(**epoch) for epoch in card["epochs"])
         base = Base(key=key, fingerprint=card["fingerprint"], state=state, epochs=epochs)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -164,7 +164,7 @@ def stored_base(key: str) -> Base | None:
 def sound_base(key: str) -> Base | None:
     """Return the base from the cache, or None if it is missing or damaged; warn about damage."""
     base = stored_base(key)
-    if base is None and (_folder(key) / CARD_FILE).exists():
+    if base is None and (_folder(key) / BASE_CARD_FILE).exists():
         warn_of_damage(_folder(key))
     return base
 
@@ -215,11 +215,11 @@ def drop_base(key: str) -> None:
 
 def write_base(folder: Path, base: Base, card: Mapping[str, Any]) -> dict[str, Path]:
     """Write a base's weights and the card that describes them; return the files by name."""
-    write_bytes(folder / WEIGHTS_FILE, pack(base.state))
+    write_bytes(folder / BASE_WEIGHTS_FILE, pack(base.state))
     # Written last: an entry without a card is ignored.
     signed = {**card, "card_sha256": card_digest(json.loads(json.dumps(card)))}
-    write_bytes(folder / CARD_FILE, (json.dumps(signed, indent=2) + "\n").encode())
-    return {name: folder / name for name in (WEIGHTS_FILE, CARD_FILE)}
+    write_bytes(folder / BASE_CARD_FILE, (json.dumps(signed, indent=2) + "\n").encode())
+    return {name: folder / name for name in (BASE_WEIGHTS_FILE, BASE_CARD_FILE)}
 
 
 def _folder(key: str) -> Path:

@@ -15,8 +15,6 @@ from adaptkit.errors import RunFailed
 from adaptkit.events import Epoch, Predictions
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.names import (
-    ACCURACY,
-    AREA,
     FINAL_BASE_TEST_ACCURACY,
     FINAL_GAIN,
     FINAL_RETENTION,
@@ -30,10 +28,12 @@ from adaptkit.names import (
     PARAMS_TRAINABLE_BASE,
     PARAMS_TRAINABLE_FRACTION,
     PARAMS_TRAINABLE_HEAD,
+    SEVERITY_ACCURACY,
+    SEVERITY_AREA,
+    SEVERITY_ZERO_SHOT,
     TIME_EVALUATION_SECONDS,
     TIME_INFERENCE_RATIO,
     TIME_TRAIN_SECONDS,
-    ZERO_SHOT,
 )
 from adaptkit.settings.severities import area, written
 from adaptkit.training.evaluation import inference_ratio, predict_logits
@@ -138,10 +138,10 @@ def accuracies_over(experiment: Experiment, model: nn.Module, shifted: Tensor) -
 
 def severity_metrics(accuracies: Mapping[float, float], zero_shot: Mapping[float, float]) -> dict[str, float]:
     """Return a run's metrics over severities: accuracies, and the area under them if it is defined."""
-    metrics = {f"{ACCURACY}{written(severity)}": value for severity, value in accuracies.items()}
-    metrics |= {f"{ZERO_SHOT}{written(severity)}": value for severity, value in zero_shot.items()}
+    metrics = {f"{SEVERITY_ACCURACY}{written(severity)}": value for severity, value in accuracies.items()}
+    metrics |= {f"{SEVERITY_ZERO_SHOT}{written(severity)}": value for severity, value in zero_shot.items()}
     whole = area(tuple(accuracies), tuple(accuracies.values()))
-    return metrics if whole is None else metrics | {AREA: whole}
+    return metrics if whole is None else metrics | {SEVERITY_AREA: whole}
 
 
 def write_severities(path: Path, accuracies: Mapping[float, float], zero_shot: Mapping[float, float]) -> None:

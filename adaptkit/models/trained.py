@@ -12,14 +12,26 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from adaptkit.adapters.files import CARD, WEIGHTS, card_digest, load_adapter, read_card, read_weights
+from adaptkit.adapters.files import card_digest, load_adapter, read_card, read_weights
 from adaptkit.adapters.weights import fingerprint
 from adaptkit.backbones.structure import with_head
 from adaptkit.contracts import Backbone, Strategy
 from adaptkit.errors import BadInput, located
-from adaptkit.experiment.base_cache import CARD_FILE, WEIGHTS_FILE, stored_base
+from adaptkit.experiment.base_cache import stored_base
 from adaptkit.models.preprocessing import Preprocessing
-from adaptkit.names import ADAPTER_SHA256_TAG, BASE_FINGERPRINT_TAG, RECIPE_KEY_TAG
+from adaptkit.names import (
+    ADAPTER_CARD_FILE,
+    ADAPTER_CARD_PATH,
+    ADAPTER_FOLDER,
+    ADAPTER_SHA256_TAG,
+    ADAPTER_WEIGHTS_FILE,
+    BASE_CARD_FILE,
+    BASE_FINGERPRINT_TAG,
+    BASE_FOLDER,
+    BASE_WEIGHTS_FILE,
+    BASE_WEIGHTS_PATH,
+    RECIPE_KEY_TAG,
+)
 from adaptkit.plugins.components import make_checked, options_of
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
@@ -185,9 +197,9 @@ def given_plugins(plugins: Iterable[str | Path | object], backbone: nn.Module | 
     """Load plugins from files and objects, and a plugin that offers the model `backbone`."""
     listed = list(plugins)
     if backbone is not None:
-        from adaptkit.backbones.given import given_backbone
+        from adaptkit.backbones.python_model import python_backbone
 
-        listed.append(given_backbone(backbone))
+        listed.append(python_backbone(backbone))
     files = [plugin for plugin in listed if isinstance(plugin, str | Path)]
     loaded = load_plugins(files, [plugin for plugin in listed if not isinstance(plugin, str | Path)])
     loaded.require_sound()
@@ -223,17 +235,17 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
     stored = open_runs(tracking_uri).find(run_id)
     if stored.kind == "base":
         return _rebuilt_base(stored, plugins)
-    with stored.folder("adapter", WEIGHTS, CARD) as folder:
-        card = read_card(folder / CARD, ADAPTER_TYPES | MODEL_TYPES)
+    with stored.folder(ADAPTER_FOLDER, ADAPTER_WEIGHTS_FILE, ADAPTER_CARD_FILE) as folder:
+        card = read_card(folder / ADAPTER_CARD_FILE, ADAPTER_TYPES | MODEL_TYPES)
         signed = stored.tags.get(ADAPTER_SHA256_TAG)
         if signed is None:
             raise BadInput(
                 f"{stored.title} was recorded by an old version, without a signature of its adapter; repeat the run"
             )
-        if sha256_of(folder / CARD) != signed:
+        if sha256_of(folder / ADAPTER_CARD_FILE) != signed:
             raise BadInput(
-                f"{stored.title}: its adapter/{CARD} was altered or belongs to another run: its sha256 is not that "
-                "of the run's tag"
+                f"{stored.title}: its {ADAPTER_CARD_PATH} was altered or belongs to another run: its sha256 is not "
+                "that of the run's tag"
             )
         state = _base_state(stored, card["base_fingerprint"])
         backbone = _find_backbone(card, plugins, stored.title)
@@ -254,11 +266,11 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
 
 
 def _rebuilt_base(stored: StoredRun, plugins: Plugins) -> TrainedRun:
-    with stored.folder("base", WEIGHTS_FILE, CARD_FILE) as folder:
-        card = read_card(folder / CARD_FILE, {"fingerprint": str} | MODEL_TYPES)
-        state = read_weights(folder / WEIGHTS_FILE)
+    with stored.folder(BASE_FOLDER, BASE_WEIGHTS_FILE, BASE_CARD_FILE) as folder:
+        card = read_card(folder / BASE_CARD_FILE, {"fingerprint": str} | MODEL_TYPES)
+        state = read_weights(folder / BASE_WEIGHTS_FILE)
     if card.get("card_sha256") not in (None, card_digest(card)):
-        raise BadInput(f"{stored.title}: base/{CARD_FILE} was altered: its sha256 has changed")
+        raise BadInput(f"{stored.title}: {BASE_FOLDER}/{BASE_CARD_FILE} was altered: its sha256 has changed")
     if (now := fingerprint(state)) != card["fingerprint"]:
         raise BadInput(f"{stored.title}: its base is damaged: its fingerprint is {now}, and was {card['fingerprint']}")
     backbone = _find_backbone(card, plugins, stored.title)
@@ -271,12 +283,12 @@ def _base_state(stored: StoredRun, wanted: str) -> dict[str, Tensor]:
     """Return the weights of the base from the artifact of its run, or from the cache; the caller checks their hash."""
     keys = []
     for base in stored.bases(wanted):
-        if base.has(f"base/{WEIGHTS_FILE}"):
-            with base.folder("base", WEIGHTS_FILE) as folder:
-                state = read_weights(folder / WEIGHTS_FILE)
+        if base.has(BASE_WEIGHTS_PATH):
+            with base.folder(BASE_FOLDER, BASE_WEIGHTS_FILE) as folder:
+                state = read_weights(folder / BASE_WEIGHTS_FILE)
             if base.tags.get(BASE_FINGERPRINT_TAG) == wanted != fingerprint(state):
                 raise BadInput(
-                    f"{stored.title}: base/{WEIGHTS_FILE} of its base, {base.title}, is damaged: its fingerprint is "
+                    f"{stored.title}: {BASE_WEIGHTS_PATH} of its base, {base.title}, is damaged: its fingerprint is "
                     f"{fingerprint(state)}, and was {wanted}"
                 )
             return state
@@ -285,7 +297,7 @@ def _base_state(stored: StoredRun, wanted: str) -> dict[str, Tensor]:
         kept = stored_base(key)
         if kept is not None:
             return dict(kept.state)
-    where = f"its base run has no artifact base/{WEIGHTS_FILE}" if keys else "its base run is not in the store"
+    where = f"its base run has no artifact {BASE_WEIGHTS_PATH}" if keys else "its base run is not in the store"
     raise BadInput(f"{stored.title}: {where}, and the cache of this machine has no base {wanted}; repeat the run")
 
 

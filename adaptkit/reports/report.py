@@ -18,7 +18,7 @@ from markupsafe import Markup
 from adaptkit.comparison.numbers import listed, margin
 from adaptkit.comparison.records import Comparison, Comparisons
 from adaptkit.errors import BadInput
-from adaptkit.names import COMPARISON_FILE
+from adaptkit.names import COMPARISON_FILE, REPORT_FILE, REPORT_MARKDOWN_FILE
 from adaptkit.reports import tables
 from adaptkit.reports.figures.comparison import Drawing, draw_comparison, save_drawing
 from adaptkit.reports.figures.style import assign_colours
@@ -32,7 +32,7 @@ SEVERITY = (
     "this pair's 95 % interval there excludes 0, unadjusted."
 )
 #: report.html comes last: when it is there, so is the rest
-TEXTS = (COMPARISON_FILE, "report.md", "report.html")
+TEXTS = (COMPARISON_FILE, REPORT_MARKDOWN_FILE, REPORT_FILE)
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def _draw(folder: Path, findings: Comparisons, more: Sequence[Drawing]) -> list[
     }
     texts = {
         COMPARISON_FILE: f"{findings.to_json()}\n",
-        "report.md": _template("report.md.j2", autoescape=False, finalize=escape_markdown).render(known),
-        "report.html": _template("report.html.j2", autoescape=True).render(known),
+        REPORT_MARKDOWN_FILE: _template("report.md.j2", autoescape=False, finalize=escape_markdown).render(known),
+        REPORT_FILE: _template("report.html.j2", autoescape=True).render(known),
     }
     for name in TEXTS:
         (folder / name).write_text(texts[name], encoding="utf-8", errors="replace")

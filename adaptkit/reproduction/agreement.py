@@ -1,4 +1,4 @@
-"""Compare the results of two runs that should be the same, number by number."""
+"""Compare the results of a recorded run with those of its repetition, number by number."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from adaptkit.comparison.metrics import TEST_SETS, of_severities
 from adaptkit.names import (
+    FAMILY_PARAMS,
+    FAMILY_SIZE,
     SHIFTED_ACCURACY,
     TEST_ACCURACY,
     TRAIN_ACCURACY,
@@ -27,10 +29,10 @@ IDENTICAL, WITHIN, DIFFERENT = "identical", "within tolerance", "different"
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not what was recorded.
+    """A difference between the record and the repetition.
 
-    `kind` is data, base, metric, prediction or adapter; None stands for what is not there. `within` tells whether it is
-    so small that other hardware or versions explain it; `detail` is more to tell.
+    `kind` is data, base, metric, prediction or adapter. `recorded` and `now` are the two values, None for a missing
+    one. `within` is true if other hardware or versions explain the difference.
     """
 
     kind: str
@@ -43,7 +45,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Compared:
-    """How much was compared: values of metrics, predictions, tensors of the adapter (or base) and numbers in them."""
+    """Numbers of compared values: of metrics, predictions, tensors of the adapter or base, and numbers in them."""
 
     metrics: int = 0
     predictions: int = 0
@@ -53,7 +55,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """Result of re-running a recorded run.
+    """Result of running a recorded run again.
 
     Attributes
     ----------
@@ -62,14 +64,13 @@ class Reproduction:
     differences : tuple of Difference
         Differences in the order of their causes: data, base, epochs, final metrics, predictions, adapter.
     environment : mapping
-        Hardware and versions that numbers depend on, `recorded` and `now`; `environment_differences` lists those that
-        differ.
+        Properties that can change results, `recorded` and `now`; `environment_differences` lists those that differ.
     base : str or None
-        Where the base came from; None if no base was needed.
+        Where the base of the repetition came from; None if no base was needed.
     compared : Compared
-        Numbers of compared values; empty if other data made a new run pointless.
+        Numbers of compared values; zero if the data differ, since nothing was run.
     largest : mapping
-        Largest difference of each kind of number, as text.
+        Largest difference of each kind of number, in words.
 
     Examples
     --------
@@ -93,7 +94,7 @@ class Reproduction:
 
     @property
     def verdict(self) -> str:
-        """Return identical, within tolerance (only where hardware or versions are others), or different."""
+        """Return identical, within tolerance (only if hardware or versions differ), or different."""
         if not self.differences:
             return IDENTICAL
         small = all(difference.within for difference in self.differences)
@@ -101,9 +102,9 @@ class Reproduction:
 
     @property
     def first(self) -> Difference | None:
-        """Return the difference to look at first: of a different run the first that is too large, if any is."""
+        """Return the first difference; if the verdict is different, the first one that is too large."""
         if self.verdict == DIFFERENT and self.environment_differences:
-            return next((one for one in self.differences if not one.within), None)
+            return next((difference for difference in self.differences if not difference.within), None)
         return next(iter(self.differences), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,16 +113,16 @@ class Reproduction:
         return {"verdict": self.verdict, "first_difference": first} | dataclasses.asdict(self)
 
 
-#: By how much results may differ on other hardware or with other versions, where sums are added up in another order and
-#: training enlarges the last digits: about twice the largest differences that were measured so
-#: (docs/reproducing.md). Accuracies that a run ends with, and those of its epochs, which go up and down; a share of any
-#: other metric's value; a share of the predictions; and of the adapter's length, the square root of its sum of squares.
+#: Tolerances for other hardware or versions, on which sums are added in another order: about twice the largest measured
+#: differences (docs/reproducing.md). For final accuracies; for accuracies of epochs, which vary more; relative to the
+#: value of any other metric; for the fraction of different predictions; and for the norm of the difference of the
+#: adapters, relative to the norm of the recorded adapter.
 FINAL, EPOCHS, SHARE, PREDICTIONS, LENGTH = 0.02, 0.06, 0.1, 0.1, 1.0
-#: and in any case, of few images, so many
+#: accuracies may always differ by this number of images
 IMAGES = 3
-#: what is counted before anything is computed: the same everywhere
-COUNTED = ("params/", "size/")
-#: metrics of an epoch, in the order in which it makes them
+#: metrics that do not depend on hardware and versions
+COUNTED = (FAMILY_PARAMS, FAMILY_SIZE)
+#: metrics of an epoch, in the order in which they are computed
 EPOCH = (
     TRAIN_LOSS, TRAIN_ACCURACY, TEST_ACCURACY, SHIFTED_ACCURACY, VALIDATION_LOSS, VALIDATION_ACCURACY,
 )  # fmt: skip
@@ -129,7 +130,7 @@ EPOCH = (
 
 @dataclass(frozen=True)
 class Row:
-    """What a run says of one test image, as its table of predictions has it."""
+    """A row of the table of predictions, as text: the prediction for one test image."""
 
     truth: str
     prediction: str
@@ -139,7 +140,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """A run's results: each metric's values with their steps, rows by test set and image, and trained weights."""
+    """The results of a run: metrics as (step, value), predictions by test set and image, and trained weights."""
 
     metrics: Mapping[str, Sequence[tuple[int, float]]]
     predictions: Mapping[str, Mapping[str, Row]]
@@ -148,7 +149,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was compared, what differs, and the largest difference of each kind of number, in words."""
+    """The result of a comparison: its size, the differences, and the largest one of each kind, in words."""
 
     compared: Compared
     differences: tuple[Difference, ...]
@@ -156,10 +157,12 @@ class Agreement:
 
 
 def compare_results(recorded: Results, now: Results, weights: str = "adapter", drawn: int | None = None) -> Agreement:
-    """Compare two runs' results; differences come in the order: epochs, final metrics, predictions, weights.
+    """Compare the results of two runs exactly.
 
-    `weights` is what the trained weights are called, `drawn` how many images were trained on, where they are few.
-    Values are compared as they are stored, to the last bit.
+    Differences are in the order epochs, final metrics, predictions, weights.
+
+    `weights` is the name for the trained weights in messages. `drawn` is the number of training images, if it is
+    known; it decides the tolerance of accuracies.
     """
     points, points_now = _points(recorded.metrics), _points(now.metrics)
     rows, rows_now = _rows(recorded.predictions), _rows(now.predictions)
@@ -187,24 +190,24 @@ class _Part:
     largest: dict[str, str] = field(default_factory=dict)
 
 
-#: a value's place among all: of an epoch or final, the step, its rank and metric, its number among those of the step
+#: identifies a value, in sorting order: (is final, step, rank of the metric, metric, number within the step)
 _Point = tuple[bool, int, int, str, int]
 
 
 def _points(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> dict[_Point, float]:
-    found: dict[_Point, float] = {}
+    points: dict[_Point, float] = {}
     for key, values in metrics.items():
         rank = EPOCH.index(key) if key in EPOCH else len(EPOCH)
         final = all(step == 0 for step, _ in values)
         count: dict[int, int] = {}
         for step, value in values:
             number = count[step] = count.get(step, -1) + 1
-            found[final, step, rank, key, number] = value
-    return found
+            points[final, step, rank, key, number] = value
+    return points
 
 
 def _images(predictions: Mapping[str, Mapping[str, Row]], drawn: int | None) -> dict[str, int | None]:
-    """Return on how many images accuracies are: on those trained on, or held back of them, and on a test set."""
+    """Return the number of images for accuracies on training, held-out and test images."""
     fewest = min((len(rows) for rows in predictions.values()), default=None)
     return {"train": drawn, "validation": drawn, "test": fewest}
 
@@ -221,14 +224,18 @@ def _compare_metrics(
         final, step, _, key, number = point
         what = key if final else f"{key}, epoch {step}" + (f", value {number + 1}" if number else "")
         if before is None or after is None:
-            part.differences.append(Difference("metric", what, _finite(before), _finite(after), within=False))
+            part.differences.append(
+                Difference(kind="metric", what=what, recorded=_finite(before), now=_finite(after), within=False)
+            )
             continue
         is_share = key.endswith("accuracy") or key in TEST_SETS or of_severities(key)
         gap = abs(before - after) / (1.0 if is_share else max(abs(before), abs(after)))
         count = images.get(key.partition("/")[0], images["test"])
-        most = max(FINAL if final else EPOCHS, IMAGES / count if count else 0.0) if is_share else SHARE
-        within = gap <= most and not key.startswith(COUNTED)
-        part.differences.append(Difference("metric", what, _finite(before), _finite(after), within))
+        tolerance = max(FINAL if final else EPOCHS, IMAGES / count if count else 0.0) if is_share else SHARE
+        within = gap <= tolerance and not key.startswith(COUNTED)
+        part.differences.append(
+            Difference(kind="metric", what=what, recorded=_finite(before), now=_finite(after), within=within)
+        )
         kind = "accuracies" if is_share else "other metrics"
         if not gap <= furthest.get(kind, (-1.0, ""))[0]:
             furthest[kind] = gap, what
@@ -238,7 +245,7 @@ def _compare_metrics(
 
 
 def _finite(value: float | None) -> float | str | None:
-    """Return a number as JSON can write it."""
+    """Return a number; as text if JSON has no such number."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
@@ -247,12 +254,14 @@ def _rows(predictions: Mapping[str, Mapping[str, Row]]) -> dict[tuple[str, str],
 
 
 def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[tuple[str, str], Row]) -> _Part:
-    """Compare row by row; one difference stands for all images of which the same column is otherwise."""
+    """Compare predictions row by row; one difference stands for all images that differ in the same column."""
     part = _Part()
     whole = len({*recorded, *now})
-    if gone := [place for place in {**recorded, **now} if place not in recorded or place not in now]:
-        before, after = _said(recorded.get(gone[0])), _said(now.get(gone[0]))
-        part.differences.append(Difference("prediction", _place(gone[0]), before, after, within=False))
+    if missing := [place for place in {**recorded, **now} if place not in recorded or place not in now]:
+        before, after = _prediction(recorded.get(missing[0])), _prediction(now.get(missing[0]))
+        part.differences.append(
+            Difference(kind="prediction", what=_place(missing[0]), recorded=before, now=after, within=False)
+        )
     common = [place for place in recorded if place in now]
     for attribute, title in (
         ("truth", "truth"),
@@ -261,16 +270,25 @@ def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[t
         ("confidence", "confidence"),
     ):
         pairs = [(place, getattr(recorded[place], attribute), getattr(now[place], attribute)) for place in common]
-        others = [pair for pair in pairs if pair[1] != pair[2]]
-        if not others:
+        different = [pair for pair in pairs if pair[1] != pair[2]]
+        if not different:
             continue
-        place, before, after = others[0]
-        few = len(others) <= PREDICTIONS * whole and attribute != "truth"
-        within = few or attribute == "confidence"  # which follows the weights, and decides nothing
-        detail = f"{len(others):,} of {whole:,} images"
-        part.differences.append(Difference("prediction", f"{title}, {_place(place)}", before, after, within, detail))
+        place, before, after = different[0]
+        few = len(different) <= PREDICTIONS * whole and attribute != "truth"
+        within = few or attribute == "confidence"  # the weights are compared anyway
+        detail = f"{len(different):,} of {whole:,} images"
+        part.differences.append(
+            Difference(
+                kind="prediction",
+                what=f"{title}, {_place(place)}",
+                recorded=before,
+                now=after,
+                within=within,
+                detail=detail,
+            )
+        )
         if attribute == "prediction":
-            part.largest["predictions"] = f"{len(others):,} differ{'s' * (len(others) == 1)}"
+            part.largest["predictions"] = f"{len(different):,} differ{'s' * (len(different) == 1)}"
     return part
 
 
@@ -279,16 +297,19 @@ def _place(place: tuple[str, str]) -> str:
     return f"image {image} of the {name} test set"
 
 
-def _said(row: Row | None) -> str | None:
+def _prediction(row: Row | None) -> str | None:
     return None if row is None else row.prediction
 
 
 def _compare_weights(recorded: Mapping[str, Tensor], now: Mapping[str, Tensor], title: str) -> _Part:
     part = _Part()
     for name in sorted({*recorded, *now}):
-        one, other = recorded.get(name), now.get(name)
-        if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
-            part.differences.append(Difference("adapter", f"{title}, {name}", _shape(one), _shape(other), False))
+        before, after = recorded.get(name), now.get(name)
+        if before is None or after is None or (before.shape, before.dtype) != (after.shape, after.dtype):
+            what = f"{title}, {name}"
+            part.differences.append(
+                Difference(kind="adapter", what=what, recorded=_shape(before), now=_shape(after), within=False)
+            )
     if part.differences:
         return part
     moved = [name for name in sorted(recorded) if not _same_bits(recorded[name], now[name])]
@@ -300,11 +321,13 @@ def _compare_weights(recorded: Mapping[str, Tensor], now: Mapping[str, Tensor], 
     share = gap / length if length else math.inf
     furthest = max(moved, key=lambda name: float(gaps[name].max()))
     place = int(gaps[furthest].argmax())
-    before, after = (float(tensors[furthest].flatten()[place]) for tensors in (recorded, now))
+    old, new = (float(tensors[furthest].flatten()[place]) for tensors in (recorded, now))
     size = f"{float(gaps[furthest].max()):.3g}"
     detail = f"the largest difference, {size}; {len(moved)} of {len(recorded)} tensors differ"
     what = f"{title}, {furthest}[{place}]"
-    part.differences.append(Difference("adapter", what, before, after, share <= LENGTH, detail))
+    part.differences.append(
+        Difference(kind="adapter", what=what, recorded=old, now=new, within=share <= LENGTH, detail=detail)
+    )
     part.largest[title] = f"{size} ({furthest}); {100 * share:.3g} % of the length of all"
     return part
 

@@ -1,4 +1,4 @@
-"""Hold a run's record against what it would be run with here: can it be run again, on the same data and settings?"""
+"""Read a recorded run, and check whether it can be run again with the same data, settings and environment."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adaptkit.adapters.files import CARD, WEIGHTS, card_digest, read_card, read_weights
+from adaptkit.adapters.files import card_digest, read_card, read_weights
 from adaptkit.adapters.weights import fingerprint
 from adaptkit.data.domains import Domains
 from adaptkit.data.split_files import is_same_split, read_split
 from adaptkit.errors import BadInput
-from adaptkit.experiment.base_cache import WEIGHTS_FILE
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.names import (
+    ADAPTER_CARD_FILE,
+    ADAPTER_CARD_PATH,
+    ADAPTER_FOLDER,
     ADAPTER_SHA256_TAG,
+    ADAPTER_WEIGHTS_FILE,
     BASE_FINGERPRINT_TAG,
+    BASE_FOLDER,
+    BASE_WEIGHTS_FILE,
+    BASE_WEIGHTS_PATH,
+    DATA_CONTEXT_TAG,
     DATA_FINGERPRINT_TAG,
     DRAWN_IMAGES_TAG,
     ENVIRONMENT_FILE,
+    FAMILY_MEMORY,
+    FAMILY_SYSTEM,
+    FAMILY_TIME,
     IMAGES_DIGEST_TAG,
     PREDICTIONS_FILE,
     PROCESSES_TAG,
@@ -38,158 +48,157 @@ from adaptkit.tracking.environment import Environment, EnvironmentDifference, di
 from adaptkit.tracking.runs import StoredRun
 from adaptkit.tracking.store import errors_as_lines
 
-#: params that say where and on what a run was made, and nothing of its result
-OF_THE_PLACE = {"device", "data_dir", "split.file"}
-#: settings of plugins: what their plugin does not know any more, or did not know yet, is no detail
+#: params that do not influence results
+WITHOUT_EFFECT = {"device", "data_dir", "split.file"}
+#: prefixes of params that are options of plugins: a plugin that lacks one of them has changed
 OF_PLUGINS = ("strategy.", "backbone.", "shift.")
 
 
-def require_possible(found: StoredRun) -> None:
-    """Refuse what one process cannot make again."""
-    if found.kind == "imported":
-        raise BadInput(f"{found.title} was imported: adaptkit did not train it, and cannot train it again")
-    processes = found.tags.get(PROCESSES_TAG, "1")
+def require_possible(stored: StoredRun) -> None:
+    """Raise BadInput for a run that cannot be run again."""
+    if stored.kind == "imported":
+        raise BadInput(f"{stored.title} was imported: adaptkit did not train it, and cannot train it again")
+    processes = stored.tags.get(PROCESSES_TAG, "1")
     if processes != "1":
         raise BadInput(
-            f"{found.title} was shared out over {processes} processes, and can be reproduced in one only: "
-            f"{'of' if processes.isdigit() else 'not of'} such a run the last digits depend on how it was shared out"
+            f"{stored.title} was trained by {processes} processes and cannot be reproduced: this version of adaptkit "
+            "trains in one process, and the last digits depend on the number of processes"
         )
-    if found.kind == "base" and found.params.get("dataset") == "none":
-        raise BadInput(f"{found.title} is a base without a source, and was not trained: reproduce a run that adapts it")
+    if stored.kind == "base" and stored.params.get("dataset") == "none":
+        raise BadInput(f"{stored.title} is a base without a source and was not trained; reproduce a run that adapts it")
 
 
-def drawn_images(found: StoredRun) -> int | None:
-    """Return how many labelled images a run drew to train on."""
-    count = found.tags.get(DRAWN_IMAGES_TAG, "")
+def drawn_images(stored: StoredRun) -> int | None:
+    """Return the number of labelled images that a run was trained on."""
+    count = stored.tags.get(DRAWN_IMAGES_TAG, "")
     return int(count) if count.isdigit() else None
 
 
-def recorded_data(found: StoredRun) -> str | None:
-    """Return what the run says of its data: their fingerprint, or of a base run the digest of its source."""
-    if found.kind != "base":
-        return found.tags.get(DATA_FINGERPRINT_TAG)
-    return _digests(found).get("source")
+def recorded_data(stored: StoredRun) -> str | None:
+    """Return the recorded fingerprint of the data; for a base run, the digest of its source."""
+    if stored.kind != "base":
+        return stored.tags.get(DATA_FINGERPRINT_TAG)
+    return _digests(stored).get("source")
 
 
-def _digests(found: StoredRun) -> dict[str, str]:
-    """Return the digests of a run's data sets, as far as MLflow keeps them, by what they were used for."""
-    inputs = found.record.inputs.dataset_inputs if found.record.inputs is not None else []
-    return {
-        tag.value: str(given.dataset.digest)
-        for given in inputs
-        for tag in given.tags
-        if tag.key == "mlflow.data.context"
-    }
+def _digests(stored: StoredRun) -> dict[str, str]:
+    """Return the digests of the data sets of a run by their context; MLflow truncates them."""
+    inputs = stored.record.inputs.dataset_inputs if stored.record.inputs is not None else []
+    return {tag.value: str(data.dataset.digest) for data in inputs for tag in data.tags if tag.key == DATA_CONTEXT_TAG}
 
 
-def data_difference(found: StoredRun, domains: Domains, request: Request, is_elsewhere: bool) -> Difference | None:
-    """Return how the data differ from the run's, None if they do not.
+def data_difference(stored: StoredRun, domains: Domains, request: Request, is_elsewhere: bool) -> Difference | None:
+    """Return the difference between the recorded and the current data; None if they are equal.
 
-    A shift is computed: elsewhere the images that it gives may have other last digits, though they are the same.
+    Images under a shift are computed: on other hardware, their last digits may differ.
     """
-    recorded, digests = recorded_data(found), _digests(found)
+    recorded, digests = recorded_data(stored), _digests(stored)
     if recorded is None:
-        raise BadInput(f"{found.title} does not say which data it had: it was recorded by an earlier adaptkit")
-    now = domains.source_digest[: len(recorded)] if found.kind == "base" else domains.fingerprint
+        raise BadInput(f"{stored.title} has no record of its data: it was made by an earlier version of adaptkit")
+    now = domains.source_digest[: len(recorded)] if stored.kind == "base" else domains.fingerprint
     if now == recorded:
         return None
     have = {"source": domains.source_digest, "target": domains.target_digest}
     others = [name for name, digest in digests.items() if not have.get(name, digest).startswith(digest)]
-    detail = f"the {' and the '.join(others)} images are others" if others else "the same images, otherwise divided"
+    detail = f"the {' and the '.join(others)} images differ" if others else "the same images, divided differently"
     within = False
-    if request.shifts and is_elsewhere and others == ["target"] and found.kind != "base":
-        before, same_split = found.tags.get(IMAGES_DIGEST_TAG), _has_split(found, domains)
-        # What was not recorded can be told where the target is the source under a shift: its test images count in both.
+    if request.shifts and is_elsewhere and others == ["target"] and stored.kind != "base":
+        before, same_split = stored.tags.get(IMAGES_DIGEST_TAG), _has_split(stored, domains)
+        # Without a recorded digest: if the target is the source under a shift, both digests cover the test images.
         same_images = request.target is None if before is None else before == domains.images_digest
         if within := same_images and same_split:
-            detail = "the same images; the shift, computed here, gives them other last digits"
-    return Difference("data", "fingerprint of the data", recorded, now, within, detail)
+            detail = "the same images; the shift gives them other last digits on this machine"
+    return Difference(
+        kind="data", what="fingerprint of the data", recorded=recorded, now=now, within=within, detail=detail
+    )
 
 
-def _has_split(found: StoredRun, domains: Domains) -> bool:
-    """Tell whether the images are divided as the run's were; a tuning run does not say how."""
-    if not found.has(SPLIT_FILE):
-        return found.kind == "tuning"
-    with found.file(SPLIT_FILE) as path:
+def _has_split(stored: StoredRun, domains: Domains) -> bool:
+    """Return whether the images are divided as in the run; tuning runs do not record the division."""
+    if not stored.has(SPLIT_FILE):
+        return stored.kind == "tuning"
+    with stored.file(SPLIT_FILE) as path:
         return path.read_text(encoding="utf-8") == domains.split_text
 
 
-def require_same_settings(found: StoredRun, request: Request) -> None:
-    """Refuse a config.yaml that says other things than the run's params; what begins with backbone. comes later."""
-    now, problems = _own_params(found, request), []
-    altered = {key for key in now.keys() & found.params.keys() if now[key] != found.params[key]} - OF_THE_PLACE
-    # Whatever is named under them belongs to the other one.
+def require_same_settings(stored: StoredRun, request: Request) -> None:
+    """Raise BadInput if config.yaml and the params of the run differ; `settings_difference` checks the backbone."""
+    now, problems = _request_params(stored, request), []
+    altered = {key for key in now.keys() & stored.params.keys() if now[key] != stored.params[key]} - WITHOUT_EFFECT
+    # If the strategy or the shift differs, so do its options.
     owned = tuple(f"{key}." for key in ("strategy", "shift") if key in altered)
-    for key in sorted({*found.params, *now} - OF_THE_PLACE):
+    for key in sorted({*stored.params, *now} - WITHOUT_EFFECT):
         if key.startswith((*owned, "backbone.")):
             continue
-        before, after = found.params.get(key), now.get(key)
+        before, after = stored.params.get(key), now.get(key)
         if before != after and (problem := _problem(key, before, after)) is not None:
             problems.append(problem)
-    was, is_file = found.params.get("split.file", "none"), request.settings.split.file is not None
-    if is_file != (was != "none"):  # where it lay is of the place, whether there was one is not
+    was, is_file = stored.params.get("split.file", "none"), request.settings.split.file is not None
+    if is_file != (was != "none"):  # the path of the file may differ
         names = "names a file" if is_file else "is none"
         problems.append(f"its config.yaml was altered: split.file {names} there, and was {was}")
     if problems:
         raise BadInput(*problems)
 
 
-def require_split(found: StoredRun) -> None:
-    """Refuse an adaptation without its split.json, or whose images are to be taken from one that is damaged."""
-    if found.kind != "adaptation":  # the others keep none
+def require_split(stored: StoredRun) -> None:
+    """Raise BadInput if split.json is missing, or if the run needs it and it is damaged."""
+    if stored.kind != "adaptation":  # other kinds of runs have none
         return
-    with found.file(SPLIT_FILE) as path:
-        if found.params.get("split.file", "none") != "none":
+    with stored.file(SPLIT_FILE) as path:
+        if stored.params.get("split.file", "none") != "none":
             try:
                 read_split(path)
             except BadInput:
-                raise _altered_split(found) from None
+                raise _altered_split(stored) from None
 
 
-def require_same_split(found: StoredRun, domains: Domains) -> None:
-    """Refuse a split.json that says other things than these data, which are the run's."""
-    if found.kind != "adaptation":
+def require_same_split(stored: StoredRun, domains: Domains) -> None:
+    """Raise BadInput if split.json differs from the division of these data."""
+    if stored.kind != "adaptation":
         return
-    with found.file(SPLIT_FILE) as path:
+    with stored.file(SPLIT_FILE) as path:
         if not is_same_split(path.read_bytes(), domains.split_text):
-            raise _altered_split(found)
+            raise _altered_split(stored)
 
 
-def _altered_split(found: StoredRun) -> BadInput:
-    return BadInput(f"{found.title}: its split.json was altered")
+def _altered_split(stored: StoredRun) -> BadInput:
+    return BadInput(f"{stored.title}: its split.json was altered")
 
 
-def settings_difference(found: StoredRun, experiment: Experiment) -> Difference | None:
-    """Return in which of the backbone's facts the run had another model; raise BadInput for its altered options."""
+def settings_difference(stored: StoredRun, experiment: Experiment) -> Difference | None:
+    """Return the first difference of the backbone's facts; raise BadInput if its options differ."""
     facts = experiment.backbone_facts
-    now = _own_params(found, experiment.request) | {key: str(value) for key, value in facts.items()}
+    now = _request_params(stored, experiment.request) | {key: str(value) for key, value in facts.items()}
     problems, first = [], None
-    for key in sorted(key for key in {*found.params, *now} if key.startswith("backbone.")):
-        before, after = found.params.get(key), now.get(key)
+    for key in sorted(key for key in {*stored.params, *now} if key.startswith("backbone.")):
+        before, after = stored.params.get(key), now.get(key)
         if before == after:
             continue
         if key in facts:
-            first = first or Difference("base", key, before, after, within=False, detail="the backbone is another one")
+            first = first or Difference(
+                kind="base", what=key, recorded=before, now=after, within=False, detail="the backbone differs"
+            )
         elif (problem := _problem(key, before, after)) is not None:
             problems.append(problem)
     if problems:
-        raise BadInput(*(f"{found.title}: {line}" for line in problems))
+        raise BadInput(*(f"{stored.title}: {line}" for line in problems))
     return first
 
 
-def _own_params(found: StoredRun, request: Request) -> dict[str, str]:
-    """Return what a run's params are by its request alone, as they are stored."""
-    if found.kind == "base":
-        own = request.base_params()
+def _request_params(stored: StoredRun, request: Request) -> dict[str, str]:
+    """Return the params that follow from a request, as they are stored."""
+    if stored.kind == "base":
+        params = request.base_params()
     else:
-        own = request.run_params(request.arms[0], request.settings.seed[0])
-    return {key: str(value) for key, value in own.items()}
+        params = request.run_params(request.arms[0], request.settings.seed[0])
+    return {key: str(value) for key, value in params.items()}
 
 
 def _problem(key: str, before: str | None, after: str | None) -> str | None:
-    """Return what it means that a param is another one now, None if nothing."""
+    """Return a message about a changed param; None if the change has no effect."""
     if before is None:
-        # A setting that an earlier adaptkit did not have does nothing at its default.
+        # A setting that an earlier adaptkit did not have has no effect at its default.
         is_of_plugin = key.startswith(OF_PLUGINS)
         return f"{key} was unknown to the run: its plugin has changed since" if is_of_plugin else None
     if after is None:
@@ -199,12 +208,13 @@ def _problem(key: str, before: str | None, after: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class RunEnvironment:
-    """What a run was computed on, then and now; `text` and `threads` are what the new run says of it, if there is one.
+    """The environment of a recorded run, and the current one.
 
-    The base run's count too where the base is new: its weights were made there.
+    `text` (environment.txt) and `threads` are those of the repetition, if there is one. If the base was trained again,
+    the environment of the recorded base run counts as well.
     """
 
-    found: StoredRun
+    stored: StoredRun
     request: Request
     plugins: Plugins
     text: str | None = None
@@ -213,42 +223,44 @@ class RunEnvironment:
 
     @property
     def recorded(self) -> dict[str, str]:
-        """Return the things that the run's numbers depended on."""
-        return self._of(self.found)
+        """Return the recorded properties that can change results."""
+        return self._of(self.stored)
 
     @property
     def now(self) -> dict[str, str]:
-        """Return what they are here."""
-        own = Environment.of(self.text or environment())
-        return own.deciding(self.request.settings.device, self.threads, self._distributions)
+        """Return the current properties."""
+        here = Environment.of(self.text or environment())
+        return here.deciding(self.request.settings.device, self.threads, self._distributions)
 
     def differences(self) -> list[EnvironmentDifference]:
-        """Return in what the run was made otherwise than here; and its base, if that was made anew."""
+        """Return the differences between the recorded and the current environment."""
         now = self.now
-        found = list(differences(self.recorded, now))
-        return found + (self._of_the_base(now, {other.what for other in found}) if self.is_base_new else [])
+        of_run = list(differences(self.recorded, now))
+        return of_run + (self._of_the_base(now, {difference.what for difference in of_run}) if self.is_base_new else [])
 
-    def _of(self, found: StoredRun) -> dict[str, str]:
-        with found.file(ENVIRONMENT_FILE) as path:
+    def _of(self, stored: StoredRun) -> dict[str, str]:
+        with stored.file(ENVIRONMENT_FILE) as path:
             text = path.read_text(encoding="utf-8", errors="replace")
-        device = found.params.get("device", "cpu")
-        return Environment.of(text).deciding(device, found.tags.get(THREADS_TAG), self._distributions)
+        device = stored.params.get("device", "cpu")
+        return Environment.of(text).deciding(device, stored.tags.get(THREADS_TAG), self._distributions)
 
     def _of_the_base(self, now: Mapping[str, str], known: Iterable[str]) -> list[EnvironmentDifference]:
-        """Return in what else the base was made otherwise: of the base run, if it is in the store."""
-        wanted = self.found.tags.get(BASE_FINGERPRINT_TAG, "")
-        base = next((run for run in self.found.bases(wanted) if run.has(ENVIRONMENT_FILE)), None)
-        if self.found.kind == "base" or base is None:
+        """Return further differences, of the environment of the base run, if the store has it."""
+        wanted = self.stored.tags.get(BASE_FINGERPRINT_TAG, "")
+        base = next((run for run in self.stored.bases(wanted) if run.has(ENVIRONMENT_FILE)), None)
+        if self.stored.kind == "base" or base is None:
             return []
         processes = base.tags.get(PROCESSES_TAG, "1")
-        told = differences(self._of(base) | {"processes": processes}, {**now, "processes": "1"})
+        of_base = differences(self._of(base) | {"processes": processes}, {**now, "processes": "1"})
         return [
-            dataclasses.replace(other, what=f"{other.what} of the base") for other in told if other.what not in known
+            dataclasses.replace(difference, what=f"{difference.what} of the base")
+            for difference in of_base
+            if difference.what not in known
         ]
 
     @property
     def _distributions(self) -> list[str]:
-        """Return the distributions of the plugins that the run needs, and what these need."""
+        """Return the distributions of the plugins that the run needs, with their requirements."""
         request, settings = self.request, self.request.settings
         used = [("strategy", arm.strategy) for arm in request.arms] + [("backbone", settings.backbone)]
         used += [("dataset", name) for name in (settings.dataset, settings.target) if name is not None]
@@ -260,62 +272,62 @@ class RunEnvironment:
         return [*names, *needed]
 
 
-#: what metrics begin with that are of the occasion: seconds, bytes of memory, what MLflow measures of the machine
-OF_THE_OCCASION = ("time/", "memory/", "system/")
+#: prefixes of metrics that differ each time: seconds, bytes of memory, and MLflow's metrics of the machine
+NOT_REPRODUCIBLE = (FAMILY_TIME, FAMILY_MEMORY, FAMILY_SYSTEM)
 
 
-def read_results(found: StoredRun) -> Results:
-    """Return a run's results; raise BadInput for what is missing, damaged or altered."""
-    keys = [key for key in found.record.data.metrics if not key.startswith(OF_THE_OCCASION)]
-    reader = found.runs.reader
+def read_results(stored: StoredRun) -> Results:
+    """Read the results of a run; raise BadInput if an artifact is missing, damaged or altered."""
+    keys = [key for key in stored.record.data.metrics if not key.startswith(NOT_REPRODUCIBLE)]
+    reader = stored.runs.reader
     with errors_as_lines(reader.address):
-        points = {key: reader.client.get_metric_history(found.run_id, key) for key in keys}
-    # As they were logged: MLflow gives them in the order of its database.
-    ordered = {key: sorted(found, key=lambda point: (point.step, point.timestamp)) for key, found in points.items()}
+        points = {key: reader.client.get_metric_history(stored.run_id, key) for key in keys}
+    # In the order of logging: MLflow returns them in the order of its database.
+    ordered = {key: sorted(history, key=lambda point: (point.step, point.timestamp)) for key, history in points.items()}
     metrics = {key: tuple((point.step, float(point.value)) for point in ordered[key]) for key in keys}
-    if found.kind == "tuning":  # it keeps no model, and looks at no test set
+    if stored.kind == "tuning":  # it has neither a model nor predictions for test sets
         return Results(metrics, {}, {})
-    with found.file(PREDICTIONS_FILE) as path:
-        predictions = _predictions(path, found.title)
-    return Results(metrics, predictions, _base(found) if found.kind == "base" else _adapter(found))
+    with stored.file(PREDICTIONS_FILE) as path:
+        predictions = _predictions(path, stored.title)
+    return Results(metrics, predictions, _base(stored) if stored.kind == "base" else _adapter(stored))
 
 
-def _adapter(found: StoredRun) -> dict[str, Tensor]:
-    with found.folder("adapter", WEIGHTS, CARD) as folder:
-        signed = found.tags.get(ADAPTER_SHA256_TAG)
+def _adapter(stored: StoredRun) -> dict[str, Tensor]:
+    with stored.folder(ADAPTER_FOLDER, ADAPTER_WEIGHTS_FILE, ADAPTER_CARD_FILE) as folder:
+        signed = stored.tags.get(ADAPTER_SHA256_TAG)
         if signed is None:
-            raise BadInput(f"{found.title} was recorded before adapters were signed, and says nothing to compare with")
-        card = read_card(folder / CARD, {"sha256": str, "card_sha256": str})
-        if sha256_of(folder / CARD) != signed or card_digest(card) != card["card_sha256"]:
-            raise BadInput(
-                f"{found.title}: its adapter/{CARD} was altered, or is another run's: the run says otherwise"
-            )
+            raise BadInput(f"{stored.title} was recorded before adapters were signed and has nothing to compare with")
+        card = read_card(folder / ADAPTER_CARD_FILE, {"sha256": str, "card_sha256": str})
+        if sha256_of(folder / ADAPTER_CARD_FILE) != signed or card_digest(card) != card["card_sha256"]:
+            raise BadInput(f"{stored.title}: its {ADAPTER_CARD_PATH} was altered or belongs to another run")
         try:
-            return read_weights(folder / WEIGHTS, card["sha256"])
+            return read_weights(folder / ADAPTER_WEIGHTS_FILE, card["sha256"])
         except BadInput as error:
-            raise BadInput(*(f"{found.title}: {line}" for line in error.problems)) from None
+            raise BadInput(*(f"{stored.title}: {line}" for line in error.problems)) from None
 
 
-def _base(found: StoredRun) -> dict[str, Tensor]:
-    with found.folder("base", WEIGHTS_FILE) as folder:
-        tensors = read_weights(folder / WEIGHTS_FILE)
-    recorded = found.tags.get(BASE_FINGERPRINT_TAG)
+def _base(stored: StoredRun) -> dict[str, Tensor]:
+    with stored.folder(BASE_FOLDER, BASE_WEIGHTS_FILE) as folder:
+        tensors = read_weights(folder / BASE_WEIGHTS_FILE)
+    recorded = stored.tags.get(BASE_FINGERPRINT_TAG)
     if (now := fingerprint(tensors)) != recorded:
         raise BadInput(
-            f"{found.title}: its base/{WEIGHTS_FILE} was altered: its fingerprint is {now}, and was {recorded}"
+            f"{stored.title}: its {BASE_WEIGHTS_PATH} was altered: its fingerprint is {now}, and was {recorded}"
         )
     return tensors
 
 
 def _predictions(path: Path, title: str) -> Mapping[str, Mapping[str, Row]]:
-    found: dict[str, dict[str, Row]] = {}
+    rows: dict[str, dict[str, Row]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             lines = csv.reader(stream)
             if next(lines, []) != HEADING:
                 raise ValueError
             for test, image, truth, prediction, confidence, base in lines:
-                found.setdefault(test, {})[image] = Row(truth, prediction, confidence, base)
+                rows.setdefault(test, {})[image] = Row(
+                    truth=truth, prediction=prediction, confidence=confidence, base_prediction=base
+                )
     except (OSError, ValueError, csv.Error):
         raise BadInput(f"{title}: its predictions.csv was altered: it is not a table of predictions") from None
-    return found
+    return rows

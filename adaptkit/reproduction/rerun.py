@@ -1,4 +1,4 @@
-"""Make a recorded run once more, in a store of its own that is thrown away: the store of the run is only read."""
+"""Run a recorded run again, in a temporary tracking store. The store of the recorded run is only read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from adaptkit.experiment.base import obtain_base
 from adaptkit.experiment.base_cache import Base, drop_base, stored_base
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.tuning_run import blinded, tune_once
-from adaptkit.names import BASE_FINGERPRINT_TAG, ENVIRONMENT_FILE, THREADS_TAG
+from adaptkit.names import BASE_FINGERPRINT_TAG, ENVIRONMENT_FILE, KIND_TAG, THREADS_TAG
 from adaptkit.plugins.manager import Plugins
 from adaptkit.reproduction.agreement import Results
 from adaptkit.reproduction.record import read_results
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import recorded_threads
 from adaptkit.tracking.runs import StoredRun, open_runs
+from adaptkit.tracking.search import search_runs
 from adaptkit.tracking.store import Store, open_store
 from adaptkit.tracking.tracker import Tracker
 
@@ -31,7 +32,7 @@ FROM_CACHE, ANEW = "from the cache", "made anew"
 
 @dataclass(frozen=True)
 class Rerun:
-    """The run made once more: its results, its base and where that came from, and what it was computed on."""
+    """A repeated run: its results, its base with the origin, and its environment."""
 
     results: Results
     base_fingerprint: str
@@ -41,7 +42,7 @@ class Rerun:
 
 
 def run_again(
-    found: StoredRun,
+    stored: StoredRun,
     experiment: Experiment,
     plugins: Plugins,
     *,
@@ -50,27 +51,28 @@ def run_again(
     feature_cache: bool = True,
     notice: Callable[[str], None] = lambda line: None,
 ) -> Rerun:
-    """Make the run that an experiment of one strategy and one seed describes; raise RunFailed when it fails.
+    """Run an experiment of one strategy and one seed again; raise RunFailed if it fails.
 
-    The base is taken from the cache only if it is the run's, and if that is no base run itself.
+    The base is taken from the cache only if its fingerprint is that of the recorded run. A base run is always trained
+    again.
     """
-    wanted = found.tags.get(BASE_FINGERPRINT_TAG)
-    refresh_base = refresh_base or found.kind == "base"
+    wanted = stored.tags.get(BASE_FINGERPRINT_TAG)
+    refresh_base = refresh_base or stored.kind == "base"
     with (
         tempfile.TemporaryDirectory(prefix="adaptkit-") as folder,
-        _base_of_its_own(experiment, wanted, refresh_base, notice) as (experiment, anew),
+        _without_other_base(experiment, wanted, refresh_base, notice) as (experiment, anew),
         Seat() as seat,
         recorded_threads(threads, notice),
     ):
         store = open_store(f"sqlite:///{Path(folder) / 'mlflow.db'}", "reproduction")
-        # From the beginning: what plugins log to MLflow themselves goes there, too.
+        # Also around the base, so that plugins log to the temporary store.
         with Tracker(store, journals=Path(folder) / "journals") as tracker, plugins.watching(tracker, "tracker"):
-            follow = tracker if found.kind == "base" else None
+            follow = tracker if stored.kind == "base" else None
             obtained = obtain_base(experiment, plugins, tracker=follow, refresh=anew, notice=notice)
             base = obtained.base
-            if found.kind != "base":
+            if stored.kind != "base":
                 _adapt(
-                    found.kind,
+                    stored.kind,
                     experiment,
                     plugins,
                     seat=seat,
@@ -79,16 +81,16 @@ def run_again(
                     feature_cache=feature_cache,
                 )
         if tracker.fault is not None:
-            raise RunFailed(f"what was run again could not be kept: {tracker.fault}")
-        made = _only(store, found.kind)
-        with made.file(ENVIRONMENT_FILE) as path:
+            raise RunFailed(f"the results of the repetition could not be stored: {tracker.fault}")
+        repeated = _only(store, stored.kind)
+        with repeated.file(ENVIRONMENT_FILE) as path:
             text = path.read_text(encoding="utf-8")
         return Rerun(
-            results=read_results(made),
+            results=read_results(repeated),
             base_fingerprint=base.fingerprint,
             base=FROM_CACHE if obtained.cached else ANEW,
             environment=text,
-            threads=made.tags.get(THREADS_TAG),
+            threads=repeated.tags.get(THREADS_TAG),
         )
 
 
@@ -102,7 +104,7 @@ def _adapt(
     base: Base,
     feature_cache: bool,
 ) -> None:
-    """Make the adaptation or tuning run."""
+    """Run the adaptation or the tuning run."""
     if kind == "tuning":
         experiment = prepare(experiment.request, domains=blinded(experiment.domains))
     stage = open_stage(experiment, base, plugins=plugins, seat=seat, tracker=tracker, feature_cache=feature_cache)
@@ -110,29 +112,29 @@ def _adapt(
     if kind == "tuning":
         record = tune_once(stage, arm, seed)
     else:
-        _ = stage.base_logits  # first, as in an experiment
+        _ = stage.base_logits  # first, in the order of an experiment
         record = stage.run(arm, seed)
     if record.error is not None:
         raise RunFailed(record.error)
 
 
 def _only(store: Store, kind: str) -> StoredRun:
-    """Return the only run of this kind in the store."""
-    (record,) = store.client.search_runs([store.experiment_id], f"tags.`adaptkit.kind` = '{kind}'")
+    """Return the only run of this kind in a store."""
+    (record,) = search_runs(store.client, [store.experiment_id], tags={KIND_TAG: kind})
     return open_runs(store.uri).find(str(record.info.run_id), (kind,))
 
 
 @contextmanager
-def _base_of_its_own(
+def _without_other_base(
     experiment: Experiment, wanted: str | None, refresh: bool, notice: Callable[[str], None]
 ) -> Iterator[tuple[Experiment, bool]]:
-    """Lend the experiment, and whether its base is to be made anew: then it takes nobody else's place in the cache."""
+    """Yield the experiment and whether its base must be trained again, without replacing another base in the cache."""
     kept = stored_base(experiment.base_key)
     if kept is None or (kept.fingerprint == wanted and not refresh):
         yield experiment, False
         return
     if kept.fingerprint != wanted:
-        notice(f"the cache has another base of this recipe ({kept.fingerprint[:12]}): it is left there, and not used")
+        notice(f"the cache has another base of this recipe ({kept.fingerprint[:12]}); it stays there and is not used")
     key = hashlib.sha256(f"{experiment.base_key} made once more".encode()).hexdigest()
     try:
         yield dataclasses.replace(experiment, base_key=key), True

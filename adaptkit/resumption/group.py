@@ -1,4 +1,4 @@
-"""Gather what there is of a run that goes on, and of all runs of its command where it groups others."""
+"""Collect the state of a run to resume; for a parent run, the state of all its children."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptkit.experiment.outcome import RunSummary
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Claim, RecoveryRecord, claim, read_record, records
 from adaptkit.names import BASE_FINGERPRINT_TAG, ERROR_TAG
-from adaptkit.resumption.interrupted import ENDED, InterruptedRun, by_local_id, children, local_id_of, what_it_has
+from adaptkit.resumption.interrupted import ENDED, InterruptedRun, by_local_id, children, local_id_of, stored_progress
 from adaptkit.settings.request import Arm
 from adaptkit.tracking.liveness import lives
 from adaptkit.tracking.store import errors_as_lines
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResumedGroup:
-    """What there is of the runs of a command, by their names: those that go on, with their folders, and those done.
+    """The runs of a command, by name: those to resume with their locked recovery records, and those that are done.
 
-    `base_fingerprints` are those of the bases that they were made from.
+    `base_fingerprints` are the fingerprints of the bases that these runs were adapted from.
     """
 
     resumed: dict[str, Resumed] = field(default_factory=dict)
@@ -38,67 +38,74 @@ class ResumedGroup:
     done: dict[str, RunSummary] = field(default_factory=dict)
     base_fingerprints: set[str] = field(default_factory=set)
 
-    def require_same(self, found: InterruptedRun, described: RunStart) -> None:
-        """Raise BadInput for a run that goes on if it would have other settings than it had."""
-        if found.record.kind == "adaptation" and described.name != found.record.name:
-            raise BadInput(f"{found.stored.title} cannot go on: a plugin calls it {described.name} now")
+    def require_same(self, interrupted: InterruptedRun, described: RunStart) -> None:
+        """Raise BadInput if a plugin has changed the name or a setting of a run since the run started."""
+        title = interrupted.stored.title
+        if interrupted.record.kind == "adaptation" and described.name != interrupted.record.name:
+            raise BadInput(f"{title} cannot be resumed: a plugin now calls it {described.name}")
         if described.name not in self.records:
             return
-        was = self.records[described.name].params
+        before = self.records[described.name].params
         now = {key: str(value) for key, value in described.params.items()}
-        if changed := sorted(key for key in now.keys() | was.keys() if now.get(key) != was.get(key)):
-            what = ", ".join(changed)
-            raise BadInput(f"{found.stored.title} cannot go on: a plugin gives other settings than it did: {what}")
+        if changed := sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key)):
+            raise BadInput(f"{title} cannot be resumed: a plugin has changed its settings: {', '.join(changed)}")
 
 
-def gather(found: InterruptedRun, experiment: Experiment, held: ExitStack) -> ResumedGroup:
-    """Return what there is of a run, or of all runs of its command; `held` lets others have their folders again."""
-    begun, client = ResumedGroup(), found.stored.runs.reader.client
-    with errors_as_lines(found.stored.runs.reader.address):
-        if found.record.kind != "comparison":
-            _take(begun, client, found.stored.record, found.record, found.claim)
-            return begun
-        begun.claims[experiment.request.group_name] = found.claim
+def gather(interrupted: InterruptedRun, experiment: Experiment, held: ExitStack) -> ResumedGroup:
+    """Return the state of a run, or of all children of a parent run; leaving `held` unlocks their recovery records."""
+    group, client = ResumedGroup(), interrupted.stored.runs.reader.client
+    with errors_as_lines(interrupted.stored.runs.reader.address):
+        if interrupted.record.kind != "comparison":
+            _add(
+                group=group,
+                client=client,
+                run=interrupted.stored.record,
+                record=interrupted.record,
+                lock=interrupted.claim,
+            )
+            return group
+        group.claims[experiment.request.group_name] = interrupted.claim
         arms = {
             f"{arm.label} seed={seed}": (arm, seed)
             for arm, seed in itertools.product(experiment.request.arms, experiment.request.settings.seed)
         }
-        for run in children(client, found.stored.record):
+        for run in children(client, interrupted.stored.record):
             name = str(run.info.run_name)
-            if name not in arms or begun.done.get(name, NOTHING).status == "finished":
+            if name not in arms or group.done.get(name, NOTHING).status == "finished":
                 continue
             if run.info.status in ENDED:
-                begun.done[name] = _done(run, *arms[name])
-                begun.base_fingerprints.add(run.data.tags.get(BASE_FINGERPRINT_TAG, ""))
+                group.done[name] = _done(run, *arms[name])
+                group.base_fingerprints.add(run.data.tags.get(BASE_FINGERPRINT_TAG, ""))
             else:
-                _claim(begun, client, run, held)
+                _claim(group=group, client=client, run=run, held=held)
+        base = ("base", experiment.base_key, interrupted.record.store)
         for record in records():
-            if record.kind == "base" and (record.base_key, record.store) == (experiment.base_key, found.record.store):
+            if (record.kind, record.base_key, record.store) == base:
                 for run in by_local_id(client, [record.local_id]).values():
-                    if run.info.status not in ENDED and record.name not in begun.resumed:
-                        _claim(begun, client, run, held)
-    return begun
+                    if run.info.status not in ENDED and record.name not in group.resumed:
+                        _claim(group=group, client=client, run=run, held=held)
+    return group
 
 
-def _claim(begun: ResumedGroup, client: MlflowClient, run: MlflowRun, held: ExitStack) -> None:
-    """Take up a run that stopped, if anything is kept of it; else it ends as killed, and another is made for it."""
+def _claim(group: ResumedGroup, client: MlflowClient, run: MlflowRun, held: ExitStack) -> None:
+    """Add an interrupted run to the group; if it has no recovery record, end it as killed: it is then run again."""
     record = read_record(local_id_of(run))
-    own = claim(record.local_id) if record is not None else None
+    lock = claim(record.local_id) if record is not None else None
     if record is None:
         if run.info.status == "RUNNING" and lives(run.data.tags) is not True:
             client.set_terminated(run.info.run_id, "KILLED")
         return
-    if own is None:
-        raise BadInput(f"run {run.info.run_id} ({record.name}) is being made or resumed by another process")
-    held.callback(own.release)
-    _take(begun, client, run, record, own)
+    if lock is None:
+        raise BadInput(f"run {run.info.run_id} ({record.name}) is in use by another process")
+    held.callback(lock.release)
+    _add(group=group, client=client, run=run, record=record, lock=lock)
 
 
-def _take(begun: ResumedGroup, client: MlflowClient, run: MlflowRun, record: RecoveryRecord, own: Claim) -> None:
-    begun.resumed[record.name] = what_it_has(client, run)
-    begun.claims[record.name] = own
-    begun.records[record.name] = record
-    begun.base_fingerprints.update(filter(None, [record.base_fingerprint]))
+def _add(group: ResumedGroup, client: MlflowClient, run: MlflowRun, record: RecoveryRecord, lock: Claim) -> None:
+    group.resumed[record.name] = stored_progress(client, run)
+    group.claims[record.name] = lock
+    group.records[record.name] = record
+    group.base_fingerprints.update(filter(None, [record.base_fingerprint]))
 
 
 def _done(run: MlflowRun, arm: Arm, seed: int) -> RunSummary:
@@ -107,8 +114,19 @@ def _done(run: MlflowRun, arm: Arm, seed: int) -> RunSummary:
     error = None if finished else run.data.tags.get(ERROR_TAG, "it failed before")
     status = "finished" if finished else "failed"
     return RunSummary(
-        arm.strategy, arm.label, arm.options, arm.lr, seed, status, run.info.run_id, dict(metrics), (), error
+        strategy=arm.strategy,
+        label=arm.label,
+        options=arm.options,
+        lr=arm.lr,
+        seed=seed,
+        status=status,
+        run_id=run.info.run_id,
+        metrics=dict(metrics),
+        epochs=(),
+        error=error,
     )
 
 
-NOTHING = RunSummary("", "", {}, 0.0, 0, "none", None, {}, ())
+NOTHING = RunSummary(
+    strategy="", label="", options={}, lr=0.0, seed=0, status="none", run_id=None, metrics={}, epochs=()
+)

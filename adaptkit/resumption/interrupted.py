@@ -1,4 +1,4 @@
-"""Find the runs that can go on, and say of any other why it cannot."""
+"""Find interrupted runs that can be resumed, and explain for other runs why they cannot."""
 
 from __future__ import annotations
 
@@ -24,9 +24,20 @@ from adaptkit.experiment.recovery import (
     remove_leftovers,
     versions,
 )
-from adaptkit.names import ERROR_TAG, HOST_TAG, KIND_TAG, LOCAL_ID_TAG, RESUMED_TAG, TRAIN_LOSS
+from adaptkit.names import (
+    COMMAND_TAG,
+    ERROR_TAG,
+    HOST_TAG,
+    KIND_TAG,
+    LOCAL_ID_TAG,
+    PARENT_TAG,
+    PID_TAG,
+    RESUMED_TAG,
+    TRAIN_LOSS,
+)
 from adaptkit.tracking.liveness import lives
 from adaptkit.tracking.runs import RunFinder, StoredRun, open_runs
+from adaptkit.tracking.search import PAGE, search_runs
 from adaptkit.tracking.store import errors_as_lines
 from adaptkit.tracking.tracker import Resumed
 
@@ -34,54 +45,39 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-#: how often a run was taken up again
-RESUMED_TAG = RESUMED_TAG
-#: a metric that each epoch has
-OF_EVERY_EPOCH = TRAIN_LOSS
-PAGE = 1000
+#: a metric that is logged in each epoch
+EPOCH_METRIC = TRAIN_LOSS
 
 
-def what_it_has(client: MlflowClient, run: MlflowRun) -> Resumed:
-    """Return how many epochs of a run a store has, and which metrics: it goes on after them."""
+def stored_progress(client: MlflowClient, run: MlflowRun) -> Resumed:
+    """Return how many epochs and which metrics of a run the store has."""
     run_id = str(run.info.run_id)
-    logged = client.get_metric_history(run_id, OF_EVERY_EPOCH) if OF_EVERY_EPOCH in run.data.metrics else ()
-    local_id = run.data.tags.get(LOCAL_ID_TAG, "")
-    return Resumed(run_id, local_id, max((point.step for point in logged), default=0), frozenset(run.data.metrics))
+    logged = client.get_metric_history(run_id, EPOCH_METRIC) if EPOCH_METRIC in run.data.metrics else ()
+    return Resumed(
+        run_id=run_id,
+        local_id=run.data.tags.get(LOCAL_ID_TAG, ""),
+        epochs=max((point.step for point in logged), default=0),
+        metrics=frozenset(run.data.metrics),
+    )
 
 
 def by_local_id(client: MlflowClient, local_ids: Sequence[str]) -> dict[str, MlflowRun]:
-    """Return the runs of a store that have these local ids."""
-
+    """Return the runs of a store with these local ids, by local id."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments(max_results=PAGE)]
-    found: dict[str, MlflowRun] = {}
+    runs: dict[str, MlflowRun] = {}
     for local_id in local_ids:
-        runs = client.search_runs(experiments, f"tags.`{LOCAL_ID_TAG}` = '{local_id}'", max_results=1)
-        if runs:
-            found[local_id] = runs[0]
-    return found
+        if matching := search_runs(client, experiments, tags={LOCAL_ID_TAG: local_id}):
+            runs[local_id] = matching[-1]
+    return runs
 
 
 def children(client: MlflowClient, parent: MlflowRun) -> list[MlflowRun]:
-    """Return the runs that a run groups, the latest begun last."""
-    condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    found: list[MlflowRun] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            [parent.info.experiment_id],
-            condition,
-            max_results=PAGE,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        found.extend(page)
-        token = page.token
-        if not token:
-            return found
+    """Return the children of a parent run, in the order in which they started."""
+    return search_runs(client, [parent.info.experiment_id], tags={PARENT_TAG: str(parent.info.run_id)})
 
 
 def count_again(client: MlflowClient, run_id: str) -> None:
-    """Note that a run was taken up again, and forget why it had ended, if the store takes that now."""
+    """Increase the number of times that a run was resumed, and remove its error; do nothing if the store fails."""
     with suppress(Exception):
         tags = client.get_run(run_id).data.tags
         if ERROR_TAG in tags:
@@ -90,14 +86,15 @@ def count_again(client: MlflowClient, run_id: str) -> None:
         client.set_tag(run_id, RESUMED_TAG, str(int(before) + 1 if before.isdigit() else 1))
 
 
-#: kinds of runs of which something is kept
+#: kinds of runs that have a recovery record
 KINDS = ("base", "adaptation", "comparison")
 ENDED = ("FINISHED", "FAILED")
+RUN_AGAIN = "run the command again"
 
 
 @dataclass(frozen=True)
 class InterruptedRun:
-    """A run that can go on: what a store has of it, and what is kept of it here, which nobody else may use now."""
+    """A run that can be resumed: its record in the store, and its recovery record on this machine, which is locked."""
 
     stored: StoredRun
     record: RecoveryRecord
@@ -105,7 +102,7 @@ class InterruptedRun:
 
 
 def open_stopped(uri: str | None) -> RunFinder:
-    """Open the store that is meant; raise BadInput, with where stopped runs are, when there is none."""
+    """Open a store; raise BadInput with the stores of interrupted runs if it does not exist."""
     try:
         return open_runs(uri)
     except BadInput as error:
@@ -113,141 +110,139 @@ def open_stopped(uri: str | None) -> RunFinder:
 
 
 def _hint(here: str | None = None) -> str:
-    """Return in which other stores the runs are of which something is kept."""
+    """Return a hint with the other stores that contain interrupted runs of this machine."""
     stores = sorted({record.store for record in records()} - {here})
-    return f"; what is kept here is of runs in {', '.join(stores)}: name it with --tracking-uri" if stores else ""
+    return f"; interrupted runs are in {', '.join(stores)}: name the store with --tracking-uri" if stores else ""
 
 
 def find_resumable(runs: RunFinder, run_id: str) -> InterruptedRun:
-    """Return a run that can go on, and claim it; raise BadInput, with what else can be done, for any other."""
-    found = runs.get(run_id)
-    if found is None:
+    """Return an interrupted run and lock its recovery record; raise BadInput with a hint if it cannot be resumed."""
+    run = runs.get(run_id)
+    if run is None:
         here = runs.reader.address.without_secrets(runs.reader.address.uri)
-        raise BadInput(f"there is no run {run_id!r} in {runs.reader.address.shown}{_hint(here)}")
-    stored = StoredRun(runs, found)
+        raise BadInput(f"no run {run_id!r} in {runs.reader.address.shown}{_hint(here)}")
+    stored = StoredRun(runs, run)
     _require_unfinished(stored)
-    local_id = local_id_of(found)
+    local_id = local_id_of(run)
     record = read_record(local_id)
     if record is None and is_damaged(local_id):
-        kept = f"what is kept of it in {folder_of(local_id)} is damaged"
-        raise BadInput(f"{stored.title} cannot be resumed: {kept}; remove that folder and run it anew")
+        folder = folder_of(local_id)
+        raise BadInput(f"{stored.title} cannot be resumed: its checkpoint in {folder} is damaged; {RUN_AGAIN}")
     if record is None:
-        raise BadInput(f"{stored.title} cannot be resumed: {_why_nothing(stored)}")
-    held = claim(local_id)
-    if held is None:
-        raise BadInput(f"{stored.title} is being made or resumed by another process")
-    return InterruptedRun(stored, record, held)
+        raise BadInput(f"{stored.title} cannot be resumed: {_missing_reason(stored)}")
+    lock = claim(local_id)
+    if lock is None:
+        raise BadInput(f"{stored.title} is in use by another process")
+    return InterruptedRun(stored, record, lock)
 
 
 def local_id_of(run: MlflowRun) -> str:
-    """Return what a run's folder is called."""
+    """Return the local id of a run; its recovery folder has this name."""
     return str(run.data.tags.get(LOCAL_ID_TAG) or run.info.run_id)
 
 
 def find_all(runs: RunFinder) -> list[str]:
-    """Return the ids of the runs in a store that stopped and can go on here; forget those that ended meanwhile."""
+    """Return the ids of the interrupted runs in a store; remove the recovery records of runs that have ended."""
     remove_leftovers()
     with errors_as_lines(runs.reader.address):
         kept = {record.local_id: record for record in records() if not is_held(record.local_id)}
-        found = by_local_id(runs.reader.client, list(kept))
-        for local_id, run in found.items():
+        in_store = by_local_id(runs.reader.client, list(kept))
+        for local_id, run in in_store.items():
             if run.info.status in ENDED:
                 forget(local_id)
         here = runs.reader.address.without_secrets(runs.reader.address.uri)
         for local_id, record in kept.items():
-            # Its process died before the store had anything of it; what was trained since is kept, come what may.
-            if local_id not in found and record.store == here and not (folder_of(local_id) / CHECKPOINT).exists():
+            # The process died before the store had created the run. A checkpoint is never deleted.
+            if local_id not in in_store and record.store == here and not (folder_of(local_id) / CHECKPOINT).exists():
                 forget(local_id)
         return [run_id for run_id, _ in stopped(runs.reader.client)]
 
 
 def stopped(client: MlflowClient) -> list[tuple[str, str]]:
-    """Return the ids and names of the runs in a store that stopped and can go on here.
-
-    A run that groups others stands for those of them that stopped.
-    """
+    """Return the ids and names of the interrupted runs in a store; a parent run stands for its children."""
     kept = {record.local_id: record for record in records() if not is_held(record.local_id)}
-    found = {
+    run_ids = {
         local_id: str(run.info.run_id)
         for local_id, run in by_local_id(client, list(kept)).items()
-        if run.info.status not in ENDED and not _is_made(run)
+        if run.info.status not in ENDED and not _is_running(run)
     }
-    groups_first = sorted(found, key=lambda local_id: kept[local_id].kind != "comparison")
-    alone = [local_id for local_id in groups_first if kept[local_id].parent not in found]
-    return [(found[local_id], kept[local_id].name) for local_id in alone]
+    parents_first = sorted(run_ids, key=lambda local_id: kept[local_id].kind != "comparison")
+    without_children = [local_id for local_id in parents_first if kept[local_id].parent not in run_ids]
+    return [(run_ids[local_id], kept[local_id].name) for local_id in without_children]
 
 
 def forget(local_id: str) -> None:
-    """Remove what is kept of a run unless a process uses it."""
-    held = claim(local_id)
-    if held is not None:
-        held.discard()
+    """Remove the recovery record of a run unless a process uses it."""
+    lock = claim(local_id)
+    if lock is not None:
+        lock.discard()
 
 
-def require_unchanged(found: InterruptedRun) -> None:
-    """Raise BadInput for plugins' files that are not what they were when the run began."""
+def require_unchanged(run: InterruptedRun) -> None:
+    """Raise BadInput if a plugin file was changed or removed since the run started."""
     problems = []
-    for path, digest in found.record.plugin_files.items():
+    for path, digest in run.record.plugin_files.items():
         try:
             now: str | None = file_digest(path)
         except OSError:
             now = None
         if now != digest:
-            what = "is gone" if now is None else "was changed since the run began"
-            problems.append(f"{found.stored.title} cannot go on: the plugin {path} {what}: put it back as it was")
+            what = "is gone" if now is None else "was changed since the run started"
+            problems.append(f"{run.stored.title} cannot be resumed: the plugin {path} {what}; restore it")
     if problems:
         raise BadInput(*problems)
 
 
-def require_same_start(found: InterruptedRun, experiment: Experiment) -> None:
-    """Raise BadInput if data or base are not what they were when the run began."""
-    record, problems = found.record, []
+def require_same_start(run: InterruptedRun, experiment: Experiment) -> None:
+    """Raise BadInput if the data or the base have changed since the run started."""
+    record, problems = run.record, []
     if experiment.domains.fingerprint != record.data_fingerprint:
-        problems.append("its images are no longer what they were, and no run goes on with others")
+        problems.append("its images have changed since it started")
     if experiment.base_key != record.base_key:
-        told = changed_versions(record)
-        why = f" ({told})" if told else ""
-        problems.append(f"its base would be another one: the backbone, its training or its data changed{why}")
+        versions_changed = changed_versions(record)
+        why = f" ({versions_changed})" if versions_changed else ""
+        problems.append(f"it needs another base now: the backbone, its training or its data changed{why}")
     if problems:
-        raise BadInput(*(f"{found.stored.title} cannot go on: {problem}" for problem in problems))
+        raise BadInput(*(f"{run.stored.title} cannot be resumed: {problem}" for problem in problems))
 
 
 def changed_versions(record: RecoveryRecord) -> str:
-    """Return which versions, of what decides the last digits, are not what they were; nothing if none."""
+    """Return a text with the changed versions of libraries that influence results; empty if none has changed."""
     now = versions()
     changed = {name: was for name, was in record.versions.items() if now.get(name) != was}
-    return ", ".join(f"{name} was {was} and is {now.get(name, 'not there')}" for name, was in changed.items())
+    return ", ".join(f"{name} was {was} and is {now.get(name, 'not installed')}" for name, was in changed.items())
 
 
 def _require_unfinished(stored: StoredRun) -> None:
-    """Raise BadInput for a run of which nothing is left to do, or that another command goes on with."""
+    """Raise BadInput if a run has ended, is still running, or must be continued with another command."""
     info, tags = stored.record.info, stored.tags
     if info.lifecycle_stage == "deleted":
         raise BadInput(f"{stored.title} was deleted; `mlflow runs restore --run-id {stored.run_id}` brings it back")
-    parent = stored.runs.get(tags["mlflow.parentRunId"]) if "mlflow.parentRunId" in tags else None
-    for run, what in ((stored.record, "groups others"), (parent, "is one of a sweep's or a tuning's")):
+    parent = stored.runs.get(tags[PARENT_TAG]) if PARENT_TAG in tags else None
+    for run, what in ((stored.record, "is a sweep or a tuning"), (parent, "belongs to a sweep or a tuning")):
         if run is not None and run.data.tags.get(KIND_TAG) == "sweep":
-            command = run.data.tags.get("mlflow.source.name", "adaptkit sweep")
-            raise BadInput(f"{stored.title} {what}: typed again, the same command goes on: {command}")
+            command = run.data.tags.get(COMMAND_TAG, "adaptkit sweep")
+            raise BadInput(f"{stored.title} {what}: run the same command again to continue: {command}")
     if stored.kind not in KINDS:
-        raise BadInput(f"{stored.title} is {f'of kind {stored.kind}' if stored.kind else 'not a run of adaptkit'}")
+        what = f"is of kind {stored.kind}" if stored.kind else "was not made by adaptkit"
+        raise BadInput(f"{stored.title} {what} and cannot be resumed")
     if info.status in ENDED:
         if read_record(local_id_of(stored.record)) is not None:
-            forget(local_id_of(stored.record))  # its process died just before it would have done so
+            forget(local_id_of(stored.record))  # the process died just before it could remove the record
         reason = f": {tags[ERROR_TAG]}" if ERROR_TAG in tags else ""
-        done = {"FINISHED": "is finished: there is nothing to resume", "FAILED": f"failed{reason}; run it anew"}
+        done = {"FINISHED": "is finished: there is nothing to resume", "FAILED": f"failed{reason}; {RUN_AGAIN}"}
         raise BadInput(f"{stored.title} {done[info.status]}")
-    if _is_made(stored.record):
-        raise BadInput(f"{stored.title} is being made by process {tags.get('adaptkit.pid')} on this machine")
+    if _is_running(stored.record):
+        raise BadInput(f"{stored.title} is running in process {tags.get(PID_TAG)} on this machine")
 
 
-def _is_made(run: MlflowRun) -> bool:
-    """Tell whether a process that can be seen is making a run; one that was interrupted may be this one's."""
+def _is_running(run: MlflowRun) -> bool:
+    """Return whether the process of a run exists on this machine."""
     return run.info.status == "RUNNING" and lives(run.data.tags) is True
 
 
-def _why_nothing(stored: StoredRun) -> str:
+def _missing_reason(stored: StoredRun) -> str:
     host = stored.tags.get(HOST_TAG, "?")
     if host != socket.gethostname():
-        return f"it was begun on {host}, and what is kept of it is there"
-    return "nothing is kept of it on this machine; run it anew"
+        return f"it started on {host}, and its checkpoint is there"
+    return f"this machine has no checkpoint of it; {RUN_AGAIN}"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from adaptkit.errors import BadInput, given
+from adaptkit.errors import BadInput, nonempty
 from adaptkit.settings.severities import Severities
 
 DEFAULT_LR = 1e-3
@@ -57,7 +57,7 @@ def _names(value: object) -> object:
 
 
 def _optional(value: object) -> object:
-    return None if given(value) == "none" else value
+    return None if nonempty(value) == "none" else value
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -164,7 +164,7 @@ class Settings(SettingsGroup):
     checkpointing: bool = Field(
         False, description="recompute activations of blocks instead of storing them: slower training, less memory"
     )
-    data_dir: Annotated[Path, BeforeValidator(given)] = Field(
+    data_dir: Annotated[Path, BeforeValidator(nonempty)] = Field(
         Path("data"), description="folder of data sets and downloads"
     )
     experiment: str = Field(DEFAULT_EXPERIMENT, min_length=1, description="MLflow experiment")

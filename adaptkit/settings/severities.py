@@ -9,15 +9,15 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from adaptkit.errors import given
-from adaptkit.names import ACCURACY
+from adaptkit.errors import nonempty
+from adaptkit.names import SEVERITY_ACCURACY
 
 NUMBER = re.compile(r"\d+(\.\d+)?(e-\d+)?")
 
 
 def parse_severities(value: object) -> object:
     """Parse `0.5,1,1.5` or a single number as severities; `none` is an empty tuple."""
-    if given(value) in (None, "none"):
+    if nonempty(value) in (None, "none"):
         return ()
     if isinstance(value, int | float):
         return (value,)
@@ -54,7 +54,7 @@ def area(severities: Sequence[float], accuracies: Sequence[float]) -> float | No
     return whole / (severities[-1] - severities[0])
 
 
-def accuracies_in(metrics: Mapping[str, float], beginning: str = ACCURACY) -> dict[float, float]:
+def accuracies_in(metrics: Mapping[str, float], beginning: str = SEVERITY_ACCURACY) -> dict[float, float]:
     """Return the accuracy at each severity among the metrics of a run, in order."""
     found = {key.removeprefix(beginning): value for key, value in metrics.items() if key.startswith(beginning)}
     # A metric of a plugin may begin in the same way.

@@ -262,11 +262,11 @@ def remarks(choice: Choice, rank: int, dora: bool) -> list[str]:
         notices.append(f"lora: depth-wise convolutions are not adapted: {', '.join(choice.depthwise)}")
     large = []
     for name, layer in choice.layers.items():
-        own, added, most = _sizes(layer, rank, dora)
-        facts = [f"{added:,} parameters for {own:,}"] if added >= own else []
-        facts += [f"rank {rank} of at most {most}"] if rank > most else []
-        if facts:
-            large.append(f"{name} ({', '.join(facts)})")
+        size, added, max_rank = _sizes(layer, rank, dora)
+        reasons = [f"{added:,} parameters for {size:,}"] if added >= size else []
+        reasons += [f"rank {rank} of at most {max_rank}"] if rank > max_rank else []
+        if reasons:
+            large.append(f"{name} ({', '.join(reasons)})")
     if large:
         notices.append(
             "lora: these updates are as large as their layer, or of a higher rank than the layer can have: "

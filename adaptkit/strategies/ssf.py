@@ -32,11 +32,11 @@ class SSF:
 
         head = model.head
         assert isinstance(head, nn.Module)
-        own = {id(module) for module in head.modules()} if self.train_head else set()
+        head_parts = {id(module) for module in head.modules()} if self.train_head else set()
         trained = list(head.parameters()) if self.train_head else []
         wrapped = 0
         for layer in called_layers(model, (nn.Linear, nn.Conv2d, *NORMS)).values():
-            if id(layer) not in own and layer.weight is not None:
+            if id(layer) not in head_parts and layer.weight is not None:
                 other = SSFNorm(layer) if isinstance(layer, NORMS) else SSFLayer(layer)  # type: ignore[arg-type]
                 replace_layer(model, layer, other)
                 trained += other.parameters(recurse=False)

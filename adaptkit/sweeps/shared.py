@@ -13,14 +13,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from adaptkit.comparison.records import Comparisons
 from adaptkit.data.split import NOTHING
 from adaptkit.errors import BadInput, TrackingLost
 from adaptkit.experiment.adaptation import Stage, open_stage
@@ -32,7 +30,6 @@ from adaptkit.settings.request import Request
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.folders import cache_folder
 from adaptkit.tracking.store import Store
-from adaptkit.tracking.sweeps import close_sweep, open_sweep
 from adaptkit.tracking.tracker import Tracker
 from adaptkit.training.frozen.features import Value
 
@@ -175,32 +172,3 @@ def alone(store: Store, key: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@dataclass
-class ParentRun:
-    """The run that groups others, until it is closed with what they say."""
-
-    run_id: str
-    store: Store
-    is_closed: bool = False
-
-    def close(self, status: str, findings: Comparisons | None = None, files: Sequence[Path] = ()) -> None:
-        """End the run, if it has not been ended yet, with what those it groups say, and files."""
-        if not self.is_closed:
-            self.is_closed = True
-            close_sweep(self.store, self.run_id, status, findings, files)
-
-
-@contextmanager
-def grouped(
-    store: Store, key: str, name: str, params: Mapping[str, object], tags: Mapping[str, str] | None = None
-) -> Iterator[ParentRun]:
-    """Lend the run that groups those of a sweep; it ends as what became of it, whatever happens."""
-    group = ParentRun(open_sweep(store, key, name, params, tags or {}), store)
-    try:
-        yield group
-    except BaseException as error:
-        group.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    group.close("FINISHED")

@@ -1,4 +1,4 @@
-"""Who else computes on this machine: every experiment holds a seat, a locked file in the cache, while it runs."""
+"""Count the experiments that run on this machine: each holds a seat, a locked file in the cache folder."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from filelock import FileLock, Timeout
 
 from adaptkit.system.folders import cache_folder
 
-#: Looking round takes milliseconds; whoever holds the door for longer hangs, and is not waited for.
+#: maximum time to wait for the lock of the folder; normally it is held for milliseconds
 DOOR_SECONDS = 5.0
-#: more experiments than any machine runs at once
+#: maximum number of experiments on one machine
 MOST_SEATS = 1000
 
 
 @dataclass(frozen=True)
 class Company:
-    """Who was there at one moment: how many other experiments ran, and how many had ever begun."""
+    """The state at one moment: how many other experiments were running, and how many had ever started."""
 
     others: int
     arrivals: int
 
 
 class Seat:
-    """A place among the experiments that run on this machine; the system frees it when its process dies.
+    """Mark this process as running an experiment; the operating system removes the mark when the process ends.
 
-    They see each other if they use the same cache folder. Where that cannot be written, an experiment counts as alone.
+    Experiments are counted if they use the same cache folder. If the folder cannot be written, an experiment counts as
+    the only one.
     """
 
     def __init__(self) -> None:
-        # A home folder may be shared by several machines.
+        # Several machines may share a home folder.
         self._folder = cache_folder() / "running" / socket.gethostname()
         self._lock: FileLock | None = None
 
@@ -55,7 +56,7 @@ class Seat:
             self._lock = None
 
     def company(self) -> Company:
-        """Return how many other experiments run now, and how many have begun so far."""
+        """Return how many other experiments are running now, and how many have started so far."""
         if self._lock is None:
             return Company(0, 0)
         try:
@@ -82,7 +83,7 @@ class Seat:
         return self._folder / "arrivals"
 
     def _door(self) -> FileLock:
-        """Return the lock under which seats are taken and counted, so that nobody counts a seat that is only tried."""
+        """Return the lock for taking and counting seats: counting locks free seats for a moment."""
         return FileLock(self._folder / "door", timeout=DOOR_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Read files whole that others made: never a device, a pipe that nobody writes to, or more than fits."""
+"""Read and write complete files safely: with limits on size and time, and without partial results."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's content."""
+    """Return the sha256 of the content of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary neighbour, then by renaming."""
+    """Write a file completely or not at all, by renaming a temporary file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -34,16 +34,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-#: bytes of a file that people write, or that says what lies in others; a split of a million images has 50 MB
+#: maximum size of a text file in bytes; a split of a million images has 50 MB
 MOST_BYTES = 1 << 28
 
 
 def read_file(path: Path, most: int | None = MOST_BYTES, wait: float = 0.0) -> bytes:
-    """Return the bytes of a regular file or, if it may take so many seconds until they come, of a pipe.
+    """Return the content of a regular file, or of a pipe if `wait` (maximum time in seconds) is given.
 
-    Raises OSError, with a reason in words, for anything else, and for more bytes than `most` (None: no bound).
+    Raises OSError for any other kind of file, and for more than `most` bytes (None: no limit).
     """
-    # Without O_NONBLOCK, a pipe would not even open before somebody writes to it.
+    # Without O_NONBLOCK, opening a pipe would block until another process opens it for writing.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(handle, "rb", buffering=0) as stream:
         kind = os.fstat(handle).st_mode
@@ -56,7 +56,7 @@ def read_file(path: Path, most: int | None = MOST_BYTES, wait: float = 0.0) -> b
         content = bytearray()
         while True:
             if is_pipe and not select.select([handle], [], [], max(0.0, until - time.monotonic()))[0]:
-                raise OSError(errno.ETIMEDOUT, f"a pipe that nobody wrote to within {wait:.0f} s")
+                raise OSError(errno.ETIMEDOUT, f"no data from the pipe within {wait:.0f} s")
             part = stream.read(1 << 20)
             if not part:
                 return bytes(content)
@@ -66,7 +66,7 @@ def read_file(path: Path, most: int | None = MOST_BYTES, wait: float = 0.0) -> b
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with `~` as the home folder; one of a user that there is not stays as it is, a path of nothing."""
+    """Expand `~` in a path; a path with an unknown user remains unchanged."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

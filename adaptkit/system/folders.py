@@ -1,4 +1,4 @@
-"""Where adaptkit keeps what can be computed again."""
+"""Find the folders for cache and state, and read their settings from the environment."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from adaptkit.errors import BadInput
 from adaptkit.system.files import expanded
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-#: how many bytes of bases are kept, and the variable that says otherwise
+#: default size limit of cached bases in bytes, and the environment variable that overrides it
 LIMIT, LIMIT_VARIABLE = 10 * UNITS["GB"], "ADAPTKIT_CACHE_LIMIT"
 
 
 class CacheWarning(UserWarning):
-    """Tell that something that was kept is damaged, and is computed anew."""
+    """A cached file is damaged and is computed again."""
 
 
 def cache_folder() -> Path:
-    """Return `ADAPTKIT_CACHE` or this platform's cache folder for adaptkit; it need not exist yet."""
+    """Return the cache folder, which may not exist yet: `ADAPTKIT_CACHE`, or a folder in the user's cache folder."""
     if named := os.environ.get("ADAPTKIT_CACHE"):
         return expanded(named).absolute()
     if sys.platform == "win32":
@@ -35,29 +35,29 @@ def cache_folder() -> Path:
 
 
 def features_allowed() -> bool:
-    """Tell whether `ADAPTKIT_NO_FEATURE_CACHE` leaves the features of frozen layers to be used again."""
+    """Return whether features of frozen layers may be cached: false if `ADAPTKIT_NO_FEATURE_CACHE` is set."""
     return os.environ.get("ADAPTKIT_NO_FEATURE_CACHE", "") in ("", "0")
 
 
 def cache_limit() -> int:
-    """Return the bytes of bases that are kept: `ADAPTKIT_CACHE_LIMIT`, or 10 GB; raise BadInput for what is no size."""
+    """Return the size limit of cached bases in bytes: `ADAPTKIT_CACHE_LIMIT`, or 10 GB; raise BadInput if invalid."""
     named = os.environ.get(LIMIT_VARIABLE)
     return LIMIT if not named else parse_size(LIMIT_VARIABLE, named)
 
 
 def parse_size(option: str, text: str) -> int:
-    """Return the bytes that `500MB` or `2GB` stand for (powers of 1,000); raise BadInput, naming the option."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B)?", text.upper())
-    if found is None:
-        raise BadInput(f"{option}: {text!r} is no size; write 500MB or 2GB")
-    size = float(found[1]) * UNITS[found[2] or "B"]
+    """Convert a size such as `500MB` or `2GB` to bytes (powers of 1,000); raise BadInput if it is invalid."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B)?", text.upper())
+    if match is None:
+        raise BadInput(f"{option}: {text!r} is not a size; write 500MB or 2GB")
+    size = float(match[1]) * UNITS[match[2] or "B"]
     if math.isinf(size):
-        raise BadInput(f"{option}: must be a size that there is")
+        raise BadInput(f"{option}: is too large")
     return int(size)
 
 
 def shown_size(count: int) -> str:
-    """Return bytes as people read them: 1.7 MB."""
+    """Return a number of bytes as text, such as 1.7 MB."""
     for unit in ("TB", "GB", "MB", "KB"):
         if count >= UNITS[unit]:
             return f"{count / UNITS[unit]:.1f} {unit}"
@@ -65,12 +65,12 @@ def shown_size(count: int) -> str:
 
 
 def warn_of_damage(path: Path) -> None:
-    """Warn that a file or folder of the cache does not hold what was written, and is not used."""
-    warnings.warn(f"{path} is damaged: it is computed anew", CacheWarning, stacklevel=2)
+    """Warn that a file or folder of the cache is damaged and not used."""
+    warnings.warn(f"{path} is damaged and is computed again", CacheWarning, stacklevel=2)
 
 
 def state_folder() -> Path:
-    """Return `ADAPTKIT_STATE` or this platform's folder for programs' state, for adaptkit; it need not exist yet."""
+    """Return the state folder, which may not exist yet: `ADAPTKIT_STATE`, or a folder in the user's state folder."""
     if named := os.environ.get("ADAPTKIT_STATE"):
         return expanded(named).absolute()
     if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""Which device, which precision, how many threads: what this machine offers, asked once for an experiment."""
+"""Choose the device, the precision and the number of threads on this machine."""
 
 from __future__ import annotations
 
@@ -12,75 +12,75 @@ import torch
 
 from adaptkit.errors import BadInput
 
-#: whoever sets one of these has chosen the number of threads
+#: environment variables with which users set the number of threads
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-#: torch's questions for what multiplies bfloat16 on x86; a processor with AMX tiles has AMX-BF16
+#: torch's functions that detect instructions for bfloat16 on x86; processors with AMX tiles have AMX-BF16
 X86_INSTRUCTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-#: of glibc's malloc.h
+#: constants from glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def require_one_process() -> None:
-    """Refuse to be one of several processes that torchrun started: each of them would make the same runs."""
+    """Raise BadInput in one of several processes of torchrun: each process would repeat the same runs."""
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1":
         raise BadInput(
-            "adaptkit trains a run in one process: start it without torchrun; `adaptkit sweep --jobs N` makes several "
-            "runs at a time, `--engine ray --gpus-per-trial 1` gives each of them a GPU"
+            "adaptkit trains a run in one process: start it without torchrun; `adaptkit sweep --jobs N` runs several "
+            "trials at a time, and `--engine ray --gpus-per-trial 1` gives each of them a GPU"
         )
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of that name, the fastest one for `auto`; raise BadInput when it is not there."""
+    """Return the device of this name, or the fastest one for `auto`; raise BadInput if it is not available."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     if not available[name]:
-        have = ", ".join(kind for kind, there in available.items() if there)
-        raise BadInput(f"device: {name} is not available here; have: {have}")
+        choices = ", ".join(kind for kind, is_available in available.items() if is_available)
+        raise BadInput(f"device: {name} is not available on this machine; choose {choices}")
     return torch.device(name)
 
 
 def find_precision(name: str, device: torch.device) -> str:
-    """Return `fp32` or `bf16`; `auto` is bf16 where the device is known to compute it natively."""
+    """Return `fp32` or `bf16`; `auto` means bf16 if the device computes it natively."""
     if name != "auto":
         return name
     return "bf16" if computes_bf16(device) else "fp32"
 
 
 def precision_notices(precision: str, device: torch.device) -> tuple[str, ...]:
-    """Return what the user must know of this precision on this device before training."""
-    # Nothing tells whether Apple's GPU computes bf16 natively: there, nothing is claimed.
+    """Return notices about this precision on this device."""
+    # torch cannot detect whether Apple's GPUs compute bf16 natively.
     if precision != "bf16" or device.type == "mps" or computes_bf16(device):
         return ()
     return (
         f"bf16 is emulated on this {'GPU' if device.type == 'cuda' else 'CPU'} and slower than fp32; "
-        "--precision auto takes bf16 only where it is native",
+        "--precision auto uses bf16 only if it is native",
     )
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Tell whether the device multiplies bfloat16 matrices by instructions of its own."""
+    """Return whether the device has instructions that multiply bfloat16 matrices."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch leaves bfloat16 products to oneDNN or computes them slowly itself.
-    if device.type != "cpu" or not _asked(torch.ops.mkldnn, "_is_mkldnn_bf16_supported"):
+    # torch computes bfloat16 products with oneDNN, or slowly without it.
+    if device.type != "cpu" or not _is_true(torch.ops.mkldnn, "_is_mkldnn_bf16_supported"):
         return False
-    # On x86 oneDNN takes them with plain AVX-512 too, and emulates them then; on Arm it asks for the instructions.
+    # On x86, oneDNN also emulates bfloat16 with plain AVX-512; on Arm, it checks for the instructions.
     return platform.machine().lower() in ("aarch64", "arm64") or any(
-        _asked(torch.cpu, name) for name in X86_INSTRUCTIONS
+        _is_true(torch.cpu, name) for name in X86_INSTRUCTIONS
     )
 
 
-def _asked(module: object, question: str) -> bool:
-    # Private names: where this build of torch lacks one, bf16 is not known to be native.
-    return bool(getattr(module, question, lambda: False)())
+def _is_true(module: object, name: str) -> bool:
+    # These functions are private: if torch lacks one, assume that bf16 is not native.
+    return bool(getattr(module, name, lambda: False)())
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that a training step frees for the next step.
+    """Keep the memory that a training step frees in this process, for the next step.
 
-    Given back to the system, each page of it is cleared and mapped anew in every step. Only for processes of adaptkit's
-    own; does nothing where the C library is not glibc.
+    Otherwise the system clears and maps each page again in every step. Call this only in processes that adaptkit
+    started itself. It has no effect without glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -91,9 +91,9 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def shared_threads(others: int, notice: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """Compute with this experiment's share of the cores while `others` run on this machine; restore it afterwards.
+    """Limit the threads of a block to a fair share of the cores while `others` run on this machine.
 
-    Does nothing where OMP_NUM_THREADS or MKL_NUM_THREADS is set.
+    Has no effect if OMP_NUM_THREADS or MKL_NUM_THREADS is set.
     """
     before = torch.get_num_threads()
     if any(os.environ.get(name) for name in THREAD_VARIABLES):
@@ -103,10 +103,10 @@ def shared_threads(others: int, notice: Callable[[str], None] = lambda line: Non
     share = max(1, cores // (others + 1))
     if share < cores:
         notice(
-            f"{others} other {'experiment runs' if others == 1 else 'experiments run'} on this machine: computing on "
-            f"{share} of {cores} cores, on which the last digits of results depend; seconds will not be ranked"
+            f"{others} other {'experiment is' if others == 1 else 'experiments are'} running on this machine: this one "
+            f"uses {share} of {cores} cores; the last digits of results may differ, and times will not be compared"
         )
-    if share < before:  # even setting the same number would change how torch divides work
+    if share < before:  # setting the same number would also change how torch divides work
         torch.set_num_threads(share)
     try:
         yield
@@ -117,19 +117,19 @@ def shared_threads(others: int, notice: Callable[[str], None] = lambda line: Non
 
 @contextmanager
 def recorded_threads(count: int | None, notice: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """Compute on so many threads, as an earlier run did, if there are cores for them; restore the number afterwards.
+    """Use as many threads in a block as an earlier run, if there are enough cores.
 
-    Does nothing where OMP_NUM_THREADS or MKL_NUM_THREADS is set.
+    Has no effect if OMP_NUM_THREADS or MKL_NUM_THREADS is set.
     """
     before = torch.get_num_threads()
     if count is None or count == before or any(os.environ.get(name) for name in THREAD_VARIABLES):
         yield
         return
     if count > usable_cores():
-        notice(f"the run computed on {count} threads, and there are {usable_cores()} cores here")
+        notice(f"the run used {count} threads, but this machine has only {usable_cores()} cores")
         yield
         return
-    notice(f"computing on {count} thread{'s' * (count > 1)}, as the run did")
+    notice(f"using {count} thread{'s' * (count > 1)}, as in the run")
     torch.set_num_threads(count)
     try:
         yield
@@ -138,7 +138,7 @@ def recorded_threads(count: int | None, notice: Callable[[str], None] = lambda l
 
 
 def usable_cores() -> int:
-    """Return the cores that this process may use: torch's own choice, but no more than a container's quota."""
+    """Return the number of cores for this process: torch's choice, limited by the quota of a container."""
     from joblib import cpu_count  # type: ignore[import-untyped]
 
     return min(torch.get_num_threads(), int(cpu_count()))

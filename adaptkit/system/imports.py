@@ -1,4 +1,4 @@
-"""Import large packages, and read many records, without stopping for garbage; import nothing that merely lies about."""
+"""Control Python while it imports packages: pause the garbage collector, and ignore modules in the current folder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keep the garbage collector off during a block: while torch or MLflow is imported, a tenth of the time is its.
+    """Pause the garbage collector during a block.
 
-    While a thousand runs are read from a database, it is more than half.
+    It takes a tenth of the time of importing torch or MLflow, and half of the time of reading a thousand runs.
     """
     if not gc.isenabled():
         yield
@@ -24,13 +24,13 @@ def uncollected() -> Iterator[None]:
         gc.enable()
 
 
-#: keeps a Python that is started with -c or -m from looking for modules in the current folder before all others
+#: makes Python ignore modules in the current folder when it is started with -c or -m
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
 
 @contextmanager
 def safe_path() -> Iterator[None]:
-    """Keep Pythons that are started during a block from taking what lies in the current folder for a module."""
+    """Make Python processes that start during a block ignore modules in the current folder."""
     before = {name: os.environ.get(name) for name in SAFE_PATH}
     os.environ.update(SAFE_PATH)
     try:

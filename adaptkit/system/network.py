@@ -1,4 +1,4 @@
-"""Ask servers for an answer and wait for them, but not for ever: a silent firewall must not cost minutes."""
+"""Send requests to servers with short time limits: without them, a firewall can block a request for minutes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 
-#: seconds that a server may take to answer at all, and to go on once it sends
+#: maximum time in seconds until a server answers, and between two parts of its answer
 ANSWER_WITHIN = 5.0
 STALL_WITHIN = 20.0
 
 
 def answering(addresses: Sequence[str], within: float = ANSWER_WITHIN) -> set[str]:
-    """Return those of these addresses from which there is any answer within so many seconds."""
+    """Return the addresses from which an answer arrives within this number of seconds."""
     answered: list[str] = []
 
     def ask(address: str) -> None:
@@ -24,12 +24,12 @@ def answering(addresses: Sequence[str], within: float = ANSWER_WITHIN) -> set[st
         try:
             urllib.request.urlopen(request, timeout=within).close()
         except urllib.error.HTTPError as error:
-            error.close()  # an answer all the same: some servers refuse HEAD
+            error.close()  # the server has answered: some do not support HEAD
         except Exception:
             return
         answered.append(address)
 
-    # In threads, because looking up a name and trying its many addresses is not bounded by the timeout.
+    # In threads: the time limit does not apply to looking up a name and trying all its addresses.
     threads = [threading.Thread(target=ask, args=(address,), daemon=True) for address in addresses]
     deadline = time.monotonic() + within
     for thread in threads:
@@ -41,7 +41,7 @@ def answering(addresses: Sequence[str], within: float = ANSWER_WITHIN) -> set[st
 
 @contextlib.contextmanager
 def bounded_waits(seconds: float = STALL_WITHIN) -> Iterator[None]:
-    """Bound each wait for the network during a block, of libraries too that set no time limit."""
+    """Limit each wait for the network during a block, also in libraries that set no limit."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

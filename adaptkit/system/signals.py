@@ -1,4 +1,4 @@
-"""Turn the signals that ask a process to end into an exception, so that runs are closed as KILLED."""
+"""Convert signals that request the end of the process to an exception, so that runs end as KILLED."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from types import FrameType
 
 from adaptkit.errors import Interrupted
 
-#: the signal that has asked this process to end, if one has
-_asked: int | None = None
-#: whether it waits for the end of a block
+#: the signal that this process has received, if any
+_received: int | None = None
+#: whether signals are delayed until the end of a block
 _is_held = False
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -21,26 +21,29 @@ ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if h
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise Interrupted at the first signal; the second is ignored while the run is being closed, the third kills."""
+    """Raise Interrupted at the first signal during a block.
+
+    The second signal is ignored, so that runs can be closed; the third one kills the process.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    global _asked
-    received = 0
+    global _received
+    count = 0
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        global _asked
-        nonlocal received
-        received += 1
-        if received == 1:
-            _asked = number
+        global _received
+        nonlocal count
+        count += 1
+        if count == 1:
+            _received = number
             if not _is_held:
                 raise Interrupted(number)
-        if received > 2:
+        if count > 2:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    # A process started under nohup ignores SIGHUP, and shall go on doing so.
+    # A process started with nohup must continue to ignore SIGHUP.
     before = {number: signal.getsignal(number) for number in ENDING if signal.getsignal(number) != signal.SIG_IGN}
     unraisable = sys.unraisablehook
 
@@ -53,7 +56,7 @@ def interruptible() -> Iterator[None]:
     sys.unraisablehook = quiet
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:  # an engine's library may raise a plain one
+    except (Exception, KeyboardInterrupt) as error:  # libraries of engines may raise KeyboardInterrupt
         if (cause := origin(error)) is not error:
             for note in getattr(error, "__notes__", ()):
                 cause.add_note(note)
@@ -63,12 +66,12 @@ def interruptible() -> Iterator[None]:
         sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
-        _asked = None
+        _received = None
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Let a signal wait until the block has ended: what is started in it is known to whoever has to end it."""
+    """Delay signals until the end of a block, so that processes that it starts are registered and can be ended."""
     global _is_held
     _is_held = True
     try:
@@ -78,13 +81,13 @@ def held() -> Iterator[None]:
 
 
 def require_none() -> None:
-    """Raise Interrupted if a signal has come and got lost: Python drops what is raised while it frees objects."""
-    if _asked is not None:
-        raise Interrupted(_asked)
+    """Raise Interrupted if a signal was received but lost: Python ignores exceptions while it frees objects."""
+    if _received is not None:
+        raise Interrupted(_received)
 
 
 def origin(error: BaseException) -> BaseException:
-    """Return Interrupted for an error that a library made of it, or that followed it; any other error as it is."""
-    if _asked is None or isinstance(error, Interrupted):
+    """Return Interrupted if a signal caused this error, for example in a library; otherwise return the error."""
+    if _received is None or isinstance(error, Interrupted):
         return error
-    return Interrupted(_asked)
+    return Interrupted(_received)

@@ -1,4 +1,4 @@
-"""Print where nobody reads any more, or the disk is full: progress is dropped, results that are lost are an error."""
+"""Handle closed pipes and full disks: drop messages that cannot be printed, and fail if results are lost."""
 
 from __future__ import annotations
 
@@ -15,71 +15,71 @@ from adaptkit.errors import AdaptkitError
 
 
 class OutputLost(AdaptkitError):
-    """Report results that could not be printed; of a reader that has gone, it is told by the exit code alone."""
+    """Report that results could not be printed; after a closed pipe, only with the exit code."""
 
     def __init__(self, error: OSError) -> None:
-        gone = error.errno == errno.EPIPE
-        super().__init__(*([] if gone else [f"cannot print: {error.strerror or error}"]))
-        self.exit_code = 128 + getattr(signal, "SIGPIPE", 13) if gone else 1
+        is_closed = error.errno == errno.EPIPE
+        super().__init__(*([] if is_closed else [f"cannot print: {error.strerror or error}"]))
+        self.exit_code = 128 + getattr(signal, "SIGPIPE", 13) if is_closed else 1
 
 
 class _Stream:
-    """A stream like another one, which fails once: what is written afterwards goes nowhere."""
+    """Wrap a stream; after its first error, all further output is dropped."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        # None: it was closed before Python began.
+        # None: the stream was closed before Python started.
         self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
         self._error: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Write, and note whether it could be."""
-        if text == "":  # Click tries streams with it; written to some of them, nothing is too much
+        """Write a text, and handle an error."""
+        if text == "":  # Click writes it as a test; on a full device, even this fails
             return 0
         count = len(text)
-        with self._noted():
+        with self._handle_errors():
             count = self._stream.write(text)
         return count
 
     def flush(self) -> None:
-        """Flush, and note whether it could be."""
-        with self._noted():
+        """Flush the stream, and handle an error."""
+        with self._handle_errors():
             self._stream.flush()
 
     @contextlib.contextmanager
-    def _noted(self) -> Iterator[None]:
+    def _handle_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             self._error = error
-            # Else Python would try to write the rest as it exits, and exit with a code of its own.
+            # Otherwise Python would try again to write when it exits, and change the exit code.
             with contextlib.suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
-        """Say nothing of what was not written."""
+    def _report(self) -> None:
+        """Ignore the error; subclasses may raise it."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 class Messages(_Stream):
-    """Standard error: no run fails since nobody hears of it."""
+    """Standard error: lost messages do not make a run fail."""
 
 
 class Results(_Stream):
-    """Standard output: whoever asked for results is told that they are not there."""
+    """Standard output: lost results are an error."""
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self._error is not None:
             raise OutputLost(self._error) from None
 
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Let both standard streams be of this kind."""
+    """Replace both standard streams by these wrappers for the duration of a block."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Results(sys.stdout), Messages(sys.stderr)
     try:
@@ -89,13 +89,13 @@ def guarded() -> Iterator[None]:
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """Return a text with all that would act on a terminal, or cannot be encoded, written out as Python does.
+    """Escape all characters that control a terminal or cannot be encoded, such as escape sequences.
 
-    Escape sequences and marks that turn the direction of writing are among it; spaces and the signs to `keep` are not.
+    Spaces and the characters in `keep` remain unchanged.
     """
     if text.isprintable():
         return text
-    return "".join(sign if _is_plain(sign) or sign in keep else _written(sign) for sign in text)
+    return "".join(c if _is_plain(c) or c in keep else _escaped(c) for c in text)
 
 
 def printable_line(text: str) -> str:
@@ -103,10 +103,10 @@ def printable_line(text: str) -> str:
     return printable(text, keep="")
 
 
-def _is_plain(sign: str) -> bool:
-    # Of all spaces Python takes only the plain one for printable; files are named with others, too.
-    return sign.isprintable() or unicodedata.category(sign) == "Zs"
+def _is_plain(character: str) -> bool:
+    # Python counts only the ASCII space as printable, but names of files contain others.
+    return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
-def _written(sign: str) -> str:
-    return sign.encode("unicode_escape").decode()
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()

@@ -1,4 +1,4 @@
-"""Make a run MLflow's active run, so that a plugin's plain `mlflow.log_metric` lands in it."""
+"""Make a run MLflow's active run, so that calls of `mlflow.log_metric` in plugins log to this run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 from contextlib import suppress
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
-#: an address of a kind that MLflow has no store for
+#: an address for which MLflow has no store
 NOWHERE = "nowhere://"
 
 
 class ActiveRun:
-    """Hold MLflow's active run, and its tracking URI, until the run ends; then put back what was there."""
+    """Set MLflow's active run and tracking URI until the run ends; then restore the previous tracking URI."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         import mlflow
@@ -23,25 +23,25 @@ class ActiveRun:
         mlflow.set_tracking_uri(uri)
         self._store = uri
         try:
-            # Nested: somebody who calls adaptkit from Python may have a run of their own open.
+            # Nested: the Python program that calls adaptkit may have an active run.
             mlflow.start_run(run_id=run_id, nested=True)
             self._is_active = True
         except mlflow.MlflowException as error:
-            # Somebody called `mlflow.set_experiment`: then MLflow activates no run of another experiment.
+            # After `mlflow.set_experiment`, MLflow does not activate runs of other experiments.
             self._is_active = False
             if "active experiment ID" not in str(error):
-                self._put_back()
+                self._restore()
                 raise
         except BaseException:
-            self._put_back()
+            self._restore()
             raise
-        # MLflow ends what is left open when a process exits as finished: a signal may come while a run is being closed.
+        # At exit, MLflow ends active runs as finished. A signal may have interrupted `end`.
         atexit.register(self.end, "KILLED")
 
     def end(self, status: str, answers: bool = True) -> None:
-        """End the run, and any that a plugin opened inside it and left open, with this status.
+        """End the run, and runs that a plugin opened inside it and did not end, with this status.
 
-        Where the store does not `answer`, the run is only no longer the active one: the record has its end.
+        If the store does not answer, the run is only deactivated; its end is already queued.
         """
         import mlflow
 
@@ -52,8 +52,8 @@ class ActiveRun:
                 except Exception:
                     answers = False
             if not answers:
-                # Each call would take its time to fail; with an address of no kind that MLflow knows it does so at
-                # once. What stayed active would be ended at the exit, in a store that MLflow would make here.
+                # With an address of unknown kind, calls fail at once instead of after a timeout. The run must not stay
+                # active: at exit, MLflow would end it in a new store in the current folder.
                 mlflow.set_tracking_uri(NOWHERE)
                 while self._is_active and (run := mlflow.active_run()) is not None:
                     with suppress(mlflow.MlflowException):
@@ -62,19 +62,19 @@ class ActiveRun:
                         break
             atexit.unregister(self.end)
         finally:
-            self._put_back()
+            self._restore()
 
     def _end(self, status: str) -> None:
         import mlflow
 
         while self._is_active and (run := mlflow.active_run()) is not None and run.info.run_id != self.run_id:
             mlflow.end_run(status)
-        # By its id, and first: `end_run` forgets the run before it writes, and a signal may come in between.
+        # By its id and first: `end_run` deactivates the run before it writes, and a signal may come in between.
         mlflow.MlflowClient(tracking_uri=self._store).set_terminated(self.run_id, status)
         if self._is_active and mlflow.active_run() is not None:
             mlflow.end_run(status)
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         import mlflow
 
         mlflow.set_tracking_uri(self._uri)  # type: ignore[arg-type]

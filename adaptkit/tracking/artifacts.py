@@ -1,4 +1,4 @@
-"""Write the files that belong to a run: reports, predictions, figures, the config that repeats it."""
+"""Write and read the artifacts of a run: configuration, environment, reports, predictions and figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy
 
 from adaptkit.events import Predictions, RunResult, RunStart
-from adaptkit.names import CONFIG_FILE, CURVES_FILE, ENVIRONMENT_FILE, PREDICTIONS_FILE, SAMPLES_FILE
+from adaptkit.names import (
+    CLASSIFICATION_REPORT,
+    CONFIG_FILE,
+    CONFUSION_FIGURE,
+    CURVES_FILE,
+    ENVIRONMENT_FILE,
+    PREDICTIONS_FILE,
+    SAMPLES_FILE,
+)
 from adaptkit.system.files import read_file
 from adaptkit.tracking.environment import environment
 
@@ -21,23 +29,26 @@ HEADING = ["test_set", "image", "truth", "prediction", "confidence", "base_predi
 
 
 def write_predictions(path: Path, result: RunResult, is_base: bool = False) -> None:
-    """Write a row for each image of each test set; with nothing for what a base without a head of its own says."""
+    """Write a row for each image of each test set.
+
+    The last column holds the prediction of the base; it is empty if the base has no head for these classes.
+    """
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(HEADING)
-        for name, found in result.predictions.items():
-            base = found.predicted if is_base else found.base_predicted
-            before = itertools.repeat("") if base is None else [result.classes[number] for number in base]
-            columns = zip(found.image, found.truth, found.predicted, found.confidence, strict=True)
-            for (image, truth, predicted, confidence), said in zip(columns, before, strict=False):
+        for name, rows in result.predictions.items():
+            base = rows.predicted if is_base else rows.base_predicted
+            base_names = itertools.repeat("") if base is None else [result.classes[number] for number in base]
+            columns = zip(rows.image, rows.truth, rows.predicted, rows.confidence, strict=True)
+            for (image, truth, predicted, confidence), base_name in zip(columns, base_names, strict=False):
                 names = result.classes[truth], result.classes[predicted]
-                writer.writerow([name, int(image), *names, f"{confidence:.6f}", said])
+                writer.writerow([name, int(image), *names, f"{confidence:.6f}", base_name])
 
 
 def read_predictions(
     path: Path, classes: Sequence[str], tests: Sequence[str] = ("clean", "shifted")
 ) -> dict[str, Predictions]:
-    """Return the predictions of these test sets from a run's `predictions.csv`; raise ValueError if one is missing."""
+    """Read the predictions for these test sets from a run's `predictions.csv`; raise ValueError if one is missing."""
     try:
         lines = csv.reader(io.StringIO(read_file(path, None).decode(), newline=""))
         heading = next(lines, [])
@@ -48,32 +59,37 @@ def read_predictions(
         raise ValueError("not a table of predictions")
     index = {name: number for number, name in enumerate(classes)}
     sets = numpy.array(columns[0])
-    # Not by numpy, which takes ten times as long to make numbers of texts.
+    # numpy needs ten times as long to convert texts to numbers.
     image, confidence = numpy.array(list(map(int, columns[1]))), numpy.array(list(map(float, columns[4])))
     truth, predicted = (numpy.array([index[name] for name in columns[number]]) for number in (2, 3))
     base = numpy.array([index[name] if name else -1 for name in columns[5]])
-    found = {}
+    predictions = {}
     for name in tests:
         rows = sets == name
         if not rows.any():
             raise ValueError(f"no {name} test set")
-        before = base[rows] if (base[rows] >= 0).all() else None
-        found[name] = Predictions(image[rows], truth[rows], predicted[rows], confidence[rows], before)
-    return found
+        predictions[name] = Predictions(
+            image=image[rows],
+            truth=truth[rows],
+            predicted=predicted[rows],
+            confidence=confidence[rows],
+            base_predicted=base[rows] if (base[rows] >= 0).all() else None,
+        )
+    return predictions
 
 
 def write_artifacts(folder: Path, run: RunStart, result: RunResult) -> None:
-    """Write all artifacts of a run into a folder: at its root, since MLflow's compare page shows only those."""
-    # Only now: matplotlib need not be there before a figure is drawn.
+    """Write all artifacts of a run to a folder: not to subfolders, which MLflow's compare page does not show."""
+    # A late import: it loads matplotlib.
     from adaptkit.reports.figures.run import draw_confusion, draw_curves, draw_samples, save, test_name
 
     (folder / CONFIG_FILE).write_text(result.config, encoding="utf-8")
     (folder / ENVIRONMENT_FILE).write_text(environment(), encoding="utf-8")
     for name, predictions in result.predictions.items():
-        _write_report(folder / f"classification_report_{name}", predictions, result.classes)
+        _write_report(folder / f"{CLASSIFICATION_REPORT}{name}", predictions, result.classes)
         figure = draw_confusion(predictions, result.classes, f"{run.name}: {test_name(name, result)}")
-        save(figure, folder / f"confusion_{name}.png")
-    # A base that was not trained has no history, and says nothing yet.
+        save(figure, folder / f"{CONFUSION_FIGURE}{name}.png")
+    # A base that was not trained has neither epochs nor predictions.
     if result.predictions:
         write_predictions(folder / PREDICTIONS_FILE, result, is_base=run.kind == "base")
     if result.epochs:
@@ -93,5 +109,5 @@ def _write_report(stem: Path, predictions: Predictions, classes: tuple[str, ...]
     text = classification_report(predictions.truth, predictions.predicted, digits=4, **options)
     stem.with_suffix(".txt").write_text(text, encoding="utf-8")
     report = classification_report(predictions.truth, predictions.predicted, output_dict=True, **options)
-    report["accuracy"] = predictions.accuracy  # left out by scikit-learn when a class is absent
+    report["accuracy"] = predictions.accuracy  # scikit-learn omits it if a class is absent
     stem.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

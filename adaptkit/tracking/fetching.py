@@ -1,4 +1,4 @@
-"""Find where a run's artifacts are on this machine."""
+"""Find artifacts of a run on this machine, or download them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from urllib.parse import unquote, urlsplit
 
 
 def local_artifacts(address: str, database: Path | None) -> Path | None:
-    """Return the folder that a run's artifact address means; None if it is on another machine.
+    """Return the folder for an artifact address; None if it is on another machine.
 
-    MLflow keeps absolute addresses: of a database that was moved together with the folder `mlruns` beside it, the
-    artifacts are there.
+    MLflow stores absolute addresses. If the database was moved together with the folder `mlruns` next to it, the
+    artifacts are in the moved folder.
     """
     if urlsplit(address).scheme not in ("", "file"):
         return None
@@ -24,23 +24,23 @@ def local_artifacts(address: str, database: Path | None) -> Path | None:
 
 
 def fetch(artifacts: str, name: str, folder: str, tracking_uri: str) -> Path:
-    """Download an artifact, a file or a folder, into a local folder, and return where it lies there.
+    """Download an artifact (a file or a folder) to a local folder, and return the path of the copy.
 
-    `artifacts` is the address of all that a run has kept. Raises FileNotFoundError, with the name, when the store
-    says that it has none, and otherwise what the store raises.
+    `artifacts` is the artifact address of the run. Raises FileNotFoundError with the name of the artifact if it does
+    not exist, and the error of the store if the download fails.
     """
     from mlflow.artifacts import download_artifacts, list_artifacts
     from mlflow.exceptions import MlflowException
 
-    # By its address: by the run's id MLflow asks the store for the run several times, and calls all that goes wrong
-    # a path that does not exist.
-    where = f"{artifacts.rstrip('/')}/{name}"
+    # With the run's id instead of the address, MLflow requests the run several times, and reports every error as a
+    # missing path.
+    address = f"{artifacts.rstrip('/')}/{name}"
     try:
-        return Path(download_artifacts(artifact_uri=where, dst_path=folder, tracking_uri=tracking_uri))
+        return Path(download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=tracking_uri))
     except (MlflowException, OSError) as error:
-        # Stores answer in many ways that something is not there; what they list tells it, and a store that is away
-        # cannot say that either.
-        listed = list_artifacts(artifact_uri=posixpath.dirname(where), tracking_uri=tracking_uri)
+        # Stores report missing artifacts with different errors, so look at the list of artifacts. If the store is
+        # unreachable, listing fails as well.
+        listed = list_artifacts(artifact_uri=posixpath.dirname(address), tracking_uri=tracking_uri)
         if all(posixpath.basename(entry.path) != posixpath.basename(name) for entry in listed):
             raise FileNotFoundError(2, "no such artifact", name) from error
         raise

@@ -1,4 +1,4 @@
-"""Tell whether the process that makes a run still lives, from the run's tags."""
+"""Find stale runs: runs that count as running although their process has ended."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from adaptkit.names import (
     TIME_EPOCH_SECONDS,
     TIME_TRAIN_SECONDS,
 )
+from adaptkit.tracking.search import search_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-#: seconds by which the system's record of a process's start may be off
+#: seconds by which the start of a process, as the system reports it, may be wrong
 TOLERANCE = 2.0
 
 
 def lives(tags: Mapping[str, str]) -> bool | None:
-    """Tell whether the process named by `adaptkit.host` and `adaptkit.pid` is there; None where that cannot be seen.
+    """Return whether the process of a run with these tags exists; None if that cannot be determined on this machine.
 
-    One that began after `adaptkit.process_seen` is another process with the same number.
+    A process that started after the time in the tags is another process with the same number.
     """
     pid = tags.get(PID_TAG, "")
     if tags.get(HOST_TAG) != socket.gethostname() or not pid.isdigit():
         return None
-    if os.name != "posix":  # elsewhere, signal 0 is no question
+    if os.name != "posix":  # on other systems, signal 0 ends the process
         return None
     try:
         os.kill(int(pid), 0)
@@ -59,7 +60,7 @@ def _number(text: str) -> float | None:
 
 
 def _start(pid: int) -> float | None:
-    """Return the Unix time at which a process began, where Linux tells it (proc(5): field 22 of stat, in ticks)."""
+    """Return the Unix time at which a process started (on Linux: field 22 of /proc/PID/stat, in ticks); else None."""
     with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
@@ -67,19 +68,18 @@ def _start(pid: int) -> float | None:
     return None
 
 
-PAGE = 1000
-#: metrics whose times tell that a run lives: those of its epochs, and those of its end
+#: metrics whose times are the heartbeat of a run: that of each epoch, and that of its end
 HEARTBEAT = (TIME_EPOCH_SECONDS, TIME_TRAIN_SECONDS)
-#: seconds, and how many times its longest epoch, after which a run that gives no sign is called silent
+#: a run is silent after this number of seconds without a heartbeat, and after this multiple of its longest epoch
 LEAST_SILENCE, EPOCHS_OF_SILENCE = 900.0, 5
 
 
 @dataclass(frozen=True)
 class StaleRun:
-    """A run on record as running; `lives` tells whether its process does, None where that cannot be seen.
+    """A run that counts as running; `lives` is whether its process exists, None if that cannot be determined.
 
-    Of one that cannot be seen, `last_sign` is when it was last heard of (Unix time), and `silent` tells whether that is
-    longer ago than its epochs take.
+    For a run whose process cannot be determined, `last_sign` is the time of its last heartbeat (Unix time), and
+    `silent` is true if that is longer ago than its epochs take.
     """
 
     run_id: str
@@ -91,33 +91,29 @@ class StaleRun:
 
 
 def unfinished(client: MlflowClient, experiments: Sequence[str]) -> list[StaleRun]:
-    """Return adaptkit's runs in these experiments that are on record as running, the earliest first."""
-    found: list[StaleRun] = []
-    token: str | None = None
-    while experiments:
-        page = client.search_runs(
-            list(experiments),
-            "attributes.status = 'RUNNING'",
-            max_results=PAGE,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
+    """Return adaptkit's runs in these experiments that count as running, in the order in which they started."""
+    stale = []
+    for run in search_runs(client, experiments, status="RUNNING"):
+        tags = run.data.tags
+        if KIND_TAG not in tags:
+            continue
+        alive = lives(tags)
+        last_sign, silent = (None, False) if alive is not None else _heartbeat(client, run)
+        stale.append(
+            StaleRun(
+                run_id=run.info.run_id,
+                name=run.info.run_name or run.info.run_id,
+                place=f"process {tags.get(PID_TAG, '?')} on {tags.get(HOST_TAG, '?')}",
+                lives=alive,
+                last_sign=last_sign,
+                silent=silent,
+            )
         )
-        for run in page:
-            tags = run.data.tags
-            if KIND_TAG in tags:
-                place = f"process {tags.get('adaptkit.pid', '?')} on {tags.get('adaptkit.host', '?')}"
-                name = run.info.run_name or run.info.run_id
-                alive = lives(tags)
-                heard = (None, False) if alive is not None else _heard_of(client, run)
-                found.append(StaleRun(run.info.run_id, name, place, alive, *heard))
-        token = page.token
-        if not token:
-            break
-    return found
+    return stale
 
 
-def _heard_of(client: MlflowClient, run: MlflowRun) -> tuple[float, bool]:
-    """Return when a run last gave a sign, and whether it is silent: each epoch's metrics are its heartbeat."""
+def _heartbeat(client: MlflowClient, run: MlflowRun) -> tuple[float, bool]:
+    """Return the time of a run's last heartbeat, and whether the run is silent since then."""
     signs, epochs = [(run.info.start_time or 0) / 1000], [0.0]
     for key in (key for key in HEARTBEAT if key in run.data.metrics):
         history = client.get_metric_history(run.info.run_id, key)
@@ -127,8 +123,8 @@ def _heard_of(client: MlflowClient, run: MlflowRun) -> tuple[float, bool]:
 
 
 def end_stale(client: MlflowClient, runs: Iterable[StaleRun]) -> None:
-    """End runs whose process is gone, or is taken for gone, as killed."""
+    """End stale and silent runs as killed."""
     for run in runs:
-        reason = "its process is gone" if run.lives is False else "nothing was heard of it for long"
+        reason = "its process is gone" if run.lives is False else "it has not logged anything for a long time"
         client.set_tag(run.run_id, ERROR_TAG, reason)
         client.set_terminated(run.run_id, "KILLED")

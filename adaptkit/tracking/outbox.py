@@ -1,4 +1,4 @@
-"""The way of a run's record to the store: into its journal, then to the sender."""
+"""Queue the events of runs for a tracking store: write them to a journal on disk, then send them from a thread."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ from adaptkit.tracking.delivery import Delivery, is_final
 from adaptkit.tracking.journal import End, Event, Journal, Put
 from adaptkit.tracking.store import Store
 
-#: seconds until a store that failed is asked again: first, at most
+#: seconds before the next attempt after the store failed: the first pause, and the longest
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-#: seconds without any progress after which nobody waits any longer for the last events
+#: seconds without progress after which callers stop waiting for the last events
 PATIENCE = 15.0
-#: events of one run that are sent together
-AT_ONCE = 500
+#: maximum number of events of one run that are sent together
+BATCH = 500
 
 
 class Sender:
-    """A thread that sends events in order and tries again when the store fails.
+    """A thread that sends events in order and repeats attempts that failed.
 
-    `fault` is why the store does not have all of them, while that is so; `told` makes a line of an error. A run of
-    which the store will never take an event is `refused`, with the reason; the others go on.
+    `fault` is the reason why the store is not up to date; None if it is. `refused` holds the runs of which the store
+    rejects an event permanently, by local id, with the reason; events of other runs are still sent. `describe` converts
+    an error to one line, and `on_stop` is called when the thread ends.
     """
 
-    def __init__(self, delivery: Delivery, told: Callable[[Exception], str], stopped: Callable[[], None]) -> None:
+    def __init__(self, delivery: Delivery, describe: Callable[[Exception], str], on_stop: Callable[[], None]) -> None:
         self.delivery = delivery
         self.fault: str | None = None
         self.refused: dict[str, str] = {}
-        self._told, self._stopped = told, stopped
+        self._describe, self._on_stop = describe, on_stop
         self._waiting: deque[tuple[Journal, Event]] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        #: when something was last sent, or asked of the store
+        #: time of the last progress, or of the last attempt to make some
         self._moved = time.monotonic()
         self._thread: threading.Thread | None = None
 
-    def put(self, journal: Journal, event: Event) -> None:
-        """Send an event when its turn comes."""
+    def add(self, journal: Journal, event: Event) -> None:
+        """Queue an event."""
         with self._changed:
             if self._thread is None:
-                # A daemon: a process that ends does not wait for a store that hangs.
+                # A daemon thread: a store that does not answer must not keep the process from exiting.
                 self._thread = threading.Thread(target=self._work, name="adaptkit-sender", daemon=True)
                 self._thread.start()
             if not self._waiting:
@@ -57,28 +58,31 @@ class Sender:
             self._changed.notify_all()
 
     def settle(self, seconds: float) -> bool:
-        """Wait until all is sent, at most so long, and not for a store that fails; tell whether it was."""
+        """Wait until all events are sent, the time is over or the store fails; return whether all are sent."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting or self.fault is not None, max(0.0, seconds))
             return not self._waiting
 
     def flush(self, patience: float = PATIENCE) -> None:
-        """Wait until all is sent, as long as any is, and not for a store that fails."""
+        """Wait until all events are sent, the store fails, or no event was sent for `patience` seconds."""
         with self._changed:
-            self._progressing(lambda: not self._waiting or self.fault is not None, patience)
+            self._wait_while_progressing(lambda: not self._waiting or self.fault is not None, patience)
 
     def close(self, patience: float = PATIENCE) -> bool:
-        """Wait for the last events as long as any are sent, and stop; tell whether the store has all of them."""
+        """Send the last events and stop the thread; return whether the store has all events.
+
+        Gives up when no event was sent for `patience` seconds.
+        """
         with self._changed:
             self._closing = True
-            if self.fault is not None:  # it is asked once more
+            if self.fault is not None:  # one more attempt follows
                 self._moved = time.monotonic()
             self._changed.notify_all()
-            self._progressing(lambda: self._thread is None, patience)
+            self._wait_while_progressing(lambda: self._thread is None, patience)
             return not self._waiting and not self.refused
 
-    def _progressing(self, is_done: Callable[[], bool], patience: float) -> None:
-        """Wait, with the lock, until this is so, but not when the store has said nothing for so long."""
+    def _wait_while_progressing(self, is_done: Callable[[], bool], patience: float) -> None:
+        """Wait until `is_done()`, or until nothing was sent for `patience` seconds. The caller holds the lock."""
         while not is_done():
             left = self._moved + patience - time.monotonic()
             if left <= 0:
@@ -93,7 +97,7 @@ class Sender:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if not self._waiting:
                     return self._stop()
-                journal, events = self._next()
+                journal, events = self._next_batch()
             before = journal.sent
             try:
                 if journal.local_id not in self.refused:
@@ -101,7 +105,7 @@ class Sender:
                     if isinstance(events[-1], End):
                         journal.remove()
                 error = None
-            except Exception as raised:  # the store's, of many kinds
+            except Exception as raised:  # each kind of store raises its own errors
                 error = raised
             with self._changed:
                 done = journal.sent - before if error is not None else len(events)
@@ -109,11 +113,11 @@ class Sender:
                     self._waiting.popleft()
                 self._moved = time.monotonic()
                 if error is not None and not is_final(error):
-                    self.fault = self._told(error)
-                else:  # a store that refuses answers, too
+                    self.fault = self._describe(error)
+                else:  # also if the store rejected an event: it has answered
                     self.fault, pause = None, FIRST_PAUSE
                 if error is not None and is_final(error):
-                    self.refused[journal.local_id] = self._told(error)
+                    self.refused[journal.local_id] = self._describe(error)
                 self._changed.notify_all()
                 if self.fault is not None:
                     if self._closing:
@@ -122,140 +126,155 @@ class Sender:
                     pause = min(2 * pause, LONGEST_PAUSE)
 
     def _stop(self) -> None:
-        # Only now, not when nobody waits any longer: until then it may still be sending.
-        self._stopped()
+        # Not in `close`: the thread may still send events after `close` has given up.
+        self._on_stop()
         self._thread = None
         self._changed.notify_all()
 
-    def _next(self) -> tuple[Journal, list[Event]]:
-        """Return the run whose turn it is, and its next events in a row."""
+    def _next_batch(self) -> tuple[Journal, list[Event]]:
+        """Return the first events of the queue that belong to the same run, and its journal."""
         journal = self._waiting[0][0]
         events: list[Event] = []
         for other, event in self._waiting:
-            if other is not journal or len(events) == AT_ONCE:
+            if other is not journal or len(events) == BATCH:
                 break
             events.append(event)
         return journal, events
 
 
-#: Those who train wait for the store so many seconds in all, and this share of the time since they began.
+#: total time that training may wait for the store: seconds, and a fraction of the time since the outbox was made
 GRACE, SHARE = 0.5, 0.04
-#: Seconds that the beginning of a run may wait for its id, which plugins need: a file is soon free, a server is slow.
-#: Once that was too short, nobody waits until the store has caught up.
-BEGINNING, BEGINNING_OF_SERVER = 5.0, 1.0
+#: maximum time in seconds that a run may wait for the store at its start and at its end: with a file, with a server
+CATCH_UP_SECONDS, CATCH_UP_SECONDS_OF_SERVER = 5.0, 1.0
 
 
 class Outbox:
-    """Take what the store shall be told of runs, by their local ids; nobody waits for long.
+    """Queue events for the tracking store by the local ids of runs; callers never block for long.
 
-    Its journals are where all are kept, or in a folder of their own, where nobody looks for them.
+    With `journals`, the journals are written to that folder instead of the state folder, and `adaptkit sync` does not
+    find them.
     """
 
     def __init__(self, store: Store, journals: Path | None = None) -> None:
         self._store, self._folder = store, journals
-        self._sender = Sender(Delivery(store.client, store.experiment_id), self._told, self._let_go)
+        self._sender = Sender(Delivery(store.client, store.experiment_id), self._describe, self._release)
         self._journals: dict[str, Journal] = {}
         self._unkept: str | None = None
         self._temporary: Path | None = None
         self._is_late = False
-        self._began, self._waited = time.monotonic(), 0.0
+        self._started, self._waited = time.monotonic(), 0.0
 
     def open(self, local_id: str, name: str) -> None:
-        """Begin the record of a run."""
+        """Create the journal of a run."""
         about = (local_id, name, self._store.shown, self._store.experiment_name)
         try:
-            journal = Journal.begin(*about, parent=self._folder)
+            journal = Journal.create(*about, parent=self._folder)
         except OSError as error:
             self._note_unkept(error, state_folder())
-            journal = Journal.begin(*about, parent=self._elsewhere())
+            journal = Journal.create(*about, parent=self._other_folder())
         self._journals[local_id] = journal
 
-    def tell(self, local_id: str, *events: Event) -> None:
-        """Keep what the store shall know, and give the store a moment to take it."""
+    def add(self, local_id: str, *events: Event) -> None:
+        """Queue events of a run, and wait a moment so that the store can receive them."""
         journal = self._journals[local_id]
         for event in events:
             try:
                 journal.append(event)
-            except OSError as error:  # the disk is full: what cannot be sent from here is lost
+            except OSError as error:  # the disk is full: events that this process cannot send are lost
                 self._note_unkept(error, journal.folder)
-            finally:  # whatever happens here, even a signal, the two count alike
-                self._sender.put(journal, event)
-        self._settle(GRACE + SHARE * (time.monotonic() - self._began) - self._waited)
+            finally:  # even after a signal, so that journal and sender count the same events
+                self._sender.add(journal, event)
+        self._settle(GRACE + SHARE * (time.monotonic() - self._started) - self._waited)
 
     def is_open(self, local_id: str) -> bool:
-        """Tell whether there is a record of this run here."""
+        """Return whether this outbox has a journal of the run."""
         return local_id in self._journals
 
     def wait_for_id(self, local_id: str) -> str | None:
-        """Return the store's id of a run that has just begun; None if the store is slow or away."""
-        if not self._is_late or self.is_settled:
-            self._settle(BEGINNING_OF_SERVER if Address(self._store.uri).is_server else BEGINNING)
-            self._is_late = not self.is_settled
+        """Return the store's id of a run that was just created; None if the store is slow or unreachable."""
+        self.catch_up()
         return self.run_id(local_id)
 
+    def catch_up(self) -> bool:
+        """Wait a limited time until all events are sent; return whether they are.
+
+        After a wait that was too short, this does not wait again until the store is up to date.
+        """
+        if not self._is_late or self.is_settled:
+            self._settle(CATCH_UP_SECONDS_OF_SERVER if Address(self._store.uri).is_server else CATCH_UP_SECONDS)
+            self._is_late = not self.is_settled
+        return not self._is_late
+
     def run_id(self, local_id: str) -> str | None:
-        """Return the store's id of a run, if it has one yet."""
+        """Return the store's id of a run; None if the store has not created it yet."""
         return self._sender.delivery.ids.get(local_id)
 
-    def put(
+    def add_files(
         self, local_id: str, name: str, write: Callable[[Path], object], path: str | None = None, signed: bool = False
     ) -> Path:
-        """Let `write` fill a folder, the files of which become artifacts below `path`; return it.
+        """Call `write` with a new folder and queue the files in it, which become artifacts in the folder `path`.
 
-        It exists until the store has all of the run. Raises what `write` raises.
+        Returns the folder, which exists until the store has all events of the run. `signed` files are downloaded and
+        compared after the upload. Raises any error that `write` raises.
         """
         folder = self._journals[local_id].folder / name
         try:
             folder.mkdir()
             write(folder)
-        except OSError as error:  # the disk is full: another one may not be
+        except OSError as error:  # the disk is full: the folder for temporary files may be on another one
             self._note_unkept(error, folder)
             shutil.rmtree(folder, ignore_errors=True)
-            folder = self._elsewhere() / f"{local_id}-{name}"
+            folder = self._other_folder() / f"{local_id}-{name}"
             folder.mkdir()
             write(folder)
-        self.tell(local_id, Put(str(folder) if self._temporary in folder.parents else name, path, signed))
+        self.add(local_id, Put(str(folder) if self._temporary in folder.parents else name, path, signed))
         return folder
 
     @property
     def is_settled(self) -> bool:
-        """Tell whether the store has all that it was sent: it is neither slow nor away."""
+        """Return whether the store has all events: it is neither slow nor unreachable."""
         return self._sender.settle(0.0)
 
     def flush(self) -> None:
-        """Send what there is, as long as the store takes it."""
+        """Wait until all events are sent, or until the store fails or makes no progress."""
         self._sender.flush()
 
+    @property
+    def fault(self) -> str | None:
+        """Return why the store does not have all events; None while no attempt has failed."""
+        return next(iter(self._sender.refused.values()), self._sender.fault)
+
     def close(self) -> str | None:
-        """Send what is left, as long as the store takes it; return why not all is there."""
+        """Send the remaining events; return the reason, and what the user can do, if some could not be sent."""
         if self._sender.close():
             return None
-        refused = next(iter(self._sender.refused.values()), None)
-        reason = refused or self._sender.fault or "it is slow"
+        reason = self.fault or "it is slow"
         if self._unkept is not None:
-            return f"{reason}; and it cannot be kept for later: {self._unkept}"
-        does = "says what can be done" if refused else "sends it"
-        return f"{reason}; what is missing is kept: `adaptkit sync{tracking_option(self._store.uri)}` {does}"
+            return f"{reason}; the missing records cannot be kept for later either: {self._unkept}"
+        if self._folder is not None:
+            return reason
+        does = "explains what to do" if self._sender.refused else "sends them"
+        return f"{reason}; the missing records are kept: `adaptkit sync{tracking_option(self._store.uri)}` {does}"
 
     def _note_unkept(self, error: OSError, place: Path) -> None:
         self._unkept = self._unkept or f"{error.filename or place}: {error.strerror or error}"
 
-    def _elsewhere(self) -> Path:
-        """Return a folder that exists as long as this outbox does."""
+    def _other_folder(self) -> Path:
+        """Return a temporary folder that exists as long as this outbox does."""
         self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix="adaptkit-"))
         return self._temporary
 
-    def _let_go(self) -> None:
-        """Let others have what is left: nothing is being sent from here any more."""
+    def _release(self) -> None:
+        """Unlock the journals, so that `adaptkit sync` can send them: this outbox sends nothing any more."""
         for journal in self._journals.values():
             journal.release()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _settle(self, seconds: float) -> None:
-        begun = time.monotonic()
+        start = time.monotonic()
         self._sender.settle(seconds)
-        self._waited += time.monotonic() - begun
+        self._waited += time.monotonic() - start
 
-    def _told(self, error: Exception) -> str:
+    def _describe(self, error: Exception) -> str:
         return self._store.without_secrets(first_line(error))

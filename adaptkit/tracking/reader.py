@@ -1,11 +1,11 @@
-"""Read runs for a comparison from an MLflow store that exists: nothing is made or changed."""
+"""Read runs for a comparison from an existing MLflow store, without changes to the store."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,20 +15,30 @@ from adaptkit.adapters.files import read_card
 from adaptkit.comparison.metrics import required
 from adaptkit.comparison.records import ComparedRun, Curve
 from adaptkit.errors import BadInput
-from adaptkit.names import ARM_TAG, KIND_TAG, PREDICTIONS_FILE, SHIFTED_ACCURACY, TEST_ACCURACY, TIME_CUMULATIVE_SECONDS
+from adaptkit.names import (
+    ADAPTER_CARD_PATH,
+    ARM_TAG,
+    KIND_TAG,
+    PARENT_TAG,
+    PREDICTIONS_FILE,
+    SHIFTED_ACCURACY,
+    TEST_ACCURACY,
+    TIME_CUMULATIVE_SECONDS,
+)
 from adaptkit.settings.settings import DEFAULT_EXPERIMENT
 from adaptkit.system.imports import uncollected
 from adaptkit.tracking.address import Address
 from adaptkit.tracking.artifacts import read_predictions
 from adaptkit.tracking.fetching import fetch, local_artifacts
 from adaptkit.tracking.liveness import lives
+from adaptkit.tracking.search import search_runs
 from adaptkit.tracking.store import errors_as_lines, existing_experiment, open_existing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-#: what MLflow's filter language knows by itself; any other bare name is a param's
+#: first parts of names in MLflow's filter language; a name without such a part is taken as the name of a param
 ENTITIES = {"params", "param", "parameter", "parameters", "metrics", "metric", "tags", "tag", "attribute", "attributes"}
 ENTITIES |= {"attr", "run", "dataset", "datasets"}
 ATTRIBUTES = {
@@ -42,45 +52,49 @@ QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|`[^`]*`)""")
 
 
 def with_params(where: str) -> str:
-    """Return a filter in which bare names that MLflow does not know are params, as in `shift.rotate = '45.0'`."""
+    """Return a filter in which unknown names are params.
 
-    def qualified(found: re.Match[str]) -> str:
-        name = found[1]
-        known = name in ATTRIBUTES or name.split(".")[0].lower() in ENTITIES or name.upper() in ("AND", "NOT")
-        return name if known else f"params.`{name}`"
+    Example: `shift.rotate = '45.0'` becomes ``params.`shift.rotate` = '45.0'``.
+    """
+
+    def qualify(match: re.Match[str]) -> str:
+        name = match[1]
+        is_known = name in ATTRIBUTES or name.split(".")[0].lower() in ENTITIES or name.upper() in ("AND", "NOT")
+        return name if is_known else f"params.`{name}`"
 
     parts = QUOTED.split(where)
-    # Every second part is quoted: a value, or a name that says itself what it is.
-    return "".join(part if index % 2 else CONDITION.sub(qualified, part) for index, part in enumerate(parts))
+    # Parts with an odd index are quoted: values, or complete names.
+    return "".join(part if index % 2 else CONDITION.sub(qualify, part) for index, part in enumerate(parts))
 
 
-#: runs whose histories are read by one query, and the most points that it may give
-AT_ONCE, MOST = 200, 1_000_000
+#: maximum number of runs in one query for histories, and of points in its result
+RUNS_PER_QUERY, MAX_POINTS = 200, 1_000_000
 
 #: values by step
 History = dict[int, float]
 
 
 def read_histories(client: MlflowClient, run_ids: Sequence[str], key: str) -> dict[str, History]:
-    """Return the history of one metric of each run, the last value of a step that has several."""
-    together = _together(client)
-    found: dict[str, History] = {run_id: {} for run_id in run_ids}
-    if together is None:
+    """Return the history of one metric for each run. If a step has several values, the last one counts."""
+    read_many = _bulk_method(client)
+    values: dict[str, History] = {run_id: {} for run_id in run_ids}
+    if read_many is None:
         with ThreadPoolExecutor(4) as pool:
             histories = pool.map(lambda run_id: client.get_metric_history(run_id, key), run_ids)
             for run_id, points in zip(run_ids, histories, strict=True):
-                found[run_id] = {point.step: point.value for point in points}
-        return found
-    for start in range(0, len(run_ids), AT_ONCE):
-        for point in together(run_ids[start : start + AT_ONCE], key, MOST):
-            found[point.run_id][point.step] = point.value
-    return found
+                values[run_id] = {point.step: point.value for point in points}
+        return values
+    for start in range(0, len(run_ids), RUNS_PER_QUERY):
+        for point in read_many(run_ids[start : start + RUNS_PER_QUERY], key, MAX_POINTS):
+            values[point.run_id][point.step] = point.value
+    return values
 
 
-def _together(client: MlflowClient) -> Any:
-    """Return the method of a database's store that reads the histories of many runs; None of any other store.
+def _bulk_method(client: MlflowClient) -> Any:
+    """Return the method of a database store that reads the histories of many runs at once; None for other stores.
 
-    MLflow's client does not have it, though MLflow's own pages use it: a thousand runs, one by one, take seconds.
+    MLflow's client does not offer this method, but MLflow's pages use it. One request per run takes seconds for a
+    thousand runs.
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -88,134 +102,119 @@ def _together(client: MlflowClient) -> Any:
     return getattr(store, "get_metric_history_bulk", None) if isinstance(store, SqlAlchemyStore) else None
 
 
-PAGE = 1000
 PARENTS = ("comparison", "sweep")
-ADAPTATIONS = "tags.`adaptkit.kind` = 'adaptation'"
-#: what a curve is made of
+ADAPTATIONS = {KIND_TAG: "adaptation"}
+#: metrics of a learning curve
 CURVES = (TIME_CUMULATIVE_SECONDS, TEST_ACCURACY, SHIFTED_ACCURACY)
-#: runs that are asked for one by one
+#: number of runs that are read one by one before the rest is searched for
 FEW = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """An open store that is only read."""
+    """Read runs from an open store."""
 
     address: Address
     client: MlflowClient
 
     def find(self, run_ids: Sequence[str], experiment: str | None, where: str | None) -> list[MlflowRun]:
-        """Return the adaptation runs asked for: by id (a parent stands for its children), else a whole experiment's.
+        """Return adaptation runs: those with these ids and the children of parent runs, or a whole experiment.
 
-        Raises BadInput for ids and names that are not there, and for a filter that MLflow cannot read.
+        Raises BadInput if an id or the experiment does not exist, and if MLflow cannot read the filter `where`.
         """
         with errors_as_lines(self.address), uncollected():
             if not run_ids:
                 experiments = [existing_experiment(self.address, self.client, experiment or DEFAULT_EXPERIMENT)]
                 return self._search(experiments, ADAPTATIONS, where)
-            asked = self._by_id(run_ids)
-            alone = [run for run in asked if run.data.tags[KIND_TAG] == "adaptation"]
-            parents = [run for run in asked if run.data.tags[KIND_TAG] in PARENTS]
-            found = {run.info.run_id: run for run in alone} if not where else {}
-            if where and alone:
-                wanted, experiments = {run.info.run_id for run in alone}, _experiments(alone)
-                matching = self._search(experiments, ADAPTATIONS, where)
-                found |= {run.info.run_id: run for run in matching if run.info.run_id in wanted}
+            named = self._by_id(run_ids)
+            single = {run.info.run_id: run for run in named if run.data.tags[KIND_TAG] not in PARENTS}
+            parents = [run for run in named if run.data.tags[KIND_TAG] in PARENTS]
+            runs = dict(single) if not where else {}
+            if where and single:
+                matching = self._search(_experiments(single.values()), ADAPTATIONS, where)
+                runs |= {run.info.run_id: run for run in matching if run.info.run_id in single}
             for parent in parents:
-                inner = f"{ADAPTATIONS} and tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-                found |= {run.info.run_id: run for run in self._search(_experiments([parent]), inner, where)}
-        # As a search orders them.
-        return sorted(found.values(), key=lambda run: (run.info.start_time or 0, run.info.run_id))
+                children = ADAPTATIONS | {PARENT_TAG: parent.info.run_id}
+                runs |= {run.info.run_id: run for run in self._search(_experiments([parent]), children, where)}
+        # In the order of a search.
+        return sorted(runs.values(), key=lambda run: (run.info.start_time or 0, run.info.run_id))
 
-    def read(self, found: Iterable[MlflowRun]) -> list[ComparedRun]:
-        """Return the runs with their predictions, read from their artifacts.
+    def read(self, stored: Iterable[MlflowRun]) -> list[ComparedRun]:
+        """Return the runs with the predictions from their artifacts.
 
-        Raises BadInput, all problems at once, for a run that is still running and for a missing artifact.
+        Raises BadInput with all problems if a run is still running or an artifact is missing.
         """
-        records = list(found)
-        runs = [_compared(run) for run in records]
+        records = list(stored)
+        compared = [_compared(run) for run in records]
         problems = [
             f"{run.name} ({run.run_id}) is still running: wait for it, or leave it out with "
             """--where "status != 'RUNNING'\""""
-            for run in runs
+            for run in compared
             if run.status == "running"
         ]
         if problems:
             raise BadInput(*problems)
         with ThreadPoolExecutor(4) as pool, uncollected():
-            read = list(pool.map(self._with_predictions, runs, [run.info.artifact_uri or "" for run in records]))
+            read = list(pool.map(self._with_predictions, compared, [run.info.artifact_uri or "" for run in records]))
         if missing := [problem for _, problem in read if problem is not None]:
             raise BadInput(*missing)
         return [run for run, _ in read]
 
     def with_curves(self, runs: Iterable[ComparedRun]) -> list[ComparedRun]:
-        """Return the runs with their histories, epoch by epoch."""
-        found = list(runs)
+        """Return the runs with their learning curves."""
+        without = list(runs)
         series: dict[str, dict[str, History]] = {}
         with errors_as_lines(self.address), uncollected():
             for key in CURVES:
-                having = [run.run_id for run in found if run.status == "finished" and key in run.metrics]
-                series[key] = read_histories(self.client, [run_id for run_id in having if run_id], key)
-        return [_with_curve(run, *(series[key].get(run.run_id or "", {}) for key in CURVES)) for run in found]
+                finished = [run.run_id for run in without if run.status == "finished" and key in run.metrics]
+                series[key] = read_histories(self.client, [run_id for run_id in finished if run_id], key)
+        return [_with_curve(run, *(series[key].get(run.run_id or "", {}) for key in CURVES)) for run in without]
 
     def _by_id(self, run_ids: Sequence[str]) -> list[MlflowRun]:
         from mlflow.exceptions import MlflowException
 
-        found, problems = [], []
-        known: dict[str, MlflowRun] = {}
+        runs, problems = [], []
+        prefetched: dict[str, MlflowRun] = {}
         for number, run_id in enumerate(dict.fromkeys(run_ids)):
             try:
-                run = known.get(run_id) or self.client.get_run(run_id)
+                run = prefetched.get(run_id) or self.client.get_run(run_id)
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
-                problems.append(f"there is no run {run_id!r} in {self.address.shown}")
+                problems.append(f"no run {run_id!r} in {self.address.shown}")
                 continue
-            kind = run.data.tags.get(KIND_TAG, "none of adaptkit's")
+            kind = run.data.tags.get(KIND_TAG)
             if kind not in ("adaptation", *PARENTS):
-                problems.append(f"run {run_id} is of kind {kind}; adaptation runs are compared")
+                what = "was not made by adaptkit" if kind is None else f"is of kind {kind}"
+                problems.append(f"run {run_id} {what}; only adaptation runs can be compared")
             elif run.info.lifecycle_stage == "deleted":
                 problems.append(f"run {run_id} was deleted; `mlflow runs restore --run-id {run_id}` brings it back")
-            found.append(run)
+            runs.append(run)
             if number == FEW and len(run_ids) > 2 * FEW:
-                # Many at once are read sooner than one by one: most are of one experiment.
-                known = {run.info.run_id: run for run in self._search(_experiments(found), ADAPTATIONS, None)}
+                # One search is faster than many single requests; usually all runs are in one experiment.
+                prefetched = {run.info.run_id: run for run in self._search(_experiments(runs), ADAPTATIONS, None)}
         if problems:
             raise BadInput(*problems)
-        return found
+        return runs
 
-    def _search(self, experiments: list[str], condition: str, where: str | None) -> list[MlflowRun]:
+    def _search(self, experiments: list[str], tags: Mapping[str, str], where: str | None) -> list[MlflowRun]:
         from mlflow.exceptions import MlflowException
 
-        filter_string = f"{condition} and {with_params(where)}" if where and where.strip() else condition
-        found: list[MlflowRun] = []
-        token: str | None = None
-        while True:
-            try:
-                page = self.client.search_runs(
-                    experiments,
-                    filter_string,
-                    max_results=PAGE,
-                    order_by=["attributes.start_time ASC"],
-                    page_token=token,
-                )
-            except MlflowException as error:
-                if where and error.error_code == "INVALID_PARAMETER_VALUE":
-                    raise BadInput(f"--where: {str(error).strip().splitlines()[0]}") from None
-                raise
-            found.extend(page)
-            token = page.token
-            if not token:
-                return found
+        try:
+            return search_runs(self.client, experiments, tags=tags, where=with_params(where) if where else None)
+        except MlflowException as error:
+            if where and error.error_code == "INVALID_PARAMETER_VALUE":
+                raise BadInput(f"--where: {str(error).strip().splitlines()[0]}") from None
+            raise
 
     def _with_predictions(self, run: ComparedRun, artifacts: str) -> tuple[ComparedRun, str | None]:
-        """Return the run with its predictions, or the reason why they cannot be read."""
+        """Return the run with its predictions; or the run without them and the reason why they cannot be read."""
         if run.status != "finished":
             return run, None
         try:
             with (
                 self.artifact(artifacts, PREDICTIONS_FILE) as path,
-                self.artifact(artifacts, "adapter/adapter.json") as card,
+                self.artifact(artifacts, ADAPTER_CARD_PATH) as card,
             ):
                 return _with_files(run, path, card)
         except FileNotFoundError as error:
@@ -223,24 +222,24 @@ class Reader:
 
     @contextmanager
     def artifact(self, artifacts: str, name: str) -> Iterator[Path]:
-        """Lend an artifact as a local file.
+        """Provide an artifact as a local file for the duration of a block.
 
-        Raises FileNotFoundError, with its name, when there is none, and BadInput when the store fails.
+        Raises FileNotFoundError with the name of the artifact if it does not exist, and BadInput if the store fails.
         """
         local = local_artifacts(artifacts, self.address.path)
-        if local is not None:  # not by MLflow, which takes longer to find a file than reading it takes
+        if local is not None:  # without MLflow, which needs more time to find a file than to read it
             if not (local / name).exists():
                 raise FileNotFoundError(2, "no such artifact", name)
             yield local / name
             return
         with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
             with errors_as_lines(self.address):
-                where = fetch(artifacts, name, folder, self.address.uri)
-            yield where
+                copy = fetch(artifacts=artifacts, name=name, folder=folder, tracking_uri=self.address.uri)
+            yield copy
 
 
 def open_reader(uri: str | None) -> Reader:
-    """Open the store that is meant for reading; raise BadInput when there is none, or it cannot be reached."""
+    """Open a store for reading; raise BadInput if it does not exist or cannot be reached."""
     address, client = open_existing(uri)
     return Reader(address, client)
 
@@ -284,7 +283,7 @@ def _compared(run: MlflowRun) -> ComparedRun:
 
 
 def _with_curve(run: ComparedRun, seconds: History, clean: History, shifted: History) -> ComparedRun:
-    # A run without a source may not have been evaluated before its end.
+    # A run without a source may have been evaluated only at its end.
     steps = sorted(set(seconds) & set(clean if run.has_source else shifted))
     if not steps:
         return run
@@ -302,7 +301,7 @@ def _experiments(runs: Iterable[MlflowRun]) -> list[str]:
 
 
 def _status(run: MlflowRun) -> tuple[str, str | None]:
-    """Return what became of a run; one that nobody can still be running was killed."""
+    """Return the status of a run and the reason; a run whose process does not exist any more was killed."""
     status = run.info.status.lower()
     if status not in ("running", "scheduled"):
         return status, None

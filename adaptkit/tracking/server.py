@@ -1,4 +1,4 @@
-"""Ask a tracking server, once and soon, whether it is there: MLflow itself would try for minutes."""
+"""Check that a tracking server answers, within seconds: MLflow's own attempts would take minutes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ REACH_SECONDS = 10.0
 
 
 def check_server(address: Address) -> None:
-    """Refuse an MLflow server that does not answer."""
+    """Raise BadInput if an MLflow server does not answer."""
     reason: object
     try:
-        # Not the address as given: urllib takes `user:password@` for a host name, and this page asks for neither.
+        # Without the login, which urllib takes for a part of the host name and which this page does not need.
         urlopen(Request(f"{address.shown.rstrip('/')}/health"), timeout=REACH_SECONDS).close()
         return
-    except HTTPError as error:  # an answer all the same
+    except HTTPError as error:  # the server has answered
         error.close()
         return
     except URLError as error:
         reason = error.reason
     except (OSError, HTTPException, ValueError) as error:
         reason = error
-    if isinstance(reason, ssl.SSLError):  # MLflow has settings for certificates
+    if isinstance(reason, ssl.SSLError):  # settings of MLflow may make the certificate acceptable
         return
     if isinstance(reason, TimeoutError):
         reason = f"no answer within {REACH_SECONDS:.0f} s"
@@ -38,29 +38,29 @@ def check_server(address: Address) -> None:
 
 
 def clock_skew(address: Address) -> float | None:
-    """Return by how many seconds a server's clock is ahead of this machine's; None if it does not tell its time.
+    """Return by how many seconds the clock of a server is ahead of this machine's; None if it does not send its time.
 
-    Servers tell it in whole seconds.
+    The precision is one second.
     """
     before = time.time()
     try:
         with urlopen(Request(f"{address.shown.rstrip('/')}/health"), timeout=REACH_SECONDS) as answer:
-            told = answer.headers.get("Date")
+            date = answer.headers.get("Date")
     except (OSError, HTTPException, ValueError):
         return None
-    if told is None:
+    if date is None:
         return None
     try:
-        theirs = parsedate_to_datetime(told).timestamp()
+        theirs = parsedate_to_datetime(date).timestamp()
     except ValueError:
         return None
     ours = (before + time.time()) / 2
-    # Cut to a whole second: the middle of what it may have been.
+    # The server has dropped fractions of a second: add their mean.
     return theirs + 0.5 - ours
 
 
 def check_database(address: Address) -> None:
-    """Refuse a database server that does not answer, or for which no driver is installed."""
+    """Raise BadInput if a database server does not answer, or if its driver is not installed."""
     from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -78,7 +78,7 @@ def check_database(address: Address) -> None:
 
 
 def plain_server_error(address: Address, error: Exception) -> str | None:
-    """Return a line for a server that refuses access, None for any other error."""
+    """Return a message if a server refused access; None for any other error."""
     code = getattr(error, "error_code", None)
     if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return (

@@ -1,4 +1,4 @@
-"""Handle the SQLite file of a tracking store: may it be written, whose turn is it, and what is wrong with it."""
+"""Check, lock, create and upgrade the SQLite database of a tracking store."""
 
 from __future__ import annotations
 
@@ -22,35 +22,37 @@ from adaptkit.tracking.address import sqlite_address
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
-BUSY_SECONDS = 20.0  # for another program's transaction; MLflow itself waits as long
-LOCK_SECONDS = 120.0  # longer than anybody works under the lock, so that the process in front gives up first
+#: maximum time to wait for a transaction of another program, as in MLflow
+BUSY_SECONDS = 20.0
+#: maximum time to wait for the lock; no process holds it for longer
+LOCK_SECONDS = 120.0
 
 
 def connect(path: Path, timeout: float | None = None) -> sqlite3.Connection:
-    """Open an existing database, never create one."""
+    """Open an existing database."""
     seconds = BUSY_SECONDS if timeout is None else timeout
     return sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=seconds, isolation_level=None)
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a whole database in one transaction, whatever others do to it meanwhile."""
+    """Copy a database in one transaction, so that concurrent changes do not damage the copy."""
     with closing(connect(source)) as old, closing(sqlite3.connect(target, timeout=BUSY_SECONDS)) as new:
         old.backup(new)
 
 
 def ask_to_write(path: Path, timeout: float | None = None) -> None:
-    """Open a write transaction and drop it: fails while another program is writing."""
+    """Open and close a write transaction; this fails while another program is writing."""
     with closing(connect(path, timeout)) as database:
         database.execute("BEGIN IMMEDIATE")
         database.execute("ROLLBACK")
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a database that cannot be written, at once: MLflow itself retries for 101 s and shows a traceback."""
+    """Raise BadInput at once if the database cannot be written: MLflow itself would retry for 101 s."""
     folder = path.parent
     try:
         os.stat(folder)
-        # Really write: permission bits say nothing about root, a read-only mount or a full disk.
+        # Write a file: permission bits do not show a read-only mount or a full disk.
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(4096))
             probe.flush()
@@ -60,7 +62,7 @@ def check_writable(path: Path) -> None:
         raise BadInput(f"cannot write the tracking store to {folder}: {error.strerror or error}") from error
     if path.is_dir():
         raise BadInput(f"the tracking store {path} is a folder; name a file in it: sqlite:///{path}/mlflow.db")
-    # SQLite opens such a file all the same and begins to write; closing a handle of ours would drop SQLite's locks.
+    # Do not open the file to test it: closing it would release the locks of SQLite in this process.
     if path.exists() and not os.access(path, os.W_OK):
         raise BadInput(f"the tracking store {path} is not writable")
     with explained(path):
@@ -70,7 +72,7 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file beside the database `path`; adaptkit's processes prepare a store one after another."""
+    """Hold the lock file next to the database `path`, so that only one process of adaptkit prepares the store."""
     from filelock import FileLock, Timeout
 
     lock = path.with_name(f".{path.name}.lock")
@@ -89,31 +91,33 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's and the system's errors into one line."""
+    """Convert errors of SQLite and of the system to BadInput."""
     try:
         yield
     except sqlite3.Error as error:
-        known = {
+        messages = {
             sqlite3.SQLITE_NOTADB: f"{path} is not a SQLite database; name another file: sqlite:///PATH/mlflow.db",
             sqlite3.SQLITE_BUSY: f"{path} is locked by another program; stop it, or try again",
             sqlite3.SQLITE_READONLY: f"the tracking store {path} is not writable",
             sqlite3.SQLITE_FULL: f"no space is left for the tracking store {path}",
         }
-        # The low byte is the kind of an error; the rest says more closely where it came from.
+        # The low byte is the kind of the error.
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        raise BadInput(known.get(code, f"the tracking store {path} cannot be opened: {error}")) from error
+        raise BadInput(messages.get(code, f"the tracking store {path} cannot be opened: {error}")) from error
     except OSError as error:
-        raise BadInput(f"the tracking store {path} cannot be made: {error.strerror or error}") from error
+        raise BadInput(f"the tracking store {path} cannot be created: {error.strerror or error}") from error
 
 
-PATIENCE_SECONDS = 60.0  # for another program that is creating or upgrading the schema
-SETTLED_SECONDS = 4.0  # without a change, after which no program is still creating the schema
+#: maximum time to wait for another program that is creating or upgrading the schema
+PATIENCE_SECONDS = 60.0
+#: time without changes after which no program is still creating the schema
+SETTLED_SECONDS = 4.0
 
 
 def prepare_schema(path: Path, uri: str) -> tuple[str, ...]:
-    """Make `path` hold the schema of the installed MLflow; return lines to show to the user.
+    """Create or upgrade the schema of a database for the installed MLflow; return notices for the user.
 
-    Raises BadInput when the file belongs to another program, is incomplete, or was created by a newer MLflow.
+    Raises BadInput if the file belongs to another program, is incomplete, or was created by a newer MLflow.
     """
     scripts = _migrations()
     head = scripts.get_current_head()
@@ -122,19 +126,19 @@ def prepare_schema(path: Path, uri: str) -> tuple[str, ...]:
             return ()
     with locked(path), explained(path):
         for unfinished in _unfinished_files(path):
-            unfinished.unlink(missing_ok=True)  # the process that was creating it held this lock, and was killed
+            unfinished.unlink(missing_ok=True)  # left by a killed process: a living one would hold the lock
         if not path.exists():
             _create(path, _publish)
         revision = _settled_revision(path, head)
         if path.stat().st_size == 0:  # created by hand, or by a process that was killed in `_publish`
             _create(path, os.replace)
             revision = head
-        return () if revision == head else (_upgrade(path, uri, revision, scripts),)
+        return () if revision == head else (_upgrade(path=path, uri=uri, revision=revision, scripts=scripts),)
 
 
 @functools.cache
 def _migrations() -> ScriptDirectory:
-    """Return the migrations that the installed MLflow knows; once, since each reading of them stays in memory."""
+    """Return the migrations of the installed MLflow; cached, since MLflow never frees them."""
     import mlflow
     from alembic.script import ScriptDirectory
 
@@ -142,7 +146,7 @@ def _migrations() -> ScriptDirectory:
 
 
 def _unfinished_files(path: Path) -> list[Path]:
-    """Return the databases with a temporary name: being created, or left by a process that was killed."""
+    """Return the databases with a temporary name: another process is creating them, or was killed."""
     return list(path.parent.glob(f".{path.name}.new-*"))
 
 
@@ -161,14 +165,14 @@ def _revision(path: Path, timeout: float | None = None) -> str | None:
 
 
 def _settled_revision(path: Path, head: str | None) -> str | None:
-    """Wait while another program (`mlflow ui` takes no lock) creates the schema; return the final revision."""
+    """Wait while another program, such as `mlflow ui`, creates the schema; return the final revision."""
     started = time.monotonic()
     while True:
         try:
             revision = _revision(path, timeout=0)
             if revision == head:
                 return revision
-            ask_to_write(path, timeout=0)  # fails while a writer is between two changes that can be seen
+            ask_to_write(path, timeout=0)  # fails while another program is writing
             if abs(time.time() - path.stat().st_mtime) > SETTLED_SECONDS:
                 return revision
         except sqlite3.OperationalError as error:
@@ -180,9 +184,9 @@ def _settled_revision(path: Path, head: str | None) -> str | None:
 
 
 def _upgrade(path: Path, uri: str, revision: str | None, scripts: ScriptDirectory) -> str:
-    """Upgrade the database of an older MLflow; return a line that names the backup.
+    """Upgrade the database of an older MLflow; return a notice with the name of the backup.
 
-    Raises BadInput when it is not the database of an older MLflow, or cannot be upgraded.
+    Raises BadInput if it is not the database of an older MLflow, or if the upgrade fails.
     """
     from alembic.util import CommandError
 
@@ -203,26 +207,26 @@ def _upgrade(path: Path, uri: str, revision: str | None, scripts: ScriptDirector
         ) from None
     backup = _free_name(path, f"backup-{revision}")
     copy(path, backup)
-    # MLflow's documented way, in a process of its own because it prints.
+    # MLflow's documented command, in a separate process because it prints.
     command = [sys.executable, "-P", "-m", "mlflow", "db", "upgrade", uri]
     if subprocess.run(command, capture_output=True).returncode:
         copy(backup, path)
         backup.unlink()
         raise BadInput(
-            f"{path} could not be upgraded and is as it was: `mlflow db upgrade {uri}` shows why; "
-            "move it away to begin with a new one"
+            f"{path} could not be upgraded and is unchanged: `mlflow db upgrade {uri}` shows the reason; "
+            "move it away to start with a new one"
         )
-    return f"{path} was upgraded to the installed MLflow's schema; as it was before, it is kept in {backup.name}"
+    return f"{path} was upgraded to the schema of the installed MLflow; the previous version is kept in {backup.name}"
 
 
 def _free_name(path: Path, ending: str) -> Path:
-    """Return `<path>.<ending>`, or with -2, -3 and so on after it, whichever does not exist."""
+    """Return `<path>.<ending>`, with -2, -3 and so on appended if that exists."""
     names = (f"{path.name}.{ending}" + (f"-{number}" if number > 1 else "") for number in count(1))
     return next(free for name in names if not (free := path.with_name(name)).exists())
 
 
 def _create(path: Path, rename: Callable[[Path, Path], None]) -> None:
-    """Create a new database under a temporary name in the same folder; call `rename` when it is complete."""
+    """Create a database under a temporary name, and call `rename` when it is complete."""
     from mlflow import MlflowClient
 
     temporary = path.with_name(f".{path.name}.new-{uuid4().hex[:12]}")
@@ -234,7 +238,7 @@ def _create(path: Path, rename: Callable[[Path, Path], None]) -> None:
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Rename a complete database, unless a file of that name exists."""
+    """Rename a complete database unless a file with the new name exists."""
     try:
         os.link(temporary, path)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""Open MLflow's store safely, and find or make the experiment that runs go to."""
+"""Open the tracking store, and find or create the experiment for the runs."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Store:
-    """An open tracking store, and the experiment that runs go to."""
+    """An open tracking store with the experiment for the runs."""
 
-    #: may hold a password: show it only through `without_secrets`
+    #: may contain a password: show it only through `without_secrets`
     uri: str = field(repr=False)
     client: MlflowClient = field(repr=False)
     experiment_id: str
     experiment_name: str
-    #: lines to tell the user
+    #: messages for the user
     notices: tuple[str, ...]
-    #: shows the store; None when a server shows it already
+    #: the command that starts a user interface; None for an MLflow server
     ui_command: str | None
 
     @property
     def shown(self) -> str:
-        """Return the address for people."""
+        """Return the address as messages show it."""
         return resolve(self.uri).shown
 
     def runs_url(self) -> str:
-        """Return the page of the experiment's charts."""
+        """Return the address of the page with the charts of the experiment."""
         return Address(self.uri).runs_url(self.experiment_id)
 
     def without_secrets(self, text: str) -> str:
@@ -55,14 +55,15 @@ class Store:
 
 
 def open_store(uri: str | None, experiment: str) -> Store:
-    """Open the store at `uri`, MLFLOW_TRACKING_URI or MLflow's default, and make the experiment if it is new.
+    """Open a store for writing, and create the experiment if it does not exist.
 
-    Raises BadInput when the store or the experiment cannot be used.
+    Without `uri`, MLFLOW_TRACKING_URI and MLflow's default apply. Raises BadInput if the store or the experiment
+    cannot be used.
     """
     if not experiment.strip():
         raise BadInput("the experiment needs a name: --experiment NAME")
     address = resolve(uri)
-    # Where the files are, when `mlflow.db` is a link: a lock or a second name beside the link would guard nothing.
+    # Resolve links: the lock and the temporary files must be in the folder of the database itself.
     path = Path(os.path.realpath(address.path)) if address.path else None
     if path:
         check_writable(path)
@@ -70,7 +71,7 @@ def open_store(uri: str | None, experiment: str) -> Store:
         check_server(address)
     _prepare_mlflow(address)
     notices: tuple[str, ...] = ()
-    with uncollected(), errors_as_lines(address):  # what the store needs of MLflow is imported when it is opened
+    with uncollected(), errors_as_lines(address):  # MLflow imports more modules when it opens a store
         from mlflow import MlflowClient
 
         if path:
@@ -78,28 +79,28 @@ def open_store(uri: str | None, experiment: str) -> Store:
         elif not address.is_server:
             check_database(address)
         client = MlflowClient(tracking_uri=address.uri)
-        found, moved = _find_experiment(client, experiment, address, path)
+        used, notice = _find_experiment(client=client, name=experiment, address=address, path=path)
     if not address.is_server:
-        _check_artifacts(found.artifact_location)
+        _check_artifacts(used.artifact_location)
     return Store(
         uri=address.uri,
         client=client,
-        experiment_id=found.experiment_id,
-        experiment_name=found.name,
-        notices=(*notices, moved) if moved else notices,
+        experiment_id=used.experiment_id,
+        experiment_name=used.name,
+        notices=(*notices, notice) if notice else notices,
         ui_command=address.ui_command,
     )
 
 
 def open_existing(uri: str | None) -> tuple[Address, MlflowClient]:
-    """Open the store at `uri`, MLFLOW_TRACKING_URI or MLflow's default to read what it holds.
+    """Open an existing store for reading; raise BadInput if it does not exist or cannot be reached.
 
-    Raises BadInput when there is none, or it cannot be reached.
+    Without `uri`, MLFLOW_TRACKING_URI and MLflow's default apply.
     """
     address = resolve(uri)
     path = Path(os.path.realpath(address.path)) if address.path else None
     if path and not path.is_file():
-        raise BadInput(f"there is no tracking store at {path}: `adaptkit run` makes one; --tracking-uri names another")
+        raise BadInput(f"no tracking store at {path}: create one with `adaptkit run`, or name one with --tracking-uri")
     if address.is_server:
         check_server(address)
     _prepare_mlflow(address)
@@ -107,47 +108,54 @@ def open_existing(uri: str | None) -> tuple[Address, MlflowClient]:
         from mlflow import MlflowClient
 
         if path:
-            prepare_schema(path, address.uri)  # of an older MLflow: it could not be read
+            prepare_schema(path, address.uri)  # upgrade a database of an older MLflow, which cannot be read otherwise
         elif not address.is_server:
             check_database(address)
         return address, MlflowClient(tracking_uri=address.uri)
 
 
 def existing_store(uri: str | None, experiment: str) -> Store | None:
-    """Return the store and the experiment of this name, to read them; None if one of them is not there."""
+    """Open an existing store and experiment for reading; return None if one of them does not exist."""
     address = resolve(uri)
     if address.path and not Path(os.path.realpath(address.path)).is_file():
         return None
     address, client = open_existing(uri)
     with errors_as_lines(address):
-        found = client.get_experiment_by_name(experiment)
-    if found is None or found.lifecycle_stage == "deleted":
+        existing = client.get_experiment_by_name(experiment)
+    if existing is None or existing.lifecycle_stage == "deleted":
         return None
-    return Store(address.uri, client, str(found.experiment_id), found.name, (), address.ui_command)
+    return Store(
+        uri=address.uri,
+        client=client,
+        experiment_id=str(existing.experiment_id),
+        experiment_name=existing.name,
+        notices=(),
+        ui_command=address.ui_command,
+    )
 
 
 def existing_experiment(address: Address, client: MlflowClient, name: str) -> str:
-    """Return the id of the experiment of this name; raise BadInput, with the nearest, when there is none."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        known = [other.name for other in client.search_experiments(max_results=1000) if other.name != "Default"]
-        raise BadInput(f"--experiment: there is no experiment {name!r} in {address.shown}{suggestion(name, known)}")
-    if found.lifecycle_stage == "deleted":
-        raise BadInput(_deleted_line(found, address))
-    return str(found.experiment_id)
+    """Return the id of an experiment; raise BadInput with the most similar name if it does not exist."""
+    existing = client.get_experiment_by_name(name)
+    if existing is None:
+        names = [other.name for other in client.search_experiments(max_results=1000) if other.name != "Default"]
+        raise BadInput(f"--experiment: no experiment {name!r} in {address.shown}{suggestion(name, names)}")
+    if existing.lifecycle_stage == "deleted":
+        raise BadInput(_deleted_line(existing, address))
+    return str(existing.experiment_id)
 
 
 def _prepare_mlflow(address: Address) -> None:
-    """Set what MLflow reads when it is imported, and keep it off the terminal: what fails is also raised."""
+    """Set MLflow's environment variables, import it, and silence its loggers: it raises its errors as well."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    if address.is_server:  # by default a dead server blocks each call for four minutes
+    if address.is_server:  # by default, each call to a dead server takes four minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     with uncollected(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "IProgress not found")  # in a notebook: its bars are off
-        import mlflow  # noqa: F401  (it sets its loggers' levels: ours come after)
+        warnings.filterwarnings("ignore", "IProgress not found")  # in a notebook; progress bars are off
+        import mlflow  # noqa: F401  (before the levels of its loggers are set)
 
     if "MLFLOW_LOGGING_LEVEL" in os.environ:
         return
@@ -158,9 +166,9 @@ def _prepare_mlflow(address: Address) -> None:
 
 @contextmanager
 def errors_as_lines(address: Address) -> Iterator[None]:
-    """Turn MLflow's and the database's errors into one line, without passwords."""
+    """Convert errors of MLflow and of the database to BadInput, without passwords."""
     from mlflow.exceptions import MlflowException
-    from requests import RequestException  # what MLflow lets through of a server that keeps artifacts
+    from requests import RequestException  # MLflow does not convert the errors of artifact servers
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
@@ -168,72 +176,72 @@ def errors_as_lines(address: Address) -> Iterator[None]:
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         line = plain_server_error(address, error) if address.is_server else None
         reason = address.without_secrets(str(error).strip().split("\n")[0])
-        # Without the cause: its text may hold the password.
+        # Without the cause: its text may contain the password.
         raise BadInput(line or f"the tracking store {address.shown} failed: {reason}") from None
 
 
 def _find_experiment(
     client: MlflowClient, name: str, address: Address, path: Path | None
 ) -> tuple[Experiment, str | None]:
-    """Return the experiment of this name, or of `name-2` and so on while its artifacts could not be kept."""
+    """Return the experiment, and a notice if it is called `name-2` or so because `name` cannot be used."""
     unusable, number = None, 1
     while True:
         candidate = name if number == 1 else f"{name}-{number}"
-        found = client.get_experiment_by_name(candidate)
-        if found is None:
-            found, problem = _create_experiment(client, candidate, path), None
-        elif found.lifecycle_stage == "deleted":
+        experiment = client.get_experiment_by_name(candidate)
+        if experiment is None:
+            experiment, problem = _create_experiment(client, candidate, path), None
+        elif experiment.lifecycle_stage == "deleted":
             if number == 1:
-                raise BadInput(_deleted_line(found, address))
+                raise BadInput(_deleted_line(experiment, address))
             problem = "was deleted"
         else:
-            problem = None if address.is_server else _artifact_problem(found.artifact_location, path)
+            problem = None if address.is_server else _artifact_problem(experiment.artifact_location, path)
         if problem is None:
-            moved = f"experiment {name!r} {unusable}: these runs go to {candidate!r}"
-            return found, moved if unusable else None
+            moved = f"experiment {name!r} {unusable}: these runs are in {candidate!r}"
+            return experiment, moved if unusable else None
         unusable, number = unusable or problem, number + 1
 
 
 def _create_experiment(client: MlflowClient, name: str, path: Path | None) -> Experiment:
-    """Make an experiment, or take the one that another process has made meanwhile."""
+    """Create an experiment, or return the one that another process has just created."""
     from mlflow.exceptions import MlflowException
 
     location = None
     if path and path.parent != Path(os.path.realpath(Path.cwd())):
-        # MLflow's own choice is the current folder; artifacts belong beside the database that lists them.
+        # Next to the database: by default, MLflow stores artifacts in the current folder.
         folder = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "experiment"
         location = str(path.parent / "mlruns" / folder)
-    turn: AbstractContextManager[None] = locked(path) if path else nullcontext()
-    with turn:
+    lock: AbstractContextManager[None] = locked(path) if path else nullcontext()
+    with lock:
         try:
             client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-    found = client.get_experiment_by_name(name)
-    assert found is not None
-    return found
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    return experiment
 
 
 def _artifact_problem(location: str, path: Path | None) -> str | None:
-    """Return why artifacts cannot be kept at an experiment's location when no server is asked, else None."""
+    """Return why this machine cannot write artifacts to the location of an experiment; None if it can."""
     if location.startswith("mlflow-artifacts:"):
-        return "was made by an MLflow server, which alone can reach its artifacts"
+        return "was created by an MLflow server, and only the server can write its artifacts"
     if path is None or urlsplit(location).scheme not in ("", "file"):
         return None
     local = Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
     home = local.parent.parent
     if local.parent.name != "mlruns" or os.path.realpath(home) == str(path.parent):
         return None
-    # A database may have been given its own place on purpose: then its artifacts are where they were,
-    # and no other database claims them.
+    # A database may intentionally be in another folder than its artifacts. Then the folder of the artifacts exists and
+    # does not contain another database.
     if local.parent.is_dir() and not (home / path.name).exists():
         return None
-    return f"keeps its artifacts in {local}, a folder from which this database was moved or copied"
+    return f"has its artifacts in {local}, a folder from which this database was moved or copied"
 
 
 def _check_artifacts(location: str) -> None:
-    """Refuse a local artifact folder that cannot be written, before anything is trained."""
+    """Raise BadInput if the local artifact folder cannot be written."""
     scheme = urlsplit(location).scheme
     if scheme not in ("", "file"):
         return
@@ -246,9 +254,10 @@ def _check_artifacts(location: str) -> None:
         raise BadInput(f"cannot write artifacts to {folder}: {error.strerror or error}") from None
 
 
-def _deleted_line(found: Experiment, address: Address) -> str:
+def _deleted_line(experiment: Experiment, address: Address) -> str:
     where = "" if address.is_default else f"MLFLOW_TRACKING_URI={shlex.quote(address.without_secrets(address.uri))} "
     return (
-        f"experiment {found.name!r} was deleted in MLflow: restore it with "
-        f"`{where}mlflow experiments restore --experiment-id {found.experiment_id}`, or choose another --experiment"
+        f"experiment {experiment.name!r} was deleted in MLflow: restore it with "
+        f"`{where}mlflow experiments restore --experiment-id {experiment.experiment_id}`, or choose another name "
+        "with --experiment"
     )

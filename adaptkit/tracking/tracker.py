@@ -1,4 +1,4 @@
-"""Write runs to MLflow: a plugin that watches run events."""
+"""Record runs in MLflow: a plugin that receives the events of runs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ from adaptkit.errors import first_line
 from adaptkit.events import Epoch, RunInput, RunResult, RunStart
 from adaptkit.hookspecs import hookimpl
 from adaptkit.names import (
-    ARMS_FILE,
+    ADAPTER_FOLDER,
+    BASE_FINGERPRINT_TAG,
     BASE_RUN_ID_TAG,
+    COMMAND_TAG,
+    DESCRIPTION_TAG,
     ERROR_FILE,
     ERROR_TAG,
+    KIND_TAG,
     PARENT_TAG,
     SHIFTED_ACCURACY,
     TEST_ACCURACY,
@@ -38,9 +42,11 @@ from adaptkit.system.signals import origin
 from adaptkit.tracking.active_run import ActiveRun
 from adaptkit.tracking.artifacts import write_artifacts
 from adaptkit.tracking.environment import source_tags
+from adaptkit.tracking.findings import TAG_LENGTH
 from adaptkit.tracking.journal import Create, End, Event, Input, Log, Reopen, now, points
 from adaptkit.tracking.outbox import Outbox
-from adaptkit.tracking.recorder import TAG_LENGTH, begin_comparison, findings_log, write_arms
+from adaptkit.tracking.parent import ParentRun, status_after
+from adaptkit.tracking.search import search_runs
 from adaptkit.tracking.store import Store
 from adaptkit.version import __version__
 
@@ -50,7 +56,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run that goes on in its own record: how many epochs the store has of it, and which metrics without a step."""
+    """A run that continues in its existing record: the number of epochs and the metrics that the store has."""
 
     run_id: str
     local_id: str
@@ -59,14 +65,21 @@ class Resumed:
 
 
 def begin_run(run: RunStart, tags: Mapping[str, str], runs: Mapping[str, str]) -> list[Event]:
-    """Return the beginning of a run with its params, tags and inputs; `runs` are tags that name others by local ids."""
-    told = {"mlflow.note.content": run.description} if run.description else {}
+    """Return the events that create a run with its params, tags and inputs.
+
+    `runs` are tags whose values are ids of other runs, here local ids.
+    """
+    description = {DESCRIPTION_TAG: run.description} if run.description else {}
     params = {key: str(value) for key, value in run.params.items()}
-    return [Create(run.name, now(), {**tags, **told}, runs), Log(params=params), *map(_input, run.inputs)]
+    return [
+        Create(name=run.name, at=now(), tags={**tags, **description}, runs=runs),
+        Log(params=params),
+        *map(_input, run.inputs),
+    ]
 
 
 def epoch_log(epoch: Epoch) -> Log:
-    """Return an epoch's metrics by their MLflow names."""
+    """Return the metrics of an epoch under their MLflow names."""
     metrics = {
         TRAIN_LOSS: epoch.loss,
         TRAIN_ACCURACY: epoch.train_accuracy,
@@ -80,65 +93,21 @@ def epoch_log(epoch: Epoch) -> Log:
     return Log(points({key: value for key, value in metrics.items() if value is not None}, epoch.number))
 
 
-def status_after(error: BaseException) -> str:
-    """Return what a run ends as that an error stops."""
-    if isinstance(error, KeyboardInterrupt):
-        return "KILLED"
-    return "FINISHED" if isinstance(error, SystemExit) and error.code in (None, 0) else "FAILED"
-
-
-def _input(given: RunInput) -> Input:
-    source = json.dumps({"tags": {"mlflow.source.name": given.source}})
-    return Input(given.name, given.digest, source, given.context)
-
-
-class Group:
-    """Record what a command's runs say together."""
-
-    def __init__(
-        self, outbox: Outbox, store: Store, name: str, params: Mapping[str, Any], resumed: Resumed | None = None
-    ) -> None:
-        self.local_id = resumed.local_id if resumed else uuid.uuid4().hex
-        self._outbox, self._store, self._is_ended = outbox, store, False
-        outbox.open(self.local_id, name)
-        create, log = begin_comparison(store, name, params)
-        beginning = (Reopen(resumed.run_id), Log(tags=create.tags), log) if resumed else (create, log)
-        outbox.tell(self.local_id, *beginning)
-        outbox.wait_for_id(self.local_id)
-
-    def conclude(self, findings: Comparisons, files: Sequence[Path]) -> None:
-        """Record what the runs say, with these files."""
-
-        def write(folder: Path) -> None:
-            write_arms(folder / ARMS_FILE, findings.comparisons)
-            for path in files:
-                shutil.copyfile(path, folder / path.name)
-
-        self._outbox.tell(self.local_id, findings_log(findings, self._store.experiment_id))
-        self._outbox.put(self.local_id, "artifacts", write)
-
-    def end(self, status: str) -> None:
-        """Record the end, once."""
-        if not self._is_ended:
-            self._is_ended = True
-            self._outbox.tell(self.local_id, End(status, now()))
+def _input(data: RunInput) -> Input:
+    source = json.dumps({"tags": {COMMAND_TAG: data.source}})
+    return Input(name=data.name, digest=data.digest, source=source, context=data.context)
 
 
 T = TypeVar("T")
 
-#: the folder of a run's artifacts that holds its adapter
-ADAPTER = "adapter"
-COMPARISON = "the comparison"
-
-__all__ = ["ADAPTER", "ERROR_TAG", "Resumed", "Tracker"]
-
 
 class Tracker:
-    """Record each run in a journal, which is forwarded to an MLflow store; training does not wait for the store.
+    """Record each run in a journal that is forwarded to an MLflow store, so that training does not wait for the store.
 
-    Once it is closed, `fault` says why the store does not have all of it. Adaptation and tuning runs are grouped under
-    the run `parent`, if there is one, and have these `tags` too. Runs `resumed`, by name, go on in their own records,
-    and nothing is logged twice. What is to be thrown away has its `journals` in a folder of their own.
+    Adaptation and tuning runs are children of the run `parent`, if it is given, and have these additional `tags`.
+    Runs in `resumed`, by name, continue in their existing records; nothing is logged twice. `journals` is a folder for
+    journals that `adaptkit sync` must not find. After `close`, `fault` is the reason why the store does not have
+    everything, or None.
     """
 
     def __init__(
@@ -155,13 +124,13 @@ class Tracker:
         self._resumed = dict(resumed or {})
         self._local_ids = {name: run.local_id for name, run in self._resumed.items()}
         self._ended: set[str] = set()
-        self._kept: set[str] = set()
+        self._with_adapter: set[str] = set()
         self._incomplete: set[str] = set()
         self._active: ActiveRun | None = None
         self._tags = {VERSION_TAG: __version__, **source_tags(store.without_secrets)}
-        self._own_tags = dict(tags or {})
+        self._child_tags = dict(tags or {})
         self._parent = parent
-        self._group: Group | None = None
+        self._group: ParentRun | None = None
         self._base: str | None = None
 
     def __enter__(self) -> Tracker:
@@ -171,48 +140,45 @@ class Tracker:
         self.close()
 
     def close(self) -> None:
-        """Send what is left, as long as the store takes it; afterwards `fault` tells why it does not have all."""
+        """Send the remaining events; afterwards `fault` is the reason if some could not be sent."""
         if (missing := self._outbox.close()) is not None:
             self.fault = self.fault or missing
 
     def local_id(self, run: RunStart) -> str:
-        """Return what a run is called here, whether or not the store has given it an id yet."""
+        """Return the local id of a run, which exists before the store has created the run."""
         return self._local_ids.setdefault(run.name, uuid.uuid4().hex)
 
     def run_id(self, name: str) -> str | None:
-        """Return the MLflow id of the run of this name that was recorded here, if the store has it yet."""
+        """Return the MLflow id of the run of this name; None if the store has not created it yet."""
         return self._outbox.run_id(self._local_ids.get(name, ""))
 
     @property
     def parent_id(self) -> str | None:
-        """Return the MLflow id of the run that groups the adaptation runs, if there is one that the store has."""
+        """Return the MLflow id of the parent run; None if the store does not have one (yet)."""
         return self._parent or (self._outbox.run_id(self._group.local_id) if self._group else None)
 
     @property
     def group_id(self) -> str | None:
-        """Return what the run that groups the others is called here, if there is one."""
+        """Return the local id of the parent run, if there is one."""
         return self._group.local_id if self._group else None
 
     def flush(self) -> None:
-        """Send what there is, as long as the store takes it."""
+        """Wait until all events are sent, or until the store fails or makes no progress."""
         self._outbox.flush()
 
     def find_base(self, fingerprint: str) -> str | None:
-        """Return the id of a finished base run with these weights in this experiment, if the store tells of one."""
-        condition = (
-            f"tags.`adaptkit.kind` = 'base' and tags.`adaptkit.base_fingerprint` = '{fingerprint}' "
-            "and attributes.status = 'FINISHED'"
-        )
+        """Return the id of the latest finished base run with these weights; None if the store does not find one."""
+        tags = {KIND_TAG: "base", BASE_FINGERPRINT_TAG: fingerprint}
         try:
-            found = self.store.client.search_runs([self.store.experiment_id], condition, max_results=1)
-        except Exception as error:  # the store's: then the base is recorded once more
+            runs = search_runs(self.store.client, [self.store.experiment_id], tags=tags, status="FINISHED")
+        except Exception as error:  # an error of the store: the base is recorded again
             if (cause := origin(error)) is not error:
                 raise cause from error
             return None
-        return found[0].info.run_id if found else None
+        return str(runs[-1].info.run_id) if runs else None
 
     def record(self, run: RunStart, epochs: Iterable[Epoch], result: RunResult, model: nn.Module) -> None:
-        """Record a run that took place earlier from the history kept of it."""
+        """Record a run that has ended earlier, from its epochs and its result."""
         try:
             self.adaptkit_run_started(run, model)
             for epoch in epochs:
@@ -223,65 +189,77 @@ class Tracker:
             raise
 
     def keep_adapter(self, run: RunStart, files: Mapping[str, Path]) -> Path | None:
-        """Send a run's adapter to the store, which must give the same back, and return the folder that is sent."""
+        """Upload the adapter of a run and check the uploaded copy; return the folder that is uploaded."""
 
         def write(folder: Path) -> None:
             for name, path in files.items():
                 shutil.copyfile(path, folder / name)
 
-        kept = self._try(run.name, "keeping the adapter", self._put, run, ADAPTER, write, ADAPTER, True)
-        if kept is not None:
-            self._kept.add(run.name)
-        return kept
+        def upload() -> Path:
+            return self._add_files(run, ADAPTER_FOLDER, write, path=ADAPTER_FOLDER, signed=True)
+
+        folder = self._try(run.name, "storing the adapter", upload)
+        if folder is not None:
+            self._with_adapter.add(run.name)
+        return folder
 
     @contextmanager
     def grouped(self, name: str, params: Mapping[str, Any], resumed: Resumed | None = None) -> Iterator[None]:
-        """Group the adaptation runs of this block under a run of kind comparison: a new one, or one that goes on."""
-        self._group = Group(self._outbox, self.store, name, params, resumed)
+        """Group the adaptation runs of a block under a parent run of kind comparison: a new one, or a resumed one."""
+        self._group = ParentRun(
+            self._outbox,
+            self.store,
+            name,
+            kind="comparison",
+            params=params,
+            run_id=resumed.run_id if resumed else None,
+            local_id=resumed.local_id if resumed else None,
+        )
         try:
             yield
         except BaseException as error:
-            self._group.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            self._group.end(status_after(error))
             raise
 
     def end_group(self, findings: Comparisons | None, files: Sequence[Path]) -> None:
-        """Record what the group's runs say, with these files, and end the run that groups them."""
-        if self._group is not None:
+        """Add the results of the grouped runs, and these files, to the parent run, and end it."""
+        group = self._group
+        if group is not None:
             if findings is not None:
-                self._try(COMPARISON, "writing its files", self._group.conclude, findings, files)
-            self._group.end("FAILED" if findings is None or self.fault else "FINISHED")
+                self._try("the comparison", "writing its files", lambda: group.conclude(findings, files))
+            group.end("FAILED" if findings is None or self.fault else "FINISHED")
 
     @hookimpl(tryfirst=True)
     def adaptkit_run_started(self, run: RunStart, model: nn.Module) -> None:
-        """Begin the run's record with its params, tags and inputs, and make it MLflow's active run."""
+        """Create the run with its params, tags and inputs, and make it MLflow's active run."""
         self._start(run)
 
     @hookimpl(trylast=True)
     def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
-        """Record the epoch's metrics."""
+        """Log the metrics of the epoch."""
         if run.name not in self._resumed or epoch.number > self._resumed[run.name].epochs:
-            self._tell(run, epoch_log(epoch))
+            self._add(run, epoch_log(epoch))
 
     @hookimpl(trylast=True)
     def adaptkit_run_ended(self, run: RunStart, result: RunResult, model: nn.Module) -> None:
-        """Record the final metrics and the artifacts, and the run's end."""
-        there = self._resumed[run.name].metrics if run.name in self._resumed else frozenset()
-        metrics = {key: value for key, value in result.metrics.items() if key not in there}
-        self._tell(run, Log(points(metrics), tags=result.tags))
-        self._try(run.name, "writing artifacts", self._put_artifacts, run, result)
-        # A record with a gap is not that of a finished run, whatever became of the run.
+        """Log the final metrics and the artifacts, and end the run."""
+        logged = self._resumed[run.name].metrics if run.name in self._resumed else frozenset()
+        metrics = {key: value for key, value in result.metrics.items() if key not in logged}
+        self._add(run, Log(points(metrics), tags=result.tags))
+        self._try(run.name, "writing artifacts", lambda: self._add_artifacts(run, result))
+        # An incomplete record must not count as a finished run.
         self._end(run, "FAILED" if run.name in self._incomplete else "FINISHED")
 
     @hookimpl(trylast=True)
     def adaptkit_run_failed(self, run: RunStart, error: BaseException) -> None:
-        """End the run as what it is: KILLED after a signal, FAILED after an error, with its traceback."""
-        if run.name in self._ended:  # what failed came after the run
+        """End the run as KILLED after a signal, and as FAILED after an error, with the traceback."""
+        if run.name in self._ended:  # the error happened after the end of the run
             return
         status = status_after(error)
-        if not self._outbox.is_open(self.local_id(run)):  # it failed before its first batch
+        if not self._outbox.is_open(self.local_id(run)):  # the error happened before the first batch
             self._start(run)
         if status == "FAILED":
-            self._try(run.name, "recording the error", self._put_error, run, error)
+            self._try(run.name, "recording the error", lambda: self._add_error(run, error))
         self._end(run, status)
 
     def _start(self, run: RunStart) -> None:
@@ -290,60 +268,63 @@ class Tracker:
         events: list[Event]
         self._outbox.open(local_id, run.name)
         if run.name in self._resumed:
-            # Its process may have died before it had written all of its beginning; where it is there, nothing changes.
+            # The first process may have died before it had sent everything; repeated events have no effect.
             events = [Reopen(self._resumed[run.name].run_id), Log(tags=tags), *begin_run(run, {}, {})[1:]]
         else:
             if run.kind == "base":
                 self._base = local_id
             else:
-                tags |= self._own_tags | ({PARENT_TAG: self._parent} if self._parent is not None else {})
+                tags |= self._child_tags | ({PARENT_TAG: self._parent} if self._parent is not None else {})
                 others = {PARENT_TAG: self.group_id, BASE_RUN_ID_TAG: self._base}
                 runs = {tag: other for tag, other in others.items() if other is not None and tag not in tags}
             events = begin_run(run, tags, runs)
-        self._outbox.tell(local_id, *events)
+        self._outbox.add(local_id, *events)
         run_id = self._outbox.wait_for_id(local_id)
         if run_id is not None and self._outbox.is_settled:
-            # Where the store is slow or away, MLflow would ask it, again and again, before it took the run for active.
+            # Only with a store that answers: to activate a run, MLflow sends several requests to the store.
             with contextlib.suppress(Exception):
                 self._active = ActiveRun(self.store.uri, run_id)
 
-    def _tell(self, run: RunStart, event: Event) -> None:
-        self._outbox.tell(self.local_id(run), event)
+    def _add(self, run: RunStart, event: Event) -> None:
+        self._outbox.add(self.local_id(run), event)
 
-    def _put(
+    def _add_files(
         self, run: RunStart, name: str, write: Callable[[Path], object], path: str | None = None, signed: bool = False
     ) -> Path:
-        return self._outbox.put(self.local_id(run), name, write, path, signed)
+        return self._outbox.add_files(self.local_id(run), name, write, path=path, signed=signed)
 
-    def _put_artifacts(self, run: RunStart, result: RunResult) -> None:
-        if run.name in self._kept:
-            files = {name: path for name, path in result.files.items() if not name.startswith(f"{ADAPTER}/")}
+    def _add_artifacts(self, run: RunStart, result: RunResult) -> None:
+        if run.name in self._with_adapter:
+            files = {name: path for name, path in result.files.items() if not name.startswith(f"{ADAPTER_FOLDER}/")}
             result = dataclasses.replace(result, files=files)
-        self._put(run, "artifacts", lambda folder: write_artifacts(folder, run, result))
+        self._add_files(run, "artifacts", lambda folder: write_artifacts(folder, run, result))
 
-    def _put_error(self, run: RunStart, error: BaseException) -> None:
+    def _add_error(self, run: RunStart, error: BaseException) -> None:
         text = self.store.without_secrets("".join(traceback.format_exception(error)))
         line = self.store.without_secrets(" ".join(str(error).split()) or type(error).__name__)
-        self._tell(run, Log(tags={ERROR_TAG: line[:TAG_LENGTH]}))
-        self._put(run, "error", lambda folder: (folder / ERROR_FILE).write_text(text, encoding="utf-8"))
+        self._add(run, Log(tags={ERROR_TAG: line[:TAG_LENGTH]}))
+        self._add_files(run, "error", lambda folder: (folder / ERROR_FILE).write_text(text, encoding="utf-8"))
 
     def _end(self, run: RunStart, status: str) -> None:
-        self._tell(run, End(status, now()))
+        self._add(run, End(status, now()))
         if self._active is not None:
-            with contextlib.suppress(Exception):  # the record has its end
-                self._active.end(status, self._outbox.is_settled)
-        # Only now: a signal until here ends the run once more, as KILLED.
+            with contextlib.suppress(Exception):  # the end of the run is already queued
+                self._active.end(status, answers=self._outbox.catch_up())
+        # Last, because after a signal before this line the run must be ended again, as KILLED.
         self._active = None
         self._ended.add(run.name)
 
-    def _try(self, name: str, doing: str, action: Callable[..., T], *arguments: Any) -> T | None:
-        """Do this; note it when it fails."""
+    def _try(self, name: str, step: str, action: Callable[[], T]) -> T | None:
+        """Call `action`; if it fails, set `fault` and mark the run as incomplete.
+
+        An error of the disk, of a figure or of the store must not discard the results of training.
+        """
         try:
-            return action(*arguments)
-        except Exception as error:  # a disk's, a figure's or the store's: the training's results are not lost for it
+            return action()
+        except Exception as error:
             if (cause := origin(error)) is not error:
                 raise cause from error
             reason = self.store.without_secrets(first_line(error))
-            self.fault = self.fault or f"the record of {name} is incomplete: {doing} failed: {reason}"
+            self.fault = self.fault or f"the record of {name} is incomplete: {step} failed: {reason}"
             self._incomplete.add(name)
             return None

@@ -30,12 +30,12 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, *, recipe: Reci
     set_train_mode(model, recipe.adapt_statistics)
     blocks = find_blocks(model) if recipe.checkpointing else []
     again = _largest(copy.deepcopy(model), pixels, recipe) if blocks and device.type != "cuda" else 0
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    model_storage = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in model_storage:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -60,13 +60,13 @@ def _largest(model: nn.Module, pixels: Tensor, recipe: Recipe) -> int:
 
     Parameters are not counted. The forward pass may update the model's running statistics.
     """
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    model_storage = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
     sizes = [0]
 
     def note(tensor: Tensor) -> None:
         # Held until the block ends, so that no other tensor reuses its memory and is counted in its place.
-        if tensor.untyped_storage().data_ptr() not in own:
+        if tensor.untyped_storage().data_ptr() not in model_storage:
             kept[tensor.untyped_storage().data_ptr()] = tensor
 
     def begin(*_: object) -> None:

@@ -85,12 +85,12 @@ def adapt(model: nn.Module, strategy: Strategy, *, init_seed: int, new_head: boo
     groups = _groups(strategy.name, declared)
     trained = [parameter for group in groups for parameter in group["params"]]
     identities = {id(parameter) for parameter in trained}
-    own = {id(parameter) for parameter in model.parameters()}
+    in_model = {id(parameter) for parameter in model.parameters()}
     if not trained:
         raise BadInput(f"strategy {strategy.name}: adapt() returned no parameters to train")
     if len(identities) < len(trained):
         raise BadInput(f"strategy {strategy.name}: adapt() returned a parameter twice")
-    if not identities <= own:
+    if not identities <= in_model:
         raise BadInput(f"strategy {strategy.name}: adapt() returned a parameter that is not in the model")
     untrained = [] if origin is None else [p for p in origin.head_of(model) if id(p) not in identities]
     if untrained:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.errors import BadInput
+from adaptkit.names import OPTUNA_LOSS, OPTUNA_REASON, OPTUNA_RUNS
 from adaptkit.plugins.ranges import Choice, Dimension
 from adaptkit.seeds import derive_seed
 from adaptkit.tracking.address import resolve
@@ -22,9 +23,6 @@ from adaptkit.tuning.spaces import Space
 
 if TYPE_CHECKING:
     import optuna
-
-#: attributes of a trial in addition to its value
-REASON, RUNS, LOSS = "adaptkit.reason", "adaptkit.runs", "adaptkit.loss"
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,9 @@ class Study:
         """Store the result of a trial."""
         assert trial.value is not None
         storage, frozen = self._study._storage, self._study.get_trials(deepcopy=False)[trial.number]
-        storage.set_trial_user_attr(frozen._trial_id, REASON, trial.reason)
-        storage.set_trial_user_attr(frozen._trial_id, RUNS, list(trial.runs))
-        storage.set_trial_user_attr(frozen._trial_id, LOSS, trial.loss if math.isfinite(trial.loss) else None)
+        storage.set_trial_user_attr(frozen._trial_id, OPTUNA_REASON, trial.reason)
+        storage.set_trial_user_attr(frozen._trial_id, OPTUNA_RUNS, list(trial.runs))
+        storage.set_trial_user_attr(frozen._trial_id, OPTUNA_LOSS, trial.loss if math.isfinite(trial.loss) else None)
         with _quiet():
             self._study.tell(trial.number, trial.value)
 
@@ -166,13 +164,13 @@ def _distributions(dimensions: Mapping[str, Dimension]) -> dict[str, Any]:
 def _trial(frozen: optuna.trial.FrozenTrial) -> StudyTrial:
     value = frozen.values[0] if frozen.values else None
     attributes = frozen.user_attrs
-    loss = attributes.get(LOSS)
+    loss = attributes.get(OPTUNA_LOSS)
     return StudyTrial(
         number=frozen.number,
         values=frozen.params,
         value=value,
-        reason=attributes.get(REASON),
-        runs=tuple(attributes.get(RUNS, ())),
+        reason=attributes.get(OPTUNA_REASON),
+        runs=tuple(attributes.get(OPTUNA_RUNS, ())),
         loss=math.inf if loss is None else loss,
     )
 

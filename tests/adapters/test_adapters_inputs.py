@@ -13,13 +13,12 @@ from hostile import Choices, file_of, hostile, refusals, scratch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from adaptkit.adapters.files import CARD as CARD_FILE
-from adaptkit.adapters.files import WEIGHTS as WEIGHTS_FILE
 from adaptkit.adapters.files import card_digest, load_adapter, read_card
 from adaptkit.adapters.peft import CONFIG, adapter_of
 from adaptkit.adapters.peft import WEIGHTS as PEFT_WEIGHTS
 from adaptkit.adapters.weights import read_weight_file
 from adaptkit.models.trained import ADAPTER_TYPES, MODEL_TYPES
+from adaptkit.names import ADAPTER_CARD_FILE, ADAPTER_WEIGHTS_FILE
 
 CARD = {
     **{"strategy": "lora", "options": {}, "init_seed": 0, "base_fingerprint": "0", "sha256": "0"},
@@ -102,8 +101,8 @@ def test_adapter(data: bytes) -> None:
     said = {"base_fingerprint": "0", "sha256": hashlib.sha256(content).hexdigest()}
     said["card_sha256"] = card_digest(said)
     folder = scratch()
-    (folder / WEIGHTS_FILE).write_bytes(content)
-    (folder / CARD_FILE).write_text(json.dumps(said))
+    (folder / ADAPTER_WEIGHTS_FILE).write_bytes(content)
+    (folder / ADAPTER_CARD_FILE).write_text(json.dumps(said))
     with refusals():
         load_adapter(folder, Net(), "0")
 

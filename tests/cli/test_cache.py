@@ -1,4 +1,4 @@
-"""`adaptkit cache`: what is kept, what is damaged, and room for more."""
+"""`adaptkit cache`: list, verify and clear the entries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN = ("run", "-s", "head", *TINY, "--no-track", "-q", "--json")
 
 @pytest.fixture
 def filled(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Any]]:
-    """Run one experiment with a cache of its own; return the cache's folder and the results."""
+    """Run one experiment with a separate cache. Return the folder of the cache and the results."""
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
     return own_folder / "cache", metrics(cli)
 
@@ -42,7 +42,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_an_empty_cache_is_nothing_wrong(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_cache(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "nowhere"))
     assert cli("cache", "list").stdout == f"{own_folder / 'nowhere'}: 0 entries, 0 B\n"
     verified, cleared = cli("cache", "verify"), cli("cache", "clear")
@@ -52,7 +52,7 @@ def test_an_empty_cache_is_nothing_wrong(own_folder: Path, cli: Cli, monkeypatch
 
 @pytest.mark.parametrize("command", ["list", "verify", "clear"])
 @pytest.mark.parametrize("named", ["/dev/null", "/dev/null/x", "file", "file/below", "link"])
-def test_a_cache_that_is_no_folder_is_one_line(
+def test_cache_path_that_is_a_file(
     own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str, named: str
 ) -> None:
     (own_folder / "file").write_bytes(b"")
@@ -64,7 +64,7 @@ def test_a_cache_that_is_no_folder_is_one_line(
     assert result.stderr == f"Error: the cache {path} is not a folder; set ADAPTKIT_CACHE to another one\n"
 
 
-def test_everything_that_is_kept_is_listed(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+def test_list(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
     cache, _ = filled
     (base,) = entries(cli, "bases")
     assert base["bytes"] == sum(path.stat().st_size for path in Path(base["path"]).iterdir()) > 1_000_000
@@ -74,7 +74,7 @@ def test_everything_that_is_kept_is_listed(filled: tuple[Path, dict[str, Any]], 
     assert shown.startswith(f"{cache}: 5 entries, ") and Path(base["path"]).name in shown
 
 
-def test_what_is_damaged_is_named_removed_and_computed_anew(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+def test_verify_and_remove_damaged_entries(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
     _, right = filled
     sound = cli("cache", "verify")
     assert sound.exit_code == 0 and sound.stdout.startswith("5 entries, ") and "read, 0 damaged" in sound.stdout
@@ -95,7 +95,7 @@ def test_what_is_damaged_is_named_removed_and_computed_anew(filled: tuple[Path, 
     assert cli("cache", "verify").exit_code == 0 and len(entries(cli)) == 5
 
 
-def test_room_is_made_and_the_latest_used_stays(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+def test_clear_keeps_the_most_recently_used(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
     first, *others = entries(cli, "features")
     old = time.time() - 7200
     os.utime(first["path"], (old, old))
@@ -110,7 +110,7 @@ def test_room_is_made_and_the_latest_used_stays(filled: tuple[Path, dict[str, An
     assert [entry["path"] for entry in entries(cli)] == [base["path"]]
 
 
-def test_a_base_that_a_process_is_using_stays(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+def test_clear_keeps_a_base_in_use(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
     (base,) = entries(cli, "bases")
     with base_lock(Path(base["path"]).name):
         result = cli("cache", "clear")
@@ -119,7 +119,7 @@ def test_a_base_that_a_process_is_using_stays(filled: tuple[Path, dict[str, Any]
     assert cli("cache", "clear").stdout.startswith("Removed 1 entry, ") and entries(cli) == []
 
 
-def test_a_base_that_is_found_again_counts_as_used(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+def test_reusing_a_base_updates_its_time(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
     (base,) = entries(cli, "bases")
     card = Path(base["path"]) / "base.json"
     os.utime(card, (1000, 1000))
@@ -130,7 +130,7 @@ def test_a_base_that_is_found_again_counts_as_used(filled: tuple[Path, dict[str,
     assert entries(cli, "bases")[0]["used"] > time.time() - 300
 
 
-def test_what_dead_processes_left_is_listed_apart(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
+def test_leftovers_of_dead_processes(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
     cache, _ = filled
     abandoned, fresh = cache / "features" / "one.part", cache / "features" / "two.part"
     for path in (abandoned, fresh):
@@ -146,10 +146,10 @@ def test_what_dead_processes_left_is_listed_apart(filled: tuple[Path, dict[str, 
     [
         (("list", "base"), "the cache has no 'base'; did you mean 'bases'?"),
         (("clear", "--keep", "much"), "--keep: 'much' is no size; write 500MB or 2GB"),
-        (("clear", "--unused-for", "long"), "--unused-for: 'long' is no length of time; write 90s, 30m, 2h or 1h30m"),
+        (("clear", "--unused-for", "long"), "--unused-for: 'long' is not a duration; write 90s, 30m, 2h or 1h30m"),
     ],
 )
-def test_bad_input_is_one_line_and_removes_nothing(
+def test_bad_input_removes_nothing(
     filled: tuple[Path, dict[str, Any]], cli: Cli, arguments: tuple[str, ...], line: str
 ) -> None:
     result = cli("cache", *arguments)

@@ -41,20 +41,18 @@ OPTION_WORDS = (
     examples=25,
 )
 def test_options(data: bytes) -> None:
-    """Read the arguments of `adaptkit run`, as a shell would divide them, and check the settings."""
+    """Read the arguments of `adaptkit run`, split as by a shell, and check the settings."""
     with refusals(click.UsageError, click.exceptions.Exit):
         text = text_of(data).replace("\0", "")
         try:
             arguments = shlex.split(text)
         except ValueError:
             arguments = text.split()
-        # Help is printed, and files are targets of their own.
+        # Without options that print help or read files.
         left_out = ("-h", "--h", "--config", "--conf", "--plugin", "--pl")
         arguments = [word for word in arguments if not word.startswith(left_out)]
-        given = run.make_context("run", arguments).params
-        layers, problems = collect_layers(
-            given["strategy"], given["options"], None, given["settings"], given["seeds"], given
-        )
+        values = run.make_context("run", arguments).params
+        layers, problems = collect_layers(values)
         resolve(layers, plugins(), problems)
 
 
@@ -67,7 +65,7 @@ def test_options(data: bytes) -> None:
     found=(b"9" * 400 + b"TB", b"9" * 400 + b"d"),
 )
 def test_sizes(data: bytes) -> None:
-    """Read lengths of time and sizes, as in `--unused-for 30d --keep 2GB`."""
+    """Read durations and sizes, as in `--unused-for 30d --keep 2GB`."""
     with refusals():
         parse_duration("--unused-for", text_of(data))
     with refusals():
@@ -80,7 +78,7 @@ def test_sizes(data: bytes) -> None:
     b"\xff\n\t",
 )
 def test_printing(data: bytes) -> None:
-    """Make any text fit for a terminal."""
+    """Escape any text for a terminal."""
     shown = printable(text_of(data))
     assert all(sign in "\n\t" or unicodedata.category(sign)[0] not in "C" for sign in shown)
     shown.encode()
@@ -106,7 +104,7 @@ WORDS = [
     *("--space", "lr=", "folder:\x07", "--target", "--dataset", "\udcff", "list", "new", "../x", "--keep", "1e9", ""),
 ]
 COMMANDS = {
-    # an unknown setting: so that no command trains
+    # with an unknown setting, so that no command trains
     **dict.fromkeys(("run", "sweep", "tune"), ("--set", "no.such=1")),
     **dict.fromkeys(("compare", "predict", "export", "import-peft", "cache", "ui", "strategies", "nonsense"), ()),
 }

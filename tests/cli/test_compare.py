@@ -1,4 +1,4 @@
-"""`adaptkit compare`: what it reads, which runs it sets side by side, what it says, and what it refuses."""
+"""`adaptkit compare`: selection of runs, statistics, printed results, and invalid input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.fabrication import BASE, DATA, IMAGES, fabricate
 from support.servers import mlflow_ui
 
 import adaptkit
-from adaptkit.tracking import reader
+from adaptkit.tracking import search
 
 Cli = Callable[..., Result]
 
@@ -53,15 +53,15 @@ def refused(cli: Cli, *arguments: str) -> list[str]:
     return [line.removeprefix("Error: ") for line in result.stderr.splitlines()]
 
 
-def some(uri: str, strategy: str, wrong: list[int], **others: Any) -> list[str]:
-    """Record a run a seed that is wrong on the first so many images."""
+def record_runs(uri: str, strategy: str, wrong: list[int], **others: Any) -> list[str]:
+    """Record one run per seed. `wrong` is the number of wrong predictions of each."""
     return [fabricate(uri, strategy, seed, range(count), **others) for seed, count in enumerate(wrong)]
 
 
-def test_the_json_has_the_promised_keys_and_numbers_that_the_store_gives(cli: Cli, uri: str) -> None:
+def test_json_keys_and_numbers(cli: Cli, uri: str) -> None:
     wrong = {"good": [10, 14, 11, 12, 9], "poor": [30, 37, 30, 33, 28]}
     for strategy, counts in wrong.items():
-        some(uri, strategy, counts)
+        record_runs(uri, strategy, counts)
     found = compared(cli)
     assert (found["metric"], found["margin"]) == ("final/shifted_accuracy", 0.01)
     assert [arm["name"] for arm in found["arms"]] == ["good", "poor"]
@@ -88,7 +88,7 @@ def test_the_json_has_the_promised_keys_and_numbers_that_the_store_gives(cli: Cl
 
 
 @pytest.mark.slow
-def test_a_strategy_under_another_name_is_a_tie(cli: Cli, store: Path, own_folder: Path) -> None:
+def test_equal_strategies_tie(cli: Cli, store: Path, own_folder: Path) -> None:
     (own_folder / "twin.py").write_text(TWIN)
     ran = cli("run", "-s", "head", "-s", "twin", "--seeds", "0-1", *TINY, "--plugin", "twin.py", "-q")
     (pair,) = compared(cli)["pairs"]
@@ -101,7 +101,7 @@ def test_a_strategy_under_another_name_is_a_tie(cli: Cli, store: Path, own_folde
         0,
     ]
     assert (pair["image_low"], pair["image_high"]) == (0, 0)
-    # Between the two, which of them took longer may be said.
+    # The sentence may also name the faster of the two.
     start = (
         "On the shifted test, head and twin are tied within ±1 point: they differ by 0.0 points [0.0, 0.0] over "
         "2 paired seeds (p = 1.00); head trains as many parameters"
@@ -110,9 +110,9 @@ def test_a_strategy_under_another_name_is_a_tie(cli: Cli, store: Path, own_folde
     assert sentence.endswith(" and ended level on the clean test.")
 
 
-def test_equal_differences_are_tested_with_the_spread_of_one_image(cli: Cli, uri: str) -> None:
-    some(uri, "good", [10, 14, 12])
-    some(uri, "poor", [40, 44, 42])
+def test_equal_differences_between_seeds(cli: Cli, uri: str) -> None:
+    record_runs(uri, "good", [10, 14, 12])
+    record_runs(uri, "poor", [40, 44, 42])
     (pair,) = compared(cli)["pairs"]
     error = 1 / IMAGES / math.sqrt(3)
     assert pair["sd"] == 1 / IMAGES
@@ -120,12 +120,12 @@ def test_equal_differences_are_tested_with_the_spread_of_one_image(cli: Cli, uri
     assert pair["high"] - pair["low"] == pytest.approx(2 * stats.t.ppf(0.975, 2) * error)
 
 
-def test_one_seed_is_judged_by_mcnemar_and_says_what_that_covers(cli: Cli, uri: str) -> None:
+def test_one_seed_uses_mcnemar(cli: Cli, uri: str) -> None:
     fabricate(uri, "good", 0, range(10))
     fabricate(uri, "poor", 0, range(5, 45))
     found = compared(cli)
     (pair,) = found["pairs"]
-    # 5 images only the good one gets wrong, 35 only the poor one.
+    # 5 images are wrong only for the good strategy, 35 only for the poor one.
     assert (pair["test"], pair["n"], pair["verdict"]) == ("mcnemar", 1, "better")
     assert pair["p"] == pytest.approx(stats.binomtest(5, 40).pvalue)
     assert (pair["low"], pair["high"]) == (pair["image_low"], pair["image_high"])
@@ -137,9 +137,9 @@ def test_one_seed_is_judged_by_mcnemar_and_says_what_that_covers(cli: Cli, uri: 
     assert "draws" not in found["sentences"][-1]
 
 
-def test_seeds_that_do_not_decide_say_how_many_would(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [27, 28, 31])
+def test_number_of_seeds_needed(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [27, 28, 31])
     found = compared(cli)
     (pair,) = found["pairs"]
     assert pair["verdict"] == pair["seeds_verdict"] == "unclear"
@@ -153,10 +153,10 @@ def test_seeds_that_do_not_decide_say_how_many_would(cli: Cli, uri: str) -> None
     )
 
 
-def test_a_verdict_that_the_test_images_do_not_bear_out_is_unclear(cli: Cli, uri: str) -> None:
-    # Always the same two images more, of which a resampled test set may hold none.
-    some(uri, "one", [20] * 5)
-    some(uri, "other", [22] * 5)
+def test_unclear_if_test_images_do_not_support_the_verdict(cli: Cli, uri: str) -> None:
+    # The difference is always the same two images, which a resampled test set may not contain.
+    record_runs(uri, "one", [20] * 5)
+    record_runs(uri, "other", [22] * 5)
     found = compared(cli)
     (pair,) = found["pairs"]
     assert (pair["seeds_verdict"], pair["verdict"]) == ("better", "unclear")
@@ -165,17 +165,17 @@ def test_a_verdict_that_the_test_images_do_not_bear_out_is_unclear(cli: Cli, uri
     assert found["arms"][0]["dominated_by"]["params/trainable"] == []
 
 
-def test_a_wider_margin_makes_a_tie(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [27, 28, 31])
+def test_wider_margin_makes_a_tie(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [27, 28, 31])
     found = compared(cli, "--margin", "30")
     assert (found["margin"], found["pairs"][0]["verdict"]) == (0.3, "tie")
 
 
-def test_dominated_is_only_who_is_beaten_or_tied_by_a_cheaper_one(cli: Cli, uri: str) -> None:
-    some(uri, "big", [10, 12, 11], metrics={"params/trainable": 900, "size/adapter_bytes": 300})
-    some(uri, "small", [10, 12, 11], metrics={"params/trainable": 10})
-    some(uri, "poor", [60, 64, 61], metrics={"params/trainable": 500})
+def test_dominated_by_a_cheaper_better_or_tied_strategy(cli: Cli, uri: str) -> None:
+    record_runs(uri, "big", [10, 12, 11], metrics={"params/trainable": 900, "size/adapter_bytes": 300})
+    record_runs(uri, "small", [10, 12, 11], metrics={"params/trainable": 10})
+    record_runs(uri, "poor", [60, 64, 61], metrics={"params/trainable": 500})
     arms = {arm["name"]: arm for arm in compared(cli)["arms"]}
     assert arms["big"]["dominated_by"] == {
         "params/trainable": ["small"],
@@ -188,9 +188,9 @@ def test_dominated_is_only_who_is_beaten_or_tied_by_a_cheaper_one(cli: Cli, uri:
     assert arms["poor"]["dominated_by"]["params/trainable"] == ["small"]
 
 
-def test_an_unclear_pair_dominates_nothing(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25], metrics={"params/trainable": 10})
-    some(uri, "other", [27, 28, 31], metrics={"params/trainable": 20})
+def test_unclear_pair_does_not_dominate(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30, 25], metrics={"params/trainable": 10})
+    record_runs(uri, "other", [27, 28, 31], metrics={"params/trainable": 20})
     assert all(arm["dominated_by"]["params/trainable"] == [] for arm in compared(cli)["arms"])
 
 
@@ -202,13 +202,11 @@ def test_an_unclear_pair_dominates_nothing(cli: Cli, uri: str) -> None:
         ({"params": {"shots": "10"}}, "50 labelled images a class"),
     ],
 )
-def test_runs_of_another_base_data_or_shots_are_compared_apart(
-    cli: Cli, uri: str, change: dict[str, Any], reason: str
-) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [50, 61, 56])
-    some(uri, "one", [10, 11], **change)
-    some(uri, "other", [40, 42], **change)
+def test_other_bases_data_and_shots_are_separate(cli: Cli, uri: str, change: dict[str, Any], reason: str) -> None:
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
+    record_runs(uri, "one", [10, 11], **change)
+    record_runs(uri, "other", [40, 42], **change)
     found = compared(cli)
     assert [(pair["comparison"], pair["n"]) for pair in found["pairs"]] == [(1, 3), (2, 2)]
     apart = "compared apart, since the runs differ in more than the strategy: "
@@ -217,22 +215,22 @@ def test_runs_of_another_base_data_or_shots_are_compared_apart(
     assert "Comparison 2 of 2" in printed and apart + reason in printed
 
 
-def test_arms_are_strategies_with_the_options_that_differ(cli: Cli, uri: str) -> None:
+def test_names_have_the_options_that_differ(cli: Cli, uri: str) -> None:
     for rank, wrong in (("2", [30, 33]), ("8", [20, 22])):
-        some(uri, "lora", wrong, options={"rank": rank, "alpha": "16.0"}, arm=f"lora rank={rank}")
-    some(uri, "lora", [10, 13], options={"rank": "8", "alpha": "16.0"}, params={"lr": "0.01"})
-    some(uri, "head", [40, 44], arm="head bias=False", options={"bias": "False"})
+        record_runs(uri, "lora", wrong, options={"rank": rank, "alpha": "16.0"}, arm=f"lora rank={rank}")
+    record_runs(uri, "lora", [10, 13], options={"rank": "8", "alpha": "16.0"}, params={"lr": "0.01"})
+    record_runs(uri, "head", [40, 44], arm="head bias=False", options={"bias": "False"})
     assert [arm["name"] for arm in compared(cli)["arms"]] == [
         "lora rank=8 lr=0.01", "lora rank=8 lr=0.001", "lora rank=2 lr=0.001", "head bias=False",
     ]  # fmt: skip
 
 
-def test_failed_killed_and_repeated_runs_are_named_and_not_counted(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [50, 61, 56])
+def test_failed_killed_and_repeated_runs_are_excluded(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
     fabricate(uri, "other", 3, [], status="FAILED")
     fabricate(uri, "other", 4, [], status="KILLED")
-    # A process of another time: nothing runs under this number.
+    # The id of a process that no longer exists.
     fabricate(uri, "other", 5, [], status="RUNNING", tags={"adaptkit.pid": "4194305"})
     (again,) = [fabricate(uri, "one", 1, range(40))]
     found = compared(cli)
@@ -249,9 +247,9 @@ def test_failed_killed_and_repeated_runs_are_named_and_not_counted(cli: Cli, uri
     assert "Note: Left out, 2 killed: other seed=4 and other seed=5 (its process is gone)." in printed
 
 
-def test_other_peoples_runs_are_left_alone(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30])
-    some(uri, "other", [50, 61])
+def test_runs_of_other_tools_are_ignored(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30])
+    record_runs(uri, "other", [50, 61])
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("adaptkit")
     assert experiment is not None
@@ -261,9 +259,9 @@ def test_other_peoples_runs_are_left_alone(cli: Cli, uri: str) -> None:
     assert [arm["name"] for arm in found["arms"]] == ["one", "other"] and found["left_out"] == []
 
 
-def test_where_is_mlflows_filter_with_bare_names_for_params(cli: Cli, uri: str) -> None:
+def test_where_filter(cli: Cli, uri: str) -> None:
     for strategy, wrong in (("one", 20), ("other", 40), ("third", 60)):
-        some(uri, strategy, [wrong, wrong + 2], params={"shift.noise": "0.3"})
+        record_runs(uri, strategy, [wrong, wrong + 2], params={"shift.noise": "0.3"})
 
     def names(where: str) -> list[str]:
         return [arm["name"] for arm in compared(cli, "--where", where)["arms"]]
@@ -279,23 +277,23 @@ def test_where_is_mlflows_filter_with_bare_names_for_params(cli: Cli, uri: str) 
     assert line.startswith("--where: Invalid")
 
 
-def test_more_than_one_page_of_runs_is_read(cli: Cli, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [50, 61, 56])
-    monkeypatch.setattr(reader, "PAGE", 2)
+def test_more_than_one_page_of_runs(cli: Cli, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
+    monkeypatch.setattr(search, "PAGE", 2)
     assert [arm["n"] for arm in compared(cli)["arms"]] == [3, 3]
 
 
-def test_runs_are_named_by_id_and_a_parent_stands_for_its_children(cli: Cli, uri: str) -> None:
+def test_runs_by_id_and_parent_id(cli: Cli, uri: str) -> None:
     parent = fabricate(uri, "sweep", 9, [], tags={"adaptkit.kind": "sweep"})
-    one = some(uri, "one", [20, 30, 25], tags={"mlflow.parentRunId": parent})
-    other = some(uri, "other", [50, 61, 56], tags={"mlflow.parentRunId": parent})
-    some(uri, "third", [70, 71])
+    one = record_runs(uri, "one", [20, 30, 25], tags={"mlflow.parentRunId": parent})
+    other = record_runs(uri, "other", [50, 61, 56], tags={"mlflow.parentRunId": parent})
+    record_runs(uri, "third", [70, 71])
     assert [arm["name"] for arm in compared(cli, parent)["arms"]] == ["one", "other"]
     assert [arm["n"] for arm in compared(cli, *one[:2], other[0])["arms"]] == [2, 1]
 
 
-def test_arms_that_share_no_seed_are_not_paired(cli: Cli, uri: str) -> None:
+def test_strategies_without_shared_seeds(cli: Cli, uri: str) -> None:
     fabricate(uri, "one", 0, range(10))
     fabricate(uri, "other", 1, range(50))
     found = compared(cli)
@@ -308,8 +306,8 @@ def test_arms_that_share_no_seed_are_not_paired(cli: Cli, uri: str) -> None:
     )
 
 
-def test_another_metric_is_compared_in_its_own_unit_and_direction(cli: Cli, uri: str) -> None:
-    some(uri, "slow", [20, 21, 22], metrics={"time/train_seconds": 9.0})
+def test_metric_has_its_unit_and_direction(cli: Cli, uri: str) -> None:
+    record_runs(uri, "slow", [20, 21, 22], metrics={"time/train_seconds": 9.0})
     for seed, seconds in enumerate((4.0, 4.5, 4.1)):
         fabricate(uri, "fast", seed, range(20), metrics={"time/train_seconds": seconds})
     found = compared(cli, "--metric", "time/train_seconds")
@@ -321,41 +319,41 @@ def test_another_metric_is_compared_in_its_own_unit_and_direction(cli: Cli, uri:
     )
 
 
-def test_bytes_are_said_without_decimals(cli: Cli, uri: str) -> None:
-    some(uri, "big", [20, 21], metrics={"memory/peak_bytes": 4096})
-    some(uri, "small", [20, 21], metrics={"memory/peak_bytes": 1024})
+def test_bytes_have_no_decimals(cli: Cli, uri: str) -> None:
+    record_runs(uri, "big", [20, 21], metrics={"memory/peak_bytes": 4096})
+    record_runs(uri, "small", [20, 21], metrics={"memory/peak_bytes": 1024})
     sentence = compared(cli, "--metric", "memory/peak_bytes")["sentences"][0]
     assert sentence.startswith(
         "By peak memory, small beats big by 3,072 bytes [3,072, 3,072] over 2 paired seeds (p < 0.001)"
     )
 
 
-def test_timings_of_runs_that_shared_the_machine_are_not_ranked(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25], metrics={"time/train_seconds": 3.0})
-    some(uri, "other", [50, 61, 56], tags={"adaptkit.timing": "shared"})
+def test_times_of_concurrent_runs_are_not_ranked(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30, 25], metrics={"time/train_seconds": 3.0})
+    record_runs(uri, "other", [50, 61, 56], tags={"adaptkit.timing": "shared"})
     found = compared(cli)
     assert found["pairs"][0]["seconds_ratio"] is None and "took" not in found["sentences"][0]
     assert found["arms"][1]["dominated_by"]["time/train_seconds"] == []
     assert "not ranked" in found["comparisons"][0]["notes"][0]
 
 
-def test_unequal_epochs_are_said(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30])
-    some(uri, "other", [50, 61], params={"epochs": "10"})
+def test_note_on_unequal_epochs(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30])
+    record_runs(uri, "other", [50, 61], params={"epochs": "10"})
     assert compared(cli)["comparisons"][0]["notes"] == [
         "The arms were trained with unequal epochs (2 and 10 epochs): they share the drawn images only."
     ]
 
 
-def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: Path) -> None:
+def test_bad_input(cli: Cli, uri: str, own_folder: Path) -> None:
     here = own_folder / "mlflow.db"
     assert refused(cli) == [f"--experiment: there is no experiment 'adaptkit' in {here}; known: template"]
-    one = some(uri, "one", [20, 30])
+    one = record_runs(uri, "one", [20, 30])
     assert refused(cli) == [
         "only one arm to compare: one (2 seeds); run another strategy with the same seeds, as in "
         "`adaptkit run -s full -s head --seeds 0-4`"
     ]
-    some(uri, "other", [50, 61])
+    record_runs(uri, "other", [50, 61])
     assert refused(cli, "--metric", "final/shifted_acuracy") == [
         "--metric: no run has a metric 'final/shifted_acuracy'; did you mean 'final/shifted_accuracy'?"
     ]
@@ -363,24 +361,24 @@ def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, uri: str, own_folder: P
         "--metric: no run has a metric 'shifted_macro_f1'; did you mean 'final/shifted_macro_f1'?"
     ]
     assert refused(cli, "--experiment", "adaptkitt") == [
-        f"--experiment: there is no experiment 'adaptkitt' in {here}; did you mean 'adaptkit'?"
+        f"--experiment: no experiment 'adaptkitt' in {here}; did you mean 'adaptkit'?"
     ]
     assert refused(cli, "--experiment", "", "--metric", "") == [
-        f"{option}: no value; leave the option out for its default" for option in ("--experiment", "--metric")
+        f"{option}: the value is empty; leave the option out for its default" for option in ("--experiment", "--metric")
     ]
-    assert refused(cli, "nothing") == [f"there is no run 'nothing' in {here}"]
+    assert refused(cli, "nothing") == [f"no run 'nothing' in {here}"]
     assert refused(cli, one[0], "--where", "seed = '0'", "--margin", "-1") == [
-        "name runs by their ids, or by --experiment and --where, not both",
+        "select runs by their ids, or with --experiment and --where, not both",
         "--margin: must be at least 0, not -1",
     ]
     MlflowClient(tracking_uri=uri).delete_run(one[0])
     assert refused(cli, one[0]) == [f"run {one[0]} was deleted; `mlflow runs restore --run-id {one[0]}` brings it back"]
     tuned = fabricate(uri, "tuned", 0, [], tags={"adaptkit.kind": "tuning"})
-    assert refused(cli, tuned) == [f"run {tuned} is of kind tuning; adaptation runs are compared"]
+    assert refused(cli, tuned) == [f"run {tuned} is of kind tuning; only adaptation runs can be compared"]
 
 
-def test_runs_that_failed_are_named_when_one_arm_is_left(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30])
+def test_failed_runs_leave_one_strategy(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30])
     fabricate(uri, "other", 0, [], status="FAILED")
     assert refused(cli) == [
         "only one arm to compare: one (2 seeds); left out: other seed=0 (failed); run another strategy with the same "
@@ -388,16 +386,16 @@ def test_runs_that_failed_are_named_when_one_arm_is_left(cli: Cli, uri: str) -> 
     ]
 
 
-def test_a_missing_artifact_is_named(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30])
-    some(uri, "other", [50])
+def test_missing_artifact(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30])
+    record_runs(uri, "other", [50])
     lost = fabricate(uri, "other", 1, range(40), artifacts=["adapter/adapter.json"])
     assert refused(cli) == [f"other seed=1 ({lost}) has no artifact predictions.csv"]
 
 
-def test_a_damaged_artifact_is_named(cli: Cli, uri: str, own_folder: Path) -> None:
-    some(uri, "one", [20, 30])
-    hurt, _ = some(uri, "other", [50, 61])
+def test_damaged_artifact(cli: Cli, uri: str, own_folder: Path) -> None:
+    record_runs(uri, "one", [20, 30])
+    hurt, _ = record_runs(uri, "other", [50, 61])
     (path,) = own_folder.glob(f"mlruns/*/{hurt}/artifacts/predictions.csv")
     path.write_text("test_set,image\n")
     assert refused(cli) == [
@@ -405,9 +403,9 @@ def test_a_damaged_artifact_is_named(cli: Cli, uri: str, own_folder: Path) -> No
     ]
 
 
-def test_a_run_that_is_still_running_is_waited_for(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30])
-    some(uri, "other", [50, 61])
+def test_running_run_is_noted(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30])
+    record_runs(uri, "other", [50, 61])
     going = fabricate(uri, "other", 2, [], status="RUNNING", tags={"adaptkit.pid": str(os.getppid())})
     assert refused(cli) == [
         f"other seed=2 ({going}) is still running: wait for it, or leave it out with --where \"status != 'RUNNING'\""
@@ -415,28 +413,28 @@ def test_a_run_that_is_still_running_is_waited_for(cli: Cli, uri: str) -> None:
     assert len(compared(cli, "--where", "status != 'RUNNING'")["pairs"]) == 1
 
 
-def test_predictions_of_other_test_images_are_refused(cli: Cli, uri: str, own_folder: Path) -> None:
-    some(uri, "one", [20, 30])
-    other, _ = some(uri, "other", [50, 61])
+def test_predictions_of_other_test_images(cli: Cli, uri: str, own_folder: Path) -> None:
+    record_runs(uri, "one", [20, 30])
+    other, _ = record_runs(uri, "other", [50, 61])
     (path,) = own_folder.glob(f"mlruns/*/{other}/artifacts/predictions.csv")
     path.write_text(path.read_text().replace("shifted,7,", "shifted,777,"))
     assert refused(cli) == ["the predictions of other seed=0 and one seed=0 are not of the same shifted test images"]
 
 
-def test_without_a_store_or_a_server_it_says_so(cli: Cli, own_folder: Path) -> None:
+def test_missing_store_or_server(cli: Cli, own_folder: Path) -> None:
     assert refused(cli) == [
-        f"there is no tracking store at {own_folder / 'mlflow.db'}: `adaptkit run` makes one; "
-        "--tracking-uri names another"
+        f"no tracking store at {own_folder / 'mlflow.db'}: create one with "
+        "`adaptkit run`, or name one with --tracking-uri"
     ]
     assert not list(own_folder.iterdir())
     (line,) = refused(cli, "--tracking-uri", "http://127.0.0.1:9")
     assert line == "cannot reach the MLflow server at http://127.0.0.1:9: Connection refused"
 
 
-def test_what_run_says_is_what_compare_reads(cli: Cli, store: Path) -> None:
+def test_run_and_compare_agree(cli: Cli, store: Path) -> None:
     ran = json.loads(cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--json").stdout)
     read = compared(cli)
-    # MLflow keeps params as text, in the order of their names.
+    # MLflow stores parameters as text, sorted by name.
     for key in ("metric", "margin", "sentences", "left_out", "notes", "pairs"):
         assert read[key] == ran["comparison"][key], key
     for arm, other in zip(read["arms"], ran["comparison"]["arms"], strict=True):
@@ -445,9 +443,9 @@ def test_what_run_says_is_what_compare_reads(cli: Cli, store: Path) -> None:
     assert {run["run_id"] for arm in read["arms"] for run in arm["runs"]} == ids
 
 
-def test_the_python_function_returns_what_the_command_prints(cli: Cli, uri: str) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [50, 61, 56])
+def test_python_and_command_agree(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
     findings = adaptkit.compare(where="strategy != 'nobody'", track=False)
     assert findings.to_dict() == compared(cli)
     assert isinstance(findings, adaptkit.Comparisons)
@@ -456,7 +454,7 @@ def test_the_python_function_returns_what_the_command_prints(cli: Cli, uri: str)
         adaptkit.compare(metric="none", track=False)
 
 
-def test_the_terminal_shows_arms_pairs_costs_and_sentences(cli: Cli, tracked: Tracked) -> None:
+def test_printed_tables_and_sentences(cli: Cli, tracked: Tracked) -> None:
     result = cli("compare", "--no-track", "--tracking-uri", tracked.uri)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [line.split() for line in result.stdout.splitlines()]
@@ -468,9 +466,9 @@ def test_the_terminal_shows_arms_pairs_costs_and_sentences(cli: Cli, tracked: Tr
 
 
 @pytest.mark.slow
-def test_a_server_is_read_and_written_like_its_database(cli: Cli, uri: str, own_folder: Path) -> None:
-    some(uri, "one", [20, 30, 25])
-    some(uri, "other", [50, 61, 56])
+def test_server(cli: Cli, uri: str, own_folder: Path) -> None:
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
     there = compared(cli)
     with mlflow_ui(own_folder) as page:
         assert compared(cli, "--tracking-uri", page.address) == there

@@ -1,4 +1,4 @@
-"""`adaptkit doctor`: what is wrong is named with how to mend it, and runs of dead processes are found and ended."""
+"""`adaptkit doctor`: problems with their fixes, and runs of dead processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Cli = Callable[..., Result]
 
 
 def findings(cli: Cli, *arguments: str) -> tuple[int, dict[str, list[dict[str, Any]]]]:
-    """Return the exit code and what was found, by name."""
+    """Return the exit code and the findings by name."""
     result = cli("doctor", "--json", *arguments)
     document = json.loads(result.stdout)
     found: dict[str, list[dict[str, Any]]] = {}
@@ -41,7 +41,7 @@ def findings(cli: Cli, *arguments: str) -> tuple[int, dict[str, list[dict[str, A
 
 
 def running(store: Path, name: str, **tags: str) -> str:
-    """Record a running run; return its id."""
+    """Record a running run and return its id."""
     client = MlflowClient(f"sqlite:///{store}")
     experiment = client.get_experiment_by_name("adaptkit")
     experiment_id = experiment.experiment_id if experiment else client.create_experiment("adaptkit")
@@ -51,13 +51,13 @@ def running(store: Path, name: str, **tags: str) -> str:
 
 @pytest.fixture
 def dead() -> str:
-    """Return the number of a process that has ended."""
+    """Return the id of a process that no longer exists."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return str(process.pid)
 
 
-def test_where_nothing_is_wrong_it_says_what_there_is(store: Path, cli: Cli) -> None:
+def test_healthy_installation(store: Path, cli: Cli) -> None:
     code, found = findings(cli)
     assert code == 0
     assert {one["state"] for name in found for one in found[name]} <= {"ok", "note"}
@@ -71,7 +71,7 @@ def test_where_nothing_is_wrong_it_says_what_there_is(store: Path, cli: Cli) -> 
     assert f"ok     store        {store} can be read and written; 2 experiments" in lines
 
 
-def test_a_store_that_is_not_there_yet_is_no_fault(own_folder: Path, cli: Cli) -> None:
+def test_missing_store_is_a_note(own_folder: Path, cli: Cli) -> None:
     code, found = findings(cli)
     assert code == 0
     (only,) = found["store"]
@@ -79,12 +79,10 @@ def test_a_store_that_is_not_there_yet_is_no_fault(own_folder: Path, cli: Cli) -
     assert not (own_folder / "mlflow.db").exists()
 
 
-def test_runs_of_dead_processes_are_found_and_ended(
-    store: Path, cli: Cli, dead: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stale_runs_are_ended(store: Path, cli: Cli, dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = f"{time.time():.3f}"
     gone = running(store, "lora seed=0", **{"adaptkit.pid": dead, "adaptkit.process_seen": now})
-    # The number is taken by another process, which began later.
+    # The id now belongs to another process, which started later.
     reused = running(store, "lora seed=1", **{"adaptkit.pid": str(os.getpid()), "adaptkit.process_seen": "1000"})
     alive = running(store, "lora seed=2", **{"adaptkit.pid": str(os.getpid()), "adaptkit.process_seen": now})
     far = running(store, "lora seed=3", **{"adaptkit.host": "elsewhere", "adaptkit.pid": "1"})
@@ -94,10 +92,7 @@ def test_runs_of_dead_processes_are_found_and_ended(
     assert (
         by_state["ok"]["text"] == f"under way: lora seed=2 ({alive}, process {os.getpid()} on {socket.gethostname()})"
     )
-    assert (
-        by_state["note"]["text"]
-        == f"recorded as running on another machine: lora seed=3 ({far}, process 1 on elsewhere)"
-    )
+    assert by_state["note"]["text"] == f"running elsewhere: lora seed=3 ({far}, process 1 on elsewhere)"
     assert by_state["wrong"]["text"].startswith("recorded as running, but the process has ended: lora seed=0 (")
     assert gone in by_state["wrong"]["text"] and reused in by_state["wrong"]["text"]
     assert by_state["wrong"]["mend"] == "adaptkit doctor --end-stale-runs"
@@ -118,7 +113,7 @@ def test_runs_of_dead_processes_are_found_and_ended(
     assert findings(cli)[0] == 0
 
 
-def test_a_plugin_at_fault_is_wrong_and_says_where(own_folder: Path, cli: Cli) -> None:
+def test_broken_plugin(own_folder: Path, cli: Cli) -> None:
     (own_folder / "broken.py").write_text("import nothing_of_this_name\n")
     code, found = findings(cli, "--plugin", "broken.py")
     assert code == 1
@@ -126,7 +121,7 @@ def test_a_plugin_at_fault_is_wrong_and_says_where(own_folder: Path, cli: Cli) -
     assert "broken.py" in fault["text"] and "nothing_of_this_name" in fault["text"]
 
 
-def test_a_cache_that_cannot_be_written_is_wrong(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_cache(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "file").write_text("")
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "file"))
     code, found = findings(cli)
@@ -135,9 +130,7 @@ def test_a_cache_that_cannot_be_written_is_wrong(own_folder: Path, cli: Cli, mon
     assert only["text"] == f"cannot write to {own_folder / 'file'}: File exists"
 
 
-def test_a_cache_with_a_damaged_entry_is_wrong_and_one_too_large_to_be_read_is_said(
-    own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_and_large_cache(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
     assert cli("run", "-s", "head", *TINY, "--no-track", "-q").exit_code == 0
     code, found = findings(cli)
@@ -151,24 +144,22 @@ def test_a_cache_with_a_damaged_entry_is_wrong_and_one_too_large_to_be_read_is_s
     monkeypatch.setattr("adaptkit.api.doctor.MAX_CHECKED", 1000)
     code, found = findings(cli)
     assert (code, [one["state"] for one in found["cache"]]) == (0, ["ok", "note"])
-    assert found["cache"][1]["text"].endswith(
-        " GB were not checked; runs detect damaged entries and compute them again"
-    )
+    assert found["cache"][1]["text"].endswith(" GB were not checked; runs compute damaged entries again")
     assert cli("cache", "verify", "--remove").exit_code == 0
 
 
-def test_a_store_of_a_newer_mlflow_is_wrong(store: Path, cli: Cli) -> None:
+def test_store_of_a_newer_mlflow(store: Path, cli: Cli) -> None:
     with closing(sqlite3.connect(store)) as database:
         database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
         database.commit()
-    os.utime(store, (1, 1))  # nobody is at work on it
+    os.utime(store, (1, 1))  # not in use
     result = cli("doctor")
     assert result.exit_code == 1
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
     assert "was made by a newer MLflow than the installed one" in line and "pip install --upgrade mlflow" in line
 
 
-def test_no_password_is_shown(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_passwords_in_the_output(own_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:geheim@127.0.0.1:1")
     for arguments in ((), ("--json",)):
         result = cli("doctor", *arguments)
@@ -178,7 +169,7 @@ def test_no_password_is_shown(own_folder: Path, cli: Cli, monkeypatch: pytest.Mo
 
 @contextmanager
 def server_of(ahead: float) -> Iterator[str]:
-    """Run a server whose clock is so many seconds ahead."""
+    """Run a server whose clock is `ahead` seconds fast."""
 
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -201,14 +192,14 @@ def server_of(ahead: float) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("ahead", [0, 3600, -90])
-def test_a_server_clock_that_differs_is_seen(ahead: float) -> None:
+def test_server_clock(ahead: float) -> None:
     with server_of(ahead) as address:
         skew = clock_skew(Address(address))
     assert skew is not None and abs(skew - ahead) <= 1
 
 
 @pytest.mark.slow
-def test_a_server_is_asked_for_its_time_and_its_runs(store: Path, own_folder: Path, cli: Cli, dead: str) -> None:
+def test_server_time_and_runs(store: Path, own_folder: Path, cli: Cli, dead: str) -> None:
     gone = running(store, "lora seed=0", **{"adaptkit.pid": dead})
     with mlflow_ui(own_folder) as page:
         code, found = findings(cli, "--tracking-uri", page.address)
@@ -219,12 +210,12 @@ def test_a_server_is_asked_for_its_time_and_its_runs(store: Path, own_folder: Pa
         assert findings(cli, "--tracking-uri", page.address)[1]["runs"][0]["text"] == "no unfinished runs"
 
 
-def test_a_run_of_another_machine_that_gives_no_sign_is_named_and_ended_only_when_asked(store: Path, cli: Cli) -> None:
+def test_stale_run_of_another_machine(store: Path, cli: Cli) -> None:
     elsewhere = {"adaptkit.host": "elsewhere", "adaptkit.pid": "1"}
     client, now = MlflowClient(f"sqlite:///{store}"), int(time.time() * 1000)
 
-    def heard_of(name: str, minutes: float, seconds: float) -> str:
-        """Put a run on record whose latest epoch was logged so long ago, and took so long."""
+    def record_run(name: str, minutes: float, seconds: float) -> str:
+        """Record a run whose latest epoch was logged `minutes` ago and took `seconds`."""
         run_id = running(store, name, **elsewhere)
         for number, before in ((1, minutes + 60), (2, minutes)):
             at = now - int(before * 60_000)
@@ -236,12 +227,12 @@ def test_a_run_of_another_machine_that_gives_no_sign_is_named_and_ended_only_whe
     assert experiment is not None
     tags = {"adaptkit.kind": "adaptation", **elsewhere}
     begun = client.create_run(experiment.experiment_id, now - 7_200_000, tags, "never trained").info.run_id
-    # The store takes a run's start for a sign, too.
-    recent, slow = heard_of("recent", 5, 10), heard_of("slow", 40, 600)
+    # The start of a run counts as a heartbeat.
+    recent, slow = record_run("recent", 5, 10), record_run("slow", 40, 600)
     with closing(sqlite3.connect(store)) as database:
         database.execute("UPDATE runs SET start_time = ? WHERE name != 'never trained'", (now - 86_400_000,))
         database.commit()
-    silent = heard_of("silent", 30, 10)
+    silent = record_run("silent", 30, 10)
     with closing(sqlite3.connect(store)) as database:
         database.execute("UPDATE runs SET start_time = ? WHERE name = 'silent'", (now - 86_400_000,))
         database.commit()
@@ -249,21 +240,21 @@ def test_a_run_of_another_machine_that_gives_no_sign_is_named_and_ended_only_whe
     assert code == 0
     texts = {one["text"].partition(":")[0]: one for one in found["runs"]}
     assert set(texts) == {
-        "recorded as running on another machine",
-        "recorded as running on another machine, without a recent heartbeat",
+        "running elsewhere",
+        "running elsewhere, without a recent heartbeat",
     }
-    named = texts["recorded as running on another machine, without a recent heartbeat"]
+    named = texts["running elsewhere, without a recent heartbeat"]
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(now / 1000 - 1800))
     assert f"silent ({silent}, process 1 on elsewhere; last heartbeat {when})" in named["text"]
     assert begun in named["text"] and recent not in named["text"] and slow not in named["text"]
     assert named["mend"] == "adaptkit doctor --end-stale-runs --older-than TIME ends them if they no longer run"
-    # Without the age, nothing of another machine is ended.
+    # Without --older-than, runs of other machines are not ended.
     assert findings(cli, "--end-stale-runs")[0] == 0
     assert findings(cli, "--end-stale-runs", "--older-than", "1h")[0] == 0
     statuses = {run_id: client.get_run(run_id).info.status for run_id in (begun, silent, recent, slow)}
     assert statuses == {begun: "KILLED", silent: "RUNNING", recent: "RUNNING", slow: "RUNNING"}
-    assert client.get_run(begun).data.tags["adaptkit.error"] == "nothing was heard of it for long"
+    assert client.get_run(begun).data.tags["adaptkit.error"] == "it has not logged anything for a long time"
     refused = cli("doctor", "--older-than", "1h")
     assert (refused.exit_code, refused.stderr) == (
-        2, "Error: --older-than: says which runs --end-stale-runs ends; give both\n"
+        2, "Error: --older-than: requires --end-stale-runs; add it\n"
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Bad input: one line a problem, exit code 2, nothing tracked."""
+"""Bad input: one line per problem, exit code 2, and nothing is tracked."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ CASES = {
         ["-s", "head", *(word for key in ("source", "file") for word in ("--set", f"split.{key}=")), "--lr", ""],
         [f"{key}: no value; leave the key out for its default" for key in ("lr", "split.source", "split.file")],
     ),
-    "empty config": (["-s", "head", "--config", ""], ["Invalid value for '--config': it names no file"]),
+    "empty config": (["-s", "head", "--config", ""], ["Invalid value for '--config': the path is empty"]),
     "unknown flag": (
         ["-s", "head", "--epoch", "3"],
         ["No such option '--epoch'. (Did you mean one of: '--epochs', '--report'?)"],
@@ -134,7 +134,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_problem_is_one_line_and_nothing_is_tracked(cli: Cli, own_folder: Path, case: str) -> None:
+def test_problems(cli: Cli, own_folder: Path, case: str) -> None:
     arguments, problems = CASES[case]
     result = cli("run", *arguments)
     assert result.stderr.splitlines() == [f"Error: {problem}" for problem in problems]
@@ -161,7 +161,7 @@ def test_each_problem_is_one_line_and_nothing_is_tracked(cli: Cli, own_folder: P
         (b"strategy: 7\n", "strategy: must be one value or a list of values, not 7"),
     ],
 )
-def test_a_bad_config_file_is_one_line(cli: Cli, own_folder: Path, content: bytes, problem: str) -> None:
+def test_bad_config_file(cli: Cli, own_folder: Path, content: bytes, problem: str) -> None:
     (own_folder / "c.yaml").write_bytes(content)
     result = cli("run", *(() if b"strategy" in content else ("-s", "head")), "--config", "c.yaml")
     assert result.stderr == f"Error: {problem}\n"
@@ -169,28 +169,31 @@ def test_a_bad_config_file_is_one_line(cli: Cli, own_folder: Path, content: byte
     assert [path.name for path in own_folder.iterdir()] == ["c.yaml"]
 
 
-def test_a_report_that_names_no_folder_is_refused(cli: Cli, own_folder: Path) -> None:
+def test_empty_report_folder(cli: Cli, own_folder: Path) -> None:
     for command, option in (("run", "--report"), ("sweep", "--report"), ("compare", "--output")):
         result = cli(command, option, "")
-        line = f"Error: Invalid value for '{option}': it names no folder; the current one is called .\n"
+        line = f"Error: Invalid value for '{option}': the path is empty; write . for the current folder\n"
         assert (result.exit_code, result.stderr) == (2, line)
     assert list(own_folder.iterdir()) == []
 
 
-def test_an_empty_path_is_not_the_current_folder(cli: Cli, own_folder: Path) -> None:
-    where, no_picture = "the current one is called .\n", "'' names no picture and no folder; "
+def test_empty_path(cli: Cli, own_folder: Path) -> None:
+    no_folder, no_image = "the path is empty", "the path of an image or folder is empty"
     for arguments, name, what in (
-        (["predict", "x", ""], "PATH...", no_picture),
-        (["export", "x", "--to", "onnx", "-o", "new", "--images", ""], "--images", no_picture),
-        (["import-peft", "", "--onto", "x"], "DIR", "it names no folder; "),
-        (["reproduce", "x", "--data-dir", ""], "--data-dir", "it names no folder; "),
+        (["predict", "x", ""], "PATH...", no_image),
+        (["export", "x", "--to", "onnx", "-o", "new", "--images", ""], "--images", no_image),
+        (["import-peft", "", "--onto", "x"], "DIR", no_folder),
+        (["reproduce", "x", "--data-dir", ""], "--data-dir", no_folder),
     ):
         result = cli(*arguments)
-        assert (result.exit_code, result.stderr) == (2, f"Error: Invalid value for '{name}': {what}{where}")
+        assert (result.exit_code, result.stderr) == (
+            2,
+            f"Error: Invalid value for '{name}': {what}; write . for the current folder\n",
+        )
     assert list(own_folder.iterdir()) == []
 
 
-def test_an_empty_text_option_of_a_strategy_is_a_value(cli: Cli, own_folder: Path) -> None:
+def test_empty_text_option(cli: Cli, own_folder: Path) -> None:
     plugin = own_folder / "named.py"
     plugin.write_text(
         "from dataclasses import dataclass\nfrom typing import ClassVar\nfrom adaptkit import hookimpl\n"
@@ -204,19 +207,19 @@ def test_an_empty_text_option_of_a_strategy_is_a_value(cli: Cli, own_folder: Pat
         assert (result.exit_code, json.loads(result.stdout)["arms"][0]["options"]) == (0, {"layer": ""})
 
 
-def test_an_unknown_command_is_one_line(cli: Cli) -> None:
+def test_unknown_command(cli: Cli) -> None:
     result = cli("rnu")
     assert (result.stderr, result.exit_code) == ("Error: unknown command 'rnu'; did you mean 'run'?\n", 2)
 
 
-def test_a_traceback_is_shown_when_asked_for(cli: Cli) -> None:
+def test_traceback(cli: Cli) -> None:
     from adaptkit import BadInput
 
     with pytest.raises(BadInput, match="unknown strategy 'lorra'"):
         cli("run", "-s", "lorra", "--traceback")
 
 
-def test_an_unwritable_tracking_folder_is_one_line(cli: Cli, own_folder: Path) -> None:
+def test_read_only_tracking_folder(cli: Cli, own_folder: Path) -> None:
     (own_folder / "file").write_text("not a folder")
     result = cli("run", "-s", "head", "--preset", "quick", "--tracking-uri", f"sqlite:///{own_folder}/file/mlflow.db")
     assert result.exit_code == 2
@@ -224,14 +227,14 @@ def test_an_unwritable_tracking_folder_is_one_line(cli: Cli, own_folder: Path) -
     assert str(own_folder / "file") in result.stderr
 
 
-def test_an_unwritable_artifact_folder_is_one_line(cli: Cli, store: Path, own_folder: Path) -> None:
+def test_read_only_artifact_folder(cli: Cli, store: Path, own_folder: Path) -> None:
     (own_folder / "mlruns").write_text("not a folder")
     result = cli("run", "-s", "head", *TINY)
     assert result.exit_code == 2
     assert result.stderr == f"Error: cannot write artifacts to {own_folder}/mlruns/2: Not a directory\n"
 
 
-def test_an_unwritable_cache_is_one_line(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_cache_folder(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "file").write_text("not a folder")
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "file"))
     result = cli("run", "-s", "head", "--preset", "quick", "--no-track", "-q")
@@ -242,7 +245,7 @@ def test_an_unwritable_cache_is_one_line(cli: Cli, own_folder: Path, monkeypatch
     )
 
 
-def test_a_loss_that_is_not_finite_fails_the_run_and_the_others_go_on(cli: Cli) -> None:
+def test_infinite_loss_fails_one_run(cli: Cli) -> None:
     tiny = ("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100", "--epochs", "2")
     result = cli("run", "-s", "full", "-s", "head", "--lr", "1e30", "--set", "optimizer=sgd", *tiny, "--no-track", "-q")
     assert result.exit_code == 1
@@ -256,7 +259,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_the_others_go_on(cli: Cli) 
     ]
 
 
-def test_a_base_whose_loss_is_not_finite_is_one_line(cli: Cli) -> None:
+def test_infinite_loss_of_the_base(cli: Cli) -> None:
     tiny = ("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100")
     result = cli("run", "-s", "head", "--set", "base.lr=1e38", *tiny, "--no-track", "-q")
     assert (result.exit_code, result.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""Exports of a run, each read again and verified; and PEFT's folders the other way."""
+"""`adaptkit export` in every format, and `adaptkit import-peft`."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ VERIFIED = re.compile(
 
 @pytest.fixture
 def lora(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the tracked LoRA run's id; its store is the default one."""
+    """Return the id of the tracked LoRA run, with its store as the default store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.uri)
     return run_of(tracked, "lora")
 
 
 def code_of(readme: Path, language: str) -> list[str]:
-    """Return the README's pieces of code in a language."""
+    """Return the code blocks of a README in one language."""
     return re.findall(rf"```{language}\n(.*?)```", readme.read_text(), flags=re.DOTALL)
 
 
 def run_code(folder: Path, code: str) -> str:
-    """Run a README's Python as a user would, in the exported folder; return what it printed."""
+    """Run Python code of a README in the exported folder. Return its output."""
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def digit(lora: str, path: Path) -> str:
-    """Save a picture of a handwritten digit, and return the class that the run gives it."""
+    """Save the image of a digit. Return its class by the model of the run."""
     from adaptkit.models.run_images import run_data
     from adaptkit.models.trained import find_trained, given_plugins
 
@@ -71,7 +71,7 @@ def digit(lora: str, path: Path) -> str:
     return trained.classes[int(trained.merged()(image / 255).argmax())]
 
 
-def test_merged_weights_are_the_plain_backbones(cli: Cli, lora: str, own_folder: Path) -> None:
+def test_merged(cli: Cli, lora: str, own_folder: Path) -> None:
     result = cli("export", lora, "--to", "merged", "-o", "out/model")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -91,7 +91,7 @@ def test_merged_weights_are_the_plain_backbones(cli: Cli, lora: str, own_folder:
     assert sorted(path.name for path in (own_folder / "out").iterdir()) == ["model"]
 
 
-def test_json_says_how_far_the_export_is_from_the_run(cli: Cli, lora: str) -> None:
+def test_json_has_the_largest_difference(cli: Cli, lora: str) -> None:
     Path("empty").mkdir()
     record = json.loads(cli("export", lora, "--to", "peft", "-o", "empty", "--json").stdout)
     assert (record["run_id"], record["format"], record["folder"]) == (lora, "peft", "empty")
@@ -115,7 +115,7 @@ def test_json_says_how_far_the_export_is_from_the_run(cli: Cli, lora: str) -> No
         ("base", "peft", "--to peft needs a run of strategy lora: a base has no adapter; export with --to merged"),
     ],
 )
-def test_what_cannot_be_exported_is_told(
+def test_runs_that_cannot_be_exported(
     strategy: str, to: str, problem: str, cli: Cli, lora: str, tracked: Tracked, own_folder: Path
 ) -> None:
     run_id = tracked.outcome["base"]["run_id"] if strategy == "base" else run_of(tracked, strategy)
@@ -125,7 +125,7 @@ def test_what_cannot_be_exported_is_told(
     assert list(own_folder.iterdir()) == []
 
 
-def test_a_folder_with_something_in_it_is_left_alone(cli: Cli, lora: str) -> None:
+def test_folder_that_is_not_empty(cli: Cli, lora: str) -> None:
     Path("full").mkdir()
     Path("full/mine.txt").write_text("mine")
     assert cli("export", lora, "--to", "merged", "-o", "full").stderr == (
@@ -136,9 +136,7 @@ def test_a_folder_with_something_in_it_is_left_alone(cli: Cli, lora: str) -> Non
     assert Path("full/mine.txt").read_text() == "mine"
 
 
-def test_an_export_that_says_something_else_fails_and_leaves_nothing(
-    cli: Cli, lora: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_with_other_logits(cli: Cli, lora: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def altered(read: Callable[..., dict[str, Callable[[Tensor], Tensor]]]) -> Callable[..., object]:
         return lambda *given: {name: lambda x, f=f: f(x) + 0.001 for name, f in read(*given).items()}
 
@@ -157,7 +155,7 @@ def test_an_export_that_says_something_else_fails_and_leaves_nothing(
     assert list(own_folder.iterdir()) == []
 
 
-def test_own_pictures_stand_in_for_data_that_cannot_be_had(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
+def test_images_replace_missing_data(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     uri, run_id = copied(tracked, own_folder / "store"), run_of(tracked, "lora")
     config = artifacts_of(uri, run_id) / "config.yaml"
     before = config.read_text()
@@ -178,7 +176,7 @@ def test_own_pictures_stand_in_for_data_that_cannot_be_had(cli: Cli, tracked: Tr
     assert re.match(r"the data of the run have changed: their fingerprint is \w{12}, and was \w{12}; the pre", told)
 
 
-def test_a_missing_package_is_named(cli: Cli, lora: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package(cli: Cli, lora: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = onnx.importlib.util.find_spec
     monkeypatch.setattr(
         onnx.importlib.util, "find_spec", lambda name, *rest: None if name == "onnxscript" else found(name, *rest)
@@ -189,7 +187,7 @@ def test_a_missing_package_is_named(cli: Cli, lora: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_a_peft_folder_comes_back_as_a_run(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
+def test_import_peft(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     uri, run_id = copied(tracked, own_folder / "store"), run_of(tracked, "lora")
     store = ("--tracking-uri", uri)
     cli("export", run_id, "--to", "peft", "-o", "folder", *store)
@@ -205,20 +203,20 @@ def test_a_peft_folder_comes_back_as_a_run(cli: Cli, tracked: Tracked, own_folde
     pixels = torch.rand(4, 1, 28, 28)
     ours, theirs = (adaptkit.load(one, tracking_uri=uri)(pixels) for one in (run_id, record["run_id"]))
     assert torch.allclose(ours, theirs, atol=1e-6)
-    # It stands beside the experiment's own runs, which are compared without it.
+    # `compare` ignores the imported run.
     assert json.loads(cli("compare", "--json", "--no-track", *store).stdout) == before
     named = cli("compare", record["run_id"], "--no-track", *store)
-    assert named.stderr == f"Error: run {record['run_id']} is of kind imported; adaptation runs are compared\n"
+    assert named.stderr == f"Error: run {record['run_id']} is of kind imported; only adaptation runs can be compared\n"
     again = cli("export", record["run_id"], "--to", "merged", "-o", "merged", *store)
     assert VERIFIED.fullmatch(again.stdout.splitlines()[1])
     onto_base = cli("import-peft", "folder", "--onto", tracked.outcome["base"]["run_id"], "--name", "mine", *store)
     assert re.fullmatch(
-        rf"Imported as run \w{{32}} \(mine\)\n  accuracy, clean test: {kept['final/test_accuracy']:.1%}\n",
+        rf"Imported as run \w{{32}} \(mine\)\n  source accuracy: {kept['final/test_accuracy']:.1%}\n",
         onto_base.stdout,
     )
 
 
-def test_layers_that_peft_saved_whole_are_imported_whole(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
+def test_import_peft_with_trained_layers(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     uri, run_id = copied(tracked, own_folder / "store"), run_of(tracked, "lora")
     cli("export", run_id, "--to", "peft", "-o", "folder", "--tracking-uri", uri)
     path, config = Path("folder/adapter_model.safetensors"), Path("folder/adapter_config.json")
@@ -240,7 +238,7 @@ def test_layers_that_peft_saved_whole_are_imported_whole(cli: Cli, tracked: Trac
     )
 
 
-def test_a_folder_that_is_not_peftss_is_refused(cli: Cli, lora: str) -> None:
+def test_import_of_another_folder(cli: Cli, lora: str) -> None:
     assert cli("import-peft", "gone", "--onto", lora).stderr == "Error: gone is not a folder\n"
     Path("empty").mkdir()
     result = cli("import-peft", "empty", "--onto", lora)
@@ -250,7 +248,7 @@ def test_a_folder_that_is_not_peftss_is_refused(cli: Cli, lora: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["merged", "torch-export", "onnx"])
-def test_the_readmes_code_runs(to: str, cli: Cli, lora: str, tracked: Tracked) -> None:
+def test_code_of_the_exported_readme(to: str, cli: Cli, lora: str, tracked: Tracked) -> None:
     if to == "onnx":
         pytest.importorskip("onnxruntime", reason="onnxruntime, of the extra `onnx`, is not installed")
     assert VERIFIED.fullmatch(cli("export", lora, "--to", to, "-o", "out").stdout.splitlines()[1])
@@ -260,7 +258,7 @@ def test_the_readmes_code_runs(to: str, cli: Cli, lora: str, tracked: Tracked) -
 
 
 @pytest.mark.slow
-def test_peft_itself_loads_the_folder(cli: Cli, lora: str) -> None:
+def test_peft_loads_the_export(cli: Cli, lora: str) -> None:
     pytest.importorskip("peft", reason="peft, of the extra `bench`, is not installed")
     lines = cli("export", lora, "--to", "peft", "-o", "out").stdout.splitlines()
     ours, theirs = (VERIFIED.fullmatch(line) for line in lines[1:3])
@@ -273,7 +271,7 @@ def test_peft_itself_loads_the_folder(cli: Cli, lora: str) -> None:
 
 @contextmanager
 def served(folder: Path, command: str) -> Iterator[str]:
-    """Run the README's command that serves a model, on a free port; yield the address."""
+    """Serve a model with the command of its README on a free port. Yield the address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

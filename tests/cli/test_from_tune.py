@@ -1,4 +1,4 @@
-"""`--from-tune`: what a tuning chose, under what is said otherwise; and the learning rate of one strategy."""
+"""`--from-tune`: the best values of a tuning run as defaults, and the learning rate of one strategy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHOSEN = [
 
 @pytest.fixture
 def tuning(store: Path, own_folder: Path) -> str:
-    """Return the id of a run that looks like a finished tuning."""
+    """Return the id of a run with the record of a finished tuning run."""
     return make_tuning({"adaptkit.kind": "sweep", "adaptkit.tuning": "1"}, "FINISHED")
 
 
@@ -45,7 +45,7 @@ def arms(run_id: str, **given: Any) -> dict[str, tuple[float, dict[str, Any]]]:
     return {arm.strategy: (arm.lr, dict(arm.options)) for arm in request.arms}
 
 
-def test_what_was_chosen_is_used_for_every_tuned_strategy_or_those_named(tuning: str) -> None:
+def test_best_values_of_each_strategy(tuning: str) -> None:
     found = arms(tuning)
     assert list(found) == ["lora", "head"]
     assert (found["lora"][0], found["lora"][1]["rank"], found["head"][0]) == (0.02, 4, 0.03)
@@ -53,7 +53,7 @@ def test_what_was_chosen_is_used_for_every_tuned_strategy_or_those_named(tuning:
     assert list(arms(tuning, strategy="head, lora")) == ["head", "lora"]
 
 
-def test_it_is_stronger_than_a_preset_and_weaker_than_what_is_said(tuning: str) -> None:
+def test_precedence(tuning: str) -> None:
     assert arms(tuning, preset="notebook")["head"][0] == 0.03
     assert {lr for lr, _ in arms(tuning, lr=0.5).values()} == {0.5}
     found = arms(tuning, **{"lora.rank": 2, "lora.lr": 0.7})
@@ -61,7 +61,7 @@ def test_it_is_stronger_than_a_preset_and_weaker_than_what_is_said(tuning: str) 
     assert arms(tuning, **{"strategy": ["lora"], "strategy.rank": 3})["lora"][1]["rank"] == 3
 
 
-def test_the_command_and_python_take_it(tuning: str, cli: Callable[..., Result]) -> None:
+def test_command_and_python(tuning: str, cli: Callable[..., Result]) -> None:
     result = cli("run", "-s", "head", "--from-tune", tuning, *TINY, "--json")
     assert result.exit_code == 0, result.stderr
     (run,) = json.loads(result.stdout)["runs"]
@@ -71,12 +71,12 @@ def test_the_command_and_python_take_it(tuning: str, cli: Callable[..., Result])
     assert outcome.runs[0].metrics["final/shifted_accuracy"] == run["metrics"]["final/shifted_accuracy"]
 
 
-def test_what_is_no_finished_tuning_is_one_line(tuning: str, tracked_run: str, cli: Callable[..., Result]) -> None:
+def test_unfinished_or_other_run(tuning: str, tracked_run: str, cli: Callable[..., Result]) -> None:
     unfinished = make_tuning({"adaptkit.kind": "sweep", "adaptkit.tuning": "1"}, "KILLED")
     plain = make_tuning({"adaptkit.kind": "sweep"}, "FINISHED")
     broken = make_tuning({"adaptkit.kind": "sweep", "adaptkit.tuning": "1"}, "FINISHED", {"other": 1})
     for run_id, line in (
-        ("0" * 32, f"--from-tune: run '{'0' * 32}' is not in "),
+        ("0" * 32, f"--from-tune: no run '{'0' * 32}'"),
         (tracked_run, "is not a tuning; use the run id that `adaptkit tune` prints"),
         (plain, "is not a tuning"),
         (unfinished, "has not finished; run the same `adaptkit tune` again to continue it"),
@@ -100,7 +100,7 @@ def rates(**given: Any) -> dict[str, float]:
     return {arm.strategy: arm.lr for arm in resolve([Layer(given)], load_plugins()).arms}
 
 
-def test_the_learning_rate_of_one_strategy_goes_before_that_of_all() -> None:
+def test_learning_rate_of_one_strategy() -> None:
     assert rates(**{"strategy": ["lora", "head"], "lora.lr": "1e-2"}) == {"lora": 0.01, "head": 0.005}
     assert rates(**{"strategy": ["lora", "head"], "lora.lr": 0.01, "lr": 0.1}) == {"lora": 0.01, "head": 0.1}
     assert rates(**{"strategy": ["lora"], "strategy.lr": 0.3}) == {"lora": 0.3}
@@ -115,13 +115,13 @@ def test_the_learning_rate_of_one_strategy_goes_before_that_of_all() -> None:
         ({"strategy.lr": 1}, "option lr: there are several strategies; write lora.lr"),
     ],
 )
-def test_a_rate_that_is_none_is_one_line(given: dict[str, Any], line: str) -> None:
+def test_bad_learning_rate(given: dict[str, Any], line: str) -> None:
     with pytest.raises(BadInput) as caught:
         rates(strategy=["lora", "head"], **given)
     assert caught.value.problems == (line,)
 
 
-def test_a_strategy_with_an_option_of_that_name_keeps_it(own_folder: Path) -> None:
+def test_strategy_with_an_option_lr(own_folder: Path) -> None:
     plugin = own_folder / "own.py"
     plugin.write_text(
         "from dataclasses import dataclass\nfrom typing import ClassVar\nfrom adaptkit import hookimpl\n"

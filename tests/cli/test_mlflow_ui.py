@@ -1,4 +1,4 @@
-"""A bare `mlflow ui` in the folder shows the runs: asked over its REST API."""
+"""`mlflow ui` in the same folder shows the runs (tested with its REST API)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.servers import mlflow_ui
 pytestmark = pytest.mark.slow
 
 
-def test_params_metric_histories_and_artifacts_are_served(tracked: Tracked) -> None:
+def test_params_metrics_and_artifacts(tracked: Tracked) -> None:
     with mlflow_ui(tracked.folder) as page:
         found = page.runs()
         assert sorted(found) == [
@@ -41,7 +41,7 @@ def test_params_metric_histories_and_artifacts_are_served(tracked: Tracked) -> N
             assert served == kept.read_bytes() and len(served) > 0
 
 
-def test_a_page_that_was_started_before_the_first_run_shows_it(own_folder: Path) -> None:
+def test_page_opened_before_the_first_run(own_folder: Path) -> None:
     with mlflow_ui(own_folder) as page:
         command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "-q"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""`adaptkit plugins list|check|new`, and what a plugin that is at fault does to other commands: nothing."""
+"""`adaptkit plugins list|check|new`, and broken plugins, which do not stop other commands."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def adaptkit_strategies():
 BROKEN = "raise RuntimeError('no GPU')\n"
 
 
-def test_the_list_names_origin_and_state(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(own_folder, "thirdparty_good", PLUGIN, monkeypatch)
     install(own_folder, "thirdparty_broken", BROKEN, monkeypatch)
     watcher = write(
@@ -64,14 +64,14 @@ def test_the_list_names_origin_and_state(cli: Cli, own_folder: Path, monkeypatch
     assert document == json.loads(cli("plugins", "--json", "--plugin", str(watcher)).stdout)
 
 
-def test_installed_plugins_can_be_left_out(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_without_installed_plugins(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(own_folder, "thirdparty_broken", BROKEN, monkeypatch)
     monkeypatch.setenv("ADAPTKIT_ENTRY_POINTS", "0")
     result = cli("plugins", "list")
     assert result.stderr == "" and "thirdparty" not in result.stdout
 
 
-def test_a_taken_name_stops_only_who_asks_for_it(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_offered_twice(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(own_folder, "thirdparty_taken", PLUGIN.replace("last-bias", "lora"), monkeypatch)
     line = "plugin thirdparty_taken 1.2: strategy 'lora' is already provided by built-in lora; remove or rename one"
     assert cli("plugins", "list").exit_code == 0
@@ -80,7 +80,7 @@ def test_a_taken_name_stops_only_who_asks_for_it(cli: Cli, own_folder: Path, mon
     assert needed.exit_code == 2 and needed.stderr.splitlines()[-1].startswith(f"Error: {line}")
 
 
-def test_a_plugin_for_a_newer_adaptkit_is_named(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugin_for_a_newer_adaptkit(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(own_folder, "thirdparty_new", f"API_VERSION = 2\n{PLUGIN_FLAT}", monkeypatch)
     (fault,) = load_plugins().faults
     assert fault.message == (
@@ -90,7 +90,7 @@ def test_a_plugin_for_a_newer_adaptkit_is_named(cli: Cli, own_folder: Path, monk
     assert cli("strategies").exit_code == 0
 
 
-def test_a_plugin_that_imports_something_heavy_works_and_is_named(own_folder: Path) -> None:
+def test_plugin_with_a_slow_import(own_folder: Path) -> None:
     site = own_folder / "site"
     site.mkdir()
     (site / "thirdparty_heavy.py").write_text(f"import torch\n{PLUGIN_FLAT}")
@@ -134,16 +134,16 @@ def test_completion_loads_no_plugin(own_folder: Path) -> None:
 UNAVAILABLE = PLUGIN_FLAT.replace('name = "last-bias"', 'name = "last-bias"\n    unavailable = "it needs a GPU"')
 
 
-def test_what_cannot_be_used_is_listed_with_its_reason_and_refused(cli: Cli, own_folder: Path) -> None:
+def test_unavailable_strategy(cli: Cli, own_folder: Path) -> None:
     path = str(write(own_folder / "mine.py", UNAVAILABLE))
     assert "last-bias" not in cli("strategies", "--plugin", path).stdout
-    assert "cannot be used: it needs a GPU" in cli("strategies", "--all", "--plugin", path).stdout
+    assert "Cannot be used: it needs a GPU" in cli("strategies", "--all", "--plugin", path).stdout
     result = cli("run", "-s", "last-bias", *TINY, "--no-track", "--plugin", path)
     assert result.stderr == "Error: strategy last-bias cannot be used: it needs a GPU\n"
     assert result.exit_code == 2
 
 
-def test_check_prints_a_row_for_each_check(cli: Cli) -> None:
+def test_check(cli: Cli) -> None:
     result = cli("plugins", "check", str(BITFIT))
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [line.split() for line in result.stdout.splitlines()]
@@ -153,7 +153,7 @@ def test_check_prints_a_row_for_each_check(cli: Cli) -> None:
     assert "not tried (cnn, residual, convolutions, transformer): it has no merge()" in result.stdout
 
 
-def test_check_exits_with_1_and_tells_why(cli: Cli, own_folder: Path) -> None:
+def test_check_of_a_faulty_plugin(cli: Cli, own_folder: Path) -> None:
     faulty = PLUGIN_FLAT.replace("        return", "        model.head.bias.data += 1\n        return")
     path = write(own_folder / "mine.py", faulty)
     result = cli("plugins", "check", str(path))
@@ -163,28 +163,28 @@ def test_check_exits_with_1_and_tells_why(cli: Cli, own_folder: Path) -> None:
     (document,) = json.loads(cli("plugins", "check", str(path), "--json").stdout)
     failed = [(check["check"], check["subject"]) for check in document["checks"] if check["word"] == "failed"]
     assert failed == [("starts at the base", name) for name in ("cnn", "residual", "convolutions", "transformer")]
-    # The same by its name.
+    # The same, by name.
     assert cli("plugins", "check", "last-bias", "--plugin", str(path)).exit_code == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["lorra"], "Error: nothing is called 'lorra'; did you mean 'lora'?"),
+        (["lorra"], "Error: unknown name 'lorra'; did you mean 'lora'?"),
         (["lora", "-o", "rank=many"], "Error: lora.rank: must be a whole number, not 'many'"),
         (["lora", "-o", "rnk=2"], "Error: unknown option 'lora.rnk'; did you mean 'rank'?"),
         (["lora", "-o", "rank"], "Error: -o rank: write key=value"),
         (["none.py"], "Error: plugin {folder}/none.py: there is no such file"),
     ],
 )
-def test_check_tells_wrong_input_in_a_line(cli: Cli, own_folder: Path, arguments: list[str], line: str) -> None:
+def test_check_with_bad_input(cli: Cli, own_folder: Path, arguments: list[str], line: str) -> None:
     result = cli("plugins", "check", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == f"{line.format(folder=own_folder)}\n"
 
 
 @pytest.mark.parametrize("kind", ["strategy", "backbone", "dataset", "shift"])
-def test_a_new_plugin_is_clean_and_keeps_everything(cli: Cli, own_folder: Path, kind: str) -> None:
+def test_new_plugin_passes_its_checks(cli: Cli, own_folder: Path, kind: str) -> None:
     result = cli("plugins", "new", "my-own", "--kind", kind)
     assert (result.exit_code, result.stderr) == (0, "")
     folder = own_folder / "adaptkit-my-own"
@@ -214,9 +214,7 @@ def test_a_new_plugin_is_clean_and_keeps_everything(cli: Cli, own_folder: Path, 
         ("lora", "strategy 'lora' is already provided by built-in lora; choose another name"),
     ],
 )
-def test_a_name_that_cannot_be_used_is_refused_and_nothing_written(
-    cli: Cli, own_folder: Path, name: str, line: str
-) -> None:
+def test_new_plugin_with_a_bad_name(cli: Cli, own_folder: Path, name: str, line: str) -> None:
     result = cli("plugins", "new", name)
     assert (result.exit_code, result.stderr) == (2, f"Error: {line}\n")
     assert list(own_folder.glob("*adaptkit-*")) == []
@@ -224,8 +222,8 @@ def test_a_name_that_cannot_be_used_is_refused_and_nothing_written(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["strategy", "backbone", "dataset", "shift"])
-def test_a_new_plugin_installs_as_it_stands(own_folder: Path, kind: str) -> None:
-    """In a fresh environment that borrows this one's packages: without a trace in this one."""
+def test_new_plugin_installs(own_folder: Path, kind: str) -> None:
+    """Install in a new environment that shares the packages of this one, but does not change it."""
     run = runner(own_folder)
     run(sys.executable, "-m", "adaptkit", "plugins", "new", "my-own", "--kind", kind)
     environment = own_folder / "environment"

@@ -1,4 +1,4 @@
-"""`adaptkit predict`: pictures in, classes out, the same ones as in training."""
+"""`adaptkit predict`: classes of images, equal to the predictions of the run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Cli = Callable[..., Result]
 
 @pytest.fixture
 def lora(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the tracked LoRA run's id; its store is the default one."""
+    """Return the id of the tracked LoRA run, with its store as the default store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.uri)
     return run_of(tracked, "lora")
 
 
 @pytest.fixture
 def digits(lora: str, tracked: Tracked) -> dict[str, str]:
-    """Save the clean test images as PNG files in `digits/`; return what the run predicted for each."""
+    """Save the source test images as PNG files in `digits/`. Return the prediction of the run for each."""
     trained = find_trained(lora, None, given_plugins([]))
     _, domains = run_data(trained.stored, given_plugins([]))
     assert domains.clean_test is not None
@@ -41,7 +41,7 @@ def digits(lora: str, tracked: Tracked) -> dict[str, str]:
         rows = [row for row in csv.DictReader(file) if row["test_set"] == "clean"]
     predicted = {}
     for number, (image, row) in enumerate(zip(images, rows, strict=True)):
-        # Of a folder for each class, as people have them.
+        # One folder per class, as usual.
         path = folder / row["truth"] / f"{number:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(path)
@@ -49,7 +49,7 @@ def digits(lora: str, tracked: Tracked) -> dict[str, str]:
     return predicted
 
 
-def test_it_says_of_files_what_the_run_said_of_the_same_images(cli: Cli, lora: str, digits: dict[str, str]) -> None:
+def test_predictions_match_the_run(cli: Cli, lora: str, digits: dict[str, str]) -> None:
     result = cli("predict", lora, "digits", "--csv", "--batch-size", "7")
     assert result.exit_code == 0
     rows = list(csv.DictReader(result.stdout.splitlines()))
@@ -58,7 +58,7 @@ def test_it_says_of_files_what_the_run_said_of_the_same_images(cli: Cli, lora: s
     assert [row["path"] for row in rows] == sorted(digits)
 
 
-def test_json_has_the_likeliest_classes_in_order(cli: Cli, lora: str, digits: dict[str, str]) -> None:
+def test_json_has_classes_by_confidence(cli: Cli, lora: str, digits: dict[str, str]) -> None:
     path = next(iter(digits))
     document = json.loads(cli("predict", lora, path, path, "--json", "--top-k", "30").stdout)
     assert document["run_id"] == lora and document["classes"] == list("0123456789")
@@ -70,15 +70,15 @@ def test_json_has_the_likeliest_classes_in_order(cli: Cli, lora: str, digits: di
     assert first["top"][0] == {"class": first["class"], "confidence": first["confidence"]}
 
 
-def test_a_table_is_plain_text_where_there_is_no_terminal(cli: Cli, lora: str, digits: dict[str, str]) -> None:
+def test_table_without_a_terminal(cli: Cli, lora: str, digits: dict[str, str]) -> None:
     paths = list(digits)[:2]
     lines = cli("predict", lora, *paths, "--top-k", "3").stdout.splitlines()
-    assert lines[0].split() == ["picture", "class", "confidence", "then"]
+    assert lines[0].split() == ["image", "class", "confidence", "then"]
     assert [line.split()[:2] for line in lines[1:]] == [[path, digits[path]] for path in paths]
     assert all(line.split()[2].endswith("%") and line.count("%") == 3 for line in lines[1:])
 
 
-def test_files_that_are_no_pictures_are_all_listed(cli: Cli, lora: str, digits: dict[str, str]) -> None:
+def test_files_that_are_not_images(cli: Cli, lora: str, digits: dict[str, str]) -> None:
     good = next(iter(digits))
     Path("digits/0/broken.png").write_bytes(Path(good).read_bytes()[:60])
     Path("digits/notes.txt").write_text("not a picture")
@@ -90,15 +90,15 @@ def test_files_that_are_no_pictures_are_all_listed(cli: Cli, lora: str, digits: 
         "digits/notes.txt",
         "digits/0/broken.png",
     ]
-    assert problems[2] == "Error: 2 files could not be read; --skip-bad-images goes on without"
+    assert problems[2] == "Error: 2 files could not be read; --skip-bad-images skips them"
     result = cli("predict", lora, "digits", "--json", "--skip-bad-images")
     assert result.exit_code == 0 and len(json.loads(result.stdout)["predictions"]) == len(digits)
-    assert result.stderr.count("Left out: ") == 2
+    assert result.stderr.count("Skipped: ") == 2
     result = cli("predict", lora, "digits/notes.txt", "--json")
     assert result.exit_code == 2 and json.loads(result.stdout)["predictions"] == []
 
 
-def test_bad_input_is_told_before_anything_is_predicted(cli: Cli, lora: str) -> None:
+def test_bad_input(cli: Cli, lora: str) -> None:
     result = cli("predict", lora, "nowhere", "gone.png")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
@@ -108,13 +108,13 @@ def test_bad_input_is_told_before_anything_is_predicted(cli: Cli, lora: str) -> 
     assert cli("predict", lora, "folder", "--csv", "--json").stderr == "Error: --json and --csv: choose one\n"
     result = cli("predict", lora, "folder", "--csv")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "Error: there are no files in folder\n"
+    assert result.stderr == "Error: no files found in folder\n"
     for option in (("--top-k", "0"), ("--batch-size", "0"), ("--device", "gpu")):
         result = cli("predict", lora, "folder", *option)
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
-def test_hidden_files_are_left_alone_and_others_come_in_order(own_folder: Path) -> None:
+def test_hidden_files_and_order(own_folder: Path) -> None:
     for name in ("b/2.png", "b/10.png", "a/x/1.png", ".hidden/1.png", "a/.thumbs", "a/Thumbs.db"):
         path = own_folder / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def test_hidden_files_are_left_alone_and_others_come_in_order(own_folder: Path) 
     assert found == ["a/x/1.png", "b/10.png", "b/2.png"]
 
 
-def test_pictures_are_decoded_two_batches_ahead_at_most(lora: str, own_folder: Path) -> None:
+def test_at_most_two_batches_are_decoded_ahead(lora: str, own_folder: Path) -> None:
     Image.new("L", (28, 28)).save("one.png")
     asked = []
 

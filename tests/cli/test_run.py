@@ -1,4 +1,4 @@
-"""`adaptkit run` and `adaptkit.run`: what they print, decide and repeat; nothing here is tracked."""
+"""`adaptkit run` and `adaptkit.run`: output, precedence of settings, and repeatability; without tracking."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Cli = Callable[..., Result]
 
 
 class Watcher:
-    """Remember what runs hand to whoever watches them."""
+    """Collect the events of runs."""
 
     def __init__(self) -> None:
         self.runs: list[RunStart] = []
@@ -54,7 +54,7 @@ def learning(epochs: tuple[Epoch, ...]) -> list[tuple[Any, ...]]:
     return [(e.number, e.loss, e.train_accuracy, e.test_accuracy, e.shifted_accuracy) for e in epochs]
 
 
-def test_results_are_a_table_and_progress_goes_to_standard_error(cli: Cli, own_folder: Path) -> None:
+def test_results_and_progress(cli: Cli, own_folder: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--no-track")
     assert result.exit_code == 0
     heading, rule, *rows = [line for line in result.stdout.splitlines() if line.strip()]
@@ -75,13 +75,13 @@ def test_results_are_a_table_and_progress_goes_to_standard_error(cli: Cli, own_f
     assert list(own_folder.iterdir()) == []
 
 
-def test_quiet_prints_the_results_only(cli: Cli) -> None:
+def test_quiet(cli: Cli) -> None:
     result = cli("run", "-s", "head", *TINY, "--no-track", "-q")
     assert result.stderr == ""
     assert "head" in result.stdout
 
 
-def test_json_is_one_document_with_the_whole_outcome(cli: Cli) -> None:
+def test_json(cli: Cli) -> None:
     result = cli("run", "-s", "lora", "-o", "rank=2", *TINY, "--no-track", "--json")
     outcome = json.loads(result.stdout)
     assert list(outcome) == [
@@ -128,7 +128,7 @@ def test_json_is_one_document_with_the_whole_outcome(cli: Cli) -> None:
         assert 0 < epoch["evaluation_seconds"] < epoch["seconds"] <= epoch["cumulative_seconds"]
 
 
-def test_python_gives_the_same_results_as_the_command_line(cli: Cli) -> None:
+def test_python_and_command_agree(cli: Cli) -> None:
     printed = json.loads(cli("run", "-s", "lora", "-o", "rank=2", *TINY, "--no-track", "--json").stdout)
     outcome = adaptkit.run("lora", options={"rank": 2}, settings=TINY_SETTINGS, track=False)
     assert isinstance(outcome, adaptkit.RunOutcome)
@@ -137,7 +137,7 @@ def test_python_gives_the_same_results_as_the_command_line(cli: Cli) -> None:
     assert outcome.data_fingerprint == printed["data_fingerprint"]
 
 
-def test_the_same_run_twice_is_identical_and_another_seed_is_not() -> None:
+def test_repeat_is_identical() -> None:
     watchers, outcomes = [], []
     for seed in (0, 0, 1):
         watcher = Watcher()
@@ -152,7 +152,7 @@ def test_the_same_run_twice_is_identical_and_another_seed_is_not() -> None:
     assert watchers[0].adapters != watchers[2].adapters
 
 
-def test_all_strategies_of_one_seed_see_identical_batches_and_another_seed_does_not() -> None:
+def test_strategies_of_a_seed_see_equal_batches() -> None:
     watcher = Watcher()
     adaptkit.run(
         ["full", "head", "lora", "scratch", "bitfit"],
@@ -168,11 +168,11 @@ def test_all_strategies_of_one_seed_see_identical_batches_and_another_seed_does_
         for name in ("head", "lora dropout=0.1", "scratch", "bitfit"):
             assert all(torch.equal(a, b) for a, b in zip(full, by_run[f"{name} seed={seed}"], strict=True))
     assert not torch.equal(by_run["full seed=0"][0], by_run["full seed=1"][0])
-    # An epoch draws its views anew.
+    # Each epoch draws new augmentations.
     assert not torch.equal(by_run["full seed=0"][0], by_run["full seed=0"][2])
 
 
-def test_a_plugin_that_draws_random_numbers_changes_no_run() -> None:
+def test_random_numbers_of_plugins() -> None:
     class Drawing:
         @adaptkit.hookimpl
         def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
@@ -185,7 +185,7 @@ def test_a_plugin_that_draws_random_numbers_changes_no_run() -> None:
     assert learning(quiet.runs[0].epochs) == learning(drawing.runs[0].epochs)
 
 
-def test_precedence_is_option_set_config_preset_default(cli: Cli, own_folder: Path) -> None:
+def test_precedence_of_settings(cli: Cli, own_folder: Path) -> None:
     (own_folder / "c.yaml").write_text("preset: quick\nepochs: 7\nshots: 8\nbatch_size: 9\nstrategy: [head]\n")
     arguments = ("run", "--config", "c.yaml", "--set", "epochs=5", "--set", "shots=6", "--epochs", "4", "--dry-run")
     plan = json.loads(cli(*arguments, "--json").stdout)
@@ -197,7 +197,7 @@ def test_precedence_is_option_set_config_preset_default(cli: Cli, own_folder: Pa
     assert plan["arms"][0]["lr"] == 0.005  # the strategy's default
 
 
-def test_an_option_beats_the_config_file_however_either_names_the_strategy(cli: Cli, own_folder: Path) -> None:
+def test_option_overrides_config_file(cli: Cli, own_folder: Path) -> None:
     for key, flag in (("strategy.rank", "lora.rank=4"), ("lora.rank", "rank=4"), ("strategy.rank", "rank=4")):
         (own_folder / "c.yaml").write_text(f"strategy: lora\n{key}: 8\n")
         plan = json.loads(cli("run", "--config", "c.yaml", "-o", flag, *TINY, "--dry-run", "--json").stdout)
@@ -205,7 +205,7 @@ def test_an_option_beats_the_config_file_however_either_names_the_strategy(cli: 
 
 
 @pytest.mark.parametrize("content", ["shift: noise=0.2,rotate=10\n", "shift: {noise: 0.2, rotate: 10}\n"])
-def test_a_shift_keeps_its_order_and_single_amounts_can_be_changed(cli: Cli, own_folder: Path, content: str) -> None:
+def test_order_and_amounts_of_shifts(cli: Cli, own_folder: Path, content: str) -> None:
     (own_folder / "c.yaml").write_text(content)
     arguments = ("run", "-s", "head", *TINY, "--config", "c.yaml", "--dry-run", "--json")
     assert json.loads(cli(*arguments).stdout)["shift"] == "noise=0.2,rotate=10"
@@ -215,7 +215,7 @@ def test_a_shift_keeps_its_order_and_single_amounts_can_be_changed(cli: Cli, own
     assert json.loads(replaced.stdout)["shift"] == "contrast=0.5"
 
 
-def test_a_dry_run_shows_the_plan_and_trains_nothing(cli: Cli, own_folder: Path) -> None:
+def test_dry_run(cli: Cli, own_folder: Path) -> None:
     cache = own_folder / "cache"
     result = cli("run", "-s", "lora", "-s", "full", *TINY, "--set", "base.seed=77", "--dry-run")
     assert result.exit_code == 0
@@ -232,7 +232,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(cli: Cli, own_folder: Path)
     assert again["base_cached"] is False and again["seconds"] > 0
 
 
-def test_digits_are_a_real_shift_without_an_artificial_one(cli: Cli) -> None:
+def test_digits_as_target(cli: Cli) -> None:
     outcome = json.loads(cli("run", "-s", "head", "--target", "digits", *TINY, "--no-track", "--json").stdout)
     assert (outcome["plan"]["target"], outcome["plan"]["shift"]) == ("digits", "none")
     shifted = json.loads(
@@ -243,7 +243,7 @@ def test_digits_are_a_real_shift_without_an_artificial_one(cli: Cli) -> None:
     assert shifted["data_fingerprint"] != outcome["data_fingerprint"]
 
 
-def test_the_shifted_test_set_waits_for_the_end_when_asked_to() -> None:
+def test_target_test_set_only_at_the_end() -> None:
     at_end = adaptkit.run("head", settings=TINY_SETTINGS, evaluate_shifted="end", track=False)
     each = adaptkit.run("head", settings=TINY_SETTINGS, track=False)
     assert [epoch.shifted_accuracy for epoch in at_end.runs[0].epochs] == [None, None]
@@ -251,7 +251,7 @@ def test_the_shifted_test_set_waits_for_the_end_when_asked_to() -> None:
     assert at_end.runs[0].metrics["final/shifted_accuracy"] == each.runs[0].metrics["final/shifted_accuracy"] == final
 
 
-def test_the_notebooks_preset_is_the_notebooks_experiment(cli: Cli, own_folder: Path) -> None:
+def test_preset_notebook(cli: Cli, own_folder: Path) -> None:
     from adaptkit.plugins.loading import load_plugins
     from adaptkit.settings.resolve import Layer, resolve
 
@@ -293,14 +293,12 @@ def test_the_notebooks_preset_is_the_notebooks_experiment(cli: Cli, own_folder: 
 
 
 @pytest.mark.slow
-def test_bf16_runs(cli: Cli) -> None:
+def test_bf16(cli: Cli) -> None:
     result = cli("run", "-s", "lora", "--precision", "bf16", *TINY, "--no-track", "-q")
     assert (result.exit_code, result.stderr) == (0, "")
 
 
-def test_a_data_set_of_torchvision_says_how_to_mend_a_broken_torchvision(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_torchvision(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     result = cli("run", "-s", "head", "--dataset", "mnist", "--no-track")
     assert result.exit_code == 2

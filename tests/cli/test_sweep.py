@@ -1,4 +1,4 @@
-"""Sweeps through the front door, in this process: trials, what is found again, what fails, what is refused."""
+"""`adaptkit sweep` in one process: trials, reuse of finished trials, failures, and bad input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABELS = [
     "head lr=0.01",
 ]
 
-#: fails for one value of its option only when it trains
+#: fails in training for one value of its option
 FRAGILE = '''
 from dataclasses import dataclass
 from typing import ClassVar
@@ -39,7 +39,7 @@ from adaptkit import hookimpl
 
 @dataclass
 class Fragile:
-    """Train the head; fail for some values."""
+    """Train the head. Fail for some values."""
 
     name: ClassVar[str] = "fragile"
     value: int = 0
@@ -48,7 +48,7 @@ class Fragile:
         return model.head.parameters()
 
     def step_ended(self, model, step):
-        if self.value == 1 and not Path("mended").exists():
+        if self.value == 1 and not Path("fixed").exists():
             raise RuntimeError("it broke")
 
 
@@ -59,7 +59,7 @@ def adaptkit_strategies():
 
 
 def children(folder: Path) -> dict[str, list[Run]]:
-    """Return the runs of the store in a folder by their kind, the earliest first."""
+    """Return the runs of the store in a folder by kind, the earliest first."""
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("adaptkit")
     assert experiment is not None
@@ -71,7 +71,7 @@ def children(folder: Path) -> dict[str, list[Run]]:
 
 @pytest.fixture(scope="module")
 def swept(shared: Path, empty_store: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Run one sweep for all tests that begin with its record."""
+    """Run one sweep for all tests that start from its record."""
     folder = shared / "swept"
     folder.mkdir()
     shutil.copy(empty_store, folder / "mlflow.db")
@@ -88,19 +88,19 @@ def swept(shared: Path, empty_store: Path) -> Iterator[tuple[Path, dict[str, Any
 
 @pytest.fixture
 def again(swept: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Go to the folder in which the sweep was run."""
+    """Change to the folder of the sweep."""
     monkeypatch.chdir(swept[0])
     return swept[0]
 
 
-def test_each_strategy_crosses_the_values_that_concern_it(swept: tuple[Path, dict[str, Any]]) -> None:
+def test_grid_of_each_strategy(swept: tuple[Path, dict[str, Any]]) -> None:
     trials = swept[1]["trials"]
     assert [trial["label"] for trial in trials] == LABELS
     assert {trial["status"] for trial in trials} == {"finished"}
     assert trials[0]["values"] == {"lora.rank": "2", "lr": "0.001"} and trials[4]["values"] == {"lr": "0.001"}
 
 
-def test_a_sweep_is_one_run_with_a_child_for_each_trial(swept: tuple[Path, dict[str, Any]]) -> None:
+def test_parent_run_and_trials(swept: tuple[Path, dict[str, Any]]) -> None:
     folder, outcome = swept
     found = children(folder)
     (parent,) = found["sweep"]
@@ -119,15 +119,13 @@ def test_a_sweep_is_one_run_with_a_child_for_each_trial(swept: tuple[Path, dict[
     assert len({run.data.tags["adaptkit.trial_key"] for run in runs.values()}) == 6
 
 
-def test_it_ends_with_the_comparison_that_compare_makes(
-    swept: tuple[Path, dict[str, Any]], again: Path, cli: Callable[..., Result]
-) -> None:
+def test_comparison(swept: tuple[Path, dict[str, Any]], again: Path, cli: Callable[..., Result]) -> None:
     compared = json.loads(cli("compare", swept[1]["parent_run_id"], "--json", "--no-track").stdout)
     assert swept[1]["comparison"] == compared
     assert len(compared["arms"]) == 6 and (again / "report" / "report.html").is_file()
 
 
-def test_started_again_it_runs_nothing(
+def test_finished_sweep_runs_nothing(
     swept: tuple[Path, dict[str, Any]], again: Path, cli: Callable[..., Result]
 ) -> None:
     result = cli("sweep", "-s", "lora", "-s", "head", *GRID, *TINY, "--json")
@@ -138,7 +136,7 @@ def test_started_again_it_runs_nothing(
     assert len(children(again)["adaptation"]) == 6
 
 
-def test_a_larger_sweep_and_a_plain_run_share_trials(again: Path, cli: Callable[..., Result]) -> None:
+def test_trials_are_shared(again: Path, cli: Callable[..., Result]) -> None:
     before = {run.info.run_id for run in children(again)["adaptation"]}
     made = json.loads(cli("run", "-s", "lora", "-o", "rank=8", "--lr", "0.01", *TINY, "--json").stdout)["runs"][0]
     result = cli("sweep", "-s", "lora", "--grid", "rank=4,8", "--grid", "lr=0.001,0.01", *TINY, "--json")
@@ -154,7 +152,7 @@ def test_a_larger_sweep_and_a_plain_run_share_trials(again: Path, cli: Callable[
     assert len(children(again)["adaptation"]) == len(before) + 2
 
 
-def test_what_does_not_decide_a_result_makes_no_new_trial(
+def test_irrelevant_settings_make_no_new_trial(
     swept: tuple[Path, dict[str, Any]], again: Path, cli: Callable[..., Result]
 ) -> None:
     same = ("--data-dir", "elsewhere", "--device", "cpu", "--set", "evaluate_shifted=end", "--grid", "lr=0.001")
@@ -162,9 +160,7 @@ def test_what_does_not_decide_a_result_makes_no_new_trial(
     assert [trial["status"] for trial in outcome["trials"]] == ["found"]
 
 
-def test_a_swept_trial_is_the_run_that_one_would_make(
-    swept: tuple[Path, dict[str, Any]], store: Path, cli: Callable[..., Result]
-) -> None:
+def test_trial_equals_a_single_run(swept: tuple[Path, dict[str, Any]], store: Path, cli: Callable[..., Result]) -> None:
     made = json.loads(cli("run", "-s", "lora", "-o", "rank=2", "--lr", "0.01", *TINY, "--json").stdout)["runs"][0]
     folder, outcome = swept
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -178,7 +174,7 @@ def test_a_swept_trial_is_the_run_that_one_would_make(
     assert own.params == kept.params
 
 
-def test_the_plan_is_shown_and_nothing_is_run(store: Path, cli: Callable[..., Result]) -> None:
+def test_print_trials(store: Path, cli: Callable[..., Result]) -> None:
     result = cli("sweep", "-s", "head", "--grid", "lr=1e-3..1e-1/3log", "--seeds", "0-1", *TINY, "--print-trials")
     lines = result.stdout.splitlines()
     assert (result.exit_code, lines[:3]) == (
@@ -197,9 +193,7 @@ def test_the_plan_is_shown_and_nothing_is_run(store: Path, cli: Callable[..., Re
     assert client.get_experiment_by_name("adaptkit") is None
 
 
-def test_a_config_file_holds_a_grid_and_the_command_line_is_stronger(
-    store: Path, own_folder: Path, cli: Callable[..., Result]
-) -> None:
+def test_grid_in_a_config_file(store: Path, own_folder: Path, cli: Callable[..., Result]) -> None:
     settings = "".join(f"{key}: {value}\n" for key, value in TINY_SETTINGS.items())
     grid = "strategy: lora\nseed: 0-1\ngrid:\n  lora.rank: [2, 4]\n  lr: 1e-3..1e-1/3log\n"
     (own_folder / "sweep.yaml").write_text(settings + grid)
@@ -211,16 +205,14 @@ def test_a_config_file_holds_a_grid_and_the_command_line_is_stronger(
 
 
 @pytest.mark.parametrize("grid", ["5", "[lr, 2]", ""])
-def test_a_grid_without_keys_is_refused(own_folder: Path, cli: Callable[..., Result], grid: str) -> None:
+def test_empty_grid(own_folder: Path, cli: Callable[..., Result], grid: str) -> None:
     (own_folder / "sweep.yaml").write_text(f"strategy: head\ngrid: {grid}\n")
     result = cli("sweep", "--config", "sweep.yaml")
     line = "Error: sweep.yaml: grid: write one line KEY: VALUES below it for each key\n"
     assert (result.exit_code, result.stderr) == (2, line)
 
 
-def test_a_failed_trial_is_a_row_and_is_tried_again_only_when_asked(
-    store: Path, own_folder: Path, cli: Callable[..., Result]
-) -> None:
+def test_retry_failed(store: Path, own_folder: Path, cli: Callable[..., Result]) -> None:
     (own_folder / "fragile.py").write_text(FRAGILE)
     command = ("sweep", "-s", "fragile", "--plugin", "fragile.py", "--grid", "value=0,1", *TINY)
     first = cli(*command)
@@ -233,13 +225,13 @@ def test_a_failed_trial_is_a_row_and_is_tried_again_only_when_asked(
     assert strict.exit_code == 1
     assert [trial["status"] for trial in json.loads(strict.stdout)["trials"]] == ["found", "failed"]
     assert "it broke" in strict.stderr and len(children(own_folder)["adaptation"]) == 2
-    (own_folder / "mended").touch()
+    (own_folder / "fixed").touch()
     retried = json.loads(cli(*command, "--retry-failed", "--strict", "--json").stdout)
     assert [trial["status"] for trial in retried["trials"]] == ["found", "finished"]
     assert len(children(own_folder)["adaptation"]) == 3
 
 
-def test_when_every_trial_fails_so_does_the_sweep(store: Path, own_folder: Path, cli: Callable[..., Result]) -> None:
+def test_all_trials_fail(store: Path, own_folder: Path, cli: Callable[..., Result]) -> None:
     (own_folder / "fragile.py").write_text(FRAGILE)
     result = cli("sweep", "-s", "fragile", "--plugin", "fragile.py", "--grid", "value=1", *TINY, "-q")
     assert result.exit_code == 1
@@ -247,7 +239,7 @@ def test_when_every_trial_fails_so_does_the_sweep(store: Path, own_folder: Path,
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_max_trials_leaves_the_rest_for_the_next_start(store: Path, cli: Callable[..., Result]) -> None:
+def test_max_trials(store: Path, cli: Callable[..., Result]) -> None:
     command = ("sweep", "-s", "head", "--grid", "lr=0.001,0.01,0.1", *TINY, "--json")
     first = json.loads(cli(*command, "--max-trials", "2").stdout)
     assert [trial["status"] for trial in first["trials"]] == ["finished", "finished", "left"]
@@ -261,13 +253,13 @@ def test_max_trials_leaves_the_rest_for_the_next_start(store: Path, cli: Callabl
     assert len(second["comparison"]["arms"]) == 3
 
 
-def test_a_time_budget_begins_no_trial_after_it(store: Path, cli: Callable[..., Result]) -> None:
+def test_time_budget(store: Path, cli: Callable[..., Result]) -> None:
     command = ("sweep", "-s", "head", "--grid", "lr=0.001,0.01,0.1", *TINY, "--json")
     outcome = json.loads(cli(*command, "--time-budget", "0.001s").stdout)
     assert [trial["status"] for trial in outcome["trials"]] == ["finished", "left", "left"]
 
 
-def test_settings_that_decide_data_or_base_are_swept_too(store: Path, cli: Callable[..., Result]) -> None:
+def test_grid_of_data_and_base_settings(store: Path, cli: Callable[..., Result]) -> None:
     result = cli("sweep", "-s", "head", "--grid", "shots=2,5", "--grid", "base.epochs=1,2", *TINY, "--json")
     outcome = json.loads(result.stdout)
     assert [trial["label"] for trial in outcome["trials"]] == [
@@ -289,7 +281,7 @@ def test_settings_that_decide_data_or_base_are_swept_too(store: Path, cli: Calla
     assert len({trial["accuracy"] for trial in outcome["trials"]}) > 1
 
 
-def test_from_python_it_is_the_same(swept: tuple[Path, dict[str, Any]], again: Path) -> None:
+def test_from_python(swept: tuple[Path, dict[str, Any]], again: Path) -> None:
     outcome = adaptkit.sweep(["lora", "head"], grid={"lora.rank": [2, 4], "lr": "0.001,0.01"}, settings=TINY_SETTINGS)
     assert [trial.run_id for trial in outcome.trials] == [trial["run_id"] for trial in swept[1]["trials"]]
     assert outcome.comparisons.to_dict() == swept[1]["comparison"]
@@ -332,15 +324,13 @@ def test_from_python_it_is_the_same(swept: tuple[Path, dict[str, Any]], again: P
         (("--grid", "lr=-1e308..1e308/3"), ["grid lr: '-1e308..1e308/3' is too wide: its values overflow"]),
         (("--jobs", "0"), ["--jobs: must be at least 1, not 0"]),
         (("--jobs", "0", "--print-trials"), ["--jobs: must be at least 1, not 0"]),
-        (("--time-budget", ""), ["--time-budget: '' is no length of time; write 90s, 30m, 2h or 1h30m"]),
+        (("--time-budget", ""), ["--time-budget: '' is not a duration; write 90s, 30m, 2h or 1h30m"]),
         (("--engine", "rye"), ["unknown engine 'rye'; known: local"]),
         (("--max-trials", "0"), ["--max-trials: must be at least 1, not 0"]),
-        (("--time-budget", "soon"), ["--time-budget: 'soon' is no length of time; write 90s, 30m, 2h or 1h30m"]),
+        (("--time-budget", "soon"), ["--time-budget: 'soon' is not a duration; write 90s, 30m, 2h or 1h30m"]),
     ],
 )
-def test_bad_input_is_one_line_a_problem(
-    store: Path, arguments: tuple[str, ...], lines: list[str], cli: Callable[..., Result]
-) -> None:
+def test_bad_input(store: Path, arguments: tuple[str, ...], lines: list[str], cli: Callable[..., Result]) -> None:
     result = cli("sweep", "-s", "lora", "-s", "head", *TINY, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert sorted(result.stderr.splitlines()) == sorted(f"Error: {line}" for line in lines)

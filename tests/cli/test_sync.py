@@ -1,4 +1,4 @@
-"""Journals: what a store could not be told is kept here, listed, sent by `adaptkit sync`, and told by doctor."""
+"""`adaptkit sync` and journals: queued results are listed, uploaded and reported by doctor."""
 
 from __future__ import annotations
 
@@ -45,26 +45,24 @@ def steps(run: MlflowRun, key: str) -> list[int]:
 
 
 def put_back() -> None:
-    """Put the database back to where it was moved away from; something empty may have been made there."""
+    """Move the database back, over an empty one that may have been created."""
     os.replace("away.db", "mlflow.db")
 
 
 @pytest.fixture
 def unsent(cli: Callable[..., Result], store: Path, own_folder: Path) -> Result:
-    """Run an experiment whose store is moved away in the middle of its adaptation run."""
+    """Run an experiment whose store is moved away during its adaptation run."""
     (own_folder / "away.py").write_text(AWAY)
     result = cli("run", "-s", "head", *TINY, "--plugin", "away.py", "-q")
     put_back()
     return result
 
 
-def test_a_run_whose_store_goes_away_ends_with_its_results_and_says_what_to_do(
-    cli: Callable[..., Result], unsent: Result
-) -> None:
+def test_store_lost_during_a_run(cli: Callable[..., Result], unsent: Result) -> None:
     assert unsent.exit_code == 1
     assert " head " in unsent.stdout
     (error,) = [line for line in unsent.stderr.splitlines() if line.startswith("Error")]
-    assert error.startswith("Error: not all is in MLflow: ")
+    assert error.startswith("Error: MLflow does not have all results: ")
     assert error.endswith("; what is missing is kept: `adaptkit sync` sends it; the results above are complete")
     assert {name: run.info.status for name, run in runs().items()} == {
         "base small_cnn mnist5k": "FINISHED",
@@ -77,20 +75,20 @@ def test_a_run_whose_store_goes_away_ends_with_its_results_and_says_what_to_do(
     sent = cli("sync")
     run = runs()["head seed=0"]
     assert (sent.exit_code, sent.stderr) == (0, "")
-    assert sent.stdout == f"head seed=0: 6 records sent; the run ended as FINISHED ({run.info.run_id})\n"
+    assert sent.stdout == f"head seed=0: 6 records uploaded; the run ended as FINISHED ({run.info.run_id})\n"
     assert run.info.status == "FINISHED"
     assert len(run.data.metrics) == 24
     assert steps(run, "train/loss") == [1, 2] and steps(run, "final/gain") == [0]
     assert not journal.exists()
-    assert cli("sync").stdout == "Nothing is left to send.\n"
+    assert cli("sync").stdout == "Nothing to upload.\n"
 
 
 @pytest.mark.slow
-def test_what_was_sent_already_and_is_sent_again_counts_once(cli: Callable[..., Result], unsent: Result) -> None:
+def test_uploading_twice(cli: Callable[..., Result], unsent: Result) -> None:
     (journal,) = journals()
     again = journal.with_name(f"{journal.name}-again")
     shutil.copytree(journal, again)
-    (again / "sent.json").unlink()  # a process that was killed before it could note anything
+    (again / "sent.json").unlink()  # as if the process was killed before it recorded its progress
     first, second = (line.split(" (")[-1] for line in cli("sync").stdout.splitlines())
     assert first == second
     run = runs()["head seed=0"]
@@ -98,9 +96,7 @@ def test_what_was_sent_already_and_is_sent_again_counts_once(cli: Callable[..., 
     assert len(runs()) == 2
 
 
-def test_a_torn_line_spoils_no_other_and_a_run_without_an_end_was_killed(
-    cli: Callable[..., Result], unsent: Result
-) -> None:
+def test_truncated_journal(cli: Callable[..., Result], unsent: Result) -> None:
     (journal,) = journals()
     lines = [line for line in (journal / "events.jsonl").read_text().splitlines() if line]
     kinds = [json.loads(line)["do"] for line in lines]
@@ -117,7 +113,7 @@ def test_a_torn_line_spoils_no_other_and_a_run_without_an_end_was_killed(
 
 @pytest.mark.parametrize("spoilt", ["about.json", "sent.json", "events.jsonl"])
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe\x00", b'{"events": "many", "run_id": 3}'])
-def test_a_spoilt_journal_is_no_traceback(
+def test_damaged_journal(
     cli: Callable[..., Result], store: Path, own_folder: Path, spoilt: str, content: bytes
 ) -> None:
     folder = Path(os.environ["XDG_STATE_HOME"], "adaptkit", "journals", "20261128T000000.000000000-0123456789ab")
@@ -131,17 +127,17 @@ def test_a_spoilt_journal_is_no_traceback(
 
 
 @pytest.mark.slow
-def test_a_run_for_another_store_is_named_and_left(cli: Callable[..., Result], unsent: Result) -> None:
+def test_run_of_another_store(cli: Callable[..., Result], unsent: Result) -> None:
     result = cli("sync", "--tracking-uri", f"sqlite:///{Path.cwd() / 'other.db'}")
     assert (result.exit_code, result.stderr) == (1, "")
     uri = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-    assert result.stdout == f"head seed=0: left, since it is for another store: adaptkit sync --tracking-uri {uri}\n"
+    assert result.stdout == f"head seed=0: for another store; upload it with: adaptkit sync --tracking-uri {uri}\n"
     assert not Path("other.db").exists()
     assert len(journals()) == 1
 
 
 @pytest.mark.slow
-def test_a_store_that_is_still_away_is_a_line(cli: Callable[..., Result], unsent: Result) -> None:
+def test_unreachable_store(cli: Callable[..., Result], unsent: Result) -> None:
     os.replace("mlflow.db", "away.db")
     Path("mlflow.db").mkdir()
     result = cli("sync")
@@ -150,7 +146,7 @@ def test_a_store_that_is_still_away_is_a_line(cli: Callable[..., Result], unsent
     assert len(journals()) == 1
 
 
-def test_a_run_that_was_deleted_meanwhile_is_refused_and_kept(cli: Callable[..., Result], unsent: Result) -> None:
+def test_deleted_run(cli: Callable[..., Result], unsent: Result) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{Path.cwd() / 'mlflow.db'}")
     client.delete_run(runs()["head seed=0"].info.run_id)
     result = cli("sync", "--json")
@@ -162,14 +158,14 @@ def test_a_run_that_was_deleted_meanwhile_is_refused_and_kept(cli: Callable[...,
     (line,) = cli("sync").stdout.splitlines()
     assert line.endswith(
         f"; if the run was deleted, `mlflow runs restore --run-id {one['run_id']}` brings it back, "
-        "or `adaptkit sync --discard-refused` gives its record up"
+        "or `adaptkit sync --discard-refused` deletes its queue"
     )
     given_up = cli("sync", "--discard-refused")
     assert (given_up.exit_code, journals()) == (0, [])
-    assert given_up.stdout.startswith("head seed=0: given up: ")
+    assert given_up.stdout.startswith("head seed=0: discarded: ")
 
 
-def test_doctor_and_the_next_run_say_that_something_is_left(cli: Callable[..., Result], unsent: Result) -> None:
+def test_doctor_and_the_next_run_warn(cli: Callable[..., Result], unsent: Result) -> None:
     told = json.loads(cli("doctor", "--json").stdout)["findings"]
     (journal,) = [one for one in told if one["name"] == "journals"]
     store = Path.cwd() / "mlflow.db"
@@ -180,7 +176,7 @@ def test_doctor_and_the_next_run_say_that_something_is_left(cli: Callable[..., R
     assert "1 earlier run is not completely in MLflow; run `adaptkit sync`" in again.stderr.splitlines()
 
 
-def test_a_state_folder_that_cannot_be_written_stops_no_run(
+def test_read_only_state_folder(
     cli: Callable[..., Result], store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (own_folder / "file").write_text("")
@@ -193,7 +189,7 @@ def test_a_state_folder_that_cannot_be_written_stops_no_run(
 
 
 @pytest.mark.slow
-def test_without_a_store_nor_a_journal_the_loss_is_said(
+def test_no_store_and_no_journal(
     cli: Callable[..., Result], store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (own_folder / "file").write_text("")
@@ -202,5 +198,5 @@ def test_without_a_store_nor_a_journal_the_loss_is_said(
     result = cli("run", "-s", "head", *TINY, "--plugin", "away.py", "-q")
     assert result.exit_code == 1
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("Error")]
-    assert "; and it cannot be kept for later: " in error
+    assert "; the missing records cannot be kept for later either: " in error
     assert error.endswith("; the results above are complete")

@@ -1,4 +1,4 @@
-"""On a real terminal: bars that move, colours, a table that fits; none of it elsewhere."""
+"""Output on a real terminal: progress bars, colours, and tables that fit its width."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cli = Callable[..., Result]
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_bars_and_a_table_within_its_width() -> None:
+def test_bars_and_table() -> None:
     code, printed = on_a_terminal("run", "-s", "lora", "-s", "head", *TINY, "--no-track", width=90)
     assert code == 0
     assert "\x1b[?25l" in printed and printed.count("\x1b[?25h") >= 1  # the cursor is hidden and comes back
@@ -37,9 +37,7 @@ def test_a_terminal_shows_bars_and_a_table_within_its_width() -> None:
         (("tune", "--trials", "2"), (r"head .*2/2.*lr 0.005: \d\d\.\d %", r"on all images .*1/1")),
     ],
 )
-def test_a_terminal_shows_trials_under_way_and_the_best_so_far(
-    store: Path, command: tuple[str, ...], moving: tuple[str, ...]
-) -> None:
+def test_live_trials(store: Path, command: tuple[str, ...], moving: tuple[str, ...]) -> None:
     code, printed = on_a_terminal(*command, "-s", "head", *TINY, "--seeds", "1", width=90)
     assert code == 0, printed
     lines = [Text.from_ansi(line).plain.rstrip() for line in printed.replace("\r\n", "\n").split("\n")]
@@ -49,6 +47,6 @@ def test_a_terminal_shows_trials_under_way_and_the_best_so_far(
 
 
 @pytest.mark.slow
-def test_an_error_on_a_terminal_is_one_plain_line() -> None:
+def test_error_line() -> None:
     code, printed = on_a_terminal("run", "-s", "lorra", width=80)
     assert (code, printed) == (2, "Error: unknown strategy 'lorra'; did you mean 'lora'?\r\n")

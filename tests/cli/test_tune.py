@@ -1,4 +1,4 @@
-"""`adaptkit tune`: an equal budget, what was chosen, and the comparison of runs on fresh seeds."""
+"""`adaptkit tune`: an equal budget, the best values, and the comparison of runs with new seeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import adaptkit
 from adaptkit.cli import main
 from adaptkit.errors import BadInput
 
-#: head begins far too low: its range grows
+#: the range of head starts far too low and grows
 COMMAND = (
     *("tune", "-s", "head", "-s", "lora", *TINY, "--trials", "3", "--seeds", "1"),
     *("--space", "head.lr=2e-4..2e-3/log", "--space", "lora.rank=4", "--space", "lora.lr=1e-3,5e-3"),
@@ -33,7 +33,7 @@ COMMAND = (
 
 @dataclass(frozen=True)
 class TunedFolder:
-    """A folder in which strategies were tuned, and what `--json` and standard error said."""
+    """A folder with a finished tuning run, its JSON document, and its messages."""
 
     folder: Path
     outcome: dict[str, Any]
@@ -55,7 +55,7 @@ def runs_of(client: Any, kind: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def tuned(shared: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> TunedFolder:
-    """Tune once for all tests that only look at it."""
+    """Tune once for all tests that only read the result."""
     folder = tmp_path_factory.mktemp("tuned")
     shutil.copy(empty_store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +68,7 @@ def tuned(shared: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFact
     return TunedFolder(folder, json.loads(result.stdout), result.stderr)
 
 
-def test_every_strategy_has_the_same_number_of_trials_growth_included(tuned: TunedFolder) -> None:
+def test_equal_number_of_trials(tuned: TunedFolder) -> None:
     head, lora = tuned.outcome["strategies"]
     assert head["first"] == {"lr": "0.0002..0.002/log"} != head["space"]
     given = tuned.outcome["budget"]["given"]
@@ -80,7 +80,7 @@ def test_every_strategy_has_the_same_number_of_trials_growth_included(tuned: Tun
     assert "every strategy gets 2 more trials" in tuned.messages
 
 
-def test_the_best_trial_is_chosen_and_run_on_all_images_with_fresh_seeds(tuned: TunedFolder) -> None:
+def test_best_trial_runs_on_all_images(tuned: TunedFolder) -> None:
     finals = tuned.runs("adaptation")
     assert len(finals) == 2
     for one in tuned.outcome["strategies"]:
@@ -96,7 +96,7 @@ def test_the_best_trial_is_chosen_and_run_on_all_images_with_fresh_seeds(tuned: 
     assert tuned.outcome["strategies"][1]["options"]["rank"] == 4
 
 
-def test_tuning_runs_log_validation_and_nothing_of_a_test_set(tuned: TunedFolder) -> None:
+def test_tuning_runs_use_no_test_set(tuned: TunedFolder) -> None:
     run = tuned.runs("tuning")[0]
     names = set(run.data.metrics)
     assert {"validation/accuracy", "validation/loss", "train/loss"} <= names
@@ -111,7 +111,7 @@ def test_tuning_runs_log_validation_and_nothing_of_a_test_set(tuned: TunedFolder
         assert float(by_id[run_id].data.params["lr"]) == trial["values"]["lr"]
 
 
-def test_the_parent_holds_the_study_and_the_report(tuned: TunedFolder) -> None:
+def test_parent_run(tuned: TunedFolder) -> None:
     parent = tuned.client.get_run(tuned.outcome["parent_run_id"])
     assert (parent.data.tags["adaptkit.kind"], parent.data.tags["adaptkit.tuning"]) == ("sweep", "1")
     assert parent.info.status == "FINISHED"
@@ -120,7 +120,7 @@ def test_the_parent_holds_the_study_and_the_report(tuned: TunedFolder) -> None:
     assert (tuned.folder / "optuna.db").exists()
 
 
-def test_the_comparison_says_budget_space_and_choice_and_ignores_trials(
+def test_comparison_ignores_trials(
     tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tuned.folder)
@@ -139,21 +139,19 @@ def test_the_comparison_says_budget_space_and_choice_and_ignores_trials(
         assert refused.exit_code == 2 and "tuning" in refused.stderr
 
 
-def test_the_same_command_again_runs_nothing(
-    tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_command_again(tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tuned.folder)
     before = len(tuned.runs("tuning")), len(tuned.runs("adaptation"))
     result = cli(*COMMAND)
     assert result.exit_code == 0
     assert (len(tuned.runs("tuning")), len(tuned.runs("adaptation"))) == before
-    assert "head" in result.stdout and "trials of each strategy" in result.stdout and "grown from lr" in result.stdout
+    assert (
+        "head" in result.stdout and "trials of each strategy" in result.stdout and "extended from lr" in result.stdout
+    )
     assert f"adaptkit run --from-tune {tuned.outcome['parent_run_id']}" in result.stderr
 
 
-def test_a_run_takes_what_was_chosen(
-    tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_from_tune(tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tuned.folder)
     parent = tuned.outcome["parent_run_id"]
     result = cli("run", "--from-tune", parent, *TINY, "--seeds", "1", "--no-track", "--json", "-q")
@@ -168,13 +166,10 @@ def test_a_run_takes_what_was_chosen(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (
-            ("--seeds", "0-4"),
-            "seed 0 is a tuning seed: values that were chosen on its images must be compared on other",
-        ),
+        (("--seeds", "0-4"), "seed 0 is a tuning seed: values that were chosen on its images must be"),
         (("--search", "grd"), "--search: unknown method 'grd'; did you mean 'grid'?"),
         (("--space", "head.lr=nan,1"), "--space head.lr: a learning rate must be greater than 0, not nan"),
-        (("--space", "lr=1e-3,0.001"), "--space lr: '1e-3,0.001' names 0.001 twice"),
+        (("--space", "lr=1e-3,0.001"), "--space lr: 0.001 is named twice"),
         (("--space", "lr=1e-3,1e-2", "--space", "lr=1e-3..1e-2"), "--space lr: is given twice"),
         (("--trials", "1"), "--trials: must be at least 2, not 1"),
         (("--tuning-seeds", "x"), "--tuning-seeds: must be a seed, a range or a list"),
@@ -186,16 +181,14 @@ def test_a_run_takes_what_was_chosen(
         (("--set", "shots=1"), "cannot hold back any of the 10 labelled images for validation"),
     ],
 )
-def test_what_cannot_be_tuned_is_said_before_anything_runs(
-    cli: Callable[..., Result], store: Path, arguments: tuple[str, ...], line: str
-) -> None:
+def test_bad_input(cli: Callable[..., Result], store: Path, arguments: tuple[str, ...], line: str) -> None:
     result = cli("tune", "-s", "head", "-s", "lora", *TINY, *arguments)
     assert result.exit_code == 2
     assert line in result.stderr.splitlines()[0]
     assert not Path("optuna.db").exists()
 
 
-def test_what_is_given_is_not_searched(own_folder: Path) -> None:
+def test_fixed_options_are_not_tuned(own_folder: Path) -> None:
     from adaptkit.api.tune import check_tuning
     from adaptkit.plugins.loading import load_plugins
     from adaptkit.settings.resolve import Layer
@@ -207,9 +200,7 @@ def test_what_is_given_is_not_searched(own_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_from_python_with_two_processes_and_two_tuning_seeds(
-    store: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_and_two_tuning_seeds(store: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {"trials": 3, "tuning_seeds": "0,7", "seeds": "1", "settings": TINY_SETTINGS}
     one = adaptkit.tune("head", **given)
     assert all(len(trial.run_ids) == 2 for trial in one.strategies[0].trials)
@@ -225,16 +216,14 @@ def test_from_python_with_two_processes_and_two_tuning_seeds(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ending", "jobs"), [(signal.SIGKILL, "1"), (signal.SIGINT, "1"), (signal.SIGINT, "2")])
-def test_a_tuning_that_is_stopped_goes_on_as_if_nothing_had_happened(
-    store: Path, tuned: TunedFolder, ending: signal.Signals, jobs: str
-) -> None:
+def test_continue_after_interruption(store: Path, tuned: TunedFolder, ending: signal.Signals, jobs: str) -> None:
     command = [sys.executable, "-m", "adaptkit", *COMMAND, "--jobs", jobs]
-    said = Path("said.txt")  # a file: none of it is lost between what is waited for and what is told of a failure
+    said = Path("said.txt")  # a file, so that a failure can show all output
     with said.open("w") as file:
         process = subprocess.Popen(command, stderr=file, stdout=subprocess.DEVNULL, env=os.environ)
         while said.read_text().count(" trial ") < 5 and process.poll() is None:
             time.sleep(0.02)
-        time.sleep(0.5)  # in the midst of the next run
+        time.sleep(0.5)  # during the next run
         process.send_signal(ending)
         process.wait()
     assert process.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL), said.read_text()
@@ -249,7 +238,7 @@ def test_a_tuning_that_is_stopped_goes_on_as_if_nothing_had_happened(
 
 
 def values(outcome: dict[str, Any]) -> dict[str, Any]:
-    """Return what a tuning tried and chose, without ids."""
+    """Return the trials and the best values of a tuning run, without ids."""
     return {
         one["strategy"]: (
             one["chosen"],

@@ -1,4 +1,4 @@
-"""`adaptkit ui`: the right store, the right link, and nothing left behind."""
+"""`adaptkit ui`: the right store, the right link, and no process left."""
 
 from __future__ import annotations
 
@@ -31,56 +31,55 @@ def refusal(result: Result) -> str:
     return line
 
 
-def test_where_there_is_no_store_it_says_so_and_makes_none(cli: Cli, own_folder: Path) -> None:
+def test_missing_store(cli: Cli, own_folder: Path) -> None:
     line = f"Error: there is no tracking store at {own_folder}/mlflow.db: `adaptkit run` makes one"
     assert refusal(cli("ui")).startswith(line)
     assert list(own_folder.iterdir()) == []
 
 
-def test_an_unknown_experiment_is_met_with_the_nearest_name(cli: Cli, tracked: Tracked) -> None:
+def test_unknown_experiment(cli: Cli, tracked: Tracked) -> None:
     assert refusal(cli("ui", "--experiment", "adaptkid", "--tracking-uri", tracked.uri)) == (
-        f"Error: --experiment: there is no experiment 'adaptkid' in {tracked.folder}/mlflow.db; "
-        "did you mean 'adaptkit'?"
+        f"Error: --experiment: no experiment 'adaptkid' in {tracked.folder}/mlflow.db; did you mean 'adaptkit'?"
     )
 
 
-def test_a_deleted_experiment_is_named_as_such(cli: Cli, store: Path) -> None:
+def test_deleted_experiment(cli: Cli, store: Path) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{store}")
     old = client.create_experiment("old")
     client.delete_experiment(old)
     assert refusal(cli("ui", "--experiment", "old")) == (
         "Error: experiment 'old' was deleted in MLflow: restore it with "
-        f"`mlflow experiments restore --experiment-id {old}`, or choose another --experiment"
+        f"`mlflow experiments restore --experiment-id {old}`, or choose another name with --experiment"
     )
 
 
-def test_a_port_that_is_taken_is_refused(cli: Cli, tracked: Tracked) -> None:
+def test_port_in_use(cli: Cli, tracked: Tracked) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         line = refusal(cli("ui", "--port", str(port), "--tracking-uri", tracked.uri))
-    assert line == f"Error: --port: {port} is taken; choose another, or none for the next free one"
+    assert (
+        line == f"Error: --port: {port} is in use; choose another port, or leave the option out for the next free one"
+    )
 
 
-def test_a_port_that_is_none_is_refused(cli: Cli) -> None:
+def test_bad_port(cli: Cli) -> None:
     line = refusal(cli("ui", "--port", "70000"))
     assert line == "Error: Invalid value for '--port': 70000 is not in the range 1<=x<=65535."
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_start_is_reported_in_its_words(
-    cli: Cli, tracked: Tracked, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_that_does_not_start(cli: Cli, tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_STATIC_PREFIX", "no-slash")
     done = cli("ui", "--port", str(free_port()), "--tracking-uri", tracked.uri)
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
-        f"Starting MLflow's page on {tracked.folder}/mlflow.db",
+        f"Starting MLflow on {tracked.folder}/mlflow.db",
         "Error: `mlflow ui` did not start: Error: --static-prefix must begin with a '/'.",
     ]
 
 
 @pytest.mark.slow
-def test_of_a_store_that_a_server_keeps_it_prints_the_link(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
+def test_link_of_a_tracking_server(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     with mlflow_ui(tracked.folder) as page:
         port = int(page.address.rsplit(":", 1)[1])
         for arguments, name in ([], "adaptkit"), (["--experiment", "template"], "template"):
@@ -89,7 +88,7 @@ def test_of_a_store_that_a_server_keeps_it_prints_the_link(cli: Cli, tracked: Tr
             experiment = experiment_id(port, name)
             assert shown.stdout == f"Look at the runs:  {page.address}/#/experiments/{experiment}/runs?{CHARTS}\n"
         assert refusal(cli("ui", "--tracking-uri", page.address, "--experiment", "templet")) == (
-            f"Error: --experiment: there is no experiment 'templet' in {page.address}; did you mean 'template'?"
+            f"Error: --experiment: no experiment 'templet' in {page.address}; did you mean 'template'?"
         )
     assert refusal(cli("ui", "--tracking-uri", page.address)) == (
         f"Error: cannot reach the MLflow server at {page.address}: Connection refused"
@@ -98,22 +97,20 @@ def test_of_a_store_that_a_server_keeps_it_prints_the_link(cli: Cli, tracked: Tr
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
-def test_it_shows_the_runs_until_it_is_ended_and_leaves_no_process(
-    tracked: Tracked, number: signal.Signals, code: int
-) -> None:
+def test_server_stops_with_the_command(tracked: Tracked, number: signal.Signals, code: int) -> None:
     port = free_port()
     with started("--port", str(port), "--tracking-uri", tracked.uri) as process:
         link = first_line(process)
         experiment = experiment_id(port, "adaptkit")
         assert link == f"Look at the runs:  http://127.0.0.1:{port}/#/experiments/{experiment}/runs?{CHARTS}"
         (server,) = children(process.pid)
-        assert "sqlite" not in command_line(server)  # there, the password of a database would be for all to read
+        assert "sqlite" not in command_line(server)  # other users could read the password of a database there
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (code, "")
     assert [line for line in errors.splitlines() if line] == [
-        f"Starting MLflow's page on {tracked.folder}/mlflow.db",
-        "Ctrl-C ends it.",
+        f"Starting MLflow on {tracked.folder}/mlflow.db",
+        "Press Ctrl-C to stop it.",
         "Interrupted.",
     ]
     with pytest.raises(ProcessLookupError):
@@ -123,10 +120,10 @@ def test_it_shows_the_runs_until_it_is_ended_and_leaves_no_process(
 
 
 @pytest.mark.slow
-def test_ended_before_its_server_has_started_it_leaves_no_process(tracked: Tracked) -> None:
+def test_stop_before_the_server_started(tracked: Tracked) -> None:
     with started("--port", str(free_port()), "--tracking-uri", tracked.uri) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == f"Starting MLflow's page on {tracked.folder}/mlflow.db\n"
+        assert process.stderr.readline() == f"Starting MLflow on {tracked.folder}/mlflow.db\n"
         until = time.monotonic() + 30
         while not (found := children(process.pid)) and time.monotonic() < until:
             time.sleep(0.01)
@@ -137,7 +134,7 @@ def test_ended_before_its_server_has_started_it_leaves_no_process(tracked: Track
         os.killpg(found[0], 0)
 
 
-#: `adaptkit ui`, which gets the signal while it starts its server: the process is there, and nobody has it yet
+#: `adaptkit ui` that receives the signal while it starts its server, before it stores the process
 ENDED_IN_BETWEEN = """
 import os, signal, subprocess, sys
 
@@ -159,7 +156,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.slow
-def test_ended_while_its_server_is_being_started_it_leaves_no_process(tracked: Tracked) -> None:
+def test_stop_while_the_server_starts(tracked: Tracked) -> None:
     arguments = ["ui", "--port", str(free_port()), "--tracking-uri", tracked.uri]
     done = subprocess.run([sys.executable, "-c", ENDED_IN_BETWEEN, *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "Interrupted.")
@@ -169,7 +166,7 @@ def test_ended_while_its_server_is_being_started_it_leaves_no_process(tracked: T
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_up", [True, False], ids=["up", "starting"])
-def test_killed_it_leaves_no_process(tracked: Tracked, is_up: bool) -> None:
+def test_kill_leaves_no_process(tracked: Tracked, is_up: bool) -> None:
     with started("--port", str(free_port()), "--tracking-uri", tracked.uri) as process:
         if is_up:
             first_line(process)
@@ -186,8 +183,8 @@ def test_killed_it_leaves_no_process(tracked: Tracked, is_up: bool) -> None:
 
 
 @pytest.mark.slow
-def test_without_the_default_experiment_it_leads_to_the_page_of_all(store: Path) -> None:
-    """And without --port it takes the next free one; and it ends with an error when its server does."""
+def test_missing_default_experiment(store: Path) -> None:
+    """Open the list of experiments, on the next free port. Exit with an error when the server stops."""
     with holding(5000), started() as process:
         words, link = first_line(process).rsplit(maxsplit=1)
         assert words == "Look at the experiments:"
@@ -198,14 +195,14 @@ def test_without_the_default_experiment_it_leads_to_the_page_of_all(store: Path)
         os.kill(children(process.pid)[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors.splitlines()[-1] == "Error: `mlflow ui` ended by itself with exit code -9"
+    assert errors.splitlines()[-1] == "Error: `mlflow ui` stopped with exit code -9"
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{port}/health", timeout=5)
 
 
 @contextmanager
 def holding(port: int) -> Iterator[None]:
-    """Listen at a port, unless somebody else does already."""
+    """Listen on a port, unless it is in use."""
     try:
         taken = socket.create_server(("127.0.0.1", port))
     except OSError:

@@ -57,9 +57,7 @@ def test_every_command_shown_exists_and_its_settings_are_valid() -> None:
             values = inner.params
         from adaptkit.cli.options import collect_layers
 
-        layers, problems = collect_layers(
-            values["strategy"], values["options"], values["config"], values["settings"], values["seeds"], values
-        )
+        layers, problems = collect_layers(values)
         assert problems == [] and resolve(layers, plugins).arms
 
 

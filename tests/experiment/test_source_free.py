@@ -132,7 +132,7 @@ def test_store_that_changes_the_adapter_is_reported(
     # The run evaluates the adapter that it sent, and the store must return the same file.
     assert outcome.tracking_error is not None
     assert outcome.tracking_error.startswith(
-        "the store does not give back adapter.safetensors as it was; what is missing"
+        "adapter.safetensors differs from the original after its upload to the store; the missing records"
     )
 
 

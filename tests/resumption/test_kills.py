@@ -1,4 +1,4 @@
-"""SIGKILL at random moments and at the worst ones: a run that is resumed is one that nobody disturbed."""
+"""Kill runs at random and at critical moments: after resuming, they equal an undisturbed run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.resumption import Recorded, ids, recorded, require_as_undisturbed
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="SIGKILL")]
 
 KILLS = 10
-#: a process that does not end in so many seconds hangs
+#: time limit of a process, in seconds
 PATIENCE = 300
 
 PLUGIN = """
@@ -120,7 +120,7 @@ WORST = [
 
 @dataclass(frozen=True)
 class Place:
-    """A folder with a store, a cache and a state of its own, in which a command runs."""
+    """A folder with its own store, cache and state, in which a command runs."""
 
     folder: Path
     plugin: Path
@@ -147,14 +147,14 @@ class Place:
         return self.start("run", *named, *TINY, "--epochs", "3", "--plugin", str(self.plugin), "-q", how=how)
 
     def finish(self, strategies: list[str]) -> None:
-        """Go on with all that stopped, then, where the command has not come so far, with the command."""
+        """Resume all interrupted runs, then run the command again if it had not created its runs."""
         resumed = self.start("resume", "--all", "-q")
-        told, _ = resumed.communicate(timeout=PATIENCE)
-        assert resumed.returncode == 0, told
+        output, _ = resumed.communicate(timeout=PATIENCE)
+        assert resumed.returncode == 0, output
         if len(ids(self.uri, kind="adaptation")) < len(strategies):
             again = self.run(strategies)
-            told, _ = again.communicate(timeout=PATIENCE)
-            assert again.returncode == 0, told
+            output, _ = again.communicate(timeout=PATIENCE)
+            assert again.returncode == 0, output
         assert self.runs == []
 
     def recorded(self) -> dict[str, Recorded]:
@@ -164,7 +164,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A place where a command ran to its end, what it recorded, and the seconds from its first record on."""
+    """A place where a command ran without a kill, its records, and the duration since the first record."""
 
     place: Place
     strategies: list[str]
@@ -179,7 +179,7 @@ def place(folder: Path, empty_store: Path, plugin: Path) -> Place:
 
 
 def wait_for(process: subprocess.Popen[str], there: Path) -> float:
-    """Wait until something is kept of a run; return the time."""
+    """Wait until a run has a recovery record; return the time."""
     while process.poll() is None:
         if any(there.glob("*/record.json")):
             return time.monotonic()
@@ -197,8 +197,8 @@ def undisturbed(
     made = place(folder / "run", empty_store, plugin)
     process = made.run(request.param)
     began = wait_for(process, made.folder / "state" / "runs")
-    told, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, told
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
     return Undisturbed(made, request.param, made.recorded(), time.monotonic() - began)
 
 
@@ -209,14 +209,12 @@ def require_same(found: dict[str, Recorded], expected: dict[str, Recorded]) -> N
 
 
 @pytest.mark.parametrize("how", WORST)
-def test_a_run_killed_at_its_worst_moment_is_what_nobody_disturbed(
-    undisturbed: Undisturbed, tmp_path: Path, empty_store: Path, how: str
-) -> None:
+def test_kill_at_critical_moment(undisturbed: Undisturbed, tmp_path: Path, empty_store: Path, how: str) -> None:
     made = place(tmp_path / "run", empty_store, undisturbed.place.plugin)
     process = made.run(undisturbed.strategies, how)
-    told, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == -signal.SIGKILL, told
-    # A run and what groups it; where it was killed while its record was sent, it may have ended already.
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGKILL, output
+    # The run and its parent; after a kill while its events were sent, it may have ended.
     is_sent = how.endswith(("is stored", "are written", "is ended"))
     assert len(made.runs) in ((1, 2) if is_sent else (2,))
     made.finish(undisturbed.strategies)
@@ -226,10 +224,8 @@ def test_a_run_killed_at_its_worst_moment_is_what_nobody_disturbed(
     note(f"kill-{'artifacts' if kind == 'adapter is' else kind}")
 
 
-def test_a_run_killed_at_random_moments_is_what_nobody_disturbed(
-    undisturbed: Undisturbed, tmp_path: Path, empty_store: Path
-) -> None:
-    """Each time anew, from when anything is kept of the command until shortly before it would have ended."""
+def test_kill_at_random_moment(undisturbed: Undisturbed, tmp_path: Path, empty_store: Path) -> None:
+    """Each kill happens between the first recovery record and shortly before the end of the command."""
     draws, injected = random.Random(0), 0
     for number in range(KILLS):
         share = draws.random()
@@ -242,7 +238,7 @@ def test_a_run_killed_at_random_moments_is_what_nobody_disturbed(
             process.communicate(timeout=PATIENCE)
             if process.returncode == -signal.SIGKILL:
                 break
-            share *= 0.8  # it was done already
+            share *= 0.8  # the command had finished before the kill
         injected += 1
         made.finish(undisturbed.strategies)
         require_same(made.recorded(), undisturbed.records)
@@ -251,9 +247,7 @@ def test_a_run_killed_at_random_moments_is_what_nobody_disturbed(
     note("kill-random", injected)
 
 
-def test_a_run_killed_again_and_again_while_it_is_resumed_is_what_nobody_disturbed(
-    undisturbed: Undisturbed, tmp_path: Path, empty_store: Path
-) -> None:
+def test_repeated_kills(undisturbed: Undisturbed, tmp_path: Path, empty_store: Path) -> None:
     draws, injected = random.Random(1), 0
     made = place(tmp_path / "run", empty_store, undisturbed.place.plugin)
     process = made.run(undisturbed.strategies, WORST[0])
@@ -273,7 +267,7 @@ def test_a_run_killed_again_and_again_while_it_is_resumed_is_what_nobody_disturb
 
 
 def require_group(made: Place) -> None:
-    """Fail unless one run groups those of the command, and ended with the comparison."""
+    """Check that the command has one parent run, which ended with a comparison."""
     client = MlflowClient(made.uri)
     found = [client.get_run(run_id) for run_id in ids(made.uri, kind="comparison").values()]
     finished = [run for run in found if run.info.status == "FINISHED"]

@@ -141,7 +141,7 @@ def test_pipes_without_writer(cli: Cli, own_folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(config_files, "PIPE_SECONDS", 0.2)
     with bounded(seconds=20):
         assert problems(cli("run", "-s", "head", "--config", "pipe")) == [
-            "Error: config file pipe: a pipe that nobody wrote to within 0 s"
+            "Error: config file pipe: no data from the pipe within 0 s"
         ]
         assert problems(cli("run", "-s", "head", "--no-track", "--set", "split.file=pipe")) == [
             "Error: split.file pipe: not a regular file"

@@ -17,7 +17,7 @@ def run_of(tracked: Tracked, strategy: str) -> str:
 
 
 def copied(tracked: Tracked, folder: Path, artifacts: Path | None = None) -> str:
-    """Copy the tracked store into a folder, and let it say that its artifacts are there, or elsewhere."""
+    """Copy the tracked store to a folder, and set the addresses of its artifacts."""
     shutil.copytree(tracked.folder, folder, dirs_exist_ok=True)
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):

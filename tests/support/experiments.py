@@ -9,13 +9,13 @@ from typing import Any
 
 BITFIT = Path(__file__).parents[2] / "plugins" / "bitfit" / "adaptkit_bitfit.py"
 
-#: the smallest experiment that trains anything
+#: the smallest experiment with training
 TINY = (
     *("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100"),
     *("--set", "shots=5", "--set", "base.epochs=2", "--epochs", "2"),
 )
 
-#: a developer's own settings, which no test may follow; all tests may be run with whole models, though
+#: environment variables of a developer that must not influence tests
 KEPT = ("ADAPTKIT_NO_FEATURE_CACHE",)
 
 FOREIGN = ("ADAPTKIT_", "MLFLOW_TRACKING", "MLFLOW_EXPERIMENT", "MLFLOW_BACKEND", "MLFLOW_RUN")
@@ -31,18 +31,18 @@ TINY_SETTINGS = {
 
 
 def own_cache(shared: Path) -> Path:
-    """Return this test process's cache: in a common one, experiments of test processes would see each other."""
+    """Return the cache folder of this test process; with a common one, experiments would count each other."""
     return shared / f"cache-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """A folder in which an experiment was run and tracked, and what `--json` said of it."""
+    """A folder with a tracked experiment, and the experiment's `--json` output."""
 
     folder: Path
     outcome: dict[str, Any]
 
     @property
     def uri(self) -> str:
-        """Return the store's address."""
+        """Return the address of the store."""
         return f"sqlite:///{self.folder / 'mlflow.db'}"

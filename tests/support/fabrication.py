@@ -1,4 +1,4 @@
-"""Write runs as adaptkit records them, with predictions of one's own choice, into a real MLflow store."""
+"""Write runs with chosen predictions to a real MLflow store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _open = functools.cache(open_store)
 
 
 def predicted(wrong: Iterable[int], truth: Any = TRUTH) -> Any:
-    """Return predictions that are wrong for these images: they name the next class."""
+    """Return predictions that are wrong for these images: the next class."""
     found = truth.copy()
     chosen = list(wrong)
     found[chosen] = (found[chosen] + 1) % len(CLASSES)
@@ -56,7 +56,7 @@ def fabricate(
     truth: Any = TRUTH,
     epochs: int = 2,
 ) -> str:
-    """Record a run whose adapted model is wrong on these shifted test images; return its id."""
+    """Record a run whose model is wrong for these target test images; return its id."""
     store = _open(uri, experiment)
     client: MlflowClient = store.client
     shifted, clean = predicted(wrong, truth), predicted(wrong_clean, truth)

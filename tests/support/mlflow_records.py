@@ -1,4 +1,4 @@
-"""Read what MLflow holds, for tests."""
+"""Read records from MLflow, for tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ARTIFACTS = [
 
 
 def client(uri: str | None = None) -> MlflowClient:
-    # Absolute: MLflow keeps an open store for each address.
+    # An absolute address: MLflow caches stores by their address.
     return MlflowClient(tracking_uri=uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}")
 
 
@@ -56,7 +56,7 @@ def listed(uri: str | None, run: MlflowRun) -> list[str]:
 
 
 class Raising:
-    """Raise in the second epoch of an adaptation run."""
+    """Raise an error in the second epoch of an adaptation run."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error

@@ -1,4 +1,4 @@
-"""Folders of real photographs, as users have them: crops of those that ship with scikit-learn and matplotlib."""
+"""Create folders of photographs: crops of those that ship with scikit-learn and matplotlib."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import matplotlib
 from PIL import Image, ImageEnhance, ImageFilter
 from sklearn.datasets import load_sample_images
 
-#: which photograph a picture is a crop of
+#: names of the photographs, by class
 CLASSES = ("china", "flower", "hopper", "gift")
 
 
@@ -49,7 +49,7 @@ def crop(number: int, size: int, draws: random.Random) -> Image.Image:
 
 
 def worn(picture: Image.Image) -> Image.Image:
-    """Return the picture as another camera might take it: dark and a little blurred."""
+    """Return a darker and blurred version of an image, as from another camera."""
     return ImageEnhance.Brightness(picture).enhance(0.55).filter(ImageFilter.GaussianBlur(picture.height / 40))
 
 

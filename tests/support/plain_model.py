@@ -1,4 +1,4 @@
-"""A small model as a user might bring it."""
+"""A small model of a user."""
 
 from __future__ import annotations
 

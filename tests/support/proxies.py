@@ -1,4 +1,4 @@
-"""A tracking server that misbehaves: a proxy before a real one, which is slow, fails, or loses answers when told to."""
+"""A proxy in front of a real tracking server that can be slow, fail, or lose responses."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Proxy(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Return where the proxy listens."""
+        """Return the address of the proxy."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def next_mode(self, is_download: bool) -> str:
-        """Return how the next request is treated."""
+        """Return the mode for the next request."""
         with self.lock:
             mode = self.mode
             if mode in ("unread", "forbid"):
@@ -52,17 +52,17 @@ class Proxy(ThreadingHTTPServer):
             return mode
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that have gone."""
+        """Ignore clients that have closed the connection."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Treat one request."""
+    """Handle one request."""
 
     server: Proxy
     protocol_version = "HTTP/1.1"
 
     def handle_any(self) -> None:
-        """Pass a request on, or misbehave."""
+        """Forward a request, or fail as the mode requires."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path.startswith("/mode/"):
             self.server.mode = self.path.removeprefix("/mode/")
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = handle_any
 
     def answer(self, status: int, content: bytes, kind: str = "application/json") -> None:
-        """Send an answer."""
+        """Send a response."""
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
@@ -106,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def misbehaving(behind: str) -> Iterator[Proxy]:
-    """Run a proxy before a server."""
+    """Run a proxy in front of a server."""
     proxy = Proxy(behind)
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""The faults that tests inject, and what adaptkit promises then; tests note what came of each.
+"""List the faults that tests inject and the expected behaviour; tests record their results.
 
 `python benchmarks/reliability.py` runs the tests and writes the table in docs/reliability.md from what they noted.
 """
@@ -12,13 +12,13 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-#: the environment variable that names the folder in which tests note what they did
+#: the environment variable with the folder for the results of tests
 FOLDER = "RELIABILITY_OUT"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault: what goes wrong, how the tests bring it about, and what is promised."""
+    """A fault: its description, how the tests inject it, and the expected behaviour."""
 
     what: str
     produced: str
@@ -34,11 +34,11 @@ FAULTS = _read()
 
 
 def note(fault: str, injected: int = 1, survived: int | None = None) -> None:
-    """Note how often a fault was injected, and how often what is promised was kept: always, where it is not said."""
+    """Record how often a fault was injected, and how often adaptkit behaved as expected (by default, always)."""
     assert fault in FAULTS, fault
     folder = os.environ.get(FOLDER)
     if folder:
         test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]
         kept = injected if survived is None else survived
-        told = {"fault": fault, "injected": injected, "survived": kept, "test": test.partition("[")[0]}
-        Path(folder, f"{uuid.uuid4().hex}.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
+        result = {"fault": fault, "injected": injected, "survived": kept, "test": test.partition("[")[0]}
+        Path(folder, f"{uuid.uuid4().hex}.json").write_text(json.dumps(result) + "\n", encoding="utf-8")

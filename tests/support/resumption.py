@@ -1,4 +1,4 @@
-"""Hold a run that was interrupted and resumed against one that nobody disturbed."""
+"""Compare a run that was interrupted and resumed with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-#: what depends on how long things took, and on who asked for memory meanwhile
+#: metrics of time and memory, which differ each time
 OF_THE_OCCASION = ("time/", "memory/")
-#: tags that say which process made a run, and when
+#: tags of the process and of the time of a run
 OF_THE_PROCESS = (
     *("mlflow.", "adaptkit.host", "adaptkit.pid", "adaptkit.process_seen", "adaptkit.local_id", "adaptkit.resumed"),
     *("adaptkit.timing", "adaptkit.base_run_id"),
@@ -20,7 +20,7 @@ EPOCH_KEYS = {"train/loss", "train/accuracy", "time/epoch_seconds", "time/cumula
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a store has of a run: each metric's steps and values, how often each is there, and its files."""
+    """The record of a run in a store: metrics with steps and values, their numbers, and files."""
 
     status: str
     steps: dict[str, list[int]]
@@ -56,7 +56,7 @@ def recorded(uri: str, run_id: str) -> Recorded:
 
 
 def require_as_undisturbed(resumed: Recorded, undisturbed: Recorded) -> None:
-    """Fail unless the run is the same, each of its metrics exactly once."""
+    """Check that the run equals the undisturbed one, and that each metric was logged once."""
     epochs = len(undisturbed.steps["train/loss"])
     assert resumed.status == undisturbed.status == "FINISHED"
     for key, steps in undisturbed.steps.items():
@@ -70,7 +70,7 @@ def require_as_undisturbed(resumed: Recorded, undisturbed: Recorded) -> None:
 
 
 def ids(uri: str, **tags: str) -> dict[str, Any]:
-    """Return the ids of the runs with these tags by name; a name that several have is an error."""
+    """Return the ids of the runs with these tags by name; names must be unique."""
     client = MlflowClient(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     condition = " and ".join(f"tags.`adaptkit.{key}` = '{value}'" for key, value in tags.items())

@@ -16,21 +16,21 @@ import requests
 
 
 class Page:
-    """A running `mlflow ui`, asked over its REST API."""
+    """A running `mlflow ui` with access to its REST API."""
 
     def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
         self.process = process
         self.address = address
 
     def ask(self, where: str, /, **arguments: Any) -> dict[str, Any]:
-        """Return the answer to a POST of MLflow's REST API."""
+        """Send a POST request to the REST API; return the response."""
         answer = requests.post(f"{self.address}/api/2.0/mlflow/{where}", json=arguments, timeout=30)
         answer.raise_for_status()
         found: dict[str, Any] = answer.json()
         return found
 
     def get(self, where: str, /, **arguments: Any) -> requests.Response:
-        """Return the answer to a GET."""
+        """Send a GET request; return the response."""
         answer = requests.get(f"{self.address}/{where}", params=arguments, timeout=30)
         answer.raise_for_status()
         return answer
@@ -44,7 +44,7 @@ class Page:
 
 @contextmanager
 def mlflow_ui(folder: Path, wait: bool = True) -> Iterator[Page]:
-    """Run a bare `mlflow ui` in a folder, on a free port of this machine."""
+    """Run `mlflow ui` without options in a folder, on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -75,7 +75,7 @@ def mlflow_ui(folder: Path, wait: bool = True) -> Iterator[Page]:
 
 
 def wait_until_up(page: Page, seconds: float = 90) -> None:
-    """Wait until the page answers; fail when it does not or its process ends."""
+    """Wait until the server answers; fail after a time limit or if its process exits."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         assert page.process.poll() is None, "mlflow ui ended"

@@ -12,7 +12,7 @@ import termios
 
 
 def on_a_terminal(*arguments: str, width: int) -> tuple[int, str]:
-    """Return the exit code and all that a command printed on a pseudo-terminal of this width."""
+    """Run a command on a pseudo-terminal of this width; return its exit code and its output."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     environment = dict(os.environ, TERM="xterm-256color", COLUMNS=str(width))

@@ -9,7 +9,8 @@ from hostile import environment, hostile, refusals, scratch
 from safetensors.torch import save
 
 from adaptkit.api.cache import verify_cache
-from adaptkit.experiment.base_cache import CARD_FILE, WEIGHTS_FILE, stored_base
+from adaptkit.experiment.base_cache import stored_base
+from adaptkit.names import BASE_CARD_FILE, BASE_WEIGHTS_FILE
 from adaptkit.training.frozen.features import FeatureFiles, sound
 
 EPOCH = {"number": 1, "loss": 0.5, "train_accuracy": 0.5, "test_accuracy": 0.5, "seconds": 1.0}
@@ -26,12 +27,12 @@ def _safetensors() -> bytes:
     found=(b"[" * 100_000 + b"\0", b'""\0'),
 )
 def test_base(data: bytes) -> None:
-    """Look for a base in the cache. The bytes: the card, a zero byte, the weights."""
+    """Read a base from the cache. The input holds the card, a zero byte and the weights."""
     folder = scratch() / "cache" / "bases" / "key"
     folder.mkdir(parents=True, exist_ok=True)
     text, _, content = data.partition(b"\0")
-    (folder / CARD_FILE).write_bytes(text)
-    (folder / WEIGHTS_FILE).write_bytes(content)
+    (folder / BASE_CARD_FILE).write_bytes(text)
+    (folder / BASE_WEIGHTS_FILE).write_bytes(content)
     with refusals(), environment(ADAPTKIT_CACHE=str(scratch() / "cache")):
         stored_base("key")
         list(verify_cache(["bases"]))
@@ -42,7 +43,7 @@ def test_base(data: bytes) -> None:
     words=("features", "sha256", "seconds", "channels_last"),
 )
 def test_features(data: bytes) -> None:
-    """Read features that are kept on disk."""
+    """Read cached features."""
     files = FeatureFiles(scratch() / "features")
     files.folder.mkdir(exist_ok=True)
     files.path("key").write_bytes(data)

@@ -1,4 +1,4 @@
-"""Seats: experiments on one machine know of each other, whatever becomes of their processes."""
+"""Experiments on one machine are counted, also after kills and failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import adaptkit
 from adaptkit.events import Epoch, RunStart
 from adaptkit.system.core_sharing import Company, Seat
 
-#: sit down, say so, and answer each line with the number of others, until there are no more lines
+#: takes a seat, and answers each input line with the number of other experiments
 SITTER = """
 import sys
 from adaptkit.system.core_sharing import Seat
@@ -30,7 +30,7 @@ with Seat() as seat:
 
 
 class Sitter:
-    """Another process with a seat."""
+    """Another process that holds a seat."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-c", SITTER]
@@ -55,7 +55,7 @@ Sit = Callable[[], Sitter]
 
 @pytest.fixture
 def sit(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sit]:
-    """Return a function that starts a process with a seat, in a cache that no other test uses."""
+    """Return a function that starts a process with a seat, in a separate cache folder."""
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
     started: list[Sitter] = []
 
@@ -75,7 +75,7 @@ def seated(sit: Sit) -> Sitter:
     return sitter
 
 
-def test_an_experiment_alone_is_alone(sit: Sit) -> None:
+def test_single_experiment(sit: Sit) -> None:
     with Seat() as seat:
         before = seat.company()
         assert before == Company(others=0, arrivals=1)
@@ -86,7 +86,7 @@ def test_an_experiment_alone_is_alone(sit: Sit) -> None:
         assert seat.timing_since(before) == "alone"
 
 
-def test_two_processes_count_each_other_until_one_leaves(sit: Sit) -> None:
+def test_two_processes(sit: Sit) -> None:
     with Seat() as seat:
         other = seated(sit)
         assert (seat.company().others, other.others()) == (1, 1)
@@ -94,7 +94,7 @@ def test_two_processes_count_each_other_until_one_leaves(sit: Sit) -> None:
         assert seat.company().others == 0
 
 
-def test_a_killed_process_frees_its_seat(sit: Sit, own_folder: Path) -> None:
+def test_killed_process_frees_seat(sit: Sit, own_folder: Path) -> None:
     with Seat() as seat:
         other = seated(sit)
         assert seat.company().others == 1
@@ -107,20 +107,20 @@ def test_a_killed_process_frees_its_seat(sit: Sit, own_folder: Path) -> None:
     assert taken == ["0.lock", "1.lock"]
 
 
-def test_a_run_is_shared_if_another_began_went_on_or_ended_meanwhile_only(sit: Sit) -> None:
+def test_timing_with_overlap(sit: Sit) -> None:
     with Seat() as seat:
         first = seat.company()
         assert seat.timing_since(first) == "alone"
         other = seated(sit)
         both = seat.company()
-        assert seat.timing_since(first) == "shared"  # it is still there
+        assert seat.timing_since(first) == "shared"  # it is still running
         other.leave()
-        assert seat.timing_since(first) == "shared"  # it came and went
-        assert seat.timing_since(both) == "shared"  # it was there before
+        assert seat.timing_since(first) == "shared"  # it started and ended
+        assert seat.timing_since(both) == "shared"  # it was running before
         assert seat.timing_since(seat.company()) == "alone"
 
 
-def test_experiments_that_start_at_once_all_see_each_other(sit: Sit) -> None:
+def test_simultaneous_start(sit: Sit) -> None:
     sitters = [sit() for _ in range(5)]
     assert [sitter.line() for sitter in sitters] == ["seated"] * 5
     assert [sitter.others() for sitter in sitters] == [4] * 5
@@ -128,21 +128,19 @@ def test_experiments_that_start_at_once_all_see_each_other(sit: Sit) -> None:
         assert seat.company() == Company(others=5, arrivals=6)
 
 
-def test_two_experiments_of_one_process_count_each_other(sit: Sit) -> None:
+def test_two_experiments_in_one_process(sit: Sit) -> None:
     with Seat() as outer, Seat() as inner:
         assert (outer.company().others, inner.company().others) == (1, 1)
 
 
-def test_a_seat_is_left_when_the_experiment_fails(sit: Sit) -> None:
+def test_failed_experiment_frees_seat(sit: Sit) -> None:
     with pytest.raises(ZeroDivisionError), Seat():
         raise ZeroDivisionError
     with Seat() as seat:
         assert seat.company().others == 0
 
 
-def test_without_a_cache_that_can_be_written_an_experiment_counts_as_alone(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_only_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "file").write_text("not a folder")
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "file"))
     with Seat() as seat:
@@ -152,7 +150,7 @@ def test_without_a_cache_that_can_be_written_an_experiment_counts_as_alone(
 
 
 @pytest.mark.slow
-def test_a_run_beside_another_is_tagged_shared_and_its_seconds_are_not_ranked(
+def test_shared_timing_is_not_ranked(
     sit: Sit, cli: Callable[..., Result], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -163,12 +161,12 @@ def test_a_run_beside_another_is_tagged_shared_and_its_seconds_are_not_ranked(
     try:
         alone = json.loads(cli("run", "-s", "head", "-s", "lora", *TINY, "--json", "-q").stdout)
         other = seated(sit)
-        result = cli("run", "-s", "head", "-s", "lora", *TINY, "--experiment", "beside", "--json")
+        result = cli("run", "-s", "head", "-s", "lora", *TINY, "--experiment", "neighbour", "--json")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
     other.leave()
-    notice = "1 other experiment runs on this machine: computing on 1 of 2 cores, "
+    notice = "1 other experiment is running on this machine: this one uses 1 of 2 cores; "
     assert [line.startswith(notice) for line in result.stderr.splitlines()].count(True) == 1
     beside = json.loads(result.stdout)
     for outcome, timing, threads in ((alone, "alone", "2"), (beside, "shared", "1")):
@@ -176,14 +174,14 @@ def test_a_run_beside_another_is_tagged_shared_and_its_seconds_are_not_ranked(
             tags = MlflowClient().get_run(run["run_id"]).data.tags
             assert (tags["adaptkit.timing"], tags["adaptkit.threads"]) == (timing, threads)
         assert outcome["comparison"]["comparisons"][0]["timings_comparable"] is (timing == "alone")
-    compared = json.loads(cli("compare", "--experiment", "beside", "--json").stdout)
+    compared = json.loads(cli("compare", "--experiment", "neighbour", "--json").stdout)
     assert compared["comparisons"][0]["timings_comparable"] is False
 
 
 @pytest.mark.slow
-def test_another_experiment_that_comes_and_goes_during_a_run_is_noticed(sit: Sit) -> None:
+def test_short_experiment_during_run(sit: Sit) -> None:
     class Visitor:
-        """Begin and end another experiment while this one trains."""
+        """Start and end another experiment during training."""
 
         @adaptkit.hookimpl
         def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:

@@ -1,4 +1,4 @@
-"""What is computed on which hardware: precision, and the share of the cores when several experiments run."""
+"""Choice of the precision, and division of the cores among experiments."""
 
 from __future__ import annotations
 
@@ -23,11 +23,9 @@ from adaptkit.system.hardware import computes_bf16, find_precision, precision_no
 Cli = Callable[..., Result]
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
-EMULATED = (
-    "Note: bf16 is emulated on this CPU and slower than fp32; --precision auto takes bf16 only where it is native"
-)
+EMULATED = "Note: bf16 is emulated on this CPU and slower than fp32; --precision auto uses bf16 only if it is native"
 
-#: enough training for an accuracy that means something, little enough for emulated bf16
+#: enough training for a useful accuracy, but short enough for emulated bf16
 SMALL_SETTINGS = TINY_SETTINGS | {
     "split.source": 400,
     "split.test": 150,
@@ -39,7 +37,7 @@ SMALL_SETTINGS = TINY_SETTINGS | {
 
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Return a function that makes this processor one with or without instructions for bf16."""
+    """Return a function that sets whether this processor has instructions for bf16."""
 
     def make(is_native: bool) -> None:
         monkeypatch.setattr(hardware, "computes_bf16", lambda device: is_native)
@@ -48,7 +46,7 @@ def native(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
 
 class Dtypes:
-    """Remember the number formats of weights, gradients and files."""
+    """Record the number formats of weights, gradients and files."""
 
     def __init__(self) -> None:
         self.weights: set[torch.dtype] = set()
@@ -72,11 +70,11 @@ class Dtypes:
 
 
 @pytest.mark.slow
-def test_bf16_is_as_accurate_as_fp32_and_keeps_its_state_in_fp32() -> None:
+def test_bf16_accuracy_and_state() -> None:
     watcher = Dtypes()
     exact = adaptkit.run("head", settings=SMALL_SETTINGS, track=False)
     rounded = adaptkit.run("head", settings=SMALL_SETTINGS, precision="bf16", plugins=[watcher], track=False)
-    assert rounded.failed == ()  # the reloaded adapter gave the trained model's logits
+    assert rounded.failed == ()  # the reloaded adapter gives the logits of the trained model
     assert exact.base.test_accuracy > 0.5
     assert rounded.base.test_accuracy == pytest.approx(exact.base.test_accuracy, abs=0.06)
     for key in ("final/test_accuracy", "final/shifted_accuracy"):
@@ -89,9 +87,7 @@ def test_bf16_is_as_accurate_as_fp32_and_keeps_its_state_in_fp32() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("is_native", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_bf16_where_that_is_native(
-    cli: Cli, native: Callable[[bool], None], is_native: bool, precision: str
-) -> None:
+def test_auto_precision(cli: Cli, native: Callable[[bool], None], is_native: bool, precision: str) -> None:
     native(is_native)
     result = cli("run", "-s", "head", *TINY, "--precision", "auto", "--dry-run")
     assert result.exit_code == 0
@@ -103,9 +99,7 @@ def test_auto_is_bf16_where_that_is_native(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("is_native", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_recorded_as_what_it_became_and_finds_that_base(
-    native: Callable[[bool], None], is_native: bool, precision: str
-) -> None:
+def test_auto_precision_is_resolved_in_record(native: Callable[[bool], None], is_native: bool, precision: str) -> None:
     native(is_native)
     watcher = Dtypes()
     settings = TINY_SETTINGS | {"base.seed": 11}
@@ -122,7 +116,7 @@ def test_auto_is_recorded_as_what_it_became_and_finds_that_base(
 
 
 @pytest.mark.slow
-def test_emulated_bf16_is_announced_once_before_training(cli: Cli, native: Callable[[bool], None]) -> None:
+def test_notice_of_emulated_bf16(cli: Cli, native: Callable[[bool], None]) -> None:
     native(False)
     result = cli("run", "-s", "head", *TINY, "--precision", "bf16", "--no-track")
     lines = result.stderr.splitlines()
@@ -132,7 +126,7 @@ def test_emulated_bf16_is_announced_once_before_training(cli: Cli, native: Calla
     assert "emulated" not in cli("run", "-s", "head", *TINY, "--precision", "bf16", "--no-track").stderr
 
 
-def test_a_precision_that_is_none_is_one_line_with_the_choices(cli: Cli) -> None:
+def test_unknown_precision(cli: Cli) -> None:
     result = cli("run", "-s", "head", "--precision", "fp16")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "Error: precision: must be fp32, bf16 or auto, not 'fp16'\n"
@@ -146,10 +140,10 @@ def test_a_precision_that_is_none_is_one_line_with_the_choices(cli: Cli) -> None
         ("x86_64", True, (), False),  # AVX-512 without BF16: oneDNN emulates it
         ("x86_64", False, ("avx512_bf16",), False),  # torch without oneDNN
         ("aarch64", True, (), True),
-        ("arm64", None, (), False),  # not even a build that can be asked
+        ("arm64", None, (), False),  # a build without the function
     ],
 )
-def test_a_processor_computes_bf16_if_it_has_instructions_that_torch_uses(
+def test_native_bf16_on_cpu(
     monkeypatch: pytest.MonkeyPatch, machine: str, onednn: bool | None, instructions: tuple[str, ...], native: bool
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
@@ -162,19 +156,19 @@ def test_a_processor_computes_bf16_if_it_has_instructions_that_torch_uses(
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_a_gpu_computes_bf16_if_torch_says_so_without_emulation(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+def test_native_bf16_on_gpu(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: including_emulation or native)
     assert find_precision("auto", CUDA) == ("bf16" if native else "fp32")
     assert [line.split(" and ")[0] for line in precision_notices("bf16", CUDA)] == (
         [] if native else ["bf16 is emulated on this GPU"]
     )
-    # of Apple's GPUs nothing is known
+    # unknown for Apple's GPUs
     assert (find_precision("auto", MPS), precision_notices("bf16", MPS)) == ("fp32", ())
 
 
 @pytest.fixture
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give this process eight cores and no chosen number of threads."""
+    """Simulate eight cores, without a chosen number of threads."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("joblib.cpu_count", lambda: 8)
@@ -188,45 +182,43 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("others", "threads", "words"),
     [
         (0, 8, None),
-        (1, 4, "1 other experiment runs on this machine: computing on 4 of 8 cores"),
-        (2, 2, "2 other experiments run on this machine: computing on 2 of 8 cores"),
-        (20, 1, "20 other experiments run on this machine: computing on 1 of 8 cores"),
+        (1, 4, "1 other experiment is running on this machine: this one uses 4 of 8 cores"),
+        (2, 2, "2 other experiments are running on this machine: this one uses 2 of 8 cores"),
+        (20, 1, "20 other experiments are running on this machine: this one uses 1 of 8 cores"),
     ],
 )
-def test_experiments_share_the_cores(eight_cores: None, others: int, threads: int, words: str | None) -> None:
-    said: list[str] = []
-    with pytest.raises(ZeroDivisionError), shared_threads(others, said.append):
+def test_experiments_share_cores(eight_cores: None, others: int, threads: int, words: str | None) -> None:
+    notices: list[str] = []
+    with pytest.raises(ZeroDivisionError), shared_threads(others, notices.append):
         assert torch.get_num_threads() == threads
         raise ZeroDivisionError
     assert torch.get_num_threads() == 8
-    assert [line.split(", ")[0] for line in said] == ([words] if words else [])
+    assert [line.split("; ")[0] for line in notices] == ([words] if words else [])
 
 
-def test_a_containers_quota_holds_for_a_lone_experiment_too(eight_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_container_quota(eight_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
-    said: list[str] = []
-    with shared_threads(0, said.append):
+    notices: list[str] = []
+    with shared_threads(0, notices.append):
         assert torch.get_num_threads() == 3
-    assert (torch.get_num_threads(), said) == (8, [])
-    monkeypatch.setattr("joblib.cpu_count", lambda: 64)  # logical cores, where torch takes the physical ones
-    with shared_threads(1, said.append):
+    assert (torch.get_num_threads(), notices) == (8, [])
+    monkeypatch.setattr("joblib.cpu_count", lambda: 64)  # logical cores; torch counts the physical ones
+    with shared_threads(1, notices.append):
         assert torch.get_num_threads() == 4
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
-def test_a_number_of_threads_that_was_chosen_stays(
-    eight_cores: None, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_chosen_threads_stay(eight_cores: None, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "8")
-    said: list[str] = []
-    with shared_threads(3, said.append):
+    notices: list[str] = []
+    with shared_threads(3, notices.append):
         assert torch.get_num_threads() == 8
-    assert said == []
+    assert notices == []
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep freed memory")
-def test_freed_memory_is_kept_for_the_next_step() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
+def test_freed_memory_is_kept() -> None:
     code = (
         "import torch\n"
         "from adaptkit.system.hardware import keep_freed_memory\n"
@@ -235,7 +227,7 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
         "    before = resident()\n"
         "    torch.ones(16 << 20)\n"
         "    return (resident() - before) >> 20\n"
-        "held()  # what torch itself loads the first time stays\n"
+        "held()  # memory of torch's first call is not freed\n"
         "plain = held()\n"
         "keep_freed_memory()\n"
         "print(plain, held())\n"

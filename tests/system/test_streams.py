@@ -1,4 +1,4 @@
-"""Output that nobody reads: progress is dropped, and results that are lost are an error of one line at most."""
+"""Closed output streams: progress is dropped, and lost results are an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from support.experiments import TINY
 from support.reliability import note
 
-pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
 
 def command(*arguments: str) -> list[str]:
@@ -21,7 +21,7 @@ def command(*arguments: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["closed", "full"])
-def test_a_run_of_which_nobody_reads_the_progress_finishes(store: Path, how: str) -> None:
+def test_closed_stderr_does_not_stop_run(store: Path, how: str) -> None:
     arguments = command("run", "-s", "head", *TINY[:-1], "30")
     read, write = os.pipe() if how == "closed" else (None, os.open("/dev/full", os.O_WRONLY))
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=write, text=True)
@@ -42,7 +42,7 @@ def test_a_run_of_which_nobody_reads_the_progress_finishes(store: Path, how: str
 
 
 @pytest.mark.parametrize("arguments", [("cache", "list"), ("--help",), ("cache", "list", "--json")])
-def test_results_that_nobody_reads_are_an_exit_code(own_folder: Path, arguments: tuple[str, ...]) -> None:
+def test_closed_stdout_exit_code(own_folder: Path, arguments: tuple[str, ...]) -> None:
     read, write = os.pipe()
     os.close(read)
     gone = subprocess.run(command(*arguments), stdout=write, stderr=subprocess.PIPE, text=True)
@@ -57,15 +57,13 @@ def test_results_that_nobody_reads_are_an_exit_code(own_folder: Path, arguments:
 @pytest.mark.parametrize(
     ("arguments", "code"), [(("cache", "list"), 0), (("--help",), 0), (("run", "-s", "head", "--epochs", "0"), 2)]
 )
-def test_streams_that_were_closed_before_it_began_are_no_error(
-    own_folder: Path, arguments: tuple[str, ...], code: int
-) -> None:
+def test_streams_closed_at_start(own_folder: Path, arguments: tuple[str, ...], code: int) -> None:
     shell = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"]
     assert subprocess.run([*shell, *command(*arguments)]).returncode == code
 
 
 @pytest.mark.slow
-def test_a_run_whose_streams_were_closed_before_it_began_finishes(store: Path) -> None:
+def test_run_with_streams_closed_at_start(store: Path) -> None:
     shell = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"]
     assert subprocess.run([*shell, *command("run", "-s", "head", *TINY)]).returncode == 0
     client = MlflowClient(f"sqlite:///{store}")

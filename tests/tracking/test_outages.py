@@ -1,4 +1,4 @@
-"""Stores that are slow, fail, lose answers, are locked, moved or full: training goes on, and nothing is lost."""
+"""Slow, failing, locked, moved and full stores: training continues, and no event is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support.servers import Page, mlflow_ui
 
 pytestmark = pytest.mark.slow
 
-#: tells the proxy what to do from now on, at a moment of a run that the environment names
+#: changes the mode of the proxy at the moments in the environment variable STEPS
 PLUGIN = """
 import os, signal, sys, urllib.request
 
@@ -85,7 +85,7 @@ def run(*arguments: str, steps: str = "", command: str = "run") -> subprocess.Co
 
 
 def record(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
-    """Return all that a store holds of an experiment's runs, by name; of times, which no two runs share, the steps."""
+    """Return all data of an experiment's runs by name; for metrics of times, only the steps."""
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(experiment)
     assert found is not None
@@ -125,7 +125,7 @@ def files(client: MlflowClient, run_id: str, folder: str | None = None) -> Itera
 
 @pytest.fixture(scope="module")
 def undisturbed(server: Page, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Return the record of an experiment of which no request was lost."""
+    """Return the data of an experiment without outages."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "moments.py").write_text(PLUGIN)
     environment = os.environ | {"ADAPTKIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
@@ -152,7 +152,7 @@ def journals() -> list[Path]:
     return sorted(Path(os.environ["XDG_STATE_HOME"], "adaptkit", "journals").glob("*"))
 
 
-#: the moments at which the server goes wrong, and how; it stays so until the end
+#: moments at which the server starts to fail until the end, with the mode of the failure
 MOMENTS = [
     "base:0=refuse",
     "base:1=refuse",
@@ -168,7 +168,7 @@ MOMENTS = [
 ]
 
 
-#: what they are called in the list of faults
+#: their names in the list of faults
 FAULTS = {
     "refuse": "server-away",
     "error": "server-fails",
@@ -179,14 +179,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
+def test_unsent_events_are_kept_and_sent_once(
     proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]], moment: str
 ) -> None:
     experiment = re.sub(r"\W", "-", moment)
     done = disturbed(proxy, experiment, moment)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("Error: not all is in MLflow: ")
+    assert last.startswith("Error: MLflow does not have all results: ")
     uri = proxy.address
     kept = f"what is missing is kept: `adaptkit sync --tracking-uri {uri}` sends it; the results above are complete"
     assert last.endswith(f"; {kept}")
@@ -202,12 +202,12 @@ def test_what_a_server_could_not_be_told_is_kept_and_sent_once(
     note(FAULTS[moment.partition("=")[2]])
 
 
-def test_a_server_that_comes_back_and_takes_nothing_is_not_called_away(proxy: Proxy) -> None:
+def test_server_that_rejects_everything(proxy: Proxy) -> None:
     done = disturbed(proxy, "denied", "adaptation:1=refuse adaptation:3=deny")
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, last) == (
         1,
-        "Error: not all is in MLflow: INVALID_PARAMETER_VALUE: the proxy takes nothing; what is missing is kept: "
+        "Error: MLflow does not have all results: INVALID_PARAMETER_VALUE: the proxy takes nothing; what is missing is kept: "
         f"`adaptkit sync --tracking-uri {proxy.address}` says what can be done; the results above are complete",
     )
     note("server-denies")
@@ -216,7 +216,7 @@ def test_a_server_that_comes_back_and_takes_nothing_is_not_called_away(proxy: Pr
 @pytest.mark.parametrize(
     ("mode", "reason"), [("unread", r"API request to \S+ failed with exception .*"), ("forbid", "403 Client Error: .*")]
 )
-def test_artifacts_that_cannot_be_asked_for_are_not_called_missing(
+def test_unreachable_artifacts_are_not_missing(
     proxy: Proxy, undisturbed: dict[str, dict[str, Any]], mode: str, reason: str
 ) -> None:
     proxy.mode = mode
@@ -227,9 +227,7 @@ def test_artifacts_that_cannot_be_asked_for_are_not_called_missing(
     note("unread")
 
 
-def test_a_server_of_which_every_third_request_is_well_treated_is_told_all(
-    proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]
-) -> None:
+def test_server_that_fails_most_requests(proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]) -> None:
     disturbed(proxy, "flaky", "base:0=every-second")
     for _ in range(3):
         run("--tracking-uri", proxy.address, command="sync")
@@ -240,24 +238,20 @@ def test_a_server_of_which_every_third_request_is_well_treated_is_told_all(
     note("server-flaky", proxy.counts["lose"] + proxy.counts["error"])
 
 
-def test_a_server_that_comes_back_in_time_has_everything_without_a_sync(
-    proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]
-) -> None:
+def test_short_outage_needs_no_sync(proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]) -> None:
     done = disturbed(proxy, "back", "adaptation:1=refuse adaptation:3=ok")
     assert (done.returncode, [line for line in done.stderr.splitlines() if line.startswith("Error")]) == (0, [])
     assert record(server.address, "back") == undisturbed
     note("server-back")
 
 
-def test_a_process_that_is_killed_while_the_server_is_away_leaves_all_that_it_knew(
-    proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]
-) -> None:
+def test_kill_during_outage(proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]) -> None:
     done = disturbed(proxy, "killed", "adaptation:1=refuse adaptation:3=kill")
     assert done.returncode == -signal.SIGKILL
     proxy.mode = "ok"
     listed = run("--dry-run", command="sync")
     assert listed.returncode == 0
-    # The plugin is told of the third epoch before the tracker is.
+    # The hook of the plugin is called before that of the tracker.
     assert re.search(r"^lora seed=0: \d+ records? for http://127.0.0.1:\d+, experiment killed$", listed.stdout, re.M)
     sync(proxy.address)
     found = record(server.address, "killed")
@@ -272,9 +266,7 @@ def test_a_process_that_is_killed_while_the_server_is_away_leaves_all_that_it_kn
     note("kill-away")
 
 
-def test_two_syncs_at_once_and_one_that_is_killed_send_each_event_once(
-    proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]
-) -> None:
+def test_concurrent_and_killed_syncs(proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]) -> None:
     disturbed(proxy, "twice", "base:1=refuse")
     proxy.mode = "slow"
     command = [sys.executable, "-m", "adaptkit", "sync", "--tracking-uri", proxy.address]
@@ -298,7 +290,7 @@ def local(steps: str, *more: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def twin(store: Path, undisturbed: dict[str, dict[str, Any]], own_folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what an undisturbed store holds; the test's own is a database in its folder."""
+    """Return the data of a store without disturbance, for comparison with the store of the test."""
     (own_folder / "moments.py").write_text(PLUGIN)
     return undisturbed
 
@@ -323,14 +315,14 @@ sys.stdin.readline()
 
 @hookimpl
 def adaptkit_epoch_ended(run, epoch):
-    global held  # it ends when this process does, which closes its input
+    global held  # the other process exits at the end of its input
     if run.kind == "adaptation" and epoch.number == 1 and run.params["strategy"] == "lora":
         held = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         held.stdout.readline()
 """
 
 
-def test_a_database_that_another_program_locks_for_long_does_not_stop_a_run(twin: dict[str, dict[str, Any]]) -> None:
+def test_long_database_lock(twin: dict[str, dict[str, Any]]) -> None:
     Path("moments.py").write_text(LOCK)
     done = local("")
     assert done.returncode == 1, done.stderr
@@ -341,7 +333,7 @@ def test_a_database_that_another_program_locks_for_long_does_not_stop_a_run(twin
     note("locked")
 
 
-def test_a_database_that_is_moved_away_and_back_has_everything_after_a_sync(twin: dict[str, dict[str, Any]]) -> None:
+def test_database_moved_away_and_back(twin: dict[str, dict[str, Any]]) -> None:
     Path("moments.py").write_text(
         "import os\nfrom adaptkit import hookimpl\n\n@hookimpl\ndef adaptkit_epoch_ended(run, epoch):\n"
         "    if run.kind == 'adaptation' and epoch.number == 2 and os.path.exists('mlflow.db'):\n"
@@ -350,7 +342,7 @@ def test_a_database_that_is_moved_away_and_back_has_everything_after_a_sync(twin
     done = local("")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: not all is in MLflow: ")
+    assert done.stderr.splitlines()[-1].startswith("Error: MLflow does not have all results: ")
     for new in Path.cwd().glob("mlflow.db*"):
         new.unlink()
     os.rename("away.db", "mlflow.db")
@@ -361,7 +353,7 @@ def test_a_database_that_is_moved_away_and_back_has_everything_after_a_sync(twin
 
 @pytest.fixture
 def small_disk(own_folder: Path) -> Iterator[Path]:
-    """Mount a file system of little size in memory; only root may."""
+    """Mount a small file system in memory; this requires root."""
     folder = own_folder / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
@@ -390,7 +382,7 @@ def adaptkit_epoch_ended(run, epoch):
 
 
 @pytest.mark.parametrize("what", ["store", "journal"])
-def test_a_full_disk_of_the_store_or_of_the_journal_costs_no_results(
+def test_full_disk_keeps_results(
     twin: dict[str, dict[str, Any]], small_disk: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     Path("moments.py").write_text(FILL)
@@ -399,7 +391,9 @@ def test_a_full_disk_of_the_store_or_of_the_journal_costs_no_results(
         done = local("", "--tracking-uri", f"sqlite:///{small_disk / 'mlflow.db'}")
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
-        assert done.stderr.splitlines()[-1].startswith("Error: not all is in MLflow: database or disk is full; ")
+        assert done.stderr.splitlines()[-1].startswith(
+            "Error: MLflow does not have all results: database or disk is full; "
+        )
         (small_disk / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
         sync(f"sqlite:///{small_disk / 'mlflow.db'}")
@@ -409,13 +403,11 @@ def test_a_full_disk_of_the_store_or_of_the_journal_costs_no_results(
         done = local("")
         assert "Traceback" not in done.stderr
         assert done.returncode == 0, done.stderr
-        assert record(uri(), "adaptkit") == twin  # the store is there, and the files found another way
+        assert record(uri(), "adaptkit") == twin  # files can still be read without the database
     note(f"full-{what}")
 
 
-def test_the_front_door_says_what_is_wrong_with_a_store_in_one_line(
-    cli: Callable[..., Result], store: Path, own_folder: Path
-) -> None:
+def test_store_errors_are_one_line(cli: Callable[..., Result], store: Path, own_folder: Path) -> None:
     with closing(sqlite3.connect(store)) as database:
         database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
         database.commit()

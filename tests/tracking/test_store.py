@@ -1,4 +1,4 @@
-"""Opening a tracking store: which one it is, what is wrong with it in one line, and which experiment runs go to."""
+"""Opening a tracking store: its address, its experiment, and errors in one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusal(uri: str | None = None, experiment: str = "adaptkit") -> str:
-    """Return the one line with which a store is refused."""
+    """Return the error message, which must be one line."""
     with pytest.raises(BadInput) as caught:
         open_store(uri, experiment)
     assert len(caught.value.problems) == 1
@@ -55,7 +55,7 @@ def change(path: Path, *statements: str) -> None:
 
 
 def half_made(path: Path, *more: str) -> None:
-    """Make what a killed `mlflow ui` leaves: some tables, and no revision yet."""
+    """Create the database of a killed `mlflow ui`: some tables without a revision."""
     change(
         path,
         "CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name VARCHAR(256))",
@@ -66,11 +66,11 @@ def half_made(path: Path, *more: str) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    """Return what lies in a folder, but for the lock."""
+    """Return the names in a folder, without the lock file."""
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
-def test_the_default_store_is_mlflows_own(store: Path, own_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_default_store(store: Path, own_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import mlflow
 
     opened = open_store(None, "adaptkit")
@@ -89,7 +89,7 @@ def test_the_default_store_is_mlflows_own(store: Path, own_folder: Path, capfd: 
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_new_store_is_made_whole_and_silently(own_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_new_store_is_complete(own_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     opened = open_store("", "adaptkit")
 
     assert names(own_folder) == ["mlflow.db"]
@@ -100,12 +100,12 @@ def test_a_new_store_is_made_whole_and_silently(own_folder: Path, capfd: pytest.
     assert capfd.readouterr() == ("", "")
 
 
-def test_without_hard_links_nothing_is_overwritten(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_store_without_hard_links(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(source: object, target: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", unsupported)
-    for name, text in {"new.db": None, "old.db": "somebody else's"}.items():
+    for name, text in {"new.db": None, "old.db": "another process"}.items():
         target = own_folder / name
         if text:
             target.write_text(text)
@@ -115,9 +115,7 @@ def test_without_hard_links_nothing_is_overwritten(own_folder: Path, monkeypatch
         assert target.read_text() == (text or "ours")
 
 
-def test_the_argument_comes_before_the_environment(
-    empty_store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_argument_overrides_environment(empty_store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("given.db", "variable.db"):
         shutil.copy(empty_store, name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///variable.db")
@@ -128,14 +126,12 @@ def test_the_argument_comes_before_the_environment(
     assert opened.ui_command == f"mlflow ui --backend-store-uri sqlite:///{own_folder}/variable.db"
 
 
-def test_a_bare_mlflow_ui_is_not_promised_where_it_shows_another_store(
-    store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ui_command_names_other_store(store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "sqlite:///other.db")
     assert open_store(None, "adaptkit").ui_command == f"mlflow ui --backend-store-uri sqlite:///{own_folder}/mlflow.db"
 
 
-def test_artifacts_lie_beside_a_database_elsewhere(empty_store: Path, own_folder: Path) -> None:
+def test_artifacts_next_to_database(empty_store: Path, own_folder: Path) -> None:
     folder = own_folder / "50% of a study"
     folder.mkdir()
     shutil.copy(empty_store, folder / "runs.db")
@@ -152,7 +148,7 @@ def test_artifacts_lie_beside_a_database_elsewhere(empty_store: Path, own_folder
     assert open_store(opened.uri, "vision / first").experiment_id == opened.experiment_id
 
 
-def test_a_linked_database_is_guarded_where_it_lies(empty_store: Path, own_folder: Path) -> None:
+def test_linked_database(empty_store: Path, own_folder: Path) -> None:
     (own_folder / "shared").mkdir()
     shutil.copy(empty_store, own_folder / "shared" / "real.db")
     Path("mlflow.db").symlink_to("shared/real.db")
@@ -169,25 +165,25 @@ def test_a_linked_database_is_guarded_where_it_lies(empty_store: Path, own_folde
     [
         (
             "mlruns",
-            "mlruns is a folder for MLflow's old file store, which MLflow has given up; write sqlite:///mlflow.db",
+            "mlruns is a folder for MLflow's old file store, which MLflow no longer supports; write sqlite:///mlflow.db",
         ),
         (
             "./results",
-            "./results is a folder for MLflow's old file store, which MLflow has given up; "
+            "./results is a folder for MLflow's old file store, which MLflow no longer supports; "
             "write sqlite:///results/mlflow.db",
         ),
         (
             "file:///data/mlruns",
-            "file:///data/mlruns is a folder for MLflow's old file store, which MLflow has given up; "
+            "file:///data/mlruns is a folder for MLflow's old file store, which MLflow no longer supports; "
             "write sqlite:////data/mlflow.db",
         ),
         (
             "runs.db",
-            "runs.db is a folder for MLflow's old file store, which MLflow has given up; write sqlite:///runs.db",
+            "runs.db is a folder for MLflow's old file store, which MLflow no longer supports; write sqlite:///runs.db",
         ),
-        ("sqlite:///:memory:", "sqlite:///:memory: names no database file; write sqlite:///PATH/mlflow.db"),
-        ("sqlite://", "sqlite:// names no database file; write sqlite:///PATH/mlflow.db"),
-        ("sqlite:mlflow.db", "sqlite:mlflow.db names no database file; write sqlite:///PATH/mlflow.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory: does not name a database file; write sqlite:///PATH/mlflow.db"),
+        ("sqlite://", "sqlite:// does not name a database file; write sqlite:///PATH/mlflow.db"),
+        ("sqlite:mlflow.db", "sqlite:mlflow.db does not name a database file; write sqlite:///PATH/mlflow.db"),
         (
             "postgres://me:secret@host/runs",
             "adaptkit cannot track to 'postgres' addresses; did you mean 'postgresql'?",
@@ -196,49 +192,52 @@ def test_a_linked_database_is_guarded_where_it_lies(empty_store: Path, own_folde
             "databricks",
             "adaptkit cannot track to 'databricks' addresses; known: http, https, mssql, mysql, postgresql, sqlite",
         ),
-        ("http://", "http:// is no address of a tracking store; write http://HOST:PORT"),
-        ("http:/\n/me:secret@host", "http:/host is no address of a tracking store; write http://HOST:PORT"),
-        ("http://me:secret@host:port", "http://host:port is no address of a tracking store; write http://HOST:PORT"),
+        ("http://", "http:// is not the address of a tracking store; write http://HOST:PORT"),
+        ("http:/\n/me:secret@host", "http:/host is not the address of a tracking store; write http://HOST:PORT"),
+        (
+            "http://me:secret@host:port",
+            "http://host:port is not the address of a tracking store; write http://HOST:PORT",
+        ),
     ],
 )
-def test_an_address_that_mlflow_cannot_write_to(uri: str, line: str, own_folder: Path) -> None:
+def test_invalid_addresses(uri: str, line: str, own_folder: Path) -> None:
     assert refusal(uri) == line
     assert list(own_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["", "  "])
-def test_an_experiment_needs_a_name(name: str, own_folder: Path) -> None:
+def test_experiment_without_name(name: str, own_folder: Path) -> None:
     assert refusal(experiment=name) == "the experiment needs a name: --experiment NAME"
     assert list(own_folder.iterdir()) == []
 
 
-def test_a_name_that_mlflow_refuses(store: Path) -> None:
+def test_experiment_name_rejected_by_mlflow(store: Path) -> None:
     line = refusal(experiment="x" * 501)
     assert line.startswith(f"the tracking store {store} failed: 'name' exceeds the maximum length of 500 characters")
 
 
 @pytest.mark.parametrize(("has_database", "target"), [(False, "mlflow.db"), (True, "mlflow-old.db")])
-def test_an_old_file_store_is_explained(has_database: bool, target: str, own_folder: Path) -> None:
+def test_old_file_store(has_database: bool, target: str, own_folder: Path) -> None:
     Path("mlruns/123").mkdir(parents=True)
     Path("mlruns/123/meta.yaml").touch()
     if has_database:
         Path("mlflow.db").touch()
 
     assert refusal() == (
-        "mlruns/ holds runs of MLflow's old file store, with which MLflow no longer starts; to keep them, type "
+        "mlruns/ holds runs of MLflow's old file store, which MLflow no longer supports; to keep them, type "
         f"`mlflow migrate-filestore --source mlruns --target sqlite:///{target} && rm mlruns/*/meta.yaml`; "
-        "to begin anew, `mv mlruns mlruns-old`"
+        "to start with a new store, type `mv mlruns mlruns-old`"
     )
 
 
-def test_an_old_file_store_does_not_matter_to_a_store_that_is_named(store: Path, own_folder: Path) -> None:
+def test_named_store_ignores_old_file_store(store: Path, own_folder: Path) -> None:
     Path("mlruns/0").mkdir(parents=True)
     Path("mlruns/0/meta.yaml").touch()
     opened = open_store("sqlite:///mlflow.db", "adaptkit")
     assert opened.ui_command == f"mlflow ui --backend-store-uri sqlite:///{own_folder}/mlflow.db"
 
 
-def test_a_readme_in_mlruns_is_no_file_store(store: Path) -> None:
+def test_readme_in_mlruns(store: Path) -> None:
     Path("mlruns/notes").mkdir(parents=True)
     Path("mlruns/README.md").write_text("Nothing here belongs into version control.")
     Path("mlruns/notes/meta.yaml").touch()
@@ -246,9 +245,7 @@ def test_a_readme_in_mlruns_is_no_file_store(store: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["moved", "copied"])
-def test_a_database_whose_folder_was_moved_or_copied(
-    way: str, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moved_or_copied_database(way: str, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = own_folder / "old", own_folder / "new"
     old.mkdir()
     shutil.copy(store, old / "mlflow.db")
@@ -263,8 +260,8 @@ def test_a_database_whose_folder_was_moved_or_copied(
     opened = open_store(None, "adaptkit")
 
     notice = (
-        f"experiment 'adaptkit' keeps its artifacts in {old}/mlruns/{first.experiment_id}, a folder from which "
-        "this database was moved or copied: these runs go to 'adaptkit-2'"
+        f"experiment 'adaptkit' has its artifacts in {old}/mlruns/{first.experiment_id}, a folder from which "
+        "this database was moved or copied: these runs are in 'adaptkit-2'"
     )
     assert opened.notices == (notice,)
     assert opened.experiment_name == "adaptkit-2"
@@ -273,7 +270,7 @@ def test_a_database_whose_folder_was_moved_or_copied(
     assert (again.experiment_id, again.notices) == (opened.experiment_id, (notice,))
 
 
-def test_artifacts_that_were_put_elsewhere_on_purpose_stay_there(store: Path, own_folder: Path) -> None:
+def test_artifacts_in_another_folder(store: Path, own_folder: Path) -> None:
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{store}")
@@ -285,7 +282,7 @@ def test_artifacts_that_were_put_elsewhere_on_purpose_stay_there(store: Path, ow
         assert open_store(None, name).notices == ()
 
 
-def test_an_experiment_made_by_a_server(store: Path) -> None:
+def test_experiment_of_server(store: Path) -> None:
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{store}")
@@ -295,18 +292,18 @@ def test_an_experiment_made_by_a_server(store: Path) -> None:
     opened = open_store(None, "adaptkit")
 
     assert opened.notices == (
-        "experiment 'adaptkit' was made by an MLflow server, which alone can reach its artifacts: "
-        "these runs go to 'adaptkit-3'",
+        "experiment 'adaptkit' was created by an MLflow server, and only the server can write its artifacts: "
+        "these runs are in 'adaptkit-3'",
     )
     assert opened.experiment_name == "adaptkit-3"
 
 
-def test_a_deleted_experiment(store: Path, own_folder: Path) -> None:
+def test_deleted_experiment(store: Path, own_folder: Path) -> None:
     opened = open_store(None, "adaptkit")
     opened.client.delete_experiment(opened.experiment_id)
 
     command = f"mlflow experiments restore --experiment-id {opened.experiment_id}"
-    line = "experiment 'adaptkit' was deleted in MLflow: restore it with `{}`, or choose another --experiment"
+    line = "experiment 'adaptkit' was deleted in MLflow: restore it with `{}`, or choose another name with --experiment"
     assert refusal() == line.format(command)
     shutil.copy(store, "other.db")
     assert refusal("sqlite:///other.db") == line.format(
@@ -314,14 +311,14 @@ def test_a_deleted_experiment(store: Path, own_folder: Path) -> None:
     )
 
 
-def test_the_folder_must_exist(own_folder: Path) -> None:
+def test_missing_folder(own_folder: Path) -> None:
     assert refusal("sqlite:///missing/mlflow.db") == (
         f"the folder {own_folder}/missing of the tracking store does not exist; create it first"
     )
     assert list(own_folder.iterdir()) == []
 
 
-def test_a_path_below_a_file(own_folder: Path) -> None:
+def test_path_below_file(own_folder: Path) -> None:
     Path("file").touch()
     for path in ("file/mlflow.db", "file/folder/mlflow.db"):
         line = f"cannot write the tracking store to {(own_folder / path).parent}: Not a directory"
@@ -329,7 +326,7 @@ def test_a_path_below_a_file(own_folder: Path) -> None:
     note("no-writing", 2)
 
 
-def test_a_folder_in_place_of_the_file(own_folder: Path) -> None:
+def test_folder_instead_of_file(own_folder: Path) -> None:
     Path("runs").mkdir()
     assert refusal("sqlite:///runs") == (
         f"the tracking store {own_folder}/runs is a folder; name a file in it: sqlite:///{own_folder}/runs/mlflow.db"
@@ -338,7 +335,7 @@ def test_a_folder_in_place_of_the_file(own_folder: Path) -> None:
 
 @contextmanager
 def immutable(path: Path) -> Iterator[None]:
-    """Keep even root from writing, where the file system can do that."""
+    """Make a file read-only even for root, if the file system supports it."""
     chattr = shutil.which("chattr")
     if not chattr or subprocess.run([chattr, "+i", path], capture_output=True).returncode:
         pytest.skip("no chattr +i here: permission bits do not stop root")
@@ -348,7 +345,7 @@ def immutable(path: Path) -> Iterator[None]:
         subprocess.run([chattr, "-i", path], check=True)
 
 
-def test_a_folder_that_cannot_be_written(store: Path, own_folder: Path) -> None:
+def test_read_only_folder(store: Path, own_folder: Path) -> None:
     with immutable(own_folder):
         started = time.monotonic()
         line = refusal()
@@ -357,31 +354,31 @@ def test_a_folder_that_cannot_be_written(store: Path, own_folder: Path) -> None:
     note("no-writing")
 
 
-def test_a_database_that_cannot_be_written(store: Path) -> None:
+def test_read_only_database(store: Path) -> None:
     with immutable(store):
         assert refusal() == f"the tracking store {store} is not writable"
     note("no-writing")
 
 
-def test_a_locked_database(store: Path) -> None:
+def test_locked_database(store: Path) -> None:
     with closing(sqlite3.connect(store, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert refusal() == f"{store} is locked by another program; stop it, or try again"
 
 
-def test_another_process_that_prepares_the_store(own_folder: Path) -> None:
+def test_lock_of_other_process(own_folder: Path) -> None:
     with sqlite.locked(own_folder / "mlflow.db"):
         assert refusal() == f"another process has held {own_folder}/.mlflow.db.lock for 0 s; stop it, or try again"
 
 
-def test_a_file_that_is_not_sqlite(own_folder: Path) -> None:
+def test_file_that_is_not_sqlite(own_folder: Path) -> None:
     Path("mlflow.db").write_text("not a database, and long enough to be read as one " * 20)
     before = Path("mlflow.db").read_bytes()
     assert refusal() == f"{own_folder}/mlflow.db is not a SQLite database; name another file: sqlite:///PATH/mlflow.db"
     assert Path("mlflow.db").read_bytes() == before
 
 
-def test_a_database_of_another_program(own_folder: Path) -> None:
+def test_database_of_other_program(own_folder: Path) -> None:
     change(own_folder / "mlflow.db", "CREATE TABLE songs (title TEXT)", "INSERT INTO songs VALUES ('Lili')")
     assert (
         refusal() == f"{own_folder}/mlflow.db belongs to another program; name another file: sqlite:///PATH/mlflow.db"
@@ -390,7 +387,7 @@ def test_a_database_of_another_program(own_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("INSERT INTO runs VALUES ('0123')",)])
-def test_half_made_database(more: tuple[str, ...], own_folder: Path) -> None:
+def test_incomplete_database(more: tuple[str, ...], own_folder: Path) -> None:
     path = own_folder / "mlflow.db"
     half_made(path, *more)
     before = path.read_bytes()
@@ -410,12 +407,12 @@ def test_empty_file(own_folder: Path) -> None:
     assert names(own_folder) == ["mlflow.db"]
 
 
-def test_a_schema_that_another_program_is_writing(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schema_creation_that_never_ends(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "PATIENCE_SECONDS", 0.5)
     path = own_folder / "mlflow.db"
     half_made(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        ask = sqlite.ask_to_write  # without the check that comes first, which has no timeout
+        ask = sqlite.ask_to_write  # skip the first check, which has no time limit
         monkeypatch.setattr(sqlite, "ask_to_write", lambda path, timeout=None: timeout is None or ask(path, timeout))
         other.execute("BEGIN IMMEDIATE")
         line = f"another program is still writing the schema of {path}; wait for it, then try again"
@@ -423,14 +420,14 @@ def test_a_schema_that_another_program_is_writing(own_folder: Path, monkeypatch:
     assert names(own_folder) == ["mlflow.db"]
 
 
-def test_a_schema_that_another_program_finishes(empty_store: Path, own_folder: Path) -> None:
+def test_schema_creation_by_other_program(empty_store: Path, own_folder: Path) -> None:
     path = own_folder / "mlflow.db"
     half_made(path)
     waiting = threading.Event()
 
     def finish() -> None:
         waiting.wait()
-        for _ in range(4):  # each is younger than SETTLED_SECONDS
+        for _ in range(4):  # each change is more recent than SETTLED_SECONDS
             time.sleep(0.1)
             os.utime(path)
         sqlite.copy(empty_store, path)
@@ -444,21 +441,21 @@ def test_a_schema_that_another_program_finishes(empty_store: Path, own_folder: P
     assert names(own_folder) == ["mlflow.db"]
 
 
-def test_a_newer_schema(store: Path) -> None:
+def test_newer_schema(store: Path) -> None:
     change(store, "UPDATE alembic_version SET version_num = 'fffffffffff1'")
     assert refusal() == (
         f"{store} was made by a newer MLflow than the installed one (schema fffffffffff1): pip install --upgrade mlflow"
     )
 
 
-def test_what_a_killed_process_left_is_removed(store: Path, own_folder: Path) -> None:
+def test_temporary_files_are_removed(store: Path, own_folder: Path) -> None:
     Path(".mlflow.db.new-0123456789ab").write_text("half")
     os.link(store, ".mlflow.db.new-linked")
     open_store(None, "adaptkit")
     assert names(own_folder) == ["mlflow.db"]
 
 
-def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "in-the-variable")
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
@@ -468,7 +465,7 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line == f"cannot reach the MLflow server at http://127.0.0.1:{port}: Connection refused"
 
 
-def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "REACH_SECONDS", 0.3)
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
@@ -479,7 +476,7 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def answering(status: int, body: bytes) -> Iterator[int]:
-    """Run a server that gives each question the same answer; yield its port."""
+    """Run a server that answers all requests with the same response; yield its port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -504,7 +501,7 @@ def answering(status: int, body: bytes) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_server_that_refuses_access(status: int) -> None:
+def test_server_refuses_access(status: int) -> None:
     with answering(status, b"no") as port:
         assert refusal(f"http://me:secret@127.0.0.1:{port}") == (
             f"the MLflow server at http://127.0.0.1:{port} refuses access; "
@@ -512,14 +509,14 @@ def test_a_server_that_refuses_access(status: int) -> None:
         )
 
 
-def test_a_server_that_is_not_mlflows() -> None:
+def test_server_that_is_not_mlflow() -> None:
     with answering(404, b"<html>secret</html>") as port:
         line = refusal(f"http://me:secret@127.0.0.1:{port}/page")
     assert line.startswith(f"the tracking store http://127.0.0.1:{port}/page failed: ")
     assert "secret" not in line
 
 
-def test_a_database_server_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_database_server(monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlalchemy
 
     def fail(uri: str) -> object:
@@ -530,7 +527,7 @@ def test_a_database_server_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatc
     assert refusal("postgresql://me:secret@127.0.0.1:1/runs") == line
 
 
-def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passwords_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token-7")
     uri = "https://me:p%40ss@host/mlflow/"
     opened = Store(uri, None, "7", "adaptkit", (), None)  # type: ignore[arg-type]

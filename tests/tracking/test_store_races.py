@@ -1,4 +1,4 @@
-"""Many processes, kills and `mlflow ui` at the moment when a tracking store is made: slow by nature."""
+"""Concurrent processes, kills and `mlflow ui` while a tracking store is created."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 PATIENCE = 120.0
 
-#: opens the default store, logs a run of 20 metrics, and says which
+#: opens the default store, logs a run with 20 metrics, and prints its ids
 CLIENT = """
 import time
 from mlflow.entities import Metric
@@ -40,13 +40,13 @@ store.client.set_terminated(run.info.run_id)
 print(store.experiment_id, run.info.run_id, *store.notices, sep="\\n")
 """
 
-#: what anybody's script does first; MLflow makes the schema in place
+#: a script without adaptkit: MLflow creates the schema in place
 PLAIN = "import mlflow; mlflow.MlflowClient()"
 
 
 @contextmanager
 def process(*command: str, log: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a command in a session of its own, and kill all of that session at the end."""
+    """Run a command in a new session, and kill the session at the end."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -72,7 +72,7 @@ def python(code: str, log: Path) -> Any:
 
 
 def finished(child: subprocess.Popen[str], log: Path) -> list[str]:
-    """Wait for a client that must succeed; return the lines it printed."""
+    """Wait for a client that must succeed; return its output lines."""
     output, _ = child.communicate(timeout=PATIENCE)
     assert child.returncode == 0, log.read_text()
     return output.splitlines()
@@ -88,7 +88,7 @@ def ui(port: int, log: Path) -> Any:
 
 
 def ask(port: int, path: str, question: dict[str, Any] | None = None) -> Any:
-    """Ask MLflow's REST interface."""
+    """Send a request to MLflow's REST API."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/{path}",
         data=json.dumps(question).encode() if question is not None else None,
@@ -121,7 +121,7 @@ def assert_is_shown(port: int, experiment_id: str, run_id: str) -> None:
     assert [file["path"] for file in files] == ["note.txt"]
 
 
-def test_eight_processes_on_an_empty_folder(own_folder: Path) -> None:
+def test_eight_processes_in_empty_folder(own_folder: Path) -> None:
     logs = [own_folder / f"{number}.log" for number in range(8)]
     contexts = [python(CLIENT, log) for log in logs]
     children = [context.__enter__() for context in contexts]
@@ -157,7 +157,7 @@ def test_kill_while_adaptkit_creates_store(delay: float, own_folder: Path) -> No
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.8])
 def test_kill_while_mlflow_creates_store(delay: float, own_folder: Path) -> None:
-    """The next start uses the file, or refuses it with advice; following the advice helps."""
+    """The next start uses the file, or rejects it with advice that works."""
     log, path = own_folder / "killed.log", own_folder / "mlflow.db"
     kill_when_there_is("mlflow.db", PLAIN, delay, log)
 
@@ -171,7 +171,7 @@ def test_kill_while_mlflow_creates_store(delay: float, own_folder: Path) -> None
 
 
 def kill_when_there_is(name: str, code: str, delay: float, log: Path) -> None:
-    """Run a program and kill it so many seconds after a file has appeared."""
+    """Run a program, and kill it `delay` seconds after a file has appeared."""
     with python(code, log) as child:
         deadline = time.monotonic() + PATIENCE
         while not Path(name).exists() and child.poll() is None and time.monotonic() < deadline:
@@ -181,7 +181,7 @@ def kill_when_there_is(name: str, code: str, delay: float, log: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["", "link(*names)"])
-def test_a_kill_just_before_and_just_after_the_new_file_gets_its_name(before: str, own_folder: Path) -> None:
+def test_kill_at_rename(before: str, own_folder: Path) -> None:
     cut = f"import os\nlink = os.link\ndef cut(*names):\n    {before}\n    os.kill(os.getpid(), 9)\nos.link = cut\n"
     log = own_folder / "killed.log"
     with python(cut + CLIENT, log) as child:
@@ -195,8 +195,8 @@ def test_a_kill_just_before_and_just_after_the_new_file_gets_its_name(before: st
 
 
 @pytest.mark.parametrize("head_start", [0.0, 0.5, 2.0, "file", "tables", -1.0, -2.0])
-def test_mlflow_ui_started_at_the_same_time(head_start: float | str, own_folder: Path) -> None:
-    """`mlflow ui` starts this many seconds before (or after) the client, or until its file is there, or has tables."""
+def test_concurrent_mlflow_ui(head_start: float | str, own_folder: Path) -> None:
+    """`mlflow ui` starts some seconds before or after the client, or until its database exists or has tables."""
     port, ui_log, client_log = free_port(), own_folder / "ui.log", own_folder / "client.log"
     server_context, client_context = ui(port, ui_log), python(CLIENT, client_log)
     if isinstance(head_start, float) and head_start < 0:
@@ -214,7 +214,7 @@ def test_mlflow_ui_started_at_the_same_time(head_start: float | str, own_folder:
                 time.sleep(0.002)
             if head_start == "tables":
                 time.sleep(0.3)
-            # In this process mlflow is imported: the store is opened at once, in the middle of the creation.
+            # This process has imported mlflow already, so it opens the store during the creation.
             opened = open_store(None, "adaptkit")
             assert opened.notices == ()
         with client_context as client:
@@ -233,44 +233,44 @@ def check_both(
     assert server.poll() is None
 
 
-def test_an_older_store_is_upgraded_and_kept(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upgrade_keeps_backup(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, older = own_folder / "mlflow.db", make_older(own_folder)
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (5, 'mine', 'active')")
-    os.utime(path, (0, 0))  # nobody is making it
+    os.utime(path, (0, 0))  # an old file: no process is creating it
 
     opened = open_store(None, "adaptkit")
 
     backup = f"mlflow.db.backup-{older}"
     assert opened.notices == (
-        f"{path} was upgraded to the installed MLflow's schema; as it was before, it is kept in {backup}",
+        f"{path} was upgraded to the schema of the installed MLflow; the previous version is kept in {backup}",
     )
     assert schema._revision(own_folder / backup) == older
     assert opened.client.get_experiment("5").name == "mine"
     assert open_store(None, "adaptkit").notices == ()
 
 
-def test_an_upgrade_that_fails_changes_nothing(own_folder: Path) -> None:
+def test_failed_upgrade_changes_nothing(own_folder: Path) -> None:
     path, older = own_folder / "mlflow.db", make_older(own_folder)
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (5, 'mine', 'active')")
-        database.execute("CREATE TABLE secrets (taken TEXT)")  # a later migration makes this table
+        database.execute("CREATE TABLE secrets (taken TEXT)")  # a later migration creates this table
     os.utime(path, (0, 0))
 
     with pytest.raises(BadInput) as caught:
         open_store(None, "adaptkit")
 
     command = f"mlflow db upgrade sqlite:///{path}"
-    assert (
-        str(caught.value)
-        == f"{path} could not be upgraded and is as it was: `{command}` shows why; move it away to begin with a new one"
+    assert str(caught.value) == (
+        f"{path} could not be upgraded and is unchanged: `{command}` shows the reason; "
+        "move it away to start with a new one"
     )
     assert schema._revision(path) == older
     assert list(own_folder.glob("*.backup-*")) == []
 
 
 def make_older(folder: Path) -> str:
-    """Make a store as an older MLflow made it; return its revision."""
+    """Create the store of an older MLflow; return its revision."""
     code = (
         "import mlflow, sqlalchemy\n"
         "from alembic import command\n"

@@ -1,4 +1,4 @@
-"""What MLflow holds after a run: the contract that users of its pages build on."""
+"""Params, metrics, tags and artifacts of runs in MLflow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adaptkit.tracking.address import CHARTS
 Cli = Callable[..., Result]
 
 
-def test_there_is_one_base_run_and_one_run_a_strategy(tracked: Tracked) -> None:
+def test_runs_of_experiment(tracked: Tracked) -> None:
     found = runs(tracked.uri)
     assert sorted(found) == [
         "base small_cnn mnist5k", "head seed=0", "lora rank=4 seed=0", "lora rank=4, head seed=0",
@@ -35,7 +35,7 @@ def test_there_is_one_base_run_and_one_run_a_strategy(tracked: Tracked) -> None:
     assert tracked.outcome["base"]["run_id"] == found["base small_cnn mnist5k"].info.run_id
 
 
-def test_every_resolved_setting_is_a_param(tracked: Tracked) -> None:
+def test_params(tracked: Tracked) -> None:
     assert runs(tracked.uri)["lora rank=4 seed=0"].data.params == {
         "preset": "default",
         "strategy": "lora",
@@ -85,7 +85,7 @@ def test_every_resolved_setting_is_a_param(tracked: Tracked) -> None:
     assert "shift" not in runs(tracked.uri)["base small_cnn mnist5k"].data.params
 
 
-def test_epoch_metrics_have_the_epoch_as_step(tracked: Tracked) -> None:
+def test_epoch_metrics(tracked: Tracked) -> None:
     run = runs(tracked.uri)["lora rank=4 seed=0"]
     (record,) = (run for run in tracked.outcome["runs"] if run["strategy"] == "lora")
     fields = {
@@ -104,7 +104,7 @@ def test_epoch_metrics_have_the_epoch_as_step(tracked: Tracked) -> None:
         ]
 
 
-def test_final_metrics_are_logged_once_and_without_a_step(tracked: Tracked) -> None:
+def test_final_metrics(tracked: Tracked) -> None:
     run = runs(tracked.uri)["lora rank=4 seed=0"]
     (record,) = (run for run in tracked.outcome["runs"] if run["strategy"] == "lora")
     assert set(run.data.metrics) == EPOCH_METRICS | {"shifted/accuracy"} | set(record["metrics"])
@@ -116,14 +116,14 @@ def test_final_metrics_are_logged_once_and_without_a_step(tracked: Tracked) -> N
     assert metrics["final/retention"] == metrics["final/test_accuracy"] - metrics["final/base_test_accuracy"]
 
 
-def test_a_base_run_knows_no_shift(tracked: Tracked) -> None:
+def test_base_run(tracked: Tracked) -> None:
     base = runs(tracked.uri)["base small_cnn mnist5k"]
     assert set(base.data.metrics) == EPOCH_METRICS
     own = [name for name in ARTIFACTS if "shifted" not in name and not name.startswith(("adapter/", "split"))]
     assert listed(tracked.uri, base) == ["base/base.json", "base/base.safetensors", *own]
 
 
-def test_tags_say_what_a_run_is_and_what_it_can_be_compared_with(tracked: Tracked) -> None:
+def test_tags(tracked: Tracked) -> None:
     found = runs(tracked.uri)
     base, run = found["base small_cnn mnist5k"], found["lora rank=4 seed=0"]
     tags = run.data.tags
@@ -143,7 +143,7 @@ def test_tags_say_what_a_run_is_and_what_it_can_be_compared_with(tracked: Tracke
     )
 
 
-def test_inputs_are_the_data_sets_with_our_digests(tracked: Tracked) -> None:
+def test_inputs(tracked: Tracked) -> None:
     found = runs(tracked.uri)
     inputs = {
         given.tags[0].value: (given.dataset.name, len(given.dataset.digest))
@@ -153,7 +153,7 @@ def test_inputs_are_the_data_sets_with_our_digests(tracked: Tracked) -> None:
     assert [given.tags[0].value for given in found["base small_cnn mnist5k"].inputs.dataset_inputs] == ["source"]
 
 
-def test_artifacts_stand_at_the_root_and_agree_with_the_metrics(tracked: Tracked, tmp_path: Path) -> None:
+def test_artifacts(tracked: Tracked, tmp_path: Path) -> None:
     run = runs(tracked.uri)["lora rank=4 seed=0"]
     assert listed(tracked.uri, run) == ARTIFACTS
     report = json.loads(artifact(tracked.uri, run, "classification_report_shifted.json", tmp_path).read_text())
@@ -178,7 +178,7 @@ def test_artifacts_stand_at_the_root_and_agree_with_the_metrics(tracked: Tracked
     assert (card["strategy"], card["base_fingerprint"]) == ("lora", run.data.tags["adaptkit.base_fingerprint"])
 
 
-def test_the_config_of_a_run_repeats_it(cli: Cli, tracked: Tracked, tmp_path: Path) -> None:
+def test_config_repeats_run(cli: Cli, tracked: Tracked, tmp_path: Path) -> None:
     run = runs(tracked.uri)["lora rank=4 seed=0"]
     path = artifact(tracked.uri, run, "config.yaml", tmp_path)
     config = yaml.safe_load(path.read_text())
@@ -189,25 +189,21 @@ def test_the_config_of_a_run_repeats_it(cli: Cli, tracked: Tracked, tmp_path: Pa
     assert {key: record["metrics"][key] for key in timeless} == {key: run.data.metrics[key] for key in timeless}
 
 
-def test_a_cached_base_is_recorded_in_a_store_that_lacks_it_and_only_once(
-    cli: Cli, store: Path, tracked: Tracked
-) -> None:
+def test_cached_base_is_recorded_once(cli: Cli, store: Path, tracked: Tracked) -> None:
     for strategy in ("head", "lora"):
         assert cli("run", "-s", strategy, *TINY, "-q").exit_code == 0
     found = runs()
     assert sorted(found) == ["base small_cnn mnist5k", "head seed=0", "lora seed=0"]
     base = found["base small_cnn mnist5k"]
     elsewhere = runs(tracked.uri)["base small_cnn mnist5k"]
-    # Another test may have trained this base anew meanwhile, in another time.
+    # Another test may have trained this base again, in a different time.
     timeless = {key: value for key, value in base.data.metrics.items() if not key.startswith("time/")}
     assert timeless == {key: elsewhere.data.metrics[key] for key in timeless} and len(timeless) == 3
     assert base.data.tags["adaptkit.base_fingerprint"] == elsewhere.data.tags["adaptkit.base_fingerprint"]
     assert {run.data.tags.get("adaptkit.base_run_id", base.info.run_id) for run in found.values()} == {base.info.run_id}
 
 
-def test_a_plugins_plain_mlflow_calls_land_in_the_run_and_the_globals_are_put_back(
-    store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_calls_of_plugin(store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     import mlflow
@@ -230,9 +226,7 @@ def test_a_plugins_plain_mlflow_calls_land_in_the_run_and_the_globals_are_put_ba
     assert {run.info.status for run in found.values()} == {"FINISHED"}
 
 
-def test_a_run_is_tracked_beside_a_users_own_experiment_and_open_run(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_active_run_of_user(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
     from mlflow.tracking import fluent
 
@@ -254,7 +248,7 @@ def test_a_run_is_tracked_beside_a_users_own_experiment_and_open_run(
         (KeyboardInterrupt(), "KILLED"),
     ],
 )
-def test_a_run_that_stops_early_ends_as_what_it_is(
+def test_status_of_interrupted_run(
     store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, status: str
 ) -> None:
     monkeypatch.setenv("ADAPTKIT_STRICT", "1")
@@ -263,7 +257,7 @@ def test_a_run_that_stops_early_ends_as_what_it_is(
     run = runs()["head seed=0"]
     assert run.info.status == status and run.info.end_time is not None
     history = client().get_metric_history(run.info.run_id, "train/loss")
-    # The plugin comes before the tracker, which is last.
+    # The hook of the plugin is called before that of the tracker.
     assert [point.step for point in history] == [1]
     assert listed(None, run) == (["error.txt"] if status == "FAILED" else [])
     if isinstance(error, RuntimeError):
@@ -271,18 +265,18 @@ def test_a_run_that_stops_early_ends_as_what_it_is(
         assert text.startswith("Traceback (most recent call last):") and text.endswith("RuntimeError: out of luck\n")
 
 
-def test_a_run_that_fails_is_failed_and_the_next_one_is_tracked(cli: Cli, store: Path) -> None:
+def test_run_after_failed_run(cli: Cli, store: Path) -> None:
     result = cli("run", "-s", "full", "-s", "head", "--lr", "1e30", "--set", "optimizer=sgd", *TINY, "-q")
     assert result.exit_code == 1
     found = runs()
     assert (found["full seed=0"].info.status, found["head seed=0"].info.status) == ("FAILED", "FINISHED")
 
 
-def test_a_strategy_that_fails_before_its_first_batch_is_tracked_as_failed(store: Path) -> None:
+def test_failure_before_first_batch(store: Path) -> None:
     calls: list[int] = []
 
     class Late:
-        """Work once, when the strategy is tried, and fail in the run."""
+        """Succeed in the check before the run, and fail in the run."""
 
         name = "late"
 
@@ -303,12 +297,12 @@ def test_a_strategy_that_fails_before_its_first_batch_is_tracked_as_failed(store
     assert runs()["late seed=0"].info.status == "FAILED"
 
 
-def test_nothing_is_tracked_when_asked_not_to(cli: Cli, own_folder: Path) -> None:
+def test_no_track(cli: Cli, own_folder: Path) -> None:
     assert cli("run", "-s", "head", *TINY, "--no-track", "-q").exit_code == 0
     assert list(own_folder.iterdir()) == []
 
 
-def test_it_says_how_to_look_at_the_runs(cli: Cli, store: Path, own_folder: Path) -> None:
+def test_ui_hint(cli: Cli, store: Path, own_folder: Path) -> None:
     here = cli("run", "-s", "head", *TINY)
     assert here.stderr.splitlines()[-2:] == [
         "Look at the runs:  mlflow ui",

@@ -45,7 +45,7 @@ TABLE = (
     ),
 )
 def test_address(data: bytes) -> None:
-    """Read `--tracking-uri`: a password in it must not come out again."""
+    """Parse `--tracking-uri`; a password in it must not be shown."""
     secret = "hunter2-s3cret"
     given = text_of(data).replace("@", f":{secret}@", 1)
     try:
@@ -54,7 +54,7 @@ def test_address(data: bytes) -> None:
         said = [repr(found), found.shown, str(found.ui_command), found.runs_url("1"), found.without_secrets(told)]
     except BadInput as error:
         said = list(error.problems)
-    # The path of a file is not a secret, nor is text after the first slash or ? of such an address.
+    # Paths of files are not secrets, and neither is text after the first slash or ? of an address.
     is_file = re.match(r"(file:|sqlite(\+pysqlite)?:)?(/(?!/)|//[^/]*[/?]|[^/@:]*/)", given, flags=re.IGNORECASE)
     assert is_file or not any(secret in text for text in said), said
 
@@ -71,7 +71,7 @@ def test_address(data: bytes) -> None:
     ),
 )
 def test_journal(data: bytes) -> None:
-    """Look for journals in the state folder. The bytes: its description, what was sent, its events."""
+    """Read journals in the state folder. The input holds about.json, sent.json and events.jsonl."""
     folder = scratch() / "state" / "journals" / "one"
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip((ABOUT, SENT, EVENTS), [*data.split(b"\0", 2), b"", b""], strict=False):

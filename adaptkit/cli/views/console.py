@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.text import Text
 
 from adaptkit.errors import without_secrets
 from adaptkit.system.streams import printable
 
-#: Wide enough for every table when nobody looks at the output.
+#: Width of the output when it is not a terminal: wide enough for every table.
 FILE_WIDTH = 120
 
 
 class PlainConsole(Console):
-    """A console on which no text can act: names in it come from files and stores of whoever made them."""
+    """A console that escapes control characters: text may come from files and stores of other people."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a text as it is printed, whatever was in it for the terminal written out."""
+        """Return a text without secrets, with its control characters escaped."""
         return super().render_str(printable(without_secrets(text)), **options)
 
 
@@ -35,18 +37,28 @@ def messages() -> Console:
     return _console(sys.stderr.isatty(), stderr=True)
 
 
+def print_line(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line as it is: without markup, and not wrapped."""
+    console.print(line, markup=False, soft_wrap=True, style=style)
+
+
+def print_json(document: object) -> None:
+    """Print the one JSON document of a command with `--json`; paths and dates become strings."""
+    click.echo(json.dumps(document, indent=2, default=str))
+
+
 @contextmanager
-def going_on(console: Console) -> Iterator[None]:
-    """Say after an interruption that nothing of what is done will be done again."""
+def resumable(console: Console) -> Iterator[None]:
+    """After an interruption, print that the same command continues."""
     try:
         yield
     except KeyboardInterrupt:
-        console.print("What is done is kept: the same command goes on.")
+        print_line(console, "Finished trials are kept. Run the same command again to continue.")
         raise
 
 
 def _console(terminal: bool, stderr: bool) -> Console:
-    # Without a terminal: no ANSI codes, no wrapping at a width that nobody chose, no live display.
+    # Without a terminal: no ANSI codes, no wrapping at an arbitrary width, no live display.
     return (
         PlainConsole(stderr=stderr, highlight=False, soft_wrap=False, emoji=False)
         if terminal

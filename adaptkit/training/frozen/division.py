@@ -289,20 +289,22 @@ def _divided(model: nn.Module, images: Tensor, compute: Callable[[], AbstractCon
     for name, value in vars(twin).items():
         if name.startswith("_tensor_constant"):  # made by the forward pass
             setattr(model, name, value)
-    some = torch.arange(len(images) - 2, 0, -1, device=images.device)
+    # A subset in another order shows which values depend on other images of the batch.
+    subset = torch.arange(len(images) - 2, 0, -1, device=images.device)
     with compute():
-        (values, overwritten), (fewer, _) = (run_graph(twin, graph, given.clone()) for given in (images, images[some]))
+        values, overwritten = run_graph(twin, graph, images.clone())
+        fewer, _ = run_graph(twin, graph, images[subset].clone())
     if any(sum(_holds_tensors(values[user]) for user in node.users) > 1 for node in overwritten):
         return None
     frozen = frozen_nodes(twin, graph)
     live = {node for node in graph.nodes if node.op != "output" and node not in frozen}
     while True:
         cut = [node for node in frozen if node not in live and _is_read(node, live) and node.op != "get_attr"]
-        odd = [node for node in cut if not _has_rows(values[node], fewer[node], some)]
-        if not odd:
+        without_rows = [node for node in cut if not _has_rows(values[node], fewer[node], subset)]
+        if not without_rows:
             break
         # A number, a shape or a mean over the batch: the trained part computes it again from its inputs.
-        live.update(odd)
+        live.update(without_rows)
     output = next(node for node in graph.nodes if node.op == "output")
     if cut != list(output.args) and not any(parameter.requires_grad for parameter in model.parameters()):
         return None  # the features of a model that is frozen as a whole are its logits
@@ -317,12 +319,12 @@ def _is_read(node: fx.Node, live: set[fx.Node]) -> bool:
     return any(user in live or user.op == "output" for user in node.users)
 
 
-def _has_rows(value: Any, fewer: Any, some: Tensor) -> bool:
+def _has_rows(value: Any, fewer: Any, subset: Tensor) -> bool:
     """Check whether a value has one row per image that does not depend on other images."""
-    if not isinstance(value, Tensor) or value.ndim == 0 or len(fewer) != len(some) or len(value) != len(some) + 2:
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(fewer) != len(subset) or len(value) != len(subset) + 2:
         return False
     tolerance = 1e-5 if value.dtype in (torch.float32, torch.float64) else 1e-2
-    ours, theirs = value[some].double(), fewer.double()
+    ours, theirs = value[subset].double(), fewer.double()
     return bool((ours - theirs).abs().max() <= tolerance * ours.abs().max())
 
 

@@ -42,13 +42,13 @@ class FeatureFiles:
         """Return a tensor and the seconds that computing it took; None if the file is missing or damaged."""
         path = self.path(key)
         try:
-            found = _content(path)
+            content = _content(path)
         except FileNotFoundError:
             return None
-        if found is None:
+        if content is None:
             warn_of_damage(path)
             return None
-        tensor, metadata = found
+        tensor, metadata = content
         try:
             seconds = float(metadata["seconds"])
             if metadata["channels_last"] == "True":

@@ -38,14 +38,14 @@ def passes_trial(
     """
     whole, divided = copy.deepcopy(model), copy.deepcopy(model)
     frozen, trained = parts(divided)
-    given = images.clone()
+    inputs = images.clone()
     with RandomStream(0), compute(), torch.no_grad():
-        features = [torch.cat(value.split(2)) for value in frozen(given)]  # as the store keeps them
-    kept = [value.clone() for value in features]
+        features = [torch.cat(value.split(2)) for value in frozen(inputs)]  # as the store keeps them
+    before = [value.clone() for value in features]
     rows = torch.arange(len(images), device=images.device)
     expected = _history(whole, lambda: whole(images[rows]), compute=compute)
     actual = _history(divided, lambda: trained(*(value[rows] for value in features)), compute=compute)
-    unchanged = torch.equal(given, images) and all(map(torch.equal, features, kept))
+    unchanged = torch.equal(inputs, images) and all(map(torch.equal, features, before))
     return unchanged and _same(expected, actual) and _same(held(whole), held(divided))
 
 

@@ -290,7 +290,7 @@ def test_damaged_or_unwritable_record(own_folder: Path, monkeypatch: pytest.Monk
     sound = json.loads(record.read_text())
     for content in ("", "[]", "{}", '{"circumstances": 1}', "null", json.dumps(sound | {"sound": [1]}), "[" * 99999):
         record.write_text(content)
-        with pytest.warns(CacheWarning, match="is damaged: it is computed anew"):
+        with pytest.warns(CacheWarning, match="is damaged and is computed again"):
             assert len(load().train) == 8
         assert json.loads(record.read_text()) == sound
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "photos" / "china" / "0000.jpg"))

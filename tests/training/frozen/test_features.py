@@ -196,7 +196,7 @@ def test_damaged_files_are_replaced(own_cache: Path, damage: str) -> None:
             "foreign": b"not a file of tensors",
         }[damage]
         path.write_bytes(damaged)
-    with pytest.warns(CacheWarning, match="is damaged: it is computed anew"):
+    with pytest.warns(CacheWarning, match="is damaged and is computed again"):
         assert figures(adaptkit.run("head", **keys).runs[0]) == right
     assert sorted(files(own_cache)) == sorted(sound)
     for path, content in sound.items():

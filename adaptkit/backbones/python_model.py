@@ -20,7 +20,7 @@ from adaptkit.hookspecs import hookimpl
 DIGITS = 12
 
 
-def given_backbone(module: nn.Module) -> object:
+def python_backbone(module: nn.Module) -> object:
     """Return a plugin with the backbone `python:CLASS`, which builds copies of this model.
 
     The model itself does not change. It receives float images in 0..1 without normalisation. Raises BadInput for a
@@ -59,13 +59,13 @@ def given_backbone(module: nn.Module) -> object:
 
     @functools.cache
     def identity() -> str:
-        tensors = {name: thing for name, thing in model.state_dict().items() if isinstance(thing, Tensor)}
+        tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
         return fingerprint(tensors)[:DIGITS]
 
-    return Given(title, Python)
+    return PythonModelPlugin(title, Python)
 
 
-class Given:
+class PythonModelPlugin:
     """A plugin that offers one backbone class."""
 
     def __init__(self, title: str, offered: type) -> None:

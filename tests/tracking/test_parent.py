@@ -1,4 +1,4 @@
-"""Comparisons in MLflow: the run of `adaptkit compare`, and the run that groups those of one command."""
+"""Parent runs and comparison runs in MLflow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def kinds(kind: str) -> list[Any]:
     return [run for run in runs().values() if run.data.tags.get("adaptkit.kind") == kind]
 
 
-def test_a_comparison_is_a_run_with_means_intervals_report_and_links(cli: Cli, uri: str, tmp_path: Path) -> None:
+def test_comparison_run(cli: Cli, uri: str, tmp_path: Path) -> None:
     ids = [fabricate(uri, "good (v1)", seed, range(count)) for seed, count in enumerate((10, 14, 11))]
     ids += [fabricate(uri, "poor", seed, range(count)) for seed, count in enumerate((30, 37, 30))]
     result = cli("compare", "--output", "report", "--json")
@@ -67,12 +67,12 @@ def test_a_comparison_is_a_run_with_means_intervals_report_and_links(cli: Cli, u
     note = run.data.tags["mlflow.note.content"]
     assert note.startswith("- On the shifted test, good (v1) beats poor by 10.3 points ")
     assert f"- poor: [seed 0](#/experiments/{run.info.experiment_id}/runs/{ids[3]})" in note
-    # What was recorded is no run to compare.
+    # The comparison run itself is not compared.
     assert len(json.loads(cli("compare", "--no-track", "--json").stdout)["arms"]) == 2
 
 
 @pytest.mark.slow
-def test_comparisons_apart_are_runs_of_their_own(cli: Cli, uri: str) -> None:
+def test_separate_comparisons_are_separate_runs(cli: Cli, uri: str) -> None:
     for strategy, wrong in (("one", 20), ("other", 50)):
         for seed in (0, 1):
             fabricate(uri, strategy, seed, range(wrong + seed))
@@ -84,15 +84,13 @@ def test_comparisons_apart_are_runs_of_their_own(cli: Cli, uri: str) -> None:
     assert sorted(run.data.tags["adaptkit.base_fingerprint"][0] for run in found) == ["b", "c"]
 
 
-def test_slugs_hold_what_mlflow_takes_and_are_unique() -> None:
+def test_slugs() -> None:
     assert make_slugs(["lora rank=4", "lora rank:4", "lora rank(4", "Lora_rank_4", "é"]) == [
         "lora rank_4", "lora rank:4", "lora rank_4_2", "Lora_rank_4", "_",
     ]  # fmt: skip
 
 
-def test_several_runs_are_grouped_under_one_that_ends_with_the_comparison(
-    cli: Cli, store: Path, tmp_path: Path
-) -> None:
+def test_parent_run_of_several_runs(cli: Cli, store: Path, tmp_path: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--json")
     outcome = json.loads(result.stdout)
     (parent,) = kinds("comparison")
@@ -113,7 +111,7 @@ def test_several_runs_are_grouped_under_one_that_ends_with_the_comparison(
 
 
 @pytest.mark.slow
-def test_the_report_of_a_run_is_in_the_folder_and_in_mlflow(cli: Cli, store: Path, own_folder: Path) -> None:
+def test_report_is_written_and_logged(cli: Cli, store: Path, own_folder: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "head", *TINY, "-q", "--report", "report")
     assert result.exit_code == 0
     (parent,) = kinds("comparison")
@@ -125,14 +123,14 @@ def test_the_report_of_a_run_is_in_the_folder_and_in_mlflow(cli: Cli, store: Pat
     assert untracked.exit_code == 0 and {path.name for path in Path("alone").iterdir()} >= set(REPORT)
 
 
-def test_one_run_has_no_group(cli: Cli, store: Path) -> None:
+def test_single_run_has_no_parent(cli: Cli, store: Path) -> None:
     outcome = json.loads(cli("run", "-s", "head", *TINY, "--json").stdout)
     assert (kinds("comparison"), outcome["parent_run_id"]) == ([], None)
     assert outcome["comparison"]["pairs"] == []
 
 
 @pytest.mark.parametrize(("error", "status"), [(Interrupted(15), "KILLED"), (RuntimeError("out of luck"), "FAILED")])
-def test_a_group_that_stops_early_ends_as_what_it_is(
+def test_status_of_interrupted_parent(
     store: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
 ) -> None:
     monkeypatch.setenv("ADAPTKIT_STRICT", "1")
@@ -143,7 +141,7 @@ def test_a_group_that_stops_early_ends_as_what_it_is(
 
 
 @pytest.mark.slow
-def test_a_group_of_which_some_runs_fail_says_so_and_one_of_none_left_has_failed(cli: Cli, store: Path) -> None:
+def test_parent_with_failed_runs(cli: Cli, store: Path) -> None:
     wild = ["--set", "optimizer=sgd", "--lr", "1e30"]
     assert cli("run", "-s", "full", "--seeds", "0-1", *wild, *TINY, "-q").exit_code == 1
     (parent,) = kinds("comparison")
@@ -154,18 +152,16 @@ def test_a_group_of_which_some_runs_fail_says_so_and_one_of_none_left_has_failed
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of files")
-def test_a_store_that_cannot_be_written_can_be_compared_without_recording(
-    cli: Cli, uri: str, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compare_read_only_store(cli: Cli, uri: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for strategy, wrong in (("one", 20), ("other", 50)):
         for seed in (0, 1):
             fabricate(uri, strategy, seed, range(wrong + seed))
-    # Root may write whatever the bits say.
+    # As root, permission bits have no effect.
     may = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: False if str(path) == str(store) else may(path, mode))
     assert cli("compare", "--no-track").exit_code == 0
     result = cli("compare")
     assert result.exit_code == 2
-    assert "one beats other" in result.stdout  # nothing that was found is lost
+    assert "one beats other" in result.stdout  # the results are printed all the same
     assert result.stderr == f"Error: the tracking store {store} is not writable\n"
     assert MlflowClient(tracking_uri=uri).search_runs(["1", "2"], "tags.`adaptkit.kind` = 'comparison'") == []

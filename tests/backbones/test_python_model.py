@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.weights import fingerprint
-from adaptkit.backbones.given import given_backbone
+from adaptkit.backbones.python_model import python_backbone
 from adaptkit.errors import BadInput
 from adaptkit.plugins.components import make_checked
 from adaptkit.plugins.loading import load_plugins
@@ -33,7 +33,7 @@ class Net(nn.Module):
 
 
 def backbone(module: nn.Module) -> Any:
-    offer = load_plugins(objects=[given_backbone(module)]).find("backbone", f"python:{type(module).__name__}")
+    offer = load_plugins(objects=[python_backbone(module)]).find("backbone", f"python:{type(module).__name__}")
     return make_checked("python", offer.cls, {}, argument=type(module).__name__)[0]
 
 
@@ -84,16 +84,16 @@ def test_conformance(check: Any) -> None:
 
 
 def test_unusable_models() -> None:
-    assert problem(lambda: given_backbone("resnet")) == "backbone: must be a name or a torch.nn.Module, not str"  # type: ignore[arg-type]
-    assert problem(lambda: given_backbone(nn.Sequential(nn.Flatten()))) == (
+    assert problem(lambda: python_backbone("resnet")) == "backbone: must be a name or a torch.nn.Module, not str"  # type: ignore[arg-type]
+    assert problem(lambda: python_backbone(nn.Sequential(nn.Flatten()))) == (
         "backbone python:Sequential has no linear layer to serve as head"
     )
-    assert problem(lambda: given_backbone(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)))) == (
+    assert problem(lambda: python_backbone(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)))) == (
         "backbone python:Sequential: 1.weight is not initialised yet; call the model on an image first"
     )
     model = Net()
     model.kept = model.out.weight * 2  # type: ignore[assignment]
-    assert problem(lambda: given_backbone(model)).startswith(
+    assert problem(lambda: python_backbone(model)).startswith(
         "backbone python:Net: it cannot be copied (Only Tensors created explicitly by the user"
     )
     assert problem(lambda: type(backbone(Net()))("Other")) == (
