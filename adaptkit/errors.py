@@ -30,7 +30,16 @@ def nonempty(value: object) -> object:
 
 
 class AdaptkitError(Exception):
-    """Base class of expected errors: each problem is shown as one line, without a traceback."""
+    """Base class of expected errors: one line for each problem, in `problems`.
+
+    Examples
+    --------
+    >>> try:
+    ...     adaptkit.run("lroa", track=False)
+    ... except adaptkit.AdaptkitError as error:
+    ...     print(*error.problems, sep="\\n")
+    unknown strategy 'lroa'; did you mean 'lora'?
+    """
 
     exit_code = 1
 
@@ -40,13 +49,32 @@ class AdaptkitError(Exception):
 
 
 class BadInput(AdaptkitError):
-    """Invalid input; the exception lists all problems at once."""
+    """Invalid input: all problems at once, before anything is trained.
+
+    Examples
+    --------
+    >>> try:
+    ...     adaptkit.run("head", epochs=0, shift="rotate=200", track=False)
+    ... except adaptkit.BadInput as error:
+    ...     print(*error.problems, sep="\\n")
+    epochs: must be at least 1, not 0
+    shift.rotate: must be at most 180, not 200
+    """
 
     exit_code = 2
 
 
 class RunFailed(AdaptkitError):
-    """A run failed."""
+    """A run or an export that failed.
+
+    `adaptkit.run` does not raise it: a run that fails is a record with its error, and the other runs continue.
+
+    Examples
+    --------
+    >>> outcome = adaptkit.run("full", lr=1e30, preset="quick", settings={"optimizer": "sgd"}, track=False)
+    >>> outcome.failed[0].error
+    'the loss is not finite in epoch 1; a lower learning rate may help: --lr 1e+29'
+    """
 
 
 class TrackingLost(AdaptkitError):

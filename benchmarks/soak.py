@@ -59,13 +59,13 @@ class Watch:
 if how == "run":
     strategies = ("head", "lora")
     for number in range(count):
-        adaptkit.run(strategies[number % 2], seed=[number // 2], settings=settings)
+        adaptkit.run(strategies[number % 2], seeds=[number // 2], settings=settings)
         done = number + 1
         if done % every == 0:
             sample()
 else:
     seeds = list(range(count // 2))
-    adaptkit.sweep(["head", "lora"], seed=seeds, settings=settings, plugins=[Watch()])
+    adaptkit.sweep(["head", "lora"], seeds=seeds, settings=settings, plugins=[Watch()])
 print(json.dumps(samples))
 """
 

@@ -52,7 +52,7 @@ def test_damaged_base_is_trained_again(name: str, cli: Cli, cache: Path) -> None
     for number, content in enumerate(spoiled(whole, 8)):
         (folder / name).write_bytes(content)
         verified = cli("cache", "verify", "bases")
-        line = f"{folder}: its weights are not those of its card"
+        line = f"{folder}: its weights do not match its card"
         assert (verified.exit_code, verified.stdout.splitlines()[0]) == (1, line), number
         if number % 4 == 0:
             again = cli(*RUN)
@@ -76,7 +76,7 @@ def test_damaged_features_are_computed_again(cli: Cli, cache: Path) -> None:
         for content in (*spoiled(whole[path], 6), *spoiled(whole[path][: 8 + head], 12)):
             path.write_bytes(content if len(content) < 8 + head - 1 or len(content) > 8 + head else whole[path][:-1])
             verified = cli("cache", "verify", "features")
-            line = f"{path}: its content does not have its checksum"
+            line = f"{path}: its content does not match its checksum"
             assert (verified.exit_code, verified.stdout.splitlines()[0]) == (1, line)
             note("damaged-features")
         again = cli(*RUN)
@@ -99,7 +99,7 @@ def test_damaged_image_record_is_made_again(cli: Cli, cache: Path, own_folder: P
     for content in spoiled(whole, 12):
         record.write_bytes(content)
         verified = cli("cache", "verify", "pictures")
-        line = f"{record}: its content does not have its checksum"
+        line = f"{record}: its content does not match its checksum"
         assert (verified.exit_code, verified.stdout.splitlines()[0]) == (1, line), content
         note("damaged-pictures")
     again = cli(*run)

@@ -48,7 +48,7 @@ def test_signal_ends_run_as_killed(store: Path, number: signal.Signals, code: in
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     found = runs()
-    hint = f"Go on with:  adaptkit resume {found['head seed=0'].info.run_id}"
+    hint = f"To resume:  adaptkit resume {found['head seed=0'].info.run_id}"
     assert errors.splitlines()[-2:] == ["Interrupted.", hint] and "Traceback" not in errors
     assert (found["base small_cnn mnist5k"].info.status, found["head seed=0"].info.status) == ("FINISHED", "KILLED")
     steps = [p.step for p in client().get_metric_history(found["head seed=0"].info.run_id, "train/loss")]
@@ -121,7 +121,7 @@ def test_signal_is_not_lost(store: Path, own_folder: Path, monkeypatch: pytest.M
     process = start("-s", "failing", *TINY, "--plugin", "plugin.py")
     _, errors = process.communicate(timeout=60)
     (run,) = (run for name, run in runs().items() if name.startswith("failing"))
-    hint = f"Go on with:  adaptkit resume {run.info.run_id}"
+    hint = f"To resume:  adaptkit resume {run.info.run_id}"
     assert (process.returncode, errors.splitlines()[-2:]) == (143, ["Interrupted.", hint]), errors
     assert "Traceback" not in errors
     assert run.info.status == "KILLED"

@@ -1,4 +1,4 @@
-"""What lies in the cache: list it, find what is damaged, and make room. All of it can be computed again."""
+"""List, check and clear the cache. Everything in it can be computed again."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from adaptkit.experiment.base_cache import last_used, remove_base, stored_base
 from adaptkit.system.folders import cache_folder
 from adaptkit.training.frozen.features import sound
 
-#: seconds after which a file that somebody was writing is taken for abandoned
+#: seconds after which an unfinished file counts as abandoned
 ABANDONED = 3600.0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that is kept: of a kind, in a file or a folder, of so many bytes, `used` last at this Unix time."""
+    """A cache entry: its kind, its file or folder, its size, and the Unix time of its last use."""
 
     kind: str
     path: Path
@@ -31,39 +31,38 @@ class Entry:
 
 @dataclass(frozen=True)
 class Damage:
-    """An entry that does not hold what was written."""
+    """A cache entry whose content differs from its checksum, and the reason."""
 
     entry: Entry
     reason: str
 
 
 def list_cache(kinds: Sequence[str] = ()) -> list[Entry]:
-    """Return the entries of some kinds, or of all, the latest used of each first.
+    """Return the cache entries of these kinds (default: all), the most recently used of each kind first.
 
-    Raises BadInput for an unknown kind, and for a cache that is no folder; it need not be there yet.
-
-    `bases` are trained bases, `features` what frozen layers make of test images, `pictures` which picture files are
-    sound, `leftovers` what dead processes were writing.
+    Kinds are `bases` (trained bases), `features` (features of frozen layers for test images), `pictures` (results of
+    checking picture files) and `leftovers` (unfinished files of ended processes). Raises BadInput for an unknown kind,
+    and for a cache that is not a folder. The folder need not exist.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise BadInput(*(f"the cache has no {kind!r}{suggestion(kind, KINDS)}" for kind in unknown))
     _require_folder(cache_folder())
-    found = [entry for kind in KINDS if kind in (kinds or KINDS) for entry in KINDS[kind].find(kind)]
-    return sorted(found, key=lambda entry: (list(KINDS).index(entry.kind), -entry.used))
+    entries = [entry for kind in KINDS if kind in (kinds or KINDS) for entry in KINDS[kind].find(kind)]
+    return sorted(entries, key=lambda entry: (list(KINDS).index(entry.kind), -entry.used))
 
 
 def verify_cache(kinds: Sequence[str] = ()) -> Iterator[tuple[Entry, Damage | None]]:
-    """Read the entries of some kinds, or of all, and yield each with what is wrong with it."""
+    """Read the entries of these kinds (default: all), and yield each with its damage, if any."""
     for entry in list_cache(kinds):
         reason = KINDS[entry.kind].fault(entry.path)
         yield entry, None if reason is None else Damage(entry, reason)
 
 
 def clear_cache(kinds: Sequence[str] = (), unused_for: float = 0.0, keep: int = 0) -> tuple[list[Entry], list[Entry]]:
-    """Remove what was not used for so many seconds, the earliest first, until `keep` bytes are left.
+    """Remove entries that were not used for `unused_for` seconds, the oldest first, until `keep` bytes are left.
 
-    Returns what was removed, and what could not be since a process uses it.
+    Return the removed entries, and those that a process uses and that therefore stay.
     """
     entries = sorted(list_cache(kinds), key=lambda entry: entry.used)
     held, latest = sum(entry.bytes for entry in entries), time.time() - unused_for
@@ -79,14 +78,14 @@ def clear_cache(kinds: Sequence[str] = (), unused_for: float = 0.0, keep: int = 
     return removed, busy
 
 
-def remove_damaged(found: Iterable[Damage]) -> list[Damage]:
-    """Remove damaged entries, so that they are computed anew; return those that a process uses."""
-    return [damage for damage in found if not KINDS[damage.entry.kind].remove(damage.entry.path)]
+def remove_damaged(damages: Iterable[Damage]) -> list[Damage]:
+    """Remove damaged entries; return those that a process uses and that therefore stay."""
+    return [damage for damage in damages if not KINDS[damage.entry.kind].remove(damage.entry.path)]
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """How the entries of a kind are found, tried and removed; `remove` tells whether it could."""
+    """How the entries of a kind are found, checked and removed; `remove` returns whether it succeeded."""
 
     find: Callable[[str], Iterable[Entry]]
     fault: Callable[[Path], str | None]
@@ -94,10 +93,10 @@ class _Kind:
 
 
 def _require_folder(path: Path) -> None:
-    """Refuse a path at which no folder is, nor can be made."""
-    there = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
-    if not os.path.isdir(there):
-        raise BadInput(f"the cache {path} is no folder; set ADAPTKIT_CACHE to another")
+    """Raise BadInput if the path is not a folder and cannot become one."""
+    existing = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+    if not os.path.isdir(existing):
+        raise BadInput(f"the cache {path} is not a folder; set ADAPTKIT_CACHE to another one")
 
 
 def _bases(kind: str) -> Iterator[Entry]:
@@ -125,7 +124,7 @@ def _leftovers(kind: str) -> Iterator[Entry]:
 
 
 def _children(folder: Path, pattern: str = "*") -> Iterator[Path]:
-    """Yield what is in a folder, though others may remove it meanwhile."""
+    """Yield the files of a folder, except those that another process removes meanwhile."""
     for path in sorted(folder.glob(pattern)):
         with contextlib.suppress(FileNotFoundError):
             path.stat()
@@ -133,7 +132,7 @@ def _children(folder: Path, pattern: str = "*") -> Iterator[Path]:
 
 
 def _base_fault(folder: Path) -> str | None:
-    return None if stored_base(folder.name) is not None else "its weights are not those of its card"
+    return None if stored_base(folder.name) is not None else "its weights do not match its card"
 
 
 def _remove_base(folder: Path) -> bool:
@@ -141,12 +140,12 @@ def _remove_base(folder: Path) -> bool:
 
 
 def _feature_fault(path: Path) -> str | None:
-    return None if sound(path) else "its content does not have its checksum"
+    return None if sound(path) else "its content does not match its checksum"
 
 
 def _record_fault(path: Path) -> str | None:
     try:
-        return None if read_record(path) is not None else "its content does not have its checksum"
+        return None if read_record(path) is not None else "its content does not match its checksum"
     except FileNotFoundError:  # removed meanwhile
         return None
     except OSError as error:
@@ -154,7 +153,7 @@ def _record_fault(path: Path) -> str | None:
 
 
 def _unlink(path: Path) -> bool:
-    # Whoever reads it has it open, or reads it anew after it is gone.
+    # A process that reads the file has it open, or computes it again.
     path.unlink(missing_ok=True)
     return True
 

@@ -1,4 +1,4 @@
-"""Compare tracked runs from Python, or from the command line: the same steps for both."""
+"""Compare tracked runs, draw the figures of a comparison, and record it with its report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptkit.comparison.metrics import DEFAULT_METRIC
-from adaptkit.comparison.records import Comparisons
+from adaptkit.comparison.records import Comparison, Comparisons
 from adaptkit.errors import BadInput
 from adaptkit.settings.settings import DEFAULT_EXPERIMENT
 
@@ -23,18 +23,52 @@ def compare(
     where: str | None = None,
     metric: str = DEFAULT_METRIC,
     margin: float | None = None,
-    output: str | Path | None = None,
+    report: str | Path | None = None,
     tracking_uri: str | None = None,
     track: bool = True,
 ) -> Comparisons:
-    """Compare tracked runs and return what they say, as `adaptkit compare` does.
+    """Compare tracked runs: which strategy is better, by how much, and how certain that is.
 
-    `runs` are MLflow run ids (a parent's stands for its runs); without any, all adaptation runs of `experiment` are
-    compared. `where` is a condition in MLflow's filter language, `margin` of a tie in points (in the metric's unit, for
-    one that is no accuracy). The report goes to the folder `output`, and to MLflow unless `track` is False.
-    Raises BadInput for runs that cannot be compared.
+    This is the Python form of `adaptkit compare`.
+
+    Parameters
+    ----------
+    runs : str or sequence of str, optional
+        Run ids; the id of a parent run stands for its runs. Default: all adaptation runs of `experiment`.
+    experiment : str, optional
+        MLflow experiment. Default: "adaptkit".
+    where : str, optional
+        Condition in MLflow's filter language, such as "strategy != 'scratch'".
+    metric : str, optional
+        Metric to compare. Default: the target accuracy.
+    margin : float, optional
+        Difference within which strategies are tied, in points (in the unit of the metric if it is not an accuracy).
+        Default: 1 point.
+    report : path, optional
+        Folder for a report of the comparison.
+    tracking_uri : str, optional
+        MLflow store. Default: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
+    track : bool, optional
+        Whether the comparison and its report are recorded in MLflow. Default: True.
+
+    Returns
+    -------
+    Comparisons
+        A list of comparisons: one for each base and data set.
+
+    Raises
+    ------
+    BadInput
+        If no runs match, or if they cannot be compared.
+
+    Examples
+    --------
+    >>> comparisons = adaptkit.compare()
+    >>> for comparison in comparisons:
+    ...     print(comparison.sentences[-1])
+    This holds for this base and ...
     """
-    findings = judge_tracked(
+    comparisons = judge_tracked(
         (runs,) if isinstance(runs, str) else tuple(runs),
         experiment=experiment,
         where=where,
@@ -42,8 +76,8 @@ def compare(
         margin=margin,
         tracking_uri=tracking_uri,
     )
-    publish(findings, output=None if output is None else Path(output), tracking_uri=tracking_uri, track=track)
-    return findings
+    publish(comparisons, report=None if report is None else Path(report), tracking_uri=tracking_uri, track=track)
+    return comparisons
 
 
 def judge_tracked(
@@ -57,9 +91,9 @@ def judge_tracked(
     curves: bool = True,
     alone: bool = False,
 ) -> Comparisons:
-    """Read runs from a store and judge them; without `curves`, their histories are not read.
+    """Read runs from a store and compare them; their histories are read only with `curves`.
 
-    Raises BadInput when no two arms can be compared, unless they may stand `alone`.
+    Raises BadInput if no two strategies can be compared, unless `alone` allows comparisons of a single strategy.
     """
     from adaptkit.comparison.judge import judge_runs, require_pairs
     from adaptkit.tracking.reader import open_reader
@@ -67,42 +101,59 @@ def judge_tracked(
     reader = open_reader(tracking_uri)
     runs = reader.read(reader.find(run_ids, experiment, where))
     if not runs:
-        asked = f"experiment {experiment or DEFAULT_EXPERIMENT!r}" if not run_ids else "these runs"
+        searched = f"experiment {experiment or DEFAULT_EXPERIMENT!r}" if not run_ids else "these runs"
         condition = f" under {where!r}" if where else ""
         raise BadInput(
-            f"no adaptation runs in {asked}{condition} of {reader.address.shown}: `adaptkit run -s NAME` makes one"
+            f"no adaptation runs in {searched}{condition} of {reader.address.shown}: `adaptkit run -s NAME` makes one"
         )
     if curves:
         runs = reader.with_curves(runs)
-    findings = judge_runs(runs, metric=metric, margin=margin)
+    comparisons = judge_runs(runs, metric=metric, margin=margin)
     if not alone:
-        require_pairs(findings)
-    return findings
+        require_pairs(comparisons)
+    return comparisons
 
 
-def draw(findings: Comparisons) -> dict[str, Figure]:
-    """Return the figures of a comparison by name, as the report shows them; a second comparison's names end in `_2`."""
+def draw(comparisons: Comparison | Comparisons) -> dict[str, Figure]:
+    """Draw the figures of a comparison, as its report shows them.
+
+    Parameters
+    ----------
+    comparisons : Comparison or Comparisons
+        Result of `adaptkit.compare`, or `comparison` or `comparisons` of an outcome.
+
+    Returns
+    -------
+    dict of str to matplotlib.figure.Figure
+        Figures by name. Names of a second comparison end in `_2`.
+
+    Examples
+    --------
+    >>> outcome = adaptkit.run(["head", "lora"], seeds="0-1", preset="quick")
+    >>> figures = adaptkit.draw(outcome.comparison)
+    >>> figures["accuracy_over_training"].savefig("accuracy.png")
+    """
     from adaptkit.reports.figures.comparison import draw_comparison
 
     return {
         drawing.stem if comparison.number == 1 else f"{drawing.stem}_{comparison.number}": drawing.figure
-        for comparison in findings.comparisons
+        for comparison in ([comparisons] if isinstance(comparisons, Comparison) else comparisons)
         for drawing in draw_comparison(comparison)
     }
 
 
 def publish(
-    findings: Comparisons, *, output: Path | None = None, tracking_uri: str | None = None, track: bool = True
+    comparisons: Comparisons, *, report: Path | None = None, tracking_uri: str | None = None, track: bool = True
 ) -> tuple[str, ...]:
-    """Write the report to a folder, to MLflow or to both; return the pages of the runs made there."""
-    if output is None and not track:
+    """Write the report to a folder, to MLflow or to both; return the MLflow pages of the new comparison runs."""
+    if report is None and not track:
         return ()
     from adaptkit.reports.report import write_report
 
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
-        files = write_report(output or Path(temporary), findings)
+        files = write_report(report or Path(temporary), comparisons)
         if not track:
             return ()
         from adaptkit.tracking.parent import record_findings
 
-        return record_findings(findings, files, tracking_uri)
+        return record_findings(comparisons, files, tracking_uri)

@@ -1,4 +1,4 @@
-"""Look at everything a run depends on, and say what is wrong and how to mend it."""
+"""Diagnose problems with this installation, its cache and its store, and suggest fixes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DISTRIBUTIONS = ("torch", "torchvision", "mlflow", "scikit-learn", "numpy", "matplotlib", "pluggy", "click", "rich")
-#: bytes that a disk should have left, and that are read of a cache
-LITTLE, READ = 10**9, 10**9
+#: smallest free space on a disk, and largest cache that is checked, in bytes
+MIN_FREE, MAX_CHECKED = 10**9, 10**9
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing: `state` is ok, note or wrong; `mend` says how to put it right."""
+    """Result of one check: `state` is ok, note or wrong; `mend` (a JSON key of `adaptkit doctor`) suggests a fix."""
 
     name: str
     state: str
@@ -46,7 +46,7 @@ class Finding:
 
 
 def versions() -> Iterator[Finding]:
-    """Yield what is installed, and what of it cannot be imported."""
+    """Check the versions of packages, and that compiled packages can be imported."""
     found = []
     for name in DISTRIBUTIONS:
         try:
@@ -59,22 +59,22 @@ def versions() -> Iterator[Finding]:
     for name in ("torch", "torchvision"):
         try:
             importlib.import_module(name)
-        except Exception as error:  # of many kinds, where compiled parts do not fit
+        except Exception as error:  # compiled parts that do not match raise many types of errors
             line = str(error).strip().split("\n")[0]
             yield Finding(name, "wrong", f"cannot be imported: {line}", "pip install --upgrade torch torchvision")
 
 
 def device() -> Iterator[Finding]:
-    """Yield what runs would compute with."""
+    """Check the device and the number of threads that runs would use."""
     try:
         import torch
 
         from adaptkit.system.hardware import THREAD_VARIABLES, computes_bf16, find_device
-    except Exception:  # said already
+    except Exception:  # reported by `versions`
         return
     found = find_device("auto")
     name = torch.cuda.get_device_name(found) if found.type == "cuda" else found.type
-    bf16 = "bf16 is native" if found.type != "mps" and computes_bf16(found) else "bf16 is not known to be native"
+    bf16 = "bf16 is native" if found.type != "mps" and computes_bf16(found) else "bf16 support is unknown"
     yield Finding("device", "ok", f"{name}; {bf16}")
     given = [f"{variable}={os.environ[variable]}" for variable in THREAD_VARIABLES if os.environ.get(variable)]
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
@@ -86,11 +86,11 @@ def device() -> Iterator[Finding]:
 
 
 def cache() -> Iterator[Finding]:
-    """Yield whether the cache can be written and has room, and which of its entries are damaged."""
+    """Check that the cache can be written, has free space, and holds no damaged entries."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Really write: permission bits say nothing about a read-only mount or a full disk.
+        # Write a file, because permission bits do not show a read-only mount or a full disk.
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(4096))
             probe.flush()
@@ -99,32 +99,32 @@ def cache() -> Iterator[Finding]:
         reason = error.strerror or error
         yield Finding("cache", "wrong", f"cannot write to {folder}: {reason}", "set ADAPTKIT_CACHE to another folder")
         return
-    if free < LITTLE:
+    if free < MIN_FREE:
         mend = "adaptkit cache clear, or set ADAPTKIT_CACHE to a folder on another disk"
-        yield Finding("cache", "wrong", f"{folder}: only {free / 1e6:.0f} MB are left on its disk", mend)
+        yield Finding("cache", "wrong", f"{folder}: only {free / 1e6:.0f} MB are free on its disk", mend)
     else:
-        yield Finding("cache", "ok", f"{folder}; {free / 1e9:.1f} GB are left on its disk")
+        yield Finding("cache", "ok", f"{folder}; {free / 1e9:.1f} GB are free on its disk")
     yield from _entries()
 
 
 def _entries() -> Iterator[Finding]:
     try:
         from adaptkit.api.cache import list_cache, verify_cache
-    except Exception:  # torch is at fault: said already
+    except Exception:  # torch cannot be imported: reported by `versions`
         return
     held = sum(entry.bytes for entry in list_cache())
-    if held > READ:
-        text = f"its {held / 1e9:.1f} GB were not read; what is damaged would be computed anew"
-        yield Finding("cache", "note", text, "adaptkit cache verify reads them")
+    if held > MAX_CHECKED:
+        text = f"its {held / 1e9:.1f} GB were not checked; runs compute damaged entries again"
+        yield Finding("cache", "note", text, "adaptkit cache verify checks them")
         return
     for _, damage in verify_cache():
         if damage is not None:
             yield Finding("cache", "wrong", f"{damage.entry.path}: {damage.reason}", "adaptkit cache verify --remove")
 
 
-#: seconds by which a server's clock may differ
+#: largest difference to the clock of a server, in seconds
 SKEW = 5.0
-#: runs that are named one by one
+#: largest number of runs in a message
 NAMED = 5
 
 
@@ -134,9 +134,10 @@ def diagnose(
     end_stale_runs: bool = False,
     older_than: float | None = None,
 ) -> Iterator[Finding]:
-    """Yield what is found, thing by thing; with `end_stale_runs`, runs whose process is gone are ended as killed.
+    """Yield the result of each check.
 
-    So are, then, silent runs of other machines that were last heard of more than `older_than` seconds ago, if given.
+    `end_stale_runs` ends runs whose process has ended, as killed, and with `older_than` also runs of other machines
+    whose last heartbeat is older than this number of seconds.
     """
     yield from versions()
     yield from device()
@@ -152,13 +153,13 @@ def _damaged() -> Iterator[Finding]:
 
     for path in damaged_records():
         yield Finding(
-            "resume", "wrong", f"what is kept of a run in {path} is damaged", f"rm -r {shlex.quote(str(path))}"
+            "resume", "wrong", f"the recovery files of a run in {path} are damaged", f"rm -r {shlex.quote(str(path))}"
         )
 
 
 def _unsent() -> Iterator[Finding]:
     try:
-        # Of a run that was killed, only its end may be missing: that is said of unfinished runs.
+        # A killed run without queued events lacks only its end: `_runs` reports it.
         waiting = [journal for journal in left_journals() if journal.unsent()]
     except OSError as error:
         reason = f"cannot read {error.filename}: {error.strerror}"
@@ -168,10 +169,10 @@ def _unsent() -> Iterator[Finding]:
         names = [journal.name for journal in waiting if journal.store == store]
         named = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
         uri = store if "://" in store else f"sqlite:///{store}"
-        text = f"not all is in {store} of {named}"
+        text = f"{store} lacks events of {named}"
         yield Finding("journals", "wrong", text, f"adaptkit sync{tracking_option(uri)}")
     if not waiting:
-        yield Finding("journals", "ok", "nothing is left to send")
+        yield Finding("journals", "ok", "no queued events")
 
 
 def _plugins(files: Sequence[str | Path]) -> Iterator[Finding]:
@@ -181,7 +182,7 @@ def _plugins(files: Sequence[str | Path]) -> Iterator[Finding]:
         yield from (Finding("plugins", "wrong", line) for line in error.problems)
         return
     names = [source.origin for source in loaded.sources if source.kind != "built-in"]
-    yield Finding("plugins", "ok", ", ".join(names) or "none beside the built-in ones")
+    yield Finding("plugins", "ok", ", ".join(names) or "only built-in ones")
     for fault in loaded.faults:
         state = "note" if fault.works else "wrong"
         yield Finding("plugins", state, f"{fault.origin}: {fault.message}", fault.source.hint or None)
@@ -194,7 +195,7 @@ def _store(uri: str | None, end_stale_runs: bool, older_than: float | None) -> I
             path = Path(os.path.realpath(address.path))
             check_writable(path)
             if not path.is_file():
-                yield Finding("store", "note", f"{address.shown} is not there yet: the first tracked run makes it")
+                yield Finding("store", "note", f"{address.shown} does not exist yet; the first tracked run creates it")
                 return
         from adaptkit.tracking.store import open_existing
 
@@ -203,7 +204,7 @@ def _store(uri: str | None, end_stale_runs: bool, older_than: float | None) -> I
     except AdaptkitError as error:
         yield from (Finding("store", "wrong", line) for line in error.problems)
         return
-    except Exception as error:  # the store's own, of many kinds
+    except Exception as error:  # any error of the store
         line = str(error).strip().split("\n")[0]
         yield Finding("store", "wrong", f"cannot be read: {resolve(uri).without_secrets(line)}")
         return
@@ -223,7 +224,7 @@ def _clock(address: Address) -> Iterator[Finding]:
         return
     text = f"the server's is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
     if abs(skew) > SKEW:
-        mend = "set both clocks by a time server: runs would seem to end before they began"
+        mend = "synchronize both clocks with a time server; otherwise runs may appear to end before they start"
         yield Finding("clock", "wrong", text, mend)
     else:
         yield Finding("clock", "ok", text)
@@ -238,33 +239,33 @@ def _runs(
     for run in found:
         (silent if run.silent else by_state[run.lives]).append(run)
     if not found:
-        yield Finding("runs", "ok", "none is unfinished")
+        yield Finding("runs", "ok", "no unfinished runs")
     if by_state[True]:
         yield Finding("runs", "ok", f"{_named(by_state[True], 'under way')}")
     if by_state[None]:
         mend = f"run `adaptkit doctor{option}` on the machines on which they were started"
-        yield Finding("runs", "note", _named(by_state[None], "on record as running elsewhere"), mend)
+        yield Finding("runs", "note", _named(by_state[None], "running elsewhere"), mend)
     if silent:
         yield from _silent(client, silent, older_than if end_them else None, option)
     if by_state[False] and end_them:
         end_stale(client, by_state[False])
-        yield Finding("runs", "note", _named(by_state[False], "ended as killed, since its process was gone"))
+        yield Finding("runs", "note", _named(by_state[False], "ended as killed, since the process has ended"))
     elif by_state[False]:
-        text = _named(by_state[False], "on record as running, but its process is gone")
+        text = _named(by_state[False], "recorded as running, but the process has ended")
         mend = f"adaptkit doctor --end-stale-runs{option}"
         yield Finding("runs", "wrong", text, mend)
 
 
 def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | None, option: str) -> Iterator[Finding]:
-    """Tell of runs of other machines of which nothing was heard for long; end them where that was asked for."""
+    """Report runs of other machines without a recent heartbeat; end those that are older than `older_than`."""
     latest = -math.inf if older_than is None else time.time() - older_than
     ended = [run for run in runs if (run.last_sign or 0) <= latest]
     if ended:
         end_stale(client, ended)
-        yield Finding("runs", "note", _named(ended, "ended as killed, since nothing was heard of it"))
+        yield Finding("runs", "note", _named(ended, "ended as killed, since it had no recent heartbeat"))
     if left := [run for run in runs if run not in ended]:
-        mend = f"adaptkit doctor --end-stale-runs --older-than TIME{option} ends them, if they are dead"
-        yield Finding("runs", "note", _named(left, "on record as running elsewhere, but silent"), mend)
+        mend = f"adaptkit doctor --end-stale-runs --older-than TIME{option} ends them if they no longer run"
+        yield Finding("runs", "note", _named(left, "running elsewhere, without a recent heartbeat"), mend)
 
 
 def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:
@@ -275,9 +276,9 @@ def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:
         return
     names = [f"{name} ({run_id})" for run_id, name in found[:NAMED]]
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    count = "1 run that stopped" if len(found) == 1 else f"{len(found)} runs that stopped"
+    count = "1 interrupted run" if len(found) == 1 else f"{len(found)} interrupted runs"
     yield Finding(
-        "resume", "note", f"{count} can go on here: {', '.join(names)}{more}", f"adaptkit resume --all{option}"
+        "resume", "note", f"{count} can be resumed here: {', '.join(names)}{more}", f"adaptkit resume --all{option}"
     )
 
 
@@ -290,4 +291,4 @@ def _named(runs: Sequence[StaleRun], what: str) -> str:
 def _last_sign(run: StaleRun) -> str:
     if not run.silent or run.last_sign is None:
         return ""
-    return f", last heard of {time.strftime('%Y-%m-%d %H:%M', time.localtime(run.last_sign))}"
+    return f"; last heartbeat {time.strftime('%Y-%m-%d %H:%M', time.localtime(run.last_sign))}"

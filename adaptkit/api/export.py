@@ -1,4 +1,4 @@
-"""Export a finished run's model, from Python or from the command line, and verify at once what was written."""
+"""Export the model of a finished run, and verify the exported files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from adaptkit.version import __version__
 
 @dataclass(frozen=True)
 class Verification:
-    """How far an export's logits are from the run's model's, on how many images of what; `agreement` is a share."""
+    """Difference between the logits of an export and of the run's model, on `images` images of `source`.
+
+    `by` names the library that read the export. `agreement` is the fraction of equal predictions.
+    """
 
     by: str
     images: int
@@ -39,7 +42,7 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Tell whether the export is within tolerance; logits that are no numbers are not."""
+        """Whether the difference is within the tolerance; NaN is not."""
         return self.max_difference <= self.tolerance
 
     def __str__(self) -> str:
@@ -52,35 +55,60 @@ class Verification:
 def verify(
     logits: dict[str, Logits], expected: Tensor, images: Tensor, source: str, written: Format
 ) -> tuple[Verification, ...]:
-    """Compare logits, each by its name, with those expected; raise RunFailed when one is out of tolerance."""
+    """Compare the logits of each model with the expected ones; raise RunFailed if one exceeds the tolerance."""
     largest = max(1.0, float(expected.abs().max()))
-    found = []
+    verifications = []
     for name, model in logits.items():
         try:
             ours = _in_batches(model, images)
-        except Exception as error:  # another library's, whatever it raises
+        except Exception as error:  # any error of another library
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise RunFailed(f"the exported files cannot be used ({name}): {reason}") from error
+            raise RunFailed(f"the exported files cannot be read ({name}): {reason}") from error
         gap, agreement = float("nan"), 0.0
         if ours.shape == expected.shape:
             gap = float((ours - expected).abs().max())
             agreement = accuracy(ours, predict_classes(expected))
-        found.append(Verification(name, len(images), source, gap, written.tolerance * largest, agreement))
-    if failed := [verification for verification in found if not verification.holds]:
-        raise RunFailed(*(f"the export was given up: {verification}" for verification in failed))
-    return tuple(found)
+        verifications.append(
+            Verification(
+                by=name,
+                images=len(images),
+                source=source,
+                max_difference=gap,
+                tolerance=written.tolerance * largest,
+                agreement=agreement,
+            )
+        )
+    if failed := [verification for verification in verifications if not verification.holds]:
+        raise RunFailed(*(f"the export was removed, since it is inaccurate: {verification}" for verification in failed))
+    return tuple(verifications)
 
 
 @torch.inference_mode()
 def _in_batches(model: Logits, images: Tensor) -> Tensor:
-    """Return the logits of the first image, alone, and of the others in larger batches: a fixed size is found out."""
+    """Return logits, those of the first image from a batch of one, so that a fixed batch size makes the check fail."""
     parts = [images[:1], *images[1:].split(CPU_BATCH)] if len(images) > 1 else [images]
     return torch.cat([torch.as_tensor(model(part)).float() for part in parts])
 
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What was exported where, and how far it is from the run's model."""
+    """Result of `adaptkit.export`.
+
+    Attributes
+    ----------
+    run_id, format, folder : str
+        The exported run, the format and the new folder.
+    files : tuple of str
+        Files in the folder.
+    verifications : tuple of Verification
+        For each library that read the export: its largest difference to the logits of the run's model.
+
+    Examples
+    --------
+    >>> record = adaptkit.export(run_id, to="torch-export", output="program")
+    >>> record.files
+    ('README.md', 'model.json', 'model.pt2')
+    """
 
     run_id: str
     format: str
@@ -104,10 +132,47 @@ def export(
     backbone: nn.Module | None = None,
     notice: Callable[[str], None] = lambda line: None,
 ) -> ExportRecord:
-    """Write a run's model into a new or empty folder, as `adaptkit export` does, and verify what was written.
+    """Write the model of a run to a folder, and verify that the files give the same logits.
 
-    `to` is merged, peft, torch-export, onnx or mlflow. Verified is on `images`, or on the run's own shifted test set.
-    Raises BadInput, and RunFailed for files that do not give the run's logits: then nothing is left behind.
+    This is the Python form of `adaptkit export`.
+
+    Parameters
+    ----------
+    run_id : str
+        A finished run.
+    to : {"merged", "peft", "torch-export", "onnx", "mlflow"}
+        Format of the files.
+    output : path
+        A new or empty folder.
+    images : sequence of path, optional
+        Image files or folders for the verification. Default: target test images of the run.
+    tracking_uri : str, optional
+        MLflow store. Default: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
+    plugins : iterable of path or object, optional
+        Plugin files, or objects with hooks.
+    backbone : torch.nn.Module, optional
+        The model that `adaptkit.run` received as `backbone`, if it did.
+    notice : callable, optional
+        Called with each message for the user.
+
+    Returns
+    -------
+    ExportRecord
+        The files, and the result of the verification.
+
+    Raises
+    ------
+    BadInput
+        If the run has no model, or if the format cannot hold it.
+    RunFailed
+        If the files do not give the logits of the run's model. The folder is removed.
+
+    Examples
+    --------
+    >>> record = adaptkit.export(run_id, to="merged", output="model")
+    >>> record.verifications[0].agreement
+    1.0
+    >>> model = adaptkit.load("model")
     """
     written = find_format(to)
     folder = Path(output)
@@ -118,34 +183,34 @@ def export(
     if images:
         checked = own_images([Path(path) for path in images], trained.preprocessing)
     else:
-        checked = check_images(trained.found, trained.preprocessing, loaded)
+        checked = check_images(trained.stored, trained.preprocessing, loaded)
     for line in checked.notices:
         notice(line)
     expected = predict_logits(trained.adapted, checked.pixels)
-    # Of two images: a batch of one would be taken for a batch that can only be one.
+    # Two images, since tracing a batch of one would fix the batch size.
     example = checked.pixels[:2] if len(checked.pixels) > 1 else checked.pixels[[0, 0]]
     with _staged(folder) as stage:
         written.write(stage, Exported(trained, trained.merged(), example.contiguous()))
         _write_card(stage, trained, written)
-        found = verify(written.read(stage, trained), expected, checked.pixels, checked.source, written)
-        _write_readme(stage, trained, written, found)
+        verifications = verify(written.read(stage, trained), expected, checked.pixels, checked.source, written)
+        _write_readme(stage, trained, written, verifications)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return ExportRecord(trained.found.run_id, to, str(folder), tuple(files), found)
+    return ExportRecord(trained.stored.run_id, to, str(folder), tuple(files), verifications)
 
 
 def _require_empty(folder: Path) -> None:
     try:
         if folder.is_dir() and any(folder.iterdir()):
-            raise BadInput(f"{folder} is not empty; name a new folder with -o")
+            raise BadInput(f"{folder} is not empty; choose a new folder with -o")
         if folder.exists() and not folder.is_dir():
-            raise BadInput(f"{folder} is a file; name a new folder with -o")
+            raise BadInput(f"{folder} is a file; choose a new folder with -o")
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """Lend a temporary neighbour of the folder, which takes its name when the block is done; else nothing is left."""
+    """Create a temporary folder that is renamed to `folder` at the end of the block, or removed after an error."""
     place = folder.absolute()
     made = [parent for parent in place.parents if not parent.exists()]
     try:
@@ -156,15 +221,15 @@ def _staged(folder: Path) -> Iterator[Path]:
     try:
         yield stage
         stage.chmod(0o755)
-        _require_empty(folder)  # others may have been here in the meantime
-        if place.is_dir() and (place == Path.cwd() or place.is_mount()):  # it must stay
+        _require_empty(folder)  # another process may have written to it meanwhile
+        if place.is_dir() and (place == Path.cwd() or place.is_mount()):  # this folder cannot be replaced
             for path in stage.iterdir():
                 shutil.move(path, place / path.name)
         else:
-            stage.rename(place)  # over an empty folder, but over no other
+            stage.rename(place)  # replaces an empty folder, but no other
     except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
-        with contextlib.suppress(OSError):  # of folders that others use by now
+        with contextlib.suppress(OSError):  # another process uses the folder
             for parent in made:
                 parent.rmdir()
         if isinstance(error, OSError):
@@ -178,8 +243,8 @@ def _write_card(stage: Path, trained: TrainedRun, written: Format) -> None:
     card = {
         "adaptkit_version": __version__,
         "format": written.name,
-        "run_id": trained.found.run_id,
-        "run": trained.found.name,
+        "run_id": trained.stored.run_id,
+        "run": trained.stored.name,
         "strategy": trained.card.get("strategy"),
         "options": trained.card.get("options"),
         "base_fingerprint": trained.base_fingerprint,
@@ -190,25 +255,25 @@ def _write_card(stage: Path, trained: TrainedRun, written: Format) -> None:
     (stage / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_readme(stage: Path, trained: TrainedRun, written: Format, found: Sequence[Verification]) -> None:
+def _write_readme(stage: Path, trained: TrainedRun, written: Format, verifications: Sequence[Verification]) -> None:
     preprocessing = trained.described_preprocessing
-    normalised = "; the model normalises them itself" if preprocessing.get("mean") else ""
+    normalised = "; the model normalises them" if preprocessing.get("mean") else ""
     images = f"{preprocessing['channels']} channels, {preprocessing['size']} x {preprocessing['size']} pixels"
     text = f"""\
-# {trained.found.name}
+# {trained.stored.name}
 
-A `{trained.card["backbone"]}` for {len(trained.classes)} classes, exported as `{written.name}` from run
-`{trained.found.run_id}` by adaptkit {__version__}.
+A `{trained.card["backbone"]}` for {len(trained.classes)} classes, exported in the format `{written.name}` from run
+`{trained.stored.run_id}` by adaptkit {__version__}.
 
 - Images: {images}, floats in 0..1{normalised}.
-- Pictures: the shorter side is resized bilinearly, then the centre is cut out.
-- Classes, in the order of the logits, and all of this for programs: `model.json`.
+- Pictures: resize the shorter side bilinearly, then crop the centre.
+- `model.json` holds this information for programs, and the classes in the order of the logits.
 
 ## Use
 
 {written.usage(trained)}
 ## Verified
 
-{chr(10).join(f"- {verification}" for verification in found)}
+{chr(10).join(f"- {verification}" for verification in verifications)}
 """
     (stage / "README.md").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Put a PEFT adapter into a store as a finished run, from Python or from the command line."""
+"""Import a LoRA adapter of Hugging Face PEFT as a finished run."""
 
 from __future__ import annotations
 
@@ -52,14 +52,30 @@ from adaptkit.training.objective import accuracy
 from adaptkit.training.trainable import adapt, count
 from adaptkit.version import __version__
 
-#: params that an imported run has in common with the run whose base it is put onto
+#: params that an imported run copies from the run whose base it uses
 KEPT = ("dataset", "target", "shift", "backbone", "image_size", "skip_bad_images", "split", "base", "data_dir")
 METRICS = {"clean": FINAL_TEST_ACCURACY, "shifted": FINAL_SHIFTED_ACCURACY}
 
 
 @dataclass(frozen=True)
 class ImportRecord:
-    """The run that was made: its id and name, LoRA's options, and its final metrics by name."""
+    """Result of `adaptkit.import_peft`.
+
+    Attributes
+    ----------
+    run_id, name : str
+        The new MLflow run.
+    options : mapping
+        Options of the strategy lora that describe the adapter.
+    metrics : mapping of str to float
+        Final metrics by their MLflow names.
+
+    Examples
+    --------
+    >>> record = adaptkit.import_peft("adapter", onto=run_id, name="my adapter")
+    >>> record.name, record.options["rank"]
+    ('my adapter', 8)
+    """
 
     run_id: str
     name: str
@@ -81,10 +97,44 @@ def import_peft(
     backbone: nn.Module | None = None,
     notice: Callable[[str], None] = lambda line: None,
 ) -> ImportRecord:
-    """Put a PEFT folder onto the base of the run `onto` and record it as a run of kind `imported`, in its experiment.
+    """Import a LoRA adapter of Hugging Face PEFT as a finished run of kind `imported`.
 
-    It is evaluated on the run's test sets where its data can be had; `notice` hears why not. Raises BadInput for a
-    folder that is not PEFT's, or that fits another base.
+    This is the Python form of `adaptkit import-peft`. The adapter is evaluated on the test sets of the run `onto`, if
+    its data are available.
+
+    Parameters
+    ----------
+    folder : path
+        Folder with adapter_config.json and adapter_model.safetensors.
+    onto : str
+        The run whose base, classes and data the adapter was trained for.
+    name : str, optional
+        Name of the new run. Default: "imported FOLDER".
+    tracking_uri : str, optional
+        MLflow store. Default: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
+    plugins : iterable of path or object, optional
+        Plugin files, or objects with hooks.
+    backbone : torch.nn.Module, optional
+        The model that `adaptkit.run` received as `backbone`, if it did.
+    notice : callable, optional
+        Called with each message for the user, such as the reason why the adapter was not evaluated.
+
+    Returns
+    -------
+    ImportRecord
+        The new run and its metrics.
+
+    Raises
+    ------
+    BadInput
+        If the folder is not one of PEFT, or does not fit the base.
+
+    Examples
+    --------
+    >>> record = adaptkit.export(run_id, to="peft", output="adapter")
+    >>> imported = adaptkit.import_peft("adapter", onto=run_id)
+    >>> sorted(key for key in imported.metrics if key.startswith("final/"))
+    ['final/shifted_accuracy', 'final/test_accuracy']
     """
     path = Path(folder)
     if not path.is_dir():
@@ -93,38 +143,38 @@ def import_peft(
         raise BadInput(f"{path} is not a PEFT folder: it has no adapter_config.json")
     loaded = given_plugins(plugins, backbone)
     base = find_trained(onto, tracking_uri, loaded)
-    found = adapter_of(path)
+    adapter = adapter_of(path)
     model = base.base()
     tensors = (*model.parameters(), *model.buffers())
-    strategy, options = make_checked("lora", LoRA, found.options)
+    strategy, options = make_checked("lora", LoRA, adapter.options)
     try:
         adapt(model, strategy, init_seed=0)
         inherited = Inherited.of(model, tensors)
-        fit_adapter(found.tensors, model)
+        fit_adapter(adapter.tensors, model)
         for parameter_name, parameter in model.named_parameters():
-            # What was saved whole belongs to the adapter, whatever LoRA itself trains.
-            parameter.requires_grad_(parameter.requires_grad or parameter_name in found.tensors)
+            # Parameters that PEFT saved whole belong to the adapter, also those that LoRA does not train.
+            parameter.requires_grad_(parameter.requires_grad or parameter_name in adapter.tensors)
     except BadInput as error:
-        # It speaks of an option that the user has not typed.
+        # Remove the names of options, which the user did not set.
         lines = [line.removeprefix("lora.targets: ").partition("; known: ")[0] for line in error.problems]
-        raise BadInput(*(f"{path} does not fit the base of {base.found.title}: {line}" for line in lines)) from None
+        raise BadInput(*(f"{path} does not fit the base of {base.stored.title}: {line}" for line in lines)) from None
     metrics, fingerprint = _evaluated(model.eval(), base, loaded, notice)
     counts = count(model)
     metrics |= {PARAMS_TOTAL: counts.total, PARAMS_TRAINABLE: counts.trainable}
     metrics[PARAMS_TRAINABLE_FRACTION] = counts.fraction
     shown = name or f"imported {path.resolve().name}"
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
-        adapter = inherited.adapter(model)
+        tensors_to_save = inherited.adapter(model)
         card = {key: base.card[key] for key in MODEL_TYPES} | {
             "adaptkit_version": __version__,
             "strategy": "lora",
             "options": dict(options),
-            "targets": changed_layers(adapter, base.base_state),
+            "targets": changed_layers(tensors_to_save, base.base_state),
             "new_head": False,
             "init_seed": 0,
             "base_fingerprint": base.base_fingerprint,
         }
-        files = save_adapter(Path(temporary, "adapter"), adapter, card)
+        files = save_adapter(Path(temporary, "adapter"), tensors_to_save, card)
         _require_same(Path(temporary, "adapter"), model, base, options)
         metrics[SIZE_ADAPTER_BYTES] = files[ADAPTER_WEIGHTS_FILE].stat().st_size
         _copy_config(Path(temporary), base, options)
@@ -135,48 +185,48 @@ def import_peft(
 
 
 def _require_same(folder: Path, model: nn.Module, base: TrainedRun, options: Mapping[str, Any]) -> None:
-    """Read the adapter back onto a fresh base; raise RunFailed unless that is the model that was evaluated."""
+    """Load the saved adapter onto a fresh base; raise RunFailed if the result differs from the evaluated model."""
     fresh = base.base()
     strategy, _ = make_checked("lora", LoRA, options)
     adapt(fresh, strategy, init_seed=0)
     load_adapter(folder, fresh, base.base_fingerprint)
-    theirs = fresh.state_dict()
-    lost = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, theirs[name])]
+    loaded = fresh.state_dict()
+    lost = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, loaded[name])]
     if lost:
-        raise RunFailed(f"the adapter that was written does not give the model back: {', '.join(lost[:3])}")
+        raise RunFailed(f"the saved adapter does not reproduce the model: {', '.join(lost[:3])}")
 
 
 def _evaluated(
     model: nn.Module, base: TrainedRun, plugins: Plugins, notice: Callable[[str], None]
 ) -> tuple[dict[str, float], str | None]:
-    """Return the accuracies on the test sets that there are, and the fingerprint of the data."""
+    """Return the accuracies on the available test sets, and the fingerprint of the data."""
     try:
-        _, domains = run_data(base.found, plugins)
-        wanted = {name: test for name, test in domains.tests.items() if name == "clean" or base.found.kind != "base"}
+        _, domains = run_data(base.stored, plugins)
+        wanted = {name: test for name, test in domains.tests.items() if name == "clean" or base.stored.kind != "base"}
         metrics = {
             METRICS[name]: accuracy(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
         }
-    except Exception as error:  # a data set's own: it may not be there, or not be downloaded
+    except Exception as error:  # any error of a data set that is missing or cannot be downloaded
         reason = "; ".join(error.problems) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
-        notice(f"not evaluated, for its data cannot be had here: {reason}")
+        notice(f"not evaluated, since the data are not available: {reason}")
         return {}, None
-    recorded = base.found.tags.get(DATA_FINGERPRINT_TAG)
+    recorded = base.stored.tags.get(DATA_FINGERPRINT_TAG)
     if recorded is not None and recorded != domains.fingerprint:
-        notice(f"the data of {base.found.title} is not what it was: accuracies are for the images that are there now")
-    return metrics, domains.fingerprint if base.found.kind != "base" else None
+        notice(f"the data of {base.stored.title} have changed; the accuracies are those on the present images")
+    return metrics, domains.fingerprint if base.stored.kind != "base" else None
 
 
 def _copy_config(folder: Path, base: TrainedRun, options: Mapping[str, Any]) -> None:
-    """Write the settings of the data and the base, with the adapter's options, and the split beside them."""
-    with base.found.file(CONFIG_FILE) as path:
+    """Write config.yaml with the settings of data, base and adapter, and copy split.json."""
+    with base.stored.file(CONFIG_FILE) as path:
         config = {key: value for key, value in read_config(path).items() if key.split(".")[0] in (*KEPT, "experiment")}
-    if base.found.kind == "base":
+    if base.stored.kind == "base":
         config["shift"] = "none"
     config |= {"strategy": "lora"} | {f"strategy.{key}": value for key, value in options.items()}
     text = yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
     (folder / CONFIG_FILE).write_text(f"# the data and the base of an imported adapter\n{text}", encoding="utf-8")
-    if base.found.has(SPLIT_FILE):
-        with base.found.file(SPLIT_FILE) as split:
+    if base.stored.has(SPLIT_FILE):
+        with base.stored.file(SPLIT_FILE) as split:
             (folder / SPLIT_FILE).write_bytes(split.read_bytes())
 
 
@@ -189,22 +239,22 @@ def _record(
     artifacts: Path,
     tracking_uri: str | None,
 ) -> str:
-    """Make the run in the experiment of the run that it is put onto; return its id."""
+    """Create the run in the experiment of the run that has the base; return its id."""
     from mlflow.entities import Metric, Param
 
-    reader = base.found.runs.reader
+    reader = base.stored.runs.reader
     with errors_as_lines(reader.address):
-        experiment = reader.client.get_experiment(base.found.record.info.experiment_id).name
+        experiment = reader.client.get_experiment(base.stored.record.info.experiment_id).name
     store: Store = open_store(tracking_uri, experiment)
-    params = {key: value for key, value in base.found.params.items() if key.split(".")[0] in KEPT}
+    params = {key: value for key, value in base.stored.params.items() if key.split(".")[0] in KEPT}
     params |= {"strategy": "lora"} | {f"strategy.{key}": str(value) for key, value in options.items()}
     every = source_tags(store.without_secrets) | {
         VERSION_TAG: __version__,
         KIND_TAG: "imported",
         ARM_TAG: name,
         BASE_FINGERPRINT_TAG: base.base_fingerprint,
-        BASE_RUN_ID_TAG: base.found.tags.get(BASE_RUN_ID_TAG, base.found.run_id),
-        DESCRIPTION_TAG: f"A PEFT adapter, imported onto the base of run `{base.found.run_id}`.",
+        BASE_RUN_ID_TAG: base.stored.tags.get(BASE_RUN_ID_TAG, base.stored.run_id),
+        DESCRIPTION_TAG: f"A PEFT adapter, imported onto the base of run `{base.stored.run_id}`.",
         **tags,
     }
     client, now = store.client, int(time.time() * 1000)

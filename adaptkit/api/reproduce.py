@@ -1,4 +1,4 @@
-"""Run a recorded run again from its record alone, and say whether it comes out the same."""
+"""Re-run a recorded run from its record, and check that the results match."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from adaptkit.settings.request import Request
 from adaptkit.system.hardware import find_device
 from adaptkit.tracking.runs import StoredRun, open_runs
 
-#: kinds of runs that can be run again
+#: kinds of runs that can be re-run
 KINDS = ("adaptation", "base", "tuning")
 
 
@@ -50,12 +50,45 @@ def reproduce(
     refresh_base: bool = False,
     feature_cache: bool = True,
 ) -> Reproduction:
-    """Run a finished run again from its record and compare both, as `adaptkit reproduce` does.
+    """Re-run a finished run from its record, and check that the results match.
 
-    `verdict` is identical, within tolerance or different. The run's data are looked for where they were, or in
-    `data_dir`; it is computed on the device of its kind, or on `device`. A model that was given from Python is given
-    again as `backbone`, with the weights that it had. The store is only read. Raises BadInput for a run that cannot be
-    made again here, and RunFailed when it fails this time.
+    This is the Python form of `adaptkit reproduce`. The store is only read.
+
+    Parameters
+    ----------
+    run_id : str
+        A finished run.
+    tracking_uri : str, optional
+        MLflow store. Default: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
+    plugins : iterable of path or object, optional
+        Plugin files, or objects with hooks.
+    backbone : torch.nn.Module, optional
+        The model that `adaptkit.run` received as `backbone`, with the same weights.
+    data_dir : path, optional
+        Folder of data sets. Default: as in the run.
+    device : {"auto", "cpu", "cuda", "mps"}, optional
+        Device that computes. Default: as in the run.
+    refresh_base : bool, optional
+        Train the base even if the cache holds it.
+    feature_cache : bool, optional
+        Whether features of frozen layers are computed once and reused. Default: True.
+
+    Returns
+    -------
+    Reproduction
+        `verdict` is "identical", "within tolerance" or "different".
+
+    Raises
+    ------
+    BadInput
+        If the run cannot be repeated here, for example because its data have changed.
+    RunFailed
+        If the new run fails.
+
+    Examples
+    --------
+    >>> adaptkit.reproduce(run_id).verdict
+    'identical'
     """
     loaded = given_plugins(plugins, backbone)
     return reproduce_run(
@@ -80,59 +113,57 @@ def reproduce_run(
     feature_cache: bool = True,
     notice: Callable[[str], None] = lambda line: None,
 ) -> Reproduction:
-    """Run a finished run again and compare; `notice` hears lines to tell the user meanwhile."""
-    found = open_runs(tracking_uri).find(run_id, (*KINDS, "imported"))
-    require_possible(found)
-    recorded = read_results(found)
-    require_split(found)
+    """Re-run a finished run and compare the results; call `notice(message)` for each message."""
+    stored = open_runs(tracking_uri).find(run_id, (*KINDS, "imported"))
+    require_possible(stored)
+    recorded = read_results(stored)
+    require_split(stored)
     notices: list[str] = []
 
-    def tell(line: str) -> None:
-        notices.append(line)
-        notice(line)
+    def report(message: str) -> None:
+        notices.append(message)
+        notice(message)
 
     changed: dict[str, Any] = {} if data_dir is None else {"data_dir": str(data_dir)}
     if device is not None:
         changed["device"] = find_device(device).type
     try:
-        with rebuilt_request(found, plugins, changed) as request:
-            _require_one(found, request)
-            require_same_settings(found, request)  # first: other settings make other data
-            if request.settings.split.file is not None and found.has(SPLIT_FILE):
-                tell(
-                    f"split.file {found.params.get('split.file')}: the run's own split.json says the same, and is taken"
-                )
+        with rebuilt_request(stored, plugins, changed) as request:
+            _require_one(stored, request)
+            require_same_settings(stored, request)  # first, because other settings also change the data
+            if request.settings.split.file is not None and stored.has(SPLIT_FILE):
+                report(f"split.file {stored.params.get('split.file')}: using the run's split.json, which is equal")
             domains = load_data(request)
     except BadInput as error:
-        raise BadInput(*(f"{found.title}: {line}{_hint(found, line)}" for line in error.problems)) from None
-    around = RunEnvironment(found, request, plugins)
-    data = data_difference(found, domains, request, is_elsewhere=around.recorded != around.now)
+        raise BadInput(*(f"{stored.title}: {line}{_hint(stored, line)}" for line in error.problems)) from None
+    around = RunEnvironment(stored, request, plugins)
+    data = data_difference(stored, domains, request, is_elsewhere=around.recorded != around.now)
     if data is not None and not data.within:
         return _judged(around, notices, data)
     if data is None:
-        require_same_split(found, domains)
+        require_same_split(stored, domains)
     experiment = _prepared(request, domains, asked=device)
     for line in experiment.plan.notices:
-        if not line.startswith("split.file:"):  # said, with a better name
-            tell(line)
-    if difference := settings_difference(found, experiment):
+        if not line.startswith("split.file:"):  # reported above, with the original name
+            report(line)
+    if difference := settings_difference(stored, experiment):
         return _judged(around, notices, difference)
     threads = around.recorded.get("threads", "")
     made = run_again(
-        found,
+        stored,
         experiment,
         plugins,
         threads=int(threads) if threads.isdigit() else None,
         refresh_base=refresh_base,
         feature_cache=feature_cache,
-        notice=tell,
+        notice=report,
     )
-    weights = "base" if found.kind == "base" else "adapter"
-    agreement = compare_results(recorded, made.results, weights, drawn_images(found))
-    wanted = found.tags.get(BASE_FINGERPRINT_TAG)
+    weights = "base" if stored.kind == "base" else "adapter"
+    agreement = compare_results(recorded, made.results, weights, drawn_images(stored))
+    wanted = stored.tags.get(BASE_FINGERPRINT_TAG)
     first = [] if data is None else [data]
     if wanted != made.base_fingerprint:
-        # Other last digits make another base: what follows from them decides.
+        # Different last digits change the fingerprint of the base; the comparison of the results decides.
         first.append(Difference("base", "fingerprint of the base", wanted, made.base_fingerprint, within=True))
     return dataclasses.replace(
         _judged(
@@ -147,8 +178,8 @@ def reproduce_run(
     )
 
 
-def _judged(around: RunEnvironment, notices: Iterable[str], *found: Difference) -> Reproduction:
-    """Return a reproduction with these differences, and those of the surroundings."""
+def _judged(around: RunEnvironment, notices: Iterable[str], *differences: Difference) -> Reproduction:
+    """Return a reproduction with these differences and those of the environment."""
     run = around.stored
     return Reproduction(
         run_id=run.run_id,
@@ -158,7 +189,7 @@ def _judged(around: RunEnvironment, notices: Iterable[str], *found: Difference) 
         base_fingerprint=run.tags.get(BASE_FINGERPRINT_TAG),
         base=None,
         compared=Compared(),
-        differences=found,
+        differences=differences,
         environment_differences=tuple(around.differences()),
         environment={"recorded": around.recorded, "now": around.now},
         notices=tuple(notices),
@@ -169,24 +200,24 @@ def _prepared(request: Request, domains: Domains, asked: str | None) -> Experime
     try:
         return prepare(request, domains=domains)
     except BadInput as error:
-        hint = "; the run was computed there: --device auto takes what is here" if asked is None else ""
+        hint = "; the run used this device: choose another one with --device auto" if asked is None else ""
         raise BadInput(*(f"{line}{hint if line.startswith('device:') else ''}" for line in error.problems)) from None
 
 
-def _require_one(found: StoredRun, request: Request) -> None:
+def _require_one(stored: StoredRun, request: Request) -> None:
     if len(request.arms) != 1 or len(request.settings.seed) != 1:
-        raise BadInput("its config.yaml was altered: it does not describe one strategy and one seed")
+        raise BadInput("its config.yaml was altered: it must name one strategy and one seed")
 
 
-def _hint(found: StoredRun, line: str) -> str:
-    """Return what else to say of a problem with a run's settings."""
+def _hint(stored: StoredRun, line: str) -> str:
+    """Return a hint about a problem with the settings of a run."""
     if "unknown option" in line or "unknown key" in line:
-        return "; the run knew it: its plugin, or adaptkit, has changed since"
+        return "; the run had it: its plugin or adaptkit has changed since"
     if not re.search(r"unknown (strategy|backbone|data set|shift) ", line):
         return ""
     if "'python'" in line:
-        return "; it was given from Python: adaptkit.reproduce(run_id, backbone=model) takes it again"
-    with found.file(CONFIG_FILE) as path:
+        return "; it is a Python object; pass it again: adaptkit.reproduce(run_id, backbone=model)"
+    with stored.file(CONFIG_FILE) as path:
         heading = path.read_text(encoding="utf-8").partition("\n")[0]
     named = re.findall(r"--plugin (\S+)", heading)
     return f"; the run was made with --plugin {' --plugin '.join(named)}" if named else "; is its plugin installed?"

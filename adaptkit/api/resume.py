@@ -1,4 +1,4 @@
-"""Go on with runs that stopped: in their own records, with the results of runs that nobody disturbed."""
+"""Resume interrupted runs from their last checkpoints, in their own MLflow runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adaptkit.experiment.adaptation import execute
 from adaptkit.experiment.base import obtain_base
 from adaptkit.experiment.base_cache import stored_base
 from adaptkit.experiment.description import describe_run
-from adaptkit.experiment.outcome import BaseSummary, Outcome
+from adaptkit.experiment.outcome import BaseSummary, RunOutcome
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.recovery import Recovery, read_record
 from adaptkit.models.trained import given_plugins
@@ -55,19 +55,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who hears of runs that go on: `notice` lines to tell the user, `shown` the plugins, while the runs are made."""
+    """Callbacks of resumed runs: `notice(message)`, and `shown(plugins)`, a context around the training."""
 
-    notice: Callable[[str], None] = lambda line: None
+    notice: Callable[[str], None] = lambda message: None
     shown: Callable[[Plugins], AbstractContextManager[None]] = lambda plugins: nullcontext()
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of one of several runs: its outcome, or why it did not go on."""
+    """Result of resuming one of several runs: its outcome, or the error that stopped it."""
 
     run_id: str
     name: str
-    outcome: Outcome | None
+    outcome: RunOutcome | None
     error: str | None
 
 
@@ -77,32 +77,74 @@ def resume(
     tracking_uri: str | None = None,
     plugins: Iterable[str | Path | object] = (),
     backbone: nn.Module | None = None,
-) -> Outcome:
-    """Go on with a run that stopped, as `adaptkit resume` does, and return its results.
+    report: str | Path | None = None,
+) -> RunOutcome:
+    """Resume an interrupted run from its last checkpoint, in its own MLflow run.
 
-    It ends with the metrics (but times and memory) and the adapter of a run that nobody disturbed, in its own record.
-    The id of a run that groups others stands for all that its command would still have done. Plugins' files are known;
-    `plugins` given as objects, and a model given as `backbone`, must be given again. Raises BadInput for a run that
-    cannot go on.
+    This is the Python form of `adaptkit resume`. Except for times and memory, the results are those of a run that was
+    not interrupted.
+
+    Parameters
+    ----------
+    run_id : str
+        An interrupted run. The id of a parent run resumes all the runs that its command had not finished.
+    tracking_uri : str, optional
+        MLflow store. Default: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
+    plugins : iterable of path or object, optional
+        Plugins that the run received as objects. Plugin files are loaded again without being named here.
+    backbone : torch.nn.Module, optional
+        The model that `adaptkit.run` received as `backbone`, if it did.
+    report : path, optional
+        Folder for a report of the comparison. Default: that of the interrupted command, if any.
+
+    Returns
+    -------
+    RunOutcome
+        `runs` holds one record for each run, `comparison` compares the strategies.
+
+    Raises
+    ------
+    BadInput
+        If the run cannot be resumed, for example because its data have changed.
+
+    Examples
+    --------
+    >>> outcome = adaptkit.resume(interrupted_run_id)
+    >>> outcome.runs[0].status
+    'finished'
     """
-    return resume_run(open_stopped(tracking_uri), run_id, tracking_uri, plugins, backbone)
+    request = ResumeRequest(
+        tracking_uri=tracking_uri,
+        plugins=tuple(plugins),
+        backbone=backbone,
+        report=None if report is None else Path(report),
+    )
+    return resume_run(open_stopped(tracking_uri), run_id, request)
 
 
-def resume_all(
-    tracking_uri: str | None = None, plugins: Iterable[str | Path | object] = (), watch: Watch = Watch()
-) -> Iterator[Attempt]:
-    """Go on with every run of this machine in a store that stopped; one that cannot go on does not stop the others."""
-    runs, given = open_stopped(tracking_uri), list(plugins)
-    require_sent(tracking_uri)
+@dataclass(frozen=True, kw_only=True)
+class ResumeRequest:
+    """How runs are resumed: their store, and what only Python can pass again."""
+
+    tracking_uri: str | None = None
+    plugins: tuple[str | Path | object, ...] = ()
+    backbone: nn.Module | None = None
+    report: Path | None = None
+
+
+def resume_all(request: ResumeRequest = ResumeRequest(), watch: Watch = Watch()) -> Iterator[Attempt]:
+    """Resume every interrupted run of this machine in a store; a run that fails does not stop the others."""
+    runs = open_stopped(request.tracking_uri)
+    require_sent(request.tracking_uri)
     tried: set[str] = set()
-    # Anew each time: what goes on with a run that groups others may end the run of its base.
+    # Search again each time: resuming a parent run may finish the run of its base.
     while left := [run_id for run_id in find_all(runs) if run_id not in tried]:
         run_id = left[0]
         tried.add(run_id)
-        found = runs.get(run_id)
-        name = str(found.info.run_name) if found is not None else run_id
+        record = runs.get(run_id)
+        name = str(record.info.run_name) if record is not None else run_id
         try:
-            outcome = resume_run(runs, run_id, tracking_uri, given, watch=watch)
+            outcome = resume_run(runs, run_id, request, watch)
         except AdaptkitError as error:
             yield Attempt(run_id, name, None, "; ".join(error.problems))
             continue
@@ -112,57 +154,60 @@ def resume_all(
 
 
 def resume_run(
-    runs: RunFinder,
-    run_id: str,
-    tracking_uri: str | None = None,
-    plugins: Iterable[str | Path | object] = (),
-    backbone: nn.Module | None = None,
-    watch: Watch = Watch(),
-) -> Outcome:
-    """Go on with a run of an open store; `tracking_uri` is how the store was named."""
-    require_sent(tracking_uri)
-    found = find_resumable(runs, run_id)
+    runs: RunFinder, run_id: str, request: ResumeRequest = ResumeRequest(), watch: Watch = Watch()
+) -> RunOutcome:
+    """Resume one run of an open store."""
+    require_sent(request.tracking_uri)
+    interrupted = find_resumable(runs, run_id)
     try:
-        with _in_folder(found.record.folder), Seat() as seat, _threads(found.record.threads):
-            experiment, loaded = _prepared(found, plugins, backbone, watch)
-            return _go_on(found, experiment, loaded, seat, tracking_uri, watch)
+        with _in_folder(interrupted.record.folder), Seat() as seat, _threads(interrupted.record.threads):
+            experiment, plugins = _prepared(interrupted, request, watch)
+            return _continued(interrupted, experiment, plugins, seat=seat, request=request, watch=watch)
     except KeyboardInterrupt as error:
-        if not getattr(error, "__notes__", ()):  # it came before anything was trained
-            error.add_note(f"Go on with:  adaptkit resume {run_id}")
+        if not getattr(error, "__notes__", ()):  # interrupted before training
+            error.add_note(f"To resume:  adaptkit resume {run_id}")
         raise
     finally:
-        found.claim.release()
+        interrupted.claim.release()
 
 
-def _prepared(
-    found: InterruptedRun, plugins: Iterable[str | Path | object], backbone: nn.Module | None, watch: Watch
-) -> tuple[Experiment, Plugins]:
-    """Return the experiment that a run is part of, which is what it was, and its plugins."""
-    record = found.record
-    require_unchanged(found)
-    if told := changed_versions(record):
-        watch.notice(f"{record.name}: {told}: the last digits may differ")
-    loaded = given_plugins([*record.plugin_files, *plugins], backbone)
+def _prepared(interrupted: InterruptedRun, request: ResumeRequest, watch: Watch) -> tuple[Experiment, Plugins]:
+    """Prepare the experiment that a run belongs to, and check that its inputs are unchanged."""
+    record = interrupted.record
+    require_unchanged(interrupted)
+    if versions := changed_versions(record):
+        watch.notice(f"{record.name}: {versions}: the last digits may differ")
+    plugins = given_plugins([*record.plugin_files, *request.plugins], request.backbone)
     values: dict[str, Any] = dict(flatten(yaml.safe_load(record.config)))
     try:
-        experiment = prepare(resolve([Layer(values)], loaded))
+        experiment = prepare(resolve([Layer(values)], plugins))
     except BadInput as error:
-        raise BadInput(*(f"{found.stored.title} cannot be resumed: {problem}" for problem in error.problems)) from None
-    require_same_start(found, experiment)
-    return experiment, loaded
+        raise _not_resumable(interrupted, *error.problems) from None
+    require_same_start(interrupted, experiment)
+    return experiment, plugins
 
 
-def _go_on(
-    found: InterruptedRun, experiment: Experiment, plugins: Plugins, seat: Seat, tracking_uri: str | None, watch: Watch
-) -> Outcome:
-    record, store = found.record, _store_of(found)
-    with ExitStack() as held:
-        begun = gather(found, experiment, held)
+def _not_resumable(interrupted: InterruptedRun, *problems: str) -> BadInput:
+    return BadInput(*(f"{interrupted.stored.title} cannot be resumed: {problem}" for problem in problems))
+
+
+def _continued(
+    interrupted: InterruptedRun,
+    experiment: Experiment,
+    plugins: Plugins,
+    *,
+    seat: Seat,
+    request: ResumeRequest,
+    watch: Watch,
+) -> RunOutcome:
+    record, store = interrupted.record, _store_of(interrupted)
+    with ExitStack() as stack:
+        begun = gather(interrupted, experiment, stack)
         if begun.base_fingerprints:
-            _require_base(found, begun, experiment, plugins, seat, watch)
+            _require_base(interrupted, begun, experiment, plugins=plugins, seat=seat, watch=watch)
         is_group = record.kind == "comparison"
-        tracker, collector = held.enter_context(Tracker(store, resumed=begun.resumed)), Collector()
-        report = None if record.report is None else Path(record.report)
+        tracker, collector = stack.enter_context(Tracker(store, resumed=begun.resumed)), Collector()
+        report = request.report or (None if record.report is None else Path(record.report))
         recovery = Recovery(
             experiment=experiment,
             tracker=tracker,
@@ -173,16 +218,16 @@ def _go_on(
             claims=begun.claims,
             parent=record.parent,
         )
-        for one in begun.resumed.values():
-            count_again(store.client, one.run_id)
-        held.enter_context(plugins.watching(collector, "collector"))
-        held.enter_context(plugins.watching(tracker, "tracker"))
-        held.enter_context(watch.shown(plugins))
+        for resumed in begun.resumed.values():
+            count_again(store.client, resumed.run_id)
+        stack.enter_context(plugins.watching(collector, "collector"))
+        stack.enter_context(plugins.watching(tracker, "tracker"))
+        stack.enter_context(watch.shown(plugins))
         if is_group:
-            count_again(store.client, found.stored.run_id)
-            request, goes_on = experiment.request, stored_progress(store.client, found.stored.record)
-            held.enter_context(tracker.grouped(request.group_name, request.shared_params(), goes_on))
-        held.enter_context(resumable(recovery, tracking_uri))
+            count_again(store.client, interrupted.stored.run_id)
+            checked, recorded = experiment.request, stored_progress(store.client, interrupted.stored.record)
+            stack.enter_context(tracker.grouped(checked.group_name, checked.shared_params(), recorded))
+        stack.enter_context(resumable(recovery, request.tracking_uri))
         if record.kind == "base":
             outcome = _base_alone(experiment, plugins, tracker=tracker, recovery=recovery, watch=watch)
         else:
@@ -197,58 +242,62 @@ def _go_on(
                 done=begun.done,
             )
         outcome = with_ids(outcome, tracker)
-        findings = _judged(outcome, store) if is_group else judge_outcome(outcome, collector)
-        ended = close_group(outcome, findings, tracker, report if is_group else None)
-    found.claim.discard()
-    forget_sent({record.local_id, *(one.local_id for one in begun.records.values())})  # for a store that was moved
+        comparisons = _judged(outcome, store) if is_group else judge_outcome(outcome, collector)
+        ended = close_group(outcome, comparisons, tracker, report if is_group else request.report)
+    interrupted.claim.discard()
+    # The journals in the store's former place, if it was moved, are complete as well.
+    forget_sent({record.local_id, *(resumed.local_id for resumed in begun.records.values())})
     if record.kind == "base":
-        watch.notice(f"The base is there: typed again, the same command goes on from it: {record.command}")
+        watch.notice(f"The base is trained. Run the same command again to continue: {record.command}")
     elif record.parent is not None and read_record(record.parent) is not None:
-        parent = found.stored.tags.get(PARENT_TAG)
-        watch.notice(f"It is one run of several; go on with the others:  adaptkit resume {parent}")
+        parent = interrupted.stored.tags.get(PARENT_TAG)
+        watch.notice(f"This run is one of several. To resume the others:  adaptkit resume {parent}")
     return ended
 
 
-def _judged(outcome: Outcome, store: Store) -> Comparisons | None:
-    """Return what the store says of a group's runs, those that were made before included; None if none has finished."""
+def _judged(outcome: RunOutcome, store: Store) -> Comparisons:
+    """Compare all runs of a parent run, including those that finished before the interruption."""
     if all(run.status != "finished" for run in outcome.runs):
-        return None
+        return Comparisons()
     return judge_tracked([run.run_id for run in outcome.runs if run.run_id], tracking_uri=store.uri, alone=True)
 
 
 def _require_base(
-    found: InterruptedRun, begun: ResumedGroup, experiment: Experiment, plugins: Plugins, seat: Seat, watch: Watch
+    interrupted: InterruptedRun,
+    begun: ResumedGroup,
+    experiment: Experiment,
+    *,
+    plugins: Plugins,
+    seat: Seat,
+    watch: Watch,
 ) -> None:
-    """See that the base of the runs is there, and what it was; train it anew where it is gone."""
+    """Check that the base is still the same; train it again if the cache has lost it."""
     base = stored_base(experiment.base_key)
     if base is None:
-        watch.notice(f"{found.record.name}: its base is gone from the cache: it is trained anew")
+        watch.notice(f"{interrupted.record.name}: the cache no longer holds its base; it is trained again")
         unwatched = dataclasses.replace(plugins, watched=False)
         base = obtain_base(experiment, unwatched, notice=watch.notice).base
     if others := begun.base_fingerprints - {base.fingerprint}:
-        was = sorted(others)[0]
-        raise BadInput(
-            f"{found.stored.title} cannot be resumed: its base was {was[:12]}, and is {base.fingerprint[:12]}"
-        )
+        before = sorted(others)[0][:12]
+        raise _not_resumable(interrupted, f"its base was {before}, and is {base.fingerprint[:12]}")
     for arm in experiment.request.arms:
         for seed in experiment.request.settings.seed:
             described = describe_run(experiment, base, base_run_id=None, arm=arm, seed=seed, company=seat.company())
-            begun.require_same(found, described)
+            begun.require_same(interrupted, described)
 
 
 def _base_alone(
     experiment: Experiment, plugins: Plugins, *, tracker: Tracker, recovery: Recovery, watch: Watch
-) -> Outcome:
+) -> RunOutcome:
     obtained = obtain_base(experiment, plugins, tracker=tracker, notice=watch.notice, recovery=recovery)
     base = obtained.base
-    reached = base.epochs[-1].test_accuracy if base.epochs else None
-    return Outcome(
+    return RunOutcome(
         plan=dataclasses.replace(experiment.plan, base_cached=obtained.cached),
         base=BaseSummary(
             fingerprint=base.fingerprint,
             run_id=obtained.run_id,
             cached=obtained.cached,
-            test_accuracy=reached,
+            test_accuracy=base.epochs[-1].test_accuracy if base.epochs else None,
             shifted_accuracy=None,
             epochs=base.epochs,
         ),
@@ -257,26 +306,26 @@ def _base_alone(
     )
 
 
-def _store_of(found: InterruptedRun) -> Store:
-    """Return the store as runs are written to it: in the experiment in which the run is."""
-    address, client = found.stored.runs.reader.address, found.stored.runs.reader.client
+def _store_of(interrupted: InterruptedRun) -> Store:
+    """Open the store to write to the experiment of the run."""
+    address, client = interrupted.stored.runs.reader.address, interrupted.stored.runs.reader.client
     with errors_as_lines(address):
-        experiment = client.get_experiment(found.stored.record.info.experiment_id)
+        experiment = client.get_experiment(interrupted.stored.record.info.experiment_id)
     return Store(address.uri, client, experiment.experiment_id, experiment.name, (), address.ui_command)
 
 
 @contextmanager
 def _in_folder(folder: str) -> Iterator[None]:
-    """Be in the folder in which a run began, as long as it is there: relative paths start in it."""
+    """Change to the folder in which a run started, if it exists, so that relative paths stay valid."""
     with contextlib.chdir(folder) if Path(folder).is_dir() else nullcontext():
         yield
 
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Compute with so many threads: the last digits of results depend on them."""
+    """Compute with this number of threads, because the last digits of results depend on it."""
     before = torch.get_num_threads()
-    if count == before:  # even setting the same number would change how torch divides work
+    if count == before:  # setting even the same number changes how torch divides work
         yield
         return
     torch.set_num_threads(count)

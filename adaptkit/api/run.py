@@ -1,4 +1,4 @@
-"""Run an experiment from Python, or from the command line: the same steps for both."""
+"""Run an experiment: adapt a base with several strategies, evaluate, track and compare them."""
 
 from __future__ import annotations
 
@@ -7,35 +7,248 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptkit.api.request import TrainingRequest, conditions, read_arguments
 from adaptkit.comparison.collector import Collector
 from adaptkit.comparison.records import Comparisons
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.experiment.adaptation import execute
-from adaptkit.experiment.outcome import Outcome, Plan
+from adaptkit.experiment.outcome import Plan, RunOutcome
 from adaptkit.experiment.prepare import prepare
 from adaptkit.experiment.recovery import Recovery
 from adaptkit.names import COMPARISON_FILE, TUNING_FILE, TUNING_TAG
-from adaptkit.plugins.loading import load_plugins
-from adaptkit.plugins.manager import Plugins
-from adaptkit.settings.files import read_config
 from adaptkit.settings.request import Request
-from adaptkit.settings.resolve import LR, Layer, option_keys, resolve
-from adaptkit.settings.settings import flat_settings
+from adaptkit.settings.resolve import LR, Layer, resolve
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.folders import features_allowed
 from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.runs import StoredRun, open_runs
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from adaptkit.tracking.store import Store
     from adaptkit.tracking.tracker import Tracker
 
 
-def with_ids(outcome: Outcome, tracker: Tracker) -> Outcome:
-    """Return the outcome with the ids of runs that a slow store has taken only meanwhile."""
+@dataclass(frozen=True, kw_only=True)
+class RunRequest(TrainingRequest):
+    """A checked experiment and the conditions of its runs."""
+
+    experiment: Request
+    track: bool = True
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Callbacks of an experiment: `planned(plan)` once before training, `notice(message)` for each message."""
+
+    planned: Callable[[Plan], None] = lambda plan: None
+    notice: Callable[[str], None] = lambda message: None
+
+
+def run(
+    strategies: str | Sequence[str] | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    dataset: str | None = None,
+    target: str | None = None,
+    shift: str | Mapping[str, float] | None = None,
+    severity: str | float | Sequence[float] | None = None,
+    backbone: str | nn.Module | None = None,
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    skip_bad_images: bool | None = None,
+    augment: str | Mapping[str, float] | None = None,
+    bn: str | None = None,
+    seeds: int | str | Sequence[int] | None = None,
+    shots: int | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    optimizer: str | None = None,
+    weight_decay: float | None = None,
+    evaluate_shifted: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    checkpointing: bool | None = None,
+    data_dir: str | Path | None = None,
+    experiment: str | None = None,
+    plugins: Iterable[str | Path | object] = (),
+    tracking_uri: str | None = None,
+    refresh_base: bool = False,
+    feature_cache: bool = True,
+    report: str | Path | None = None,
+    track: bool = True,
+    from_tune: str | None = None,
+) -> RunOutcome:
+    """Adapt a base with one or more strategies, track each run in MLflow, and compare the strategies.
+
+    This is the Python form of `adaptkit run`. An argument that is None keeps its default. The strongest source of a
+    setting wins: an argument, `settings`, `config`, `from_tune`, `preset`, the default.
+
+    Parameters
+    ----------
+    strategies : str or sequence of str
+        Strategies to compare, such as "lora" or ["lora", "head"]. `adaptkit strategies` lists them.
+    options : mapping, optional
+        Options of strategies: {"rank": 4}, or {"lora.rank": 4} with several strategies.
+    preset : str, optional
+        Settings to start from: "quick", "default" or "notebook".
+    config : path, optional
+        YAML file of settings.
+    settings : mapping, optional
+        Any settings by key, such as {"base.epochs": 2}.
+    dataset : str, optional
+        Source: "mnist5k" (default), another data set, "folder:PATH", or "none" for pretrained weights without a source.
+    target : str, optional
+        Target, such as "folder:PATH". Default: the source under `shift`.
+    shift : str or mapping, optional
+        Shift from source to target images, such as "rotate=45,noise=0.3" (default without a target) or {"rotate": 30}.
+    severity : str, float or sequence of float, optional
+        Multiples of the shift at which the final models are evaluated, such as [0.5, 1, 2].
+    backbone : str or torch.nn.Module, optional
+        Architecture ("small_cnn" by default), or a model, of which a copy is trained.
+    weights : str or path, optional
+        First weights of the backbone: "default" (published), "none" (fresh) or a file.
+    image_size : int, optional
+        Side of the images, in pixels. Default: that of the data set or the backbone.
+    skip_bad_images : bool, optional
+        Leave out files that are not pictures, instead of stopping.
+    augment : str or mapping, optional
+        Shifts of training images only, such as "flip=0.5,crop=0.7".
+    bn : {"freeze", "adapt"}, optional
+        Whether the statistics of frozen BatchNorm layers are kept (default) or adapted to the target.
+    seeds : int, str or sequence of int, optional
+        One run of each strategy for each seed: 3, "0-4", "0,2,5" or [0, 1]. Default: 0.
+    shots : int, optional
+        Labelled target images of each class. Default: 50.
+    epochs, batch_size : int, optional
+        Epochs and batch size of adaptation. Defaults: 10 and 32.
+    lr : float, optional
+        Learning rate. Default: the strategy's own.
+    optimizer : {"adam", "adamw", "sgd"}, optional
+        Optimizer of adaptation; sgd has a momentum of 0.9. Default: "adam".
+    weight_decay : float, optional
+        Weight decay of adaptation. Default: 0.
+    evaluate_shifted : {"epoch", "end"}, optional
+        When the target accuracy is measured: after each epoch (default) or at the end only.
+    device : {"auto", "cpu", "cuda", "mps"}, optional
+        Device that computes. Default: "auto".
+    precision : {"fp32", "bf16", "auto"}, optional
+        Number format; "auto" is bf16 where the device supports it. Default: "fp32".
+    checkpointing : bool, optional
+        Recompute activations instead of storing them: slower training with less memory.
+    data_dir : path, optional
+        Folder of data sets and downloads. Default: "data".
+    experiment : str, optional
+        MLflow experiment. Default: "adaptkit".
+    plugins : iterable of path or object, optional
+        Plugin files, or objects with hooks.
+    tracking_uri : str, optional
+        MLflow store. Default: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
+    refresh_base : bool, optional
+        Train the base even if the cache holds it.
+    feature_cache : bool, optional
+        Whether features of frozen layers are computed once and reused. Default: True.
+    report : path, optional
+        Folder for a report of the comparison.
+    track : bool, optional
+        Whether runs are recorded in MLflow. Default: True.
+    from_tune : str, optional
+        Run id of a finished tuning, whose best values are used.
+
+    Returns
+    -------
+    RunOutcome
+        `runs` holds one record for each run, `comparison` compares the strategies.
+
+    Raises
+    ------
+    BadInput
+        If a setting is wrong; nothing has been trained or tracked. A run that fails later is a record with its error.
+
+    Examples
+    --------
+    >>> outcome = adaptkit.run(["head", "lora"], seeds="0-1", preset="quick")
+    >>> [(run.strategy, run.seed) for run in outcome.runs]
+    [('head', 0), ('lora', 0), ('head', 1), ('lora', 1)]
+    >>> print(outcome.comparison.sentences[-1])
+    This holds for this base and ...
+    """
+    arguments = locals()
+    layers, loaded = read_arguments(arguments)
+    if from_tune is not None:
+        layers.append(tuned_layer(from_tune, layers, tracking_uri))
+    request = RunRequest(experiment=resolve(layers, loaded), plugins=loaded, track=track, **conditions(arguments))
+    return run_request(request)
+
+
+def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
+    """Run a checked experiment and return its results."""
+    request.require_report_folder()
+    plugins, refresh_base, notice = request.plugins, request.refresh_base, watch.notice
+    with Seat() as seat:
+        experiment = prepare(request.experiment, refresh_base=refresh_base)
+        store = _opened(request) if request.track else None
+        collector = Collector()
+        watch.planned(experiment.plan)
+        if store is None:
+            with plugins.watching(collector, "collector"), shared_threads(seat.company().others, notice):
+                outcome = execute(
+                    experiment,
+                    plugins,
+                    seat=seat,
+                    refresh_base=refresh_base,
+                    feature_cache=request.feature_cache,
+                    notice=notice,
+                )
+            comparisons = judge_outcome(outcome, collector)
+            if request.report is not None:
+                report_files(comparisons, request.report, request.report)
+            return dataclasses.replace(outcome, comparisons=comparisons)
+
+        from adaptkit.tracking.tracker import Tracker
+
+        for message in (*store.notices, *_unsent(store)):
+            notice(message)
+        checked = experiment.request  # with the device and the precision of this machine
+        several = len(checked.arms) * len(checked.settings.seed) > 1
+        with (
+            Tracker(store) as tracker,
+            plugins.watching(collector, "collector"),
+            plugins.watching(tracker, "tracker"),
+            tracker.grouped(checked.group_name, checked.shared_params()) if several else nullcontext(),
+            shared_threads(seat.company().others, notice),
+        ):
+            reuse = request.feature_cache and features_allowed()
+            recovery = Recovery(
+                experiment=experiment, tracker=tracker, reuse=reuse, notice=notice, report=request.report
+            )
+            with resumable(recovery, request.tracking_uri):
+                outcome = execute(
+                    experiment,
+                    plugins,
+                    seat=seat,
+                    tracker=tracker,
+                    refresh_base=refresh_base,
+                    feature_cache=request.feature_cache,
+                    notice=notice,
+                    recovery=recovery,
+                )
+                outcome = with_ids(outcome, tracker)
+                recorded = close_group(outcome, judge_outcome(outcome, collector), tracker, request.report)
+        return recorded
+
+
+def with_ids(outcome: RunOutcome, tracker: Tracker) -> RunOutcome:
+    """Return the outcome with the MLflow ids of all runs, after the queue of the tracker is empty."""
     tracker.flush()
     runs = [
         dataclasses.replace(run, run_id=run.run_id or tracker.run_id(f"{run.label} seed={run.seed}"))
@@ -44,23 +257,20 @@ def with_ids(outcome: Outcome, tracker: Tracker) -> Outcome:
     return dataclasses.replace(outcome, runs=tuple(runs))
 
 
-def judge_outcome(outcome: Outcome, collector: Collector) -> Comparisons | None:
-    """Return what the runs of an experiment say of its strategies; None when none has finished."""
+def judge_outcome(outcome: RunOutcome, collector: Collector) -> Comparisons:
+    """Compare the strategies of an experiment; the result is empty if no run has finished."""
     from adaptkit.comparison.judge import judge_runs
 
     runs = collector.runs({f"{run.label} seed={run.seed}": run.run_id for run in outcome.runs})
-    return judge_runs(runs) if any(run.status == "finished" for run in runs) else None
+    return judge_runs(runs) if any(run.status == "finished" for run in runs) else Comparisons()
 
 
-def close_group(outcome: Outcome, findings: Comparisons | None, tracker: Tracker, report: Path | None) -> Outcome:
-    """End the run that groups a tracked experiment's runs, if there is one, with what they say; return all of it.
-
-    The tracker is closed: only then it is known what the store has.
-    """
+def close_group(outcome: RunOutcome, comparisons: Comparisons, tracker: Tracker, report: Path | None) -> RunOutcome:
+    """Record the comparison in the parent run, if there is one, and close the tracker; return the complete outcome."""
     store = tracker.store
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
-        tracker.end_group(findings, files_of(findings, report, Path(temporary)))
-    tracker.close()
+        tracker.end_group(comparisons or None, report_files(comparisons, report, Path(temporary)))
+    tracker.close()  # before `fault` is read: only then is it certain what the store holds
     return dataclasses.replace(
         outcome,
         experiment=store.experiment_name,
@@ -70,233 +280,90 @@ def close_group(outcome: Outcome, findings: Comparisons | None, tracker: Tracker
         notices=store.notices,
         tracking_error=tracker.fault,
         parent_run_id=tracker.parent_id,
-        comparison=findings,
+        comparisons=comparisons,
     )
 
 
-def files_of(findings: Comparisons | None, report: Path | None, temporary: Path) -> list[Path]:
-    """Return the files that belong to the run that groups the others: the report if one is wanted, else its JSON."""
-    if findings is None:
+def report_files(comparisons: Comparisons, report: Path | None, temporary: Path) -> list[Path]:
+    """Write the files of a comparison and return them: the report, or without a folder for it, the JSON document."""
+    if not comparisons:
         return []
     if report is not None:
         from adaptkit.reports.report import write_report
 
-        return write_report(report, findings)
+        return write_report(report, comparisons)
     path = temporary / COMPARISON_FILE
-    path.write_text(f"{findings.to_json()}\n", encoding="utf-8")
+    path.write_text(f"{comparisons.to_json()}\n", encoding="utf-8")
     return [path]
-
-
-def run(
-    strategy: str | Sequence[str] | None = None,
-    *,
-    options: Mapping[str, Any] | None = None,
-    preset: str | None = None,
-    config: str | Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-    plugins: Iterable[str | Path | object] = (),
-    tracking_uri: str | None = None,
-    track: bool = True,
-    refresh_base: bool = False,
-    feature_cache: bool = True,
-    report: str | Path | None = None,
-    from_tune: str | None = None,
-    **keys: Any,
-) -> Outcome:
-    """Run an experiment and return its results, as `adaptkit run` does.
-
-    `options` are strategy options (`{"rank": 4}` or `{"lora.rank": 4}`), `settings` any keys (`{"base.epochs": 2}`),
-    `keys` those without a dot (`seed="0-4"`, `shift="rotate=30"`). `plugins` are files or objects with hooks;
-    `backbone` may be a torch.nn.Module, of which a copy is trained.
-    Without `feature_cache` nothing that frozen layers computed is used again, from this experiment or an earlier one.
-    `from_tune` is the run id of a tuning, whose values are used where nothing else is said.
-    The outcome's `comparison` judges the strategies; with `report`, its figures go to that folder too.
-    Raises BadInput before anything is trained or tracked; a run that fails later is a record with its error.
-    """
-    layers, loaded = layers_and_plugins(strategy, options, preset, config, settings, plugins, keys)
-    if from_tune is not None:
-        layers.append(tuned_layer(from_tune, layers, tracking_uri))
-    request = resolve(layers, loaded)
-    return run_request(
-        request,
-        loaded,
-        tracking_uri=tracking_uri,
-        track=track,
-        refresh_base=refresh_base,
-        feature_cache=feature_cache,
-        report=None if report is None else Path(report),
-    )
-
-
-def layers_and_plugins(
-    strategy: str | Sequence[str] | None,
-    options: Mapping[str, Any] | None,
-    preset: str | None,
-    config: str | Path | None,
-    settings: Mapping[str, Any] | None,
-    plugins: Iterable[str | Path | object],
-    keys: Mapping[str, Any],
-) -> tuple[list[Layer], Plugins]:
-    """Return the sources of settings that a call from Python gives, the strongest first, and the plugins it names."""
-    things, given = list(plugins), dict(keys)
-    if "backbone" in given and not isinstance(given["backbone"], str):
-        from adaptkit.backbones.python_model import python_backbone
-
-        things.append(python_backbone(given["backbone"]))
-        given["backbone"] = f"python:{type(given['backbone']).__name__}"
-    given |= ({"strategy": strategy} if strategy is not None else {}) | option_keys(options or {})
-    if preset is not None:
-        given["preset"] = preset
-    layers = [Layer(flat_settings(given)), Layer(flat_settings(settings or {}))]
-    if config is not None:
-        layers.append(Layer(read_config(Path(config)), str(config)))
-    loaded = load_plugins(
-        [thing for thing in things if isinstance(thing, str | Path)],
-        [thing for thing in things if not isinstance(thing, str | Path)],
-    )
-    return layers, loaded
-
-
-def run_request(
-    request: Request,
-    plugins: Plugins,
-    *,
-    tracking_uri: str | None = None,
-    track: bool = True,
-    refresh_base: bool = False,
-    feature_cache: bool = True,
-    report: Path | None = None,
-    planned: Callable[[Plan], None] = lambda plan: None,
-    notice: Callable[[str], None] = lambda line: None,
-) -> Outcome:
-    """Run a checked request; `planned` hears the plan, `notice` lines to tell the user, before training."""
-    with Seat() as seat:
-        if report is not None:
-            check_folder(report)
-        experiment = prepare(request, refresh_base=refresh_base)
-        store = _opened(tracking_uri, request) if track else None
-        collector = Collector()
-        planned(experiment.plan)
-        if store is None:
-            with plugins.watching(collector, "collector"), shared_threads(seat.company().others, notice):
-                outcome = execute(
-                    experiment,
-                    plugins,
-                    seat=seat,
-                    refresh_base=refresh_base,
-                    feature_cache=feature_cache,
-                    notice=notice,
-                )
-            findings = judge_outcome(outcome, collector)
-            if report is not None:
-                files_of(findings, report, report)
-            return dataclasses.replace(outcome, comparison=findings)
-
-        from adaptkit.tracking.tracker import Tracker
-
-        for line in (*store.notices, *_unsent(store)):
-            notice(line)
-        request = experiment.request  # with the device and the precision that were found
-        several = len(request.arms) * len(request.settings.seed) > 1
-        with (
-            Tracker(store) as tracker,
-            plugins.watching(collector, "collector"),
-            plugins.watching(tracker, "tracker"),
-            tracker.grouped(request.group_name, request.shared_params()) if several else nullcontext(),
-            shared_threads(seat.company().others, notice),
-        ):
-            reuse = feature_cache and features_allowed()
-            recovery = Recovery(experiment=experiment, tracker=tracker, reuse=reuse, notice=notice, report=report)
-            with resumable(recovery, tracking_uri):
-                outcome = execute(
-                    experiment,
-                    plugins,
-                    seat=seat,
-                    tracker=tracker,
-                    refresh_base=refresh_base,
-                    feature_cache=feature_cache,
-                    notice=notice,
-                    recovery=recovery,
-                )
-                outcome = with_ids(outcome, tracker)
-                recorded = close_group(outcome, judge_outcome(outcome, collector), tracker, report)
-        return recorded
 
 
 @contextmanager
 def resumable(recovery: Recovery, tracking_uri: str | None) -> Iterator[None]:
-    """Keep the run that groups this experiment's; tell whoever interrupts it, in the error's notes, how to go on."""
+    """Keep the parent run resumable during the block; an interruption carries the command that resumes it as a note."""
     try:
         with recovery.group():
             yield
     except KeyboardInterrupt as error:
         if (command := recovery.hint(tracking_uri)) is not None:
-            error.add_note(f"Go on with:  {command}")
+            error.add_note(f"To resume:  {command}")
         raise
 
 
-def _opened(tracking_uri: str | None, request: Request) -> Store:
+def _opened(request: RunRequest) -> Store:
     from adaptkit.tracking.store import open_store
 
-    return open_store(tracking_uri, request.settings.experiment)
+    return open_store(request.tracking_uri, request.experiment.settings.experiment)
 
 
 def _unsent(store: Store) -> list[str]:
     from adaptkit.tracking.journal import count_unsent
 
     count = count_unsent(store.shown)
-    return [f"{count} earlier run{'s are' if count > 1 else ' is'} not all in MLflow: `adaptkit sync`"] if count else []
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse, before anything is trained, a folder that the report could not be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BadInput(f"cannot write a report to {folder}: {error.strerror or error}") from None
+    if not count:
+        return []
+    return [f"{count} earlier run{'s are' if count > 1 else ' is'} not completely in MLflow; run `adaptkit sync`"]
 
 
 def tuned_layer(run_id: str, layers: Sequence[Layer], tracking_uri: str | None) -> Layer:
-    """Return what the tuning of this run chose, as the weakest of the layers that a user gives.
+    """Return the best values of a tuning as the weakest layer of settings.
 
-    Of the strategies that the layers name, or of all that were tuned where they name none. A learning rate that they
-    give for all strategies goes before those that were chosen. Raises BadInput for a run that is no finished tuning,
-    and for strategies that it has not tuned.
+    They are those of the strategies in `layers`, or of all tuned strategies if `layers` names none. A learning rate in
+    `layers` for all strategies is stronger than the tuned ones. Raises BadInput for a run that is not a finished
+    tuning, and for strategies that it did not tune.
     """
     runs = open_runs(tracking_uri)
     record = runs.get(run_id)
     if record is None:
         raise BadInput(f"--from-tune: no run {run_id!r} in {runs.reader.address.shown}")
-    found = StoredRun(runs, record)
-    if found.kind != "sweep" or TUNING_TAG not in found.tags:
-        raise BadInput(f"--from-tune: {found.title} is no tuning; `adaptkit tune` says the id of its own")
+    stored = StoredRun(runs, record)
+    if stored.kind != "sweep" or TUNING_TAG not in stored.tags:
+        raise BadInput(f"--from-tune: {stored.title} is not a tuning; use the run id that `adaptkit tune` prints")
     if record.info.status != "FINISHED":
-        raise BadInput(f"--from-tune: {found.title} is not finished; the same `adaptkit tune` goes on with it")
-    chosen = {one["strategy"]: one for one in _content(found)}
+        raise BadInput(
+            f"--from-tune: {stored.title} has not finished; run the same `adaptkit tune` again to continue it"
+        )
+    tuned = {strategy["strategy"]: strategy for strategy in _tuned_strategies(stored)}
     named = next((layer.values["strategy"] for layer in layers if "strategy" in layer.values), None)
-    names = _names(named) if named is not None else list(chosen)
-    missing = [name for name in names if name not in chosen]
+    names = _names(named) if named is not None else list(tuned)
+    missing = [name for name in names if name not in tuned]
     if missing:
         raise BadInput(
-            *(f"--from-tune: {found.title} has not tuned {name}{suggestion(name, chosen)}" for name in missing)
+            *(f"--from-tune: {stored.title} has not tuned {name}{suggestion(name, tuned)}" for name in missing)
         )
     values: dict[str, Any] = {"strategy": names}
     for name in names:
-        values |= {f"{name}.{key}": value for key, value in chosen[name]["options"].items()}
-        if LR not in chosen[name]["options"] and not any(LR in layer.values for layer in layers):
-            values[f"{name}.{LR}"] = chosen[name]["lr"]
+        values |= {f"{name}.{key}": value for key, value in tuned[name]["options"].items()}
+        if LR not in tuned[name]["options"] and not any(LR in layer.values for layer in layers):
+            values[f"{name}.{LR}"] = tuned[name]["lr"]
     return Layer(values, f"tuning {run_id}")
 
 
-def _content(found: StoredRun) -> list[dict[str, Any]]:
-    """Return what the run says of each strategy."""
+def _tuned_strategies(stored: StoredRun) -> list[dict[str, Any]]:
     try:
-        with found.file(TUNING_FILE) as path:
+        with stored.file(TUNING_FILE) as path:
             content: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["strategies"]
     except (ValueError, KeyError) as error:
-        raise BadInput(f"--from-tune: {found.title} has no {TUNING_FILE} that could be read") from error
+        raise BadInput(f"--from-tune: {stored.title} has no readable {TUNING_FILE}") from error
     return content
 
 

@@ -1,4 +1,4 @@
-"""Run a sweep from Python, or from the command line: the same steps for both."""
+"""Run a sweep: each strategy with every combination of a grid's values."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptkit.api.compare import judge_tracked
-from adaptkit.api.run import check_folder, layers_and_plugins
+from adaptkit.api.request import TrainingRequest, conditions, read_arguments
 from adaptkit.comparison.records import Comparisons
 from adaptkit.experiment.base_cache import stored_base
 from adaptkit.experiment.outcome import RunSummary
 from adaptkit.names import FINAL_SHIFTED_ACCURACY, SWEEP_FILE
-from adaptkit.plugins.manager import Plugins
 from adaptkit.sweeps.engines.engine import connected, store_notices
 from adaptkit.sweeps.engines.tasks import EngineSettings, Task, Tell, ignore
 from adaptkit.sweeps.engines.worker import Place, Work
@@ -30,40 +29,48 @@ from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.store import Store, existing_store, open_store
 from adaptkit.tracking.sweeps import StoredTrial, fail_dead, find_trials, open_sweep
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 @dataclass(frozen=True)
 class Limits:
-    """How far one start of a sweep goes: so many trials, so many seconds after which none begins, failed ones again."""
+    """Limits of one start: the number of trials, and the seconds after which no trial begins.
+
+    Trials that failed earlier run again only with `retry_failed`.
+    """
 
     max_trials: int | None = None
     seconds: float | None = None
     retry_failed: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest(TrainingRequest):
+    """The checked cells of a grid, with the engine, the limits and the conditions of their trials."""
+
+    cells: Sequence[GridCell]
+    grid: Mapping[str, tuple[Any, ...]]
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    limits: Limits = field(default_factory=Limits)
+
+
 @dataclass(frozen=True)
 class Watch:
-    """Who hears of a sweep: its plan, lines to tell the user, trials under way, and each that has ended."""
+    """Callbacks of a sweep.
+
+    `planned(plan)` is called once before training, `notice(message)` for each message, `tell(event)` for events of
+    running trials, `ended(trial)` after each trial.
+    """
 
     planned: Callable[[SweepPlan], None] = lambda plan: None
-    notice: Callable[[str], None] = lambda line: None
+    notice: Callable[[str], None] = lambda message: None
     tell: Tell = ignore
     ended: Callable[[SweepTrial], None] = lambda record: None
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """Where and how a sweep is run, whatever its trials are."""
-
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    limits: Limits = field(default_factory=Limits)
-    tracking_uri: str | None = None
-    refresh_base: bool = False
-    feature_cache: bool = True
-    report: Path | None = None
-
-
 def sweep(
-    strategy: str | Sequence[str] | None = None,
+    strategies: str | Sequence[str] | None = None,
     *,
     grid: Mapping[str, Any] | None = None,
     jobs: int | None = None,
@@ -76,122 +83,178 @@ def sweep(
     preset: str | None = None,
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    dataset: str | None = None,
+    target: str | None = None,
+    shift: str | Mapping[str, float] | None = None,
+    severity: str | float | Sequence[float] | None = None,
+    backbone: str | nn.Module | None = None,
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    skip_bad_images: bool | None = None,
+    augment: str | Mapping[str, float] | None = None,
+    bn: str | None = None,
+    seeds: int | str | Sequence[int] | None = None,
+    shots: int | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    optimizer: str | None = None,
+    weight_decay: float | None = None,
+    evaluate_shifted: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    checkpointing: bool | None = None,
+    data_dir: str | Path | None = None,
+    experiment: str | None = None,
     plugins: Iterable[str | Path | object] = (),
     tracking_uri: str | None = None,
     refresh_base: bool = False,
     feature_cache: bool = True,
     report: str | Path | None = None,
-    **keys: Any,
 ) -> SweepOutcome:
-    """Run each strategy with each combination of a grid's values, and compare them, as `adaptkit sweep` does.
+    """Run each strategy with every combination of a grid's values, and compare them.
 
-    `grid` maps settings and options (`lr`, `lora.rank`) to values: a list, or a text such as `"1e-4..1e-2/5log"`; the
-    other arguments are those of `adaptkit.run`. Trials that the experiment holds already are not run again; failed
-    ones are with `retry_failed`. `time_budget` is in seconds. With `jobs` above 1, processes are spawned: guard the
-    script by `if __name__ == "__main__"`. `engine` names another engine, from a plugin, and
-    `engine_options` its options. Raises BadInput before anything is trained or tracked.
+    This is the Python form of `adaptkit sweep`. Trials that the MLflow experiment already holds do not run again.
+
+    Parameters
+    ----------
+    strategies : str or sequence of str
+        Strategies to run.
+    grid : mapping
+        Values of each setting or option to vary, such as {"lora.rank": [2, 4], "lr": "1e-4..1e-2/5log"}.
+    jobs : int, optional
+        Number of trials at a time. The local engine then starts processes: with more than one, call this function
+        below `if __name__ == "__main__"`.
+    engine : str, optional
+        Engine that runs the trials. `adaptkit plugins` lists the engines of plugins. Default: "local".
+    engine_options : mapping, optional
+        Options of the engine.
+    max_trials : int, optional
+        Largest number of trials to run now.
+    time_budget : float, optional
+        Seconds after which no trial begins.
+    retry_failed : bool, optional
+        Run trials again that failed earlier.
+    report : path, optional
+        Folder for a report of the comparison.
+    options, preset, config, settings, dataset, target, shift, severity, backbone, weights, image_size, \
+    skip_bad_images, augment, bn, seeds, shots, epochs, lr, batch_size, optimizer, weight_decay, evaluate_shifted, \
+    device, precision, checkpointing, data_dir, experiment, plugins, tracking_uri, refresh_base, feature_cache
+        As in `adaptkit.run`.
+
+    Returns
+    -------
+    SweepOutcome
+        `trials` holds one record for each trial, `comparisons` compares them.
+
+    Raises
+    ------
+    BadInput
+        If a setting or the grid is wrong; nothing has been trained or tracked.
+
+    Examples
+    --------
+    >>> outcome = adaptkit.sweep("lora", grid={"lora.rank": [1, 2]}, preset="quick")
+    >>> [trial.label for trial in outcome.trials]
+    ['lora rank=1', 'lora rank=2']
     """
-    layers, loaded = layers_and_plugins(strategy, options, preset, config, settings, plugins, keys)
+    arguments = locals()
+    layers, loaded = read_arguments(arguments)
     problems: list[str] = []
     varied, layers = collect_grid(grid or {}, layers, problems)
-    conditions = Conditions(
+    request = SweepRequest(
+        cells=expand(layers, varied, loaded, problems),
+        grid=varied,
         engine=EngineSettings(engine, jobs, engine_options or {}),
         limits=Limits(max_trials, time_budget, retry_failed),
-        tracking_uri=tracking_uri,
-        refresh_base=refresh_base,
-        feature_cache=feature_cache,
-        report=None if report is None else Path(report),
+        plugins=loaded,
+        **conditions(arguments),
     )
-    return run_sweep(expand(layers, varied, loaded, problems), varied, loaded, conditions)
+    return run_sweep(request)
 
 
-def plan_sweep(
-    cells: Sequence[GridCell],
-    grid: Mapping[str, tuple[Any, ...]],
-    jobs: int = 1,
-    tracking_uri: str | None = None,
-    refresh_base: bool = False,
-) -> SweepPlan:
-    """Return what a sweep would do and how long it would take; nothing is trained but a few batches, or tracked."""
-    prepared = prepare_sweep(cells, grid, refresh_base=refresh_base)
+def plan_sweep(request: SweepRequest) -> SweepPlan:
+    """Return the trials of a sweep and estimate their time, without training more than a few batches."""
+    refresh_base = request.refresh_base
+    prepared = prepare_sweep(request.cells, request.grid, refresh_base=refresh_base)
     bases = [None if refresh_base else stored_base(experiment.base_key) for experiment in prepared.experiments]
     keys = {
         trial.number: prepared.key(trial, base.fingerprint)
         for trial in prepared.trials
         if (base := bases[trial.stage]) is not None
     }
-    store = existing_store(tracking_uri, cells[0].request.settings.experiment) if keys else None
-    found = {} if store is None else find_trials(store, keys.values())
-    known = {number: _status(found[key]) for number, key in keys.items() if key in found}
-    return prepared.plan(jobs, known, prepared.seconds(known))
+    experiment_name = request.cells[0].request.settings.experiment
+    store = existing_store(request.tracking_uri, experiment_name) if keys else None
+    stored = {} if store is None else find_trials(store, keys.values())
+    statuses = {number: _status(stored[key]) for number, key in keys.items() if key in stored}
+    return prepared.plan(request.engine.jobs or 1, statuses, prepared.seconds(statuses))
 
 
-def run_sweep(
-    cells: Sequence[GridCell],
-    grid: Mapping[str, tuple[Any, ...]],
-    plugins: Plugins,
-    conditions: Conditions,
-    watch: Watch = Watch(),
-) -> SweepOutcome:
-    """Run the trials of checked cells that the store does not hold, and judge all of them."""
-    engine = conditions.engine.make(plugins, cells[0].request.settings.device)
-    if conditions.report is not None:
-        check_folder(conditions.report)
+def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
+    """Run the trials that the store does not hold, and compare all trials."""
+    plugins, limits, settings = request.plugins, request.limits, request.cells[0].request.settings
+    engine = request.engine.make(plugins, settings.device)
+    request.require_report_folder()
     with Seat() as seat, connected(engine) as machines:
-        prepared = prepare_sweep(cells, grid, refresh_base=conditions.refresh_base)
-        store = open_store(conditions.tracking_uri, cells[0].request.settings.experiment)
-        for line in (*store.notices, *store_notices(store, machines)):
-            watch.notice(line)
+        prepared = prepare_sweep(request.cells, request.grid, refresh_base=request.refresh_base)
+        store = open_store(request.tracking_uri, settings.experiment)
+        for message in (*store.notices, *store_notices(store, machines)):
+            watch.notice(message)
         with shared_threads(seat.company().others, watch.notice):
             bases = obtain_bases(
                 prepared.experiments,
                 plugins=plugins,
                 store=store,
-                refresh_base=conditions.refresh_base,
+                refresh_base=request.refresh_base,
                 notice=watch.notice,
             )
             keys = [prepared.key(trial, bases[trial.stage].base.fingerprint) for trial in prepared.trials]
             key = key_of(keys)
             with alone(store, key), open_sweep(store, key, _name(prepared), _params(prepared)) as group:
-                found = find_trials(store, keys)
+                stored = find_trials(store, keys)
                 records = {
-                    trial.number: _known(trial, found[key])
+                    trial.number: _stored_record(trial, stored[key])
                     for trial, key in zip(prepared.trials, keys, strict=True)
-                    if key in found
+                    if key in stored
                 }
-                left = [trial for trial in prepared.trials if _is_left(records.get(trial.number), conditions.limits)]
+                left = [trial for trial in prepared.trials if _is_left(records.get(trial.number), limits)]
                 for trial in left:
                     records[trial.number] = _record(trial, "left")
                 statuses = {number: record.status for number, record in records.items()}
-                watch.planned(prepared.plan(conditions.engine.jobs or 1, statuses))
+                watch.planned(prepared.plan(request.engine.jobs or 1, statuses))
                 if left:
                     inputs = [
                         make_shared_inputs(
-                            experiment, base, plugins=plugins, seat=seat, feature_cache=conditions.feature_cache
+                            experiment, base, plugins=plugins, seat=seat, feature_cache=request.feature_cache
                         )
                         for experiment, base in zip(prepared.experiments, bases, strict=True)
                     ]
-                    place = Place.of(store, group.run_id, plugins=plugins, feature_cache=conditions.feature_cache)
+                    place = Place.of(store, group.run_id, plugins=plugins, feature_cache=request.feature_cache)
                     work = Work(
                         place=place,
                         inputs=inputs,
                         plugins=plugins,
                         store=store,
                         seat=seat,
-                        jobs=conditions.engine.jobs,
+                        jobs=request.engine.jobs,
                     )
                     with engine.start(work) as runner:
-                        for ended in runner.run(_tasks(prepared, left, conditions.limits), watch.tell):
+                        for ended in runner.run(_tasks(prepared, left, limits), watch.tell):
                             trial = prepared.trials[ended.task.number - 1]
                             if ended.record.error and ended.record.run_id is None:
                                 fail_dead(store, group.run_id, keys[trial.number - 1], ended.record.error)
-                            records[trial.number] = _made(trial, ended.record)
+                            records[trial.number] = _new_record(trial, ended.record)
                             watch.ended(records[trial.number])
-                ordered = tuple(records[trial.number] for trial in prepared.trials)
-                findings = _judge(ordered, store)
+                trials = tuple(records[trial.number] for trial in prepared.trials)
+                outcome = SweepOutcome(
+                    trials=trials,
+                    parent_run_id=group.run_id,
+                    comparisons=judge_trials(trials, store),
+                    **store_fields(store),
+                )
                 with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
-                    outcome = _outcome(ordered, group.run_id, store, findings)
-                    group.conclude(findings, _files(outcome, conditions.report, Path(temporary)))
+                    files = _files(outcome, request.report, Path(temporary))
+                    group.conclude(outcome.comparisons or None, files)
     return outcome
 
 
@@ -200,7 +263,7 @@ def _is_left(record: SweepTrial | None, limits: Limits) -> bool:
 
 
 def _tasks(prepared: Prepared, left: Sequence[PlannedTrial], limits: Limits) -> Iterator[Task]:
-    """Yield the tasks of trials that are left, as far as the limits allow when each is asked for."""
+    """Yield the tasks of the trials that are left, until a limit is reached."""
     start = time.monotonic()
     for trial in left[: limits.max_trials]:
         if limits.seconds is not None and time.monotonic() - start >= limits.seconds:
@@ -208,58 +271,56 @@ def _tasks(prepared: Prepared, left: Sequence[PlannedTrial], limits: Limits) -> 
         yield prepared.task(trial)
 
 
-def _record(trial: PlannedTrial, status: str, **found: Any) -> SweepTrial:
+def _record(trial: PlannedTrial, status: str, **result: Any) -> SweepTrial:
     cell = trial.cell
-    return SweepTrial(trial.number, cell.label, cell.arm.strategy, cell.values, trial.seed, status, **found)
+    return SweepTrial(trial.number, cell.label, cell.arm.strategy, cell.values, trial.seed, status, **result)
 
 
-def _status(found: StoredTrial) -> str:
-    return "found" if found.status == "finished" else "failed"
+def _status(stored: StoredTrial) -> str:
+    return "found" if stored.status == "finished" else "failed"
 
 
-def _known(trial: PlannedTrial, found: StoredTrial) -> SweepTrial:
-    return _record(trial, _status(found), run_id=found.run_id, accuracy=found.accuracy, error=found.error)
+def _stored_record(trial: PlannedTrial, stored: StoredTrial) -> SweepTrial:
+    return _record(trial, _status(stored), run_id=stored.run_id, accuracy=stored.accuracy, error=stored.error)
 
 
-def _made(trial: PlannedTrial, made: RunSummary) -> SweepTrial:
-    accuracy = made.metrics.get(FINAL_SHIFTED_ACCURACY)
-    return _record(trial, made.status, run_id=made.run_id, accuracy=accuracy, error=made.error)
+def _new_record(trial: PlannedTrial, run: RunSummary) -> SweepTrial:
+    accuracy = run.metrics.get(FINAL_SHIFTED_ACCURACY)
+    return _record(trial, run.status, run_id=run.run_id, accuracy=accuracy, error=run.error)
 
 
-def _judge(records: Sequence[SweepTrial], store: Store) -> Comparisons | None:
-    """Return what `adaptkit compare` says of the trials that are done."""
+def judge_trials(records: Sequence[SweepTrial], store: Store) -> Comparisons:
+    """Compare the finished trials in the store; the result is empty if there are none."""
     done = [record.run_id for record in records if record.status in ("finished", "found") and record.run_id]
-    return judge_tracked(done, tracking_uri=store.uri, alone=True) if done else None
+    return judge_tracked(done, tracking_uri=store.uri, alone=True) if done else Comparisons()
 
 
-def _outcome(records: tuple[SweepTrial, ...], parent: str, store: Store, findings: Comparisons | None) -> SweepOutcome:
-    return SweepOutcome(
-        trials=records,
-        parent_run_id=parent,
-        experiment=store.experiment_name,
-        tracking_uri=store.without_secrets(store.uri),
-        ui_command=store.ui_command,
-        ui_url=store.runs_url(),
-        notices=store.notices,
-        comparison=findings,
-    )
+def store_fields(store: Store) -> dict[str, Any]:
+    """Return the fields of an outcome that describe its store."""
+    return {
+        "experiment": store.experiment_name,
+        "tracking_uri": store.without_secrets(store.uri),
+        "ui_command": store.ui_command,
+        "ui_url": store.runs_url(),
+        "notices": store.notices,
+    }
 
 
 def _files(outcome: SweepOutcome, report: Path | None, temporary: Path) -> list[Path]:
-    """Return the files of the sweep: its trials, and the report of the comparison."""
+    """Write the files of the parent run and return them: the trials, and the report of the comparison."""
     trials = temporary / SWEEP_FILE
-    plain = dataclasses.replace(outcome, comparison=None).to_dict()
+    plain = dataclasses.replace(outcome, comparisons=Comparisons()).to_dict()
     del plain["comparison"]
     trials.write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
-    if outcome.comparison is None:
+    if not outcome.comparisons:
         return [trials]
     from adaptkit.reports.report import write_report
 
-    return [trials, *write_report(report or temporary / "report", outcome.comparison)]
+    return [trials, *write_report(report or temporary / "report", outcome.comparisons)]
 
 
 def _name(prepared: Prepared) -> str:
-    """Return the name of the run that groups a sweep's trials."""
+    """Return the name of the parent run."""
     plan = prepared.plan(1)
     axes = [f"{key} ({len(values)})" for key, values in plan.grid.items()]
     seeds = f"seed {plan.seeds[0]}" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
@@ -267,7 +328,7 @@ def _name(prepared: Prepared) -> str:
 
 
 def _params(prepared: Prepared) -> dict[str, Any]:
-    """Return what all trials share, and the grid."""
+    """Return the params of the parent run: those that all trials share, and the grid."""
     every = [prepared.params(trial) for trial in prepared.trials]
     shared = {key: value for key, value in every[0].items() if all(params.get(key) == value for params in every)}
     return shared | {f"grid.{key}": ",".join(map(shown, values)) for key, values in prepared.grid.items()}

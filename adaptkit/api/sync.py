@@ -1,4 +1,4 @@
-"""Send to the store what earlier commands could not send: each event once."""
+"""Upload events that were queued while the tracking server was unreachable; each event counts once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from adaptkit.tracking.store import Store, open_store
 
 @dataclass(frozen=True)
 class Synced:
-    """A run of which events were left: how many were sent, and why not the others, if so.
+    """Result of uploading the queued events of one run: their number, and the error that stopped the upload.
 
-    `store` is the address that it belongs to; `status` is what the run has ended as there, None where it has not.
+    `store` is the address that the run belongs to. `status` is its final status there, or None if it has none yet.
     """
 
     name: str
@@ -29,29 +29,29 @@ class Synced:
     events: int
     status: str | None = None
     error: str | None = None
-    #: it belongs to another store than the one that is meant
+    #: whether the run belongs to another store
     elsewhere: bool = False
-    #: the store will never take it
+    #: whether the store refuses the events for good
     refused: bool = False
 
 
 def left() -> list[Synced]:
-    """Return the runs of which events are left, those that are being sent by a living process left out."""
+    """Return the runs with queued events, without those that a running process uploads."""
     return [_of(journal, len(journal.unsent())) for journal in left_journals()]
 
 
 def sync(tracking_uri: str | None = None, discard_refused: bool = False) -> Iterator[Synced]:
-    """Send what is left for the store that is meant, and yield each run; those of other stores are only named.
+    """Upload the queued events of one store and yield each run; runs of other stores are only named.
 
-    A run whose process died in the middle ends as killed. With `discard_refused`, what the store will never take is
-    given up. Raises BadInput when the store cannot be used.
+    A run whose process ended early becomes KILLED. `discard_refused` removes events that the store refuses for good.
+    Raises BadInput if the store cannot be used.
     """
-    meant = resolve(tracking_uri)
+    chosen = resolve(tracking_uri)
     opened: dict[str, Store] = {}
     ids: dict[str, str] = {}
     for journal in left_journals():
-        if journal.store != meant.shown:
-            if not journal.unsent():  # only its end is missing there
+        if journal.store != chosen.shown:
+            if not journal.unsent():  # only the end of the run is missing
                 continue
             yield dataclasses.replace(_of(journal, 0), elsewhere=True)
             continue
@@ -60,7 +60,7 @@ def sync(tracking_uri: str | None = None, discard_refused: bool = False) -> Iter
             store = opened[journal.experiment] = open_store(tracking_uri, journal.experiment)
         delivery = Delivery(store.client, store.experiment_id)
         delivery.ids.update(ids)
-        sent = _sent(journal, delivery, meant)
+        sent = _sent(journal, delivery, chosen)
         if sent.refused and discard_refused:
             journal.remove()
         yield sent
@@ -68,13 +68,13 @@ def sync(tracking_uri: str | None = None, discard_refused: bool = False) -> Iter
 
 
 def require_sent(tracking_uri: str | None) -> None:
-    """See that the store has all that dead processes have left for it: what goes on asks the store where it is.
+    """Upload all queued events of ended processes, because resuming reads the state of a run from the store.
 
-    Raises BadInput.
+    Raises BadInput if that fails.
     """
-    failed = [one for one in sync(tracking_uri) if one.error is not None]
+    failed = [result for result in sync(tracking_uri) if result.error is not None]
     if failed:
-        raise BadInput(*(f"{one.name}: what is left of its record cannot be sent: {one.error}" for one in failed))
+        raise BadInput(*(f"{result.name}: its queued events cannot be uploaded: {result.error}" for result in failed))
 
 
 def _sent(journal: Journal, delivery: Delivery, address: Address) -> Synced:
@@ -82,7 +82,7 @@ def _sent(journal: Journal, delivery: Delivery, address: Address) -> Synced:
     count = len(events)
     try:
         delivery.send(journal, [*events, *_ending(journal, events)])
-    except Exception as error:  # the store's, of many kinds
+    except Exception as error:  # any error of the store
         if (cause := origin(error)) is not error:
             raise cause from error
         reason = address.without_secrets(first_line(error))
@@ -95,7 +95,7 @@ def _sent(journal: Journal, delivery: Delivery, address: Address) -> Synced:
 
 
 def _ending(journal: Journal, events: list[Event]) -> list[Event]:
-    """Return how a run ends whose process could not write its end; nothing of one that never began."""
+    """Return the events that end a run whose process did not; none for a run that never started."""
     if (events and isinstance(events[-1], End)) or (not events and journal.run_id is None):
         return []
     return [Log(tags={ERROR_TAG: "its process is gone"}), End("KILLED", now())]

@@ -1,4 +1,4 @@
-"""Tune strategies with an equal budget, from Python or from the command line: the same steps for both."""
+"""Tune strategies with an equal budget, then compare their best values."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adaptkit.api.compare import judge_tracked
-from adaptkit.api.run import check_folder, layers_and_plugins
-from adaptkit.api.sweep import Conditions
+from adaptkit.api.request import TrainingRequest, conditions, read_arguments
+from adaptkit.api.sweep import judge_trials, store_fields
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.experiment.base_cache import build_model
 from adaptkit.experiment.prepare import Experiment, can_be_adapted, prepare
@@ -33,22 +32,25 @@ from adaptkit.sweeps.shared import alone, key_of, make_shared_inputs, obtain_bas
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.parent import ParentRun
-from adaptkit.tracking.store import Store, open_store
+from adaptkit.tracking.store import open_store
 from adaptkit.tracking.sweeps import open_sweep
-from adaptkit.tuning.outcome import Budget, TunedStrategy, TuneOutcome, TunePlan, budget_of, line_of, plan_of, tuned_of
+from adaptkit.tuning.outcome import TunedStrategy, TuneOutcome, TunePlan, budget_of, line_of, plan_of, tuned_of
 from adaptkit.tuning.runs import TuningRuns
 from adaptkit.tuning.search import Search, TrialRequest
 from adaptkit.tuning.spaces import Space, changed, make_spaces
 from adaptkit.tuning.study import StudyTrial, open_studies, require_optuna, study_file
 
+if TYPE_CHECKING:
+    from torch import nn
+
 METHODS = ("tpe", "grid")
-#: seeds of the runs with what was chosen: none that tuning has seen
-FRESH = (1, 2, 3, 4, 5)
+#: default seeds of the runs with the best values; the default tuning seed, 0, is not among them
+FRESH_SEEDS = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """A checked tuning: what is asked for, the keys of each strategy that are given and not searched, and how."""
+    """A checked tuning; `given` names, for each strategy, the keys that have a value and are not searched."""
 
     request: Request
     given: Mapping[str, set[str]]
@@ -58,20 +60,33 @@ class Tuning:
     method: str = "tpe"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TuneRequest(TrainingRequest):
+    """A checked tuning, with the engine and the conditions of its runs."""
+
+    tuning: Tuning
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+
 @dataclass(frozen=True)
 class TuneWatch:
-    """Who hears of a tuning: its plan, lines to tell the user, runs under way, trials and runs that have ended."""
+    """Callbacks of a tuning.
+
+    `planned(plan)` is called once before training, `notice(message)` for each message, `tell(event)` for events of
+    runs, `tried(request, trial)` after each trial, `tuned(strategies)` after the search, `ended(run)` after each run
+    with the best values.
+    """
 
     planned: Callable[[TunePlan], None] = lambda plan: None
-    notice: Callable[[str], None] = lambda line: None
+    notice: Callable[[str], None] = lambda message: None
     tell: Tell = ignore
-    tried: Callable[[TrialRequest, StudyTrial], None] = lambda asked, trial: None
-    tuned: Callable[[Sequence[TunedStrategy]], None] = lambda found: None
+    tried: Callable[[TrialRequest, StudyTrial], None] = lambda request, trial: None
+    tuned: Callable[[Sequence[TunedStrategy]], None] = lambda strategies: None
     ended: Callable[[SweepTrial], None] = lambda record: None
 
 
 def tune(
-    strategy: str | Sequence[str] | None = None,
+    strategies: str | Sequence[str] | None = None,
     *,
     trials: int = 12,
     space: Mapping[str, str] | None = None,
@@ -84,44 +99,113 @@ def tune(
     preset: str | None = None,
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    dataset: str | None = None,
+    target: str | None = None,
+    shift: str | Mapping[str, float] | None = None,
+    severity: str | float | Sequence[float] | None = None,
+    backbone: str | nn.Module | None = None,
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    skip_bad_images: bool | None = None,
+    augment: str | Mapping[str, float] | None = None,
+    bn: str | None = None,
+    seeds: int | str | Sequence[int] | None = None,
+    shots: int | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    optimizer: str | None = None,
+    weight_decay: float | None = None,
+    evaluate_shifted: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    checkpointing: bool | None = None,
+    data_dir: str | Path | None = None,
+    experiment: str | None = None,
     plugins: Iterable[str | Path | object] = (),
     tracking_uri: str | None = None,
     refresh_base: bool = False,
     feature_cache: bool = True,
     report: str | Path | None = None,
-    **keys: Any,
 ) -> TuneOutcome:
-    """Search each strategy's learning rate and tunable options, then compare what was chosen, as `adaptkit tune` does.
+    """Search the learning rate and the options of each strategy with an equal budget, then compare the best values.
 
-    `space` maps `lr`, `lora.lr` or `lora.rank` to a range (`"1e-4..1e-1/log"`) or a list (`"2,4,8"`); the seeds of the
-    compared runs (`seed="1-5"`) must not be tuning seeds; the other arguments are those of `adaptkit.run`. With `jobs`
-    above 1, processes are spawned: guard the script by `if __name__ == "__main__"`. Raises BadInput before anything is
-    trained or tracked.
+    This is the Python form of `adaptkit tune`. Options that have a value, and `lr` if it is set, are not searched.
+
+    Parameters
+    ----------
+    strategies : str or sequence of str
+        Strategies to tune.
+    trials : int, optional
+        Trials of each strategy. Default: 12.
+    space : mapping, optional
+        Ranges by key ("lr", "lora.lr", "lora.rank"): "1e-4..1e-1/log" or "2,4,8". Default: the strategy's own ranges.
+    tuning_seeds : int, str or sequence of int, optional
+        One run of each trial for each of these seeds. Default: 0.
+    search : {"tpe", "grid"}, optional
+        Search method. Default: "tpe".
+    jobs : int, optional
+        Number of runs at a time. The local engine then starts processes: with more than one, call this function below
+        `if __name__ == "__main__"`.
+    engine : str, optional
+        Engine that makes the runs. Default: "local".
+    engine_options : mapping, optional
+        Options of the engine.
+    seeds : int, str or sequence of int, optional
+        Seeds of the runs with the best values; none of them may be a tuning seed. Default: "1-5".
+    report : path, optional
+        Folder for a report of the comparison.
+    options, preset, config, settings, dataset, target, shift, severity, backbone, weights, image_size, \
+    skip_bad_images, augment, bn, shots, epochs, lr, batch_size, optimizer, weight_decay, evaluate_shifted, device, \
+    precision, checkpointing, data_dir, experiment, plugins, tracking_uri, refresh_base, feature_cache
+        As in `adaptkit.run`.
+
+    Returns
+    -------
+    TuneOutcome
+        `strategies` holds the trials and the best values, `comparison` compares the runs with the best values.
+
+    Raises
+    ------
+    BadInput
+        If a setting or a range is wrong, or Optuna is not installed; nothing has been trained or tracked.
+
+    Examples
+    --------
+    >>> outcome = adaptkit.tune("head", trials=2, seeds=1, preset="quick")
+    >>> outcome.strategies[0].chosen
+    {'lr': ...}
     """
-    layers, loaded = layers_and_plugins(strategy, options, preset, config, settings, plugins, keys)
-    texts = [f"{key}={text}" for key, text in (space or {}).items()]
-    asked = check_tuning(layers, loaded, texts, trials, tuning_seeds, search)
-    conditions = Conditions(
+    arguments = locals()
+    layers, loaded = read_arguments(arguments)
+    request = TuneRequest(
+        tuning=check_tuning(
+            layers,
+            loaded,
+            spaces=[f"{key}={text}" for key, text in (space or {}).items()],
+            trials=trials,
+            tuning_seeds=tuning_seeds,
+            method=search,
+        ),
         engine=EngineSettings(engine, jobs, engine_options or {}),
-        tracking_uri=tracking_uri,
-        refresh_base=refresh_base,
-        feature_cache=feature_cache,
-        report=None if report is None else Path(report),
+        plugins=loaded,
+        **conditions(arguments),
     )
-    return run_tuning(asked, loaded, conditions)
+    return run_tuning(request)
 
 
 def check_tuning(
     layers: Sequence[Layer],
     plugins: Plugins,
-    spaces: Sequence[str],
-    trials: int,
-    tuning_seeds: int | str | Sequence[int],
-    method: str,
-    found_before: Sequence[str] = (),
+    *,
+    spaces: Sequence[str] = (),
+    trials: int = 12,
+    tuning_seeds: int | str | Sequence[int] = 0,
+    method: str = "tpe",
+    problems: Sequence[str] = (),
 ) -> Tuning:
-    """Return a tuning over layers of settings; raise BadInput with all that is wrong with them."""
-    problems = list(found_before)
+    """Check a tuning over layers of settings; raise BadInput with all its problems, including those passed in."""
+    problems = list(problems)
     try:
         require_optuna()
     except BadInput as error:
@@ -136,61 +220,60 @@ def check_tuning(
         searched = tuple(dict.fromkeys(parsed)) if isinstance(parsed, Sequence) else ()
     except ValueError as error:
         problems.append(f"--tuning-seeds: {error}")
-    request = resolve([*layers, Layer({"seed": list(FRESH)})], plugins, problems)
+    request = resolve([*layers, Layer({"seed": list(FRESH_SEEDS)})], plugins, problems)
     if used := sorted({*request.settings.seed} & {*searched}):
         raise BadInput(
-            f"seed {used[0]} is a tuning seed: what was chosen on its images must be compared on others; "
-            "give other --seeds or --tuning-seeds"
+            f"seed {used[0]} is a tuning seed: values that were chosen on its images must be compared on other images; "
+            "choose other --seeds or --tuning-seeds"
         )
     given = {name: _given(layers, name) for name in request.settings.strategy}
     return Tuning(request, given, tuple(spaces), trials, searched, method)
 
 
 def _given(layers: Sequence[Layer], strategy: str) -> set[str]:
-    """Return the keys of a strategy that the user has given a value, which is then not searched."""
+    """Return the keys of a strategy that have a value in the layers and are therefore not searched."""
     keys = {key for layer in layers for key in layer.values}
-    own = {key.partition(".")[2] for key in keys if key.startswith((f"{strategy}.", "strategy."))}
-    return own | ({LR} if LR in keys else set())
+    options = {key.partition(".")[2] for key in keys if key.startswith((f"{strategy}.", "strategy."))}
+    return options | ({LR} if LR in keys else set())
 
 
-def run_tuning(asked: Tuning, plugins: Plugins, conditions: Conditions, watch: TuneWatch = TuneWatch()) -> TuneOutcome:
-    """Search, choose, run what was chosen with fresh seeds, and judge; go on where an earlier start has stopped."""
-    engine = conditions.engine.make(plugins, asked.request.settings.device)
-    if conditions.report is not None:
-        check_folder(conditions.report)
+def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutcome:
+    """Search, run the best values with new seeds, and compare them; an earlier start of the same tuning continues."""
+    tuning, plugins = request.tuning, request.plugins
+    engine = request.engine.make(plugins, tuning.request.settings.device)
+    request.require_report_folder()
     with Seat() as seat, connected(engine) as machines:
-        experiment = prepare(asked.request, refresh_base=conditions.refresh_base)
-        request = experiment.request
-        fits = functools.partial(can_be_adapted, build_model(request, experiment.domains))
-        spaces = make_spaces(request.arms, texts=asked.spaces, given=asked.given, fits=fits)
-        search = Search(
-            spaces, trials=asked.trials, method=asked.method, seed=derive_seed(asked.tuning_seeds[0], "tuning")
-        )
-        budget = budget_of(experiment, trials=asked.trials, method=asked.method, tuning_seeds=asked.tuning_seeds)
-        store = open_store(conditions.tracking_uri, request.settings.experiment)
-        for line in (*store.notices, *store_notices(store, machines)):
-            watch.notice(line)
+        experiment = prepare(tuning.request, refresh_base=request.refresh_base)
+        checked = experiment.request
+        fits = functools.partial(can_be_adapted, build_model(checked, experiment.domains))
+        spaces = make_spaces(checked.arms, texts=tuning.spaces, given=tuning.given, fits=fits)
+        seed = derive_seed(tuning.tuning_seeds[0], "tuning")
+        search = Search(spaces, trials=tuning.trials, method=tuning.method, seed=seed)
+        budget = budget_of(experiment, trials=tuning.trials, method=tuning.method, tuning_seeds=tuning.tuning_seeds)
+        store = open_store(request.tracking_uri, checked.settings.experiment)
+        for message in (*store.notices, *store_notices(store, machines)):
+            watch.notice(message)
         with shared_threads(seat.company().others, watch.notice):
             (base,) = obtain_bases(
-                [experiment], plugins=plugins, store=store, refresh_base=conditions.refresh_base, notice=watch.notice
+                [experiment], plugins=plugins, store=store, refresh_base=request.refresh_base, notice=watch.notice
             )
-            key = _key(asked, experiment, spaces, base.base.fingerprint)
-            sweep_key = key_of([key, *map(str, request.settings.seed)])
-            name = f"tune {', '.join(request.settings.strategy)}: {budget.trials} trials each"
-            params = request.shared_params() | {f"space.{space.strategy}": space.text for space in spaces}
+            key = _key(tuning, experiment, spaces, base.base.fingerprint)
+            sweep_key = key_of([key, *map(str, checked.settings.seed)])
+            name = f"tune {', '.join(checked.settings.strategy)}: {budget.trials} trials each"
+            params = checked.shared_params() | {f"space.{space.strategy}": space.text for space in spaces}
             with alone(store, sweep_key), open_sweep(store, sweep_key, name, params, {TUNING_TAG: "1"}) as group:
-                watch.planned(plan_of(budget, spaces, jobs=conditions.engine.jobs or 1, experiment=experiment))
+                watch.planned(plan_of(budget, spaces, jobs=request.engine.jobs or 1, experiment=experiment))
                 shared = make_shared_inputs(
-                    experiment, base, plugins=plugins, seat=seat, feature_cache=conditions.feature_cache
+                    experiment, base, plugins=plugins, seat=seat, feature_cache=request.feature_cache
                 )
-                place = Place.of(store, group.run_id, plugins=plugins, feature_cache=conditions.feature_cache)
+                place = Place.of(store, group.run_id, plugins=plugins, feature_cache=request.feature_cache)
                 work = Work(
                     place=place,
                     inputs=[without_tests(shared), shared],
                     plugins=plugins,
                     store=store,
                     seat=seat,
-                    jobs=conditions.engine.jobs,
+                    jobs=request.engine.jobs,
                 )
                 strategies = [space.strategy for space in spaces]
                 with (
@@ -204,66 +287,54 @@ def run_tuning(asked: Tuning, plugins: Plugins, conditions: Conditions, watch: T
                         tell=watch.tell,
                         tried=watch.tried,
                     )
-                    perform = functools.partial(runs.trials, seeds=asked.tuning_seeds)
-                    found = search.run(studies, perform=perform, fits=fits, notice=watch.notice)
-                    budget = dataclasses.replace(budget, given=len(found[0].trials))
-                    tuned = tuple(tuned_of(one) for one in found)
+                    perform = functools.partial(runs.trials, seeds=tuning.tuning_seeds)
+                    results = search.run(studies, perform=perform, fits=fits, notice=watch.notice)
+                    budget = dataclasses.replace(budget, given=len(results[0].trials))
+                    tuned = tuple(map(tuned_of, results))
                     watch.tuned(tuned)
                     arms = [
-                        (changed(one.space.arm, one.best.values), line_of(budget, told))
-                        for one, told in zip(found, tuned, strict=True)
+                        (changed(result.space.arm, result.best.values), line_of(budget, strategy))
+                        for result, strategy in zip(results, tuned, strict=True)
                     ]
                     records = []
-                    for record in runs.finals(arms, request.settings.seed, store):
+                    for record in runs.finals(arms, checked.settings.seed, store):
                         records.append(record)
                         watch.ended(record)
-                ordered = tuple(sorted(records, key=lambda record: record.number))
-                return _finish(budget, tuned, ordered, group, store, conditions.report)
+                trials = tuple(sorted(records, key=lambda record: record.number))
+                outcome = TuneOutcome(
+                    budget=budget,
+                    strategies=tuned,
+                    runs=trials,
+                    parent_run_id=group.run_id,
+                    comparisons=judge_trials(trials, store),
+                    **store_fields(store),
+                )
+                _close(outcome, group, request.report)
+                return outcome
 
 
-def _key(asked: Tuning, experiment: Experiment, spaces: Sequence[Space], base_fingerprint: str) -> str:
-    """Return what the search is known by: all that decides which values are tried and what comes of them."""
-    parts = [asked.method, str(asked.trials), ",".join(map(str, asked.tuning_seeds))]
+def _key(tuning: Tuning, experiment: Experiment, spaces: Sequence[Space], base_fingerprint: str) -> str:
+    """Return a hash of everything that decides which values are tried and how well they do."""
+    parts = [tuning.method, str(tuning.trials), ",".join(map(str, tuning.tuning_seeds))]
     for space in spaces:
         params = experiment.request.run_params(space.arm, 0) | experiment.backbone_facts
         parts += [trial_key("tuning", params, experiment.domains.fingerprint, base_fingerprint), space.text]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _finish(
-    budget: Budget,
-    tuned: tuple[TunedStrategy, ...],
-    runs: tuple[SweepTrial, ...],
-    group: ParentRun,
-    store: Store,
-    report: Path | None,
-) -> TuneOutcome:
-    """Judge the runs with what was chosen, and put all there is into the store."""
-    done = [run.run_id for run in runs if run.status in ("finished", "found") and run.run_id]
-    outcome = TuneOutcome(
-        budget=budget,
-        strategies=tuned,
-        runs=runs,
-        parent_run_id=group.run_id,
-        experiment=store.experiment_name,
-        tracking_uri=store.without_secrets(store.uri),
-        ui_command=store.ui_command,
-        ui_url=store.runs_url(),
-        notices=store.notices,
-        comparison=judge_tracked(done, tracking_uri=store.uri, alone=True) if done else None,
-    )
+def _close(outcome: TuneOutcome, group: ParentRun, report: Path | None) -> None:
+    """Record the results and the comparison in the parent run, and write the report."""
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
         folder = report or Path(temporary) / "report"
         files = []
-        if outcome.comparison is not None:
+        if outcome.comparisons:
             from adaptkit.reports.report import write_report
             from adaptkit.tuning.figure import draw_tuning
 
-            files = write_report(folder, outcome.comparison, [draw_tuning(tuned)])
+            files = write_report(folder, outcome.comparisons, [draw_tuning(outcome.strategies)])
         path = Path(temporary) / TUNING_FILE
         plain = {key: value for key, value in outcome.to_dict().items() if key != "comparison"}
         path.write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
-        # Runs that failed leave a tuning that is not finished: the same command runs them again.
-        group.conclude(outcome.comparison, [path, *files])
+        # A failed run leaves the tuning unfinished, so that the same command runs it again.
+        group.conclude(outcome.comparisons or None, [path, *files])
         group.end("FAILED" if outcome.failed else "FINISHED")
-    return outcome

@@ -81,7 +81,7 @@ def compare(
             print_json(findings.to_dict())
         else:
             print_findings(results(), findings)
-        recorded = publish(findings, output=output, tracking_uri=tracking_uri, track=not no_track)
+        recorded = publish(findings, report=output, tracking_uri=tracking_uri, track=not no_track)
     console = messages()
     if output is not None:
         print_line(console, f"Report:    {output / 'report.html'}")

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,36 +66,25 @@ def predict(
     """
     if as_json and as_csv:
         raise BadInput("--json and --csv: choose one")
+    from adaptkit.api.predict import PredictRequest, stream_predictions
     from adaptkit.cli.views.console import messages, print_line
-    from adaptkit.models.preprocessing import find_pictures, predict_pictures
-    from adaptkit.models.trained import find_trained, given_plugins
-    from adaptkit.system.hardware import find_device
 
-    place = find_device(device)
-    pictures = find_pictures(paths)
-    first = next(pictures, None)
-    if first is None:
-        raise BadInput(f"no files found in {', '.join(map(str, paths))}")
     bad: list[str] = []
     with interruptible():
-        trained = find_trained(run_id, tracking_uri, given_plugins(plugin))
-        if trained.strategy is None and trained.card.get("new_head"):
-            raise BadInput(
-                f"{trained.found.title} is a base with an untrained head; name an adaptation run of this base"
-            )
-        predictions = predict_pictures(
-            trained.merged().to(place),
-            trained.preprocessing,
-            trained.classes,
-            chain([first], pictures),
+        request = PredictRequest(
+            run=run_id,
+            images=paths,
             top_k=top_k,
             batch_size=batch_size,
-            broken=bad.append,
+            device=device,
+            tracking_uri=tracking_uri,
+            plugins=plugin,
         )
+        classes, predictions = stream_predictions(request, bad.append)
         if as_json:
-            _print_json(run_id, trained.classes, predictions)
+            _print_json(run_id, classes, predictions)
         elif as_csv:
-            _print_csv(predictions, min(top_k, len(trained.classes)))
+            _print_csv(predictions, min(top_k, len(classes)))
         else:
             _print_table(predictions)
     if bad and not skip_bad_images:

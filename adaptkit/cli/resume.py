@@ -14,7 +14,7 @@ from adaptkit.system.signals import interruptible
 
 if TYPE_CHECKING:
     from adaptkit.api.resume import Attempt, Watch
-    from adaptkit.experiment.outcome import Outcome
+    from adaptkit.experiment.outcome import RunOutcome
 
 
 @click.command()
@@ -74,15 +74,16 @@ def _resume_named(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from adaptkit.api.resume import resume_run
+    from adaptkit.api.resume import ResumeRequest, resume_run
     from adaptkit.cli.run import raise_failures
     from adaptkit.cli.views.console import print_json
     from adaptkit.resumption.interrupted import open_stopped
 
     runs = open_stopped(tracking_uri)
+    request = ResumeRequest(tracking_uri=tracking_uri, plugins=plugin)
     outcomes = []
     for run_id in dict.fromkeys(run_ids):
-        outcomes.append(resume_run(runs, run_id, tracking_uri, plugin, watch=watch))
+        outcomes.append(resume_run(runs, run_id, request, watch))
         if not as_json:
             _print(outcomes[-1], quiet)
     if as_json:
@@ -93,14 +94,14 @@ def _resume_named(
 
 
 def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch, as_json: bool, quiet: bool) -> None:
-    from adaptkit.api.resume import resume_all
+    from adaptkit.api.resume import ResumeRequest, resume_all
     from adaptkit.cli.views.console import messages, output, print_json, print_line
     from adaptkit.experiment.recovery import damaged_records
 
     for folder in damaged_records():
         print_line(messages(), f"the checkpoints of a run in {folder} are damaged: remove the folder")
     attempts = []
-    for attempt in resume_all(tracking_uri, plugin, watch):
+    for attempt in resume_all(ResumeRequest(tracking_uri=tracking_uri, plugins=plugin), watch):
         attempts.append(attempt)
         if attempt.outcome is not None and not as_json:
             _print(attempt.outcome, quiet)
@@ -122,7 +123,7 @@ def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch,
         sys.exit(1)
 
 
-def _print(outcome: Outcome, quiet: bool) -> None:
+def _print(outcome: RunOutcome, quiet: bool) -> None:
     from adaptkit.cli.run import print_way_to_runs
     from adaptkit.cli.views.console import messages, output
     from adaptkit.cli.views.results import print_outcome

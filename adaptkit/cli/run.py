@@ -18,7 +18,7 @@ from adaptkit.system.signals import interruptible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from adaptkit.experiment.outcome import Outcome
+    from adaptkit.experiment.outcome import RunOutcome
     from adaptkit.plugins.manager import Plugins
     from adaptkit.settings.resolve import Layer
 
@@ -87,21 +87,26 @@ def run(
         return
 
     with uncollected():
-        from adaptkit.api.run import run_request
+        from adaptkit.api.run import RunRequest, Watch, run_request
         from adaptkit.system.hardware import keep_freed_memory
 
     keep_freed_memory()
     with interruptible(), shown(plugins, console, quiet):
+        watch = Watch(
+            planned=lambda plan: print_plan(console, plan),
+            notice=lambda message: print_line(console, message),
+        )
         outcome = run_request(
-            request,
-            plugins,
-            tracking_uri=tracking_uri,
-            track=not no_track,
-            refresh_base=refresh_base,
-            feature_cache=not no_feature_cache,
-            report=report,
-            planned=lambda plan: None if quiet else print_plan(console, plan),
-            notice=lambda line: None if quiet else print_line(console, line),
+            RunRequest(
+                experiment=request,
+                plugins=plugins,
+                tracking_uri=tracking_uri,
+                track=not no_track,
+                refresh_base=refresh_base,
+                feature_cache=not no_feature_cache,
+                report=report,
+            ),
+            Watch() if quiet else watch,
         )
     if as_json:
         print_json(outcome.to_dict())
@@ -141,13 +146,13 @@ def shown(plugins: Plugins, console: Console, quiet: bool) -> Iterator[None]:
         plugins.manager.unregister(progress)
 
 
-def print_way_to_runs(console: Console, outcome: Outcome) -> None:
+def print_way_to_runs(console: Console, outcome: RunOutcome) -> None:
     """Print how to use the model of the best run, and how to open all runs in MLflow."""
     from adaptkit.cli.views.console import print_line
 
     if outcome.ui_url is None:
         return
-    best = None if outcome.comparison is None else outcome.comparison.comparisons[0].arms[0].runs[0]
+    best = None if outcome.comparison is None else outcome.comparison.arms[0].runs[0]
     if best is not None and best.run_id and outcome.tracking_error is None and outcome.tracking_uri is not None:
         from adaptkit.tracking.address import tracking_option
 
@@ -160,7 +165,7 @@ def print_way_to_runs(console: Console, outcome: Outcome) -> None:
         print_line(console, f"Look at the runs:  {outcome.ui_url}")
 
 
-def raise_failures(outcome: Outcome) -> None:
+def raise_failures(outcome: RunOutcome) -> None:
     """Raise one error for all failed runs and for results that could not be stored."""
     lines = [f"{run.label} seed={run.seed}: {run.error}" for run in outcome.failed]
     if outcome.tracking_error is not None:

@@ -91,12 +91,15 @@ def sweep(
     cells = expand(layers, varied, plugins, problems)
     console = messages()
     with uncollected():
-        from adaptkit.api.sweep import Conditions, Limits, Watch, run_sweep
+        from adaptkit.api.sweep import Limits, SweepRequest, Watch, plan_sweep, run_sweep
         from adaptkit.cli.views.trials import TrialLines, TrialTable, print_sweep_plan
         from adaptkit.sweeps.engines.tasks import EngineSettings
         from adaptkit.system.hardware import keep_freed_memory
 
-    conditions = Conditions(
+    request = SweepRequest(
+        cells=cells,
+        grid=varied,
+        plugins=plugins,
         engine=EngineSettings(engine, jobs, engine_settings),
         limits=Limits(max_trials, seconds, retry_failed),
         tracking_uri=tracking_uri,
@@ -104,11 +107,9 @@ def sweep(
         feature_cache=not no_feature_cache,
         report=report,
     )
-    conditions.engine.make(plugins, cells[0].request.settings.device)
+    request.engine.make(plugins, cells[0].request.settings.device)
     if print_trials:
-        from adaptkit.api.sweep import plan_sweep
-
-        plan = plan_sweep(cells, varied, jobs or 1, tracking_uri, refresh_base)
+        plan = plan_sweep(request)
         if as_json:
             print_json(plan.to_dict())
         else:
@@ -123,7 +124,7 @@ def sweep(
         ended=view.ended,
     )
     with resumable(console), interruptible(), view:
-        outcome = run_sweep(cells, varied, plugins, conditions, Watch() if quiet else watch)
+        outcome = run_sweep(request, Watch() if quiet else watch)
     print_sweep(outcome, as_json, quiet)
     if outcome.failed and (strict or not outcome.done):
         raise RunFailed(*(f"{trial.label} seed={trial.seed}: {trial.error}" for trial in outcome.failed))
@@ -138,8 +139,8 @@ def print_sweep(outcome: SweepOutcome, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(outcome.to_dict())
         return
-    if outcome.comparison is not None:
-        print_findings(output(), outcome.comparison)
+    if outcome.comparisons:
+        print_findings(output(), outcome.comparisons)
     print_trials(output(), outcome)
     if quiet:
         return

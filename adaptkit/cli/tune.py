@@ -79,15 +79,24 @@ def tune(
 
     console = messages()
     with uncollected():
-        from adaptkit.api.sweep import Conditions
-        from adaptkit.api.tune import TuneWatch, check_tuning, run_tuning
+        from adaptkit.api.tune import TuneRequest, TuneWatch, check_tuning, run_tuning
         from adaptkit.cli.views.tuning import TuningBars, TuningLines, print_tuned, print_way_on
         from adaptkit.sweeps.engines.tasks import EngineSettings
         from adaptkit.system.hardware import keep_freed_memory
 
-    asked = check_tuning(layers, plugins, space, trials, tuning_seeds, search, problems)
+    tuning = check_tuning(
+        layers,
+        plugins,
+        spaces=space,
+        trials=trials,
+        tuning_seeds=tuning_seeds,
+        method=search,
+        problems=problems,
+    )
     keep_freed_memory()
-    conditions = Conditions(
+    request = TuneRequest(
+        tuning=tuning,
+        plugins=plugins,
         engine=EngineSettings(engine, jobs, engine_settings),
         tracking_uri=tracking_uri,
         refresh_base=refresh_base,
@@ -97,7 +106,7 @@ def tune(
     view = TuningBars(console) if console.is_terminal else TuningLines(console)
     watch = TuneWatch(view.planned, view.notice, view.tell, view.tried, view.tuned, view.ended)
     with resumable(console), interruptible(), view:
-        outcome = run_tuning(asked, plugins, conditions, TuneWatch() if quiet else watch)
+        outcome = run_tuning(request, TuneWatch() if quiet else watch)
     if as_json:
         print_json(outcome.to_dict())
     else:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptkit.events import Predictions
 from adaptkit.names import (
@@ -24,6 +24,9 @@ from adaptkit.names import (
     TIME_INFERENCE_RATIO,
     TIME_TRAIN_SECONDS,
 )
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: cost metric -> its name in text; each has a Pareto front
 COSTS = {
@@ -166,6 +169,18 @@ class ArmResult:
         }
         return costs[key]
 
+    def row(self) -> dict[str, Any]:
+        """Return the strategy as one row of a table: the compared metric, then the means of all other figures."""
+        same = ("gain", "retention", "macro_f1", "adapter_bytes", "train_seconds", "peak_bytes", "inference_ratio")
+        means = {"target_accuracy": self.shifted, "source_accuracy": self.clean}
+        means |= {key: getattr(self, key) for key in same}
+        return (
+            {"strategy": self.strategy}
+            | dataclasses.asdict(self.score)
+            | {key: None if estimate is None else estimate.mean for key, estimate in means.items()}
+            | {"trainable": self.trainable, "parameters": self.parameters}
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the arm as plain JSON types."""
         hidden = {"score", "runs"}
@@ -292,9 +307,33 @@ class Robustness:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of arms that share a base, the data and the number of labelled images.
+    """Comparison of strategies that share a base, the data and the number of labelled images.
 
-    Without a source, `zero_shot` and `base_accuracy` are None, because the base's head is new.
+    Attributes
+    ----------
+    arms : tuple of ArmResult
+        One record for each strategy with its options, the best mean first.
+    pairs : tuple of PairResult
+        One record for each two strategies: their difference, its interval, and the verdict.
+    sentences : tuple of str
+        The verdicts in words, and their scope.
+    metric : Metric
+        The compared metric.
+    zero_shot, base_accuracy : float or None
+        Target and source accuracy of the base before adaptation; None without a source, since the head is new.
+    robustness : Robustness or None
+        Results over severities of the shift.
+
+    Examples
+    --------
+    >>> outcome = adaptkit.run(["head", "lora"], seeds="0-1", preset="quick")
+    >>> comparison = outcome.comparison
+    >>> [(pair.a, pair.b, pair.verdict) for pair in comparison.pairs]
+    [(...)]
+    >>> best = comparison.best  # None if no strategy is shown to be the best
+    >>> table = comparison.to_dataframe()
+    >>> table.loc["lora", ["n", "target_accuracy"]]
+    n ...
     """
 
     number: int
@@ -324,6 +363,36 @@ class Comparison:
         """Return the arm of this name."""
         return next(arm for arm in self.arms if arm.name == name)
 
+    @property
+    def best(self) -> ArmResult | None:
+        """The strategy that is better than every other one, by the verdicts of `pairs`.
+
+        None if the runs do not show a single best strategy: the leader is tied with another one, or undecided. A
+        strategy that was not compared with another one is the best. `arms[0]` always is the one with the best mean.
+        """
+        beaten = {pair.b for pair in self.pairs if pair.verdict == "better" and pair.a == self.arms[0].name}
+        beaten |= {pair.a for pair in self.pairs if pair.verdict == "worse" and pair.b == self.arms[0].name}
+        return self.arms[0] if len(beaten) == len(self.arms) - 1 else None
+
+    def to_dataframe(self) -> DataFrame:
+        """Return a table with one row for each strategy, the best mean first.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The index holds the names of the strategies. `mean`, `sd`, `low` and `high` describe the compared metric
+            over `n` seeds (95 % interval; NaN with a single seed). Accuracies are fractions, the costs are means of
+            one run.
+        """
+        from pandas import DataFrame
+
+        rows = {arm.name: arm.row() for arm in self.arms}
+        return DataFrame.from_dict(rows, orient="index").rename_axis("name")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return this comparison as plain JSON types, in the form of `Comparisons.to_dict`."""
+        return Comparisons((self,)).to_dict()
+
     def front(self, cost: str) -> tuple[ArmResult, ...]:
         """Return the Pareto front for this cost: the arms that no other arm dominates, the cheapest first."""
         free = [arm for arm in self.arms if not arm.dominated_by.get(cost)]
@@ -347,15 +416,44 @@ class Trend:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """All comparisons that a set of runs allows; `notes` are about runs that stand in none of them."""
+    """Comparisons of a set of runs: one for each base and data set. Use it like a list.
 
-    comparisons: tuple[Comparison, ...]
+    Attributes
+    ----------
+    comparisons : tuple of Comparison
+        The comparisons, in the order of their numbers.
+    notes : tuple of str
+        One sentence for each run that belongs to no comparison.
+    left_out : tuple of LeftOut
+        These runs, with the reason.
+    trends : tuple of Trend
+        Strategies over comparisons that differ in one number, such as `shots`.
+
+    Examples
+    --------
+    >>> comparisons = adaptkit.compare()
+    >>> len(comparisons)
+    1
+    >>> print(comparisons[0].sentences[-1])
+    This holds for this base and ...
+    """
+
+    comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     trends: tuple[Trend, ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.comparisons)
+
+    def __iter__(self) -> Iterator[Comparison]:
+        return iter(self.comparisons)
+
+    def __getitem__(self, index: int) -> Comparison:
+        return self.comparisons[index]
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the findings as plain JSON types: arms and pairs carry the number of their comparison."""
+        """Return all comparisons as plain JSON types; arms and pairs carry the number of their comparison."""
         first = self.comparisons[0]
         plain = {
             "metric": first.metric.key,
@@ -383,7 +481,7 @@ class Comparisons:
         return finite
 
     def to_json(self) -> str:
-        """Return the findings as one JSON document."""
+        """Return all comparisons as one JSON document."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
 

@@ -31,7 +31,7 @@ from adaptkit.experiment.measurement import (
     times,
     write_severities,
 )
-from adaptkit.experiment.outcome import BaseSummary, Outcome, RunSummary
+from adaptkit.experiment.outcome import BaseSummary, RunOutcome, RunSummary
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
 from adaptkit.names import (
@@ -406,7 +406,7 @@ def execute(
     notice: Callable[[str], None] = lambda line: None,
     recovery: Recovery | None = None,
     done: Mapping[str, RunSummary] = {},
-) -> Outcome:
+) -> RunOutcome:
     """Obtain the base, adapt a copy of it with each strategy and seed, and return all results.
 
     A run that fails for a known reason has its error in its summary; the other runs continue. Without `feature_cache`,
@@ -431,7 +431,7 @@ def execute(
         for arm in experiment.request.arms:
             runs.append(done.get(f"{arm.label} seed={seed}") or stage.run(arm, seed))
         stage.inputs.forget(seed)
-    return Outcome(
+    return RunOutcome(
         plan=dataclasses.replace(experiment.plan, base_cached=obtained.cached),
         base=BaseSummary(
             fingerprint=base.fingerprint,

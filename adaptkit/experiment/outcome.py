@@ -1,21 +1,22 @@
-"""What an experiment plans and finds, as typed records: the same for Python and for `--json`."""
+"""Plan and results of an experiment, as records that Python and `--json` share."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from adaptkit.comparison.records import Comparisons
+from adaptkit.comparison.records import Comparison, Comparisons
 from adaptkit.events import Epoch
 
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """What a strategy will train: numbers of parameters, learning rate and options.
+    """Strategy before training: its options, its learning rate and its numbers of parameters.
 
-    Of the `trainable` ones, so many are in the `head`, in the `adapter` (the base does not have them), in the `base`.
+    `trainable` is the sum of the trainable parameters in the `head`, in the `adapter` (parameters that the base does
+    not have) and in the `base`.
     """
 
     strategy: str
@@ -31,9 +32,9 @@ class ArmPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an experiment will do: sizes in images; `notices` are things to tell the user before training.
+    """Plan of an experiment: its data (sizes are numbers of images), device and strategies.
 
-    `seconds` is an estimate that only a dry run makes.
+    `notices` are messages for the user. Only a dry run estimates `seconds`.
     """
 
     dataset: str
@@ -63,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class BaseSummary:
-    """The base of an experiment; accuracies are fractions, the shifted one is zero-shot; None without a source."""
+    """Base of an experiment. Accuracies are fractions (`shifted_accuracy` is zero-shot), or None without a source."""
 
     fingerprint: str
     run_id: str | None
@@ -75,7 +76,10 @@ class BaseSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One adaptation run: final `metrics` by their MLflow names; `error` says why a failed one has none."""
+    """Result of one adaptation run: its final `metrics` by MLflow name, or the `error` that made it fail.
+
+    `status` is "finished" or "failed".
+    """
 
     strategy: str
     label: str
@@ -89,17 +93,26 @@ class RunSummary:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A finished experiment; `notices` are things to tell the user, `tracking_error` why not all is in MLflow.
+    """The part that the outcomes of `run`, `sweep` and `tune` share.
 
-    `parent_run_id` is the MLflow run that groups several runs; `comparison` is None when no run has finished.
+    Attributes
+    ----------
+    experiment, tracking_uri : str or None
+        MLflow experiment and store; None for runs that were not tracked.
+    ui_command, ui_url : str or None
+        Command that starts MLflow's user interface (None for a server), and the page that lists the runs.
+    notices : tuple of str
+        Messages about the store.
+    tracking_error : str or None
+        Why MLflow lacks a part of the results; None if it holds all of them.
+    parent_run_id : str or None
+        The MLflow run that groups the other runs; None for a single run.
+    comparisons : Comparisons
+        One comparison for each base and data set; empty if no run has finished.
     """
 
-    plan: Plan
-    base: BaseSummary
-    runs: tuple[RunSummary, ...]
-    data_fingerprint: str
     experiment: str | None = None
     tracking_uri: str | None = None
     ui_command: str | None = None
@@ -107,14 +120,52 @@ class Outcome:
     notices: tuple[str, ...] = ()
     tracking_error: str | None = None
     parent_run_id: str | None = None
-    comparison: Comparisons | None = None
+    comparisons: Comparisons = field(default_factory=Comparisons)
 
     @property
-    def failed(self) -> tuple[RunSummary, ...]:
-        """Return the runs that failed."""
-        return tuple(run for run in self.runs if run.status != "finished")
+    def comparison(self) -> Comparison | None:
+        """The comparison of the strategies (the first one if there are several); None if no run has finished."""
+        return self.comparisons[0] if self.comparisons else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as plain JSON types."""
-        plain = dataclasses.asdict(dataclasses.replace(self, comparison=None))
-        return plain | {"comparison": None if self.comparison is None else self.comparison.to_dict()}
+        plain = dataclasses.asdict(dataclasses.replace(self, comparisons=Comparisons()))
+        del plain["comparisons"]
+        shared = {item.name for item in dataclasses.fields(Outcome)}
+        plain = {key: plain[key] for key in sorted(plain, key=shared.__contains__)}  # own fields first, for readers
+        return plain | {"comparison": self.comparisons.to_dict() if self.comparisons else None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome(Outcome):
+    """Results of `adaptkit.run` and `adaptkit.resume`.
+
+    Attributes
+    ----------
+    plan : Plan
+        Data, devices and strategies, as known before training.
+    base : BaseSummary
+        The base that all strategies start from.
+    runs : tuple of RunSummary
+        One record for each strategy and seed; a failed run has an `error` and no metrics.
+    data_fingerprint : str
+        sha256 of the images that were used.
+
+    Examples
+    --------
+    >>> outcome = adaptkit.run(["head", "lora"], seeds="0-1", preset="quick")
+    >>> [run.metrics["final/shifted_accuracy"] for run in outcome.runs]
+    [...]
+    >>> print(outcome.comparison.sentences[-1])
+    This holds for this base and ...
+    """
+
+    plan: Plan
+    base: BaseSummary
+    runs: tuple[RunSummary, ...]
+    data_fingerprint: str
+
+    @property
+    def failed(self) -> tuple[RunSummary, ...]:
+        """The runs that failed."""
+        return tuple(run for run in self.runs if run.status == "failed")

@@ -1,4 +1,4 @@
-"""Bring what a user has, files, pictures or tensors, to what a model was trained on."""
+"""Turn files, pictures and tensors into images of a model, and classify them."""
 
 from __future__ import annotations
 
@@ -23,60 +23,90 @@ from adaptkit.training.objective import probabilities
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Make float images `[n, channels, size, size]` in 0..1, as in training; models normalise them themselves."""
+    """Turn pictures into images as in training: floats `[n, channels, size, size]` in 0..1.
+
+    Means and standard deviations are not applied here: models normalise their input themselves.
+
+    Parameters
+    ----------
+    channels : int
+        1 for grey images, 3 for colour images.
+    size : int
+        Side of the images, in pixels.
+
+    Examples
+    --------
+    >>> preprocess = adaptkit.Preprocessing(channels=1, size=28)
+    >>> preprocess(["photos/0.png", torch.rand(3, 40, 60)]).shape
+    torch.Size([2, 1, 28, 28])
+    """
 
     channels: int
     size: int
 
-    def __call__(self, things: Any) -> Tensor:
-        """Return a path, a PIL image, a uint8 or float tensor, or a list of them, as one batch.
+    def __call__(self, images: Any) -> Tensor:
+        """Return images as one batch.
 
-        Tensors are `[c, h, w]`, `[n, c, h, w]` or, if grey, `[h, w]`; floats are in 0..1. Raises BadInput.
+        Parameters
+        ----------
+        images : path, PIL image, tensor, NumPy array, or a list of them
+            Arrays have the shape `[c, h, w]`, `[n, c, h, w]` or, if grey, `[h, w]`. They hold uint8 numbers, or floats
+            in 0..1.
+
+        Returns
+        -------
+        torch.Tensor
+            Floats `[n, channels, size, size]` in 0..1.
+
+        Raises
+        ------
+        BadInput
+            For an image that cannot be read or has another shape, type or range.
         """
-        items = list(things) if isinstance(things, list | tuple) else [things]
+        items = list(images) if isinstance(images, list | tuple) else [images]
         if not items:
-            raise BadInput("there is nothing to preprocess")
+            raise BadInput("no images to preprocess")
         return torch.cat([self._batch(item) for item in items])
 
-    def _batch(self, thing: Any) -> Tensor:
-        if not isinstance(thing, Tensor):
-            if hasattr(thing, "__array_interface__") and not hasattr(thing, "convert"):  # NumPy's, not PIL's
-                thing = torch.as_tensor(thing)
+    def _batch(self, item: Any) -> Tensor:
+        if not isinstance(item, Tensor):
+            if hasattr(item, "__array_interface__") and not hasattr(item, "convert"):  # NumPy's, not PIL's
+                item = torch.as_tensor(item)
             else:
                 from adaptkit.data.sets.image_files import read_picture
 
-                thing = read_picture(Path(thing) if isinstance(thing, str) else thing, self.size)
-        images = thing[None, None] if thing.ndim == 2 else thing[None] if thing.ndim == 3 else thing
+                item = read_picture(Path(item) if isinstance(item, str) else item, self.size)
+        images = item[None, None] if item.ndim == 2 else item[None] if item.ndim == 3 else item
         if images.ndim != 4 or 0 in images.shape:
-            raise BadInput(f"images are [c, h, w] or [n, c, h, w], not {list(thing.shape)}")
+            raise BadInput(f"images must have the shape [c, h, w] or [n, c, h, w], got {list(item.shape)}")
         if not (images.dtype == torch.uint8 or images.is_floating_point()):
-            raise BadInput(f"images are uint8, or floats in 0..1, not {str(images.dtype).removeprefix('torch.')}")
+            raise BadInput(f"images must be uint8 or floats in 0..1, got {str(images.dtype).removeprefix('torch.')}")
         if images.is_floating_point():
             low, high = float(images.min()), float(images.max())
             if not (low >= -1e-3 and high <= 1 + 1e-3):
-                raise BadInput(f"images of floats are in 0..1, not {low:g} to {high:g}; uint8 images are in 0..255")
+                raise BadInput(f"float images must be in 0..1, got {low:g} to {high:g}; images in 0..255 must be uint8")
             return self._resized(self._in_channels(images.float()))
-        # Rounded after each step, as images are when a data set is brought to another's channels and size.
+        # Rounded after each step, as in data sets whose images are converted to other channels or another size.
         images = _rounded(self._in_channels(images))
         return _rounded(self._resized(images)).float() / 255
 
     def _in_channels(self, images: Tensor) -> Tensor:
-        given = images.shape[1]
-        if given == self.channels:
+        channels = images.shape[1]
+        if channels == self.channels:
             return images
-        if (given, self.channels) == (3, 1):
+        if (channels, self.channels) == (3, 1):
             return luminance(images.float())
-        if given == 1:
+        if channels == 1:
             return images.repeat(1, self.channels, 1, 1)
-        raise BadInput(f"images have {given} channels, and the model takes {self.channels}")
+        raise BadInput(f"images have {channels} channels, but the model takes {self.channels}")
 
     def _resized(self, images: Tensor) -> Tensor:
-        """Bring the shorter side to the model's size and cut the middle out of the longer one."""
+        """Resize the shorter side to the size of the model, and crop the centre of the longer side."""
         height, width = images.shape[-2:]
         short = min(height, width)
         if short != self.size:
             sides = [max(self.size, int(side * self.size / short)) for side in (height, width)]
-            # Without antialiasing a shrunk image would be a sample of its pixels.
+            # Without antialiasing, a smaller image would be a subsample of the pixels.
             images = interpolate(images.float(), size=sides, mode="bilinear", antialias=short > self.size)
         top, left = (round((side - self.size) / 2) for side in images.shape[-2:])
         return images[..., top : top + self.size, left : left + self.size]
@@ -86,21 +116,46 @@ def _rounded(images: Tensor) -> Tensor:
     return images if images.dtype == torch.uint8 else images.round().clamp(0, 255).to(torch.uint8)
 
 
+#: threads that decode pictures
 DECODERS = 4
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture: classes with their confidence, the most likely first."""
+    """The classes that a model predicts for one image.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The image file.
+    ranked : tuple of (str, float)
+        Classes with their confidence (softmax, in 0..1), the most likely first.
+
+    Examples
+    --------
+    >>> (prediction,) = adaptkit.predict(run_id, "photos/0.png", top_k=2)
+    >>> prediction.label, prediction.confidence
+    ('...', 0...)
+    """
 
     path: Path
     ranked: tuple[tuple[str, float], ...]
 
+    @property
+    def label(self) -> str:
+        """The most likely class."""
+        return self.ranked[0][0]
+
+    @property
+    def confidence(self) -> float:
+        """The confidence in the most likely class."""
+        return self.ranked[0][1]
+
 
 def find_pictures(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield these files, and the files in these folders, at any depth, in the order of their names; none is hidden.
+    """Yield files, and the files in folders at any depth, sorted by name; hidden files are left out.
 
-    Raises BadInput, before the first is yielded, for paths that are not there.
+    Raises BadInput for missing paths before it yields the first file.
     """
     named = list(paths)
     if missing := [path for path in named if not path.exists()]:
@@ -113,7 +168,7 @@ def _walk(named: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        seen = set()  # a link may lead back to a folder above it
+        seen = set()  # a link may point to a parent folder
         for folder, inner, files in os.walk(path, followlinks=True):
             inner[:] = _kept(inner)
             if (real := os.path.realpath(folder)) in seen:
@@ -137,9 +192,9 @@ def predict_pictures(
     batch_size: int = 64,
     broken: Callable[[str], None],
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each picture, in order; one that cannot be read is told to `broken` and left out.
+    """Yield a prediction for each picture, in order; call `broken(problem)` for a picture that cannot be read.
 
-    Two batches are in memory at a time, however many pictures there are: one is decoded while the other is predicted.
+    Memory holds two batches at a time: one is decoded while the other is classified.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     count = min(top_k, len(classes))
@@ -154,7 +209,7 @@ def predict_pictures(
 def _decoded(
     preprocessing: Preprocessing, paths: Iterable[Path], batch_size: int, broken: Callable[[str], None]
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Yield pictures in batches with their paths; the next batch is decoded while one is used."""
+    """Yield batches of pictures with their paths; decode the next batch while the caller uses one."""
 
     def read(path: Path) -> Tensor | str:
         try:
@@ -162,7 +217,7 @@ def _decoded(
         except BadInput as error:
             return str(error)
 
-    # Each picture is decoded without warnings, which is set for all threads: at the end it is as before.
+    # Decoding turns warnings off for all threads; leaving this block restores the filters.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
         left = iter(paths)
 
@@ -175,11 +230,11 @@ def _decoded(
                 waiting, begun = begun, begin()
                 good: list[tuple[Path, Tensor]] = []
                 for path, future in waiting:
-                    found = future.result()
-                    if isinstance(found, str):
-                        broken(found)
+                    decoded = future.result()
+                    if isinstance(decoded, str):
+                        broken(decoded)
                     else:
-                        good.append((path, found))
+                        good.append((path, decoded))
                 if good:
                     yield [path for path, _ in good], torch.cat([images for _, images in good])
         finally:

@@ -1,4 +1,4 @@
-"""Make the images of a finished run again, from the config that it left in the store."""
+"""Rebuild the images of a finished run from its config, for checks of its model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from adaptkit.settings.request import Request
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.tracking.runs import StoredRun
 
-#: images that an export is verified on, at most
+#: largest number of images that verify an export
 CHECKED = 256
 
 
 @dataclass(frozen=True)
 class CheckedImages:
-    """Images for a check: float `[n, c, h, w]`, what they are, and lines to tell the user."""
+    """Images for a check (floats `[n, c, h, w]`), the name of their `source`, and messages for the user."""
 
     pixels: Tensor
     source: str
@@ -39,62 +39,62 @@ class CheckedImages:
 
 
 @contextmanager
-def rebuilt_request(found: StoredRun, plugins: Plugins, changed: Mapping[str, Any] | None = None) -> Iterator[Request]:
-    """Lend the request of a run as its config has it, but for what is `changed`; raise BadInput.
+def rebuilt_request(stored: StoredRun, plugins: Plugins, changed: Mapping[str, Any] | None = None) -> Iterator[Request]:
+    """Resolve the config of a run into a request, with the settings in `changed`; raise BadInput.
 
-    A split that was read from a file is the one that the run kept, whose copy exists as long.
+    A split file is replaced by a copy of the run's split.json, which exists during the block.
     """
     with ExitStack() as stack:
-        config = read_config(stack.enter_context(found.file(CONFIG_FILE)))
-        if config.get("split.file") not in (None, "none") and found.has(SPLIT_FILE):
+        config = read_config(stack.enter_context(stored.file(CONFIG_FILE)))
+        if config.get("split.file") not in (None, "none") and stored.has(SPLIT_FILE):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptkit-"))
-            # The file that was named then may be gone; the run's own says the same.
-            config["split.file"] = shutil.copy(stack.enter_context(found.file(SPLIT_FILE)), folder)
-        config.setdefault("strategy", "head")  # a base run's names none, and data do not depend on it
-        if found.kind == "base":
+            # The original file may be gone; the artifact has the same content.
+            config["split.file"] = shutil.copy(stack.enter_context(stored.file(SPLIT_FILE)), folder)
+        config.setdefault("strategy", "head")  # a base run has no strategy; the data do not depend on it
+        if stored.kind == "base":
             config["shift"] = "none"
             if config.get("dataset") in (None, "none"):
-                if (was := found.params.get("dataset", "none")) != "none":
-                    raise BadInput(f"its config.yaml was altered: dataset is none there, and was {was}")
-                raise BadInput(f"{found.title} is a base without a source, and has no test images of its own")
+                if (was := stored.params.get("dataset", "none")) != "none":
+                    raise BadInput(f"its config.yaml was altered: dataset is none, but was {was}")
+                raise BadInput(f"{stored.title} is a base without a source, so it has no test images")
         yield resolve([Layer(config | dict(changed or {}), CONFIG_FILE)], plugins)
 
 
-def run_data(found: StoredRun, plugins: Plugins) -> tuple[Request, Domains]:
-    """Return the run's request and its data; raise BadInput when they cannot be had here."""
-    with rebuilt_request(found, plugins) as request:
+def run_data(stored: StoredRun, plugins: Plugins) -> tuple[Request, Domains]:
+    """Return the request of a run and its data; raise BadInput if the data are not available."""
+    with rebuilt_request(stored, plugins) as request:
         return request, load_data(request)
 
 
-def check_images(found: StoredRun, preprocessing: Preprocessing, plugins: Plugins) -> CheckedImages:
-    """Return the first images of the run's shifted test set; raise BadInput when they cannot be had here."""
+def check_images(stored: StoredRun, preprocessing: Preprocessing, plugins: Plugins) -> CheckedImages:
+    """Return the first target test images of a run; raise BadInput if they are not available."""
     try:
-        _, domains = run_data(found, plugins)
+        _, domains = run_data(stored, plugins)
         pixels = domains.shifted_test.pixels[:CHECKED]
-    except Exception as error:  # a data set's own: it may not be there, or not be downloaded
+    except Exception as error:  # any error of a data set that is missing or cannot be downloaded
         reasons = error.problems if isinstance(error, BadInput) else (f"{type(error).__name__}: {error}",)
         raise BadInput(
-            *(f"the run's test images cannot be had here: {reason}" for reason in reasons),
-            "give pictures of your own to verify the export on: --images PATH",
+            *(f"the test images of the run are not available: {reason}" for reason in reasons),
+            "verify the export on other pictures: --images PATH",
         ) from error
     shape = (preprocessing.channels, preprocessing.size, preprocessing.size)
     if tuple(pixels.shape[1:]) != shape:
         raise BadInput(
-            f"the run's data are images {list(pixels.shape[1:])} now, and the model takes {list(shape)}; "
-            "give pictures of your own to verify the export on: --images PATH"
+            f"the images of the run now have the shape {list(pixels.shape[1:])}, but the model takes {list(shape)}; "
+            "verify the export on other pictures: --images PATH"
         )
-    recorded = found.tags.get(DATA_FINGERPRINT_TAG)
+    recorded = stored.tags.get(DATA_FINGERPRINT_TAG)
     notices = []
     if recorded is not None and recorded != domains.fingerprint:
         notices.append(
-            f"the data is not the run's any more: its fingerprint is {domains.fingerprint[:12]}, and was "
-            f"{recorded[:12]}; what follows is about the images that are there now"
+            f"the data of the run have changed: their fingerprint is {domains.fingerprint[:12]}, and was "
+            f"{recorded[:12]}; the present images are used"
         )
-    return CheckedImages(pixels, _named(found), tuple(notices))
+    return CheckedImages(pixels, _named(stored), tuple(notices))
 
 
 def own_images(paths: Sequence[Path], preprocessing: Preprocessing) -> CheckedImages:
-    """Return the user's own pictures, at most so many, as the model sees them; raise BadInput for broken ones."""
+    """Read pictures of the user, at most CHECKED, as images of the model; raise BadInput if any cannot be read."""
     pixels: list[Tensor] = []
     broken: list[str] = []
     for path in islice(find_pictures(paths), CHECKED):
@@ -105,15 +105,15 @@ def own_images(paths: Sequence[Path], preprocessing: Preprocessing) -> CheckedIm
     if broken:
         raise BadInput(*broken)
     if not pixels:
-        raise BadInput(f"--images: there are no pictures in {', '.join(map(str, paths))}")
+        raise BadInput(f"--images: no pictures in {', '.join(map(str, paths))}")
     return CheckedImages(torch.cat(pixels), ", ".join(map(str, paths)))
 
 
-def _named(found: StoredRun) -> str:
-    """Return what the shifted test set is called."""
-    params = found.params
+def _named(stored: StoredRun) -> str:
+    """Return the name of the test set that `check_images` uses."""
+    params = stored.params
     target, shift = params.get("target", "none"), params.get("shift", "none")
-    if found.kind == "base":
+    if stored.kind == "base":
         return f"the clean test set ({params.get('dataset')})"
     if params.get("dataset") == "none":
         return f"the target's test set ({target})"

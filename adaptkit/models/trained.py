@@ -1,4 +1,4 @@
-"""Find a finished run in a store and rebuild its model: everything comes from the run's artifacts."""
+"""Load the model of a finished run from its artifacts, or from an exported folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,9 @@ from adaptkit.tracking.runs import StoredRun, open_runs
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import adapt, freeze
 
+#: files of a model exported as "merged"
+EXPORT_CARD, EXPORT_WEIGHTS = "model.json", "model.safetensors"
+
 MODEL_TYPES = {
     **{"backbone": str, "backbone_options": dict, "preprocessing": dict},
     **{"channels": int, "size": int, "classes": list},
@@ -48,38 +51,89 @@ MODEL_TYPES = {
 ADAPTER_TYPES = {"strategy": str, "options": dict, "init_seed": int, "base_fingerprint": str, "sha256": str}
 
 
+if TYPE_CHECKING:
+
+    class LoadedModule(nn.Module):
+        """A loaded model as type checkers see it."""
+
+        classes: tuple[str, ...]
+        preprocess: Preprocessing
+
+
 def load(
-    run_id: str,
+    run: str | Path,
     *,
     tracking_uri: str | None = None,
     plugins: Iterable[str | Path | object] = (),
     backbone: nn.Module | None = None,
     merged: bool = True,
     device: str | torch.device = "cpu",
-) -> nn.Module:
-    """Return the model of a finished run, ready in evaluation mode, with `classes` and `preprocess`.
+) -> LoadedModule:
+    """Load the model of a finished run, in evaluation mode.
 
-    `model(model.preprocess("picture.jpg"))` gives logits `[1, classes]`; preprocess takes a path, a PIL image, a tensor
-    or a list of them. The model is the plain backbone with merged weights, or, not `merged`, the adapted one; a
-    strategy that cannot merge gives that in any case. A base run's id loads the base. A model that was given from
-    Python is given again as `backbone`. Raises BadInput.
+    Parameters
+    ----------
+    run : str or path
+        Run id (that of a base run loads the base), or a folder that `adaptkit.export` wrote in the format "merged".
+    tracking_uri : str, optional
+        MLflow store. Default: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
+    plugins : iterable of path or object, optional
+        Plugin files, or objects with hooks.
+    backbone : torch.nn.Module, optional
+        The model that `adaptkit.run` received as `backbone`, if it did.
+    merged : bool, optional
+        Fold the adapter into the weights of the plain backbone, if the strategy can do that. Default: True.
+    device : str or torch.device, optional
+        Device of the model. Default: "cpu".
+
+    Returns
+    -------
+    torch.nn.Module
+        Maps images `[n, channels, size, size]` to logits `[n, classes]`. `model.classes` holds the names of the
+        classes; `model.preprocess` makes such images from a path, a PIL image, a tensor or a list of them.
+
+    Raises
+    ------
+    BadInput
+        If the run has no model, or if its files are damaged.
+
+    Examples
+    --------
+    >>> model = adaptkit.load(run_id)
+    >>> logits = model(model.preprocess("photos/0.png"))
+    >>> logits.shape
+    torch.Size([1, 10])
+    >>> model.classes[logits.argmax()]
+    '...'
     """
-    trained = find_trained(run_id, tracking_uri, given_plugins(plugins, backbone))
-    model = trained.merged() if merged else trained.adapted
-    for name, value in (("classes", trained.classes), ("preprocess", trained.preprocessing)):
-        if not hasattr(model, name):  # a member of its own, which its forward pass may use, is left alone
+    chosen = given_plugins(plugins, backbone)
+    loaded = read_export(run, chosen)
+    if loaded is None:
+        loaded = find_trained(str(run), tracking_uri, chosen).loaded(merged=merged)
+    model = loaded.model
+    for name, value in (("classes", loaded.classes), ("preprocess", loaded.preprocessing)):
+        if not hasattr(model, name):  # a model that has such an attribute may use it in its forward pass
             setattr(model, name, value)
-    return model.to(device)
+    return cast("LoadedModule", model.to(device))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on the CPU, the names of its classes, and the preprocessing of its images."""
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's model, rebuilt on the CPU: the base's weights, and what the strategy made of them.
+    """The model of a run, rebuilt on the CPU: the weights of the base, and the adapted model.
 
-    `card` is the adapter's, or the base's where the run is a base run, which has no strategy.
+    `card` is the content of adapter.json, or of base.json for a base run, which has no strategy.
     """
 
-    found: StoredRun
+    stored: StoredRun
     card: Mapping[str, Any]
     backbone: Backbone
     base_state: Mapping[str, Tensor]
@@ -94,18 +148,18 @@ class TrainedRun:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Return what brings pictures to the model's images."""
+        """Return the preprocessing that turns pictures into images of the model."""
         return Preprocessing(self.card["channels"], self.card["size"])
 
     @property
     def described_preprocessing(self) -> Mapping[str, Any]:
-        """Return what is done to pictures before and in the model, for people who do it without adaptkit."""
+        """Describe the preprocessing, also the part inside the model, for use without adaptkit."""
         described: Mapping[str, Any] = self.card["preprocessing"]
         return described
 
     @functools.cached_property
     def base_fingerprint(self) -> str:
-        """Return the sha256 of the base's weights as they are."""
+        """Return the sha256 of the weights of the base."""
         return fingerprint(self.base_state)
 
     @property
@@ -116,10 +170,10 @@ class TrainedRun:
 
     def base(self) -> nn.Module:
         """Return a fresh plain backbone with the base's weights."""
-        return _base_model(self.backbone, self.card, self.base_state, self.found.title)
+        return _base_model(self.backbone, self.card, self.base_state, self.stored.title)
 
     def merged(self) -> nn.Module:
-        """Return a copy of the model with the adapter folded into the backbone's weights, where that is possible."""
+        """Return a copy of the model with the adapter folded into the weights, if the strategy can do that."""
         model = copy.deepcopy(self.adapted)
         if self.strategy is not None and hasattr(self.strategy, "merge"):
             try:
@@ -129,81 +183,112 @@ class TrainedRun:
         freeze(model)
         return model.eval()
 
+    def loaded(self, *, merged: bool = True) -> LoadedModel:
+        """Return the merged or the adapted model with its classes and preprocessing."""
+        return LoadedModel(self.merged() if merged else self.adapted, self.classes, self.preprocessing)
+
     def is_plain(self, model: nn.Module) -> bool:
-        """Tell whether a model has the layout of the plain backbone."""
+        """Return whether a model has the layout of the plain backbone."""
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         return shapes == {name: tensor.shape for name, tensor in self.base_state.items()}
 
 
-def given_plugins(things: Iterable[str | Path | object], backbone: nn.Module | None = None) -> Plugins:
-    """Load plugins that are named by their files, or given as objects, and a model that was given as backbone."""
-    listed = list(things)
+def given_plugins(plugins: Iterable[str | Path | object], backbone: nn.Module | None = None) -> Plugins:
+    """Load plugins from files and objects, and a plugin that offers the model `backbone`."""
+    listed = list(plugins)
     if backbone is not None:
         from adaptkit.backbones.python_model import python_backbone
 
         listed.append(python_backbone(backbone))
-    files = [thing for thing in listed if isinstance(thing, str | Path)]
-    plugins = load_plugins(files, [thing for thing in listed if not isinstance(thing, str | Path)])
-    plugins.require_sound()
-    return plugins
+    files = [plugin for plugin in listed if isinstance(plugin, str | Path)]
+    loaded = load_plugins(files, [plugin for plugin in listed if not isinstance(plugin, str | Path)])
+    loaded.require_sound()
+    return loaded
+
+
+def read_export(folder: str | Path, plugins: Plugins) -> LoadedModel | None:
+    """Load a folder that was exported as "merged"; None if the path is not an exported folder.
+
+    Raises BadInput for an export in another format, or one that is damaged.
+    """
+    path = Path(folder)
+    if not (path / EXPORT_CARD).is_file():
+        return None
+    card = read_card(path / EXPORT_CARD, {"format": str} | MODEL_TYPES)
+    if card["format"] != "merged":
+        raise BadInput(
+            f"{path} holds a model in the format {card['format']}; only merged exports can be loaded: see its README.md"
+        )
+    return exported_model(path, _find_backbone(card, plugins, str(path)))
+
+
+def exported_model(folder: Path, backbone: Backbone) -> LoadedModel:
+    """Build the backbone for a merged export and load its weights."""
+    card = read_card(folder / EXPORT_CARD, MODEL_TYPES)
+    model = _base_model(backbone, card, read_weights(folder / EXPORT_WEIGHTS), str(folder))
+    freeze(model)
+    return LoadedModel(model, tuple(card["classes"]), Preprocessing(card["channels"], card["size"]))
 
 
 def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> TrainedRun:
-    """Find a finished run and rebuild its model; raise BadInput for one that has none, or none that can be rebuilt."""
-    found = open_runs(tracking_uri).find(run_id)
-    if found.kind == "base":
-        return _rebuilt_base(found, plugins)
-    with found.folder(ADAPTER_FOLDER, ADAPTER_WEIGHTS_FILE, ADAPTER_CARD_FILE) as folder:
+    """Find a finished run and rebuild its model; raise BadInput if that is not possible."""
+    stored = open_runs(tracking_uri).find(run_id)
+    if stored.kind == "base":
+        return _rebuilt_base(stored, plugins)
+    with stored.folder(ADAPTER_FOLDER, ADAPTER_WEIGHTS_FILE, ADAPTER_CARD_FILE) as folder:
         card = read_card(folder / ADAPTER_CARD_FILE, ADAPTER_TYPES | MODEL_TYPES)
-        signed = found.tags.get(ADAPTER_SHA256_TAG)
+        signed = stored.tags.get(ADAPTER_SHA256_TAG)
         if signed is None:
-            raise BadInput(f"{found.title} was recorded before adapters were signed: run it again with this adaptkit")
+            raise BadInput(
+                f"{stored.title} was recorded by an old version, without a signature of its adapter; repeat the run"
+            )
         if sha256_of(folder / ADAPTER_CARD_FILE) != signed:
             raise BadInput(
-                f"{found.title}: its {ADAPTER_CARD_PATH} was altered, or is another run's: the run says otherwise"
+                f"{stored.title}: its {ADAPTER_CARD_PATH} was altered or belongs to another run: its sha256 is not "
+                "that of the run's tag"
             )
-        state = _base_state(found, card["base_fingerprint"])
-        backbone = _find_backbone(card, plugins, found.title)
-        model = _base_model(backbone, card, state, found.title)
+        state = _base_state(stored, card["base_fingerprint"])
+        backbone = _find_backbone(card, plugins, stored.title)
+        model = _base_model(backbone, card, state, stored.title)
         try:
             offer = plugins.find("strategy", card["strategy"])
             strategy, _ = make_checked(card["strategy"], offer.cls, card["options"])
             adapt(model, strategy, init_seed=card["init_seed"], new_head=bool(card.get("new_head")))
         except BadInput as error:
-            raise BadInput(*(f"{found.title}: {line}" for line in error.problems)) from None
+            raise BadInput(*(f"{stored.title}: {line}" for line in error.problems)) from None
         except Exception as error:
-            raise BadInput(f"{found.title}: strategy {card['strategy']} fails: {located(error)}") from error
+            raise BadInput(f"{stored.title}: strategy {card['strategy']} fails: {located(error)}") from error
         try:
             names = load_adapter(folder, model, fingerprint(state))
         except BadInput as error:
-            raise BadInput(*(f"{found.title}: {line}" for line in error.problems)) from None
-    return TrainedRun(found, card, backbone, state, strategy, model.eval(), names)
+            raise BadInput(*(f"{stored.title}: {line}" for line in error.problems)) from None
+    return TrainedRun(stored, card, backbone, state, strategy, model.eval(), names)
 
 
-def _rebuilt_base(found: StoredRun, plugins: Plugins) -> TrainedRun:
-    with found.folder(BASE_FOLDER, BASE_WEIGHTS_FILE, BASE_CARD_FILE) as folder:
+def _rebuilt_base(stored: StoredRun, plugins: Plugins) -> TrainedRun:
+    with stored.folder(BASE_FOLDER, BASE_WEIGHTS_FILE, BASE_CARD_FILE) as folder:
         card = read_card(folder / BASE_CARD_FILE, {"fingerprint": str} | MODEL_TYPES)
         state = read_weights(folder / BASE_WEIGHTS_FILE)
     if card.get("card_sha256") not in (None, card_digest(card)):
-        raise BadInput(f"{found.title}: {BASE_FOLDER}/{BASE_CARD_FILE} was altered: it is not what was written")
+        raise BadInput(f"{stored.title}: {BASE_FOLDER}/{BASE_CARD_FILE} was altered: its sha256 has changed")
     if (now := fingerprint(state)) != card["fingerprint"]:
-        raise BadInput(f"{found.title}: its base is damaged: its fingerprint is {now}, and was {card['fingerprint']}")
-    backbone = _find_backbone(card, plugins, found.title)
-    model = _base_model(backbone, card, state, found.title)
+        raise BadInput(f"{stored.title}: its base is damaged: its fingerprint is {now}, and was {card['fingerprint']}")
+    backbone = _find_backbone(card, plugins, stored.title)
+    model = _base_model(backbone, card, state, stored.title)
     freeze(model)
-    return TrainedRun(found, card, backbone, state, None, model)
+    return TrainedRun(stored, card, backbone, state, None, model)
 
 
-def _base_state(found: StoredRun, wanted: str) -> dict[str, Tensor]:
-    """Return the base's weights from its run's artifact, else from the cache; what they are is for others to judge."""
+def _base_state(stored: StoredRun, wanted: str) -> dict[str, Tensor]:
+    """Return the weights of the base from the artifact of its run, or from the cache; the caller checks their hash."""
     keys = []
-    for base in found.bases(wanted):
+    for base in stored.bases(wanted):
         if base.has(BASE_WEIGHTS_PATH):
             with base.folder(BASE_FOLDER, BASE_WEIGHTS_FILE) as folder:
                 state = read_weights(folder / BASE_WEIGHTS_FILE)
             if base.tags.get(BASE_FINGERPRINT_TAG) == wanted != fingerprint(state):
                 raise BadInput(
-                    f"{found.title}: {BASE_WEIGHTS_PATH} of its base, {base.title}, is damaged: its fingerprint is "
+                    f"{stored.title}: {BASE_WEIGHTS_PATH} of its base, {base.title}, is damaged: its fingerprint is "
                     f"{fingerprint(state)}, and was {wanted}"
                 )
             return state
@@ -213,17 +298,15 @@ def _base_state(found: StoredRun, wanted: str) -> dict[str, Tensor]:
         if kept is not None:
             return dict(kept.state)
     where = f"its base run has no artifact {BASE_WEIGHTS_PATH}" if keys else "its base run is not in the store"
-    raise BadInput(
-        f"{found.title}: {where}, and this machine's cache has no base {wanted}: run it again with this adaptkit"
-    )
+    raise BadInput(f"{stored.title}: {where}, and the cache of this machine has no base {wanted}; repeat the run")
 
 
 def _find_backbone(card: Mapping[str, Any], plugins: Plugins, title: str) -> Backbone:
-    """Return the backbone that a card names, without pretrained weights, for the base has its own."""
+    """Return the backbone that a card names, without pretrained weights: the card's model has its own."""
     name = card["backbone"]
     if name.startswith("python:") and "python" not in plugins.components["backbone"]:
         raise BadInput(
-            f"{title}: its backbone {name} was given from Python: adaptkit.load(run_id, backbone=model) takes it again"
+            f"{title}: its backbone {name} is a Python object; pass it again: adaptkit.load(run_id, backbone=model)"
         )
     try:
         cls = plugins.find("backbone", name).cls
@@ -232,24 +315,16 @@ def _find_backbone(card: Mapping[str, Any], plugins: Plugins, title: str) -> Bac
             options[WEIGHTS_OPTION] = "none"
         backbone, _ = make_checked("backbone", cls, options, argument=name.partition(":")[2])
     except BadInput as error:
-        hint = "; --plugin PATH names the plugin that has it" if "unknown backbone" in str(error) else ""
+        hint = "; name its plugin with --plugin PATH" if "unknown backbone" in str(error) else ""
         raise BadInput(*(f"{title}: {line}{hint}" for line in error.problems)) from None
-    found: Backbone = backbone
-    return found
-
-
-def plain_model(
-    card: Mapping[str, Any], plugins: Iterable[str | Path | object] = (), backbone: nn.Module | None = None
-) -> nn.Module:
-    """Return the architecture that a `model.json` describes, with fresh weights; raise BadInput."""
-    return _build(_find_backbone(card, given_plugins(plugins, backbone), "the model"), card, "the model")
+    return cast("Backbone", backbone)
 
 
 def _base_model(backbone: Backbone, card: Mapping[str, Any], state: Mapping[str, Tensor], title: str) -> nn.Module:
     model = _build(backbone, card, title)
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if own != {name: tensor.shape for name, tensor in state.items()}:
-        raise BadInput(f"{title}: the backbone {card['backbone']} has other layers here than the run's base")
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if shapes != {name: tensor.shape for name, tensor in state.items()}:
+        raise BadInput(f"{title}: the layers of the backbone {card['backbone']} differ from those of the saved weights")
     model.load_state_dict(dict(state))
     return model.eval()
 
@@ -263,5 +338,5 @@ def _build(backbone: Backbone, card: Mapping[str, Any], title: str) -> nn.Module
     except Exception as error:
         raise BadInput(f"{title}: backbone {card['backbone']} fails: {located(error)}") from error
     if not isinstance(model, nn.Module):
-        raise BadInput(f"{title}: backbone {card['backbone']} gives no torch.nn.Module")
+        raise BadInput(f"{title}: backbone {card['backbone']} does not build a torch.nn.Module")
     return with_head(model)

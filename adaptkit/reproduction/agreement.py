@@ -57,10 +57,26 @@ class Compared:
 class Reproduction:
     """Result of running a recorded run again.
 
-    `base` is where the base of the repetition came from, None if none was needed. `differences` are ordered by their
-    causes: data, base, epochs, final metrics, predictions, adapter. `environment` holds the properties that can change
-    results, of the record and of this machine. `largest` is the largest difference of each kind of number, in words.
-    If the data differ, nothing was run, and `compared` is empty.
+    Attributes
+    ----------
+    verdict : str
+        "identical", "within tolerance" or "different".
+    differences : tuple of Difference
+        Differences in the order of their causes: data, base, epochs, final metrics, predictions, adapter.
+    environment : mapping
+        Properties that can change results, `recorded` and `now`; `environment_differences` lists those that differ.
+    base : str or None
+        Where the base of the repetition came from; None if no base was needed.
+    compared : Compared
+        Numbers of compared values; zero if the data differ, since nothing was run.
+    largest : mapping
+        Largest difference of each kind of number, in words.
+
+    Examples
+    --------
+    >>> reproduction = adaptkit.reproduce(run_id)
+    >>> reproduction.verdict, reproduction.differences
+    ('identical', ())
     """
 
     run_id: str

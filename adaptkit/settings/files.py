@@ -1,4 +1,4 @@
-"""Read a YAML file of settings, whoever wrote it."""
+"""Presets, and config files in YAML (also malicious ones)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from adaptkit.errors import BadInput
 from adaptkit.settings.settings import flat_settings
 from adaptkit.system.files import read_file
 
-#: of a config file: its size, what its entries come to when its aliases are written out, and how deep they are nested
+#: limits of a config file: bytes, entries after aliases are expanded, depth of nesting
 MOST_BYTES, MOST_ENTRIES, DEEPEST = 1 << 20, 10_000, 20
-#: seconds that whoever writes a config into a pipe may take
+#: seconds to wait for a config file that is a pipe
 PIPE_SECONDS = 10.0
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings in a YAML file under dotted keys; raise BadInput when it cannot be read as such."""
+    """Return the settings in a YAML file by dotted key; raise BadInput if the file is not valid."""
     try:
         text = read_file(path, MOST_BYTES, PIPE_SECONDS).decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -31,7 +31,7 @@ def read_config(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark else ""
         raise BadInput(f"config file {path}: not valid YAML{place}") from None
-    except Exception:  # of dates that there are not, wrong tags and lists in lists it raises whatever it trips over
+    except Exception:  # impossible dates, wrong tags and deep nesting raise many types of errors
         raise BadInput(f"config file {path}: not valid YAML") from None
     if twice is not None:
         raise BadInput(f"config file {path}: {twice}")
@@ -40,7 +40,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise BadInput(f"config file {path}: must hold `key: value` lines")
     if not _is_small(content):
-        raise BadInput(f"config file {path}: it holds more than {MOST_ENTRIES} entries, or they are nested too deep")
+        raise BadInput(f"config file {path}: more than {MOST_ENTRIES} entries, or nested too deeply")
     try:
         return flat_settings(content)
     except BadInput as error:
@@ -48,13 +48,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _written_twice(text: str) -> str | None:
-    """Return which key a mapping has twice, of which YAML would keep the last; None if all are written once."""
+    """Return a message about a duplicate key, of which YAML would keep the last one, or None."""
     left, seen = [yaml.compose(text, yaml.SafeLoader)], set()
     while left:
         node = left.pop()
         if node is None or id(node) in seen or not isinstance(node, yaml.CollectionNode):
             continue
-        seen.add(id(node))  # what an alias names may hold itself
+        seen.add(id(node))  # an alias may refer to a node that contains it
         if isinstance(node, yaml.SequenceNode):
             left += node.value
             continue
@@ -65,22 +65,22 @@ def _written_twice(text: str) -> str | None:
                 continue
             line = key.start_mark.line + 1
             if key.value in lines:
-                return f"{key.value} is written twice, in lines {lines[key.value]} and {line}"
+                return f"{key.value} appears twice, in lines {lines[key.value]} and {line}"
             lines[key.value] = line
     return None
 
 
 def _is_small(content: object) -> bool:
-    """Tell whether a file's content stays small when its aliases, which may hold each other, are written out."""
+    """Return whether the content stays within the limits after its aliases are expanded."""
     left, count = [(content, 0)], 0
     while left:
-        thing, depth = left.pop()
-        inner = [*thing, *thing.values()] if isinstance(thing, dict) else thing
+        value, depth = left.pop()
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
         if isinstance(inner, list | tuple | set):
             count += len(inner)
             if depth >= DEEPEST or count > MOST_ENTRIES:
                 return False
-            left += [(one, depth + 1) for one in inner]
+            left += [(item, depth + 1) for item in inner]
     return True
 
 
@@ -95,7 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "base.epochs": 5,
     },
     "default": {},
-    # The notebook that adaptkit grew from, but with disjoint source and target images.
+    # The notebook that adaptkit started from, but with disjoint source and target images.
     "notebook": {
         "dataset": "mnist",
         "shift": "rotate=25,noise=0.15",

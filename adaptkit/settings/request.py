@@ -1,4 +1,4 @@
-"""A checked experiment: the settings and the plugins that they name."""
+"""A checked experiment: its settings, and the plugins that they name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from adaptkit.plugins.components import options_of
 from adaptkit.settings.settings import Settings
 from adaptkit.settings.severities import written
 
-#: the option by which a strategy trains the head itself
+#: option of strategies that also train the head
 TRAIN_HEAD = "train_head"
-#: the option of a backbone that says where its pretrained weights come from
+#: option of backbones: source of the pretrained weights
 WEIGHTS = "weights"
-#: settings that may differ between runs on the same base, images and views
+#: settings that may differ between runs that share base, images and augmented views
 OF_A_RUN = {
     "lr",
     "epochs",
@@ -36,9 +36,9 @@ OF_A_RUN = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A strategy with its options and learning rate: what the seeds replicate.
+    """A strategy with its options and its learning rate; each seed repeats it.
 
-    With a `new_head`, which the base has no weights for, the head is trained beside what the strategy trains.
+    With `new_head`, the base has no weights for the head, so that the head is always trained.
     """
 
     strategy: str
@@ -53,7 +53,7 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """Return the strategy's name and the options that are not at their default."""
+        """Return the name of the strategy and its options that differ from the defaults."""
         defaults = {name: field.default for name, field in options_of(type(self.checked)).items()}
         if self.new_head and TRAIN_HEAD in defaults:
             defaults[TRAIN_HEAD] = True
@@ -63,7 +63,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Request:
-    """A checked experiment: the settings and the plugins that they name."""
+    """A checked experiment: its settings, and the plugins that they name."""
 
     settings: Settings
     arms: tuple[Arm, ...]
@@ -76,24 +76,24 @@ class Request:
     augment_amounts: Mapping[str, float] = field(default_factory=dict)
     plugin_files: tuple[str, ...] = ()
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
-    #: severity -> the shifts with so many times their amounts
+    #: the shifts at each severity, a multiple of their amounts
     severities: Mapping[float, tuple[Shift, ...]] = field(default_factory=dict)
 
     @property
     def shift_text(self) -> str:
-        """Return the shift as it is written on the command line."""
+        """Return the shift as text, in the form of the command line."""
         return _written(self.amounts)
 
     @property
     def architecture(self) -> Backbone:
-        """Return the backbone without pretrained weights: for whoever has weights to put into it."""
+        """Return the backbone without pretrained weights, for callers that load their own."""
         if WEIGHTS not in self.backbone_options:
             return self.backbone
         return dataclasses.replace(self.backbone, **{WEIGHTS: "none"})  # type: ignore[type-var]
 
     @property
     def is_pretrained(self) -> bool:
-        """Tell whether the backbone, for all that is known of it, starts from weights that were trained before."""
+        """Return whether the backbone starts from pretrained weights; a Python object is assumed to."""
         return self.backbone_options.get(WEIGHTS, "none") != "none" or self.settings.backbone.startswith("python:")
 
     def with_settings(self, **values: Any) -> Request:
@@ -101,24 +101,24 @@ class Request:
         return dataclasses.replace(self, settings=self.settings.model_copy(update=values))
 
     def with_arms(self, arms: Iterable[Arm]) -> Request:
-        """Return the request with these arms, each once."""
+        """Return the request with these arms, without duplicates."""
         distinct = {(arm.label, arm.lr): arm for arm in arms}
         return dataclasses.replace(self, arms=tuple(distinct.values()))
 
     def base_params(self) -> dict[str, Any]:
-        """Return the settings of a base run: of the data, the model and the base."""
+        """Return the settings of a base run: those of data, model and base."""
         keys = ("preset", "dataset", "backbone", "image_size", "skip_bad_images", "device", "precision", "data_dir")
         return {key: value for key, value in self._flat().items() if key in keys or "." in key}
 
     def run_params(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """Return every resolved setting of one adaptation run."""
+        """Return all resolved settings of one adaptation run."""
         params = self._flat() | {"strategy": arm.strategy, "seed": seed, "lr": arm.lr, "shift": self.shift_text}
         params |= {f"strategy.{key}": value for key, value in arm.options.items()}
         return params | {f"shift.{name}": amount for name, amount in self.amounts.items()}
 
     @property
     def group_name(self) -> str:
-        """Return the name of the run that groups the runs of all strategies and seeds."""
+        """Return the name of the parent run."""
         seeds = self.settings.seed
         shown = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
         if seeds != tuple(range(seeds[0], seeds[-1] + 1)):
@@ -127,7 +127,7 @@ class Request:
         return f"{', '.join(arm.label for arm in self.arms)} {word}={shown}"
 
     def stage_params(self) -> dict[str, Any]:
-        """Return the settings that decide the data, the base and what models see: runs that share them share these."""
+        """Return the settings that determine data, base and augmented views, which runs can share."""
         flat = self._flat() | {"shift": self.shift_text}
         return {key: value for key, value in flat.items() if key not in OF_A_RUN}
 
@@ -137,13 +137,13 @@ class Request:
         return {key: value for key, value in every[0].items() if all(run.get(key) == value for run in every)}
 
     def config(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return these params as settings that repeat the run, in plain types."""
-        # The amounts are in `shift` already, whose order counts.
+        """Return params as settings that repeat the run, in plain types."""
+        # `shift` already holds the amounts, in their order.
         plain = {key: _plain(value) for key, value in params.items() if not key.startswith("shift.")}
         return plain | {"experiment": self.settings.experiment}
 
     def config_text(self, params: Mapping[str, Any]) -> str:
-        """Return these params as a config file that repeats the run, with the command to do so as a comment."""
+        """Return params as a config file that repeats the run, with the command as a comment."""
         command = ["adaptkit run --config config.yaml", *(f"--plugin {path}" for path in self.plugin_files)]
         if "strategy" not in params:
             command.append("--refresh-base -s NAME")
@@ -151,7 +151,7 @@ class Request:
         return f"# {' '.join(command)}\n{text}"
 
     def command_text(self) -> str:
-        """Return a config file that repeats all runs: every strategy, with its options and learning rate, and seed."""
+        """Return a config file that repeats all runs: all strategies with options and learning rates, and all seeds."""
         settings = self._flat() | {"shift": self.shift_text, "strategy": [arm.strategy for arm in self.arms]}
         settings["seed"] = list(self.settings.seed)
         for arm in self.arms:
@@ -161,7 +161,7 @@ class Request:
         return text
 
     def backbone_facts(self, channels: int, size: int) -> dict[str, Any]:
-        """Return what the backbone says of itself for such images, under params' names."""
+        """Return the backbone's description of itself for images of this size, as params."""
         described = getattr(self.backbone, "described", None)
         facts = described(channels, size) if described is not None else {}
         return {f"backbone.{key}": value for key, value in facts.items()}
@@ -169,7 +169,7 @@ class Request:
     def _flat(self) -> dict[str, Any]:
         own = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "base", "split", "severity"})
         own["augment"] = _written(self.augment_amounts)
-        if self.severities:  # what a run without them records stays as it was
+        if self.severities:  # params of runs without severities stay unchanged
             own["severity"] = ",".join(map(written, self.severities))
         for group in ("base", "split"):
             own |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
@@ -183,7 +183,7 @@ def _written(amounts: Mapping[str, float]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value as YAML and people write it."""
+    """Return the value as YAML and users write it."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return int(value)
     if isinstance(value, tuple | list):

@@ -1,4 +1,4 @@
-"""Turn layers of settings into one checked request, or into the list of everything that is wrong with them."""
+"""Merge layers of settings into one checked request, or report all their problems."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from adaptkit.settings.request import TRAIN_HEAD, WEIGHTS, Arm, Request
 from adaptkit.settings.settings import DEFAULT_LR, DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
 from adaptkit.settings.shifts import amounts_of, make_augmentations, make_severities, make_shifts, parse_amounts
 
-#: as an option of a strategy that has none of this name: its learning rate, which goes before `lr`
+#: NAME.lr: learning rate of one strategy, stronger than the setting `lr`, unless the strategy has such an option
 LR = "lr"
 
 
 @dataclass(frozen=True)
 class Option:
-    """A strategy option as it was given: for the strategy of that name, or for the only one that runs."""
+    """An unchecked option, for the strategy of this name, or with "" for the only strategy."""
 
     strategy: str
     key: str
@@ -31,21 +31,21 @@ class Option:
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one place: `values` by dotted key; `label`, if any, begins the messages about them."""
+    """Settings from one source: `values` by dotted key. Messages about them begin with `label`, if there is one."""
 
     values: Mapping[str, Any]
     label: str = ""
 
 
-def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[str] = ()) -> Request:
-    """Merge layers, the strongest first, over the preset and the defaults, and check all of it.
+def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequence[str] = ()) -> Request:
+    """Merge layers (the strongest first) with the preset and the defaults, and check the result.
 
-    Raises BadInput with one line for each problem, those found before included.
+    Raises BadInput with one line for each problem, including `earlier_problems`.
     """
     plugins.require_sound()
-    problems = list(found_before)
+    problems = list(earlier_problems)
     layers = _with_preset(layers, problems)
-    values, amounts, options, chosen = _merge(layers, plugins, problems)
+    values, amounts, options, backbone_options = _merge(layers, plugins, problems)
     named = "strategy" in values
     settings = _settings(values, problems)
     if not named:
@@ -57,19 +57,23 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
     shifts = make_shifts("shift", amounts, plugins, problems)
     severities = make_severities(settings, shifts, plugins, problems)
     if settings.severity and not amounts:
-        problems.append("severity: there is no shift to multiply; name one, as in --shift " + DEFAULT_SHIFT)
+        problems.append("severity: no shift to multiply; set one, as in --shift " + DEFAULT_SHIFT)
     augmentations = make_augmentations(settings, plugins, problems)
     if settings.dataset is None and settings.target is None:
-        problems.append("dataset none: name the images to adapt to, as in --target folder:PATH")
-    found: dict[str, Any] = {"dataset": None, "target": None}
-    for key, kind, given in (("dataset", "dataset", {}), ("target", "dataset", {}), ("backbone", "backbone", chosen)):
+        problems.append("dataset none: set the images to adapt to, as in --target folder:PATH")
+    chosen: dict[str, Any] = {"dataset": None, "target": None}
+    for key, kind, options_given in (
+        ("dataset", "dataset", {}),
+        ("target", "dataset", {}),
+        ("backbone", "backbone", backbone_options),
+    ):
         name = getattr(settings, key)
         try:
             if name is not None:
-                if WEIGHTS in given and WEIGHTS not in options_of(plugins.find(kind, name)):
+                if WEIGHTS in options_given and WEIGHTS not in options_of(plugins.find(kind, name)):
                     raise BadInput(f"backbone {name} has no pretrained weights; leave out --weights")
-                offer, title = plugins.find(kind, name), kind if given else name
-                found[key], checked = make_checked(title, offer.cls, given, argument=name.partition(":")[2])
+                offer, title = plugins.find(kind, name), kind if options_given else name
+                chosen[key], checked = make_checked(title, offer.cls, options_given, argument=name.partition(":")[2])
         except BadInput as error:
             problems.extend(error.problems)
     if problems:
@@ -77,9 +81,9 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
     return Request(
         settings=settings,
         arms=arms,
-        dataset=found["dataset"],
-        target=found["target"],
-        backbone=found["backbone"],
+        dataset=chosen["dataset"],
+        target=chosen["target"],
+        backbone=chosen["backbone"],
         shifts=tuple(shifts.values()),
         amounts=amounts_of(shifts),
         augmentations=tuple(augmentations.values()),
@@ -91,7 +95,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, found_before: Sequence[st
 
 
 def option_keys(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return strategy options under their setting keys: `rank` is `strategy.rank`, `lora.rank` stays."""
+    """Return strategy options by setting key: `rank` becomes `strategy.rank`, `lora.rank` stays."""
     return {key if "." in key else f"strategy.{key}": value for key, value in options.items()}
 
 
@@ -105,8 +109,8 @@ def _with_preset(layers: Sequence[Layer], problems: list[str]) -> list[Layer]:
 def _merge(
     layers: Sequence[Layer], plugins: Plugins, problems: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any] | None, list[Option], dict[str, Any]]:
-    """Return the settings, the shift amounts (None: the default), the strategies' options (the weakest first) and the
-    backbone's.
+    """Return the settings, the amounts of shifts (None: the default), the options of strategies (the weakest first)
+    and the options of the backbone.
     """
     known = setting_keys()
     prefixes = {*plugins.components["strategy"], "strategy"}
@@ -120,7 +124,7 @@ def _merge(
         for key, value in layer.values.items():
             prefix, _, rest = key.partition(".")
             if not _is_text(value):
-                problems.append(f"{where}{key}: {value!r} is not text in UTF-8")
+                problems.append(f"{where}{key}: {value!r} is not UTF-8 text")
             elif key == "shift":
                 try:
                     amounts, changed = parse_amounts("none" if value is None else str(value)), {}
@@ -146,7 +150,7 @@ def _merge(
 
 
 def _is_text(value: Any) -> bool:
-    """Tell whether a value can be encoded: bytes of the command line that are no UTF-8 cannot."""
+    """Return whether a value is valid text; bytes of the command line that are not UTF-8 are not."""
     if isinstance(value, list | tuple):
         return all(map(_is_text, value))
     try:
@@ -163,7 +167,7 @@ def _nearest_key(key: str, known: Mapping[str, str], prefixes: set[str]) -> str:
 
 
 def _settings(values: dict[str, Any], problems: list[str]) -> Settings:
-    """Return the settings; note those that are wrong and go on with their defaults, to find all problems at once."""
+    """Check the settings; replace wrong ones by their defaults, so that all problems are found at once."""
     try:
         return Settings.model_validate(nest(values))
     except ValidationError as error:
@@ -178,14 +182,15 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
     names = settings.strategy
     if len(names) > 1:
         for key in dict.fromkeys(option.key for option in options if not option.strategy):
-            strategies = plugins.components["strategy"]
-            owners = [name for name in names if key == LR or key in options_of(strategies.get(name))]
+            owners = [
+                name for name in names if key == LR or key in options_of(plugins.components["strategy"].get(name))
+            ]
             hint = f"; write {owners[0]}.{key}" if owners else ""
-            problems.append(f"option {key}: several strategies run{hint}")
+            problems.append(f"option {key}: there are several strategies{hint}")
         options = [option for option in options if option.strategy]
     for option in options:
         if names and option.strategy and option.strategy not in names:
-            problems.append(f"{option.strategy}.{option.key}: strategy {option.strategy} is not run")
+            problems.append(f"{option.strategy}.{option.key}: strategy {option.strategy} does not run")
     arms = []
     for name in names:
         given = {option.key: option.value for option in options if option.strategy in ("", name)}
@@ -194,9 +199,9 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
             cls = plugins.find("strategy", name).cls
             if new_head and TRAIN_HEAD in options_of(cls):
                 given = {TRAIN_HEAD: True} | given
-            own = given.pop(LR, None) if LR not in options_of(cls) else None
+            rate = given.pop(LR, None) if LR not in options_of(cls) else None
             instance, checked = make_checked(name, cls, given)
-            lr = settings.lr or default_lr(cls) if own is None else _rate(f"{name}.{LR}", own)
+            lr = settings.lr or default_lr(cls) if rate is None else _rate(f"{name}.{LR}", rate)
             arms.append(Arm(name, instance, checked, lr, new_head))
         except BadInput as error:
             problems.extend(error.problems)
@@ -204,12 +209,12 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
 
 
 def default_lr(cls: type[Any]) -> float:
-    """Return a strategy's own learning rate."""
+    """Return the default learning rate of a strategy."""
     return float(getattr(cls, LR, DEFAULT_LR))
 
 
 def _rate(title: str, value: object) -> float:
-    """Return a learning rate of one strategy; raise BadInput for what is none."""
+    """Check the learning rate of one strategy; raise BadInput if it is not a positive number."""
     try:
         return TypeAdapter(Rate).validate_python(value)
     except ValidationError as error:

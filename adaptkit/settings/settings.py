@@ -1,4 +1,4 @@
-"""The settings of a run: names, defaults and bounds. A key here, a `--set` key and an MLflow param have one name."""
+"""Settings of a run: names, defaults and bounds. The keys are those of `--set` and of MLflow params."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from adaptkit.settings.severities import Severities
 DEFAULT_LR = 1e-3
 DEFAULT_EXPERIMENT = "adaptkit"
 DEFAULT_SHIFT = "rotate=45,noise=0.3"
-#: images of each class that a part may have in any case, where nobody said how many it may have at most
+#: default minimum number of images per class in each part
 EACH = 10
-#: more seeds than anybody waits for
+#: largest number of seeds
 MOST_SEEDS = 10_000
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -26,7 +26,7 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def parse_seeds(value: object) -> object:
-    """Read `3`, `0-4`, `0,2,5-7` or a list of numbers as a list of seeds."""
+    """Parse `3`, `0-4`, `0,2,5-7` or a list of numbers as a list of seeds."""
     if isinstance(value, int):
         return [value]
     if not isinstance(value, str):
@@ -48,7 +48,7 @@ def parse_seeds(value: object) -> object:
 
 
 def _is_whole(text: str) -> bool:
-    # isdigit() alone takes signs for digits that int() does not, such as those of powers.
+    # isdigit() also accepts digits that int() does not, such as superscripts.
     return text.isascii() and text.isdigit() and len(text) <= 20
 
 
@@ -63,7 +63,7 @@ def _optional(value: object) -> object:
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
-        raise ValueError(f"{min(repeated)} is named twice")
+        raise ValueError(f"{min(repeated)} appears twice")
     return values
 
 
@@ -77,33 +77,35 @@ class SettingsGroup(BaseModel):
 
 
 class BaseSettings(SettingsGroup):
-    """How the base is trained on the source."""
+    """Training of the base on the source."""
 
-    epochs: Count = Field(6, description="epochs of the base on the source")
+    epochs: Count = Field(6, description="training epochs of the base")
     lr: Rate = Field(1e-3, description="learning rate of the base (Adam)")
-    batch_size: Count = Field(64, description="images a step of the base")
+    batch_size: Count = Field(64, description="batch size of the base")
     mode: Literal["train", "probe"] = Field(
-        "train", description="train: all of it; probe: its head, on pretrained weights that stay as they are"
+        "train", description="train: all layers; probe: the head only, on frozen pretrained weights"
     )
-    seed: Seed = Field(0, description="initial weights and order of the base")
+    seed: Seed = Field(0, description="seed of the base: its initial weights and the order of training")
 
 
 class SplitSettings(SettingsGroup):
-    """Which images are source, target pool and test."""
+    """Division of the images into source, target pool and test sets."""
 
-    seed: Seed = Field(0, description="partition, test sets and the shifted test set's draws")
-    source: Limit = Field(None, description="source training images, at most; none: 2500, or 10 a class")
-    pool: Limit = Field(None, description="target images that a run draws from, at most; none: 1000, or 10 a class")
-    test: Limit = Field(None, description="test images, at most; none: 1500, or 10 a class")
+    seed: Seed = Field(0, description="seed of the division, and of the shift of test images")
+    source: Limit = Field(None, description="largest number of source images; none: 2500, or 10 for each class")
+    pool: Limit = Field(
+        None, description="largest number of target images to draw from; none: 1000, or 10 for each class"
+    )
+    test: Limit = Field(None, description="largest number of test images; none: 1500, or 10 for each class")
     sampling: Literal["stratified", "random"] = Field(
-        "stratified", description="stratified: equal shares of the classes; random: chance"
+        "stratified", description="stratified (equal class shares) or random"
     )
     file: Annotated[Path | None, BeforeValidator(_optional)] = Field(
-        None, description="an earlier run's split.json, whose images are taken again"
+        None, description="split.json of an earlier run, to use the same images"
     )
 
     def limited(self, classes: int) -> SplitSettings:
-        """Return the settings with a number for each limit that is none, for so many classes."""
+        """Return the settings with a number for each limit that is none."""
         limits = {
             part: getattr(self, part) or max(limit, EACH * classes)
             for part, limit in (("source", 2500), ("pool", 1000), ("test", 1500))
@@ -112,58 +114,58 @@ class SplitSettings(SettingsGroup):
 
 
 class Settings(SettingsGroup):
-    """Every setting of `adaptkit run` but the options of strategies and the amounts of shifts."""
+    """All settings of `adaptkit run`, except options of strategies and amounts of shifts."""
 
-    preset: str = Field("default", description="named settings to start from: quick, default, notebook")
+    preset: str = Field("default", description="settings to start from: quick, default or notebook")
     strategy: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_distinct)] = Field(
         (), description="strategies to compare"
     )
     dataset: Annotated[str | None, BeforeValidator(_optional)] = Field(
-        "mnist5k", description="source data set; none: pretrained weights, whose new head every strategy trains"
+        "mnist5k", description="source data set; none: pretrained weights with a new head"
     )
     target: Annotated[str | None, BeforeValidator(_optional)] = Field(
-        None, description="target data set; none: the source under the shift"
+        None, description="target data set; none: the shifted source"
     )
     shift: str | None = Field(
-        None, description=f"source into target images; none, or {DEFAULT_SHIFT} if there is no target"
+        None, description=f"shift from source to target images; none, or {DEFAULT_SHIFT} without a target"
     )
-    severity: Severities = Field((), description="multiples of the shift at which final models are tested: 0.5,1,2")
+    severity: Severities = Field((), description="multiples of the shift for tests of final models, as in 0.5,1,2")
     backbone: str = Field("small_cnn", description="architecture")
     image_size: Annotated[int | None, BeforeValidator(_optional)] = Field(
-        None, ge=1, le=4096, description="side of the images in pixels; none: the data set's own, else the backbone's"
+        None, ge=1, le=4096, description="side of the images in pixels; none: that of the data set or the backbone"
     )
-    skip_bad_images: bool = Field(False, description="leave out files that are no pictures, instead of stopping")
+    skip_bad_images: bool = Field(False, description="leave out files that are not pictures, instead of stopping")
     seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds), AfterValidator(_distinct)] = Field(
-        (0,), min_length=1, description="seeds, a run each"
+        (0,), min_length=1, description="seeds; one run of each strategy for each"
     )
-    shots: Count = Field(50, description="labelled target images a class (at most half of the pool)")
+    shots: Count = Field(50, description="labelled target images for each class (at most half of the pool)")
     epochs: Count = Field(10, description="epochs of adaptation")
     lr: Annotated[Rate | None, BeforeValidator(_optional)] = Field(
-        None, description="learning rate; none: the strategy's own"
+        None, description="learning rate of adaptation; none: the strategy's own"
     )
-    batch_size: Count = Field(32, description="images a step of adaptation")
+    batch_size: Count = Field(32, description="batch size of adaptation")
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
-        "adam", description="adam, adamw or sgd (momentum 0.9), for adaptation"
+        "adam", description="optimizer of adaptation: adam, adamw or sgd (momentum 0.9)"
     )
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight decay of adaptation")
     augment: Annotated[str | None, BeforeValidator(_optional)] = Field(
-        None, description="shifts of training images only, drawn anew each epoch, as in flip=0.5,crop=0.7"
+        None, description="random shifts of training images only, as in flip=0.5,crop=0.7"
     )
     bn: Literal["freeze", "adapt"] = Field(
-        "freeze", description="BatchNorm's statistics in frozen layers: freeze, or adapt them to the target"
+        "freeze", description="statistics of frozen BatchNorm layers: freeze, or adapt to the target"
     )
     evaluate_shifted: Literal["epoch", "end"] = Field(
-        "epoch", description="evaluate on the shifted test set each epoch, or at the end"
+        "epoch", description="when the target accuracy is measured: each epoch, or at the end"
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto, cpu, cuda or mps")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="device: auto, cpu, cuda or mps")
     precision: Literal["fp32", "bf16", "auto"] = Field(
-        "fp32", description="fp32, bf16 (autocast), or auto: bf16 where it is native"
+        "fp32", description="number format: fp32, bf16 (autocast) or auto (bf16 if the device supports it)"
     )
     checkpointing: bool = Field(
-        False, description="compute blocks' activations twice instead of keeping them: slower training, in less memory"
+        False, description="recompute activations of blocks instead of storing them: slower training, less memory"
     )
     data_dir: Annotated[Path, BeforeValidator(nonempty)] = Field(
-        Path("data"), description="where data sets are read from and downloaded to"
+        Path("data"), description="folder of data sets and downloads"
     )
     experiment: str = Field(DEFAULT_EXPERIMENT, min_length=1, description="MLflow experiment")
     base: BaseSettings = Field(default_factory=BaseSettings)  # type: ignore[arg-type]
@@ -171,7 +173,7 @@ class Settings(SettingsGroup):
 
 
 def setting_keys() -> dict[str, str]:
-    """Return the dotted key of each setting with its description."""
+    """Return the description of each setting by dotted key."""
     keys: dict[str, str] = {}
     for name, field in Settings.model_fields.items():
         inner = field.annotation
@@ -183,7 +185,7 @@ def setting_keys() -> dict[str, str]:
 
 
 def setting_defaults() -> dict[str, str]:
-    """Return the default of each setting as it is written, by dotted key; settings without one are left out."""
+    """Return the default of each setting as text, by dotted key; settings without a default are left out."""
     shown = {}
     for key, value in flatten(Settings.model_validate({}).model_dump()):
         if value not in (None, ()):
@@ -192,7 +194,7 @@ def setting_defaults() -> dict[str, str]:
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the entries of a nested mapping under dotted keys; a mapping of shifts becomes its text."""
+    """Yield the entries of a nested mapping by dotted key; a mapping of shifts becomes text."""
     for key, value in mapping.items():
         name = f"{prefix}{key}"
         if name in ("shift", "augment") and isinstance(value, Mapping):
@@ -204,13 +206,13 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def flat_settings(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings under dotted keys; raise BadInput for a key that is written in two ways."""
-    found: dict[str, Any] = {}
+    """Return settings by dotted key; raise BadInput for a key that appears in two forms."""
+    flat: dict[str, Any] = {}
     for key, value in flatten(mapping):
-        if key in found:
-            raise BadInput(f"{key} is given twice: once with a dot, once as a line of its own below its group")
-        found[key] = value
-    return found
+        if key in flat:
+            raise BadInput(f"{key} appears twice: with a dot, and nested below its group")
+        flat[key] = value
+    return flat
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,25 +1,22 @@
-"""Severities of a shift: which are asked for, what is recorded of a run over them, what a comparison finds."""
+"""Severities (multiples of a shift): parse them, name them in metrics, and compute the area below accuracies."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from adaptkit.errors import nonempty
 from adaptkit.names import SEVERITY_ACCURACY
 
-if TYPE_CHECKING:
-    pass
-
 NUMBER = re.compile(r"\d+(\.\d+)?(e-\d+)?")
 
 
 def parse_severities(value: object) -> object:
-    """Read `0.5,1,1.5` or one number as a list of severities, `none` as none."""
+    """Parse `0.5,1,1.5` or a single number as severities; `none` is an empty tuple."""
     if nonempty(value) in (None, "none"):
         return ()
     if isinstance(value, int | float):
@@ -28,19 +25,19 @@ def parse_severities(value: object) -> object:
 
 
 def sorted_severities(values: Sequence[float]) -> tuple[float, ...]:
-    """Return distinct severities in order, to the six digits that name them in metrics."""
+    """Sort severities, rounded to the six digits of their names in metrics; raise ValueError for duplicates."""
     names = [written(value) for value in values]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"{min(repeated)} is named twice")
+        raise ValueError(f"{min(repeated)} appears twice")
     return tuple(sorted(map(float, names)))
 
 
 def written(severity: float) -> str:
-    """Return a severity as it stands in the name of a metric."""
-    return f"{severity + 0.0:g}"  # 0.0 added: -0 is 0
+    """Return a severity as text, as in the names of metrics."""
+    return f"{severity + 0.0:g}"  # adding 0.0 turns -0 into 0
 
 
-#: the setting: distinct multiples of a shift's amounts, in order
+#: type of the setting: distinct multiples of a shift's amounts, in order
 Severities = Annotated[
     tuple[Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)], ...],
     BeforeValidator(parse_severities),
@@ -49,16 +46,16 @@ Severities = Annotated[
 
 
 def area(severities: Sequence[float], accuracies: Sequence[float]) -> float | None:
-    """Return the area under accuracy against severity, by trapezia, over the width; None for a single severity."""
+    """Return the mean height of accuracy over severity, by the trapezoidal rule; None for a single severity."""
     if len(severities) < 2:
         return None
     edges = zip(severities, severities[1:], accuracies, accuracies[1:], strict=False)
-    whole = sum((right - left) * (one + other) / 2 for left, right, one, other in edges)
+    whole = sum((right - left) * (low + high) / 2 for left, right, low, high in edges)
     return whole / (severities[-1] - severities[0])
 
 
 def accuracies_in(metrics: Mapping[str, float], beginning: str = SEVERITY_ACCURACY) -> dict[float, float]:
-    """Return the accuracy at each severity that a run recorded, in order."""
+    """Return the accuracy at each severity among the metrics of a run, in order."""
     found = {key.removeprefix(beginning): value for key, value in metrics.items() if key.startswith(beginning)}
-    # A plugin may have a metric of such a name.
+    # A metric of a plugin may begin in the same way.
     return dict(sorted((float(name), value) for name, value in found.items() if NUMBER.fullmatch(name)))

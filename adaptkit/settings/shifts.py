@@ -1,4 +1,4 @@
-"""Turn what is said of shifts, augmentations and severities into shifts, or into what is wrong with it."""
+"""Build shifts and augmentations from their texts, or report their problems."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptkit.settings.severities import written
 
 
 def parse_amounts(text: str, key: str = "shift") -> dict[str, str]:
-    """Read `rotate=45,noise=0.3` in its order; `none` or nothing is no shift. Raises BadInput, naming the key."""
+    """Parse `rotate=45,noise=0.3`, in this order; `none` is an empty mapping. Raises BadInput that names the key."""
     if text.strip() == "none":
         return {}
     amounts: dict[str, str] = {}
@@ -23,13 +23,13 @@ def parse_amounts(text: str, key: str = "shift") -> dict[str, str]:
         if not (name and equals and amount):
             raise BadInput(f"{key}: {part.strip()!r} is not name=amount, as in {DEFAULT_SHIFT}")
         if name in amounts:
-            raise BadInput(f"{key}: {name} is named twice")
+            raise BadInput(f"{key}: {name} appears twice")
         amounts[name] = amount
     return amounts
 
 
 def make_shifts(key: str, amounts: Mapping[str, Any], plugins: Plugins, problems: list[str]) -> dict[str, Shift]:
-    """Return the shifts of these names and amounts; `key` is the setting that they are in."""
+    """Return the shifts with these names and amounts; messages name the setting `key`."""
     shifts: dict[str, Shift] = {}
     for name, amount in amounts.items():
         try:
@@ -44,25 +44,26 @@ def make_shifts(key: str, amounts: Mapping[str, Any], plugins: Plugins, problems
 def make_severities(
     settings: Settings, shifts: Mapping[str, Shift], plugins: Plugins, problems: list[str]
 ) -> dict[float, tuple[Shift, ...]]:
-    """Return the shifts at each severity; at 1 they are the experiment's own, to the last bit."""
-    found = {}
+    """Return the shifts at each severity; at 1 they are exactly those of the experiment."""
+    severities = {}
     for severity in settings.severity:
-        told: list[str] = []
+        at_severity: list[str] = []
         multiplied = shifts
         if severity != 1:
             amounts = {name: _multiple(amount, severity) for name, amount in amounts_of(shifts).items()}
-            multiplied = make_shifts("shift", amounts, plugins, told)
-        found[severity] = tuple(multiplied.values())
-        problems += [f"severity {written(severity)}: {line}" for line in told]
-    return found
+            multiplied = make_shifts("shift", amounts, plugins, at_severity)
+        severities[severity] = tuple(multiplied.values())
+        problems += [f"severity {written(severity)}: {line}" for line in at_severity]
+    return severities
 
 
 def _multiple(amount: Any, severity: float) -> Any:
-    """Return so many times an amount, written without what binary fractions add to it (0.1 x 3)."""
+    """Multiply an amount, without the digits that binary fractions add (0.1 * 3)."""
     return f"{amount * severity:.15g}" if isinstance(amount, int | float) else amount
 
 
 def make_augmentations(settings: Settings, plugins: Plugins, problems: list[str]) -> dict[str, Shift]:
+    """Return the shifts of the setting `augment`."""
     try:
         amounts = parse_amounts(settings.augment or "none", "augment")
     except BadInput as error:
@@ -72,4 +73,5 @@ def make_augmentations(settings: Settings, plugins: Plugins, problems: list[str]
 
 
 def amounts_of(shifts: Mapping[str, Shift]) -> dict[str, float]:
+    """Return the amount of each shift."""
     return {name: getattr(shift, next(iter(options_of(type(shift))))) for name, shift in shifts.items()}

@@ -1,4 +1,4 @@
-"""What a sweep plans and finds, as typed records: the same for Python and for `--json`."""
+"""Plan and results of a sweep, as records that Python and `--json` share."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adaptkit.comparison.records import Comparisons
+from adaptkit.experiment.outcome import Outcome
 
-#: states of a trial: done now, done by an earlier start, failed (now or earlier), or left for the next start
+#: states of a trial: finished now, found (finished earlier), failed (now or earlier), left for the next start
 STATES = ("finished", "found", "failed", "left")
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """One trial before it runs: `values` are what the grid gives it; `status` is found, failed or left."""
+    """One trial before it runs: `values` come from the grid; `status` is found, failed or left."""
 
     number: int
     label: str
@@ -28,9 +28,10 @@ class TrialPlan:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep will do; `seconds` is the estimated time of training and evaluation with `jobs` at a time.
+    """Plan of a sweep: its `trials`, and the values of each key in `grid`.
 
-    `bases` are trained first; `grid` holds the values of each varied key.
+    `bases` is the number of bases that must be trained first, `seconds` the estimated time of training and evaluation
+    with `jobs` trials at a time.
     """
 
     trials: tuple[TrialPlan, ...]
@@ -44,7 +45,7 @@ class SweepPlan:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Return how many trials are in which state."""
+        """The number of trials in each state."""
         return Counter(trial.status for trial in self.trials)
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +55,10 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class SweepTrial:
-    """One trial of a sweep and what became of it; `error` says why it failed, `accuracy` is the shifted test's."""
+    """Result of one trial of a sweep: its target `accuracy`, or the `error` that made it fail.
+
+    `status` is one of STATES.
+    """
 
     number: int
     label: str
@@ -67,36 +71,37 @@ class SweepTrial:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class SweepOutcome:
-    """A sweep that has come to its end, or as far as it was allowed to; `comparison` is None when no trial is done."""
+@dataclass(frozen=True, kw_only=True)
+class SweepOutcome(Outcome):
+    """Results of `adaptkit.sweep`, also of a sweep that stopped at a limit.
+
+    Attributes
+    ----------
+    trials : tuple of SweepTrial
+        One record for each combination of values, strategy and seed.
+
+    Examples
+    --------
+    >>> outcome = adaptkit.sweep("lora", grid={"lora.rank": [1, 2]}, preset="quick")
+    >>> dict(outcome.counts)
+    {...}
+    >>> [(trial.label, trial.accuracy) for trial in outcome.done]
+    [...]
+    """
 
     trials: tuple[SweepTrial, ...]
-    parent_run_id: str
-    experiment: str
-    tracking_uri: str
-    ui_command: str | None
-    ui_url: str
-    notices: tuple[str, ...] = ()
-    comparison: Comparisons | None = None
-    tracking_error: str | None = None
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Return how many trials are in which state."""
+        """The number of trials in each state."""
         return Counter(trial.status for trial in self.trials)
 
     @property
     def done(self) -> tuple[SweepTrial, ...]:
-        """Return the trials that have finished, now or earlier."""
+        """The trials that have finished, now or earlier."""
         return tuple(trial for trial in self.trials if trial.status in ("finished", "found"))
 
     @property
     def failed(self) -> tuple[SweepTrial, ...]:
-        """Return the trials that failed."""
+        """The trials that failed."""
         return tuple(trial for trial in self.trials if trial.status == "failed")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as plain JSON types."""
-        plain = dataclasses.asdict(dataclasses.replace(self, comparison=None))
-        return plain | {"comparison": None if self.comparison is None else self.comparison.to_dict()}

@@ -1,4 +1,4 @@
-"""What a tuning plans and finds, as typed records: the same for Python, `--json` and tuning.json."""
+"""Plan and results of a tuning, as records that Python, `--json` and tuning.json share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptkit.comparison.records import Comparisons
+from adaptkit.experiment.outcome import Outcome
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.tuning_run import require_validation
 from adaptkit.sweeps.outcome import SweepTrial
@@ -18,9 +18,10 @@ from adaptkit.tuning.spaces import Space, changed
 
 @dataclass(frozen=True)
 class Budget:
-    """What every strategy is given alike: `trials` before any range grows, `given` with what followed, by `method`.
+    """Equal budget of every strategy: `trials` by `method`; `given` also counts the trials after a range grew.
 
-    A trial is a run of so many epochs for each of the `tuning_seeds`, on `training` images; `held_back` ones judge it.
+    A trial is one run of `epochs` epochs for each of the `tuning_seeds`. It trains on `training` images and is
+    evaluated on `held_back` others. `seeds` are those of the runs with the best values.
     """
 
     trials: int
@@ -35,7 +36,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class TunePlan:
-    """What a tuning will do: `spaces` are what is searched, by strategy and key, as it is written."""
+    """Plan of a tuning: its budget, and the text of each range in `spaces`, by strategy and key."""
 
     budget: Budget
     spaces: Mapping[str, Mapping[str, str]]
@@ -49,9 +50,9 @@ class TunePlan:
 
 @dataclass(frozen=True)
 class TuningTrial:
-    """One trial: its values, and the accuracy on the images held back; 0 for one that failed, with the reason.
+    """Result of one trial: its values and its accuracy on the held-back images (0, with an `error`, if it failed).
 
-    Of trials of equal accuracy, that with the smallest loss is chosen.
+    The best trial has the highest accuracy, and among equals the smallest loss.
     """
 
     number: int
@@ -64,11 +65,11 @@ class TuningTrial:
 
 @dataclass(frozen=True)
 class TunedStrategy:
-    """What was found of one strategy.
+    """Result of tuning one strategy.
 
-    `first` and `space` are what was searched before and after ranges grew, by key. `chosen` are the values of the best
-    trial, `options` and `lr` all that the strategy is then run with. `edges` are the keys whose value lies on the edge
-    of what was searched all the same, with the reason why it did not grow further.
+    `first` and `space` are the ranges before and after they grew, by key. `chosen` holds the values of the best trial,
+    `options` and `lr` everything that the strategy then runs with. `edges` names the keys whose best value is at the
+    end of its range, with the reason why the range did not grow further.
     """
 
     strategy: str
@@ -84,33 +85,41 @@ class TunedStrategy:
     edges: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class TuneOutcome:
-    """A finished tuning: the budget, what was chosen, and the runs on all labelled images with fresh seeds.
+@dataclass(frozen=True, kw_only=True)
+class TuneOutcome(Outcome):
+    """Results of `adaptkit.tune`.
 
-    `comparison` judges these; it is None when none has finished.
+    Attributes
+    ----------
+    budget : Budget
+        What every strategy received: trials, epochs and images.
+    strategies : tuple of TunedStrategy
+        The trials and the best values of each strategy.
+    runs : tuple of SweepTrial
+        The runs with the best values, on all labelled images and with seeds that the search did not use. `comparison`
+        compares these runs.
+
+    Examples
+    --------
+    >>> outcome = adaptkit.tune("head", trials=2, seeds=1, preset="quick")
+    >>> outcome.strategies[0].lr
+    0...
     """
 
     budget: Budget
     strategies: tuple[TunedStrategy, ...]
     runs: tuple[SweepTrial, ...]
-    parent_run_id: str
-    experiment: str
-    tracking_uri: str
-    ui_command: str | None
-    ui_url: str
-    notices: tuple[str, ...] = ()
-    comparison: Comparisons | None = None
 
     @property
     def failed(self) -> tuple[SweepTrial, ...]:
-        """Return the runs that failed."""
+        """The runs that failed."""
         return tuple(run for run in self.runs if run.status == "failed")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as plain JSON types."""
-        plain = dataclasses.asdict(dataclasses.replace(self, comparison=None))
-        return plain | {"comparison": None if self.comparison is None else self.comparison.to_dict()}
+        plain = super().to_dict()
+        del plain["tracking_error"]  # always None: a tuning needs its store, and stops when the store fails
+        return plain
 
 
 def budget_of(experiment: Experiment, trials: int, method: str, tuning_seeds: tuple[int, ...]) -> Budget:

@@ -61,7 +61,7 @@ def test_cache_path_that_is_a_file(
     result = cli("cache", command)
     assert (result.exit_code, result.stdout) == (2, "")
     path = own_folder / named
-    assert result.stderr == f"Error: the cache {path} is no folder; set ADAPTKIT_CACHE to another\n"
+    assert result.stderr == f"Error: the cache {path} is not a folder; set ADAPTKIT_CACHE to another one\n"
 
 
 def test_list(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
@@ -84,8 +84,8 @@ def test_verify_and_remove_damaged_entries(filled: tuple[Path, dict[str, Any]], 
     flip(Path(feature["path"]))
     damaged = cli("cache", "verify")
     lines = [
-        f"{base['path']}: its weights are not those of its card",
-        f"{feature['path']}: its content does not have its checksum",
+        f"{base['path']}: its weights do not match its card",
+        f"{feature['path']}: its content does not match its checksum",
     ]
     assert (damaged.exit_code, damaged.stdout.splitlines()[:-1]) == (1, lines)
     removed = cli("cache", "verify", "--remove")

@@ -447,7 +447,7 @@ def test_python_and_command_agree(cli: Cli, uri: str) -> None:
     findings = adaptkit.compare(where="strategy != 'nobody'", track=False)
     assert findings.to_dict() == compared(cli)
     assert isinstance(findings, adaptkit.Comparisons)
-    assert (findings.comparisons[0].base_fingerprint, findings.comparisons[0].data_fingerprint) == (BASE, DATA)
+    assert (findings[0].base_fingerprint, findings[0].data_fingerprint) == (BASE, DATA)
     with pytest.raises(adaptkit.BadInput, match="no run has a metric"):
         adaptkit.compare(metric="none", track=False)
 

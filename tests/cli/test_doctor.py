@@ -66,7 +66,7 @@ def test_healthy_installation(store: Path, cli: Cli) -> None:
     assert sys.executable in found["system"][0]["text"]
     assert found["cache"][0]["text"].startswith(f"{os.environ['ADAPTKIT_CACHE']}; ")
     assert found["store"][0]["text"] == f"{store} can be read and written; 2 experiments"
-    assert found["runs"] == [{"name": "runs", "state": "ok", "text": "none is unfinished", "mend": None}]
+    assert found["runs"] == [{"name": "runs", "state": "ok", "text": "no unfinished runs", "mend": None}]
     lines = cli("doctor").stdout.splitlines()
     assert f"ok     store        {store} can be read and written; 2 experiments" in lines
 
@@ -75,7 +75,7 @@ def test_missing_store_is_a_note(own_folder: Path, cli: Cli) -> None:
     code, found = findings(cli)
     assert code == 0
     (only,) = found["store"]
-    assert only["state"] == "note" and only["text"].endswith("is not there yet: the first tracked run makes it")
+    assert only["state"] == "note" and only["text"].endswith("does not exist yet; the first tracked run creates it")
     assert not (own_folder / "mlflow.db").exists()
 
 
@@ -92,8 +92,8 @@ def test_stale_runs_are_ended(store: Path, cli: Cli, dead: str, monkeypatch: pyt
     assert (
         by_state["ok"]["text"] == f"under way: lora seed=2 ({alive}, process {os.getpid()} on {socket.gethostname()})"
     )
-    assert by_state["note"]["text"] == f"on record as running elsewhere: lora seed=3 ({far}, process 1 on elsewhere)"
-    assert by_state["wrong"]["text"].startswith("on record as running, but its process is gone: lora seed=0 (")
+    assert by_state["note"]["text"] == f"running elsewhere: lora seed=3 ({far}, process 1 on elsewhere)"
+    assert by_state["wrong"]["text"].startswith("recorded as running, but the process has ended: lora seed=0 (")
     assert gone in by_state["wrong"]["text"] and reused in by_state["wrong"]["text"]
     assert by_state["wrong"]["mend"] == "adaptkit doctor --end-stale-runs"
     (store.parent / "elsewhere").mkdir()
@@ -139,12 +139,12 @@ def test_damaged_and_large_cache(own_folder: Path, cli: Cli, monkeypatch: pytest
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     code, found = findings(cli)
     assert (code, [one["state"] for one in found["cache"]]) == (1, ["ok", "wrong"])
-    assert found["cache"][1]["text"] == f"{weights.parent}: its weights are not those of its card"
+    assert found["cache"][1]["text"] == f"{weights.parent}: its weights do not match its card"
     assert found["cache"][1]["mend"] == "adaptkit cache verify --remove"
-    monkeypatch.setattr("adaptkit.api.doctor.READ", 1000)
+    monkeypatch.setattr("adaptkit.api.doctor.MAX_CHECKED", 1000)
     code, found = findings(cli)
     assert (code, [one["state"] for one in found["cache"]]) == (0, ["ok", "note"])
-    assert found["cache"][1]["text"].endswith(" GB were not read; what is damaged would be computed anew")
+    assert found["cache"][1]["text"].endswith(" GB were not checked; runs compute damaged entries again")
     assert cli("cache", "verify", "--remove").exit_code == 0
 
 
@@ -207,7 +207,7 @@ def test_server_time_and_runs(store: Path, own_folder: Path, cli: Cli, dead: str
         assert found["store"][0]["text"].startswith(f"{page.address} answers; ")
         assert found["clock"][0]["state"] == "ok"
         assert findings(cli, "--tracking-uri", page.address, "--end-stale-runs")[0] == 0
-        assert findings(cli, "--tracking-uri", page.address)[1]["runs"][0]["text"] == "none is unfinished"
+        assert findings(cli, "--tracking-uri", page.address)[1]["runs"][0]["text"] == "no unfinished runs"
 
 
 def test_stale_run_of_another_machine(store: Path, cli: Cli) -> None:
@@ -239,12 +239,15 @@ def test_stale_run_of_another_machine(store: Path, cli: Cli) -> None:
     code, found = findings(cli)
     assert code == 0
     texts = {one["text"].partition(":")[0]: one for one in found["runs"]}
-    assert set(texts) == {"on record as running elsewhere", "on record as running elsewhere, but silent"}
-    named = texts["on record as running elsewhere, but silent"]
+    assert set(texts) == {
+        "running elsewhere",
+        "running elsewhere, without a recent heartbeat",
+    }
+    named = texts["running elsewhere, without a recent heartbeat"]
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(now / 1000 - 1800))
-    assert f"silent ({silent}, process 1 on elsewhere, last heard of {when})" in named["text"]
+    assert f"silent ({silent}, process 1 on elsewhere; last heartbeat {when})" in named["text"]
     assert begun in named["text"] and recent not in named["text"] and slow not in named["text"]
-    assert named["mend"] == "adaptkit doctor --end-stale-runs --older-than TIME ends them, if they are dead"
+    assert named["mend"] == "adaptkit doctor --end-stale-runs --older-than TIME ends them if they no longer run"
     # Without --older-than, runs of other machines are not ended.
     assert findings(cli, "--end-stale-runs")[0] == 0
     assert findings(cli, "--end-stale-runs", "--older-than", "1h")[0] == 0

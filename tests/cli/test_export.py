@@ -64,7 +64,7 @@ def digit(lora: str, path: Path) -> str:
 
     plugins = given_plugins([])
     trained = find_trained(lora, None, plugins)
-    _, domains = run_data(trained.found, plugins)
+    _, domains = run_data(trained.stored, plugins)
     assert domains.clean_test is not None
     image = (domains.clean_test.pixels[:1] * 255).round().to(torch.uint8)
     Image.fromarray(image[0, 0].numpy()).save(path)
@@ -111,8 +111,8 @@ def test_json_has_the_largest_difference(cli: Cli, lora: str) -> None:
     ("strategy", "to", "problem"),
     [
         ("lora", "mergd", "--to: unknown format 'mergd'; did you mean 'merged'?"),
-        ("head", "peft", "--to peft takes runs of strategy lora: strategy head has no place in PEFT's files; "),
-        ("base", "peft", "--to peft takes runs of strategy lora: a base has no adapter; export with --to merged"),
+        ("head", "peft", "--to peft needs a run of strategy lora: PEFT's files cannot hold strategy head; "),
+        ("base", "peft", "--to peft needs a run of strategy lora: a base has no adapter; export with --to merged"),
     ],
 )
 def test_runs_that_cannot_be_exported(
@@ -129,10 +129,10 @@ def test_folder_that_is_not_empty(cli: Cli, lora: str) -> None:
     Path("full").mkdir()
     Path("full/mine.txt").write_text("mine")
     assert cli("export", lora, "--to", "merged", "-o", "full").stderr == (
-        "Error: full is not empty; name a new folder with -o\n"
+        "Error: full is not empty; choose a new folder with -o\n"
     )
     result = cli("export", lora, "--to", "merged", "-o", "full/mine.txt")
-    assert (result.exit_code, result.stderr) == (2, "Error: full/mine.txt is a file; name a new folder with -o\n")
+    assert (result.exit_code, result.stderr) == (2, "Error: full/mine.txt is a file; choose a new folder with -o\n")
     assert Path("full/mine.txt").read_text() == "mine"
 
 
@@ -143,7 +143,10 @@ def test_export_with_other_logits(cli: Cli, lora: str, own_folder: Path, monkeyp
     monkeypatch.setattr(merged, "FORMAT", dataclasses.replace(merged.FORMAT, read=altered(merged.FORMAT.read)))
     result = cli("export", lora, "--to", "merged", "-o", "out")
     assert (result.exit_code, result.stdout) == (1, "")
-    problem = r"Error: the export was given up: max logit difference 0\.001 \(tolerance 0\.0001\), .*, by safetensors\n"
+    problem = (
+        r"Error: the export was removed, since it is inaccurate: max logit difference 0\.001 \(tolerance 0\.0001\), "
+        r".*, by safetensors\n"
+    )
     assert re.fullmatch(problem, result.stderr)
     monkeypatch.setattr(
         merged, "FORMAT", dataclasses.replace(merged.FORMAT, read=lambda *given: {"x": lambda x: x.sum((2, 3)) / 0})
@@ -161,8 +164,8 @@ def test_images_replace_missing_data(cli: Cli, tracked: Tracked, own_folder: Pat
     result = cli(*given)
     assert result.exit_code == 2
     first, second = result.stderr.splitlines()
-    assert first.startswith("Error: the run's test images cannot be had here: unknown data set 'mine'")
-    assert second == "Error: give pictures of your own to verify the export on: --images PATH"
+    assert first.startswith("Error: the test images of the run are not available: unknown data set 'mine'")
+    assert second == "Error: verify the export on other pictures: --images PATH"
     Path("pictures").mkdir()
     for number in range(3):
         Image.new("RGB", (50, 40), (number * 80, 20, 200)).save(f"pictures/{number}.png")
@@ -170,7 +173,7 @@ def test_images_replace_missing_data(cli: Cli, tracked: Tracked, own_folder: Pat
     assert verified is not None and verified[3] == "3 images of pictures"
     config.write_text(before.replace("seed: 0", "seed: 1"))
     told = cli(*given[:-1], "other").stderr
-    assert re.match(r"the data is not the run's any more: its fingerprint is \w{12}, and was \w{12}; what foll", told)
+    assert re.match(r"the data of the run have changed: their fingerprint is \w{12}, and was \w{12}; the pre", told)
 
 
 def test_missing_package(cli: Cli, lora: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,10 +77,10 @@ def test_unfinished_or_other_run(tuning: str, tracked_run: str, cli: Callable[..
     broken = make_tuning({"adaptkit.kind": "sweep", "adaptkit.tuning": "1"}, "FINISHED", {"other": 1})
     for run_id, line in (
         ("0" * 32, f"--from-tune: no run '{'0' * 32}'"),
-        (tracked_run, "is no tuning; `adaptkit tune` says the id of its own"),
-        (plain, "is no tuning"),
-        (unfinished, "is not finished; the same `adaptkit tune` goes on with it"),
-        (broken, "has no tuning.json that could be read"),
+        (tracked_run, "is not a tuning; use the run id that `adaptkit tune` prints"),
+        (plain, "is not a tuning"),
+        (unfinished, "has not finished; run the same `adaptkit tune` again to continue it"),
+        (broken, "has no readable tuning.json"),
     ):
         result = cli("run", "-s", "head", "--from-tune", run_id)
         assert result.exit_code == 2
@@ -111,8 +111,8 @@ def test_learning_rate_of_one_strategy() -> None:
     [
         ({"lora.lr": -1}, "lora.lr: must be greater than 0, not -1"),
         ({"lora.lr": "fast"}, "lora.lr: must be a number, not 'fast'"),
-        ({"full.lr": 1}, "full.lr: strategy full is not run"),
-        ({"strategy.lr": 1}, "option lr: several strategies run; write lora.lr"),
+        ({"full.lr": 1}, "full.lr: strategy full does not run"),
+        ({"strategy.lr": 1}, "option lr: there are several strategies; write lora.lr"),
     ],
 )
 def test_bad_learning_rate(given: dict[str, Any], line: str) -> None:

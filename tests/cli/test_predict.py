@@ -33,7 +33,7 @@ def lora(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> str:
 def digits(lora: str, tracked: Tracked) -> dict[str, str]:
     """Save the source test images as PNG files in `digits/`. Return the prediction of the run for each."""
     trained = find_trained(lora, None, given_plugins([]))
-    _, domains = run_data(trained.found, given_plugins([]))
+    _, domains = run_data(trained.stored, given_plugins([]))
     assert domains.clean_test is not None
     images = (domains.clean_test.pixels[:] * 255).round().to(torch.uint8)
     folder = Path("digits")

@@ -248,7 +248,7 @@ def test_plugins_severities_and_a_missing_split_file(cli: Cli, elaborate: str, s
     assert result.stdout.startswith("tails seed=3: identical\n")
     # 4 per epoch and that of the plugin, 11 final ones, 3 + 3 for severities, and the area.
     assert "metrics      31 values         equal to the last bit\n" in result.stdout
-    assert "split.file mine.json: the run's own split.json says the same, and is taken\n" in result.stderr
+    assert "split.file mine.json: using the run's split.json, which is equal\n" in result.stderr
     # Metrics that the plugin logs are compared, but not added to the store.
     after = snapshot(store.parent / "mlruns") | {"database": hashlib.sha256(store.read_bytes()).hexdigest()}
     assert after == before
@@ -269,7 +269,7 @@ def test_missing_or_changed_plugin(cli: Cli, elaborate: str) -> None:
     Path("tails.py").write_text(PLUGIN.format(option="number"))
     renamed = cli("reproduce", elaborate, "--plugin", "tails.py")
     assert renamed.exit_code == 2
-    assert renamed.stderr.endswith("; the run knew it: its plugin, or adaptkit, has changed since\n")
+    assert renamed.stderr.endswith("; the run had it: its plugin or adaptkit has changed since\n")
     more = PLUGIN.format(option="count").replace("count: int = 2", "count: int = 2\n    power: int = 1")
     Path("tails.py").write_text(more)
     grown = cli("reproduce", elaborate, "--plugin", "tails.py")
@@ -313,7 +313,7 @@ def test_model_from_python(store: Path) -> None:
     with pytest.raises(BadInput) as raised:
         adaptkit.reproduce(run_id)
     assert str(raised.value).endswith(
-        "it was given from Python: adaptkit.reproduce(run_id, backbone=model) takes it again"
+        "it is a Python object; pass it again: adaptkit.reproduce(run_id, backbone=model)"
     )
     assert adaptkit.reproduce(run_id, backbone=other).verdict == "different"
 

@@ -174,7 +174,7 @@ def test_repeated_kills(uri: str, stop: Stop) -> None:
         stop.at(hook, after=False, name="full", epoch=epoch)
         with pytest.raises(KeyboardInterrupt) as caught:
             adaptkit.resume(run_id)
-        assert caught.value.__notes__ == [f"Go on with:  adaptkit resume {run_id}"]
+        assert caught.value.__notes__ == [f"To resume:  adaptkit resume {run_id}"]
     adaptkit.resume(run_id)
     require_as_undisturbed(recorded(uri, run_id), expected)
     assert MlflowClient(uri).get_run(run_id).data.tags["adaptkit.resumed"] == "4"
@@ -182,7 +182,7 @@ def test_repeated_kills(uri: str, stop: Stop) -> None:
 
 def test_resume_parent_run(uri: str, stop: Stop, cli: Cli) -> None:
     """Skip finished runs, resume one, start the others, and compare all."""
-    arguments = {"seed": "0-1", "settings": SETTINGS, "options": {"lora.rank": 2, "head.lr": 1e-3}}
+    arguments = {"seeds": "0-1", "settings": SETTINGS, "options": {"lora.rank": 2, "head.lr": 1e-3}}
     expected = adaptkit.run(["lora", "head"], experiment="undisturbed", **arguments)  # type: ignore[arg-type]
     stop.at("adaptkit_epoch_ended", after=False, name="head seed=0", epoch=2)
     group = interrupted(["lora", "head"], **arguments)
@@ -205,7 +205,7 @@ def test_resume_parent_run(uri: str, stop: Stop, cli: Cli) -> None:
     assert (ended.info.status, ended.data.params) == ("FINISHED", before)
     assert ended.data.metrics == client.get_run(str(expected.parent_run_id)).data.metrics
     assert expected.comparison is not None
-    assert outcome["comparison"]["sentences"] == json.loads(expected.comparison.to_json())["sentences"]
+    assert outcome["comparison"]["sentences"] == list(expected.comparison.sentences)
     assert list(records()) == []
 
 
@@ -373,7 +373,7 @@ def test_disk_fills_up(uri: str, cli: Cli, stop: Stop, monkeypatch: pytest.Monke
     assert result.exit_code == 143
     assert len([line for line in lines if "No space left on device" in line]) == 1
     run_id = lines[-1].rpartition(" ")[2]
-    assert lines[-2:] == ["Interrupted.", f"Go on with:  adaptkit resume {run_id}"]
+    assert lines[-2:] == ["Interrupted.", f"To resume:  adaptkit resume {run_id}"]
     # Resumed from the checkpoint of the first epoch. Stored metrics are not logged again.
     monkeypatch.setattr(keeping, "write_checkpoint", write)
     assert cli("resume", run_id).stderr.startswith("head seed=0: resumed after epoch 1\n")
@@ -387,7 +387,7 @@ def test_resume_from_another_folder(
     with pytest.raises(KeyboardInterrupt) as caught:
         adaptkit.run("head", settings=SETTINGS, tracking_uri="sqlite:///mlflow.db")
     (note,) = caught.value.__notes__
-    words = note.removeprefix("Go on with:  adaptkit ").split()
+    words = note.removeprefix("To resume:  adaptkit ").split()
     assert words[2:] == ["--tracking-uri", "sqlite:///mlflow.db"]
     (own_folder / "elsewhere").mkdir()
     monkeypatch.chdir(own_folder / "elsewhere")

@@ -85,7 +85,9 @@ def test_run_without_checkpoint(uri: str, cli: Cli, stop: Stop) -> None:
     client.set_tag(run_id, "adaptkit.pid", "0")
     client.set_terminated(run_id, "KILLED")
     shutil.move(folder_of(record.local_id), "away")
-    assert refused(cli, run_id).endswith("cannot be resumed: this machine has no checkpoint of it; run the command again")
+    assert refused(cli, run_id).endswith(
+        "cannot be resumed: this machine has no checkpoint of it; run the command again"
+    )
     client.set_tag(run_id, "adaptkit.host", "elsewhere")
     assert refused(cli, run_id).endswith("it started on elsewhere, and its checkpoint is there")
 

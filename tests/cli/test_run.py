@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -85,7 +84,10 @@ def test_quiet(cli: Cli) -> None:
 def test_json(cli: Cli) -> None:
     result = cli("run", "-s", "lora", "-o", "rank=2", *TINY, "--no-track", "--json")
     outcome = json.loads(result.stdout)
-    assert list(outcome) == [field.name for field in dataclasses.fields(adaptkit.Outcome)]
+    assert list(outcome) == [
+        *("plan", "base", "runs", "data_fingerprint", "experiment", "tracking_uri", "ui_command", "ui_url", "notices"),
+        *("tracking_error", "parent_run_id", "comparison"),
+    ]
     assert outcome["base"]["test_accuracy"] == outcome["runs"][0]["metrics"]["final/base_test_accuracy"]
     (run,) = outcome["runs"]
     assert (run["strategy"], run["label"], run["seed"], run["status"]) == ("lora", "lora rank=2", 0, "finished")
@@ -129,7 +131,7 @@ def test_json(cli: Cli) -> None:
 def test_python_and_command_agree(cli: Cli) -> None:
     printed = json.loads(cli("run", "-s", "lora", "-o", "rank=2", *TINY, "--no-track", "--json").stdout)
     outcome = adaptkit.run("lora", options={"rank": 2}, settings=TINY_SETTINGS, track=False)
-    assert isinstance(outcome, adaptkit.Outcome)
+    assert isinstance(outcome, adaptkit.RunOutcome)
     assert timeless(dict(outcome.runs[0].metrics)) == timeless(printed["runs"][0]["metrics"])
     assert outcome.base.fingerprint == printed["base"]["fingerprint"]
     assert outcome.data_fingerprint == printed["data_fingerprint"]
@@ -140,7 +142,7 @@ def test_repeat_is_identical() -> None:
     for seed in (0, 0, 1):
         watcher = Watcher()
         settings = TINY_SETTINGS | {"lora.dropout": 0.2}
-        outcomes.append(adaptkit.run("lora", seed=seed, settings=settings, track=False, plugins=[watcher]))
+        outcomes.append(adaptkit.run("lora", seeds=seed, settings=settings, track=False, plugins=[watcher]))
         watchers.append(watcher)
     first, second, other = (outcome.runs[0] for outcome in outcomes)
     assert learning(first.epochs) == learning(second.epochs)
@@ -154,7 +156,7 @@ def test_strategies_of_a_seed_see_equal_batches() -> None:
     watcher = Watcher()
     adaptkit.run(
         ["full", "head", "lora", "scratch", "bitfit"],
-        seed="0-1",
+        seeds="0-1",
         settings=TINY_SETTINGS | {"lora.dropout": 0.1},
         track=False,
         plugins=[watcher, BITFIT],

@@ -284,8 +284,7 @@ def test_grid_of_data_and_base_settings(store: Path, cli: Callable[..., Result])
 def test_from_python(swept: tuple[Path, dict[str, Any]], again: Path) -> None:
     outcome = adaptkit.sweep(["lora", "head"], grid={"lora.rank": [2, 4], "lr": "0.001,0.01"}, settings=TINY_SETTINGS)
     assert [trial.run_id for trial in outcome.trials] == [trial["run_id"] for trial in swept[1]["trials"]]
-    assert outcome.comparison is not None
-    assert outcome.comparison.to_dict() == swept[1]["comparison"]
+    assert outcome.comparisons.to_dict() == swept[1]["comparison"]
 
 
 @pytest.mark.parametrize(

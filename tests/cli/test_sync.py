@@ -170,10 +170,10 @@ def test_doctor_and_the_next_run_warn(cli: Callable[..., Result], unsent: Result
     (journal,) = [one for one in told if one["name"] == "journals"]
     store = Path.cwd() / "mlflow.db"
     assert (journal["state"], journal["mend"]) == ("wrong", "adaptkit sync")
-    assert journal["text"] == f"not all is in {store} of head seed=0"
+    assert journal["text"] == f"{store} lacks events of head seed=0"
     again = cli("run", "-s", "head", *TINY)
     assert again.exit_code == 0
-    assert "1 earlier run is not all in MLflow: `adaptkit sync`" in again.stderr.splitlines()
+    assert "1 earlier run is not completely in MLflow; run `adaptkit sync`" in again.stderr.splitlines()
 
 
 def test_read_only_state_folder(

@@ -166,7 +166,7 @@ def test_run_from_tune(tuned: TunedFolder, cli: Callable[..., Result], monkeypat
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--seeds", "0-4"), "seed 0 is a tuning seed: what was chosen on its images must be compared on others"),
+        (("--seeds", "0-4"), "seed 0 is a tuning seed: values that were chosen on its images must be"),
         (("--search", "grd"), "--search: unknown method 'grd'; did you mean 'grid'?"),
         (("--space", "head.lr=nan,1"), "--space head.lr: a learning rate must be greater than 0, not nan"),
         (("--space", "lr=1e-3,0.001"), "--space lr: 0.001 is named twice"),
@@ -194,14 +194,14 @@ def test_fixed_options_are_not_tuned(own_folder: Path) -> None:
     from adaptkit.settings.resolve import Layer
 
     layers = [Layer({"strategy": ["lora", "head"], "lora.rank": 4, "preset": "notebook"}), Layer({"head.lr": 0.1})]
-    asked = check_tuning(layers, load_plugins(), [], 4, 0, "tpe")
+    asked = check_tuning(layers, load_plugins(), trials=4)
     assert asked.given == {"lora": {"rank"}, "head": {"lr"}}
     assert asked.request.settings.seed == (1, 2, 3, 4, 5)
 
 
 @pytest.mark.slow
 def test_two_processes_and_two_tuning_seeds(store: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {"trials": 3, "tuning_seeds": "0,7", "seed": "1", "settings": TINY_SETTINGS}
+    given: dict[str, Any] = {"trials": 3, "tuning_seeds": "0,7", "seeds": "1", "settings": TINY_SETTINGS}
     one = adaptkit.tune("head", **given)
     assert all(len(trial.run_ids) == 2 for trial in one.strategies[0].trials)
     Path("second").mkdir()
@@ -211,7 +211,7 @@ def test_two_processes_and_two_tuning_seeds(store: Path, empty_store: Path, monk
     assert values(two.to_dict()) == values(one.to_dict())
     assert two.comparison is not None and one.comparison is not None
     with pytest.raises(BadInput, match="seed 7 is a tuning seed"):
-        adaptkit.tune("head", tuning_seeds="7", seed="7", settings=TINY_SETTINGS)
+        adaptkit.tune("head", tuning_seeds="7", seeds="7", settings=TINY_SETTINGS)
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def test_python_severities_without_source() -> None:
     assert run.metrics["final/severity_area"] == pytest.approx((one + two) / 2)
     assert not [key for key in run.metrics if "zero_shot" in key]
     assert outcome.comparison is not None
-    robustness = outcome.comparison.comparisons[0].robustness
+    robustness = outcome.comparison.robustness
     assert robustness is not None and robustness.zero_shot is None
 
 
@@ -206,17 +206,17 @@ def test_python_severities_without_source() -> None:
             ],
         ),
         (["--severity", "0", "--shift", "crop=0.7"], ["severity 0: shift.crop: must be greater than 0, not 0"]),
-        (["--severity", "1,1.0"], ["severity: 1 is named twice"]),
+        (["--severity", "1,1.0"], ["severity: 1 appears twice"]),
         (["--severity", "1,x"], ["severity: must be a number, not 'x'"]),
         (["--set", "severity=-1"], ["severity: must be at least 0, not -1"]),
         (["--severity", "inf"], ["severity: must be a finite number, not 'inf'"]),
         (
             ["--severity", "1,2", "--target", "digits"],
-            ["severity: there is no shift to multiply; name one, as in --shift rotate=45,noise=0.3"],
+            ["severity: no shift to multiply; set one, as in --shift rotate=45,noise=0.3"],
         ),
         (
             ["--severity", "1,2", "--shift", "none"],
-            ["severity: there is no shift to multiply; name one, as in --shift rotate=45,noise=0.3"],
+            ["severity: no shift to multiply; set one, as in --shift rotate=45,noise=0.3"],
         ),
     ],
 )
@@ -262,7 +262,7 @@ def made(
 
 
 def judged(uri: str) -> Comparison:
-    (comparison,) = judge_tracked(tracking_uri=uri).comparisons
+    (comparison,) = judge_tracked(tracking_uri=uri)
     return comparison
 
 

@@ -22,7 +22,7 @@ BITFIT = Path(__file__).parents[2] / "plugins" / "bitfit" / "adaptkit_bitfit.py"
 SMALL: dict[str, Any] = {"shots": 4, "epochs": 2, "split.pool": 100, "split.test": 100}
 
 
-def run(strategy: Any, **more: Any) -> adaptkit.Outcome:
+def run(strategy: Any, **more: Any) -> adaptkit.RunOutcome:
     settings = SMALL | more.pop("settings", {})
     return adaptkit.run(strategy, backbone=Plain(), settings=settings, track=False, **more)
 
@@ -56,7 +56,7 @@ def test_every_strategy_also_trains_a_new_head() -> None:
 def test_no_source_requires_a_target(cli: Any) -> None:
     failed = cli("run", "-s", "head", "--dataset", "none")
     assert failed.exit_code == 2
-    assert failed.stderr == "Error: dataset none: name the images to adapt to, as in --target folder:PATH\n"
+    assert failed.stderr == "Error: dataset none: set the images to adapt to, as in --target folder:PATH\n"
     planned = cli("run", "-s", "head", "--dataset", "none", "--target", "digits", "--dry-run", "--json")
     assert json.loads(planned.stdout)["notices"] == [
         "backbone small_cnn has no pretrained weights: the base is untrained"

@@ -1,4 +1,4 @@
-"""A finished run's model, taken out of the store: `adaptkit.load`, and what it refuses."""
+"""Models of finished runs: `adaptkit.load`, its preprocessing, and the errors for damaged records."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ DIGITS = tuple("0123456789")
 
 @pytest.fixture(scope="module")
 def own(tracked: Tracked, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a copy of the tracked store for this file alone, which each test leaves as it was."""
+    """Return a copy of the tracked store for the tests of this file; each test leaves it unchanged."""
     return copied(tracked, tmp_path_factory.mktemp("own") / "store")
 
 
 @pytest.fixture
 def folder(own: str, tracked: Tracked) -> Iterator[Path]:
-    """Lend the adapter of the copied LoRA run, to be damaged, and mend it afterwards."""
+    """Yield the adapter folder of the copied LoRA run; restore its files after the test."""
     adapter = artifacts_of(own, run_of(tracked, "lora")) / "adapter"
     before = {path: path.read_bytes() for path in adapter.iterdir()}
     yield adapter
@@ -53,21 +53,19 @@ def folder(own: str, tracked: Tracked) -> Iterator[Path]:
 
 @pytest.fixture
 def no_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Start from an empty cache, as on another machine."""
+    """Start from an empty cache, as on a new machine."""
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
     return own_folder / "cache"
 
 
 @pytest.mark.parametrize("strategy", ["lora", "head"])
-def test_load_gives_the_model_whose_predictions_the_run_recorded(
-    strategy: str, tracked: Tracked, no_cache: Path
-) -> None:
+def test_load_repeats_recorded_predictions(strategy: str, tracked: Tracked, no_cache: Path) -> None:
     run_id = run_of(tracked, strategy)
     model = adaptkit.load(run_id, tracking_uri=tracked.uri)
     assert list(model.state_dict()) == list(SmallCNNModel(1, 28, 10).state_dict())
     assert not model.training and model.classes == DIGITS
     trained = find_trained(run_id, tracked.uri, given_plugins([]))
-    _, domains = run_data(trained.found, given_plugins([]))
+    _, domains = run_data(trained.stored, given_plugins([]))
     with (artifacts_of(tracked.uri, run_id) / "predictions.csv").open() as file:
         recorded = [row["prediction"] for row in csv.DictReader(file) if row["test_set"] == "shifted"]
     assert [DIGITS[number] for number in model(domains.shifted_test.pixels).argmax(1)] == recorded
@@ -77,14 +75,14 @@ def test_load_gives_the_model_whose_predictions_the_run_recorded(
     assert (strategy == "lora") == any("lora_A" in name for name in adapted.state_dict())
 
 
-def test_a_base_run_gives_the_base(tracked: Tracked) -> None:
+def test_load_base(tracked: Tracked) -> None:
     base = tracked.outcome["base"]
     model = adaptkit.load(base["run_id"], tracking_uri=tracked.uri)
     assert fingerprint(model.state_dict()) == base["fingerprint"]
     assert model.classes == DIGITS
 
 
-def test_the_model_brings_its_preprocessing_and_survives_a_copy(tracked: Tracked, own_folder: Path) -> None:
+def test_preprocess_after_copy(tracked: Tracked, own_folder: Path) -> None:
     model: Any = copy.deepcopy(adaptkit.load(run_of(tracked, "lora"), tracking_uri=tracked.uri))
     Image.new("RGB", (60, 40), (255, 0, 0)).save("red.png")
     bytes_image = torch.full((28, 28), 51, dtype=torch.uint8)
@@ -96,26 +94,26 @@ def test_the_model_brings_its_preprocessing_and_survives_a_copy(tracked: Tracked
 
 
 @pytest.mark.parametrize(
-    ("things", "problem"),
+    ("images", "problem"),
     [
-        (torch.full((3, 8, 8), 9.0), "images of floats are in 0..1, not 9 to 9; uint8 images are in 0..255"),
+        (torch.full((3, 8, 8), 9.0), "float images must be in 0..1, got 9 to 9; images in 0..255 must be uint8"),
         (
             torch.full((3, 8, 8), float("nan")),
-            "images of floats are in 0..1, not nan to nan; uint8 images are in 0..255",
+            "float images must be in 0..1, got nan to nan; images in 0..255 must be uint8",
         ),
-        (torch.rand(2, 8, 8), "images have 2 channels, and the model takes 1"),
-        (torch.rand(8), "images are [c, h, w] or [n, c, h, w], not [8]"),
-        (torch.ones(1, 8, 8, dtype=torch.int64), "images are uint8, or floats in 0..1, not int64"),
-        ([], "there is nothing to preprocess"),
+        (torch.rand(2, 8, 8), "images have 2 channels, but the model takes 1"),
+        (torch.rand(8), "images must have the shape [c, h, w] or [n, c, h, w], got [8]"),
+        (torch.ones(1, 8, 8, dtype=torch.int64), "images must be uint8 or floats in 0..1, got int64"),
+        ([], "no images to preprocess"),
     ],
 )
-def test_what_is_no_image_is_refused(things: Any, problem: str) -> None:
+def test_preprocess_refuses_bad_images(images: Any, problem: str) -> None:
     with pytest.raises(BadInput) as caught:
-        Preprocessing(1, 28)(things)
+        Preprocessing(1, 28)(images)
     assert caught.value.problems == (problem,)
 
 
-def test_tensors_are_brought_to_the_models_channels_and_size() -> None:
+def test_preprocess_converts_channels_and_size() -> None:
     wide = torch.zeros(1, 3, 40, 80, dtype=torch.uint8)
     wide[..., 20:60] = 255
     # The shorter side becomes 20, and the middle 20 of 40 columns are white.
@@ -123,16 +121,14 @@ def test_tensors_are_brought_to_the_models_channels_and_size() -> None:
     assert Preprocessing(3, 20)(torch.rand(28, 28)).shape == (1, 3, 20, 20)
 
 
-def test_a_store_that_was_moved_with_its_artifacts_is_read_where_it_is(
-    tracked: Tracked, tmp_path: Path, no_cache: Path
-) -> None:
+def test_load_from_moved_store(tracked: Tracked, tmp_path: Path, no_cache: Path) -> None:
     uri = copied(tracked, tmp_path / "moved", Path("/gone/away"))
     model = adaptkit.load(run_of(tracked, "lora"), tracking_uri=uri)
     original = adaptkit.load(run_of(tracked, "lora"), tracking_uri=tracked.uri)
     assert fingerprint(model.state_dict()) == fingerprint(original.state_dict())
 
 
-def test_runs_without_a_model_are_told_what_they_are(cli: Cli, own: str, tracked: Tracked) -> None:
+def test_load_refuses_runs_without_model(cli: Cli, own: str, tracked: Tracked) -> None:
     client = MlflowClient(tracking_uri=own)
     experiment = client.get_run(run_of(tracked, "lora")).info.experiment_id
     ids = {}
@@ -205,7 +201,7 @@ def change(**values: Any) -> Callable[[Path], None]:
 
 
 def seal(folder: Path, own: str, run_id: str) -> str:
-    """Sign a changed card again, in the run too, as nobody does by accident; return the run's own signature."""
+    """Sign a changed card again, also in the run, as an attacker would; return the original signature."""
     path = folder / "adapter.json"
     card = json.loads(path.read_text())
     card["card_sha256"] = card_digest(card)
@@ -222,8 +218,8 @@ def take_anothers(folder: Path) -> None:
         (folder / path.name).write_bytes(path.read_bytes())
 
 
-ALTERED = r"its adapter/adapter\.json was altered, or is another run's"
-#: what is refused at once; all other damages are signed as if they were meant
+ALTERED = r"its adapter/adapter\.json was altered or belongs to another run"
+#: damages of the card itself, which its signature reveals; for all others the card is signed again
 UNSIGNED: dict[str, tuple[Callable[[Path], None], str]] = {
     "other options": (change(options={"rank": 4, "alpha": 64.0}), ALTERED),
     "other classes": (change(classes=list("9876543210")), ALTERED),
@@ -247,24 +243,24 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "an option unknown": (change(options={"rnk": 4}), "unknown option 'lora.rnk'; did you mean 'rank'?"),
     "a backbone unknown": (
         change(backbone="mine"),
-        r"unknown backbone 'mine'; known: .*; --plugin PATH names the plugin that has it",
+        r"unknown backbone 'mine'; known: .*; name its plugin with --plugin PATH",
     ),
     "a model from Python": (
         change(backbone="python:Net"),
-        r"its backbone python:Net was given from Python: adaptkit\.load\(run_id, backbone=model\) takes it again",
+        r"its backbone python:Net is a Python object; pass it again: adaptkit\.load\(run_id, backbone=model\)",
     ),
-    "another size": (change(size=32), "the backbone small_cnn has other layers here than the run's base"),
+    "another size": (change(size=32), "the layers of the backbone small_cnn differ from those of the saved weights"),
     "another base": (change(base_fingerprint="a" * 64), r"the adapter was made for base a{64}, not \w{64}"),
 }
 
 
 @pytest.mark.parametrize("damage", [*UNSIGNED, *DAMAGES])
-def test_a_damaged_adapter_is_refused_in_one_line(damage: str, folder: Path, own: str, tracked: Tracked) -> None:
+def test_load_refuses_damaged_adapter(damage: str, folder: Path, own: str, tracked: Tracked) -> None:
     break_it, problem = (UNSIGNED | DAMAGES)[damage]
     run_id = run_of(tracked, "lora")
     break_it(folder)
     signed = None
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # there is no card to sign
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # the damage removed the card
         signed = seal(folder, own, run_id) if damage in DAMAGES else None
     try:
         with pytest.raises(BadInput, match=problem) as caught:
@@ -275,7 +271,7 @@ def test_a_damaged_adapter_is_refused_in_one_line(damage: str, folder: Path, own
     assert len(caught.value.problems) <= 2
 
 
-def test_the_base_is_judged_by_its_weights_as_they_are(own: str, tracked: Tracked, no_cache: Path) -> None:
+def test_load_checks_base_weights(own: str, tracked: Tracked, no_cache: Path) -> None:
     base = tracked.outcome["base"]
     path = artifacts_of(own, base["run_id"]) / "base" / "base.safetensors"
     before = path.read_bytes()
@@ -299,11 +295,11 @@ def test_the_base_is_judged_by_its_weights_as_they_are(own: str, tracked: Tracke
         path.write_bytes(before)
 
 
-def test_the_base_of_an_older_run_comes_from_the_cache(
+def test_base_from_cache(
     own: str, tracked: Tracked, own_folder: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tracked.outcome["base"]
-    # In that of the test process in which the experiment was run.
+    # In the cache of the test process that ran the experiment.
     cards = [path for path in shared.glob("cache-*/bases/*/base.json") if base["fingerprint"] in path.read_text()]
     monkeypatch.setenv("ADAPTKIT_CACHE", str(cards[0].parents[2]))
     folder = artifacts_of(own, base["run_id"]) / "base"
@@ -314,7 +310,7 @@ def test_the_base_of_an_older_run_comes_from_the_cache(
         original = adaptkit.load(run_of(tracked, "head"), tracking_uri=tracked.uri)
         assert fingerprint(model.state_dict()) == fingerprint(original.state_dict())
         monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
-        problem = "its base run has no artifact base/base.safetensors, and this machine's cache has no base"
+        problem = "its base run has no artifact base/base.safetensors, and the cache of this machine has no base"
         with pytest.raises(BadInput, match=problem):
             adaptkit.load(run_of(tracked, "head"), tracking_uri=own)
     finally:
@@ -322,7 +318,7 @@ def test_the_base_of_an_older_run_comes_from_the_cache(
 
 
 class Net(nn.Module):
-    """A user's own model, with a BatchNorm whose statistics are not those of a fresh one."""
+    """A model of a user, with a BatchNorm whose statistics differ from the initial ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -335,16 +331,16 @@ class Net(nn.Module):
 
 
 @pytest.mark.slow
-def test_a_model_from_python_is_given_again(store: Path, no_cache: Path) -> None:
+def test_load_model_from_python(store: Path, no_cache: Path) -> None:
     torch.manual_seed(0)
     outcome = adaptkit.run("lora", backbone=Net(), options={"targets": "all"}, settings=TINY_SETTINGS, epochs=1)
     run_id = outcome.runs[0].run_id
-    with pytest.raises(BadInput, match="python:Net was given from Python"):
+    with pytest.raises(BadInput, match="python:Net is a Python object"):
         adaptkit.load(run_id)
     model = adaptkit.load(run_id, backbone=Net())
     assert set(model.state_dict()) == set(Net().state_dict())
     trained = find_trained(run_id, None, given_plugins([], Net()))
-    _, domains = run_data(trained.found, given_plugins([], Net()))
+    _, domains = run_data(trained.stored, given_plugins([], Net()))
     right = (model(domains.shifted_test.pixels).argmax(1) == domains.shifted_test.labels).float().mean()
     assert float(right) == pytest.approx(outcome.runs[0].metrics["final/shifted_accuracy"])
     with pytest.raises(BadInput, match="the model that was passed is python:Sequential"):
@@ -352,7 +348,7 @@ def test_a_model_from_python_is_given_again(store: Path, no_cache: Path) -> None
 
 
 @pytest.mark.slow
-def test_every_built_in_strategy_merges_to_what_it_was(store: Path, no_cache: Path) -> None:
+def test_merged_equals_adapted(store: Path, no_cache: Path) -> None:
     options = {"lora.targets": "all", "ssf.train_head": True}
     names = ["adapter", "full", "head", "lora", "partial", "scratch", "ssf"]
     outcome = adaptkit.run(names, options=options, settings=TINY_SETTINGS, epochs=1)
@@ -361,5 +357,5 @@ def test_every_built_in_strategy_merges_to_what_it_was(store: Path, no_cache: Pa
     for run in outcome.runs:
         merged, adapted = (adaptkit.load(run.run_id, merged=both) for both in (True, False))
         assert (merged(pixels) - adapted(pixels)).abs().max() < 1e-5, run.strategy
-        # A bottleneck has a nonlinearity in it, which no plain layer has.
+        # The nonlinearity of a bottleneck cannot be merged into a plain layer.
         assert (list(merged.state_dict()) == plain) == (run.strategy != "adapter"), run.strategy

@@ -1,4 +1,4 @@
-"""Hostile settings, from options and config files: each is refused with an expected error."""
+"""Malformed settings in options and config files: each raises an expected error."""
 
 from __future__ import annotations
 

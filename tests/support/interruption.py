@@ -80,7 +80,7 @@ def interrupted(strategy: str | list[str] = "lora", settings: Mapping[str, Any] 
         adaptkit.run(strategy, settings=settings, **more)
     (note,) = caught.value.__notes__
     command, _, run_id = note.rpartition(" ")
-    assert command == "Go on with:  adaptkit resume"
+    assert command == "To resume:  adaptkit resume"
     return run_id
 
 

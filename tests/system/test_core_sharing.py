@@ -191,4 +191,4 @@ def test_short_experiment_during_run(sit: Sit) -> None:
     for strategies, comparable in ((["lora", "full"], True), (["lora", "head"], False)):
         outcome = adaptkit.run(strategies, settings=TINY_SETTINGS, plugins=[Visitor()], track=False)
         assert outcome.comparison is not None
-        assert outcome.comparison.comparisons[0].timings_comparable is comparable
+        assert outcome.comparison.timings_comparable is comparable

@@ -137,7 +137,7 @@ def test_recomputation_does_not_change_the_comparison(store: Any) -> None:
     for seed, given in ((0, None), (1, {"checkpointing": "False"}), (2, {"checkpointing": "True"})):
         fabricate(uri, "full", seed, [seed], params=given)
         fabricate(uri, "head", seed, range(20 + seed))
-    (comparison,) = adaptkit.compare(tracking_uri=uri).comparisons
+    (comparison,) = adaptkit.compare(tracking_uri=uri)
     assert [(arm.name, [run.seed for run in arm.runs]) for arm in comparison.arms] == [
         ("full", [0, 1, 2]),
         ("head", [0, 1, 2]),

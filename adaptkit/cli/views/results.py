@@ -11,7 +11,7 @@ from adaptkit.comparison.numbers import NOTHING, mean, number, p_value, size
 from adaptkit.comparison.numbers import interval as bounds
 from adaptkit.comparison.records import COSTS, ArmResult, Comparison, Comparisons
 from adaptkit.comparison.sentences import shown_pairs
-from adaptkit.experiment.outcome import Outcome
+from adaptkit.experiment.outcome import RunOutcome
 from adaptkit.names import FINAL_GAIN, FINAL_RETENTION, FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY, TIME_TRAIN_SECONDS
 from adaptkit.reports.tables import severity_cells, severity_note, shown_severities, zero_shot_cells
 from adaptkit.settings.severities import written
@@ -23,11 +23,11 @@ SHOWN = (FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY, FINAL_GAIN, FINAL_RETENTIO
 MOST_ARMS = 40
 
 
-def print_outcome(console: Console, outcome: Outcome) -> None:
+def print_outcome(console: Console, outcome: RunOutcome) -> None:
     """Print the results of an experiment: accuracies and, with several strategies, the verdicts."""
     if outcome.comparison is None:
         return
-    (comparison,) = outcome.comparison.comparisons
+    comparison = outcome.comparison
     print_arms(console, comparison, len(outcome.plan.seeds))
     print_severities(console, comparison)
     print_sentences(console, comparison)
@@ -35,9 +35,9 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
 
 def print_findings(console: Console, findings: Comparisons) -> None:
     """Print every comparison in full, then the trends and notes."""
-    for comparison in findings.comparisons:
+    for comparison in findings:
         if comparison.reason is not None:
-            console.rule(f"Comparison {comparison.number} of {len(findings.comparisons)}", align="left")
+            console.rule(f"Comparison {comparison.number} of {len(findings)}", align="left")
             console.print(comparison.reason, markup=False, soft_wrap=True)
         print_arms(console, comparison, len({seed for arm in comparison.arms for seed in arm.seeds}))
         if len(comparison.arms) > 1:

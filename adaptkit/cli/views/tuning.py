@@ -168,8 +168,8 @@ def print_tuned(console: Console, outcome: TuneOutcome) -> None:
             escape(edges),
         )
     console.print(table)
-    if outcome.comparison is not None:
-        print_findings(console, outcome.comparison)
+    if outcome.comparisons:
+        print_findings(console, outcome.comparisons)
 
 
 def print_way_on(console: Console, outcome: TuneOutcome) -> None:

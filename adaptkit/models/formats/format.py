@@ -1,4 +1,4 @@
-"""What a format is: how it is written, and how its files give logits again."""
+"""Formats of exported models: how files are written, read for verification, and described in the README."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Logits = Callable[["Tensor"], "Tensor"]
 
 @dataclass(frozen=True)
 class Exported:
-    """What is exported: a run, its merged model on the CPU in evaluation mode, and two of its images as an example."""
+    """Input of an export: the run, its merged model (on the CPU, in evaluation mode), and two of its images."""
 
     trained: TrainedRun
     model: nn.Module
@@ -31,10 +31,10 @@ class Exported:
 class Format:
     """A format of exported models.
 
-    `require` raises BadInput for a run that cannot be written so, before anything is. `write` puts the files into an
-    empty folder. `read` returns, from the files alone, the functions from images `[n, c, h, w]` to logits that the
-    export is verified by, named. `usage` is the README's Markdown on how to use the files. Logits may differ by
-    `tolerance`, large ones by that share.
+    `require` raises BadInput for a run that the format cannot hold, before anything is written. `write` writes the
+    files to an empty folder. `read` loads the files and returns functions from images `[n, c, h, w]` to logits by name,
+    which verify the export. `usage` returns the README's section on loading the model. `tolerance` is the largest
+    difference of logits, relative for logits above 1.
     """
 
     name: str
@@ -46,19 +46,19 @@ class Format:
 
 
 def anything(trained: TrainedRun) -> None:
-    """Take every run."""
+    """Accept every run."""
 
 
 def plain_only(trained: TrainedRun) -> None:
-    """Take runs whose merged model is the plain backbone; raise BadInput for others."""
+    """Raise BadInput unless the merged model of the run is the plain backbone."""
     if not trained.is_plain(trained.merged()):
         raise BadInput(
-            f"strategy {trained.card['strategy']} leaves layers of its own in the model, which the plain backbone has "
-            "not: export with --to torch-export, onnx or mlflow"
+            f"strategy {trained.card['strategy']} adds layers that cannot be merged into the plain backbone; "
+            "export with --to torch-export, onnx or mlflow"
         )
 
 
-#: format -> the module that holds it
+#: module of each format
 FORMATS = {
     "merged": "adaptkit.models.formats.merged",
     "peft": "adaptkit.models.formats.peft",
@@ -69,8 +69,8 @@ FORMATS = {
 
 
 def find_format(name: str) -> Format:
-    """Return the format of that name; raise BadInput, with the nearest, when there is none."""
+    """Return the format of this name; raise BadInput with the nearest name for an unknown one."""
     if name not in FORMATS:
         raise BadInput(f"--to: unknown format {name!r}{suggestion(name, FORMATS)}")
-    found: Format = importlib.import_module(FORMATS[name]).FORMAT
-    return found
+    chosen: Format = importlib.import_module(FORMATS[name]).FORMAT
+    return chosen

@@ -1,4 +1,4 @@
-"""An MLflow model: `mlflow models serve` answers requests with it, `mlflow.pyfunc.load_model` loads it."""
+"""Format "mlflow": a model for `mlflow models serve` and `mlflow.pyfunc.load_model`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(folder: Path, exported: Exported) -> None:
                 str(folder),
                 signature=infer_signature(example, logits),
                 input_example=example,
-                # Without a local label such as +cpu, which no package index has.
+                # Without a local label such as +cpu, which package indexes do not have.
                 pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PINNED],
                 serialization_format="pt2",
                 metadata={
@@ -40,7 +40,7 @@ def write(folder: Path, exported: Exported) -> None:
                     "preprocessing": dict(exported.trained.described_preprocessing),
                 },
             )
-    except Exception as error:  # MLflow's and torch's, of a dozen kinds
+    except Exception as error:  # any error of MLflow or torch
         raise RunFailed(f"MLflow cannot save this model: {first_line(error)}") from error
 
 
@@ -60,7 +60,7 @@ def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
 
 
 def usage(trained: TrainedRun) -> str:
-    """Return how to serve the model, and how to load it."""
+    """Return the README's section on serving and loading the model."""
     return f"""\
 Serve it, and send the two images of the input example:
 
@@ -71,7 +71,7 @@ mlflow models serve -m . --env-manager local --port 5001
 curl http://127.0.0.1:5001/invocations -H "Content-Type: application/json" -d @serving_input_example.json
 ```
 
-A picture of your own, from Python:
+Send a picture from Python:
 
 ```python
 {reading("requests")}
@@ -83,7 +83,7 @@ print(card["classes"][logits.argmax()])
 ```
 
 Without a server, `mlflow.pyfunc.load_model(".").predict(images)` takes a NumPy array of float32 images
-`[n, channels, size, size]` in 0..1. Names of classes and the preprocessing are also in the model's `metadata`.
+`[n, channels, size, size]` in 0..1. The model's `metadata` also holds the names of the classes and the preprocessing.
 """
 
 

@@ -1,4 +1,4 @@
-"""An ONNX model, for ONNX Runtime and whatever else reads ONNX."""
+"""Format "onnx": a model for ONNX Runtime and other readers of ONNX."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from adaptkit.models.trained import TrainedRun
 
 MODEL = "model.onnx"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-#: a protobuf file holds at most 2 GB; weights of larger models lie in a file beside it
+#: size in bytes above which weights are written to a second file: a protobuf file holds at most 2 GB
 LARGEST = 1_500_000_000
 
 
 def require(trained: TrainedRun) -> None:
-    """Raise BadInput unless the packages are there."""
+    """Raise BadInput unless the packages are installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise BadInput(f"--to onnx needs {', '.join(missing)}: pip install {' '.join(NEEDED)}")
@@ -34,7 +34,7 @@ def write(folder: Path, exported: Exported) -> None:
     import torch
 
     try:
-        # What it prints of its progress would be in the way of results.
+        # torch prints its progress, which would mix with results.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
@@ -50,7 +50,7 @@ def write(folder: Path, exported: Exported) -> None:
             program.model.metadata_props["classes"] = json.dumps(exported.trained.classes)
             size = sum(tensor.nbytes for tensor in exported.model.state_dict().values())
             program.save(folder / MODEL, external_data=size > LARGEST)
-    except Exception as error:  # torch's and onnxscript's, of a dozen kinds
+    except Exception as error:  # any error of torch or onnxscript
         raise RunFailed(f"torch.onnx cannot export this model: {first_line(error)}") from error
 
 
@@ -81,7 +81,7 @@ def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
 
 
 def usage(trained: TrainedRun) -> str:
-    """Return how to run the model."""
+    """Return the README's section on running the model."""
     return f"""\
 `model.onnx` maps `images`, floats `[n, channels, size, size]` in 0..1, to `logits` `[n, classes]`.
 

@@ -1,4 +1,4 @@
-"""An adapter of LoRA as a folder of Hugging Face PEFT."""
+"""Format "peft": a LoRA adapter as a folder of Hugging Face PEFT."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SUFFIX = ".lora_A.weight"
 
 
 def require(trained: TrainedRun) -> None:
-    """Take runs of LoRA that PEFT can express; raise BadInput for others."""
+    """Raise BadInput unless the run is one of LoRA, with options that PEFT supports."""
     strategy = trained.card.get("strategy")
     if strategy != "lora":
-        what = "a base has no adapter" if strategy is None else f"strategy {strategy} has no place in PEFT's files"
-        raise BadInput(f"--to peft takes runs of strategy lora: {what}; export with --to merged")
+        reason = "a base has no adapter" if strategy is None else f"PEFT's files cannot hold strategy {strategy}"
+        raise BadInput(f"--to peft needs a run of strategy lora: {reason}; export with --to merged")
     _folder(trained)
 
 
@@ -48,7 +48,7 @@ def write(folder: Path, exported: Exported) -> None:
 
 
 def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
-    """Put the adapter onto a fresh base, by our own reading of the files and, where it is installed, by PEFT's."""
+    """Load the adapter onto a fresh base: with adaptkit, and with PEFT if it is installed."""
     models: dict[str, Logits] = {"adaptkit": read_onto(trained.base(), folder)}
     if importlib.util.find_spec("peft") is not None:
         from peft import PeftModel
@@ -58,20 +58,20 @@ def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
 
 
 def read_onto(base: nn.Module, folder: Path) -> nn.Module:
-    """Return the base, adapted by what is in PEFT's folder."""
-    found = adapter_of(folder)
-    strategy, _ = make_checked("lora", LoRA, found.options)
+    """Load the adapter in a folder of PEFT onto the base."""
+    adapter = adapter_of(folder)
+    strategy, _ = make_checked("lora", LoRA, adapter.options)
     adapt(base, strategy, init_seed=0)
-    fit_adapter(found.tensors, base)
+    fit_adapter(adapter.tensors, base)
     return base.eval()
 
 
 def usage(trained: TrainedRun) -> str:
-    """Return how to put the adapter onto its base."""
-    base = trained.found.tags.get(BASE_RUN_ID_TAG, "BASE_RUN_ID")
+    """Return the README's section on loading the adapter onto its base."""
+    base = trained.stored.tags.get(BASE_RUN_ID_TAG, "BASE_RUN_ID")
     return f"""\
-`{WEIGHTS}` and `{CONFIG}` are PEFT's files, for the base with sha256 `{trained.base_fingerprint}`. With the store of
-the run (its address is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the current folder):
+`{WEIGHTS}` and `{CONFIG}` are PEFT's files, for the base with sha256 `{trained.base_fingerprint}`. This code loads the
+base from the run's MLflow store (`MLFLOW_TRACKING_URI`, or `mlflow.db` in the current folder):
 
 ```python
 import adaptkit
@@ -83,7 +83,7 @@ logits = model(base.preprocess("picture.png"))
 print(base.classes[logits.argmax()])
 ```
 
-`adaptkit export {base} --to merged -o base` writes the base itself, to be used without a store.
+`adaptkit export {base} --to merged -o base` exports the base, for use without the store.
 """
 
 

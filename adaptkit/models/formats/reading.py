@@ -1,10 +1,10 @@
-"""How the READMEs of exports read a picture of 8 bits a channel: as adaptkit does, but without it."""
+"""Code for the READMEs of exports that reads a picture without adaptkit (8 bits for each channel)."""
 
 from __future__ import annotations
 
 
 def reading(*modules: str) -> str:
-    """Return Python lines that define `card` and `read(path)`, after imports of these modules and what they need."""
+    """Return Python code that imports `modules` and defines `card` and `read(path)`."""
     others = "\n".join(f"import {name}" for name in sorted({"numpy", "torch", *modules}))
     return f"""\
 import json

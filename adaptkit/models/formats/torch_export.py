@@ -1,4 +1,4 @@
-"""A program of torch.export: it runs without the classes of the model, in any batch size."""
+"""Format "torch-export": a program that torch runs without the source code of the model."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ PROGRAM = "model.pt2"
 
 
 def exported_program(exported: Exported) -> Any:
-    """Return the model as a program whose batch may have any size; raise RunFailed for one that cannot be traced."""
+    """Return the model as a program for any batch size; raise RunFailed if it cannot be traced."""
     import torch
 
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             shapes = ({0: torch.export.Dim("batch")},)
-            # The program keeps what it was traced with: nobody's pictures, and no view of a larger tensor.
+            # The program stores its example input: zeros instead of the user's pictures.
             images = torch.zeros_like(exported.example)
             return torch.export.export(exported.model, (images,), dynamic_shapes=shapes)
-    except Exception as error:  # torch's, of a dozen kinds
+    except Exception as error:  # any error of torch
         raise RunFailed(f"torch.export cannot export this model: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of another library's error."""
+    """Return the type and the first line of another library's error."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
@@ -49,10 +49,10 @@ def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
 
 
 def usage(trained: TrainedRun) -> str:
-    """Return how to run the program."""
+    """Return the README's section on running the program."""
     return f"""\
-`model.pt2` is a `torch.export` program from float images `[n, channels, size, size]` in 0..1 to logits; it needs torch
-alone.
+`model.pt2` is a `torch.export` program from float images `[n, channels, size, size]` in 0..1 to logits. It needs
+only torch.
 
 ```python
 {reading()}

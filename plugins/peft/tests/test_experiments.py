@@ -48,7 +48,7 @@ def test_peft_lora_matches_builtin_lora(own_plugin: Any, options: dict[str, Any]
     given = {f"lora.{key}": value for key, value in options.items()}
     given |= {f"peft-lora.{names[key]}": value for key, value in options.items()}
     given |= {"lora.alpha": 8, "peft-lora.lora_alpha": 8}
-    outcome = adaptkit.run(["peft-lora", "lora"], settings=SETTINGS, options=given, seed=[0, 1], track=False)
+    outcome = adaptkit.run(["peft-lora", "lora"], settings=SETTINGS, options=given, seeds=[0, 1], track=False)
     kept = ("final/test_accuracy", "final/shifted_accuracy", "params/trainable", "params/total")
     seen: dict[str, list[Any]] = {"lora": [], "peft-lora": []}
     losses: dict[str, list[float]] = {"lora": [], "peft-lora": []}

@@ -81,7 +81,7 @@ def same_both_ways(
     watchers = {}
     for reuse in (True, False):
         watcher = watchers[reuse] = Watcher(build, adapts)
-        settings = {"strategy": list(adapts), "preset": "quick", "settings": SMALLEST, "track": False} | keys
+        settings = {"strategies": list(adapts), "preset": "quick", "settings": SMALLEST, "track": False} | keys
         if build is not None:
             settings["backbone"] = "tested"
         outcome = adaptkit.run(plugins=[watcher, *others], feature_cache=reuse, **settings)
@@ -145,7 +145,7 @@ class Norm(nn.Module):
 @pytest.mark.slow
 def test_built_in_strategies_on_the_small_cnn() -> None:
     strategies = sorted(set(load_plugins([BITFIT]).components["strategy"]) - {"norm"})  # it has no normalization layer
-    cuts = same_both_ways(None, {}, BITFIT, strategy=strategies, options={"lora.rank": 2})
+    cuts = same_both_ways(None, {}, BITFIT, strategies=strategies, options={"lora.rank": 2})
     reused = {name for name, cut in zip(strategies, cuts, strict=True) if cut != "none"}
     # The first bias is in the first layer: nothing before it is frozen.
     assert reused == {"adapter", "head", "lora", "partial", "ssf"}
@@ -156,7 +156,7 @@ def test_built_in_strategies_on_the_small_cnn() -> None:
 def test_built_in_strategies_on_torchvision(backbone: str, size: int) -> None:
     strategies = ["head", "lora", "partial"]
     keys = {"weights": "none", "image_size": size, "options": {"lora.rank": 2}}
-    cuts = same_both_ways(None, {}, strategy=strategies, backbone=f"torchvision:{backbone}", **keys)
+    cuts = same_both_ways(None, {}, strategies=strategies, backbone=f"torchvision:{backbone}", **keys)
     assert dict(zip(strategies, cuts, strict=True))["head"] != "none"
 
 
@@ -185,7 +185,7 @@ def test_built_in_strategies_on_torchvision(backbone: str, size: int) -> None:
 )
 def test_batch_normalization(options: dict[str, Any], cuts: list[str]) -> None:
     strategies = ["adapter", "lora", "norm", "partial", "ssf"]
-    assert same_both_ways(lambda: Parts(Norm(nn.BatchNorm2d(4))), {}, strategy=strategies, options=options) == cuts
+    assert same_both_ways(lambda: Parts(Norm(nn.BatchNorm2d(4))), {}, strategies=strategies, options=options) == cuts
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_cuts_that_overwrite_each_other() -> None:
         "bias": lambda model: [model.neck.bias],
     }
     cuts = ["flatten,skip", "act,skip", "relu_", "stem.2,skip", "neck,flatten_1", "act,skip"]
-    assert same_both_ways(Overwriting, adapts, seed="0-1") == cuts * 2
+    assert same_both_ways(Overwriting, adapts, seeds="0-1") == cuts * 2
 
 
 class Block(nn.Module):

@@ -148,7 +148,7 @@ def test_strategies_of_one_seed_share_features() -> None:
     passed(["head"])
     alone = passed(["head"])
     assert passed(["head", "tail"]) - alone == TRIED + 3 * TRIAL + FIXED
-    assert passed(["head"], seed="0-1") - alone == 2 * TRIAL + FIXED + EPOCHS * 50
+    assert passed(["head"], seeds="0-1") - alone == 2 * TRIAL + FIXED + EPOCHS * 50
 
 
 def test_training_features_are_computed_once_without_shift() -> None:
@@ -163,7 +163,7 @@ def test_cache_does_not_change_results(own_cache: Path) -> None:
         watchers.append(Watcher())
         plugins = [Offer(), watchers[-1]]
         names = ["full", "tail", "lora", "head"]
-        keys = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": plugins, "seed": "0-1"}
+        keys = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": plugins, "seeds": "0-1"}
         outcomes.append(adaptkit.run(names, feature_cache=feature_cache, **keys))
     cold, warm, off = [[figures(run) for run in outcome.runs] for outcome in outcomes]
     assert cold == warm == off
