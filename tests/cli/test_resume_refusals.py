@@ -42,35 +42,35 @@ def test_ended_run(uri: str, cli: Cli) -> None:
 
 
 def test_unknown_run(uri: str, cli: Cli, own_folder: Path, stop: Stop) -> None:
-    assert refused(cli, "nothing") == f"Error: there is no run 'nothing' in {own_folder}/mlflow.db"
+    assert refused(cli, "nothing") == f"Error: no run 'nothing' in {own_folder}/mlflow.db"
     assert refused(cli) == "Error: name the ids of runs, or use --all for every interrupted run"
     assert refused(cli, "x", "--all") == "Error: name the ids of runs, or use --all for every interrupted run, not both"
     foreign = MlflowClient(uri).create_run("0").info.run_id
-    assert refused(cli, foreign).endswith(") is not a run of adaptkit")
+    assert refused(cli, foreign).endswith(") was not made by adaptkit and cannot be resumed")
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
     run_id = interrupted("head")
     (own_folder / "elsewhere").mkdir()
     shutil.copy(own_folder / "mlflow.db", own_folder / "elsewhere")
     MlflowClient(f"sqlite:///{own_folder}/elsewhere/mlflow.db").delete_run(run_id)
-    hint = f"; what is kept here is of runs in {uri}: name it with --tracking-uri"
+    hint = f"; interrupted runs are in {uri}: name the store with --tracking-uri"
     assert refused(cli, "x", "--tracking-uri", f"sqlite:///{own_folder}/elsewhere/mlflow.db").endswith(hint)
     none = own_folder / "elsewhere" / "none.db"
     for arguments in ([run_id], ["--all"]):
         line = refused(cli, *arguments, "--tracking-uri", f"sqlite:///{none}")
-        assert line.startswith(f"Error: there is no tracking store at {none}: ") and line.endswith(hint)
+        assert line.startswith(f"Error: no tracking store at {none}: ") and line.endswith(hint)
 
 
 def test_live_run(uri: str, cli: Cli, stop: Stop) -> None:
     run_id, client = killed(uri, stop), MlflowClient(uri)
     assert refused(cli, run_id) == (
-        f"Error: run {run_id} (head seed=0) is being made by process {os.getpid()} on this machine"
+        f"Error: run {run_id} (head seed=0) is running in process {os.getpid()} on this machine"
     )
     # Another machine that shares the folder cannot see the process, but it can see its lock.
     client.set_tag(run_id, "adaptkit.host", "elsewhere")
     (record,) = records()
     held = claim(record.local_id)
     assert held is not None
-    assert refused(cli, run_id) == f"Error: run {run_id} (head seed=0) is being made or resumed by another process"
+    assert refused(cli, run_id) == f"Error: run {run_id} (head seed=0) is in use by another process"
     result = cli("resume", "--all")
     assert (result.exit_code, result.stdout) == (
         0, "Nothing to resume: this store has no interrupted run of this machine.\n"
@@ -85,9 +85,9 @@ def test_run_without_checkpoint(uri: str, cli: Cli, stop: Stop) -> None:
     client.set_tag(run_id, "adaptkit.pid", "0")
     client.set_terminated(run_id, "KILLED")
     shutil.move(folder_of(record.local_id), "away")
-    assert refused(cli, run_id).endswith("cannot be resumed: nothing is kept of it on this machine; run it anew")
+    assert refused(cli, run_id).endswith("this machine has no checkpoint of it; run the command again")
     client.set_tag(run_id, "adaptkit.host", "elsewhere")
-    assert refused(cli, run_id).endswith("it was begun on elsewhere, and what is kept of it is there")
+    assert refused(cli, run_id).endswith("it started on elsewhere, and its checkpoint is there")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -99,8 +99,8 @@ def test_damaged_record(uri: str, cli: Cli, stop: Stop, damage: str) -> None:
     text = (folder / "record.json").read_text()
     (folder / "record.json").write_text(DAMAGES[damage](text))
     assert refused(cli, run_id) == (
-        f"Error: run {run_id} (head seed=0) cannot be resumed: what is kept of it in {folder} is damaged; "
-        "remove that folder and run it anew"
+        f"Error: run {run_id} (head seed=0) cannot be resumed: its checkpoint in {folder} is damaged; "
+        "run the command again"
     )
     told = f"what is kept of a run in {folder} is damaged: it cannot be resumed; remove the folder\n"
     result = cli("resume", "--all")
@@ -124,12 +124,12 @@ def test_changed_data(uri: str, cli: Cli, stop: Stop, own_folder: Path) -> None:
     kept = one.read_bytes()
     one.write_bytes(other.read_bytes())
     result = cli("resume", run_id)
-    title = f"Error: run {run_id} (head seed=0) cannot go on:"
+    title = f"Error: run {run_id} (head seed=0) cannot be resumed:"
     assert (result.exit_code, result.stderr.splitlines()) == (
         2,
         [
-            f"{title} its images are no longer what they were, and no run goes on with others",
-            f"{title} its base would be another one: the backbone, its training or its data changed",
+            f"{title} its images have changed since it started",
+            f"{title} it needs another base now: the backbone, its training or its data changed",
         ],
     )
     one.write_bytes(kept)
@@ -141,10 +141,10 @@ def test_changed_plugin(uri: str, cli: Cli, stop: Stop, own_folder: Path) -> Non
     path.write_text(STEPPING)
     stop.at("adaptkit_epoch_ended", after=True, name="stepping", epoch=1)
     run_id = interrupted("stepping", plugins=[path])
-    title = f"Error: run {run_id} (stepping seed=0) cannot go on: the plugin {path}"
+    title = f"Error: run {run_id} (stepping seed=0) cannot be resumed: the plugin {path}"
     path.write_text(STEPPING.replace("0.9", "0.8"))
-    assert refused(cli, run_id) == f"{title} was changed since the run began: put it back as it was"
+    assert refused(cli, run_id) == f"{title} was changed since the run started; restore it"
     path.unlink()
-    assert refused(cli, run_id) == f"{title} is gone: put it back as it was"
+    assert refused(cli, run_id) == f"{title} is gone; restore it"
     path.write_text(STEPPING)
     assert cli("resume", run_id, "-q").exit_code == 0
