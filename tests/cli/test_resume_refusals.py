@@ -102,7 +102,7 @@ def test_damaged_record(uri: str, cli: Cli, stop: Stop, damage: str) -> None:
         f"Error: run {run_id} (head seed=0) cannot be resumed: its checkpoint in {folder} is damaged; "
         "run the command again"
     )
-    told = f"what is kept of a run in {folder} is damaged: it cannot be resumed; remove the folder\n"
+    told = f"the checkpoints of a run in {folder} are damaged: remove the folder\n"
     result = cli("resume", "--all")
     assert (result.exit_code, result.stderr) == (0, told)
     assert result.stdout.startswith("Nothing to resume: ")

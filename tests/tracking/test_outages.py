@@ -207,7 +207,8 @@ def test_server_that_rejects_everything(proxy: Proxy) -> None:
     assert (done.returncode, last) == (
         1,
         "Error: MLflow does not have all results: INVALID_PARAMETER_VALUE: the proxy takes nothing; "
-        f"the missing records are kept: `adaptkit sync --tracking-uri {proxy.address}` explains what to do; the results above are complete",
+        f"the missing records are kept: `adaptkit sync --tracking-uri {proxy.address}` explains what to do; "
+        "the results above are complete",
     )
     note("server-denies")
 
