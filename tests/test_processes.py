@@ -177,7 +177,7 @@ def test_server_dies_during_run(own_folder: Path) -> None:
     assert "head" in output and "lora" in output
     (error,) = [line for line in errors.splitlines() if line.startswith("Error")]
     assert error.startswith("Error: MLflow does not have all results: ") and error == errors.splitlines()[-1]
-    kept = f"what is missing is kept: `adaptkit sync --tracking-uri {page.address}` sends it"
+    kept = f"the missing records are kept: `adaptkit sync --tracking-uri {page.address}` sends them"
     assert error.endswith(f"; {kept}; the results above are complete")
     note("server-away")
     assert "secret" not in output + errors

@@ -8,6 +8,7 @@ import click
 
 from adaptkit.cli.options import FolderType, output_options, store_option
 from adaptkit.errors import BadInput
+from adaptkit.names import FINAL_SHIFTED_ACCURACY, REPORT_FILE
 from adaptkit.system.signals import interruptible
 
 
@@ -19,7 +20,7 @@ from adaptkit.system.signals import interruptible
     metavar="CONDITION",
     help='Compare only runs that match an MLflow filter, e.g. "lr > 0.001"; plain names are parameters.',
 )
-@click.option("--metric", metavar="NAME", help="Metric to compare.  [default: final/shifted_accuracy]")
+@click.option("--metric", metavar="NAME", help=f"Metric to compare.  [default: {FINAL_SHIFTED_ACCURACY}]")
 @click.option(
     "--margin", type=float, metavar="X", help="Largest difference that counts as a tie, in points.  [default: 1]"
 )
@@ -84,7 +85,7 @@ def compare(
         recorded = publish(findings, report=output, tracking_uri=tracking_uri, track=not no_track)
     console = messages()
     if output is not None:
-        print_line(console, f"Report:    {output / 'report.html'}")
+        print_line(console, f"Report:    {output / REPORT_FILE}")
     first = "" if resolve(tracking_uri).is_server else "`adaptkit ui`, then "
     for page in recorded:
         print_line(console, f"In MLflow: {first}{page}")

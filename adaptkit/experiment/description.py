@@ -15,9 +15,12 @@ from adaptkit.names import (
     BASE_FINGERPRINT_TAG,
     BASE_RUN_ID_TAG,
     DATA_FINGERPRINT_TAG,
+    DRAW_SEED_TAG,
     DRAWN_IMAGES_TAG,
     IMAGES_DIGEST_TAG,
+    INIT_SEED_TAG,
     KIND_TAG,
+    ORDER_SEED_TAG,
     PAIR_ID_TAG,
     POOL_IMAGES_TAG,
     PROCESSES_TAG,
@@ -66,7 +69,9 @@ def describe_run(
         TIMING_TAG: "shared" if company.others else "alone",
         THREADS_TAG: str(torch.get_num_threads()),
         PROCESSES_TAG: "1",  # earlier versions could train one run in several processes
-        **{f"adaptkit.{purpose}_seed": str(derive_seed(seed, purpose)) for purpose in ("draw", "init", "order")},
+        DRAW_SEED_TAG: str(derive_seed(seed, "draw")),
+        INIT_SEED_TAG: str(derive_seed(seed, "init")),
+        ORDER_SEED_TAG: str(derive_seed(seed, "order")),
     }
     if domains.images_digest is not None:
         tags[IMAGES_DIGEST_TAG] = domains.images_digest

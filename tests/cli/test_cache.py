@@ -145,7 +145,7 @@ def test_leftovers_of_dead_processes(filled: tuple[Path, dict[str, Any]], cli: C
     ("arguments", "line"),
     [
         (("list", "base"), "the cache has no 'base'; did you mean 'bases'?"),
-        (("clear", "--keep", "much"), "--keep: 'much' is no size; write 500MB or 2GB"),
+        (("clear", "--keep", "much"), "--keep: 'much' is not a size; write 500MB or 2GB"),
         (("clear", "--unused-for", "long"), "--unused-for: 'long' is not a duration; write 90s, 30m, 2h or 1h30m"),
     ],
 )

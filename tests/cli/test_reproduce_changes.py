@@ -98,7 +98,7 @@ def test_shift_rounded_differently(cli: Cli, copy: str, tracked: Tracked) -> Non
     run_id = run_of(tracked, "head")
     retag(copy, run_id, "adaptkit.data_fingerprint", "0" * 64)
     change(copy, "UPDATE datasets SET digest = '1' WHERE digest = ?", target_digest(copy, run_id))
-    assert "the target images are others\n" in cli("reproduce", run_id).stdout
+    assert "the target images differ\n" in cli("reproduce", run_id).stdout
     edit(copy, run_id, "environment.txt", "\ncpu ", "\ncpu ALTIVEC, not ")
     result = cli("reproduce", run_id)
     assert result.exit_code == 0 and result.stdout.startswith("head seed=0: within tolerance\n")
@@ -138,10 +138,10 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         with recorded_threads(1, told.append):
             assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2 and told == ["computing on 1 thread, as the run did"]
+        assert torch.get_num_threads() == 2 and told == ["using 1 thread, as in the run"]
         with recorded_threads(4096, told.append):
             assert torch.get_num_threads() == 2
-        assert re.fullmatch(r"the run computed on 4096 threads, and there are \d+ cores? here", told[1])
+        assert re.fullmatch(r"the run used 4096 threads, but this machine has only \d+ cores", told[1])
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
         with recorded_threads(1, told.append):
             assert torch.get_num_threads() == 2  # set by the user
@@ -152,18 +152,18 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        ("nothing", "there is no run 'nothing' in "),
+        ("nothing", "no run 'nothing' in "),
         ("group", r"run \w+ \(lora rank=4, head seed=0\) groups others and has no model; name one of its runs: "),
         ("FAILED", r"run \w+ \(lora rank=4 seed=0\) failed: it has no model"),
         ("RUNNING", r"run \w+ \(lora rank=4 seed=0\) is still running: wait for it"),
         ("deleted", r"run \w+ \(.+\) was deleted; `mlflow runs restore --run-id \w+` brings it back"),
         ("imported", r"run \w+ \(.+\) was imported: adaptkit did not train it, and cannot train it again"),
-        ("processes", r"run \w+ \(.+\) was shared out over 2 processes, and can be reproduced in one only: "),
+        ("processes", r"run \w+ \(.+\) was trained by 2 processes and cannot be reproduced: "),
         ("config gone", r"run \w+ \(.+\) has no artifact config.yaml"),
         ("config not YAML", r"run \w+ \(.+\): config file .+config.yaml: not valid YAML in line 1"),
         ("config altered", r"run \w+ \(.+\): its config.yaml was altered: lr is 0.5 there, and was 0.005"),
         ("config of two", r"run \w+ \(.+\): its config.yaml was altered: it does not describe one strategy and one "),
-        ("card altered", r"run \w+ \(.+\): its adapter/adapter.json was altered, or is another run's: the run says "),
+        ("card altered", r"run \w+ \(.+\): its adapter/adapter.json was altered or belongs to another run"),
         ("adapter altered", r"run \w+ \(.+\): .+adapter.safetensors is damaged: its sha256 is \w+, and adapter.json "),
         ("predictions", r"run \w+ \(.+\): its predictions.csv was altered: it is not a table of predictions"),
         ("split gone", r"run \w+ \(.+\) has no artifact split.json"),
@@ -296,7 +296,10 @@ def test_missing_device(cli: Cli, copy: str, tracked: Tracked) -> None:
     result = cli("reproduce", run_id)
     assert result.exit_code == 2
     hint = "; the run was computed there: --device auto takes what is here"
-    assert result.stderr.startswith("Error: device: mps is not available here; have: cpu") and hint in result.stderr
+    assert (
+        result.stderr.startswith("Error: device: mps is not available on this machine; choose cpu")
+        and hint in result.stderr
+    )
     # On another device, the result may differ.
     found = json.loads(cli("reproduce", run_id, "--device", "cpu", "--json").stdout)
     assert found["verdict"] == "identical"

@@ -57,7 +57,7 @@ def test_unknown_run(uri: str, cli: Cli, own_folder: Path, stop: Stop) -> None:
     none = own_folder / "elsewhere" / "none.db"
     for arguments in ([run_id], ["--all"]):
         line = refused(cli, *arguments, "--tracking-uri", f"sqlite:///{none}")
-        assert line.startswith(f"Error: there is no tracking store at {none}: ") and line.endswith(hint)
+        assert line.startswith(f"Error: no tracking store at {none}: ") and line.endswith(hint)
 
 
 def test_live_run(uri: str, cli: Cli, stop: Stop) -> None:

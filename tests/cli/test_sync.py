@@ -63,7 +63,7 @@ def test_store_lost_during_a_run(cli: Callable[..., Result], unsent: Result) -> 
     assert " head " in unsent.stdout
     (error,) = [line for line in unsent.stderr.splitlines() if line.startswith("Error")]
     assert error.startswith("Error: MLflow does not have all results: ")
-    assert error.endswith("; what is missing is kept: `adaptkit sync` sends it; the results above are complete")
+    assert error.endswith("; the missing records are kept: `adaptkit sync` sends them; the results above are complete")
     assert {name: run.info.status for name, run in runs().items()} == {
         "base small_cnn mnist5k": "FINISHED",
         "head seed=0": "RUNNING",

@@ -187,9 +187,8 @@ def test_unsent_events_are_kept_and_sent_once(
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("Error: MLflow does not have all results: ")
-    uri = proxy.address
-    kept = f"what is missing is kept: `adaptkit sync --tracking-uri {uri}` sends it; the results above are complete"
-    assert last.endswith(f"; {kept}")
+    command = f"adaptkit sync --tracking-uri {proxy.address}"
+    assert last.endswith(f"; the missing records are kept: `{command}` sends them; the results above are complete")
     assert "lora" in done.stdout and "head" in done.stdout
     assert "hush" not in done.stdout + done.stderr + "".join(p.read_text() for p in Path.cwd().rglob("*.json*"))
     assert journals()
@@ -208,8 +207,8 @@ def test_server_that_rejects_everything(proxy: Proxy) -> None:
     assert (done.returncode, last) == (
         1,
         "Error: MLflow does not have all results: INVALID_PARAMETER_VALUE: the proxy takes nothing; "
-        "what is missing is kept: "
-        f"`adaptkit sync --tracking-uri {proxy.address}` says what can be done; the results above are complete",
+        f"the missing records are kept: `adaptkit sync --tracking-uri {proxy.address}` explains what to do; "
+        "the results above are complete",
     )
     note("server-denies")
 
