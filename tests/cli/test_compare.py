@@ -347,7 +347,7 @@ def test_note_on_unequal_epochs(cli: Cli, uri: str) -> None:
 
 def test_bad_input(cli: Cli, uri: str, own_folder: Path) -> None:
     here = own_folder / "mlflow.db"
-    assert refused(cli) == [f"--experiment: there is no experiment 'adaptkit' in {here}; known: template"]
+    assert refused(cli) == [f"--experiment: no experiment 'adaptkit' in {here}; known: template"]
     one = record_runs(uri, "one", [20, 30])
     assert refused(cli) == [
         "only one arm to compare: one (2 seeds); run another strategy with the same seeds, as in "

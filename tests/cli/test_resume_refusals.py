@@ -57,7 +57,7 @@ def test_unknown_run(uri: str, cli: Cli, own_folder: Path, stop: Stop) -> None:
     none = own_folder / "elsewhere" / "none.db"
     for arguments in ([run_id], ["--all"]):
         line = refused(cli, *arguments, "--tracking-uri", f"sqlite:///{none}")
-        assert line.startswith(f"Error: there is no tracking store at {none}: ") and line.endswith(hint)
+        assert line.startswith(f"Error: no tracking store at {none}: ") and line.endswith(hint)
 
 
 def test_live_run(uri: str, cli: Cli, stop: Stop) -> None:
@@ -85,7 +85,9 @@ def test_run_without_checkpoint(uri: str, cli: Cli, stop: Stop) -> None:
     client.set_tag(run_id, "adaptkit.pid", "0")
     client.set_terminated(run_id, "KILLED")
     shutil.move(folder_of(record.local_id), "away")
-    assert refused(cli, run_id).endswith("cannot be resumed: this machine has no checkpoint of it; run the command again")
+    assert refused(cli, run_id).endswith(
+        "cannot be resumed: this machine has no checkpoint of it; run the command again"
+    )
     client.set_tag(run_id, "adaptkit.host", "elsewhere")
     assert refused(cli, run_id).endswith("it started on elsewhere, and its checkpoint is there")
 

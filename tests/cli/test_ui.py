@@ -32,7 +32,7 @@ def refusal(result: Result) -> str:
 
 
 def test_missing_store(cli: Cli, own_folder: Path) -> None:
-    line = f"Error: there is no tracking store at {own_folder}/mlflow.db: `adaptkit run` makes one"
+    line = f"Error: no tracking store at {own_folder}/mlflow.db: create one with `adaptkit run`"
     assert refusal(cli("ui")).startswith(line)
     assert list(own_folder.iterdir()) == []
 
