@@ -186,7 +186,7 @@ def test_other_data_stop_before_training(cli: Cli, copy: str, tracked: Tracked) 
     assert (result.exit_code, epoch_lines(result)) == (1, [])
     now = tracked.outcome["data_fingerprint"]
     assert first_difference(result) == ("fingerprint of the data", "0" * 64, now)
-    assert "  the same images, otherwise divided\n" in result.stdout
+    assert "  the same images, divided differently\n" in result.stdout
     assert "data         000000000000      different\nThe run was not repeated.\n" in result.stdout
 
 

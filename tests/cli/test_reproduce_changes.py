@@ -138,7 +138,7 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         with recorded_threads(1, told.append):
             assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2 and told == ["computing on 1 thread, as the run did"]
+        assert torch.get_num_threads() == 2 and told == ["using 1 thread, as in the run"]
         with recorded_threads(4096, told.append):
             assert torch.get_num_threads() == 2
         assert re.fullmatch(r"the run computed on 4096 threads, and there are \d+ cores? here", told[1])
@@ -296,7 +296,10 @@ def test_missing_device(cli: Cli, copy: str, tracked: Tracked) -> None:
     result = cli("reproduce", run_id)
     assert result.exit_code == 2
     hint = "; the run was computed there: --device auto takes what is here"
-    assert result.stderr.startswith("Error: device: mps is not available here; have: cpu") and hint in result.stderr
+    assert (
+        result.stderr.startswith("Error: device: mps is not available on this machine; choose cpu")
+        and hint in result.stderr
+    )
     # On another device, the result may differ.
     found = json.loads(cli("reproduce", run_id, "--device", "cpu", "--json").stdout)
     assert found["verdict"] == "identical"
