@@ -53,7 +53,6 @@ ONE_IMPORTER = {
     "adaptkit.cli.views.reproduction": "a view is imported when its command prints",
     "adaptkit.cli.views.trials": "a view is imported when its command prints",
     "adaptkit.cli.views.tuning": "a view is imported when its command prints",
-    "adaptkit.comparison.severity": "one idea: runs over severities of the shift",
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
     "adaptkit.data.sets.folder": "loaded by name, as a built-in plugin",
     "adaptkit.experiment.measurement": "one idea: the metrics of a finished run",

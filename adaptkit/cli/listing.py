@@ -204,8 +204,8 @@ def _short_origin(origin: str) -> str:
 def _usage_name(offer: Component) -> str:
     """Return the name as it is written on the command line, with the amount of a shift."""
     if offer.kind == "shift":
-        (amount,) = options_of(offer.cls)
-        return f"{offer.name}={amount.upper()}"
+        ((name, amount),) = options_of(offer.cls).items()
+        return f"{offer.name}={amount.metadata.get('unit', name).upper()}"
     return offer.shown
 
 

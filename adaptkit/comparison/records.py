@@ -28,6 +28,8 @@ from adaptkit.names import (
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from adaptkit.comparison.severity import Robustness
+
 #: cost metric -> its name in text; each has a Pareto front
 COSTS = {
     PARAMS_TRAINABLE: "trainable parameters",
@@ -237,72 +239,6 @@ class LeftOut:
     run_id: str | None
     status: str
     reason: str
-
-
-@dataclass(frozen=True)
-class SeverityArm:
-    """Accuracies of one arm at each severity of the shift; `area` is the mean over the range, None for one severity."""
-
-    name: str
-    slug: str
-    strategy: str
-    accuracies: tuple[Estimate, ...]
-    area: Estimate | None
-
-    @property
-    def score(self) -> Estimate:
-        """Return the value that arms are ranked by: the area, or the only accuracy."""
-        return self.area or self.accuracies[0]
-
-
-@dataclass(frozen=True)
-class SeverityPair:
-    """Difference of two arms' areas, `a` minus `b`, over their shared seeds; judged by the seeds alone."""
-
-    a: str
-    b: str
-    n: int
-    verdict: str
-    difference: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    p_unadjusted: float | None
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """Crossing of two arms' mean accuracies: `rising` is behind at severity `low` and ahead at severity `high`.
-
-    `before` and `after` are the differences at `low` and `high`; `settled` is True if the pair's 95 % intervals exclude
-    0 at both. `sure_before` and `sure_after` are the nearest severities on each side at which the interval excludes 0
-    and before which the lines do not cross again.
-    """
-
-    rising: str
-    falling: str
-    low: float
-    high: float
-    at: float
-    before: float
-    after: float
-    n: int
-    settled: bool
-    sure_before: float | None
-    sure_after: float | None
-
-
-@dataclass(frozen=True)
-class Robustness:
-    """Results of a comparison over severities of the shift; `arms` are sorted by area, the largest first."""
-
-    severities: tuple[float, ...]
-    zero_shot: tuple[float, ...] | None
-    zero_shot_area: float | None
-    arms: tuple[SeverityArm, ...]
-    pairs: tuple[SeverityPair, ...]
-    crossings: tuple[Crossing, ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

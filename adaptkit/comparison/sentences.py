@@ -11,16 +11,8 @@ from collections.abc import Sequence
 from adaptkit.comparison.metrics import TEST_SETS, of_severities
 from adaptkit.comparison.numbers import amount, listed, p_phrase, part, plural, rounded, times, unit
 from adaptkit.comparison.pairs import cheaper
-from adaptkit.comparison.records import (
-    ArmResult,
-    Comparison,
-    Crossing,
-    Estimate,
-    PairResult,
-    Robustness,
-    SeverityArm,
-    SeverityPair,
-)
+from adaptkit.comparison.records import ArmResult, Comparison, Estimate, PairResult
+from adaptkit.comparison.severity import Crossing, Robustness, SeverityArm, SeverityPair
 from adaptkit.comparison.statistics import sampling_error, seeds_needed
 from adaptkit.names import (
     FINAL_GAIN,

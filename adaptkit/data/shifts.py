@@ -40,7 +40,7 @@ class Noise:
 
     name: ClassVar[str] = "noise"
     std: Annotated[float, Field(ge=0, allow_inf_nan=False)] = field(
-        metadata={"help": "standard deviation; 1 is the range from black to white"}
+        metadata={"help": "standard deviation (sigma); 1 is the range from black to white", "unit": "sigma"}
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:

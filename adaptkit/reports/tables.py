@@ -19,7 +19,8 @@ from adaptkit.comparison.numbers import (
     size,
     with_unit,
 )
-from adaptkit.comparison.records import COSTS, ArmResult, Comparison, LeftOut, PairResult, Robustness, SeverityArm
+from adaptkit.comparison.records import COSTS, ArmResult, Comparison, LeftOut, PairResult
+from adaptkit.comparison.severity import Robustness, SeverityArm
 from adaptkit.names import (
     FINAL_GAIN,
     FINAL_RETENTION,

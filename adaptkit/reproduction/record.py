@@ -136,7 +136,7 @@ def require_same_settings(stored: StoredRun, request: Request) -> None:
     was, is_file = stored.params.get("split.file", "none"), request.settings.split.file is not None
     if is_file != (was != "none"):  # the path of the file may differ
         names = "names a file" if is_file else "is none"
-        problems.append(f"its config.yaml was altered: split.file {names} there, and was {was}")
+        problems.append(f"its config.yaml was altered: split.file {names}, but was {was}")
     if problems:
         raise BadInput(*problems)
 
@@ -203,7 +203,7 @@ def _problem(key: str, before: str | None, after: str | None) -> str | None:
         return f"{key} was unknown to the run: its plugin has changed since" if is_of_plugin else None
     if after is None:
         return f"{key} is unknown here: the run's plugin has changed since"
-    return f"its config.yaml was altered: {key} is {after} there, and was {before}"
+    return f"its config.yaml was altered: {key} is {after}, but was {before}"
 
 
 @dataclass(frozen=True)

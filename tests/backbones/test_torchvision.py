@@ -223,8 +223,8 @@ def test_names_and_sizes(cli: Cli) -> None:
     assert problem(lambda: Torchvision("resnet81")) == f"{title.format('resnet81')}; did you mean 'resnet18'?"
     others = "; it has, among others, resnet18, mobilenet_v3_small and vit_b_16"
     assert problem(lambda: Torchvision("clip")) == title.format("clip") + others
-    listed = cli("backbones").stdout
-    assert "torchvision:NAME" in listed and "--set backbone.weights=default" in listed
+    assert "torchvision:NAME" in cli("backbones").stdout
+    assert "--set backbone.weights=default" in cli("backbones", "torchvision:resnet18").stdout
 
 
 def test_broken_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,7 @@ def test_details_of_a_strategy(cli: Cli) -> None:
 
 def test_shifts_have_units(cli: Cli) -> None:
     assert "  rotate=DEGREES  " in cli("shifts").stdout
+    assert "  noise=SIGMA  " in cli("shifts").stdout
     assert "  blur=SIGMA  " in " ".join(cli("shifts").stdout.split("\n"))
     rotate = cli("shifts", "rotate").stdout
     assert "number, 0 to 180" in rotate and "in degrees" in rotate

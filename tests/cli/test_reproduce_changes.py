@@ -161,8 +161,8 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         ("processes", r"run \w+ \(.+\) was trained by 2 processes and cannot be reproduced: "),
         ("config gone", r"run \w+ \(.+\) has no artifact config.yaml"),
         ("config not YAML", r"run \w+ \(.+\): config file .+config.yaml: not valid YAML in line 1"),
-        ("config altered", r"run \w+ \(.+\): its config.yaml was altered: lr is 0.5 there, and was 0.005"),
-        ("config of two", r"run \w+ \(.+\): its config.yaml was altered: it does not describe one strategy and one "),
+        ("config altered", r"run \w+ \(.+\): its config.yaml was altered: lr is 0.5, but was 0.005"),
+        ("config of two", r"run \w+ \(.+\): its config.yaml was altered: it must name one strategy and one "),
         ("card altered", r"run \w+ \(.+\): its adapter/adapter.json was altered or belongs to another run"),
         ("adapter altered", r"run \w+ \(.+\): .+adapter.safetensors is damaged: its sha256 is \w+, and adapter.json "),
         ("predictions", r"run \w+ \(.+\): its predictions.csv was altered: it is not a table of predictions"),
@@ -243,12 +243,12 @@ def test_split_without_checksum(cli: Cli, copy: str, tracked: Tracked) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        (r"^split.source: 200$", "split.source: 300", "split.source is 300 there, and was 200"),
-        (r"^split.pool: 100$\n", "", "split.pool is none there, and was 100"),
-        (r"^shift: .*$", "shift: rotate=30", "shift is rotate=30 there, and was rotate=45,noise=0.3"),
-        (r"^dataset: mnist5k$", "dataset: digits", "dataset is digits there, and was mnist5k"),
-        (r"^target: none$", "target: digits", "target is digits there, and was none"),
-        (r"^split.file: none$", "split.file: mine.json", "split.file names a file there, and was none"),
+        (r"^split.source: 200$", "split.source: 300", "split.source is 300, but was 200"),
+        (r"^split.pool: 100$\n", "", "split.pool is none, but was 100"),
+        (r"^shift: .*$", "shift: rotate=30", "shift is rotate=30, but was rotate=45,noise=0.3"),
+        (r"^dataset: mnist5k$", "dataset: digits", "dataset is digits, but was mnist5k"),
+        (r"^target: none$", "target: digits", "target is digits, but was none"),
+        (r"^split.file: none$", "split.file: mine.json", "split.file names a file, but was none"),
     ],
 )
 def test_config_with_other_data_settings(old: str, new: str, line: str, cli: Cli, copy: str, tracked: Tracked) -> None:
@@ -270,21 +270,21 @@ def test_empty_config(cli: Cli, copy: str, tracked: Tracked) -> None:
     result = cli("reproduce", run_id)
     assert (result.exit_code, result.stdout) == (2, "")
     wrong = [
-        "base.epochs is 6 there, and was 2",
-        "epochs is 10 there, and was 2",
-        "image_size is none there, and was 28",
-        "shots is 50 there, and was 5",
-        "split.pool is none there, and was 100",
-        "split.source is none there, and was 200",
-        "split.test is none there, and was 100",
-        "strategy is head there, and was lora",
+        "base.epochs is 6, but was 2",
+        "epochs is 10, but was 2",
+        "image_size is none, but was 28",
+        "shots is 50, but was 5",
+        "split.pool is none, but was 100",
+        "split.source is none, but was 200",
+        "split.test is none, but was 100",
+        "strategy is head, but was lora",
     ]
     start = f"Error: run {run_id} (lora rank=4 seed=0): its config.yaml was altered: "
     assert result.stderr.splitlines() == [start + line for line in wrong]
     result = cli("reproduce", base_id)
     assert (result.exit_code, result.stdout) == (2, "")
     title = f"run {base_id} (base small_cnn mnist5k)"
-    assert result.stderr == f"Error: {title}: its config.yaml was altered: dataset is none there, and was mnist5k\n"
+    assert result.stderr == f"Error: {title}: its config.yaml was altered: dataset is none, but was mnist5k\n"
 
 
 def test_missing_device(cli: Cli, copy: str, tracked: Tracked) -> None:
@@ -295,7 +295,7 @@ def test_missing_device(cli: Cli, copy: str, tracked: Tracked) -> None:
     change(copy, "UPDATE params SET value = 'mps' WHERE run_uuid = ? AND key = 'device'", run_id)
     result = cli("reproduce", run_id)
     assert result.exit_code == 2
-    hint = "; the run was computed there: --device auto takes what is here"
+    hint = "; the run used this device: choose another one with --device auto"
     assert (
         result.stderr.startswith("Error: device: mps is not available on this machine; choose cpu")
         and hint in result.stderr

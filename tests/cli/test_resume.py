@@ -120,7 +120,7 @@ def test_resume_base_run(
     assert [line.split("]")[0] for line in lines if "epoch 2/" in line or "epoch 3/" in line] == [
         "[base small_cnn mnist5k"
     ] * 2
-    assert any(line.startswith("The base is there: typed again, the same command goes on from it: ") for line in lines)
+    assert any(line.startswith("The base is trained. Run the same command again to continue: ") for line in lines)
     require_as_undisturbed(recorded(uri, run_id), expected)
     outcome = adaptkit.run("head", settings=settings)
     assert outcome.base.cached and outcome.base.run_id == run_id
@@ -229,7 +229,7 @@ def test_resume_one_run_of_a_parent(uri: str, stop: Stop, cli: Cli) -> None:
     group = interrupted(["full", "head"])
     run_id = ids(uri, kind="adaptation")["head seed=0"]
     result = cli("resume", run_id)
-    assert f"It is one run of several; go on with the others:  adaptkit resume {group}" in result.stderr.splitlines()
+    assert f"This run is one of several. To resume the others:  adaptkit resume {group}" in result.stderr.splitlines()
     assert MlflowClient(uri).get_run(run_id).data.tags["mlflow.parentRunId"] == group
     assert cli("resume", group, "-q").exit_code == 0
     assert recorded(uri, group).status == "FINISHED"

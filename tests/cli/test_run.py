@@ -58,7 +58,7 @@ def test_results_and_progress(cli: Cli, own_folder: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--no-track")
     assert result.exit_code == 0
     heading, rule, *rows = [line for line in result.stdout.splitlines() if line.strip()]
-    assert heading.split() == ["strategy", "shifted", "gain", "clean", "retention", "trainable", "share", "seconds"]
+    assert heading.split() == ["strategy", "target", "gain", "source", "retention", "trainable", "share", "seconds"]
     assert set(rule.strip()) == {"─"}
     assert [row.split()[0] for row in rows[:3]] == ["zero-shot", "lora", "head"]
     assert rows[1].count("±") == 5

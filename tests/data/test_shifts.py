@@ -51,8 +51,8 @@ def test_built_in_shifts():
     helps = {name: (field, details.metadata["help"]) for name, [(field, details)] in amounts.items()}
     assert helps == {
         "rotate": ("degrees", "largest angle in either direction, in degrees"),
-        "noise": ("std", "standard deviation; 1 is the range from black to white"),
-        "blur": ("sigma", "largest standard deviation, in pixels"),
+        "noise": ("std", "standard deviation (sigma); 1 is the range from black to white"),
+        "blur": ("sigma", "largest standard deviation (sigma), in pixels"),
         "contrast": ("amount", "largest change of the factor in either direction"),
     }
     assert all(offers[name].summary.endswith(".") for name in SHIFTS)

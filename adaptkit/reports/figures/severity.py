@@ -8,7 +8,8 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from adaptkit.comparison.records import Comparison, Robustness, SeverityArm
+from adaptkit.comparison.records import Comparison
+from adaptkit.comparison.severity import Robustness, SeverityArm
 from adaptkit.reports.figures.style import (
     CROWD,
     DASHED,
