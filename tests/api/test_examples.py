@@ -19,6 +19,18 @@ from adaptkit.settings.files import PRESETS
 
 FUNCTIONS = [name for name in adaptkit.__all__ if inspect.isfunction(getattr(adaptkit, name))]
 CLASSES = [name for name in adaptkit.__all__ if inspect.isclass(getattr(adaptkit, name))]
+#: examples that take seconds: they train, export or run again
+LONG_EXAMPLES = {
+    "compare",
+    "reproduce",
+    "resume",
+    "sweep",
+    "tune",
+    "import_peft",
+    "ImportRecord",
+    "SweepOutcome",
+    "TuneOutcome",
+}
 SECTION = re.compile(r"^\s*(\w+)\n\s*-{3,}$", re.MULTILINE)
 
 
@@ -87,7 +99,10 @@ def names() -> dict[str, Any]:
     return {"adaptkit": SharedRuns(), "torch": torch}
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG_EXAMPLES else []) for name in [*FUNCTIONS, *CLASSES]],
+)
 def test_examples(name: str, example_folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(example_folder)
     monkeypatch.setenv("XDG_STATE_HOME", str(example_folder / "state"))

@@ -23,6 +23,7 @@ def photos(own_folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_exported_folder(tracked: Tracked, photos: Path) -> None:
     run_id = run_of(tracked, "lora")
     adaptkit.export(run_id, to="merged", output="model", images=[photos], tracking_uri=tracked.uri)

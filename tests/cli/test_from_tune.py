@@ -61,6 +61,7 @@ def test_precedence(tuning: str) -> None:
     assert arms(tuning, **{"strategy": ["lora"], "strategy.rank": 3})["lora"][1]["rank"] == 3
 
 
+@pytest.mark.slow
 def test_command_and_python(tuning: str, cli: Callable[..., Result]) -> None:
     result = cli("run", "-s", "head", "--from-tune", tuning, *TINY, "--json")
     assert result.exit_code == 0, result.stderr

@@ -90,6 +90,7 @@ def test_plugin_for_a_newer_adaptkit(cli: Cli, own_folder: Path, monkeypatch: py
     assert cli("strategies").exit_code == 0
 
 
+@pytest.mark.slow
 def test_plugin_with_a_slow_import(own_folder: Path) -> None:
     site = own_folder / "site"
     site.mkdir()
@@ -153,6 +154,7 @@ def test_check(cli: Cli) -> None:
     assert "not tried (cnn, residual, convolutions, transformer): it has no merge()" in result.stdout
 
 
+@pytest.mark.slow
 def test_check_of_a_faulty_plugin(cli: Cli, own_folder: Path) -> None:
     faulty = PLUGIN_FLAT.replace("        return", "        model.head.bias.data += 1\n        return")
     path = write(own_folder / "mine.py", faulty)

@@ -60,6 +60,7 @@ def test_identical_and_read_only(cli: Cli, copy: str, tracked: Tracked) -> None:
     note("reproduced")
 
 
+@pytest.mark.slow
 def test_base_missing_from_the_cache(
     cli: Cli, tracked: Tracked, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +80,7 @@ def test_base_missing_from_the_cache(
     note("reproduced", 3)
 
 
+@pytest.mark.slow
 def test_base_run(cli: Cli, tracked: Tracked) -> None:
     result = cli("reproduce", tracked.outcome["base"]["run_id"], "--tracking-uri", tracked.uri)
     assert result.exit_code == 0, result.stderr
@@ -107,6 +109,7 @@ def test_another_process(tracked: Tracked) -> None:
     assert result.stdout.startswith("lora rank=4 seed=0: identical\n")
 
 
+@pytest.mark.slow
 def test_first_difference(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     loss = MlflowClient(tracking_uri=copy).get_metric_history(run_id, "train/loss")[0].value
@@ -129,6 +132,7 @@ def test_first_difference(cli: Cli, copy: str, tracked: Tracked) -> None:
     assert [one["within"] for one in found["differences"]] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_missing_metric(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     MlflowClient(tracking_uri=copy).log_metric(run_id, "energy", 3.0)
@@ -140,6 +144,7 @@ def test_missing_metric(cli: Cli, copy: str, tracked: Tracked) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_times_and_memory_are_ignored(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     for table in ("metrics", "latest_metrics"):
@@ -148,6 +153,7 @@ def test_times_and_memory_are_ignored(cli: Cli, copy: str, tracked: Tracked) -> 
     assert cli("reproduce", run_id).stdout.startswith("head seed=0: identical\n")
 
 
+@pytest.mark.slow
 def test_different_prediction(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     path = artifacts_of(copy, run_id) / "predictions.csv"
@@ -163,6 +169,7 @@ def test_different_prediction(cli: Cli, copy: str, tracked: Tracked) -> None:
     assert "  1 of 200 images\n" in result.stdout and "metrics      22 values         equal to" in result.stdout
 
 
+@pytest.mark.slow
 def test_one_bit_of_the_adapter(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
 
@@ -241,6 +248,7 @@ def elaborate(cli: Cli, store: Path, tracked: Tracked) -> str:
     return str(json.loads(result.stdout)["runs"][0]["run_id"])
 
 
+@pytest.mark.slow
 def test_plugins_severities_and_a_missing_split_file(cli: Cli, elaborate: str, store: Path) -> None:
     before = snapshot(store.parent / "mlruns") | {"database": hashlib.sha256(store.read_bytes()).hexdigest()}
     result = cli("reproduce", elaborate, "--plugin", "tails.py")
@@ -262,6 +270,7 @@ def test_damaged_split(cli: Cli, elaborate: str, store: Path) -> None:
     assert result.stderr == f"Error: run {elaborate} (tails seed=3): its split.json was altered\n"
 
 
+@pytest.mark.slow
 def test_missing_or_changed_plugin(cli: Cli, elaborate: str) -> None:
     missing = cli("reproduce", elaborate)
     assert missing.exit_code == 2 and "(tails seed=3): unknown strategy 'tails'" in missing.stderr
@@ -281,6 +290,7 @@ def test_missing_or_changed_plugin(cli: Cli, elaborate: str) -> None:
     assert other.exit_code == 1 and first_difference(other)[0] == "train/loss, epoch 1"
 
 
+@pytest.mark.slow
 def test_images_in_another_folder(cli: Cli, store: Path, own_folder: Path) -> None:
     from support.photos import make_photos
 

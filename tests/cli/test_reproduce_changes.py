@@ -32,6 +32,7 @@ from adaptkit.tracking.environment import Environment, environment
 Cli = Callable[..., Result]
 
 
+@pytest.mark.slow
 def test_small_differences_on_other_hardware(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     version = importlib.metadata.version("torch").partition("+")[0]
@@ -228,6 +229,7 @@ def resplit(path: Path, sign: bool | None) -> None:
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_split_without_checksum(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     path = artifacts_of(copy, run_id) / "split.json"
@@ -287,6 +289,7 @@ def test_empty_config(cli: Cli, copy: str, tracked: Tracked) -> None:
     assert result.stderr == f"Error: {title}: its config.yaml was altered: dataset is none, but was mnist5k\n"
 
 
+@pytest.mark.slow
 def test_missing_device(cli: Cli, copy: str, tracked: Tracked) -> None:
     if torch.backends.mps.is_available():
         pytest.skip("it is here")

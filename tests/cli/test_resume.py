@@ -100,6 +100,7 @@ def test_resume_of_each_kind(uri: str, stop: Stop, case: str) -> None:
     require_as_undisturbed(recorded(uri, run_id), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "probe"])
 def test_resume_base_run(
     uri: str, stop: Stop, monkeypatch: pytest.MonkeyPatch, own_folder: Path, cli: Cli, mode: str
@@ -128,6 +129,7 @@ def test_resume_base_run(
     require_as_undisturbed(again, recorded(uri, run))
 
 
+@pytest.mark.slow
 def test_strategy_with_step_hook_restarts(uri: str, stop: Stop, own_folder: Path, cli: Cli) -> None:
     (own_folder / "stepping.py").write_text(STEPPING)
     expected = recorded(uri, undisturbed("stepping", plugins=["stepping.py"]))
@@ -165,6 +167,7 @@ def test_damaged_checkpoint(uri: str, stop: Stop, cli: Cli, damage: str) -> None
     note("damaged-checkpoint")
 
 
+@pytest.mark.slow
 def test_repeated_kills(uri: str, stop: Stop) -> None:
     expected = recorded(uri, undisturbed("full"))
     stop.at("adaptkit_epoch_ended", after=False, name="full", epoch=1)
@@ -180,6 +183,7 @@ def test_repeated_kills(uri: str, stop: Stop) -> None:
     assert MlflowClient(uri).get_run(run_id).data.tags["adaptkit.resumed"] == "4"
 
 
+@pytest.mark.slow
 def test_resume_parent_run(uri: str, stop: Stop, cli: Cli) -> None:
     """Skip finished runs, resume one, start the others, and compare all."""
     arguments = {"seeds": "0-1", "settings": SETTINGS, "options": {"lora.rank": 2, "head.lr": 1e-3}}
@@ -209,6 +213,7 @@ def test_resume_parent_run(uri: str, stop: Stop, cli: Cli) -> None:
     assert list(records()) == []
 
 
+@pytest.mark.slow
 def test_resume_parent_run_killed_in_its_base(
     uri: str, stop: Stop, cli: Cli, monkeypatch: pytest.MonkeyPatch, own_folder: Path
 ) -> None:
@@ -224,6 +229,7 @@ def test_resume_parent_run_killed_in_its_base(
     assert list(records()) == []
 
 
+@pytest.mark.slow
 def test_resume_one_run_of_a_parent(uri: str, stop: Stop, cli: Cli) -> None:
     stop.at("adaptkit_epoch_ended", after=False, name="head", epoch=2)
     group = interrupted(["full", "head"])
@@ -291,6 +297,7 @@ def test_resume_all_with_one_failure(
     assert list(records()) == []
 
 
+@pytest.mark.slow
 def test_moved_store(cli: Cli, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "killing.py").write_text(KILLING)
     command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "--plugin", "killing.py"]
@@ -329,6 +336,7 @@ def test_leftovers_of_ended_runs_are_removed(uri: str, cli: Cli, stop: Stop) -> 
     assert left == [False, False, True, False, True]
 
 
+@pytest.mark.slow
 def test_trial_of_a_sweep(uri: str, cli: Cli) -> None:
     outcome = adaptkit.sweep("head", grid={"epochs": [1]}, settings={**TINY_SETTINGS})
     client = MlflowClient(uri)
@@ -340,6 +348,7 @@ def test_trial_of_a_sweep(uri: str, cli: Cli) -> None:
         assert f"{what}: run the same command again to continue: " in line
 
 
+@pytest.mark.slow
 def test_read_only_folder_means_no_checkpoints(
     uri: str, cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +405,7 @@ def test_resume_from_another_folder(
     assert recorded(uri, words[1]).status == "FINISHED" and list((own_folder / "elsewhere").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_python_objects(uri: str, stop: Stop) -> None:
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
     run_id = interrupted("head", backbone=Plain(10))

@@ -27,6 +27,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 def test_ended_run(uri: str, cli: Cli) -> None:
     outcome = adaptkit.run("head", settings=SETTINGS)
     run_id = str(outcome.runs[0].run_id)
@@ -60,6 +61,7 @@ def test_unknown_run(uri: str, cli: Cli, own_folder: Path, stop: Stop) -> None:
         assert line.startswith(f"Error: no tracking store at {none}: ") and line.endswith(hint)
 
 
+@pytest.mark.slow
 def test_live_run(uri: str, cli: Cli, stop: Stop) -> None:
     run_id, client = killed(uri, stop), MlflowClient(uri)
     assert refused(cli, run_id) == (
@@ -79,6 +81,7 @@ def test_live_run(uri: str, cli: Cli, stop: Stop) -> None:
     assert cli("resume", run_id, "-q").exit_code == 0
 
 
+@pytest.mark.slow
 def test_run_without_checkpoint(uri: str, cli: Cli, stop: Stop) -> None:
     run_id, client = killed(uri, stop), MlflowClient(uri)
     (record,) = records()
@@ -92,6 +95,7 @@ def test_run_without_checkpoint(uri: str, cli: Cli, stop: Stop) -> None:
     assert refused(cli, run_id).endswith("it started on elsewhere, and its checkpoint is there")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_record(uri: str, cli: Cli, stop: Stop, damage: str) -> None:
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
@@ -117,6 +121,7 @@ def test_damaged_record(uri: str, cli: Cli, stop: Stop, damage: str) -> None:
     assert cli("resume", "--all", "-q").exit_code == 0
 
 
+@pytest.mark.slow
 def test_changed_data(uri: str, cli: Cli, stop: Stop, own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=20, size=24)
     settings = {"dataset": "folder:photos", "image_size": 16, "epochs": 2, "base.epochs": 1, "shots": 3}
@@ -138,6 +143,7 @@ def test_changed_data(uri: str, cli: Cli, stop: Stop, own_folder: Path) -> None:
     assert cli("resume", run_id, "-q").exit_code == 0
 
 
+@pytest.mark.slow
 def test_changed_plugin(uri: str, cli: Cli, stop: Stop, own_folder: Path) -> None:
     path = own_folder / "stepping.py"
     path.write_text(STEPPING)

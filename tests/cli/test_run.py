@@ -152,6 +152,7 @@ def test_repeat_is_identical() -> None:
     assert watchers[0].adapters != watchers[2].adapters
 
 
+@pytest.mark.slow
 def test_strategies_of_a_seed_see_equal_batches() -> None:
     watcher = Watcher()
     adaptkit.run(
@@ -172,6 +173,7 @@ def test_strategies_of_a_seed_see_equal_batches() -> None:
     assert not torch.equal(by_run["full seed=0"][0], by_run["full seed=0"][2])
 
 
+@pytest.mark.slow
 def test_random_numbers_of_plugins() -> None:
     class Drawing:
         @adaptkit.hookimpl
@@ -232,6 +234,7 @@ def test_dry_run(cli: Cli, own_folder: Path) -> None:
     assert again["base_cached"] is False and again["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_digits_as_target(cli: Cli) -> None:
     outcome = json.loads(cli("run", "-s", "head", "--target", "digits", *TINY, "--no-track", "--json").stdout)
     assert (outcome["plan"]["target"], outcome["plan"]["shift"]) == ("digits", "none")

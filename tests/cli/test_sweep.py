@@ -125,6 +125,7 @@ def test_comparison(swept: tuple[Path, dict[str, Any]], again: Path, cli: Callab
     assert len(compared["arms"]) == 6 and (again / "report" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_finished_sweep_runs_nothing(
     swept: tuple[Path, dict[str, Any]], again: Path, cli: Callable[..., Result]
 ) -> None:
@@ -136,6 +137,7 @@ def test_finished_sweep_runs_nothing(
     assert len(children(again)["adaptation"]) == 6
 
 
+@pytest.mark.slow
 def test_trials_are_shared(again: Path, cli: Callable[..., Result]) -> None:
     before = {run.info.run_id for run in children(again)["adaptation"]}
     made = json.loads(cli("run", "-s", "lora", "-o", "rank=8", "--lr", "0.01", *TINY, "--json").stdout)["runs"][0]
@@ -212,6 +214,7 @@ def test_empty_grid(own_folder: Path, cli: Callable[..., Result], grid: str) -> 
     assert (result.exit_code, result.stderr) == (2, line)
 
 
+@pytest.mark.slow
 def test_retry_failed(store: Path, own_folder: Path, cli: Callable[..., Result]) -> None:
     (own_folder / "fragile.py").write_text(FRAGILE)
     command = ("sweep", "-s", "fragile", "--plugin", "fragile.py", "--grid", "value=0,1", *TINY)
@@ -239,6 +242,7 @@ def test_all_trials_fail(store: Path, own_folder: Path, cli: Callable[..., Resul
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_max_trials(store: Path, cli: Callable[..., Result]) -> None:
     command = ("sweep", "-s", "head", "--grid", "lr=0.001,0.01,0.1", *TINY, "--json")
     first = json.loads(cli(*command, "--max-trials", "2").stdout)
@@ -253,12 +257,14 @@ def test_max_trials(store: Path, cli: Callable[..., Result]) -> None:
     assert len(second["comparison"]["arms"]) == 3
 
 
+@pytest.mark.slow
 def test_time_budget(store: Path, cli: Callable[..., Result]) -> None:
     command = ("sweep", "-s", "head", "--grid", "lr=0.001,0.01,0.1", *TINY, "--json")
     outcome = json.loads(cli(*command, "--time-budget", "0.001s").stdout)
     assert [trial["status"] for trial in outcome["trials"]] == ["finished", "left", "left"]
 
 
+@pytest.mark.slow
 def test_grid_of_data_and_base_settings(store: Path, cli: Callable[..., Result]) -> None:
     result = cli("sweep", "-s", "head", "--grid", "shots=2,5", "--grid", "base.epochs=1,2", *TINY, "--json")
     outcome = json.loads(result.stdout)
@@ -281,6 +287,7 @@ def test_grid_of_data_and_base_settings(store: Path, cli: Callable[..., Result])
     assert len({trial["accuracy"] for trial in outcome["trials"]}) > 1
 
 
+@pytest.mark.slow
 def test_from_python(swept: tuple[Path, dict[str, Any]], again: Path) -> None:
     outcome = adaptkit.sweep(["lora", "head"], grid={"lora.rank": [2, 4], "lr": "0.001,0.01"}, settings=TINY_SETTINGS)
     assert [trial.run_id for trial in outcome.trials] == [trial["run_id"] for trial in swept[1]["trials"]]

@@ -96,6 +96,7 @@ def test_uploading_twice(cli: Callable[..., Result], unsent: Result) -> None:
     assert len(runs()) == 2
 
 
+@pytest.mark.slow
 def test_truncated_journal(cli: Callable[..., Result], unsent: Result) -> None:
     (journal,) = journals()
     lines = [line for line in (journal / "events.jsonl").read_text().splitlines() if line]
@@ -146,6 +147,7 @@ def test_unreachable_store(cli: Callable[..., Result], unsent: Result) -> None:
     assert len(journals()) == 1
 
 
+@pytest.mark.slow
 def test_deleted_run(cli: Callable[..., Result], unsent: Result) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{Path.cwd() / 'mlflow.db'}")
     client.delete_run(runs()["head seed=0"].info.run_id)
@@ -165,6 +167,7 @@ def test_deleted_run(cli: Callable[..., Result], unsent: Result) -> None:
     assert given_up.stdout.startswith("head seed=0: discarded: ")
 
 
+@pytest.mark.slow
 def test_doctor_and_the_next_run_warn(cli: Callable[..., Result], unsent: Result) -> None:
     told = json.loads(cli("doctor", "--json").stdout)["findings"]
     (journal,) = [one for one in told if one["name"] == "journals"]
@@ -176,6 +179,7 @@ def test_doctor_and_the_next_run_warn(cli: Callable[..., Result], unsent: Result
     assert "1 earlier run is not completely in MLflow; run `adaptkit sync`" in again.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_read_only_state_folder(
     cli: Callable[..., Result], store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,7 @@ def test_comparison_ignores_trials(
         assert refused.exit_code == 2 and "tuning" in refused.stderr
 
 
+@pytest.mark.slow
 def test_same_command_again(tuned: TunedFolder, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tuned.folder)
     before = len(tuned.runs("tuning")), len(tuned.runs("adaptation"))

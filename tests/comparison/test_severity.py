@@ -167,6 +167,7 @@ def test_run_and_compare_print_the_same_table(severe: Severe, cli: Cli) -> None:
     assert [arm["area"]["mean"] for arm in robustness["arms"]] == [arm["mean"] for arm in found["arms"]]
 
 
+@pytest.mark.slow
 def test_report_has_figure_and_table(severe: Severe, cli: Cli, own_folder: Path) -> None:
     result = cli("compare", "--no-track", "--tracking-uri", severe.uri, "--output", "report")
     assert result.exit_code == 0

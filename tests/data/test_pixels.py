@@ -153,6 +153,7 @@ def results(plugin: Path, **keys: object) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 @with_any_workers
 def test_stored_data_set_equals_one_in_memory(pictures: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = results(pictures, dataset="loaded")
@@ -195,6 +196,7 @@ def test_broken_picture(cli, pictures: Path, workers: int, role: str, monkeypatc
     assert result.stderr.replace(str(broken.relative_to(pictures.parent)), str(broken)) == f"Error: {line}\n"
 
 
+@pytest.mark.slow
 def test_broken_picture_during_training(cli, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "HELD_BYTES", 0)
     pictures.write_text(
@@ -312,6 +314,7 @@ def test_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert stored.worker_count(images, piece) == expected
 
 
+@pytest.mark.slow
 @with_any_workers
 def test_image_of_another_shape(workers: int) -> None:
     @dataclasses.dataclass(frozen=True)
@@ -408,6 +411,7 @@ def test_lazy_views_equal_views(workers: int, held: str) -> None:
         assert torch.equal(found, expected) and found.stride() == expected.stride()
 
 
+@pytest.mark.slow
 @with_any_workers
 def test_stored_target_excludes_images_of_the_source(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Half of the target images are also in the source.

@@ -62,6 +62,7 @@ def test_changed_backbone_gets_a_new_base(own_folder: Path) -> None:
     assert len(fingerprints) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["flip", *(pytest.param(name, marks=pytest.mark.slow) for name in ("truncate", "no card"))]
 )

@@ -85,6 +85,7 @@ def test_head_replaced_by_a_strategy_is_trained() -> None:
     assert (arm.head, arm.adapter, arm.base) == (90, 0, 4) and outcome.failed == ()
 
 
+@pytest.mark.slow
 def test_probed_base_trains_only_its_head(own_folder: Path, store: Path) -> None:
     model = Plain(classes=3)
     outcome = adaptkit.run("head", backbone=model, settings=SMALL | {"base.mode": "probe", "split.source": 200})
@@ -100,6 +101,7 @@ def test_probed_base_trains_only_its_head(own_folder: Path, store: Path) -> None
     assert trained.base.fingerprint != outcome.base.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bn", "moves"), [pytest.param("freeze", False, marks=pytest.mark.slow), ("adapt", True)])
 def test_statistics_of_frozen_layers_adapt_on_request(own_folder: Path, store: Path, bn: str, moves: bool) -> None:
     settings = SMALL | {"split.source": 200, "base.epochs": 1}

@@ -213,6 +213,7 @@ def test_plugins_check_reports_errors(cli: Cli, own_folder: Path, old: str, new:
     assert "it does not fit this model: it has no classifier" in result.stdout
 
 
+@pytest.mark.slow
 def test_place_of_an_error_in_an_installed_plugin(
     cli: Cli, own_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,6 +235,7 @@ def test_one_seed_has_no_intervals() -> None:
     assert "thick" not in note(drawings["differences"])
 
 
+@pytest.mark.slow
 def test_accuracy_over_training_with_missing_curves() -> None:
     full, lora, *_ = four().arms
     blind = [
@@ -411,6 +412,7 @@ def test_option_sweep() -> None:
     assert labels_of(right) == ["4", "8", "16"]
 
 
+@pytest.mark.slow
 def test_option_sweep_with_zero_and_equal_parameters() -> None:
     arms = [dataclasses.replace(arm, trainable=500) for arm in sweep("dropout", ["0.0", "0.1", "0.2"])]
     axes = draw(compare(*arms))["option_sweep_lora"].figure.axes
@@ -450,6 +452,7 @@ def test_figures_of_another_metric() -> None:
     assert "shaded" not in note(drawings["differences"])
 
 
+@pytest.mark.slow
 def test_odd_names_are_literal_in_valid_files(tmp_path: Path) -> None:
     arms = [make_arm(name, 0.9 - i / 50, strategy=name, trainable=10 ** (i + 2)) for i, name in enumerate(ODD)]
     more = [
@@ -504,6 +507,7 @@ def test_user_settings_of_matplotlib_are_kept(tmp_path: Path) -> None:
     assert to_hex(drawing.figure.axes[0].get_facecolor()) == "#ffffff"
 
 
+@pytest.mark.slow
 def test_labels_do_not_overlap() -> None:
     arms = [
         make_arm(f"strategy {i}", 0.8 + (i % 3) / 100, trainable=1000 + 150 * i, clean=0.93 + (i % 2) / 500)

@@ -407,6 +407,7 @@ def test_artifacts_with_odd_class_names(tmp_path: Path) -> None:
     assert {"confusion_shifted.png", "samples.png", "predictions.csv"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_comparison_of_a_thousand_classes(tmp_path: Path) -> None:
     names = [f"class {number}" for number in range(1000)]
     collector = Collector()

@@ -103,6 +103,7 @@ def test_space(data: bytes) -> None:
                 assert grown.text
 
 
+@pytest.mark.slow
 @hostile(
     b"strategy: [lora]\nseed: 0-4\nshift: {rotate: 45}\nbase:\n  epochs: 3\nlora:\n  rank: 4\n",
     b"grid:\n  lr: 1e-4..1e-2/3log\n  lora.rank: [2, 4]\naugment: {flip: 0.5}\nsplit: {file: none}\n",

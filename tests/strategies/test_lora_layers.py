@@ -203,6 +203,7 @@ def test_dora_dropout() -> None:
     torch.testing.assert_close(layer.eval()(x), layer.merged()(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}, {"rslora": True, "dora": True}], ids=str)
 def test_peft_gives_the_same_logits(options: dict[str, bool]) -> None:
     peft: Any = pytest.importorskip("peft")

@@ -41,6 +41,7 @@ def test_closed_stderr_does_not_stop_run(store: Path, how: str) -> None:
     note("unread-progress")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("cache", "list"), ("--help",), ("cache", "list", "--json")])
 def test_closed_stdout_exit_code(own_folder: Path, arguments: tuple[str, ...]) -> None:
     read, write = os.pipe()
@@ -54,6 +55,7 @@ def test_closed_stdout_exit_code(own_folder: Path, arguments: tuple[str, ...]) -
     note("unread-results", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"), [(("cache", "list"), 0), (("--help",), 0), (("run", "-s", "head", "--epochs", "0"), 2)]
 )

@@ -34,6 +34,7 @@ def kinds(kind: str) -> list[Any]:
     return [run for run in runs().values() if run.data.tags.get("adaptkit.kind") == kind]
 
 
+@pytest.mark.slow
 def test_comparison_run(cli: Cli, uri: str, tmp_path: Path) -> None:
     ids = [fabricate(uri, "good (v1)", seed, range(count)) for seed, count in enumerate((10, 14, 11))]
     ids += [fabricate(uri, "poor", seed, range(count)) for seed, count in enumerate((30, 37, 30))]
@@ -123,12 +124,14 @@ def test_report_is_written_and_logged(cli: Cli, store: Path, own_folder: Path) -
     assert untracked.exit_code == 0 and {path.name for path in Path("alone").iterdir()} >= set(REPORT)
 
 
+@pytest.mark.slow
 def test_single_run_has_no_parent(cli: Cli, store: Path) -> None:
     outcome = json.loads(cli("run", "-s", "head", *TINY, "--json").stdout)
     assert (kinds("comparison"), outcome["parent_run_id"]) == ([], None)
     assert outcome["comparison"]["pairs"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "status"), [(Interrupted(15), "KILLED"), (RuntimeError("out of luck"), "FAILED")])
 def test_status_of_interrupted_parent(
     store: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str

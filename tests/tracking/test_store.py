@@ -398,6 +398,7 @@ def test_incomplete_database(more: tuple[str, ...], own_folder: Path) -> None:
     assert names(own_folder) == ["mlflow.db"]
 
 
+@pytest.mark.slow
 def test_empty_file(own_folder: Path) -> None:
     path = own_folder / "mlflow.db"
     path.touch()

@@ -203,6 +203,7 @@ def test_cached_base_is_recorded_once(cli: Cli, store: Path, tracked: Tracked) -
     assert {run.data.tags.get("adaptkit.base_run_id", base.info.run_id) for run in found.values()} == {base.info.run_id}
 
 
+@pytest.mark.slow
 def test_mlflow_calls_of_plugin(store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
@@ -226,6 +227,7 @@ def test_mlflow_calls_of_plugin(store: Path, own_folder: Path, monkeypatch: pyte
     assert {run.info.status for run in found.values()} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_active_run_of_user(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
     from mlflow.tracking import fluent
@@ -239,6 +241,7 @@ def test_active_run_of_user(store: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert client().get_run(outer.info.run_id).data.metrics == {"mine": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -265,6 +268,7 @@ def test_status_of_interrupted_run(
         assert text.startswith("Traceback (most recent call last):") and text.endswith("RuntimeError: out of luck\n")
 
 
+@pytest.mark.slow
 def test_run_after_failed_run(cli: Cli, store: Path) -> None:
     result = cli("run", "-s", "full", "-s", "head", "--lr", "1e30", "--set", "optimizer=sgd", *TINY, "-q")
     assert result.exit_code == 1
@@ -302,6 +306,7 @@ def test_no_track(cli: Cli, own_folder: Path) -> None:
     assert list(own_folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ui_hint(cli: Cli, store: Path, own_folder: Path) -> None:
     here = cli("run", "-s", "head", *TINY)
     assert here.stderr.splitlines()[-2:] == [

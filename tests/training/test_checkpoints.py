@@ -53,6 +53,7 @@ def same(ours: nn.Module, theirs: nn.Module) -> bool:
     return mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels last"])
 @pytest.mark.parametrize("statistics", [False, True])
 @pytest.mark.parametrize("head", [False, True], ids=["all", "head"])

@@ -60,6 +60,7 @@ def greedy(own_folder: Path) -> tuple[str, ...]:
     return ("--plugin", "greedy.py", "-s", "greedy", *TINY)
 
 
+@pytest.mark.slow
 def test_trial_out_of_memory_fails_with_a_hint(
     cli: Callable[..., Result], greedy: tuple[str, ...], own_folder: Path
 ) -> None:

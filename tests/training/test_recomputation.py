@@ -60,6 +60,7 @@ class Block(nn.Module):
         return x + self.layers(x)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_recomputation_gives_the_same_bits_in_less_memory(name: str) -> None:
     make, blocks, kind = MODELS[name]
@@ -111,6 +112,7 @@ def test_notice_for_a_backbone_without_blocks(cli: Any) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_recomputed_run_has_the_same_results() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -78,6 +78,7 @@ def test_equal_number_of_trials_beginning_with_defaults(tmp_path: Path) -> None:
         assert result.best.value == max(trial.value or 0 for trial in result.trials)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trials", [2, 3, 9])
 def test_defaults_are_tried_once(tmp_path: Path, trials: int) -> None:
     for result in run(tmp_path / "optuna.db", search(trials=trials), Machine(0.01)).values():
@@ -85,6 +86,7 @@ def test_defaults_are_tried_once(tmp_path: Path, trials: int) -> None:
         assert values.count(values[0]) == 1
 
 
+@pytest.mark.slow
 def test_extended_range_adds_trials_to_every_strategy(tmp_path: Path) -> None:
     lines: list[str] = []
     machine = Machine(best=5e-3)
@@ -107,6 +109,7 @@ def test_best_value_remains_on_an_edge(tmp_path: Path) -> None:
     assert results["head"].space.stuck == {"lr": "extended 3 times"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "crash_after",
     [11, 25, *(pytest.param(after, marks=pytest.mark.slow) for after in (0, 3, 18, 35))],
@@ -128,6 +131,7 @@ def test_results_after_a_crash(tmp_path: Path, crash_after: int) -> None:
     assert third.ran == []
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_order_of_trials(tmp_path: Path) -> None:
     forwards = run(tmp_path / "one.db", search(), Machine(5e-3))
     assert trials_of(run(tmp_path / "two.db", search(), Machine(5e-3, order=-1))) == trials_of(forwards)

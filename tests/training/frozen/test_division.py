@@ -188,6 +188,7 @@ def test_batch_normalization(options: dict[str, Any], cuts: list[str]) -> None:
     assert same_both_ways(lambda: Parts(Norm(nn.BatchNorm2d(4))), {}, strategies=strategies, options=options) == cuts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "cuts"),
     [
@@ -259,6 +260,7 @@ def scaled(module: Any, y: Tensor) -> Tensor:
     return y * module.factor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "cuts"),
     [
@@ -403,6 +405,7 @@ def test_transformers(block: Callable[[], nn.Module]) -> None:
     assert same_both_ways(lambda: Transformer([block(), block()]), adapts) == cuts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [{"target": "digits"}, {"shift": "none", "evaluate_shifted": "end"}, {"precision": "bf16"}],

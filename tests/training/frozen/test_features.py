@@ -129,6 +129,7 @@ def test_no_cache_runs_the_whole_model() -> None:
     assert passed(["head"], feature_cache=False) == expected
 
 
+@pytest.mark.slow
 def test_features_of_test_sets_are_stored_on_disk(own_cache: Path) -> None:
     passed(["head"])  # trains the base
     for path in files(own_cache):
@@ -181,6 +182,7 @@ def figures(run: Any) -> list[Any]:
     return [kept, *((epoch.loss, epoch.train_accuracy, epoch.test_accuracy) for epoch in run.epochs)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "foreign"])
 def test_damaged_files_are_replaced(own_cache: Path, damage: str) -> None:
     keys: dict[str, Any] = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": [Offer()]}
@@ -337,6 +339,7 @@ def test_read_only_folder_stores_nothing(own_folder: Path) -> None:
     assert kept.read("key") is None
 
 
+@pytest.mark.slow
 def test_no_feature_cache_option(cli: Callable[..., Result], own_cache: Path) -> None:
     cli("run", "-s", "head", *TINY, "--no-track", "-q", "--no-feature-cache")
     assert files(own_cache) == []
