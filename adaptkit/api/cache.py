@@ -102,14 +102,19 @@ def _require_folder(path: Path) -> None:
 def _bases(kind: str) -> Iterator[Entry]:
     for folder in _children(cache_folder() / "bases"):
         if folder.is_dir():
-            yield Entry(kind, folder, sum(path.stat().st_size for path in folder.iterdir()), last_used(folder.name))
+            yield Entry(
+                kind=kind,
+                path=folder,
+                bytes=sum(path.stat().st_size for path in folder.iterdir()),
+                used=last_used(folder.name),
+            )
 
 
 def _files(pattern: str) -> Callable[[str], Iterator[Entry]]:
     def find(kind: str) -> Iterator[Entry]:
         for path in _children(cache_folder() / kind, pattern):
             status = path.stat()
-            yield Entry(kind, path, status.st_size, status.st_mtime)
+            yield Entry(kind=kind, path=path, bytes=status.st_size, used=status.st_mtime)
 
     return find
 
@@ -120,7 +125,7 @@ def _leftovers(kind: str) -> Iterator[Entry]:
         for path in _children(cache_folder() / folder, pattern):
             status = path.stat()
             if time.time() - status.st_mtime > ABANDONED:
-                yield Entry(kind, path, status.st_size, status.st_mtime)
+                yield Entry(kind=kind, path=path, bytes=status.st_size, used=status.st_mtime)
 
 
 def _children(folder: Path, pattern: str = "*") -> Iterator[Path]:

@@ -52,7 +52,7 @@ def versions() -> Iterator[Finding]:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("versions", "wrong", f"{name} is not installed", f"pip install {name}")
+            yield Finding(name="versions", state="wrong", text=f"{name} is not installed", mend=f"pip install {name}")
     system = f"{platform.system()} {platform.release()}, {platform.machine()}"
     yield Finding("versions", "ok", f"adaptkit {__version__}, Python {platform.python_version()}, {', '.join(found)}")
     yield Finding("system", "ok", f"{system}; {sys.executable}")
@@ -61,7 +61,12 @@ def versions() -> Iterator[Finding]:
             importlib.import_module(name)
         except Exception as error:  # compiled parts that do not match raise many types of errors
             line = str(error).strip().split("\n")[0]
-            yield Finding(name, "wrong", f"cannot be imported: {line}", "pip install --upgrade torch torchvision")
+            yield Finding(
+                name=name,
+                state="wrong",
+                text=f"cannot be imported: {line}",
+                mend="pip install --upgrade torch torchvision",
+            )
 
 
 def device() -> Iterator[Finding]:
@@ -80,7 +85,9 @@ def device() -> Iterator[Finding]:
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
     text = f"{threads} of {cores} cores{f' ({chr(44).join(given)})' if given else ''}"
     if threads < cores and given:
-        yield Finding("threads", "note", text, f"unset {given[0].partition('=')[0]} to use all cores")
+        yield Finding(
+            name="threads", state="note", text=text, mend=f"unset {given[0].partition('=')[0]} to use all cores"
+        )
     else:
         yield Finding("threads", "ok", text)
 
@@ -97,11 +104,18 @@ def cache() -> Iterator[Finding]:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         reason = error.strerror or error
-        yield Finding("cache", "wrong", f"cannot write to {folder}: {reason}", "set ADAPTKIT_CACHE to another folder")
+        yield Finding(
+            name="cache",
+            state="wrong",
+            text=f"cannot write to {folder}: {reason}",
+            mend="set ADAPTKIT_CACHE to another folder",
+        )
         return
     if free < MIN_FREE:
         mend = "adaptkit cache clear, or set ADAPTKIT_CACHE to a folder on another disk"
-        yield Finding("cache", "wrong", f"{folder}: only {free / 1e6:.0f} MB are free on its disk", mend)
+        yield Finding(
+            name="cache", state="wrong", text=f"{folder}: only {free / 1e6:.0f} MB are free on its disk", mend=mend
+        )
     else:
         yield Finding("cache", "ok", f"{folder}; {free / 1e9:.1f} GB are free on its disk")
     yield from _entries()
@@ -115,11 +129,16 @@ def _entries() -> Iterator[Finding]:
     held = sum(entry.bytes for entry in list_cache())
     if held > MAX_CHECKED:
         text = f"its {held / 1e9:.1f} GB were not checked; runs compute damaged entries again"
-        yield Finding("cache", "note", text, "adaptkit cache verify checks them")
+        yield Finding(name="cache", state="note", text=text, mend="adaptkit cache verify checks them")
         return
     for _, damage in verify_cache():
         if damage is not None:
-            yield Finding("cache", "wrong", f"{damage.entry.path}: {damage.reason}", "adaptkit cache verify --remove")
+            yield Finding(
+                name="cache",
+                state="wrong",
+                text=f"{damage.entry.path}: {damage.reason}",
+                mend="adaptkit cache verify --remove",
+            )
 
 
 #: largest difference to the clock of a server, in seconds
@@ -153,7 +172,10 @@ def _damaged() -> Iterator[Finding]:
 
     for path in damaged_records():
         yield Finding(
-            "resume", "wrong", f"the recovery files of a run in {path} are damaged", f"rm -r {shlex.quote(str(path))}"
+            name="resume",
+            state="wrong",
+            text=f"the recovery files of a run in {path} are damaged",
+            mend=f"rm -r {shlex.quote(str(path))}",
         )
 
 
@@ -163,14 +185,14 @@ def _unsent() -> Iterator[Finding]:
         waiting = [journal for journal in left_journals() if journal.unsent()]
     except OSError as error:
         reason = f"cannot read {error.filename}: {error.strerror}"
-        yield Finding("journals", "wrong", reason, "set ADAPTKIT_STATE to another folder")
+        yield Finding(name="journals", state="wrong", text=reason, mend="set ADAPTKIT_STATE to another folder")
         return
     for store in sorted({journal.store for journal in waiting}):
         names = [journal.name for journal in waiting if journal.store == store]
         named = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
         uri = store if "://" in store else f"sqlite:///{store}"
         text = f"{store} lacks events of {named}"
-        yield Finding("journals", "wrong", text, f"adaptkit sync{tracking_option(uri)}")
+        yield Finding(name="journals", state="wrong", text=text, mend=f"adaptkit sync{tracking_option(uri)}")
     if not waiting:
         yield Finding("journals", "ok", "no queued events")
 
@@ -185,7 +207,9 @@ def _plugins(files: Sequence[str | Path]) -> Iterator[Finding]:
     yield Finding("plugins", "ok", ", ".join(names) or "only built-in ones")
     for fault in loaded.faults:
         state = "note" if fault.works else "wrong"
-        yield Finding("plugins", state, f"{fault.origin}: {fault.message}", fault.source.hint or None)
+        yield Finding(
+            name="plugins", state=state, text=f"{fault.origin}: {fault.message}", mend=fault.source.hint or None
+        )
 
 
 def _store(uri: str | None, end_stale_runs: bool, older_than: float | None) -> Iterator[Finding]:
@@ -214,7 +238,7 @@ def _store(uri: str | None, end_stale_runs: bool, older_than: float | None) -> I
     yield from _clock(address)
     option = tracking_option(address.uri)
     ids = [experiment.experiment_id for experiment in experiments]
-    yield from _runs(client, ids, end_stale_runs, older_than, option)
+    yield from _runs(client, ids, end_them=end_stale_runs, older_than=older_than, option=option)
     yield from _resumable(client, option)
 
 
@@ -225,7 +249,7 @@ def _clock(address: Address) -> Iterator[Finding]:
     text = f"the server's is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
     if abs(skew) > SKEW:
         mend = "synchronize both clocks with a time server; otherwise runs may appear to end before they start"
-        yield Finding("clock", "wrong", text, mend)
+        yield Finding(name="clock", state="wrong", text=text, mend=mend)
     else:
         yield Finding("clock", "ok", text)
 
@@ -244,16 +268,16 @@ def _runs(
         yield Finding("runs", "ok", f"{_named(by_state[True], 'under way')}")
     if by_state[None]:
         mend = f"run `adaptkit doctor{option}` on the machines on which they were started"
-        yield Finding("runs", "note", _named(by_state[None], "running elsewhere"), mend)
+        yield Finding(name="runs", state="note", text=_named(by_state[None], "running elsewhere"), mend=mend)
     if silent:
-        yield from _silent(client, silent, older_than if end_them else None, option)
+        yield from _silent(client, silent, older_than=older_than if end_them else None, option=option)
     if by_state[False] and end_them:
         end_stale(client, by_state[False])
         yield Finding("runs", "note", _named(by_state[False], "ended as killed, since the process has ended"))
     elif by_state[False]:
         text = _named(by_state[False], "recorded as running, but the process has ended")
         mend = f"adaptkit doctor --end-stale-runs{option}"
-        yield Finding("runs", "wrong", text, mend)
+        yield Finding(name="runs", state="wrong", text=text, mend=mend)
 
 
 def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | None, option: str) -> Iterator[Finding]:
@@ -265,7 +289,9 @@ def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | 
         yield Finding("runs", "note", _named(ended, "ended as killed, since it had no recent heartbeat"))
     if left := [run for run in runs if run not in ended]:
         mend = f"adaptkit doctor --end-stale-runs --older-than TIME{option} ends them if they no longer run"
-        yield Finding("runs", "note", _named(left, "running elsewhere, without a recent heartbeat"), mend)
+        yield Finding(
+            name="runs", state="note", text=_named(left, "running elsewhere, without a recent heartbeat"), mend=mend
+        )
 
 
 def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:
@@ -278,7 +304,10 @@ def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     count = "1 interrupted run" if len(found) == 1 else f"{len(found)} interrupted runs"
     yield Finding(
-        "resume", "note", f"{count} can be resumed here: {', '.join(names)}{more}", f"adaptkit resume --all{option}"
+        name="resume",
+        state="note",
+        text=f"{count} can be resumed here: {', '.join(names)}{more}",
+        mend=f"adaptkit resume --all{option}",
     )
 
 

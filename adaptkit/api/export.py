@@ -192,10 +192,14 @@ def export(
     with _staged(folder) as stage:
         written.write(stage, Exported(trained, trained.merged(), example.contiguous()))
         _write_card(stage, trained, written)
-        verifications = verify(written.read(stage, trained), expected, checked.pixels, checked.source, written)
-        _write_readme(stage, trained, written, verifications)
+        verifications = verify(
+            written.read(stage, trained), expected, images=checked.pixels, source=checked.source, written=written
+        )
+        _write_readme(stage, trained, written=written, verifications=verifications)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return ExportRecord(trained.stored.run_id, to, str(folder), tuple(files), verifications)
+    return ExportRecord(
+        run_id=trained.stored.run_id, format=to, folder=str(folder), files=tuple(files), verifications=verifications
+    )
 
 
 def _require_empty(folder: Path) -> None:

@@ -158,7 +158,7 @@ def import_peft(
         # Remove the names of options, which the user did not set.
         lines = [line.removeprefix("lora.targets: ").partition("; known: ")[0] for line in error.problems]
         raise BadInput(*(f"{path} does not fit the base of {base.stored.title}: {line}" for line in lines)) from None
-    metrics, fingerprint = _evaluated(model.eval(), base, loaded, notice)
+    metrics, fingerprint = _evaluated(model.eval(), base, plugins=loaded, notice=notice)
     counts = count(model)
     metrics |= {PARAMS_TOTAL: counts.total, PARAMS_TRAINABLE: counts.trainable}
     metrics[PARAMS_TRAINABLE_FRACTION] = counts.fraction
@@ -175,13 +175,21 @@ def import_peft(
             "base_fingerprint": base.base_fingerprint,
         }
         files = save_adapter(Path(temporary, "adapter"), tensors_to_save, card)
-        _require_same(Path(temporary, "adapter"), model, base, options)
+        _require_same(Path(temporary, "adapter"), model, base=base, options=options)
         metrics[SIZE_ADAPTER_BYTES] = files[ADAPTER_WEIGHTS_FILE].stat().st_size
         _copy_config(Path(temporary), base, options)
         tags = {ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE])}
         tags |= {DATA_FINGERPRINT_TAG: fingerprint} if fingerprint else {}
-        run_id = _record(shown, base, options, metrics, tags, Path(temporary), tracking_uri)
-    return ImportRecord(run_id, shown, options, metrics)
+        run_id = _record(
+            shown,
+            base,
+            options=options,
+            metrics=metrics,
+            tags=tags,
+            artifacts=Path(temporary),
+            tracking_uri=tracking_uri,
+        )
+    return ImportRecord(run_id=run_id, name=shown, options=options, metrics=metrics)
 
 
 def _require_same(folder: Path, model: nn.Module, base: TrainedRun, options: Mapping[str, Any]) -> None:

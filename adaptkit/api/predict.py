@@ -118,8 +118,8 @@ def stream_predictions(
     predictions = predict_pictures(
         loaded.model.to(device),
         loaded.preprocessing,
-        loaded.classes,
-        chain([first], pictures),
+        classes=loaded.classes,
+        paths=chain([first], pictures),
         top_k=request.top_k,
         batch_size=request.batch_size,
         broken=bad_image,

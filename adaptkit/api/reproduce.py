@@ -159,12 +159,16 @@ def reproduce_run(
         notice=report,
     )
     weights = "base" if stored.kind == "base" else "adapter"
-    agreement = compare_results(recorded, made.results, weights, drawn_images(stored))
+    agreement = compare_results(recorded, made.results, weights=weights, drawn=drawn_images(stored))
     wanted = stored.tags.get(BASE_FINGERPRINT_TAG)
     first = [] if data is None else [data]
     if wanted != made.base_fingerprint:
         # Different last digits change the fingerprint of the base; the comparison of the results decides.
-        first.append(Difference("base", "fingerprint of the base", wanted, made.base_fingerprint, within=True))
+        first.append(
+            Difference(
+                kind="base", what="fingerprint of the base", recorded=wanted, now=made.base_fingerprint, within=True
+            )
+        )
     return dataclasses.replace(
         _judged(
             dataclasses.replace(around, text=made.environment, threads=made.threads, is_base_new=made.base == ANEW),

@@ -144,13 +144,13 @@ def resume_all(request: ResumeRequest = ResumeRequest(), watch: Watch = Watch())
         record = runs.get(run_id)
         name = str(record.info.run_name) if record is not None else run_id
         try:
-            outcome = resume_run(runs, run_id, request, watch)
+            outcome = resume_run(runs, run_id, request=request, watch=watch)
         except AdaptkitError as error:
-            yield Attempt(run_id, name, None, "; ".join(error.problems))
+            yield Attempt(run_id=run_id, name=name, outcome=None, error="; ".join(error.problems))
             continue
         failed = [f"{run.label} seed={run.seed}: {run.error}" for run in outcome.failed]
         lost = [outcome.tracking_error] if outcome.tracking_error else []
-        yield Attempt(run_id, name, outcome, "; ".join([*failed, *lost]) or None)
+        yield Attempt(run_id=run_id, name=name, outcome=outcome, error="; ".join([*failed, *lost]) or None)
 
 
 def resume_run(
@@ -243,7 +243,7 @@ def _continued(
             )
         outcome = with_ids(outcome, tracker)
         comparisons = _judged(outcome, store) if is_group else judge_outcome(outcome, collector)
-        ended = close_group(outcome, comparisons, tracker, report if is_group else request.report)
+        ended = close_group(outcome, comparisons, tracker=tracker, report=report if is_group else request.report)
     interrupted.claim.discard()
     # The journals in the store's former place, if it was moved, are complete as well.
     forget_sent({record.local_id, *(resumed.local_id for resumed in begun.records.values())})
@@ -311,7 +311,14 @@ def _store_of(interrupted: InterruptedRun) -> Store:
     address, client = interrupted.stored.runs.reader.address, interrupted.stored.runs.reader.client
     with errors_as_lines(address):
         experiment = client.get_experiment(interrupted.stored.record.info.experiment_id)
-    return Store(address.uri, client, experiment.experiment_id, experiment.name, (), address.ui_command)
+    return Store(
+        uri=address.uri,
+        client=client,
+        experiment_id=experiment.experiment_id,
+        experiment_name=experiment.name,
+        notices=(),
+        ui_command=address.ui_command,
+    )
 
 
 @contextmanager

@@ -243,7 +243,9 @@ def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
                     recovery=recovery,
                 )
                 outcome = with_ids(outcome, tracker)
-                recorded = close_group(outcome, judge_outcome(outcome, collector), tracker, request.report)
+                recorded = close_group(
+                    outcome, judge_outcome(outcome, collector), tracker=tracker, report=request.report
+                )
         return recorded
 
 

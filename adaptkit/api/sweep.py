@@ -163,7 +163,7 @@ def sweep(
     problems: list[str] = []
     varied, layers = collect_grid(grid or {}, layers, problems)
     request = SweepRequest(
-        cells=expand(layers, varied, loaded, problems),
+        cells=expand(layers, varied, plugins=loaded, found_before=problems),
         grid=varied,
         engine=EngineSettings(engine, jobs, engine_options or {}),
         limits=Limits(max_trials, time_budget, retry_failed),
@@ -210,7 +210,7 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
             )
             keys = [prepared.key(trial, bases[trial.stage].base.fingerprint) for trial in prepared.trials]
             key = key_of(keys)
-            with alone(store, key), open_sweep(store, key, _name(prepared), _params(prepared)) as group:
+            with alone(store, key), open_sweep(store, key, name=_name(prepared), params=_params(prepared)) as group:
                 stored = find_trials(store, keys)
                 records = {
                     trial.number: _stored_record(trial, stored[key])
@@ -242,7 +242,7 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
                         for ended in runner.run(_tasks(prepared, left, limits), watch.tell):
                             trial = prepared.trials[ended.task.number - 1]
                             if ended.record.error and ended.record.run_id is None:
-                                fail_dead(store, group.run_id, keys[trial.number - 1], ended.record.error)
+                                fail_dead(store, group.run_id, key=keys[trial.number - 1], reason=ended.record.error)
                             records[trial.number] = _new_record(trial, ended.record)
                             watch.ended(records[trial.number])
                 trials = tuple(records[trial.number] for trial in prepared.trials)
@@ -273,7 +273,15 @@ def _tasks(prepared: Prepared, left: Sequence[PlannedTrial], limits: Limits) -> 
 
 def _record(trial: PlannedTrial, status: str, **result: Any) -> SweepTrial:
     cell = trial.cell
-    return SweepTrial(trial.number, cell.label, cell.arm.strategy, cell.values, trial.seed, status, **result)
+    return SweepTrial(
+        number=trial.number,
+        label=cell.label,
+        strategy=cell.arm.strategy,
+        values=cell.values,
+        seed=trial.seed,
+        status=status,
+        **result,
+    )
 
 
 def _status(stored: StoredTrial) -> str:

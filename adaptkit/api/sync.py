@@ -102,4 +102,6 @@ def _ending(journal: Journal, events: list[Event]) -> list[Event]:
 
 
 def _of(journal: Journal, events: int) -> Synced:
-    return Synced(journal.name, journal.store, journal.experiment, journal.run_id, events)
+    return Synced(
+        name=journal.name, store=journal.store, experiment=journal.experiment, run_id=journal.run_id, events=events
+    )

@@ -227,7 +227,9 @@ def check_tuning(
             "choose other --seeds or --tuning-seeds"
         )
     given = {name: _given(layers, name) for name in request.settings.strategy}
-    return Tuning(request, given, tuple(spaces), trials, searched, method)
+    return Tuning(
+        request=request, given=given, spaces=tuple(spaces), trials=trials, tuning_seeds=searched, method=method
+    )
 
 
 def _given(layers: Sequence[Layer], strategy: str) -> set[str]:
@@ -257,11 +259,14 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
             (base,) = obtain_bases(
                 [experiment], plugins=plugins, store=store, refresh_base=request.refresh_base, notice=watch.notice
             )
-            key = _key(tuning, experiment, spaces, base.base.fingerprint)
+            key = _key(tuning, experiment, spaces=spaces, base_fingerprint=base.base.fingerprint)
             sweep_key = key_of([key, *map(str, checked.settings.seed)])
             name = f"tune {', '.join(checked.settings.strategy)}: {budget.trials} trials each"
             params = checked.shared_params() | {f"space.{space.strategy}": space.text for space in spaces}
-            with alone(store, sweep_key), open_sweep(store, sweep_key, name, params, {TUNING_TAG: "1"}) as group:
+            with (
+                alone(store, sweep_key),
+                open_sweep(store, sweep_key, name=name, params=params, tags={TUNING_TAG: "1"}) as group,
+            ):
                 watch.planned(plan_of(budget, spaces, jobs=request.engine.jobs or 1, experiment=experiment))
                 shared = make_shared_inputs(
                     experiment, base, plugins=plugins, seat=seat, feature_cache=request.feature_cache
@@ -277,7 +282,7 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
                 )
                 strategies = [space.strategy for space in spaces]
                 with (
-                    open_studies(study_file(store), key[:16], strategies, search.seed) as studies,
+                    open_studies(study_file(store), key[:16], strategies=strategies, seed=search.seed) as studies,
                     engine.start(work) as runner,
                 ):
                     runs = TuningRuns(
@@ -318,7 +323,12 @@ def _key(tuning: Tuning, experiment: Experiment, spaces: Sequence[Space], base_f
     parts = [tuning.method, str(tuning.trials), ",".join(map(str, tuning.tuning_seeds))]
     for space in spaces:
         params = experiment.request.run_params(space.arm, 0) | experiment.backbone_facts
-        parts += [trial_key("tuning", params, experiment.domains.fingerprint, base_fingerprint), space.text]
+        parts += [
+            trial_key(
+                "tuning", params, data_fingerprint=experiment.domains.fingerprint, base_fingerprint=base_fingerprint
+            ),
+            space.text,
+        ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

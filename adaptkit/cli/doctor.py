@@ -44,7 +44,7 @@ def doctor(
     if seconds is not None and not end_stale_runs:
         raise BadInput("--older-than: requires --end-stale-runs; add it")
     findings = []
-    for finding in diagnose(tracking_uri, plugin, end_stale_runs, seconds):
+    for finding in diagnose(tracking_uri, plugin, end_stale_runs=end_stale_runs, older_than=seconds):
         findings.append(finding)
         if not as_json:
             click.echo(printable(f"{finding.state:<5}  {finding.name:<11}  {finding.text}"))

@@ -49,14 +49,19 @@ def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Com
 
             plugins = load_plugins(plugin)
             plugins.require_sound()
-            offers = select_offers(plugins, kind, names, everything)
+            offers = select_offers(plugins, kind, names=names, everything=everything)
             if as_json:
                 print_json([describe(offer) for offer in offers])
             elif names:
                 for offer in offers:
                     print_details(offer)
             else:
-                print_offers(offers, {source.origin: source.kind for source in plugins.sources}, plural, everything)
+                print_offers(
+                    offers,
+                    {source.origin: source.kind for source in plugins.sources},
+                    plural=plural,
+                    everything=everything,
+                )
 
         return command
 
@@ -168,7 +173,9 @@ def print_offers(offers: Sequence[Component], kinds: Mapping[str, str], plural: 
     order = {BUILT_IN: 0, "installed": 1, "file": 2, "object": 3}
     for offer in sorted(offers, key=lambda offer: order[kinds[offer.origin]]):
         groups.setdefault(_short_origin(offer.origin), []).append(offer)
-    rows = {title: list(_rows(title, members, plural, everything)) for title, members in groups.items()}
+    rows = {
+        title: list(_rows(title, members, plural=plural, everything=everything)) for title, members in groups.items()
+    }
     width = max((len(name) for lines in rows.values() for name, _ in lines), default=0)
     console = output()
     for number, (title, lines) in enumerate(rows.items()):

@@ -74,7 +74,7 @@ def check(what: str, options: tuple[str, ...], data_dir: Path, plugin: tuple[str
     NAME is a strategy, backbone, data set, shift, engine or installed plugin. PATH is a Python file with hooks. The
     exit code is 1 if a check fails.
     """
-    check_plugin(what, options, data_dir, plugin, as_json)
+    check_plugin(what, options, data_dir=data_dir, files=plugin, as_json=as_json)
 
 
 @plugins.command()

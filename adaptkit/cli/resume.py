@@ -61,9 +61,9 @@ def resume(
     watch = Watch(notice, lambda plugins: shown(plugins, console, quiet))
     with interruptible():
         if every:
-            _resume_all(tracking_uri, plugin, watch, as_json, quiet)
+            _resume_all(tracking_uri, plugin, watch=watch, as_json=as_json, quiet=quiet)
         else:
-            _resume_named(run_ids, tracking_uri, plugin, watch, as_json, quiet)
+            _resume_named(run_ids, tracking_uri, plugin=plugin, watch=watch, as_json=as_json, quiet=quiet)
 
 
 def _resume_named(
@@ -83,7 +83,7 @@ def _resume_named(
     request = ResumeRequest(tracking_uri=tracking_uri, plugins=plugin)
     outcomes = []
     for run_id in dict.fromkeys(run_ids):
-        outcomes.append(resume_run(runs, run_id, request, watch))
+        outcomes.append(resume_run(runs, run_id, request=request, watch=watch))
         if not as_json:
             _print(outcomes[-1], quiet)
     if as_json:

@@ -66,7 +66,7 @@ def run(
 
     layers, problems = collect_layers(values)
     if from_tune is not None:
-        add_tuned(from_tune, layers, tracking_uri, problems)
+        add_tuned(from_tune, layers, tracking_uri=tracking_uri, problems=problems)
     plugins = load_plugins(plugin)
     request = resolve(layers, plugins, problems)
 

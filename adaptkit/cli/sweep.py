@@ -88,7 +88,7 @@ def sweep(
     from adaptkit.sweeps.grid import collect_grid, expand
 
     varied, layers = collect_grid(grid, layers, problems)
-    cells = expand(layers, varied, plugins, problems)
+    cells = expand(layers, varied, plugins=plugins, found_before=problems)
     console = messages()
     with uncollected():
         from adaptkit.api.sweep import Limits, SweepRequest, Watch, plan_sweep, run_sweep

@@ -104,7 +104,9 @@ def tune(
         report=report,
     )
     view = TuningBars(console) if console.is_terminal else TuningLines(console)
-    watch = TuneWatch(view.planned, view.notice, view.tell, view.tried, view.tuned, view.ended)
+    watch = TuneWatch(
+        planned=view.planned, notice=view.notice, tell=view.tell, tried=view.tried, tuned=view.tuned, ended=view.ended
+    )
     with resumable(console), interruptible(), view:
         outcome = run_tuning(request, TuneWatch() if quiet else watch)
     if as_json:

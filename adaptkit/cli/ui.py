@@ -136,7 +136,7 @@ def server(address: Address, port: int) -> Iterator[subprocess.Popen[bytes]]:
                     command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
                 )
             require_none()
-            _wait_until_up(process, port, log, address)
+            _wait_until_up(process, port, log=log, address=address)
             yield process
         finally:
             if process is not None:

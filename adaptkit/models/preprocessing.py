@@ -198,7 +198,7 @@ def predict_pictures(
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     count = min(top_k, len(classes))
-    for names, images in _decoded(preprocessing, paths, batch_size, broken):
+    for names, images in _decoded(preprocessing, paths, batch_size=batch_size, broken=broken):
         with torch.inference_mode():
             confidence, chosen = probabilities(model(images.to(device)).float()).cpu().topk(count)
         for path, shares, numbers in zip(names, confidence.tolist(), chosen.tolist(), strict=True):

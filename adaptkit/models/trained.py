@@ -170,7 +170,7 @@ class TrainedRun:
 
     def base(self) -> nn.Module:
         """Return a fresh plain backbone with the base's weights."""
-        return _base_model(self.backbone, self.card, self.base_state, self.stored.title)
+        return _base_model(self.backbone, self.card, state=self.base_state, title=self.stored.title)
 
     def merged(self) -> nn.Module:
         """Return a copy of the model with the adapter folded into the weights, if the strategy can do that."""
@@ -225,7 +225,7 @@ def read_export(folder: str | Path, plugins: Plugins) -> LoadedModel | None:
 def exported_model(folder: Path, backbone: Backbone) -> LoadedModel:
     """Build the backbone for a merged export and load its weights."""
     card = read_card(folder / EXPORT_CARD, MODEL_TYPES)
-    model = _base_model(backbone, card, read_weights(folder / EXPORT_WEIGHTS), str(folder))
+    model = _base_model(backbone, card, state=read_weights(folder / EXPORT_WEIGHTS), title=str(folder))
     freeze(model)
     return LoadedModel(model, tuple(card["classes"]), Preprocessing(card["channels"], card["size"]))
 
@@ -249,7 +249,7 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
             )
         state = _base_state(stored, card["base_fingerprint"])
         backbone = _find_backbone(card, plugins, stored.title)
-        model = _base_model(backbone, card, state, stored.title)
+        model = _base_model(backbone, card, state=state, title=stored.title)
         try:
             offer = plugins.find("strategy", card["strategy"])
             strategy, _ = make_checked(card["strategy"], offer.cls, card["options"])
@@ -262,7 +262,15 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
             names = load_adapter(folder, model, fingerprint(state))
         except BadInput as error:
             raise BadInput(*(f"{stored.title}: {line}" for line in error.problems)) from None
-    return TrainedRun(stored, card, backbone, state, strategy, model.eval(), names)
+    return TrainedRun(
+        stored=stored,
+        card=card,
+        backbone=backbone,
+        base_state=state,
+        strategy=strategy,
+        adapted=model.eval(),
+        adapter_names=names,
+    )
 
 
 def _rebuilt_base(stored: StoredRun, plugins: Plugins) -> TrainedRun:
@@ -274,9 +282,9 @@ def _rebuilt_base(stored: StoredRun, plugins: Plugins) -> TrainedRun:
     if (now := fingerprint(state)) != card["fingerprint"]:
         raise BadInput(f"{stored.title}: its base is damaged: its fingerprint is {now}, and was {card['fingerprint']}")
     backbone = _find_backbone(card, plugins, stored.title)
-    model = _base_model(backbone, card, state, stored.title)
+    model = _base_model(backbone, card, state=state, title=stored.title)
     freeze(model)
-    return TrainedRun(stored, card, backbone, state, None, model)
+    return TrainedRun(stored=stored, card=card, backbone=backbone, base_state=state, strategy=None, adapted=model)
 
 
 def _base_state(stored: StoredRun, wanted: str) -> dict[str, Tensor]:

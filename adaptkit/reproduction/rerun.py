@@ -60,7 +60,7 @@ def run_again(
     refresh_base = refresh_base or stored.kind == "base"
     with (
         tempfile.TemporaryDirectory(prefix="adaptkit-") as folder,
-        _without_other_base(experiment, wanted, refresh_base, notice) as (experiment, anew),
+        _without_other_base(experiment, wanted, refresh=refresh_base, notice=notice) as (experiment, anew),
         Seat() as seat,
         recorded_threads(threads, notice),
     ):

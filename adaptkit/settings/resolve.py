@@ -51,11 +51,11 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     if not named:
         names = ", ".join(plugins.components["strategy"])
         problems.append(f"no strategy: name at least one with --strategy; known: {names}")
-    arms = _arms(settings, options, plugins, problems)
+    arms = _arms(settings, options, plugins=plugins, problems=problems)
     if amounts is None:
         amounts = parse_amounts(DEFAULT_SHIFT) if settings.target is None else {}
-    shifts = make_shifts("shift", amounts, plugins, problems)
-    severities = make_severities(settings, shifts, plugins, problems)
+    shifts = make_shifts("shift", amounts, plugins=plugins, problems=problems)
+    severities = make_severities(settings, shifts, plugins=plugins, problems=problems)
     if settings.severity and not amounts:
         problems.append("severity: no shift to multiply; set one, as in --shift " + DEFAULT_SHIFT)
     augmentations = make_augmentations(settings, plugins, problems)
@@ -202,7 +202,7 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
             rate = given.pop(LR, None) if LR not in options_of(cls) else None
             instance, checked = make_checked(name, cls, given)
             lr = settings.lr or default_lr(cls) if rate is None else _rate(f"{name}.{LR}", rate)
-            arms.append(Arm(name, instance, checked, lr, new_head))
+            arms.append(Arm(strategy=name, checked=instance, options=checked, lr=lr, new_head=new_head))
         except BadInput as error:
             problems.extend(error.problems)
     return tuple(arms)

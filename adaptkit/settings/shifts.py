@@ -51,7 +51,7 @@ def make_severities(
         multiplied = shifts
         if severity != 1:
             amounts = {name: _multiple(amount, severity) for name, amount in amounts_of(shifts).items()}
-            multiplied = make_shifts("shift", amounts, plugins, at_severity)
+            multiplied = make_shifts("shift", amounts, plugins=plugins, problems=at_severity)
         severities[severity] = tuple(multiplied.values())
         problems += [f"severity {written(severity)}: {line}" for line in at_severity]
     return severities
@@ -69,7 +69,7 @@ def make_augmentations(settings: Settings, plugins: Plugins, problems: list[str]
     except BadInput as error:
         problems.extend(error.problems)
         return {}
-    return make_shifts("augment", amounts, plugins, problems)
+    return make_shifts("augment", amounts, plugins=plugins, problems=problems)
 
 
 def amounts_of(shifts: Mapping[str, Shift]) -> dict[str, float]:

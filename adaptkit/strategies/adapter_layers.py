@@ -46,7 +46,15 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x with the bottleneck's output added: `[n, channels, h, w]`, or `[..., channels]`."""
         down, up = self.down, self.up
-        return through(x, down.weight, down.bias, up.weight, up.bias, self.channels_first, self.after)
+        return through(
+            x,
+            down.weight,
+            down_bias=down.bias,
+            up=up.weight,
+            up_bias=up.bias,
+            channels_first=self.channels_first,
+            after=self.after,
+        )
 
 
 @fx.wrap

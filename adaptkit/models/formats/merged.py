@@ -37,4 +37,4 @@ print(model.classes[logits.argmax()])
 """
 
 
-FORMAT = Format("merged", plain_only, write, read, usage)
+FORMAT = Format(name="merged", require=plain_only, write=write, read=read, usage=usage)

@@ -87,4 +87,4 @@ Without a server, `mlflow.pyfunc.load_model(".").predict(images)` takes a NumPy 
 """
 
 
-FORMAT = Format("mlflow", anything, write, read, usage)
+FORMAT = Format(name="mlflow", require=anything, write=write, read=read, usage=usage)

@@ -95,4 +95,4 @@ print(card["classes"][logits.argmax()])
 """
 
 
-FORMAT = Format("onnx", require, write, read, usage)
+FORMAT = Format(name="onnx", require=require, write=write, read=read, usage=usage)

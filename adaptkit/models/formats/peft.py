@@ -87,4 +87,4 @@ print(base.classes[logits.argmax()])
 """
 
 
-FORMAT = Format("peft", require, write, read, usage, tolerance=1e-5)
+FORMAT = Format(name="peft", require=require, write=write, read=read, usage=usage, tolerance=1e-5)

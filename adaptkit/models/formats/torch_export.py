@@ -64,4 +64,4 @@ print(card["classes"][logits.argmax()])
 """
 
 
-FORMAT = Format("torch-export", anything, write, read, usage)
+FORMAT = Format(name="torch-export", require=anything, write=write, read=read, usage=usage)
