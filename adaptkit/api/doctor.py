@@ -21,7 +21,7 @@ from adaptkit.errors import AdaptkitError
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.system.folders import cache_folder
 from adaptkit.tracking.address import Address, resolve, tracking_option
-from adaptkit.tracking.journal import left_journals
+from adaptkit.tracking.journal import unused_journals
 from adaptkit.tracking.liveness import StaleRun, end_stale, unfinished
 from adaptkit.tracking.server import clock_skew
 from adaptkit.tracking.sqlite import check_writable
@@ -160,7 +160,7 @@ def _damaged() -> Iterator[Finding]:
 def _unsent() -> Iterator[Finding]:
     try:
         # A killed run without queued events lacks only its end: `_runs` reports it.
-        waiting = [journal for journal in left_journals() if journal.unsent()]
+        waiting = [journal for journal in unused_journals() if journal.unsent()]
     except OSError as error:
         reason = f"cannot read {error.filename}: {error.strerror}"
         yield Finding("journals", "wrong", reason, "set ADAPTKIT_STATE to another folder")
@@ -259,7 +259,7 @@ def _runs(
 def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | None, option: str) -> Iterator[Finding]:
     """Report runs of other machines without a recent heartbeat; end those that are older than `older_than`."""
     latest = -math.inf if older_than is None else time.time() - older_than
-    ended = [run for run in runs if (run.last_sign or 0) <= latest]
+    ended = [run for run in runs if (run.last_heartbeat or 0) <= latest]
     if ended:
         end_stale(client, ended)
         yield Finding("runs", "note", _named(ended, "ended as killed, since it had no recent heartbeat"))
@@ -283,12 +283,12 @@ def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:
 
 
 def _named(runs: Sequence[StaleRun], what: str) -> str:
-    shown = [f"{run.name} ({run.run_id}, {run.place}{_last_sign(run)})" for run in runs[:NAMED]]
+    shown = [f"{run.name} ({run.run_id}, {run.place}{_heartbeat_text(run)})" for run in runs[:NAMED]]
     more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
     return f"{what}: {', '.join(shown)}{more}"
 
 
-def _last_sign(run: StaleRun) -> str:
-    if not run.silent or run.last_sign is None:
+def _heartbeat_text(run: StaleRun) -> str:
+    if not run.silent or run.last_heartbeat is None:
         return ""
-    return f"; last heartbeat {time.strftime('%Y-%m-%d %H:%M', time.localtime(run.last_sign))}"
+    return f"; last heartbeat {time.strftime('%Y-%m-%d %H:%M', time.localtime(run.last_heartbeat))}"

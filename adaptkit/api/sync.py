@@ -11,7 +11,7 @@ from adaptkit.names import ERROR_TAG
 from adaptkit.system.signals import origin
 from adaptkit.tracking.address import Address, resolve
 from adaptkit.tracking.delivery import Delivery, is_final
-from adaptkit.tracking.journal import End, Event, Journal, Log, left_journals, now
+from adaptkit.tracking.journal import End, Event, Journal, Log, now, unused_journals
 from adaptkit.tracking.store import Store, open_store
 
 
@@ -37,7 +37,7 @@ class Synced:
 
 def left() -> list[Synced]:
     """Return the runs with queued events, without those that a running process uploads."""
-    return [_of(journal, len(journal.unsent())) for journal in left_journals()]
+    return [_of(journal, len(journal.unsent())) for journal in unused_journals()]
 
 
 def sync(tracking_uri: str | None = None, discard_refused: bool = False) -> Iterator[Synced]:
@@ -49,7 +49,7 @@ def sync(tracking_uri: str | None = None, discard_refused: bool = False) -> Iter
     chosen = resolve(tracking_uri)
     opened: dict[str, Store] = {}
     ids: dict[str, str] = {}
-    for journal in left_journals():
+    for journal in unused_journals():
         if journal.store != chosen.shown:
             if not journal.unsent():  # only the end of the run is missing
                 continue
@@ -98,7 +98,7 @@ def _ending(journal: Journal, events: list[Event]) -> list[Event]:
     """Return the events that end a run whose process did not; none for a run that never started."""
     if (events and isinstance(events[-1], End)) or (not events and journal.run_id is None):
         return []
-    return [Log(tags={ERROR_TAG: "its process is gone"}), End("KILLED", now())]
+    return [Log(tags={ERROR_TAG: "its process has ended"}), End("KILLED", now())]
 
 
 def _of(journal: Journal, events: int) -> Synced:
