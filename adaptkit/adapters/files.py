@@ -77,7 +77,7 @@ def read_card(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
         raise BadInput(f"{path} is damaged: it is a JSON {type(card).__name__}, not an object")
     if missing := [key for key in types if key not in card]:
         raise BadInput(f"{path} is damaged, or not written by adaptkit: it lacks {', '.join(missing)}")
-    # In Python, true and false of JSON are whole numbers.
+    # bool is a subclass of int: reject true and false in place of a number.
     wrong = [key for key, kind in types.items() if not isinstance(card[key], kind) or isinstance(card[key], bool)]
     if wrong:
         raise BadInput(f"{path} is damaged: {', '.join(wrong)} cannot be {', '.join(repr(card[key]) for key in wrong)}")
@@ -116,7 +116,7 @@ def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str) -> tuple
 
 
 def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Load an adapter's tensors into an adapted model, in place; raise BadInput unless they fit what it trains."""
+    """Load an adapter's tensors into an adapted model, in place; raise BadInput if they do not fit."""
     state = model.state_dict()
     problems = {
         "has tensors that are not the model's": [name for name in tensors if name not in state],

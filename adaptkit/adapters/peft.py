@@ -121,7 +121,7 @@ READ = frozenset(
 )
 #: initialisations of A and B that do not change the base
 DRAWS = (True, False, "gaussian", "orthogonal", "eva")
-#: names under which PEFT keeps a module to save and its original
+#: attributes in which PEFT stores a module to save and the original module
 WRAPPERS = ("modules_to_save", "original_module")
 FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector(\.weight)?)")
 
@@ -268,11 +268,11 @@ def _is_pattern(value: Any) -> bool:
 def _read_factors(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the update of one layer under adaptkit's names.
 
-    Raises ValueError with a message that follows the layer's name.
+    Raises ValueError; the caller puts the name of the layer before its message.
     """
     wanted = {"A", "B"} | ({"magnitude_vector"} if config["use_dora"] else set())
     if set(parts) != wanted:
-        raise ValueError(f"has {', '.join(sorted(parts))} where {', '.join(sorted(wanted))} belong")
+        raise ValueError(f"has {', '.join(sorted(parts))} instead of {', '.join(sorted(wanted))}")
     down, up = parts["A"], parts["B"]
     if (down.ndim, up.ndim) not in ((2, 2), (4, 4)):
         raise ValueError("is neither a Linear nor a Conv2d layer")
@@ -288,7 +288,7 @@ def _read_factors(name: str, parts: Mapping[str, Tensor], config: Mapping[str, A
         raise ValueError(f"is damaged: A {[*down.shape]} and B {[*up.shape]} do not fit rank {rank}")
     factor = _scaling(alpha, inner, config) / _scaling(config["lora_alpha"], config["r"], config)
     if inner != -(-config["r"] // groups) * groups or not math.isclose(factor, 1, rel_tol=1e-9):
-        raise ValueError("has a rank or an alpha of its own; adaptkit's lora has one for all layers")
+        raise ValueError("has another rank or alpha than other layers; adaptkit's lora uses the same for all layers")
     if groups > 1:
         narrow = narrowed(down, groups)
         if narrow is None:

@@ -30,7 +30,7 @@ from adaptkit.reproduction.record import (
     require_split,
     settings_difference,
 )
-from adaptkit.reproduction.rerun import ANEW, run_again
+from adaptkit.reproduction.rerun import TRAINED, run_again
 from adaptkit.settings.request import Request
 from adaptkit.system.hardware import find_device
 from adaptkit.tracking.runs import StoredRun, open_runs
@@ -167,7 +167,7 @@ def reproduce_run(
         first.append(Difference("base", "fingerprint of the base", wanted, made.base_fingerprint, within=True))
     return dataclasses.replace(
         _judged(
-            dataclasses.replace(around, text=made.environment, threads=made.threads, is_base_new=made.base == ANEW),
+            dataclasses.replace(around, text=made.environment, threads=made.threads, is_base_new=made.base == TRAINED),
             notices,
             *first,
             *agreement.differences,
@@ -212,7 +212,7 @@ def _require_one(stored: StoredRun, request: Request) -> None:
 def _hint(stored: StoredRun, line: str) -> str:
     """Return a hint about a problem with the settings of a run."""
     if "unknown option" in line or "unknown key" in line:
-        return "; the run had it: its plugin or adaptkit has changed since"
+        return "; the run used it: its plugin or adaptkit has changed since then"
     if not re.search(r"unknown (strategy|backbone|data set|shift) ", line):
         return ""
     if "'python'" in line:

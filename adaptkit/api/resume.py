@@ -282,7 +282,7 @@ def _require_base(
         raise _not_resumable(interrupted, f"its base was {before}, and is {base.fingerprint[:12]}")
     for arm in experiment.request.arms:
         for seed in experiment.request.settings.seed:
-            described = describe_run(experiment, base, base_run_id=None, arm=arm, seed=seed, company=seat.company())
+            described = describe_run(experiment, base, base_run_id=None, arm=arm, seed=seed, occupancy=seat.occupancy())
             begun.require_same(interrupted, described)
 
 

@@ -200,7 +200,7 @@ def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
         collector = Collector()
         watch.planned(experiment.plan)
         if store is None:
-            with plugins.watching(collector, "collector"), shared_threads(seat.company().others, notice):
+            with plugins.watching(collector, "collector"), shared_threads(seat.occupancy().others, notice):
                 outcome = execute(
                     experiment,
                     plugins,
@@ -225,7 +225,7 @@ def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
             plugins.watching(collector, "collector"),
             plugins.watching(tracker, "tracker"),
             tracker.grouped(checked.group_name, checked.shared_params()) if several else nullcontext(),
-            shared_threads(seat.company().others, notice),
+            shared_threads(seat.occupancy().others, notice),
         ):
             reuse = request.feature_cache and features_allowed()
             recovery = Recovery(

@@ -200,7 +200,7 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
         store = open_store(request.tracking_uri, settings.experiment)
         for message in (*store.notices, *store_notices(store, machines)):
             watch.notice(message)
-        with shared_threads(seat.company().others, watch.notice):
+        with shared_threads(seat.occupancy().others, watch.notice):
             bases = obtain_bases(
                 prepared.experiments,
                 plugins=plugins,

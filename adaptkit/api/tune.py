@@ -253,7 +253,7 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
         store = open_store(request.tracking_uri, checked.settings.experiment)
         for message in (*store.notices, *store_notices(store, machines)):
             watch.notice(message)
-        with shared_threads(seat.company().others, watch.notice):
+        with shared_threads(seat.occupancy().others, watch.notice):
             (base,) = obtain_bases(
                 [experiment], plugins=plugins, store=store, refresh_base=request.refresh_base, notice=watch.notice
             )

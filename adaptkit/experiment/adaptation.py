@@ -48,7 +48,7 @@ from adaptkit.names import (
 from adaptkit.plugins.manager import Plugins
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
-from adaptkit.system.core_sharing import Company, Seat
+from adaptkit.system.core_sharing import Occupancy, Seat
 from adaptkit.system.files import sha256_of
 from adaptkit.system.folders import features_allowed
 from adaptkit.system.signals import origin
@@ -126,14 +126,14 @@ class Stage:
 
     def run(self, arm: Arm, seed: int) -> RunSummary:
         """Adapt a copy of the base with one strategy and seed, evaluate it, notify the plugins; return the summary."""
-        company = self.seat.company()
+        occupancy = self.seat.occupancy()
         start = describe_run(
             self.experiment,
             self.base,
             base_run_id=self.base_run_id,
             arm=arm,
             seed=seed,
-            company=company,
+            occupancy=occupancy,
             label=self.label,
         )
         request = self.experiment.request
@@ -148,7 +148,7 @@ class Stage:
                         start=start,
                         arm=arm,
                         seed=seed,
-                        company=company,
+                        occupancy=occupancy,
                         recovery=recovery,
                         config=config,
                         folder=Path(folder),
@@ -279,7 +279,7 @@ class AdaptationRun:
     start: RunStart
     arm: Arm
     seed: int
-    company: Company
+    occupancy: Occupancy
     recovery: RunRecovery
     config: str
     folder: Path
@@ -388,7 +388,7 @@ class AdaptationRun:
             tags={
                 ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: trained.passes.frozen_prefix,
-                TIMING_TAG: stage.seat.timing_since(self.company),
+                TIMING_TAG: stage.seat.timing_since(self.occupancy),
             },
             files=artifacts,
             samples={name: images[:8].cpu() for name, (images, _) in experiment.tests.items()},

@@ -21,7 +21,7 @@ from adaptkit.names import KIND_TAG, TIMING_TAG, TRIAL_KEY_TAG, VALIDATION_ACCUR
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.identity import trial_key
 from adaptkit.settings.request import Arm
-from adaptkit.system.core_sharing import Company
+from adaptkit.system.core_sharing import Occupancy
 from adaptkit.training.frozen.features import ImageSet
 from adaptkit.training.loop import VALIDATION, fit
 from adaptkit.training.passes import Test
@@ -73,10 +73,10 @@ def blinded(domains: Domains) -> Domains:
 
 def tune_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
     """Train with one strategy and seed and notify the plugins; the summary has the metrics of the last epoch."""
-    company = stage.seat.company()
+    occupancy = stage.seat.occupancy()
     experiment, base = stage.experiment, stage.base
     described = describe_run(
-        experiment, base, base_run_id=stage.base_run_id, arm=arm, seed=seed, company=company, label=stage.label
+        experiment, base, base_run_id=stage.base_run_id, arm=arm, seed=seed, occupancy=occupancy, label=stage.label
     )
     key = trial_key(
         "tuning",
@@ -94,7 +94,7 @@ def tune_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
     epochs: list[Epoch] = []
     return stage.attempt(
         run,
-        lambda: _train(stage, run, arm=arm, seed=seed, company=company, epochs=epochs),
+        lambda: _train(stage, run, arm=arm, seed=seed, occupancy=occupancy, epochs=epochs),
         arm=arm,
         seed=seed,
         epochs=epochs,
@@ -102,7 +102,7 @@ def tune_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
 
 
 def _train(
-    stage: Stage, run: RunStart, *, arm: Arm, seed: int, company: Company, epochs: list[Epoch]
+    stage: Stage, run: RunStart, *, arm: Arm, seed: int, occupancy: Occupancy, epochs: list[Epoch]
 ) -> dict[str, float]:
     experiment, inputs = stage.experiment, stage.inputs
     request, pool = experiment.request, experiment.domains.pool
@@ -143,7 +143,7 @@ def _train(
         epochs.append(epoch)
         stage.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
     config = request.config_text(request.run_params(arm, seed))
-    tags = {TIMING_TAG: stage.seat.timing_since(company)}
+    tags = {TIMING_TAG: stage.seat.timing_since(occupancy)}
     # Metrics and predictions are empty: validation accuracies are logged after each epoch, and nothing is drawn.
     result = RunResult(
         metrics={}, epochs=(), predictions={}, classes=experiment.domains.classes, config=config, tags=tags

@@ -45,7 +45,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Compared:
-    """Numbers of compared values: of metrics, predictions, tensors of the adapter or base, and numbers in them."""
+    """Numbers of compared metrics, predictions, tensors of the adapter or base, and elements of these tensors."""
 
     metrics: int = 0
     predictions: int = 0
@@ -70,7 +70,7 @@ class Reproduction:
     compared : Compared
         Numbers of compared values; zero if the data differ, since nothing was run.
     largest : mapping
-        Largest difference of each kind of number, in words.
+        Largest difference of each kind of value, as text.
 
     Examples
     --------
@@ -113,10 +113,10 @@ class Reproduction:
         return {"verdict": self.verdict, "first_difference": first} | dataclasses.asdict(self)
 
 
-#: Tolerances for other hardware or versions, on which sums are added in another order: about twice the largest measured
-#: differences (docs/reproducing.md). For final accuracies; for accuracies of epochs, which vary more; relative to the
-#: value of any other metric; for the fraction of different predictions; and for the norm of the difference of the
-#: adapters, relative to the norm of the recorded adapter.
+#: Tolerances if hardware or versions differ, which changes the order of sums. They are about twice the largest measured
+#: differences (docs/reproducing.md). In this order: final accuracies; accuracies of epochs, which vary more; any other
+#: metric, relative to its value; the fraction of different predictions; the norm of the difference of the adapters,
+#: relative to the norm of the recorded adapter.
 FINAL, EPOCHS, SHARE, PREDICTIONS, LENGTH = 0.02, 0.06, 0.1, 0.1, 1.0
 #: accuracies may always differ by this number of images
 IMAGES = 3
@@ -149,7 +149,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The result of a comparison: its size, the differences, and the largest one of each kind, in words."""
+    """The result of a comparison: its size, the differences, and the largest one of each kind, as text."""
 
     compared: Compared
     differences: tuple[Difference, ...]
@@ -190,7 +190,7 @@ class _Part:
     largest: dict[str, str] = field(default_factory=dict)
 
 
-#: identifies a value, in sorting order: (is final, step, rank of the metric, metric, number within the step)
+#: sort key that identifies a value: (is final, step, rank of the metric, metric, number within the step)
 _Point = tuple[bool, int, int, str, int]
 
 
@@ -245,7 +245,7 @@ def _compare_metrics(
 
 
 def _finite(value: float | None) -> float | str | None:
-    """Return a number; as text if JSON has no such number."""
+    """Return a number, or its text if JSON cannot represent it."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
@@ -254,7 +254,7 @@ def _rows(predictions: Mapping[str, Mapping[str, Row]]) -> dict[tuple[str, str],
 
 
 def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[tuple[str, str], Row]) -> _Part:
-    """Compare predictions row by row; one difference stands for all images that differ in the same column."""
+    """Compare predictions row by row; all images that differ in the same column give one difference."""
     part = _Part()
     whole = len({*recorded, *now})
     if missing := [place for place in {**recorded, **now} if place not in recorded or place not in now]:

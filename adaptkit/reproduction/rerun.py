@@ -27,12 +27,12 @@ from adaptkit.tracking.search import search_runs
 from adaptkit.tracking.store import Store, open_store
 from adaptkit.tracking.tracker import Tracker
 
-FROM_CACHE, ANEW = "from the cache", "made anew"
+FROM_CACHE, TRAINED = "from the cache", "made anew"
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """A repeated run: its results, its base with the origin, and its environment."""
+    """A repeated run: its results, the origin and the fingerprint of its base, and its environment."""
 
     results: Results
     base_fingerprint: str
@@ -65,7 +65,7 @@ def run_again(
         recorded_threads(threads, notice),
     ):
         store = open_store(f"sqlite:///{Path(folder) / 'mlflow.db'}", "reproduction")
-        # Also around the base, so that plugins log to the temporary store.
+        # The tracker is also active while the base is trained, so that plugins log to the temporary store.
         with Tracker(store, journals=Path(folder) / "journals") as tracker, plugins.watching(tracker, "tracker"):
             follow = tracker if stored.kind == "base" else None
             obtained = obtain_base(experiment, plugins, tracker=follow, refresh=anew, notice=notice)
@@ -88,7 +88,7 @@ def run_again(
         return Rerun(
             results=read_results(repeated),
             base_fingerprint=base.fingerprint,
-            base=FROM_CACHE if obtained.cached else ANEW,
+            base=FROM_CACHE if obtained.cached else TRAINED,
             environment=text,
             threads=repeated.tags.get(THREADS_TAG),
         )
@@ -112,7 +112,7 @@ def _adapt(
     if kind == "tuning":
         record = tune_once(stage, arm, seed)
     else:
-        _ = stage.base_logits  # first, in the order of an experiment
+        _ = stage.base_logits  # computed first, as in an experiment
         record = stage.run(arm, seed)
     if record.error is not None:
         raise RunFailed(record.error)

@@ -50,7 +50,7 @@ EPOCH_METRIC = TRAIN_LOSS
 
 
 def stored_progress(client: MlflowClient, run: MlflowRun) -> Resumed:
-    """Return how many epochs and which metrics of a run the store has."""
+    """Return the number of epochs and the names of the metrics that the store has of a run."""
     run_id = str(run.info.run_id)
     logged = client.get_metric_history(run_id, EPOCH_METRIC) if EPOCH_METRIC in run.data.metrics else ()
     return Resumed(
@@ -159,7 +159,7 @@ def find_all(runs: RunFinder) -> list[str]:
 
 
 def stopped(client: MlflowClient) -> list[tuple[str, str]]:
-    """Return the ids and names of the interrupted runs in a store; a parent run stands for its children."""
+    """Return the ids and names of the interrupted runs in a store; a parent run represents its children."""
     kept = {record.local_id: record for record in records() if not is_held(record.local_id)}
     run_ids = {
         local_id: str(run.info.run_id)
@@ -187,7 +187,7 @@ def require_unchanged(run: InterruptedRun) -> None:
         except OSError:
             now = None
         if now != digest:
-            what = "is gone" if now is None else "was changed since the run started"
+            what = "was removed" if now is None else "was changed since the run started"
             problems.append(f"{run.stored.title} cannot be resumed: the plugin {path} {what}; restore it")
     if problems:
         raise BadInput(*problems)
