@@ -104,7 +104,7 @@ class Stage:
     def base_logits(self) -> Mapping[str, Tensor]:
         """Return the logits of the base on each test set; the same passes compute features that strategies need.
 
-        A base with a new head has no logits of use: the mapping is then empty.
+        The mapping is empty for a base with a new head, whose logits have no meaning.
         """
         if self.known_logits is not None:
             return self.known_logits
@@ -163,7 +163,7 @@ class Stage:
     ) -> RunSummary:
         """Return the summary of a run whose metrics `make()` computes; notify the plugins if it fails.
 
-        Errors that adaptkit knows become the summary's error; other exceptions are raised.
+        Expected errors (`AdaptkitError`) are stored in the summary; other exceptions are raised.
         """
         metrics: dict[str, float] = {}
         reason = None
@@ -197,7 +197,7 @@ class Stage:
 
     def adapted(self, arm: Arm, seed: int) -> AdaptedModel:
         """Return a copy of the base, on the device, that the strategy has changed."""
-        # Changed on the CPU, so that initial weights do not depend on the device.
+        # Adapt the model on the CPU, so that initial weights do not depend on the device.
         model = self.base.build(self.experiment.request, self.experiment.domains)
         tensors = (*model.parameters(), *model.buffers())
         strategy = arm.create()
@@ -238,7 +238,7 @@ def open_stage(
     feature_cache: bool = True,
     recovery: Recovery | None = None,
 ) -> Stage:
-    """Return the stage on which an experiment's runs are made, with the base on the device and no features yet.
+    """Return the context of an experiment's runs, with the base on the device and an empty feature store.
 
     Without `feature_cache`, every forward pass runs the whole model. `recovery` keeps checkpoints of the runs.
     """
@@ -333,7 +333,7 @@ class AdaptationRun:
     def _reload(self, trained: TrainedModel, files: Mapping[str, Path]) -> tuple[AdaptedModel, dict[str, Tensor]]:
         """Load the adapter onto a fresh base; return the model, which must match the trained one, and its logits."""
         stage, precision = self.stage, self.stage.experiment.request.settings.precision
-        # Loaded as users will load it: from the tracking store, if there is one.
+        # Load the adapter as users do: from the tracking store, if there is one.
         sent = stage.tracker.keep_adapter(self.start, files) if stage.tracker else None
         reloaded = stage.adapted(self.arm, self.seed)
         model = reloaded.model
@@ -347,7 +347,7 @@ class AdaptationRun:
         require_same(
             next(iter(logits.values()))[: len(images)],
             predict_logits(trained.adapted.model, images, precision),
-            whose=f"strategy {self.arm.strategy}: the reloaded adapter",
+            name=f"strategy {self.arm.strategy}: the reloaded adapter",
             hint=HIDDEN_STATE,
         )
         return reloaded, logits

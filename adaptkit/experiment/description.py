@@ -77,10 +77,10 @@ def describe_run(
         tags[IMAGES_DIGEST_TAG] = domains.images_digest
     source: tuple[RunInput, ...] = ()
     weights = experiment.backbone_facts.get("backbone.weights_id", "none")
-    story = f"with weights `{weights}` and a new head"
+    history = f"with weights `{weights}` and a new head"
     if domains.clean_test is not None:
         source = (RunInput(name=plan.dataset, context="source", digest=domains.source_digest, source=plan.dataset),)
-        story = f"trained on {plan.source_images} images of `{plan.dataset}`"
+        history = f"trained on {plan.source_images} images of `{plan.dataset}`"
     if base_run_id:
         tags[BASE_RUN_ID_TAG] = base_run_id
     return RunStart(
@@ -98,8 +98,8 @@ def describe_run(
             ),
         ),
         description=(
-            f"Strategy **{arm.label}** adapts a `{plan.backbone}` base, {story}, to {target} with {plan.drawn_images} "
-            f"labelled images (seed {seed})."
+            f"Strategy **{arm.label}** adapts a `{plan.backbone}` base, {history}, to {target} with "
+            f"{plan.drawn_images} labelled images (seed {seed})."
         ),
     )
 

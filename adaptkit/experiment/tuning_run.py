@@ -26,7 +26,7 @@ from adaptkit.training.frozen.features import ImageSet
 from adaptkit.training.loop import VALIDATION, fit
 from adaptkit.training.passes import Test
 
-#: fraction of the labelled images that is held back, and the metrics on them
+#: fraction of the labelled images that is held back
 HELD_BACK = 0.2
 ACCURACY, LOSS = VALIDATION_ACCURACY, VALIDATION_LOSS
 
@@ -34,8 +34,8 @@ ACCURACY, LOSS = VALIDATION_ACCURACY, VALIDATION_LOSS
 def split_drawn(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Divide labelled images into training (four fifths of each class) and validation; return the positions of both.
 
-    The division depends on the seed only. The image of a class with a single one trains; of larger classes at least one
-    image is held back.
+    The division depends on the seed only. At least one image of each class is held back, except of classes with a
+    single image.
     """
     generator = torch.Generator().manual_seed(derive_seed(derive_seed(seed, "draw"), "validation"))
     order = torch.randperm(len(labels), generator=generator)
@@ -59,7 +59,7 @@ def require_validation(experiment: Experiment, seed: int) -> tuple[int, int]:
 
 
 def blinded(domains: Domains) -> Domains:
-    """Replace the test images by a few black ones, on which models can still be tried."""
+    """Replace the test images by a few black ones, so that models can still be tried."""
 
     def black(test: TestSet) -> TestSet:
         few = min(TRIED, len(test))
@@ -109,8 +109,8 @@ def _train(
     drawn = draw_target(request, experiment.domains, seed)
     training, held = split_drawn(pool.labels[drawn], seed)
     shifts = (*request.shifts, *request.augmentations)
-    # The images of the adaptation run without the held-back ones. Names that begin like those of its views are removed
-    # from memory together with them.
+    # Train on the images of the adaptation run without the held-back ones. The store removes views by the prefix of
+    # their name: this name has the prefix of the views of the adaptation run.
     name = f"views {seed}/tuning"
 
     def views(part: str, positions: Tensor, *, augmented: bool, purpose: str) -> Test:
@@ -144,7 +144,7 @@ def _train(
         stage.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
     config = request.config_text(request.run_params(arm, seed))
     tags = {TIMING_TAG: stage.seat.timing_since(occupancy)}
-    # Metrics and predictions are empty: validation accuracies are logged after each epoch, and nothing is drawn.
+    # Metrics and predictions are empty: validation accuracies are logged after each epoch, and there are no figures.
     result = RunResult(
         metrics={}, epochs=(), predictions={}, classes=experiment.domains.classes, config=config, tags=tags
     )
