@@ -1,4 +1,4 @@
-"""Checkpoints: everything that training has changed after an epoch, in one file that is written atomically."""
+"""Write and read checkpoints: the state of training after an epoch, in one file that is written atomically."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TrainingState:
 
     def capture(self, epochs: Sequence[Epoch], step: int) -> Checkpoint | str:
         """Return a checkpoint, or the reason why it would be incomplete."""
-        if (reason := unseen(self._model)) is not None:
+        if (reason := uncaptured(self._model)) is not None:
             return reason
         if _condition(self._model) != self._condition:
             return "the model keeps state outside the tensors that are trained"
@@ -119,7 +119,7 @@ class TrainingState:
         self._stream.restore(checkpoint._under(RANDOM), checkpoint.facts[RANDOM])
 
 
-def unseen(model: nn.Module) -> str | None:
+def uncaptured(model: nn.Module) -> str | None:
     """Return which state of a model a checkpoint would miss, or None if none is known."""
     if watched(model):
         return "the model has hooks"
@@ -191,7 +191,7 @@ def _condition(model: nn.Module) -> list[Any]:
     frozen = [(name, id(tensor), tensor._version) for name, tensor in _frozen(model).items()]
     try:
         outside: Any = kept_outside(model)
-    except Exception:  # reported by `unseen`
+    except Exception:  # reported by `uncaptured`
         outside = None
     return [names, frozen, outside]
 

@@ -179,7 +179,7 @@ def _evaluate(passes: Passes, precision: str, clock: _Clock) -> tuple[dict[str, 
 
 
 class _Clock:
-    """Measure one epoch; inputs that another run has computed count with the time that they took there."""
+    """Measure the time of an epoch; inputs from another run count with the time that they took to compute there."""
 
     def __init__(self) -> None:
         self._start, self._owed = time.perf_counter(), 0.0

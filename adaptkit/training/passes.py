@@ -35,7 +35,7 @@ class TrainingData(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Return the seconds that making the inputs took."""
+        """Return the seconds that it took to make the inputs."""
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Yield the network's arguments for each batch: `parts` are int64 indices on the CPU."""
@@ -102,7 +102,7 @@ def plain_passes(
 class DividedPasses:
     """Run the trained part of a model over the features of its frozen part, which the store computes once.
 
-    The time that computing features takes counts once in a run, however often the run reads them.
+    The time to compute features counts once in a run, even if the run reads them several times.
     """
 
     division: Division

@@ -152,7 +152,7 @@ def _groups(name: str, declared: Sequence[Any]) -> list[dict[str, Any]]:
         groups = [{"params": declared}]
     for item in (item for group in groups for item in group["params"]):
         if not isinstance(item, nn.Parameter):
-            raise BadInput(f"strategy {name}: adapt() returned a {type(item).__name__} where a parameter belongs")
+            raise BadInput(f"strategy {name}: adapt() returned a {type(item).__name__} instead of a parameter")
     return groups
 
 
