@@ -85,7 +85,7 @@ def remove_damaged(damages: Iterable[Damage]) -> list[Damage]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """How the entries of a kind are found, checked and removed; `remove` returns whether it succeeded."""
+    """Functions that find, check and remove the entries of one kind; `remove` returns whether it succeeded."""
 
     find: Callable[[str], Iterable[Entry]]
     fault: Callable[[Path], str | None]
@@ -153,7 +153,7 @@ def _record_fault(path: Path) -> str | None:
 
 
 def _unlink(path: Path) -> bool:
-    # A process that reads the file has it open, or computes it again.
+    # A process that reads the file keeps it open, or computes the content again.
     path.unlink(missing_ok=True)
     return True
 

@@ -47,14 +47,15 @@ class Finding:
 
 def versions() -> Iterator[Finding]:
     """Check the versions of packages, and that compiled packages can be imported."""
-    found = []
+    installed = []
     for name in DISTRIBUTIONS:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            installed.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             yield Finding("versions", "wrong", f"{name} is not installed", f"pip install {name}")
     system = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    yield Finding("versions", "ok", f"adaptkit {__version__}, Python {platform.python_version()}, {', '.join(found)}")
+    packages = [f"adaptkit {__version__}", f"Python {platform.python_version()}", *installed]
+    yield Finding("versions", "ok", ", ".join(packages))
     yield Finding("system", "ok", f"{system}; {sys.executable}")
     for name in ("torch", "torchvision"):
         try:
@@ -72,15 +73,15 @@ def device() -> Iterator[Finding]:
         from adaptkit.system.hardware import THREAD_VARIABLES, computes_bf16, find_device
     except Exception:  # reported by `versions`
         return
-    found = find_device("auto")
-    name = torch.cuda.get_device_name(found) if found.type == "cuda" else found.type
-    bf16 = "bf16 is native" if found.type != "mps" and computes_bf16(found) else "bf16 support is unknown"
+    fastest = find_device("auto")
+    name = torch.cuda.get_device_name(fastest) if fastest.type == "cuda" else fastest.type
+    bf16 = "bf16 is native" if fastest.type != "mps" and computes_bf16(fastest) else "bf16 support is unknown"
     yield Finding("device", "ok", f"{name}; {bf16}")
-    given = [f"{variable}={os.environ[variable]}" for variable in THREAD_VARIABLES if os.environ.get(variable)]
+    variables = [f"{variable}={os.environ[variable]}" for variable in THREAD_VARIABLES if os.environ.get(variable)]
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-    text = f"{threads} of {cores} cores{f' ({chr(44).join(given)})' if given else ''}"
-    if threads < cores and given:
-        yield Finding("threads", "note", text, f"unset {given[0].partition('=')[0]} to use all cores")
+    text = f"{threads} of {cores} cores{f' ({chr(44).join(variables)})' if variables else ''}"
+    if threads < cores and variables:
+        yield Finding("threads", "note", text, f"unset {variables[0].partition('=')[0]} to use all cores")
     else:
         yield Finding("threads", "ok", text)
 
@@ -136,8 +137,8 @@ def diagnose(
 ) -> Iterator[Finding]:
     """Yield the result of each check.
 
-    `end_stale_runs` ends runs whose process has ended, as killed, and with `older_than` also runs of other machines
-    whose last heartbeat is older than this number of seconds.
+    `end_stale_runs` marks runs whose process has ended as killed. With `older_than`, it also marks runs of other
+    machines whose last heartbeat is older than this number of seconds.
     """
     yield from versions()
     yield from device()
@@ -222,7 +223,7 @@ def _clock(address: Address) -> Iterator[Finding]:
     skew = clock_skew(address) if address.is_server else None
     if skew is None:
         return
-    text = f"the server's is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
+    text = f"the server's clock is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
     if abs(skew) > SKEW:
         mend = "synchronize both clocks with a time server; otherwise runs may appear to end before they start"
         yield Finding("clock", "wrong", text, mend)
@@ -233,12 +234,12 @@ def _clock(address: Address) -> Iterator[Finding]:
 def _runs(
     client: MlflowClient, experiments: Sequence[str], end_them: bool, older_than: float | None, option: str
 ) -> Iterator[Finding]:
-    found = unfinished(client, experiments)
+    runs = unfinished(client, experiments)
     by_state: dict[bool | None, list[StaleRun]] = {True: [], False: [], None: []}
     silent: list[StaleRun] = []
-    for run in found:
+    for run in runs:
         (silent if run.silent else by_state[run.lives]).append(run)
-    if not found:
+    if not runs:
         yield Finding("runs", "ok", "no unfinished runs")
     if by_state[True]:
         yield Finding("runs", "ok", f"{_named(by_state[True], 'under way')}")
@@ -263,20 +264,20 @@ def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | 
     if ended:
         end_stale(client, ended)
         yield Finding("runs", "note", _named(ended, "ended as killed, since it had no recent heartbeat"))
-    if left := [run for run in runs if run not in ended]:
+    if remaining := [run for run in runs if run not in ended]:
         mend = f"adaptkit doctor --end-stale-runs --older-than TIME{option} ends them if they no longer run"
-        yield Finding("runs", "note", _named(left, "running elsewhere, without a recent heartbeat"), mend)
+        yield Finding("runs", "note", _named(remaining, "running elsewhere, without a recent heartbeat"), mend)
 
 
 def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:
     from adaptkit.resumption.interrupted import stopped
 
-    found = stopped(client)
-    if not found:
+    runs = stopped(client)
+    if not runs:
         return
-    names = [f"{name} ({run_id})" for run_id, name in found[:NAMED]]
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    count = "1 interrupted run" if len(found) == 1 else f"{len(found)} interrupted runs"
+    names = [f"{name} ({run_id})" for run_id, name in runs[:NAMED]]
+    more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+    count = "1 interrupted run" if len(runs) == 1 else f"{len(runs)} interrupted runs"
     yield Finding(
         "resume", "note", f"{count} can be resumed here: {', '.join(names)}{more}", f"adaptkit resume --all{option}"
     )

@@ -202,9 +202,9 @@ def _evaluated(
     """Return the accuracies on the available test sets, and the fingerprint of the data."""
     try:
         _, domains = run_data(base.stored, plugins)
-        wanted = {name: test for name, test in domains.tests.items() if name == "clean" or base.stored.kind != "base"}
+        tests = {name: test for name, test in domains.tests.items() if name == "clean" or base.stored.kind != "base"}
         metrics = {
-            METRICS[name]: accuracy(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
+            METRICS[name]: accuracy(predict_logits(model, test.pixels), test.labels) for name, test in tests.items()
         }
     except Exception as error:  # any error of a data set that is missing or cannot be downloaded
         reason = "; ".join(error.problems) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
@@ -212,7 +212,7 @@ def _evaluated(
         return {}, None
     recorded = base.stored.tags.get(DATA_FINGERPRINT_TAG)
     if recorded is not None and recorded != domains.fingerprint:
-        notice(f"the data of {base.stored.title} have changed; the accuracies are those on the present images")
+        notice(f"the data of {base.stored.title} have changed; the accuracies are those on the current images")
     return metrics, domains.fingerprint if base.stored.kind != "base" else None
 
 

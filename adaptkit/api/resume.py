@@ -124,7 +124,7 @@ def resume(
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeRequest:
-    """How runs are resumed: their store, and what only Python can pass again."""
+    """How to resume runs: their store, and the Python objects that must be passed again."""
 
     tracking_uri: str | None = None
     plugins: tuple[str | Path | object, ...] = ()
@@ -245,7 +245,7 @@ def _continued(
         comparisons = _judged(outcome, store) if is_group else judge_outcome(outcome, collector)
         ended = close_group(outcome, comparisons, tracker, report if is_group else request.report)
     interrupted.claim.discard()
-    # The journals in the store's former place, if it was moved, are complete as well.
+    # If the store was moved, journals for its former address remain. Their events have been sent.
     forget_sent({record.local_id, *(resumed.local_id for resumed in begun.records.values())})
     if record.kind == "base":
         watch.notice(f"The base is trained. Run the same command again to continue: {record.command}")

@@ -174,7 +174,7 @@ def sweep(
 
 
 def plan_sweep(request: SweepRequest) -> SweepPlan:
-    """Return the trials of a sweep and estimate their time, without training more than a few batches."""
+    """Return the trials of a sweep and an estimate of their time; train only a few batches."""
     refresh_base = request.refresh_base
     prepared = prepare_sweep(request.cells, request.grid, refresh_base=refresh_base)
     bases = [None if refresh_base else stored_base(experiment.base_key) for experiment in prepared.experiments]

@@ -314,7 +314,7 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
 
 
 def _key(tuning: Tuning, experiment: Experiment, spaces: Sequence[Space], base_fingerprint: str) -> str:
-    """Return a hash of everything that decides which values are tried and how well they do."""
+    """Return a hash of everything that determines which values are tried and their accuracies."""
     parts = [tuning.method, str(tuning.trials), ",".join(map(str, tuning.tuning_seeds))]
     for space in spaces:
         params = experiment.request.run_params(space.arm, 0) | experiment.backbone_facts
