@@ -98,7 +98,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
-#: patterns of the useful part of an error that libraries have wrapped: of database drivers and HTTP clients
+#: patterns of the useful part of an error of a database driver or an HTTP client that a library has wrapped
 INNER_ERRORS = (
     r"\((?:\w+\.)+\w*Error\) ([^\n]+)",
     r"\[Errno -?\d+\] ([^'\")\]\n]+)",

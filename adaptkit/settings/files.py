@@ -1,4 +1,4 @@
-"""Presets, and config files in YAML (also malicious ones)."""
+"""Define presets, and read YAML config files safely."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _written_twice(text: str) -> str | None:
-    """Return a message about a duplicate key, of which YAML would keep the last one, or None."""
+    """Return a message about a duplicate key, or None; YAML itself silently keeps the last value."""
     left, seen = [yaml.compose(text, yaml.SafeLoader)], set()
     while left:
         node = left.pop()
