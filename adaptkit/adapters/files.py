@@ -28,10 +28,10 @@ class Inherited:
     @classmethod
     def of(cls, model: nn.Module, base_tensors: Sequence[Tensor]) -> Inherited:
         """Find the base's tensors in an adapted model; `base_tensors` are those of the model before `adapt`."""
-        own = {id(tensor) for tensor in base_tensors}
+        base_ids = {id(tensor) for tensor in base_tensors}
         return cls(
-            frozenset(name for name, parameter in model.named_parameters() if id(parameter) in own),
-            {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if id(buffer) in own},
+            frozenset(name for name, parameter in model.named_parameters() if id(parameter) in base_ids),
+            {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if id(buffer) in base_ids},
         )
 
     def adapter(self, model: nn.Module) -> dict[str, Tensor]:
@@ -41,10 +41,10 @@ class Inherited:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad or name not in self.parameters
         }
-        kept = set(model.state_dict())
+        state_names = set(model.state_dict())
         for name, buffer in model.named_buffers():
             before = self.buffers.get(name)
-            if name in kept and (before is None or not torch.equal(before, buffer.cpu())):
+            if name in state_names and (before is None or not torch.equal(before, buffer.cpu())):
                 tensors[name] = buffer.detach()
         return tensors
 

@@ -65,14 +65,14 @@ def clear_cache(kinds: Sequence[str] = (), unused_for: float = 0.0, keep: int = 
     Return the removed entries, and those that a process uses and that therefore stay.
     """
     entries = sorted(list_cache(kinds), key=lambda entry: entry.used)
-    held, latest = sum(entry.bytes for entry in entries), time.time() - unused_for
+    total, latest = sum(entry.bytes for entry in entries), time.time() - unused_for
     removed, busy = [], []
     for entry in entries:
-        if held <= keep or entry.used > latest:
+        if total <= keep or entry.used > latest:
             break
         if KINDS[entry.kind].remove(entry.path):
             removed.append(entry)
-            held -= entry.bytes
+            total -= entry.bytes
         else:
             busy.append(entry)
     return removed, busy

@@ -113,9 +113,9 @@ def _entries() -> Iterator[Finding]:
         from adaptkit.api.cache import list_cache, verify_cache
     except Exception:  # torch cannot be imported: reported by `versions`
         return
-    held = sum(entry.bytes for entry in list_cache())
-    if held > MAX_CHECKED:
-        text = f"its {held / 1e9:.1f} GB were not checked; runs compute damaged entries again"
+    total = sum(entry.bytes for entry in list_cache())
+    if total > MAX_CHECKED:
+        text = f"its {total / 1e9:.1f} GB were not checked; runs compute damaged entries again"
         yield Finding("cache", "note", text, "adaptkit cache verify checks them")
         return
     for _, damage in verify_cache():

@@ -60,14 +60,14 @@ def verify(
     verifications = []
     for name, model in logits.items():
         try:
-            ours = _in_batches(model, images)
+            exported = _in_batches(model, images)
         except Exception as error:  # any error of another library
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RunFailed(f"the exported files cannot be read ({name}): {reason}") from error
         gap, agreement = float("nan"), 0.0
-        if ours.shape == expected.shape:
-            gap = float((ours - expected).abs().max())
-            agreement = accuracy(ours, predict_classes(expected))
+        if exported.shape == expected.shape:
+            gap = float((exported - expected).abs().max())
+            agreement = accuracy(exported, predict_classes(expected))
         verifications.append(
             Verification(
                 by=name,

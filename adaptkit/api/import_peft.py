@@ -191,9 +191,9 @@ def _require_same(folder: Path, model: nn.Module, base: TrainedRun, options: Map
     adapt(fresh, strategy, init_seed=0)
     load_adapter(folder, fresh, base.base_fingerprint)
     loaded = fresh.state_dict()
-    lost = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, loaded[name])]
-    if lost:
-        raise RunFailed(f"the saved adapter does not reproduce the model: {', '.join(lost[:3])}")
+    different = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, loaded[name])]
+    if different:
+        raise RunFailed(f"the saved adapter does not reproduce the model: {', '.join(different[:3])}")
 
 
 def _evaluated(

@@ -202,11 +202,11 @@ def _continued(
 ) -> RunOutcome:
     record, store = interrupted.record, _store_of(interrupted)
     with ExitStack() as stack:
-        begun = gather(interrupted, experiment, stack)
-        if begun.base_fingerprints:
-            _require_base(interrupted, begun, experiment, plugins=plugins, seat=seat, watch=watch)
+        group = gather(interrupted, experiment, stack)
+        if group.base_fingerprints:
+            _require_base(interrupted, group, experiment, plugins=plugins, seat=seat, watch=watch)
         is_group = record.kind == "comparison"
-        tracker, collector = stack.enter_context(Tracker(store, resumed=begun.resumed)), Collector()
+        tracker, collector = stack.enter_context(Tracker(store, resumed=group.resumed)), Collector()
         report = request.report or (None if record.report is None else Path(record.report))
         recovery = Recovery(
             experiment=experiment,
@@ -214,11 +214,11 @@ def _continued(
             reuse=record.reuse,
             notice=watch.notice,
             report=report,
-            resumed=begun.resumed,
-            claims=begun.claims,
+            resumed=group.resumed,
+            claims=group.claims,
             parent=record.parent,
         )
-        for resumed in begun.resumed.values():
+        for resumed in group.resumed.values():
             count_again(store.client, resumed.run_id)
         stack.enter_context(plugins.watching(collector, "collector"))
         stack.enter_context(plugins.watching(tracker, "tracker"))
@@ -239,14 +239,14 @@ def _continued(
                 feature_cache=record.reuse,
                 notice=watch.notice,
                 recovery=recovery,
-                done=begun.done,
+                done=group.done,
             )
         outcome = with_ids(outcome, tracker)
         comparisons = _judged(outcome, store) if is_group else judge_outcome(outcome, collector)
         ended = close_group(outcome, comparisons, tracker, report if is_group else request.report)
     interrupted.claim.discard()
     # If the store was moved, journals for its former address remain. Their events have been sent.
-    forget_sent({record.local_id, *(resumed.local_id for resumed in begun.records.values())})
+    forget_sent({record.local_id, *(resumed.local_id for resumed in group.records.values())})
     if record.kind == "base":
         watch.notice(f"The base is trained. Run the same command again to continue: {record.command}")
     elif record.parent is not None and read_record(record.parent) is not None:

@@ -226,8 +226,8 @@ def check_tuning(
             f"seed {used[0]} is a tuning seed: values that were chosen on its images must be compared on other images; "
             "choose other --seeds or --tuning-seeds"
         )
-    given = {name: _given(layers, name) for name in request.settings.strategy}
-    return Tuning(request, given, tuple(spaces), trials, searched, method)
+    fixed = {name: _given(layers, name) for name in request.settings.strategy}
+    return Tuning(request, fixed, tuple(spaces), trials, searched, method)
 
 
 def _given(layers: Sequence[Layer], strategy: str) -> set[str]:

@@ -140,8 +140,8 @@ def severity_metrics(accuracies: Mapping[float, float], zero_shot: Mapping[float
     """Return a run's metrics over severities: accuracies, and the area under them if it is defined."""
     metrics = {f"{SEVERITY_ACCURACY}{written(severity)}": value for severity, value in accuracies.items()}
     metrics |= {f"{SEVERITY_ZERO_SHOT}{written(severity)}": value for severity, value in zero_shot.items()}
-    whole = area(tuple(accuracies), tuple(accuracies.values()))
-    return metrics if whole is None else metrics | {SEVERITY_AREA: whole}
+    severity_area = area(tuple(accuracies), tuple(accuracies.values()))
+    return metrics if severity_area is None else metrics | {SEVERITY_AREA: severity_area}
 
 
 def write_severities(path: Path, accuracies: Mapping[float, float], zero_shot: Mapping[float, float]) -> None:

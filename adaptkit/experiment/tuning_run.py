@@ -39,12 +39,12 @@ def split_drawn(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(derive_seed(derive_seed(seed, "draw"), "validation"))
     order = torch.randperm(len(labels), generator=generator)
-    held = torch.zeros(len(labels), dtype=torch.bool)
+    held_back = torch.zeros(len(labels), dtype=torch.bool)
     for label in set(labels.tolist()):
         members = order[labels[order] == label]
         count = max(1, math.floor(HELD_BACK * len(members) + 0.5)) if len(members) > 1 else 0
-        held[members[:count]] = True
-    return torch.arange(len(labels))[~held], torch.arange(len(labels))[held]
+        held_back[members[:count]] = True
+    return torch.arange(len(labels))[~held_back], torch.arange(len(labels))[held_back]
 
 
 def require_validation(experiment: Experiment, seed: int) -> tuple[int, int]:
@@ -144,7 +144,7 @@ def _train(
         stage.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
     config = request.config_text(request.run_params(arm, seed))
     tags = {TIMING_TAG: stage.seat.timing_since(occupancy)}
-    # Metrics and predictions are empty: validation accuracies are logged after each epoch, and there are no figures.
+    # Metrics and predictions are empty: validation accuracies are logged after each epoch, without figures.
     result = RunResult(
         metrics={}, epochs=(), predictions={}, classes=experiment.domains.classes, config=config, tags=tags
     )

@@ -256,7 +256,7 @@ def _rows(predictions: Mapping[str, Mapping[str, Row]]) -> dict[tuple[str, str],
 def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[tuple[str, str], Row]) -> _Part:
     """Compare predictions row by row; all images that differ in the same column give one difference."""
     part = _Part()
-    whole = len({*recorded, *now})
+    total = len({*recorded, *now})
     if missing := [place for place in {**recorded, **now} if place not in recorded or place not in now]:
         before, after = _prediction(recorded.get(missing[0])), _prediction(now.get(missing[0]))
         part.differences.append(
@@ -274,9 +274,9 @@ def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[t
         if not different:
             continue
         place, before, after = different[0]
-        few = len(different) <= PREDICTIONS * whole and attribute != "truth"
+        few = len(different) <= PREDICTIONS * total and attribute != "truth"
         within = few or attribute == "confidence"  # the weights are compared anyway
-        detail = f"{len(different):,} of {whole:,} images"
+        detail = f"{len(different):,} of {total:,} images"
         part.differences.append(
             Difference(
                 kind="prediction",
@@ -312,18 +312,18 @@ def _compare_weights(recorded: Mapping[str, Tensor], now: Mapping[str, Tensor], 
             )
     if part.differences:
         return part
-    moved = [name for name in sorted(recorded) if not _same_bits(recorded[name], now[name])]
-    if not moved:
+    changed = [name for name in sorted(recorded) if not _same_bits(recorded[name], now[name])]
+    if not changed:
         return part
-    gaps = {name: (recorded[name].double() - now[name].double()).abs() for name in moved}
+    gaps = {name: (recorded[name].double() - now[name].double()).abs() for name in changed}
     length = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in recorded.values()))
-    gap = math.sqrt(sum(float(gaps[name].square().sum()) for name in moved))
+    gap = math.sqrt(sum(float(gaps[name].square().sum()) for name in changed))
     share = gap / length if length else math.inf
-    furthest = max(moved, key=lambda name: float(gaps[name].max()))
+    furthest = max(changed, key=lambda name: float(gaps[name].max()))
     place = int(gaps[furthest].argmax())
     old, new = (float(tensors[furthest].flatten()[place]) for tensors in (recorded, now))
     size = f"{float(gaps[furthest].max()):.3g}"
-    detail = f"the largest difference, {size}; {len(moved)} of {len(recorded)} tensors differ"
+    detail = f"the largest difference, {size}; {len(changed)} of {len(recorded)} tensors differ"
     what = f"{title}, {furthest}[{place}]"
     part.differences.append(
         Difference(kind="adapter", what=what, recorded=old, now=new, within=share <= LENGTH, detail=detail)

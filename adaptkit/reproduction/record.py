@@ -268,8 +268,8 @@ class RunEnvironment:
         origins = {self.plugins.components[kind][name.partition(":")[0]].origin for kind, name in used}
         installed = [source.origin for source in self.plugins.sources if source.kind == "installed"]
         names = [origin.split(" ")[0] for origin in installed if origin in origins]
-        needed = [needed for name in names for needed in requirements(name) if needed != "adaptkit-vision"]
-        return [*names, *needed]
+        required = [required for name in names for required in requirements(name) if required != "adaptkit-vision"]
+        return [*names, *required]
 
 
 #: prefixes of metrics that differ each time: seconds, bytes of memory, and MLflow's metrics of the machine

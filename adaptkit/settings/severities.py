@@ -50,8 +50,8 @@ def area(severities: Sequence[float], accuracies: Sequence[float]) -> float | No
     if len(severities) < 2:
         return None
     edges = zip(severities, severities[1:], accuracies, accuracies[1:], strict=False)
-    whole = sum((right - left) * (low + high) / 2 for left, right, low, high in edges)
-    return whole / (severities[-1] - severities[0])
+    total = sum((right - left) * (low + high) / 2 for left, right, low, high in edges)
+    return total / (severities[-1] - severities[0])
 
 
 def accuracies_in(metrics: Mapping[str, float], prefix: str = SEVERITY_ACCURACY) -> dict[float, float]:

@@ -15,7 +15,7 @@ from adaptkit.errors import AdaptkitError
 
 
 class OutputLost(AdaptkitError):
-    """Results could not be printed. After a closed pipe, there is no message, only the exit code."""
+    """Results could not be printed. After a closed pipe, only the exit code shows this."""
 
     def __init__(self, error: OSError) -> None:
         is_closed = error.errno == errno.EPIPE

@@ -46,10 +46,10 @@ def lives(tags: Mapping[str, str]) -> bool | None:
         return False
     except (OSError, OverflowError):
         return None
-    seen, began = _number(tags.get(PROCESS_SEEN_TAG, "")), _start(int(pid))
-    if seen is None or began is None:
+    recorded_at, started_at = _number(tags.get(PROCESS_SEEN_TAG, "")), _start(int(pid))
+    if recorded_at is None or started_at is None:
         return True
-    return began <= seen + TOLERANCE
+    return started_at <= recorded_at + TOLERANCE
 
 
 def _number(text: str) -> float | None:

@@ -197,8 +197,8 @@ def _find_experiment(
         else:
             problem = None if address.is_server else _artifact_problem(experiment.artifact_location, path)
         if problem is None:
-            moved = f"experiment {name!r} {unusable}: these runs are in {candidate!r}"
-            return experiment, moved if unusable else None
+            notice = f"experiment {name!r} {unusable}: these runs are in {candidate!r}"
+            return experiment, notice if unusable else None
         unusable, number = unusable or problem, number + 1
 
 

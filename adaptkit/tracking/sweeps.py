@@ -86,14 +86,14 @@ def require_parent(store: Store, parent: str) -> None:
 
 def find_trials(store: Store, keys: Iterable[str], kind: str = "adaptation") -> dict[str, StoredTrial]:
     """Return the trials of the experiment that have one of these keys, run by any command."""
-    wanted = set(keys)
-    searches = [{TRIAL_KEY_TAG: key} for key in wanted] if len(wanted) <= FEW else [{}]
+    requested = set(keys)
+    searches = [{TRIAL_KEY_TAG: key} for key in requested] if len(requested) <= FEW else [{}]
     trials: dict[str, StoredTrial] = {}
     for tags in searches:
         for run in search_runs(store.client, [store.experiment_id], tags={KIND_TAG: kind, **tags}):
             key = run.data.tags.get(TRIAL_KEY_TAG, "")
             status = {"FINISHED": "finished", "FAILED": "failed"}.get(run.info.status)
-            if key not in wanted or status is None or (status == "failed" and key in trials):
+            if key not in requested or status is None or (status == "failed" and key in trials):
                 continue
             trials[key] = StoredTrial(
                 run_id=run.info.run_id,

@@ -45,9 +45,9 @@ class Checkpoint:
 
     def misfit(self, model: nn.Module) -> str | None:
         """Return why this checkpoint does not fit a model that is ready to be trained, or None if it fits."""
-        ours = {name: (tensor.shape, tensor.dtype) for name, tensor in _moving(model).items()}
-        kept = {name: (tensor.shape, tensor.dtype) for name, tensor in self._under(MODEL).items()}
-        if ours != kept:
+        model_shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in _moving(model).items()}
+        saved_shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in self._under(MODEL).items()}
+        if model_shapes != saved_shapes:
             return "its tensors are not those that the model trains"
         if self.facts["frozen"] != fingerprint(_frozen(model)):
             return "its frozen weights differ"
@@ -109,11 +109,13 @@ class TrainingState:
         for name, tensor in checkpoint._under(MODEL).items():
             # `data` leaves the tensors' version counters unchanged; cached features depend on those of frozen layers.
             moving[name].data.copy_(tensor)
-        kept = checkpoint._under(OPTIMIZER)
+        optimizer_state = checkpoint._under(OPTIMIZER)
         for number, slots in checkpoint.facts[OPTIMIZER].items():
             parameter = self._parameters[int(number)]
             self._optimizer.state[parameter] = {
-                key: _with_strides(kept[f"{number}/{key}"], slot, parameter.device) if isinstance(slot, dict) else slot
+                key: _with_strides(optimizer_state[f"{number}/{key}"], slot, parameter.device)
+                if isinstance(slot, dict)
+                else slot
                 for key, slot in slots.items()
             }
         self._stream.restore(checkpoint._under(RANDOM), checkpoint.facts[RANDOM])

@@ -187,9 +187,9 @@ class _Clock:
     def charged(self, make: Callable[[T], F], argument: T) -> F:
         """Return `make(argument)`, and count its `seconds` instead of the duration of this call."""
         start = time.perf_counter()
-        made = make(argument)
-        self._owed += made.seconds - (time.perf_counter() - start)
-        return made
+        result = make(argument)
+        self._owed += result.seconds - (time.perf_counter() - start)
+        return result
 
     def seconds(self) -> float:
         return time.perf_counter() - self._start + self._owed

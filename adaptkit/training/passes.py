@@ -91,8 +91,8 @@ def plain_passes(
 
     def timed(epoch: int) -> ImageSet:
         start = time.perf_counter()
-        made = views(epoch).to(test[0].device)
-        return ImageSet(f"views {epoch}", Value(made, time.perf_counter() - start))
+        pixels = views(epoch).to(test[0].device)
+        return ImageSet(f"views {epoch}", Value(pixels, time.perf_counter() - start))
 
     tests = {"clean": Test(ImageSet("clean", Value(test[0], 0.0)), test[1])}
     return WholePasses(model, timed, labels=labels, tests=tests)

@@ -55,10 +55,10 @@ class Origin:
 
     def head_of(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of the head of the changed model: the original ones, or those of a new layer."""
-        own = {id(parameter) for parameter in model.parameters()}
-        kept = [parameter for parameter in self.head if id(parameter) in own]
+        model_ids = {id(parameter) for parameter in model.parameters()}
+        original = [parameter for parameter in self.head if id(parameter) in model_ids]
         head = find_head(model.head)  # type: ignore[arg-type]
-        return kept if kept or hasattr(head, "base_layer") else list(head.parameters())
+        return original if original or hasattr(head, "base_layer") else list(head.parameters())
 
     def shares(self, model: nn.Module) -> Shares:
         """Count the trained parameters of the changed model; a shared parameter counts once."""
