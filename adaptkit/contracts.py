@@ -1,4 +1,4 @@
-"""Define what plugins provide: strategies, backbones, data sets, shifts and engines."""
+"""Define the interfaces of plugins: strategies, backbones, data sets, shifts and engines."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read: resized to `size` x `size` pixels. If `skip_bad`, files that are not images are skipped."""
+    """How to read images: resize them to `size` x `size` pixels; with `skip_bad`, skip files that are not images."""
 
     size: int
     skip_bad: bool = False
@@ -100,14 +100,14 @@ class Engine(Protocol):
       cannot run trials here, or not on this device (auto, cpu, cuda or mps). Engines that run trials in other processes
       call `plugins.require_files(...)`: a plugin that is a Python object cannot be loaded there.
     - `connect()` returns a context manager that is entered before anything is trained and left after the last trial.
-      It raises BadInput if the engine's machines cannot be reached, and gives the names of those that are not this one.
+      Entering it returns the names of the engine's other machines, or raises BadInput if machines cannot be reached.
     - `unavailable` is the reason why the engine is listed but cannot be used, such as a package that is not installed.
     """
 
     name: ClassVar[str]
 
     def start(self, work: Work) -> AbstractContextManager[TrialRunner]:
-        """Return a context manager that starts workers and stops them at its end, with trials that still run.
+        """Return a context manager that starts workers, and at its end stops them and their unfinished trials.
 
         `work.worker()` is a worker in this process. Other processes receive `work.packed(...)`, a byte string, and call
         `adaptkit.sweeps.engines.worker.open_worker`.
@@ -120,7 +120,7 @@ class TrialRunner(Protocol):
     def run(self, tasks: Iterable[Task], tell: Tell) -> Iterator[Ended]:
         """Yield each task when it has ended, in any order; call `tell` with events in between.
 
-        Take a task only when a worker is free to run it: the sweep can stop handing them out at any time.
+        Take a task only when a worker is free to run it: the sweep can end the iterable at any time.
         """
 
 

@@ -98,7 +98,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
-#: patterns of the useful part of an error that libraries have wrapped: of database drivers and HTTP clients
+#: patterns of the useful part of an error of a database driver or an HTTP client that a library has wrapped
 INNER_ERRORS = (
     r"\((?:\w+\.)+\w*Error\) ([^\n]+)",
     r"\[Errno -?\d+\] ([^'\")\]\n]+)",
@@ -122,8 +122,8 @@ def first_line(error: BaseException) -> str:
 def located(error: BaseException) -> str:
     """Return an error as one line, with the position in the plugin that raised it, or else the last position."""
     frames = traceback.extract_tb(error.__traceback__)
-    inner = tuple(filter(None, map(_code_of, ("adaptkit", "torch"))))
-    others = [frame for frame in frames if not frame.filename.startswith(inner)]
+    library_code = tuple(filter(None, map(_code_of, ("adaptkit", "torch"))))
+    others = [frame for frame in frames if not frame.filename.startswith(library_code)]
     place = next((f" ({frame.filename}:{frame.lineno})" for frame in reversed(others or frames)), "")
     return f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))}{place}"
 

@@ -1,4 +1,4 @@
-"""Define the hooks of adaptkit: nouns add plugins to a collection, and past tenses are events of runs."""
+"""Define the hooks of adaptkit: hooks named by nouns add plugins, hooks named by past tenses are events of runs."""
 
 from __future__ import annotations
 

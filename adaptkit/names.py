@@ -1,4 +1,4 @@
-"""The names of everything that adaptkit writes to MLflow: metrics, tags and artifacts.
+"""Define the names of everything that adaptkit writes to MLflow: metrics, tags and artifacts.
 
 A name that is a prefix ends with `/` or `_`. A test checks that no other module contains one of these names.
 """

@@ -28,10 +28,10 @@ class Inherited:
     @classmethod
     def of(cls, model: nn.Module, base_tensors: Sequence[Tensor]) -> Inherited:
         """Find the base's tensors in an adapted model; `base_tensors` are those of the model before `adapt`."""
-        own = {id(tensor) for tensor in base_tensors}
+        base_ids = {id(tensor) for tensor in base_tensors}
         return cls(
-            frozenset(name for name, parameter in model.named_parameters() if id(parameter) in own),
-            {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if id(buffer) in own},
+            frozenset(name for name, parameter in model.named_parameters() if id(parameter) in base_ids),
+            {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if id(buffer) in base_ids},
         )
 
     def adapter(self, model: nn.Module) -> dict[str, Tensor]:
@@ -41,10 +41,10 @@ class Inherited:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad or name not in self.parameters
         }
-        kept = set(model.state_dict())
+        state_names = set(model.state_dict())
         for name, buffer in model.named_buffers():
             before = self.buffers.get(name)
-            if name in kept and (before is None or not torch.equal(before, buffer.cpu())):
+            if name in state_names and (before is None or not torch.equal(before, buffer.cpu())):
                 tensors[name] = buffer.detach()
         return tensors
 
@@ -77,7 +77,7 @@ def read_card(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
         raise BadInput(f"{path} is damaged: it is a JSON {type(card).__name__}, not an object")
     if missing := [key for key in types if key not in card]:
         raise BadInput(f"{path} is damaged, or not written by adaptkit: it lacks {', '.join(missing)}")
-    # In Python, true and false of JSON are whole numbers.
+    # bool is a subclass of int: reject true and false in place of a number.
     wrong = [key for key, kind in types.items() if not isinstance(card[key], kind) or isinstance(card[key], bool)]
     if wrong:
         raise BadInput(f"{path} is damaged: {', '.join(wrong)} cannot be {', '.join(repr(card[key]) for key in wrong)}")
@@ -116,7 +116,7 @@ def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str) -> tuple
 
 
 def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Load an adapter's tensors into an adapted model, in place; raise BadInput unless they fit what it trains."""
+    """Load an adapter's tensors into an adapted model, in place; raise BadInput if they do not fit."""
     state = model.state_dict()
     problems = {
         "has tensors that are not the model's": [name for name in tensors if name not in state],

@@ -121,7 +121,7 @@ READ = frozenset(
 )
 #: initialisations of A and B that do not change the base
 DRAWS = (True, False, "gaussian", "orthogonal", "eva")
-#: names under which PEFT keeps a module to save and its original
+#: attributes in which PEFT stores a module to save and the original module
 WRAPPERS = ("modules_to_save", "original_module")
 FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector(\.weight)?)")
 
@@ -164,7 +164,7 @@ def adapter_of(folder: Path) -> PeftAdapter:
     if odd := [key for key in stored if not key.startswith(PREFIX) or key == PREFIX]:
         raise BadInput(f"{folder / WEIGHTS} is not a file of PEFT: it has {', '.join(sorted(odd)[:3])}")
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    rest: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    others: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in stored.items():
         value = value.float() if value.is_floating_point() else value
         name = key.removeprefix(PREFIX)
@@ -172,9 +172,9 @@ def adapter_of(folder: Path) -> PeftAdapter:
             layers[match["layer"]][match["part"].partition(".")[0]] = value
         else:
             module, _, leaf = name.rpartition(".")
-            rest[module][leaf] = value
+            others[module][leaf] = value
     if foreign := [
-        f"{module}.{leaf}" for module, leaves in rest.items() for leaf in leaves if "lora_" in f"{module}{leaf}"
+        f"{module}.{leaf}" for module, leaves in others.items() for leaf in leaves if "lora_" in f"{module}{leaf}"
     ]:
         raise BadInput(f"{folder / WEIGHTS}: these tensors do not belong to adaptkit's LoRA: {', '.join(foreign[:3])}")
     if not layers:
@@ -189,9 +189,9 @@ def adapter_of(folder: Path) -> PeftAdapter:
     if problems:
         raise BadInput(*problems)
     saved = []
-    for module, leaves in rest.items():
+    for module, leaves in others.items():
         owner, _, part = module.rpartition(".")
-        if part in WRAPPERS and owner in rest:
+        if part in WRAPPERS and owner in others:
             continue  # with `bias="all"` PEFT also writes the biases of a module to save under these names
         if module in layers and "weight" in leaves:
             continue  # a layer that is also saved as a whole, for PEFT
@@ -205,10 +205,10 @@ def adapter_of(folder: Path) -> PeftAdapter:
         "targets": ",".join(exactly(name) for name in layers),
         "rslora": config["use_rslora"],
         "dora": config["use_dora"],
-        "train_head": any(rest[module].get("weight", Tensor()).ndim == 2 for module in saved),
+        "train_head": any(others[module].get("weight", Tensor()).ndim == 2 for module in saved),
         "bias": config["bias"],
     }
-    doubled = tuple(name for name in layers if "weight" in rest[name])
+    doubled = tuple(name for name in layers if "weight" in others[name])
     return PeftAdapter(options=options, tensors=tensors, modules_to_save=tuple(saved), doubled=doubled)
 
 
@@ -268,11 +268,11 @@ def _is_pattern(value: Any) -> bool:
 def _read_factors(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the update of one layer under adaptkit's names.
 
-    Raises ValueError with a message that follows the layer's name.
+    Raises ValueError; the caller puts the name of the layer before its message.
     """
-    wanted = {"A", "B"} | ({"magnitude_vector"} if config["use_dora"] else set())
-    if set(parts) != wanted:
-        raise ValueError(f"has {', '.join(sorted(parts))} where {', '.join(sorted(wanted))} belong")
+    expected = {"A", "B"} | ({"magnitude_vector"} if config["use_dora"] else set())
+    if set(parts) != expected:
+        raise ValueError(f"has {', '.join(sorted(parts))} instead of {', '.join(sorted(expected))}")
     down, up = parts["A"], parts["B"]
     if (down.ndim, up.ndim) not in ((2, 2), (4, 4)):
         raise ValueError("is neither a Linear nor a Conv2d layer")
@@ -288,7 +288,7 @@ def _read_factors(name: str, parts: Mapping[str, Tensor], config: Mapping[str, A
         raise ValueError(f"is damaged: A {[*down.shape]} and B {[*up.shape]} do not fit rank {rank}")
     factor = _scaling(alpha, inner, config) / _scaling(config["lora_alpha"], config["r"], config)
     if inner != -(-config["r"] // groups) * groups or not math.isclose(factor, 1, rel_tol=1e-9):
-        raise ValueError("has a rank or an alpha of its own; adaptkit's lora has one for all layers")
+        raise ValueError("has another rank or alpha than other layers; adaptkit's lora uses the same for all layers")
     if groups > 1:
         narrow = narrowed(down, groups)
         if narrow is None:
@@ -339,8 +339,8 @@ def peft_folder(
         _check_places(base, [*updates, *whole])
     # PEFT also saves every module whose name ends like one of these.
     also = [name for name in modules if name not in whole and name.endswith(tuple(whole))] if whole else []
-    kept = [name for name in updates if name not in whole and name not in also]
-    if lost := [name for name in kept if any(re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in whole)]:
+    adapted = [name for name in updates if name not in whole and name not in also]
+    if lost := [name for name in adapted if any(re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in whole)]:
         raise BadInput(f"PEFT would leave out {', '.join(lost)}: modules_to_save would match these names too")
     written: dict[str, Tensor] = {}
     for name in [*whole, *also]:
@@ -371,7 +371,7 @@ def peft_folder(
         "use_dora": options["dora"],
         "init_lora_weights": True,
         "fan_in_fan_out": False,
-        "target_modules": _target_modules(kept, modules),
+        "target_modules": _target_modules(adapted, modules),
         "modules_to_save": list(whole) or None,
         "rank_pattern": ranks,
         "alpha_pattern": {key: _number(alpha) for key, alpha in alphas.items()},
@@ -402,15 +402,15 @@ def _others(
 ) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """Return the other tensors of an adapter: those of modules trained as a whole, and the keys of biases."""
     factors = {name + end for name in updates for end in (DOWN, UP, MAGNITUDE)}
-    rest: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    others: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key in tensors:
         if key not in factors:
             module, _, leaf = key.rpartition(".")
-            rest[module][leaf] = tensors[key]
+            others[module][leaf] = tensors[key]
     biases = [
-        f"{module}.{leaf}".strip(".") for module, leaves in rest.items() for leaf in leaves if [*leaves] == ["bias"]
+        f"{module}.{leaf}".strip(".") for module, leaves in others.items() for leaf in leaves if [*leaves] == ["bias"]
     ]
-    whole = {module: leaves for module, leaves in rest.items() if [*leaves] != ["bias"]}
+    whole = {module: leaves for module, leaves in others.items() if [*leaves] != ["bias"]}
     if odd := [name for name in whole if not name or name.endswith(".base_layer")]:
         names = [f"{name}.{leaf}".strip(".") for name in odd for leaf in whole[name]]
         raise BadInput(f"PEFT's format for LoRA cannot store {', '.join(names)}")
@@ -462,8 +462,8 @@ def _target_modules(names: Sequence[str], modules: Iterable[str]) -> list[str] |
     if not names:
         return NO_TARGETS
     ends = tuple(f".{name}" for name in names)
-    known = list(modules)
-    if known and not any(name.endswith(ends) and name not in names for name in known):
+    all_names = list(modules)
+    if all_names and not any(name.endswith(ends) and name not in names for name in all_names):
         return sorted(names)
     return "|".join(re.escape(name) for name in names)
 

@@ -65,14 +65,14 @@ def clear_cache(kinds: Sequence[str] = (), unused_for: float = 0.0, keep: int = 
     Return the removed entries, and those that a process uses and that therefore stay.
     """
     entries = sorted(list_cache(kinds), key=lambda entry: entry.used)
-    held, latest = sum(entry.bytes for entry in entries), time.time() - unused_for
+    total, latest = sum(entry.bytes for entry in entries), time.time() - unused_for
     removed, busy = [], []
     for entry in entries:
-        if held <= keep or entry.used > latest:
+        if total <= keep or entry.used > latest:
             break
         if KINDS[entry.kind].remove(entry.path):
             removed.append(entry)
-            held -= entry.bytes
+            total -= entry.bytes
         else:
             busy.append(entry)
     return removed, busy
@@ -85,7 +85,7 @@ def remove_damaged(damages: Iterable[Damage]) -> list[Damage]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """How the entries of a kind are found, checked and removed; `remove` returns whether it succeeded."""
+    """Functions that find, check and remove the entries of one kind; `remove` returns whether it succeeded."""
 
     find: Callable[[str], Iterable[Entry]]
     fault: Callable[[Path], str | None]
@@ -158,7 +158,7 @@ def _record_fault(path: Path) -> str | None:
 
 
 def _unlink(path: Path) -> bool:
-    # A process that reads the file has it open, or computes it again.
+    # A process that reads the file keeps it open, or computes the content again.
     path.unlink(missing_ok=True)
     return True
 

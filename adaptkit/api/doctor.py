@@ -21,7 +21,7 @@ from adaptkit.errors import AdaptkitError
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.system.folders import cache_folder
 from adaptkit.tracking.address import Address, resolve, tracking_option
-from adaptkit.tracking.journal import left_journals
+from adaptkit.tracking.journal import unused_journals
 from adaptkit.tracking.liveness import StaleRun, end_stale, unfinished
 from adaptkit.tracking.server import clock_skew
 from adaptkit.tracking.sqlite import check_writable
@@ -47,14 +47,15 @@ class Finding:
 
 def versions() -> Iterator[Finding]:
     """Check the versions of packages, and that compiled packages can be imported."""
-    found = []
+    installed = []
     for name in DISTRIBUTIONS:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            installed.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name="versions", state="wrong", text=f"{name} is not installed", mend=f"pip install {name}")
     system = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    yield Finding("versions", "ok", f"adaptkit {__version__}, Python {platform.python_version()}, {', '.join(found)}")
+    packages = [f"adaptkit {__version__}", f"Python {platform.python_version()}", *installed]
+    yield Finding("versions", "ok", ", ".join(packages))
     yield Finding("system", "ok", f"{system}; {sys.executable}")
     for name in ("torch", "torchvision"):
         try:
@@ -77,17 +78,15 @@ def device() -> Iterator[Finding]:
         from adaptkit.system.hardware import THREAD_VARIABLES, computes_bf16, find_device
     except Exception:  # reported by `versions`
         return
-    found = find_device("auto")
-    name = torch.cuda.get_device_name(found) if found.type == "cuda" else found.type
-    bf16 = "bf16 is native" if found.type != "mps" and computes_bf16(found) else "bf16 support is unknown"
+    fastest = find_device("auto")
+    name = torch.cuda.get_device_name(fastest) if fastest.type == "cuda" else fastest.type
+    bf16 = "bf16 is native" if fastest.type != "mps" and computes_bf16(fastest) else "bf16 support is unknown"
     yield Finding("device", "ok", f"{name}; {bf16}")
-    given = [f"{variable}={os.environ[variable]}" for variable in THREAD_VARIABLES if os.environ.get(variable)]
+    variables = [f"{variable}={os.environ[variable]}" for variable in THREAD_VARIABLES if os.environ.get(variable)]
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-    text = f"{threads} of {cores} cores{f' ({chr(44).join(given)})' if given else ''}"
-    if threads < cores and given:
-        yield Finding(
-            name="threads", state="note", text=text, mend=f"unset {given[0].partition('=')[0]} to use all cores"
-        )
+    text = f"{threads} of {cores} cores{f' ({chr(44).join(variables)})' if variables else ''}"
+    if threads < cores and variables:
+        yield Finding("threads", "note", text, f"unset {variables[0].partition('=')[0]} to use all cores")
     else:
         yield Finding("threads", "ok", text)
 
@@ -126,10 +125,10 @@ def _entries() -> Iterator[Finding]:
         from adaptkit.api.cache import list_cache, verify_cache
     except Exception:  # torch cannot be imported: reported by `versions`
         return
-    held = sum(entry.bytes for entry in list_cache())
-    if held > MAX_CHECKED:
-        text = f"its {held / 1e9:.1f} GB were not checked; runs compute damaged entries again"
-        yield Finding(name="cache", state="note", text=text, mend="adaptkit cache verify checks them")
+    total = sum(entry.bytes for entry in list_cache())
+    if total > MAX_CHECKED:
+        text = f"its {total / 1e9:.1f} GB were not checked; runs compute damaged entries again"
+        yield Finding("cache", "note", text, "adaptkit cache verify checks them")
         return
     for _, damage in verify_cache():
         if damage is not None:
@@ -155,8 +154,8 @@ def diagnose(
 ) -> Iterator[Finding]:
     """Yield the result of each check.
 
-    `end_stale_runs` ends runs whose process has ended, as killed, and with `older_than` also runs of other machines
-    whose last heartbeat is older than this number of seconds.
+    `end_stale_runs` marks runs whose process has ended as killed. With `older_than`, it also marks runs of other
+    machines whose last heartbeat is older than this number of seconds.
     """
     yield from versions()
     yield from device()
@@ -182,7 +181,7 @@ def _damaged() -> Iterator[Finding]:
 def _unsent() -> Iterator[Finding]:
     try:
         # A killed run without queued events lacks only its end: `_runs` reports it.
-        waiting = [journal for journal in left_journals() if journal.unsent()]
+        waiting = [journal for journal in unused_journals() if journal.unsent()]
     except OSError as error:
         reason = f"cannot read {error.filename}: {error.strerror}"
         yield Finding(name="journals", state="wrong", text=reason, mend="set ADAPTKIT_STATE to another folder")
@@ -246,7 +245,7 @@ def _clock(address: Address) -> Iterator[Finding]:
     skew = clock_skew(address) if address.is_server else None
     if skew is None:
         return
-    text = f"the server's is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
+    text = f"the server's clock is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
     if abs(skew) > SKEW:
         mend = "synchronize both clocks with a time server; otherwise runs may appear to end before they start"
         yield Finding(name="clock", state="wrong", text=text, mend=mend)
@@ -257,12 +256,12 @@ def _clock(address: Address) -> Iterator[Finding]:
 def _runs(
     client: MlflowClient, experiments: Sequence[str], end_them: bool, older_than: float | None, option: str
 ) -> Iterator[Finding]:
-    found = unfinished(client, experiments)
+    runs = unfinished(client, experiments)
     by_state: dict[bool | None, list[StaleRun]] = {True: [], False: [], None: []}
     silent: list[StaleRun] = []
-    for run in found:
+    for run in runs:
         (silent if run.silent else by_state[run.lives]).append(run)
-    if not found:
+    if not runs:
         yield Finding("runs", "ok", "no unfinished runs")
     if by_state[True]:
         yield Finding("runs", "ok", f"{_named(by_state[True], 'under way')}")
@@ -283,26 +282,24 @@ def _runs(
 def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | None, option: str) -> Iterator[Finding]:
     """Report runs of other machines without a recent heartbeat; end those that are older than `older_than`."""
     latest = -math.inf if older_than is None else time.time() - older_than
-    ended = [run for run in runs if (run.last_sign or 0) <= latest]
+    ended = [run for run in runs if (run.last_heartbeat or 0) <= latest]
     if ended:
         end_stale(client, ended)
         yield Finding("runs", "note", _named(ended, "ended as killed, since it had no recent heartbeat"))
-    if left := [run for run in runs if run not in ended]:
+    if remaining := [run for run in runs if run not in ended]:
         mend = f"adaptkit doctor --end-stale-runs --older-than TIME{option} ends them if they no longer run"
-        yield Finding(
-            name="runs", state="note", text=_named(left, "running elsewhere, without a recent heartbeat"), mend=mend
-        )
+        yield Finding("runs", "note", _named(remaining, "running elsewhere, without a recent heartbeat"), mend)
 
 
 def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:
     from adaptkit.resumption.interrupted import stopped
 
-    found = stopped(client)
-    if not found:
+    runs = stopped(client)
+    if not runs:
         return
-    names = [f"{name} ({run_id})" for run_id, name in found[:NAMED]]
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    count = "1 interrupted run" if len(found) == 1 else f"{len(found)} interrupted runs"
+    names = [f"{name} ({run_id})" for run_id, name in runs[:NAMED]]
+    more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+    count = "1 interrupted run" if len(runs) == 1 else f"{len(runs)} interrupted runs"
     yield Finding(
         name="resume",
         state="note",
@@ -312,12 +309,12 @@ def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:
 
 
 def _named(runs: Sequence[StaleRun], what: str) -> str:
-    shown = [f"{run.name} ({run.run_id}, {run.place}{_last_sign(run)})" for run in runs[:NAMED]]
+    shown = [f"{run.name} ({run.run_id}, {run.place}{_heartbeat_text(run)})" for run in runs[:NAMED]]
     more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
     return f"{what}: {', '.join(shown)}{more}"
 
 
-def _last_sign(run: StaleRun) -> str:
-    if not run.silent or run.last_sign is None:
+def _heartbeat_text(run: StaleRun) -> str:
+    if not run.silent or run.last_heartbeat is None:
         return ""
-    return f"; last heartbeat {time.strftime('%Y-%m-%d %H:%M', time.localtime(run.last_sign))}"
+    return f"; last heartbeat {time.strftime('%Y-%m-%d %H:%M', time.localtime(run.last_heartbeat))}"

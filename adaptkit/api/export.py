@@ -42,7 +42,7 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is within the tolerance; NaN is not."""
+        """Return whether the difference is within the tolerance; NaN is not."""
         return self.max_difference <= self.tolerance
 
     def __str__(self) -> str:
@@ -60,14 +60,14 @@ def verify(
     verifications = []
     for name, model in logits.items():
         try:
-            ours = _in_batches(model, images)
+            exported = _in_batches(model, images)
         except Exception as error:  # any error of another library
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RunFailed(f"the exported files cannot be read ({name}): {reason}") from error
         gap, agreement = float("nan"), 0.0
-        if ours.shape == expected.shape:
-            gap = float((ours - expected).abs().max())
-            agreement = accuracy(ours, predict_classes(expected))
+        if exported.shape == expected.shape:
+            gap = float((exported - expected).abs().max())
+            agreement = accuracy(exported, predict_classes(expected))
         verifications.append(
             Verification(
                 by=name,
@@ -85,7 +85,7 @@ def verify(
 
 @torch.inference_mode()
 def _in_batches(model: Logits, images: Tensor) -> Tensor:
-    """Return logits, those of the first image from a batch of one, so that a fixed batch size makes the check fail."""
+    """Return logits; the first image is a batch of its own, so that a model with a fixed batch size fails the check."""
     parts = [images[:1], *images[1:].split(CPU_BATCH)] if len(images) > 1 else [images]
     return torch.cat([torch.as_tensor(model(part)).float() for part in parts])
 
@@ -216,7 +216,7 @@ def _require_empty(folder: Path) -> None:
 def _staged(folder: Path) -> Iterator[Path]:
     """Create a temporary folder that is renamed to `folder` at the end of the block, or removed after an error."""
     place = folder.absolute()
-    made = [parent for parent in place.parents if not parent.exists()]
+    new_parents = [parent for parent in place.parents if not parent.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
@@ -234,7 +234,7 @@ def _staged(folder: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process uses the folder
-            for parent in made:
+            for parent in new_parents:
                 parent.rmdir()
         if isinstance(error, OSError):
             raise BadInput(f"{folder} cannot be written: {error.strerror or error}") from None

@@ -199,9 +199,9 @@ def _require_same(folder: Path, model: nn.Module, base: TrainedRun, options: Map
     adapt(fresh, strategy, init_seed=0)
     load_adapter(folder, fresh, base.base_fingerprint)
     loaded = fresh.state_dict()
-    lost = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, loaded[name])]
-    if lost:
-        raise RunFailed(f"the saved adapter does not reproduce the model: {', '.join(lost[:3])}")
+    different = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, loaded[name])]
+    if different:
+        raise RunFailed(f"the saved adapter does not reproduce the model: {', '.join(different[:3])}")
 
 
 def _evaluated(
@@ -210,9 +210,9 @@ def _evaluated(
     """Return the accuracies on the available test sets, and the fingerprint of the data."""
     try:
         _, domains = run_data(base.stored, plugins)
-        wanted = {name: test for name, test in domains.tests.items() if name == "clean" or base.stored.kind != "base"}
+        tests = {name: test for name, test in domains.tests.items() if name == "clean" or base.stored.kind != "base"}
         metrics = {
-            METRICS[name]: accuracy(predict_logits(model, test.pixels), test.labels) for name, test in wanted.items()
+            METRICS[name]: accuracy(predict_logits(model, test.pixels), test.labels) for name, test in tests.items()
         }
     except Exception as error:  # any error of a data set that is missing or cannot be downloaded
         reason = "; ".join(error.problems) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
@@ -220,7 +220,7 @@ def _evaluated(
         return {}, None
     recorded = base.stored.tags.get(DATA_FINGERPRINT_TAG)
     if recorded is not None and recorded != domains.fingerprint:
-        notice(f"the data of {base.stored.title} have changed; the accuracies are those on the present images")
+        notice(f"the data of {base.stored.title} have changed; the accuracies are those on the current images")
     return metrics, domains.fingerprint if base.stored.kind != "base" else None
 
 

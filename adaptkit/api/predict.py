@@ -95,16 +95,16 @@ def predict(
     )
     problems: list[str] = []
     _, predictions = stream_predictions(request, problems.append)
-    found = list(predictions)
+    results = list(predictions)
     if problems and not skip_bad_images:
         raise BadInput(*problems)
-    return found
+    return results
 
 
 def stream_predictions(
     request: PredictRequest, bad_image: Callable[[str], None]
 ) -> tuple[tuple[str, ...], Iterator[Prediction]]:
-    """Return the classes of the model, and an iterator that classifies image after image.
+    """Return the classes of the model, and an iterator that classifies one image at a time.
 
     The iterator calls `bad_image(problem)` for a file that is not an image, and continues. Raises BadInput at once if
     there are no files, or if the run has no model.

@@ -30,7 +30,7 @@ from adaptkit.reproduction.record import (
     require_split,
     settings_difference,
 )
-from adaptkit.reproduction.rerun import ANEW, run_again
+from adaptkit.reproduction.rerun import TRAINED, run_again
 from adaptkit.settings.request import Request
 from adaptkit.system.hardware import find_device
 from adaptkit.tracking.runs import StoredRun, open_runs
@@ -136,20 +136,20 @@ def reproduce_run(
             domains = load_data(request)
     except BadInput as error:
         raise BadInput(*(f"{stored.title}: {line}{_hint(stored, line)}" for line in error.problems)) from None
-    around = RunEnvironment(stored, request, plugins)
-    data = data_difference(stored, domains, request, is_elsewhere=around.recorded != around.now)
+    environment = RunEnvironment(stored, request, plugins)
+    data = data_difference(stored, domains, request, is_elsewhere=environment.recorded != environment.now)
     if data is not None and not data.within:
-        return _judged(around, notices, data)
+        return _judged(environment, notices, data)
     if data is None:
         require_same_split(stored, domains)
-    experiment = _prepared(request, domains, asked=device)
+    experiment = _prepared(request, domains, device=device)
     for line in experiment.plan.notices:
         if not line.startswith("split.file:"):  # reported above, with the original name
             report(line)
     if difference := settings_difference(stored, experiment):
-        return _judged(around, notices, difference)
-    threads = around.recorded.get("threads", "")
-    made = run_again(
+        return _judged(environment, notices, difference)
+    threads = environment.recorded.get("threads", "")
+    rerun = run_again(
         stored,
         experiment,
         plugins,
@@ -159,32 +159,32 @@ def reproduce_run(
         notice=report,
     )
     weights = "base" if stored.kind == "base" else "adapter"
-    agreement = compare_results(recorded, made.results, weights=weights, drawn=drawn_images(stored))
-    wanted = stored.tags.get(BASE_FINGERPRINT_TAG)
+    agreement = compare_results(recorded, rerun.results, weights, drawn_images(stored))
+    base_fingerprint = stored.tags.get(BASE_FINGERPRINT_TAG)
     first = [] if data is None else [data]
-    if wanted != made.base_fingerprint:
+    if base_fingerprint != rerun.base_fingerprint:
         # Different last digits change the fingerprint of the base; the comparison of the results decides.
         first.append(
-            Difference(
-                kind="base", what="fingerprint of the base", recorded=wanted, now=made.base_fingerprint, within=True
-            )
+            Difference("base", "fingerprint of the base", base_fingerprint, rerun.base_fingerprint, within=True)
         )
     return dataclasses.replace(
         _judged(
-            dataclasses.replace(around, text=made.environment, threads=made.threads, is_base_new=made.base == ANEW),
+            dataclasses.replace(
+                environment, text=rerun.environment, threads=rerun.threads, is_base_new=rerun.base == TRAINED
+            ),
             notices,
             *first,
             *agreement.differences,
         ),
-        base=made.base,
+        base=rerun.base,
         compared=agreement.compared,
         largest=agreement.largest,
     )
 
 
-def _judged(around: RunEnvironment, notices: Iterable[str], *differences: Difference) -> Reproduction:
+def _judged(environment: RunEnvironment, notices: Iterable[str], *differences: Difference) -> Reproduction:
     """Return a reproduction with these differences and those of the environment."""
-    run = around.stored
+    run = environment.stored
     return Reproduction(
         run_id=run.run_id,
         name=run.name,
@@ -194,17 +194,17 @@ def _judged(around: RunEnvironment, notices: Iterable[str], *differences: Differ
         base=None,
         compared=Compared(),
         differences=differences,
-        environment_differences=tuple(around.differences()),
-        environment={"recorded": around.recorded, "now": around.now},
+        environment_differences=tuple(environment.differences()),
+        environment={"recorded": environment.recorded, "now": environment.now},
         notices=tuple(notices),
     )
 
 
-def _prepared(request: Request, domains: Domains, asked: str | None) -> Experiment:
+def _prepared(request: Request, domains: Domains, device: str | None) -> Experiment:
     try:
         return prepare(request, domains=domains)
     except BadInput as error:
-        hint = "; the run used this device: choose another one with --device auto" if asked is None else ""
+        hint = "; the run used this device: choose another one with --device auto" if device is None else ""
         raise BadInput(*(f"{line}{hint if line.startswith('device:') else ''}" for line in error.problems)) from None
 
 
@@ -216,7 +216,7 @@ def _require_one(stored: StoredRun, request: Request) -> None:
 def _hint(stored: StoredRun, line: str) -> str:
     """Return a hint about a problem with the settings of a run."""
     if "unknown option" in line or "unknown key" in line:
-        return "; the run had it: its plugin or adaptkit has changed since"
+        return "; the run used it: its plugin or adaptkit has changed since then"
     if not re.search(r"unknown (strategy|backbone|data set|shift) ", line):
         return ""
     if "'python'" in line:

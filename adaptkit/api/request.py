@@ -22,7 +22,7 @@ PLURALS = {"strategy": "strategies", "seed": "seeds"}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRequest:
-    """The conditions of runs, whatever they train: plugins, MLflow store, caches and the folder of the report."""
+    """Conditions of runs of every kind: plugins, MLflow store, caches and the folder of the report."""
 
     plugins: Plugins
     tracking_uri: str | None = None
@@ -43,7 +43,7 @@ class TrainingRequest:
 
 
 def setting_arguments() -> dict[str, str]:
-    """Return the Python argument of each setting that has no dot in its key, with this key."""
+    """Return the setting key of each Python argument; settings with a dot in their key have no argument."""
     fields = [
         name
         for name, field in Settings.model_fields.items()
@@ -55,7 +55,7 @@ def setting_arguments() -> dict[str, str]:
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[list[Layer], Plugins]:
     """Return the settings in a function's arguments, the strongest source first, and the plugins.
 
-    An argument that is None is not set. A model as `backbone` becomes a plugin that offers it.
+    An argument that is None is not set. A model as `backbone` becomes a plugin that provides it.
     """
     plugins = list(arguments["plugins"])
     values = {

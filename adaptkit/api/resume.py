@@ -124,7 +124,7 @@ def resume(
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeRequest:
-    """How runs are resumed: their store, and what only Python can pass again."""
+    """How to resume runs: their store, and the Python objects that must be passed again."""
 
     tracking_uri: str | None = None
     plugins: tuple[str | Path | object, ...] = ()
@@ -202,11 +202,11 @@ def _continued(
 ) -> RunOutcome:
     record, store = interrupted.record, _store_of(interrupted)
     with ExitStack() as stack:
-        begun = gather(interrupted, experiment, stack)
-        if begun.base_fingerprints:
-            _require_base(interrupted, begun, experiment, plugins=plugins, seat=seat, watch=watch)
+        group = gather(interrupted, experiment, stack)
+        if group.base_fingerprints:
+            _require_base(interrupted, group, experiment, plugins=plugins, seat=seat, watch=watch)
         is_group = record.kind == "comparison"
-        tracker, collector = stack.enter_context(Tracker(store, resumed=begun.resumed)), Collector()
+        tracker, collector = stack.enter_context(Tracker(store, resumed=group.resumed)), Collector()
         report = request.report or (None if record.report is None else Path(record.report))
         recovery = Recovery(
             experiment=experiment,
@@ -214,11 +214,11 @@ def _continued(
             reuse=record.reuse,
             notice=watch.notice,
             report=report,
-            resumed=begun.resumed,
-            claims=begun.claims,
+            resumed=group.resumed,
+            claims=group.claims,
             parent=record.parent,
         )
-        for resumed in begun.resumed.values():
+        for resumed in group.resumed.values():
             count_again(store.client, resumed.run_id)
         stack.enter_context(plugins.watching(collector, "collector"))
         stack.enter_context(plugins.watching(tracker, "tracker"))
@@ -239,14 +239,14 @@ def _continued(
                 feature_cache=record.reuse,
                 notice=watch.notice,
                 recovery=recovery,
-                done=begun.done,
+                done=group.done,
             )
         outcome = with_ids(outcome, tracker)
         comparisons = _judged(outcome, store) if is_group else judge_outcome(outcome, collector)
         ended = close_group(outcome, comparisons, tracker=tracker, report=report if is_group else request.report)
     interrupted.claim.discard()
-    # The journals in the store's former place, if it was moved, are complete as well.
-    forget_sent({record.local_id, *(resumed.local_id for resumed in begun.records.values())})
+    # If the store was moved, journals for its former address remain. Their events have been sent.
+    forget_sent({record.local_id, *(resumed.local_id for resumed in group.records.values())})
     if record.kind == "base":
         watch.notice(f"The base is trained. Run the same command again to continue: {record.command}")
     elif record.parent is not None and read_record(record.parent) is not None:
@@ -282,7 +282,7 @@ def _require_base(
         raise _not_resumable(interrupted, f"its base was {before}, and is {base.fingerprint[:12]}")
     for arm in experiment.request.arms:
         for seed in experiment.request.settings.seed:
-            described = describe_run(experiment, base, base_run_id=None, arm=arm, seed=seed, company=seat.company())
+            described = describe_run(experiment, base, base_run_id=None, arm=arm, seed=seed, occupancy=seat.occupancy())
             begun.require_same(interrupted, described)
 
 

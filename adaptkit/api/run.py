@@ -114,9 +114,9 @@ def run(
     severity : str, float or sequence of float, optional
         Multiples of the shift at which the final models are evaluated, such as [0.5, 1, 2].
     backbone : str or torch.nn.Module, optional
-        Architecture ("small_cnn" by default), or a model, of which a copy is trained.
+        Architecture ("small_cnn" by default), or a model; a copy of it is trained.
     weights : str or path, optional
-        First weights of the backbone: "default" (published), "none" (fresh) or a file.
+        Initial weights of the backbone: "default" (published), "none" (random) or a file.
     image_size : int, optional
         Side of the images, in pixels. Default: that of the data set or the backbone.
     skip_bad_images : bool, optional
@@ -200,7 +200,7 @@ def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
         collector = Collector()
         watch.planned(experiment.plan)
         if store is None:
-            with plugins.watching(collector, "collector"), shared_threads(seat.company().others, notice):
+            with plugins.watching(collector, "collector"), shared_threads(seat.occupancy().others, notice):
                 outcome = execute(
                     experiment,
                     plugins,
@@ -225,7 +225,7 @@ def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
             plugins.watching(collector, "collector"),
             plugins.watching(tracker, "tracker"),
             tracker.grouped(checked.group_name, checked.shared_params()) if several else nullcontext(),
-            shared_threads(seat.company().others, notice),
+            shared_threads(seat.occupancy().others, notice),
         ):
             reuse = request.feature_cache and features_allowed()
             recovery = Recovery(
@@ -272,7 +272,7 @@ def close_group(outcome: RunOutcome, comparisons: Comparisons, tracker: Tracker,
     store = tracker.store
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
         tracker.end_group(comparisons or None, report_files(comparisons, report, Path(temporary)))
-    tracker.close()  # before `fault` is read: only then is it certain what the store holds
+    tracker.close()  # before reading `fault`, which is final only after all events are sent
     return dataclasses.replace(
         outcome,
         experiment=store.experiment_name,
@@ -301,7 +301,7 @@ def report_files(comparisons: Comparisons, report: Path | None, temporary: Path)
 
 @contextmanager
 def resumable(recovery: Recovery, tracking_uri: str | None) -> Iterator[None]:
-    """Keep the parent run resumable during the block; an interruption carries the command that resumes it as a note."""
+    """Keep the parent run resumable during the block; an interruption gets a note with the command that resumes it."""
     try:
         with recovery.group():
             yield
@@ -330,7 +330,7 @@ def tuned_layer(run_id: str, layers: Sequence[Layer], tracking_uri: str | None) 
     """Return the best values of a tuning as the weakest layer of settings.
 
     They are those of the strategies in `layers`, or of all tuned strategies if `layers` names none. A learning rate in
-    `layers` for all strategies is stronger than the tuned ones. Raises BadInput for a run that is not a finished
+    `layers` for all strategies overrides the tuned ones. Raises BadInput for a run that is not a finished
     tuning, and for strategies that it did not tune.
     """
     runs = open_runs(tracking_uri)

@@ -174,7 +174,7 @@ def sweep(
 
 
 def plan_sweep(request: SweepRequest) -> SweepPlan:
-    """Return the trials of a sweep and estimate their time, without training more than a few batches."""
+    """Return the trials of a sweep and an estimate of their time; train only a few batches."""
     refresh_base = request.refresh_base
     prepared = prepare_sweep(request.cells, request.grid, refresh_base=refresh_base)
     bases = [None if refresh_base else stored_base(experiment.base_key) for experiment in prepared.experiments]
@@ -200,7 +200,7 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
         store = open_store(request.tracking_uri, settings.experiment)
         for message in (*store.notices, *store_notices(store, machines)):
             watch.notice(message)
-        with shared_threads(seat.company().others, watch.notice):
+        with shared_threads(seat.occupancy().others, watch.notice):
             bases = obtain_bases(
                 prepared.experiments,
                 plugins=plugins,
@@ -217,12 +217,12 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
                     for trial, key in zip(prepared.trials, keys, strict=True)
                     if key in stored
                 }
-                left = [trial for trial in prepared.trials if _is_left(records.get(trial.number), limits)]
-                for trial in left:
+                remaining = [trial for trial in prepared.trials if _is_left(records.get(trial.number), limits)]
+                for trial in remaining:
                     records[trial.number] = _record(trial, "left")
                 statuses = {number: record.status for number, record in records.items()}
                 watch.planned(prepared.plan(request.engine.jobs or 1, statuses))
-                if left:
+                if remaining:
                     inputs = [
                         make_shared_inputs(
                             experiment, base, plugins=plugins, seat=seat, feature_cache=request.feature_cache
@@ -239,7 +239,7 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
                         jobs=request.engine.jobs,
                     )
                     with engine.start(work) as runner:
-                        for ended in runner.run(_tasks(prepared, left, limits), watch.tell):
+                        for ended in runner.run(_tasks(prepared, remaining, limits), watch.tell):
                             trial = prepared.trials[ended.task.number - 1]
                             if ended.record.error and ended.record.run_id is None:
                                 fail_dead(store, group.run_id, key=keys[trial.number - 1], reason=ended.record.error)
@@ -262,10 +262,10 @@ def _is_left(record: SweepTrial | None, limits: Limits) -> bool:
     return record is None or (record.status == "failed" and limits.retry_failed)
 
 
-def _tasks(prepared: Prepared, left: Sequence[PlannedTrial], limits: Limits) -> Iterator[Task]:
+def _tasks(prepared: Prepared, remaining: Sequence[PlannedTrial], limits: Limits) -> Iterator[Task]:
     """Yield the tasks of the trials that are left, until a limit is reached."""
     start = time.monotonic()
-    for trial in left[: limits.max_trials]:
+    for trial in remaining[: limits.max_trials]:
         if limits.seconds is not None and time.monotonic() - start >= limits.seconds:
             return
         yield prepared.task(trial)

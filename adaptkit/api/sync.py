@@ -11,7 +11,7 @@ from adaptkit.names import ERROR_TAG
 from adaptkit.system.signals import origin
 from adaptkit.tracking.address import Address, resolve
 from adaptkit.tracking.delivery import Delivery, is_final
-from adaptkit.tracking.journal import End, Event, Journal, Log, left_journals, now
+from adaptkit.tracking.journal import End, Event, Journal, Log, now, unused_journals
 from adaptkit.tracking.store import Store, open_store
 
 
@@ -31,25 +31,25 @@ class Synced:
     error: str | None = None
     #: whether the run belongs to another store
     elsewhere: bool = False
-    #: whether the store refuses the events for good
+    #: whether the store refuses the events permanently
     refused: bool = False
 
 
-def left() -> list[Synced]:
-    """Return the runs with queued events, without those that a running process uploads."""
-    return [_of(journal, len(journal.unsent())) for journal in left_journals()]
+def queued_runs() -> list[Synced]:
+    """Return the runs with queued events, except runs whose events a running process uploads."""
+    return [_of(journal, len(journal.unsent())) for journal in unused_journals()]
 
 
 def sync(tracking_uri: str | None = None, discard_refused: bool = False) -> Iterator[Synced]:
-    """Upload the queued events of one store and yield each run; runs of other stores are only named.
+    """Upload the queued events of one store and yield each run; runs of other stores are only reported.
 
-    A run whose process ended early becomes KILLED. `discard_refused` removes events that the store refuses for good.
+    A run whose process ended early becomes KILLED. `discard_refused` removes events that the store refuses permanently.
     Raises BadInput if the store cannot be used.
     """
     chosen = resolve(tracking_uri)
     opened: dict[str, Store] = {}
     ids: dict[str, str] = {}
-    for journal in left_journals():
+    for journal in unused_journals():
         if journal.store != chosen.shown:
             if not journal.unsent():  # only the end of the run is missing
                 continue
@@ -95,10 +95,10 @@ def _sent(journal: Journal, delivery: Delivery, address: Address) -> Synced:
 
 
 def _ending(journal: Journal, events: list[Event]) -> list[Event]:
-    """Return the events that end a run whose process did not; none for a run that never started."""
+    """Return the events that end a run if its process did not; empty for a run that never started."""
     if (events and isinstance(events[-1], End)) or (not events and journal.run_id is None):
         return []
-    return [Log(tags={ERROR_TAG: "its process is gone"}), End("KILLED", now())]
+    return [Log(tags={ERROR_TAG: "its process has ended"}), End("KILLED", now())]
 
 
 def _of(journal: Journal, events: int) -> Synced:

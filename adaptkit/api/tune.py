@@ -226,10 +226,8 @@ def check_tuning(
             f"seed {used[0]} is a tuning seed: values that were chosen on its images must be compared on other images; "
             "choose other --seeds or --tuning-seeds"
         )
-    given = {name: _given(layers, name) for name in request.settings.strategy}
-    return Tuning(
-        request=request, given=given, spaces=tuple(spaces), trials=trials, tuning_seeds=searched, method=method
-    )
+    fixed = {name: _given(layers, name) for name in request.settings.strategy}
+    return Tuning(request, fixed, tuple(spaces), trials, searched, method)
 
 
 def _given(layers: Sequence[Layer], strategy: str) -> set[str]:
@@ -255,7 +253,7 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
         store = open_store(request.tracking_uri, checked.settings.experiment)
         for message in (*store.notices, *store_notices(store, machines)):
             watch.notice(message)
-        with shared_threads(seat.company().others, watch.notice):
+        with shared_threads(seat.occupancy().others, watch.notice):
             (base,) = obtain_bases(
                 [experiment], plugins=plugins, store=store, refresh_base=request.refresh_base, notice=watch.notice
             )
@@ -319,7 +317,7 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
 
 
 def _key(tuning: Tuning, experiment: Experiment, spaces: Sequence[Space], base_fingerprint: str) -> str:
-    """Return a hash of everything that decides which values are tried and how well they do."""
+    """Return a hash of everything that determines which values are tried and their accuracies."""
     parts = [tuning.method, str(tuning.trials), ",".join(map(str, tuning.tuning_seeds))]
     for space in spaces:
         params = experiment.request.run_params(space.arm, 0) | experiment.backbone_facts

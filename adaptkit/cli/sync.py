@@ -33,13 +33,13 @@ def sync(tracking_uri: str | None, dry_run: bool, discard_refused: bool, as_json
     Each run keeps a journal on this machine until the store has all its results. Uploading twice has no effect. The
     exit code is 1 if results are still queued.
     """
-    from adaptkit.api.sync import left
+    from adaptkit.api.sync import queued_runs
     from adaptkit.api.sync import sync as send
     from adaptkit.cli.views.console import print_json
 
     runs: list[Synced] = []
     if dry_run:
-        runs = left()
+        runs = queued_runs()
     else:
         with interruptible():
             for run in send(tracking_uri, discard_refused):

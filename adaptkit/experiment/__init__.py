@@ -1,1 +1,1 @@
-"""The experiment: one base, then one adaptation run per strategy and seed. Here the parts meet."""
+"""Run experiments: obtain one base, then make one adaptation run for each strategy and seed."""

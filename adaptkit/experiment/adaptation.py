@@ -48,7 +48,7 @@ from adaptkit.names import (
 from adaptkit.plugins.manager import Plugins
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
-from adaptkit.system.core_sharing import Company, Seat
+from adaptkit.system.core_sharing import Occupancy, Seat
 from adaptkit.system.files import sha256_of
 from adaptkit.system.folders import features_allowed
 from adaptkit.system.signals import origin
@@ -104,7 +104,7 @@ class Stage:
     def base_logits(self) -> Mapping[str, Tensor]:
         """Return the logits of the base on each test set; the same passes compute features that strategies need.
 
-        A base with a new head has no logits of use: the mapping is then empty.
+        The mapping is empty for a base with a new head, whose logits have no meaning.
         """
         if self.known_logits is not None:
             return self.known_logits
@@ -126,14 +126,14 @@ class Stage:
 
     def run(self, arm: Arm, seed: int) -> RunSummary:
         """Adapt a copy of the base with one strategy and seed, evaluate it, notify the plugins; return the summary."""
-        company = self.seat.company()
+        occupancy = self.seat.occupancy()
         start = describe_run(
             self.experiment,
             self.base,
             base_run_id=self.base_run_id,
             arm=arm,
             seed=seed,
-            company=company,
+            occupancy=occupancy,
             label=self.label,
         )
         request = self.experiment.request
@@ -148,7 +148,7 @@ class Stage:
                         start=start,
                         arm=arm,
                         seed=seed,
-                        company=company,
+                        occupancy=occupancy,
                         recovery=recovery,
                         config=config,
                         folder=Path(folder),
@@ -163,7 +163,7 @@ class Stage:
     ) -> RunSummary:
         """Return the summary of a run whose metrics `make()` computes; notify the plugins if it fails.
 
-        Errors that adaptkit knows become the summary's error; other exceptions are raised.
+        Expected errors (`AdaptkitError`) are stored in the summary; other exceptions are raised.
         """
         metrics: dict[str, float] = {}
         reason = None
@@ -197,7 +197,7 @@ class Stage:
 
     def adapted(self, arm: Arm, seed: int) -> AdaptedModel:
         """Return a copy of the base, on the device, that the strategy has changed."""
-        # Changed on the CPU, so that initial weights do not depend on the device.
+        # Adapt the model on the CPU, so that initial weights do not depend on the device.
         model = self.base.build(self.experiment.request, self.experiment.domains)
         tensors = (*model.parameters(), *model.buffers())
         strategy = arm.create()
@@ -238,7 +238,7 @@ def open_stage(
     feature_cache: bool = True,
     recovery: Recovery | None = None,
 ) -> Stage:
-    """Return the stage on which an experiment's runs are made, with the base on the device and no features yet.
+    """Return the context of an experiment's runs, with the base on the device and an empty feature store.
 
     Without `feature_cache`, every forward pass runs the whole model. `recovery` keeps checkpoints of the runs.
     """
@@ -279,7 +279,7 @@ class AdaptationRun:
     start: RunStart
     arm: Arm
     seed: int
-    company: Company
+    occupancy: Occupancy
     recovery: RunRecovery
     config: str
     folder: Path
@@ -333,7 +333,7 @@ class AdaptationRun:
     def _reload(self, trained: TrainedModel, files: Mapping[str, Path]) -> tuple[AdaptedModel, dict[str, Tensor]]:
         """Load the adapter onto a fresh base; return the model, which must match the trained one, and its logits."""
         stage, precision = self.stage, self.stage.experiment.request.settings.precision
-        # Loaded as users will load it: from the tracking store, if there is one.
+        # Load the adapter as users do: from the tracking store, if there is one.
         sent = stage.tracker.keep_adapter(self.start, files) if stage.tracker else None
         reloaded = stage.adapted(self.arm, self.seed)
         model = reloaded.model
@@ -347,7 +347,7 @@ class AdaptationRun:
         require_same(
             next(iter(logits.values()))[: len(images)],
             predict_logits(trained.adapted.model, images, precision),
-            whose=f"strategy {self.arm.strategy}: the reloaded adapter",
+            name=f"strategy {self.arm.strategy}: the reloaded adapter",
             hint=HIDDEN_STATE,
         )
         return reloaded, logits
@@ -388,7 +388,7 @@ class AdaptationRun:
             tags={
                 ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: trained.passes.frozen_prefix,
-                TIMING_TAG: stage.seat.timing_since(self.company),
+                TIMING_TAG: stage.seat.timing_since(self.occupancy),
             },
             files=artifacts,
             samples={name: images[:8].cpu() for name, (images, _) in experiment.tests.items()},

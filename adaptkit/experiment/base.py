@@ -66,8 +66,8 @@ def train_base(
 ) -> Iterator[Epoch]:
     """Train a base on the source images, in place, and yield each epoch.
 
-    `prepare_base` has set what is trained. `clean` is the test set of the source, on the device. Training resumes from
-    the checkpoint `start`; `keep` receives the checkpoint of each epoch.
+    `prepare_base` must have been called before. `clean` is the test set of the source, on the device. Training resumes
+    from the checkpoint `start`; `keep` receives the checkpoint of each epoch.
     """
     settings = request.settings
     device = clean[1].device
@@ -111,7 +111,7 @@ def obtain_base(
     notice: Callable[[str], None] = lambda line: None,
     recovery: Recovery | None = None,
 ) -> TrackedBase:
-    """Return the base from the cache, or train it; in both cases the tracking store has a run of it afterwards.
+    """Return the base from the cache, or train it; in both cases, make sure that the store has a run of it.
 
     With `refresh`, the base is trained in any case. `recovery` keeps checkpoints of the training.
     """
@@ -134,7 +134,7 @@ def obtain_base(
 
 
 def _evict_bases(kept: str, notice: Callable[[str], None]) -> None:
-    """Remove the least recently used bases from the cache if it exceeds its limit, and say so."""
+    """Remove the least recently used bases from the cache if it exceeds its limit, and notify the user."""
     if removed := make_room(kept):
         bases = "base" if len(removed) == 1 else f"{len(removed)} bases"
         notice(
@@ -240,9 +240,9 @@ def _describe_base(experiment: Experiment) -> RunStart:
                 source=plan.dataset,
             ),
         )
-        story = f"trained on {plan.source_images} images of `{plan.dataset}`"
+        history = f"trained on {plan.source_images} images of `{plan.dataset}`"
     else:
-        story = f"with a new head for {len(plan.classes)} classes, untrained"
+        history = f"with a new head for {len(plan.classes)} classes, untrained"
     return RunStart(
         kind="base",
         name=f"base {plan.backbone} {plan.dataset if has_source else f'for {plan.target}'}",
@@ -253,5 +253,5 @@ def _describe_base(experiment: Experiment) -> RunStart:
             PROCESSES_TAG: "1",  # earlier versions could train one run in several processes
         },
         inputs=inputs,
-        description=f"The base: `{plan.backbone}` {story}.",
+        description=f"The base: `{plan.backbone}` {history}.",
     )

@@ -32,7 +32,7 @@ from adaptkit.names import (
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.identity import trial_key
 from adaptkit.settings.request import Arm
-from adaptkit.system.core_sharing import Company
+from adaptkit.system.core_sharing import Occupancy
 from adaptkit.version import __version__
 
 
@@ -43,13 +43,13 @@ def describe_run(
     base_run_id: str | None,
     arm: Arm,
     seed: int,
-    company: Company,
+    occupancy: Occupancy,
     label: str | None = None,
 ) -> RunStart:
     """Return the settings, tags, inputs and description of an adaptation run that is about to start.
 
-    `company` are the other experiments that are running. The name of the run is `label`, by default the strategy with
-    its options, and the seed.
+    `occupancy` counts the other experiments on this machine. The name of the run consists of `label` (by default the
+    strategy with its options) and the seed.
     """
     plan, domains = experiment.plan, experiment.domains
     params = experiment.request.run_params(arm, seed) | experiment.backbone_facts
@@ -66,7 +66,7 @@ def describe_run(
         TRIAL_KEY_TAG: trial_key(
             "adaptation", params, data_fingerprint=domains.fingerprint, base_fingerprint=base.fingerprint
         ),
-        TIMING_TAG: "shared" if company.others else "alone",
+        TIMING_TAG: "shared" if occupancy.others else "alone",
         THREADS_TAG: str(torch.get_num_threads()),
         PROCESSES_TAG: "1",  # earlier versions could train one run in several processes
         DRAW_SEED_TAG: str(derive_seed(seed, "draw")),
@@ -77,10 +77,10 @@ def describe_run(
         tags[IMAGES_DIGEST_TAG] = domains.images_digest
     source: tuple[RunInput, ...] = ()
     weights = experiment.backbone_facts.get("backbone.weights_id", "none")
-    story = f"with weights `{weights}` and a new head"
+    history = f"with weights `{weights}` and a new head"
     if domains.clean_test is not None:
         source = (RunInput(name=plan.dataset, context="source", digest=domains.source_digest, source=plan.dataset),)
-        story = f"trained on {plan.source_images} images of `{plan.dataset}`"
+        history = f"trained on {plan.source_images} images of `{plan.dataset}`"
     if base_run_id:
         tags[BASE_RUN_ID_TAG] = base_run_id
     return RunStart(
@@ -98,8 +98,8 @@ def describe_run(
             ),
         ),
         description=(
-            f"Strategy **{arm.label}** adapts a `{plan.backbone}` base, {story}, to {target} with {plan.drawn_images} "
-            f"labelled images (seed {seed})."
+            f"Strategy **{arm.label}** adapts a `{plan.backbone}` base, {history}, to {target} with "
+            f"{plan.drawn_images} labelled images (seed {seed})."
         ),
     )
 

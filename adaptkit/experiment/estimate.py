@@ -17,7 +17,7 @@ from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain_passes
 from adaptkit.training.trainable import adapt
 
-#: training steps that are measured, and test images
+#: number of training steps to measure, and number of test images
 STEPS, TESTED = 3, 500
 
 

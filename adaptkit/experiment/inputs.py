@@ -21,7 +21,7 @@ from adaptkit.training.passes import DividedPasses, Passes, Test, WholePasses
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import freeze, set_train_mode
 
-#: images on which the division of a model is tried
+#: number of images with which the division of a model is checked
 TRIED = 5
 
 

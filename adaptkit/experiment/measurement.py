@@ -41,7 +41,7 @@ from adaptkit.training.objective import accuracy
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import Origin, count
 
-#: largest difference between logits that must be the same; relative for logits above 1
+#: largest difference between logits that count as equal; relative for logits above 1
 RELOAD_TOLERANCE = 1e-4
 #: images on which the merged model is compared with the adapted one
 MERGED = 64
@@ -103,25 +103,25 @@ def merged(experiment: Experiment, model: nn.Module, strategy: Strategy) -> nn.M
     if hasattr(strategy, "merge"):
         strategy.merge(plain)
         images = experiment.first_images(MERGED)
-        ours, theirs = (predict_logits(one, images) for one in (plain, model))
-        require_same(ours, theirs, whose=f"strategy {strategy.name}: the merged model")
+        merged_logits, logits = (predict_logits(one, images) for one in (plain, model))
+        require_same(merged_logits, logits, name=f"strategy {strategy.name}: the merged model")
     return plain
 
 
-def require_same(logits: Tensor, trained: Tensor, *, whose: str, hint: str = "") -> None:
+def require_same(logits: Tensor, trained: Tensor, *, name: str, hint: str = "") -> None:
     """Raise RunFailed unless these logits equal the trained model's up to rounding."""
     if not bool(torch.isfinite(trained).all()):
-        raise RunFailed(f"{whose}'s logits are not finite, nor are the trained model's; a lower learning rate may help")
+        raise RunFailed(f"{name}'s logits are not finite, nor are the trained model's; a lower learning rate may help")
     gap = (logits - trained).abs().max().item()
     if not gap <= RELOAD_TOLERANCE * max(1.0, trained.abs().max().item()):
-        raise RunFailed(f"{whose}'s logits differ from the trained model's by {gap:.3g}{hint}")
+        raise RunFailed(f"{name}'s logits differ from the trained model's by {gap:.3g}{hint}")
 
 
 def accuracies_over(experiment: Experiment, model: nn.Module, shifted: Tensor) -> dict[float, float]:
     """Return the target accuracy of a trained model at each severity of the shift.
 
-    `shifted` are its logits on the target test set, which has severity 1. The images of one severity are in memory at a
-    time. The model must be in evaluation mode.
+    `shifted` are its logits on the target test set, which has severity 1. Only the images of one severity are in memory
+    at a time. The model must be in evaluation mode.
     """
     labels, precision = experiment.shifted[1], experiment.request.settings.precision
     by_severity = {}
@@ -140,8 +140,8 @@ def severity_metrics(accuracies: Mapping[float, float], zero_shot: Mapping[float
     """Return a run's metrics over severities: accuracies, and the area under them if it is defined."""
     metrics = {f"{SEVERITY_ACCURACY}{written(severity)}": value for severity, value in accuracies.items()}
     metrics |= {f"{SEVERITY_ZERO_SHOT}{written(severity)}": value for severity, value in zero_shot.items()}
-    whole = area(tuple(accuracies), tuple(accuracies.values()))
-    return metrics if whole is None else metrics | {SEVERITY_AREA: whole}
+    severity_area = area(tuple(accuracies), tuple(accuracies.values()))
+    return metrics if severity_area is None else metrics | {SEVERITY_AREA: severity_area}
 
 
 def write_severities(path: Path, accuracies: Mapping[float, float], zero_shot: Mapping[float, float]) -> None:

@@ -1,4 +1,4 @@
-"""Plan and results of an experiment, as records that Python and `--json` share."""
+"""Define the records of the plan and the results of an experiment, for Python and `--json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adaptkit.events import Epoch
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """Strategy before training: its options, its learning rate and its numbers of parameters.
+    """The plan of one strategy: its options, its learning rate and its numbers of parameters.
 
     `trainable` is the sum of the trainable parameters in the `head`, in the `adapter` (parameters that the base does
     not have) and in the `base`.
@@ -32,7 +32,7 @@ class ArmPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of an experiment: its data (sizes are numbers of images), device and strategies.
+    """The plan of an experiment: its data (sizes are numbers of images), device and strategies.
 
     `notices` are messages for the user. Only a dry run estimates `seconds`.
     """
@@ -76,7 +76,7 @@ class BaseSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Result of one adaptation run: its final `metrics` by MLflow name, or the `error` that made it fail.
+    """The result of one adaptation run: its final `metrics` by MLflow name, or the `error` that made it fail.
 
     `status` is "finished" or "failed".
     """
@@ -95,7 +95,7 @@ class RunSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The part that the outcomes of `run`, `sweep` and `tune` share.
+    """Base class of the outcomes of `run`, `sweep` and `tune`.
 
     Attributes
     ----------
@@ -124,7 +124,7 @@ class Outcome:
 
     @property
     def comparison(self) -> Comparison | None:
-        """The comparison of the strategies (the first one if there are several); None if no run has finished."""
+        """Return the comparison of the strategies (the first one if there are several); None if no run has finished."""
         return self.comparisons[0] if self.comparisons else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Outcome:
         plain = dataclasses.asdict(dataclasses.replace(self, comparisons=Comparisons()))
         del plain["comparisons"]
         shared = {item.name for item in dataclasses.fields(Outcome)}
-        plain = {key: plain[key] for key in sorted(plain, key=shared.__contains__)}  # own fields first, for readers
+        plain = {key: plain[key] for key in sorted(plain, key=shared.__contains__)}  # fields of the subclass first
         return plain | {"comparison": self.comparisons.to_dict() if self.comparisons else None}
 
 
@@ -167,5 +167,5 @@ class RunOutcome(Outcome):
 
     @property
     def failed(self) -> tuple[RunSummary, ...]:
-        """The runs that failed."""
+        """Return the runs that failed."""
         return tuple(run for run in self.runs if run.status == "failed")

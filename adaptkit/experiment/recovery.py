@@ -26,7 +26,7 @@ from adaptkit.events import Epoch, RunStart
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.system.files import write_bytes
 from adaptkit.system.folders import state_folder
-from adaptkit.training.checkpoints import Checkpoint, Keep, read_checkpoint, unseen, write_checkpoint
+from adaptkit.training.checkpoints import Checkpoint, Keep, read_checkpoint, uncaptured, write_checkpoint
 
 if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Resumed, Tracker
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 RECORD, CHECKPOINT, LOCK = "record.json", "checkpoint.safetensors", "lock"
 #: seconds after which a folder without a record counts as abandoned
 ABANDONED = 3600.0
-#: declared type of a record's field -> type of a valid value
+#: types of valid values, by the declared type of a record's field
 TYPES: Mapping[str, Any] = {
     "str": str,
     "str | None": str | None,
@@ -93,11 +93,11 @@ class Claim:
         write_bytes(self.path / RECORD, f"{text}\n".encode())
 
     def release(self) -> None:
-        """Give up the claim, so that other processes can resume the run."""
+        """Release the claim, so that other processes can resume the run."""
         self._lock.release()
 
     def discard(self) -> None:
-        """Remove the folder of a run that has ended, and give up the claim."""
+        """Remove the folder of a run that has ended, and release the claim."""
         for path in self.path.glob("*"):
             if path.name != LOCK:
                 path.unlink(missing_ok=True)
@@ -207,7 +207,7 @@ class RunRecovery:
         """
         if self._claim is None or self._record is None:
             return None
-        reason = "its strategy has a step_ended hook" if has_step_hook else unseen(model)
+        reason = "its strategy has a step_ended hook" if has_step_hook else uncaptured(model)
         checkpoint = None
         if reason is not None:
             self._disable(reason)
@@ -253,7 +253,7 @@ class RunRecovery:
             return
         self._record = dataclasses.replace(self._record, no_checkpoint=reason)
         try:
-            # First: an earlier checkpoint lacks state that the model has kept outside its tensors since.
+            # Remove the file first: an earlier checkpoint lacks state that the model now keeps outside its tensors.
             self._claim.checkpoint.unlink(missing_ok=True)
             self._claim.write(self._record)
         except OSError as error:
@@ -270,7 +270,7 @@ class RunRecovery:
 class Recovery:
     """Record the unfinished runs of one tracked experiment.
 
-    `resumed` are the runs, by name, that are resumed, and `claims` their folders. `left` are the ids of runs that a
+    `resumed` holds the runs to resume by name, and `claims` holds their folders. `stopped` holds the ids of runs that a
     signal has stopped. `parent` is the local id of the parent run of a run that is resumed alone.
     """
 
@@ -281,7 +281,7 @@ class Recovery:
     report: Path | None = None
     resumed: Mapping[str, Resumed] = dataclasses.field(default_factory=dict)
     claims: dict[str, Claim] = dataclasses.field(default_factory=dict)
-    left: list[str] = dataclasses.field(default_factory=list)
+    stopped: list[str] = dataclasses.field(default_factory=list)
     parent: str | None = None
 
     @contextmanager
@@ -351,7 +351,7 @@ class Recovery:
             yield RunRecovery(self, held, record)
         except KeyboardInterrupt:
             held.release()
-            self.left.append(run_id() or "--all")  # a slow or unreachable store has not assigned an id yet
+            self.stopped.append(run_id() or "--all")  # a slow or unreachable store has not assigned an id yet
             raise
         except BaseException:
             held.discard()
@@ -360,9 +360,9 @@ class Recovery:
 
     def hint(self, tracking_uri: str | None) -> str | None:
         """Return the command that resumes the run that a signal has stopped, or None if there is no such run."""
-        if not self.left:
+        if not self.stopped:
             return None
-        words = ["adaptkit", "resume", self.left[-1]]
+        words = ["adaptkit", "resume", self.stopped[-1]]
         if tracking_uri is not None:
             words += ["--tracking-uri", self.tracker.store.without_secrets(tracking_uri)]
         return shlex.join(words)

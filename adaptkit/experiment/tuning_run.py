@@ -21,12 +21,12 @@ from adaptkit.names import KIND_TAG, TIMING_TAG, TRIAL_KEY_TAG, VALIDATION_ACCUR
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.identity import trial_key
 from adaptkit.settings.request import Arm
-from adaptkit.system.core_sharing import Company
+from adaptkit.system.core_sharing import Occupancy
 from adaptkit.training.frozen.features import ImageSet
 from adaptkit.training.loop import VALIDATION, fit
 from adaptkit.training.passes import Test
 
-#: fraction of the labelled images that is held back, and the metrics on them
+#: fraction of the labelled images that is held back
 HELD_BACK = 0.2
 ACCURACY, LOSS = VALIDATION_ACCURACY, VALIDATION_LOSS
 
@@ -34,17 +34,17 @@ ACCURACY, LOSS = VALIDATION_ACCURACY, VALIDATION_LOSS
 def split_drawn(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Divide labelled images into training (four fifths of each class) and validation; return the positions of both.
 
-    The division depends on the seed only. The image of a class with a single one trains; of larger classes at least one
-    image is held back.
+    The division depends on the seed only. At least one image of each class is held back, except of classes with a
+    single image.
     """
     generator = torch.Generator().manual_seed(derive_seed(derive_seed(seed, "draw"), "validation"))
     order = torch.randperm(len(labels), generator=generator)
-    held = torch.zeros(len(labels), dtype=torch.bool)
+    held_back = torch.zeros(len(labels), dtype=torch.bool)
     for label in set(labels.tolist()):
         members = order[labels[order] == label]
         count = max(1, math.floor(HELD_BACK * len(members) + 0.5)) if len(members) > 1 else 0
-        held[members[:count]] = True
-    return torch.arange(len(labels))[~held], torch.arange(len(labels))[held]
+        held_back[members[:count]] = True
+    return torch.arange(len(labels))[~held_back], torch.arange(len(labels))[held_back]
 
 
 def require_validation(experiment: Experiment, seed: int) -> tuple[int, int]:
@@ -59,7 +59,7 @@ def require_validation(experiment: Experiment, seed: int) -> tuple[int, int]:
 
 
 def blinded(domains: Domains) -> Domains:
-    """Replace the test images by a few black ones, on which models can still be tried."""
+    """Replace the test images by a few black ones, so that models can still be tried."""
 
     def black(test: TestSet) -> TestSet:
         few = min(TRIED, len(test))
@@ -73,10 +73,10 @@ def blinded(domains: Domains) -> Domains:
 
 def tune_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
     """Train with one strategy and seed and notify the plugins; the summary has the metrics of the last epoch."""
-    company = stage.seat.company()
+    occupancy = stage.seat.occupancy()
     experiment, base = stage.experiment, stage.base
     described = describe_run(
-        experiment, base, base_run_id=stage.base_run_id, arm=arm, seed=seed, company=company, label=stage.label
+        experiment, base, base_run_id=stage.base_run_id, arm=arm, seed=seed, occupancy=occupancy, label=stage.label
     )
     key = trial_key(
         "tuning",
@@ -94,7 +94,7 @@ def tune_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
     epochs: list[Epoch] = []
     return stage.attempt(
         run,
-        lambda: _train(stage, run, arm=arm, seed=seed, company=company, epochs=epochs),
+        lambda: _train(stage, run, arm=arm, seed=seed, occupancy=occupancy, epochs=epochs),
         arm=arm,
         seed=seed,
         epochs=epochs,
@@ -102,15 +102,15 @@ def tune_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
 
 
 def _train(
-    stage: Stage, run: RunStart, *, arm: Arm, seed: int, company: Company, epochs: list[Epoch]
+    stage: Stage, run: RunStart, *, arm: Arm, seed: int, occupancy: Occupancy, epochs: list[Epoch]
 ) -> dict[str, float]:
     experiment, inputs = stage.experiment, stage.inputs
     request, pool = experiment.request, experiment.domains.pool
     drawn = draw_target(request, experiment.domains, seed)
     training, held = split_drawn(pool.labels[drawn], seed)
     shifts = (*request.shifts, *request.augmentations)
-    # The images of the adaptation run without the held-back ones. Names that begin like those of its views are removed
-    # from memory together with them.
+    # Train on the images of the adaptation run without the held-back ones. The store removes views by the prefix of
+    # their name: this name has the prefix of the views of the adaptation run.
     name = f"views {seed}/tuning"
 
     def views(part: str, positions: Tensor, *, augmented: bool, purpose: str) -> Test:
@@ -143,8 +143,8 @@ def _train(
         epochs.append(epoch)
         stage.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
     config = request.config_text(request.run_params(arm, seed))
-    tags = {TIMING_TAG: stage.seat.timing_since(company)}
-    # Metrics and predictions are empty: validation accuracies are logged after each epoch, and nothing is drawn.
+    tags = {TIMING_TAG: stage.seat.timing_since(occupancy)}
+    # Metrics and predictions are empty: validation accuracies are logged after each epoch, without figures.
     result = RunResult(
         metrics={}, epochs=(), predictions={}, classes=experiment.domains.classes, config=config, tags=tags
     )

@@ -45,7 +45,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Compared:
-    """Numbers of compared values: of metrics, predictions, tensors of the adapter or base, and numbers in them."""
+    """Numbers of compared metrics, predictions, tensors of the adapter or base, and elements of these tensors."""
 
     metrics: int = 0
     predictions: int = 0
@@ -70,7 +70,7 @@ class Reproduction:
     compared : Compared
         Numbers of compared values; zero if the data differ, since nothing was run.
     largest : mapping
-        Largest difference of each kind of number, in words.
+        Largest difference of each kind of value, as text.
 
     Examples
     --------
@@ -113,10 +113,10 @@ class Reproduction:
         return {"verdict": self.verdict, "first_difference": first} | dataclasses.asdict(self)
 
 
-#: Tolerances for other hardware or versions, on which sums are added in another order: about twice the largest measured
-#: differences (docs/reproducing.md). For final accuracies; for accuracies of epochs, which vary more; relative to the
-#: value of any other metric; for the fraction of different predictions; and for the norm of the difference of the
-#: adapters, relative to the norm of the recorded adapter.
+#: Tolerances if hardware or versions differ, which changes the order of sums. They are about twice the largest measured
+#: differences (docs/reproducing.md). In this order: final accuracies; accuracies of epochs, which vary more; any other
+#: metric, relative to its value; the fraction of different predictions; the norm of the difference of the adapters,
+#: relative to the norm of the recorded adapter.
 FINAL, EPOCHS, SHARE, PREDICTIONS, LENGTH = 0.02, 0.06, 0.1, 0.1, 1.0
 #: accuracies may always differ by this number of images
 IMAGES = 3
@@ -149,7 +149,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The result of a comparison: its size, the differences, and the largest one of each kind, in words."""
+    """The result of a comparison: its size, the differences, and the largest one of each kind, as text."""
 
     compared: Compared
     differences: tuple[Difference, ...]
@@ -190,7 +190,7 @@ class _Part:
     largest: dict[str, str] = field(default_factory=dict)
 
 
-#: identifies a value, in sorting order: (is final, step, rank of the metric, metric, number within the step)
+#: sort key that identifies a value: (is final, step, rank of the metric, metric, number within the step)
 _Point = tuple[bool, int, int, str, int]
 
 
@@ -245,7 +245,7 @@ def _compare_metrics(
 
 
 def _finite(value: float | None) -> float | str | None:
-    """Return a number; as text if JSON has no such number."""
+    """Return a number, or its text if JSON cannot represent it."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
@@ -254,9 +254,9 @@ def _rows(predictions: Mapping[str, Mapping[str, Row]]) -> dict[tuple[str, str],
 
 
 def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[tuple[str, str], Row]) -> _Part:
-    """Compare predictions row by row; one difference stands for all images that differ in the same column."""
+    """Compare predictions row by row; all images that differ in the same column give one difference."""
     part = _Part()
-    whole = len({*recorded, *now})
+    total = len({*recorded, *now})
     if missing := [place for place in {**recorded, **now} if place not in recorded or place not in now]:
         before, after = _prediction(recorded.get(missing[0])), _prediction(now.get(missing[0]))
         part.differences.append(
@@ -274,9 +274,9 @@ def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[t
         if not different:
             continue
         place, before, after = different[0]
-        few = len(different) <= PREDICTIONS * whole and attribute != "truth"
+        few = len(different) <= PREDICTIONS * total and attribute != "truth"
         within = few or attribute == "confidence"  # the weights are compared anyway
-        detail = f"{len(different):,} of {whole:,} images"
+        detail = f"{len(different):,} of {total:,} images"
         part.differences.append(
             Difference(
                 kind="prediction",
@@ -312,18 +312,18 @@ def _compare_weights(recorded: Mapping[str, Tensor], now: Mapping[str, Tensor], 
             )
     if part.differences:
         return part
-    moved = [name for name in sorted(recorded) if not _same_bits(recorded[name], now[name])]
-    if not moved:
+    changed = [name for name in sorted(recorded) if not _same_bits(recorded[name], now[name])]
+    if not changed:
         return part
-    gaps = {name: (recorded[name].double() - now[name].double()).abs() for name in moved}
+    gaps = {name: (recorded[name].double() - now[name].double()).abs() for name in changed}
     length = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in recorded.values()))
-    gap = math.sqrt(sum(float(gaps[name].square().sum()) for name in moved))
+    gap = math.sqrt(sum(float(gaps[name].square().sum()) for name in changed))
     share = gap / length if length else math.inf
-    furthest = max(moved, key=lambda name: float(gaps[name].max()))
+    furthest = max(changed, key=lambda name: float(gaps[name].max()))
     place = int(gaps[furthest].argmax())
     old, new = (float(tensors[furthest].flatten()[place]) for tensors in (recorded, now))
     size = f"{float(gaps[furthest].max()):.3g}"
-    detail = f"the largest difference, {size}; {len(moved)} of {len(recorded)} tensors differ"
+    detail = f"the largest difference, {size}; {len(changed)} of {len(recorded)} tensors differ"
     what = f"{title}, {furthest}[{place}]"
     part.differences.append(
         Difference(kind="adapter", what=what, recorded=old, now=new, within=share <= LENGTH, detail=detail)

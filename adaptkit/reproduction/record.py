@@ -167,7 +167,7 @@ def _altered_split(stored: StoredRun) -> BadInput:
 
 
 def settings_difference(stored: StoredRun, experiment: Experiment) -> Difference | None:
-    """Return the first difference of the backbone's facts; raise BadInput if its options differ."""
+    """Return the first difference of the backbone's properties; raise BadInput if its options differ."""
     facts = experiment.backbone_facts
     now = _request_params(stored, experiment.request) | {key: str(value) for key, value in facts.items()}
     problems, first = [], None
@@ -200,9 +200,9 @@ def _problem(key: str, before: str | None, after: str | None) -> str | None:
     if before is None:
         # A setting that an earlier adaptkit did not have has no effect at its default.
         is_of_plugin = key.startswith(OF_PLUGINS)
-        return f"{key} was unknown to the run: its plugin has changed since" if is_of_plugin else None
+        return f"{key} was unknown to the run: its plugin has changed since then" if is_of_plugin else None
     if after is None:
-        return f"{key} is unknown here: the run's plugin has changed since"
+        return f"{key} is unknown here: the run's plugin has changed since then"
     return f"its config.yaml was altered: {key} is {after}, but was {before}"
 
 
@@ -244,10 +244,10 @@ class RunEnvironment:
         device = stored.params.get("device", "cpu")
         return Environment.of(text).deciding(device, stored.tags.get(THREADS_TAG), self._distributions)
 
-    def _of_the_base(self, now: Mapping[str, str], known: Iterable[str]) -> list[EnvironmentDifference]:
-        """Return further differences, of the environment of the base run, if the store has it."""
-        wanted = self.stored.tags.get(BASE_FINGERPRINT_TAG, "")
-        base = next((run for run in self.stored.bases(wanted) if run.has(ENVIRONMENT_FILE)), None)
+    def _of_the_base(self, now: Mapping[str, str], reported: Iterable[str]) -> list[EnvironmentDifference]:
+        """Return further differences: those to the environment of the base run, if the store has it."""
+        fingerprint = self.stored.tags.get(BASE_FINGERPRINT_TAG, "")
+        base = next((run for run in self.stored.bases(fingerprint) if run.has(ENVIRONMENT_FILE)), None)
         if self.stored.kind == "base" or base is None:
             return []
         processes = base.tags.get(PROCESSES_TAG, "1")
@@ -255,7 +255,7 @@ class RunEnvironment:
         return [
             dataclasses.replace(difference, what=f"{difference.what} of the base")
             for difference in of_base
-            if difference.what not in known
+            if difference.what not in reported
         ]
 
     @property
@@ -268,8 +268,8 @@ class RunEnvironment:
         origins = {self.plugins.components[kind][name.partition(":")[0]].origin for kind, name in used}
         installed = [source.origin for source in self.plugins.sources if source.kind == "installed"]
         names = [origin.split(" ")[0] for origin in installed if origin in origins]
-        needed = [needed for name in names for needed in requirements(name) if needed != "adaptkit-vision"]
-        return [*names, *needed]
+        required = [required for name in names for required in requirements(name) if required != "adaptkit-vision"]
+        return [*names, *required]
 
 
 #: prefixes of metrics that differ each time: seconds, bytes of memory, and MLflow's metrics of the machine

@@ -27,12 +27,12 @@ from adaptkit.tracking.search import search_runs
 from adaptkit.tracking.store import Store, open_store
 from adaptkit.tracking.tracker import Tracker
 
-FROM_CACHE, ANEW = "from the cache", "made anew"
+FROM_CACHE, TRAINED = "from the cache", "made anew"
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """A repeated run: its results, its base with the origin, and its environment."""
+    """A repeated run: its results, the origin and the fingerprint of its base, and its environment."""
 
     results: Results
     base_fingerprint: str
@@ -56,19 +56,19 @@ def run_again(
     The base is taken from the cache only if its fingerprint is that of the recorded run. A base run is always trained
     again.
     """
-    wanted = stored.tags.get(BASE_FINGERPRINT_TAG)
+    recorded_fingerprint = stored.tags.get(BASE_FINGERPRINT_TAG)
     refresh_base = refresh_base or stored.kind == "base"
     with (
         tempfile.TemporaryDirectory(prefix="adaptkit-") as folder,
-        _without_other_base(experiment, wanted, refresh=refresh_base, notice=notice) as (experiment, anew),
+        _without_other_base(experiment, recorded_fingerprint, refresh_base, notice) as (experiment, train_again),
         Seat() as seat,
         recorded_threads(threads, notice),
     ):
         store = open_store(f"sqlite:///{Path(folder) / 'mlflow.db'}", "reproduction")
-        # Also around the base, so that plugins log to the temporary store.
+        # The tracker is also active while the base is trained, so that plugins log to the temporary store.
         with Tracker(store, journals=Path(folder) / "journals") as tracker, plugins.watching(tracker, "tracker"):
             follow = tracker if stored.kind == "base" else None
-            obtained = obtain_base(experiment, plugins, tracker=follow, refresh=anew, notice=notice)
+            obtained = obtain_base(experiment, plugins, tracker=follow, refresh=train_again, notice=notice)
             base = obtained.base
             if stored.kind != "base":
                 _adapt(
@@ -88,7 +88,7 @@ def run_again(
         return Rerun(
             results=read_results(repeated),
             base_fingerprint=base.fingerprint,
-            base=FROM_CACHE if obtained.cached else ANEW,
+            base=FROM_CACHE if obtained.cached else TRAINED,
             environment=text,
             threads=repeated.tags.get(THREADS_TAG),
         )
@@ -112,7 +112,7 @@ def _adapt(
     if kind == "tuning":
         record = tune_once(stage, arm, seed)
     else:
-        _ = stage.base_logits  # first, in the order of an experiment
+        _ = stage.base_logits  # computed first, as in an experiment
         record = stage.run(arm, seed)
     if record.error is not None:
         raise RunFailed(record.error)
@@ -126,15 +126,15 @@ def _only(store: Store, kind: str) -> StoredRun:
 
 @contextmanager
 def _without_other_base(
-    experiment: Experiment, wanted: str | None, refresh: bool, notice: Callable[[str], None]
+    experiment: Experiment, fingerprint: str | None, refresh: bool, notice: Callable[[str], None]
 ) -> Iterator[tuple[Experiment, bool]]:
     """Yield the experiment and whether its base must be trained again, without replacing another base in the cache."""
-    kept = stored_base(experiment.base_key)
-    if kept is None or (kept.fingerprint == wanted and not refresh):
+    cached = stored_base(experiment.base_key)
+    if cached is None or (cached.fingerprint == fingerprint and not refresh):
         yield experiment, False
         return
-    if kept.fingerprint != wanted:
-        notice(f"the cache has another base of this recipe ({kept.fingerprint[:12]}); it stays there and is not used")
+    if cached.fingerprint != fingerprint:
+        notice(f"the cache has another base of this recipe ({cached.fingerprint[:12]}); it stays there and is not used")
     key = hashlib.sha256(f"{experiment.base_key} made once more".encode()).hexdigest()
     try:
         yield dataclasses.replace(experiment, base_key=key), True

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResumedGroup:
-    """The runs of a command, by name: those to resume with their locked recovery records, and those that are done.
+    """The runs of a command by name: runs to resume with their locked recovery records, and runs that have ended.
 
     `base_fingerprints` are the fingerprints of the bases that these runs were adapted from.
     """
@@ -88,7 +88,7 @@ def gather(interrupted: InterruptedRun, experiment: Experiment, held: ExitStack)
 
 
 def _claim(group: ResumedGroup, client: MlflowClient, run: MlflowRun, held: ExitStack) -> None:
-    """Add an interrupted run to the group; if it has no recovery record, end it as killed: it is then run again."""
+    """Add an interrupted run to the group; if it has no recovery record, end it as killed, so that it runs again."""
     record = read_record(local_id_of(run))
     lock = claim(record.local_id) if record is not None else None
     if record is None:

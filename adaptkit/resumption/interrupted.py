@@ -50,7 +50,7 @@ EPOCH_METRIC = TRAIN_LOSS
 
 
 def stored_progress(client: MlflowClient, run: MlflowRun) -> Resumed:
-    """Return how many epochs and which metrics of a run the store has."""
+    """Return the number of epochs and the names of the metrics that the store has of a run."""
     run_id = str(run.info.run_id)
     logged = client.get_metric_history(run_id, EPOCH_METRIC) if EPOCH_METRIC in run.data.metrics else ()
     return Resumed(
@@ -145,13 +145,13 @@ def find_all(runs: RunFinder) -> list[str]:
     """Return the ids of the interrupted runs in a store; remove the recovery records of runs that have ended."""
     remove_leftovers()
     with errors_as_lines(runs.reader.address):
-        kept = {record.local_id: record for record in records() if not is_held(record.local_id)}
-        in_store = by_local_id(runs.reader.client, list(kept))
+        unused = {record.local_id: record for record in records() if not is_held(record.local_id)}
+        in_store = by_local_id(runs.reader.client, list(unused))
         for local_id, run in in_store.items():
             if run.info.status in ENDED:
                 forget(local_id)
         here = runs.reader.address.without_secrets(runs.reader.address.uri)
-        for local_id, record in kept.items():
+        for local_id, record in unused.items():
             # The process died before the store had created the run. A checkpoint is never deleted.
             if local_id not in in_store and record.store == here and not (folder_of(local_id) / CHECKPOINT).exists():
                 forget(local_id)
@@ -159,16 +159,16 @@ def find_all(runs: RunFinder) -> list[str]:
 
 
 def stopped(client: MlflowClient) -> list[tuple[str, str]]:
-    """Return the ids and names of the interrupted runs in a store; a parent run stands for its children."""
-    kept = {record.local_id: record for record in records() if not is_held(record.local_id)}
+    """Return the ids and names of the interrupted runs in a store; a parent run represents its children."""
+    unused = {record.local_id: record for record in records() if not is_held(record.local_id)}
     run_ids = {
         local_id: str(run.info.run_id)
-        for local_id, run in by_local_id(client, list(kept)).items()
+        for local_id, run in by_local_id(client, list(unused)).items()
         if run.info.status not in ENDED and not _is_running(run)
     }
-    parents_first = sorted(run_ids, key=lambda local_id: kept[local_id].kind != "comparison")
-    without_children = [local_id for local_id in parents_first if kept[local_id].parent not in run_ids]
-    return [(run_ids[local_id], kept[local_id].name) for local_id in without_children]
+    parents_first = sorted(run_ids, key=lambda local_id: unused[local_id].kind != "comparison")
+    without_children = [local_id for local_id in parents_first if unused[local_id].parent not in run_ids]
+    return [(run_ids[local_id], unused[local_id].name) for local_id in without_children]
 
 
 def forget(local_id: str) -> None:
@@ -187,7 +187,7 @@ def require_unchanged(run: InterruptedRun) -> None:
         except OSError:
             now = None
         if now != digest:
-            what = "is gone" if now is None else "was changed since the run started"
+            what = "was removed" if now is None else "was changed since the run started"
             problems.append(f"{run.stored.title} cannot be resumed: the plugin {path} {what}; restore it")
     if problems:
         raise BadInput(*problems)

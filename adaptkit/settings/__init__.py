@@ -1,1 +1,1 @@
-"""Settings of an experiment: read, checked and resolved into one request."""
+"""Read, check and resolve the settings of an experiment."""

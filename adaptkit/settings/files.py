@@ -1,4 +1,4 @@
-"""Presets, and config files in YAML (also malicious ones)."""
+"""Define presets, and read YAML config files safely."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_config(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise BadInput(f"config file {path}: {reason}") from None
     try:
-        twice = _written_twice(text)
+        duplicate = _written_twice(text)
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -33,8 +33,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise BadInput(f"config file {path}: not valid YAML{place}") from None
     except Exception:  # impossible dates, wrong tags and deep nesting raise many types of errors
         raise BadInput(f"config file {path}: not valid YAML") from None
-    if twice is not None:
-        raise BadInput(f"config file {path}: {twice}")
+    if duplicate is not None:
+        raise BadInput(f"config file {path}: {duplicate}")
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -48,19 +48,19 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _written_twice(text: str) -> str | None:
-    """Return a message about a duplicate key, of which YAML would keep the last one, or None."""
-    left, seen = [yaml.compose(text, yaml.SafeLoader)], set()
-    while left:
-        node = left.pop()
+    """Return a message about a duplicate key, or None; YAML itself silently keeps the last value."""
+    pending, seen = [yaml.compose(text, yaml.SafeLoader)], set()
+    while pending:
+        node = pending.pop()
         if node is None or id(node) in seen or not isinstance(node, yaml.CollectionNode):
             continue
         seen.add(id(node))  # an alias may refer to a node that contains it
         if isinstance(node, yaml.SequenceNode):
-            left += node.value
+            pending += node.value
             continue
         lines: dict[str, int] = {}
         for key, value in node.value:
-            left.append(value)
+            pending.append(value)
             if not isinstance(key, yaml.ScalarNode):
                 continue
             line = key.start_mark.line + 1
@@ -72,15 +72,15 @@ def _written_twice(text: str) -> str | None:
 
 def _is_small(content: object) -> bool:
     """Return whether the content stays within the limits after its aliases are expanded."""
-    left, count = [(content, 0)], 0
-    while left:
-        value, depth = left.pop()
+    pending, count = [(content, 0)], 0
+    while pending:
+        value, depth = pending.pop()
         inner = [*value, *value.values()] if isinstance(value, dict) else value
         if isinstance(inner, list | tuple | set):
             count += len(inner)
             if depth >= DEEPEST or count > MOST_ENTRIES:
                 return False
-            left += [(item, depth + 1) for item in inner]
+            pending += [(item, depth + 1) for item in inner]
     return True
 
 

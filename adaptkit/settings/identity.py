@@ -7,13 +7,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-#: params that do not change the result of a run, or that fingerprints and `ComparedRun` already hold
+#: params that do not change the result of a run, or that fingerprints and `ComparedRun` already cover
 NOT_OF_AN_ARM = {
     "strategy", "seed", "preset", "device", "data_dir", "evaluate_shifted", "shots", "image_size", "skip_bad_images",
     "severity", "checkpointing",
 }  # fmt: skip
 DATA = ("dataset", "target", "shift")
-#: behaviour of runs that were made before these params existed
+#: values of these params in runs that were made before the params existed
 ALWAYS = {"augment": "none", "bn": "freeze"}
 
 

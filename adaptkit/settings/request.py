@@ -36,7 +36,7 @@ OF_A_RUN = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A strategy with its options and its learning rate; each seed repeats it.
+    """A strategy with its options and its learning rate; one run is made for each seed.
 
     With `new_head`, the base has no weights for the head, so that the head is always trained.
     """
@@ -93,7 +93,7 @@ class Request:
 
     @property
     def is_pretrained(self) -> bool:
-        """Return whether the backbone starts from pretrained weights; a Python object is assumed to."""
+        """Return whether the backbone starts from pretrained weights; a Python object is assumed to be pretrained."""
         return self.backbone_options.get(WEIGHTS, "none") != "none" or self.settings.backbone.startswith("python:")
 
     def with_settings(self, **values: Any) -> Request:
@@ -155,27 +155,27 @@ class Request:
         settings = self._flat() | {"shift": self.shift_text, "strategy": [arm.strategy for arm in self.arms]}
         settings["seed"] = list(self.settings.seed)
         for arm in self.arms:
-            own = dict(arm.options) if "lr" in arm.options else {"lr": arm.lr, **arm.options}
-            settings |= {f"{arm.strategy}.{key}": value for key, value in own.items()}
+            options = dict(arm.options) if "lr" in arm.options else {"lr": arm.lr, **arm.options}
+            settings |= {f"{arm.strategy}.{key}": value for key, value in options.items()}
         text: str = yaml.safe_dump(self.config(settings), sort_keys=True, allow_unicode=True)
         return text
 
     def backbone_facts(self, channels: int, size: int) -> dict[str, Any]:
-        """Return the backbone's description of itself for images of this size, as params."""
+        """Return the params with which the backbone describes itself for images of this size."""
         described = getattr(self.backbone, "described", None)
         facts = described(channels, size) if described is not None else {}
         return {f"backbone.{key}": value for key, value in facts.items()}
 
     def _flat(self) -> dict[str, Any]:
-        own = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "base", "split", "severity"})
-        own["augment"] = _written(self.augment_amounts)
+        params = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "base", "split", "severity"})
+        params["augment"] = _written(self.augment_amounts)
         if self.severities:  # params of runs without severities stay unchanged
-            own["severity"] = ",".join(map(written, self.severities))
+            params["severity"] = ",".join(map(written, self.severities))
         for group in ("base", "split"):
-            own |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
-        own = {key: "none" if value is None else value for key, value in own.items()}
-        own |= {key: str(value) for key, value in own.items() if isinstance(value, Path)}
-        return own | {f"backbone.{key}": value for key, value in self.backbone_options.items()}
+            params |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
+        params = {key: "none" if value is None else value for key, value in params.items()}
+        params |= {key: str(value) for key, value in params.items() if isinstance(value, Path)}
+        return params | {f"backbone.{key}": value for key, value in self.backbone_options.items()}
 
 
 def _written(amounts: Mapping[str, float]) -> str:

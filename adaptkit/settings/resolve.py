@@ -16,13 +16,13 @@ from adaptkit.settings.request import TRAIN_HEAD, WEIGHTS, Arm, Request
 from adaptkit.settings.settings import DEFAULT_LR, DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
 from adaptkit.settings.shifts import amounts_of, make_augmentations, make_severities, make_shifts, parse_amounts
 
-#: NAME.lr: learning rate of one strategy, stronger than the setting `lr`, unless the strategy has such an option
+#: NAME.lr sets the learning rate of one strategy and overrides the setting `lr`, unless the strategy has an option `lr`
 LR = "lr"
 
 
 @dataclass(frozen=True)
 class Option:
-    """An unchecked option, for the strategy of this name, or with "" for the only strategy."""
+    """An unchecked option of the strategy with this name; "" is the only strategy."""
 
     strategy: str
     key: str
@@ -62,7 +62,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     if settings.dataset is None and settings.target is None:
         problems.append("dataset none: set the images to adapt to, as in --target folder:PATH")
     chosen: dict[str, Any] = {"dataset": None, "target": None}
-    for key, kind, options_given in (
+    for key, kind, component_options in (
         ("dataset", "dataset", {}),
         ("target", "dataset", {}),
         ("backbone", "backbone", backbone_options),
@@ -70,10 +70,12 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
         name = getattr(settings, key)
         try:
             if name is not None:
-                if WEIGHTS in options_given and WEIGHTS not in options_of(plugins.find(kind, name)):
+                if WEIGHTS in component_options and WEIGHTS not in options_of(plugins.find(kind, name)):
                     raise BadInput(f"backbone {name} has no pretrained weights; leave out --weights")
-                offer, title = plugins.find(kind, name), kind if options_given else name
-                chosen[key], checked = make_checked(title, offer.cls, options_given, argument=name.partition(":")[2])
+                offer, title = plugins.find(kind, name), kind if component_options else name
+                chosen[key], checked = make_checked(
+                    title, offer.cls, component_options, argument=name.partition(":")[2]
+                )
         except BadInput as error:
             problems.extend(error.problems)
     if problems:
@@ -109,8 +111,9 @@ def _with_preset(layers: Sequence[Layer], problems: list[str]) -> list[Layer]:
 def _merge(
     layers: Sequence[Layer], plugins: Plugins, problems: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any] | None, list[Option], dict[str, Any]]:
-    """Return the settings, the amounts of shifts (None: the default), the options of strategies (the weakest first)
-    and the options of the backbone.
+    """Return settings, amounts of shifts, options of strategies (the weakest first), and options of the backbone.
+
+    The amounts are None if no layer sets a shift.
     """
     known = setting_keys()
     prefixes = {*plugins.components["strategy"], "strategy"}
@@ -190,17 +193,17 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
         options = [option for option in options if option.strategy]
     for option in options:
         if names and option.strategy and option.strategy not in names:
-            problems.append(f"{option.strategy}.{option.key}: strategy {option.strategy} does not run")
+            problems.append(f"{option.strategy}.{option.key}: strategy {option.strategy} is not selected")
     arms = []
     for name in names:
-        given = {option.key: option.value for option in options if option.strategy in ("", name)}
+        values = {option.key: option.value for option in options if option.strategy in ("", name)}
         new_head = settings.dataset is None
         try:
             cls = plugins.find("strategy", name).cls
             if new_head and TRAIN_HEAD in options_of(cls):
-                given = {TRAIN_HEAD: True} | given
-            rate = given.pop(LR, None) if LR not in options_of(cls) else None
-            instance, checked = make_checked(name, cls, given)
+                values = {TRAIN_HEAD: True} | values
+            rate = values.pop(LR, None) if LR not in options_of(cls) else None
+            instance, checked = make_checked(name, cls, values)
             lr = settings.lr or default_lr(cls) if rate is None else _rate(f"{name}.{LR}", rate)
             arms.append(Arm(strategy=name, checked=instance, options=checked, lr=lr, new_head=new_head))
         except BadInput as error:

@@ -105,7 +105,7 @@ class SplitSettings(SettingsGroup):
     )
 
     def limited(self, classes: int) -> SplitSettings:
-        """Return the settings with a number for each limit that is none."""
+        """Return the settings with the default number for each limit that is none."""
         limits = {
             part: getattr(self, part) or max(limit, EACH * classes)
             for part, limit in (("source", 2500), ("pool", 1000), ("test", 1500))

@@ -1,4 +1,4 @@
-"""Severities (multiples of a shift): parse them, name them in metrics, and compute the area below accuracies."""
+"""Severities (multiples of a shift): parse them, name them in metrics, and compute the area under accuracies."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ Severities = Annotated[
 
 
 def area(severities: Sequence[float], accuracies: Sequence[float]) -> float | None:
-    """Return the mean height of accuracy over severity, by the trapezoidal rule; None for a single severity."""
+    """Return the mean accuracy over severities, by the trapezoidal rule; None for a single severity."""
     if len(severities) < 2:
         return None
     edges = zip(severities, severities[1:], accuracies, accuracies[1:], strict=False)
-    whole = sum((right - left) * (low + high) / 2 for left, right, low, high in edges)
-    return whole / (severities[-1] - severities[0])
+    total = sum((right - left) * (low + high) / 2 for left, right, low, high in edges)
+    return total / (severities[-1] - severities[0])
 
 
-def accuracies_in(metrics: Mapping[str, float], beginning: str = SEVERITY_ACCURACY) -> dict[float, float]:
+def accuracies_in(metrics: Mapping[str, float], prefix: str = SEVERITY_ACCURACY) -> dict[float, float]:
     """Return the accuracy at each severity among the metrics of a run, in order."""
-    found = {key.removeprefix(beginning): value for key, value in metrics.items() if key.startswith(beginning)}
-    # A metric of a plugin may begin in the same way.
-    return dict(sorted((float(name), value) for name, value in found.items() if NUMBER.fullmatch(name)))
+    by_name = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+    # A metric of a plugin may have the same prefix.
+    return dict(sorted((float(name), value) for name, value in by_name.items() if NUMBER.fullmatch(name)))

@@ -1,4 +1,4 @@
-"""Build shifts and augmentations from their texts, or report their problems."""
+"""Build shifts and augmentations from text, or report problems."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptkit.settings.severities import written
 
 
 def parse_amounts(text: str, key: str = "shift") -> dict[str, str]:
-    """Parse `rotate=45,noise=0.3`, in this order; `none` is an empty mapping. Raises BadInput that names the key."""
+    """Parse `rotate=45,noise=0.3`, in this order; `none` is an empty mapping. BadInput names the key."""
     if text.strip() == "none":
         return {}
     amounts: dict[str, str] = {}

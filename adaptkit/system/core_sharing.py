@@ -1,4 +1,4 @@
-"""Count the experiments that run on this machine: each holds a seat, a locked file in the cache folder."""
+"""Count the experiments that run on this machine: each one locks a file in the cache folder, its seat."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from filelock import FileLock, Timeout
 from adaptkit.system.folders import cache_folder
 
 #: maximum time to wait for the lock of the folder; normally it is held for milliseconds
-DOOR_SECONDS = 5.0
+LOCK_SECONDS = 5.0
 #: maximum number of experiments on one machine
-MOST_SEATS = 1000
+MAX_SEATS = 1000
 
 
 @dataclass(frozen=True)
-class Company:
-    """The state at one moment: how many other experiments were running, and how many had ever started."""
+class Occupancy:
+    """The number of `others`, experiments that run now, and of `arrivals`, all experiments started so far."""
 
     others: int
     arrivals: int
@@ -41,8 +41,8 @@ class Seat:
     def __enter__(self) -> Seat:
         with suppress(OSError, Timeout):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._door():
-                seats = (self._folder / f"{number}.lock" for number in range(MOST_SEATS))
+            with self._folder_lock():
+                seats = (self._folder / f"{number}.lock" for number in range(MAX_SEATS))
                 self._lock = next(filter(None, map(_locked, seats)), None)
                 with self._arrivals.open("ab") as stream:
                     stream.write(b".")
@@ -55,12 +55,12 @@ class Seat:
             self._lock.release()
             self._lock = None
 
-    def company(self) -> Company:
-        """Return how many other experiments are running now, and how many have started so far."""
+    def occupancy(self) -> Occupancy:
+        """Count the other experiments that are running now, and all experiments that have started so far."""
         if self._lock is None:
-            return Company(0, 0)
+            return Occupancy(0, 0)
         try:
-            with self._door(), ExitStack() as free:
+            with self._folder_lock(), ExitStack() as free:
                 others = 0
                 for path in self._folder.glob("*.lock"):
                     if path == Path(self._lock.lock_file):
@@ -70,21 +70,21 @@ class Seat:
                         others += 1
                     else:
                         free.callback(lock.release)
-                return Company(others, self._arrivals.stat().st_size)
+                return Occupancy(others, self._arrivals.stat().st_size)
         except (OSError, Timeout):
-            return Company(0, 0)
+            return Occupancy(0, 0)
 
-    def timing_since(self, before: Company) -> str:
+    def timing_since(self, before: Occupancy) -> str:
         """Return `alone`, or `shared` if another experiment ran at any time since `before`."""
-        return "shared" if before.others or self.company().arrivals != before.arrivals else "alone"
+        return "shared" if before.others or self.occupancy().arrivals != before.arrivals else "alone"
 
     @property
     def _arrivals(self) -> Path:
         return self._folder / "arrivals"
 
-    def _door(self) -> FileLock:
-        """Return the lock for taking and counting seats: counting locks free seats for a moment."""
-        return FileLock(self._folder / "door", timeout=DOOR_SECONDS)
+    def _folder_lock(self) -> FileLock:
+        """Return the lock for taking and counting seats: counting locks free seats for a short time."""
+        return FileLock(self._folder / "door", timeout=LOCK_SECONDS)
 
 
 def _locked(path: Path) -> FileLock | None:

@@ -15,7 +15,7 @@ from adaptkit.errors import AdaptkitError
 
 
 class OutputLost(AdaptkitError):
-    """Report that results could not be printed; after a closed pipe, only with the exit code."""
+    """Results could not be printed. After a closed pipe, only the exit code shows this."""
 
     def __init__(self, error: OSError) -> None:
         is_closed = error.errno == errno.EPIPE
@@ -99,7 +99,7 @@ def printable(text: str, keep: str = "\n\t") -> str:
 
 
 def printable_line(text: str) -> str:
-    """Return a text, such as a path, as one line that can be printed: line breaks and tabs are written out too."""
+    """Return a text, such as a path, as one line that can be printed: line breaks and tabs are escaped too."""
     return printable(text, keep="")
 
 

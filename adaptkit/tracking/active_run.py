@@ -69,7 +69,7 @@ class ActiveRun:
 
         while self._is_active and (run := mlflow.active_run()) is not None and run.info.run_id != self.run_id:
             mlflow.end_run(status)
-        # By its id and first: `end_run` deactivates the run before it writes, and a signal may come in between.
+        # End it by its id first: `end_run` deactivates the run before it writes, and a signal may arrive in between.
         mlflow.MlflowClient(tracking_uri=self._store).set_terminated(self.run_id, status)
         if self._is_active and mlflow.active_run() is not None:
             mlflow.end_run(status)

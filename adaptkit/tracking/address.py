@@ -26,7 +26,7 @@ CHARTS = (
 
 @dataclass(frozen=True)
 class Address:
-    """The address of a tracking store: of a SQLite file (`path`), a database server or an MLflow server."""
+    """The address of a tracking store: a SQLite file (`path`), a database server or an MLflow server."""
 
     uri: str = field(repr=False)
     path: Path | None = None
@@ -54,7 +54,7 @@ class Address:
             return None
         if self.is_default:
             return "mlflow ui"
-        # Stars in place of user and password: the user fills them in.
+        # Stars replace the user name and the password; the user fills them in.
         return f"mlflow ui --backend-store-uri {shlex.quote(re.sub('://.*@', '://***@', self.uri, flags=re.DOTALL))}"
 
     def runs_url(self, experiment_id: str | None, port: int = UI_PORT) -> str:
@@ -72,7 +72,7 @@ class Address:
         return self.shown.rstrip("/") if self.is_server else f"http://127.0.0.1:{port}"
 
     def without_secrets(self, text: str) -> str:
-        """Return a text about this store without users and passwords."""
+        """Remove user names and passwords from a text about this store."""
         login = re.match("[^/]+://[^:]*:(.*)@", self.uri, flags=re.DOTALL)
         return without_secrets(text, {login[1], unquote(login[1])} if login else ())
 
@@ -133,7 +133,7 @@ def _sqlite(uri: str) -> Address:
 
 
 def _names_a_host(uri: str) -> bool:
-    if not uri.isprintable() or " " in uri:  # a line break would be dropped, and the login shown
+    if not uri.isprintable() or " " in uri:  # a line break would be dropped, and the login would be shown
         return False
     try:
         parts = urlsplit(uri)
@@ -159,7 +159,7 @@ def _no_file_store(uri: str) -> str:
 
 
 def _has_file_store(folder: Path) -> bool:
-    """Return whether MLflow takes the folder for an old file store; it then refuses to start."""
+    """Return whether MLflow treats the folder as an old file store; MLflow then refuses to start."""
     return any(file.parent.name.isdigit() for file in folder.glob("*/meta.yaml"))
 
 

@@ -60,7 +60,7 @@ def read_predictions(
         raise ValueError("not a table of predictions")
     index = {name: number for number, name in enumerate(classes)}
     sets = numpy.array(columns[0])
-    # numpy needs ten times as long to convert texts to numbers.
+    # Python converts the strings to numbers: numpy takes ten times as long.
     image, confidence = numpy.array(list(map(int, columns[1]))), numpy.array(list(map(float, columns[4])))
     truth, predicted = (numpy.array([index[name] for name in columns[number]]) for number in (2, 3))
     base = numpy.array([index[name] if name else -1 for name in columns[5]])
@@ -80,7 +80,7 @@ def read_predictions(
 
 
 def write_artifacts(folder: Path, run: RunStart, result: RunResult) -> None:
-    """Write all artifacts of a run to a folder: not to subfolders, which MLflow's compare page does not show."""
+    """Write all artifacts of a run to a folder without subfolders, which MLflow's compare page does not show."""
     # A late import: it loads matplotlib.
     from adaptkit.reports.figures.run import draw_confusion, draw_curves, draw_samples, save
 

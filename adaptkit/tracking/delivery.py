@@ -1,4 +1,4 @@
-"""Deliver the events of journals to a tracking store; an event that is sent twice has the effect of one."""
+"""Deliver journaled events to a tracking store, idempotently."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Delivery:
         journal.run_id = self.ids[journal.local_id] = run_id
 
     def _related_runs(self, runs: Mapping[str, str]) -> dict[str, str]:
-        """Return tags with the store's ids of other runs, without those of runs that the store does not have."""
+        """Return tags whose values are the store's ids of other runs; leave out runs that the store does not have."""
         tags = {}
         for tag, local_id in runs.items():
             if local_id not in self.ids and (run_ids := self._run_ids(local_id)):
@@ -147,7 +147,7 @@ def send_logs(client: MlflowClient, run_id: str, logs: Sequence[Log]) -> None:
 
 
 def is_final(error: Exception) -> bool:
-    """Return whether a store rejects the same request again after this error."""
+    """Return whether the store would reject the same request again after this error."""
     return getattr(error, "error_code", None) in FINAL
 
 

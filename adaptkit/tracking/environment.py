@@ -40,7 +40,7 @@ class EnvironmentDifference:
 
 #: distributions that compute images, models or metrics
 COMPUTING = ("mlxtend", "numpy", "pillow", "scikit-learn", "scipy", "torch", "torchvision")
-#: prefixes of the names of libraries that they use: always, and only on a GPU
+#: prefixes of libraries that these distributions use: on every device, and only on a GPU
 LIBRARIES, GPU_LIBRARIES = ("intel-openmp", "mkl"), ("nvidia-", "rocm")
 NOT_RECORDED, ABSENT = "not recorded", "none"
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -65,7 +65,7 @@ def environment() -> str:
 
 @dataclass(frozen=True)
 class Environment:
-    """The content of an `environment.txt`: the lines of its head by their first word, and versions by distribution."""
+    """The content of an `environment.txt`: its first lines by their first word, and versions by distribution."""
 
     head: Mapping[str, str]
     versions: Mapping[str, str]
@@ -164,7 +164,7 @@ def source_tags(without_secrets: Callable[[str], str]) -> dict[str, str]:
     return {
         HOST_TAG: socket.gethostname(),
         PID_TAG: str(os.getpid()),
-        # A process with the same number that starts after this time is another process.
+        # A process with the same id that starts after this time is another process.
         PROCESS_SEEN_TAG: f"{time.time():.3f}",
         USER_TAG: user_name(),
         COMMAND_TAG: without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),

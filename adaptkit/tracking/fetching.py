@@ -18,9 +18,9 @@ def local_artifacts(address: str, database: Path | None) -> Path | None:
     path = Path(unquote(urlsplit(address).path) if address.startswith("file:") else address)
     if path.is_dir() or database is None or "mlruns" not in path.parts:
         return path
-    inner = path.parts[len(path.parts) - path.parts[::-1].index("mlruns") :]
-    moved = database.resolve().parent / "mlruns" / Path(*inner)
-    return moved if moved.is_dir() else path
+    relative = path.parts[len(path.parts) - path.parts[::-1].index("mlruns") :]
+    moved_folder = database.resolve().parent / "mlruns" / Path(*relative)
+    return moved_folder if moved_folder.is_dir() else path
 
 
 def fetch(artifacts: str, name: str, folder: str, tracking_uri: str) -> Path:

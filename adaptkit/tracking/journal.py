@@ -119,7 +119,7 @@ def journals_folder() -> Path:
 
 @dataclass
 class Journal:
-    """The events of one run, in a folder, and the number of those that the store has.
+    """The events of one run in a folder, and the number of events that the store has received.
 
     `store` is the address of the store without secrets. `run_id` is the store's id of the run, None before the run is
     created there.
@@ -133,7 +133,7 @@ class Journal:
     count: int = 0
     sent: int = 0
     run_id: str | None = None
-    #: it is unknown whether the store has created the run: `Create` may have been sent before
+    #: whether `Create` may have been sent before, so that the store may already contain the run
     doubtful: bool = False
     _lock: FileLock | None = field(default=None, repr=False)
 
@@ -197,8 +197,8 @@ class Journal:
         self._lock = lock
 
 
-def left_journals() -> Iterator[Journal]:
-    """Yield the journals that no process uses, the oldest first. Each is locked until the next one is requested."""
+def unused_journals() -> Iterator[Journal]:
+    """Yield the journals that no process uses, the oldest first; each is locked until the next one is requested."""
     folder = journals_folder()
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         journal = _load(path)
@@ -215,16 +215,16 @@ def left_journals() -> Iterator[Journal]:
 
 
 def forget_sent(local_ids: Collection[str]) -> None:
-    """Delete the journals of these runs that have no unsent events: other journals hold the ends of the runs."""
-    for journal in left_journals():
+    """Delete the journals of these runs if all their events are sent: other journals contain the end events."""
+    for journal in unused_journals():
         if journal.local_id in local_ids and not journal.unsent():
             journal.remove()
 
 
 def count_unsent(store: str) -> int:
-    """Return the number of runs with unsent events for the store at this address that no process is sending."""
+    """Return the number of runs with unsent events for this store that no process is sending."""
     with contextlib.suppress(OSError):
-        return sum(journal.store == store and bool(journal.unsent()) for journal in left_journals())
+        return sum(journal.store == store and bool(journal.unsent()) for journal in unused_journals())
     return 0
 
 

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-#: seconds by which the start of a process, as the system reports it, may be wrong
+#: maximum error, in seconds, of the start time of a process as the system reports it
 TOLERANCE = 2.0
 
 
 def lives(tags: Mapping[str, str]) -> bool | None:
     """Return whether the process of a run with these tags exists; None if that cannot be determined on this machine.
 
-    A process that started after the time in the tags is another process with the same number.
+    A process that started after the time in the tags is another process with the same id.
     """
     pid = tags.get(PID_TAG, "")
     if tags.get(HOST_TAG) != socket.gethostname() or not pid.isdigit():
@@ -46,10 +46,10 @@ def lives(tags: Mapping[str, str]) -> bool | None:
         return False
     except (OSError, OverflowError):
         return None
-    seen, began = _number(tags.get(PROCESS_SEEN_TAG, "")), _start(int(pid))
-    if seen is None or began is None:
+    recorded_at, started_at = _number(tags.get(PROCESS_SEEN_TAG, "")), _start(int(pid))
+    if recorded_at is None or started_at is None:
         return True
-    return began <= seen + TOLERANCE
+    return started_at <= recorded_at + TOLERANCE
 
 
 def _number(text: str) -> float | None:
@@ -68,7 +68,7 @@ def _start(pid: int) -> float | None:
     return None
 
 
-#: metrics whose times are the heartbeat of a run: that of each epoch, and that of its end
+#: metrics whose timestamps are the heartbeat of a run: one is logged in each epoch, the other at the end
 HEARTBEAT = (TIME_EPOCH_SECONDS, TIME_TRAIN_SECONDS)
 #: a run is silent after this number of seconds without a heartbeat, and after this multiple of its longest epoch
 LEAST_SILENCE, EPOCHS_OF_SILENCE = 900.0, 5
@@ -78,15 +78,15 @@ LEAST_SILENCE, EPOCHS_OF_SILENCE = 900.0, 5
 class StaleRun:
     """A run that counts as running; `lives` is whether its process exists, None if that cannot be determined.
 
-    For a run whose process cannot be determined, `last_sign` is the time of its last heartbeat (Unix time), and
-    `silent` is true if that is longer ago than its epochs take.
+    If that cannot be determined, `last_heartbeat` is the Unix time of the last heartbeat. `silent` is true if the last
+    heartbeat is much longer ago than an epoch takes.
     """
 
     run_id: str
     name: str
     place: str
     lives: bool | None
-    last_sign: float | None = None
+    last_heartbeat: float | None = None
     silent: bool = False
 
 
@@ -98,14 +98,14 @@ def unfinished(client: MlflowClient, experiments: Sequence[str]) -> list[StaleRu
         if KIND_TAG not in tags:
             continue
         alive = lives(tags)
-        last_sign, silent = (None, False) if alive is not None else _heartbeat(client, run)
+        last_heartbeat, silent = (None, False) if alive is not None else _heartbeat(client, run)
         stale.append(
             StaleRun(
                 run_id=run.info.run_id,
                 name=run.info.run_name or run.info.run_id,
                 place=f"process {tags.get(PID_TAG, '?')} on {tags.get(HOST_TAG, '?')}",
                 lives=alive,
-                last_sign=last_sign,
+                last_heartbeat=last_heartbeat,
                 silent=silent,
             )
         )
@@ -113,7 +113,7 @@ def unfinished(client: MlflowClient, experiments: Sequence[str]) -> list[StaleRu
 
 
 def _heartbeat(client: MlflowClient, run: MlflowRun) -> tuple[float, bool]:
-    """Return the time of a run's last heartbeat, and whether the run is silent since then."""
+    """Return the time of a run's last heartbeat, and whether the run counts as silent."""
     signs, epochs = [(run.info.start_time or 0) / 1000], [0.0]
     for key in (key for key in HEARTBEAT if key in run.data.metrics):
         history = client.get_metric_history(run.info.run_id, key)
@@ -125,6 +125,6 @@ def _heartbeat(client: MlflowClient, run: MlflowRun) -> tuple[float, bool]:
 def end_stale(client: MlflowClient, runs: Iterable[StaleRun]) -> None:
     """End stale and silent runs as killed."""
     for run in runs:
-        reason = "its process is gone" if run.lives is False else "it has not logged anything for a long time"
+        reason = "its process has ended" if run.lives is False else "it has not logged anything for a long time"
         client.set_tag(run.run_id, ERROR_TAG, reason)
         client.set_terminated(run.run_id, "KILLED")

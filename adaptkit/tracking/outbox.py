@@ -26,11 +26,11 @@ BATCH = 500
 
 
 class Sender:
-    """A thread that sends events in order and repeats attempts that failed.
+    """A thread that sends events in order and retries failed attempts.
 
-    `fault` is the reason why the store is not up to date; None if it is. `refused` holds the runs of which the store
-    rejects an event permanently, by local id, with the reason; events of other runs are still sent. `describe` converts
-    an error to one line, and `on_stop` is called when the thread ends.
+    `fault` is the reason why the store is not up to date; None if it is. If the store rejects
+    an event of a run permanently, `refused` maps the local id of the run to the reason; events of other runs are still
+    sent. `describe` converts an error to one line, and `on_stop` is called when the thread ends.
     """
 
     def __init__(self, delivery: Delivery, describe: Callable[[Exception], str], on_stop: Callable[[], None]) -> None:
@@ -41,8 +41,8 @@ class Sender:
         self._waiting: deque[tuple[Journal, Event]] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        #: time of the last progress, or of the last attempt to make some
-        self._moved = time.monotonic()
+        #: time of the last attempt to send events, or at which an empty queue received an event
+        self._last_attempt = time.monotonic()
         self._thread: threading.Thread | None = None
 
     def add(self, journal: Journal, event: Event) -> None:
@@ -53,7 +53,7 @@ class Sender:
                 self._thread = threading.Thread(target=self._work, name="adaptkit-sender", daemon=True)
                 self._thread.start()
             if not self._waiting:
-                self._moved = time.monotonic()
+                self._last_attempt = time.monotonic()
             self._waiting.append((journal, event))
             self._changed.notify_all()
 
@@ -76,7 +76,7 @@ class Sender:
         with self._changed:
             self._closing = True
             if self.fault is not None:  # one more attempt follows
-                self._moved = time.monotonic()
+                self._last_attempt = time.monotonic()
             self._changed.notify_all()
             self._wait_while_progressing(lambda: self._thread is None, patience)
             return not self._waiting and not self.refused
@@ -84,11 +84,11 @@ class Sender:
     def _wait_while_progressing(self, is_done: Callable[[], bool], patience: float) -> None:
         """Wait until `is_done()`, or until nothing was sent for `patience` seconds. The caller holds the lock."""
         while not is_done():
-            left = self._moved + patience - time.monotonic()
-            if left <= 0:
+            seconds_left = self._last_attempt + patience - time.monotonic()
+            if seconds_left <= 0:
                 return
-            moved = self._moved
-            self._changed.wait_for(lambda: is_done() or self._moved > moved, left)  # noqa: B023
+            attempt = self._last_attempt
+            self._changed.wait_for(lambda: is_done() or self._last_attempt > attempt, seconds_left)  # noqa: B023
 
     def _work(self) -> None:
         pause = FIRST_PAUSE
@@ -111,10 +111,10 @@ class Sender:
                 done = journal.sent - before if error is not None else len(events)
                 for _ in range(done):
                     self._waiting.popleft()
-                self._moved = time.monotonic()
+                self._last_attempt = time.monotonic()
                 if error is not None and not is_final(error):
                     self.fault = self._describe(error)
-                else:  # also if the store rejected an event: it has answered
+                else:  # also after a rejected event: the store has answered
                     self.fault, pause = None, FIRST_PAUSE
                 if error is not None and is_final(error):
                     self.refused[journal.local_id] = self._describe(error)
@@ -142,7 +142,7 @@ class Sender:
         return journal, events
 
 
-#: total time that training may wait for the store: seconds, and a fraction of the time since the outbox was made
+#: total time that training may wait for the store: seconds, and a fraction of the time since the outbox was created
 GRACE, SHARE = 0.5, 0.04
 #: maximum time in seconds that a run may wait for the store at its start and at its end: with a file, with a server
 CATCH_UP_SECONDS, CATCH_UP_SECONDS_OF_SERVER = 5.0, 1.0
@@ -159,7 +159,7 @@ class Outbox:
         self._store, self._folder = store, journals
         self._sender = Sender(Delivery(store.client, store.experiment_id), self._describe, self._release)
         self._journals: dict[str, Journal] = {}
-        self._unkept: str | None = None
+        self._write_error: str | None = None
         self._temporary: Path | None = None
         self._is_late = False
         self._started, self._waited = time.monotonic(), 0.0
@@ -170,8 +170,8 @@ class Outbox:
         try:
             journal = Journal.create(*about, parent=self._folder)
         except OSError as error:
-            self._note_unkept(error, state_folder())
-            journal = Journal.create(*about, parent=self._other_folder())
+            self._note_write_error(error, state_folder())
+            journal = Journal.create(*about, parent=self._temporary_folder())
         self._journals[local_id] = journal
 
     def add(self, local_id: str, *events: Event) -> None:
@@ -181,7 +181,7 @@ class Outbox:
             try:
                 journal.append(event)
             except OSError as error:  # the disk is full: events that this process cannot send are lost
-                self._note_unkept(error, journal.folder)
+                self._note_write_error(error, journal.folder)
             finally:  # even after a signal, so that journal and sender count the same events
                 self._sender.add(journal, event)
         self._settle(GRACE + SHARE * (time.monotonic() - self._started) - self._waited)
@@ -222,9 +222,9 @@ class Outbox:
             folder.mkdir()
             write(folder)
         except OSError as error:  # the disk is full: the folder for temporary files may be on another one
-            self._note_unkept(error, folder)
+            self._note_write_error(error, folder)
             shutil.rmtree(folder, ignore_errors=True)
-            folder = self._other_folder() / f"{local_id}-{name}"
+            folder = self._temporary_folder() / f"{local_id}-{name}"
             folder.mkdir()
             write(folder)
         self.add(local_id, Put(str(folder) if self._temporary in folder.parents else name, path, signed))
@@ -249,23 +249,23 @@ class Outbox:
         if self._sender.close():
             return None
         reason = self.fault or "it is slow"
-        if self._unkept is not None:
-            return f"{reason}; the missing records cannot be kept for later either: {self._unkept}"
+        if self._write_error is not None:
+            return f"{reason}; the missing records cannot be saved for later either: {self._write_error}"
         if self._folder is not None:
             return reason
-        does = "explains what to do" if self._sender.refused else "sends them"
-        return f"{reason}; the missing records are kept: `adaptkit sync{tracking_option(self._store.uri)}` {does}"
+        effect = "explains what to do" if self._sender.refused else "sends them"
+        return f"{reason}; the missing records are kept: `adaptkit sync{tracking_option(self._store.uri)}` {effect}"
 
-    def _note_unkept(self, error: OSError, place: Path) -> None:
-        self._unkept = self._unkept or f"{error.filename or place}: {error.strerror or error}"
+    def _note_write_error(self, error: OSError, place: Path) -> None:
+        self._write_error = self._write_error or f"{error.filename or place}: {error.strerror or error}"
 
-    def _other_folder(self) -> Path:
+    def _temporary_folder(self) -> Path:
         """Return a temporary folder that exists as long as this outbox does."""
         self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix="adaptkit-"))
         return self._temporary
 
     def _release(self) -> None:
-        """Unlock the journals, so that `adaptkit sync` can send them: this outbox sends nothing any more."""
+        """Unlock the journals, so that `adaptkit sync` can send them: this outbox no longer sends events."""
         for journal in self._journals.values():
             journal.release()
         if self._temporary is not None:

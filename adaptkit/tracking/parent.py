@@ -32,7 +32,7 @@ def status_after(error: BaseException) -> str:
 
 
 class ParentRun:
-    """A run that groups other runs, and that holds what they show together.
+    """A run that groups other runs and contains their joint results.
 
     With a `run_id`, the existing run of that id is reopened; `local_id` is its identifier on this machine.
     """
@@ -97,7 +97,7 @@ def open_parent(
     tags: Mapping[str, str] | None = None,
     run_id: str | None = None,
 ) -> Iterator[ParentRun]:
-    """Open a parent run for the duration of a block; its status follows from how the block ends.
+    """Open a parent run for the duration of a block; an error in the block determines its final status.
 
     Events that cannot be sent are not kept for later. Raises TrackingLost if the store does not accept all of them.
     """

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-#: first parts of names in MLflow's filter language; a name without such a part is taken as the name of a param
+#: prefixes of names in MLflow's filter language; a name without a prefix is treated as the name of a param
 ENTITIES = {"params", "param", "parameter", "parameters", "metrics", "metric", "tags", "tag", "attribute", "attributes"}
 ENTITIES |= {"attr", "run", "dataset", "datasets"}
 ATTRIBUTES = {
@@ -106,7 +106,7 @@ PARENTS = ("comparison", "sweep")
 ADAPTATIONS = {KIND_TAG: "adaptation"}
 #: metrics of a learning curve
 CURVES = (TIME_CUMULATIVE_SECONDS, TEST_ACCURACY, SHIFTED_ACCURACY)
-#: number of runs that are read one by one before the rest is searched for
+#: number of runs to read one by one before the remaining ones are read with a search
 FEW = 20
 
 
@@ -136,7 +136,7 @@ class Reader:
             for parent in parents:
                 children = ADAPTATIONS | {PARENT_TAG: parent.info.run_id}
                 runs |= {run.info.run_id: run for run in self._search(_experiments([parent]), children, where)}
-        # In the order of a search.
+        # in the same order as a search
         return sorted(runs.values(), key=lambda run: (run.info.start_time or 0, run.info.run_id))
 
     def read(self, stored: Iterable[MlflowRun]) -> list[ComparedRun]:
@@ -301,10 +301,10 @@ def _experiments(runs: Iterable[MlflowRun]) -> list[str]:
 
 
 def _status(run: MlflowRun) -> tuple[str, str | None]:
-    """Return the status of a run and the reason; a run whose process does not exist any more was killed."""
+    """Return the status of a run and the reason; a run counts as killed if its process has ended."""
     status = run.info.status.lower()
     if status not in ("running", "scheduled"):
         return status, None
     if lives(run.data.tags) is False:
-        return "killed", "its process is gone"
+        return "killed", "its process has ended"
     return "running", None

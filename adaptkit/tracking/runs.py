@@ -133,9 +133,9 @@ class RunFinder:
             raise BadInput(f"{run.title} was deleted; `mlflow runs restore --run-id {run_id}` brings it back")
         if run.kind in ("comparison", "sweep"):
             children = self.reader.find([run_id], None, None)
-            inner = [f"{child.info.run_id} ({child.info.run_name})" for child in children]
-            hint = f"; name one of its runs: {', '.join(inner[:8])}" if inner else ""
-            raise BadInput(f"{run.title} groups others and has no model{hint}{' ...' if inner[8:] else ''}")
+            child_names = [f"{child.info.run_id} ({child.info.run_name})" for child in children]
+            hint = f"; name one of its runs: {', '.join(child_names[:8])}" if child_names else ""
+            raise BadInput(f"{run.title} groups others and has no model{hint}{' ...' if child_names[8:] else ''}")
         if run.kind not in kinds:
             what = f"is of kind {run.kind}" if run.kind else "was not made by adaptkit"
             raise BadInput(f"{run.title} {what}: it has no model that adaptkit could rebuild")

@@ -19,7 +19,7 @@ def check_server(address: Address) -> None:
     """Raise BadInput if an MLflow server does not answer."""
     reason: object
     try:
-        # Without the login, which urllib takes for a part of the host name and which this page does not need.
+        # Without the login: urllib would treat it as part of the host name, and this page does not need it.
         urlopen(Request(f"{address.shown.rstrip('/')}/health"), timeout=REACH_SECONDS).close()
         return
     except HTTPError as error:  # the server has answered
@@ -38,7 +38,7 @@ def check_server(address: Address) -> None:
 
 
 def clock_skew(address: Address) -> float | None:
-    """Return by how many seconds the clock of a server is ahead of this machine's; None if it does not send its time.
+    """Return how many seconds the clock of a server is ahead of the local clock; None if it does not send its time.
 
     The precision is one second.
     """
@@ -51,12 +51,12 @@ def clock_skew(address: Address) -> float | None:
     if date is None:
         return None
     try:
-        theirs = parsedate_to_datetime(date).timestamp()
+        server_time = parsedate_to_datetime(date).timestamp()
     except ValueError:
         return None
-    ours = (before + time.time()) / 2
-    # The server has dropped fractions of a second: add their mean.
-    return theirs + 0.5 - ours
+    local_time = (before + time.time()) / 2
+    # The server omits fractions of a second: add their mean, 0.5.
+    return server_time + 0.5 - local_time
 
 
 def check_database(address: Address) -> None:

@@ -110,7 +110,7 @@ def explained(path: Path) -> Iterator[None]:
 
 #: maximum time to wait for another program that is creating or upgrading the schema
 PATIENCE_SECONDS = 60.0
-#: time without changes after which no program is still creating the schema
+#: time without changes after which the schema counts as complete
 SETTLED_SECONDS = 4.0
 
 
@@ -126,7 +126,7 @@ def prepare_schema(path: Path, uri: str) -> tuple[str, ...]:
             return ()
     with locked(path), explained(path):
         for unfinished in _unfinished_files(path):
-            unfinished.unlink(missing_ok=True)  # left by a killed process: a living one would hold the lock
+            unfinished.unlink(missing_ok=True)  # left by a killed process: a running one would hold the lock
         if not path.exists():
             _create(path, _publish)
         revision = _settled_revision(path, head)

@@ -50,7 +50,7 @@ class Store:
         return Address(self.uri).runs_url(self.experiment_id)
 
     def without_secrets(self, text: str) -> str:
-        """Return a text about this store without users and passwords."""
+        """Remove user names and passwords from a text about this store."""
         return Address(self.uri).without_secrets(text)
 
 
@@ -146,7 +146,7 @@ def existing_experiment(address: Address, client: MlflowClient, name: str) -> st
 
 
 def _prepare_mlflow(address: Address) -> None:
-    """Set MLflow's environment variables, import it, and silence its loggers: it raises its errors as well."""
+    """Set MLflow's environment variables, import it, and silence its loggers: it also raises what it logs as errors."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -183,7 +183,7 @@ def errors_as_lines(address: Address) -> Iterator[None]:
 def _find_experiment(
     client: MlflowClient, name: str, address: Address, path: Path | None
 ) -> tuple[Experiment, str | None]:
-    """Return the experiment, and a notice if it is called `name-2` or so because `name` cannot be used."""
+    """Return the experiment, and a notice if it has another name, such as `name-2`, because `name` cannot be used."""
     unusable, number = None, 1
     while True:
         candidate = name if number == 1 else f"{name}-{number}"
@@ -197,8 +197,8 @@ def _find_experiment(
         else:
             problem = None if address.is_server else _artifact_problem(experiment.artifact_location, path)
         if problem is None:
-            moved = f"experiment {name!r} {unusable}: these runs are in {candidate!r}"
-            return experiment, moved if unusable else None
+            notice = f"experiment {name!r} {unusable}: these runs are in {candidate!r}"
+            return experiment, notice if unusable else None
         unusable, number = unusable or problem, number + 1
 
 

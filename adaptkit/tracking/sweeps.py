@@ -12,13 +12,13 @@ from adaptkit.tracking.parent import ParentRun, open_parent
 from adaptkit.tracking.search import search_runs
 from adaptkit.tracking.store import Store
 
-#: maximum number of trials that are searched for one by one; more are found faster among all runs of the experiment
+#: maximum number of trials to search one by one; for more trials, reading all runs of the experiment is faster
 FEW = 50
 
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """A trial in the store: its latest run that finished, or else the latest that failed, with the `error`."""
+    """A trial in the store: its latest finished run, or else its latest failed run with the `error`."""
 
     run_id: str
     status: str
@@ -33,7 +33,7 @@ def open_sweep(
     """Open the run that groups the trials of a sweep, for the duration of a block.
 
     If an earlier start of the same sweep created the run, it is reopened, and its trials that still count as running
-    end as killed. Raises TrackingLost if the store fails.
+    are marked as killed. Raises TrackingLost if the store fails.
     """
     earlier = search_runs(store.client, [store.experiment_id], tags={SWEEP_KEY_TAG: key})
     run_id = str(earlier[-1].info.run_id) if earlier else None
@@ -46,14 +46,14 @@ def open_sweep(
 
 
 def end_dead(store: Store, parent: str, key: str | None = None) -> None:
-    """End the trials of this parent that still count as running as killed; with a `key`, only those of one trial."""
+    """Mark trials of this parent that still count as running as killed; with a `key`, only those of one trial."""
     tags = {PARENT_TAG: parent} | ({} if key is None else {TRIAL_KEY_TAG: key})
     for run in search_runs(store.client, [store.experiment_id], tags=tags, status="RUNNING"):
         store.client.set_terminated(run.info.run_id, "KILLED")
 
 
 def fail_dead(store: Store, parent: str, key: str, reason: str) -> None:
-    """End the run of a trial whose process died as failed, if there is one."""
+    """Mark the run of a trial as failed after its process died; do nothing if the trial has no such run."""
     tags = {PARENT_TAG: parent, TRIAL_KEY_TAG: key}
     for run in search_runs(store.client, [store.experiment_id], tags=tags, status="RUNNING"):
         store.client.set_tag(run.info.run_id, ERROR_TAG, reason)
@@ -81,24 +81,24 @@ def require_parent(store: Store, parent: str) -> None:
         experiment_id = None
     if experiment_id != store.experiment_id:
         shown = store.without_secrets(store.uri)
-        raise BadInput(f"{shown} is not the sweep's store here: share its folder, or use an MLflow server")
+        raise BadInput(f"{shown} is another store than that of the sweep; share its folder, or use an MLflow server")
 
 
 def find_trials(store: Store, keys: Iterable[str], kind: str = "adaptation") -> dict[str, StoredTrial]:
-    """Return the trials of the experiment that have one of these keys, whichever command ran them."""
-    wanted = set(keys)
-    searches = [{TRIAL_KEY_TAG: key} for key in wanted] if len(wanted) <= FEW else [{}]
+    """Return the trials of the experiment that have one of these keys, run by any command."""
+    requested = set(keys)
+    searches = [{TRIAL_KEY_TAG: key} for key in requested] if len(requested) <= FEW else [{}]
     trials: dict[str, StoredTrial] = {}
     for tags in searches:
         for run in search_runs(store.client, [store.experiment_id], tags={KIND_TAG: kind, **tags}):
             key = run.data.tags.get(TRIAL_KEY_TAG, "")
             status = {"FINISHED": "finished", "FAILED": "failed"}.get(run.info.status)
-            if key not in wanted or status is None or (status == "failed" and key in trials):
+            if key not in requested or status is None or (status == "failed" and key in trials):
                 continue
             trials[key] = StoredTrial(
                 run_id=run.info.run_id,
                 status=status,
                 accuracy=run.data.metrics.get(FINAL_SHIFTED_ACCURACY),
-                error=run.data.tags.get(ERROR_TAG, "no reason is on record") if status == "failed" else None,
+                error=run.data.tags.get(ERROR_TAG, "no reason was recorded") if status == "failed" else None,
             )
     return trials

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run that continues in its existing record: the number of epochs and the metrics that the store has."""
+    """The record of a run to resume: its ids, and the number of epochs and the metrics that the store has."""
 
     run_id: str
     local_id: str
@@ -104,10 +104,10 @@ T = TypeVar("T")
 class Tracker:
     """Record each run in a journal that is forwarded to an MLflow store, so that training does not wait for the store.
 
-    Adaptation and tuning runs are children of the run `parent`, if it is given, and have these additional `tags`.
-    Runs in `resumed`, by name, continue in their existing records; nothing is logged twice. `journals` is a folder for
-    journals that `adaptkit sync` must not find. After `close`, `fault` is the reason why the store does not have
-    everything, or None.
+    With `parent`, adaptation and tuning runs become children of this run. `tags` are added to them. `resumed` maps
+    names of runs to existing records in which the runs continue; nothing is logged twice. `journals` is a folder for
+    journals that `adaptkit sync` must not find. After `close`, `fault` is the reason why the store lacks events, or
+    None.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Tracker:
         return str(runs[-1].info.run_id) if runs else None
 
     def record(self, run: RunStart, epochs: Iterable[Epoch], result: RunResult, model: nn.Module) -> None:
-        """Record a run that has ended earlier, from its epochs and its result."""
+        """Record a run that ended earlier, from its epochs and its result."""
         try:
             self.adaptkit_run_started(run, model)
             for epoch in epochs:
@@ -310,7 +310,7 @@ class Tracker:
         if self._active is not None:
             with contextlib.suppress(Exception):  # the end of the run is already queued
                 self._active.end(status, answers=self._outbox.catch_up())
-        # Last, because after a signal before this line the run must be ended again, as KILLED.
+        # Set last: after a signal before this line, the run must be ended again, as KILLED.
         self._active = None
         self._ended.add(run.name)
 

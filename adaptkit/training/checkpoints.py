@@ -1,4 +1,4 @@
-"""Checkpoints: everything that training has changed after an epoch, in one file that is written atomically."""
+"""Write and read checkpoints: the state of training after an epoch, in one file that is written atomically."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Checkpoint:
 
     def misfit(self, model: nn.Module) -> str | None:
         """Return why this checkpoint does not fit a model that is ready to be trained, or None if it fits."""
-        ours = {name: (tensor.shape, tensor.dtype) for name, tensor in _moving(model).items()}
-        kept = {name: (tensor.shape, tensor.dtype) for name, tensor in self._under(MODEL).items()}
-        if ours != kept:
+        model_shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in _moving(model).items()}
+        saved_shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in self._under(MODEL).items()}
+        if model_shapes != saved_shapes:
             return "its tensors are not those that the model trains"
         if self.facts["frozen"] != fingerprint(_frozen(model)):
             return "its frozen weights differ"
@@ -77,7 +77,7 @@ class TrainingState:
 
     def capture(self, epochs: Sequence[Epoch], step: int) -> Checkpoint | str:
         """Return a checkpoint, or the reason why it would be incomplete."""
-        if (reason := unseen(self._model)) is not None:
+        if (reason := uncaptured(self._model)) is not None:
             return reason
         if _condition(self._model) != self._condition:
             return "the model keeps state outside the tensors that are trained"
@@ -109,17 +109,19 @@ class TrainingState:
         for name, tensor in checkpoint._under(MODEL).items():
             # `data` leaves the tensors' version counters unchanged; cached features depend on those of frozen layers.
             moving[name].data.copy_(tensor)
-        kept = checkpoint._under(OPTIMIZER)
+        optimizer_state = checkpoint._under(OPTIMIZER)
         for number, slots in checkpoint.facts[OPTIMIZER].items():
             parameter = self._parameters[int(number)]
             self._optimizer.state[parameter] = {
-                key: _with_strides(kept[f"{number}/{key}"], slot, parameter.device) if isinstance(slot, dict) else slot
+                key: _with_strides(optimizer_state[f"{number}/{key}"], slot, parameter.device)
+                if isinstance(slot, dict)
+                else slot
                 for key, slot in slots.items()
             }
         self._stream.restore(checkpoint._under(RANDOM), checkpoint.facts[RANDOM])
 
 
-def unseen(model: nn.Module) -> str | None:
+def uncaptured(model: nn.Module) -> str | None:
     """Return which state of a model a checkpoint would miss, or None if none is known."""
     if watched(model):
         return "the model has hooks"
@@ -191,7 +193,7 @@ def _condition(model: nn.Module) -> list[Any]:
     frozen = [(name, id(tensor), tensor._version) for name, tensor in _frozen(model).items()]
     try:
         outside: Any = kept_outside(model)
-    except Exception:  # reported by `unseen`
+    except Exception:  # reported by `uncaptured`
         outside = None
     return [names, frozen, outside]
 

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from adaptkit.data.views import LazyViews, Views
 
-#: images in a forward pass, for images up to this size; on a CPU, passes that fit into its caches are fastest
+#: number of images in a forward pass, for images up to this size: on a CPU, passes that fit into its caches are fast
 CPU_BATCH, CPU_IMAGE = 128, 3 * 64 * 64
 DEVICE_BATCH, DEVICE_IMAGE = 500, 3 * 224 * 224
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A network and its arguments: tensors with a row for each image. `seconds` is the time that making them took.
+    """A network and its arguments: tensors with a row for each image. `seconds` is the time to make them.
 
-    In evaluation, `at_once` rows go through the network at a time; by default the number that `pass_size` gives.
+    In evaluation, the network processes `at_once` rows at a time; the default is `pass_size`.
     """
 
     network: Callable[..., Tensor]
@@ -75,7 +75,7 @@ def predict(rows: Rows, precision: str = "fp32") -> Tensor:
 
 
 def whole(model: nn.Module, pixels: Views) -> Rows:
-    """Return the whole model with images as its input; the model may write into its input."""
+    """Return the whole model with images as its input; the model may change its input in place."""
     return Rows(lambda images: model(images.clone()), (pixels,))
 
 

@@ -179,7 +179,7 @@ def _evaluate(passes: Passes, precision: str, clock: _Clock) -> tuple[dict[str, 
 
 
 class _Clock:
-    """Measure one epoch; inputs that another run has computed count with the time that they took there."""
+    """Measure the time of an epoch; inputs from another run count with the time that they took to compute there."""
 
     def __init__(self) -> None:
         self._start, self._owed = time.perf_counter(), 0.0
@@ -187,9 +187,9 @@ class _Clock:
     def charged(self, make: Callable[[T], F], argument: T) -> F:
         """Return `make(argument)`, and count its `seconds` instead of the duration of this call."""
         start = time.perf_counter()
-        made = make(argument)
-        self._owed += made.seconds - (time.perf_counter() - start)
-        return made
+        result = make(argument)
+        self._owed += result.seconds - (time.perf_counter() - start)
+        return result
 
     def seconds(self) -> float:
         return time.perf_counter() - self._start + self._owed

@@ -61,20 +61,20 @@ def _largest(model: nn.Module, pixels: Tensor, recipe: Recipe) -> int:
     Parameters are not counted. The forward pass may update the model's running statistics.
     """
     model_storage = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Tensor] = {}
+    saved: dict[int, Tensor] = {}
     sizes = [0]
 
     def note(tensor: Tensor) -> None:
         # Held until the block ends, so that no other tensor reuses its memory and is counted in its place.
         if tensor.untyped_storage().data_ptr() not in model_storage:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
+            saved[tensor.untyped_storage().data_ptr()] = tensor
 
     def begin(*_: object) -> None:
-        kept.clear()
+        saved.clear()
 
     def end(*_: object) -> None:
-        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
-        kept.clear()
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in saved.values()))
+        saved.clear()
 
     for block in find_blocks(model):
         block.register_forward_pre_hook(begin)

@@ -35,7 +35,7 @@ class TrainingData(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Return the seconds that making the inputs took."""
+        """Return the seconds that it took to make the inputs."""
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Yield the network's arguments for each batch: `parts` are int64 indices on the CPU."""
@@ -91,8 +91,8 @@ def plain_passes(
 
     def timed(epoch: int) -> ImageSet:
         start = time.perf_counter()
-        made = views(epoch).to(test[0].device)
-        return ImageSet(f"views {epoch}", Value(made, time.perf_counter() - start))
+        pixels = views(epoch).to(test[0].device)
+        return ImageSet(f"views {epoch}", Value(pixels, time.perf_counter() - start))
 
     tests = {"clean": Test(ImageSet("clean", Value(test[0], 0.0)), test[1])}
     return WholePasses(model, timed, labels=labels, tests=tests)
@@ -102,7 +102,7 @@ def plain_passes(
 class DividedPasses:
     """Run the trained part of a model over the features of its frozen part, which the store computes once.
 
-    The time that computing features takes counts once in a run, however often the run reads them.
+    The time to compute features counts once in a run, even if the run reads them several times.
     """
 
     division: Division

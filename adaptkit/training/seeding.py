@@ -58,8 +58,8 @@ class RandomStream:
         """Set the position of the stream to that of another one, as `state` returned it."""
         version, gauss = numbers["python"]
         kind, *rest = numbers["numpy"]
-        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        cuda = [tensors[f"cuda {number}"] for number in range(here) if f"cuda {number}" in tensors]
+        device_count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        cuda = [tensors[f"cuda {number}"] for number in range(device_count) if f"cuda {number}" in tensors]
         self._own = (
             (version, tuple(tensors["python"].tolist()), gauss),
             (kind, tensors["numpy"].numpy().astype(numpy.uint32), *rest),

@@ -55,10 +55,10 @@ class Origin:
 
     def head_of(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of the head of the changed model: the original ones, or those of a new layer."""
-        own = {id(parameter) for parameter in model.parameters()}
-        kept = [parameter for parameter in self.head if id(parameter) in own]
+        model_ids = {id(parameter) for parameter in model.parameters()}
+        original = [parameter for parameter in self.head if id(parameter) in model_ids]
         head = find_head(model.head)  # type: ignore[arg-type]
-        return kept if kept or hasattr(head, "base_layer") else list(head.parameters())
+        return original if original or hasattr(head, "base_layer") else list(head.parameters())
 
     def shares(self, model: nn.Module) -> Shares:
         """Count the trained parameters of the changed model; a shared parameter counts once."""
@@ -152,7 +152,7 @@ def _groups(name: str, declared: Sequence[Any]) -> list[dict[str, Any]]:
         groups = [{"params": declared}]
     for item in (item for group in groups for item in group["params"]):
         if not isinstance(item, nn.Parameter):
-            raise BadInput(f"strategy {name}: adapt() returned a {type(item).__name__} where a parameter belongs")
+            raise BadInput(f"strategy {name}: adapt() returned a {type(item).__name__} instead of a parameter")
     return groups
 
 

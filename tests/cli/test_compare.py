@@ -242,7 +242,7 @@ def test_failed_killed_and_repeated_runs_are_excluded(cli: Cli, uri: str) -> Non
     ]
     printed = cli("compare", "--no-track").stdout
     assert "Note: 1 failed run left out: other seed=3." in printed
-    assert "Note: 2 killed runs left out: other seed=4 and other seed=5 (its process is gone)." in printed
+    assert "Note: 2 killed runs left out: other seed=4 and other seed=5 (its process has ended)." in printed
 
 
 def test_runs_of_other_tools_are_ignored(cli: Cli, uri: str) -> None:

@@ -109,7 +109,7 @@ def test_stale_runs_are_ended(store: Path, cli: Cli, dead: str, monkeypatch: pyt
     client = MlflowClient(f"sqlite:///{store}")
     statuses = [client.get_run(run_id).info.status for run_id in (gone, reused, alive, far)]
     assert statuses == ["KILLED", "KILLED", "RUNNING", "RUNNING"]
-    assert client.get_run(gone).data.tags["adaptkit.error"] == "its process is gone"
+    assert client.get_run(gone).data.tags["adaptkit.error"] == "its process has ended"
     assert findings(cli)[0] == 0
 
 

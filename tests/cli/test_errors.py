@@ -28,7 +28,7 @@ CASES = {
     ),
     "option of a strategy that does not run": (
         ["-s", "head", "-o", "lora.rank=4"],
-        ["lora.rank: strategy lora does not run"],
+        ["lora.rank: strategy lora is not selected"],
     ),
     "rank 0": (["-s", "lora", "-o", "rank=0"], ["lora.rank: must be at least 1, not 0"]),
     "rank of the wrong type": (["-s", "lora", "-o", "rank=many"], ["lora.rank: must be a whole number, not 'many'"]),

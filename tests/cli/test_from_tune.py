@@ -112,7 +112,7 @@ def test_learning_rate_of_one_strategy() -> None:
     [
         ({"lora.lr": -1}, "lora.lr: must be greater than 0, not -1"),
         ({"lora.lr": "fast"}, "lora.lr: must be a number, not 'fast'"),
-        ({"full.lr": 1}, "full.lr: strategy full does not run"),
+        ({"full.lr": 1}, "full.lr: strategy full is not selected"),
         ({"strategy.lr": 1}, "option lr: there are several strategies; write lora.lr"),
     ],
 )

@@ -278,12 +278,12 @@ def test_missing_or_changed_plugin(cli: Cli, elaborate: str) -> None:
     Path("tails.py").write_text(PLUGIN.format(option="number"))
     renamed = cli("reproduce", elaborate, "--plugin", "tails.py")
     assert renamed.exit_code == 2
-    assert renamed.stderr.endswith("; the run had it: its plugin or adaptkit has changed since\n")
+    assert renamed.stderr.endswith("; the run used it: its plugin or adaptkit has changed since then\n")
     more = PLUGIN.format(option="count").replace("count: int = 2", "count: int = 2\n    power: int = 1")
     Path("tails.py").write_text(more)
     grown = cli("reproduce", elaborate, "--plugin", "tails.py")
     assert grown.stderr.endswith(
-        "(tails seed=3): strategy.power was unknown to the run: its plugin has changed since\n"
+        "(tails seed=3): strategy.power was unknown to the run: its plugin has changed since then\n"
     )
     Path("tails.py").write_text(PLUGIN.format(option="count").replace("[-self.count:]", "[:self.count]"))
     other = cli("reproduce", elaborate, "--plugin", "tails.py")

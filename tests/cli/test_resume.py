@@ -24,7 +24,7 @@ from support.resumption import ids, recorded, require_as_undisturbed
 import adaptkit
 from adaptkit.errors import BadInput
 from adaptkit.experiment.recovery import folder_of, records
-from adaptkit.tracking.journal import left_journals
+from adaptkit.tracking.journal import unused_journals
 
 Cli = Callable[..., Result]
 
@@ -260,7 +260,7 @@ def test_missing_base_is_trained_again(
     result = cli("resume", run_id)
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
-        "head seed=0: its base is gone from the cache: it is trained anew",
+        "head seed=0: the cache no longer holds its base; it is trained again",
         f"Error: run {run_id} (head seed=0) cannot be resumed: its base was ffffffffffff, and is "
         f"{str(record.base_fingerprint)[:12]}",
     ]
@@ -287,9 +287,9 @@ def test_resume_all_with_one_failure(
     found = {one["run_id"]: one for one in json.loads(result.stdout)["resumed"]}
     assert set(found) == {good, bad}
     assert found[good]["error"] is None and found[good]["outcome"]["runs"][0]["status"] == "finished"
-    assert "is gone; restore it" in found[bad]["error"] and found[bad]["outcome"] is None
+    assert "was removed; restore it" in found[bad]["error"] and found[bad]["outcome"] is None
     refusal = cli("resume", "--all")
-    assert (refusal.exit_code, (refusal.stdout + refusal.stderr).count("is gone; restore it")) == (1, 1)
+    assert (refusal.exit_code, (refusal.stdout + refusal.stderr).count("was removed; restore it")) == (1, 1)
     path.write_text(STEPPING)
     result = cli("resume", "--all")
     assert result.exit_code == 0
@@ -312,7 +312,7 @@ def test_moved_store(cli: Cli, store: Path, own_folder: Path, monkeypatch: pytes
     assert (cli("sync").exit_code, cli("sync").stdout) == (0, "Nothing to upload.\n")
     result = cli("resume", "--all", "-q")
     assert (result.exit_code, result.stderr) == (0, ""), result.stderr
-    assert list(left_journals()) == [] and list(records()) == []
+    assert list(unused_journals()) == [] and list(records()) == []
 
 
 def test_leftovers_of_ended_runs_are_removed(uri: str, cli: Cli, stop: Stop) -> None:

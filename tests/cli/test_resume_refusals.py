@@ -153,6 +153,6 @@ def test_changed_plugin(uri: str, cli: Cli, stop: Stop, own_folder: Path) -> Non
     path.write_text(STEPPING.replace("0.9", "0.8"))
     assert refused(cli, run_id) == f"{title} was changed since the run started; restore it"
     path.unlink()
-    assert refused(cli, run_id) == f"{title} is gone; restore it"
+    assert refused(cli, run_id) == f"{title} was removed; restore it"
     path.write_text(STEPPING)
     assert cli("resume", run_id, "-q").exit_code == 0

@@ -108,7 +108,7 @@ def test_truncated_journal(cli: Callable[..., Result], unsent: Result) -> None:
     assert (sent.exit_code, sent.stderr) == (0, "")
     run = runs()["head seed=0"]
     assert sent.stdout.endswith(f"; the run ended as KILLED ({run.info.run_id})\n")
-    assert (run.info.status, run.data.tags["adaptkit.error"]) == ("KILLED", "its process is gone")
+    assert (run.info.status, run.data.tags["adaptkit.error"]) == ("KILLED", "its process has ended")
     assert (steps(run, "train/loss"), steps(run, "final/gain")) == ([1], [0])
 
 
@@ -202,5 +202,5 @@ def test_no_store_and_no_journal(
     result = cli("run", "-s", "head", *TINY, "--plugin", "away.py", "-q")
     assert result.exit_code == 1
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("Error")]
-    assert "; the missing records cannot be kept for later either: " in error
+    assert "; the missing records cannot be saved for later either: " in error
     assert error.endswith("; the results above are complete")

@@ -221,7 +221,7 @@ class Declaring:
         (lambda model: [{"params": []}], "adapt() returned no parameters to train"),
         (lambda model: [nn.Parameter(torch.zeros(1))], "adapt() returned a parameter that is not in the model"),
         (lambda model: [*model.head.parameters(), *model.head.parameters()], "adapt() returned a parameter twice"),
-        (lambda model: ["head"], "adapt() returned a str where a parameter belongs"),
+        (lambda model: ["head"], "adapt() returned a str instead of a parameter"),
         (lambda model: None, "adapt() returned nothing; return the parameters to train"),
         (lambda model: [{"lr": 1.0}], "an optimizer group from adapt() has no 'params'"),
     ],

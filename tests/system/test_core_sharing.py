@@ -16,7 +16,7 @@ from support.experiments import TINY, TINY_SETTINGS
 
 import adaptkit
 from adaptkit.events import Epoch, RunStart
-from adaptkit.system.core_sharing import Company, Seat
+from adaptkit.system.core_sharing import Occupancy, Seat
 
 #: takes a seat, and answers each input line with the number of other experiments
 SITTER = """
@@ -25,7 +25,7 @@ from adaptkit.system.core_sharing import Seat
 with Seat() as seat:
     print("seated", flush=True)
     for line in sys.stdin:
-        print(seat.company().others, flush=True)
+        print(seat.occupancy().others, flush=True)
 """
 
 
@@ -77,47 +77,47 @@ def seated(sit: Sit) -> Sitter:
 
 def test_single_experiment(sit: Sit) -> None:
     with Seat() as seat:
-        before = seat.company()
-        assert before == Company(others=0, arrivals=1)
+        before = seat.occupancy()
+        assert before == Occupancy(others=0, arrivals=1)
         assert seat.timing_since(before) == "alone"
     with Seat() as seat:
-        before = seat.company()
-        assert before == Company(others=0, arrivals=2)
+        before = seat.occupancy()
+        assert before == Occupancy(others=0, arrivals=2)
         assert seat.timing_since(before) == "alone"
 
 
 def test_two_processes(sit: Sit) -> None:
     with Seat() as seat:
         other = seated(sit)
-        assert (seat.company().others, other.others()) == (1, 1)
+        assert (seat.occupancy().others, other.others()) == (1, 1)
         other.leave()
-        assert seat.company().others == 0
+        assert seat.occupancy().others == 0
 
 
 def test_killed_process_frees_seat(sit: Sit, own_folder: Path) -> None:
     with Seat() as seat:
         other = seated(sit)
-        assert seat.company().others == 1
+        assert seat.occupancy().others == 1
         other.process.kill()
         other.process.wait()
-        assert seat.company().others == 0
+        assert seat.occupancy().others == 0
         seated(sit)
-        assert seat.company().others == 1
+        assert seat.occupancy().others == 1
     taken = sorted(path.name for path in own_folder.glob("cache/running/*/*.lock"))
     assert taken == ["0.lock", "1.lock"]
 
 
 def test_timing_with_overlap(sit: Sit) -> None:
     with Seat() as seat:
-        first = seat.company()
+        first = seat.occupancy()
         assert seat.timing_since(first) == "alone"
         other = seated(sit)
-        both = seat.company()
+        both = seat.occupancy()
         assert seat.timing_since(first) == "shared"  # it is still running
         other.leave()
         assert seat.timing_since(first) == "shared"  # it started and ended
         assert seat.timing_since(both) == "shared"  # it was running before
-        assert seat.timing_since(seat.company()) == "alone"
+        assert seat.timing_since(seat.occupancy()) == "alone"
 
 
 def test_simultaneous_start(sit: Sit) -> None:
@@ -125,27 +125,27 @@ def test_simultaneous_start(sit: Sit) -> None:
     assert [sitter.line() for sitter in sitters] == ["seated"] * 5
     assert [sitter.others() for sitter in sitters] == [4] * 5
     with Seat() as seat:
-        assert seat.company() == Company(others=5, arrivals=6)
+        assert seat.occupancy() == Occupancy(others=5, arrivals=6)
 
 
 def test_two_experiments_in_one_process(sit: Sit) -> None:
     with Seat() as outer, Seat() as inner:
-        assert (outer.company().others, inner.company().others) == (1, 1)
+        assert (outer.occupancy().others, inner.occupancy().others) == (1, 1)
 
 
 def test_failed_experiment_frees_seat(sit: Sit) -> None:
     with pytest.raises(ZeroDivisionError), Seat():
         raise ZeroDivisionError
     with Seat() as seat:
-        assert seat.company().others == 0
+        assert seat.occupancy().others == 0
 
 
 def test_read_only_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "file").write_text("not a folder")
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "file"))
     with Seat() as seat:
-        before = seat.company()
-        assert before == Company(others=0, arrivals=0)
+        before = seat.occupancy()
+        assert before == Occupancy(others=0, arrivals=0)
         assert seat.timing_since(before) == "alone"
 
 

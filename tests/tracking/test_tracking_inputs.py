@@ -10,7 +10,7 @@ from hostile import environment, file_of, hostile, refusals, scratch, text_of
 from adaptkit.errors import BadInput
 from adaptkit.tracking.address import resolve
 from adaptkit.tracking.artifacts import read_predictions
-from adaptkit.tracking.journal import ABOUT, EVENTS, SENT, left_journals
+from adaptkit.tracking.journal import ABOUT, EVENTS, SENT, unused_journals
 
 TABLE = (
     b"test_set,image,truth,prediction,confidence,base_prediction\n"
@@ -77,7 +77,7 @@ def test_journal(data: bytes) -> None:
     for name, content in zip((ABOUT, SENT, EVENTS), [*data.split(b"\0", 2), b"", b""], strict=False):
         (folder / name).write_bytes(content)
     with refusals(), environment(ADAPTKIT_STATE=str(scratch() / "state")):
-        for found in left_journals():
+        for found in unused_journals():
             found.unsent()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adaptkit.backbones.structure import with_head
 from adaptkit.events import Epoch
-from adaptkit.training.checkpoints import Checkpoint, read_checkpoint, unseen, write_checkpoint
+from adaptkit.training.checkpoints import Checkpoint, read_checkpoint, uncaptured, write_checkpoint
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain_passes
 from adaptkit.training.trainable import freeze
@@ -182,9 +182,9 @@ def test_models_with_hidden_state_have_no_checkpoint(tmp_path: Path, kind: type[
 
 def test_models_with_hooks_have_no_checkpoint() -> None:
     model = Plain()
-    assert unseen(model) is None
+    assert uncaptured(model) is None
     model.hidden.register_forward_hook(lambda *given: None)
-    assert unseen(model) == "the model has hooks"
+    assert uncaptured(model) == "the model has hooks"
 
 
 def test_failed_write_keeps_the_previous_checkpoint(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_unsupported_adapters_are_rejected(tmp_path: Path) -> None:
     assert configured(init_lora_weights="pissa")[0].startswith(
         f"DIR/{CONFIG}: init_lora_weights=pissa changes the base"
     )
-    own = "has a rank or an alpha of its own; adaptkit's lora has one for all layers"
+    own = "has another rank or alpha than other layers; adaptkit's lora uses the same for all layers"
     assert configured(alpha_pattern={"conv": 3}) == (f"DIR: conv {own}",)
     assert configured(alpha_pattern={"(": 3}) == (f"DIR/{CONFIG}: alpha_pattern cannot be {{'(': 3}}",)
     assert configured(rank_pattern={"fc": 3})[0].startswith(
