@@ -86,7 +86,9 @@ def device() -> Iterator[Finding]:
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
     text = f"{threads} of {cores} cores{f' ({chr(44).join(variables)})' if variables else ''}"
     if threads < cores and variables:
-        yield Finding("threads", "note", text, f"unset {variables[0].partition('=')[0]} to use all cores")
+        yield Finding(
+            name="threads", state="note", text=text, mend=f"unset {variables[0].partition('=')[0]} to use all cores"
+        )
     else:
         yield Finding("threads", "ok", text)
 
@@ -128,7 +130,7 @@ def _entries() -> Iterator[Finding]:
     total = sum(entry.bytes for entry in list_cache())
     if total > MAX_CHECKED:
         text = f"its {total / 1e9:.1f} GB were not checked; runs compute damaged entries again"
-        yield Finding("cache", "note", text, "adaptkit cache verify checks them")
+        yield Finding(name="cache", state="note", text=text, mend="adaptkit cache verify checks them")
         return
     for _, damage in verify_cache():
         if damage is not None:
@@ -288,7 +290,12 @@ def _silent(client: MlflowClient, runs: Sequence[StaleRun], older_than: float | 
         yield Finding("runs", "note", _named(ended, "ended as killed, since it had no recent heartbeat"))
     if remaining := [run for run in runs if run not in ended]:
         mend = f"adaptkit doctor --end-stale-runs --older-than TIME{option} ends them if they no longer run"
-        yield Finding("runs", "note", _named(remaining, "running elsewhere, without a recent heartbeat"), mend)
+        yield Finding(
+            name="runs",
+            state="note",
+            text=_named(remaining, "running elsewhere, without a recent heartbeat"),
+            mend=mend,
+        )
 
 
 def _resumable(client: MlflowClient, option: str) -> Iterator[Finding]:

@@ -159,13 +159,19 @@ def reproduce_run(
         notice=report,
     )
     weights = "base" if stored.kind == "base" else "adapter"
-    agreement = compare_results(recorded, rerun.results, weights, drawn_images(stored))
+    agreement = compare_results(recorded, rerun.results, weights=weights, drawn=drawn_images(stored))
     base_fingerprint = stored.tags.get(BASE_FINGERPRINT_TAG)
     first = [] if data is None else [data]
     if base_fingerprint != rerun.base_fingerprint:
         # Different last digits change the fingerprint of the base; the comparison of the results decides.
         first.append(
-            Difference("base", "fingerprint of the base", base_fingerprint, rerun.base_fingerprint, within=True)
+            Difference(
+                kind="base",
+                what="fingerprint of the base",
+                recorded=base_fingerprint,
+                now=rerun.base_fingerprint,
+                within=True,
+            )
         )
     return dataclasses.replace(
         _judged(

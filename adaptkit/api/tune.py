@@ -227,7 +227,9 @@ def check_tuning(
             "choose other --seeds or --tuning-seeds"
         )
     fixed = {name: _given(layers, name) for name in request.settings.strategy}
-    return Tuning(request, fixed, tuple(spaces), trials, searched, method)
+    return Tuning(
+        request=request, given=fixed, spaces=tuple(spaces), trials=trials, tuning_seeds=searched, method=method
+    )
 
 
 def _given(layers: Sequence[Layer], strategy: str) -> set[str]:

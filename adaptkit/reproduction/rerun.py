@@ -60,7 +60,10 @@ def run_again(
     refresh_base = refresh_base or stored.kind == "base"
     with (
         tempfile.TemporaryDirectory(prefix="adaptkit-") as folder,
-        _without_other_base(experiment, recorded_fingerprint, refresh_base, notice) as (experiment, train_again),
+        _without_other_base(experiment, recorded_fingerprint, refresh=refresh_base, notice=notice) as (
+            experiment,
+            train_again,
+        ),
         Seat() as seat,
         recorded_threads(threads, notice),
     ):
