@@ -27,5 +27,5 @@ class SmallCNN:
 
 @hookimpl
 def adaptkit_backbones() -> list[type]:
-    """Offer `small_cnn`."""
+    """Return the backbone `small_cnn`."""
     return [SmallCNN]

@@ -67,5 +67,5 @@ class Torchvision:
 
 @hookimpl
 def adaptkit_backbones() -> list[type]:
-    """Offer `torchvision:NAME`."""
+    """Return the backbone `torchvision:NAME`."""
     return [Torchvision]

@@ -75,5 +75,5 @@ def cropped(images: Tensor, sides: Tensor, corners: Tensor) -> Tensor:
 
 @hookimpl
 def adaptkit_shifts() -> list[type[Shift]]:
-    """Offer flip and crop."""
+    """Return the shifts `flip` and `crop`."""
     return [Flip, Crop]

@@ -149,5 +149,5 @@ def _symmetric(count: int, generator: Generator) -> Tensor:
 
 @hookimpl
 def adaptkit_shifts() -> list[type[Shift]]:
-    """Offer rotate, noise, blur and contrast."""
+    """Return the built-in shifts."""
     return [Rotate, Noise, Blur, Contrast]

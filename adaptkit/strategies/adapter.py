@@ -50,5 +50,5 @@ class Adapter:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `adapter`."""
+    """Return the strategy `adapter`."""
     return [Adapter]

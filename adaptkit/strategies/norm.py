@@ -39,5 +39,5 @@ class Norm:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `norm`."""
+    """Return the strategy `norm`."""
     return [Norm]

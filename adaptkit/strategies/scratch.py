@@ -34,5 +34,5 @@ class Scratch:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `scratch`."""
+    """Return the strategy `scratch`."""
     return [Scratch]

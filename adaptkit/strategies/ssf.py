@@ -57,5 +57,5 @@ class SSF:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `ssf`."""
+    """Return the strategy `ssf`."""
     return [SSF]

@@ -2,7 +2,7 @@
 
 `obtain_bases` trains or loads the bases. `make_shared_inputs` computes the outputs of a base and the features of its
 frozen layers once; engines send them to workers. `open_shared_inputs` turns them into a stage on the device of a
-worker, and `stage_for` adapts the stage to one trial. `alone` is the lock against concurrent execution, and `grouped`
+worker, and `stage_for` adapts the stage to one trial. `sweep_lock` is the lock against concurrent execution, and `grouped`
 opens the parent run.
 """
 
@@ -155,7 +155,7 @@ def key_of(parts: Iterable[str]) -> str:
 
 
 @contextmanager
-def alone(store: Store, key: str) -> Iterator[None]:
+def sweep_lock(store: Store, key: str) -> Iterator[None]:
     """Hold the lock of a sweep during the block; raise BadInput if another process on this machine holds it."""
     name = hashlib.sha256(f"{store.uri} {store.experiment_id} {key}".encode()).hexdigest()
     path = cache_folder() / "sweeps" / f"{name}.lock"

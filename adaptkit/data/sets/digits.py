@@ -43,5 +43,5 @@ class Digits:
 
 @hookimpl
 def adaptkit_datasets() -> list[type[Dataset]]:
-    """Offer digits."""
+    """Return the data set `digits`."""
     return [Digits]

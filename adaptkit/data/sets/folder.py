@@ -123,7 +123,7 @@ def _left_out(title: str, bad: Mapping[str, str]) -> str:
 
 @hookimpl
 def adaptkit_datasets() -> list[type[Dataset]]:
-    """Offer folder."""
+    """Return the data set `folder`."""
     return [Folder]
 
 

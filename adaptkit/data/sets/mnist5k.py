@@ -59,5 +59,5 @@ def _line(error: Exception) -> str:
 
 @hookimpl
 def adaptkit_datasets() -> list[type[Dataset]]:
-    """Offer mnist5k."""
+    """Return the data set `mnist5k`."""
     return [Mnist5k]

@@ -251,5 +251,5 @@ def _line(error: Exception) -> str:
 
 @hookimpl
 def adaptkit_datasets() -> list[type[Dataset]]:
-    """Offer mnist, fashion-mnist, kmnist and cifar10."""
+    """Return the data sets of torchvision."""
     return [Mnist, FashionMnist, Kmnist, Cifar10]

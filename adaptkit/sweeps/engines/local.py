@@ -38,5 +38,5 @@ class Local:
 
 @hookimpl
 def adaptkit_engines() -> list[type[Engine]]:
-    """Offer the engine `local`."""
+    """Return the engine `local`."""
     return [Local]
