@@ -55,7 +55,7 @@ def setting_arguments() -> dict[str, str]:
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[list[Layer], Plugins]:
     """Return the settings in a function's arguments, the strongest source first, and the plugins.
 
-    An argument that is None is not set. A model as `backbone` becomes a plugin that offers it.
+    An argument that is None is not set. A model as `backbone` becomes a plugin that provides it.
     """
     plugins = list(arguments["plugins"])
     values = {

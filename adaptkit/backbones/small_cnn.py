@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SmallCNN:
-    """Two convolutions and two linear layers, for any image size and number of channels."""
+    """Two convolutions and two linear layers, for any image size."""
 
     name = "small_cnn"
 

@@ -60,7 +60,7 @@ def grid_points(space: Space, trials: int) -> list[dict[str, Any]]:
 
 
 def spread(dimension: Range, count: int) -> list[float]:
-    """Return `count` evenly spaced values on the scale of the range from end to end; a single value is in the middle."""
+    """Return `count` evenly spaced values on the scale of the range; a single value is in the middle."""
     positions = [0.5] if count == 1 else [index / (count - 1) for index in range(count)]
     return list(dict.fromkeys(dimension.at(position) for position in positions))
 
@@ -111,7 +111,7 @@ Perform = Callable[[Sequence[TrialRequest]], Iterable[tuple[TrialRequest, StudyT
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The trials of one strategy and the best trial. `edges` maps keys whose best value is at an end to `low` or `high`."""
+    """The trials of one strategy and the best trial. `edges` maps keys of values at an end to `low` or `high`."""
 
     space: Space
     trials: tuple[StudyTrial, ...]
