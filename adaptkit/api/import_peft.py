@@ -220,7 +220,7 @@ def _evaluated(
         return {}, None
     recorded = base.stored.tags.get(DATA_FINGERPRINT_TAG)
     if recorded is not None and recorded != domains.fingerprint:
-        notice(f"the data of {base.stored.title} have changed; the accuracies are those on the current images")
+        notice(f"the data of {base.stored.title} have changed; the accuracies are for the current images")
     return metrics, domains.fingerprint if base.stored.kind != "base" else None
 
 

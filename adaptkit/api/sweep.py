@@ -23,7 +23,7 @@ from adaptkit.sweeps.engines.worker import Place, Work
 from adaptkit.sweeps.grid import GridCell, collect_grid, expand, shown
 from adaptkit.sweeps.outcome import SweepOutcome, SweepPlan, SweepTrial
 from adaptkit.sweeps.planning import PlannedTrial, Prepared, prepare_sweep
-from adaptkit.sweeps.shared import alone, key_of, make_shared_inputs, obtain_bases
+from adaptkit.sweeps.shared import key_of, make_shared_inputs, obtain_bases, sweep_lock
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.store import Store, existing_store, open_store
@@ -210,7 +210,10 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
             )
             keys = [prepared.key(trial, bases[trial.stage].base.fingerprint) for trial in prepared.trials]
             key = key_of(keys)
-            with alone(store, key), open_sweep(store, key, name=_name(prepared), params=_params(prepared)) as group:
+            with (
+                sweep_lock(store, key),
+                open_sweep(store, key, name=_name(prepared), params=_params(prepared)) as group,
+            ):
                 stored = find_trials(store, keys)
                 records = {
                     trial.number: _stored_record(trial, stored[key])

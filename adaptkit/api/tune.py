@@ -28,7 +28,7 @@ from adaptkit.sweeps.engines.engine import connected, store_notices
 from adaptkit.sweeps.engines.tasks import EngineSettings, Tell, ignore
 from adaptkit.sweeps.engines.worker import Place, Work
 from adaptkit.sweeps.outcome import SweepTrial
-from adaptkit.sweeps.shared import alone, key_of, make_shared_inputs, obtain_bases, without_tests
+from adaptkit.sweeps.shared import key_of, make_shared_inputs, obtain_bases, sweep_lock, without_tests
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.parent import ParentRun
@@ -264,7 +264,7 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
             name = f"tune {', '.join(checked.settings.strategy)}: {budget.trials} trials each"
             params = checked.shared_params() | {f"space.{space.strategy}": space.text for space in spaces}
             with (
-                alone(store, sweep_key),
+                sweep_lock(store, sweep_key),
                 open_sweep(store, sweep_key, name=name, params=params, tags={TUNING_TAG: "1"}) as group,
             ):
                 watch.planned(plan_of(budget, spaces, jobs=request.engine.jobs or 1, experiment=experiment))

@@ -1,1 +1,1 @@
-"""Built-in backbones, offered through the same hooks as those of other plugins."""
+"""Built-in backbones, which are plugins like all others."""

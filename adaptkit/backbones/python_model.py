@@ -16,7 +16,7 @@ from adaptkit.backbones.structure import find_head, replace_head
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
 
-#: digits of the sha256 that identifies the weights of a model
+#: number of digits of the sha256 that identifies the weights of a model
 DIGITS = 12
 
 
@@ -66,7 +66,7 @@ def python_backbone(module: nn.Module) -> object:
 
 
 class PythonModelPlugin:
-    """A plugin that offers one backbone class."""
+    """A plugin that provides one backbone class."""
 
     def __init__(self, title: str, offered: type) -> None:
         self.__name__ = f"the model {title}"
@@ -74,28 +74,28 @@ class PythonModelPlugin:
 
     @hookimpl
     def adaptkit_backbones(self) -> list[type]:
-        """Offer the class."""
+        """Return the class."""
         return [self._offered]
 
 
 def _build(model: nn.Module, title: str, *, channels: int, size: int, classes: int) -> nn.Module:
-    made = _copied(model, title)
-    head = find_head(made)
+    model_copy = _copied(model, title)
+    head = find_head(model_copy)
     linear = getattr(head, "base_layer", head)
     if linear.out_features != classes:
-        replace_head(made, classes)
-    was_training = [part.training for part in made.modules()]
+        replace_head(model_copy, classes)
+    was_training = [part.training for part in model_copy.modules()]
     images = torch.zeros(2, channels, size, size)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = made.eval()(images)
+            logits = model_copy.eval()(images)
     except Exception as error:  # models raise many kinds of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(
             f"backbone python:{title}: it does not work on images {list(images.shape[1:])} ({reason}); "
             "set another size of images with image_size"
         ) from None
-    for part, training in zip(made.modules(), was_training, strict=True):
+    for part, training in zip(model_copy.modules(), was_training, strict=True):
         part.training = training
     shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != [len(images), classes]:
@@ -103,17 +103,17 @@ def _build(model: nn.Module, title: str, *, channels: int, size: int, classes: i
             f"backbone python:{title}: its output for {len(images)} images is {shape}, "
             f"not logits {[len(images), classes]}; its last linear layer must be its classifier"
         )
-    return made
+    return model_copy
 
 
 def _copied(module: nn.Module, title: str) -> nn.Module:
-    """Return a copy on the CPU in which no parameter is frozen, so that strategies can choose."""
+    """Return a copy on the CPU without frozen parameters, because strategies decide which ones to train."""
     try:
-        made = copy.deepcopy(module).cpu()
-        for parameter in made.parameters():
+        model_copy = copy.deepcopy(module).cpu()
+        for parameter in model_copy.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(f"backbone python:{title}: it cannot be copied ({reason})") from None
-    return made
+    return model_copy

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SmallCNN:
-    """Two convolutions and two linear layers, for any image size and number of channels."""
+    """Two convolutions and two linear layers, for any image size."""
 
     name = "small_cnn"
 
@@ -27,5 +27,5 @@ class SmallCNN:
 
 @hookimpl
 def adaptkit_backbones() -> list[type]:
-    """Offer `small_cnn`."""
+    """Return the backbone `small_cnn`."""
     return [SmallCNN]

@@ -1,4 +1,4 @@
-"""The structure of models: head, stages and layers; every model gets a `head`, its last classifier layer."""
+"""The structure of models: head, stages and layers. The `head` of a model is its last classifier layer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NORMS: tuple[type[nn.Module], ...] = (
 
 
 def called_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-    """Return the layers of these types by name that a strategy can safely wrap.
+    """Return, by name, the layers of these types that a strategy can safely wrap.
 
-    Layers are left out if other code reads their weights without calling them, if their weights are computed
-    (parametrized), or if they are convolutions with a custom forward pass.
+    A layer is left out if other code reads its weights without calling it, if its weights are computed (parametrized),
+    or if it is a convolution with a custom forward pass.
     """
     attentions = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
     unsure = {id(layer) for attention in attentions for layer in attention.modules()}
@@ -46,7 +46,7 @@ def replace_layer(model: nn.Module, layer: nn.Module, other: nn.Module) -> None:
             if child is layer:
                 setattr(parent, name, other)
                 if isinstance(parent, nn.TransformerEncoderLayer):
-                    # Disables its fast path, which reads the weights of layers instead of calling them.
+                    # Disable the fast path, which reads the weights of layers instead of calling them.
                     parent.activation_relu_or_gelu = 0
 
 
@@ -96,7 +96,7 @@ def with_head(model: nn.Module) -> nn.Module:
 
 @functools.cache
 def _headed(cls: type[nn.Module]) -> type[nn.Module]:
-    # A property of a subclass, since a second reference would register the layer and its keys twice.
+    # Use a property of a subclass, because a second reference would register the layer and its keys twice.
     def reduce(self: nn.Module, protocol: Any) -> Any:
         return _rebuild, (cls,), self.__dict__
 
@@ -115,7 +115,7 @@ NEARLY_ALL = 0.9
 
 @dataclass(frozen=True)
 class Stage:
-    """A block or layer with the normalization layers after it: `parts` are their names and modules, in order."""
+    """A block or layer, and the normalization layers after it; `parts` are their names and modules, in order."""
 
     parts: tuple[tuple[str, nn.Module], ...]
 
@@ -160,8 +160,8 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if id(module) in seen or not _size(module):
             return
         seen.add(id(module))
-        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        holds_all = _size(module) >= NEARLY_ALL * body and own < _size(module) / 2
+        direct = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        holds_all = _size(module) >= NEARLY_ALL * body and direct < _size(module) / 2
         holds_head = any(inner is head for inner in module.modules())
         if module is model or _is_container(module) or holds_head or holds_all:
             for child, inner in module.named_children():

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Torchvision:
-    """A classification model of torchvision, with published weights, weights from a file, or new weights."""
+    """Classification models of torchvision, pretrained or new.
+
+    The weights are published, from a file, or random.
+    """
 
     name: ClassVar[str] = "torchvision"
     argument: ClassVar[str] = "NAME"
@@ -29,7 +32,7 @@ class Torchvision:
     def __post_init__(self) -> None:
         try:
             import torchvision.models  # noqa: F401
-        except Exception as error:  # many kinds, if its compiled part belongs to another version of torch
+        except Exception as error:  # of many types, if its compiled part is for another version of torch
             reason = " ".join(str(error).split())
             raise BadInput(
                 f"backbone torchvision:{self.model}: torchvision cannot be imported ({reason}); "
@@ -67,5 +70,5 @@ class Torchvision:
 
 @hookimpl
 def adaptkit_backbones() -> list[type]:
-    """Offer `torchvision:NAME`."""
+    """Return the backbone `torchvision:NAME`."""
     return [Torchvision]

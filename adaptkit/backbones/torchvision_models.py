@@ -24,9 +24,10 @@ from adaptkit.system.network import ANSWER_WITHIN, answering, bounded_waits
 
 
 def normalising(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """Make a model subtract the mean and divide by the standard deviation of each channel; return the same model.
+    """Make a model normalise its input, and return the same model.
 
-    Grey images are expanded to one channel for each mean. A model without a `head` also gets this property.
+    The model subtracts the mean and divides by the standard deviation of each channel. Grey images are expanded to one
+    channel for each mean. If the model has no `head`, this property is added.
     """
     for name, values in (("input_mean", mean), ("input_std", std)):
         # Not persistent, so that the keys in files of weights do not change.
@@ -37,17 +38,17 @@ def normalising(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -
 
 @functools.cache
 def _normalising(cls: type[nn.Module], headed: bool) -> type[nn.Module]:
-    # A subclass, since a wrapper around the model would add a prefix to each key.
+    # Use a subclass, because a wrapper around the model would add a prefix to each key.
     def forward(self: Any, x: Tensor) -> Any:
         return cls.forward(self, (x - self.input_mean) / self.input_std)
 
     def extra_repr(self: Any) -> str:
-        # Part of the recipe of a base: a model with the same weights but other normalisation is a different model.
+        # Part of the recipe of a base, because other normalisation with the same weights is a different model.
         mean, std = (buffer.flatten().tolist() for buffer in (self.input_mean, self.input_std))
         return ", ".join(filter(None, [cls.extra_repr(self), f"mean={mean}, std={std}"]))
 
     def load(self: Any, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
-        # Files without a version count as the current one, because torchvision's MNASNet requires a version.
+        # Treat files without a version as current, because torchvision's MNASNet requires a version.
         cls._load_from_state_dict(self, state, prefix, {"version": self._version} | metadata, *rest)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
@@ -71,7 +72,7 @@ def _rebuild(cls: type[nn.Module], headed: bool) -> nn.Module:
     return subclass.__new__(subclass)
 
 
-#: auxiliary classifiers, which are used in training only
+#: auxiliary classifiers, which are only used in training
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 #: names in older files of torchvision, and their replacements
@@ -85,15 +86,15 @@ POSITIONS = "encoder.pos_embedding"
 
 
 def check_source(source: str) -> None:
-    """Raise BadInput for a file that does not exist, with the nearest name, or has an unknown suffix."""
+    """Raise BadInput for a file that does not exist (with the nearest name) or has an unknown suffix."""
     if source in ("default", "none"):
         return
     path = expanded(source)
     if path.suffix not in SUFFIXES and not path.is_file():
         raise BadInput(f"weights: must be default, none or a file ({', '.join(SUFFIXES)}), not {source!r}")
     if not path.is_file():
-        there = sorted(file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES)
-        hint = suggestion(path.name, there)
+        siblings = sorted(file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES)
+        hint = suggestion(path.name, siblings)
         raise BadInput(f"weights: there is no file {source!r}{hint if hint.startswith('; did') else ''}")
     if path.suffix not in SUFFIXES:
         raise BadInput(f"weights: {source} must be a file that ends in {', '.join(SUFFIXES)}")
@@ -178,7 +179,7 @@ def load_file(model: nn.Module, path: Path, *, title: str, size: int) -> None:
 
 
 def _differences(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    # Old files have no counters of batches.
+    # Old files do not contain counters of batches.
     missing = [name for name in wanted if name not in loaded and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in loaded if name not in wanted]
     misshapen = [
@@ -219,7 +220,7 @@ def _line(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or text
 
 
-#: channels of images for all weights of torchvision
+#: number of image channels of all weights of torchvision
 COLOURS = 3
 
 
@@ -239,9 +240,10 @@ def published_size(name: str) -> int:
 
 
 def statistics(name: str, channels: int) -> tuple[list[float], list[float]]:
-    """Return the mean and standard deviation of each channel; from the fourth channel on, the three values repeat.
+    """Return the mean and standard deviation of each channel.
 
-    They belong to the published weights and are used with all weights, because files do not contain them.
+    From the fourth channel on, the three values are repeated. They belong to the published weights, but are used with
+    all weights, because files of weights do not contain them.
     """
     transforms = _transforms(name)
     count = COLOURS if channels == 1 else channels
@@ -270,7 +272,7 @@ def build_model(name: str, weights: str, *, channels: int, size: int, classes: i
 
 
 def _transforms(name: str) -> Any:
-    # Makes an object with the settings of the transforms; no weights are read.
+    # This only creates an object with the settings of the transforms; it does not read weights.
     return torchvision.models.get_model_weights(name).DEFAULT.transforms()
 
 
@@ -281,7 +283,7 @@ def _architecture(name: str, size: int, classes: int) -> nn.Module:
     elif name.startswith("maxvit_"):
         settings["input_size"] = (size, size)
     elif name in ("googlenet", "inception_v3"):
-        # Without auxiliary logits. Published weights are for another normalisation: with `transform_input` the models
+        # Disable auxiliary logits. Published weights are for another normalisation. With `transform_input`, the models
         # convert their input, as in torchvision.
         settings |= {"aux_logits": False, "init_weights": True, "transform_input": True}
     model: nn.Module = torchvision.models.get_model(name, weights=None, **settings)
@@ -290,7 +292,10 @@ def _architecture(name: str, size: int, classes: int) -> nn.Module:
 
 @functools.cache
 def _require_fit(name: str, size: int) -> None:
-    """Raise BadInput unless the model has a linear head and works on images of this size; tried on the meta device."""
+    """Raise BadInput unless the model has a linear head and works on images of this size.
+
+    The check runs the model on the meta device, without computation.
+    """
     title = f"backbone torchvision:{name}"
     advice = f"set another, such as --image-size {published_size(name)}"
     patch = int(name.rpartition("_")[2]) if name.startswith("vit_") else 1

@@ -17,7 +17,7 @@ from adaptkit.cli.options import traceback_option
 from adaptkit.errors import AdaptkitError, Interrupted, suggestion, without_secrets
 from adaptkit.system.streams import guarded, printable
 
-#: command -> where it is defined and the first line of its help: `--help` imports no command
+#: command -> its module and function, and the first line of its help, so that `--help` imports no command
 COMMANDS = {
     "run": ("adaptkit.cli.run:run", "Adapt a base model with strategies and track each run."),
     "sweep": ("adaptkit.cli.sweep:sweep", "Run strategies over a grid of settings, and compare them."),
@@ -76,9 +76,10 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **options: Any) -> Any:
-        """Run the command line and exit: 0 success, 1 a run failed, 2 invalid input, 128 + n ended by signal n.
+        """Run the command line and exit with its code.
 
-        141 (SIGPIPE) means that the reader of standard output closed the pipe.
+        The exit code is 0 for success, 1 if a run failed, 2 for invalid input, and 128 + n if signal n ended the
+        command. For example, 141 (SIGPIPE) means that the reader of standard output closed the pipe.
         """
         options["standalone_mode"] = False
         sys.excepthook = _show_traceback
@@ -133,5 +134,5 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, *
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
-    """Print a traceback as Python does, without secrets: an error may quote the command line."""
+    """Print a traceback without secrets, because an error may quote the command line."""
     click.echo(printable(without_secrets("".join(traceback.format_exception(kind, error, place)))), err=True, nl=False)

@@ -28,9 +28,9 @@ def cache() -> None:
       adaptkit cache verify
       adaptkit cache clear --keep 2GB
 
-    The cache has trained bases, features of frozen layers, and the results of checks of image files. All of it can be
-    computed again. Its folder is ADAPTKIT_CACHE, by default the platform's cache folder. KIND is bases, features,
-    pictures or leftovers.
+    The cache holds trained bases, features of frozen layers, and results of image file checks. adaptkit computes
+    removed entries again. The folder is ADAPTKIT_CACHE, or the platform's cache folder by default. KIND is bases,
+    features, pictures or leftovers.
     """
 
 
@@ -76,7 +76,7 @@ def verify(kinds: tuple[str, ...], remove: bool, as_json: bool) -> None:
     \b
     Example: adaptkit cache verify --remove
 
-    Runs never use a damaged entry: they compute it again. The exit code is 1 if damaged entries remain.
+    Runs do not use damaged entries, but compute them again. The exit code is 1 if damaged entries remain.
     """
     from adaptkit.api.cache import remove_damaged, verify_cache
     from adaptkit.cli.views.console import output, print_json, print_line
@@ -102,7 +102,7 @@ def verify(kinds: tuple[str, ...], remove: bool, as_json: bool) -> None:
 
 @cache.command()
 @kinds_argument
-@click.option("--unused-for", metavar="TIME", help="Only entries that were not used for this time: 12h, 30d.")
+@click.option("--unused-for", metavar="TIME", help="Remove only entries that were unused for this time: 12h, 30d.")
 @click.option("--keep", metavar="SIZE", help="Keep the most recently used entries up to this size: 500MB, 2GB.")
 @output_options
 def clear(kinds: tuple[str, ...], unused_for: str | None, keep: str | None, as_json: bool) -> None:
@@ -113,7 +113,7 @@ def clear(kinds: tuple[str, ...], unused_for: str | None, keep: str | None, as_j
       adaptkit cache clear
       adaptkit cache clear features --unused-for 30d
 
-    Entries that a process is using are kept.
+    Entries that a process is using are not removed.
     """
     from adaptkit.api.cache import clear_cache
     from adaptkit.cli.options import parse_duration

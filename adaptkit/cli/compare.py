@@ -47,8 +47,8 @@ def compare(
       adaptkit compare --where "strategy != 'scratch'" --output report
       adaptkit compare RUN_ID RUN_ID --metric final/retention --json
 
-    Without ids, all runs of the experiment are compared. The id of a parent run selects all its runs. The comparison is
-    recorded in MLflow with its report.
+    Without ids, all runs of the experiment are compared. The id of a parent run selects all its runs. The comparison
+    and its report are recorded in MLflow.
     """
     from adaptkit.api.compare import judge_tracked, publish
     from adaptkit.cli.views.console import messages, print_json, print_line

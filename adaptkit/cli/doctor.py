@@ -34,8 +34,8 @@ def doctor(
     \b
     Example: adaptkit doctor
 
-    Versions, device, cache, plugins, store and unfinished runs are checked. The exit code is 1 if a check fails. The
-    output contains no passwords: you can paste it into a bug report.
+    The command checks versions, device, cache, plugins, store and unfinished runs. The exit code is 1 if a check
+    fails. The output contains no passwords, so that you can paste it into a bug report.
     """
     from adaptkit.api.doctor import diagnose
     from adaptkit.cli.views.console import print_json

@@ -48,8 +48,8 @@ def export(
       onnx          for ONNX Runtime; needs onnx, onnxscript and onnxruntime
       mlflow        for `mlflow models serve` and mlflow.pyfunc
 
-    The export is read back and compared with the model of the run on real images. If the logits differ, the export
-    fails and its files are removed.
+    The exported model is loaded and compared with the model of the run on real images. If the logits differ, the
+    export fails and its files are removed.
     """
     from adaptkit.cli.views.console import messages, print_json, print_line
     from adaptkit.cli.views.console import output as results

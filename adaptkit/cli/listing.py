@@ -1,4 +1,4 @@
-"""The commands that list plugins' offers: strategies, data sets, backbones, shifts and engines."""
+"""List the components of plugins: strategies, data sets, backbones, shifts and engines."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.settings import DEFAULT_LR
 
-#: A plugin that offers more than this is listed in one line unless `--all` is given.
+#: A plugin with more components than this is listed in one line, unless `--all` is given.
 MOST_LISTED = 12
 
-#: How an offer of each kind, and an option of it, is written on the command line.
+#: kind -> example of a command that uses a component of this kind, and the form of its options
 USAGES = {
     "strategy": ("run -s {}", " -o {}={}"),
     "dataset": ("run -s lora --dataset {}", ""),
@@ -34,14 +34,15 @@ JSON_TYPES = {"integer": "whole number", "number": "number", "boolean": "true or
 
 
 def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a command that lists the offers of one kind. The docstring of the function is its help."""
+    """Return a decorator that makes a command to list the components of one kind.
+
+    The docstring of the decorated function is the help of the command.
+    """
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @click.command(plural, help=function.__doc__)
         @click.argument("names", nargs=-1, metavar="[NAME]...")
-        @click.option(
-            "--all", "everything", is_flag=True, help="List all, also large collections and what cannot be used here."
-        )
+        @click.option("--all", "everything", is_flag=True, help="Also list large collections and unavailable entries.")
         @plugin_option
         @output_options
         def command(names: tuple[str, ...], everything: bool, plugin: tuple[str, ...], as_json: bool) -> None:
@@ -49,15 +50,15 @@ def listing(kind: str, plural: str) -> Callable[[Callable[..., None]], click.Com
 
             plugins = load_plugins(plugin)
             plugins.require_sound()
-            offers = select_offers(plugins, kind, names=names, everything=everything)
+            components = select_components(plugins, kind, names=names, everything=everything)
             if as_json:
-                print_json([describe(offer) for offer in offers])
+                print_json([describe(component) for component in components])
             elif names:
-                for offer in offers:
-                    print_details(offer)
+                for component in components:
+                    print_details(component)
             else:
-                print_offers(
-                    offers,
+                print_components(
+                    components,
                     {source.origin: source.kind for source in plugins.sources},
                     plural=plural,
                     everything=everything,
@@ -123,45 +124,45 @@ def engines() -> None:
     """
 
 
-def select_offers(plugins: Plugins, kind: str, names: Sequence[str], everything: bool) -> list[Component]:
-    """Return the offers with these names, or those that can be used, or all of the kind.
+def select_components(plugins: Plugins, kind: str, names: Sequence[str], everything: bool) -> list[Component]:
+    """Return the components with these names; without names, the available ones, or all with `everything`.
 
-    Raises BadInput for a name that no plugin offers.
+    Raises BadInput for an unknown name.
     """
-    offers = plugins.components[kind]
+    components = plugins.components[kind]
     bare = dict.fromkeys(name.partition(":")[0] for name in names)
     if names:
-        return [offers[name] if name in offers else plugins.find(kind, name) for name in bare]
-    return [offer for offer in offers.values() if everything or not offer.unavailable]
+        return [components[name] if name in components else plugins.find(kind, name) for name in bare]
+    return [component for component in components.values() if everything or not component.unavailable]
 
 
-def describe(offer: Component) -> dict[str, Any]:
-    """Return an offer as plain JSON types."""
-    record: dict[str, Any] = {"name": offer.name, "summary": offer.summary, "origin": offer.origin}
-    if offer.argument:
-        record["argument"] = offer.argument
-    if offer.unavailable:
-        record["unavailable"] = offer.unavailable
-    if offer.kind == "strategy":
-        record["lr"] = getattr(offer.cls, "lr", DEFAULT_LR)
-    if offer.kind != "dataset":
+def describe(component: Component) -> dict[str, Any]:
+    """Return a component as plain JSON types."""
+    record: dict[str, Any] = {"name": component.name, "summary": component.summary, "origin": component.origin}
+    if component.argument:
+        record["argument"] = component.argument
+    if component.unavailable:
+        record["unavailable"] = component.unavailable
+    if component.kind == "strategy":
+        record["lr"] = getattr(component.cls, "lr", DEFAULT_LR)
+    if component.kind != "dataset":
         record["options"] = [
             {
                 "name": name,
-                "type": _type_name(offer.cls, name),
+                "type": _type_name(component.cls, name),
                 "required": _default(field) is dataclasses.MISSING,
                 "default": None if _default(field) is dataclasses.MISSING else _default(field),
                 "help": field.metadata.get("help", ""),
             }
-            for name, field in options_of(offer.cls).items()
+            for name, field in options_of(component.cls).items()
         ]
     return record
 
 
-def print_offers(offers: Sequence[Component], kinds: Mapping[str, str], plural: str, everything: bool) -> None:
-    """Print a line for each offer: the built-in ones, then those of each plugin under the plugin's name.
+def print_components(components: Sequence[Component], kinds: Mapping[str, str], plural: str, everything: bool) -> None:
+    """Print a line for each component: the built-in ones, then those of each plugin under the plugin's name.
 
-    `kinds` says of each origin whether it is built-in, installed, a file or an object.
+    `kinds` maps each origin to its kind: built-in, installed, file or object.
     """
     from rich.markup import escape
     from rich.padding import Padding
@@ -171,8 +172,8 @@ def print_offers(offers: Sequence[Component], kinds: Mapping[str, str], plural: 
 
     groups: dict[str, list[Component]] = {}
     order = {BUILT_IN: 0, "installed": 1, "file": 2, "object": 3}
-    for offer in sorted(offers, key=lambda offer: order[kinds[offer.origin]]):
-        groups.setdefault(_short_origin(offer.origin), []).append(offer)
+    for component in sorted(components, key=lambda component: order[kinds[component.origin]]):
+        groups.setdefault(_short_origin(component.origin), []).append(component)
     rows = {
         title: list(_rows(title, members, plural=plural, everything=everything)) for title, members in groups.items()
     }
@@ -188,36 +189,36 @@ def print_offers(offers: Sequence[Component], kinds: Mapping[str, str], plural: 
         for name, summary in lines:
             table.add_row(escape(name), escape(summary))
         console.print(Padding(table, (0, 0, 0, 2)))
-    if any(options_of(offer.cls) for offer in offers):
+    if any(options_of(component.cls) for component in components):
         print_line(console, f"\nShow the options of one: adaptkit {plural} NAME")
 
 
-def _rows(title: str, offers: Sequence[Component], plural: str, everything: bool) -> Iterator[tuple[str, str]]:
-    """Yield the name and the sentence of each offer of a plugin, or one row for a large collection."""
-    if title != BUILT_IN and len(offers) > MOST_LISTED and not everything:
-        prefix = os.path.commonprefix([offer.name for offer in offers])  # noqa: RUF071 - names, not paths
-        yield f"{prefix}*", f"{len(offers)} {plural}; list them with adaptkit {plural} --all"
+def _rows(title: str, components: Sequence[Component], plural: str, everything: bool) -> Iterator[tuple[str, str]]:
+    """Yield the name and the summary of each component of a plugin, or one row for a large collection."""
+    if title != BUILT_IN and len(components) > MOST_LISTED and not everything:
+        prefix = os.path.commonprefix([component.name for component in components])  # noqa: RUF071 - names, not paths
+        yield f"{prefix}*", f"{len(components)} {plural}; list them with adaptkit {plural} --all"
         return
-    for offer in offers:
-        reason = f" Cannot be used: {offer.unavailable}." if offer.unavailable else ""
-        yield _usage_name(offer), f"{offer.summary}{reason}"
+    for component in components:
+        reason = f" Cannot be used: {component.unavailable}." if component.unavailable else ""
+        yield _usage_name(component), f"{component.summary}{reason}"
 
 
 def _short_origin(origin: str) -> str:
-    """Return where an offer comes from. Users need not know the module of a built-in one."""
+    """Return the origin of a component, without the module of a built-in one."""
     return BUILT_IN if origin.startswith(f"{BUILT_IN} ") else origin
 
 
-def _usage_name(offer: Component) -> str:
-    """Return the name as it is written on the command line, with the amount of a shift."""
-    if offer.kind == "shift":
-        ((name, amount),) = options_of(offer.cls).items()
-        return f"{offer.name}={amount.metadata.get('unit', name).upper()}"
-    return offer.shown
+def _usage_name(component: Component) -> str:
+    """Return the name to write on the command line, with the amount of a shift."""
+    if component.kind == "shift":
+        ((name, amount),) = options_of(component.cls).items()
+        return f"{component.name}={amount.metadata.get('unit', name).upper()}"
+    return component.shown
 
 
-def print_details(offer: Component) -> None:
-    """Print what one offer does, its options with type, range and default, and an example."""
+def print_details(component: Component) -> None:
+    """Print the summary of a component, its options with type, range and default, and an example."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -226,24 +227,24 @@ def print_details(offer: Component) -> None:
 
     console = output()
     console.print(
-        f"[bold]{escape(_usage_name(offer))}[/]  [dim]{escape(_short_origin(offer.origin))}[/]", soft_wrap=True
+        f"[bold]{escape(_usage_name(component))}[/]  [dim]{escape(_short_origin(component.origin))}[/]", soft_wrap=True
     )
-    print_line(console, offer.summary)
-    if offer.unavailable:
-        print_line(console, f"Cannot be used: {offer.unavailable}")
-    if offer.kind == "strategy":
-        print_line(console, f"Default learning rate: {getattr(offer.cls, 'lr', DEFAULT_LR):g}")
-    options = options_of(offer.cls)
+    print_line(console, component.summary)
+    if component.unavailable:
+        print_line(console, f"Cannot be used: {component.unavailable}")
+    if component.kind == "strategy":
+        print_line(console, f"Default learning rate: {getattr(component.cls, 'lr', DEFAULT_LR):g}")
+    options = options_of(component.cls)
     if options:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("amount" if offer.kind == "shift" else "option", "value", "default", "meaning"):
+        for heading in ("amount" if component.kind == "shift" else "option", "value", "default", "meaning"):
             table.add_column(heading, overflow="fold", no_wrap=heading in ("option", "amount"))
         for name, field in options.items():
             default = _default(field)
             shown = "required" if default is dataclasses.MISSING else _shown(default)
-            table.add_row(*map(escape, (name, value_range(offer.cls, name), shown, field.metadata.get("help", ""))))
+            table.add_row(*map(escape, (name, value_range(component.cls, name), shown, field.metadata.get("help", ""))))
         console.print(table)
-    print_line(console, f"Usage: {_usage(offer)}\n")
+    print_line(console, f"Usage: {_usage(component)}\n")
 
 
 def value_range(cls: type[Any], option: str) -> str:
@@ -279,17 +280,17 @@ def _alternatives(words: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _usage(offer: Component) -> str:
-    """Return a command that uses an offer, with the first of its options that has a default."""
-    command, option = USAGES[offer.kind]
-    defaults = {name: _default(field) for name, field in options_of(offer.cls).items()}
+def _usage(component: Component) -> str:
+    """Return a command that uses a component, with its first option that has a default."""
+    command, option = USAGES[component.kind]
+    defaults = {name: _default(field) for name, field in options_of(component.cls).items()}
     key = next((key for key, value in defaults.items() if value not in (dataclasses.MISSING, None)), None)
     ending = option.format(key, _shown(defaults[key])) if option and key is not None else ""
-    return f"adaptkit {command.format(_usage_name(offer))}{ending}"
+    return f"adaptkit {command.format(_usage_name(component))}{ending}"
 
 
 def _shown(value: object) -> str:
-    """Return a value as it is written on the command line."""
+    """Return the text of a value on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:

@@ -1,4 +1,4 @@
-"""Options that several commands share, in bundles: the store, the output, the settings of training, the engine."""
+"""Bundles of options that several commands share: store, output, training settings and engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class NamedPath(click.Path):
-    """A path. Refuse an empty one, which would mean the current folder, with the reason `empty`."""
+    """A path that must not be empty, because an empty path would mean the current folder.
+
+    `empty` is the error message.
+    """
 
     empty = "the path is empty"
 
@@ -40,7 +43,7 @@ class FolderType(NamedPath):
 
 
 class ImagePath(NamedPath):
-    """The path of an image, or of a folder of images."""
+    """The path of an image or of a folder of images."""
 
     empty = "the path of an image or folder is empty; write . for the current folder"
 
@@ -141,7 +144,7 @@ setting_options = bundle(
     click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10]"),
     click.option("--lr", metavar="X", help="Learning rate of adaptation.  [default: the strategy's]"),
     click.option("--batch-size", metavar="N", help="Batch size for adaptation.  [default: 32]"),
-    click.option("--data-dir", metavar="DIR", help="Folder that data sets are kept in.  [default: data]"),
+    click.option("--data-dir", metavar="DIR", help="Folder of the data sets.  [default: data]"),
     click.option("--device", metavar="auto|cpu|cuda|mps", help="Device to compute on.  [default: auto]"),
     click.option(
         "--precision",
@@ -151,7 +154,7 @@ setting_options = bundle(
     click.option("--experiment", metavar="NAME", help="MLflow experiment.  [default: adaptkit]"),
 )
 
-#: for commands that train strategies: the settings, and where the runs come from and go to
+#: for commands that train strategies: settings, tracking store, plugins and report
 training_options = bundle(
     setting_options,
     store_option,
@@ -180,7 +183,7 @@ engine_options = bundle(
     ),
 )
 
-#: settings that have an option of their own name
+#: settings that have an option of the same name
 SETTING_OPTIONS = (
     "preset", "dataset", "target", "shift", "backbone", "weights", "image_size", "augment", "bn",
     "skip_bad_images", "epochs", "lr", "batch_size", "data_dir", "device", "precision", "experiment", "severity",
@@ -188,7 +191,7 @@ SETTING_OPTIONS = (
 
 
 def split_pairs(option: str, pairs: Sequence[str], problems: list[str]) -> dict[str, str]:
-    """Return `key=value` arguments as a dictionary. Add a line to `problems` for each that is not a pair."""
+    """Return `key=value` arguments as a dictionary, and add a message to `problems` for every other argument."""
     values: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -200,9 +203,9 @@ def split_pairs(option: str, pairs: Sequence[str], problems: list[str]) -> dict[
 
 
 def collect_layers(values: Mapping[str, Any]) -> tuple[list[Layer], list[str]]:
-    """Return the layers of settings, the strongest first, and a line for each problem.
+    """Return the layers of settings in order of precedence, and a message for each problem.
 
-    `values` are the values of `setting_options` by parameter name.
+    `values` holds the values of `setting_options` by parameter name.
     """
     from adaptkit.settings.files import read_config
     from adaptkit.settings.resolve import Layer, option_keys
@@ -230,7 +233,10 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_duration(option: str, text: str) -> float:
-    """Return the seconds of `90`, `45s`, `30m`, `2h` or `1h30m`. Raise BadInput, with the option's name, for others."""
+    """Return a duration such as `90`, `45s`, `30m`, `2h` or `1h30m` in seconds.
+
+    Raises BadInput, with the name of the option, for other texts.
+    """
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text)
     if not parts or "".join(f"{number}{unit}" for number, unit in parts) != text:
         raise BadInput(f"{option}: {text!r} is not a duration; write 90s, 30m, 2h or 1h30m")
@@ -250,7 +256,7 @@ def duration(seconds: float) -> str:
 
 
 class RunCommand(click.Command):
-    """A command whose help ends with every setting of `--set` and `--config`."""
+    """A command with all settings of `--set` and `--config` at the end of its help."""
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         """Read the arguments. Suggest `-s` to users who name a strategy without it."""

@@ -47,7 +47,7 @@ def plugins(context: click.Context, plugin: tuple[str, ...], as_json: bool) -> N
 @plugin_option
 @output_options
 def list_(plugin: tuple[str, ...], as_json: bool) -> None:
-    """List what plugins offer, with origins and problems.
+    """List the components of plugins, with origins and problems.
 
     \b
     Example: adaptkit plugins list
@@ -111,7 +111,7 @@ def new(name: str, kind: str, output: Path) -> None:
 
 
 def show(files: tuple[str, ...], as_json: bool) -> None:
-    """Print all plugins, also those that could not be loaded."""
+    """Print all plugins, including those that could not be loaded."""
     loaded = load_plugins(files)
     rows = list_offers(loaded)
     if as_json:
@@ -149,19 +149,19 @@ def show(files: tuple[str, ...], as_json: bool) -> None:
 
 
 def list_offers(loaded: Plugins) -> list[dict[str, Any]]:
-    """Return a row for each offer, for each plugin that only watches runs, and for each that could not be loaded."""
+    """Return a row for each component, and for each plugin that only watches runs or could not be loaded."""
     rows = []
     taken = {fault.taken for fault in loaded.faults}
-    for kind, offers in loaded.components.items():
-        for offer in offers.values():
-            state = "offered twice" if (kind, offer.name) in taken else offer.unavailable or "ok"
-            rows.append({"name": offer.shown, "kind": kind, "origin": offer.origin, "state": state})
-    offering = {row["origin"] for row in rows}
+    for kind, components in loaded.components.items():
+        for component in components.values():
+            state = "offered twice" if (kind, component.name) in taken else component.unavailable or "ok"
+            rows.append({"name": component.shown, "kind": kind, "origin": component.origin, "state": state})
+    providers = {row["origin"] for row in rows}
     for source in loaded.sources:
         wrong = [fault.message for fault in loaded.faults if fault.source == source and not fault.works]
         if wrong:
             rows.append({"name": "-", "kind": "-", "origin": source.origin, "state": "; ".join(wrong)})
-        elif source.origin not in offering:
+        elif source.origin not in providers:
             rows.append({"name": "-", "kind": "watches runs", "origin": source.origin, "state": "ok"})
     return rows
 
@@ -170,30 +170,32 @@ MARKS = {"passed": "[green]ok[/]", "failed": "[red]FAILED[/]", "not tried": "[di
 
 
 def check_plugin(what: str, options: Sequence[str], data_dir: Path, files: Sequence[str], as_json: bool) -> None:
-    """Check all offers of a name, an installed plugin or a file. Exit with 1 if a check fails."""
+    """Check all components of a name, an installed plugin or a file; exit with 1 if a check fails."""
     is_file = what.endswith(".py") or os.sep in what or Path(what).is_file()
     plugins = load_plugins([*files, what] if is_file else files)
     problems: list[str] = []
     values = split_pairs("-o", options, problems)
     if problems:
         raise BadInput(*problems)
-    offers = _offers(plugins, str(expanded(what).absolute()) if is_file else what)
-    if values and len(offers) > 1:
-        raise BadInput(f"-o: {what} offers {len(offers)} classes; name one of {', '.join(o.name for o in offers)}")
+    components = _find_components(plugins, str(expanded(what).absolute()) if is_file else what)
+    if values and len(components) > 1:
+        names = ", ".join(component.name for component in components)
+        raise BadInput(f"-o: {what} provides {len(components)} classes; name one of {names}")
 
     from adaptkit.testing import checks, try_all
 
     argument = what.partition(":")[2] if not is_file else ""
     results: dict[str, list[Verdict]] = {}
-    for offer in offers:
-        if offer.argument and not argument:
-            raise BadInput(f"{offer.kind} {offer.name} needs a name after a colon: {offer.shown}")
-        results[f"{offer.kind} {offer.name}"] = try_all(checks(offer.cls, values, argument=argument, data_dir=data_dir))
+    for component in components:
+        title = f"{component.kind} {component.name}"
+        if component.argument and not argument:
+            raise BadInput(f"{title} needs a name after a colon: {component.shown}")
+        results[title] = try_all(checks(component.cls, values, argument=argument, data_dir=data_dir))
     failed = any(verdict.word == "failed" for verdicts in results.values() for verdict in verdicts)
     if as_json:
         document = [
-            {"name": offer.name, "kind": offer.kind, "origin": offer.origin, "checks": _records(verdicts)}
-            for offer, verdicts in zip(offers, results.values(), strict=True)
+            {"name": component.name, "kind": component.kind, "origin": component.origin, "checks": _records(verdicts)}
+            for component, verdicts in zip(components, results.values(), strict=True)
         ]
         print_json(document)
     else:
@@ -203,26 +205,27 @@ def check_plugin(what: str, options: Sequence[str], data_dir: Path, files: Seque
         raise click.exceptions.Exit(1)
 
 
-def _offers(plugins: Plugins, what: str) -> list[Component]:
-    """Return the offers of a name, an installed plugin or a file. Raise BadInput if it is unknown or broken."""
+def _find_components(plugins: Plugins, what: str) -> list[Component]:
+    """Return the components of a name, an installed plugin or a file; raise BadInput if it is unknown or broken."""
     bare = what.partition(":")[0]
-    named = [plugins.find(kind, what) for kind, offers in plugins.components.items() if bare in offers]
+    named = [plugins.find(kind, what) for kind, components in plugins.components.items() if bare in components]
     if named:
         return named
     origins = {source.origin for source in plugins.sources if what in (source.origin, source.origin.split(" ")[0])}
     broken = [str(fault) for fault in plugins.faults if fault.origin in origins and not fault.works]
     if broken:
         raise BadInput(*broken)
-    every = [offer for offers in plugins.components.values() for offer in offers.values()]
-    offered = [offer for offer in every if offer.origin in origins and not offer.unavailable]
-    if not offered and origins:
-        reasons = [f"{offer.name} cannot be used: {offer.unavailable}" for offer in every if offer.origin in origins]
-        raise BadInput(f"{what} offers nothing to check: {'; '.join(reasons) or 'it only watches runs'}")
-    if not offered:
-        known = {offer.name for offer in every} | {source.origin.split(" ")[0] for source in plugins.sources}
+    every = [component for components in plugins.components.values() for component in components.values()]
+    provided = [component for component in every if component.origin in origins]
+    available = [component for component in provided if not component.unavailable]
+    if not available and origins:
+        reasons = [f"{component.name} cannot be used: {component.unavailable}" for component in provided]
+        raise BadInput(f"{what} has nothing to check: {'; '.join(reasons) or 'it only watches runs'}")
+    if not available:
+        names = {component.name for component in every} | {source.origin.split(" ")[0] for source in plugins.sources}
         unloaded = "".join(f" ({fault})" for fault in plugins.faults if not fault.works)
-        raise BadInput(f"unknown name {what!r}{suggestion(what, known - {'built-in'})}{unloaded}")
-    return offered
+        raise BadInput(f"unknown name {what!r}{suggestion(what, names - {'built-in'})}{unloaded}")
+    return available
 
 
 def _records(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
@@ -238,11 +241,11 @@ def _print(title: str, verdicts: Sequence[Verdict]) -> None:
     subjects = list(dict.fromkeys(verdict.subject for verdict in verdicts if verdict.subject not in ("options", "all")))
     table = Table(title, *subjects, box=None, pad_edge=False, header_style="bold")
     for check in dict.fromkeys(verdict.check for verdict in verdicts):
-        found = {verdict.subject: MARKS[verdict.word] for verdict in verdicts if verdict.check == check}
-        if len(found) == 1 and next(iter(found)) in ("options", "all"):
-            table.add_row(check, *list(found.values()))
+        marks = {verdict.subject: MARKS[verdict.word] for verdict in verdicts if verdict.check == check}
+        if len(marks) == 1 and next(iter(marks)) in ("options", "all"):
+            table.add_row(check, *marks.values())
         else:
-            table.add_row(check, *(found.get(subject, "") for subject in subjects))
+            table.add_row(check, *(marks.get(subject, "") for subject in subjects))
     console.print(table)
     counts = {word: sum(verdict.word == word for verdict in verdicts) for word in MARKS}
     failures = dict.fromkeys(

@@ -20,7 +20,7 @@ from adaptkit.system.streams import printable
 if TYPE_CHECKING:
     from adaptkit.models.preprocessing import Prediction
 
-#: rows of a table that are printed at a time
+#: number of table rows to print at a time
 PAGE = 200
 
 
@@ -60,9 +60,9 @@ def predict(
       adaptkit predict RUN_ID picture.jpg
       adaptkit predict RUN_ID photos --top-k 3 --csv > predictions.csv
 
-    The run must be finished. A folder stands for all images in it and its subfolders. Images are converted to the
-    channels and the size of the model as in training. Files that are not images are listed at the end, and the exit
-    code is 2.
+    The run must be finished. For a folder, all images in it and in its subfolders are classified. Images are converted
+    to the channels and the size of the model, as in training. Files that are not images are listed at the end, and the
+    exit code is 2.
     """
     if as_json and as_csv:
         raise BadInput("--json and --csv: choose one")

@@ -45,13 +45,13 @@ def reproduce(
     \b
     Every metric (except times and memory), every prediction and the adapter are compared bit by bit:
       identical         everything is equal
-      within tolerance  close, on other hardware or versions, which are listed
+      within tolerance  close; hardware or versions differ, and are listed
       different         exit code 1; the first difference is printed
 
-    The run must be finished. The store is only read. The base comes from the cache if the cache has the base of the
-    run; otherwise it is trained again.
+    The run must be finished. Nothing is written to the store. The base of the run is loaded from the cache; if it is
+    not in the cache, it is trained again.
     """
-    from adaptkit.cli.run import shown
+    from adaptkit.cli.run import show_progress
     from adaptkit.cli.views.console import messages, output, print_json, print_line
     from adaptkit.cli.views.reproduction import print_reproduction
     from adaptkit.system.imports import uncollected
@@ -64,7 +64,7 @@ def reproduce(
     console = messages()
     plugins = given_plugins(plugin)
     keep_freed_memory()
-    with interruptible(), shown(plugins, console, quiet):
+    with interruptible(), show_progress(plugins, console, quiet):
         reproduction = reproduce_run(
             run_id,
             plugins,

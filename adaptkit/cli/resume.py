@@ -39,8 +39,8 @@ def resume(
       adaptkit resume --all
 
     Each run continues from its last checkpoint, in its MLflow run. Its metrics (except times and memory) and its
-    adapter are those of an uninterrupted run. The id of a parent run resumes all unfinished runs of its command. The
-    exit code is 1 if a run fails.
+    adapter are the same as without the interruption. The id of a parent run resumes all unfinished runs of its
+    command. The exit code is 1 if a run fails.
     """
     if every == bool(run_ids):
         raise BadInput("name the ids of runs, or use --all for every interrupted run" + (", not both" if every else ""))
@@ -54,11 +54,11 @@ def resume(
 
     with uncollected():
         from adaptkit.api.resume import Watch
-        from adaptkit.cli.run import shown
+        from adaptkit.cli.run import show_progress
         from adaptkit.system.hardware import keep_freed_memory
 
     keep_freed_memory()
-    watch = Watch(notice, lambda plugins: shown(plugins, console, quiet))
+    watch = Watch(notice, lambda plugins: show_progress(plugins, console, quiet))
     with interruptible():
         if every:
             _resume_all(tracking_uri, plugin, watch=watch, as_json=as_json, quiet=quiet)
@@ -124,13 +124,13 @@ def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch,
 
 
 def _print(outcome: RunOutcome, quiet: bool) -> None:
-    from adaptkit.cli.run import print_way_to_runs
+    from adaptkit.cli.run import print_next_steps
     from adaptkit.cli.views.console import messages, output
     from adaptkit.cli.views.results import print_outcome
 
     print_outcome(output(), outcome)
     if not quiet:
-        print_way_to_runs(messages(), outcome)
+        print_next_steps(messages(), outcome)
 
 
 def _plain(attempt: Attempt) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`adaptkit run`: run an experiment. Also what other commands that train share: progress, hints and failures."""
+"""`adaptkit run`: run an experiment; and progress, hints and failures for all commands that train."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def run(
         from adaptkit.system.hardware import keep_freed_memory
 
     keep_freed_memory()
-    with interruptible(), shown(plugins, console, quiet):
+    with interruptible(), show_progress(plugins, console, quiet):
         watch = Watch(
             planned=lambda plan: print_plan(console, plan),
             notice=lambda message: print_line(console, message),
@@ -115,12 +115,12 @@ def run(
 
         print_outcome(output(), outcome)
         if not quiet:
-            print_way_to_runs(console, outcome)
+            print_next_steps(console, outcome)
     raise_failures(outcome)
 
 
 def add_tuned(run_id: str, layers: list[Layer], tracking_uri: str | None, problems: list[str]) -> None:
-    """Add the best values of a tuning run as the weakest layer of settings, or a line for each problem with it."""
+    """Add the best values of a tuning run as the layer of lowest precedence, or a message for each problem."""
     from adaptkit.api.run import tuned_layer
 
     try:
@@ -130,8 +130,8 @@ def add_tuned(run_id: str, layers: list[Layer], tracking_uri: str | None, proble
 
 
 @contextlib.contextmanager
-def shown(plugins: Plugins, console: Console, quiet: bool) -> Iterator[None]:
-    """Show the progress of runs, unless `quiet`."""
+def show_progress(plugins: Plugins, console: Console, quiet: bool) -> Iterator[None]:
+    """Show the progress of runs during the block, unless `quiet`."""
     from adaptkit.cli.views.progress import ProgressBars, ProgressLines
 
     if quiet:
@@ -146,7 +146,7 @@ def shown(plugins: Plugins, console: Console, quiet: bool) -> Iterator[None]:
         plugins.manager.unregister(progress)
 
 
-def print_way_to_runs(console: Console, outcome: RunOutcome) -> None:
+def print_next_steps(console: Console, outcome: RunOutcome) -> None:
     """Print how to use the model of the best run, and how to open all runs in MLflow."""
     from adaptkit.cli.views.console import print_line
 
@@ -156,7 +156,7 @@ def print_way_to_runs(console: Console, outcome: RunOutcome) -> None:
     if best is not None and best.run_id and outcome.tracking_error is None and outcome.tracking_uri is not None:
         from adaptkit.tracking.address import tracking_option
 
-        command = f"adaptkit predict {best.run_id} PICTURES{tracking_option(outcome.tracking_uri)}"
+        command = f"adaptkit predict {best.run_id} IMAGES{tracking_option(outcome.tracking_uri)}"
         print_line(console, f"Use {best.name}:  {command}")
     if outcome.ui_command is not None:
         print_line(console, f"Look at the runs:  {outcome.ui_command}")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--print-trials", is_flag=True, help="Print every trial and the estimated time, without training.")
 @click.option("--max-trials", type=int, metavar="N", help="Maximum number of trials to run now.")
 @click.option("--time-budget", metavar="TIME", help="Start no trial after this time: 90s, 30m or 2h.")
-@click.option("--retry-failed", is_flag=True, help="Run trials again that failed at an earlier start.")
+@click.option("--retry-failed", is_flag=True, help="Run trials again that failed earlier.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if any trial failed, not only if all failed.")
 @progress_options
 def sweep(
@@ -68,8 +68,8 @@ def sweep(
       adaptkit sweep --config sweep.yaml --print-trials
 
     Every combination of the values runs with every strategy and seed. `lr` applies to every strategy, `lora.rank` only
-    to LoRA. In a config file, the grid is written under `grid:`. Run the same command again to continue a sweep: trials
-    that the experiment already has are not repeated. At the end, the trials are compared as by `adaptkit compare`.
+    to LoRA. In a config file, write the grid under `grid:`. Run the same command again to continue a sweep: trials that
+    the experiment already has are not repeated. At the end, the trials are compared, as with `adaptkit compare`.
     """
     from adaptkit.plugins.loading import load_plugins
 

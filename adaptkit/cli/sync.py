@@ -30,8 +30,8 @@ def sync(tracking_uri: str | None, dry_run: bool, discard_refused: bool, as_json
       adaptkit sync --tracking-uri http://HOST:5000
       adaptkit sync --dry-run
 
-    Each run keeps a journal on this machine until the store has all its results. Uploading twice has no effect. The
-    exit code is 1 if results are still queued.
+    Each run keeps a journal on this machine until the store has all its results. Results that the store already has are
+    not stored twice. The exit code is 1 if results are still queued.
     """
     from adaptkit.api.sync import queued_runs
     from adaptkit.api.sync import sync as send
@@ -61,7 +61,7 @@ def sync(tracking_uri: str | None, dry_run: bool, discard_refused: bool, as_json
 
 
 def _line(run: Synced, discarded: bool) -> str:
-    """Return the result of one run, with a hint on the records that are still queued."""
+    """Return the result of one run, with a hint about records that are still queued."""
     if run.elsewhere:
         uri = run.store if "://" in run.store else f"sqlite:///{run.store}"
         return f"{run.name}: for another store; upload it with: adaptkit sync --tracking-uri {shlex.quote(uri)}"

@@ -64,9 +64,9 @@ def tune(
       adaptkit run -s lora --from-tune RUN_ID --seeds 6-9
 
     The learning rate and the options of each strategy are tuned. One fifth of the labelled target images is held out to
-    score every trial. Then the best values run on all labelled images with the seeds of --seeds (default: 1-5), and
-    only these runs use the test sets. If a best value is at the edge of its range, the range grows, and every strategy
-    gets the same number of additional trials. Values that -o, --lr or a config file set are not tuned. Run the same
+    score the trials. Then the best values run on all labelled images with the seeds of --seeds (default: 1-5). Only
+    these runs use the test sets. If a best value is at the edge of its range, the range is extended, and every strategy
+    gets the same number of additional trials. Values set with -o, --lr or a config file are not tuned. Run the same
     command again to continue.
     """
     from adaptkit.plugins.loading import load_plugins
@@ -80,7 +80,7 @@ def tune(
     console = messages()
     with uncollected():
         from adaptkit.api.tune import TuneRequest, TuneWatch, check_tuning, run_tuning
-        from adaptkit.cli.views.tuning import TuningBars, TuningLines, print_tuned, print_way_on
+        from adaptkit.cli.views.tuning import TuningBars, TuningLines, print_next_steps, print_tuned
         from adaptkit.sweeps.engines.tasks import EngineSettings
         from adaptkit.system.hardware import keep_freed_memory
 
@@ -114,6 +114,6 @@ def tune(
     else:
         print_tuned(output(), outcome)
         if not quiet:
-            print_way_on(console, outcome)
+            print_next_steps(console, outcome)
     if outcome.failed:
         raise RunFailed(*(f"{run.label} seed={run.seed}: {run.error}" for run in outcome.failed))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 START_SECONDS = 120.0  # measured: 4 s on an idle machine, 24 s on a busy one
 STOP_SECONDS = 10.0  # for requests in progress
-#: `python -m mlflow`. It stops with all its processes when its standard input closes, e.g. because adaptkit was killed.
+#: Runs `python -m mlflow` and stops all its processes when standard input closes, for example if adaptkit is killed.
 SERVE = """
 import os, runpy, signal, threading
 
@@ -109,9 +109,9 @@ def free_port(first: int) -> int:
 
 @contextmanager
 def server(address: Address, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `mlflow ui` on a store until the block is left. The block starts after its first response.
+    """Run `mlflow ui` on a store during the block, which starts after the first response of the server.
 
-    Raises AdaptkitError if it does not start.
+    Raises AdaptkitError if the server does not start.
     """
     command = [sys.executable, "-c", SERVE, "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as empty, tempfile.TemporaryFile() as log:
@@ -122,16 +122,16 @@ def server(address: Address, port: int) -> Iterator[subprocess.Popen[bytes]]:
             "UVICORN_APP_DIR": empty,
             # MLflow starts its web server by name.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-            # Not on the command line, which every user of the machine can read: the address may contain a password.
+            # Every user of the machine can read command lines, and the address may contain a password.
             "MLFLOW_BACKEND_STORE_URI": address.uri,
-            # MLflow's jobs serve language models. They need 14 processes, twice the time, five times the memory.
+            # Only language models use MLflow's jobs. These need 14 processes, twice the time and five times the memory.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
         }
         process = None
         try:
             with held():
-                # In a new session, so that all its processes can be stopped together and do not receive Ctrl-C.
+                # A new session: its processes can be stopped together, and do not receive Ctrl-C.
                 process = subprocess.Popen(
                     command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
                 )
@@ -145,7 +145,7 @@ def server(address: Address, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        if os.name == "posix":  # as the server does; on other systems this option would share a port that is in use
+        if os.name == "posix":  # like the server; on other systems, the option would share a port that is in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -169,7 +169,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: IO[bytes], 
 
 
 def _answers(port: int) -> bool:
-    # Not urllib, which would use the proxy of the environment.
+    # urllib would use the proxy of the environment.
     connection = HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/health")

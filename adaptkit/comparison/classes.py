@@ -12,7 +12,7 @@ from adaptkit.comparison.statistics import confusion, f1_scores
 
 Floats = NDArray[numpy.float64]
 
-#: with more classes than this, a comparison keeps no confusion matrix: its size is the square of this number
+#: maximum number of classes for which a comparison keeps confusion matrices, whose size is the square of the number
 MOST_CONFUSION = 100
 
 
@@ -34,12 +34,15 @@ def mean_confusion(runs: Sequence[ComparedRun]) -> Floats:
 
 
 def confusion_of(arm: ArmResult) -> Floats:
-    """Return the mean confusion of an arm; computed from its runs if the comparison does not keep it."""
+    """Return the mean confusion of an arm, and compute it from the runs if the comparison does not keep it."""
     return numpy.array(arm.confusion) if arm.confusion else mean_confusion(arm.runs)
 
 
 def select_differing_classes(arms: Sequence[ArmResult], most: int) -> list[int]:
-    """Return the classes whose F1 differs most among the arms, or the weakest ones of a single arm, in class order."""
+    """Return the classes whose F1 differs most among the arms, in class order.
+
+    For a single arm, return the classes with the lowest F1.
+    """
     scores = numpy.array([arm.class_f1 for arm in arms])
     weight = scores.max(0) - scores.min(0) if len(arms) > 1 else -scores[0]
     return sorted(numpy.argsort(-weight, kind="stable")[:most].tolist())
@@ -48,7 +51,7 @@ def select_differing_classes(arms: Sequence[ArmResult], most: int) -> list[int]:
 def select_confused_classes(cells: Sequence[NDArray[numpy.generic]], most: int) -> list[int]:
     """Return the classes of the largest off-diagonal cells of these matrices `[classes, classes]`, in class order.
 
-    Of equal cells, the first ones are taken. If too few classes are confused, the first classes fill the list.
+    Among equal cells, the first ones are used. If too few classes are confused, the first classes fill the list.
     """
     size = numpy.max([numpy.abs(matrix) for matrix in cells], axis=0).astype(float)
     size = numpy.maximum(size, size.T)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Collector:
-    """Convert each adaptation run to a `ComparedRun`, whether or not the run is tracked."""
+    """Convert each adaptation run, tracked or not, to a `ComparedRun`."""
 
     def __init__(self) -> None:
         self._runs: list[ComparedRun] = []

@@ -30,7 +30,7 @@ class ArmRuns:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Arms that can be compared; `reason` says how they differ from other groups, None if there is one group."""
+    """Arms that can be compared. `reason` explains how they differ from other groups; None if there is one group."""
 
     arms: tuple[ArmRuns, ...]
     left_out: tuple[LeftOut, ...]
@@ -38,7 +38,7 @@ class RunGroup:
 
 
 def group_runs(runs: Iterable[ComparedRun]) -> tuple[tuple[RunGroup, ...], tuple[LeftOut, ...]]:
-    """Return the groups of comparable runs, the largest first, and the runs that are in no group."""
+    """Return the groups of comparable runs, the largest first, and the runs that are not in a group."""
     by_key: dict[tuple[str, str, str, bool], list[ComparedRun]] = defaultdict(list)
     for run in runs:
         by_key[_key(run)].append(run)
@@ -116,7 +116,7 @@ def _arms(runs: Sequence[ComparedRun]) -> tuple[ArmRuns, ...]:
 def _names(first_runs: Sequence[ComparedRun]) -> list[str]:
     """Name each arm by its strategy and the options in which it differs from the strategy's other arms.
 
-    The only arm of a strategy keeps the name of its runs, which has the options that are not at their default.
+    The only arm of a strategy has the name of its runs, which contains the options that differ from their defaults.
     """
     names = []
     for run in first_runs:
@@ -155,7 +155,7 @@ def make_slugs(names: Sequence[str]) -> list[str]:
 
 
 def _reasons(groups: Sequence[Sequence[ComparedRun]]) -> list[str | None]:
-    """Return for each group how it differs from the others; None if there is one group."""
+    """Return an explanation for each group of how it differs from the others; None if there is one group."""
     if len(groups) < 2:
         return [None] * len(groups)
     keys = [_key(members[0]) for members in groups]

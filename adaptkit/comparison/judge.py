@@ -51,7 +51,7 @@ def judge_runs(
     metric: str = DEFAULT_METRIC,
     margin: float | None = None,
 ) -> Comparisons:
-    """Compare these runs by a metric; return one comparison for each group of comparable runs.
+    """Compare runs by a metric, and return one comparison for each group of comparable runs.
 
     `margin` is the largest difference that counts as a tie, in points for accuracies, else in the metric's unit.
     Raises BadInput if no run has finished, or if no run has the metric.
@@ -178,7 +178,7 @@ def _arm_result(arm: ArmRuns, metric: Metric) -> ArmResult:
 
 
 def _check_test_images(runs: Sequence[ComparedRun]) -> None:
-    """Raise BadInput for runs with different test images: their differences would have no meaning."""
+    """Raise BadInput for runs with different test images, because their differences would be meaningless."""
     first = runs[0]
     for run in runs[1:]:
         for name, actual in run.predictions.items():
@@ -197,7 +197,7 @@ def _timings_comparable(arms: Sequence[ArmResult]) -> bool:
 
 
 def _setup(runs: Sequence[ComparedRun]) -> Mapping[str, str]:
-    """Return the settings that all runs share; without a source, those of training the base do not apply."""
+    """Return the settings that all runs share, without settings of the base if there is no source."""
     first = runs[0].settings
     omitted = ["seed", "strategy", "preset", "data_dir"]
     if not runs[0].has_source:

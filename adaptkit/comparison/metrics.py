@@ -56,7 +56,7 @@ LABELS = {
     MEMORY_PEAK_BYTES: "peak memory",
 }
 UNITS = {"seconds": "s", "bytes": "bytes", "ratio": "times the base's"}
-#: beginnings and endings of the names of metrics for which lower is better
+#: families of metrics for which lower is better, and endings of the names of losses
 COSTLY = (FAMILY_TIME, FAMILY_PARAMS, FAMILY_SIZE, FAMILY_MEMORY)
 LOSSES = ("loss", "error", "seconds", "bytes")
 #: final metrics that every adaptation run records
@@ -104,7 +104,7 @@ def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
 
 
 def of_severities(key: str) -> bool:
-    """Return whether a metric is measured over severities of the shift; their predictions are not kept."""
+    """Return whether a metric is measured over severities of the shift, for which no predictions are kept."""
     return key == SEVERITY_AREA or key.startswith((SEVERITY_ACCURACY, SEVERITY_ZERO_SHOT))
 
 
@@ -114,7 +114,7 @@ def required(has_source: bool) -> tuple[str, ...]:
 
 
 def _nearest(key: str, recorded: set[str]) -> str:
-    """Return a suggestion of the nearest metric; final ones also match without their prefix `final/`."""
+    """Return a suggestion of the nearest metric. Final metrics also match without the prefix `final/`."""
     endings = {name.removeprefix(FAMILY_FINAL): name for name in recorded if name.startswith(FAMILY_FINAL)}
     short = difflib.get_close_matches(key, endings, n=1, cutoff=0.8)
     return f"; did you mean {endings[short[0]]!r}?" if short else suggestion(key, recorded)

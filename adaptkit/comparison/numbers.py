@@ -1,4 +1,4 @@
-"""Format numbers, units and lists as text, the same way in the terminal, reports, figures and sentences."""
+"""Format numbers, units and lists as text for the terminal, reports, figures and sentences."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def margin(metric: Metric, width: float) -> str:
 
 
 MOST_NAMES = 5
-#: costs whose ratio differs from 1 by less than this are called equal
+#: if the ratio of two costs differs from 1 by less than this, they are called equal
 SAME = 0.05
 
 
 def listed(items: Iterable[str], conjunction: str = "and") -> str:
-    """Return `a, b and c`; of many items, the first ones and the number of the others."""
+    """Return `a, b and c`. For many items, return the first ones and the number of the others."""
     words = list(items)
     if len(words) > MOST_NAMES + 1:
         words = [*words[:MOST_NAMES], f"{len(words) - MOST_NAMES} more"]
@@ -116,7 +116,7 @@ def unit(metric: Metric, value: float) -> str:
 
 
 def plural(word: str, items: Sequence[object]) -> str:
-    """Return the word in singular or plural, for this number of items."""
+    """Return the word in the singular for one item, else in the plural."""
     return word if len(items) == 1 else f"{word}s"
 
 

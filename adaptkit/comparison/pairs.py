@@ -1,7 +1,7 @@
 """Judge pairs of arms: paired tests over shared seeds, bootstrap over test images, verdicts and Pareto dominance.
 
-Two runs are paired if they used the same images in the same way. A verdict needs the paired test over the seeds and the
-interval over resampled test images to agree.
+Two runs are paired if they used the same images in the same way. A pair has a verdict only if the paired test over the
+seeds and the interval over resampled test images agree.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ SEED = 0
 def resampled_scores(metric: str, runs: Sequence[ComparedRun]) -> NDArray[numpy.float64] | None:
     """Return the score of each run on bootstrap samples of the test images, `[runs, resamples]`.
 
-    All runs share the samples. Return None for a metric that predictions do not determine. Gain and retention are
-    scored as the accuracy, because the difference between two runs is the same.
+    All runs share the samples. Returns None if the metric cannot be computed from predictions. The scores of gain and
+    retention are accuracies, because the difference between two runs is the same.
     """
     if metric not in TEST_SETS:
         return None
@@ -69,7 +69,7 @@ def _macro_f1(predictions: Predictions, weights: NDArray[numpy.float32], classes
     both = weights @ (truth * predicted)
     total = weights @ truth + weights @ predicted
     f1 = numpy.divide(2 * both, total, out=numpy.zeros_like(both), where=total > 0)
-    # As in scikit-learn: the mean skips a class that neither occurs nor is predicted in the sample.
+    # Like scikit-learn, skip a class that neither occurs nor is predicted in the sample.
     mean: NDArray[numpy.float64] = f1.sum(1) / numpy.maximum((total > 0).sum(1), 1)
     return mean
 
@@ -86,7 +86,7 @@ def shared_runs(a: ArmResult, b: ArmResult) -> list[tuple[ComparedRun, ComparedR
 
 
 def pair_id(run: ComparedRun) -> str:
-    """Return the id that paired runs share; the seed for older runs without one."""
+    """Return the id that paired runs share. For older runs without this id, return the seed."""
     return run.tags.get(PAIR_ID_TAG, str(run.seed))
 
 
@@ -103,7 +103,7 @@ class _Couple:
 def judge_pairs(
     arms: Sequence[ArmResult], metric: Metric, *, margin: float, timings_comparable: bool
 ) -> tuple[PairResult, ...]:
-    """Compare each two of these arms, which are sorted by score, the best first."""
+    """Compare all pairs of these arms, which are sorted by score, the best first."""
     runs = [run for arm in arms for run in arm.runs]
     couples = list(_couples(arms, runs))
     # The smallest possible change of an accuracy is one test image.
@@ -120,7 +120,7 @@ def judge_pairs(
         if len(first) == 1 and metric.key in ACCURACIES:
             one, other = (runs[index].predictions[TEST_SETS[metric.key]] for index in (*first, *second))
             p = mcnemar(one.predicted == one.truth, other.predicted == other.truth)
-            # One seed has no spread: the interval is the one over test images.
+            # One seed has no spread, so the interval over test images is used.
             tested = {"test": "mcnemar", "low": image_low, "high": image_high, "p_unadjusted": p}
         test_fields: dict[str, Any] = {
             "test": None,
@@ -169,7 +169,7 @@ def _column(runs: Sequence[ComparedRun], key: str) -> NDArray[numpy.float64]:
 def _image_intervals(
     couples: Sequence[_Couple], scores: NDArray[numpy.float64] | None
 ) -> list[tuple[float | None, float | None]]:
-    """Return each couple's 95 % interval over resampled test images; (None, None) without scores."""
+    """Return the 95 % interval of each couple over resampled test images; (None, None) without scores."""
     intervals: list[tuple[float | None, float | None]] = [(None, None)] * len(couples)
     if scores is None:
         return intervals
@@ -192,7 +192,7 @@ def _image_intervals(
 def _paired_tests(
     couples: Sequence[_Couple], values: NDArray[numpy.float64], resolution: float
 ) -> list[dict[str, Any]]:
-    """Return the results of the paired t-test as fields of pairs; empty for fewer than two shared seeds.
+    """Return the results of the paired t-test as fields of `PairResult`; empty for fewer than two shared seeds.
 
     Couples with equally many seeds are tested in one batch.
     """
@@ -248,20 +248,20 @@ def _ratio(a: float, b: float) -> float | None:
 
 
 def _mean(values: NDArray[numpy.float64]) -> float | None:
-    """Return the mean; None without values or with a missing one."""
+    """Return the mean; None if there are no values or if one is missing."""
     return float(values.mean()) if len(values) and not numpy.isnan(values).any() else None
 
 
-#: measured costs, which vary between runs: cheaper is decided by a paired interval
+#: measured costs, which vary between runs, so that a paired interval decides which arm is cheaper
 NOISY = (TIME_TRAIN_SECONDS, TIME_INFERENCE_RATIO)
 
 
 def dominators(
     arms: Sequence[ArmResult], pairs: Sequence[PairResult], *, timings_comparable: bool
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Return for each arm and cost the arms that dominate it: cheaper, and better or tied.
+    """Return, for each arm and cost, the arms that dominate it: they are cheaper, and better or tied.
 
-    An unclear pair dominates nothing.
+    In an unclear pair, no arm dominates the other.
     """
     by_name = {arm.name: arm for arm in arms}
     dominating: dict[str, dict[str, list[str]]] = {arm.name: {cost: [] for cost in COSTS} for arm in arms}
@@ -278,7 +278,7 @@ def dominators(
 
 
 def cheaper(a: ArmResult, b: ArmResult, cost: str) -> bool:
-    """Return whether `a` costs less than `b`; for measured times, the paired 95 % interval must exclude 0."""
+    """Return whether `a` costs less than `b`. For measured times, the paired 95 % interval must exclude 0."""
     if cost not in NOISY:
         return a.cost(cost).mean < b.cost(cost).mean
     if a.cost(cost).mean >= b.cost(cost).mean:

@@ -46,7 +46,7 @@ NO_SOURCE = "none"
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that runs are compared by; its values times `scale` are shown in `unit` (fractions as points)."""
+    """A metric for comparing runs. Values are multiplied by `scale` and shown in `unit` (fractions as points)."""
 
     key: str
     label: str
@@ -64,9 +64,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracies of one run after each epoch; `seconds` since its start.
+    """Accuracies of one run after each epoch.
 
-    `clean` is the source accuracy (None without a source), `shifted` the target accuracy.
+    `seconds` is the time since the start of the run. `clean` is the source accuracy (None without a source), `shifted`
+    the target accuracy.
     """
 
     epoch: tuple[int, ...]
@@ -79,9 +80,9 @@ class Curve:
 class ComparedRun:
     """One adaptation run as input of a comparison.
 
-    `options` and `settings` are params as text; `arm` is the strategy with its options, as in the run's name; `status`
-    is finished, failed, killed or running. `predictions` are class indices for the target test set (`shifted`) and,
-    with a source, the source test set (`clean`).
+    `options` and `settings` are params as text. `arm` is the strategy with its options, as in the name of the run.
+    `status` is finished, failed, killed or running. `predictions` are class indices for the target test set
+    (`shifted`) and, with a source, the source test set (`clean`).
     """
 
     name: str
@@ -108,7 +109,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over `n` seeds with standard deviation and 95 % t-interval; these are None for one seed."""
+    """Mean over `n` seeds with standard deviation and 95 % t-interval, which are None for one seed."""
 
     mean: float
     n: int
@@ -126,9 +127,9 @@ class Estimate:
 class ArmResult:
     """Results of one arm: a strategy with its options and training settings.
 
-    `score` is the compared metric, `shifted` the target accuracy, `clean` the source accuracy; costs are those of one
+    `score` is the compared metric, `shifted` the target accuracy and `clean` the source accuracy. Costs are for one
     run. Without a source, `gain`, `clean` and `retention` are None. `dominated_by` maps each cost to the arms that are
-    cheaper and better or tied. `confusion` is the mean share of each true class (row) that was predicted as each class
+    cheaper, and better or tied. `confusion` is the mean share of each true class (row) that was predicted as each class
     (column) on the target test set; it is empty for more than 100 classes.
     """
 
@@ -198,13 +199,13 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class PairResult:
-    """Result of comparing two arms: `a` minus `b` over the `n` seeds that both have.
+    """Result of comparing two arms: `a` minus `b` over the `n` shared seeds.
 
-    `low` and `high` are the pair's own 95 % interval. `p` is corrected by Holm's method for all pairs of the
-    comparison, `p_unadjusted` is not. `test` is `paired t`, `mcnemar` (one shared seed) or None (no test is possible).
-    `image_low` and `image_high` are the 95 % interval over resampled test images: if it does not confirm
-    `seeds_verdict`, then `verdict` is unclear. `seeds_needed` and `images_needed` estimate how many would decide an
-    unclear pair.
+    `low` and `high` are the 95 % interval of the pair, not corrected for the number of pairs. `p` is corrected by
+    Holm's method for all pairs of the comparison, `p_unadjusted` is not. `test` is `paired t`, `mcnemar` (one shared
+    seed) or None (no test is possible). `image_low` and `image_high` are the 95 % interval over resampled test images.
+    If this interval does not confirm `seeds_verdict`, `verdict` is unclear. `seeds_needed` and `images_needed` estimate
+    the numbers of seeds and test images that would decide an unclear pair.
     """
 
     a: str
@@ -250,7 +251,7 @@ class Comparison:
     arms : tuple of ArmResult
         One record for each strategy with its options, the best mean first.
     pairs : tuple of PairResult
-        One record for each two strategies: their difference, its interval, and the verdict.
+        One record for each pair of strategies: their difference, its interval, and the verdict.
     sentences : tuple of str
         The verdicts in words, and their scope.
     metric : Metric
@@ -303,8 +304,8 @@ class Comparison:
     def best(self) -> ArmResult | None:
         """The strategy that is better than every other one, by the verdicts of `pairs`.
 
-        None if the runs do not show a single best strategy: the leader is tied with another one, or undecided. A
-        strategy that was not compared with another one is the best. `arms[0]` always is the one with the best mean.
+        None if the runs do not show a single best strategy, because the leader is tied with another strategy or the
+        pair is unclear. If there is only one strategy, it is the best. `arms[0]` always has the best mean.
         """
         beaten = {pair.b for pair in self.pairs if pair.verdict == "better" and pair.a == self.arms[0].name}
         beaten |= {pair.a for pair in self.pairs if pair.verdict == "worse" and pair.b == self.arms[0].name}
@@ -317,8 +318,8 @@ class Comparison:
         -------
         pandas.DataFrame
             The index holds the names of the strategies. `mean`, `sd`, `low` and `high` describe the compared metric
-            over `n` seeds (95 % interval; NaN with a single seed). Accuracies are fractions, the costs are means of
-            one run.
+            over `n` seeds (95 % interval; NaN with a single seed). Accuracies are fractions. Costs are means for one
+            run.
         """
         from pandas import DataFrame
 
@@ -337,10 +338,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Trend:
-    """Arms that occur in several comparisons, which differ only in one numeric `setting`.
+    """Arms of several comparisons that differ only in one numeric `setting`.
 
-    `values` are the setting's values, rising; `numbers` are those of the comparisons in the same order. `arms` are
-    sorted by their average score, the best first.
+    `values` are the values of the setting in ascending order; `numbers` are the numbers of the comparisons in the same
+    order. `arms` are sorted by their average score, the best first.
     """
 
     setting: str
@@ -359,11 +360,11 @@ class Comparisons:
     comparisons : tuple of Comparison
         The comparisons, in the order of their numbers.
     notes : tuple of str
-        One sentence for each run that belongs to no comparison.
+        One sentence for each run that is not part of a comparison.
     left_out : tuple of LeftOut
         These runs, with the reason.
     trends : tuple of Trend
-        Strategies over comparisons that differ in one number, such as `shots`.
+        Strategies over comparisons that differ in one numeric setting, such as `shots`.
 
     Examples
     --------
@@ -389,7 +390,7 @@ class Comparisons:
         return self.comparisons[index]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all comparisons as plain JSON types; arms and pairs carry the number of their comparison."""
+        """Return all comparisons as plain JSON types; arms and pairs contain the number of their comparison."""
         first = self.comparisons[0]
         plain = {
             "metric": first.metric.key,
@@ -425,7 +426,7 @@ def _finite(value: Any) -> Any:
     """Return plain JSON types with None for numbers that JSON cannot represent."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):  # checked first: the most frequent types
+    if value is None or isinstance(value, str | int):  # the most frequent types first, for speed
         return value
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
@@ -433,7 +434,7 @@ def _finite(value: Any) -> Any:
 
 
 def _shallow(record: Comparison | PairResult) -> dict[str, Any]:
-    # `asdict` would copy everything inside, which is slow for many pairs.
+    # `asdict` would copy all nested values, which is slow for many pairs.
     plain = {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
     if isinstance(record, Comparison) and record.robustness is not None:
         plain["robustness"] = dataclasses.asdict(record.robustness)

@@ -46,7 +46,7 @@ OPENINGS = {
 
 
 def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
-    """Return the verdicts, the best arm's first, then sentences on zero-shot, Pareto front, severities and scope."""
+    """Return the verdicts, those of the best arm first, then zero-shot, Pareto front, severities and scope."""
     sentences = [_pair_sentence(comparison, pair) for pair in shown_pairs(comparison)]
     if hidden := len(comparison.pairs) - len(sentences):
         sentences.append(f"The other {hidden:,} pairs are in the report's table.")
@@ -98,7 +98,7 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
 
 
 def shown_pairs(comparison: Comparison) -> Sequence[PairResult]:
-    """Return the pairs with a sentence and a row on the terminal: all, or those of the best arm if there are many."""
+    """Return the pairs to show on the terminal: all, or only those of the best arm if there are many."""
     if len(comparison.pairs) <= MOST_PAIRS:
         return comparison.pairs
     return [pair for pair in comparison.pairs if pair.a == comparison.arms[0].name][:MOST_PAIRS]
@@ -164,10 +164,10 @@ def _undecided(comparison: Comparison, pair: PairResult) -> str:
         return f"{start} The test images do not decide which is better."
     if pair.seeds_needed is None:
         return f"{start} The seeds do not decide which is better, and at this spread up to 10,000 seeds would not."
-    # Holm's correction can ask for more seeds than an uncorrected plan: recommend at least one more.
+    # Because of Holm's correction, the estimate can be too low: recommend at least one more seed.
     needed = rounded(max(pair.seeds_needed, pair.n + 1))
     tested = sum(other.p is not None for other in comparison.pairs)
-    # Ties need a margin: without one, this many seeds can only show a difference.
+    # Without a margin, seeds can only show a difference, not a tie.
     is_difference = seeds_needed(pair.difference or 0.0, pair.sd, margin=0.0, pairs=tested) == pair.seeds_needed
     result = "a difference" if is_difference else "a tie"
     return (
@@ -195,7 +195,7 @@ def _evidence(comparison: Comparison, pair: PairResult) -> str:
 
 
 def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
-    """Return the costs of the pair's first arm (the second if swapped) relative to the other."""
+    """Return the costs of the first arm of the pair (the second if swapped) relative to the other."""
 
     def relative(ratio: float) -> float:
         return 1 / ratio if swapped else ratio
@@ -210,7 +210,7 @@ def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
     if pair.retention_difference is not None and TEST_SETS.get(comparison.metric.key) != "clean":
         kept = -pair.retention_difference if swapped else pair.retention_difference
         points = f"{100 * abs(kept):.1f}"
-        # A strategy that does not start at the base, such as training from scratch, has nothing to lose.
+        # A strategy that does not start at the base, such as `scratch`, cannot lose source accuracy.
         both_lost = all(
             arm.retention is not None and arm.retention.mean < 0 and _starts_at_base(arm) for arm in (one, other)
         )
@@ -262,7 +262,7 @@ def _front_sentence(comparison: Comparison) -> str:
 
 
 def scope_sentence(comparison: Comparison) -> str:
-    """Return the scope of the verdicts: the base, the test images and the draws that they are about."""
+    """Return the scope of the verdicts: the base, the test images and the draws to which they apply."""
     metric = comparison.metric
     test = TEST_SETS.get(metric.key, "shifted")
     images = len(comparison.arms[0].runs[0].predictions[test].truth)
@@ -284,7 +284,7 @@ def scope_sentence(comparison: Comparison) -> str:
 
 
 def severity_sentences(robustness: Robustness | None) -> tuple[str, ...]:
-    """Return a sentence on the areas, then those on crossings, the most certain first; none for a single arm."""
+    """Return a sentence on the areas, then sentences on crossings, the most certain first; none for a single arm."""
     if robustness is None or len(robustness.arms) < 2 or len(robustness.severities) < 2:
         return ()
     return (_area_sentence(robustness), *_crossing_sentences(robustness))
@@ -317,7 +317,7 @@ def _crossing_sentences(robustness: Robustness) -> list[str]:
     if not robustness.crossings:
         lines = "The two mean lines do not" if len(robustness.arms) == 2 else "No two mean lines"
         return [f"{lines} cross over these severities."]
-    # The sort is stable: within a group, crossings stay in the order of the arms' areas.
+    # The sort is stable: within a group, crossings keep the order of the areas of the arms.
     ordered = sorted(robustness.crossings, key=lambda crossing: (not crossing.settled, not _is_clear(crossing)))
     sentences = [_crossing(crossing) for crossing in ordered[:MOST_CROSSINGS]]
     if (more := len(ordered) - MOST_CROSSINGS) > 0:
@@ -344,12 +344,12 @@ def _crossing(crossing: Crossing) -> str:
 
 
 def _is_clear(crossing: Crossing) -> bool:
-    """Return whether the order of the two arms clearly changes, at whatever severity."""
+    """Return whether the order of the two arms clearly changes at any severity."""
     return crossing.sure_before is not None and crossing.sure_after is not None
 
 
 def _place(crossing: Crossing) -> str:
-    """Return where two lines cross, with as many decimals as the distance of the tested severities justifies."""
+    """Return the severity at which two lines cross, with decimals that fit the distance of the tested severities."""
     decimals = max(0, math.ceil(-math.log10((crossing.high - crossing.low) / 3)))
     return f"{crossing.at:.{decimals}f}"
 
@@ -375,7 +375,8 @@ def _compared(name: str, pair: SeverityPair) -> str:
 def budget_notes(arms: Sequence[ArmResult]) -> list[str]:
     """Return notes on how each arm was tuned, and warnings if arms were tuned unequally; none without tuning.
 
-    An arm counts as tuned if all its runs come from a tuning: other runs can have the same settings by chance.
+    An arm counts as tuned only if all its runs come from a tuning, because other runs can have the same settings by
+    chance.
     """
     tags = {arm.name: [run.tags.get(TUNING_TAG, "") for run in arm.runs] for arm in arms}
     tuned = {name: lines for name, lines in tags.items() if all(lines)}

@@ -1,6 +1,6 @@
-"""Compare arms over severities of the shift: the areas under their accuracies, and where their means cross.
+"""Compare arms over severities of the shift: the areas under their accuracies, and the crossings of their means.
 
-Areas are judged like any other metric.
+Areas are compared like any other metric.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from adaptkit.settings.severities import accuracies_in, area, written
 
 @dataclass(frozen=True)
 class SeverityArm:
-    """Accuracies of one arm at each severity of the shift; `area` is the mean over the range, None for one severity."""
+    """Accuracies of one arm at each severity of the shift.
+
+    `area` is the mean accuracy over the range of severities; None for one severity.
+    """
 
     name: str
     slug: str
@@ -42,13 +45,13 @@ class SeverityArm:
 
     @property
     def score(self) -> Estimate:
-        """Return the value that arms are ranked by: the area, or the only accuracy."""
+        """Return the score for ranking arms: the area, or the only accuracy."""
         return self.area or self.accuracies[0]
 
 
 @dataclass(frozen=True)
 class SeverityPair:
-    """Difference of two arms' areas, `a` minus `b`, over their shared seeds; judged by the seeds alone."""
+    """Difference of the areas of two arms, `a` minus `b`, over shared seeds, without resampled test images."""
 
     a: str
     b: str
@@ -63,11 +66,11 @@ class SeverityPair:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Crossing of two arms' mean accuracies: `rising` is behind at severity `low` and ahead at severity `high`.
+    """Crossing of the mean accuracies of two arms: `rising` is behind at severity `low` and ahead at severity `high`.
 
-    `before` and `after` are the differences at `low` and `high`; `settled` is True if the pair's 95 % intervals exclude
-    0 at both. `sure_before` and `sure_after` are the nearest severities on each side at which the interval excludes 0
-    and before which the lines do not cross again.
+    `before` and `after` are the differences at `low` and `high`. `settled` is True if the 95 % intervals of the pair
+    exclude 0 at both. `sure_before` and `sure_after` are the nearest severities on each side at which the interval
+    excludes 0, without another crossing in between.
     """
 
     rising: str
@@ -101,7 +104,7 @@ LEVEL = 1e-9
 
 
 def over_common(group: RunGroup, metric: Metric) -> RunGroup:
-    """Return the group with each run's area recomputed over the severities that all its runs share.
+    """Return the group with the area of each run recomputed over the severities that all runs share.
 
     Raises BadInput if the metric is the area and the runs share fewer than two severities.
     """
@@ -161,9 +164,9 @@ def judge_robustness(arms: Sequence[ArmResult], *, margin: float, timings_compar
 
 
 def crossings(a: ArmResult, b: ArmResult, severities: Sequence[float]) -> list[Crossing]:
-    """Return the crossings of two arms' means over their shared seeds, with straight lines between severities.
+    """Return the crossings of the means of two arms over shared seeds, with straight lines between severities.
 
-    Arms that are equal at a severity and change order there cross at this severity.
+    If the arms are equal at a severity and change order there, they cross at this severity.
     """
     pairs = shared_runs(a, b)
     if not pairs:
@@ -210,7 +213,7 @@ def crossings(a: ArmResult, b: ArmResult, severities: Sequence[float]) -> list[C
 def _nearest(
     severities: Sequence[float], *, decided: NDArray[numpy.bool_], means: NDArray[numpy.float64], steps: range
 ) -> float | None:
-    """Return the first severity of `steps` at which the pair is decided; None if its means change sign before."""
+    """Return the first severity of `steps` at which the pair is decided; None if the difference changes sign before."""
     for index in steps:
         if means[index] * means[steps[0]] < 0:
             return None

@@ -51,11 +51,11 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_t(differences: ArrayLike, resolution: float = 0.0) -> PairedTest:
-    """Run Student's paired t-test: do the differences `[..., n]`, n > 1, have the mean 0?
+    """Test with Student's paired t-test whether the mean of differences `[..., n]`, n > 1, is 0.
 
-    `resolution` is the change made by one test image: a finite test set cannot show a smaller spread. Equal and nearly
-    equal differences are therefore tested with this standard deviation. If all are 0, then p = 1 and the interval is
-    [0, 0]. p is never 0.
+    `resolution` is the change of the metric by one test image. A finite test set cannot show a smaller spread, so that
+    equal and nearly equal differences are tested with this standard deviation. If all differences are 0, p is 1 and
+    the interval is [0, 0]. p is never 0.
     """
     values = numpy.asarray(differences, dtype=float)
     n = values.shape[-1]
@@ -110,9 +110,9 @@ def supported(verdict: str, *, low: float, high: float, margin: float) -> bool:
 
 
 def seeds_needed(mean: float, sd: float, *, margin: float, pairs: int) -> int | None:
-    """Return how many seeds would decide a pair with this mean and spread; None above 10,000.
+    """Return the number of seeds that would decide a pair with this mean and spread; None above 10,000.
 
-    A pair is decided if it is better or worse under the strictest of Holm's corrections, or a tie.
+    A pair is decided if it is a tie, or better or worse under the strictest of Holm's corrections.
     """
 
     def decided(n: int) -> bool:
@@ -120,19 +120,19 @@ def seeds_needed(mean: float, sd: float, *, margin: float, pairs: int) -> int | 
         different = abs(mean) > error * _quantile(ALPHA / (2 * pairs), n - 1)
         return different or abs(mean) + error * _quantile(ALPHA / 2, n - 1) <= margin
 
-    # Both conditions only get easier with n.
+    # Bisection works, because a pair that is decided with n seeds is also decided with more.
     plans = range(2, MOST_SEEDS + 1)
     return plans[bisect.bisect_left(plans, True, key=decided)] if decided(MOST_SEEDS) else None
 
 
 @functools.cache
 def _quantile(tail: float, freedom: int) -> float:
-    """Return the upper quantile of Student's t; cached, because `seeds_needed` evaluates many."""
+    """Return the upper quantile of Student's t. It is cached, because `seeds_needed` evaluates many quantiles."""
     return float(special.stdtrit(freedom, 1 - tail))
 
 
 def images_needed(verdict: str, *, mean: float, low: float, high: float, margin: float, images: int) -> int | None:
-    """Return how many test images would confirm a verdict at the observed difference; None if no number would.
+    """Return the number of test images that would confirm a verdict at the observed difference; None if none would.
 
     The width of the resampled interval shrinks with the square root of the number of images.
     """
@@ -143,7 +143,7 @@ def images_needed(verdict: str, *, mean: float, low: float, high: float, margin:
 
 
 def resampling_weights(images: int, seed: int, resamples: int = RESAMPLES) -> NDArray[numpy.float32]:
-    """Draw bootstrap samples that all runs share; return the count of each test image, `[resamples, images]`."""
+    """Draw bootstrap samples for all runs, and return the count of each test image, `[resamples, images]`."""
     generator = numpy.random.default_rng(seed)
     weights = numpy.empty((resamples, images), dtype=numpy.float32)
     for row in weights:
@@ -163,7 +163,7 @@ def sampling_error(accuracy: float, images: int) -> float:
 
 
 def confusion(truth: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[numpy.int64]:
-    """Return how many images of each class (row) were predicted as each class (column)."""
+    """Return the number of images of each class (row) that were predicted as each class (column)."""
     cells = numpy.asarray(truth, dtype=numpy.int64) * classes + predicted
     return numpy.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 

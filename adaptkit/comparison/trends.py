@@ -1,4 +1,4 @@
-"""Find trends: how verdicts change over comparisons that differ in one numeric setting."""
+"""Find trends: changes of verdicts over comparisons that differ in one numeric setting."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from adaptkit.comparison.numbers import listed
 from adaptkit.comparison.records import Comparison, Trend
 from adaptkit.comparison.sentences import opening
 
-#: number of arms whose pairs have a sentence, the best first; number of settings with a trend
+#: maximum number of arms whose pairs have a sentence, and of settings with a trend
 MOST_ARMS, MOST_TRENDS = 3, 6
-#: settings that may differ too, because they follow from another setting
+#: settings that may also differ, because they follow from other settings
 FOLLOWS = ("shift", "pool_images", "drawn_images", "split.file")
 SWAPPED = {"better": "worse", "worse": "better"}
 
@@ -26,7 +26,7 @@ def find_trends(comparisons: Sequence[Comparison]) -> tuple[Trend, ...]:
         for comparison in comparisons:
             value = _number(comparison.setup.get(setting))
             if value is not None and setting not in FOLLOWS:
-                # Two comparisons may share a value, for example with two bases: keep the larger, which comes first.
+                # If two comparisons share a value, for example with two bases, keep the larger one, which comes first.
                 lines[_rest(comparison, setting)].setdefault(value, comparison)
         for line in lines.values():
             if len(line) > 1:
@@ -38,7 +38,7 @@ def find_trends(comparisons: Sequence[Comparison]) -> tuple[Trend, ...]:
 
 
 def _rest(comparison: Comparison, setting: str) -> object:
-    """Return everything that comparisons of one trend must share."""
+    """Return the facts that all comparisons of one trend must share."""
     others = [(key, value) for key, value in comparison.setup.items() if key not in (setting, *FOLLOWS)]
     return comparison.metric.key, tuple(sorted(others)), comparison.zero_shot is None
 
@@ -64,7 +64,7 @@ def _trend(setting: str, line: dict[float, Comparison]) -> Trend | None:
 
 
 def _sentences(setting: str, line: dict[float, Comparison], names: Sequence[str]) -> Iterable[str]:
-    """Yield a sentence for each two arms: at which values of the setting which one is better."""
+    """Yield a sentence for each pair of arms, with the better arm at each value of the setting."""
     place = opening(next(iter(line.values())))
     for index, a in enumerate(names):
         for b in names[index + 1 :]:

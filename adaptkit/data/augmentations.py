@@ -1,4 +1,4 @@
-"""Shifts for augmentation: mirror images and enlarged crops, drawn at random for each image."""
+"""Shifts for augmentation: random mirror images and random enlarged crops."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ class Flip:
 
 @dataclass(frozen=True)
 class Crop:
-    """Cut a part out of each image, with sides from `share` to 1 of the image, and enlarge it to full size."""
+    """Enlarge a random part of each image to full size.
+
+    The sides of the part are from `share` to 1 times the sides of the image.
+    """
 
     name: ClassVar[str] = "crop"
     share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = field(
@@ -57,7 +60,7 @@ class Crop:
 
 
 def cropped(images: Tensor, sides: Tensor, corners: Tensor) -> Tensor:
-    """Return parts of images `[n, c, h, w]`, enlarged to their size.
+    """Return parts of images `[n, c, h, w]`, enlarged to full size.
 
     `sides` `[n]` and the upper left `corners` `[n, 2]`, x before y, are shares of the width and the height (float64, on
     the CPU).
@@ -75,5 +78,5 @@ def cropped(images: Tensor, sides: Tensor, corners: Tensor) -> Tensor:
 
 @hookimpl
 def adaptkit_shifts() -> list[type[Shift]]:
-    """Offer flip and crop."""
+    """Return the shifts `flip` and `crop`."""
     return [Flip, Crop]

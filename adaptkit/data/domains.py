@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def load_checked(dataset: Dataset, data_dir: Path, reading: Reading | None = None, name: str = "") -> Corpus:
     """Load a data set; raise BadInput if it does not satisfy the contract.
 
-    Stored images are checked when they are decoded, not here. `reading` says how to read pictures without a fixed size.
-    `name` is the name that the user gave, if it differs from the name of the data set.
+    Stored images are not checked here, but when they are decoded. `reading` determines how image files without a fixed
+    size are read. `name` is the name from the user, if it differs from the name of the data set.
     """
     title = f"data set {name or dataset.name}"
     try:
@@ -81,7 +81,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def relabelled(corpus: Corpus, name: str, classes: tuple[str, ...], source: str) -> Corpus:
-    """Return the target with the label numbers of the source; raise BadInput if the classes differ."""
+    """Return the target with the label numbers of the source; raise BadInput if their classes differ."""
     target_classes = corpus.train.classes
     if set(target_classes) != set(classes):
         differences = [
@@ -113,7 +113,7 @@ class TestSet:
     `index` is the position in the data set; positions of official test images follow the training images.
     """
 
-    __test__: ClassVar[bool] = False  # pytest: not a class of tests
+    __test__: ClassVar[bool] = False  # pytest must not collect this class
 
     pixels: Views
     labels: Tensor
@@ -125,11 +125,11 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Domains:
-    """The images of an experiment; images that would take too much memory are decoded when they are needed.
+    """The images of an experiment; images that would need too much memory are decoded on access.
 
-    With pretrained weights and no source, there are no source images and no source test. Digests are sha256: of the
-    images that determine the base, of the target, and of both. `split_text` is the content of split.json. `split` holds
-    the settings of the split with a number for each size.
+    With pretrained weights and without a source, there are no source images and no source test set. Digests are sha256
+    of the images that determine the base, of the target images, and of both. `split_text` is the content of split.json.
+    `split` holds the settings of the split with a number for each size.
     """
 
     classes: tuple[str, ...]
@@ -143,7 +143,7 @@ class Domains:
     fingerprint: str
     split: SplitSettings
     split_text: str
-    #: the images of the target test before any shift
+    #: target test images before any shift
     unshifted: Tensor | StoredPixels
     notices: tuple[str, ...] = ()
 
@@ -154,14 +154,14 @@ class Domains:
 
     @property
     def size(self) -> int:
-        """Return the height, which is the width, of every image in pixels."""
+        """Return the width and height of every image in pixels; images are square."""
         return int(self.pool.pixels.shape[2])
 
     @functools.cached_property
     def images_digest(self) -> str | None:
         """Return the sha256 of the target images before any shift; None if they are not in memory.
 
-        Shifted images can differ in their last digits between processors, and so can their digest.
+        A digest of shifted images would be less useful, because their last digits can differ between processors.
         """
         if not isinstance(self.unshifted, Tensor) or not isinstance(self.pool.pixels, Tensor):
             return None
@@ -194,12 +194,13 @@ def load_domains(
     image_size: int | None = None,
     names: tuple[str | None, str | None] = (None, None),
 ) -> Domains:
-    """Return the source, the pool and the test sets; the same settings give the same bits.
+    """Return the source, the pool and the test sets; equal settings give equal bits.
 
-    `names` are the names that the user gave to data set and target, if they differ. Without a target, pool and target
-    test come from the data set. Without a data set, all images come from the target. The source and the source test do
-    not depend on target and shifts, so that these experiments share a base. `reading` says how to read pictures without
-    a fixed size. All images are resized to `image_size` if it is given. Raises BadInput.
+    `names` are the names of data set and target from the user, if they differ from the names of the classes. Without a
+    target, the pool and the target test set come from the data set. Without a data set, all images come from the
+    target. The source and the source test set do not depend on target and shifts, so that experiments share a base.
+    `reading` determines how image files without a fixed size are read. If `image_size` is set, all images are resized
+    to it. Raises BadInput if that fails.
     """
     name, target_name = (
         title or getattr(published, "name", "none") for title, published in zip(names, (dataset, target), strict=True)
@@ -209,7 +210,7 @@ def load_domains(
     earlier = None if split.file is None else read_split(split.file)
 
     def load(published: Dataset, title: str, source: Corpus | None) -> Corpus:
-        # Pictures of the target are decoded in the size of the source: resizing twice would lose quality.
+        # Image files of the target are decoded in the size of the source, because resizing twice would lose quality.
         size = reading and (reading if source is None else replace(reading, size=source.train.pixels.shape[2]))
         corpus = load_checked(published, data_dir, reading=size, name=title)
         return corpus if image_size is None else resized(corpus, image_size)
@@ -289,7 +290,7 @@ def _held(part: Part) -> Part:
 
 
 def _like(part: Part, shape: Sequence[int] | None, name: str) -> Part:
-    """Convert target images to the channels and the size of the source; without a source, return them unchanged."""
+    """Convert target images to the channels and the size of the source, if there is a source."""
     if shape is None:
         return part
     return Part(alike(part.images, channels=shape[1], size=shape[2], name=name), part.index)

@@ -24,18 +24,18 @@ from adaptkit.contracts import Corpus, Images, StoredPixels
 from adaptkit.data.shifts import luminance
 from adaptkit.errors import BadInput, RunFailed
 
-#: starting workers takes longer than decoding fewer images than this
+#: minimum number of images for decoding in workers; for fewer images, starting workers takes longer than decoding
 FEW_IMAGES = 256
-#: limits of the images that a worker decodes at a time
+#: limits for the images that a worker decodes at a time
 PIECE_IMAGES = 64
 PIECE_BYTES = 1 << 20
-#: limits of images decoded ahead by all workers together: they are passed through /dev/shm, which has 64 MiB in
-#: containers, and each piece is an open file
+#: limits for images that all workers together decode in advance: /dev/shm has 64 MiB in containers, and each piece is
+#: an open file
 AHEAD_BYTES = 32 << 20
 AHEAD_PIECES = 64
-#: bytes of images that are in memory at a time while images are checked or hashed
+#: bytes of images in memory at a time while images are checked or hashed
 CHUNK_BYTES = 16 << 20
-#: images of a part up to this number of bytes are kept in memory; larger parts are decoded at each access
+#: maximum bytes of a part whose images are kept in memory; larger parts are decoded at each access
 HELD_BYTES = 256 << 20
 
 
@@ -79,7 +79,7 @@ def names_of(pixels: Tensor | StoredPixels) -> Sequence[str] | None:
 
 
 def held(images: Images) -> Images:
-    """Load the images into memory if they are small enough; otherwise return them unchanged."""
+    """Load the images into memory if they are small enough."""
     return loaded(images) if math.prod(images.pixels.shape) <= HELD_BYTES else images
 
 
@@ -103,7 +103,7 @@ def chunks(pixels: Tensor | StoredPixels) -> Iterator[Tensor]:
 def decoded(pixels: StoredPixels, parts: Sequence[Tensor], *, pinned: bool = False) -> Iterator[Tensor]:
     """Yield the images of each part, uint8 `[k, c, h, w]`: `parts` are int64 indices.
 
-    `pinned` allocates page-locked memory for fast copies to a CUDA device. Global random generators do not change.
+    `pinned` allocates page-locked memory for fast copies to a CUDA device. Global random generators are not changed.
     Raises BadInput for an image that cannot be read, RunFailed if a worker process dies.
     """
     image_bytes = math.prod(pixels.shape[1:])
@@ -147,24 +147,25 @@ def _pieces(loader: Any, workers: int) -> Iterator[Any]:
         yield pieces
     except BaseException as error:
         if pieces is None:
-            # The half-created iterator is only referenced by the traceback; deleting it stops its workers.
+            # Only the traceback references the incomplete iterator. Clear it, so that the workers of the iterator stop.
             traceback.clear_frames(error.__traceback__)
-        # The death of a worker shows as an error of torch, of its pipe, or of the socket that passes tensors.
+        # If a worker dies, torch, its pipe, or the socket for tensors raises an error.
         is_worker_error = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
         if workers and (is_worker_error or isinstance(error, OSError | EOFError)):
             raise RunFailed(f"the processes that decode images failed ({_reason(error)})") from error
         raise
     finally:
         if workers and pieces is not None:
-            # Otherwise the workers would live as long as a traceback that references the iterator.
+            # Stop the workers now, because a traceback may keep a reference to the iterator.
             pieces._shutdown_workers()
 
 
 @contextmanager
 def _without_child_signals() -> Iterator[None]:
-    """Undo the signal handler of torch, which raises an error at any place of the main thread when a worker dies.
+    """Restore the signal handler that torch replaces during the block.
 
-    The death of a worker is detected anyway, when its images are missing.
+    If a worker dies, torch's handler raises an error at an arbitrary place of the main thread. It is not needed,
+    because a dead worker is detected when its images are missing.
     """
     before = signal.getsignal(signal.SIGCHLD) if threading.current_thread() is threading.main_thread() else None
     try:
@@ -175,8 +176,8 @@ def _without_child_signals() -> Iterator[None]:
 
 
 def worker_count(images: int, piece_bytes: int) -> int:
-    """Return the number of worker processes for this number of images; 0 decodes in this process."""
-    # Forked processes have the plugins that were loaded from files; forking is safe on Linux only.
+    """Return the number of worker processes for this number of images; 0 means to decode in this process."""
+    # Workers are forked, because they need plugins that were loaded from files. Forking is only safe on Linux.
     if images < FEW_IMAGES or sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 0
     from joblib import cpu_count  # type: ignore[import-untyped]
@@ -186,7 +187,7 @@ def worker_count(images: int, piece_bytes: int) -> int:
 
 
 class _Decoder(Dataset[Any]):
-    """Decode pieces; return the message for an image that cannot be read, because errors would carry tracebacks."""
+    """Decode pieces. For an image that cannot be read, return the message, because errors would contain tracebacks."""
 
     def __init__(self, pixels: StoredPixels) -> None:
         self.pixels = pixels
@@ -203,7 +204,7 @@ def _unchanged(piece: Any) -> Any:
 
 
 def _end_quietly(worker: int) -> None:
-    """End a worker quietly on signals from the terminal, which the main process receives too and reports."""
+    """End a worker quietly on signals from the terminal, because the main process also receives and reports them."""
 
     def end(number: int, frame: FrameType | None) -> None:
         os._exit(0)
@@ -222,7 +223,7 @@ def _reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class ConvertedPixels:
-    """Images converted to another number of channels or another size, one at a time on access."""
+    """Images that are converted to another number of channels or another size on access, one at a time."""
 
     original: Tensor | StoredPixels
     channels: int
@@ -267,9 +268,9 @@ def resized(corpus: Corpus, size: int) -> Corpus:
 
 
 def converted(pixels: Tensor, channels: int, size: int) -> Tensor:
-    """Return uint8 images `[n, c, h, w]` in these channels and this size.
+    """Return uint8 images `[n, c, h, w]` with these channels and this size.
 
-    Grey images are repeated for each channel, colour images become their luminance, resizing is bilinear.
+    Grey images are repeated for each channel. Colour images are converted to their luminance. Resizing is bilinear.
     """
     actual, side = pixels.shape[1:3]
     if actual != channels:

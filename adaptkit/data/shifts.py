@@ -1,4 +1,4 @@
-"""Built-in shifts: they process a batch of images and draw a random amount for each image."""
+"""Built-in shifts, which process a batch of images and draw a random amount for each image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Rotate each image about its centre by an angle drawn from -degrees to +degrees; corners become black."""
+    """Rotate each image by a random angle within ±DEGREES.
+
+    The centre of the rotation is the centre of the image. Corners become black.
+    """
 
     name: ClassVar[str] = "rotate"
     degrees: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)] = field(
@@ -36,7 +39,7 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Noise:
-    """Add Gaussian noise to each pixel and channel, then clamp to 0..1."""
+    """Add Gaussian noise to each pixel and channel, then clamp."""
 
     name: ClassVar[str] = "noise"
     std: Annotated[float, Field(ge=0, allow_inf_nan=False)] = field(
@@ -55,7 +58,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Blur:
-    """Blur each image by a Gaussian with a standard deviation drawn from 0 to sigma pixels."""
+    """Blur each image by a Gaussian of random width up to SIGMA.
+
+    The width is a standard deviation in pixels.
+    """
 
     name: ClassVar[str] = "blur"
     sigma: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] = field(
@@ -63,7 +69,7 @@ class Blur:
     )
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
-        """Return blurred copies; images are continued by reflection at their edges."""
+        """Return blurred copies; pixels beyond the edges are reflections of the image."""
         if self.sigma == 0:
             return images.clone()
         import torch
@@ -74,7 +80,10 @@ class Blur:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Scale the contrast of each image about its mean grey by a factor drawn from 1-amount to 1+amount."""
+    """Scale the contrast by a random factor within 1±AMOUNT.
+
+    The mean brightness of the image does not change, except by clamping.
+    """
 
     name: ClassVar[str] = "contrast"
     amount: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = field(
@@ -98,8 +107,8 @@ def rotated(images: Tensor, degrees: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     radians = torch.deg2rad(degrees)
     cos, sin = radians.cos(), radians.sin()
-    # The rows are the effect of one pixel in x and in y on the sampled position, in the -1..1 units of grid_sample.
-    # The grid is in pixels, because other units would shear images that are not square.
+    # Each row is the change of the sampled position for one pixel in x or y, in the units of grid_sample (-1..1). The
+    # grid is in pixels, because other units would shear images that are not square.
     turn = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2).float()
     turn = (turn / turn.new_tensor([width / 2, height / 2])).to(images)
     y, x = (torch.linspace((1 - size) / 2, (size - 1) / 2, size) for size in (height, width))
@@ -111,20 +120,20 @@ def rotated(images: Tensor, degrees: Tensor) -> Tensor:
 def blurred(images: Tensor, sigmas: Tensor, reach: int) -> Tensor:
     """Return images `[n, c, h, w]` blurred by Gaussians of width `sigmas` `[n]` (float64, on the CPU), cut at `reach`.
 
-    The reach is the same for all images, so that an image does not depend on the widths of other images.
+    `reach` is the same for all images, so that an image does not depend on the widths of other images.
     """
     rows, columns = (_blur_matrices(sigmas, size, reach).to(images).unsqueeze(1) for size in images.shape[-2:])
     return rows @ images @ columns.mT
 
 
 def _blur_matrices(sigmas: Tensor, size: int, reach: int) -> Tensor:
-    """Return `[n, size, size]`: row i holds the weights of the pixels of a line in the blurred pixel i."""
+    """Return matrices `[n, size, size]`: row i holds the weights of all pixels of a line for the blurred pixel i."""
     import torch
     from torch.nn.functional import one_hot
 
     radius = min(reach, size - 1)  # at most one reflection, so that indices stay within small images
     offsets = torch.arange(-radius, radius + 1)
-    # The bound avoids 0 / 0 for a width of (nearly) zero, which leaves the image unchanged.
+    # The bound avoids 0 / 0 for a width of (nearly) zero, which does not change the image.
     kernels = torch.exp(-(offsets**2) / (2 * sigmas[:, None] ** 2).clamp(min=1e-12))
     kernels = (kernels / kernels.sum(dim=1, keepdim=True)).float()
     sources = (offsets[:, None] + torch.arange(size)).abs()
@@ -149,5 +158,5 @@ def _symmetric(count: int, generator: Generator) -> Tensor:
 
 @hookimpl
 def adaptkit_shifts() -> list[type[Shift]]:
-    """Offer rotate, noise, blur and contrast."""
+    """Return the built-in shifts."""
     return [Rotate, Noise, Blur, Contrast]

@@ -25,9 +25,9 @@ SHARES = {"source": 50, "pool": 20, "test": 30}
 
 
 def sizes_for(total: int, *, source: int = 0, pool: int = 0, test: int = 0) -> tuple[int, int, int]:
-    """Return the numbers of images of source, pool and test among `total` images.
+    """Return the numbers of images of source, pool and test set for `total` images.
 
-    If the requested sizes do not fit, the requested parts get 50 : 20 : 30, but no more than requested.
+    If the requested sizes do not fit, the images are divided 50 : 20 : 30, but no part is larger than requested.
     """
     requested = {"source": source, "pool": pool, "test": test}
     if sum(requested.values()) <= total:
@@ -47,8 +47,8 @@ def random_split(total: int, sizes: Sequence[int], generator: Generator) -> tupl
 def stratified(labels: Tensor, sizes: Sequence[int], generator: Generator) -> tuple[Tensor, ...]:
     """Return disjoint parts of these sizes in which each class has its share of the images.
 
-    The count of a class in a part is within one image of its exact share. If the size permits, each part has at least
-    one image of every class.
+    The number of images of a class in a part differs from its exact share by less than one. If the size permits, each
+    part has at least one image of every class.
     """
     _require(len(labels), sizes)
     order = torch.randperm(len(labels), generator=generator)
@@ -62,9 +62,9 @@ def stratified(labels: Tensor, sizes: Sequence[int], generator: Generator) -> tu
 def draw(labels: Tensor, shots: int, sampling: str, generator: Generator) -> Tensor:
     """Return the indices of a few-shot draw from a pool with these labels: at most half of the pool.
 
-    `stratified` draws `shots` images of each class, or equally fewer if half of the pool has fewer; a smaller class
-    gives all its images. `random` draws the same total number regardless of class. With the same generator state, a
-    draw with fewer shots is part of the draw with more.
+    `stratified` draws `shots` images of each class, or fewer of each class if half of the pool is not enough. From a
+    class with fewer images, all are drawn. `random` draws the same total number from all classes together. With the
+    same generator state, a draw with fewer shots is part of a draw with more shots.
     """
     order = torch.randperm(len(labels), generator=generator)
     members = _by_class(labels, order)
@@ -77,7 +77,7 @@ def draw(labels: Tensor, shots: int, sampling: str, generator: Generator) -> Ten
 
 
 def _by_class(labels: Tensor, order: Tensor) -> tuple[Tensor, ...]:
-    """Return the images of each class, ordered by label; within a class in the order of `order`."""
+    """Return the indices of the images of each class, in the sequence of `order`."""
     ordered = labels[order]
     counts: list[int] = ordered.unique(return_counts=True)[1].tolist()
     return order[ordered.argsort(stable=True)].split(counts) if counts else ()
@@ -89,7 +89,7 @@ def _cut(indices: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def _shares(counts: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
-    """Return how many images of each class (columns) go to each part (rows; the last row is the remainder)."""
+    """Return the number of images of each class (column) in each part (row); the last row is the remainder."""
     total = max(sum(counts), 1)
     table = [[size * count // total for count in counts] for size in sizes]
     left = [count - sum(column) for count, column in zip(counts, zip(*table, strict=True), strict=True)]
@@ -106,7 +106,7 @@ def _shares(counts: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
 
 
 def _include_all(row: list[int], table: list[list[int]]) -> None:
-    """Give the part one image of each missing class, in exchange for an image of its most frequent class."""
+    """Add one image of each missing class to the part, in exchange for an image of its most frequent class."""
     for column in (c for c, count in enumerate(row) if count == 0):
         spare = table[-1] if table[-1][column] else max(table, key=lambda other: other[column])
         common = max(range(len(row)), key=lambda c: row[c])
@@ -120,7 +120,7 @@ def _require(total: int, sizes: Sequence[int]) -> None:
         raise ValueError(f"cannot take parts of {list(sizes)} from {total} images")
 
 
-#: images whose keys are computed at a time, so that they fit into the cache of a processor
+#: number of images whose keys are computed at a time, so that they fit into the cache of a processor
 ROWS = 256
 
 
@@ -129,7 +129,7 @@ def occurring(images: Images, others: Sequence[Images]) -> Tensor:
     keys, other_keys = _keys(images), [_keys(other) for other in others]
     likely = numpy.isin(keys, numpy.concatenate(other_keys))
     if likely.any():
-        # Equal images have equal keys. Different images can have equal keys too, so the pixels are compared.
+        # Different images can have equal keys, so compare the pixels.
         seen = set[bytes]()
         for other, keys_of_other in zip(others, other_keys, strict=True):
             seen.update(_contents(other, numpy.isin(keys_of_other, keys[likely])))
@@ -155,19 +155,19 @@ def _mixed(rows: Tensor, weights: numpy.ndarray) -> numpy.ndarray:
     flat = rows.flatten(1).numpy()
     padded[:, : flat.shape[1]] = flat
     mixed = padded.view(numpy.uint64) * weights
-    # Without this, high bits would not change lower bits.
+    # Without this step, high bits would not affect low bits.
     mixed ^= mixed >> numpy.uint64(32)
     keys: numpy.ndarray = mixed.sum(axis=1, dtype=numpy.uint64)
     return keys
 
 
-#: minimum number of images of each class in each part: a run draws at most half of the pool, and tuning divides that
+#: minimum number of images of each class in each part, because a run draws at most half of the pool
 FEWEST = 2
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images of a data set and their positions in it; positions of official test images follow the training images."""
+    """Images of a data set with their positions; positions of official test images follow the training images."""
 
     images: Images
     index: Tensor
@@ -176,7 +176,7 @@ class Part:
 def source_parts(
     corpus: Corpus, name: str, settings: SplitSettings, *, earlier: Split | None, pool: bool
 ) -> list[Part]:
-    """Return training, pool (empty if `pool` is false) and test images of a source; raise BadInput if too few."""
+    """Return training, pool (empty if `pool` is False) and test images of a source; raise BadInput if too few."""
     titles = ["source", "pool", "clean_test"] if pool else ["source", "clean_test"]
     parts = _parts_of_split(corpus, name, earlier=earlier, titles=titles)
     if parts is None:
@@ -206,7 +206,7 @@ def split_part(corpus: Corpus, name: str, part: Part) -> SplitPart:
 
 
 def copies(parts: Mapping[str, Part | None]) -> tuple[str, ...]:
-    """Return a notice for each test set with exact copies of training images, which folders of users can have.
+    """Return a notice for each test set with exact copies of training images, which are common in folders of users.
 
     Parts that are not in memory are not checked.
     """
@@ -270,16 +270,16 @@ def _parts(
     test: int | None = 0,
     avoid: Sequence[Part] = (),
 ) -> tuple[Part, Part, Part]:
-    """Return disjoint source, pool and test; the test is taken from the official test images if there are any.
+    """Return disjoint source, pool and test set; the test set is from the official test images if there are any.
 
-    Pool and test exclude the images of `avoid`. Images in memory are excluded before the parts are chosen. Stored
-    images are excluded afterwards and not replaced, because otherwise all of them would have to be decoded.
+    Pool and test set exclude the images of `avoid`. Images in memory are excluded before the parts are chosen. Stored
+    images are excluded afterwards and not replaced, to avoid decoding all of them.
     """
     source, pool, test = source or 0, pool or 0, test or 0
     train = _unseen(Part(corpus.train, torch.arange(len(corpus.train))), avoid, stored=False)
     if corpus.test is None:
         first, second, third = sizes_for(len(train.index), source=source, pool=pool, test=test)
-        # The pool comes last, so that its size does not change the test and the source: they share a base.
+        # The pool comes last, so that its size does not change the test set and the source, and the base can be shared.
         tested, trained, pooled = _divide(train, [third, first, second], split=split, purpose=purpose)
     else:
         official = Part(corpus.test, torch.arange(len(corpus.test)) + len(corpus.train))
@@ -300,9 +300,9 @@ def _divide(part: Part, sizes: Sequence[int], *, split: SplitSettings, purpose: 
 
 
 def _unseen(part: Part, avoid: Sequence[Part], *, stored: bool) -> Part:
-    """Return the part without images that also occur in `avoid`: for example, mnist5k is a part of mnist.
+    """Return the part without images that also occur in `avoid`. For example, mnist contains the images of mnist5k.
 
-    `stored` selects whether stored images or images in memory are checked; the others are returned unchanged.
+    If `stored` is True, only stored images are checked, otherwise only images in memory.
     """
     pixels = part.images.pixels
     others = [other.images for other in avoid if other.images.pixels.shape[1:] == pixels.shape[1:]]

@@ -1,4 +1,4 @@
-"""Write and read split.json: the images of the source, the pool and the test sets."""
+"""Write and read split.json, which lists the images of the source, the pool and the test sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptkit.system.files import read_file
 
 #: names of the parts of a split
 PARTS = ("source", "pool", "clean_test", "shifted_test")
-#: parts of one data set that must not share an image: training images and test images
+#: pairs of parts of one data set that must not share an image: training images and test images
 APART = (
     ("source", "pool"),
     *((trained, tested) for trained in ("source", "pool") for tested in ("clean_test", "shifted_test")),
@@ -23,7 +23,7 @@ APART = (
 
 @dataclass(frozen=True)
 class SplitPart:
-    """One part of a split: the data set as the user named it, and its images by name or index."""
+    """One part of a split: the name of the data set from the user, and the images by name or index."""
 
     dataset: str
     members: tuple[str | int, ...]
@@ -38,7 +38,7 @@ class Split:
     parts: Mapping[str, SplitPart]
 
     def notice(self, *names: str) -> str:
-        """Return a notice that this split is used, for data sets with these names."""
+        """Return the notice that this split is used for data sets with these names."""
         others = dict.fromkeys(part.dataset for part in self.parts.values() if part.dataset not in names)
         origin = f", a split of {' and '.join(others)}" if others else ""
         return f"split.file: images are taken from {self.path}{origin}; split.seed, sizes and sampling are ignored"
@@ -91,7 +91,7 @@ def is_same_split(text: bytes, now: str) -> bool:
 
 
 def _renamed(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether parts differ only by a one-to-one change of file names to new names."""
+    """Return whether parts differ only because files were renamed one to one."""
     if earlier.keys() != now.keys():
         return False
     pairs: set[tuple[tuple[str, Any], tuple[str, Any]]] = set()
@@ -133,7 +133,7 @@ def read_split(path: Path) -> Split:
 
 
 def _problems(split: Split) -> list[str]:
-    """Return the problems of a split, which may have been edited."""
+    """Return the problems of a split that may have been edited."""
     problems = [f"unknown part {title!r}{suggestion(title, PARTS)}" for title in split.parts if title not in PARTS]
     for title, part in split.parts.items():
         if twice := len(part.members) - len(set(part.members)):

@@ -17,19 +17,19 @@ from adaptkit.errors import BadInput
 from adaptkit.seeds import derive_seed
 
 CHUNK = 1024
-#: views up to this number of bytes are computed once; larger ones are computed again batch by batch
+#: maximum bytes of views that are computed once; larger ones are computed batch by batch at each use
 VIEW_BYTES = 128 << 20
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class LazyViews:
-    """Views that are computed on access, float32 `[n, c, h, w]` on `device`; they are used like a tensor.
+    """Views that are computed on access, float32 `[n, c, h, w]` on `device`, with the interface of a tensor.
 
     The random numbers for an image depend on its position, on the position of the shift, and on the seed.
     """
 
-    #: memory that they occupy
+    #: occupied memory
     nbytes: ClassVar[int] = 0
 
     pixels: Tensor | StoredPixels
@@ -103,7 +103,7 @@ def shifted_views(pixels: Tensor, shifts: Sequence[Shift], seed: int) -> Tensor:
 def _shifted(images: Tensor, shifts: Sequence[Shift], *, seed: int, start: int) -> Tensor:
     """Apply the shifts to images; `start` is the position of the first image."""
     for place, shift in enumerate(shifts):
-        # One generator for each shift: the amount of one shift does not change the random numbers of the next.
+        # Use one generator for each shift, so that the amount of a shift does not change the next random numbers.
         generator = torch.Generator().manual_seed(derive_seed(seed, f"views/{place}/{start}"))
         before = images.shape
         images = shift.apply(images, generator)

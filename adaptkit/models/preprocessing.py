@@ -1,4 +1,4 @@
-"""Turn files, pictures and tensors into images of a model, and classify them."""
+"""Convert files, PIL images and tensors to the input of a model, and classify them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from adaptkit.training.objective import probabilities
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Turn pictures into images as in training: floats `[n, channels, size, size]` in 0..1.
+    """Convert images as in training, to floats `[n, channels, size, size]` in 0..1.
 
-    Means and standard deviations are not applied here: models normalise their input themselves.
+    Means and standard deviations are not applied here, because models normalise their input themselves.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class Preprocessing:
             if not (low >= -1e-3 and high <= 1 + 1e-3):
                 raise BadInput(f"float images must be in 0..1, got {low:g} to {high:g}; images in 0..255 must be uint8")
             return self._resized(self._in_channels(images.float()))
-        # Rounded after each step, as in data sets whose images are converted to other channels or another size.
+        # Round after each step, as for images of data sets that are converted to other channels or another size.
         images = _rounded(self._in_channels(images))
         return _rounded(self._resized(images)).float() / 255
 
@@ -106,7 +106,7 @@ class Preprocessing:
         short = min(height, width)
         if short != self.size:
             sides = [max(self.size, int(side * self.size / short)) for side in (height, width)]
-            # Without antialiasing, a smaller image would be a subsample of the pixels.
+            # Without antialiasing, a smaller image would only sample some pixels.
             images = interpolate(images.float(), size=sides, mode="bilinear", antialias=short > self.size)
         top, left = (round((side - self.size) / 2) for side in images.shape[-2:])
         return images[..., top : top + self.size, left : left + self.size]
@@ -116,7 +116,7 @@ def _rounded(images: Tensor) -> Tensor:
     return images if images.dtype == torch.uint8 else images.round().clamp(0, 255).to(torch.uint8)
 
 
-#: threads that decode pictures
+#: maximum number of threads that decode image files
 DECODERS = 4
 
 
@@ -153,7 +153,7 @@ class Prediction:
 
 
 def find_pictures(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield files, and the files in folders at any depth, sorted by name; hidden files are left out.
+    """Yield files, and the files in folders at any depth, sorted by name, without hidden files.
 
     Raises BadInput for missing paths before it yields the first file.
     """
@@ -192,9 +192,9 @@ def predict_pictures(
     batch_size: int = 64,
     broken: Callable[[str], None],
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each picture, in order; call `broken(problem)` for a picture that cannot be read.
+    """Yield a prediction for each image file, in order; call `broken(problem)` for a file that cannot be read.
 
-    Memory holds two batches at a time: one is decoded while the other is classified.
+    Two batches are in memory at a time: one is decoded while the other is classified.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     count = min(top_k, len(classes))
@@ -209,7 +209,7 @@ def predict_pictures(
 def _decoded(
     preprocessing: Preprocessing, paths: Iterable[Path], batch_size: int, broken: Callable[[str], None]
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Yield batches of pictures with their paths; decode the next batch while the caller uses one."""
+    """Yield batches of images with their paths, and decode the next batch while the caller uses one."""
 
     def read(path: Path) -> Tensor | str:
         try:
@@ -217,7 +217,7 @@ def _decoded(
         except BadInput as error:
             return str(error)
 
-    # Decoding turns warnings off for all threads; leaving this block restores the filters.
+    # Decoding suppresses warnings in all threads. This block restores the filters at its end.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
         left = iter(paths)
 

@@ -1,4 +1,4 @@
-"""Rebuild the images of a finished run from its config, for checks of its model."""
+"""Rebuild the images of a finished run from its config, to check its model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from adaptkit.settings.request import Request
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.tracking.runs import StoredRun
 
-#: largest number of images that verify an export
+#: maximum number of images that verify an export
 CHECKED = 256
 
 
@@ -40,9 +40,9 @@ class CheckedImages:
 
 @contextmanager
 def rebuilt_request(stored: StoredRun, plugins: Plugins, changed: Mapping[str, Any] | None = None) -> Iterator[Request]:
-    """Resolve the config of a run into a request, with the settings in `changed`; raise BadInput.
+    """Resolve the config of a run, with the settings in `changed`, into a request; raise BadInput if that fails.
 
-    A split file is replaced by a copy of the run's split.json, which exists during the block.
+    A split file is replaced by a copy of split.json of the run, which exists during the block.
     """
     with ExitStack() as stack:
         config = read_config(stack.enter_context(stored.file(CONFIG_FILE)))
@@ -50,7 +50,7 @@ def rebuilt_request(stored: StoredRun, plugins: Plugins, changed: Mapping[str, A
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptkit-"))
             # The original file may be gone; the artifact has the same content.
             config["split.file"] = shutil.copy(stack.enter_context(stored.file(SPLIT_FILE)), folder)
-        config.setdefault("strategy", "head")  # a base run has no strategy; the data do not depend on it
+        config.setdefault("strategy", "head")  # a base run has no strategy, and its data do not depend on one
         if stored.kind == "base":
             config["shift"] = "none"
             if config.get("dataset") in (None, "none"):
@@ -75,26 +75,26 @@ def check_images(stored: StoredRun, preprocessing: Preprocessing, plugins: Plugi
         reasons = error.problems if isinstance(error, BadInput) else (f"{type(error).__name__}: {error}",)
         raise BadInput(
             *(f"the test images of the run are not available: {reason}" for reason in reasons),
-            "verify the export on other pictures: --images PATH",
+            "verify the export on other images: --images PATH",
         ) from error
     shape = (preprocessing.channels, preprocessing.size, preprocessing.size)
     if tuple(pixels.shape[1:]) != shape:
         raise BadInput(
             f"the images of the run now have the shape {list(pixels.shape[1:])}, but the model takes {list(shape)}; "
-            "verify the export on other pictures: --images PATH"
+            "verify the export on other images: --images PATH"
         )
     recorded = stored.tags.get(DATA_FINGERPRINT_TAG)
     notices = []
     if recorded is not None and recorded != domains.fingerprint:
         notices.append(
             f"the data of the run have changed: their fingerprint is {domains.fingerprint[:12]}, and was "
-            f"{recorded[:12]}; the present images are used"
+            f"{recorded[:12]}; the current images are used"
         )
     return CheckedImages(pixels, _named(stored), tuple(notices))
 
 
 def own_images(paths: Sequence[Path], preprocessing: Preprocessing) -> CheckedImages:
-    """Read pictures of the user, at most CHECKED, as images of the model; raise BadInput if any cannot be read."""
+    """Read at most CHECKED image files of the user as input of the model; raise BadInput if any cannot be read."""
     pixels: list[Tensor] = []
     broken: list[str] = []
     for path in islice(find_pictures(paths), CHECKED):
@@ -105,7 +105,7 @@ def own_images(paths: Sequence[Path], preprocessing: Preprocessing) -> CheckedIm
     if broken:
         raise BadInput(*broken)
     if not pixels:
-        raise BadInput(f"--images: no pictures in {', '.join(map(str, paths))}")
+        raise BadInput(f"--images: no images in {', '.join(map(str, paths))}")
     return CheckedImages(torch.cat(pixels), ", ".join(map(str, paths)))
 
 

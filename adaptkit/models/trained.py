@@ -54,7 +54,7 @@ ADAPTER_TYPES = {"strategy": str, "options": dict, "init_seed": int, "base_finge
 if TYPE_CHECKING:
 
     class LoadedModule(nn.Module):
-        """A loaded model as type checkers see it."""
+        """The type of a loaded model, for type checkers."""
 
         classes: tuple[str, ...]
         preprocess: Preprocessing
@@ -74,15 +74,15 @@ def load(
     Parameters
     ----------
     run : str or path
-        Run id (that of a base run loads the base), or a folder that `adaptkit.export` wrote in the format "merged".
+        Run id, or a folder that `adaptkit.export` wrote in the format "merged". The id of a base run loads the base.
     tracking_uri : str, optional
         MLflow store. Default: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
     plugins : iterable of path or object, optional
         Plugin files, or objects with hooks.
     backbone : torch.nn.Module, optional
-        The model that `adaptkit.run` received as `backbone`, if it did.
+        The model, if `adaptkit.run` received a model as `backbone`.
     merged : bool, optional
-        Fold the adapter into the weights of the plain backbone, if the strategy can do that. Default: True.
+        Fold the adapter into the weights of the plain backbone, if the strategy supports that. Default: True.
     device : str or torch.device, optional
         Device of the model. Default: "cpu".
 
@@ -90,7 +90,7 @@ def load(
     -------
     torch.nn.Module
         Maps images `[n, channels, size, size]` to logits `[n, classes]`. `model.classes` holds the names of the
-        classes; `model.preprocess` makes such images from a path, a PIL image, a tensor or a list of them.
+        classes. `model.preprocess` makes such images from a path, a PIL image, a tensor or a list of them.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def load(
         loaded = find_trained(str(run), tracking_uri, chosen).loaded(merged=merged)
     model = loaded.model
     for name, value in (("classes", loaded.classes), ("preprocess", loaded.preprocessing)):
-        if not hasattr(model, name):  # a model that has such an attribute may use it in its forward pass
+        if not hasattr(model, name):  # a model may use an attribute of this name in its forward pass
             setattr(model, name, value)
     return cast("LoadedModule", model.to(device))
 
@@ -148,12 +148,12 @@ class TrainedRun:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Return the preprocessing that turns pictures into images of the model."""
+        """Return the preprocessing that converts images to the input of the model."""
         return Preprocessing(self.card["channels"], self.card["size"])
 
     @property
     def described_preprocessing(self) -> Mapping[str, Any]:
-        """Describe the preprocessing, also the part inside the model, for use without adaptkit."""
+        """Describe the preprocessing, including the part inside the model, for use without adaptkit."""
         described: Mapping[str, Any] = self.card["preprocessing"]
         return described
 
@@ -173,7 +173,7 @@ class TrainedRun:
         return _base_model(self.backbone, self.card, state=self.base_state, title=self.stored.title)
 
     def merged(self) -> nn.Module:
-        """Return a copy of the model with the adapter folded into the weights, if the strategy can do that."""
+        """Return a copy of the model with the adapter folded into the weights, if the strategy supports that."""
         model = copy.deepcopy(self.adapted)
         if self.strategy is not None and hasattr(self.strategy, "merge"):
             try:
@@ -194,7 +194,7 @@ class TrainedRun:
 
 
 def given_plugins(plugins: Iterable[str | Path | object], backbone: nn.Module | None = None) -> Plugins:
-    """Load plugins from files and objects, and a plugin that offers the model `backbone`."""
+    """Load plugins from files and objects, and a plugin that provides the model `backbone`."""
     listed = list(plugins)
     if backbone is not None:
         from adaptkit.backbones.python_model import python_backbone
@@ -207,9 +207,9 @@ def given_plugins(plugins: Iterable[str | Path | object], backbone: nn.Module | 
 
 
 def read_export(folder: str | Path, plugins: Plugins) -> LoadedModel | None:
-    """Load a folder that was exported as "merged"; None if the path is not an exported folder.
+    """Load a folder that was exported as "merged"; return None if the path is not an exported folder.
 
-    Raises BadInput for an export in another format, or one that is damaged.
+    Raises BadInput for an export in another format, or a damaged export.
     """
     path = Path(folder)
     if not (path / EXPORT_CARD).is_file():
@@ -288,7 +288,10 @@ def _rebuilt_base(stored: StoredRun, plugins: Plugins) -> TrainedRun:
 
 
 def _base_state(stored: StoredRun, wanted: str) -> dict[str, Tensor]:
-    """Return the weights of the base from the artifact of its run, or from the cache; the caller checks their hash."""
+    """Return the weights of the base from the artifact of its run, or from the cache.
+
+    The caller compares their fingerprint with the one in the card of the adapter.
+    """
     keys = []
     for base in stored.bases(wanted):
         if base.has(BASE_WEIGHTS_PATH):
@@ -310,7 +313,7 @@ def _base_state(stored: StoredRun, wanted: str) -> dict[str, Tensor]:
 
 
 def _find_backbone(card: Mapping[str, Any], plugins: Plugins, title: str) -> Backbone:
-    """Return the backbone that a card names, without pretrained weights: the card's model has its own."""
+    """Return the backbone of a card without pretrained weights, because the weights of the run are loaded into it."""
     name = card["backbone"]
     if name.startswith("python:") and "python" not in plugins.components["backbone"]:
         raise BadInput(

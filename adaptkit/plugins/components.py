@@ -79,7 +79,7 @@ class Component:
 
     @property
     def shown(self) -> str:
-        """Return the name as it is typed on the command line."""
+        """Return the name to write on the command line."""
         return f"{self.name}:{self.argument}" if self.argument else self.name
 
     @property
@@ -146,7 +146,7 @@ def tunable(cls: type[Any]) -> dict[str, Dimension]:
 
 
 def read_dimension(cls: type[Any], key: str, *, text: object, label: str = "") -> Dimension:
-    """Read the range or list to be searched for an option and check its values; messages begin with `label`."""
+    """Read the search range or list of an option, and check its values; messages begin with `label`."""
     title = f"{label}{getattr(cls, 'name', cls.__name__)}.{key}"
     default = options_of(cls)[key].default
     is_whole = isinstance(default, int) and not isinstance(default, bool)

@@ -1,4 +1,4 @@
-"""Load plugins: built-in ones, installed packages, then files and objects that the user names."""
+"""Load plugins: built-in ones, installed packages, and files and objects from the user."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BUILT_INS = (
     "adaptkit.sweeps.engines.local",
 )
 
-#: packages that take half a second or more to import
+#: packages whose import takes half a second or more
 HEAVY = (
     *("torch", "torchvision", "mlflow", "sklearn", "scipy.stats", "pandas", "matplotlib.pyplot"),
     *("timm", "peft", "transformers", "tensorflow", "jax"),

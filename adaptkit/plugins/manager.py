@@ -23,7 +23,7 @@ class PluginWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of a plugin: `kind` is built-in, installed, file or object; `hint` says how to fix or remove it."""
+    """The origin of a plugin. `kind` is built-in, installed, file or object; `hint` is how to fix or remove it."""
 
     origin: str
     kind: str
@@ -35,8 +35,8 @@ class Source:
 class Fault:
     """A problem with a plugin.
 
-    `fatal`: the user named the plugin, so that nothing runs without it. `works`: the plugin can be used nevertheless.
-    `taken`: the kind and the name of a component that another plugin provides too.
+    `fatal` is True if the user requested the plugin, so that commands fail without it. `works` is True if the plugin
+    can be used nevertheless. `taken` is the kind and the name of a component that another plugin also provides.
     """
 
     source: Source

@@ -1,7 +1,7 @@
-"""Read values as users write them: lists (`2,4,8`), ranges (`1e-4..1e-1/log`) and points of a range (`0..0.4/5`).
+"""Parse values: lists (`2,4,8`), ranges (`1e-4..1e-1/log`) and points of a range (`0..0.4/5`).
 
-Sweeps (`--grid`), tuning (`--space`) and the `tune` metadata of strategy options all use this grammar. A sweep runs
-single values, so that its ranges need a number of values. A tuning searches a list or one range.
+Sweeps (`--grid`), tuning (`--space`) and the `tune` metadata of strategy options use this grammar. A sweep runs single
+values, so that its ranges need a number of values. A tuning searches a list or one range.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ GRAMMAR = (
     "write a list as 2,4,8, a range as 2..32 or 1e-4..1e-1/log, "
     "or 5 evenly spaced values of a range as 0..0.4/5 or 1e-4..1e-2/5log"
 )
-#: the largest number of values in one range
+#: maximum number of values in one range
 MOST_POINTS = 1000
-#: a value within this fraction of its range from either end counts as on the edge
+#: a value counts as on the edge if its distance from an end is at most this fraction of the range
 EDGE = 0.1
 #: significant digits of a proposed value
 DIGITS = 3
@@ -66,7 +66,10 @@ class Range:
         return "low" if position <= EDGE else "high" if position >= 1 - EDGE else ""
 
     def grown(self, side: str, factor: float, allowed: Callable[[float], bool]) -> Range | None:
-        """Return the range with one end moved outwards by a factor, or as far as allowed; None if it cannot move."""
+        """Return the range with one end moved outwards by a factor, or as far as allowed.
+
+        Returns None if the end cannot be moved.
+        """
         end = self.low if side == "low" else self.high
         if self.log or self.integer or end > 0:
             further = end * factor if side == "high" else end / factor
@@ -84,7 +87,7 @@ class Range:
 
     @property
     def text(self) -> str:
-        """Return the range as it is written on the command line."""
+        """Return the text of the range on the command line."""
         return f"{_written(self.low)}..{_written(self.high)}{'/log' if self.log else ''}"
 
 
@@ -102,7 +105,7 @@ class Choice:
 
     @property
     def text(self) -> str:
-        """Return the list as it is written on the command line."""
+        """Return the text of the list on the command line."""
         return ",".join(map(_written, self.values))
 
 
@@ -150,7 +153,7 @@ def with_points(searched: Range) -> str:
 
 
 def require_distinct(title: str, values: Sequence[object]) -> None:
-    """Raise BadInput if two values are the same, also as numbers: 2 and 2.0."""
+    """Raise BadInput if two values are equal, including equal numbers such as 2 and 2.0."""
     comparable = [_number(value) for value in values]
     for index, value in enumerate(values):
         if comparable[index] in comparable[:index]:
@@ -183,7 +186,7 @@ def _parse_range(title: str, part: str) -> list[float] | list[Range]:
 
 
 def _number(value: object) -> object:
-    """Return the number that a text stands for; anything else unchanged."""
+    """Convert a text to a number if possible; return other values unchanged."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -195,7 +198,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _written(value: Any) -> str:
-    """Return the shortest text that is read back as the same value."""
+    """Return the shortest text that is parsed as the same value."""
     if not _is_number(value):
         return str(value)
     short = f"{value:g}"

@@ -31,7 +31,7 @@ SEVERITY = (
     "over the range, with straight lines between severities. It is judged by the seeds alone. A strategy is clearly "
     "ahead at a severity if the pair's 95 % interval there, not adjusted for the number of pairs, excludes 0."
 )
-#: report.html is written last: if it exists, so do the other files
+#: report.html is written last, so that all other files exist if it exists
 TEXTS = (COMPARISON_FILE, REPORT_MARKDOWN_FILE, REPORT_FILE)
 
 
@@ -160,7 +160,7 @@ def how_to_read(comparisons: Sequence[Comparison]) -> tuple[tuple[str, str], ...
             "tie",
             f"Neither better nor worse, and the 95 % interval is within {within}: equally good in practice.",
         ),
-        ("unclear", "The data do not decide. This is not a tie."),
+        ("unclear", "The data do not show which is better. This is not a tie."),
         (
             "resampled images",
             "The 95 % interval of the difference when the test images are resampled. It covers the chance in the test "
@@ -181,9 +181,9 @@ def how_to_read(comparisons: Sequence[Comparison]) -> tuple[tuple[str, str], ...
 
 
 def escape_markdown(value: object) -> object:
-    """Escape a value so that Markdown shows it literally, on one line and in tables; `Markup` stays unchanged.
+    """Escape a value so that Markdown shows it literally, on one line and in tables; `Markup` is not changed.
 
-    Characters without a meaning in Markdown are not escaped, so that the file is readable as text.
+    Characters without a special meaning in Markdown are not escaped, so that the file is readable as text.
     """
     return value if isinstance(value, Markup) else _escaped(str(value))
 

@@ -42,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TableCell:
-    """A cell's text; `tone` is its style on the HTML page, `colour` the arm's colour in the figures."""
+    """A cell with its text. `tone` is the style on the HTML page, `colour` the colour of the arm in the figures."""
 
     text: str
     tone: str = ""
@@ -51,7 +51,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: the first cell of a row names it, `note` explains how to read the table."""
+    """A table. The first cell of a row is its name; `note` explains how to read the table."""
 
     title: str
     note: str
@@ -62,7 +62,7 @@ class Table:
 #: strategy -> its colour in the figures
 Colours = Mapping[str, str]
 
-#: a table has at most MOST_CLASSES classes; of more classes it shows the MOST_SELECTED most different ones
+#: maximum number of classes in a table; number of classes to select if there are more, the most different ones
 MOST_CLASSES, MOST_SELECTED = 100, 50
 #: metrics with a column of their own in the table of accuracies
 SHOWN = (FINAL_SHIFTED_ACCURACY, FINAL_GAIN, FINAL_TEST_ACCURACY, FINAL_RETENTION, FINAL_SHIFTED_MACRO_F1)
@@ -73,7 +73,7 @@ def _name(arm: ArmResult, colours: Colours) -> TableCell:
 
 
 def accuracies(comparison: Comparison, colours: Colours) -> Table:
-    """Return the table of accuracies: one row per arm, the best first, and the zero-shot base if there is a source."""
+    """Return the table of accuracies: one row for each arm, the best first, and one for the zero-shot base."""
     metric, has_source = comparison.metric, comparison.zero_shot is not None
     extra = metric.key not in SHOWN
     columns = [Column("Strategy", False)]
@@ -100,7 +100,7 @@ def accuracies(comparison: Comparison, colours: Colours) -> Table:
 
 
 def costs(comparison: Comparison, colours: Colours) -> Table:
-    """Return the table of costs, one row per arm, in the order of their accuracies."""
+    """Return the table of costs: one row for each arm, in the order of the scores."""
     titles = (
         *("Trainable parameters", "Share (%)", "Adapter size", "Training (s)", "Per epoch (s)", "Peak memory"),
         "Inference vs base",
@@ -127,7 +127,7 @@ def costs(comparison: Comparison, colours: Colours) -> Table:
 
 
 def fronts(comparison: Comparison, colours: Colours) -> Table:
-    """Return the table of Pareto fronts: for each arm and cost, whether it is on the front or what dominates it."""
+    """Return the table of Pareto fronts: for each arm and cost, `on the front` or the arms that dominate it."""
     rows = [
         (_name(arm, colours), *(_place(arm, cost, comparison.timings_comparable) for cost in COSTS))
         for arm in comparison.arms
@@ -189,7 +189,7 @@ def pairs(comparison: Comparison) -> Table:
 
 
 def _word(pair: PairResult) -> str:
-    """Return the verdict; if the test images do not confirm it, also the verdict by seeds alone."""
+    """Return the verdict. If the test images do not confirm it, add the verdict by seeds alone."""
     if pair.seeds_verdict == pair.verdict:
         return pair.verdict + (" (1 seed)" if pair.test == "mcnemar" else "")
     return f"{pair.verdict} (by seeds alone: {pair.seeds_verdict})"
@@ -207,7 +207,7 @@ def _needed(pair: PairResult) -> str:
 
 
 def class_scores(comparison: Comparison) -> Table:
-    """Return the table of F1 per class on the target test set; of very many classes, the most different ones."""
+    """Return the table of F1 for each class on the target test set, or for the most different of very many classes."""
     arms, count = comparison.arms, len(comparison.classes)
     title, note = "F1 of each class (%)", "On the target test set, mean over seeds."
     chosen: Iterable[int] = range(count)
@@ -248,7 +248,7 @@ def runs(comparison: Comparison, colours: Colours) -> Table:
 
 
 def left_out(records: Iterable[LeftOut]) -> Table:
-    """Return the table of runs that are left out, with the reasons."""
+    """Return the table of runs that were left out, with the reasons."""
     rows = [
         (TableCell(run.name), TableCell(run.status), TableCell(run.reason), TableCell(run.run_id or NOTHING, "code"))
         for run in records
@@ -281,12 +281,12 @@ def facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     )
 
 
-#: number of columns of a table over severities; of more severities, evenly spaced ones are shown
+#: maximum number of severities in a table; if there are more, evenly spaced ones are shown
 MOST_SEVERITIES = 12
 
 
 def severity_table(robustness: Robustness, colours: Mapping[str, str]) -> Table:
-    """Return the table of accuracies over severities and the areas below them, the largest first."""
+    """Return the table of accuracies and areas over severities, the largest area first."""
     shown = shown_severities(robustness)
     columns = [Column("Strategy", False), *(Column(f"{written(robustness.severities[index])} (%)") for index in shown)]
     rows = [
@@ -310,7 +310,7 @@ def severity_cells(arm: SeverityArm, shown: list[int]) -> list[str]:
 
 
 def zero_shot_cells(robustness: Robustness, shown: list[int]) -> list[str]:
-    """Return the same cells for the zero-shot base."""
+    """Return the cells of `severity_cells` for the zero-shot base."""
     assert robustness.zero_shot is not None
     texts = [number(robustness.zero_shot[index], scale=100) for index in shown]
     return texts if len(robustness.severities) < 2 else [*texts, number(robustness.zero_shot_area, scale=100)]

@@ -35,9 +35,9 @@ class Written:
 
 
 def write_package(name: str, kind: str, parent: Path) -> Written:
-    """Write the package `adaptkit-NAME` for a strategy, backbone, dataset or shift of that name below `parent`.
+    """Write the package `adaptkit-NAME` for a strategy, backbone, dataset or shift of this name to `parent`.
 
-    Raises BadInput, and writes nothing, if the name cannot be used or the folder exists.
+    Raises BadInput and writes nothing if the name is invalid or the folder exists.
     """
     if not NAME.fullmatch(name):
         raise BadInput(

@@ -1,1 +1,1 @@
-"""Built-in strategies, offered through the same hooks as those of other plugins."""
+"""Built-in strategies, which are plugins like all others."""

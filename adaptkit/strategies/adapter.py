@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Adapter:
-    """Train a residual bottleneck of two layers after each block, as 1x1 convolutions on feature maps."""
+    """Train a small bottleneck after each block; freeze the rest.
+
+    A bottleneck has two layers and a residual connection. For feature maps, its layers are 1x1 convolutions.
+    """
 
     name: ClassVar[str] = "adapter"
     lr: ClassVar[float] = 5e-3
@@ -27,7 +30,7 @@ class Adapter:
     train_head: bool = field(default=False, metadata={"help": "train the last classifier layer too"})
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
-        """Put a bottleneck after each block and return the parameters of all of them.
+        """Add a bottleneck after each block, and return the parameters of the bottlenecks.
 
         Raises BadInput for a model without blocks.
         """
@@ -42,7 +45,7 @@ class Adapter:
                 replace_layer(model, stage.last, AdaptedBlock(stage.last, bottleneck))
                 trained += bottleneck.parameters()
         if not trained:
-            raise BadInput(f"strategy adapter: {type(model).__name__} has no block to put an adapter after")
+            raise BadInput(f"strategy adapter: {type(model).__name__} has no block to add an adapter to")
         if self.train_head:
             trained += model.head.parameters()  # type: ignore[union-attr]
         return trained
@@ -50,5 +53,5 @@ class Adapter:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `adapter`."""
+    """Return the strategy `adapter`."""
     return [Adapter]

@@ -12,9 +12,9 @@ from adaptkit.errors import BadInput
 
 
 def output_channels(block: nn.Module) -> tuple[int, bool] | None:
-    """Return the number of output channels of a block, and whether channels are the first dimension of an image.
+    """Return the number of output channels of a block, and whether they are the first dimension of its output.
 
-    Both are those of the block's last layer. Returns None if no layer with known channels is in the block.
+    Both are determined from the last layer. Returns None if the block has no layer with known channels.
     """
     for layer in reversed(list(block.modules())):
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -29,10 +29,10 @@ def output_channels(block: nn.Module) -> tuple[int, bool] | None:
 
 
 class Bottleneck(nn.Module):
-    """Add `up(gelu(down(x)))` to x, separately for each position of a feature map or token; `up` starts at zero.
+    """Add `up(gelu(down(x)))` to x, separately for each token or position of a feature map; `up` starts at zero.
 
-    `channels_first` decides if both the first and the last dimension have the size of the channels. `after` is the name
-    of the block, for error messages.
+    `channels_first` is used only if the first and the last dimension both have the size of the channels. `after` is the
+    name of the block, for error messages.
     """
 
     def __init__(self, channels: int, channels_first: bool, width: int, after: str) -> None:
@@ -61,7 +61,7 @@ class Bottleneck(nn.Module):
 def through(
     x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, channels_first: bool, after: str
 ) -> Tensor:
-    """Pass x through a bottleneck; a separate function, because a tracer cannot follow a decision on x's shape.
+    """Return x plus the output of a bottleneck. A separate function, because tracers cannot branch on the shape of x.
 
     Raises BadInput if x does not have the number of channels that the bottleneck expects.
     """
@@ -79,7 +79,7 @@ def through(
 
 
 class AdaptedBlock(nn.Module):
-    """A frozen block with a bottleneck after it; other attributes are those of the block."""
+    """A frozen block with a bottleneck after it, and with the attributes of the block."""
 
     def __init__(self, base_layer: nn.Module, adapter: Bottleneck) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class AdaptedBlock(nn.Module):
         return self.adapter(output)
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the block: models read attributes of their blocks."""
+        """Return an attribute of the block, because models read attributes of their blocks."""
         try:
             return super().__getattr__(name)
         except AttributeError:

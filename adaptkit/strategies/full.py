@@ -23,5 +23,5 @@ class Full:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `full`."""
+    """Return the strategy `full`."""
     return [Full]

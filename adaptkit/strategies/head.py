@@ -25,5 +25,5 @@ class Head:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `head`."""
+    """Return the strategy `head`."""
     return [Head]

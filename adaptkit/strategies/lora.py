@@ -112,5 +112,5 @@ class LoRA:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `lora`."""
+    """Return the strategy `lora`."""
     return [LoRA]

@@ -74,7 +74,7 @@ class LoRALinear(LoRALayer):
 
 
 def scaling(alpha: float, rank: int, rslora: bool) -> float:
-    """Return the factor of the update; with rsLoRA it decreases more slowly with the rank (arXiv:2312.03732)."""
+    """Return the factor of the update. With rsLoRA, it decreases more slowly with the rank (arXiv:2312.03732)."""
     return alpha / math.sqrt(rank) if rslora else alpha / rank
 
 
@@ -93,15 +93,15 @@ class Decomposed(LoRALayer):
     denominator is a constant for gradients, as in section 4.3 of the paper.
     """
 
-    #: the shape in which one number for each output multiplies the layer's output
+    #: shape of one number for each output, for multiplication with the output of the layer
     spread: tuple[int, ...] = (-1,)
 
     def decompose(self) -> None:
-        """Initialise the magnitudes from the frozen weight; called once, when the layer is made."""
+        """Initialise the magnitudes from the frozen weight; called once, when the layer is created."""
         self.lora_magnitude_vector = Magnitude(lengths(self.base_layer.weight.detach()).view(self.spread))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the output with the decomposed weight; dropout applies to everything but the frozen layer's output."""
+        """Return the output with the decomposed weight; dropout does not apply to the output of the frozen layer."""
         unchanged: Tensor = self.base_layer(x)
         linear = unchanged
         if self.lora_dropout is not None:
@@ -110,8 +110,8 @@ class Decomposed(LoRALayer):
         if self.base_layer.bias is not None:
             linear = linear - self.base_layer.bias.view(self.spread)
         gain = self._gain()
-        # As a difference to the frozen layer, so that the initial output is bit for bit that of the base. PEFT uses the
-        # same order of operations.
+        # Add a difference to the frozen layer, so that the initial output equals that of the base bit for bit. PEFT
+        # uses the same order of operations.
         result: Tensor = unchanged + ((gain - 1) * linear + gain * self.lora_B(self.lora_A(x)) * self.scaling)
         return result
 
@@ -130,7 +130,7 @@ class Decomposed(LoRALayer):
 
 
 def lengths(weight: Tensor) -> Tensor:
-    """Return the norm of each output's weights, which is never zero, so that it can divide."""
+    """Return the norm of the weights of each output. It is never zero, so that it can be a divisor."""
     norms: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
     return norms.clamp_min(1e-30)
 
@@ -147,7 +147,7 @@ class LoRAConv2d(LoRALayer):
     """Add a low-rank update to a convolution: A has its kernel, stride, padding and dilation, B is 1x1.
 
     A is `[rank, in, h, w]`, B `[out, rank, 1, 1]`. A grouped convolution has a separate update in each group, of rank
-    `rank / groups` rounded up, so that it can be merged; PEFT's update of such layers cannot.
+    `rank / groups` rounded up. Thus it can be merged, unlike PEFT's update of such layers.
     """
 
     base_layer: nn.Conv2d
@@ -209,7 +209,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Choice:
-    """The layers to adapt by name, in the model's order, and the names of the depth-wise convolutions left out."""
+    """The layers to adapt by name, in the order of the model, and the names of excluded depth-wise convolutions."""
 
     layers: Mapping[str, nn.Linear | nn.Conv2d]
     depthwise: tuple[str, ...]
@@ -225,8 +225,8 @@ def choose(model: nn.Module, targets: str, train_head: bool) -> Choice:
     head = _head_parts(model)
     if train_head:
         fit = {name: layer for name, layer in fit.items() if id(layer) not in head}
-    beyond = any(isinstance(layer, nn.Linear) and id(layer) not in head for layer in fit.values())
-    words = WORDS | {AUTO: WORDS["linear" if beyond else "all"]}
+    has_linear = any(isinstance(layer, nn.Linear) and id(layer) not in head for layer in fit.values())
+    words = WORDS | {AUTO: WORDS["linear" if has_linear else "all"]}
     chosen: set[str] = set()
     for pattern in (part.strip() for part in targets.split(",")):
         if pattern in words:
@@ -240,8 +240,8 @@ def choose(model: nn.Module, targets: str, train_head: bool) -> Choice:
         layers = [name for name in hits if name in fit]
         if all(is_depthwise(fit[name]) for name in layers):
             others = [f"{name} is {_kind(modules[name], head if train_head else set())}" for name in hits[:3]]
-            known = {"Linear", *words, *fit} - {pattern}
-            raise BadInput(f"lora.targets: {_misfit(pattern, others, known, train_head=train_head)}")
+            names = {"Linear", *words, *fit} - {pattern}
+            raise BadInput(f"lora.targets: {_misfit(pattern, others, names, train_head=train_head)}")
         chosen.update(layers)
     named = {name: fit[name] for name in modules if name in chosen}
     return Choice(
@@ -298,10 +298,10 @@ def _kind(module: nn.Module, head: set[int]) -> str:
     return f"a {'depth-wise ' if is_depthwise(module) else ''}{type(module).__name__}"
 
 
-def _misfit(pattern: str, others: list[str], known: set[str], *, train_head: bool) -> str:
-    """Explain why a pattern matches no layer: which other modules it matches, or the nearest known name."""
+def _misfit(pattern: str, others: list[str], names: set[str], *, train_head: bool) -> str:
+    """Explain why a pattern matches no layer, with the other modules that it matches or the nearest valid name."""
     if others:
         return f"{pattern!r} matches no Linear or Conv2d layer that LoRA can adapt ({', '.join(others)})"
     if pattern == AUTO:
         return f"the model has no Linear or Conv2d layer to adapt{' except its head' if train_head else ''}"
-    return f"no layer matches {pattern!r}{suggestion(pattern, known)}"
+    return f"no layer matches {pattern!r}{suggestion(pattern, names)}"

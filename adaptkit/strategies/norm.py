@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Norm:
-    """Train the scales and shifts of normalization layers only; BatchNorm's statistics are updated too."""
+    """Train only the scales and shifts of normalization layers.
+
+    The running statistics of BatchNorm layers are also updated.
+    """
 
     name: ClassVar[str] = "norm"
     lr: ClassVar[float] = 5e-3
@@ -39,5 +42,5 @@ class Norm:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `norm`."""
+    """Return the strategy `norm`."""
     return [Norm]

@@ -46,5 +46,5 @@ class Partial:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `partial`."""
+    """Return the strategy `partial`."""
     return [Partial]

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Scratch:
-    """Draw new weights and train every parameter, without the base (a control)."""
+    """Train every parameter from new random weights (a control)."""
 
     name = "scratch"
     lr = 1e-3
     starts_at_base = False
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
-        """Initialise every layer again and return every parameter; raise BadInput for layers that cannot do so."""
+        """Initialise every layer again and return every parameter; raise BadInput if a layer does not support that."""
         kept: list[str] = []
         for name, module in model.named_modules():
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
@@ -34,5 +34,5 @@ class Scratch:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `scratch`."""
+    """Return the strategy `scratch`."""
     return [Scratch]

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class SSF:
-    """Train a scale and a shift for each channel after every linear, convolution and normalization layer."""
+    """Train a scale and a shift for each output channel of the layers.
+
+    Linear, convolution and normalization layers are scaled and shifted.
+    """
 
     name: ClassVar[str] = "ssf"
     lr: ClassVar[float] = 5e-3
@@ -57,5 +60,5 @@ class SSF:
 
 @hookimpl
 def adaptkit_strategies() -> list[type]:
-    """Offer `ssf`."""
+    """Return the strategy `ssf`."""
     return [SSF]

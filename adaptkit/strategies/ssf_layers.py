@@ -1,6 +1,6 @@
 """The layers of the strategy `ssf`.
 
-A layer without bias gets no shift, so that merging adds no parameter; the normalization layer after it has a shift.
+A layer without bias has no shift, so that merging adds no parameter. The normalization layer after it has a shift.
 """
 
 from __future__ import annotations

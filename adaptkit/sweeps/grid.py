@@ -1,4 +1,4 @@
-"""Read the grid of a sweep (`lr=1e-4..1e-2/5log`) and expand it into cells: a strategy with one set of values."""
+"""Read the grid of a sweep (`lr=1e-4..1e-2/5log`) and expand it into cells: strategies with one value for each key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adaptkit.settings.settings import setting_keys
 
 
 def parse_grid(texts: Sequence[str] | Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Return the values of each key of a grid, in order; raise BadInput with one message for each wrong part."""
+    """Return the values of each key of a grid, in order; raise BadInput with one message for each invalid part."""
     pairs = texts.items() if isinstance(texts, Mapping) else [_pair(text) for text in texts]
     grid: dict[str, tuple[Any, ...]] = {}
     problems: list[str] = []
@@ -41,9 +41,9 @@ def parse_grid(texts: Sequence[str] | Mapping[str, Any]) -> dict[str, tuple[Any,
 def collect_grid(
     texts: Sequence[str] | Mapping[str, Any], layers: Sequence[Layer], problems: list[str]
 ) -> tuple[dict[str, tuple[Any, ...]], list[Layer]]:
-    """Return the grid and the layers of settings without it; `texts` override the section `grid` of config files.
+    """Return the grid, and the layers of settings without the grid.
 
-    Error messages are added to `problems`.
+    `texts` take precedence over the section `grid` of config files. Error messages are added to `problems`.
     """
     configured: dict[str, Any] = {}
     rest = []
@@ -66,7 +66,7 @@ def collect_grid(
 
 
 def parse_values(key: str, value: object) -> tuple[Any, ...]:
-    """Return the values of one key: those of a list, of a text such as `2,4,8` or `1e-4..1e-2/5log`, or the value."""
+    """Return the values of one key from a list, a text such as `2,4,8` or `1e-4..1e-2/5log`, or a single value."""
     title = f"grid {key}"
     values: tuple[Any, ...]
     if isinstance(value, str):
@@ -107,9 +107,9 @@ MOST_CELLS = 10_000
 
 @dataclass(frozen=True)
 class GridCell:
-    """One strategy with one combination of values of the grid; it runs once for each seed.
+    """One strategy with one combination of values of the grid, which runs once for each seed.
 
-    `values` are the values from the grid, by key; `label` shows them. The request has one arm and all seeds.
+    `values` holds the values from the grid by key; `label` shows them. The request has one arm and all seeds.
     """
 
     request: Request
@@ -130,7 +130,7 @@ class GridCell:
 def expand(
     layers: Sequence[Layer], grid: Mapping[str, Sequence[Any]], plugins: Plugins, found_before: Sequence[str] = ()
 ) -> tuple[GridCell, ...]:
-    """Return every cell of a grid over layers of settings; raise BadInput with all problems at once."""
+    """Return all cells of a grid over layers of settings; raise BadInput with all problems."""
     problems: list[str] = []
     try:
         strategies = list(resolve(layers, plugins, found_before).settings.strategy)
@@ -163,7 +163,7 @@ def expand(
 
 
 def _require_few(axes: Mapping[str, Sequence[Any]], strategies: Sequence[str]) -> None:
-    """Raise BadInput for a grid that is too large to be expanded in memory."""
+    """Raise BadInput for a grid that is too large for memory."""
     sizes = [
         math.prod(len(values) for key, values in axes.items() if _owner(key, strategies) in (None, strategy))
         for strategy in strategies
@@ -174,7 +174,7 @@ def _require_few(axes: Mapping[str, Sequence[Any]], strategies: Sequence[str]) -
 
 
 def _require_distinct(cells: Sequence[GridCell]) -> None:
-    """Raise BadInput for two cells with equal settings: `rank=2` and `rank=02`."""
+    """Raise BadInput for two cells with equal settings, such as `rank=2` and `rank=02`."""
     first: dict[str, GridCell] = {}
     problems = []
     for cell in cells:
@@ -188,7 +188,7 @@ def _require_distinct(cells: Sequence[GridCell]) -> None:
 
 
 def _known_strategies(layers: Sequence[Layer], plugins: Plugins) -> list[str]:
-    """Return the requested strategies that exist, so that their grid is checked although other settings are wrong."""
+    """Return the requested strategies that exist, so that the grid can be checked even if other settings are wrong."""
     requested = next((layer.values["strategy"] for layer in layers if "strategy" in layer.values), ())
     names = requested.split(",") if isinstance(requested, str) else requested
     return [name for name in names if name in plugins.components["strategy"]]
@@ -237,7 +237,7 @@ def _without_others(values: Mapping[str, Any], strategy: str, strategies: Sequen
 
 
 def _label(arm: Arm, values: Mapping[str, Any]) -> str:
-    """Return the label of a cell: the strategy, its options that are not defaults, and its values from the grid."""
+    """Return the label of a cell: the strategy, options that differ from their defaults, and values from the grid."""
     varied = {key.removeprefix(f"{arm.strategy}."): value for key, value in values.items()}
     others = [word for word in arm.label.split(" ")[1:] if word.partition("=")[0] not in varied]
     return " ".join([arm.strategy, *others, *(f"{key}={shown(value)}" for key, value in varied.items())])
@@ -249,7 +249,7 @@ def shown(value: Any) -> str:
 
 
 def stages_of(cells: Sequence[GridCell]) -> Iterator[tuple[Request, list[GridCell]]]:
-    """Group cells with the same base, images and views: yield a request with all their arms, and the cells."""
+    """Group cells with the same base, images and views; yield a request with all arms of a group, and its cells."""
     by_key: dict[str, list[GridCell]] = {}
     for cell in cells:
         by_key.setdefault(cell.stage_key, []).append(cell)

@@ -10,13 +10,13 @@ from typing import Any
 
 from adaptkit.experiment.outcome import Outcome
 
-#: states of a trial: finished now, found (finished earlier), failed (now or earlier), left for the next start
+#: states of a trial: finished (now), found (finished earlier), failed (now or earlier), left (for the next start)
 STATES = ("finished", "found", "failed", "left")
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """One trial before it runs: `values` come from the grid; `status` is found, failed or left."""
+    """One trial before it runs. `values` are from the grid; `status` is found, failed or left."""
 
     number: int
     label: str
@@ -30,8 +30,8 @@ class TrialPlan:
 class SweepPlan:
     """Plan of a sweep: its `trials`, and the values of each key in `grid`.
 
-    `bases` is the number of bases that must be trained first, `seconds` the estimated time of training and evaluation
-    with `jobs` trials at a time.
+    `bases` is the number of bases that must be trained first. `seconds` is the estimated time of training and
+    evaluation with `jobs` parallel trials.
     """
 
     trials: tuple[TrialPlan, ...]
@@ -55,7 +55,7 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class SweepTrial:
-    """Result of one trial of a sweep: its target `accuracy`, or the `error` that made it fail.
+    """Result of one trial of a sweep: its target `accuracy`, or the `error` if it failed.
 
     `status` is one of STATES.
     """
@@ -73,7 +73,7 @@ class SweepTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOutcome(Outcome):
-    """Results of `adaptkit.sweep`, also of a sweep that stopped at a limit.
+    """Results of `adaptkit.sweep`, including a sweep that stopped at a limit.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Plan a sweep: check every trial with real data and a real model, and estimate the time, before training."""
+"""Plan a sweep before training: check every trial with the real data and model, and estimate the time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Prepared:
     grid: Mapping[str, tuple[Any, ...]]
 
     def params(self, trial: PlannedTrial) -> dict[str, Any]:
-        """Return all settings of the run of a trial, with those that its experiment resolved, such as the device."""
+        """Return all settings of the run of a trial, including settings that were resolved, such as the device."""
         resolved = self.experiments[trial.stage].request.settings
         request = trial.cell.request.with_settings(
             device=resolved.device,
@@ -69,7 +69,7 @@ class Prepared:
         return Task(number=trial.number, kind="adaptation", stage=trial.stage, params=params, label=trial.cell.label)
 
     def plan(self, jobs: int, status: Mapping[int, str] | None = None, seconds: float | None = None) -> SweepPlan:
-        """Return the plan of the sweep; `status` holds the states of earlier trials by number, the others are left."""
+        """Return the plan of the sweep. `status` maps numbers of trials to states; the other trials are left."""
         states = status or {}
         trials = tuple(
             TrialPlan(
@@ -96,8 +96,8 @@ class Prepared:
     def seconds(self, finished: Container[int] = ()) -> float:
         """Estimate the seconds of training and evaluation, one trial after the other, from a few batches.
 
-        One trial of each stage, strategy and number of epochs is measured. Trials whose number is in `finished` add
-        nothing.
+        One trial of each stage, strategy and number of epochs is measured. Trials with a number in `finished` are not
+        counted.
         """
         total = sum(map(base_seconds, self.experiments))
         measured: dict[tuple[int, str, int], float] = {}
@@ -113,7 +113,10 @@ class Prepared:
 def prepare_sweep(
     cells: Sequence[GridCell], grid: Mapping[str, tuple[Any, ...]], *, refresh_base: bool = False
 ) -> Prepared:
-    """Load the data of every stage and apply the strategy of every cell to the untrained model; raise BadInput."""
+    """Load the data of every stage, and apply the strategy of every cell to the untrained model as a check.
+
+    Raises BadInput if that fails.
+    """
     prepared = [(prepare(request, refresh_base=refresh_base), members) for request, members in stages_of(cells)]
     if "shots" in grid:
         _require_different_draws([experiment for experiment, _ in prepared])

@@ -1,9 +1,8 @@
 """Shared inputs of the trials of a sweep or a tuning: compute them once, and rebuild the stage in each worker.
 
 `obtain_bases` trains or loads the bases. `make_shared_inputs` computes the outputs of a base and the features of its
-frozen layers once; engines send them to workers. `open_shared_inputs` turns them into a stage on the device of a
-worker, and `stage_for` adapts the stage to one trial. `alone` is the lock against concurrent execution, and `grouped`
-opens the parent run.
+frozen layers once, and engines send them to workers. `open_shared_inputs` makes a stage from them on the device of a
+worker, and `stage_for` adapts the stage to one trial. `sweep_lock` prevents concurrent execution of the same sweep.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class SharedInputs:
 def make_shared_inputs(
     experiment: Experiment, base: TrackedBase, *, plugins: Plugins, seat: Seat, feature_cache: bool
 ) -> SharedInputs:
-    """Compute the logits of the base on the test sets, and the features of the frozen layers of every strategy."""
+    """Compute the logits of the base on the test sets, and the features of the frozen layers for all strategies."""
     stage = open_stage(
         experiment, base.base, base_run_id=base.run_id, plugins=plugins, seat=seat, feature_cache=feature_cache
     )
@@ -77,14 +76,14 @@ def make_shared_inputs(
 
 
 def without_tests(inputs: SharedInputs) -> SharedInputs:
-    """Return the inputs without test images and everything computed from them, for the trials of a tuning."""
+    """Return the inputs without the test images and the values computed from them, for the trials of a tuning."""
     return dataclasses.replace(inputs, domains=blinded(inputs.domains), base_logits={}, features={}, wanted=frozenset())
 
 
 def open_shared_inputs(
     inputs: SharedInputs, request: Request, *, plugins: Plugins, seat: Seat, feature_cache: bool
 ) -> Stage:
-    """Return the stage for trials like this request, on the device of this process."""
+    """Return the stage for trials of this request, on the device of this process."""
     experiment = prepare(request, domains=inputs.domains)
     plan = dataclasses.replace(experiment.plan, source_images=inputs.source_images)
     experiment = dataclasses.replace(experiment, plan=plan)
@@ -132,7 +131,10 @@ def obtain_bases(
     refresh_base: bool,
     notice: Callable[[str], None],
 ) -> list[TrackedBase]:
-    """Train or load the base of each experiment, and return it with its run; raise TrackingLost if it is not stored."""
+    """Train or load the base of each experiment, and return it with its run.
+
+    Raises TrackingLost if the store does not have the base.
+    """
     with Tracker(store) as tracker, plugins.watching(tracker, "tracker"):
         bases = []
         for number, experiment in enumerate(experiments, start=1):
@@ -155,8 +157,8 @@ def key_of(parts: Iterable[str]) -> str:
 
 
 @contextmanager
-def alone(store: Store, key: str) -> Iterator[None]:
-    """Hold the lock of a sweep during the block; raise BadInput if another process on this machine holds it."""
+def sweep_lock(store: Store, key: str) -> Iterator[None]:
+    """Lock a sweep during the block; raise BadInput if another process on this machine has locked it."""
     name = hashlib.sha256(f"{store.uri} {store.experiment_id} {key}".encode()).hexdigest()
     path = cache_folder() / "sweeps" / f"{name}.lock"
     try:

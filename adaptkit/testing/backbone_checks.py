@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Build:
-    """A backbone, created by `create()`, for images of these channels and this size, and this number of classes."""
+    """A backbone, created by `create()`, with the channels and size of its images and the number of classes."""
 
     create: Callable[[], Backbone]
     channels: int
@@ -31,7 +31,7 @@ class Build:
     classes: int
 
     def model(self, seed: int = 0) -> nn.Module:
-        """Return a model; raise NotTried if the backbone has none for such images."""
+        """Return a model; raise NotTried if the backbone does not support such images."""
         try:
             with watched(), RandomStream(seed):
                 model = self.create().build(self.channels, self.size, self.classes)
@@ -110,8 +110,9 @@ def treats_images_independently(build: Build) -> None:
     model, images = build.model(), build.images()
     together = build.logits(model)
     require(torch.equal(together, build.logits(model)), "in evaluation mode it gives different logits each time")
-    alone = torch.cat([build.logits(model, image[None]) for image in images])
-    require(apart(together, alone) <= TOLERANCE, "in evaluation mode the logits of an image depend on the other images")
+    single = torch.cat([build.logits(model, image[None]) for image in images])
+    gap = apart(together, single)
+    require(gap <= TOLERANCE, "in evaluation mode the logits of an image depend on the other images")
 
 
 def trains(build: Build) -> None:
@@ -162,7 +163,7 @@ def changes_no_global_state(build: Build) -> None:
     require(not changes, f"it changes {listed(changes)} for the whole process")
 
 
-#: in the order of the output
+#: name of each check, in the order of the output -> its function
 CHECKS: dict[str, Callable[[Build], None]] = {
     "builds": builds,
     "gives logits": gives_logits,

@@ -14,7 +14,7 @@ from adaptkit.data.domains import load_checked
 from adaptkit.errors import BadInput
 from adaptkit.testing.outcomes import CheckFailed, NotTried, described, listed, require, watched
 
-#: number of images of a stored data set that are decoded
+#: number of images to decode of a stored data set
 DECODED = 8
 
 

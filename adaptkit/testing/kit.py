@@ -1,4 +1,4 @@
-"""The conformance kit: make and run the checks of a strategy, backbone, data set, shift or engine."""
+"""The conformance kit: create and run the checks of a strategy, backbone, data set, shift or engine."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def checks(
 
 
 def kind_of(cls: type[Any]) -> str:
-    """Return strategy, backbone, dataset, shift or engine; raise BadInput for a class that is none of them."""
+    """Return strategy, backbone, dataset, shift or engine; raise BadInput for other classes."""
     if inspect.isclass(cls):
         for kind, (_, method) in COLLECTIONS.items():
             if callable(getattr(cls, method, None)):

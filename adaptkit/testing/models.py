@@ -19,7 +19,7 @@ SIZE, CLASSES, IMAGES = 12, 4, 16
 
 
 class Residual(nn.Module):
-    """Blocks with BatchNorm and residual connections."""
+    """A residual network with BatchNorm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Convolutions(nn.Sequential):
 
 
 class Transformer(nn.Module):
-    """A vision transformer with LayerNorm, one layer for queries, keys and values, and parameters outside of layers."""
+    """A vision transformer with LayerNorm, one layer for queries, keys and values, and parameters outside layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def images(channels: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(IMAGES) % CLASSES
     pixels = torch.rand(IMAGES, channels, SIZE, SIZE, generator=generator)
-    # Each class is bright in another quarter, so that it can be learned.
+    # Each class is bright in a different quarter, so that it can be learned.
     for label in range(CLASSES):
         row, column = divmod(label, 2)
         half = SIZE // 2

@@ -1,4 +1,4 @@
-"""Verdicts of checks, comparison of models, and detection of changes to the global state of the process."""
+"""Verdicts of checks, comparison of models, and detection of changes of the global state of the process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAYERS = [cls for cls in vars(nn).values() if isinstance(cls, type) and issubcla
 
 @dataclass(frozen=True)
 class GlobalState:
-    """A part of the global state: how to read and restore it, and whether importing packages may change it."""
+    """A part of the global state: functions that read and restore it, and whether imports may change it."""
 
     name: str
     read: Callable[[], Any]
@@ -38,7 +38,7 @@ class GlobalState:
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """Restore global state that the block changes, except random generators; fill the list with the changes at the end.
+    """Restore global state that the block changes, except random generators, and add the changes to the list.
 
     Environment variables, paths and warning filters that change during the first import of a package are restored but
     not listed.
@@ -117,13 +117,13 @@ def _environment(value: dict[str, str]) -> None:
 
 
 def _filters(value: list[Any]) -> None:
-    # `warnings.catch_warnings` replaces the list, so the current list is filled.
+    # `warnings.catch_warnings` replaces the list of filters, so the current list is filled.
     warnings.resetwarnings()
     warnings.filters[:] = value  # type: ignore[index]
 
 
 class CheckFailed(AssertionError):
-    """A check failed; the message says why in plain words."""
+    """A check failed, for the reason in the message."""
 
 
 class NotTried(unittest.SkipTest):
@@ -177,7 +177,7 @@ def require(condition: bool, reason: str) -> None:
 
 
 def described(error: BaseException) -> str:
-    """Return an error as one line; errors of plugins have their place in the code."""
+    """Return an error as one line; errors of plugins include their place in the code."""
     return " ".join("; ".join(error.problems).split()) if isinstance(error, AdaptkitError) else located(error)
 
 

@@ -91,7 +91,7 @@ def changes_only_what_it_declares(trial: Trial) -> None:
 
 
 def leaves_frozen_buffers(trial: Trial) -> None:
-    """Check that buffers of the base, such as BatchNorm statistics, change only with trained weights of their layer."""
+    """Check that buffers of the base, such as BatchNorm statistics, change only in layers with trained weights."""
     adapted = trial.adapted()
     frozen = {
         f"{path}.{name}".lstrip("."): buffer
@@ -179,9 +179,9 @@ def works_in_training_and_evaluation(trial: Trial) -> None:
     adapted.model.eval()
     with RandomStream(3), torch.no_grad(), watched():
         together, again = (attempt("in evaluation", adapted.model, pixels.clone()) for _ in range(2))
-        alone = torch.cat([attempt("for one image", adapted.model, image[None].clone()) for image in pixels[:4]])
+        single = torch.cat([attempt("for one image", adapted.model, image[None].clone()) for image in pixels[:4]])
     require(torch.equal(together, again), "in evaluation mode it gives different logits each time")
-    gap = apart(together[:4], alone)
+    gap = apart(together[:4], single)
     require(gap <= TOLERANCE, f"in evaluation mode the logits of an image depend on the other images ({gap:.2g})")
 
 
@@ -233,7 +233,7 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
 
 
 def moved_by_training(trial: Trial, adapted: AdaptedModel, frozen: Mapping[str, Tensor]) -> list[str]:
-    """Train an adapted model, and return the names of these tensors that changed."""
+    """Train an adapted model, and return the names of the tensors in `frozen` that changed."""
     before = {name: tensor.detach().clone() for name, tensor in frozen.items()}
     trial.train(adapted)
     now = tensors(adapted.model)

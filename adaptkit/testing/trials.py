@@ -54,7 +54,7 @@ class Trial:
             raise NotTried("adapt() fails") from error
 
     def adapted_or_raise(self) -> AdaptedModel:
-        """Return an adapted copy of the base; raise Refused if the strategy refuses this model."""
+        """Return an adapted copy of the base; raise Refused if the strategy does not support this model."""
         model = self.base()
         tensors = (*model.parameters(), *model.buffers())
         strategy, origin = self.create(), Origin.of(model)
@@ -74,7 +74,7 @@ class Trial:
         return adapted
 
     def train(self, adapted: AdaptedModel) -> None:
-        """Train an adapted model; raise NotTried if that fails, because another check reports it."""
+        """Train an adapted model; raise NotTried if that fails, because the check `trains` reports it."""
         try:
             with watched():
                 self.train_or_raise(adapted)
@@ -111,7 +111,7 @@ class Refused(BadInput):
 
 
 class _Refusing:
-    """Wrap a strategy so that its own errors differ from errors of adaptkit about it."""
+    """Wrap a strategy, so that errors of the strategy can be distinguished from errors of adaptkit about it."""
 
     def __init__(self, strategy: Strategy) -> None:
         self.name = strategy.name

@@ -25,7 +25,7 @@ from adaptkit.reports.figures.style import (
 )
 from adaptkit.tuning.outcome import TunedStrategy
 
-#: panels in one row
+#: maximum number of panels in one row
 COLUMNS = 4
 #: colours of the first range and of its extension
 SEARCHED, EXTENDED = "#f1f1f1", "#fbf0dc"

@@ -18,10 +18,11 @@ from adaptkit.tuning.spaces import Space, changed
 
 @dataclass(frozen=True)
 class Budget:
-    """Equal budget of every strategy: `trials` by `method`; `given` also counts the trials after a range grew.
+    """Budget of each strategy: the number of `trials` of the search `method`.
 
-    A trial is one run of `epochs` epochs for each of the `tuning_seeds`. It trains on `training` images and is
-    evaluated on `held_back` others. `seeds` are those of the runs with the best values.
+    `given` also counts the trials that were added after ranges were extended. A trial is one run of `epochs` epochs for
+    each of the `tuning_seeds`. It trains on `training` images and is evaluated on `held_back` other images. `seeds` are
+    the seeds of the runs with the best values.
     """
 
     trials: int
@@ -36,7 +37,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class TunePlan:
-    """Plan of a tuning: its budget, and the text of each range in `spaces`, by strategy and key."""
+    """Plan of a tuning: its budget, and the searched range as text for each strategy and key in `spaces`."""
 
     budget: Budget
     spaces: Mapping[str, Mapping[str, str]]
@@ -50,9 +51,10 @@ class TunePlan:
 
 @dataclass(frozen=True)
 class TuningTrial:
-    """Result of one trial: its values and its accuracy on the held-back images (0, with an `error`, if it failed).
+    """Result of one trial: its values and its accuracy on the held-out images.
 
-    The best trial has the highest accuracy, and among equals the smallest loss.
+    A failed trial has an `error` and the accuracy 0. The best trial has the highest accuracy; if accuracies are equal,
+    the smallest loss.
     """
 
     number: int
@@ -67,9 +69,9 @@ class TuningTrial:
 class TunedStrategy:
     """Result of tuning one strategy.
 
-    `first` and `space` are the ranges before and after they grew, by key. `chosen` holds the values of the best trial,
-    `options` and `lr` everything that the strategy then runs with. `edges` names the keys whose best value is at the
-    end of its range, with the reason why the range did not grow further.
+    `first` and `space` are the ranges by key before and after they were extended. `chosen` holds the values of the best
+    trial. `options` and `lr` are the complete settings of the strategy with these values. `edges` holds the keys whose
+    best value is at the end of its range, with the reason why the range was not extended further.
     """
 
     strategy: str
@@ -92,7 +94,7 @@ class TuneOutcome(Outcome):
     Attributes
     ----------
     budget : Budget
-        What every strategy received: trials, epochs and images.
+        The budget of each strategy: trials, epochs and images.
     strategies : tuple of TunedStrategy
         The trials and the best values of each strategy.
     runs : tuple of SweepTrial
@@ -123,7 +125,7 @@ class TuneOutcome(Outcome):
 
 
 def budget_of(experiment: Experiment, trials: int, method: str, tuning_seeds: tuple[int, ...]) -> Budget:
-    """Return the budget of every strategy; raise BadInput if no image can be held out for validation."""
+    """Return the budget of each strategy; raise BadInput if no image can be held out for validation."""
     parts = [require_validation(experiment, seed) for seed in tuning_seeds]
     training, held_back = parts[0]
     settings = experiment.request.settings

@@ -23,7 +23,7 @@ from adaptkit.tuning.search import TrialRequest
 from adaptkit.tuning.spaces import changed
 from adaptkit.tuning.study import StudyTrial
 
-#: indices of the shared inputs of the engine: without the test images, and with them
+#: indices of the shared inputs of the engine: without and with the test images
 WITHOUT_TESTS, WITH_TESTS = 0, 1
 
 
@@ -41,9 +41,9 @@ class TuningRuns:
     def trials(
         self, requests: Sequence[TrialRequest], seeds: Sequence[int]
     ) -> Iterator[tuple[TrialRequest, StudyTrial]]:
-        """Run trials, each with every tuning seed, and yield each with its mean accuracy when all seeds have ended.
+        """Run trials with all tuning seeds, and yield each trial with its mean accuracy.
 
-        Raises RunFailed for a run that the store did not record: its trial counts as not run.
+        Raises RunFailed for a run that the store did not record. Its trial counts as not run.
         """
         tasks: dict[int, TrialRequest] = {}
         records: dict[int, list[RunSummary]] = {}
@@ -72,9 +72,9 @@ class TuningRuns:
                 yield trial_request, trial
 
     def finals(self, arms: Sequence[tuple[Arm, str]], seeds: Sequence[int], store: Store) -> Iterator[SweepTrial]:
-        """Run each arm with every seed; yield the runs that the store already has first.
+        """Run each arm with every seed, and yield the runs. Runs that the store already has are yielded first.
 
-        The text of each arm says how it was tuned, and becomes a tag of its runs.
+        The text of each arm describes how it was tuned, and becomes a tag of its runs.
         """
         wanted = [(arm, line, seed) for seed in seeds for arm, line in arms]
         keys = [self.key(arm, seed) for arm, _, seed in wanted]
@@ -145,6 +145,6 @@ def _sweep_trial(number: int, arm: Arm, **fields: Any) -> SweepTrial:
 
 
 def _line_of(store: Store, run_id: str) -> str | None:
-    """Return the tag of a run that says how its strategy was tuned."""
+    """Return the tag of a run that describes how its strategy was tuned."""
     line: str | None = store.client.get_run(run_id).data.tags.get(TUNING_TAG)
     return line

@@ -1,4 +1,4 @@
-"""Search the space of every strategy with the same number of trials; extend ranges whose best value is on an edge."""
+"""Search the space of each strategy with the same number of trials; extend a range if its best value is at an end."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from adaptkit.settings.resolve import LR
 from adaptkit.tuning.spaces import Space
 from adaptkit.tuning.study import Study, StudyTrial
 
-#: values in a grid: at least `FEWEST` of the range that fills it, at most `MOST` of every other range
+#: minimum number of values of the range that fills a grid, and maximum number of values of every other range
 FEWEST, MOST = 3, 3
 
 
 def grid_points(space: Space, trials: int) -> list[dict[str, Any]]:
-    """Return exactly `trials` points of a grid over the space; the learning rate, or the last range, fills the rest.
+    """Return exactly `trials` points of a grid over the space.
 
-    Raises BadInput if lists have too many or too few combinations.
+    The learning rate, or the last range, gets as many values as needed to fill the grid. Raises BadInput if lists have
+    too many or too few combinations.
     """
     ranges = [key for key, dimension in space.dimensions.items() if isinstance(dimension, Range)]
     filled = LR if LR in ranges else ranges[-1] if ranges else None
@@ -59,7 +60,7 @@ def grid_points(space: Space, trials: int) -> list[dict[str, Any]]:
 
 
 def spread(dimension: Range, count: int) -> list[float]:
-    """Return `count` values, evenly spaced on the scale of the range from end to end; a single value is the middle."""
+    """Return `count` evenly spaced values on the scale of the range; a single value is in the middle."""
     positions = [0.5] if count == 1 else [index / (count - 1) for index in range(count)]
     return list(dict.fromkeys(dimension.at(position) for position in positions))
 
@@ -74,7 +75,7 @@ def new_part(before: Dimension, after: Dimension, count: int) -> list[float]:
 
 
 def first_points(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
-    """Return `count` points that cover each dimension evenly, combined and ordered at random by the seed."""
+    """Return `count` points that cover each dimension evenly, in random combinations and order from the seed."""
     order = random.Random(seed)
     columns: dict[str, list[Any]] = {}
     for key, dimension in space.dimensions.items():
@@ -90,27 +91,27 @@ def _at(dimension: Dimension, position: float) -> Any:
     return dimension.values[int(position * len(dimension.values))]
 
 
-#: trials of each strategy that are proposed together, so that they can run in parallel
+#: number of trials of each strategy that are proposed together, so that they can run in parallel
 ROUND = 4
-#: one third of the trials cover the space evenly before TPE proposes values; one third more follow an extension
+#: The first 1/SHARE of the trials cover the space evenly before TPE proposes values. An extension adds 1/SHARE more.
 SHARE = 3
 
 
 @dataclass(frozen=True)
 class TrialRequest:
-    """A trial to run, and the space it belongs to."""
+    """A trial to run, and its search space."""
 
     space: Space
     trial: StudyTrial
 
 
-#: run trials and yield each with its value, in any order
+#: function that runs trials and yields each with its value, in any order
 Perform = Callable[[Sequence[TrialRequest]], Iterable[tuple[TrialRequest, StudyTrial]]]
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The trials of one strategy and the best one; `edges` maps keys of its values on an edge to the side."""
+    """The trials of one strategy and the best trial. `edges` maps keys of values at an end to `low` or `high`."""
 
     space: Space
     trials: tuple[StudyTrial, ...]
@@ -141,7 +142,7 @@ class Search:
         fits: Callable[[Arm], bool],
         notice: Callable[[str], None],
     ) -> tuple[SearchResult, ...]:
-        """Run all trials that the studies do not hold yet, and return the results.
+        """Run all trials that the studies do not contain yet, and return the results.
 
         `notice` receives a message when a range is extended. Raises RunFailed if every trial of a strategy failed.
         """
@@ -180,7 +181,7 @@ class Search:
         return [space.defaults, *(point for point in points if point != space.defaults)]
 
     def _new_points(self, result: SearchResult, wider: Space) -> list[dict[str, Any]]:
-        """Return points in the extension of ranges for half of the additional trials: the best point, moved there."""
+        """Return points for half of the additional trials: the best point, moved into the extensions of the ranges."""
         half = -(-self.further // 2)
         return [
             {**result.best.values, key: value}
@@ -197,7 +198,7 @@ class Search:
         end: int,
         perform: Perform,
     ) -> None:
-        """Propose the trials of every strategy up to this number, then run those without a value."""
+        """Propose the trials of each strategy up to this number, then run the trials without a value."""
         # All trials are proposed before any result is added, so that proposals do not depend on timing.
         for space in spaces:
             study = studies[space.strategy]
@@ -228,6 +229,6 @@ def _result(space: Space, trials: Sequence[StudyTrial]) -> SearchResult:
     good = [trial for trial in trials if trial.reason is None]
     if not good:
         raise RunFailed(f"{space.strategy}: every trial failed: {trials[0].reason}")
-    # With few images many accuracies are equal; then the loss decides.
+    # With few images, many accuracies are equal. Then the loss decides.
     best = min(good, key=lambda trial: (-(trial.value or 0.0), trial.loss, trial.number))
     return SearchResult(space, trials=tuple(trials), best=best, edges=space.edges(best.values))

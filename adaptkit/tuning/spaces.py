@@ -1,4 +1,4 @@
-"""Search spaces: the learning rate of each strategy and the options that it declares tunable."""
+"""Search spaces: the learning rate of each strategy, and the options that it declares tunable."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ def _rate_dimension(title: str, text: str) -> Dimension:
     return dimension
 
 
-#: factor on each side of the default learning rate, and by which its range is extended; factor for other ranges
+#: factors between the default learning rate and the ends of its range, and for extending its range and other ranges
 DECADE, DOUBLE = 10.0, 2.0
-#: the largest number of times that a range is extended
+#: maximum number of extensions of a range
 MOST_GROWTH = 3
 
 
 @dataclass(frozen=True)
 class Space:
-    """The dimensions of the search of one strategy by key (`lr` and option names), and the arm that they change.
+    """The search dimensions of one strategy by key (`lr` and names of options), and the arm that they change.
 
-    `first` holds the dimensions before any range was extended. `growth` counts the extensions by key; `stuck` holds the
-    reason for ranges that cannot be extended.
+    `first` holds the dimensions before any range was extended. `growth` counts the extensions by key. `stuck` holds the
+    reason for each range that cannot be extended.
     """
 
     arm: Arm
@@ -100,17 +100,17 @@ class Space:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Return the values of the arm, moved to the nearest searched value if they are outside."""
+        """Return the values of the arm. A value outside the space is replaced by the nearest value in the space."""
         values = {**self.arm.options, LR: self.arm.lr} if LR not in self.arm.options else dict(self.arm.options)
         return {key: _nearest(dimension, values[key]) for key, dimension in self.dimensions.items()}
 
     def edges(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """Return the keys whose value is on an edge of its range or list, with the side: low or high."""
+        """Return the keys whose value is at an end of its range or list, with the side: low or high."""
         sides = {key: dimension.side(values[key]) for key, dimension in self.dimensions.items()}
         return {key: side for key, side in sides.items() if side}
 
     def grown(self, edges: Mapping[str, str], fits: Callable[[Arm], bool]) -> Space:
-        """Return the space with the ranges of these keys extended on these sides, where the option allows it."""
+        """Return the space with the ranges of these keys extended on these sides, if the option allows it."""
         dimensions, growth, stuck = dict(self.dimensions), dict(self.growth), dict(self.stuck)
         for key, side in edges.items():
             dimension = dimensions[key]
@@ -140,10 +140,10 @@ class Space:
 def make_spaces(
     arms: Sequence[Arm], texts: Sequence[str], given: Mapping[str, set[str]], fits: Callable[[Arm], bool]
 ) -> tuple[Space, ...]:
-    """Return the space of each arm: the ranges of `texts` (`lora.rank=2,4,8`), and defaults for the other keys.
+    """Return the space of each arm: the ranges in `texts` (`lora.rank=2,4,8`), and defaults for the other keys.
 
-    `given` holds, by strategy, the keys that have a value from the user: these are not searched by default. Default
-    values for which `fits` is false are left out. Raises BadInput with all problems.
+    `given` holds, for each strategy, the keys with a value from the user, which are not searched by default. Default
+    values for which `fits` returns False are left out. Raises BadInput with all problems.
     """
     problems: list[str] = []
     requested = parse_spaces(arms, texts, problems)
@@ -177,7 +177,7 @@ def make_spaces(
 
 
 def changed(arm: Arm, values: Mapping[str, Any]) -> Arm:
-    """Return the arm with these options and the learning rate `lr`; raise BadInput for values that are not allowed."""
+    """Return the arm with these options and the learning rate `lr`; raise BadInput for invalid values."""
     options = {key: value for key, value in values.items() if key in arm.options}
     instance, checked = make_checked(arm.strategy, type(arm.checked), {**arm.options, **options})
     lr = values.get(LR, arm.lr) if LR not in arm.options else arm.lr
@@ -199,7 +199,7 @@ def _rates(lr: float) -> Range:
 
 
 def _fitting(arm: Arm, key: str, *, dimension: Dimension, fits: Callable[[Arm], bool]) -> Dimension:
-    """Return a declared list without the values that this model does not allow; a range stays unchanged."""
+    """Return a declared list without the values that this model does not allow; a range is not changed."""
     if isinstance(dimension, Range):
         return dimension
     values = tuple(value for value in dimension.values if fits(changed(arm, {key: value})))
@@ -216,7 +216,7 @@ def _require_fitting(arm: Arm, dimensions: Mapping[str, Dimension], fits: Callab
 
 
 def _nearest(dimension: Dimension, value: Any) -> Any:
-    """Return a value, or the nearest value in the dimension."""
+    """Return the value if it is in the dimension, otherwise the nearest value in it."""
     if isinstance(dimension, Range):
         return min(max(value, dimension.low), dimension.high)
     return value if value in dimension.values else dimension.values[len(dimension.values) // 2]

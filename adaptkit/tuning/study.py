@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyTrial:
-    """One trial of a search: `value` is the validation accuracy, None before it has run, 0 if it failed for `reason`.
+    """One trial of a search.
 
-    If values are equal, a smaller `loss` is better. `runs` are the ids of its tuning runs.
+    `value` is the validation accuracy: None before the trial has run, 0 if it failed. `reason` is the reason for the
+    failure. If values are equal, a smaller `loss` is better. `runs` are the ids of its tuning runs.
     """
 
     number: int
@@ -47,7 +48,10 @@ def require_optuna() -> None:
 
 
 class Study:
-    """The trials of one strategy, proposed one by one; a process that continues a search proposes the same trials."""
+    """The trials of one strategy, which are proposed one by one.
+
+    A process that continues a search proposes the same trials as an uninterrupted one.
+    """
 
     def __init__(self, study: optuna.Study, seed: int) -> None:
         self._study = study
@@ -68,7 +72,7 @@ class Study:
         added = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING, params=dict(values), distributions=_distributions(space.dimensions)
         )
-        # In one step: a process that dies here leaves a complete trial or none.
+        # Add the trial in one step, so that a process that dies here never leaves an incomplete trial.
         self._study.add_trial(added)
         return StudyTrial(number, values)
 
@@ -86,7 +90,7 @@ class Study:
         """Return the proposal of TPE after all trials so far; unfinished trials count as bad."""
         import optuna
 
-        # A new sampler for each trial: its random draws do not depend on the state of an earlier process.
+        # A new sampler for each trial, so that random draws do not depend on the state of an earlier process.
         seed = derive_seed(self._seed, f"{space.strategy} trial {number}") % 2**32
         distributions = _distributions(space.dimensions)
         with _quiet():
@@ -119,7 +123,7 @@ def open_studies(path: Path, key: str, strategies: Sequence[str], seed: int) -> 
 
     with _quiet():
         try:
-            # The name of a folder may contain a question mark.
+            # Escape the path, because the name of a folder may contain a question mark.
             address = URL.create("sqlite", database=str(path)).render_as_string()
             storage = optuna.storages.RDBStorage(address, engine_kwargs={"connect_args": {"timeout": 60}})
         except (SQLAlchemyError, RuntimeError) as error:

@@ -4,7 +4,7 @@ from adaptkit import hookimpl
 
 
 class BitFit:
-    """Train the biases only."""
+    """Train only the biases."""
 
     name = "bitfit"
     lr = 5e-3

@@ -165,7 +165,7 @@ def test_images_replace_missing_data(cli: Cli, tracked: Tracked, own_folder: Pat
     assert result.exit_code == 2
     first, second = result.stderr.splitlines()
     assert first.startswith("Error: the test images of the run are not available: unknown data set 'mine'")
-    assert second == "Error: verify the export on other pictures: --images PATH"
+    assert second == "Error: verify the export on other images: --images PATH"
     Path("pictures").mkdir()
     for number in range(3):
         Image.new("RGB", (50, 40), (number * 80, 20, 200)).save(f"pictures/{number}.png")

@@ -133,7 +133,7 @@ def test_strategy_that_does_not_fit_the_model() -> None:
     bare = with_head(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)))
     for strategy, model, problem in [
         (Norm(), cnn(), "strategy norm: SmallCNNModel has no normalization layer with parameters"),
-        (Adapter(), bare, "strategy adapter: Sequential has no block to put an adapter after"),
+        (Adapter(), bare, "strategy adapter: Sequential has no block to add an adapter to"),
         (SSF(train_head=True), bare, "strategy ssf: Sequential has no layer to scale and shift"),
         (
             Partial(stages=4),

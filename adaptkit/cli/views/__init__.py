@@ -1,1 +1,1 @@
-"""How plans, progress and results look on a terminal."""
+"""Print plans, progress and results on a terminal."""

@@ -1,4 +1,4 @@
-"""Where the command line writes: results to standard output, progress and notices to standard error."""
+"""Consoles of the command line: results go to standard output, progress and notices to standard error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE_WIDTH = 120
 
 
 class PlainConsole(Console):
-    """A console that escapes control characters: text may come from files and stores of other people."""
+    """A console that escapes control characters, because text may come from untrusted files and stores."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a text without secrets, with its control characters escaped."""
@@ -38,18 +38,18 @@ def messages() -> Console:
 
 
 def print_line(console: Console, line: str, style: str | None = None) -> None:
-    """Print a line as it is: without markup, and not wrapped."""
+    """Print a line without markup and without wrapping."""
     console.print(line, markup=False, soft_wrap=True, style=style)
 
 
 def print_json(document: object) -> None:
-    """Print the one JSON document of a command with `--json`; paths and dates become strings."""
+    """Print the JSON document of a command with `--json`; paths and dates become strings."""
     click.echo(json.dumps(document, indent=2, default=str))
 
 
 @contextmanager
 def resumable(console: Console) -> Iterator[None]:
-    """After an interruption, print that the same command continues."""
+    """If the block is interrupted, print that the same command continues."""
     try:
         yield
     except KeyboardInterrupt:
@@ -58,7 +58,7 @@ def resumable(console: Console) -> Iterator[None]:
 
 
 def _console(terminal: bool, stderr: bool) -> Console:
-    # Without a terminal: no ANSI codes, no wrapping at an arbitrary width, no live display.
+    # Without a terminal, disable ANSI codes, wrapping and live displays.
     return (
         PlainConsole(stderr=stderr, highlight=False, soft_wrap=False, emoji=False)
         if terminal

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ProgressLines:
-    """Print one line per epoch."""
+    """Print one line for each epoch."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -41,7 +41,7 @@ class ProgressLines:
 
 
 class ProgressBars:
-    """Draw one progress bar per run, which advances with each epoch."""
+    """Draw a progress bar for each run, which advances with each epoch."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
@@ -145,7 +145,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def _strategies(plan: Plan) -> Table:
-    """Return a table of trained parameters per strategy; 80 columns fit models of tens of millions of parameters."""
+    """Return a table of the trained parameters of each strategy."""
     parameters = max(arm.parameters - arm.adapter for arm in plan.arms)
     caption = f"base: {parameters:,} parameters; adapter: parameters added by the strategy"
     table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left")

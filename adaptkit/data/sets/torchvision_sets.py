@@ -22,7 +22,7 @@ from adaptkit.system.network import ANSWER_WITHIN, answering, bounded_waits
 if TYPE_CHECKING:
     from adaptkit.contracts import Corpus, Dataset
 
-#: name of a data set in torchvision, which is also its folder -> its classes
+#: name of a data set in torchvision, which is also the name of its folder -> its classes
 CLASSES = {
     "MNIST": tuple("0123456789"),
     "FashionMNIST": (
@@ -31,7 +31,7 @@ CLASSES = {
     ),
     "KMNIST": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
 }
-#: images and labels, of the training and the official test set
+#: files of images and labels, of the training and the official test set
 FILES = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -77,7 +77,10 @@ def _read(path: Path, dimensions: int) -> Any:  # a numpy array; numpy is import
 
 
 class Mnist:
-    """MNIST: 70,000 handwritten digits, 28x28 grey, 10,000 of them official test images."""
+    """MNIST: 70,000 handwritten digits, 28x28 grey.
+
+    10,000 of them are the official test images.
+    """
 
     name: ClassVar[str] = "mnist"
 
@@ -87,7 +90,10 @@ class Mnist:
 
 
 class FashionMnist:
-    """Fashion-MNIST: 70,000 articles of clothing, 28x28 grey, 10,000 of them official test images."""
+    """Fashion-MNIST: 70,000 images of clothing, 28x28 grey.
+
+    10,000 of them are the official test images.
+    """
 
     name: ClassVar[str] = "fashion-mnist"
 
@@ -97,7 +103,10 @@ class FashionMnist:
 
 
 class Kmnist:
-    """Kuzushiji-MNIST: 70,000 cursive Japanese characters, 28x28 grey, 10,000 of them official test images."""
+    """KMNIST: 70,000 cursive Japanese characters, 28x28 grey.
+
+    10,000 of them are the official test images.
+    """
 
     name: ClassVar[str] = "kmnist"
 
@@ -107,7 +116,10 @@ class Kmnist:
 
 
 class Cifar10:
-    """CIFAR-10: 60,000 photographs of animals and vehicles, 32x32 colour, 10,000 of them official test images."""
+    """CIFAR-10: 60,000 photos of animals and vehicles, 32x32 colour.
+
+    10,000 of them are the official test images.
+    """
 
     name: ClassVar[str] = "cifar10"
 
@@ -127,7 +139,7 @@ def _load(name: str, torchvision_name: str, data_dir: Path) -> Corpus:
     try:
         return read_corpus(folder, torchvision_name) if torchvision_name in CLASSES else _cifar(folder, published)
     except Exception as error:
-        # torchvision raises many kinds of errors: AssertionError, ValueError, RuntimeError, ...
+        # torchvision raises many types of errors: AssertionError, ValueError, RuntimeError, ...
         reason = _line(error) if isinstance(error, OSError) else "damaged or incomplete"
         where = (folder / files[0]).parent
         raise BadInput(
@@ -205,7 +217,7 @@ def _download(name: str, published: Any, *, folder: Path, files: Sequence[str]) 
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-download-", dir=folder) as scratch:
             for archive in archives:
-                # torchvision uses an existing archive, and overwrites a wrong one; so it gets a copy.
+                # torchvision uses an existing archive, but overwrites a damaged one. Give it a copy.
                 if os.path.isfile(folder / archive):
                     Path(scratch, archive).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(folder / archive, Path(scratch, archive))
@@ -223,7 +235,7 @@ def _download(name: str, published: Any, *, folder: Path, files: Sequence[str]) 
 def _reachable(published: Any, problem: str, advice: str) -> Any:
     """Return the torchvision class with only the mirrors that answer; raise BadInput if none answers.
 
-    torchvision opens connections without a timeout, one mirror after the other, which takes minutes behind a firewall.
+    torchvision tries one mirror after the other without a timeout, which takes minutes behind a firewall.
     """
     mirrors = list(getattr(published, "mirrors", ()))
     addresses = [f"{mirror}{published.resources[0][0]}" for mirror in mirrors] or [published.url]
@@ -251,5 +263,5 @@ def _line(error: Exception) -> str:
 
 @hookimpl
 def adaptkit_datasets() -> list[type[Dataset]]:
-    """Offer mnist, fashion-mnist, kmnist and cifar10."""
+    """Return the data sets of torchvision."""
     return [Mnist, FashionMnist, Kmnist, Cifar10]

@@ -1,4 +1,4 @@
-"""Formats of exported models: how files are written, read for verification, and described in the README."""
+"""Formats of exported models: write files, read them for verification, and describe them in the README."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Logits = Callable[["Tensor"], "Tensor"]
 
 @dataclass(frozen=True)
 class Exported:
-    """Input of an export: the run, its merged model (on the CPU, in evaluation mode), and two of its images."""
+    """Input of an export: the run, its merged model (on the CPU, in evaluation mode), and two example images."""
 
     trained: TrainedRun
     model: nn.Module

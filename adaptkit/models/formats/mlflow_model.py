@@ -32,7 +32,7 @@ def write(folder: Path, exported: Exported) -> None:
                 str(folder),
                 signature=infer_signature(example, logits),
                 input_example=example,
-                # Without a local label such as +cpu, which package indexes do not have.
+                # Omit local labels such as +cpu, because package indexes do not have them.
                 pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PINNED],
                 serialization_format="pt2",
                 metadata={

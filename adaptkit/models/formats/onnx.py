@@ -18,7 +18,7 @@ from adaptkit.models.trained import TrainedRun
 
 MODEL = "model.onnx"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-#: size in bytes above which weights are written to a second file: a protobuf file holds at most 2 GB
+#: size in bytes above which weights are written to a second file, because a protobuf file holds at most 2 GB
 LARGEST = 1_500_000_000
 
 
@@ -34,7 +34,7 @@ def write(folder: Path, exported: Exported) -> None:
     import torch
 
     try:
-        # torch prints its progress, which would mix with results.
+        # torch prints progress to standard output, which is for results only.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(

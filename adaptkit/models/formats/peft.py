@@ -25,7 +25,7 @@ SUFFIX = ".lora_A.weight"
 
 
 def require(trained: TrainedRun) -> None:
-    """Raise BadInput unless the run is one of LoRA, with options that PEFT supports."""
+    """Raise BadInput unless the strategy of the run is LoRA, with options that PEFT supports."""
     strategy = trained.card.get("strategy")
     if strategy != "lora":
         reason = "a base has no adapter" if strategy is None else f"PEFT's files cannot hold strategy {strategy}"

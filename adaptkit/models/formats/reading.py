@@ -1,4 +1,4 @@
-"""Code for the READMEs of exports that reads a picture without adaptkit (8 bits for each channel)."""
+"""Code for the READMEs of exports that reads an image file without adaptkit (8 bits for each channel)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def exported_program(exported: Exported) -> Any:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             shapes = ({0: torch.export.Dim("batch")},)
-            # The program stores its example input: zeros instead of the user's pictures.
+            # The program stores its example input, so use zeros instead of images of the user.
             images = torch.zeros_like(exported.example)
             return torch.export.export(exported.model, (images,), dynamic_shapes=shapes)
     except Exception as error:  # any error of torch

@@ -12,16 +12,19 @@ from adaptkit.comparison.classes import confusion_of, select_confused_classes, s
 from adaptkit.comparison.records import Comparison
 from adaptkit.reports.figures.style import Drawing, listed, new_figure, settle, shown, write_note
 
-#: F1: largest number of arms and of classes, number of classes to choose of more, largest number with text in cells
+#: F1: maximum number of arms and of classes; number of classes to select if there are more; maximum with text in cells
 MOST_ROWS, MOST_CLASSES, MOST_SELECTED, MOST_WRITTEN = 40, 40, 20, 12
-#: confusions: largest number of classes, number of classes to choose of more, largest number of panels
+#: confusions: maximum number of classes; number of classes to select if there are more; maximum number of panels
 MOST_CONFUSED, MOST_CONFUSING, MOST_OTHERS = 30, 15, 6
-#: with more classes than this, no confusions are drawn: a matrix would have millions of cells
+#: maximum number of classes for drawing confusions, because a matrix of more would have millions of cells
 MOST_CELLS = 2_000
 
 
 def draw_class_f1(comparison: Comparison) -> Drawing:
-    """Draw F1 on the target test set as a heat map of arms by classes; of many classes, the most different ones."""
+    """Draw F1 on the target test set as a heat map of arms by classes.
+
+    If there are many classes, draw the classes on which the arms differ most.
+    """
     arms, count = comparison.arms[:MOST_ROWS], len(comparison.classes)
     every = numpy.array([arm.class_f1 for arm in arms])
     chosen = list(range(count)) if count <= MOST_CLASSES else select_differing_classes(arms, MOST_SELECTED)
@@ -68,7 +71,7 @@ def draw_class_f1(comparison: Comparison) -> Drawing:
 def draw_confusion_differences(comparison: Comparison) -> Drawing | None:
     """Draw the confusion of each other arm minus that of the best, in points of the true class.
 
-    Of many classes, draw those between which the arms differ most. Return None for a single arm.
+    If there are many classes, draw those between which the arms differ most. Returns None for a single arm.
     """
     best, *others = comparison.arms
     classes, count = comparison.classes, len(comparison.classes)
@@ -149,7 +152,7 @@ def _name_classes(axes: Axes, classes: tuple[str, ...], size: float = 8, vertica
 
 
 def _clear(axes: Axes) -> None:
-    """Remove the grid, ticks and frame, which a heat map does not need."""
+    """Remove the grid, ticks and frame."""
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

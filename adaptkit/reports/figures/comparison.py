@@ -1,4 +1,4 @@
-"""Draw all figures of a comparison; accuracy over training is drawn here, the others in modules of their own."""
+"""Draw all figures of a comparison. This module draws accuracy over training; other modules draw the other figures."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ __all__ = ["Drawing", "draw_comparison", "save_drawing"]
 
 
 def draw_comparison(comparison: Comparison, strategies: Iterable[str] = ()) -> list[Drawing]:
-    """Draw every figure that the data of the comparison allow, in reading order.
+    """Draw all figures for which the comparison has data, in reading order.
 
-    `strategies` are those of all comparisons in the same report, so that each strategy has one colour.
+    `strategies` are the strategies of all comparisons in the report, so that each strategy has one colour.
     """
     colours = assign_colours([*(arm.strategy for arm in comparison.arms), *strategies])
     marks = assign_marks(comparison.arms, colours)
@@ -64,7 +64,7 @@ def draw_comparison(comparison: Comparison, strategies: Iterable[str] = ()) -> l
 def draw_accuracy_over_training(comparison: Comparison, marks: Mapping[str, Mark]) -> Drawing | None:
     """Draw the target accuracy against epochs and seconds; return None without histories.
 
-    If no run evaluated the target accuracy after each epoch, draw the source accuracy.
+    If no run has the target accuracy after each epoch, draw the source accuracy.
     """
     test, before, level = "shifted", "zero-shot", comparison.zero_shot
     curves = _curves_by_arm(comparison, test)
@@ -98,7 +98,7 @@ def draw_accuracy_over_training(comparison: Comparison, marks: Mapping[str, Mark
     by_epoch.set_xlabel("epoch")
     by_time.set_xlabel("seconds of training and evaluation")
     by_epoch.set_ylabel(f"{accuracy} (%)")
-    # The legend is in the order in which the lines end, the highest first.
+    # Sort the legend by the final accuracy, the highest first.
     names.sort(key=lambda name: -ends[name])
     handles, words = [line_handle(marks[name]) for name in names], list(names)
     if level is not None:

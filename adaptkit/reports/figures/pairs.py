@@ -56,7 +56,7 @@ def draw_differences(comparison: Comparison) -> Drawing | None:
 
 
 def chosen_pairs(comparison: Comparison) -> tuple[PairResult, ...]:
-    """Return all pairs; of more than 20, the first 20 of those with the best arm."""
+    """Return all pairs. If there are more than 20, return the first 20 pairs with the best arm."""
     if len(comparison.pairs) <= MOST_PAIRS:
         return comparison.pairs
     best = comparison.arms[0].name

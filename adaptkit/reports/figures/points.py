@@ -54,7 +54,7 @@ MOST_CROSSED = 2
 
 @dataclass(frozen=True)
 class Label:
-    """A label of a point, whose position is in data coordinates."""
+    """A label of a point; `x` and `y` are the data coordinates of the point."""
 
     x: float
     y: float
@@ -70,10 +70,10 @@ def place_labels(
     texts: Sequence[Text] = (),
     most: int | None = None,
 ) -> None:
-    """Place labels next to their points, the first ones first; with `most`, only as many as there is room for.
+    """Place labels next to their points, in order; with `most`, omit labels for which there is no room.
 
     Labels never cover points or `texts`, and avoid `lines` (error bars and curves in data coordinates) where possible.
-    The layout of the figure must be settled.
+    Call `settle` for the figure first.
     """
     scale = DPI / 72
     to_pixels = axes.transData.transform
@@ -135,7 +135,7 @@ def _candidates(
 
 
 def _overlaps(boxes: Boxes, others: Boxes) -> NDArray[numpy.int64]:
-    """Return for each box the number of the others that it overlaps."""
+    """Return, for each box, the number of other boxes that it overlaps."""
     one, two = boxes[:, None], others[None]
     overlapping = ((one[..., :2] < two[..., 2:]) & (one[..., 2:] > two[..., :2])).all(-1)
     return numpy.asarray(overlapping.sum(-1), dtype=numpy.int64)
@@ -146,7 +146,7 @@ def _around(point: Boxes, radius: float) -> Boxes:
 
 
 def _along(corners: Boxes, scale: float) -> list[Boxes]:
-    """Return small boxes along a line, all in pixels."""
+    """Return small boxes along a line, in pixels."""
     boxes: list[Boxes] = []
     for start, end in itertools.pairwise(corners):
         steps = max(2, math.ceil(math.dist(start, end) / (4 * scale)))
@@ -232,9 +232,9 @@ def _wide_enough(arms: Sequence[ArmResult], title: str) -> Figure:
 
 
 def _rising(comparison: Comparison) -> list[str]:
-    """Return the arms of the Pareto front whose mean exceeds that of all cheaper ones, the cheapest first.
+    """Return the arms of the Pareto front whose mean exceeds that of all cheaper arms, the cheapest first.
 
-    The others are not dominated, because their pairs are unclear, but a line through them would go down.
+    The other arms of the front are not dominated, because their pairs are unclear. A line through them would fall.
     """
     sign = 1 if comparison.metric.higher_is_better else -1
     best = -math.inf
@@ -253,7 +253,7 @@ def _draw_zero_shot(axes: Axes, level: float) -> list[Text]:
 
 
 def _name_quadrants(axes: Axes) -> list[Text]:
-    """Write in each corner what the quadrant means; narrow quadrants have no text."""
+    """Label each quadrant in its corner; narrow quadrants have no label."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     texts = []
     for kept, x, wide, side in (("forgets", 0.015, -left, "left"), ("keeps", 0.985, right, "right")):

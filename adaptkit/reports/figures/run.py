@@ -1,8 +1,8 @@
 """Figures of a single run: curves, confusion matrices and samples.
 
-They use no display and do not change matplotlib's global state. They are drawn for every run and must be fast: parts
-have fixed positions in inches, because an automatic layout draws everything several times; images share one axes and
-numbers one artist.
+They use no display and do not change matplotlib's global state. They are drawn for every run and must be fast.
+Therefore, parts have fixed positions in inches, because an automatic layout draws the figure several times. All images
+share one axes, and all numbers share one artist.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 DPI = 110
 SMALL = FontProperties(size=8)
-#: confusions: largest number of classes, number of classes to choose of more, largest number with counts in cells
+#: confusions: maximum number of classes; number of classes to select if there are more; maximum with counts in cells
 MOST_CLASSES, MOST_CONFUSED, MOST_WRITTEN = 30, 20, 12
 LONGEST_CLASS = 24
-#: largest length of one class name, and of two on one line, above a sample
+#: maximum length of one class name above a sample, and of two class names on one line
 LONGEST_OF_ONE, LONGEST_OF_TWO = 15, 13
 
 
@@ -98,7 +98,10 @@ def draw_curves(epochs: Sequence[Epoch], title: str) -> Figure:
 
 
 def draw_confusion(predictions: Predictions, classes: Sequence[str], title: str) -> Figure:
-    """Draw how often each class (row) was predicted as each class (column); of many classes, the most confused ones."""
+    """Draw the number of images of each class (row) that were predicted as each class (column).
+
+    If there are many classes, draw the most confused ones.
+    """
     from sklearn.metrics import confusion_matrix
 
     counts = confusion_matrix(predictions.truth, predictions.predicted, labels=range(len(classes)))
@@ -171,7 +174,7 @@ def draw_samples(result: RunResult, title: str) -> Figure:
 
 
 def _captions(images: Tensor, predictions: Predictions, classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the class of each of the first images, and the predicted class if that is wrong, else an empty text."""
+    """Return the class of each of the first images, and the predicted class if it is wrong, else an empty text."""
     pairs = zip(predictions.truth[: len(images)], predictions.predicted[: len(images)], strict=True)
     return [
         (_plain(classes[truth], LONGEST_OF_ONE), "" if truth == other else _plain(classes[other], LONGEST_OF_ONE - 2))
@@ -185,8 +188,8 @@ def _plain(name: str, longest: int) -> str:
 
 
 def _tiled(images: NDArray[numpy.float32], gap: float) -> NDArray[numpy.float32]:
-    """Join images `[n, c, h, w]` to one row `[h, w', 3]`, with white gaps of this share of an image's width."""
-    # Images without exactly three channels are shown by their first channel.
+    """Join images `[n, c, h, w]` to one row `[h, w', 3]`; `gap` is the width of the gaps as a share of an image."""
+    # If images do not have three channels, show their first channel.
     coloured = images if images.shape[1] == 3 else images[:, :1].repeat(3, axis=1)
     space = max(1, round(gap * images.shape[3]))
     spaced = numpy.pad(coloured, ((0, 0), (0, 0), (0, 0), (0, space)), constant_values=1)

@@ -29,7 +29,7 @@ from adaptkit.reports.figures.style import (
 )
 from adaptkit.settings.severities import written
 
-#: with up to this many severities, the ticks are at the severities
+#: maximum number of severities for which the ticks are at the severities
 MOST_TICKS = 12
 
 
@@ -75,7 +75,7 @@ def _named(arm: SeverityArm) -> str:
 
 
 def _use_severity_axis(axes: Axes, severities: tuple[float, ...]) -> None:
-    """Label the axis, with ticks at the severities if these are few and not crowded."""
+    """Label the axis, with ticks at the severities if there is enough room."""
     span = severities[-1] - severities[0]
     closest = min(right - left for left, right in pairwise(severities))
     if len(severities) <= MOST_TICKS and closest >= 0.05 * span:

@@ -53,8 +53,8 @@ class Mark:
 def assign_colours(strategies: Iterable[str]) -> dict[str, str]:
     """Return a colour for each strategy.
 
-    For a strategy without a fixed colour, the checksum of its name selects one, or the next free one: its colour rarely
-    changes when other strategies are added. Beyond ten strategies, colours repeat.
+    The checksum of the name selects the colour of a strategy without a fixed colour, or the next free colour. Thus, its
+    colour rarely changes when other strategies are added. Beyond ten strategies, colours repeat.
     """
     names = sorted(set(strategies))
     colours = {name: FIXED[name] for name in names if name in FIXED}
@@ -93,7 +93,7 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 
 DPI = 120
 LONGEST_NAME = 34
-#: with more arms than this, not all are named
+#: maximum number of arms that are all labelled
 CROWD = 12
 #: `text.parse_math`: `$` in names is a dollar sign; `svg.fonttype`: text stays text, for search and screen readers
 STYLE = {
@@ -119,7 +119,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with the stem of its file names, its title and `alt`, its content in words."""
+    """A figure with the stem of its file names, its title, and `alt`, a description of its content."""
 
     stem: str
     title: str
@@ -148,7 +148,7 @@ def save_drawing(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     described = {"Title": drawing.title, "Description": drawing.alt, "Date": None, "Creator": None}
     figure = drawing.figure
     with own_style(**{"svg.hashsalt": drawing.stem}):
-        # Figure.savefig would draw everything once more before each file, for a layout that is already settled.
+        # Figure.savefig would draw the figure again before each file, to compute a layout that is already known.
         try:
             FigureCanvasSVG(figure).print_svg(svg, metadata=described)  # type: ignore[no-untyped-call]
         finally:
@@ -173,7 +173,7 @@ def write_note(figure: Figure, note: str) -> None:
 
 
 def set_legend(parent: Axes | Figure, handles: Sequence[Artist], names: Sequence[str], **place: Any) -> None:
-    """Add a legend; unlike matplotlib's own, it also shows names that begin with an underscore."""
+    """Add a legend. Unlike matplotlib's legend, it also shows names that begin with an underscore."""
     legend = parent.legend(handles, [" "] * len(names), **place)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(shown(name))
@@ -199,7 +199,7 @@ def shown(name: str, longest: int = LONGEST_NAME) -> str:
 
 
 def listed(names: list[str], most: int = 12) -> str:
-    """Return names or phrases as a list in a sentence; of many, the first ones and the number of the others."""
+    """Return names or phrases as a list in a sentence. For many, return the first ones and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -301,7 +301,7 @@ def seeds_note(counts: Sequence[int]) -> str:
 
 
 def band_note(counts: Sequence[int]) -> str:
-    """Return the same note for lines with a band."""
+    """Return a note on the number of seeds for lines with a band."""
     return "one seed" if max(counts) == 1 else f"mean over {_range(counts)} seeds; band: 95 % t-interval"
 
 

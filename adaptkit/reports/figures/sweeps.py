@@ -49,7 +49,7 @@ FEWEST_VALUES, MOST_LINES, MOST_TICKS = 3, 6, 10
 
 @dataclass(frozen=True)
 class Sweep:
-    """Lines of arms of one strategy, sorted by the values of `option`; lines are named by their other options."""
+    """Lines of arms of one strategy, sorted by the values of `option`; the other options are the name of a line."""
 
     strategy: str
     option: str
@@ -57,7 +57,7 @@ class Sweep:
 
 
 def find_sweeps(arms: Sequence[ArmResult]) -> list[Sweep]:
-    """Return for each strategy the numeric option with the most values among arms that are equal otherwise."""
+    """Return, for each strategy, the numeric option with the most values among arms that are otherwise equal."""
     sweeps = []
     for strategy in sorted({arm.strategy for arm in arms}):
         options_of = {arm.name: {**arm.settings, **arm.options} for arm in arms if arm.strategy == strategy}
@@ -171,7 +171,7 @@ def _named(
 
 
 def use_option_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Put ticks at these rising values; the scale is logarithmic with base 2 if all are positive."""
+    """Put ticks at these ascending values; the scale is logarithmic with base 2 if all values are positive."""
     if values[0] > 0:
         axes.set_xscale("log", base=2)
         padding = (values[-1] / values[0]) ** 0.08
@@ -181,7 +181,7 @@ def use_option_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
 
 
-#: number of lines in a figure of a trend, the best on average
+#: maximum number of lines in a figure of a trend; the best on average are shown
 MOST_TREND_LINES = 8
 
 

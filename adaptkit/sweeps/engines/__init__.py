@@ -1,1 +1,1 @@
-"""Engines: they run the trials of a sweep."""
+"""Engines, which run the trials of a sweep."""

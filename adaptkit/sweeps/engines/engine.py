@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def connected(engine: Engine) -> AbstractContextManager[Sequence[str]]:
-    """Connect an engine to its machines during the block; the value is the names of the other machines."""
+    """Connect an engine to its machines during the block, which receives the names of the other machines."""
     connection: AbstractContextManager[Sequence[str]] = (
         engine.connect() if hasattr(engine, "connect") else nullcontext(())
     )

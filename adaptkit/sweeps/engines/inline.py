@@ -10,7 +10,7 @@ from adaptkit.sweeps.engines.worker import Worker
 
 
 class InlineEngine:
-    """Run the trials of `--jobs 1` in this process, without copies; plugins may be Python objects."""
+    """Run trials in this process, without copies of the inputs; plugins may be Python objects."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -21,7 +21,7 @@ class InlineEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Do nothing: a run that a signal interrupts ends by itself."""
+        """Do nothing, because a run that is interrupted by a signal ends itself."""
 
     def run(self, tasks: Iterable[Task], tell: Tell) -> Iterator[Ended]:
         """Yield each task when it has ended."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Local:
-    """Run trials in this process, or with --jobs N in N processes on this machine."""
+    """Run trials in this process, or in N processes with --jobs N."""
 
     name: ClassVar[str] = "local"
 
@@ -25,7 +25,7 @@ class Local:
             plugins.require_files(f"--jobs {jobs}")
 
     def start(self, work: Work) -> AbstractContextManager[TrialRunner]:
-        """Start the workers: this process for one job, else several processes that share the cores."""
+        """Start the workers: this process for one job, otherwise several processes that share the cores."""
         from adaptkit.sweeps.engines.inline import InlineEngine
         from adaptkit.sweeps.engines.processes import ProcessEngine
         from adaptkit.system.hardware import usable_cores
@@ -38,5 +38,5 @@ class Local:
 
 @hookimpl
 def adaptkit_engines() -> list[type[Engine]]:
-    """Offer the engine `local`."""
+    """Return the engine `local`."""
     return [Local]

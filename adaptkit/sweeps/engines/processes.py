@@ -23,15 +23,15 @@ from adaptkit.system.imports import safe_path
 from adaptkit.system.signals import require_none
 from adaptkit.system.streams import Messages
 
-#: seconds that a worker has to close its run after it was asked to stop
+#: seconds to wait until a worker closes its run and exits, after a request to stop
 EXIT_SECONDS = 15.0
-#: the sweep stops after this number of consecutive workers that died before they were ready
+#: number of consecutive workers that die before they are ready, after which the sweep stops
 MOST_FAILED_STARTS = 3
 
 
 @dataclass
 class _Process:
-    """A worker process, the connection to it, and its current task; `ready` after its first message."""
+    """A worker process, the connection to it, and its current task; it is `ready` after its first message."""
 
     process: BaseProcess
     connection: Connection
@@ -41,7 +41,7 @@ class _Process:
 
 
 class ProcessEngine:
-    """Run the trials of `--jobs N` in N spawned processes, which inherit no state of this process.
+    """Run trials in N spawned processes (`--jobs N`), which inherit no state of this process.
 
     If a worker dies, its trial counts as failed and a new worker replaces it.
     """
@@ -96,7 +96,7 @@ class ProcessEngine:
                     returned.append(task)
             if is_over and not returned and all(worker.task is None for worker in self._workers):
                 return
-            for worker in self._with_news():
+            for worker in self._wait():
                 ended = self._receive(worker, tell)
                 if ended is not None:
                     yield ended
@@ -107,13 +107,13 @@ class ProcessEngine:
         with safe_path():  # the worker imports modules before it has the path of this process
             process.start()
         theirs.close()
-        # In a thread: the new process reads only after it has imported its modules.
+        # A thread sends the inputs, because the new process reads only after it has imported its modules.
         sender = threading.Thread(target=_send, args=(ours, self._parcel), daemon=True)
         sender.start()
         return _Process(process, ours, sender)
 
-    def _with_news(self) -> list[_Process]:
-        """Wait for messages, and return the workers that sent one or died."""
+    def _wait(self) -> list[_Process]:
+        """Wait for messages, and return the workers that sent a message or died."""
         by_connection: dict[Any, _Process] = {worker.connection: worker for worker in self._workers}
         by_sentinel: dict[Any, _Process] = {worker.process.sentinel: worker for worker in self._workers}
         # A message that a worker sent before it died is still received.
@@ -140,7 +140,7 @@ class ProcessEngine:
         """Start a new worker in place of a dead one; return the task of the dead one as failed."""
         worker.process.join()
         self._failed_starts += not worker.ready
-        # If memory is short, new workers may be killed too until memory is free again.
+        # If memory is short, the system may also kill new workers, until memory is free again.
         if self._failed_starts == (MOST_FAILED_STARTS if any(other.ready for other in self._workers) else 1):
             raise RunFailed(f"a worker process ended before it was ready ({_cause(worker.process.exitcode)})")
         self._workers[self._workers.index(worker)] = self._start()
@@ -169,7 +169,7 @@ def serve(connection: Connection) -> None:
     """Run as a worker process: read the shared inputs, then run tasks until the connection is closed."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of a terminal; the main process stops the workers
+    )  # a terminal sends Ctrl-C to all its processes, but the main process stops the workers
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -202,6 +202,6 @@ def _work(connection: Connection, parcel: bytes) -> None:
 
 
 def _end_with(sentinel: int) -> None:
-    """End this process at once when the main process has died, because its result would be lost."""
+    """End this process as soon as the main process has died, because the result would be lost."""
     wait([sentinel])
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Records that a sweep and its workers exchange, and the settings of an engine; all can be pickled."""
+"""Records that a sweep and its workers exchange, and the settings of an engine. All of them can be pickled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """The name of an engine, the number of trials that run at a time, and the options of the engine.
+    """The name of an engine, the number of parallel trials, and the options of the engine.
 
     If `jobs` is None, the engine decides: the engine `local` runs one trial at a time.
     """
@@ -42,8 +42,8 @@ class EngineSettings:
 class Task:
     """One run of a sweep or a tuning: `params` are its settings, in the format of config.yaml.
 
-    `kind` is adaptation or tuning. `stage` is an index into the shared inputs of the engine. `label` names the run by
-    the settings that vary in its sweep. `tags` are further tags of the run.
+    `kind` is adaptation or tuning. `stage` is an index into the shared inputs of the engine. `label` is the name of the
+    run, with the settings that vary in the sweep. `tags` are additional tags of the run.
     """
 
     number: int
@@ -56,7 +56,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Started:
-    """A task has begun."""
+    """A task has started."""
 
     task: Task
 

@@ -1,4 +1,4 @@
-"""Run trials one after the other, in this process, in other processes or on other machines."""
+"""Run trials one after the other: in this process, in other processes or on other machines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KEPT_SEEDS = 8
 
 @dataclass(frozen=True)
 class Place:
-    """Where trials are recorded: the store, the experiment and the parent run; and the plugin files to load."""
+    """The store, the experiment and the parent run that record trials, and the plugin files to load."""
 
     tracking_uri: str
     experiment: str
@@ -56,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Work:
-    """The inputs of an engine for its workers; `jobs` is the number of parallel trials, None if the user gave none."""
+    """The inputs of an engine for its workers. `jobs` is the number of parallel trials; None if it is not set."""
 
     place: Place
     inputs: Sequence[SharedInputs]
@@ -75,8 +75,8 @@ class Work:
         The message begins with `title`.
         """
         try:
-            # By value: the shared memory of a container is often too small for images. The inputs are pickled
-            # separately, because plugins must be loaded before their objects are unpickled.
+            # Pickle copies the images, because the shared memory of a container is often too small for them. The inputs
+            # are pickled separately, because plugins must be loaded before their objects are unpickled.
             return pickle.dumps((self.place, pickle.dumps(tuple(self.inputs))))
         except Exception as error:
             raise BadInput(f"{title}: the data cannot be sent to other processes: {error}") from None
@@ -87,7 +87,7 @@ class Work:
 
 
 def open_worker(packed: bytes, seat: Seat, threads: int) -> Worker:
-    """Return the worker of a process that only runs trials, and limit torch to this number of threads."""
+    """Return a worker for a process that only runs trials, and limit torch to this number of threads."""
     keep_freed_memory()
     use_threads(threads)
     place, inputs = pickle.loads(packed)
@@ -97,7 +97,7 @@ def open_worker(packed: bytes, seat: Seat, threads: int) -> Worker:
 
 
 class Worker:
-    """Run tasks, and keep opened stages for the next tasks."""
+    """Run tasks, and keep open stages for later tasks."""
 
     def __init__(
         self, place: Place, inputs: Sequence[SharedInputs], *, plugins: Plugins, store: Store, seat: Seat
@@ -115,9 +115,10 @@ class Worker:
         require_parent(self._store, self._place.parent)
 
     def perform(self, task: Task, tell: Tell, attempt: int = 0) -> RunSummary:
-        """Run a task and return its record; a failed run has a record with the reason.
+        """Run a task and return its record; the record of a failed run contains the reason.
 
-        An `attempt` above 0 repeats a task whose worker was lost: a run that an earlier attempt finished is returned.
+        An `attempt` above 0 repeats a task whose worker was lost. If an earlier attempt finished the run, the record of
+        that run is returned.
         """
         tell(Started(task))
         request = request_of(task, self._plugins)
@@ -172,7 +173,7 @@ class Worker:
         )
 
     def _forget_old_seeds(self, stage: int, seed: int) -> None:
-        """Free the views and features of old seeds: a sweep runs seed by seed, and there can be many seeds."""
+        """Free the views and features of old seeds, because a sweep runs seed by seed and may have many seeds."""
         self._seeds.pop((stage, seed), None)
         self._seeds[stage, seed] = None
         while len(self._seeds) > KEPT_SEEDS:
@@ -208,7 +209,7 @@ class _Epochs:
 def request_of(task: Task, plugins: Plugins) -> Request:
     """Return the checked request for the params of a task."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PluginWarning)  # the main process has shown them
+        warnings.simplefilter("ignore", PluginWarning)  # the main process has already shown these warnings
         return resolve([Layer(task.params)], plugins)
 
 

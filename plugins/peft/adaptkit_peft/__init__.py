@@ -8,6 +8,6 @@ from adaptkit import hookimpl
 @hookimpl
 def adaptkit_strategies() -> list[type]:
     """Return one strategy class for each PEFT type of the installed version."""
-    from adaptkit_peft.strategies import offered
+    from adaptkit_peft.strategies import strategy_classes
 
-    return offered()
+    return strategy_classes()

@@ -1,4 +1,4 @@
-"""Catalogue of the PEFT types of one version, so that they can be listed without importing PEFT."""
+"""Catalogue of the PEFT types of one version of PEFT, so that they can be listed without importing PEFT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EDITION = 2
 
 @dataclass(frozen=True)
 class Option:
-    """An option. `kinds` are `bool`, `int`, `float`, `str` or `none`; `choices` are the permitted words."""
+    """An option. `kinds` are `bool`, `int`, `float`, `str` or `none`; `choices` are the valid words."""
 
     name: str
     kinds: tuple[str, ...]

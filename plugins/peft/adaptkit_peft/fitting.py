@@ -21,12 +21,12 @@ def fit(fitted: Divisor | Limited, layers: Mapping[str, nn.Module], strategy: st
     pairs = [widths(layer) for layer in layers.values()]
     if isinstance(fitted, Limited):
         return min(fitted.largest, *(fitted.room(*pair) for pair in pairs))
-    found = sorted({pair[("in", "out").index(side)] for pair in pairs for side in fitted.sides})
-    common = math.gcd(*found)
+    sizes = sorted({pair[("in", "out").index(side)] for pair in pairs for side in fitted.sides})
+    common = math.gcd(*sizes)
     start = min(common, fitted.largest) // fitted.step * fitted.step
     divisors = [candidate for candidate in range(start, 0, -fitted.step) if common % candidate == 0]
     if not divisors or divisors[0] < fitted.least:
-        listed = ", ".join(map(str, found))
+        listed = ", ".join(map(str, sizes))
         raise BadInput(
             f"{strategy}: no {fitted.option} divides the widths of all layers ({listed}); choose other layers (targets)"
         )

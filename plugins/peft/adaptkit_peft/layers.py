@@ -1,4 +1,4 @@
-"""Find the layers of a model to adapt, and classify them."""
+"""Find the layers to adapt in a model, and classify them."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ WORDS = {"linear": "linear layer", "conv": "Conv2d layer", "all": "linear or Con
 def find_layers(model: nn.Module, targets: str, left_out: nn.Module | None, strategy: str) -> dict[str, nn.Module]:
     """Return the layers to adapt by full name. Raises BadInput if there are none, or if a layer is used twice."""
     places = Counter(id(child) for module in model.modules() for child in module._modules.values())
-    found = {
+    layers = {
         name: layer
         for name, layer in called_layers(model, TYPES[targets]).items()
         if layer is not left_out and getattr(layer, "weight", None) is not None
     }
-    if not found:
+    if not layers:
         raise BadInput(f"{strategy}: the model has no {WORDS[targets]} to adapt")
-    shared = [name for name, layer in found.items() if places[id(layer)] > 1]
+    shared = [name for name, layer in layers.items() if places[id(layer)] > 1]
     if shared:
         raise BadInput(f"{strategy} cannot adapt a layer that the model uses in two places: {', '.join(shared[:3])}")
-    return found
+    return layers
 
 
 def sorts(layer: nn.Module) -> list[str]:
-    """Return the kinds of a layer, as shown in messages. To adapt the layer, a PEFT type must support all of them."""
+    """Return the kinds of a layer, as in messages. To adapt the layer, a PEFT type must support all of them."""
     if isinstance(layer, NORMS):
         return ["norm layers"]
     if isinstance(layer, nn.Linear):
         return ["linear layers" if layer.bias is not None else "linear layers without bias"]
     assert isinstance(layer, nn.Conv2d)
-    found = ["1x1 convolutions"]
+    kinds = ["1x1 convolutions"]
     if layer.kernel_size != (1, 1):
         pairs = [layer.kernel_size, layer.stride, layer.dilation]
         if not isinstance(layer.padding, str):
             pairs.append(layer.padding)
         even = all(height == width for height, width in pairs)
-        found = ["square convolutions" if even else "non-square convolutions"]
+        kinds = ["square convolutions" if even else "non-square convolutions"]
     if layer.bias is None:
-        found.append("convolutions without bias")
+        kinds.append("convolutions without bias")
     if layer.dilation != (1, 1):
-        found.append("dilated convolutions")
+        kinds.append("dilated convolutions")
     if layer.groups > 1:
         depthwise = layer.groups == layer.in_channels == layer.out_channels
-        found.append("depth-wise convolutions" if depthwise else "grouped convolutions")
+        kinds.append("depth-wise convolutions" if depthwise else "grouped convolutions")
     if isinstance(layer.padding, str):
-        found.append("convolutions with string padding")
+        kinds.append("convolutions with string padding")
     if layer.padding_mode != "zeros":
-        found.append("convolutions with non-default padding mode")
-    return found
+        kinds.append("convolutions with non-default padding mode")
+    return kinds
 
 
 def widths(layer: nn.Module) -> tuple[int, int]:
-    """Return the input and output width of a layer's weight."""
+    """Return the input and output width of the weight of a layer."""
     if isinstance(layer, nn.Conv2d):
         return layer.weight[0].numel(), layer.out_channels
     weight = layer.weight

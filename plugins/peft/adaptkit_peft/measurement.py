@@ -1,4 +1,4 @@
-"""Measure which layers each type of the installed PEFT can adapt, by trying single layers."""
+"""Measure which layers each type of the installed PEFT can adapt: try it on single layers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from adaptkit_peft.options import options_of
 from adaptkit_peft.proof import apart
 from adaptkit_peft.strategies import strategy_class
 
-#: largest relative difference of a layer that starts at its base
+#: maximum relative difference between the initial output of a layer and the output of its base, to count as equal
 START = 1e-5
 
-#: Layers with the shape of an input. A result for a layer applies to its kinds.
+#: Functions that create a layer, each with the shape of an input. A result for a layer applies to all of its kinds.
 PROBES: tuple[tuple[Callable[[], nn.Module], tuple[int, ...]], ...] = (
     (lambda: nn.Linear(32, 24), (5, 32)),
     (lambda: nn.Linear(32, 24, bias=False), (5, 32)),
@@ -66,7 +66,7 @@ def _entry(peft_type: str, config: type[Any]) -> Entry:
     if reason:
         return Entry(peft_type, reason, (), True, False, ())
     (first, shape), *others = NORMS if peft_type == ON_NORMS else PROBES
-    # Allow every kind of layer in the trials.
+    # In the trials, allow every kind of layer.
     everything = tuple(
         sorted({sort for make, _ in (NORMS if peft_type == ON_NORMS else PROBES) for sort in sorts(make())})
     )
@@ -79,7 +79,7 @@ def _entry(peft_type: str, config: type[Any]) -> Entry:
             gap = _try(trial, first(), shape)
         except Exception:
             return Entry(peft_type, f"it fails on {sorts(first())[0]}: {_message(error)}", (), True, False, ())
-    found, failed = set(sorts(first())), set[str]()
+    adapted, failed = set(sorts(first())), set[str]()
     for make, shape in others:
         layer = make()
         if failed.intersection(sorts(layer)):
@@ -87,10 +87,10 @@ def _entry(peft_type: str, config: type[Any]) -> Entry:
         try:
             if _try(trial, layer, shape) > START >= gap:
                 raise ValueError("it does not start at its base")
-            found.update(sorts(layer))
+            adapted.update(sorts(layer))
         except Exception:
             failed.add(sorts(layer)[-1])
-    return dataclasses.replace(trial, layers=tuple(sorted(found - failed)), starts_at_base=gap <= START)
+    return dataclasses.replace(trial, layers=tuple(sorted(adapted - failed)), starts_at_base=gap <= START)
 
 
 def _is_prompt(config: type[Any]) -> bool:
@@ -101,7 +101,7 @@ def _is_prompt(config: type[Any]) -> bool:
 
 
 def _try(entry: Entry, layer: nn.Module, shape: tuple[int, ...]) -> float:
-    """Adapt and train a layer, and return how far its initial output is from that of its base.
+    """Adapt and train a layer, and return the difference between its initial output and the output of its base.
 
     `adapt` checks the layer. Raises an exception if a step fails.
     """

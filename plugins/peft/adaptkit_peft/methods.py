@@ -55,7 +55,7 @@ LEARNING_RATES = {
 }
 LEARNING_RATE = 5e-3
 
-#: types that cannot be used, and why; they are not measured
+#: type that cannot be used, and is not measured -> reason
 UNSUITABLE = {
     "ADAPTION_PROMPT": "it puts prompts into the attention layers of language models",
     "POLY": "its layers need the task of each input",
@@ -81,7 +81,7 @@ class Divisor:
     """An option whose value must divide the widths of all layers (`sides`: `in`, `out` or both).
 
     The default is the largest common divisor that is a multiple of `step` and at most `largest` (PEFT's default).
-    Values below `least` would leave nothing to train.
+    With values below `least`, there would be nothing to train.
     """
 
     option: str

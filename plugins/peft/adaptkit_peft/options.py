@@ -24,7 +24,7 @@ LEFT_OUT = re.compile(
     """,
     re.VERBOSE,
 )
-#: fields of single types: schedules that need the number of steps, and fields that PEFT ignores
+#: type -> fields that are left out: schedules that need the number of steps, and fields that PEFT ignores
 LEFT_OUT_OF = {
     "ADALORA": re.compile(
         r"r|target_r|t_?init|t_?final|deltaT|beta1|beta2|orth_reg_weight|total_step|use_dora|.*rslora|init_.*weights|lora_bias"
@@ -52,8 +52,8 @@ def options_of(peft_type: str, config: type[Any]) -> tuple[Option, ...]:
 
 
 def _is_left_out(peft_type: str, name: str) -> bool:
-    own = LEFT_OUT_OF.get(peft_type)
-    return bool(LEFT_OUT.fullmatch(name) or (own and own.fullmatch(name)))
+    pattern = LEFT_OUT_OF.get(peft_type)
+    return bool(LEFT_OUT.fullmatch(name) or (pattern and pattern.fullmatch(name)))
 
 
 def _option(peft_type: str, field: dataclasses.Field[Any], hint: Any) -> Option | None:

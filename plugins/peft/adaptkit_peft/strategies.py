@@ -44,7 +44,7 @@ class PeftStrategy:
         layers = find_layers(model, getattr(self, "targets", only), head, self.name)
         self._require_fitting(layers)
         wrap(model, self.entry.type, layers, self._settings(layers), self.name)
-        self._prove(model, layers)
+        self._check_merging(model, layers)
         if head is not None:
             head.requires_grad_(True)
         return [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -65,16 +65,16 @@ class PeftStrategy:
                 )
             )
 
-    def _prove(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
-        """Check the smallest layer of each kind with the current options."""
+    def _check_merging(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
+        """Raise BadInput if the smallest layer of a kind does not work with the current options."""
         from adaptkit_peft.layers import sorts, widths
         from adaptkit_peft.proof import fault
 
         by_size = sorted(layers, key=lambda name: math.prod(widths(layers[name])), reverse=True)
         for sort, name in {tuple(sorts(layers[name])): name for name in by_size}.items():
-            found = fault(model.get_submodule(name), self.entry.merges)
-            if found:
-                raise BadInput(f"{self.name} cannot adapt {sort[-1]} with these options: {name}: {found}")
+            reason = fault(model.get_submodule(name), self.entry.merges)
+            if reason:
+                raise BadInput(f"{self.name} cannot adapt {sort[-1]} with these options: {name}: {reason}")
 
     def _settings(self, layers: dict[str, nn.Module]) -> dict[str, Any]:
         """Return the settings for PEFT's configuration: options that differ from their defaults, and required ones."""
@@ -92,8 +92,8 @@ class PeftStrategy:
         return SETTINGS.get(self.entry.type, {}) | given
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class is created from the catalogue, so pickle cannot find it by a module and a name.
-        return remade, (self.entry.type, dict(vars(self)))
+        # pickle cannot find the class by module and name, because the class is created from the catalogue.
+        return rebuild_strategy, (self.entry.type, dict(vars(self)))
 
 
 class MergingStrategy(PeftStrategy):
@@ -106,7 +106,7 @@ class MergingStrategy(PeftStrategy):
         unwrap(model)
 
 
-def offered() -> list[type]:
+def strategy_classes() -> list[type]:
     """Return a strategy class for each type of the installed PEFT. Raises BadInput if PEFT is not installed."""
     return [strategy_class(entry) for entry in catalogue.read()]
 
@@ -130,7 +130,7 @@ def strategy_class(entry: Entry) -> type[Any]:
     return dataclasses.make_dataclass(title, map(_field, options), bases=(base,), namespace=members)
 
 
-def remade(peft_type: str, values: dict[str, Any]) -> Any:
+def rebuild_strategy(peft_type: str, values: dict[str, Any]) -> Any:
     """Return a strategy of this type with these options; used by pickle."""
     entry = next(entry for entry in catalogue.read() if entry.type == peft_type)
     return strategy_class(entry)(**values)
@@ -149,7 +149,7 @@ def _own_options(entry: Entry) -> list[Option]:
 
 def _field(option: Option) -> tuple[str, Any, Any]:
     if option.choices:
-        # A single literal gives one error message; a union would give one for each member.
+        # A single literal gives one error message; a union would give one message for each member.
         flags = {word: value for kind in option.kinds for word, value in FLAGS[kind].items()}
         read = BeforeValidator(lambda value: flags.get(value, value) if isinstance(value, str) else value)
         hint: Any = Annotated[Literal[(*flags.values(), *option.choices)], read]

@@ -39,13 +39,13 @@ def _adapted(entry: Entry, known: set[str]) -> str:
     layers = set(entry.layers)
     if "norm layers" in layers:
         return "norm layers"
-    found = ["linear" if "linear layers without bias" in layers else "linear with bias"]
+    words = ["linear" if "linear layers without bias" in layers else "linear with bias"]
     if "square convolutions" in layers:
         missing = sorted(sort.replace("convolutions", "").strip() for sort in known - layers)
-        found.append(f"conv, but not: {', '.join(missing)}" if missing else "conv")
+        words.append(f"conv, but not: {', '.join(missing)}" if missing else "conv")
     elif "1x1 convolutions" in layers:
-        found.append("1x1 conv")
-    return ", ".join(found)
+        words.append("1x1 conv")
+    return ", ".join(words)
 
 
 def with_table(text: str) -> str:

@@ -16,7 +16,7 @@ from adaptkit_peft.proof import merged_layer
 
 
 def wrap(model: nn.Module, peft_type: str, names: Iterable[str], settings: Mapping[str, Any], strategy: str) -> None:
-    """Wrap the named layers with PEFT's layers. Afterwards only the parameters that PEFT trains require a gradient.
+    """Wrap the named layers with PEFT's layers. Afterwards, only the parameters that PEFT trains require a gradient.
 
     Raises BadInput if PEFT rejects or ignores a setting, or if a layer has no trained parameters.
     """
@@ -24,23 +24,23 @@ def wrap(model: nn.Module, peft_type: str, names: Iterable[str], settings: Mappi
 
     names = list(names)
     environment = dict(os.environ)
-    # A list would also match longer names with the same ending. The pattern matches these names only.
+    # Use a pattern, because a list would also match longer names with the same ending.
     pattern = "|".join(re.escape(name) for name in names)
     try:
-        with warnings.catch_warnings(record=True) as heard:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type](target_modules=pattern, **settings)
-            # Not `inject_adapter_in_model`: it rejects types whose layers share parameters.
+            # `inject_adapter_in_model` would reject types whose layers share parameters.
             PEFT_TYPE_TO_TUNER_MAPPING[peft_type](model, config, adapter_name="default")
     except Exception as error:
         raise BadInput(f"{strategy}: {_named(_line(error), settings)}") from error
     finally:
         if hasattr(model, "peft_config"):
             del model.peft_config  # PEFT adds this attribute; the class of the model does not change
-        if dict(os.environ) != environment:  # BOFT sets compilers in the environment, for this whole process
+        if dict(os.environ) != environment:  # BOFT sets compilers in the environment of this process
             os.environ.clear()
             os.environ.update(environment)
-    for warning in heard:
+    for warning in caught:
         line = _line(warning.message)
         if any(re.search(rf"\b{re.escape(name)}\b", line) for name in settings):
             raise BadInput(f"{strategy}: {line}")
@@ -51,7 +51,7 @@ def wrap(model: nn.Module, peft_type: str, names: Iterable[str], settings: Mappi
         raise BadInput(f"{strategy}: PEFT adds no trained parameters to {', '.join(idle[:3])}")
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
-            # Disable its fast path, which reads the weights of its layers instead of calling the layers.
+            # Disable the fast path, which reads the weights of layers instead of calling the layers.
             module.activation_relu_or_gelu = 0
     # PEFT may create shared parameters on the CPU.
     model.to(next(model.parameters()).device)
@@ -68,11 +68,11 @@ def wrapped_names(model: nn.Module) -> list[str]:
     """Return the names of PEFT's layers, except layers inside other PEFT layers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    found: list[str] = []
+    names: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and not name.startswith(tuple(f"{outer}." for outer in found)):
-            found.append(name)
-    return found
+        if isinstance(module, BaseTunerLayer) and not name.startswith(tuple(f"{outer}." for outer in names)):
+            names.append(name)
+    return names
 
 
 def _line(error: Any) -> str:
@@ -83,5 +83,5 @@ def _named(line: str, settings: Mapping[str, Any]) -> str:
     """Return PEFT's message, followed by the settings if the message names none of them."""
     if any(re.search(rf"\b{re.escape(name)}\b", line) for name in settings):
         return line
-    given = ", ".join(f"{name}={value}" for name, value in settings.items())
-    return f"{line} ({given})" if given else line
+    listed = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return f"{line} ({listed})" if listed else line

@@ -42,8 +42,8 @@ def test_readme_table() -> None:
 def test_listing_imports_no_torch_or_peft() -> None:
     code = (
         "import sys, adaptkit_peft\n"
-        "found = adaptkit_peft.adaptkit_strategies()\n"
-        "print(len(found), *sorted({'torch', 'peft', 'transformers', 'numpy'} & set(sys.modules)))"
+        "classes = adaptkit_peft.adaptkit_strategies()\n"
+        "print(len(classes), *sorted({'torch', 'peft', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(len(catalogue.read()))]
@@ -84,7 +84,7 @@ def test_strategy_descriptions() -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
 def test_pickle_and_copy(duplicate: Any) -> None:
-    (cls,) = [cls for cls in strategies.offered() if cls.name == "peft-lora"]
+    (cls,) = [cls for cls in strategies.strategy_classes() if cls.name == "peft-lora"]
     strategy = cls(r=4, use_dora=True, init_lora_weights="gaussian")
     other = duplicate(strategy)
     assert type(other) is cls and vars(other) == vars(strategy) and other is not strategy

@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 import adaptkit_peft
-from adaptkit_peft.strategies import offered
+from adaptkit_peft.strategies import strategy_classes
 
-CLASSES = {cls.name: cls for cls in offered()}
+CLASSES = {cls.name: cls for cls in strategy_classes()}
 SETTINGS = {
     "split.source": 200,
     "split.pool": 100,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from adaptkit.testing import Check, checks
 
-from adaptkit_peft.strategies import offered
+from adaptkit_peft.strategies import strategy_classes
 
-CLASSES = {cls.name: cls for cls in offered() if not hasattr(cls, "unavailable")}
+CLASSES = {cls.name: cls for cls in strategy_classes() if not hasattr(cls, "unavailable")}
 FAST = ("peft-ia3", "peft-lora", "peft-vera")
 #: options that change the initialisation or the computation of a type
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (

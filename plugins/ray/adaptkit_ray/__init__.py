@@ -27,7 +27,10 @@ def _share(gpus: float) -> float:
 
 @dataclass(frozen=True)
 class Ray:
-    """Run trials on a Ray cluster (Moritz et al., 2018), one started here or one that runs already."""
+    """Run trials on an existing or a new Ray cluster.
+
+    See Moritz et al., 2018, arXiv:1712.05889.
+    """
 
     name: ClassVar[str] = "ray"
     unavailable: ClassVar[str] = "" if importlib.util.find_spec("ray") else "it needs Ray: pip install 'ray>=2.9'"
@@ -42,20 +45,20 @@ class Ray:
     )
 
     def check(self, *, jobs: int | None, device: str, plugins: Plugins) -> None:
-        """Raise BadInput if trials do not fit this engine, or no cluster answers at the address."""
+        """Raise BadInput if the options do not match the device, or if no cluster answers at the address."""
         from adaptkit_ray.cluster import check
 
         plugins.require_files(f"--engine {self.name}")
         check(self, device)
 
     def connect(self) -> AbstractContextManager[Sequence[str]]:
-        """Join the cluster, or start one; return the names of its other machines."""
+        """Join or start a cluster during a block, which receives the names of its other machines."""
         from adaptkit_ray.cluster import joined
 
         return joined(self)
 
     def start(self, work: Work) -> AbstractContextManager[TrialRunner]:
-        """Run trials in actors of the cluster."""
+        """Return a runner of trials in actors of the cluster."""
         from adaptkit_ray.runner import RayRunner
 
         return RayRunner(self, work)
@@ -63,5 +66,5 @@ class Ray:
 
 @hookimpl
 def adaptkit_engines() -> list[type]:
-    """Offer the engine `ray`."""
+    """Return the engine `ray`."""
     return [Ray]

@@ -1,4 +1,4 @@
-"""Join a Ray cluster or start one on this machine, without its output, and count the trials that fit on it."""
+"""Join a Ray cluster, or start one on this machine, without the output of Ray; count the trials that fit on it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from adaptkit.errors import BadInput
 if TYPE_CHECKING:
     from adaptkit_ray import Ray
 
-#: Seconds to wait for an answer from a cluster; Ray itself tries for more than a minute.
+#: Seconds to wait for an answer from a cluster; Ray itself would try for more than a minute.
 CONNECT_SECONDS = 5.0
 
 
 def check(options: Ray, device: str) -> None:
-    """Raise BadInput if the device and the GPUs of trials contradict each other, or no cluster is at the address."""
+    """Raise BadInput if the device and the GPUs of trials contradict each other, or no cluster answers."""
     gpus = options.gpus_per_trial
     if gpus and device not in ("auto", "cuda"):
         raise BadInput(f"ray.gpus_per_trial={gpus:g}: trials with --device {device} use no GPU")
@@ -38,10 +38,10 @@ def check(options: Ray, device: str) -> None:
 
 @contextmanager
 def joined(options: Ray) -> Iterator[Sequence[str]]:
-    """Connect to the cluster during a block, which receives the names of its other machines.
+    """Connect to the cluster during the block, which receives the names of its other machines.
 
-    A Ray that the caller has initialised is used, and left running; one that was started here is stopped. Raises
-    BadInput if there is no cluster at the address, or if none of its machines has room for a trial.
+    If the caller has initialised Ray, that connection is used and stays open. A cluster that was started here is
+    stopped. Raises BadInput if no cluster answers at the address, or if all of its machines are too small for a trial.
     """
     import ray
 
@@ -60,7 +60,7 @@ def joined(options: Ray) -> Iterator[Sequence[str]]:
 
 
 def slots(options: Ray) -> int:
-    """Return the number of trials that run at a time on the cluster as it is now."""
+    """Return the number of trials that can run in parallel on the current machines of the cluster."""
     return sum(_slots_of(resources, options) for resources in _machines().values())
 
 
@@ -72,7 +72,7 @@ def _other_machines() -> list[str]:
 
 
 def _address(options: Ray) -> str:
-    # Ray's own default joins any cluster that it finds on this machine; here the user has to ask for that with `auto`.
+    # By default, Ray would join any cluster on this machine. Here, the user must request that with `auto`.
     return options.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
@@ -92,23 +92,23 @@ def _connect(address: str) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Its exceptions hold the same messages.
+    # The log repeats the messages of exceptions.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if in_main else None
     more: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, log_to_driver=False, configure_logging=False, logging_level=logging.CRITICAL, **more)
-    except Exception as error:  # many kinds: another version, no token, no memory
+    except Exception as error:  # of many types: another version, no token, no memory
         line = (str(error).strip() or type(error).__name__).split("\n")[0]
         where = "Ray cannot be started here" if address == "local" else f"ray.address: cannot join {address}"
-        # `ray start` asks for the user's token if there is one; a process that joins sends it only with this variable.
+        # `ray start` requires the token of the user, if one exists. A joining process sends it only with this variable.
         may_ask = address != "local" and "RAY_AUTH_MODE" not in os.environ
         hint = "; if the cluster asks for a token, set RAY_AUTH_MODE=token" if may_ask else ""
         raise BadInput(f"{where}: {line}{hint}") from None
     finally:
         if before is not None:
-            signal.signal(signal.SIGTERM, before)  # Ray's own handler would not close runs
+            signal.signal(signal.SIGTERM, before)  # Ray's handler would not close runs
 
 
 def _machines() -> Mapping[str, Mapping[str, float]]:
@@ -118,7 +118,10 @@ def _machines() -> Mapping[str, Mapping[str, float]]:
 
 
 def _slots_of(resources: Mapping[str, float], options: Ray) -> int:
-    """Return the number of trials that run at a time on one machine; a share of a GPU is a share of a single GPU."""
+    """Return the number of trials that can run in parallel on one machine.
+
+    A trial with a share of a GPU runs on a single GPU.
+    """
     by_cpu = int(resources.get("CPU", 0) // options.cpus_per_trial)
     share, gpus = options.gpus_per_trial, resources.get("GPU", 0)
     if share == 0:

@@ -1,4 +1,4 @@
-"""Run trials in actors of a Ray cluster, each with its share of a machine; replace workers that are lost."""
+"""Run trials in actors of a Ray cluster, each with its share of a machine, and replace lost workers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from adaptkit.sweeps.engines.worker import Work, Worker
     from adaptkit_ray import Ray
 
-#: How often a trial is run again after its worker was lost.
+#: Maximum number of times that a trial is run again after its worker was lost.
 RETRIES = 3
 #: Seconds between two queries of the size of the cluster.
-LOOK = 2.0
-#: Seconds without a machine that can run a trial, after which the sweep stops.
-PATIENCE = 60.0
-#: Environment variables that are copied to the workers.
+POLL_SECONDS = 2.0
+#: Seconds to wait for a machine that can run a trial, before the sweep stops.
+WAIT_SECONDS = 60.0
+#: Prefixes of environment variables that are copied to the workers.
 SENT = ("ADAPTKIT_", "MLFLOW_TRACKING_", "MLFLOW_HTTP_", "MLFLOW_S3_")
 
 #: The versions that must be the same on all machines.
@@ -36,7 +36,7 @@ VERSION: Version = (__version__, ".".join(map(str, sys.version_info[:2])))
 
 
 class RayRunner:
-    """The workers of the engine `ray`: as many as the cluster, or `--jobs`, allows.
+    """The workers of the engine `ray`. The cluster or `--jobs` limits their number.
 
     If a worker or its machine is lost, another worker runs its trial again.
     """
@@ -62,7 +62,7 @@ class RayRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the workers, and end the runs that they were making as killed."""
+        """Stop the workers, and end their unfinished runs as killed."""
         import ray
 
         busy = list(self._busy)
@@ -79,7 +79,7 @@ class RayRunner:
 
         waiting = iter(tasks)
         is_over = False
-        seen = time.monotonic()
+        last_seen = time.monotonic()
         while True:
             require_none()
             room = self._room()
@@ -89,20 +89,20 @@ class RayRunner:
                     is_over = True
                 else:
                     self._submit(task, attempt, tell)
-            # There are no trials for these workers, or the cluster has shrunk: free their share of a machine.
+            # These workers have no trials, or the cluster has become smaller. Free their share of a machine.
             while self._idle:
                 ray.kill(self._idle.pop())
             if not self._busy:
                 if is_over and not self._returned:
                     return
-                if time.monotonic() - seen > PATIENCE:
+                if time.monotonic() - last_seen > WAIT_SECONDS:
                     raise RunFailed(
                         "the Ray cluster has no machine left for a trial; run the same command again to continue"
                     )
-                time.sleep(LOOK)
+                time.sleep(POLL_SECONDS)
                 continue
-            seen = time.monotonic()
-            for answer in ray.wait(list(self._busy), timeout=LOOK)[0]:
+            last_seen = time.monotonic()
+            for answer in ray.wait(list(self._busy), timeout=POLL_SECONDS)[0]:
                 ended = self._ended(answer)
                 if ended is not None:
                     yield ended
@@ -131,7 +131,7 @@ class RayRunner:
         tell(Started(task))
 
     def _ended(self, answer: Any) -> Ended | None:
-        """Return how a task has ended; None if its worker was lost and it has to run again."""
+        """Return the result of a task; None if its worker was lost and the task must run again."""
         import ray
         from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
@@ -161,7 +161,7 @@ class RayRunner:
 
 
 class Actor:
-    """A worker on a machine of the cluster; it is opened for its first task, and kept."""
+    """A worker on a machine of the cluster, which is opened for its first task and reused."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class Actor:
         parcel: bytes,
     ) -> None:
         here = socket.gethostname()
-        # The cache folder of the sender's machine may not exist on another one.
+        # The cache folder of the machine of the sweep may not exist on this machine.
         os.environ.update(
             {name: value for name, value in environment.items() if name != "ADAPTKIT_CACHE" or here == sender}
         )
@@ -202,14 +202,14 @@ class Actor:
         from adaptkit.sweeps.engines.worker import open_worker
         from adaptkit.system.core_sharing import Seat
 
-        worker = open_worker(self._parcel, Seat().__enter__(), self._threads)  # the seat ends with this process
+        worker = open_worker(self._parcel, Seat().__enter__(), self._threads)  # the seat exists until this process ends
         self._parcel = b""
         worker.require_parent()
         return worker
 
 
 def _reason(error: Exception) -> str:
-    """Return the line of Ray's message that says why a worker was lost."""
+    """Return the line of Ray's message with the reason why a worker was lost."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reasons = [line for line in lines if line.startswith(("The actor died because", "The actor is dead because"))]
     return (reasons or lines or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Run each test in an empty folder, with its own cache and no settings of the developer's."""
+"""Run each test in an empty folder, with a separate cache and without settings of the developer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-# Before torch and MLflow are imported.
+# Set this before torch and MLflow are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-#: the smallest experiment that trains anything
+#: options of the smallest experiment
 TINY = (
     *("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100"),
     *("--set", "shots=5", "--set", "base.epochs=2", "--epochs", "2"),

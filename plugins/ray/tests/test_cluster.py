@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster of two nodes, which are processes here; one is killed in the middle."""
+"""Run a sweep on a Ray cluster of two nodes, which are processes on this machine, and kill one of them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ print(sum(node["Alive"] for node in ray.nodes()))
 
 
 def wait_for_machines(address: str, count: int) -> None:
-    """Wait until so many machines belong to a cluster: the first start of Ray takes a minute."""
+    """Wait until a cluster has this number of machines; the first start of Ray takes a minute."""
     until = time.monotonic() + 240
     while True:
         asked = subprocess.run([sys.executable, "-c", ASK, address], capture_output=True, text=True)
@@ -74,7 +74,7 @@ def wait_for_machines(address: str, count: int) -> None:
 @pytest.fixture
 def cluster(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Start a head and a second node, with one core each; return the address and the second node."""
-    # The developer may have a token, for which `ray start` would ask.
+    # The developer may have a token, which `ray start` would require.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     port = free_port()
     address = f"127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""The options of the engine, and what is refused before anything is trained."""
+"""Options of the engine, and errors before training."""
 
 from __future__ import annotations
 

@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def _size(given: Any) -> str:
-    text = str(given)
+def _size(value: Any) -> str:
+    text = str(value)
     if text in ("model", "data") or (text.isdecimal() and int(text) > 0):
         return text
-    raise ValueError(f"must be model, data or a number of pixels, not {given!r}")
+    raise ValueError(f"must be model, data or a number of pixels, not {value!r}")
 
 
 @dataclass
 class Timm:
-    """A timm model (PyTorch Image Models) with pretrained weights, weights from a file, or random weights."""
+    """Models of timm (PyTorch Image Models), pretrained or new.
+
+    The weights are pretrained, from a file, or random.
+    """
 
     name: ClassVar[str] = "timm"
     argument: ClassVar[str] = "MODEL"
@@ -53,8 +56,8 @@ class Timm:
         from adaptkit_timm.configs import find_config
 
         # With size=data, use the size of the pretraining.
-        given = str(self.size)
-        return int(given) if given.isdecimal() else max(find_config(self.model).input_size[-2:])
+        size = str(self.size)
+        return int(size) if size.isdecimal() else max(find_config(self.model).input_size[-2:])
 
     def described(self, channels: int, size: int) -> Mapping[str, str | int | float]:
         """Describe the preprocessing of such images and the initial weights."""

@@ -9,7 +9,7 @@ from timm.models import PretrainedCfg
 from adaptkit import BadInput
 
 #: timeout for the Hub, in seconds
-PATIENCE = 5
+TIMEOUT = 5
 
 
 def fetch(name: str, config: PretrainedCfg) -> Path:
@@ -17,10 +17,10 @@ def fetch(name: str, config: PretrainedCfg) -> Path:
 
     Raises BadInput if the weights do not exist or cannot be downloaded.
     """
-    way_out = "use --weights FILE, or --weights none for random weights"
+    advice = "use --weights FILE, or --weights none for random weights"
     if not config.hf_hub_id:
         where = f"are only at {config.url}" if config.url else "do not exist"
-        raise BadInput(f"backbone timm:{name}: the pretrained weights {where}; {way_out}")
+        raise BadInput(f"backbone timm:{name}: the pretrained weights {where}; {advice}")
     repository, _, revision = config.hf_hub_id.partition("@")
     files = _files(config)
     path = _cached(repository, files, revision or None)
@@ -30,23 +30,23 @@ def fetch(name: str, config: PretrainedCfg) -> Path:
         return _downloaded(repository, files, revision or None)
     except Exception as error:  # the Hub's client, its transport and the system raise many types
         problem = f"the pretrained weights {config.hf_hub_id} cannot be downloaded ({_reason(error)})"
-        raise BadInput(f"backbone timm:{name}: {problem}; {way_out}") from None
+        raise BadInput(f"backbone timm:{name}: {problem}; {advice}") from None
 
 
 def _files(config: PretrainedCfg) -> tuple[str, ...]:
     """Return the possible names of the file on the Hub. Formats that cannot execute code come first."""
-    given = config.hf_hub_filename or "pytorch_model.bin"
-    safe = f"{given.replace('pytorch_', '').rpartition('.')[0]}.safetensors"
-    return (given,) if given.endswith(".safetensors") else (safe, given)
+    file = config.hf_hub_filename or "pytorch_model.bin"
+    safe = f"{file.replace('pytorch_', '').rpartition('.')[0]}.safetensors"
+    return (file,) if file.endswith(".safetensors") else (safe, file)
 
 
 def _cached(repository: str, files: tuple[str, ...], revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for file in files:
-        found = try_to_load_from_cache(repository, file, revision=revision)
-        if isinstance(found, str):
-            return Path(found)
+        path = try_to_load_from_cache(repository, file, revision=revision)
+        if isinstance(path, str):
+            return Path(path)
     return None
 
 
@@ -56,8 +56,8 @@ def _downloaded(repository: str, files: tuple[str, ...], revision: str | None) -
 
     for file in files:
         try:
-            # Check once first: without a network, the download itself retries for minutes.
-            get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=PATIENCE)
+            # Check once first, because without a network the download retries for minutes.
+            get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=TIMEOUT)
         except EntryNotFoundError:
             if file == files[-1]:
                 raise

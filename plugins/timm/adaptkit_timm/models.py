@@ -19,7 +19,7 @@ from adaptkit_timm.weights import load_weights
 
 @dataclass(frozen=True)
 class InputPlan:
-    """How images `[n, channels, size, size]` in 0..1 are resized to `pixels` (height, width) and normalised."""
+    """Plan for resizing images `[n, channels, size, size]` in 0..1 to `pixels` (height, width) and normalising them."""
 
     name: str
     config: PretrainedCfg
@@ -80,7 +80,7 @@ def build_model(plan: InputPlan, weights: str, classes: int) -> nn.Module:
     try:
         model = create()
         if getattr(model, "dynamic_img_size", False):
-            # A dynamic size prevents tracing of frozen layers. All images here have the same size.
+            # A dynamic size would prevent tracing of frozen layers. It is not needed: all images have the same size.
             model = create(dynamic_img_size=False)
     except Exception as error:  # models raise many types for settings and weights
         raise BadInput(f"{title}: it cannot be built at {_shown(plan)}: {_in_short(error)}") from error
@@ -93,8 +93,8 @@ def build_model(plan: InputPlan, weights: str, classes: int) -> nn.Module:
 
 def _classifier(model: nn.Module, title: str) -> str:
     """Return the name of the last linear layer of the model's classifier."""
-    found: Any = model.get_classifier()  # type: ignore[operator]
-    layer = found[0] if isinstance(found, tuple) else found  # distilled models have two
+    classifier: Any = model.get_classifier()  # type: ignore[operator]
+    layer = classifier[0] if isinstance(classifier, tuple) else classifier  # distilled models have two
     linear = [part for part in layer.modules() if isinstance(part, nn.Linear)]
     if not linear:
         raise BadInput(f"{title}: its classifier must be a linear layer, got {type(layer).__name__}")
@@ -104,7 +104,7 @@ def _classifier(model: nn.Module, title: str) -> str:
 def _prepare(model: nn.Module, plan: InputPlan, classifier: str) -> None:
     """Add preprocessing to the model. Its class becomes a subclass, so that state_dict keys stay the same."""
     for name, values in (("input_mean", plan.mean), ("input_std", plan.std)):
-        # Not persistent, so that files of weights keep timm's format.
+        # The buffers are not persistent, so that files of weights keep timm's format.
         model.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
     model.resized_to = plan.pixels if plan.pixels != (plan.size, plan.size) else None  # type: ignore[assignment]
     model.classifier_name = classifier  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from adaptkit.adapters.weights import SUFFIXES, file_digest, read_weight_file, s
 from adaptkit_timm.configs import classifier_names
 from adaptkit_timm.hub import fetch
 
-#: names of timm's own weights; all backbones accept `default`
+#: names of timm's weights; all backbones accept `default`
 PRETRAINED = ("pretrained", "default")
 
 
@@ -31,8 +31,8 @@ class Weights:
 
     def overlay(self) -> dict[str, Any]:
         """Return config values with which timm loads these weights, without a classifier for other classes."""
-        own = {"state_dict": dict(self.tensors)}
-        return own if self.classes is None else own | {"num_classes": self.classes, "label_offset": 0}
+        values = {"state_dict": dict(self.tensors)}
+        return values if self.classes is None else values | {"num_classes": self.classes, "label_offset": 0}
 
 
 def load_weights(name: str, config: PretrainedCfg, source: str) -> Weights | None:
@@ -44,7 +44,7 @@ def load_weights(name: str, config: PretrainedCfg, source: str) -> Weights | Non
         return None
     if source in PRETRAINED:
         return Weights(_read(*stamp(fetch(name, config))), None)
-    return _fitted(name, *stamp(_found(source)))
+    return _fitted(name, *stamp(_existing_file(source)))
 
 
 def weights_id(name: str, config: PretrainedCfg, source: str) -> str:
@@ -55,10 +55,10 @@ def weights_id(name: str, config: PretrainedCfg, source: str) -> str:
         folder = fetch(name, config).parent
         commit = f"@{folder.name[:12]}" if folder.parent.name == "snapshots" else ""
         return f"{config.hf_hub_id}{commit}"
-    return f"sha256:{file_digest(_found(source))}"
+    return f"sha256:{file_digest(_existing_file(source))}"
 
 
-def _found(source: str) -> Path:
+def _existing_file(source: str) -> Path:
     path = Path(source).expanduser()
     if not path.is_file():
         raise BadInput(f"backbone.weights: must be pretrained, default, none or an existing file, got {source!r}")
@@ -80,19 +80,21 @@ def _fitted(name: str, path: Path, modified: int, size: int) -> Weights:
     config = timm.get_pretrained_cfg(name) or PretrainedCfg()
     # Temporary models must not affect the random numbers of the real model.
     with torch.random.fork_rng(devices=[]):
-        own = timm.create_model(name).state_dict()
-        named = _by_name(tensors, own, config) or _converted(name, tensors) or _by_position(tensors, own, config)
+        expected = timm.create_model(name).state_dict()
+        named = (
+            _by_name(tensors, expected, config) or _converted(name, tensors) or _by_position(tensors, expected, config)
+        )
     if named is None:
-        raise BadInput(f"backbone.weights: {path} does not fit timm's {name}: {_difference(tensors, own)}")
+        raise BadInput(f"backbone.weights: {path} does not fit timm's {name}: {_difference(tensors, expected)}")
     rows = next((len(named[key]) for key in named if key in classifier_names(config)), 0)
     return Weights(named, rows)
 
 
 def _by_name(
-    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], config: PretrainedCfg
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: PretrainedCfg
 ) -> Mapping[str, Tensor] | None:
     """Return the tensors if they have the names of the model; the classifier may be missing."""
-    missing, foreign = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+    missing, foreign = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     return tensors if not foreign and missing <= classifier_names(config) else None
 
 
@@ -108,26 +110,26 @@ def _converted(name: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]
 
 
 def _by_position(
-    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], config: PretrainedCfg
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: PretrainedCfg
 ) -> Mapping[str, Tensor] | None:
     """Return the tensors under the names of the model if number and shapes match, except the number of classes."""
-    named = dict(zip(own, tensors.values(), strict=False))
-    same = len(tensors) == len(own) and all(
-        named[key].shape[1:] == own[key].shape[1:] and named[key].ndim == own[key].ndim
+    named = dict(zip(expected, tensors.values(), strict=False))
+    same = len(tensors) == len(expected) and all(
+        named[key].shape[1:] == expected[key].shape[1:] and named[key].ndim == expected[key].ndim
         if key in classifier_names(config)
-        else named[key].shape == own[key].shape
-        for key in own
+        else named[key].shape == expected[key].shape
+        for key in expected
     )
     return named if same else None
 
 
-def _difference(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def _difference(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """Describe briefly how the tensors of a file differ from those of the model."""
-    if len(tensors) != len(own):
-        return f"it has {len(tensors)} tensors, the model has {len(own)}"
-    for (theirs, given), (ours, wanted) in zip(tensors.items(), own.items(), strict=True):
-        if given.shape != wanted.shape:
-            return f"its {theirs} has shape {list(given.shape)}, the model's {ours} {list(wanted.shape)}"
+    if len(tensors) != len(expected):
+        return f"it has {len(tensors)} tensors, the model has {len(expected)}"
+    for (theirs, actual), (ours, wanted) in zip(tensors.items(), expected.items(), strict=True):
+        if actual.shape != wanted.shape:
+            return f"its {theirs} has shape {list(actual.shape)}, the model's {ours} {list(wanted.shape)}"
     return "its tensors have different names"
 
 

@@ -167,7 +167,7 @@ def silent_hub() -> Iterator[str]:
 def test_download_failure(tmp_path, monkeypatch, silent_hub, where, reason):
     constants = "huggingface_hub.constants"
     monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("adaptkit_timm.hub.PATIENCE", 1)
+    monkeypatch.setattr("adaptkit_timm.hub.TIMEOUT", 1)
     if where != "offline":
         endpoint = silent_hub if where == "silent" else where
         monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
