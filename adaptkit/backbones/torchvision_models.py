@@ -118,7 +118,7 @@ def weights_file(name: str, source: str) -> Path | None:
         _fetch(published.url, path, digest=wanted, title=title)
     elif not file_digest(path).startswith(wanted):
         raise BadInput(
-            f"{title}: {path} is damaged or not this file; delete it, or use --weights FILE or --weights none"
+            f"{title}: {path} is damaged or a different file; delete it, or use --weights FILE or --weights none"
         )
     return path
 
@@ -142,7 +142,7 @@ def _fetch(url: str, path: Path, *, digest: str, title: str) -> None:
     """Download a file; it appears at `path` only after torch has checked its digest."""
     advice = f"copy the file to {path}, or use --weights FILE or --weights none"
     if not answering([url], ANSWER_WITHIN):
-        raise BadInput(f"{title}: no answer from {urlsplit(url).netloc} to download it; {advice}")
+        raise BadInput(f"{title} cannot be downloaded: {urlsplit(url).netloc} does not answer; {advice}")
     visible = sys.stderr is not None and sys.stderr.isatty()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,9 +226,9 @@ COLOURS = 3
 
 def check_name(name: str) -> None:
     """Raise BadInput, with the nearest name, unless torchvision has a classification model of that name."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        hint = suggestion(name, known)
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        hint = suggestion(name, names)
         # Without a similar name the hint would list 80 names.
         hint = hint if hint.startswith("; did") else "; it has, among others, resnet18, mobilenet_v3_small and vit_b_16"
         raise BadInput(f"backbone torchvision:{name}: torchvision has no classification model {name!r}{hint}")

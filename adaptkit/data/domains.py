@@ -72,7 +72,7 @@ def _problem(images: Images, train: Images) -> str | None:
     if not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(images.classes):
         return f"labels must be 0 to {len(images.classes) - 1}, one for each class name"
     if images.classes != train.classes or shape[1:] != list(train.pixels.shape[1:]):
-        return "its test images are not of the same classes, channels and size as its training images"
+        return "its test images and training images differ in classes, channels or size"
     return None
 
 

@@ -124,9 +124,9 @@ def read_split(path: Path) -> Split:
             f"split.file {path}: the file was changed after it was written: its sha256 is {actual}; if you edited "
             'it on purpose, delete the line "sha256" or set it to this value'
         )
-    if others := sorted(content.keys() - {"classes", "parts", "sha256"}):
-        known = ("classes", "parts", "sha256")
-        raise BadInput(*(f"split.file {path}: unknown key {name!r}{suggestion(name, known)}" for name in others))
+    keys = ("classes", "parts", "sha256")
+    if others := sorted(content.keys() - set(keys)):
+        raise BadInput(*(f"split.file {path}: unknown key {name!r}{suggestion(name, keys)}" for name in others))
     if problems := _problems(split):
         raise BadInput(*(f"split.file {path}: {problem}" for problem in problems))
     return split

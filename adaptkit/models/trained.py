@@ -244,8 +244,8 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
             )
         if sha256_of(folder / ADAPTER_CARD_FILE) != signed:
             raise BadInput(
-                f"{stored.title}: its {ADAPTER_CARD_PATH} was altered or belongs to another run: its sha256 is not "
-                "that of the run's tag"
+                f"{stored.title}: its {ADAPTER_CARD_PATH} was altered or belongs to another run: its sha256 "
+                "differs from the tag of the run"
             )
         state = _base_state(stored, card["base_fingerprint"])
         backbone = _find_backbone(card, plugins, stored.title)

@@ -138,7 +138,7 @@ def test_folder_that_is_not_empty(cli: Cli, lora: str) -> None:
 
 def test_export_with_other_logits(cli: Cli, lora: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def altered(read: Callable[..., dict[str, Callable[[Tensor], Tensor]]]) -> Callable[..., object]:
-        return lambda *given: {name: lambda x, f=f: f(x) + 0.001 for name, f in read(*given).items()}
+        return lambda *arguments: {name: lambda x, f=f: f(x) + 0.001 for name, f in read(*arguments).items()}
 
     monkeypatch.setattr(merged, "FORMAT", dataclasses.replace(merged.FORMAT, read=altered(merged.FORMAT.read)))
     result = cli("export", lora, "--to", "merged", "-o", "out")
@@ -149,7 +149,7 @@ def test_export_with_other_logits(cli: Cli, lora: str, own_folder: Path, monkeyp
     )
     assert re.fullmatch(problem, result.stderr)
     monkeypatch.setattr(
-        merged, "FORMAT", dataclasses.replace(merged.FORMAT, read=lambda *given: {"x": lambda x: x.sum((2, 3)) / 0})
+        merged, "FORMAT", dataclasses.replace(merged.FORMAT, read=lambda *arguments: {"x": lambda x: x.sum((2, 3)) / 0})
     )
     assert cli("export", lora, "--to", "merged", "-o", "some/where/out").exit_code == 1
     assert list(own_folder.iterdir()) == []
@@ -160,8 +160,8 @@ def test_images_replace_missing_data(cli: Cli, tracked: Tracked, own_folder: Pat
     config = artifacts_of(uri, run_id) / "config.yaml"
     before = config.read_text()
     config.write_text(before.replace("dataset: mnist5k", "dataset: mine"))
-    given = ("export", run_id, "--to", "merged", "--tracking-uri", uri, "-o", "out")
-    result = cli(*given)
+    arguments = ("export", run_id, "--to", "merged", "--tracking-uri", uri, "-o", "out")
+    result = cli(*arguments)
     assert result.exit_code == 2
     first, second = result.stderr.splitlines()
     assert first.startswith("Error: the test images of the run are not available: unknown data set 'mine'")
@@ -169,11 +169,12 @@ def test_images_replace_missing_data(cli: Cli, tracked: Tracked, own_folder: Pat
     Path("pictures").mkdir()
     for number in range(3):
         Image.new("RGB", (50, 40), (number * 80, 20, 200)).save(f"pictures/{number}.png")
-    verified = VERIFIED.fullmatch(cli(*given, "--images", "pictures").stdout.splitlines()[1])
+    verified = VERIFIED.fullmatch(cli(*arguments, "--images", "pictures").stdout.splitlines()[1])
     assert verified is not None and verified[3] == "3 images of pictures"
     config.write_text(before.replace("seed: 0", "seed: 1"))
-    told = cli(*given[:-1], "other").stderr
-    assert re.match(r"the data of the run have changed: their fingerprint is \w{12}, and was \w{12}; the pre", told)
+    stderr = cli(*arguments[:-1], "other").stderr
+    changed = r"the data of the run have changed: their fingerprint is \w{12}, and was \w{12}; the current images"
+    assert re.match(changed, stderr)
 
 
 def test_missing_package(cli: Cli, lora: str, monkeypatch: pytest.MonkeyPatch) -> None:

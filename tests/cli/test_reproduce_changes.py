@@ -59,7 +59,7 @@ def test_large_differences_on_other_hardware(cli: Cli, copy: str, tracked: Track
     result = cli("reproduce", run_id)
     assert result.exit_code == 1
     assert "First difference above the tolerance: train/loss, epoch 2\n" in result.stdout
-    assert result.stdout.endswith("This may be the cause, but the difference is larger than normal.\n")
+    assert result.stdout.endswith("These differences may be the cause, but the results differ more than is normal.\n")
 
 
 @pytest.mark.slow

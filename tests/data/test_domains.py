@@ -287,7 +287,7 @@ def test_damaged_files(tmp_path, no_network, damage):
 def test_missing_files_without_network(tmp_path, no_network, dataset, where):
     data_dir, began = tmp_path / "data", time.monotonic()
     assert problem(lambda: dataset.load(data_dir)) == (
-        f"data set {dataset.name}: not in {data_dir / where}, and 127.0.0.1:9 does not answer; "
+        f"data set {dataset.name}: its files are not in {data_dir / where}, and 127.0.0.1:9 does not answer; "
         f"copy its files to {data_dir / where}, or use --dataset mnist5k, which needs no network"
     )
     assert time.monotonic() - began < 5
@@ -346,7 +346,7 @@ def test_failed_download(tmp_path, monkeypatch, server):
     third.write_bytes(third.read_bytes()[:-50])
     data_dir = tmp_path / "data"
     assert problem(lambda: Mnist().load(data_dir)) == (
-        f"data set mnist: not in {data_dir}/MNIST/raw, and the download failed "
+        f"data set mnist: its files are not in {data_dir}/MNIST/raw, and the download failed "
         f"(Error downloading {IDX[2]}.gz: Tried {address}, got: File not found or corrupted.); "
         f"copy its files to {data_dir}/MNIST/raw, or use --dataset mnist5k, which needs no network"
     )
@@ -359,7 +359,7 @@ def test_data_dir_without_write_permission(tmp_path, monkeypatch, server):
     (tmp_path / "file").write_text("in the way")
     data_dir = tmp_path / "file" / "data"
     assert problem(lambda: Mnist().load(data_dir)).startswith(
-        f"data set mnist: not in {data_dir}/MNIST/raw, and the download failed (Not a directory); copy its files"
+        f"data set mnist: its files are not in {data_dir}/MNIST/raw, and the download failed (Not a directory); copy its files"
     )
 
 
@@ -700,7 +700,7 @@ def test_too_few_images():
 )
 def test_data_set_that_breaks_the_contract(images, line):
     if line is None:
-        line = "its test images are not of the same classes, channels and size as its training images"
+        line = "its test images and training images differ in classes, channels or size"
         corpus = Corpus(images, some_images(30, size=14))
     else:
         corpus = Corpus(images)

@@ -108,7 +108,7 @@ def _environment(result: Reproduction) -> Iterator[str]:
     elif result.verdict == WITHIN:
         yield "Differences of this size are normal on other hardware or with other versions."
     elif result.verdict == DIFFERENT and result.base is not None:
-        yield "This may be the cause, but the difference is larger than normal."
+        yield "These differences may be the cause, but the results differ more than is normal."
 
 
 def _value(value: Any) -> str:

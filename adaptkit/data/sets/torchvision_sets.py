@@ -212,7 +212,7 @@ def _download(name: str, published: Any, *, folder: Path, files: Sequence[str]) 
     where = (folder / files[0]).parent
     advice = f"copy its files to {where}, or use --dataset mnist5k, which needs no network"
     if not _present(folder, archives):
-        published = _reachable(published, f"data set {name}: not in {where}", advice)
+        published = _reachable(published, f"data set {name}: its files are not in {where}", advice)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-download-", dir=folder) as scratch:
@@ -229,7 +229,9 @@ def _download(name: str, published: Any, *, folder: Path, files: Sequence[str]) 
                     os.replace(Path(scratch, file), folder / file)
     except Exception as error:
         # torchvision raises errors of urllib, http, gzip and tarfile in addition to its own.
-        raise BadInput(f"data set {name}: not in {where}, and the download failed ({_line(error)}); {advice}") from None
+        raise BadInput(
+            f"data set {name}: its files are not in {where}, and the download failed ({_line(error)}); {advice}"
+        ) from None
 
 
 def _reachable(published: Any, problem: str, advice: str) -> Any:

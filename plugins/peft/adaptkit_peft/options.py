@@ -41,14 +41,14 @@ LONGEST = 160
 def options_of(peft_type: str, config: type[Any]) -> tuple[Option, ...]:
     """Return the options of a PEFT type with this configuration class."""
     hints = typing.get_type_hints(config)
-    found = [
+    options = [
         option
         for field in dataclasses.fields(config)
         if field.init and not _is_left_out(peft_type, field.name)
         for option in [_option(peft_type, field, hints[field.name])]
         if option is not None
     ]
-    return tuple(found)
+    return tuple(options)
 
 
 def _is_left_out(peft_type: str, name: str) -> bool:

@@ -80,7 +80,7 @@ class PeftStrategy:
         """Return the settings for PEFT's configuration: options that differ from their defaults, and required ones."""
         from adaptkit_peft.fitting import fit
 
-        given = {
+        changed = {
             option.name: value
             for option in self.entry.options
             for value in [getattr(self, option.name)]
@@ -88,8 +88,8 @@ class PeftStrategy:
         }
         fitted = FITTED.get(self.entry.type)
         if fitted and getattr(self, fitted.option) is None:
-            given[fitted.option] = fit(fitted, layers, self.name)
-        return SETTINGS.get(self.entry.type, {}) | given
+            changed[fitted.option] = fit(fitted, layers, self.name)
+        return SETTINGS.get(self.entry.type, {}) | changed
 
     def __reduce__(self) -> tuple[Any, ...]:
         # pickle cannot find the class by module and name, because the class is created from the catalogue.

@@ -15,7 +15,7 @@ BEGIN, END = "<!-- types: begin -->", "<!-- types: end -->"
 def table() -> str:
     """Return Markdown tables of the types of the installed PEFT: supported types, then the others."""
     entries = catalogue.read()
-    known = {sort for entry in entries for sort in entry.layers if "convolutions" in sort}
+    convolutions = {sort for entry in entries for sort in entry.layers if "convolutions" in sort}
     lines = [
         f"With PEFT {catalogue.installed_version()}:",
         "",
@@ -26,22 +26,22 @@ def table() -> str:
         if not entry.unavailable:
             rate = LEARNING_RATES.get(entry.type, LEARNING_RATE)
             lines.append(
-                f"| `peft-{entry.type.lower()}` | {PAPERS.get(entry.type, entry.type)} | {_adapted(entry, known)} "
-                f"| {'yes' if entry.starts_at_base else 'no'} | {'yes' if entry.merges else 'no'} | {rate:g} |"
+                f"| `peft-{entry.type.lower()}` | {PAPERS.get(entry.type, entry.type)} "
+                f"| {_adapted(entry, convolutions)} | {'yes' if entry.starts_at_base else 'no'} | {'yes' if entry.merges else 'no'} | {rate:g} |"
             )
     lines += ["", "| not available | why |", "| --- | --- |"]
     lines += [f"| `peft-{entry.type.lower()}` | {entry.unavailable} |" for entry in entries if entry.unavailable]
     return "\n".join(lines)
 
 
-def _adapted(entry: Entry, known: set[str]) -> str:
+def _adapted(entry: Entry, convolutions: set[str]) -> str:
     """Describe briefly which layers a type adapts, and which convolutions it does not support."""
     layers = set(entry.layers)
     if "norm layers" in layers:
         return "norm layers"
     words = ["linear" if "linear layers without bias" in layers else "linear with bias"]
     if "square convolutions" in layers:
-        missing = sorted(sort.replace("convolutions", "").strip() for sort in known - layers)
+        missing = sorted(sort.replace("convolutions", "").strip() for sort in convolutions - layers)
         words.append(f"conv, but not: {', '.join(missing)}" if missing else "conv")
     elif "1x1 convolutions" in layers:
         words.append("1x1 conv")

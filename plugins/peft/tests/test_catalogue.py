@@ -75,11 +75,12 @@ def test_missing_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_strategy_descriptions() -> None:
-    found = {offer.name: offer for offer in (make_component("strategy", cls, "test") for cls in adaptkit_strategies())}
-    assert len(found) == len(catalogue.read())
-    assert found["peft-lora"].summary.startswith("PEFT's LoRA (Hu et al., 2021, arXiv:2106.09685)")
-    assert found["peft-prompt_tuning"].unavailable == "it puts trained tokens before the input of a language model"
-    assert not found["peft-lora"].unavailable
+    components = [make_component("strategy", cls, "test") for cls in adaptkit_strategies()]
+    by_name = {component.name: component for component in components}
+    assert len(by_name) == len(catalogue.read())
+    assert by_name["peft-lora"].summary.startswith("PEFT's LoRA (Hu et al., 2021, arXiv:2106.09685)")
+    assert by_name["peft-prompt_tuning"].unavailable == "it puts trained tokens before the input of a language model"
+    assert not by_name["peft-lora"].unavailable
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])

