@@ -376,8 +376,8 @@ def test_published_weights_in_torch_folder(tmp_path: Path, published: Callable[[
     }
     (folder / file.name).write_bytes(b"half a file")
     assert problem(lambda: build(SMALL, "default")) == (
-        f"weights: IMAGENET1K_V1 of torchvision:shufflenet_v2_x0_5: {folder / file.name} is damaged or a different file; "
-        "delete it, or use --weights FILE or --weights none"
+        f"weights: IMAGENET1K_V1 of torchvision:shufflenet_v2_x0_5: {folder / file.name} is damaged or a different "
+        "file; delete it, or use --weights FILE or --weights none"
     )
 
 
@@ -409,8 +409,8 @@ def test_failed_download(
     path = tmp_path / "torch" / "hub" / "checkpoints" / file.name
     assert (result.exit_code, result.stderr) == (
         2,
-        f"Error: weights: IMAGENET1K_V1 of torchvision:shufflenet_v2_x0_5 cannot be downloaded: {host} does not answer; "
-        f"copy the file to {path}, or use --weights FILE or --weights none\n",
+        f"Error: weights: IMAGENET1K_V1 of torchvision:shufflenet_v2_x0_5 cannot be downloaded: {host} does not answer"
+        f"; copy the file to {path}, or use --weights FILE or --weights none\n",
     )
 
 

@@ -359,7 +359,7 @@ def test_data_dir_without_write_permission(tmp_path, monkeypatch, server):
     (tmp_path / "file").write_text("in the way")
     data_dir = tmp_path / "file" / "data"
     assert problem(lambda: Mnist().load(data_dir)).startswith(
-        f"data set mnist: its files are not in {data_dir}/MNIST/raw, and the download failed (Not a directory); copy its files"
+        f"data set mnist: its files are not in {data_dir}/MNIST/raw, and the download failed (Not a directory); copy"
     )
 
 

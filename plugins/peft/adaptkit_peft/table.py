@@ -27,7 +27,8 @@ def table() -> str:
             rate = LEARNING_RATES.get(entry.type, LEARNING_RATE)
             lines.append(
                 f"| `peft-{entry.type.lower()}` | {PAPERS.get(entry.type, entry.type)} "
-                f"| {_adapted(entry, convolutions)} | {'yes' if entry.starts_at_base else 'no'} | {'yes' if entry.merges else 'no'} | {rate:g} |"
+                f"| {_adapted(entry, convolutions)} "
+                f"| {'yes' if entry.starts_at_base else 'no'} | {'yes' if entry.merges else 'no'} | {rate:g} |"
             )
     lines += ["", "| not available | why |", "| --- | --- |"]
     lines += [f"| `peft-{entry.type.lower()}` | {entry.unavailable} |" for entry in entries if entry.unavailable]
