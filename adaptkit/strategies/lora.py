@@ -44,7 +44,7 @@ class LoRA:
     dora: bool = field(default=False, metadata={"help": "train the norm of each output's weights separately (DoRA)"})
     plus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = field(
         default=1.0,
-        metadata={"help": "learning rate of B as a multiple of --lr, which A has (LoRA+; with 16, lower --lr)"},
+        metadata={"help": "LoRA+: multiply --lr by this for matrix B; with 16, choose a lower --lr"},
     )
     train_head: bool = field(
         default=False, metadata={"help": "train the last classifier layer itself instead of an update of it"}

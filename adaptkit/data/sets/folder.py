@@ -28,7 +28,7 @@ SHOWN = 50
 
 @dataclass(frozen=True)
 class Folder:
-    """Your own pictures, one subfolder for each class; subfolders train and test (or val) are used as such."""
+    """Your own pictures, one subfolder for each class, or folders train and test (or val) of such subfolders."""
 
     name: ClassVar[str] = "folder"
     argument: ClassVar[str] = "PATH"
