@@ -102,10 +102,9 @@ def judge_tracked(
     runs = reader.read(reader.find(run_ids, experiment, where))
     if not runs:
         searched = f"experiment {experiment or DEFAULT_EXPERIMENT!r}" if not run_ids else "these runs"
-        condition = f" under {where!r}" if where else ""
-        raise BadInput(
-            f"no adaptation runs in {searched}{condition} of {reader.address.shown}: `adaptkit run -s NAME` makes one"
-        )
+        if where and reader.find(run_ids, experiment, None):
+            raise BadInput(f"no run of {searched} matches --where {where!r}")
+        raise BadInput(f"no adaptation runs in {searched} of {reader.address.shown}: `adaptkit run -s NAME` makes one")
     if curves:
         runs = reader.with_curves(runs)
     comparisons = judge_runs(runs, metric=metric, margin=margin)

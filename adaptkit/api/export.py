@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptkit.comparison.numbers import counted
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.models.formats.format import Exported, Format, Logits, find_format
 from adaptkit.models.run_images import check_images, own_images
@@ -47,8 +48,8 @@ class Verification:
 
     def __str__(self) -> str:
         return (
-            f"max logit difference {self.max_difference:.2g} (tolerance {self.tolerance:.2g}), prediction agreement "
-            f"{self.agreement:.2%} on {self.images} images of {self.source}, by {self.by}"
+            f"largest difference of logits {self.max_difference:.2g} (tolerance {self.tolerance:.2g}), "
+            f"{self.agreement:.2%} equal predictions on {self.images} images of {self.source}; read with {self.by}"
         )
 
 
@@ -262,7 +263,9 @@ def _write_card(stage: Path, trained: TrainedRun, written: Format) -> None:
 def _write_readme(stage: Path, trained: TrainedRun, written: Format, verifications: Sequence[Verification]) -> None:
     preprocessing = trained.described_preprocessing
     normalised = "; the model normalises them" if preprocessing.get("mean") else ""
-    images = f"{preprocessing['channels']} channels, {preprocessing['size']} x {preprocessing['size']} pixels"
+    images = (
+        f"{counted(preprocessing['channels'], 'channel')}, {preprocessing['size']} x {preprocessing['size']} pixels"
+    )
     text = f"""\
 # {trained.stored.name}
 

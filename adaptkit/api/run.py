@@ -336,7 +336,7 @@ def tuned_layer(run_id: str, layers: Sequence[Layer], tracking_uri: str | None) 
     runs = open_runs(tracking_uri)
     record = runs.get(run_id)
     if record is None:
-        raise BadInput(f"--from-tune: no run {run_id!r} in {runs.reader.address.shown}")
+        raise BadInput(f"--from-tune: {runs.reader.unknown(run_id)}")
     stored = StoredRun(runs, record)
     if stored.kind != "sweep" or TUNING_TAG not in stored.tags:
         raise BadInput(f"--from-tune: {stored.title} is not a tuning; use the run id that `adaptkit tune` prints")

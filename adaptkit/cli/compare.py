@@ -18,13 +18,15 @@ from adaptkit.system.signals import interruptible
 @click.option(
     "--where",
     metavar="CONDITION",
-    help='Compare only runs that match an MLflow filter, e.g. "lr > 0.001"; plain names are parameters.',
+    help="Compare only runs that match an MLflow filter, e.g. \"lr = '0.001'\"; plain names are parameters.",
 )
 @click.option("--metric", metavar="NAME", help=f"Metric to compare.  [default: {FINAL_SHIFTED_ACCURACY}]")
 @click.option(
     "--margin", type=float, metavar="X", help="Largest difference that counts as a tie, in points.  [default: 1]"
 )
-@click.option("--output", type=FolderType(), metavar="DIR", help="Write the report and its figures to this folder.")
+@click.option(
+    "--output", "--report", type=FolderType(), metavar="DIR", help="Write the report and its figures to this folder."
+)
 @store_option
 @click.option("--no-track", is_flag=True, help="Do not record the comparison in MLflow.")
 @output_options

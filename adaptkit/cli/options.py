@@ -84,7 +84,7 @@ cache_options = bundle(
     click.option("--no-feature-cache", is_flag=True, help="Do not reuse cached features of frozen layers."),
 )
 
-setting_options = bundle(
+strategy_options = bundle(
     click.option(
         "-s",
         "--strategy",
@@ -140,7 +140,9 @@ setting_options = bundle(
         help="Statistics of frozen BatchNorm layers: keep or update them.  [default: freeze]",
     ),
     click.option("--skip-bad-images", is_flag=True, help="Skip files that are not images, instead of stopping."),
-    click.option("--seeds", "--seed", metavar="LIST", help="Seeds to run: 3, 0-4 or 0,2,5.  [default: 0]"),
+)
+
+recipe_options = bundle(
     click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10]"),
     click.option("--lr", metavar="X", help="Learning rate of adaptation.  [default: the strategy's]"),
     click.option("--batch-size", metavar="N", help="Batch size for adaptation.  [default: 32]"),
@@ -154,14 +156,21 @@ setting_options = bundle(
     click.option("--experiment", metavar="NAME", help="MLflow experiment.  [default: adaptkit]"),
 )
 
-#: for commands that train strategies: settings, tracking store, plugins and report
-training_options = bundle(
-    setting_options,
-    store_option,
-    plugin_option,
-    cache_options,
-    click.option("--report", type=FolderType(), metavar="DIR", help="Write a report of the comparison to this folder."),
-)
+
+def training_options(seeds: str = "0") -> Decorator:
+    """Return the options of a command that trains strategies; `seeds` is the default that the help shows."""
+    return bundle(
+        strategy_options,
+        click.option("--seeds", "--seed", metavar="LIST", help=f"Seeds to run: 3, 0-4 or 0,2,5.  [default: {seeds}]"),
+        recipe_options,
+        store_option,
+        plugin_option,
+        cache_options,
+        click.option(
+            "--report", type=FolderType(), metavar="DIR", help="Write a report of the comparison to this folder."
+        ),
+    )
+
 
 #: for commands that run many trials
 engine_options = bundle(
@@ -205,7 +214,7 @@ def split_pairs(option: str, pairs: Sequence[str], problems: list[str]) -> dict[
 def collect_layers(values: Mapping[str, Any]) -> tuple[list[Layer], list[str]]:
     """Return the layers of settings in order of precedence, and a message for each problem.
 
-    `values` holds the values of `setting_options` by parameter name.
+    `values` are the values of `training_options` by parameter name.
     """
     from adaptkit.settings.files import read_config
     from adaptkit.settings.resolve import Layer, option_keys
@@ -256,7 +265,11 @@ def duration(seconds: float) -> str:
 
 
 class RunCommand(click.Command):
-    """A command with all settings of `--set` and `--config` at the end of its help."""
+    """A command whose help ends with every setting of `--set` and `--config`; `seeds` is its default, if not 0."""
+
+    def __init__(self, *arguments: Any, seeds: str = "0", **values: Any) -> None:
+        super().__init__(*arguments, **values)
+        self.seeds = seeds
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         """Read the arguments. Suggest `-s` to users who name a strategy without it."""
@@ -272,7 +285,7 @@ class RunCommand(click.Command):
         """Write the settings with their defaults."""
         from adaptkit.settings.settings import setting_defaults, setting_keys
 
-        defaults = setting_defaults()
+        defaults = setting_defaults() | {"seed": self.seeds}
         with formatter.section("Settings (--set KEY=VALUE, or lines of a --config file)"):
             rows = [
                 (key, f"{text}  [default: {defaults[key]}]" if key in defaults else text)

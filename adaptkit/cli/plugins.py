@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,10 +105,12 @@ def new(name: str, kind: str, output: Path) -> None:
 
     written = write_package(name, kind, output)
     click.echo(f"Wrote {written.folder}. Next:\n")
-    click.echo(f"  pip install -e {written.folder}")
+    # pip takes a path with extras only if it is absolute or begins with a dot.
+    place = written.folder if written.folder.is_absolute() else f".{os.sep}{written.folder}"
+    click.echo(f"  adaptkit plugins check {shlex.quote(str(written.module))}")
+    click.echo(f"  pip install -e {shlex.quote(f'{place}[test]')}")
     click.echo(f"  {written.example}")
-    click.echo(f"  adaptkit plugins check {name}")
-    click.echo(f"  pytest {written.folder}")
+    click.echo(f"  pytest {shlex.quote(str(written.folder))}")
 
 
 def show(files: tuple[str, ...], as_json: bool) -> None:
@@ -170,8 +173,8 @@ MARKS = {"passed": "[green]ok[/]", "failed": "[red]FAILED[/]", "not tried": "[di
 
 
 def check_plugin(what: str, options: Sequence[str], data_dir: Path, files: Sequence[str], as_json: bool) -> None:
-    """Check all components of a name, an installed plugin or a file; exit with 1 if a check fails."""
-    is_file = what.endswith(".py") or os.sep in what or Path(what).is_file()
+    """Check all offers of a name, an installed plugin or a file. Exit with 1 if a check fails."""
+    is_file = not Path(what).is_dir() and (what.endswith(".py") or os.sep in what or Path(what).is_file())
     plugins = load_plugins([*files, what] if is_file else files)
     problems: list[str] = []
     values = split_pairs("-o", options, problems)
@@ -215,14 +218,15 @@ def _find_components(plugins: Plugins, what: str) -> list[Component]:
     broken = [str(fault) for fault in plugins.faults if fault.origin in origins and not fault.works]
     if broken:
         raise BadInput(*broken)
-    every = [component for components in plugins.components.values() for component in components.values()]
-    provided = [component for component in every if component.origin in origins]
-    available = [component for component in provided if not component.unavailable]
-    if not available and origins:
-        reasons = [f"{component.name} cannot be used: {component.unavailable}" for component in provided]
-        raise BadInput(f"{what} has nothing to check: {'; '.join(reasons) or 'it only watches runs'}")
-    if not available:
-        names = {component.name for component in every} | {source.origin.split(" ")[0] for source in plugins.sources}
+    every = [offer for offers in plugins.components.values() for offer in offers.values()]
+    offered = [offer for offer in every if offer.origin in origins and not offer.unavailable]
+    if not offered and origins:
+        reasons = [f"{offer.name} cannot be used: {offer.unavailable}" for offer in every if offer.origin in origins]
+        raise BadInput(f"{what} offers nothing to check: {'; '.join(reasons) or 'it only watches runs'}")
+    if not offered and Path(what).is_dir():
+        raise BadInput(f"{what} is a folder; check its .py file, or install it with pip and check its plugin by name")
+    if not offered:
+        known = {offer.name for offer in every} | {source.origin.split(" ")[0] for source in plugins.sources}
         unloaded = "".join(f" ({fault})" for fault in plugins.faults if not fault.works)
         raise BadInput(f"unknown name {what!r}{suggestion(what, names - {'built-in'})}{unloaded}")
     return available

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=RunCommand)
-@training_options
+@training_options()
 @click.option(
     "--from-tune",
     metavar="RUN_ID",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=RunCommand)
-@training_options
+@training_options()
 @click.option(
     "--grid",
     multiple=True,

@@ -19,9 +19,12 @@ from adaptkit.errors import RunFailed
 from adaptkit.system.imports import uncollected
 from adaptkit.system.signals import interruptible
 
+#: `FRESH_SEEDS` of `adaptkit.api.tune`, whose import is slow, as they are written on the command line
+SEEDS = "1-5"
 
-@click.command(cls=RunCommand)
-@training_options
+
+@click.command(cls=RunCommand, seeds=SEEDS)
+@training_options(SEEDS)
 @click.option("--trials", type=int, default=12, metavar="N", help="Number of trials per strategy.  [default: 12]")
 @click.option(
     "--space",

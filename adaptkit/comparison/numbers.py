@@ -120,6 +120,11 @@ def plural(word: str, items: Sequence[object]) -> str:
     return word if len(items) == 1 else f"{word}s"
 
 
+def counted(count: int, word: str) -> str:
+    """Return a number of things: `1 run`, `2 runs`."""
+    return f"{count:,} {word}{'s' * (count != 1)}"
+
+
 def rounded(count: int) -> int:
     """Return an estimated count, rounded to two significant digits from 100 on."""
     return count if count < 100 else round(count, 2 - len(str(count)))

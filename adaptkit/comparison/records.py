@@ -296,6 +296,10 @@ class Comparison:
     #: None if no run was tested over severities of the shift
     robustness: Robustness | None = None
 
+    def __repr__(self) -> str:
+        runs = sum(len(arm.runs) for arm in self.arms)
+        return f"Comparison(metric={self.metric.key!r}, strategies={len(self.arms)}, runs={runs})"
+
     def arm(self, name: str) -> ArmResult:
         """Return the arm of this name."""
         return next(arm for arm in self.arms if arm.name == name)
@@ -376,9 +380,9 @@ class Comparisons:
     """
 
     comparisons: tuple[Comparison, ...] = ()
-    notes: tuple[str, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
-    trends: tuple[Trend, ...] = ()
+    notes: tuple[str, ...] = field(default=(), repr=False)
+    left_out: tuple[LeftOut, ...] = field(default=(), repr=False)
+    trends: tuple[Trend, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.comparisons)

@@ -171,8 +171,8 @@ def _undecided(comparison: Comparison, pair: PairResult) -> str:
     is_difference = seeds_needed(pair.difference or 0.0, pair.sd, margin=0.0, pairs=tested) == pair.seeds_needed
     result = "a difference" if is_difference else "a tie"
     return (
-        f"{start} The seeds do not decide which is better. At this spread, {needed:,} seeds ({needed - pair.n:,} more) "
-        f"would show {result}, if the test images confirm it."
+        f"{start} The seeds do not decide which is better. If the mean and the spread stay the same, {needed:,} seeds "
+        f"({needed - pair.n:,} more) are enough to show {result}. The interval over resampled test images must agree."
     )
 
 
@@ -228,7 +228,7 @@ def _zero_shot_sentence(comparison: Comparison, zero_shot: float) -> str:
     gains = {arm.name: arm.gain for arm in comparison.arms if arm.gain is not None}
     lost = [name for name, gain in gains.items() if not _is_gain(gain)]
     if lost:
-        return f"{start} No gain over it is shown for {listed(lost)}."
+        return f"{start} For {listed(lost)}, the runs do not show an improvement over this."
     if len(gains) == 1:
         return f"{start} {_gained(*gains.popitem())}."
     if any(gain.low is None for gain in gains.values()):
@@ -253,8 +253,10 @@ def _front_sentence(comparison: Comparison) -> str:
     cost = PARAMS_TRAINABLE
     front = [arm.name for arm in comparison.front(cost)]
     beaten = [arm for arm in comparison.arms if arm.dominated_by[cost]]
-    start = f"By trainable parameters, the Pareto front is {listed(front)}"
-    sentence = f"{start}: no strategy that trains fewer is better or tied."
+    sentence = (
+        f"The Pareto front by trainable parameters is {listed(front)}. A strategy is on this front if no strategy with "
+        "fewer trainable parameters is better or tied."
+    )
     if beaten:
         shown = [f"{arm.name} is dominated by {listed(arm.dominated_by[cost])}" for arm in beaten]
         sentence += f" {listed(shown)}."

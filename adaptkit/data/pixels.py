@@ -248,7 +248,9 @@ def alike(images: Images, *, channels: int, size: int, name: str = "") -> Images
     """Convert images to these channels and this size; raise BadInput if the channels cannot be converted."""
     actual, side = images.pixels.shape[1:3]
     if actual != channels and (actual, channels) not in ((1, 3), (3, 1)):
-        raise BadInput(f"{name}: its images have {actual} channels, but those of the source have {channels}")
+        raise BadInput(
+            f"{name}: its images have {actual} channel{'s' * (actual != 1)}, but those of the source have {channels}"
+        )
     if (actual, side) == (channels, size):
         return images
     lazy = ConvertedPixels(images.pixels, channels, size)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from adaptkit.comparison.numbers import counted
 from adaptkit.data.sets.folder import SYSTEM_NAMES
 from adaptkit.data.shifts import luminance
 from adaptkit.errors import BadInput
@@ -98,7 +99,7 @@ class Preprocessing:
             return luminance(images.float())
         if channels == 1:
             return images.repeat(1, self.channels, 1, 1)
-        raise BadInput(f"images have {channels} channels, but the model takes {self.channels}")
+        raise BadInput(f"images have {counted(channels, 'channel')}, but the model takes {self.channels}")
 
     def _resized(self, images: Tensor) -> Tensor:
         """Resize the shorter side to the size of the model, and crop the centre of the longer side."""

@@ -114,8 +114,8 @@ def _named(stored: StoredRun) -> str:
     params = stored.params
     target, shift = params.get("target", "none"), params.get("shift", "none")
     if stored.kind == "base":
-        return f"the clean test set ({params.get('dataset')})"
+        return f"the source test set ({params.get('dataset')})"
     if params.get("dataset") == "none":
-        return f"the target's test set ({target})"
+        return f"the target test set ({target})"
     name = target if target != "none" else params.get("dataset", "")
-    return f"the shifted test set ({name}{'' if shift == 'none' else f' under {shift}'})"
+    return f"the target test set ({name}{'' if shift == 'none' else f' under {shift}'})"

@@ -167,7 +167,10 @@ def _collect(
             for component in provided:
                 if component.name in by_name:
                     first = by_name[component.name].origin
-                    message = f"{TITLES[kind]} {component.name!r} is already provided by {first}; remove or rename one"
+                    advice = "remove or rename one"
+                    if source.kind == "file" and sources[first].kind == "installed":
+                        advice = f"leave out --plugin, or uninstall {first.split(' ')[0]}"
+                    message = f"{TITLES[kind]} {component.name!r} is already provided by {first}; {advice}"
                     faults.append(Fault(source, message, fatal=is_named, taken=(kind, component.name)))
                 else:
                     by_name[component.name] = component

@@ -130,7 +130,7 @@ def _chapter(comparison: Comparison, pictures: Sequence[Picture], colours: Mappi
         subject=tables.subject(comparison),
         results=[
             tables.accuracies(comparison, colours),
-            tables.pairs(comparison),
+            *([tables.pairs(comparison)] if comparison.pairs else []),
             tables.costs(comparison, colours),
             tables.fronts(comparison, colours),
             *([severity_table(comparison.robustness, colours)] if comparison.robustness is not None else []),

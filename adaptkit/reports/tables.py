@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from adaptkit.comparison.classes import select_differing_classes
 from adaptkit.comparison.numbers import (
     NOTHING,
+    counted,
     difference_unit,
     heading,
     interval,
@@ -264,7 +265,7 @@ def subject(comparison: Comparison) -> str:
     data = " to ".join(name for name in (setup.get("dataset", ""), target) if name not in ("", "none"))
     if shift != "none":
         data = f"{data} under {shift}".strip()
-    parts = (data, setup.get("backbone", ""), f"{count} runs", f"{comparison.test_images:,} target test images")
+    parts = (data, setup.get("backbone", ""), counted(count, "run"), f"{comparison.test_images:,} target test images")
     return " · ".join(part for part in parts if part)
 
 
@@ -323,7 +324,7 @@ def severity_note(robustness: Robustness) -> str:
         ", mean ± half-width of the 95 % interval over seeds" if seeds else ""
     )
     if len(robustness.severities) > 1:
-        note += "; area: under accuracy against severity, divided by the range"
+        note += "; area: area under the curve of accuracy over severity, divided by the range of severities"
     return f"{note}."
 
 

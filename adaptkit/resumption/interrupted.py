@@ -120,7 +120,7 @@ def find_resumable(runs: RunFinder, run_id: str) -> InterruptedRun:
     run = runs.get(run_id)
     if run is None:
         here = runs.reader.address.without_secrets(runs.reader.address.uri)
-        raise BadInput(f"no run {run_id!r} in {runs.reader.address.shown}{_hint(here)}")
+        raise BadInput(f"{runs.reader.unknown(run_id)}{_hint(here)}")
     stored = StoredRun(runs, run)
     _require_unfinished(stored)
     local_id = local_id_of(run)

@@ -28,9 +28,10 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class Written:
-    """A new package: its folder, and a command that uses its component."""
+    """A new package: its folder, its module, and a command that uses its component."""
 
     folder: Path
+    module: Path
     example: str
 
 
@@ -85,7 +86,7 @@ def write_package(name: str, kind: str, parent: Path) -> Written:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    return Written(folder, example)
+    return Written(folder, folder / f"{names['module']}.py", example)
 
 
 def _templates() -> Environment:

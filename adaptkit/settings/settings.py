@@ -124,7 +124,7 @@ class Settings(SettingsGroup):
         "mnist5k", description="source data set; none: pretrained weights with a new head"
     )
     target: Annotated[str | None, BeforeValidator(_optional)] = Field(
-        None, description="target data set; none: the shifted source"
+        None, description="target data set; none: the source images under the shift"
     )
     shift: str | None = Field(
         None, description=f"shift from source to target images; none, or {DEFAULT_SHIFT} without a target"
@@ -136,7 +136,7 @@ class Settings(SettingsGroup):
     )
     skip_bad_images: bool = Field(False, description="leave out files that are not pictures, instead of stopping")
     seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds), AfterValidator(_distinct)] = Field(
-        (0,), min_length=1, description="seeds; one run of each strategy for each"
+        (0,), min_length=1, description="seeds: every strategy runs once with each seed"
     )
     shots: Count = Field(50, description="labelled target images for each class (at most half of the pool)")
     epochs: Count = Field(10, description="epochs of adaptation")

@@ -44,7 +44,7 @@ class LoRA:
     dora: bool = field(default=False, metadata={"help": "train the norm of each output's weights separately (DoRA)"})
     plus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = field(
         default=1.0,
-        metadata={"help": "learning rate of B divided by --lr, the rate of A (LoRA+; with 16, reduce --lr)"},
+        metadata={"help": "LoRA+: multiply --lr by this for matrix B; with 16, choose a lower --lr"},
     )
     train_head: bool = field(
         default=False, metadata={"help": "train the last classifier layer itself instead of an update of it"}

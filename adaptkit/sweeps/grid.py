@@ -220,9 +220,11 @@ def _axes(
             written = " or ".join(f"{name}.{rest or key}" for name in owners)
             problems.append(f"grid {key}: several strategies have this option; write {written}")
         else:
-            near = {*settings, *(f"{name}.{option}" for name in strategies for option in options[name])}
+            full = {option: f"{name}.{option}" for name in strategies for option in options[name]}
+            near = full | {name: name for name in (*full.values(), *settings)}
             hint = suggestion(key, near)
-            problems.append(f"grid {key}: unknown key{hint if hint.startswith('; did') else ''}")
+            meant = [f"; did you mean {near[name]!r}?" for name in near if hint == f"; did you mean {name!r}?"]
+            problems.append(f"grid {key}: unknown key{''.join(meant)}")
     return axes
 
 

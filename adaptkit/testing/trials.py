@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,7 @@ class _Refusing:
     def adapt(self, model: nn.Module) -> Any:
         try:
             declared = self._strategy.adapt(model)
-            return declared if declared is None else list(declared)
+            return list(declared) if isinstance(declared, Iterator) else declared
         except BadInput as error:
             raise Refused(*error.problems) from None
 

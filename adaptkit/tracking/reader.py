@@ -170,6 +170,10 @@ class Reader:
                 series[key] = read_histories(self.client, [run_id for run_id in finished if run_id], key)
         return [_with_curve(run, *(series[key].get(run.run_id or "", {}) for key in CURVES)) for run in without]
 
+    def unknown(self, run_id: str) -> str:
+        """Return the message for an id that no run of the store has."""
+        return f"no run {run_id!r} in {self.address.shown}; `adaptkit ui` shows the ids of its runs"
+
     def _by_id(self, run_ids: Sequence[str]) -> list[MlflowRun]:
         from mlflow.exceptions import MlflowException
 
@@ -181,7 +185,7 @@ class Reader:
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
-                problems.append(f"no run {run_id!r} in {self.address.shown}")
+                problems.append(self.unknown(run_id))
                 continue
             kind = run.data.tags.get(KIND_TAG)
             if kind not in ("adaptation", *PARENTS):
@@ -204,7 +208,9 @@ class Reader:
             return search_runs(self.client, experiments, tags=tags, where=with_params(where) if where else None)
         except MlflowException as error:
             if where and error.error_code == "INVALID_PARAMETER_VALUE":
-                raise BadInput(f"--where: {str(error).strip().splitlines()[0]}") from None
+                problem = str(error).strip().splitlines()[0]
+                hint = "; quote the value, as in lr = '0.001'" if "quoted" in problem else ""
+                raise BadInput(f"--where: {problem}{hint}") from None
             raise
 
     def _with_predictions(self, run: ComparedRun, artifacts: str) -> tuple[ComparedRun, str | None]:

@@ -127,7 +127,7 @@ class RunFinder:
         """Return a finished run of one of these kinds; raise BadInput with a hint for any other run."""
         record = self.get(run_id)
         if record is None:
-            raise BadInput(f"no run {run_id!r} in {self.reader.address.shown}")
+            raise BadInput(self.reader.unknown(run_id))
         run = StoredRun(self, record)
         if record.info.lifecycle_stage == "deleted":
             raise BadInput(f"{run.title} was deleted; `mlflow runs restore --run-id {run_id}` brings it back")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,19 +80,17 @@ def adapt(model: nn.Module, strategy: Strategy, *, init_seed: int, new_head: boo
     origin = Origin.of(model) if new_head else None
     with RandomStream(init_seed):
         returned = strategy.adapt(model)
-    if returned is None:
-        raise BadInput(f"strategy {strategy.name}: adapt() returned nothing; return the parameters to train")
-    declared = list(returned)
-    groups = _groups(strategy.name, declared)
+    title = _title(strategy)
+    groups = _groups(title, _items(f"{title}: adapt() returned", returned))
     trained = [parameter for group in groups for parameter in group["params"]]
     identities = {id(parameter) for parameter in trained}
     in_model = {id(parameter) for parameter in model.parameters()}
     if not trained:
-        raise BadInput(f"strategy {strategy.name}: adapt() returned no parameters to train")
+        raise BadInput(f"{title}: adapt() returned no parameters to train")
     if len(identities) < len(trained):
-        raise BadInput(f"strategy {strategy.name}: adapt() returned a parameter twice")
+        raise BadInput(f"{title}: adapt() returned a parameter twice")
     if not identities <= in_model:
-        raise BadInput(f"strategy {strategy.name}: adapt() returned a parameter that is not in the model")
+        raise BadInput(f"{title}: adapt() returned a parameter that is not in the model")
     untrained = [] if origin is None else [p for p in origin.head_of(model) if id(p) not in identities]
     if untrained:
         groups.append({"params": untrained})
@@ -135,26 +134,49 @@ def set_train_mode(model: nn.Module, adapt_statistics: bool = False) -> None:
     visit(model, True)
 
 
-def _groups(name: str, declared: Sequence[Any]) -> list[dict[str, Any]]:
+#: end of messages about a wrong return value
+ADVICE = "return a list of parameters or optimizer groups"
+
+
+def _title(strategy: Strategy) -> str:
+    """Return the name of a strategy for messages, with the file of its plugin if it is not built in."""
+    module = type(strategy).__module__
+    file = None if module.startswith("adaptkit.") else getattr(sys.modules.get(module), "__file__", None)
+    return f"strategy {strategy.name}" + (f" ({file})" if file else "")
+
+
+def _items(start: str, returned: Any) -> list[Any]:
+    """Return the items of what `adapt` returned; raise BadInput, which begins with `start`, if it is not a list."""
+    is_wrong = isinstance(returned, nn.Module | Tensor | Mapping | str) and not isinstance(returned, nn.ParameterList)
+    if is_wrong or not isinstance(returned, Iterable):
+        raise BadInput(f"{start} {_kind(returned)}; {ADVICE}")
+    return list(returned)
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _groups(title: str, declared: Sequence[Any]) -> list[dict[str, Any]]:
     if declared and all(isinstance(item, dict) for item in declared):
         if not all("params" in group for group in declared):
-            raise BadInput(f"strategy {name}: an optimizer group from adapt() has no 'params'")
+            raise BadInput(f"{title}: an optimizer group from adapt() has no 'params'")
         unknown = {key for group in declared for key in group} - GROUP_KEYS
         if unknown:
             raise BadInput(
                 *(
-                    f"strategy {name}: unknown key {key!r} in an optimizer group{suggestion(str(key), GROUP_KEYS)}"
+                    f"{title}: unknown key {key!r} in an optimizer group{suggestion(str(key), GROUP_KEYS)}"
                     for key in sorted(map(str, unknown))
                 )
             )
-        groups = [group | {"params": _listed(group["params"])} for group in declared]
+        groups = [group | {"params": _listed(title, group["params"])} for group in declared]
     else:
         groups = [{"params": declared}]
     for item in (item for group in groups for item in group["params"]):
         if not isinstance(item, nn.Parameter):
-            raise BadInput(f"strategy {name}: adapt() returned a {type(item).__name__} instead of a parameter")
+            raise BadInput(f"{title}: adapt() returned a list with {_kind(item)}; {ADVICE}")
     return groups
 
 
-def _listed(params: Any) -> list[Any]:
-    return [params] if isinstance(params, Tensor) else list(params)
+def _listed(title: str, params: Any) -> list[Any]:
+    return [params] if isinstance(params, Tensor) else _items(f"{title}: 'params' of an optimizer group is", params)

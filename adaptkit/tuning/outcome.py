@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptkit.comparison.numbers import counted
 from adaptkit.experiment.outcome import Outcome
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.tuning_run import require_validation
@@ -183,7 +184,9 @@ def line_of(budget: Budget, tuned: TunedStrategy) -> str:
     space = ", ".join(f"{key} {shown_space(text)}" for key, text in tuned.space.items())
     chosen = ", ".join(f"{key} {shown_value(value)}" for key, value in tuned.chosen.items())
     edges = "".join(f"; {key} is on the edge of its range" for key in tuned.edges)
-    return f"{budget.given} trials of {budget.epochs} epochs{seeds}; searched {space}; chosen {chosen}{edges}"
+    return (
+        f"{budget.given} trials of {counted(budget.epochs, 'epoch')}{seeds}; searched {space}; chosen {chosen}{edges}"
+    )
 
 
 def shown_space(text: str) -> str:

@@ -146,8 +146,8 @@ def test_number_of_seeds_needed(cli: Cli, uri: str) -> None:
     needed = next(n for n in range(3, 99) if 2 * stats.t.sf(mean / sd * math.sqrt(n), n - 1) < 0.05)
     assert pair["seeds_needed"] == needed
     assert found["sentences"][0].endswith(
-        f" The seeds do not decide which is better. At this spread, {needed} seeds ({needed - 3} more) would show a "
-        "difference, if the test images confirm it."
+        f" The seeds do not decide which is better. If the mean and the spread stay the same, {needed} seeds "
+        f"({needed - 3} more) are enough to show a difference. The interval over resampled test images must agree."
     )
 
 
@@ -268,11 +268,22 @@ def test_where_filter(cli: Cli, uri: str) -> None:
     assert names("metrics.`final/shifted_accuracy` < 0.85") == ["other", "third"]
     assert names("strategy LIKE 'o%' and shift.noise = '0.3' AND attributes.status = 'FINISHED'") == ["one", "other"]
     assert refused(cli, "--where", "strategy = 'nobody'") == [
-        f"no adaptation runs in experiment 'adaptkit' under \"strategy = 'nobody'\" of {Path.cwd() / 'mlflow.db'}: "
-        "`adaptkit run -s NAME` makes one"
+        "no run of experiment 'adaptkit' matches --where \"strategy = 'nobody'\""
     ]
     (line,) = refused(cli, "--where", "strategy ~ 3")
     assert line.startswith("--where: Invalid")
+    for unquoted in ("lr > 0.001", "strategy = one"):
+        (line,) = refused(cli, "--where", unquoted)
+        assert line.startswith("--where: ") and line.endswith("; quote the value, as in lr = '0.001'")
+
+
+def test_no_runs(cli: Cli, uri: str) -> None:
+    MlflowClient(tracking_uri=uri).create_experiment("empty")
+    nothing = (
+        f"no adaptation runs in experiment 'empty' of {Path.cwd() / 'mlflow.db'}: `adaptkit run -s NAME` makes one"
+    )
+    assert refused(cli, "--experiment", "empty") == [nothing]
+    assert refused(cli, "--experiment", "empty", "--where", "lr = '0.001'") == [nothing]
 
 
 def test_more_than_one_page_of_runs(cli: Cli, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +375,7 @@ def test_bad_input(cli: Cli, uri: str, own_folder: Path) -> None:
     assert refused(cli, "--experiment", "", "--metric", "") == [
         f"{option}: the value is empty; leave the option out for its default" for option in ("--experiment", "--metric")
     ]
-    assert refused(cli, "nothing") == [f"no run 'nothing' in {here}"]
+    assert refused(cli, "nothing") == [f"no run 'nothing' in {here}; `adaptkit ui` shows the ids of its runs"]
     assert refused(cli, one[0], "--where", "seed = '0'", "--margin", "-1") == [
         "select runs by their ids, or with --experiment and --where, not both",
         "--margin: must be at least 0, not -1",

@@ -32,9 +32,10 @@ from adaptkit.backbones.small_cnn_layers import SmallCNNModel
 from adaptkit.models.formats import merged, onnx
 
 Cli = Callable[..., Result]
-SHIFTED = "100 images of the shifted test set (mnist5k under rotate=45,noise=0.3)"
+SHIFTED = "100 images of the target test set (mnist5k under rotate=45,noise=0.3)"
 VERIFIED = re.compile(
-    r"Verified: max logit difference (\S+) \(tolerance (\S+)\), prediction agreement 100\.00% on (.+), by (.+)"
+    r"Verified: largest difference of logits (\S+) \(tolerance (\S+)\), 100\.00% equal predictions on (.+); "
+    r"read with (.+)"
 )
 
 
@@ -144,8 +145,8 @@ def test_export_with_other_logits(cli: Cli, lora: str, own_folder: Path, monkeyp
     result = cli("export", lora, "--to", "merged", "-o", "out")
     assert (result.exit_code, result.stdout) == (1, "")
     problem = (
-        r"Error: the export was removed, since it is inaccurate: max logit difference 0\.001 \(tolerance 0\.0001\), "
-        r".*, by safetensors\n"
+        r"Error: the export was removed, since it is inaccurate: largest difference of logits 0\.001 "
+        r"\(tolerance 0\.0001\), .*; read with safetensors\n"
     )
     assert re.fullmatch(problem, result.stderr)
     monkeypatch.setattr(

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import adaptkit.cli
 from adaptkit.cli import COMMANDS, main
+from adaptkit.cli.tune import SEEDS
 
 
 def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -49,6 +51,19 @@ def test_a_shared_option_is_written_once(option: str) -> None:
     assert sum(text.count(f'"{option}",') for text in sources) == 1
     texts = {param.help for command in ALL.values() for param in command.params if option in param.opts}  # type: ignore[attr-defined]
     assert len(texts) == 1
+
+
+def test_default_seeds() -> None:
+    from adaptkit.api.tune import FRESH_SEEDS
+    from adaptkit.settings.settings import parse_seeds
+
+    runner = CliRunner()
+    assert parse_seeds(SEEDS) == list(FRESH_SEEDS)
+    for name, default in (("run", "0"), ("sweep", "0"), ("tune", SEEDS)):
+        lines = runner.invoke(main, [name, "--help"], terminal_width=200).stdout.splitlines()
+        (option,) = (line for line in lines if line.strip().startswith("--seeds"))
+        (setting,) = (line for line in lines if line.strip().startswith("seed "))
+        assert option.endswith(f"[default: {default}]") and setting.endswith(f"[default: {default}]")
 
 
 def test_json_is_printed_by_one_function() -> None:

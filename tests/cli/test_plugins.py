@@ -80,6 +80,18 @@ def test_name_offered_twice(cli: Cli, own_folder: Path, monkeypatch: pytest.Monk
     assert needed.exit_code == 2 and needed.stderr.splitlines()[-1].startswith(f"Error: {line}")
 
 
+def test_file_of_an_installed_plugin(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(own_folder, "thirdparty_same", PLUGIN, monkeypatch)
+    path = own_folder / "same.py"
+    path.write_text(PLUGIN)
+    result = cli("run", "-s", "last-bias", "--plugin", str(path), *TINY, "--no-track")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"Error: plugin {path}: strategy 'last-bias' is already provided by thirdparty_same 1.2; "
+        "leave out --plugin, or uninstall thirdparty_same\n"
+    )
+
+
 def test_plugin_for_a_newer_adaptkit(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(own_folder, "thirdparty_new", f"API_VERSION = 2\n{PLUGIN_FLAT}", monkeypatch)
     (fault,) = load_plugins().faults
@@ -189,6 +201,10 @@ def test_check_with_bad_input(cli: Cli, own_folder: Path, arguments: list[str], 
 def test_new_plugin_passes_its_checks(cli: Cli, own_folder: Path, kind: str) -> None:
     result = cli("plugins", "new", "my-own", "--kind", kind)
     assert (result.exit_code, result.stderr) == (0, "")
+    check, install, example, test = (line.strip() for line in result.stdout.splitlines()[2:])
+    assert check == "adaptkit plugins check adaptkit-my-own/adaptkit_my_own.py"
+    assert install == "pip install -e './adaptkit-my-own[test]'"
+    assert example.startswith("adaptkit run ") and test == "pytest adaptkit-my-own"
     folder = own_folder / "adaptkit-my-own"
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
         "README.md",
@@ -200,6 +216,11 @@ def test_new_plugin_passes_its_checks(cli: Cli, own_folder: Path, kind: str) -> 
     for command in (["check"], ["format", "--check"]):
         linted = subprocess.run(["ruff", *command, "."], cwd=folder, capture_output=True, text=True)
         assert linted.returncode == 0, linted.stdout
+    for name in ("adaptkit-my-own", "adaptkit-my-own/"):
+        refused = cli("plugins", "check", name)
+        assert refused.exit_code == 2
+        advice = "check its .py file, or install it with pip and check its plugin by name"
+        assert refused.stderr == f"Error: {name} is a folder; {advice}\n"
     checked = cli("plugins", "check", str(folder / "adaptkit_my_own.py"))
     assert checked.exit_code == 0, checked.stdout
     again = cli("plugins", "new", "my-own", "--kind", kind)

@@ -43,7 +43,10 @@ def test_ended_run(uri: str, cli: Cli) -> None:
 
 
 def test_unknown_run(uri: str, cli: Cli, own_folder: Path, stop: Stop) -> None:
-    assert refused(cli, "nothing") == f"Error: no run 'nothing' in {own_folder}/mlflow.db"
+    assert (
+        refused(cli, "nothing")
+        == f"Error: no run 'nothing' in {own_folder}/mlflow.db; `adaptkit ui` shows the ids of its runs"
+    )
     assert refused(cli) == "Error: name the ids of runs, or use --all for every interrupted run"
     assert refused(cli, "x", "--all") == "Error: name the ids of runs, or use --all for every interrupted run, not both"
     foreign = MlflowClient(uri).create_run("0").info.run_id

@@ -300,6 +300,7 @@ def test_from_python(swept: tuple[Path, dict[str, Any]], again: Path) -> None:
         (("--grid", "lr"), ["grid lr: write key=values, as in lora.rank=2,4,8"]),
         (("--grid", "lora.rnk=2"), ["grid lora.rnk: unknown key; did you mean 'lora.rank'?"]),
         (("--grid", "epoch=2"), ["grid epoch: unknown key; did you mean 'epochs'?"]),
+        (("--grid", "rnak=1,2"), ["grid rnak: unknown key; did you mean 'lora.rank'?"]),
         (
             ("--grid", "ls=2", "--set", "epoch=3"),
             ["unknown key 'epoch'; did you mean 'epochs'?", "grid ls: unknown key"],

@@ -60,7 +60,7 @@ def check_results(book: Any) -> None:
     assert len(pairs) == 6
     assert compared(pairs) == STRATEGIES
     assert zero_shot.startswith("Without adaptation, the base reaches ")
-    assert front.startswith("By trainable parameters, the Pareto front is ")
+    assert front.startswith("The Pareto front by trainable parameters is ")
     assert SCOPE.fullmatch(scope)
 
     *pairs, _, _, scope = printed(book, "ranks").strip().split("\n\n")

@@ -144,7 +144,7 @@ def test_load_refuses_runs_without_model(cli: Cli, own: str, tracked: Tracked) -
     parent = tracked.outcome["parent_run_id"]
     lora, head = run_of(tracked, "lora"), run_of(tracked, "head")
     expected = {
-        "0" * 32: f"no run '{'0' * 32}' in {own.removeprefix('sqlite:///')}",
+        "0" * 32: f"no run '{'0' * 32}' in {own.removeprefix('sqlite:///')}; `adaptkit ui` shows the ids of its runs",
         ids["foreign"]: "was not made by adaptkit: it has no model that adaptkit could rebuild",
         ids["failed"]: "failed: it has no model",
         ids["killed"]: "was killed: it has no model",

@@ -214,6 +214,9 @@ class Declaring:
         return self.declared(model)
 
 
+ADVICE = "return a list of parameters or optimizer groups"
+
+
 @pytest.mark.parametrize(
     ("declared", "problem"),
     [
@@ -221,15 +224,23 @@ class Declaring:
         (lambda model: [{"params": []}], "adapt() returned no parameters to train"),
         (lambda model: [nn.Parameter(torch.zeros(1))], "adapt() returned a parameter that is not in the model"),
         (lambda model: [*model.head.parameters(), *model.head.parameters()], "adapt() returned a parameter twice"),
-        (lambda model: ["head"], "adapt() returned a str instead of a parameter"),
-        (lambda model: None, "adapt() returned nothing; return the parameters to train"),
+        (lambda model: ["head"], f"adapt() returned a list with a str; {ADVICE}"),
+        (lambda model: [model.head.weight, None], f"adapt() returned a list with None; {ADVICE}"),
+        (lambda model: [{"params": [None]}], f"adapt() returned a list with None; {ADVICE}"),
+        (lambda model: None, f"adapt() returned None; {ADVICE}"),
+        (lambda model: model, f"adapt() returned a SmallCNNModel; {ADVICE}"),
+        (lambda model: nn.Sequential(model.head), f"adapt() returned a Sequential; {ADVICE}"),
+        (lambda model: "head", f"adapt() returned a str; {ADVICE}"),
+        (lambda model: {"params": model.parameters()}, f"adapt() returned a dict; {ADVICE}"),
+        (lambda model: 1, f"adapt() returned a int; {ADVICE}"),
+        (lambda model: [{"params": model.head}], f"'params' of an optimizer group is a Linear; {ADVICE}"),
         (lambda model: [{"lr": 1.0}], "an optimizer group from adapt() has no 'params'"),
     ],
 )
 def test_invalid_declarations(declared: Any, problem: str) -> None:
     with pytest.raises(BadInput) as caught:
         adapt(cnn(), Declaring(declared), init_seed=0)
-    assert caught.value.problems == (f"strategy declaring: {problem}",)
+    assert caught.value.problems == (f"strategy declaring ({__file__}): {problem}",)
 
 
 def test_optimizer_groups() -> None:

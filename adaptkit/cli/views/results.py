@@ -111,8 +111,8 @@ def print_pairs(console: Console, comparison: Comparison) -> None:
 
 
 def print_costs(console: Console, comparison: Comparison) -> None:
-    """Print the table of costs. For each arm, it lists the arms that dominate it, with the costs."""
-    caption = "dominated: a cheaper strategy is better or tied; the costs are in brackets"
+    """Print the table of costs, with the arms that dominate each arm and by which costs."""
+    caption = "dominated by: strategies that are better or tied at a lower cost (in parentheses)"
     table = _table("strategy", caption)
     for heading in ("adapter", "s/epoch", "memory", "inference"):
         table.add_column(heading, justify="right")

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from adaptkit.cli.options import duration
 from adaptkit.cli.views.console import print_line
+from adaptkit.comparison.numbers import counted
 from adaptkit.sweeps.engines.tasks import EpochEnded, Event, Task
 from adaptkit.sweeps.outcome import SweepOutcome, SweepPlan, SweepTrial
 
@@ -32,8 +33,10 @@ def print_sweep_plan(console: Console, plan: SweepPlan, every: bool = False) -> 
         print_line(console, f"Grid     {key} = {', '.join(map(_shown, values))}")
     counts = plan.counts
     states = ", ".join(f"{counts[state]} {WORDS[state]}" for state in ("found", "failed", "left") if counts[state])
-    counted = f" ({states})" if set(counts) != {"left"} else ""
-    console.print(f"Trials   {cells} settings x {len(plan.seeds)} = {len(plan.trials)}{counted}", soft_wrap=True)
+    done = f" ({states})" if set(counts) != {"left"} else ""
+    console.print(
+        f"Trials   {counted(cells, 'setting')} x {len(plan.seeds)} = {len(plan.trials)}{done}", soft_wrap=True
+    )
     if every:
         table = _table("#", "strategy", "seed", "state")
         for trial in plan.trials:
@@ -136,7 +139,9 @@ class TrialTable:
             table.add_row(escape(f"{record.label} seed={record.seed}"), "", f"{100 * (record.accuracy or 0):.1f}")
         total = len(plan.trials) if plan is not None else 0
         states = ", ".join(f"{self._counts[state]} {word}" for state, word in WORDS.items() if self._counts[state])
-        return Group(Text(f"{total} trials: {states}{self._time_left()}; running trials and the best so far:"), table)
+        return Group(
+            Text(f"{counted(total, 'trial')}: {states}{self._time_left()}; running trials and the best so far:"), table
+        )
 
     def _time_left(self) -> str:
         if not self._done or not self._counts["left"]:
@@ -149,7 +154,7 @@ def print_trials(console: Console, outcome: SweepOutcome) -> None:
     """Print the number of trials in each state, and the reasons for failures."""
     counts = outcome.counts
     states = ", ".join(f"{counts[state]} {word}" for state, word in WORDS.items() if counts[state])
-    print_line(console, f"{len(outcome.trials)} trials: {states}")
+    print_line(console, f"{counted(len(outcome.trials), 'trial')}: {states}")
     if counts["failed"]:
         table = _table("failed trial", "reason")
         for trial in outcome.failed[:PLANNED]:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from adaptkit.cli.views.console import print_line
 from adaptkit.cli.views.results import print_findings
-from adaptkit.comparison.numbers import NOTHING
+from adaptkit.comparison.numbers import NOTHING, counted
 from adaptkit.sweeps.engines.tasks import Event
 from adaptkit.sweeps.outcome import SweepTrial
 from adaptkit.tuning.outcome import Budget, TunedStrategy, TuneOutcome, TunePlan, shown_space, shown_value
@@ -27,8 +27,8 @@ def print_plan(console: Console, plan: TunePlan) -> None:
     seeds = "seed" if len(budget.tuning_seeds) == 1 else "seeds"
     print_line(
         console,
-        f"Tune     {budget.trials} trials of each strategy by {budget.method}, {budget.epochs} epochs each on "
-        f"{budget.training:,} labelled images; {budget.held_back:,} for validation "
+        f"Tune     {budget.trials} trials of each strategy by {budget.method}, {counted(budget.epochs, 'epoch')} each "
+        f"on {budget.training:,} labelled images; {budget.held_back:,} for validation "
         f"({seeds} {', '.join(map(str, budget.tuning_seeds))})",
     )
     for strategy, space in plan.spaces.items():
@@ -188,8 +188,8 @@ def _caption(budget: Budget) -> str:
     seeds = f" x {len(budget.tuning_seeds)} seeds" if len(budget.tuning_seeds) > 1 else ""
     more = f" ({budget.given - budget.trials} added because a range grew)" if budget.given > budget.trials else ""
     return (
-        f"{budget.given} trials of each strategy{more}, {budget.epochs} epochs{seeds} on {budget.training:,} labelled "
-        f"images; validation: accuracy in % on {budget.held_back:,} held-out images"
+        f"{budget.given} trials of each strategy{more}, {counted(budget.epochs, 'epoch')}{seeds} on {budget.training:,} "
+        f"labelled images; validation: accuracy in % on {budget.held_back:,} held-out images"
     )
 
 

@@ -28,10 +28,7 @@ SHOWN = 50
 
 @dataclass(frozen=True)
 class Folder:
-    """Your own images, in one subfolder for each class.
-
-    If the folder has subfolders `train` and `test` (or `val`), they define the training and test images.
-    """
+    """Your own pictures, one subfolder for each class, or folders train and test (or val) of such subfolders."""
 
     name: ClassVar[str] = "folder"
     argument: ClassVar[str] = "PATH"
