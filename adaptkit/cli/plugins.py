@@ -218,15 +218,16 @@ def _find_components(plugins: Plugins, what: str) -> list[Component]:
     broken = [str(fault) for fault in plugins.faults if fault.origin in origins and not fault.works]
     if broken:
         raise BadInput(*broken)
-    every = [offer for offers in plugins.components.values() for offer in offers.values()]
-    offered = [offer for offer in every if offer.origin in origins and not offer.unavailable]
-    if not offered and origins:
-        reasons = [f"{offer.name} cannot be used: {offer.unavailable}" for offer in every if offer.origin in origins]
-        raise BadInput(f"{what} offers nothing to check: {'; '.join(reasons) or 'it only watches runs'}")
-    if not offered and Path(what).is_dir():
+    every = [component for components in plugins.components.values() for component in components.values()]
+    provided = [component for component in every if component.origin in origins]
+    available = [component for component in provided if not component.unavailable]
+    if not available and origins:
+        reasons = [f"{component.name} cannot be used: {component.unavailable}" for component in provided]
+        raise BadInput(f"{what} has nothing to check: {'; '.join(reasons) or 'it only watches runs'}")
+    if not available and Path(what).is_dir():
         raise BadInput(f"{what} is a folder; check its .py file, or install it with pip and check its plugin by name")
-    if not offered:
-        known = {offer.name for offer in every} | {source.origin.split(" ")[0] for source in plugins.sources}
+    if not available:
+        names = {component.name for component in every} | {source.origin.split(" ")[0] for source in plugins.sources}
         unloaded = "".join(f" ({fault})" for fault in plugins.faults if not fault.works)
         raise BadInput(f"unknown name {what!r}{suggestion(what, names - {'built-in'})}{unloaded}")
     return available

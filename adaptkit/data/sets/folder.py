@@ -28,7 +28,10 @@ SHOWN = 50
 
 @dataclass(frozen=True)
 class Folder:
-    """Your own pictures, one subfolder for each class, or folders train and test (or val) of such subfolders."""
+    """Your own images, in one subfolder for each class.
+
+    If the folder has subfolders `train` and `test` (or `val`), they define the training and test images.
+    """
 
     name: ClassVar[str] = "folder"
     argument: ClassVar[str] = "PATH"
