@@ -82,8 +82,7 @@ def test_name_offered_twice(cli: Cli, own_folder: Path, monkeypatch: pytest.Monk
 
 def test_file_of_an_installed_plugin(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(own_folder, "thirdparty_same", PLUGIN, monkeypatch)
-    path = own_folder / "same.py"
-    path.write_text(PLUGIN)
+    path = write(own_folder / "same.py", PLUGIN)
     result = cli("run", "-s", "last-bias", "--plugin", str(path), *TINY, "--no-track")
     assert result.exit_code == 2
     assert result.stderr == (

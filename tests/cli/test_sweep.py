@@ -302,8 +302,8 @@ def test_from_python(swept: tuple[Path, dict[str, Any]], again: Path) -> None:
         (("--grid", "epoch=2"), ["grid epoch: unknown key; did you mean 'epochs'?"]),
         (("--grid", "rnak=1,2"), ["grid rnak: unknown key; did you mean 'lora.rank'?"]),
         (
-            ("--grid", "ls=2", "--set", "epoch=3"),
-            ["unknown key 'epoch'; did you mean 'epochs'?", "grid ls: unknown key"],
+            ("--grid", "xyz=2", "--set", "epoch=3"),
+            ["unknown key 'epoch'; did you mean 'epochs'?", "grid xyz: unknown key"],
         ),
         (("--grid", "seed=1,2"), ["grid seed: use --seeds"]),
         (("--grid", "strategy=head"), ["grid strategy: name strategies with -s"]),

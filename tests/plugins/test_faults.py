@@ -130,7 +130,7 @@ def adaptkit_datasets():
             STRATEGY,
             "return [model.classifier[3].scale]",
             "return [{'params': [model.classifier[3].scale], 'lr_ration': 4}]",
-            "strategy odd: unknown key 'lr_ration' in an optimizer group; did you mean 'lr_ratio'?",
+            "strategy odd ({path}): unknown key 'lr_ration' in an optimizer group; did you mean 'lr_ratio'?",
         ),
         (
             ["-s", "head", "-s", "lora", "--backbone", "net"],

@@ -432,6 +432,17 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_figure")
+def test_one_strategy_has_no_pairs(tmp_path: Path) -> None:
+    alone = findings_of(["full"], seeds=1)
+    assert repr(alone) == (
+        "Comparisons(comparisons=(Comparison(metric='final/shifted_accuracy', strategies=1, runs=1),))"
+    )
+    write_report(tmp_path, alone)
+    text = (tmp_path / "report.md").read_text()
+    assert "## Pairs" not in text and "## Costs" in text
+    assert " · 1 run · " in text
+
+
 def test_incomparable_times_are_not_ranked(findings: Comparisons, tmp_path: Path) -> None:
     write_report(tmp_path, with_changes(findings, timings_comparable=False))
     page = page_of(tmp_path)

@@ -187,9 +187,10 @@ def print_next_steps(console: Console, outcome: TuneOutcome) -> None:
 def _caption(budget: Budget) -> str:
     seeds = f" x {len(budget.tuning_seeds)} seeds" if len(budget.tuning_seeds) > 1 else ""
     more = f" ({budget.given - budget.trials} added because a range grew)" if budget.given > budget.trials else ""
+    epochs = counted(budget.epochs, "epoch")
     return (
-        f"{budget.given} trials of each strategy{more}, {counted(budget.epochs, 'epoch')}{seeds} "
-        f"on {budget.training:,} labelled images; validation: accuracy in % on {budget.held_back:,} held-out images"
+        f"{budget.given} trials of each strategy{more}, {epochs}{seeds} on {budget.training:,} labelled "
+        f"images; validation: accuracy in % on {budget.held_back:,} held-out images"
     )
 
 
