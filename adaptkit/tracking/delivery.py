@@ -111,10 +111,19 @@ class Delivery:
 
     def _input(self, run_id: str, event: Input) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         # MLflow has no data set class for torch. Its table holds 36 characters of a digest.
         dataset = Dataset(name=event.name, digest=event.digest[:36], source_type="code", source=event.source)
-        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag(DATA_CONTEXT_TAG, event.context)])])
+        inputs = [DatasetInput(dataset, [InputTag(DATA_CONTEXT_TAG, event.context)])]
+        try:
+            self.client.log_inputs(run_id, inputs)
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST":
+                raise
+            # MLflow looks a data set up and then adds it. If another process adds it in between, the request fails;
+            # the second request finds it.
+            self.client.log_inputs(run_id, inputs)
 
     def _put(self, run_id: str, folder: Path, event: Put) -> None:
         self.client.log_artifacts(run_id, str(folder), event.path)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from support.experiments import TINY
+from conftest import TINY
 
 TWELVE = ("-s", "lora", "-s", "head", "--grid", "lora.rank=2,4", "--grid", "lr=0.001,0.01", "--seeds", "0-1", *TINY)
 #: Bytes of memory for objects: Ray's default would take most of a small machine.

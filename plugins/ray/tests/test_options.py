@@ -10,7 +10,7 @@ import pytest
 from adaptkit_ray import Ray
 from adaptkit_ray.cluster import _slots_of
 from click.testing import CliRunner
-from support.experiments import TINY
+from conftest import TINY
 
 from adaptkit.cli import main
 from adaptkit.testing import Check, checks
