@@ -147,7 +147,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 def _strategies(plan: Plan) -> Table:
     """Return a table of trained parameters per strategy; 80 columns fit models of tens of millions of parameters."""
     parameters = max(arm.parameters - arm.adapter for arm in plan.arms)
-    caption = f"trainable = head + adapter (added) + base; the base has {parameters:,} parameters"
+    caption = f"trainable = head + adapter (added) + base; size of the base: {parameters:,}"
     table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left")
     table.add_column("strategy", overflow="fold")
     for heading in ("trainable", "head", "adapter", "base", "share"):
