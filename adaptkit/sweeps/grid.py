@@ -220,8 +220,8 @@ def _axes(
             written = " or ".join(f"{name}.{rest or key}" for name in owners)
             problems.append(f"grid {key}: several strategies have this option; write {written}")
         else:
-            written_out = {option: f"{name}.{option}" for name in strategies for option in options[name]}
-            near = written_out | {name: name for name in (*written_out.values(), *settings)}
+            dotted = {option: f"{name}.{option}" for name in strategies for option in options[name]}
+            near = dotted | {name: name for name in (*dotted.values(), *settings)}
             hint = suggestion(key, near)
             meant = [f"; did you mean {near[name]!r}?" for name in near if hint == f"; did you mean {name!r}?"]
             problems.append(f"grid {key}: unknown key{''.join(meant)}")

@@ -141,7 +141,7 @@ ADVICE = "return a list of parameters or optimizer groups"
 def _title(strategy: Strategy) -> str:
     """Return the name of a strategy for messages, with the file of its plugin if it is not built in."""
     module = type(strategy).__module__
-    file = None if module.startswith("adaptkit.") else getattr(sys.modules.get(module), "__file__", None)
+    file = None if module.partition(".")[0] == "adaptkit" else getattr(sys.modules.get(module), "__file__", None)
     return f"strategy {strategy.name}" + (f" ({file})" if file else "")
 
 

@@ -170,9 +170,10 @@ def test_bad_config_file(cli: Cli, own_folder: Path, content: bytes, problem: st
 
 
 def test_empty_report_folder(cli: Cli, own_folder: Path) -> None:
-    for command, option in (("run", "--report"), ("sweep", "--report"), ("compare", "--output")):
-        result = cli(command, option, "")
-        line = f"Error: Invalid value for '{option}': the path is empty; write . for the current folder\n"
+    for command, names in (("run", ["--report"]), ("sweep", ["--report"]), ("compare", ["--output", "--report"])):
+        result = cli(command, names[-1], "")
+        option = " / ".join(f"'{name}'" for name in names)
+        line = f"Error: Invalid value for {option}: the path is empty; write . for the current folder\n"
         assert (result.exit_code, result.stderr) == (2, line)
     assert list(own_folder.iterdir()) == []
 

@@ -226,7 +226,7 @@ def test_dry_run(cli: Cli, own_folder: Path) -> None:
     assert lines[4].split() == ["strategy", "trainable", "head", "adapter", "base", "share", "learning", "rate"]
     assert lines[6].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.005"]
     assert lines[7].split() == ["full", "421,642", "1,290", "0", "420,352", "100.00", "%", "0.001"]
-    assert lines[8].startswith("trainable = head + adapter (added) + base; ")
+    assert lines[8] == "trainable = head + adapter (added) + base; size of the base: 421,642"
     assert lines[9].startswith("Estimated time: ") and lines[9].endswith("of training and evaluation on this machine.")
     assert result.stderr == ""
     assert not cache.exists() and list(own_folder.iterdir()) == []

@@ -23,7 +23,7 @@ def test_bars_and_table() -> None:
     assert re.search(r"lora seed=0.*2/2", printed) and re.search(r"head seed=0.*2/2", printed)
     lines = [Text.from_ansi(line).plain.rstrip() for line in printed.split("\r\n")]
     heading = next(line for line in lines if line.split()[:2] == ["strategy", "target"])
-    assert heading.split() == ["strategy", "shifted", "gain", "clean", "retention", "trainable", "share", "seconds"]
+    assert heading.split() == ["strategy", "target", "gain", "source", "retention", "trainable", "share", "seconds"]
     table = lines[lines.index(heading) :]
     assert max(map(len, table)) <= 90
     assert [line.split()[0] for line in table[2:5]] == ["zero-shot", "lora", "head"]

@@ -364,7 +364,7 @@ def test_plan_fits_80_columns() -> None:
         " ──────────────────────────────────────────────────────────────────────────────",
         " full          85,806,346  7,690          0  85,798,656  100.00 %        0.0001",
         " lora rank=16   1,319,690  7,690  1,312,000           0    1.51 %         0.005",
-        "trainable = head + adapter (added) + base; the base has 85,806,346 parameters",
+        "trainable = head + adapter (added) + base; size of the base: 85,806,346",
     ]
     with_source = printed(plan("photos"))
     assert with_source[0] == "Source   photos: 100 training, 50 test"

@@ -147,7 +147,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 def _strategies(plan: Plan) -> Table:
     """Return a table of the trained parameters of each strategy."""
     parameters = max(arm.parameters - arm.adapter for arm in plan.arms)
-    caption = f"trainable = head + adapter (added) + base; the base has {parameters:,} parameters"
+    caption = f"trainable = head + adapter (added) + base; size of the base: {parameters:,}"
     table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left")
     table.add_column("strategy", overflow="fold")
     for heading in ("trainable", "head", "adapter", "base", "share"):

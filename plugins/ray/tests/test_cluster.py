@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from conftest import TINY
 
 TWELVE = ("-s", "lora", "-s", "head", "--grid", "lora.rank=2,4", "--grid", "lr=0.001,0.01", "--seeds", "0-1", *TINY)
 #: Bytes of memory for objects: Ray's default would take most of a small machine.
