@@ -194,7 +194,7 @@ def test_help_imports_neither_torch_nor_mlflow(arguments: list[str], allowed: se
 
 
 @pytest.mark.slow
-def test_nothing_that_training_does_without_is_imported_before_it(store: Path, own_folder: Path) -> None:
+def test_no_unneeded_imports_before_training(store: Path, own_folder: Path) -> None:
     plugin = own_folder / "watching.py"
     plugin.write_text(
         "import sys\nfrom adaptkit import hookimpl\n"
@@ -214,7 +214,7 @@ def test_nothing_that_training_does_without_is_imported_before_it(store: Path, o
     assert seen[1:] == [["adaptation True []"], ["adaptation False []"]]
 
 
-def test_python_m_adaptkit_is_the_same_command() -> None:
+def test_python_m_adaptkit() -> None:
     result = subprocess.run([sys.executable, "-m", "adaptkit", "--help"], capture_output=True, text=True, check=True)
     assert result.stdout.startswith("Usage: adaptkit [OPTIONS] [COMMAND] [ARGS]...")
 

@@ -1,4 +1,4 @@
-"""docs/pictures.md: every command and piece of Python in it, run on a small folder of photographs."""
+"""Run every command and Python example of docs/pictures.md on a small folder of photographs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def commands() -> list[list[str]]:
     return [shlex.split(re.split(r"\s{2,}", line)[0])[1:] for line in lines]
 
 
-def test_every_command_exists() -> None:
+def test_commands_exist() -> None:
     assert {words[0] for words in commands()} == {"run", "predict", "export", "import-peft"} <= set(COMMANDS)
 
 
 @pytest.mark.slow
-def test_what_is_written_runs(cli: Any, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_and_python_run(cli: Any, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_photos(own_folder / "pictures" / "good", per_class=12, size=32)
     make_photos(own_folder / "pictures" / "worn", per_class=12, size=32, seed=1, shifted=True)
     make_photos(own_folder / "pictures" / "new", per_class=1, size=32, seed=2)

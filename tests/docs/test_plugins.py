@@ -1,4 +1,4 @@
-"""docs/plugins.md: every hook with its signature, and every example run as the command below it says."""
+"""docs/plugins.md documents every hook, and its examples run with the command below them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def file_of(command: list[str]) -> str:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_every_hook_stands_there_with_its_signature_and_an_example(hook: str) -> None:
+def test_hooks_are_documented(hook: str) -> None:
     signature = str(inspect.signature(getattr(hookspecs, hook))).replace("'", "")
     assert f"| `{hook}{signature}` |" in TEXT
     assert any(f"@hookimpl\ndef {hook}(" in code for code, _ in EXAMPLES)
@@ -38,7 +38,7 @@ def test_every_hook_stands_there_with_its_signature_and_an_example(hook: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("code", "command"), EXAMPLES, ids=[file_of(command) for _, command in EXAMPLES])
-def test_the_examples_run(cli: Cli, own_folder: Path, store: Path, code: str, command: list[str]) -> None:
+def test_examples_run(cli: Cli, own_folder: Path, store: Path, code: str, command: list[str]) -> None:
     Path(file_of(command)).write_text(code)
     assert command[:2] in (["adaptkit", "run"], ["adaptkit", "sweep"])
     result = cli(*command[1:], *TINY, "-q")
@@ -50,13 +50,13 @@ def test_the_examples_run(cli: Cli, own_folder: Path, store: Path, code: str, co
     [(code, command) for code, command in EXAMPLES if file_of(command) != "moved.py"],
     ids=[file_of(command) for _, command in EXAMPLES if file_of(command) != "moved.py"],
 )
-def test_the_examples_keep_what_adaptkit_relies_on(cli: Cli, own_folder: Path, code: str, command: list[str]) -> None:
+def test_examples_pass_the_conformance_kit(cli: Cli, own_folder: Path, code: str, command: list[str]) -> None:
     Path(file_of(command)).write_text(code)
     result = cli("plugins", "check", file_of(command))
     assert result.exit_code == 0, result.stdout
 
 
-def test_there_is_an_example_for_everything_it_tells_of() -> None:
+def test_each_kind_has_an_example() -> None:
     assert [file_of(command) for _, command in EXAMPLES] == [
         "first_and_head.py",
         "scaled_head.py",

@@ -1,4 +1,4 @@
-"""What the README shows is what the project does."""
+"""The commands, files and examples of the README exist and run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def blocks(language: str) -> list[str]:
     return [text for name, text in found if name == language]
 
 
-def test_the_first_two_shell_blocks_are_the_two_commands() -> None:
+def test_first_two_shell_blocks() -> None:
     assert blocks("sh") == [
         "pip install -e . && adaptkit run --strategy lora\n",
         "pip install -e '.[test]' ./plugins/bitfit && pytest\n",
     ]
 
 
-def test_the_plugin_shown_is_the_plugin_shipped() -> None:
+def test_bitfit_is_the_shipped_plugin() -> None:
     def without_docstrings(source: str) -> str:
         tree = ast.parse(source)
         for node in ast.walk(tree):
@@ -43,7 +43,7 @@ def test_the_plugin_shown_is_the_plugin_shipped() -> None:
     assert len([line for line in shown.splitlines() if line]) <= 15
 
 
-def test_every_command_shown_exists_and_its_settings_are_valid() -> None:
+def test_commands_and_settings_are_valid() -> None:
     shown = [line.split("  ")[0] for line in blocks("")[-1].splitlines()]
     assert {line.split()[1] for line in shown} <= set(COMMANDS)
     plugins = load_plugins()
@@ -61,19 +61,19 @@ def test_every_command_shown_exists_and_its_settings_are_valid() -> None:
         assert problems == [] and resolve(layers, plugins).arms
 
 
-def test_every_file_named_exists() -> None:
+def test_links_exist() -> None:
     root = Path(__file__).parents[2]
     linked = re.findall(r"\]\(([^)h][^)]*)\)", README)
     assert linked and [name for name in linked if not (root / name).exists()] == []
 
 
-def test_help_lists_every_command_of_the_readme() -> None:
+def test_help_lists_all_commands() -> None:
     text = CliRunner().invoke(main, ["--help"], prog_name="adaptkit").stdout
     assert all(f"\n  {name} " in text for name in COMMANDS)
 
 
 @pytest.mark.slow
-def test_the_python_example_runs(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+def test_python_example_runs(capsys: pytest.CaptureFixture[str], store: Path) -> None:
     (example,) = [block for block in blocks("python") if "adaptkit.run(" in block]
     exec(compile(example, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
@@ -84,7 +84,7 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str], store: Path
     assert Path("report/report.html").exists()
 
 
-def test_the_strategy_with_options_runs(tmp_path: Path) -> None:
+def test_strategy_with_options_runs(tmp_path: Path) -> None:
     (example,) = [block for block in blocks("python") if "LastLayers" in block]
     path = tmp_path / "last_layers.py"
     path.write_text(example)

@@ -74,7 +74,7 @@ def check_results(book: Any) -> None:
         assert base64.b64decode(figure["image/png"]).startswith(PNG), name
 
 
-def test_the_kept_tutorial_was_run_from_top_to_bottom() -> None:
+def test_stored_notebook_ran_top_to_bottom() -> None:
     book = nbformat.read(TUTORIAL, as_version=4)
     nbformat.validate(book)
     counts = [cell.execution_count for cell in book.cells if cell.cell_type == "code"]
@@ -82,7 +82,7 @@ def test_the_kept_tutorial_was_run_from_top_to_bottom() -> None:
     check_results(book)
 
 
-def test_the_kept_tutorial_is_small_and_holds_nothing_of_a_machine() -> None:
+def test_stored_notebook_is_small_and_portable() -> None:
     assert TUTORIAL.stat().st_size < 600_000
     book = json.loads(TUTORIAL.read_text(encoding="utf-8"))
     assert book["metadata"] == {
@@ -99,7 +99,7 @@ def test_the_kept_tutorial_is_small_and_holds_nothing_of_a_machine() -> None:
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not the settings of whoever runs the tests.
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     # `import mlflow` asks for notebook widgets, which nothing here shows.
