@@ -95,7 +95,7 @@ def modules() -> dict[str, Path]:
 
 @functools.cache
 def imports(path: Path) -> list[str]:
-    """Return what a module imports when it runs: not for type checkers only."""
+    """Return the modules that a module imports at run time, not only for type checkers."""
     return list(imported(path))
 
 
