@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import adaptkit
 
 SCRIPT = """\
 from pathlib import Path
@@ -41,7 +44,10 @@ adaptkit.run("lora").comparison.best
 def check(folder: Path, text: str) -> list[str]:
     (folder / "script.py").write_text(text)
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "script.py"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder).stdout.splitlines()
+    # mypy does not find editable installations by itself.
+    environment = os.environ | {"PYTHONPATH": str(Path(adaptkit.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    return done.stdout.splitlines()
 
 
 @pytest.mark.slow
