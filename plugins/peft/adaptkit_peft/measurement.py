@@ -64,13 +64,20 @@ def _entry(peft_type: str, config: type[Any]) -> Entry:
     if _is_prompt(config):
         reason = reason or PROMPT
     if reason:
-        return Entry(peft_type, reason, (), True, False, ())
+        return Entry(type=peft_type, unavailable=reason, layers=(), starts_at_base=True, merges=False, options=())
     (first, shape), *others = NORMS if peft_type == ON_NORMS else PROBES
     # In the trials, allow every kind of layer.
     everything = tuple(
         sorted({sort for make, _ in (NORMS if peft_type == ON_NORMS else PROBES) for sort in sorts(make())})
     )
-    trial = Entry(peft_type, "", everything, True, True, options_of(peft_type, config))
+    trial = Entry(
+        type=peft_type,
+        unavailable="",
+        layers=everything,
+        starts_at_base=True,
+        merges=True,
+        options=options_of(peft_type, config),
+    )
     try:
         gap = _try(trial, first(), shape)
     except Exception as error:
@@ -78,7 +85,14 @@ def _entry(peft_type: str, config: type[Any]) -> Entry:
         try:
             gap = _try(trial, first(), shape)
         except Exception:
-            return Entry(peft_type, f"it fails on {sorts(first())[0]}: {_message(error)}", (), True, False, ())
+            return Entry(
+                type=peft_type,
+                unavailable=f"it fails on {sorts(first())[0]}: {_message(error)}",
+                layers=(),
+                starts_at_base=True,
+                merges=False,
+                options=(),
+            )
     adapted, failed = set(sorts(first())), set[str]()
     for make, shape in others:
         layer = make()

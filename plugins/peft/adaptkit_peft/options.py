@@ -76,7 +76,7 @@ def _option(peft_type: str, field: dataclasses.Field[Any], hint: Any) -> Option 
     if fitted and field.name == fitted.option:
         text = f"{text}; default: the largest value up to {default} that fits all layers"
         kinds, default = (*kinds, "none"), None
-    return Option(field.name, kinds, choices, default, text)
+    return Option(name=field.name, kinds=kinds, choices=choices, default=default, help=text)
 
 
 def _members(hint: Any) -> list[Any]:

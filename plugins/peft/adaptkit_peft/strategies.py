@@ -41,9 +41,9 @@ class PeftStrategy:
             raise BadInput(f"{self.name} cannot be used: {self.entry.unavailable}")
         head = model.get_submodule("head") if getattr(self, "train_head", False) else None
         only = "norm" if "norm layers" in self.entry.layers else "linear"
-        layers = find_layers(model, getattr(self, "targets", only), head, self.name)
+        layers = find_layers(model, getattr(self, "targets", only), left_out=head, strategy=self.name)
         self._require_fitting(layers)
-        wrap(model, self.entry.type, layers, self._settings(layers), self.name)
+        wrap(model, self.entry.type, names=layers, settings=self._settings(layers), strategy=self.name)
         self._check_merging(model, layers)
         if head is not None:
             head.requires_grad_(True)
@@ -140,11 +140,26 @@ def _own_options(entry: Entry) -> list[Option]:
     """Return adaptkit's own options that apply to this type."""
     if "norm layers" in entry.layers:
         return []
-    head = Option("train_head", ("bool",), (), False, "train the head itself instead of adapting it")
+    head = Option(
+        name="train_head",
+        kinds=("bool",),
+        choices=(),
+        default=False,
+        help="train the head itself instead of adapting it",
+    )
     if not any("convolutions" in sort for sort in entry.layers):
         return [head]
     words = ("linear", "conv", "all")
-    return [Option("targets", (), words, "linear", "layers to adapt: linear, conv (Conv2d) or all"), head]
+    return [
+        Option(
+            name="targets",
+            kinds=(),
+            choices=words,
+            default="linear",
+            help="layers to adapt: linear, conv (Conv2d) or all",
+        ),
+        head,
+    ]
 
 
 def _field(option: Option) -> tuple[str, Any, Any]:

@@ -48,7 +48,7 @@ class Timm:
         """
         from adaptkit_timm.models import InputPlan, build_model
 
-        return build_model(InputPlan.of(self.model, self.size, channels, size), self.weights, classes)
+        return build_model(InputPlan.of(self.model, self.size, channels=channels, size=size), self.weights, classes)
 
     @property
     def image_size(self) -> int:
@@ -64,7 +64,7 @@ class Timm:
         from adaptkit_timm.models import InputPlan
         from adaptkit_timm.weights import weights_id
 
-        plan = InputPlan.of(self.model, self.size, channels, size)
+        plan = InputPlan.of(self.model, self.size, channels=channels, size=size)
         return {**plan.described(), "weights_id": weights_id(plan.name, plan.config, self.weights)}
 
 
