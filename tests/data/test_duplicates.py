@@ -57,9 +57,10 @@ def grey(levels: list[int], labels: list[int]) -> Images:
 
 
 def notices(source: Images | None, target: Corpus) -> tuple[str, ...]:
-    dataset = None if source is None else Arrays("clean", Corpus(source))
+    dataset: Any = None if source is None else Arrays("clean", Corpus(source))
+    new: Any = Arrays("new", target)
     split = SplitSettings(source=10, pool=15, test=15)
-    made = domains.load_domains(dataset, Arrays("new", target), (), shift_text="", split=split, data_dir=Path("unused"))
+    made = domains.load_domains(dataset, new, (), shift_text="", split=split, data_dir=Path("unused"))
     return made.notices
 
 
@@ -88,10 +89,12 @@ def test_official_test_images_that_are_source_images() -> None:
 
 
 def test_too_few_images_after_copies_are_left_out() -> None:
+    few = SOURCE.take(torch.arange(20))
     with pytest.raises(BadInput) as caught:
-        notices(SOURCE, Corpus(SOURCE))
+        notices(few, Corpus(few))
+    assert caught.value.problems[0].startswith("data set new: too few images: ")
     assert caught.value.problems[1].startswith(
-        "new: 25 images are left out (exact copies of images of clean), 15 remain"
+        "new: 16 images are left out (exact copies of images of clean), 3 remain"
     )
 
 
