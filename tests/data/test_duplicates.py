@@ -59,7 +59,7 @@ def grey(levels: list[int], labels: list[int]) -> Images:
 def notices(source: Images | None, target: Corpus) -> tuple[str, ...]:
     dataset: Any = None if source is None else Arrays("clean", Corpus(source))
     new: Any = Arrays("new", target)
-    split = SplitSettings(source=10, pool=15, test=15)
+    split: Any = SplitSettings(source=10, pool=15, test=15)
     made = domains.load_domains(dataset, new, (), shift_text="", split=split, data_dir=Path("unused"))
     return made.notices
 
