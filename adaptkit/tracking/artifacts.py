@@ -106,9 +106,14 @@ def write_artifacts(folder: Path, run: RunStart, result: RunResult) -> None:
 def _write_report(stem: Path, predictions: Predictions, classes: tuple[str, ...]) -> None:
     from sklearn.metrics import classification_report
 
-    options = {"labels": range(len(classes)), "target_names": list(classes), "zero_division": 0}
-    text = classification_report(predictions.truth, predictions.predicted, digits=4, **options)
+    options = {"labels": range(len(classes)), "zero_division": 0}
+    labels = predictions.truth, predictions.predicted
+    text = classification_report(*labels, digits=4, target_names=list(classes), **options)
     stem.with_suffix(".txt").write_text(text, encoding="utf-8")
-    report = classification_report(predictions.truth, predictions.predicted, output_dict=True, **options)
-    report["accuracy"] = predictions.accuracy  # scikit-learn omits it if a class is absent
+    # With numbers as names, a class with the name of an average remains.
+    averages = classification_report(*labels, output_dict=True, **options)
+    by_class = {name: averages.pop(str(number)) for number, name in enumerate(classes)}
+    averages["accuracy"] = predictions.accuracy  # scikit-learn omits it if a class is absent
+    # As in the reports of scikit-learn, each class also has a key next to the averages, unless an average has its name.
+    report = {**by_class, **averages, "classes": by_class}
     stem.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

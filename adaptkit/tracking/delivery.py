@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: maximum number of metrics in one call to MLflow
 METRICS_PER_CALL = 1000
+#: maximum length of the name of a data set in MLflow, in characters
+NAME_LENGTH = 500
 #: seconds after which MLflow's client may have repeated a request
 SLOW = 1.0
 #: error codes of requests that the store rejects permanently
@@ -114,7 +116,8 @@ class Delivery:
         from mlflow.exceptions import MlflowException
 
         # MLflow has no data set class for torch. Its table holds 36 characters of a digest.
-        dataset = Dataset(name=event.name, digest=event.digest[:36], source_type="code", source=event.source)
+        name = event.name if len(event.name) <= NAME_LENGTH else f"...{event.name[3 - NAME_LENGTH :]}"
+        dataset = Dataset(name=name, digest=event.digest[:36], source_type="code", source=event.source)
         inputs = [DatasetInput(dataset, [InputTag(DATA_CONTEXT_TAG, event.context)])]
         try:
             self.client.log_inputs(run_id, inputs)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: maximum time to wait for a transaction of another program, as in MLflow
 BUSY_SECONDS = 20.0
+#: maximum length of a path in bytes: SQLite opens 512, and the names of temporary files are longer
+LONGEST_PATH = 480
 #: maximum time to wait for the lock; no process holds it for longer
 LOCK_SECONDS = 120.0
 
@@ -50,6 +52,11 @@ def ask_to_write(path: Path, timeout: float | None = None) -> None:
 def check_writable(path: Path) -> None:
     """Raise BadInput at once if the database cannot be written: MLflow itself would retry for 101 s."""
     folder = path.parent
+    if (length := len(os.fsencode(path))) > LONGEST_PATH:
+        raise BadInput(
+            f"the path of the tracking store is too long for SQLite ({length} bytes, at most {LONGEST_PATH}); name a "
+            "shorter one: --tracking-uri sqlite:///PATH/mlflow.db"
+        )
     try:
         os.stat(folder)
         # Write a file: permission bits do not show a read-only mount or a full disk.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from click.testing import Result
 from mlflow import MlflowClient
 from PIL import Image
+from sklearn.metrics import f1_score
 
 Cli = Callable[..., Result]
 NAMES = ["My%20Project", "q?r #1;", "p%q & 50%25", "it's", "ü 日", "-a:b@c", "[x]+~"]
@@ -38,7 +40,8 @@ def work(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], P
 
 def trained(cli: Cli, *arguments: str) -> str:
     """Train on the pictures of the current folder. Return the id of the run."""
-    options = ["--target", f"folder:{Path.cwd() / 'data'}", "--dataset", "none", "--backbone", "small_cnn"]
+    options = ["--dataset", "none", "--backbone", "small_cnn"]
+    options += [] if "--target" in arguments else ["--target", f"folder:{Path.cwd() / 'data'}"]
     result = cli("run", "-s", "full", *options, "--image-size", "16", "--epochs", "1", "--json", *arguments)
     assert result.exit_code == 0, result.stderr
     return str(json.loads(result.stdout)["runs"][0]["run_id"])
@@ -98,6 +101,33 @@ def test_percent_sign_that_is_not_quoted(cli: Cli, own_folder: Path) -> None:
         "Error: there is no folder 'My Project', for which sqlite:///My%20Project/runs.db stands; write % as %25: "
         "sqlite:///My%2520Project/runs.db"
     )
+
+
+@pytest.mark.slow
+def test_long_path_and_classes_with_names_of_averages(cli: Cli, work: Callable[[str], Path]) -> None:
+    folder = work("plain")
+    data = folder / "/".join(["d" * 120] * 5)
+    data.mkdir(parents=True)
+    (folder / "data" / "x").rename(data / "accuracy")
+    (folder / "data" / "y").rename(data / "macro avg")
+    run_id = trained(cli, "--target", f"folder:{data}")
+    (artifacts,) = folder.glob(f"mlruns/*/{run_id}/artifacts")
+    report = json.loads((artifacts / "classification_report_shifted.json").read_text(encoding="utf-8"))
+    with (artifacts / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    hits = [row["truth"] == row["prediction"] for row in rows]
+    assert report["accuracy"] == sum(hits) / len(hits)
+    for name in ("accuracy", "macro avg"):
+        truth, predicted = ([row[column] == name for row in rows] for column in ("truth", "prediction"))
+        assert report["classes"][name]["f1-score"] == pytest.approx(f1_score(truth, predicted, zero_division=0))
+        assert report["classes"][name]["support"] == sum(truth)
+
+
+def test_path_that_is_too_long_for_a_database(cli: Cli, work: Callable[[str], Path]) -> None:
+    work("/".join(["d" * 120] * 5))
+    result = cli("run", "-s", "full", "--target", "folder:data", "--dataset", "none", "--image-size", "16")
+    assert result.exit_code == 2
+    assert "the path of the tracking store is too long for SQLite (" in result.stderr
 
 
 def test_folder_in_which_mlflow_cannot_create_a_database(cli: Cli, work: Callable[[str], Path]) -> None:

@@ -159,7 +159,8 @@ def test_artifacts(tracked: Tracked, tmp_path: Path) -> None:
     report = json.loads(artifact(tracked.uri, run, "classification_report_shifted.json", tmp_path).read_text())
     assert report["accuracy"] == run.data.metrics["final/shifted_accuracy"]
     assert report["macro avg"]["f1-score"] == run.data.metrics["final/shifted_macro_f1"]
-    assert sorted(report) == sorted([*"0123456789", "accuracy", "macro avg", "weighted avg"])
+    assert sorted(report) == sorted([*"0123456789", "accuracy", "macro avg", "weighted avg", "classes"])
+    assert report["classes"] == {name: report[name] for name in "0123456789"}
     rows = list(csv.DictReader(artifact(tracked.uri, run, "predictions.csv", tmp_path).read_text().splitlines()))
     assert list(rows[0]) == ["test_set", "image", "truth", "prediction", "confidence", "base_prediction"]
     for name, metric, base in (
