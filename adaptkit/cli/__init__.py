@@ -85,7 +85,8 @@ class LazyGroup(click.Group):
         sys.excepthook = _show_traceback
         arguments = list(sys.argv[1:] if args is None else args)
         with guarded(), warnings.catch_warnings():
-            warnings.filterwarnings("always", module="adaptkit")
+            # Only warnings of adaptkit: Python hides those of others that are for developers.
+            warnings.filterwarnings("always", category=UserWarning, module=r"adaptkit(\.|$)")
             warnings.showwarning = _show_warning
             try:
                 code = super().main(arguments, prog_name, *rest, **options)

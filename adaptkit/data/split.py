@@ -309,17 +309,19 @@ def _require_enough(name: str, corpus: Corpus, parts: Mapping[str, Part], reason
     if not short:
         return
     # Without official test images, all parts come from the training images.
-    needed = FEWEST * (len(parts) if corpus.test is None else len(parts) - 1)
+    titles = [shown.get(title, title) for title in parts if corpus.test is None or title not in shown]
+    needed = FEWEST * len(titles)
     rare = [
         f"{'1 image' if count == 1 else f'{count} images'} of class {label!r}"
         for label, count in zip(corpus.train.classes, _counts(corpus.train), strict=True)
         if count < needed
     ]
     if rare:
-        titles = [shown.get(title, title) for title in parts]
+        purpose = f"{', '.join(titles[:-1])} and {titles[-1]}" if len(titles) > 1 else titles[0]
+        each = f"{needed}, {FEWEST} of them for each of {purpose}" if len(titles) > 1 else f"{needed} for {purpose}"
+        where = "" if corpus.test is None else " next to its test images"
         raise BadInput(
-            f"data set {name}: too few images: {_listed(rare)}; a class needs {needed}, {FEWEST} of them for each of "
-            f"{', '.join(titles[:-1])} and {titles[-1]}",
+            f"data set {name}: too few images: {_listed(rare)}{where}; a class needs {each}",
             *reasons,
         )
     missing = [f"{count} of class {label!r} in {title}" for label, count, title in short]

@@ -136,9 +136,12 @@ def _require_different_draws(experiments: Sequence[Experiment]) -> None:
         same = [other for other in experiments if other.plan.pool_images == plan.pool_images]
         fewer = [other.plan.shots for other in same if other.plan.drawn_images == plan.drawn_images]
         if plan.drawn_images < plan.shots * len(plan.classes) and min(fewer) < plan.shots:
+            # A pool below its requested size has all images that the data set can give.
+            is_limited = plan.pool_images >= (experiment.domains.split.pool or 0)
+            way_out = "remove this value, or raise split.pool" if is_limited else "remove this value, or add images"
             problems.append(
                 f"grid shots: {plan.shots} draws the same {plan.drawn_images:,} images as {min(fewer)}, because a run "
-                f"draws at most half of the pool of {plan.pool_images:,}; remove this value, or raise split.pool"
+                f"draws at most half of the pool of {plan.pool_images:,}; {way_out}"
             )
     if problems:
         raise BadInput(*dict.fromkeys(problems))

@@ -119,6 +119,16 @@ def test_plugin_with_a_slow_import(own_folder: Path) -> None:
     )
 
 
+def test_warnings_that_python_hides_stay_hidden(own_folder: Path) -> None:
+    leaky = "from adaptkit import hookimpl\n@hookimpl\ndef adaptkit_strategies():\n    open(__file__)\n    return []\n"
+    path = write(own_folder / "adaptkit_leaky.py", leaky)
+    command = [sys.executable, "-m", "adaptkit", "shifts", "--plugin", str(path)]
+    hidden = subprocess.run(command, capture_output=True, text=True)
+    assert (hidden.returncode, hidden.stderr) == (0, "")
+    shown = subprocess.run([*command[:1], "-W", "always", *command[1:]], capture_output=True, text=True)
+    assert "Warning: unclosed file" in shown.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
 def test_help_loads_no_plugin(own_folder: Path, arguments: list[str]) -> None:
     plugin = write(own_folder / "loud.py", "raise SystemExit('loaded')\n")

@@ -326,6 +326,13 @@ def test_from_python(swept: tuple[Path, dict[str, Any]], again: Path) -> None:
             ],
         ),
         (
+            ("--grid", "shots=20,35,40", "--dataset", "none", "--target", "digits", "--set", "split.pool=2000"),
+            [
+                "grid shots: 40 draws the same 350 images as 35, because a run draws at most half of the pool of 718; "
+                "remove this value, or add images"
+            ],
+        ),
+        (
             ("--grid", "lr=1e-4..1/1000log", "--grid", "lora.rank=1..20/20"),
             ["the grid has 20,000 settings of one strategy; one sweep runs at most 10,000"],
         ),

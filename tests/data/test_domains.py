@@ -657,6 +657,14 @@ def test_too_few_images():
         "data set pets: too few images: 3 images of class 'dog'; "
         "a class needs 6, 2 of them for each of source, pool and test"
     )
+    tested = Given("pets", Corpus(images.take(kept[:51]), images))
+    assert problem(lambda: load(tested)) == (
+        "data set pets: too few images: 1 image of class 'dog' next to its test images; "
+        "a class needs 4, 2 of them for each of source and pool"
+    )
+    assert problem(lambda: load(None, tested)) == (
+        "data set pets: too few images: 1 image of class 'dog' next to its test images; a class needs 2 for pool"
+    )
     ten = Given("ten", Corpus(some_images(300)))
     assert problem(lambda: load(ten, source=100, pool=10, test=100)) == (
         "data set ten: too few images: 1 of class '0' in pool, 1 of class '1' in pool, 1 of class '2' in pool, "
