@@ -34,9 +34,11 @@ class Adapter:
 
         Raises BadInput for a model without blocks.
         """
+        from adaptkit.backbones.layers import head_parameters
         from adaptkit.backbones.structure import find_stages, replace_layer
         from adaptkit.strategies.adapter_layers import AdaptedBlock, Bottleneck, output_channels
 
+        head = head_parameters(model) if self.train_head else []
         trained: list[nn.Parameter] = []
         for stage in find_stages(model):
             channels = output_channels(stage.last)
@@ -46,9 +48,7 @@ class Adapter:
                 trained += bottleneck.parameters()
         if not trained:
             raise BadInput(f"strategy adapter: {type(model).__name__} has no block to add an adapter to")
-        if self.train_head:
-            trained += model.head.parameters()  # type: ignore[union-attr]
-        return trained
+        return trained + head
 
 
 @hookimpl

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from adaptkit.backbones.structure import find_head, with_head
 from adaptkit.contracts import Backbone
-from adaptkit.errors import BadInput
-from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, described, listed, require, watched
+from adaptkit.errors import BadInput, listed
+from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, described, require, watched
 from adaptkit.training.objective import loss_of
 from adaptkit.training.seeding import RandomStream
 
@@ -41,7 +41,7 @@ class Build:
             raise NotTried("build() fails") from error
         if not isinstance(model, nn.Module):
             raise NotTried("build() does not return a model")
-        return with_head(model).eval()
+        return with_head(model, (self.channels, self.size)).eval()
 
     def images(self, count: int = 4) -> Tensor:
         """Return float images in 0..1."""

@@ -149,7 +149,7 @@ def base(name: str) -> nn.Module:
 def _trained(name: str) -> nn.Module:
     make, channels = MODELS[name]
     with RandomStream(0):
-        model = with_head(make())
+        model = with_head(make(), (channels, SIZE))
     pixels, labels = images(channels)
     recipe = Recipe(epochs=2, batch_size=8, lr=1e-2, order_seed=0)
     passes = plain_passes(model, lambda epoch: pixels, labels=labels, test=(pixels, labels))

@@ -196,8 +196,3 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of each parameter by name."""
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def listed(names: list[str]) -> str:
-    """Return the first names, and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import load_adapter, save_adapter
-from adaptkit.errors import BadInput
+from adaptkit.errors import BadInput, listed
 from adaptkit.experiment.adaptation import AdaptedModel
-from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, described, listed, require, shapes, tensors, watched
+from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, described, require, shapes, tensors, watched
 from adaptkit.testing.trials import TOLERANCE, Refused, Trial, declared
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import count, set_train_mode
