@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ TOLERANCE = 1e-4
 class Usage:
     """How a model uses its layers and parameters, by name.
 
-    `called` are the layers that the forward pass calls, and `read` those whose weights it also uses in another way.
+    `called` are the modules that the forward pass calls, and `read` those whose weights it also uses in another way.
     `unused` are the parameters on which the logits do not depend. `heads` are the classifier layers: the last linear
     layer, and others of its shape next to it if the logits are computed from several. `heads_decide` is true if the
     logits of all images are equal when the weights of these layers are zero.
@@ -55,22 +56,11 @@ def find_usage(model: nn.Module) -> Usage | None:
         return None
     if USAGE not in vars(model):
         channels, size = getattr(model, INPUT)
-        like = next(model.parameters(), torch.zeros(()))
-        modes = [(module, module.training) for module in model.modules()]
-        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         try:
-            # In a stream of its own, so that layers that draw random numbers do not change later draws.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                images = torch.rand(2, channels, size, size).to(like.device, like.dtype)
-                vars(model)[USAGE] = _usage(model.eval(), images)
+            # On a copy, since a forward pass may leave tensors or other state in the model.
+            vars(model)[USAGE] = _usage(copy.deepcopy(model).eval(), channels=channels, size=size)
         except Exception:  # models raise many kinds of errors; whoever runs the model reports them
             vars(model)[USAGE] = None
-        finally:
-            for module, training in modes:
-                module.training = training
-            for parameter, trained in flags:
-                parameter.requires_grad_(trained)
     usage: Usage | None = vars(model)[USAGE]
     return usage
 
@@ -80,24 +70,32 @@ def forget_usage(model: nn.Module) -> None:
     vars(model).pop(USAGE, None)
 
 
-def _usage(model: nn.Module, images: Tensor) -> Usage:
+def _usage(model: nn.Module, *, channels: int, size: int) -> Usage:
+    with torch.random.fork_rng(devices=[]):  # layers that draw random numbers do not change later draws
+        torch.manual_seed(0)
+        like = next(model.parameters())
+        return _observed(model, torch.rand(2, channels, size, size).to(like.device, like.dtype))
+
+
+def _observed(model: nn.Module, images: Tensor) -> Usage:
     outputs: dict[nn.Module, list[Any]] = {}
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
-        outputs.setdefault(module, []).append(output)
+        kept = outputs.setdefault(module, [])
+        if _weight(module) is not None:
+            kept.append(output)
 
     parameters = dict(model.named_parameters())
     floating = {name: parameter for name, parameter in parameters.items() if parameter.is_floating_point()}
     for parameter in floating.values():
         parameter.requires_grad_(True)
-    layers = [module for module in model.modules() if "weight" in module._parameters or not module._modules]
     # With gradients, since torch's transformer layers read weights instead of calling layers without them.
-    with torch.enable_grad(), _hooks(layers, note):
+    with torch.enable_grad(), _hooks(list(model.modules()), note):
         logits = model(images.clone())
     gradients = torch.autograd.grad(logits.sum(), list(floating.values()), allow_unused=True)
     unused = frozenset(name for name, grad in zip(floating, gradients, strict=True) if grad is None)
     names = {module: name for name, module in model.named_modules()}
-    weighted = [module for module in layers if module in outputs and _weight(module) is not None]
+    weighted = [module for module, kept in outputs.items() if kept]
     read = {names[module] for module in _read(model, images, weighted, outputs)}
     heads, heads_decide = _heads(model, images)
     return Usage(
@@ -188,6 +186,12 @@ def _weight(layer: nn.Module) -> nn.Parameter | None:
     """Return the weight of a layer if it is a parameter of the layer itself."""
     weight = layer._parameters.get("weight")
     return weight if isinstance(weight, nn.Parameter) and weight.is_floating_point() else None
+
+
+def is_called(model: nn.Module, module: nn.Module) -> bool:
+    """Check whether the forward pass of a model that is not adapted yet calls a module; true if that is not known."""
+    usage = find_usage(model)
+    return usage is None or next(name for name, part in model.named_modules() if part is module) in usage.called
 
 
 def find_heads(model: nn.Module) -> list[nn.Module]:
@@ -295,7 +299,7 @@ def same(ours: Any, theirs: Tensor) -> bool:
     return bool((ours - theirs).abs().max() <= TOLERANCE * max(1.0, float(theirs.abs().max())))
 
 
-def coverage(title: str, adapted: int, left_out: Mapping[str, str]) -> list[str]:
+def coverage(title: str, adapted: int, left_out: Mapping[str, str], what: str = "layers") -> list[str]:
     """Return the notice about layers that a strategy does not adapt, with their number and the reasons, if any.
 
     Examples
@@ -311,4 +315,4 @@ def coverage(title: str, adapted: int, left_out: Mapping[str, str]) -> list[str]
     parts = [f"{listed(names)} ({reason})" for reason, names in by_reason.items()]
     total = adapted + len(left_out)
     few = "only " if adapted < total / 2 else ""
-    return [f"{title}: adapts {few}{adapted} of {total} layers; not: {'; '.join(parts)}"]
+    return [f"{title}: adapts {few}{adapted} of {total} {what}; not: {'; '.join(parts)}"]

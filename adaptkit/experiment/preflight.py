@@ -102,6 +102,11 @@ def near(ours: Tensor, theirs: Tensor) -> bool:
     return not bool(gap > TOLERANCE * largest)
 
 
+def are_probabilities(output: Tensor) -> bool:
+    """Check whether the outputs of a model are probabilities instead of logits: not negative, with sum 1."""
+    return bool((output >= 0).all()) and torch.allclose(output.sum(1), torch.ones(len(output)).to(output), atol=1e-4)
+
+
 def moved_buffers(model: nn.Module, images: Tensor) -> list[str]:
     """Return the names of buffers that a forward pass in evaluation mode changes."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -183,7 +188,7 @@ def try_backbone(model: nn.Module, sample: Sample, *, name: str, new_head: bool)
     if differs_each_time(model, images):
         raise BadInput(f"{title}: in evaluation mode it gives other logits each time")
     notices = []
-    if bool((output >= 0).all()) and torch.allclose(output.sum(1), torch.ones(len(output)), atol=1e-4):
+    if are_probabilities(output):
         notices.append(
             f"{title}: its outputs are probabilities, not logits; does it end in a softmax? Remove it, since the loss "
             "applies one"

@@ -137,7 +137,10 @@ def set_train_mode(model: nn.Module, adapt_statistics: bool = False) -> None:
             weight = getattr(module, "weight", None)
             trained = weight.requires_grad if isinstance(weight, Tensor) else everything
             trained = trained or adapt_statistics
-        module.training = trained
+        if type(module).train is nn.Module.train:
+            module.training = trained
+        else:
+            module.train(trained)  # it also acts on the change, for example by emptying a cache
         for child in module.children():
             visit(child, trained)
 
