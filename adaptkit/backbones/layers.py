@@ -74,6 +74,9 @@ def _usage(model: nn.Module, *, channels: int, size: int) -> Usage:
     with torch.random.fork_rng(devices=[]):  # layers that draw random numbers do not change later draws
         torch.manual_seed(0)
         like = next(model.parameters())
+        for parameter in model.parameters():
+            if not bool(parameter.any()):  # zeros would hide what depends on them
+                parameter.data.normal_(std=0.1)
         return _observed(model, torch.rand(2, channels, size, size).to(like.device, like.dtype))
 
 
