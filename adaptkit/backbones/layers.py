@@ -125,11 +125,14 @@ def _read(
 ) -> list[nn.Module]:
     """Return the layers whose weights have an effect besides the outputs of the layers.
 
-    The outputs are replaced by those recorded before, and the weights by NaN: the logits must stay finite.
+    The outputs are replaced by those recorded before, and the weights by NaN: the inputs of these layers and the logits
+    must stay finite.
     """
     calls: dict[nn.Module, int] = {}
+    inputs_seen: list[Tensor] = []
 
-    def replay(module: nn.Module, _: Any, output: Any) -> Any:
+    def replay(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        inputs_seen.extend(value for value in inputs if isinstance(value, Tensor) and value.is_floating_point())
         calls[module] = calls.get(module, 0) + 1
         return outputs[module][calls[module] - 1]
 
@@ -137,11 +140,13 @@ def _read(
         weights = [weight for module in chosen for weight in [_weight(module)] if weight is not None]
         values = [weight.detach().clone() for weight in weights]
         calls.clear()
+        inputs_seen.clear()
         try:
             for weight in weights:
                 weight.fill_(float("nan"))
             with _hooks(chosen, replay):
-                return not bool(torch.isfinite(model(images.clone())).all())
+                logits = model(images.clone())
+            return not all(bool(torch.isfinite(value).all()) for value in (*inputs_seen, logits))
         except Exception:  # code that rejects NaN has read the weight
             return True
         finally:

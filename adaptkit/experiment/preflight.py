@@ -194,7 +194,11 @@ def try_backbone(model: nn.Module, sample: Sample, *, name: str, new_head: bool)
             f"{title}: its outputs are probabilities, not logits; does it end in a softmax? Remove it, since the loss "
             "applies one"
         )
-    if depends_on_batch(model, images):
+    try:
+        is_batch_dependent = depends_on_batch(model, images)
+    except Exception as error:
+        raise BadInput(f"{title} fails for a single image: {located(error)}") from error
+    if is_batch_dependent:
         notices.append(
             f"{title}: in evaluation mode the logits of an image depend on the other images of its batch, so the "
             "accuracies hold only for such batches; does a BatchNorm layer have no running statistics?"
