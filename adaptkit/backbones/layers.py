@@ -49,8 +49,8 @@ class Usage:
 def find_usage(model: nn.Module) -> Usage | None:
     """Run a model that is not adapted yet forward and backward on two random images, and return how it uses its parts.
 
-    Returns None if the size of its images is not known, or if the model fails. The result is kept with the model until
-    `forget_usage` is called.
+    Returns None if the size of its images is not known, or if the model fails. The result is kept with the model, and
+    with copies of it, until `forget_usage` is called.
     """
     if not hasattr(model, INPUT):
         return None
@@ -63,6 +63,11 @@ def find_usage(model: nn.Module) -> Usage | None:
             vars(model)[USAGE] = None
     usage: Usage | None = vars(model)[USAGE]
     return usage
+
+
+def share_usage(model: nn.Module, other: nn.Module) -> None:
+    """Use the result of `find_usage` for another model with the same layers."""
+    vars(other)[USAGE] = find_usage(model)
 
 
 def forget_usage(model: nn.Module) -> None:
@@ -162,7 +167,10 @@ def _read(
 @torch.no_grad()
 def _heads(model: nn.Module, images: Tensor) -> tuple[list[nn.Module], bool]:
     """Return the classifier layers of a model, and whether they alone decide the logits."""
-    head = find_head(model.head)  # type: ignore[arg-type]
+    try:
+        head = find_head(model.head)  # type: ignore[arg-type]
+    except BadInput:  # there is no linear layer
+        return [], True
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     twins = list(itertools.takewhile(lambda layer: _shape(layer) == _shape(linear[-1]), reversed(linear)))
     for heads in ([head], twins[::-1]):
