@@ -54,7 +54,6 @@ ONE_IMPORTER = {
     "adaptkit.cli.views.trials": "a view is imported when its command prints",
     "adaptkit.cli.views.tuning": "a view is imported when its command prints",
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
-    "adaptkit.data.sets.folder": "loaded by name, as a built-in plugin",
     "adaptkit.experiment.measurement": "one idea: the metrics of a finished run",
     "adaptkit.reports.figures.classes": "one kind of figure",
     "adaptkit.reports.figures.pairs": "one kind of figure",

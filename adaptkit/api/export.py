@@ -108,7 +108,7 @@ class ExportRecord:
     --------
     >>> record = adaptkit.export(run_id, to="torch-export", output="program")
     >>> record.files
-    ('README.md', 'model.json', 'model.pt2')
+    ('README.md', 'model.json', 'model.pt2', 'read_picture.py')
     """
 
     run_id: str

@@ -122,15 +122,15 @@ def _print_csv(predictions: Iterator[Prediction], count: int) -> None:
     """Print a row for each image, with two columns for each of the `count` best classes."""
     names = ["path", "class", "confidence"]
     names += [f"{name}_{rank}" for rank in range(2, count + 1) for name in ("class", "confidence")]
-    click.echo(_csv_row(names))
+    click.echo(_csv_row(names), nl=False)
     for prediction in predictions:
         ranked = [cell for name, share in prediction.ranked for cell in (name, f"{share:.6f}")]
-        click.echo(_csv_row([_shown(prediction.path), *ranked]))
+        click.echo(_csv_row([_shown(prediction.path), *ranked]), nl=False)
 
 
 def _csv_row(cells: Iterable[str]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(map(printable, cells))
+    csv.writer(text, lineterminator="\n").writerow(map(printable, cells))
     return text.getvalue()
 
 

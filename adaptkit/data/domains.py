@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Corpus, Dataset, Images, Reading, Shift, StoredPixels
-from adaptkit.data.pixels import NamedPixels, alike, chunks, held, names_of, resized
-from adaptkit.data.split import NOTHING, Part, copies, source_parts, split_part, target_parts
+from adaptkit.data.duplicates import Members, repetitions
+from adaptkit.data.pixels import NamedPixels, alike, chunks, held, resized
+from adaptkit.data.split import NOTHING, Part, source_parts, split_part, target_parts
 from adaptkit.data.split_files import SplitPart, read_split, split_text
 from adaptkit.data.views import LazyViews, Views, views_of
 from adaptkit.errors import BadInput, located
@@ -236,14 +237,18 @@ def load_domains(
         else:
             foreign = relabelled(foreign, target_name, classes=classes, source=name)
         avoid = [part for part in (source, clean) if part is not None]
-        chosen = target_parts(foreign, target_name, split, earlier=earlier, avoid=avoid)
+        chosen, copies = target_parts(foreign, target_name, split, earlier=earlier, source=name, avoid=avoid)
+        notices += copies
         titles = ("pool", "shifted_test")
         parts |= {title: split_part(foreign, target_name, part) for title, part in zip(titles, chosen, strict=True)}
         model = None if source is None else source.images.pixels.shape
         pool, shifted = (_held(_like(part, model, f"target {target_name}")) for part in chosen)
-    if any(loaded is not None and names_of(loaded.train.pixels) for loaded in (corpus, foreign)):
-        parts_by_title = {"the pool": pool, "the source": source, "the test set": shifted}
-        notices += copies(parts_by_title | ({} if clean is shifted else {"the source test set": clean}))
+    compared = {"the pool": ("pool", pool), "the source": ("source", source), "the test set": ("shifted_test", shifted)}
+    if clean is not shifted:
+        compared["the source test set"] = ("clean_test", clean)
+    notices += repetitions(
+        {title: Members(part.images, parts[key].members) for title, (key, part) in compared.items() if part is not None}
+    )
     clean_test = None if clean is None else _test_set(clean, (), 0)
     shifted_test = _test_set(shifted, shifts, _test_seed(split))
     source_digest = ""

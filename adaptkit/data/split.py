@@ -6,15 +6,15 @@ Indices are in random order, so that the first images of a part are of several c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
-import numpy
 import torch
 from torch import Generator, Tensor
 
 from adaptkit.contracts import Corpus, Images
-from adaptkit.data.pixels import chunks, held, loaded, names_of
+from adaptkit.data.duplicates import equal_images, named
+from adaptkit.data.pixels import held, names_of
 from adaptkit.data.split_files import Split, SplitPart, positions
 from adaptkit.errors import BadInput
 from adaptkit.seeds import derive_seed
@@ -120,47 +120,6 @@ def _require(total: int, sizes: Sequence[int]) -> None:
         raise ValueError(f"cannot take parts of {list(sizes)} from {total} images")
 
 
-#: number of images whose keys are computed at a time, so that they fit into the cache of a processor
-ROWS = 256
-
-
-def occurring(images: Images, others: Sequence[Images]) -> Tensor:
-    """Return a mask `[n]` of the images that also occur in `others`, which have the same channels and size."""
-    keys, other_keys = _keys(images), [_keys(other) for other in others]
-    likely = numpy.isin(keys, numpy.concatenate(other_keys))
-    if likely.any():
-        # Different images can have equal keys, so compare the pixels.
-        seen = set[bytes]()
-        for other, keys_of_other in zip(others, other_keys, strict=True):
-            seen.update(_contents(other, numpy.isin(keys_of_other, keys[likely])))
-        likely[likely] = [content in seen for content in _contents(images, likely)]
-    return torch.from_numpy(likely)
-
-
-def _contents(images: Images, chosen: numpy.ndarray) -> list[bytes]:
-    pixels = loaded(images.take(torch.from_numpy(chosen))).pixels
-    return [image.tobytes() for image in pixels.numpy()]
-
-
-def _keys(images: Images) -> numpy.ndarray:
-    """Return a uint64 hash of each image."""
-    width = images.pixels.shape[1:]
-    words = -(-int(numpy.prod(width)) // 8)
-    weights = numpy.random.Generator(numpy.random.PCG64(0)).integers(2**64, size=words, dtype=numpy.uint64) | 1
-    return numpy.concatenate([_mixed(rows, weights) for chunk in chunks(images.pixels) for rows in chunk.split(ROWS)])
-
-
-def _mixed(rows: Tensor, weights: numpy.ndarray) -> numpy.ndarray:
-    padded = numpy.zeros((len(rows), 8 * len(weights)), dtype=numpy.uint8)
-    flat = rows.flatten(1).numpy()
-    padded[:, : flat.shape[1]] = flat
-    mixed = padded.view(numpy.uint64) * weights
-    # Without this step, high bits would not affect low bits.
-    mixed ^= mixed >> numpy.uint64(32)
-    keys: numpy.ndarray = mixed.sum(axis=1, dtype=numpy.uint64)
-    return keys
-
-
 #: minimum number of images of each class in each part, because a run draws at most half of the pool
 FEWEST = 2
 
@@ -187,15 +146,22 @@ def source_parts(
 
 
 def target_parts(
-    corpus: Corpus, name: str, settings: SplitSettings, *, earlier: Split | None, avoid: Sequence[Part]
-) -> list[Part]:
-    """Return pool and test images of a target, without the images of `avoid`; raise BadInput if too few."""
+    corpus: Corpus, name: str, settings: SplitSettings, *, earlier: Split | None, source: str, avoid: Sequence[Part]
+) -> tuple[list[Part], tuple[str, ...]]:
+    """Return pool and test images of a target, and notices about images that are left out; raise BadInput if too few.
+
+    Images that also occur in `avoid`, parts of the data set `source`, are left out.
+    """
     parts = _parts_of_split(corpus, name, earlier=earlier, titles=["pool", "shifted_test"])
+    notices: tuple[str, ...] = ()
     if parts is None:
-        _, *chosen = _parts(corpus, settings, "target", pool=settings.pool, test=settings.test, avoid=avoid)
+        copies = _Copies(avoid)
+        _, *chosen = _parts(corpus, settings, "target", pool=settings.pool, test=settings.test, copies=copies)
         parts = dict(zip(("pool", "shifted_test"), chosen, strict=True))
-    _require_enough(name, corpus, parts)
-    return [parts["pool"], parts["shifted_test"]]
+        remaining = sum(len(part.index) for part in chosen)
+        notices = copies.notices(name, source, remaining, _names(corpus))
+    _require_enough(name, corpus, parts, notices)
+    return [parts["pool"], parts["shifted_test"]], notices
 
 
 def split_part(corpus: Corpus, name: str, part: Part) -> SplitPart:
@@ -203,24 +169,6 @@ def split_part(corpus: Corpus, name: str, part: Part) -> SplitPart:
     names = _names(corpus)
     members = part.index.tolist()
     return SplitPart(name, tuple(members if names is None else (names[index] for index in members)))
-
-
-def copies(parts: Mapping[str, Part | None]) -> tuple[str, ...]:
-    """Return a notice for each test set with exact copies of training images, which are common in folders of users.
-
-    Parts that are not in memory are not checked.
-    """
-    in_memory = {
-        title: part for title, part in parts.items() if part is not None and isinstance(part.images.pixels, Tensor)
-    }
-    pairs = [(test, other) for test in in_memory if "test" in test for other in in_memory if "test" not in other]
-    lines = []
-    for test, other in pairs:
-        trained, tested = in_memory[other], in_memory[test]
-        count = int(occurring(tested.images, [trained.images]).sum()) if len(trained.index) else 0
-        if count:
-            lines.append(f"{count} of {len(tested.index)} images of {test} are exact copies of images in {other}")
-    return tuple(lines)
 
 
 NOTHING = torch.empty(0, dtype=torch.int64)
@@ -268,26 +216,27 @@ def _parts(
     source: int | None = 0,
     pool: int | None = 0,
     test: int | None = 0,
-    avoid: Sequence[Part] = (),
+    copies: _Copies | None = None,
 ) -> tuple[Part, Part, Part]:
     """Return disjoint source, pool and test set; the test set is from the official test images if there are any.
 
-    Pool and test set exclude the images of `avoid`. Images in memory are excluded before the parts are chosen. Stored
-    images are excluded afterwards and not replaced, to avoid decoding all of them.
+    Pool and test set exclude `copies`. Images in memory are excluded before the parts are chosen. Stored images are
+    excluded afterwards and not replaced, to avoid decoding all of them.
     """
     source, pool, test = source or 0, pool or 0, test or 0
-    train = _unseen(Part(corpus.train, torch.arange(len(corpus.train))), avoid, stored=False)
+    copies = copies or _Copies(())
+    train = copies.excluded(Part(corpus.train, torch.arange(len(corpus.train))), stored=False)
     if corpus.test is None:
         first, second, third = sizes_for(len(train.index), source=source, pool=pool, test=test)
         # The pool comes last, so that its size does not change the test set and the source, and the base can be shared.
         tested, trained, pooled = _divide(train, [third, first, second], split=split, purpose=purpose)
     else:
         official = Part(corpus.test, torch.arange(len(corpus.test)) + len(corpus.train))
-        official = _unseen(official, avoid, stored=False)
+        official = copies.excluded(official, stored=False)
         first, second, _ = sizes_for(len(train.index), source=source, pool=pool)
         trained, pooled = _divide(train, [first, second], split=split, purpose=purpose)
         (tested,) = _divide(official, [min(test, len(official.index))], split=split, purpose=f"{purpose} test")
-    return trained, _unseen(pooled, avoid, stored=True), _unseen(tested, avoid, stored=True)
+    return trained, copies.excluded(pooled, stored=True), copies.excluded(tested, stored=True)
 
 
 def _divide(part: Part, sizes: Sequence[int], *, split: SplitSettings, purpose: str) -> list[Part]:
@@ -299,21 +248,55 @@ def _divide(part: Part, sizes: Sequence[int], *, split: SplitSettings, purpose: 
     return [Part(part.images.take(indices), part.index[indices]) for indices in chosen]
 
 
-def _unseen(part: Part, avoid: Sequence[Part], *, stored: bool) -> Part:
-    """Return the part without images that also occur in `avoid`. For example, mnist contains the images of mnist5k.
+@dataclass(frozen=True)
+class _Copies:
+    """Exclude images that also occur in the parts of another data set. For example, mnist contains mnist5k."""
 
-    If `stored` is True, only stored images are checked, otherwise only images in memory.
-    """
-    pixels = part.images.pixels
-    others = [other.images for other in avoid if other.images.pixels.shape[1:] == pixels.shape[1:]]
-    if not others or isinstance(pixels, Tensor) is stored:
-        return part
-    part = Part(held(part.images), part.index)
-    seen = occurring(part.images, others)
-    return Part(part.images.take(~seen), part.index[~seen]) if bool(seen.any()) else part
+    others: Sequence[Part]
+    #: positions of excluded images; `relabelled` have another label in the other data set
+    positions: list[int] = field(default_factory=list)
+    relabelled: list[int] = field(default_factory=list)
+
+    def excluded(self, part: Part, *, stored: bool) -> Part:
+        """Return the part without copies.
+
+        If `stored` is True, only stored images are checked, otherwise only images in memory.
+        """
+        pixels = part.images.pixels
+        others = [other.images for other in self.others if other.images.pixels.shape[1:] == pixels.shape[1:]]
+        if not others or isinstance(pixels, Tensor) is stored:
+            return part
+        part = Part(held(part.images), part.index)
+        compared = [part.images, *others]
+        kept = torch.ones(len(part.index), dtype=torch.bool)
+        for group in equal_images(compared):
+            labels = {int(compared[place].labels[index]) for place, index in group if place > 0}
+            for index in (index for place, index in group if place == 0 and labels):
+                kept[index] = False
+                self.positions.append(int(part.index[index]))
+                if int(part.images.labels[index]) not in labels:
+                    self.relabelled.append(int(part.index[index]))
+        return Part(part.images.take(kept), part.index[kept]) if not bool(kept.all()) else part
+
+    def notices(self, name: str, source: str, remaining: int, names: Sequence[str] | None) -> tuple[str, ...]:
+        """Return notices about the excluded images of data set `name`, whose images have these names, if any."""
+
+        def examples(positions: Sequence[int]) -> str:
+            return named([position if names is None else names[position] for position in positions])
+
+        if not self.positions:
+            return ()
+        is_one = len(self.positions) == 1
+        what = "image is left out (exact copy of an image" if is_one else "images are left out (exact copies of images"
+        count = f"{len(self.positions)} {what} of {source})"
+        lines = [f"{name}: {count}, {remaining} remain: {examples(self.positions)}"]
+        if self.relabelled:
+            have = f"{len(self.relabelled)} of these {'has' if len(self.relabelled) == 1 else 'have'}"
+            lines.append(f"{name}: {have} another label in {source}: {examples(self.relabelled)}")
+        return tuple(lines)
 
 
-def _require_enough(name: str, corpus: Corpus, parts: Mapping[str, Part]) -> None:
+def _require_enough(name: str, corpus: Corpus, parts: Mapping[str, Part], reasons: Sequence[str] = ()) -> None:
     """Raise BadInput if a part has too few images of a class."""
     shown = {"clean_test": "test", "shifted_test": "test"}
     counts = {title: _counts(part.images) for title, part in parts.items()}
@@ -336,12 +319,14 @@ def _require_enough(name: str, corpus: Corpus, parts: Mapping[str, Part]) -> Non
         titles = [shown.get(title, title) for title in parts]
         raise BadInput(
             f"data set {name}: too few images: {_listed(rare)}; a class needs {needed}, {FEWEST} of them for each of "
-            f"{', '.join(titles[:-1])} and {titles[-1]}"
+            f"{', '.join(titles[:-1])} and {titles[-1]}",
+            *reasons,
         )
     missing = [f"{count} of class {label!r} in {title}" for label, count, title in short]
     keys = " and ".join(f"split.{title}" for title in dict.fromkeys(title for *_, title in short))
     raise BadInput(
-        f"data set {name}: too few images: {_listed(missing)}; each part needs {FEWEST} of each class (see {keys})"
+        f"data set {name}: too few images: {_listed(missing)}; each part needs {FEWEST} of each class (see {keys})",
+        *reasons,
     )
 
 

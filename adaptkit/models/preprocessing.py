@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from adaptkit.comparison.numbers import counted
-from adaptkit.data.sets.folder import SYSTEM_NAMES
+from adaptkit.data.sets.layout import SYSTEM_NAMES
 from adaptkit.data.shifts import luminance
 from adaptkit.errors import BadInput
 from adaptkit.training.objective import probabilities

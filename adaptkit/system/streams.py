@@ -1,4 +1,4 @@
-"""Handle closed pipes and full disks: drop messages that cannot be printed, and fail if results are lost."""
+"""Handle closed pipes, full disks and encodings: drop messages that cannot be printed, and fail if results are lost."""
 
 from __future__ import annotations
 
@@ -23,8 +23,27 @@ class OutputLost(AdaptkitError):
         self.exit_code = 128 + getattr(signal, "SIGPIPE", 13) if is_closed else 1
 
 
+#: characters of sentences and tables -> similar ASCII characters, for streams that cannot encode them
+SIMILAR = {
+    "\N{EN DASH}": "-",
+    "\N{MINUS SIGN}": "-",
+    "\N{PLUS-MINUS SIGN}": "+-",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "\N{MIDDLE DOT}": ".",
+    "\N{HORIZONTAL ELLIPSIS}": "...",
+    "\N{RIGHTWARDS ARROW}": "->",
+    **dict.fromkeys("─━╸╺", "-"),
+}
+
+
 class _Stream:
-    """Wrap a stream; after its first error, all further output is dropped."""
+    """Wrap a stream; after its first error, all further output is dropped.
+
+    Characters that the stream cannot encode are replaced by similar ones, or by escapes such as `\\u65e5`.
+    """
+
+    #: Click and Rich need not replace any character
+    encoding = "utf-8"
 
     def __init__(self, stream: TextIO | None) -> None:
         # None: the stream was closed before Python started.
@@ -37,7 +56,10 @@ class _Stream:
             return 0
         count = len(text)
         with self._handle_errors():
-            count = self._stream.write(text)
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                self._stream.write(_encodable(text, self._stream.encoding))
         return count
 
     def flush(self) -> None:
@@ -63,6 +85,19 @@ class _Stream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _encodable(text: str, encoding: str) -> str:
+    """Return a text without the characters that an encoding does not have."""
+
+    def plain(character: str) -> str:
+        try:
+            character.encode(encoding)
+        except UnicodeEncodeError:
+            return SIMILAR.get(character) or _escaped(character)
+        return character
+
+    return "".join(map(plain, text))
 
 
 class Messages(_Stream):

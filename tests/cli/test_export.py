@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy
 import pytest
 import requests
 import torch
@@ -257,6 +258,87 @@ def test_code_of_the_exported_readme(to: str, cli: Cli, lora: str, tracked: Trac
     expected = digit(lora, Path("out/picture.png"))
     (code,) = code_of(Path("out/README.md"), "python")
     assert run_code(Path("out"), code) == expected
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Train on colour pictures. Return the run and its store."""
+    folder = tmp_path_factory.mktemp("colour")
+    for number, label in enumerate(("a", "b")):
+        (folder / "pictures" / label).mkdir(parents=True)
+        for index in range(16):
+            noise = numpy.random.default_rng(100 * number + index).integers(0, 256, (16, 16, 3), numpy.uint8)
+            Image.fromarray(noise).save(folder / "pictures" / label / f"{index}.png")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    target = f"folder:{folder / 'pictures'}"
+    outcome = adaptkit.run(
+        "lora", dataset="none", target=target, backbone="small_cnn", image_size=16, epochs=1, tracking_uri=uri
+    )
+    return str(outcome.runs[0].run_id), uri
+
+
+def pictures(folder: Path) -> list[str]:
+    """Write pictures in modes and with tags that readers often treat in different ways. Return their names."""
+    values = numpy.random.default_rng(0).integers(0, 256, (40, 56, 3), numpy.uint8)
+    photo = Image.fromarray(values).resize((30, 50))
+    grey = numpy.asarray(photo.convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    veiled = photo.copy()
+    veiled.putalpha(Image.linear_gradient("L").resize(photo.size))
+    photo.save(folder / "plain.png")
+    photo.save(folder / "turned.jpg", exif=exif)
+    photo.convert("CMYK").save(folder / "inks.jpg")
+    photo.quantize(16).save(folder / "palette.png", transparency=3)
+    photo.convert("1").save(folder / "dots.png")
+    photo.save(folder / "keyed.png", transparency=photo.getpixel((3, 3)))
+    veiled.save(folder / "veiled.png")
+    Image.fromarray(grey.astype(numpy.uint16) * 257).save(folder / "sixteen.png")
+    Image.fromarray(grey.astype(numpy.float32) / 255).save(folder / "floats.tif")
+    return sorted(path.name for path in folder.iterdir())
+
+
+#: the server of the README, without a server
+ANSWER = """
+import mlflow, numpy, requests
+served = mlflow.pyfunc.load_model(".")
+class Answer:
+    def __init__(self, inputs):
+        self.predictions = served.predict(numpy.array(inputs, "float32")).tolist()
+    def json(self):
+        return {"predictions": self.predictions}
+requests.post = lambda address, json: Answer(json["inputs"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["merged", "peft", "torch-export", "onnx", "mlflow"])
+def test_readme_reads_every_picture_as_predict(
+    to: str, cli: Cli, colour: tuple[str, str], own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip({"peft": "peft", "onnx": "onnxruntime"}.get(to, "torch"))
+    run_id, uri = colour
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    result = cli("export", run_id, "--to", to, "-o", "out")
+    assert result.exit_code == 0, result.stderr
+    (own_folder / "pictures").mkdir()
+    names = [f"../pictures/{name}" for name in pictures(own_folder / "pictures")]
+    (code,) = code_of(Path("out/README.md"), "python")
+    reading = f"""
+import contextlib, io
+code, results = {code!r}, []
+for name in {names}:
+    with contextlib.redirect_stdout(io.StringIO()):
+        scope = {{}}
+        exec(code.replace("picture.png", name), scope)
+    results.append(torch.as_tensor(scope["logits"]).flatten().tolist())
+print(results)
+"""
+    answer = ANSWER if to == "mlflow" else ""
+    logits = torch.tensor(json.loads(run_code(Path("out"), f"import torch\n{answer}{reading}")))
+    model = adaptkit.load(run_id)
+    expected = model(model.preprocess([f"pictures/{Path(name).name}" for name in names]))
+    assert len(logits.unique(dim=0)) > 5 and torch.allclose(logits, expected, atol=1e-4)
 
 
 @pytest.mark.slow

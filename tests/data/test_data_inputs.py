@@ -20,8 +20,9 @@ from hostile import Choices, bounded, environment, file_of, hostile, refusals, s
 from PIL import Image
 
 from adaptkit.contracts import Reading
-from adaptkit.data.sets.folder import Folder, layout
+from adaptkit.data.sets.folder import Folder
 from adaptkit.data.sets.image_files import fault_of, read_picture
+from adaptkit.data.sets.layout import layout
 from adaptkit.data.sets.torchvision_sets import Mnist, idx_files
 from adaptkit.data.split_files import PARTS, positions, read_split, split_text
 

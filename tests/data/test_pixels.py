@@ -21,7 +21,6 @@ import adaptkit
 from adaptkit.contracts import Corpus, Images, SelectedPixels
 from adaptkit.data import domains
 from adaptkit.data import pixels as stored
-from adaptkit.data import split as duplicates
 from adaptkit.data.sets.mnist5k import Mnist5k
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.settings.settings import SplitSettings
@@ -436,21 +435,6 @@ def relabelled_from(images: Images, start: int) -> Images:
         images.labels,
         images.classes,
     )
-
-
-@pytest.mark.parametrize("keys", ["own", "all equal"])
-@pytest.mark.parametrize("size", [1, 3, 4, 5])
-def test_duplicates(size: int, keys: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if keys == "all equal":
-        monkeypatch.setattr(duplicates, "_keys", lambda images: numpy.zeros(len(images), dtype=numpy.uint64))
-    generator = torch.Generator().manual_seed(size)
-    # Few grey levels, so that small images have random duplicates.
-    pixels = [torch.randint(0, 2, (600, 1, size, size), generator=generator).to(torch.uint8) * 128 for _ in range(3)]
-    first, *others = (Images(each, torch.zeros(600, dtype=torch.int64), ("a",)) for each in pixels)
-    known = {image.tobytes() for each in pixels[1:] for image in each.numpy()}
-    expected = [image.tobytes() in known for image in pixels[0].numpy()]
-    assert duplicates.occurring(first, others).tolist() == expected
-    assert any(expected) == (size < 5)
 
 
 MEASURE = """

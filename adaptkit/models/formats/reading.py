@@ -1,25 +1,32 @@
-"""Code for the READMEs of exports that reads an image file without adaptkit (8 bits for each channel)."""
+"""Code for exported models that reads image files without adaptkit: the module with which adaptkit reads them."""
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
+READER = "read_picture.py"
+
+
+def write_reader(folder: Path) -> None:
+    """Copy the module that decodes image files into the folder of an exported model."""
+    from adaptkit.data.sets import read_picture
+
+    (folder / READER).write_text(inspect.getsource(read_picture), encoding="utf-8")
+
 
 def reading(*modules: str) -> str:
-    """Return Python code that imports `modules` and defines `card` and `read(path)`."""
-    others = "\n".join(f"import {name}" for name in sorted({"numpy", "torch", *modules}))
+    """Return Python code that imports `modules` and defines `card` and `read(path)`, for the README."""
+    others = "\n".join(f"import {name}" for name in sorted({"torch", *modules}))
     return f"""\
 import json
 
 {others}
-from PIL import Image, ImageOps
+from read_picture import read_picture
 
-card = json.load(open("model.json"))
+card = json.load(open("model.json", encoding="utf-8"))
 
 
 def read(path):
-    channels, size = card["channels"], card["size"]
-    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
-    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB" if channels == 3 else "L")
-    picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
-    return torch.tensor(numpy.array(picture)).view(size, size, channels).permute(2, 0, 1) / 255
+    return torch.from_numpy(read_picture(path, card["size"], card["channels"])) / 255
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptkit.errors import RunFailed
 from adaptkit.models.formats.format import Exported, Format, Logits, anything
-from adaptkit.models.formats.reading import reading
+from adaptkit.models.formats.reading import reading, write_reader
 from adaptkit.models.trained import TrainedRun
 
 PROGRAM = "model.pt2"
@@ -39,6 +39,7 @@ def write(folder: Path, exported: Exported) -> None:
     import torch
 
     torch.export.save(exported_program(exported), folder / PROGRAM)
+    write_reader(folder)
 
 
 def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
@@ -52,7 +53,7 @@ def usage(trained: TrainedRun) -> str:
     """Return the README's section on running the program."""
     return f"""\
 `model.pt2` is a `torch.export` program from float images `[n, channels, size, size]` in 0..1 to logits. It needs
-only torch.
+only torch; `read_picture.py`, which reads image files as in training, needs NumPy and Pillow.
 
 ```python
 {reading()}

@@ -146,23 +146,75 @@ def test_broken_links_and_pipes(own_folder: Path) -> None:
     ]
 
 
-def test_training_and_test_folders() -> None:
-    fill(*(f"p/{part}/{label}/{number}.png" for part in ("train", "val") for label in "ab" for number in range(2)))
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "valid"),
+        ("Training", "Testing"),
+        ("TRAIN", "Test"),
+        ("train", "validation"),
+        ("seg_train", "seg_test"),
+        ("training_set", "test_set"),
+        ("TrainData", "ValData"),
+        ("train2017", "val2017"),
+        ("cats-train", "cats-eval"),
+    ],
+)
+def test_training_and_test_folders(train: str, test: str) -> None:
+    fill(*(f"p/{part}/{label}/{number}.png" for part in (train, test) for label in "ab" for number in range(2)))
+    fill(f"p/__MACOSX/{train}/a/1.png", "p/.ipynb_checkpoints/a/1.png", f"p/{train}/.ipynb_checkpoints/1.png")
     corpus = load("p")
     assert corpus.test is not None and corpus.train.classes == corpus.test.classes == ("a", "b")
-    assert names(corpus) == ["train/a/0.png", "train/a/1.png", "train/b/0.png", "train/b/1.png"]
-    assert corpus.test.pixels.names == tuple(name.replace("train", "val") for name in names(corpus))  # type: ignore
-    shutil.copytree("p/val", "p/test")
+    assert names(corpus) == [f"{train}/a/0.png", f"{train}/a/1.png", f"{train}/b/0.png", f"{train}/b/1.png"]
+    assert corpus.test.pixels.names == tuple(name.replace(train, test) for name in names(corpus))  # type: ignore
+    assert corpus.notices == (
+        f"folder:p: reads {train} (4 images) as training images, {test} (4 images) as test images",
+    )
+
+
+def test_validation_folder_next_to_a_test_folder() -> None:
+    fill(*(f"p/{part}/{label}/{part}.png" for part in ("train", "val", "test") for label in "ab"), "p/loose.png")
+    shutil.rmtree("p/val/b")
     corpus = load("p")
-    assert corpus.test is not None and corpus.test.pixels.names[0] == "test/a/0.png"  # type: ignore
-    assert corpus.notices == ("folder:p: val is not used, because test is the test set",)
+    assert names(corpus) == ["train/a/train.png", "val/a/val.png", "train/b/train.png"]
+    assert corpus.train.labels.tolist() == [0, 0, 1]
+    assert corpus.test is not None and corpus.test.pixels.names == ("test/a/test.png", "test/b/test.png")  # type: ignore
+    assert corpus.notices == (
+        "folder:p: reads train (2 images) and val (1 image) as training images, test (2 images) as test images",
+        "folder:p: the pictures next to train, val and test are not used: loose.png",
+    )
     Path("p/test/a").rename("p/test/c")
-    assert lines("p") == ["folder:p: the classes in test differ from those in train: missing 'a'; additional 'c'"]
-    shutil.rmtree("p/test/b")
-    shutil.rmtree("p/test/c")
-    assert lines("p")[0].startswith("folder:p: class 'test' has no pictures")
-    fill("p/test/1.png")
-    assert load("p").train.classes == ("test", "train", "val")  # subfolders of a class are not classes
+    assert lines("p") == [
+        "folder:p: the classes in test differ from those in train and val: missing 'a'; additional 'c'"
+    ]
+
+
+def test_test_folder_without_labels() -> None:
+    fill(*(f"p/{part}/{label}/1.png" for part in ("train", "val") for label in "ab"), "p/test/1.png")
+    corpus = load("p")
+    assert corpus.test is not None and corpus.test.pixels.names == ("val/a/1.png", "val/b/1.png")  # type: ignore
+    assert corpus.notices[1:] == ("folder:p: test is not used, because it has no class folders",)
+    shutil.rmtree("p/val")
+    assert lines("p") == [
+        "folder:p: train and test are names of parts of a data set, but there are no class folders in test; put the "
+        "pictures of each class into a subfolder with the name of the class, or use folder:p/train"
+    ]
+
+
+def test_parts_in_the_folders_of_classes() -> None:
+    fill(*(f"p/{label}/{part}/1.png" for part in ("train", "val", "test") for label in "ab"))
+    corpus = load("p")
+    assert names(corpus) == ["a/train/1.png", "a/val/1.png", "b/train/1.png", "b/val/1.png"]
+    assert corpus.train.classes == ("a", "b") and corpus.train.labels.tolist() == [0, 0, 1, 1]
+    assert corpus.test is not None and corpus.test.pixels.names == ("a/test/1.png", "b/test/1.png")  # type: ignore
+
+
+def test_classes_with_names_of_parts() -> None:
+    fill("p/test/1.png", "p/control/1.png", "q/train/a/1.png", "q/train/b/2.png", "q/bus/a/3.png")
+    assert load("p").train.classes == ("control", "test")
+    assert load("q").train.classes == ("bus", "train")
+    fill(*(f"r/{label}/pictures/1.png" for label in "abc"))
+    assert load("r").train.classes == ("a", "b", "c")
 
 
 def test_thousand_classes() -> None:
@@ -195,6 +247,21 @@ def test_thousand_classes() -> None:
          "different Unicode forms; rename one"),
         ("photos/train/a/1.png photos/test/a/1.png photos/new/1.png", "photos", "next to train and test there is new; "
          "move or remove it"),
+        ("p/cats_train/1.png p/dogs_train/1.png p/cats_test/1.png p/dogs_test/1.png", "p", "cats_train, dogs_train, "
+         "cats_test and dogs_test are names of parts of a data set, but there are no class folders in cats_train, "
+         "dogs_train, cats_test and dogs_test; put the pictures of each class into a subfolder with the name of the "
+         "class"),
+        ("p/val/a/1.png p/val/b/1.png p/test/a/1.png p/test/b/1.png", "p", "val and test are names of parts of a data "
+         "set, but there is none for training; rename one of them to train"),
+        ("p/fold1/a/1.png p/fold1/b/1.png p/fold2/a/1.png p/fold2/b/1.png p/fold2/c/1.png", "p", "fold1, fold2 hold "
+         "the same subfolders (a, b), so they are not classes; use one of them, such as folder:p/fold1, or rename them "
+         "to train and test; if they are classes, move their pictures out of the subfolders"),
+        ("p/raw/train/a/1.png p/raw/test/a/1.png p/new/train/a/1.png p/new/test/a/1.png", "p", "new, raw hold "
+         "the same subfolders (test, train), so they are not classes; use one of them, such as folder:p/new, or rename "
+         "them to train and test; if they are classes, move their pictures out of the subfolders"),
+        ("p/train/a/1.png p/val/a/1.png", "p", "there is only one class, 'a', in train and val; add another one"),
+        ("p/images/train/a/1.png p/images/test/a/1.png", "p", "there is only one class, 'images'; at least two are "
+         "needed; are the classes in folder:p/images?"),
     ],
 )  # fmt: skip
 def test_wrong_layouts(made: str, path: str, line: str) -> None:

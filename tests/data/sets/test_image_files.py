@@ -6,16 +6,19 @@ import random
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from support import photos
 from torchvision.transforms.v2 import functional as reference
 
+import adaptkit
+from adaptkit.data.sets import read_picture as decoder
 from adaptkit.data.sets.image_files import fault_of, read_picture
 from adaptkit.errors import BadInput
 
@@ -221,12 +224,12 @@ def test_values_without_a_known_white(tmp_path: Path) -> None:
     )
 
 
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
 def bomb(path: Path, side: int) -> Path:
     """Write a PNG of a few bytes with this side in its header."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b""))
     return path
@@ -242,14 +245,110 @@ def test_decompression_bombs(side: int, tmp_path: Path) -> None:
         assert reason(path) == expected
 
 
-def test_limit_of_pillow(temple: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    temple.save(tmp_path / "temple.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_799)
-    assert reason(tmp_path / "temple.png") == "10,800 pixels, more than the safe maximum of 10,799"
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_800)
-    assert fault_of(tmp_path / "temple.png", SIZE) == ""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert fault_of(tmp_path / "temple.png", SIZE) == ""
+def test_global_settings_of_pillow_have_no_effect(
+    temple: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temple.save(tmp_path / "temple.jpg")
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes((tmp_path / "temple.jpg").read_bytes()[:-1500])
+    expected = read_picture(tmp_path / "temple.jpg", SIZE)
+    for limit in (100, 10_799, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(read_picture(tmp_path / "temple.jpg", SIZE), expected)
+            assert reason(cut).startswith("damaged: image file is truncated")
+            assert reason(bomb(tmp_path / "bomb.png", 10_000)).startswith("100,000,000 pixels, more than the safe")
+        assert limit == Image.MAX_IMAGE_PIXELS and ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_threads_restore_the_settings_of_pillow(temple: Image.Image, tmp_path: Path) -> None:
+    temple.resize((500, 400)).save(tmp_path / "temple.png")
+    cut = tmp_path / "cut.png"
+    cut.write_bytes((tmp_path / "temple.png").read_bytes()[:-9000])
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, warnings.filters[:]
+    with ThreadPoolExecutor(4) as pool:
+        faults = list(pool.map(lambda path: fault_of(path, SIZE), [tmp_path / "temple.png", cut] * 20))
+    assert [bool(fault) for fault in faults] == [False, True] * 20
+    assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, warnings.filters[:])
+
+
+def png(path: Path, bits: int, left: Sequence[int], right: Sequence[int]) -> Path:
+    """Write a PNG of 16x16 pixels; the pixels of the left half have the value that the file declares transparent."""
+    pixels = numpy.array([[left] * 8 + [right] * 8] * 16)
+    if bits < 8:
+        places = numpy.arange(bits)[::-1]
+        rows = numpy.packbits(pixels >> places & 1, axis=None).reshape(16, -1)
+    else:
+        rows = pixels.astype(">u2" if bits == 16 else "u1").reshape(16, -1).view("u1")
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 16, 16, bits, 0 if len(left) == 1 else 2, 0, 0, 0),
+        b"tRNS": struct.pack(f">{len(left)}H", *left),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        b"IEND": b"",
+    }
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, content) for name, content in chunks.items()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bits", "clear", "other", "grey"),
+    [
+        (1, [0], [1], 255),
+        (2, [1], [2], 170),
+        (4, [3], [10], 170),
+        (8, [30], [200], 200),
+        (16, [30 * 257], [200 * 257], 200),
+        (8, [30, 1, 2], [200, 200, 200], 200),
+        (16, [3000, 1, 2], [51400, 51400, 51400], 200),
+    ],
+)
+def test_transparent_value_of_every_depth(
+    bits: int, clear: list[int], other: list[int], grey: int, tmp_path: Path
+) -> None:
+    picture = read_picture(png(tmp_path / "keyed.png", bits, clear, other), 16)
+    assert picture[..., :8].unique().tolist() == [255] and picture[..., 8:].unique().tolist() == [grey]
+
+
+def tiff(path: Path, values: numpy.ndarray, *, bits: int, photometric: int, turned: int = 1) -> Path:
+    """Write an uncompressed grey TIFF of 16x16 pixels; `photometric` is 0 if white is zero."""
+    short, long = 3, 4
+    tags = [(256, short, 16), (257, short, 16), (258, short, bits), (259, short, 1), (262, short, photometric)]
+    tags += [(273, long, 8 + 2 + 11 * 12 + 4), (274, short, turned), (277, short, 1), (278, short, 16)]
+    tags += [(279, long, values.nbytes), (339, short, 3 if values.dtype.kind == "f" else 1)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    path.write_bytes(head + entries + struct.pack("<I", 0) + values.tobytes())
+    return path
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize(("bits", "kind", "white"), [(8, "u1", 255), (16, "u2", 65535), (32, "f4", 1.0)])
+def test_tiff_where_white_is_zero(bits: int, kind: str, white: float, turned: int, tmp_path: Path) -> None:
+    values = numpy.full((16, 16), 0.2 * white).astype(f"<{kind}")
+    dark = read_picture(tiff(tmp_path / "dark.tif", values, bits=bits, photometric=1, turned=turned), 16)
+    light = read_picture(tiff(tmp_path / "light.tif", values, bits=bits, photometric=0, turned=turned), 16)
+    assert (dark.unique().tolist(), light.unique().tolist()) == ([51], [204])
+
+
+def test_tiff_of_12_bits(tmp_path: Path) -> None:
+    packed = numpy.packbits(numpy.full((256, 1), 819) >> numpy.arange(12)[::-1] & 1)
+    path = tiff(tmp_path / "twelve.tif", packed, bits=12, photometric=1)
+    assert read_picture(path, 16).unique().tolist() == [51]  # 819 of 4095
+
+
+def test_turned_integers_without_a_known_white(tmp_path: Path) -> None:
+    values = numpy.full((16, 16), 700, "<i4")
+    path = tiff(tmp_path / "turned.tif", values, bits=32, photometric=1, turned=6)
+    assert reason(path).endswith("the value of white is unknown")
+
+
+def test_grey_equals_the_luminance_of_a_tensor() -> None:
+    noise = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (300, 300, 3), numpy.uint8))
+    grey = decoder.read_picture(noise, 300, channels=1)
+    expected = adaptkit.Preprocessing(channels=1, size=300)(noise)
+    assert grey.shape == (1, 300, 300) and torch.equal(torch.from_numpy(grey) / 255, expected[0])
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
