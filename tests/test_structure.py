@@ -56,6 +56,7 @@ ONE_IMPORTER = {
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
     "adaptkit.data.sets.folder": "loaded by name, as a built-in plugin",
     "adaptkit.experiment.measurement": "one idea: the metrics of a finished run",
+    "adaptkit.models.formats.peft": "loaded by name, as a format",
     "adaptkit.reports.figures.classes": "one kind of figure",
     "adaptkit.reports.figures.pairs": "one kind of figure",
     "adaptkit.reports.figures.run": "one kind of figure, imported when a run has finished",

@@ -44,7 +44,8 @@ class Weights:
 def load_weights(name: str, config: PretrainedCfg, source: str, by: str) -> Weights | None:
     """Return the weights of `source` (pretrained, default, or a path), or None for `none`.
 
-    `by` says how the tensors of a file are assigned: by name, or by position for names that fit nothing. Raises BadInput if the weights cannot be loaded or do not fit the model.
+    `by` says how the tensors of a file are assigned: by name, or by position if their names fit nothing. Raises
+    BadInput if the weights cannot be loaded or do not fit the model.
     """
     if source == "none":
         return None
