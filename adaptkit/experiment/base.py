@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adaptkit.backbones.structure import find_head
 from adaptkit.data.domains import Domains
 from adaptkit.data.views import Views
-from adaptkit.errors import BASE_HINT, RunFailed, lacks_memory
+from adaptkit.errors import BASE_HINT, AdaptkitError, RunFailed, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunInput, RunResult, RunStart
 from adaptkit.experiment.base_cache import (
     Base,
@@ -30,7 +30,7 @@ from adaptkit.experiment.base_cache import (
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
 from adaptkit.names import BASE_FINGERPRINT_TAG, BASE_FOLDER, KIND_TAG, PROCESSES_TAG, RECIPE_KEY_TAG
-from adaptkit.plugins.manager import Plugins
+from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Request
 from adaptkit.system.folders import LIMIT_VARIABLE, CacheWarning, cache_limit, shown_size
@@ -214,6 +214,10 @@ def _train_and_report(experiment: Experiment, plugins: Plugins, run: RunStart, *
         error = origin(raised)
         if lacks_memory(error):
             error = RunFailed(BASE_HINT)
+        elif isinstance(error, Exception) and not isinstance(error, AdaptkitError | OSError) and not is_strict():
+            backbone = experiment.request.backbone
+            error = RunFailed(plugin_fault(raised, type(backbone), f"backbone {experiment.request.settings.backbone}"))
+            error.__cause__ = raised
         plugins.notify("adaptkit_run_failed", run=run, error=error)
         if error is not raised:
             raise error from raised

@@ -80,7 +80,7 @@ def _built(request: Request, backbone: Backbone, domains: Domains) -> nn.Module:
     if not isinstance(model, nn.Module):
         name = request.settings.backbone
         raise BadInput(f"backbone {name}: build() returned {type(model).__name__}, not a torch.nn.Module")
-    return with_head(model)
+    return with_head(model, (domains.channels, domains.size))
 
 
 def recipe_key(request: Request, domains: Domains) -> str:

@@ -55,6 +55,11 @@ class Fault:
         return f"plugin {self.origin}: {self.message}{hint}"
 
 
+def is_strict() -> bool:
+    """Check whether errors in event hooks, and errors without a known cause, are to be raised (`ADAPTKIT_STRICT=1`)."""
+    return os.environ.get("ADAPTKIT_STRICT") == "1"
+
+
 @dataclass(frozen=True)
 class Plugins:
     """The loaded plugins: their components by kind and name, their sources and their faults.
@@ -119,8 +124,7 @@ class Plugins:
 
     def require_sound(self) -> None:
         """Raise BadInput for fatal faults, and warn about the others."""
-        strict = os.environ.get("ADAPTKIT_STRICT") == "1"
-        fatal = [str(fault) for fault in self.faults if fault.fatal or strict]
+        fatal = [str(fault) for fault in self.faults if fault.fatal or is_strict()]
         if fatal:
             raise BadInput(*fatal)
         for fault in self.faults:
@@ -150,7 +154,7 @@ class Plugins:
             except Exception as error:
                 if (cause := origin(error)) is not error:
                     raise cause from error
-                if os.environ.get("ADAPTKIT_STRICT") == "1":
+                if is_strict():
                     raise
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 warnings.warn(

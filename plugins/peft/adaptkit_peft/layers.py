@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from adaptkit.backbones.structure import NORMS, called_layers
+from adaptkit.backbones.layers import called_layers
+from adaptkit.backbones.structure import NORMS
 from adaptkit.errors import BadInput
 from torch import nn
 
