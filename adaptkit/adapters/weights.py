@@ -25,10 +25,18 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return these tensors as the bytes of a safetensors file."""
+    """Return these tensors as the bytes of a safetensors file; tied tensors are written under each of their names."""
     from safetensors.torch import save
 
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    written: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in places:
+            plain = plain.clone()  # safetensors rejects tensors that share memory
+        places.add(plain.untyped_storage().data_ptr())
+        written[name] = plain
+    return save(written)
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:

@@ -78,7 +78,9 @@ def test_trial_out_of_memory_fails_with_a_hint(
         "torch": ("failed", HINT),
         "python": ("failed", HINT),
     }
-    assert found["bug"]["error"].startswith("strategy greedy fails in step_ended(): RuntimeError: memory of an elephant")
+    assert found["bug"]["error"].startswith(
+        "strategy greedy fails in step_ended(): RuntimeError: memory of an elephant"
+    )
     runs = {run_id: MlflowClient(uri).get_run(run_id) for trial in found.values() if (run_id := trial["run_id"])}
     told = {run.data.tags.get("adaptkit.error") for run in runs.values() if run.info.status == "FAILED"}
     assert HINT in told
