@@ -45,6 +45,12 @@ class Timm:
         metadata={"help": "assign the tensors of a file by name, or by position if their names fit nothing"},
     )
 
+    def __post_init__(self) -> None:
+        """Raise BadInput, with the nearest name, if timm has no such model."""
+        from adaptkit_timm.configs import find_config
+
+        find_config(self.model)
+
     def build(self, channels: int, size: int, classes: int) -> nn.Module:
         """Return a timm model for float images `[n, channels, size, size]` in 0..1, which it resizes and normalises.
 
