@@ -49,8 +49,8 @@ class Usage:
 def find_usage(model: nn.Module) -> Usage | None:
     """Run a model that is not adapted yet forward and backward on two random images, and return how it uses its parts.
 
-    Returns None if the size of its images is not known, or if the model fails. The result is kept with the model until
-    `forget_usage` is called.
+    Returns None if the size of its images is not known, or if the model fails. The result is kept with the model, and
+    with copies of it, until `forget_usage` is called.
     """
     if not hasattr(model, INPUT):
         return None
@@ -65,6 +65,11 @@ def find_usage(model: nn.Module) -> Usage | None:
     return usage
 
 
+def share_usage(model: nn.Module, other: nn.Module) -> None:
+    """Use the result of `find_usage` for another model with the same layers."""
+    vars(other)[USAGE] = find_usage(model)
+
+
 def forget_usage(model: nn.Module) -> None:
     """Forget the result of `find_usage`, because the model has changed."""
     vars(model).pop(USAGE, None)
@@ -74,6 +79,9 @@ def _usage(model: nn.Module, *, channels: int, size: int) -> Usage:
     with torch.random.fork_rng(devices=[]):  # layers that draw random numbers do not change later draws
         torch.manual_seed(0)
         like = next(model.parameters())
+        for parameter in model.parameters():
+            if not bool(parameter.any()):  # zeros would hide what depends on them
+                parameter.data.normal_(std=0.1)
         return _observed(model, torch.rand(2, channels, size, size).to(like.device, like.dtype))
 
 
@@ -122,11 +130,14 @@ def _read(
 ) -> list[nn.Module]:
     """Return the layers whose weights have an effect besides the outputs of the layers.
 
-    The outputs are replaced by those recorded before, and the weights by NaN: the logits must stay finite.
+    The outputs are replaced by those recorded before, and the weights by NaN: the inputs of these layers and the logits
+    must stay finite.
     """
     calls: dict[nn.Module, int] = {}
+    inputs_seen: list[Tensor] = []
 
-    def replay(module: nn.Module, _: Any, output: Any) -> Any:
+    def replay(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        inputs_seen.extend(value for value in inputs if isinstance(value, Tensor) and value.is_floating_point())
         calls[module] = calls.get(module, 0) + 1
         return outputs[module][calls[module] - 1]
 
@@ -134,11 +145,13 @@ def _read(
         weights = [weight for module in chosen for weight in [_weight(module)] if weight is not None]
         values = [weight.detach().clone() for weight in weights]
         calls.clear()
+        inputs_seen.clear()
         try:
             for weight in weights:
                 weight.fill_(float("nan"))
             with _hooks(chosen, replay):
-                return not bool(torch.isfinite(model(images.clone())).all())
+                logits = model(images.clone())
+            return not all(bool(torch.isfinite(value).all()) for value in (*inputs_seen, logits))
         except Exception:  # code that rejects NaN has read the weight
             return True
         finally:
@@ -154,7 +167,10 @@ def _read(
 @torch.no_grad()
 def _heads(model: nn.Module, images: Tensor) -> tuple[list[nn.Module], bool]:
     """Return the classifier layers of a model, and whether they alone decide the logits."""
-    head = find_head(model.head)  # type: ignore[arg-type]
+    try:
+        head = find_head(model.head)  # type: ignore[arg-type]
+    except BadInput:  # there is no linear layer
+        return [], True
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     twins = list(itertools.takewhile(lambda layer: _shape(layer) == _shape(linear[-1]), reversed(linear)))
     for heads in ([head], twins[::-1]):

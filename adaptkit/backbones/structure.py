@@ -52,12 +52,11 @@ def find_head(model: nn.Module) -> nn.Module:
     return last
 
 
-def replace_head(model: nn.Module, classes: int) -> nn.Linear:
-    """Replace the last linear layer by a new one for `classes` classes, and return it.
+def replace_head(model: nn.Module, head: nn.Module, classes: int) -> nn.Linear:
+    """Replace a linear layer of the model by a new one for `classes` classes, and return it.
 
-    Raises BadInput if the model has no linear layer, or is itself the linear layer.
+    Raises BadInput if the model is itself this layer.
     """
-    head = find_head(model)
     if head is model:
         raise BadInput(f"{type(model).__name__} consists of its head only; put it into a torch.nn.Sequential")
     old = getattr(head, "base_layer", head)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import Inherited, load_adapter, save_adapter
+from adaptkit.backbones.layers import share_usage
 from adaptkit.contracts import Strategy
 from adaptkit.errors import HINT, AdaptkitError, RunFailed, entry_point, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunResult, RunStart
@@ -202,6 +203,7 @@ class Stage:
         """Return a copy of the base, on the device, that the strategy has changed."""
         # Adapt the model on the CPU, so that initial weights do not depend on the device.
         model = self.base.build(self.experiment.request, self.experiment.domains)
+        share_usage(self.base_model, model)
         tensors = (*model.parameters(), *model.buffers())
         strategy = arm.create()
         origin = Origin.of(model)

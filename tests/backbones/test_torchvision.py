@@ -434,10 +434,11 @@ def test_replace_head() -> None:
             self.base_layer = layer
 
     model = nn.Sequential(nn.Linear(4, 3), Wrapper(nn.Linear(3, 2, bias=False).double()))
-    fresh = replace_head(model, 7)
+    fresh = replace_head(model, find_head(model), 7)
     assert model[1] is fresh
     assert (fresh.in_features, fresh.out_features, fresh.bias, fresh.weight.dtype) == (3, 7, None, torch.float64)
-    assert problem(lambda: replace_head(nn.Linear(2, 3), 4)) == (
+    single = nn.Linear(2, 3)
+    assert problem(lambda: replace_head(single, single, 4)) == (
         "Linear consists of its head only; put it into a torch.nn.Sequential"
     )
-    assert problem(lambda: replace_head(nn.Sequential(), 4)) == "Sequential has no linear layer to serve as head"
+    assert problem(lambda: find_head(nn.Sequential())) == "Sequential has no linear layer to serve as head"
