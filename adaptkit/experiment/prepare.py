@@ -14,7 +14,7 @@ from adaptkit.data.domains import Domains, TestSet, load_domains
 from adaptkit.data.split import draw
 from adaptkit.data.views import Views
 from adaptkit.errors import BadInput, located
-from adaptkit.experiment.base_cache import build_model, recipe_key, stored_base
+from adaptkit.experiment.base_cache import build_model, recipe_key, usable_base
 from adaptkit.experiment.outcome import ArmPlan, Plan
 from adaptkit.experiment.preflight import find_memory_format, find_sample, try_backbone, try_strategies
 from adaptkit.seeds import derive_seed
@@ -107,7 +107,7 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
         *checkpointing_notices(request, model),
     )
     base_key = recipe_key(request, domains)
-    base_cached = not refresh_base and stored_base(base_key) is not None
+    base_cached = not refresh_base and usable_base(base_key, request, domains) is not None
     arms = tuple(trial.plan for trial in trials)
     return Experiment(
         request=request,

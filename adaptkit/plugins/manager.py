@@ -101,17 +101,27 @@ class Plugins:
             raise BadInput(f"{title} {bare} needs an argument after a colon: {component.shown}")
         return component
 
+    def usable(self, kind: str) -> list[Component]:
+        """Return the components that can be used here: available, and offered by one plugin only."""
+        taken = {fault.taken for fault in self.faults}
+        return [
+            component
+            for name, component in self.components[kind].items()
+            if not component.unavailable and (kind, name) not in taken
+        ]
+
     def _hint(self, kind: str, name: str) -> str:
-        """Return a suggestion for an unknown name: a folder, a similar name, or the list of all names."""
-        if kind == "dataset" and "folder" in self.components[kind] and os.path.isdir(name):
-            return f"; did you mean 'folder:{name}'?"
+        """Return a suggestion for an unknown name: the name as an argument, a similar name, or the list of all names."""
         if (kind, name) == ("engine", "ray"):
             return "; Ray is a plugin: pip install ./plugins/ray from adaptkit's source code"
-        components = self.components[kind]
-        hint = suggestion(name, components)
+        components = self.usable(kind)
+        owners = [component.name for component in components if component.argument and _is_argument(name, component)]
+        if owners:
+            return f"; did you mean {' or '.join(repr(f'{owner}:{name}') for owner in owners)}?"
+        hint = suggestion(name, [component.name for component in components])
         if hint.startswith("; did"):
             return hint
-        return suggestion(name, [component.shown for component in components.values()])
+        return suggestion(name, [component.shown for component in components])
 
     def require_files(self, feature: str) -> None:
         """Raise BadInput if a plugin is an object, which other processes cannot load; the message names `feature`."""
@@ -163,3 +173,16 @@ class Plugins:
                     PluginWarning,
                     stacklevel=2,
                 )
+
+
+def _is_argument(name: str, component: Component) -> bool:
+    """Return whether a class accepts a name as its argument. A class that accepts anything gives no information."""
+
+    def accepts(argument: str) -> bool:
+        try:
+            component.cls(argument)
+        except Exception:  # constructors of plugins raise many types
+            return False
+        return True
+
+    return accepts(name) and not accepts(f"{name} \0")

@@ -236,10 +236,12 @@ def test_broken_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("file", ["w.safetensors", "w.pth"])
-@pytest.mark.parametrize("kept", ["", "state_dict", "module."])
+@pytest.mark.parametrize(
+    "kept", ["", "state_dict", "module.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "model."]
+)
 def test_weights_from_a_file(tmp_path: Path, file: str, kept: str) -> None:
     state, path = others(), tmp_path / file
-    named = {f"module.{name}": tensor for name, tensor in state.items()} if kept == "module." else state
+    named = {f"{kept}{name}": tensor for name, tensor in state.items()} if kept.endswith(".") else state
     if file == "w.safetensors":
         save_file(named, path)
     else:
@@ -247,6 +249,17 @@ def test_weights_from_a_file(tmp_path: Path, file: str, kept: str) -> None:
     assert same(build(SMALL, str(path)), state) == []
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     assert Torchvision(SMALL, str(path)).described(3, 32)["weights_id"] == f"sha256:{digest}"
+
+
+def test_weights_of_a_partly_compiled_model(tmp_path: Path) -> None:
+    state = others()
+    named = {name.replace("stage2.", "stage2._orig_mod."): tensor for name, tensor in state.items()}
+    assert named.keys() != state.keys()
+    torch.save(named, tmp_path / "w.pth")
+    assert same(build(SMALL, "w.pth"), state) == []
+    torch.save(state | {f"model.{name}": tensor for name, tensor in state.items()}, tmp_path / "two.pth")
+    with pytest.raises(BadInput, match="unexpected: model"):  # only a prefix of all names is removed
+        build(SMALL, "two.pth")
 
 
 def test_classifier_of_other_classes_is_not_loaded(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class PeftStrategy:
         layers = find_layers(model, getattr(self, "targets", only), left_out=head, strategy=self.name)
         self._require_fitting(layers)
         wrap(model, self.entry.type, names=layers, settings=self._settings(layers), strategy=self.name)
-        self._check_merging(model, layers)
+        self._check_layers(model, layers)
         if head is not None:
             head.requires_grad_(True)
         return [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -65,16 +65,23 @@ class PeftStrategy:
                 )
             )
 
-    def _check_merging(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
-        """Raise BadInput if the smallest layer of a kind does not work with the current options."""
+    def _check_layers(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
+        """Try the smallest layer of each kind with the current options, and let linear layers accept 4-d inputs.
+
+        Raises BadInput if one does not work.
+        """
         from adaptkit_peft.layers import sorts, widths
-        from adaptkit_peft.proof import fault
+        from adaptkit_peft.proof import fault, needs_sequences
+        from adaptkit_peft.wrapping import accept_images
 
         by_size = sorted(layers, key=lambda name: math.prod(widths(layers[name])), reverse=True)
         for sort, name in {tuple(sorts(layers[name])): name for name in by_size}.items():
-            reason = fault(model.get_submodule(name), self.entry.merges)
+            wrapped = model.get_submodule(name)
+            reason = fault(wrapped, self.entry.merges)
             if reason:
                 raise BadInput(f"{self.name} cannot adapt {sort[-1]} with these options: {name}: {reason}")
+            if needs_sequences(wrapped):
+                accept_images(model, [name for name, layer in layers.items() if tuple(sorts(layer)) == sort])
 
     def _settings(self, layers: dict[str, nn.Module]) -> dict[str, Any]:
         """Return the settings for PEFT's configuration: options that differ from their defaults, and required ones."""
