@@ -176,7 +176,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "residual": (Residual, 3),
     "convolutions": (Convolutions, 3),
     "transformer": (Transformer, 3),
-    "channels last": (ChannelsLast, 3),
+    "channels-last": (ChannelsLast, 3),
     "entangled": (Entangled, 3),
 }
 

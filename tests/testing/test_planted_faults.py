@@ -193,8 +193,8 @@ class Late:
 
 STRATEGIES = {
     Simple: ("entangled", "works in training and evaluation", "AttributeError: 'LinearUpdate' object has no attribute"),
-    FlatInputs: ("channels last", "works in training and evaluation", "in training it raises RuntimeError"),
-    AnyConvolution: ("channels last", "works in training and evaluation", "in training it raises RuntimeError"),
+    FlatInputs: ("channels-last", "works in training and evaluation", "in training it raises RuntimeError"),
+    AnyConvolution: ("channels-last", "works in training and evaluation", "in training it raises RuntimeError"),
     Tied: ("entangled", "merges exactly", "after merge() the logits differ by"),
     Original: ("cnn", "merges exactly", "merge() of a copy"),
     Hooked: ("cnn", "pickles and copies", "the adapted model cannot be pickled"),
