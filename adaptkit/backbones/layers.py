@@ -173,7 +173,8 @@ def _heads(model: nn.Module, images: Tensor) -> tuple[list[nn.Module], bool]:
         return [], True
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     twins = list(itertools.takewhile(lambda layer: _shape(layer) == _shape(linear[-1]), reversed(linear)))
-    for heads in ([head], twins[::-1]):
+    candidates: tuple[list[nn.Module], ...] = ([head], [*reversed(twins)])
+    for heads in candidates:
         if head in heads and _decide(model, heads, images):
             return heads, True
     return [head], False

@@ -135,7 +135,7 @@ def merge_fault(model: nn.Module, strategy: Strategy, images: Tensor) -> str:
     with torch.no_grad():
         for parameter in changed.parameters():
             if parameter.requires_grad or not bool(parameter.any()):
-                parameter += NOISE * torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.add_(NOISE * torch.randn(parameter.shape, generator=generator).to(parameter))
     expected = evaluated(changed, images)
     merged = copy.deepcopy(changed)
     strategy.merge(merged)  # type: ignore[attr-defined]

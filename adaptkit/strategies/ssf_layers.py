@@ -90,7 +90,7 @@ def choose(model: nn.Module, *, train_head: bool) -> Choice:
 
     A layer with a forward pass of its own is left out unless scaling its output is the same as scaling its weight.
     """
-    kinds = (nn.Linear, nn.Conv2d, *NORMS)
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, *NORMS)
     head = {id(layer) for layer in find_heads(model)} if train_head else set()
     layers = {
         name: layer
@@ -111,6 +111,6 @@ def _scales(layer: nn.Linear | nn.Conv2d) -> bool:
     wrapped = SSFLayer(layer)
     generator = torch.Generator().manual_seed(0)
     for parameter in wrapped.parameters(recurse=False):
-        parameter += 0.5 * torch.rand(parameter.shape, generator=generator).to(parameter)
+        parameter.add_(0.5 * torch.rand(parameter.shape, generator=generator).to(parameter))
     x = probe(layer)
     return same(wrapped.merged().eval()(x), copy.deepcopy(wrapped).eval()(x))

@@ -172,7 +172,9 @@ def test_check_of_a_faulty_plugin(cli: Cli, own_folder: Path) -> None:
     path = write(own_folder / "mine.py", faulty)
     result = cli("plugins", "check", str(path))
     assert result.exit_code == 1
-    failure = f"FAILED starts at the base ({', '.join(MODELS)}): before training, logits differ"
+    # The average of two heads differs by another amount.
+    one_head = [name for name in MODELS if name != "entangled"]
+    failure = f"FAILED starts at the base ({', '.join(one_head)}): before training, logits differ"
     assert failure in result.stdout
     (document,) = json.loads(cli("plugins", "check", str(path), "--json").stdout)
     failed = [(check["check"], check["subject"]) for check in document["checks"] if check["word"] == "failed"]
