@@ -15,7 +15,8 @@ SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 def without_secrets(text: str, more: Iterable[str] = ()) -> str:
     """Remove the logins in addresses, MLflow's secrets from the environment, and the secrets in `more` from a text."""
-    text = re.sub(r"(?<=://)(?!\*\*\*@)[^\s'\"]*@", "", text)  # three stars are a placeholder
+    # Three stars are a placeholder; after a third slash follows the path of a file.
+    text = re.sub(r"(?<=://)(?!/|\*\*\*@)[^\s'\"]*@", "", text)
     secrets = {os.environ.get(name, "") for name in SECRETS} | set(more)
     for secret in sorted(secrets - {""}, key=len, reverse=True):
         text = text.replace(secret, "***")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from adaptkit.errors import AdaptkitError
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.system.folders import cache_folder
-from adaptkit.tracking.address import Address, resolve, tracking_option
+from adaptkit.tracking.address import Address, resolve, sqlite_address, tracking_option
 from adaptkit.tracking.journal import unused_journals
 from adaptkit.tracking.liveness import StaleRun, end_stale, unfinished
 from adaptkit.tracking.server import clock_skew
@@ -191,7 +191,7 @@ def _unsent() -> Iterator[Finding]:
     for store in sorted({journal.store for journal in waiting}):
         names = [journal.name for journal in waiting if journal.store == store]
         named = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-        uri = store if "://" in store else f"sqlite:///{store}"
+        uri = store if "://" in store else sqlite_address(Path(store)).uri
         text = f"{store} lacks events of {named}"
         yield Finding(name="journals", state="wrong", text=text, mend=f"adaptkit sync{tracking_option(uri)}")
     if not waiting:

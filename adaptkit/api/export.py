@@ -220,7 +220,7 @@ def _staged(folder: Path) -> Iterator[Path]:
     new_parents = [parent for parent in place.parents if not parent.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+        stage = Path(tempfile.mkdtemp(dir=place.parent, prefix=".export-"))
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror or error}") from None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -62,8 +63,10 @@ def sync(tracking_uri: str | None, dry_run: bool, discard_refused: bool, as_json
 
 def _line(run: Synced, discarded: bool) -> str:
     """Return the result of one run, with a hint about records that are still queued."""
+    from adaptkit.tracking.address import sqlite_address
+
     if run.elsewhere:
-        uri = run.store if "://" in run.store else f"sqlite:///{run.store}"
+        uri = run.store if "://" in run.store else sqlite_address(Path(run.store)).uri
         return f"{run.name}: for another store; upload it with: adaptkit sync --tracking-uri {shlex.quote(uri)}"
     uploaded = f"{run.name}: {_events(run.events)} uploaded"
     if run.refused:

@@ -111,7 +111,7 @@ class Plugins:
         ]
 
     def _hint(self, kind: str, name: str) -> str:
-        """Return a suggestion for an unknown name: it as an argument, a similar name, or the list of all names."""
+        """Suggest for an unknown name: the name as an argument, a similar name, or the list of all names."""
         if (kind, name) == ("engine", "ray"):
             return "; Ray is a plugin: pip install ./plugins/ray from adaptkit's source code"
         components = self.usable(kind)

@@ -22,6 +22,7 @@ from adaptkit.reproduction.agreement import Results
 from adaptkit.reproduction.record import read_results
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import recorded_threads
+from adaptkit.tracking.address import sqlite_address
 from adaptkit.tracking.runs import StoredRun, open_runs
 from adaptkit.tracking.search import search_runs
 from adaptkit.tracking.store import Store, open_store
@@ -67,7 +68,7 @@ def run_again(
         Seat() as seat,
         recorded_threads(threads, notice),
     ):
-        store = open_store(f"sqlite:///{Path(folder) / 'mlflow.db'}", "reproduction")
+        store = open_store(sqlite_address(Path(folder, "mlflow.db")).uri, "reproduction")
         # The tracker is also active while the base is trained, so that plugins log to the temporary store.
         with Tracker(store, journals=Path(folder) / "journals") as tracker, plugins.watching(tracker, "tracker"):
             follow = tracker if stored.kind == "base" else None

@@ -37,6 +37,10 @@ class Address:
         return self.uri.startswith(tuple(f"{scheme}:" for scheme in SERVERS))
 
     @property
+    def _is_file(self) -> bool:
+        return self.uri.startswith("sqlite")
+
+    @property
     def is_default(self) -> bool:
         """Return whether MLflow's commands use this store by default in the current folder."""
         is_local = self.path is not None and self.path == Path.cwd() / "mlflow.db"
@@ -55,7 +59,8 @@ class Address:
         if self.is_default:
             return "mlflow ui"
         # Stars replace the user name and the password; the user fills them in.
-        return f"mlflow ui --backend-store-uri {shlex.quote(re.sub('://.*@', '://***@', self.uri, flags=re.DOTALL))}"
+        uri = self.uri if self._is_file else re.sub("://.*@", "://***@", self.uri, flags=re.DOTALL)
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
     def runs_url(self, experiment_id: str | None, port: int = UI_PORT) -> str:
         """Return the address of the page with the charts of an experiment, or with all experiments."""
@@ -73,7 +78,7 @@ class Address:
 
     def without_secrets(self, text: str) -> str:
         """Remove user names and passwords from a text about this store."""
-        login = re.match("[^/]+://[^:]*:(.*)@", self.uri, flags=re.DOTALL)
+        login = None if self._is_file else re.match("[^/]+://[^:]*:(.*)@", self.uri, flags=re.DOTALL)
         return without_secrets(text, {login[1], unquote(login[1])} if login else ())
 
 
@@ -119,9 +124,23 @@ def tracking_option(uri: str) -> str:
 
 def sqlite_address(path: Path, options: str = "") -> Address:
     """Return the address of a database file."""
-    # Quote only % and ?: MLflow creates a folder with the quoted name.
-    name = path.as_posix().replace("%", "%25").replace("?", "%3F")
-    return Address(f"sqlite:///{name}{options}", path)
+    name = path.as_posix()
+    quoted = name.replace("%", "%25").replace("?", "%3F")
+    # With sqlite:///, MLflow would create a folder with the quoted name.
+    return Address(f"{'sqlite' if quoted == name else 'sqlite+pysqlite'}:///{quoted}{options}", path)
+
+
+def local_path(address: str) -> Path | None:
+    """Return the path for an artifact address, as MLflow reads it; None for an address on another machine."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("", "file"):
+        return None
+    return Path(unquote(parts.path if parts.scheme else address))
+
+
+def artifact_address(path: Path) -> str:
+    """Return the artifact address of a local folder: a URI if MLflow would read the path as another one."""
+    return path.as_uri() if re.search("[%?#;]", str(path)) else str(path)
 
 
 def _sqlite(uri: str) -> Address:
@@ -129,6 +148,11 @@ def _sqlite(uri: str) -> Address:
     name = unquote(parts[1]) if parts else ""
     if parts is None or not name or name.startswith((":memory:", "file:")):
         raise BadInput(f"{_without_login(uri)} does not name a database file; write sqlite:///PATH/mlflow.db")
+    if not Path(name).parent.exists() and Path(parts[1]).parent.exists():
+        quoted = uri.replace("%", "%25")
+        raise BadInput(
+            f"there is no folder {str(Path(name).parent)!r}, for which {uri} stands; write % as %25: {quoted}"
+        )
     return sqlite_address(Path(os.path.abspath(name)), parts[2] or "")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import posixpath
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+
+from adaptkit.tracking.address import local_path
 
 
 def local_artifacts(address: str, database: Path | None) -> Path | None:
@@ -13,10 +14,8 @@ def local_artifacts(address: str, database: Path | None) -> Path | None:
     MLflow stores absolute addresses. If the database was moved together with the folder `mlruns` next to it, the
     artifacts are in the moved folder.
     """
-    if urlsplit(address).scheme not in ("", "file"):
-        return None
-    path = Path(unquote(urlsplit(address).path) if address.startswith("file:") else address)
-    if path.is_dir() or database is None or "mlruns" not in path.parts:
+    path = local_path(address)
+    if path is None or path.is_dir() or database is None or "mlruns" not in path.parts:
         return path
     relative = path.parts[len(path.parts) - path.parts[::-1].index("mlruns") :]
     moved_folder = database.resolve().parent / "mlruns" / Path(*relative)

@@ -62,7 +62,7 @@ def _number(text: str) -> float | None:
 def _start(pid: int) -> float | None:
     """Return the Unix time at which a process started (on Linux: field 22 of /proc/PID/stat, in ticks); else None."""
     with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
         return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return None

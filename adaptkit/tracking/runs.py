@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from adaptkit.errors import BadInput
 from adaptkit.names import BASE_FINGERPRINT_TAG, BASE_RUN_ID_TAG, KIND_TAG
+from adaptkit.tracking.address import artifact_address
 from adaptkit.tracking.fetching import local_artifacts
 from adaptkit.tracking.reader import Reader, open_reader
 from adaptkit.tracking.search import search_runs
@@ -108,7 +109,7 @@ class StoredRun:
 
     @property
     def _artifacts(self) -> str:
-        return str(self._local) if self._local is not None else str(self.record.info.artifact_uri)
+        return artifact_address(self._local) if self._local is not None else str(self.record.info.artifact_uri)
 
     @property
     def _local(self) -> Path | None:

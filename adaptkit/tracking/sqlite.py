@@ -229,6 +229,10 @@ def _create(path: Path, rename: Callable[[Path, Path], None]) -> None:
     """Create a database under a temporary name, and call `rename` when it is complete."""
     from mlflow import MlflowClient
 
+    if {"'", '"'} <= set(str(Path.cwd())):  # MLflow puts the name into a statement without quoting it
+        raise BadInput(
+            "MLflow cannot create a database here: the current folder has both ' and \" in its name; rename it"
+        )
     temporary = path.with_name(f".{path.name}.new-{uuid4().hex[:12]}")
     try:
         MlflowClient(tracking_uri=sqlite_address(temporary).uri)

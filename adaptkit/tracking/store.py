@@ -13,12 +13,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.settings.settings import DEFAULT_EXPERIMENT
 from adaptkit.system.imports import uncollected
-from adaptkit.tracking.address import Address, resolve
+from adaptkit.tracking.address import Address, artifact_address, local_path, resolve
 from adaptkit.tracking.server import check_database, check_server, plain_server_error
 from adaptkit.tracking.sqlite import check_writable, locked, prepare_schema
 
@@ -227,7 +226,7 @@ def _find_experiment(
         candidate = name if number == 1 else f"{name}-{number}"
         experiment = client.get_experiment_by_name(candidate)
         if experiment is None:
-            experiment, problem = _create_experiment(client, candidate, path), None
+            experiment, problem = _create_experiment(client, candidate, path=path, is_server=address.is_server), None
         elif experiment.lifecycle_stage == "deleted":
             if number == 1:
                 raise BadInput(_deleted_line(experiment, address))
@@ -240,15 +239,17 @@ def _find_experiment(
         unusable, number = unusable or problem, number + 1
 
 
-def _create_experiment(client: MlflowClient, name: str, path: Path | None) -> Experiment:
+def _create_experiment(client: MlflowClient, name: str, *, path: Path | None, is_server: bool) -> Experiment:
     """Create an experiment, or return the one that another process has just created."""
     from mlflow.exceptions import MlflowException
 
+    here = Path(os.path.realpath(Path.cwd()))
+    home = path.parent if path else here
     location = None
-    if path and path.parent != Path(os.path.realpath(Path.cwd())):
-        # Next to the database: by default, MLflow stores artifacts in the current folder.
+    # By default, MLflow stores artifacts in the current folder, with an address that it does not quote.
+    if not is_server and (home != here or artifact_address(home) != str(home)):
         folder = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "experiment"
-        location = str(path.parent / "mlruns" / folder)
+        location = artifact_address(home / "mlruns" / folder)
     lock: AbstractContextManager[None] = locked(path) if path else nullcontext()
     with lock:
         try:
@@ -265,9 +266,11 @@ def _artifact_problem(location: str, path: Path | None) -> str | None:
     """Return why this machine cannot write artifacts to the location of an experiment; None if it can."""
     if location.startswith("mlflow-artifacts:"):
         return "was created by an MLflow server, and only the server can write its artifacts"
-    if path is None or urlsplit(location).scheme not in ("", "file"):
+    local = local_path(location)
+    if path is None or local is None:
         return None
-    local = Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
+    if str(local) != location and not location.startswith("file:"):
+        return f"has its artifacts in {local}, because its address was not quoted"
     home = local.parent.parent
     if local.parent.name != "mlruns" or os.path.realpath(home) == str(path.parent):
         return None
@@ -280,10 +283,9 @@ def _artifact_problem(location: str, path: Path | None) -> str | None:
 
 def _check_artifacts(location: str) -> None:
     """Raise BadInput if the local artifact folder cannot be written."""
-    scheme = urlsplit(location).scheme
-    if scheme not in ("", "file"):
+    folder = local_path(location)
+    if folder is None:
         return
-    folder = Path(unquote(urlsplit(location).path) if scheme else location)
     try:
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing) as probe:

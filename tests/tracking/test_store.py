@@ -138,9 +138,10 @@ def test_artifacts_next_to_database(empty_store: Path, own_folder: Path) -> None
 
     opened = open_store("sqlite:///50%25 of a study/runs.db", "vision / first")
 
-    assert opened.uri == f"sqlite:///{own_folder}/50%25 of a study/runs.db"
+    assert opened.uri == f"sqlite+pysqlite:///{own_folder}/50%25 of a study/runs.db"
+    assert [path.name for path in own_folder.iterdir()] == [folder.name]
     assert opened.ui_command == f"mlflow ui --backend-store-uri '{opened.uri}'"
-    assert location(opened) == f"{folder}/mlruns/vision-first"
+    assert location(opened) == (folder / "mlruns" / "vision-first").as_uri()
     run = opened.client.create_run(opened.experiment_id)
     opened.client.log_text(run.info.run_id, "text", "note.txt")
     assert (folder / "mlruns" / "vision-first" / run.info.run_id / "artifacts" / "note.txt").read_text() == "text"

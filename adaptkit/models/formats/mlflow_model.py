@@ -52,7 +52,7 @@ def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = mlflow.pyfunc.load_model(str(folder))
+        model = mlflow.pyfunc.load_model(folder.absolute().as_uri())
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(model.predict(images.numpy()))

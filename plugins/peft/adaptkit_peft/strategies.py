@@ -39,15 +39,32 @@ class PeftStrategy:
 
         if self.entry.unavailable:
             raise BadInput(f"{self.name} cannot be used: {self.entry.unavailable}")
-        head = model.get_submodule("head") if getattr(self, "train_head", False) else None
-        only = "norm" if "norm layers" in self.entry.layers else "linear"
-        layers = find_layers(model, getattr(self, "targets", only), left_out=head, strategy=self.name)
+        heads = self._trained_heads(model)
+        layers = find_layers(model, self._targets(), heads, strategy=self.name)
         self._require_fitting(layers)
         wrap(model, self.entry.type, names=layers, settings=self._settings(layers), strategy=self.name)
         self._check_layers(model, layers)
-        if head is not None:
+        for head in heads:
             head.requires_grad_(True)
         return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def notices(self, model: nn.Module) -> list[str]:
+        """Return a notice about layers that are left out, since the model uses them in another way than their type."""
+        from adaptkit.backbones.layers import coverage
+
+        from adaptkit_peft.layers import find_layers, find_left_out
+
+        heads, targets = self._trained_heads(model), self._targets()
+        adapted = find_layers(model, targets, heads, strategy=self.name)
+        return coverage(self.name, len(adapted), find_left_out(model, targets, heads))
+
+    def _targets(self) -> str:
+        return getattr(self, "targets", "norm" if "norm layers" in self.entry.layers else "linear")
+
+    def _trained_heads(self, model: nn.Module) -> list[nn.Module]:
+        from adaptkit.backbones.layers import find_heads
+
+        return find_heads(model) if getattr(self, "train_head", False) else []
 
     def _require_fitting(self, layers: dict[str, nn.Module]) -> None:
         from adaptkit_peft.layers import sorts
