@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -99,6 +99,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and the number of the others."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 #: patterns of the useful part of an error of a database driver or an HTTP client that a library has wrapped
 INNER_ERRORS = (
     r"\((?:\w+\.)+\w*Error\) ([^\n]+)",
@@ -129,12 +134,25 @@ def located(error: BaseException) -> str:
     return f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))}{place}"
 
 
-def comes_from(error: BaseException, cls: type) -> bool:
-    """Return whether the traceback of an error contains the package of a class; for adaptkit, its module."""
+def entry_point(error: BaseException, cls: type) -> str | None:
+    """Return the function through which an error's traceback enters the package of a class; None if it never does.
+
+    For classes of adaptkit, their module counts.
+    """
     root = cls.__module__.partition(".")[0]
     # A namespace package has no file: then the file of the class counts.
     code = _code_of(cls.__module__) if root == "adaptkit" else _code_of(root) or _code_of(cls.__module__)
-    return code != "" and any(frame.filename.startswith(code) for frame in traceback.extract_tb(error.__traceback__))
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.name for frame in frames if code and frame.filename.startswith(code)), None)
+
+
+def plugin_fault(error: BaseException, cls: type, title: str) -> str:
+    """Return the message about an error in a run of a plugin's class: what fails, in which of its functions, and where.
+
+    The error may surface elsewhere, for example in torch, which calls the plugin's layers or fails on their outputs.
+    """
+    entry = entry_point(error, cls)
+    return f"{title} fails{f' in {entry}()' if entry else ''}: {located(error)}"
 
 
 def _code_of(module: str) -> str:

@@ -55,6 +55,7 @@ ONE_IMPORTER = {
     "adaptkit.cli.views.tuning": "a view is imported when its command prints",
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
     "adaptkit.experiment.measurement": "one idea: the metrics of a finished run",
+    "adaptkit.models.formats.peft": "loaded by name, as a format",
     "adaptkit.reports.figures.classes": "one kind of figure",
     "adaptkit.reports.figures.pairs": "one kind of figure",
     "adaptkit.reports.figures.run": "one kind of figure, imported when a run has finished",

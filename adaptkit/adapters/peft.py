@@ -130,9 +130,8 @@ FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude
 class PeftAdapter:
     """A PEFT adapter in adaptkit's terms: options of LoRA, tensors, and the modules that are saved as a whole.
 
-    The option `train_head` is true if a linear layer is saved as a whole; the caller must check that it is the model's
-    head. `doubled` are layers that are saved both as a whole and by their factors, since PEFT computes the factors
-    differently.
+    `options` lacks `train_head`, which depends on the base. `doubled` are layers that are saved both as a whole and by
+    their factors, since PEFT computes the factors differently.
     """
 
     options: Mapping[str, Any]
@@ -179,15 +178,17 @@ def adapter_of(folder: Path) -> PeftAdapter:
         raise BadInput(f"{folder / WEIGHTS}: these tensors do not belong to adaptkit's LoRA: {', '.join(foreign[:3])}")
     if not layers:
         raise BadInput(f"{folder / WEIGHTS} has no LoRA update")
-    tensors: dict[str, Tensor] = {}
+    factors: dict[str, Factors] = {}
     problems: list[str] = []
     for name, parts in layers.items():
         try:
-            tensors |= _read_factors(name, parts, config)
+            factors[name] = _read_factors(name, parts, config)
         except ValueError as error:
             problems.append(f"{folder}: {name} {error}")
     if problems:
         raise BadInput(*problems)
+    rank, alpha = _common_size(folder, factors, config)
+    tensors = {key: value for read in factors.values() for key, value in read.tensors.items()}
     saved = []
     for module, leaves in others.items():
         owner, _, part = module.rpartition(".")
@@ -199,13 +200,12 @@ def adapter_of(folder: Path) -> PeftAdapter:
         tensors |= {f"{place}.{leaf}".strip("."): value for leaf, value in leaves.items()}
         saved += [module] if [*leaves] != ["bias"] else []
     options = {
-        "rank": config["r"],
-        "alpha": float(config["lora_alpha"]),
+        "rank": rank,
+        "alpha": float(alpha),
         "dropout": float(config["lora_dropout"]),
         "targets": ",".join(exactly(name) for name in layers),
         "rslora": config["use_rslora"],
         "dora": config["use_dora"],
-        "train_head": any(others[module].get("weight", Tensor()).ndim == 2 for module in saved),
         "bias": config["bias"],
     }
     doubled = tuple(name for name in layers if "weight" in others[name])
@@ -265,8 +265,39 @@ def _is_pattern(value: Any) -> bool:
         return False
 
 
-def _read_factors(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the update of one layer under adaptkit's names.
+@dataclass(frozen=True)
+class Factors:
+    """The update of one layer in a file of PEFT: tensors by adaptkit's names, groups, rank and alpha."""
+
+    tensors: Mapping[str, Tensor]
+    groups: int
+    rank: int
+    alpha: float
+
+    def fit(self, rank: int, alpha: float, config: Mapping[str, Any]) -> bool:
+        """Return whether adaptkit's LoRA of this rank and alpha has an update of this size and scaling."""
+        same = math.isclose(_scaling(self.alpha, self.rank, config), _scaling(alpha, rank, config), rel_tol=1e-9)
+        return same and self.rank == -(-rank // self.groups) * self.groups
+
+
+def _common_size(folder: Path, factors: Mapping[str, Factors], config: Mapping[str, Any]) -> tuple[int, float]:
+    """Return the rank and alpha of all layers: those of the configuration, or of its patterns."""
+    sizes = [(config["r"], config["lora_alpha"]), *((read.rank, read.alpha) for read in factors.values())]
+    fitting = [size for size in sizes if all(read.fit(*size, config) for read in factors.values())]
+    if not fitting:
+        raise BadInput(
+            *(
+                f"{folder}: {name} has another rank or alpha than other layers; "
+                "adaptkit's lora uses the same for all layers"
+                for name, read in factors.items()
+                if not read.fit(*sizes[0], config)
+            )
+        )
+    return fitting[0]
+
+
+def _read_factors(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> Factors:
+    """Read the update of one layer.
 
     Raises ValueError; the caller puts the name of the layer before its message.
     """
@@ -286,9 +317,6 @@ def _read_factors(name: str, parts: Mapping[str, Tensor], config: Mapping[str, A
     fits = fits and up.shape[2:].numel() == 1 and out % groups == 0 and down.shape[1] % groups == 0
     if not fits:
         raise ValueError(f"is damaged: A {[*down.shape]} and B {[*up.shape]} do not fit rank {rank}")
-    factor = _scaling(alpha, inner, config) / _scaling(config["lora_alpha"], config["r"], config)
-    if inner != -(-config["r"] // groups) * groups or not math.isclose(factor, 1, rel_tol=1e-9):
-        raise ValueError("has another rank or alpha than other layers; adaptkit's lora uses the same for all layers")
     if groups > 1:
         narrow = narrowed(down, groups)
         if narrow is None:
@@ -297,7 +325,7 @@ def _read_factors(name: str, parts: Mapping[str, Tensor], config: Mapping[str, A
     tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
     if config["use_dora"]:
         tensors[f"{name}.lora_magnitude_vector.weight"] = parts["magnitude_vector"]
-    return tensors
+    return Factors(tensors, groups=groups, rank=inner, alpha=alpha)
 
 
 def _of(name: str, pattern: Mapping[str, Any], otherwise: Any) -> Any:
@@ -308,8 +336,6 @@ def _of(name: str, pattern: Mapping[str, Any], otherwise: Any) -> Any:
 def _scaling(alpha: float, rank: int, config: Mapping[str, Any]) -> float:
     return alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
 
-
-__all__ = ["CONFIG", "WEIGHTS", "PeftAdapter", "adapter_of", "peft_folder", "written_whole"]
 
 #: the version of PEFT whose format is written
 PEFT_VERSION = "0.21.2"

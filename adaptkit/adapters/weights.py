@@ -25,10 +25,18 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return these tensors as the bytes of a safetensors file."""
+    """Return these tensors as the bytes of a safetensors file; tied tensors are written under each of their names."""
     from safetensors.torch import save
 
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    written: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in places:
+            plain = plain.clone()  # safetensors rejects tensors that share memory
+        places.add(plain.untyped_storage().data_ptr())
+        written[name] = plain
+    return save(written)
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:
@@ -47,13 +55,17 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 #: keys of the weights in checkpoints of other training programs; averaged weights come first
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "weights")
 
-#: prefixes of names after training on several devices and after compiling
-PREFIXES = ("module.", "_orig_mod.")
+#: prefixes of all names after training on several devices, after compiling, and in a model that contains the model
+PREFIXES = ("module.", "_orig_mod.", "model.")
+
+#: part of names that `torch.compile` adds, also inside of a name if only a part of the model was compiled
+COMPILED = "_orig_mod."
 
 
 def read_weight_file(path: Path) -> dict[str, Tensor]:
     """Return the tensors in a file of weights by name, in their order.
 
+    Prefixes of training programs are removed from the names, in any order and number, where every name has them.
     Raises BadInput for a file that cannot be read, contains anything else, or has numbers that are not finite.
     """
     try:
@@ -75,7 +87,17 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
     odd = [name for name, tensor in pairs if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
     if odd:
         raise BadInput(f"weights: {path} contains numbers that are not finite: {few(odd)}")
-    return {functools.reduce(str.removeprefix, PREFIXES, name): tensor for name, tensor in pairs}
+    named = _without_prefixes(dict(pairs))
+    if len(named) < len(pairs):
+        raise BadInput(f"weights: {path} has two tensors for one name: it holds a compiled and an uncompiled model")
+    return named
+
+
+def _without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors = {name.replace(f".{COMPILED}", "."): tensor for name, tensor in tensors.items()}
+    while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def file_digest(path: Path) -> str:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from adaptkit.comparison.metrics import DEFAULT_METRIC
 from adaptkit.comparison.records import Comparison, Comparisons
 from adaptkit.errors import BadInput
-from adaptkit.settings.settings import DEFAULT_EXPERIMENT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +35,7 @@ def compare(
     runs : str or sequence of str, optional
         Run ids; the id of a parent run stands for its runs. Default: all adaptation runs of `experiment`.
     experiment : str, optional
-        MLflow experiment. Default: "adaptkit".
+        MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID, else "adaptkit".
     where : str, optional
         Condition in MLflow's filter language, such as "strategy != 'scratch'".
     metric : str, optional
@@ -97,11 +96,13 @@ def judge_tracked(
     """
     from adaptkit.comparison.judge import judge_runs, require_pairs
     from adaptkit.tracking.reader import open_reader
+    from adaptkit.tracking.store import experiment_name
 
     reader = open_reader(tracking_uri)
     runs = reader.read(reader.find(run_ids, experiment, where))
     if not runs:
-        searched = f"experiment {experiment or DEFAULT_EXPERIMENT!r}" if not run_ids else "these runs"
+        name = experiment_name(reader.client, reader.address, experiment)
+        searched = f"experiment {name!r}" if not run_ids else "these runs"
         if where and reader.find(run_ids, experiment, None):
             raise BadInput(f"no run of {searched} matches --where {where!r}")
         raise BadInput(f"no adaptation runs in {searched} of {reader.address.shown}: `adaptkit run -s NAME` makes one")

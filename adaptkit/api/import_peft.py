@@ -18,6 +18,7 @@ from adaptkit.adapters.files import Inherited, fit_adapter, load_adapter, save_a
 from adaptkit.adapters.peft import adapter_of
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.experiment.description import changed_layers
+from adaptkit.models.formats.peft import options_for
 from adaptkit.models.run_images import run_data
 from adaptkit.models.trained import MODEL_TYPES, TrainedRun, find_trained, given_plugins
 from adaptkit.names import (
@@ -146,8 +147,8 @@ def import_peft(
     adapter = adapter_of(path)
     model = base.base()
     tensors = (*model.parameters(), *model.buffers())
-    strategy, options = make_checked("lora", LoRA, adapter.options)
     try:
+        strategy, options = make_checked("lora", LoRA, options_for(adapter, model))
         adapt(model, strategy, init_seed=0)
         inherited = Inherited.of(model, tensors)
         fit_adapter(adapter.tensors, model)

@@ -21,7 +21,7 @@ from adaptkit.comparison.records import Comparisons
 from adaptkit.errors import AdaptkitError, BadInput
 from adaptkit.experiment.adaptation import execute
 from adaptkit.experiment.base import obtain_base
-from adaptkit.experiment.base_cache import stored_base
+from adaptkit.experiment.base_cache import usable_base
 from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.outcome import BaseSummary, RunOutcome
 from adaptkit.experiment.prepare import Experiment, prepare
@@ -272,7 +272,7 @@ def _require_base(
     watch: Watch,
 ) -> None:
     """Check that the base is still the same; train it again if the cache has lost it."""
-    base = stored_base(experiment.base_key)
+    base = usable_base(experiment.base_key, experiment.request, experiment.domains)
     if base is None:
         watch.notice(f"{interrupted.record.name}: the cache no longer holds its base; it is trained again")
         unwatched = dataclasses.replace(plugins, watched=False)

@@ -148,7 +148,7 @@ def run(
     data_dir : path, optional
         Folder of data sets and downloads. Default: "data".
     experiment : str, optional
-        MLflow experiment. Default: "adaptkit".
+        MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID, else "adaptkit".
     plugins : iterable of path or object, optional
         Plugin files, or objects with hooks.
     tracking_uri : str, optional

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from adaptkit.api.compare import judge_tracked
 from adaptkit.api.request import TrainingRequest, conditions, read_arguments
 from adaptkit.comparison.records import Comparisons
-from adaptkit.experiment.base_cache import stored_base
+from adaptkit.experiment.base_cache import usable_base
 from adaptkit.experiment.outcome import RunSummary
 from adaptkit.names import FINAL_SHIFTED_ACCURACY, SWEEP_FILE
 from adaptkit.sweeps.engines.engine import connected, store_notices
@@ -177,7 +177,10 @@ def plan_sweep(request: SweepRequest) -> SweepPlan:
     """Return the trials of a sweep and an estimate of their time; train only a few batches."""
     refresh_base = request.refresh_base
     prepared = prepare_sweep(request.cells, request.grid, refresh_base=refresh_base)
-    bases = [None if refresh_base else stored_base(experiment.base_key) for experiment in prepared.experiments]
+    bases = [
+        None if refresh_base else usable_base(experiment.base_key, experiment.request, experiment.domains)
+        for experiment in prepared.experiments
+    ]
     keys = {
         trial.number: prepared.key(trial, base.fingerprint)
         for trial in prepared.trials

@@ -16,7 +16,8 @@ from adaptkit.api.request import TrainingRequest, conditions, read_arguments
 from adaptkit.api.sweep import judge_trials, store_fields
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.experiment.base_cache import build_model
-from adaptkit.experiment.prepare import Experiment, can_be_adapted, prepare
+from adaptkit.experiment.preflight import can_be_adapted
+from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.names import TUNING_FILE, TUNING_TAG
 from adaptkit.plugins.manager import Plugins
 from adaptkit.seeds import derive_seed

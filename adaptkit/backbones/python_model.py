@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from adaptkit.adapters.weights import fingerprint
-from adaptkit.backbones.structure import find_head, replace_head
+from adaptkit.backbones.layers import find_heads, forget_usage
+from adaptkit.backbones.structure import find_head, replace_head, with_head
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
 
@@ -79,11 +80,12 @@ class PythonModelPlugin:
 
 
 def _build(model: nn.Module, title: str, *, channels: int, size: int, classes: int) -> nn.Module:
-    model_copy = _copied(model, title)
-    head = find_head(model_copy)
-    linear = getattr(head, "base_layer", head)
-    if linear.out_features != classes:
-        replace_head(model_copy, classes)
+    model_copy = with_head(_copied(model, title), (channels, size))
+    heads = find_heads(model_copy)
+    if any(getattr(head, "base_layer", head).out_features != classes for head in heads):
+        for head in heads:
+            replace_head(model_copy, head, classes)
+        forget_usage(model_copy)
     was_training = [part.training for part in model_copy.modules()]
     images = torch.zeros(2, channels, size, size)
     try:
@@ -97,10 +99,10 @@ def _build(model: nn.Module, title: str, *, channels: int, size: int, classes: i
         ) from None
     for part, training in zip(model_copy.modules(), was_training, strict=True):
         part.training = training
-    shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != [len(images), classes]:
+    # Outputs that are no tensor are refused in the preflight, as those of other backbones.
+    if isinstance(logits, Tensor) and list(logits.shape) != [len(images), classes]:
         raise BadInput(
-            f"backbone python:{title}: its output for {len(images)} images is {shape}, "
+            f"backbone python:{title}: its output for {len(images)} images is {list(logits.shape)}, "
             f"not logits {[len(images), classes]}; its last linear layer must be its classifier"
         )
     return model_copy

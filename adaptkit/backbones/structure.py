@@ -8,35 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from adaptkit.errors import BadInput
 
+#: attribute of a model: the number of channels and the size in pixels of its images
+INPUT = "_adaptkit_input"
 NORMS: tuple[type[nn.Module], ...] = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
 )
-
-
-def called_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-    """Return, by name, the layers of these types that a strategy can safely wrap.
-
-    A layer is left out if other code reads its weights without calling it, if its weights are computed (parametrized),
-    or if it is a convolution with a custom forward pass.
-    """
-    attentions = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
-    unsure = {id(layer) for attention in attentions for layer in attention.modules()}
-    return {
-        name: layer
-        for name, layer in model.named_modules()
-        if name and isinstance(layer, kinds) and id(layer) not in unsure and _is_plain(layer)
-    }
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    own_forward = isinstance(layer, nn.Conv2d) and type(layer).forward is not nn.Conv2d.forward
-    return not own_forward and not parametrize.is_parametrized(layer)
 
 
 def replace_layer(model: nn.Module, layer: nn.Module, other: nn.Module) -> None:
@@ -71,12 +52,11 @@ def find_head(model: nn.Module) -> nn.Module:
     return last
 
 
-def replace_head(model: nn.Module, classes: int) -> nn.Linear:
-    """Replace the last linear layer by a new one for `classes` classes, and return it.
+def replace_head(model: nn.Module, head: nn.Module, classes: int) -> nn.Linear:
+    """Replace a linear layer of the model by a new one for `classes` classes, and return it.
 
-    Raises BadInput if the model has no linear layer, or is itself the linear layer.
+    Raises BadInput if the model is itself this layer.
     """
-    head = find_head(model)
     if head is model:
         raise BadInput(f"{type(model).__name__} consists of its head only; put it into a torch.nn.Sequential")
     old = getattr(head, "base_layer", head)
@@ -87,8 +67,14 @@ def replace_head(model: nn.Module, classes: int) -> nn.Linear:
     return fresh
 
 
-def with_head(model: nn.Module) -> nn.Module:
-    """Return the model with a property `head`; an existing attribute `head` is left unchanged."""
+def with_head(model: nn.Module, input: tuple[int, int] | None = None) -> nn.Module:
+    """Return the model with a property `head`; an existing attribute `head` is left unchanged.
+
+    `input` are the channels and the size in pixels of its images; they are kept with the model for checks on a few
+    random images.
+    """
+    if input is not None:
+        setattr(model, INPUT, input)
     if not hasattr(model, "head"):
         model.__class__ = _headed(type(model))  # type: ignore[arg-type]  # classes are hashable
     return model

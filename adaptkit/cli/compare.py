@@ -14,7 +14,11 @@ from adaptkit.system.signals import interruptible
 
 @click.command()
 @click.argument("run_ids", nargs=-1, metavar="[RUN_ID]...")
-@click.option("--experiment", metavar="NAME", help="Experiment to compare all runs of.  [default: adaptkit]")
+@click.option(
+    "--experiment",
+    metavar="NAME",
+    help="Experiment to compare all runs of.  [default: $MLFLOW_EXPERIMENT_NAME or adaptkit]",
+)
 @click.option(
     "--where",
     metavar="CONDITION",

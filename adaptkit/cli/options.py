@@ -153,7 +153,9 @@ recipe_options = bundle(
         metavar="fp32|bf16|auto",
         help="Number format; auto: bf16 if the hardware supports it natively.  [default: fp32]",
     ),
-    click.option("--experiment", metavar="NAME", help="MLflow experiment.  [default: adaptkit]"),
+    click.option(
+        "--experiment", metavar="NAME", help="MLflow experiment.  [default: $MLFLOW_EXPERIMENT_NAME or adaptkit]"
+    ),
 )
 
 

@@ -19,7 +19,6 @@ import click
 
 from adaptkit.cli.options import store_option, traceback_option
 from adaptkit.errors import AdaptkitError, BadInput
-from adaptkit.settings.settings import DEFAULT_EXPERIMENT
 from adaptkit.system.imports import SAFE_PATH
 from adaptkit.system.signals import held, interruptible, require_none
 from adaptkit.system.streams import printable
@@ -45,7 +44,9 @@ runpy.run_module("mlflow", run_name="__main__", alter_sys=True)
 
 
 @click.command()
-@click.option("--experiment", metavar="NAME", help="MLflow experiment to link to.  [default: adaptkit]")
+@click.option(
+    "--experiment", metavar="NAME", help="MLflow experiment to link to.  [default: $MLFLOW_EXPERIMENT_NAME or adaptkit]"
+)
 @store_option
 @click.option(
     "--port",
@@ -84,10 +85,10 @@ def ui(experiment: str | None, tracking_uri: str | None, port: int | None) -> No
 
 def find_experiment(address: Address, client: MlflowClient, name: str | None) -> str | None:
     """Return the id of the experiment. Without a name, return None if the store does not have the default one."""
-    from adaptkit.tracking.store import existing_experiment
+    from adaptkit.tracking.store import existing_experiment, experiment_name
 
     if name is None:
-        default = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
+        default = client.get_experiment_by_name(experiment_name(client, address, None))
         return str(default.experiment_id) if default is not None and default.lifecycle_stage == "active" else None
     return existing_experiment(address, client, name)
 

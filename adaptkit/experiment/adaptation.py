@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import Inherited, load_adapter, save_adapter
+from adaptkit.backbones.layers import share_usage
 from adaptkit.contracts import Strategy
-from adaptkit.errors import HINT, AdaptkitError, RunFailed, comes_from, lacks_memory, located
+from adaptkit.errors import HINT, AdaptkitError, RunFailed, entry_point, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.base import obtain_base
 from adaptkit.experiment.base_cache import Base
@@ -45,7 +46,7 @@ from adaptkit.names import (
     SPLIT_FILE,
     TIMING_TAG,
 )
-from adaptkit.plugins.manager import Plugins
+from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
 from adaptkit.system.core_sharing import Occupancy, Seat
@@ -163,7 +164,8 @@ class Stage:
     ) -> RunSummary:
         """Return the summary of a run whose metrics `make()` computes; notify the plugins if it fails.
 
-        Expected errors (`AdaptkitError`) are stored in the summary; other exceptions are raised.
+        Any error is stored in the summary, so that the other runs go on; except interruptions, errors of the system
+        such as a full disk, and, with `ADAPTKIT_STRICT=1`, errors that do not come from the strategy.
         """
         metrics: dict[str, float] = {}
         reason = None
@@ -173,9 +175,11 @@ class Stage:
             error = origin(raised)
             if lacks_memory(error):
                 error = RunFailed(HINT)
-            elif isinstance(error, Exception) and comes_from(raised, type(arm.checked)):
-                error = RunFailed(f"strategy {arm.strategy} fails: {located(raised)}")
-                error.__cause__ = raised
+            elif isinstance(error, Exception) and not isinstance(error, AdaptkitError):
+                is_own = entry_point(raised, type(arm.checked)) is not None
+                if is_own or not (isinstance(error, OSError) or is_strict()):
+                    error = RunFailed(plugin_fault(raised, type(arm.checked), f"strategy {arm.strategy}"))
+                    error.__cause__ = raised
             self.plugins.notify("adaptkit_run_failed", run=start, error=error)
             if isinstance(error, KeyboardInterrupt) and error is not raised:
                 raise error from raised
@@ -199,6 +203,7 @@ class Stage:
         """Return a copy of the base, on the device, that the strategy has changed."""
         # Adapt the model on the CPU, so that initial weights do not depend on the device.
         model = self.base.build(self.experiment.request, self.experiment.domains)
+        share_usage(self.base_model, model)
         tensors = (*model.parameters(), *model.buffers())
         strategy = arm.create()
         origin = Origin.of(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from adaptkit.backbones.structure import find_head
 from adaptkit.data.domains import Domains
 from adaptkit.data.views import Views
-from adaptkit.errors import BASE_HINT, RunFailed, lacks_memory
+from adaptkit.errors import BASE_HINT, AdaptkitError, RunFailed, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunInput, RunResult, RunStart
 from adaptkit.experiment.base_cache import (
     Base,
@@ -29,10 +30,10 @@ from adaptkit.experiment.base_cache import (
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
 from adaptkit.names import BASE_FINGERPRINT_TAG, BASE_FOLDER, KIND_TAG, PROCESSES_TAG, RECIPE_KEY_TAG
-from adaptkit.plugins.manager import Plugins
+from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Request
-from adaptkit.system.folders import LIMIT_VARIABLE, cache_limit, shown_size
+from adaptkit.system.folders import LIMIT_VARIABLE, CacheWarning, cache_limit, shown_size
 from adaptkit.system.signals import origin
 from adaptkit.training.checkpoints import Checkpoint, Keep
 from adaptkit.training.evaluation import predict_logits
@@ -122,7 +123,7 @@ def obtain_base(
         notice("waiting for another process that trains this base")
 
     with base_lock(experiment.base_key, waiting):
-        base = None if refresh else sound_base(experiment.base_key)
+        base = None if refresh else _cached_base(experiment)
         mark_used(experiment.base_key)
         if base is None:
             with recoverable(recovery, run, experiment.request.command_text()) as kept:
@@ -131,6 +132,26 @@ def obtain_base(
             return TrackedBase(base, run_id=tracker.run_id(run.name) if tracker else None, cached=False)
         run_id = None if tracker is None else _base_run_id(experiment, base, run, tracker=tracker, recovery=recovery)
         return TrackedBase(base, run_id=run_id, cached=True)
+
+
+def _cached_base(experiment: Experiment) -> Base | None:
+    """Return the base from the cache, or None with a warning if the backbone computes something else with its weights.
+
+    An entry of an earlier version, without recorded logits, is accepted, and its logits are recorded now.
+    """
+    request, domains = experiment.request, experiment.domains
+    base = sound_base(experiment.base_key)
+    if base is not None and base.logits is None:
+        base = store_base(experiment.base_key, base.state, base.epochs, request=request, domains=domains)
+    if base is None or base.is_unchanged(request, domains):
+        return base
+    warnings.warn(
+        f"backbone {request.settings.backbone} gives other outputs for the weights of its cached base "
+        f"{base.fingerprint[:12]} than when that was made: its code has changed, and the base is made again",
+        CacheWarning,
+        stacklevel=2,
+    )
+    return None
 
 
 def _evict_bases(kept: str, notice: Callable[[str], None]) -> None:
@@ -179,7 +200,13 @@ def _train_and_report(experiment: Experiment, plugins: Plugins, run: RunStart, *
             ):
                 epochs.append(epoch)
                 plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
-        base = store_base(experiment.base_key, model, tuple(epochs))
+        base = store_base(
+            experiment.base_key,
+            model.state_dict(),
+            tuple(epochs),
+            request=experiment.request,
+            domains=experiment.domains,
+        )
         with _base_result(experiment, base, model) as result:
             plugins.notify("adaptkit_run_ended", run=run, result=result, model=model)
         return base
@@ -187,6 +214,10 @@ def _train_and_report(experiment: Experiment, plugins: Plugins, run: RunStart, *
         error = origin(raised)
         if lacks_memory(error):
             error = RunFailed(BASE_HINT)
+        elif isinstance(error, Exception) and not isinstance(error, AdaptkitError | OSError) and not is_strict():
+            backbone = experiment.request.backbone
+            error = RunFailed(plugin_fault(raised, type(backbone), f"backbone {experiment.request.settings.backbone}"))
+            error.__cause__ = raised
         plugins.notify("adaptkit_run_failed", run=run, error=error)
         if error is not raised:
             raise error from raised
@@ -212,6 +243,7 @@ def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterat
         "classes": list(domains.classes),
         "preprocessing": experiment.preprocessing,
         "new_head": experiment.clean is None,
+        "logits": base.logits,
     }
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
         files = write_base(Path(folder), base, card)

@@ -25,6 +25,7 @@ from adaptkit.contracts import Backbone
 from adaptkit.data.domains import Domains
 from adaptkit.errors import BadInput
 from adaptkit.events import Epoch
+from adaptkit.experiment.forward import are_same_logits, code_digest, sample_logits
 from adaptkit.names import BASE_CARD_FILE, BASE_WEIGHTS_FILE
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import WEIGHTS, Request
@@ -34,23 +35,38 @@ from adaptkit.training.seeding import RandomStream
 
 #: Increased whenever the same recipe gives different weights, so that old cache entries are not used.
 RECIPE_VERSION = 1
-CARD_KEYS = {"fingerprint", "key", "epochs", "card_sha256"}
+CARD_KEYS = {"fingerprint", "key", "epochs", "logits", "card_sha256"}
+
+#: adaptkit's own backbones: RECIPE_VERSION covers their code, so that their bases survive an upgrade
+VERSIONED = ("small_cnn", "torchvision")
 
 
 @dataclass(frozen=True)
 class Base:
-    """A trained base: its weights and buffers, and the record of its training."""
+    """A trained base: its weights and buffers, the record of its training, and its logits for fixed images.
+
+    `logits` is None in entries of earlier versions, and empty for a model that fails on the fixed images.
+    """
 
     key: str
     fingerprint: str
     state: Mapping[str, Tensor]
     epochs: tuple[Epoch, ...]
+    logits: list[list[float]] | None = None
 
     def build(self, request: Request, domains: Domains) -> nn.Module:
         """Return a fresh model with the base's weights."""
         model = _built(request, request.architecture, domains)
         model.load_state_dict(dict(self.state))
         return model
+
+    def sample(self, request: Request, domains: Domains) -> list[list[float]]:
+        """Return the logits for fixed images, with the backbone's current code."""
+        return sample_logits(self.build(request, domains), domains.channels, domains.size)
+
+    def is_unchanged(self, request: Request, domains: Domains) -> bool:
+        """Return whether the backbone's current code gives the recorded logits, or none are recorded."""
+        return not self.logits or are_same_logits(self.logits, self.sample(request, domains))
 
 
 def build_model(request: Request, domains: Domains) -> nn.Module:
@@ -64,7 +80,7 @@ def _built(request: Request, backbone: Backbone, domains: Domains) -> nn.Module:
     if not isinstance(model, nn.Module):
         name = request.settings.backbone
         raise BadInput(f"backbone {name}: build() returned {type(model).__name__}, not a torch.nn.Module")
-    return with_head(model)
+    return with_head(model, (domains.channels, domains.size))
 
 
 def recipe_key(request: Request, domains: Domains) -> str:
@@ -84,6 +100,8 @@ def recipe_key(request: Request, domains: Domains) -> str:
         "device": settings.device,
         "torch": torch.__version__,
     }
+    if settings.backbone.partition(":")[0] not in VERSIONED:
+        recipe["code"] = code_digest(model)
     if request.backbone_options:
         # `start` covers the initial weights; the path of their file does not matter.
         options = {key: value for key, value in request.backbone_options.items() if key != WEIGHTS}
@@ -155,10 +173,16 @@ def stored_base(key: str) -> Base | None:
             return None
         state = unpack(read_file(folder / BASE_WEIGHTS_FILE, None))
         epochs = tuple(Epoch(**epoch) for epoch in card["epochs"])
-        base = Base(key=key, fingerprint=card["fingerprint"], state=state, epochs=epochs)
+        base = Base(key=key, fingerprint=card["fingerprint"], state=state, epochs=epochs, logits=card.get("logits"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return base if fingerprint(state) == base.fingerprint else None
+
+
+def usable_base(key: str, request: Request, domains: Domains) -> Base | None:
+    """Return the base from the cache, or None if it is missing, damaged or of a backbone with another forward pass."""
+    base = stored_base(key)
+    return base if base is not None and base.is_unchanged(request, domains) else None
 
 
 def sound_base(key: str) -> Base | None:
@@ -198,11 +222,19 @@ def remove_base(key: str) -> bool:
     return free
 
 
-def store_base(key: str, model: nn.Module, epochs: tuple[Epoch, ...]) -> Base:
-    """Write a base to the cache and return it."""
-    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+def store_base(
+    key: str, state: Mapping[str, Tensor], epochs: tuple[Epoch, ...], *, request: Request, domains: Domains
+) -> Base:
+    """Write a base to the cache, with its logits for fixed images, and return it."""
+    state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     base = Base(key=key, fingerprint=fingerprint(state), state=state, epochs=epochs)
-    card = {"fingerprint": base.fingerprint, "key": key, "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
+    base = dataclasses.replace(base, logits=base.sample(request, domains))
+    card = {
+        "fingerprint": base.fingerprint,
+        "key": key,
+        "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
+        "logits": base.logits,
+    }
     write_base(_folder(key), base, card)
     return base
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +14,15 @@ from adaptkit.data.domains import Domains, TestSet, load_domains
 from adaptkit.data.split import draw
 from adaptkit.data.views import Views
 from adaptkit.errors import BadInput, located
-from adaptkit.experiment.base_cache import build_model, recipe_key, stored_base
+from adaptkit.experiment.base_cache import build_model, recipe_key, usable_base
 from adaptkit.experiment.outcome import ArmPlan, Plan
+from adaptkit.experiment.preflight import find_memory_format, find_sample, try_backbone, try_strategies
 from adaptkit.seeds import derive_seed
-from adaptkit.settings.request import Arm, Request
+from adaptkit.settings.request import Request
 from adaptkit.settings.severities import written
 from adaptkit.system.hardware import find_device, find_precision, precision_notices, require_one_process
 from adaptkit.training.recomputation import find_blocks
 from adaptkit.training.seeding import RandomStream
-from adaptkit.training.trainable import Origin, adapt, count, set_train_mode
 
 #: default side in pixels of images in a folder, for a backbone without an `image_size`
 IMAGE_SIZE = 64
@@ -93,20 +91,23 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     request = request.with_settings(device=device.type, precision=precision)
     domains = domains or load_data(request)
     request = request.with_settings(split=domains.split, image_size=domains.size)
-    images = domains.shifted_test.pixels[:2]
-    memory_format = find_memory_format(request, domains, images)
+    sample = find_sample(domains)
+    memory_format = find_memory_format(request, domains, sample.images)
     model = build_model(request, domains)
-    trials = try_strategies(request, model, images)
+    new_head = domains.clean_test is None
+    backbone_notices = try_backbone(model, sample, name=request.settings.backbone, new_head=new_head)
+    trials = try_strategies(request, model, sample)
     try_severities(request, domains)
     notices = (
         *domains.notices,
         *base_notices(request),
+        *backbone_notices,
         *precision_notices(precision, device),
         *(notice for trial in trials for notice in trial.notices),
         *checkpointing_notices(request, model),
     )
     base_key = recipe_key(request, domains)
-    base_cached = not refresh_base and stored_base(base_key) is not None
+    base_cached = not refresh_base and usable_base(base_key, request, domains) is not None
     arms = tuple(trial.plan for trial in trials)
     return Experiment(
         request=request,
@@ -135,104 +136,6 @@ def load_data(request: Request) -> Domains:
         reading=Reading(size, settings.skip_bad_images),
         image_size=settings.image_size,
     )
-
-
-def find_memory_format(request: Request, domains: Domains, images: Tensor) -> torch.memory_format:
-    """Return channels-last, in which convolutions are fastest, or the default format if the model fails with it.
-
-    Raises BadInput for a backbone that fails with both.
-    """
-    name = request.settings.backbone
-    try:
-        model = build_model(request, domains)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"backbone {name}: build() raises {located(error)}") from error
-    try:
-        try_model(model.to(memory_format=torch.channels_last), images)
-        return torch.channels_last
-    except Exception:  # for example `x.view(len(x), -1)` after a convolution
-        model.to(memory_format=torch.contiguous_format)
-    try:
-        try_model(model, images)
-    except Exception as error:
-        raise BadInput(f"backbone {name} fails for images {list(images.shape[1:])}: {located(error)}") from error
-    return torch.contiguous_format
-
-
-@torch.no_grad()
-def try_model(model: nn.Module, images: Tensor) -> None:
-    """Run a model in evaluation mode on a few images."""
-    with RandomStream(0):
-        model.eval()(images.clone())
-
-
-@dataclass(frozen=True)
-class StrategyTrial:
-    """A strategy that was tried on the untrained model: its plan, and notices for the user."""
-
-    plan: ArmPlan
-    notices: tuple[str, ...]
-
-
-def try_strategies(request: Request, model: nn.Module, images: Tensor) -> list[StrategyTrial]:
-    """Try every strategy on copies of an untrained model; raise BadInput with the problems of all of them."""
-    trials: list[StrategyTrial] = []
-    problems: list[str] = []
-    cause: Exception | None = None
-    for arm in request.arms:
-        try:
-            trials.append(try_strategy(request, arm, model=copy.deepcopy(model), images=images))
-        except BadInput as error:
-            problems += _with_strategy(error.problems, arm.strategy)
-        except Exception as error:
-            cause = error
-            problems.append(f"strategy {arm.strategy} cannot be tried: {located(error)}")
-    if problems:
-        raise BadInput(*dict.fromkeys(problems)) from cause
-    return trials
-
-
-def try_strategy(request: Request, arm: Arm, *, model: nn.Module, images: Tensor) -> StrategyTrial:
-    """Adapt a model in place, run it on a few images, and count what the strategy trains."""
-    settings = request.settings
-    strategy = arm.create()
-    notices_of = getattr(strategy, "notices", None)
-    notices = tuple(notices_of(model)) if notices_of is not None else ()
-    origin = Origin.of(model)
-    adapt(model, strategy, init_seed=derive_seed(settings.seed[0], "init"), new_head=arm.new_head)
-    try_model(model, images)
-    set_train_mode(model, settings.bn == "adapt")
-    counts, shares = count(model), origin.shares(model)
-    plan = ArmPlan(
-        strategy=arm.strategy,
-        label=arm.label,
-        options=arm.options,
-        lr=arm.lr,
-        parameters=counts.total,
-        trainable=counts.trainable,
-        head=shares.head,
-        adapter=shares.adapter,
-        base=shares.base,
-    )
-    start = f"{arm.strategy}: "
-    return StrategyTrial(plan, tuple(line if line.startswith(start) else f"{start}{line}" for line in notices))
-
-
-def _with_strategy(problems: Iterable[str], name: str) -> list[str]:
-    """Put the strategy's name before problems that do not begin with it."""
-    named = (f"strategy {name}", f"{name}.", f"{name} ")
-    return [problem if problem.startswith(named) else f"strategy {name}: {problem}" for problem in problems]
-
-
-def can_be_adapted(model: nn.Module, arm: Arm) -> bool:
-    """Check whether a strategy with these options accepts this model; the model is not changed."""
-    try:
-        adapt(copy.deepcopy(model), arm.create(), init_seed=0, new_head=arm.new_head)
-    except BadInput:
-        return False
-    return True
 
 
 def try_severities(request: Request, domains: Domains) -> None:

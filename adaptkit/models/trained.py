@@ -18,6 +18,7 @@ from adaptkit.backbones.structure import with_head
 from adaptkit.contracts import Backbone, Strategy
 from adaptkit.errors import BadInput, located
 from adaptkit.experiment.base_cache import stored_base
+from adaptkit.experiment.forward import are_same_logits, sample_logits
 from adaptkit.models.preprocessing import Preprocessing
 from adaptkit.names import (
     ADAPTER_CARD_FILE,
@@ -247,9 +248,10 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
                 f"{stored.title}: its {ADAPTER_CARD_PATH} was altered or belongs to another run: its sha256 "
                 "differs from the tag of the run"
             )
-        state = _base_state(stored, card["base_fingerprint"])
+        state, logits = _find_base(stored, card["base_fingerprint"])
         backbone = _find_backbone(card, plugins, stored.title)
         model = _base_model(backbone, card, state=state, title=stored.title)
+        _require_same_outputs(model, card, logits, stored.title)
         try:
             offer = plugins.find("strategy", card["strategy"])
             strategy, _ = make_checked(card["strategy"], offer.cls, card["options"])
@@ -283,31 +285,33 @@ def _rebuilt_base(stored: StoredRun, plugins: Plugins) -> TrainedRun:
         raise BadInput(f"{stored.title}: its base is damaged: its fingerprint is {now}, and was {card['fingerprint']}")
     backbone = _find_backbone(card, plugins, stored.title)
     model = _base_model(backbone, card, state=state, title=stored.title)
+    _require_same_outputs(model, card, card.get("logits"), stored.title)
     freeze(model)
     return TrainedRun(stored=stored, card=card, backbone=backbone, base_state=state, strategy=None, adapted=model)
 
 
-def _base_state(stored: StoredRun, wanted: str) -> dict[str, Tensor]:
-    """Return the weights of the base from the artifact of its run, or from the cache.
+def _find_base(stored: StoredRun, wanted: str) -> tuple[dict[str, Tensor], Any]:
+    """Return the weights of the base and its recorded logits, from the artifact of its run or from the cache.
 
     The caller compares their fingerprint with the one in the card of the adapter.
     """
     keys = []
     for base in stored.bases(wanted):
         if base.has(BASE_WEIGHTS_PATH):
-            with base.folder(BASE_FOLDER, BASE_WEIGHTS_FILE) as folder:
+            with base.folder(BASE_FOLDER, BASE_WEIGHTS_FILE, BASE_CARD_FILE) as folder:
                 state = read_weights(folder / BASE_WEIGHTS_FILE)
+                logits = read_card(folder / BASE_CARD_FILE, {}).get("logits")
             if base.tags.get(BASE_FINGERPRINT_TAG) == wanted != fingerprint(state):
                 raise BadInput(
                     f"{stored.title}: {BASE_WEIGHTS_PATH} of its base, {base.title}, is damaged: its fingerprint is "
                     f"{fingerprint(state)}, and was {wanted}"
                 )
-            return state
+            return state, logits
         keys.append(base.tags.get(RECIPE_KEY_TAG, ""))
     for key in filter(None, keys):
         kept = stored_base(key)
         if kept is not None:
-            return dict(kept.state)
+            return dict(kept.state), kept.logits
     where = f"its base run has no artifact {BASE_WEIGHTS_PATH}" if keys else "its base run is not in the store"
     raise BadInput(f"{stored.title}: {where}, and the cache of this machine has no base {wanted}; repeat the run")
 
@@ -340,6 +344,15 @@ def _base_model(backbone: Backbone, card: Mapping[str, Any], state: Mapping[str,
     return model.eval()
 
 
+def _require_same_outputs(model: nn.Module, card: Mapping[str, Any], logits: Any, title: str) -> None:
+    """Raise BadInput unless a base gives its recorded logits, if there are any."""
+    if logits and not are_same_logits(logits, sample_logits(model, card["channels"], card["size"])):
+        raise BadInput(
+            f"{title}: backbone {card['backbone']} gives other outputs for the weights of the base than when the run "
+            "was made: its code has changed; restore it"
+        )
+
+
 def _build(backbone: Backbone, card: Mapping[str, Any], title: str) -> nn.Module:
     try:
         with RandomStream(0):
@@ -350,4 +363,4 @@ def _build(backbone: Backbone, card: Mapping[str, Any], title: str) -> nn.Module
         raise BadInput(f"{title}: backbone {card['backbone']} fails: {located(error)}") from error
     if not isinstance(model, nn.Module):
         raise BadInput(f"{title}: backbone {card['backbone']} does not build a torch.nn.Module")
-    return with_head(model)
+    return with_head(model, (card["channels"], card["size"]))

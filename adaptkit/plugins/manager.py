@@ -55,6 +55,11 @@ class Fault:
         return f"plugin {self.origin}: {self.message}{hint}"
 
 
+def is_strict() -> bool:
+    """Check whether errors in event hooks, and errors without a known cause, are to be raised (`ADAPTKIT_STRICT=1`)."""
+    return os.environ.get("ADAPTKIT_STRICT") == "1"
+
+
 @dataclass(frozen=True)
 class Plugins:
     """The loaded plugins: their components by kind and name, their sources and their faults.
@@ -96,17 +101,27 @@ class Plugins:
             raise BadInput(f"{title} {bare} needs an argument after a colon: {component.shown}")
         return component
 
+    def usable(self, kind: str) -> list[Component]:
+        """Return the components that can be used here: available, and offered by one plugin only."""
+        taken = {fault.taken for fault in self.faults}
+        return [
+            component
+            for name, component in self.components[kind].items()
+            if not component.unavailable and (kind, name) not in taken
+        ]
+
     def _hint(self, kind: str, name: str) -> str:
-        """Return a suggestion for an unknown name: a folder, a similar name, or the list of all names."""
-        if kind == "dataset" and "folder" in self.components[kind] and os.path.isdir(name):
-            return f"; did you mean 'folder:{name}'?"
+        """Suggest for an unknown name: the name as an argument, a similar name, or the list of all names."""
         if (kind, name) == ("engine", "ray"):
             return "; Ray is a plugin: pip install ./plugins/ray from adaptkit's source code"
-        components = self.components[kind]
-        hint = suggestion(name, components)
+        components = self.usable(kind)
+        owners = [component.name for component in components if component.argument and _is_argument(name, component)]
+        if owners:
+            return f"; did you mean {' or '.join(repr(f'{owner}:{name}') for owner in owners)}?"
+        hint = suggestion(name, [component.name for component in components])
         if hint.startswith("; did"):
             return hint
-        return suggestion(name, [component.shown for component in components.values()])
+        return suggestion(name, [component.shown for component in components])
 
     def require_files(self, feature: str) -> None:
         """Raise BadInput if a plugin is an object, which other processes cannot load; the message names `feature`."""
@@ -119,8 +134,7 @@ class Plugins:
 
     def require_sound(self) -> None:
         """Raise BadInput for fatal faults, and warn about the others."""
-        strict = os.environ.get("ADAPTKIT_STRICT") == "1"
-        fatal = [str(fault) for fault in self.faults if fault.fatal or strict]
+        fatal = [str(fault) for fault in self.faults if fault.fatal or is_strict()]
         if fatal:
             raise BadInput(*fatal)
         for fault in self.faults:
@@ -150,7 +164,7 @@ class Plugins:
             except Exception as error:
                 if (cause := origin(error)) is not error:
                     raise cause from error
-                if os.environ.get("ADAPTKIT_STRICT") == "1":
+                if is_strict():
                     raise
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 warnings.warn(
@@ -159,3 +173,16 @@ class Plugins:
                     PluginWarning,
                     stacklevel=2,
                 )
+
+
+def _is_argument(name: str, component: Component) -> bool:
+    """Return whether a class accepts a name as its argument. A class that accepts anything gives no information."""
+
+    def accepts(argument: str) -> bool:
+        try:
+            component.cls(argument)
+        except Exception:  # constructors of plugins raise many types
+            return False
+        return True
+
+    return accepts(name) and not accepts(f"{name} \0")

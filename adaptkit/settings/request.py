@@ -140,7 +140,7 @@ class Request:
         """Return params as settings that repeat the run, in plain types."""
         # `shift` already holds the amounts, in their order.
         plain = {key: _plain(value) for key, value in params.items() if not key.startswith("shift.")}
-        return plain | {"experiment": self.settings.experiment}
+        return plain | ({"experiment": self.settings.experiment} if self.settings.experiment else {})
 
     def config_text(self, params: Mapping[str, Any]) -> str:
         """Return params as a config file that repeats the run, with the command as a comment."""

@@ -49,7 +49,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     named = "strategy" in values
     settings = _settings(values, problems)
     if not named:
-        names = ", ".join(plugins.components["strategy"])
+        names = ", ".join(component.name for component in plugins.usable("strategy"))
         problems.append(f"no strategy: name at least one with --strategy; known: {names}")
     arms = _arms(settings, options, plugins=plugins, problems=problems)
     if amounts is None:

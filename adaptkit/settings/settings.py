@@ -167,7 +167,9 @@ class Settings(SettingsGroup):
     data_dir: Annotated[Path, BeforeValidator(nonempty)] = Field(
         Path("data"), description="folder of data sets and downloads"
     )
-    experiment: str = Field(DEFAULT_EXPERIMENT, min_length=1, description="MLflow experiment")
+    experiment: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="MLflow experiment; without one, that of MLflow's environment variables, or adaptkit"
+    )
     base: BaseSettings = Field(default_factory=BaseSettings)  # type: ignore[arg-type]
     split: SplitSettings = Field(default_factory=SplitSettings)  # type: ignore[arg-type]
 

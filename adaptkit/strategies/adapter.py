@@ -34,21 +34,27 @@ class Adapter:
 
         Raises BadInput for a model without blocks.
         """
-        from adaptkit.backbones.structure import find_stages, replace_layer
-        from adaptkit.strategies.adapter_layers import AdaptedBlock, Bottleneck, output_channels
+        from adaptkit.backbones.layers import head_parameters
+        from adaptkit.backbones.structure import replace_layer
+        from adaptkit.strategies.adapter_layers import AdaptedBlock, Bottleneck, choose
 
+        head = head_parameters(model) if self.train_head else []
         trained: list[nn.Parameter] = []
-        for stage in find_stages(model):
-            channels = output_channels(stage.last)
-            if channels is not None:
-                bottleneck = Bottleneck(*channels, width=self.width, after=stage.name)
-                replace_layer(model, stage.last, AdaptedBlock(stage.last, bottleneck))
-                trained += bottleneck.parameters()
+        for stage, channels in choose(model).stages:
+            bottleneck = Bottleneck(*channels, width=self.width, after=stage.name)
+            replace_layer(model, stage.last, AdaptedBlock(stage.last, bottleneck))
+            trained += bottleneck.parameters()
         if not trained:
             raise BadInput(f"strategy adapter: {type(model).__name__} has no block to add an adapter to")
-        if self.train_head:
-            trained += model.head.parameters()  # type: ignore[union-attr]
-        return trained
+        return trained + head
+
+    def notices(self, model: nn.Module) -> list[str]:
+        """Return a notice about blocks that are left out."""
+        from adaptkit.backbones.layers import coverage
+        from adaptkit.strategies.adapter_layers import choose
+
+        choice = choose(model)
+        return coverage("adapter", len(choice.stages), choice.left_out, what="blocks")
 
 
 @hookimpl

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from adaptkit.backbones.structure import NORMS
+from adaptkit.backbones.layers import NOT_CALLED, is_called
+from adaptkit.backbones.structure import NORMS, Stage, find_stages
 from adaptkit.errors import BadInput
 
 
@@ -26,6 +29,28 @@ def output_channels(block: nn.Module) -> tuple[int, bool] | None:
                 return layer.normalized_shape[-1], False
             return int(getattr(layer, "num_features", None) or layer.num_channels), True  # type: ignore[arg-type]
     return None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The stages to adapt, each with the channels of its output, and the names of others, with the reasons."""
+
+    stages: tuple[tuple[Stage, tuple[int, bool]], ...]
+    left_out: Mapping[str, str]
+
+
+def choose(model: nn.Module) -> Choice:
+    """Return the stages of a model after which a bottleneck can be put."""
+    stages, left_out = [], {}
+    for stage in find_stages(model):
+        channels = output_channels(stage.last)
+        if channels is None:
+            left_out[stage.name] = "the number of its output channels is not known"
+        elif not is_called(model, stage.last):
+            left_out[stage.name] = NOT_CALLED
+        else:
+            stages.append((stage, channels))
+    return Choice(tuple(stages), left_out)
 
 
 class Bottleneck(nn.Module):

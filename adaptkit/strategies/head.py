@@ -17,10 +17,10 @@ class Head:
     lr = 5e-3
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
-        """Return the parameters of `model.head`, or of the last linear layer in it."""
-        from adaptkit.backbones.structure import find_head
+        """Return the parameters of the last linear layer, or of all classifiers if a model combines several."""
+        from adaptkit.backbones.layers import head_parameters
 
-        return list(find_head(model.head).parameters())  # type: ignore[arg-type]
+        return head_parameters(model)
 
 
 @hookimpl

@@ -55,22 +55,24 @@ class LoRA:
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter] | list[dict[str, Any]]:
         """Wrap the chosen layers and return the trained parameters; raise BadInput for targets that match no layer."""
+        from adaptkit.backbones.layers import head_parameters
         from adaptkit.backbones.structure import replace_layer
         from adaptkit.strategies.lora_layers import choose
 
         # Collected before layers are wrapped, which changes names.
         biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
+        head = head_parameters(model) if self.train_head else []
         adapted: list[nn.Parameter] = []
         ups: list[nn.Parameter] = []
         own_biases: list[nn.Parameter] = []
-        for layer in choose(model, self.targets, self.train_head).layers.values():
-            wrapped = self._wrap(layer)
+        choice = choose(model, self.targets, train_head=self.train_head, dropout=self.dropout)
+        for name, layer in choice.layers.items():
+            wrapped = self._wrap(layer, own_forward=name in choice.own_forward)
             replace_layer(model, layer, wrapped)
             adapted += [new for name, new in wrapped.named_parameters() if not name.startswith("base_layer.")]
             ups += wrapped.lora_B.parameters()
             own_biases += [bias for name, bias in wrapped.base_layer.named_parameters() if name == "bias"]
-        if self.train_head:
-            adapted += model.head.parameters()  # type: ignore[union-attr]
+        adapted += head
         adapted += {"none": [], "lora_only": own_biases, "all": biases}[self.bias]
         adapted = list(dict.fromkeys(adapted))
         if self.plus == 1:
@@ -87,7 +89,8 @@ class LoRA:
         """
         from adaptkit.strategies.lora_layers import choose, remarks
 
-        return remarks(choose(model, self.targets, self.train_head), self.rank, self.dora)
+        choice = choose(model, self.targets, train_head=self.train_head, dropout=self.dropout)
+        return remarks(choice, self.rank, self.dora)
 
     def merge(self, model: nn.Module) -> None:
         """Add each update to its layer's weight, and restore the plain layer."""
@@ -98,16 +101,19 @@ class LoRA:
             if isinstance(module, LoRALayer):
                 replace_layer(model, module, module.merged())
 
-    def _wrap(self, layer: nn.Module) -> LoRALayer:
+    def _wrap(self, layer: nn.Linear | nn.Conv2d, *, own_forward: bool) -> LoRALayer:
         from torch import nn
 
-        from adaptkit.strategies.lora_layers import DoRAConv2d, DoRALinear, LoRAConv2d, LoRALinear
+        from adaptkit.strategies import lora_layers as layers
 
+        if own_forward:
+            weight = layers.DoRAWeight if self.dora else layers.LoRAWeight
+            return weight(layer, self.rank, self.alpha, rslora=self.rslora)
         if isinstance(layer, nn.Linear):
-            linear = DoRALinear if self.dora else LoRALinear
+            linear = layers.DoRALinear if self.dora else layers.LoRALinear
             return linear(layer, self.rank, self.alpha, dropout=self.dropout, rslora=self.rslora)
-        convolution = DoRAConv2d if self.dora else LoRAConv2d
-        return convolution(layer, self.rank, self.alpha, dropout=self.dropout, rslora=self.rslora)  # type: ignore[arg-type]
+        convolution = layers.DoRAConv2d if self.dora else layers.LoRAConv2d
+        return convolution(layer, self.rank, self.alpha, dropout=self.dropout, rslora=self.rslora)
 
 
 @hookimpl

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptkit.backbones.structure import called_layers
-from adaptkit.errors import BadInput, suggestion
+from adaptkit.backbones.layers import OWN_FORWARD, coverage, find_heads, reasons_against
+from adaptkit.errors import BadInput, listed, suggestion
 
 
 class LoRALayer(nn.Module):
@@ -198,55 +198,119 @@ class DoRAConv2d(Decomposed, LoRAConv2d):
         self.decompose()
 
 
+class LoRAWeight(LoRALayer):
+    """Add the update to the weight itself, for a layer with a forward pass of its own: A `[rank, in]`, B `[out, rank]`.
+
+    The layer computes its output from the sum, as it does after merging. `in` is the size of one output's weights.
+    """
+
+    lora_A: nn.Linear
+    lora_B: nn.Linear
+
+    def __init__(self, base_layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, rslora: bool = False) -> None:
+        weight = base_layer.weight
+        like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        down = nn.Linear(weight[0].numel(), rank, bias=False, **like)
+        up = nn.Linear(rank, weight.shape[0], bias=False, **like)
+        super().__init__(base_layer, down, up, scaling=scaling(alpha, rank, rslora), dropout=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the layer with the updated weight."""
+        y: Tensor = torch.func.functional_call(self.base_layer, {"weight": self.updated()}, (x,))
+        return y
+
+    def updated(self) -> Tensor:
+        """Return the weight with the update."""
+        return self.base_layer.weight + self.delta()
+
+    def delta(self) -> Tensor:
+        """Return the update of the weight, in its shape."""
+        return self.scaling * (self.lora_B.weight @ self.lora_A.weight).view_as(self.base_layer.weight)
+
+
+class DoRAWeight(Decomposed, LoRAWeight):
+    """A layer with a forward pass of its own and a decomposed weight; its magnitudes are `[out]`."""
+
+    def __init__(self, base_layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, rslora: bool = False) -> None:
+        LoRAWeight.__init__(self, base_layer, rank, alpha, rslora=rslora)
+        self.decompose()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the layer with the decomposed weight."""
+        return LoRAWeight.forward(self, x)
+
+    def updated(self) -> Tensor:
+        """Return the decomposed weight."""
+        weight = self.base_layer.weight
+        gain = self._gain().reshape(-1, *[1] * (weight.ndim - 1))
+        # A difference is added, so that the initial weight is that of the base bit for bit.
+        return weight + ((gain - 1) * weight + gain * self.delta())
+
+
+#: types of the layers that LoRA can adapt
+ADAPTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
 #: word in `targets` -> types of layers; `auto` is `linear` if the model has linear layers except its head, else `all`
 WORDS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
-    "conv": (nn.Conv2d,),
-    "all": (nn.Linear, nn.Conv2d),
+    "conv": (nn.modules.conv._ConvNd,),
+    "all": (nn.Linear, nn.modules.conv._ConvNd),
 }
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The layers to adapt by name, in the order of the model, and the names of excluded depth-wise convolutions."""
+    """The layers to adapt by name, in the order of the model, and the matching layers that are left out, with reasons.
+
+    `own_forward` are the names of layers to adapt whose forward pass is not that of their type.
+    """
 
     layers: Mapping[str, nn.Linear | nn.Conv2d]
-    depthwise: tuple[str, ...]
+    own_forward: frozenset[str]
+    left_out: Mapping[str, str]
 
 
-def choose(model: nn.Module, targets: str, train_head: bool) -> Choice:
+def choose(model: nn.Module, targets: str, *, train_head: bool, dropout: float = 0.0) -> Choice:
     """Return the layers that `targets` matches, without the head if the head itself is trained.
 
-    Depth-wise convolutions are left out. Raises BadInput for a part of `targets` that matches no layer.
+    With dropout, layers with a forward pass of their own are left out, since their update has no input of its own.
+    Raises BadInput for a part of `targets` that matches no layer that can be adapted.
     """
-    fit = called_layers(model, WORDS["all"])
+    head = {id(layer) for layer in find_heads(model)}
+    trained = head if train_head else set()
     modules = {name: module for name, module in model.named_modules() if name}
-    head = _head_parts(model)
-    if train_head:
-        fit = {name: layer for name, layer in fit.items() if id(layer) not in head}
+    candidates = {name: m for name, m in modules.items() if isinstance(m, WORDS["all"]) and id(m) not in trained}
+    reasons = reasons_against(model, ADAPTED)
+    own_forward = frozenset(name for name, reason in reasons.items() if reason == OWN_FORWARD and not dropout)
+    left_out = {name: reasons[name] for name in candidates if name in reasons and name not in own_forward}
+    for name, layer in candidates.items():
+        if not isinstance(layer, ADAPTED):
+            left_out[name] = f"a {type(layer).__name__}"
+        elif is_depthwise(layer):
+            left_out.setdefault(name, "a depth-wise convolution")
+    fit = {name: layer for name, layer in candidates.items() if name not in left_out}
     has_linear = any(isinstance(layer, nn.Linear) and id(layer) not in head for layer in fit.values())
     words = WORDS | {AUTO: WORDS["linear" if has_linear else "all"]}
     chosen: set[str] = set()
     for pattern in (part.strip() for part in targets.split(",")):
         if pattern in words:
-            hits = [name for name, layer in fit.items() if isinstance(layer, words[pattern])]
+            hits = [name for name, layer in candidates.items() if isinstance(layer, words[pattern])]
         else:
             hits = [
                 name
                 for name, module in modules.items()
                 if type(module).__name__ == pattern or fnmatchcase(name, pattern)
             ]
-        layers = [name for name in hits if name in fit]
-        if all(is_depthwise(fit[name]) for name in layers):
-            others = [f"{name} is {_kind(modules[name], head if train_head else set())}" for name in hits[:3]]
+        if not fit.keys() & set(hits):
+            others = [f"{name} is {_kind(modules[name], trained)}" for name in hits[:3] if name not in left_out]
+            others += [f"{name}: {left_out[name]}" for name in hits[:3] if name in left_out]
             names = {"Linear", *words, *fit} - {pattern}
             raise BadInput(f"lora.targets: {_misfit(pattern, others, names, train_head=train_head)}")
-        chosen.update(layers)
-    named = {name: fit[name] for name in modules if name in chosen}
+        chosen.update(hits)
     return Choice(
-        {name: layer for name, layer in named.items() if not is_depthwise(layer)},  # type: ignore[misc]
-        tuple(name for name, layer in named.items() if is_depthwise(layer)),
+        {name: layer for name, layer in fit.items() if name in chosen},  # type: ignore[misc]
+        own_forward=own_forward,
+        left_out={name: left_out[name] for name in candidates if name in chosen and name in left_out},
     )
 
 
@@ -257,9 +321,7 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 def remarks(choice: Choice, rank: int, dora: bool) -> list[str]:
     """Return notices about layers that are left out, and about updates that are too large for their layer."""
-    notices = []
-    if choice.depthwise:
-        notices.append(f"lora: depth-wise convolutions are not adapted: {', '.join(choice.depthwise)}")
+    notices = coverage("lora", len(choice.layers), choice.left_out)
     large = []
     for name, layer in choice.layers.items():
         size, added, max_rank = _sizes(layer, rank, dora)
@@ -270,7 +332,7 @@ def remarks(choice: Choice, rank: int, dora: bool) -> list[str]:
     if large:
         notices.append(
             "lora: these updates are as large as their layer, or of a higher rank than the layer can have: "
-            + ", ".join(large)
+            + listed(large)
         )
     return notices
 
@@ -284,24 +346,16 @@ def _sizes(layer: nn.Linear | nn.Conv2d, rank: int, dora: bool) -> tuple[int, in
     return sum(part.numel() for part in layer.parameters()), added, groups * min(width, out // groups)
 
 
-def _head_parts(model: nn.Module) -> set[int]:
-    try:
-        head = getattr(model, "head", None)
-    except BadInput:  # a model without linear layers has no head
-        head = None
-    return {id(module) for module in head.modules()} if isinstance(head, nn.Module) else set()
-
-
 def _kind(module: nn.Module, head: set[int]) -> str:
-    if id(module) in head:
-        return "the head, which is trained itself"
-    return f"a {'depth-wise ' if is_depthwise(module) else ''}{type(module).__name__}"
+    return "the head, which is trained itself" if id(module) in head else f"a {type(module).__name__}"
 
 
 def _misfit(pattern: str, others: list[str], names: set[str], *, train_head: bool) -> str:
     """Explain why a pattern matches no layer, with the other modules that it matches or the nearest valid name."""
     if others:
-        return f"{pattern!r} matches no Linear or Conv2d layer that LoRA can adapt ({', '.join(others)})"
-    if pattern == AUTO:
-        return f"the model has no Linear or Conv2d layer to adapt{' except its head' if train_head else ''}"
+        return f"{pattern!r} matches no Linear or Conv2d layer that LoRA can adapt ({'; '.join(others)})"
+    if kinds := {AUTO: "Linear or Conv2d", "linear": "Linear", "conv": "Conv2d", "all": "Linear or Conv2d"}.get(
+        pattern
+    ):
+        return f"the model has no {kinds} layer to adapt{' except its head' if train_head else ''}"
     return f"no layer matches {pattern!r}{suggestion(pattern, names)}"

@@ -29,6 +29,7 @@ class Norm:
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of the normalization layers; raise BadInput for a model without any."""
+        from adaptkit.backbones.layers import head_parameters
         from adaptkit.backbones.structure import NORMS
 
         layers = [module for module in model.modules() if isinstance(module, NORMS)]
@@ -36,7 +37,7 @@ class Norm:
         if not trained:
             raise BadInput(f"strategy norm: {type(model).__name__} has no normalization layer with parameters")
         if self.train_head:
-            trained += model.head.parameters()  # type: ignore[union-attr]
+            trained += head_parameters(model)
         return list(dict.fromkeys(trained))
 
 

@@ -28,25 +28,27 @@ class SSF:
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
         """Wrap the layers and return their scales and shifts; raise BadInput for a model without such layers."""
-        from torch import nn
+        from adaptkit.backbones.layers import head_parameters
+        from adaptkit.backbones.structure import NORMS, replace_layer
+        from adaptkit.strategies.ssf_layers import SSFLayer, SSFNorm, choose
 
-        from adaptkit.backbones.structure import NORMS, called_layers, replace_layer
-        from adaptkit.strategies.ssf_layers import SSFLayer, SSFNorm
-
-        head = model.head
-        assert isinstance(head, nn.Module)
-        head_parts = {id(module) for module in head.modules()} if self.train_head else set()
-        trained = list(head.parameters()) if self.train_head else []
-        wrapped = 0
-        for layer in called_layers(model, (nn.Linear, nn.Conv2d, *NORMS)).values():
-            if id(layer) not in head_parts and layer.weight is not None:
-                other = SSFNorm(layer) if isinstance(layer, NORMS) else SSFLayer(layer)  # type: ignore[arg-type]
-                replace_layer(model, layer, other)
-                trained += other.parameters(recurse=False)
-                wrapped += 1
-        if not wrapped:
+        trained = head_parameters(model) if self.train_head else []
+        layers = choose(model, train_head=self.train_head).layers
+        for layer in layers.values():
+            other = SSFNorm(layer) if isinstance(layer, NORMS) else SSFLayer(layer)  # type: ignore[arg-type]
+            replace_layer(model, layer, other)
+            trained += other.parameters(recurse=False)
+        if not layers:
             raise BadInput(f"strategy ssf: {type(model).__name__} has no layer to scale and shift")
         return trained
+
+    def notices(self, model: nn.Module) -> list[str]:
+        """Return a notice about layers that are left out."""
+        from adaptkit.backbones.layers import coverage
+        from adaptkit.strategies.ssf_layers import choose
+
+        choice = choose(model, train_head=self.train_head)
+        return coverage("ssf", len(choice.layers), choice.left_out)
 
     def merge(self, model: nn.Module) -> None:
         """Merge each scale and shift into its layer's weight and bias, and restore the plain layer."""

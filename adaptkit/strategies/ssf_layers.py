@@ -6,9 +6,14 @@ A layer without bias has no shift, so that merging adds no parameter. The normal
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from adaptkit.backbones.layers import OWN_FORWARD, find_heads, probe, reasons_against, same
+from adaptkit.backbones.structure import NORMS
 
 
 class SSFLayer(nn.Module):
@@ -70,3 +75,42 @@ class SSFNorm(nn.Module):
         if self.shift is not None:
             affine["bias"] = self.base_layer.get_parameter("bias") * self.scale + self.shift
         return affine
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The layers to scale and shift by name, in the order of the model, and those that are left out, with reasons."""
+
+    layers: Mapping[str, nn.Module]
+    left_out: Mapping[str, str]
+
+
+def choose(model: nn.Module, *, train_head: bool) -> Choice:
+    """Return the linear, convolution and normalization layers with a weight, without the head if it is trained itself.
+
+    A layer with a forward pass of its own is left out unless scaling its output is the same as scaling its weight.
+    """
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, *NORMS)
+    head = {id(layer) for layer in find_heads(model)} if train_head else set()
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if name and isinstance(layer, kinds) and id(layer) not in head and layer.weight is not None
+    }
+    left_out = {
+        name: reason
+        for name, reason in reasons_against(model, kinds).items()
+        if name in layers and not (reason == OWN_FORWARD and _scales(layers[name]))  # type: ignore[arg-type]
+    }
+    return Choice({name: layer for name, layer in layers.items() if name not in left_out}, left_out)
+
+
+@torch.no_grad()
+def _scales(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Check whether a layer that is wrapped, scaled and merged computes what the wrapped layer does."""
+    wrapped = SSFLayer(layer)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in wrapped.parameters(recurse=False):
+        parameter.add_(0.5 * torch.rand(parameter.shape, generator=generator).to(parameter))
+    x = probe(layer)
+    return same(wrapped.merged().eval()(x), copy.deepcopy(wrapped).eval()(x))

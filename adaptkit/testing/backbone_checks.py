@@ -10,10 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from adaptkit.backbones.layers import Usage, find_usage
 from adaptkit.backbones.structure import find_head, with_head
 from adaptkit.contracts import Backbone
-from adaptkit.errors import BadInput
-from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, described, listed, require, watched
+from adaptkit.errors import BadInput, listed
+from adaptkit.experiment.preflight import (
+    Sample,
+    are_probabilities,
+    depends_on_batch,
+    differs_each_time,
+    moved_buffers,
+    output_fault,
+)
+from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, described, require, seeded, watched
 from adaptkit.training.objective import loss_of
 from adaptkit.training.seeding import RandomStream
 
@@ -41,7 +50,7 @@ class Build:
             raise NotTried("build() fails") from error
         if not isinstance(model, nn.Module):
             raise NotTried("build() does not return a model")
-        return with_head(model).eval()
+        return with_head(model, (self.channels, self.size)).eval()
 
     def images(self, count: int = 4) -> Tensor:
         """Return float images in 0..1."""
@@ -79,8 +88,8 @@ def gives_logits(build: Build) -> None:
                 logits = model(build.images(count))
         except Exception as error:
             raise CheckFailed(f"for {count} images it raises {described(error)}") from error
-        expected = [count, build.classes]
-        require(list(logits.shape) == expected, f"its logits have the shape {list(logits.shape)}, not {expected}")
+        fault = output_fault(logits, Sample(build.images(count), build.classes))
+        require(not fault, fault)
         require(logits.dtype == torch.float32, f"its logits have the type {logits.dtype}, not torch.float32")
         require(bool(torch.isfinite(logits).all()), "its logits are not finite")
 
@@ -96,6 +105,19 @@ def has_a_head(build: Build) -> None:
     require(
         outputs == build.classes, f"model.head is {type(head).__name__} with {outputs} outputs, not {build.classes}"
     )
+    usage = find_usage(model)
+    if usage is None:
+        raise NotTried("the model cannot be trained")
+    names = {name for name, parameter in model.named_parameters() if any(parameter is p for p in head.parameters())}
+    require(not names <= usage.unused, "the logits do not depend on model.head")
+    require(
+        usage.heads_decide and len(usage.heads) == 1,
+        f"model.head is not its only classifier{_others(usage)}; combine them into one layer",
+    )
+
+
+def _others(usage: Usage) -> str:
+    return f": {listed(usage.heads)} are averaged or added" if len(usage.heads) > 1 else ""
 
 
 def draws_from_the_seed(build: Build) -> None:
@@ -109,10 +131,11 @@ def treats_images_independently(build: Build) -> None:
     """Check that the logits of an image in evaluation mode depend only on this image."""
     model, images = build.model(), build.images()
     together = build.logits(model)
-    require(torch.equal(together, build.logits(model)), "in evaluation mode it gives different logits each time")
-    single = torch.cat([build.logits(model, image[None]) for image in images])
-    gap = apart(together, single)
-    require(gap <= TOLERANCE, "in evaluation mode the logits of an image depend on the other images")
+    moved = moved_buffers(model, images)
+    require(not moved, f"in evaluation mode it changes {listed(moved)}")
+    require(not differs_each_time(model, images), "in evaluation mode it gives different logits each time")
+    require(not depends_on_batch(model, images), "in evaluation mode the logits of an image depend on the other images")
+    require(not are_probabilities(together), "its outputs are probabilities, not logits; does it end in a softmax?")
 
 
 def trains(build: Build) -> None:
@@ -120,8 +143,14 @@ def trains(build: Build) -> None:
     model = build.model().train()
     try:
         with watched(), RandomStream(0):
-            loss = loss_of(model(build.images(8)), torch.arange(8) % build.classes)
+            sample = Sample(build.images(8), build.classes)
+            logits = model(sample.images)
+            fault = output_fault(logits, sample, "in training mode")
+            require(not fault, fault)
+            loss = loss_of(logits, sample.labels)
             loss.backward()  # type: ignore[no-untyped-call]
+    except CheckFailed:
+        raise
     except Exception as error:
         raise CheckFailed(f"training fails: {described(error)}") from error
     idle = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
@@ -161,6 +190,8 @@ def changes_no_global_state(build: Build) -> None:
     with watched() as changes, RandomStream(0):
         build.create().build(build.channels, build.size, build.classes)
     require(not changes, f"it changes {listed(changes)} for the whole process")
+    generators = seeded(lambda: build.create().build(build.channels, build.size, build.classes))
+    require(not generators, f"it seeds the random generator of {listed(generators)} for the whole process")
 
 
 #: name of each check, in the order of the output -> its function

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from adaptkit.contracts import Corpus, Dataset, Images
 from adaptkit.data.domains import load_checked
-from adaptkit.errors import BadInput
-from adaptkit.testing.outcomes import CheckFailed, NotTried, described, listed, require, watched
+from adaptkit.errors import BadInput, listed
+from adaptkit.testing.outcomes import CheckFailed, NotTried, described, require, watched
 
 #: number of images to decode of a stored data set
 DECODED = 8

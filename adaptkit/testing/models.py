@@ -113,6 +113,59 @@ class TransformerBlock(nn.Module):
         return x + deeper
 
 
+class Standardized(nn.Conv2d):
+    """A convolution with a forward pass of its own: it standardizes its weight, and pads to keep the size of its input.
+
+    Weight standardization is that of Qiao et al., 2019, arXiv:1903.10520.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the feature maps."""
+        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = centred / (centred.std((1, 2, 3), keepdim=True) + 1e-5)
+        padded = nn.functional.pad(x, (1, 1, 1, 1))
+        return nn.functional.conv2d(padded, weight, self.bias, self.stride)
+
+
+class ChannelsLast(nn.Module):
+    """Linear layers on inputs `[n, h, w, channels]`, after a convolution with a forward pass of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Standardized(3, 8, 3, stride=2)
+        self.norm = nn.LayerNorm(8)
+        self.expand, self.reduce = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        features = self.stem(x).permute(0, 2, 3, 1)
+        features = features + self.reduce(nn.functional.gelu(self.expand(self.norm(features))))
+        logits: Tensor = self.fc(features.mean((1, 2)))
+        return logits
+
+
+class Entangled(nn.Module):
+    """Layers that share a weight, a layer whose weight is read instead of called, and two heads that are averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.read, self.mix = nn.Linear(8, 12), nn.Linear(12, 10)
+        self.head, self.head_dist = nn.Linear(10, CLASSES), nn.Linear(10, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        features = nn.functional.gelu(self.stem(x)).mean((2, 3))
+        features = features + self.second(nn.functional.gelu(self.first(features)))
+        features = nn.functional.gelu(nn.functional.linear(features, self.read.weight, self.read.bias))
+        features = nn.functional.gelu(self.mix(features))
+        logits: Tensor = (self.head(features) + self.head_dist(features)) / 2
+        return logits
+
+
 def _cnn() -> nn.Module:
     return SmallCNNModel(1, SIZE, CLASSES)
 
@@ -123,6 +176,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "residual": (Residual, 3),
     "convolutions": (Convolutions, 3),
     "transformer": (Transformer, 3),
+    "channels-last": (ChannelsLast, 3),
+    "entangled": (Entangled, 3),
 }
 
 
@@ -149,7 +204,7 @@ def base(name: str) -> nn.Module:
 def _trained(name: str) -> nn.Module:
     make, channels = MODELS[name]
     with RandomStream(0):
-        model = with_head(make())
+        model = with_head(make(), (channels, SIZE))
     pixels, labels = images(channels)
     recipe = Recipe(epochs=2, batch_size=8, lr=1e-2, order_seed=0)
     passes = plain_passes(model, lambda epoch: pixels, labels=labels, test=(pixels, labels))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import unittest
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
 from adaptkit.errors import AdaptkitError, located
+from adaptkit.training.seeding import RandomStream
 
 FLAGS = (
     (torch.backends.cudnn, "benchmark"),
@@ -55,6 +58,25 @@ def watched() -> Iterator[list[str]]:
                 state.put(value)
                 if not (imported and state.by_import):
                     changes.append(state.name)
+
+
+def seeded(act: Callable[[], object]) -> list[str]:
+    """Return the random generators of the process that an action seeds: they no longer depend on their seed before."""
+    draws = []
+    for seed in (1, 2):
+        with RandomStream(seed):
+            act()
+            draws.append((random.random(), float(numpy.random.random()), float(torch.rand(()))))
+    return [name for name, *values in zip(("random", "numpy", "torch"), *draws, strict=True) if len(set(values)) == 1]
+
+
+def hooked(model: nn.Module) -> set[str]:
+    """Return the names of modules with hooks."""
+    return {
+        name or "the model"
+        for name, module in model.named_modules()
+        if any(hooks for key, hooks in vars(module).items() if key.endswith("_hooks") and isinstance(hooks, Mapping))
+    }
 
 
 def _global_states() -> list[GlobalState]:
@@ -196,8 +218,3 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of each parameter by name."""
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def listed(names: list[str]) -> str:
-    """Return the first names, and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Shift
-from adaptkit.testing.outcomes import CheckFailed, NotTried, described, listed, require, watched
+from adaptkit.errors import listed
+from adaptkit.testing.outcomes import CheckFailed, NotTried, described, require, watched
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import load_adapter, save_adapter
-from adaptkit.errors import BadInput
+from adaptkit.errors import BadInput, listed
 from adaptkit.experiment.adaptation import AdaptedModel
-from adaptkit.testing.outcomes import CheckFailed, NotTried, apart, described, listed, require, shapes, tensors, watched
-from adaptkit.testing.trials import TOLERANCE, Refused, Trial, declared
+from adaptkit.experiment.preflight import depends_on_batch, differs_each_time, merge_fault, moved_buffers
+from adaptkit.testing.outcomes import (
+    CheckFailed,
+    NotTried,
+    apart,
+    described,
+    hooked,
+    require,
+    seeded,
+    shapes,
+    tensors,
+    watched,
+)
+from adaptkit.testing.trials import LONG, TOLERANCE, Refused, Trial, declared
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import count, set_train_mode
 
@@ -61,11 +73,11 @@ def starts_at_the_base(trial: Trial) -> None:
 
 
 def trains(trial: Trial) -> None:
-    """Check that loss and weights stay finite in a short training with the default learning rate."""
+    """Check that loss and weights stay finite in a training with the default learning rate."""
     adapted = trial.adapted()
     try:
         with watched():
-            trial.train_or_raise(adapted)
+            trial.train_or_raise(adapted, LONG)
     except Exception as error:
         raise CheckFailed(f"training fails: {described(error)}") from error
 
@@ -105,7 +117,7 @@ def leaves_frozen_buffers(trial: Trial) -> None:
 
 def saves_and_loads(trial: Trial) -> None:
     """Check that an adapter file, loaded into a new base, gives the logits of the trained model."""
-    trained = trial.trained()
+    trained = trial.trained(LONG)
     expected = trial.logits(trained.model)
     fresh = trial.adapted()
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
@@ -139,6 +151,10 @@ def merges_exactly(trial: Trial) -> None:
     require(not differing, f"the merged model does not have the parameters of the base: {listed(differing)}")
     gap = apart(expected, trial.logits(model))
     require(gap <= TOLERANCE, f"after merge(), logits differ by {gap:.2g}")
+    left = sorted(hooked(model) - hooked(trial.base()))
+    require(not left, f"after merge(), hooks are left on {listed(left)}")
+    fault = merge_fault(trained.model, trained.strategy, trial.data[0])
+    require(not fault, fault)
 
 
 def repeats_itself(trial: Trial) -> None:
@@ -163,6 +179,14 @@ def pickles_and_copies(trial: Trial) -> None:
         except Exception as error:
             raise CheckFailed(f"the adapted model cannot be {way}: {described(error)}") from error
         require(torch.equal(expected, trial.logits(other)), f"the {way} model gives different logits")
+        with torch.no_grad():
+            for parameter in other.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1
+        require(
+            not torch.equal(expected, trial.logits(other)),
+            f"the {way} model does not use its own parameters; does a hook use those of the original?",
+        )
 
 
 def works_in_training_and_evaluation(trial: Trial) -> None:
@@ -178,11 +202,15 @@ def works_in_training_and_evaluation(trial: Trial) -> None:
     )
     adapted.model.eval()
     with RandomStream(3), torch.no_grad(), watched():
-        together, again = (attempt("in evaluation", adapted.model, pixels.clone()) for _ in range(2))
-        single = torch.cat([attempt("for one image", adapted.model, image[None].clone()) for image in pixels[:4]])
-    require(torch.equal(together, again), "in evaluation mode it gives different logits each time")
-    gap = apart(together[:4], single)
-    require(gap <= TOLERANCE, f"in evaluation mode the logits of an image depend on the other images ({gap:.2g})")
+        attempt("in evaluation", adapted.model, pixels.clone())
+        attempt("for one image", adapted.model, pixels[:1].clone())
+    moved = moved_buffers(adapted.model, pixels)
+    require(not moved, f"in evaluation mode it changes {listed(moved)}")
+    require(not differs_each_time(adapted.model, pixels), "in evaluation mode it gives different logits each time")
+    require(
+        not depends_on_batch(adapted.model, pixels[:4]),
+        "in evaluation mode the logits of an image depend on the other images",
+    )
 
 
 def shares_nothing_between_models(trial: Trial) -> None:
@@ -211,6 +239,8 @@ def changes_no_global_state(trial: Trial) -> None:
             with contextlib.suppress(Exception):  # another check reports it
                 adapted.strategy.merge(copy.deepcopy(adapted.model))
     require(not changes, f"it changes {listed(changes)} for the whole process")
+    generators = seeded(lambda: trial.create().adapt(trial.base()))
+    require(not generators, f"it seeds the random generator of {listed(generators)} for the whole process")
 
 
 #: in the order of the output

@@ -22,7 +22,8 @@ from adaptkit.training.passes import plain_passes
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import Origin, adapt
 
-EPOCHS, BATCH = 2, 8
+#: numbers of epochs: two batches each, and long enough for strategies that change something after some steps
+EPOCHS, LONG, BATCH = 2, 20, 8
 #: tolerance for logits that differ only in the order of sums
 TOLERANCE = 1e-5
 
@@ -67,25 +68,25 @@ class Trial:
             strategy=strategy,
         )
 
-    def trained(self) -> AdaptedModel:
-        """Return an adapted model after a short training; raise NotTried if that fails."""
+    def trained(self, epochs: int = EPOCHS) -> AdaptedModel:
+        """Return an adapted model after a training; raise NotTried if that fails."""
         adapted = self.adapted()
-        self.train(adapted)
+        self.train(adapted, epochs)
         return adapted
 
-    def train(self, adapted: AdaptedModel) -> None:
+    def train(self, adapted: AdaptedModel, epochs: int = EPOCHS) -> None:
         """Train an adapted model; raise NotTried if that fails, because the check `trains` reports it."""
         try:
             with watched():
-                self.train_or_raise(adapted)
+                self.train_or_raise(adapted, epochs)
         except Exception as error:
             raise NotTried("training fails") from error
 
-    def train_or_raise(self, adapted: AdaptedModel) -> None:
+    def train_or_raise(self, adapted: AdaptedModel, epochs: int = EPOCHS) -> None:
         """Train an adapted model for a few steps, like an experiment."""
         pixels, labels = self.data
         recipe = Recipe(
-            epochs=EPOCHS, batch_size=BATCH, lr=float(getattr(adapted.strategy, "lr", DEFAULT_LR)), order_seed=2
+            epochs=epochs, batch_size=BATCH, lr=float(getattr(adapted.strategy, "lr", DEFAULT_LR)), order_seed=2
         )
         passes = plain_passes(adapted.model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
         step_ended = getattr(adapted.strategy, "step_ended", None)

@@ -25,7 +25,6 @@ from adaptkit.names import (
     TEST_ACCURACY,
     TIME_CUMULATIVE_SECONDS,
 )
-from adaptkit.settings.settings import DEFAULT_EXPERIMENT
 from adaptkit.system.imports import uncollected
 from adaptkit.tracking.address import Address
 from adaptkit.tracking.artifacts import read_predictions
@@ -124,7 +123,7 @@ class Reader:
         """
         with errors_as_lines(self.address), uncollected():
             if not run_ids:
-                experiments = [existing_experiment(self.address, self.client, experiment or DEFAULT_EXPERIMENT)]
+                experiments = [existing_experiment(self.address, self.client, experiment)]
                 return self._search(experiments, ADAPTATIONS, where)
             named = self._by_id(run_ids)
             single = {run.info.run_id: run for run in named if run.data.tags[KIND_TAG] not in PARENTS}

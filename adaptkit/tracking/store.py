@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.settings.settings import DEFAULT_EXPERIMENT
 from adaptkit.system.imports import uncollected
 from adaptkit.tracking.address import Address, artifact_address, local_path, resolve
 from adaptkit.tracking.server import check_database, check_server, plain_server_error
@@ -23,6 +24,9 @@ from adaptkit.tracking.sqlite import check_writable, locked, prepare_schema
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
+
+#: MLflow's environment variables for the experiment
+NAME_VARIABLE, ID_VARIABLE = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,13 @@ class Store:
         return Address(self.uri).without_secrets(text)
 
 
-def open_store(uri: str | None, experiment: str) -> Store:
+def open_store(uri: str | None, experiment: str | None) -> Store:
     """Open a store for writing, and create the experiment if it does not exist.
 
-    Without `uri`, MLFLOW_TRACKING_URI and MLflow's default apply. Raises BadInput if the store or the experiment
-    cannot be used.
+    Without `uri`, MLFLOW_TRACKING_URI and MLflow's default apply; without `experiment`, see `experiment_name`. Raises
+    BadInput if the store or the experiment cannot be used.
     """
-    if not experiment.strip():
+    if experiment is not None and not experiment.strip():
         raise BadInput("the experiment needs a name: --experiment NAME")
     address = resolve(uri)
     # Resolve links: the lock and the temporary files must be in the folder of the database itself.
@@ -78,7 +82,8 @@ def open_store(uri: str | None, experiment: str) -> Store:
         elif not address.is_server:
             check_database(address)
         client = MlflowClient(tracking_uri=address.uri)
-        used, notice = _find_experiment(client=client, name=experiment, address=address, path=path)
+        name = experiment_name(client, address, experiment)
+        used, notice = _find_experiment(client=client, name=name, address=address, path=path)
     if not address.is_server:
         _check_artifacts(used.artifact_location)
     return Store(
@@ -113,14 +118,14 @@ def open_existing(uri: str | None) -> tuple[Address, MlflowClient]:
         return address, MlflowClient(tracking_uri=address.uri)
 
 
-def existing_store(uri: str | None, experiment: str) -> Store | None:
+def existing_store(uri: str | None, experiment: str | None) -> Store | None:
     """Open an existing store and experiment for reading; return None if one of them does not exist."""
     address = resolve(uri)
     if address.path and not Path(os.path.realpath(address.path)).is_file():
         return None
     address, client = open_existing(uri)
     with errors_as_lines(address):
-        existing = client.get_experiment_by_name(experiment)
+        existing = client.get_experiment_by_name(experiment_name(client, address, experiment))
     if existing is None or existing.lifecycle_stage == "deleted":
         return None
     return Store(
@@ -133,12 +138,45 @@ def existing_store(uri: str | None, experiment: str) -> Store | None:
     )
 
 
-def existing_experiment(address: Address, client: MlflowClient, name: str) -> str:
-    """Return the id of an experiment; raise BadInput with the most similar name if it does not exist."""
-    existing = client.get_experiment_by_name(name)
+def experiment_name(client: MlflowClient, address: Address, name: str | None) -> str:
+    """Return the name of an experiment: `name`, or that of MLflow's environment variables, or the default.
+
+    Raises BadInput if MLFLOW_EXPERIMENT_ID is not the id of an experiment, or contradicts MLFLOW_EXPERIMENT_NAME.
+    """
+    if name is not None:
+        return name
+    named, number = (os.environ.get(variable) for variable in (NAME_VARIABLE, ID_VARIABLE))
+    if not number:
+        return named or DEFAULT_EXPERIMENT
+    from mlflow.exceptions import MlflowException
+
+    try:
+        experiment = client.get_experiment(number)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise BadInput(
+            f"{ID_VARIABLE}: there is no experiment {number!r} in {address.shown}; unset it, or use --experiment NAME"
+        ) from None
+    if named and experiment.name != named:
+        raise BadInput(
+            f"{NAME_VARIABLE} is {named!r}, and {ID_VARIABLE} is the id of {experiment.name!r}; "
+            "unset one of them, or use --experiment NAME"
+        )
+    return str(experiment.name)
+
+
+def existing_experiment(address: Address, client: MlflowClient, name: str | None) -> str:
+    """Return the id of an experiment; raise BadInput with the most similar name if it does not exist.
+
+    Without `name`, see `experiment_name`.
+    """
+    chosen = experiment_name(client, address, name)
+    existing = client.get_experiment_by_name(chosen)
     if existing is None:
+        origin = NAME_VARIABLE if name is None and os.environ.get(NAME_VARIABLE) else "--experiment"
         names = [other.name for other in client.search_experiments(max_results=1000) if other.name != "Default"]
-        raise BadInput(f"--experiment: no experiment {name!r} in {address.shown}{suggestion(name, names)}")
+        raise BadInput(f"{origin}: no experiment {chosen!r} in {address.shown}{suggestion(chosen, names)}")
     if existing.lifecycle_stage == "deleted":
         raise BadInput(_deleted_line(existing, address))
     return str(existing.experiment_id)

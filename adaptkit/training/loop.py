@@ -150,7 +150,7 @@ def _train_epoch(
     data = clock.charged(passes.training, number)
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
-    order = batch_order(len(labels), recipe, number).split(recipe.batch_size)
+    order = split_batches(batch_order(len(labels), recipe, number), recipe.batch_size)
     batches = zip(order, data.batches(order), strict=True)
     for step, (batch, inputs) in enumerate(batches, start=(number - 1) * len(order) + 1):
         optimizer.zero_grad(set_to_none=True)
@@ -208,6 +208,17 @@ def batch_order(images: int, recipe: Recipe, epoch: int) -> Tensor:
     """Return the order of the training images in an epoch; it depends on the order seed and the epoch only."""
     generator = torch.Generator().manual_seed(derive_seed(recipe.order_seed, f"order {epoch}"))
     return torch.randperm(images, generator=generator)
+
+
+def split_batches(order: Tensor, size: int) -> list[Tensor]:
+    """Divide image indices into batches; a last batch of one image joins the one before.
+
+    BatchNorm cannot compute the statistics of a single value.
+    """
+    *whole, last = order.split(size)
+    if whole and len(last) == 1:
+        return [*whole[:-1], torch.cat([whole[-1], last])]
+    return [*whole, last]
 
 
 def make_optimizer(groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:

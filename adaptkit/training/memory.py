@@ -30,13 +30,11 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, *, recipe: Reci
     set_train_mode(model, recipe.adapt_statistics)
     blocks = find_blocks(model) if recipe.checkpointing else []
     again = _largest(copy.deepcopy(model), pixels, recipe) if blocks and device.type != "cuda" else 0
-    model_storage = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    in_model = _addresses(model)
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in model_storage:
-            saved[storage.data_ptr()] = storage.nbytes()
+        saved.update({place: size for place, size in _storages(tensor).items() if place not in in_model})
         return tensor
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -52,7 +50,30 @@ def step_bytes(model: nn.Module, pixels: Tensor, labels: Tensor, *, recipe: Reci
     state = [value for slots in optimizer.state.values() for value in slots.values() if isinstance(value, Tensor)]
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     held = (*model.parameters(), *model.buffers(), *gradients, *state)
-    return sum(tensor.nbytes for tensor in held) + sum(saved.values()) + again
+    return sum(part.nbytes for tensor in held for part in _parts(tensor)) + sum(saved.values()) + again
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the dense tensors that a tensor consists of: itself, or the indices and values of a sparse one."""
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return ()  # for example in the layout of oneDNN, which has no accessible storage
+
+
+def _storages(tensor: Tensor) -> dict[int, int]:
+    """Return the address and size in bytes of the memory behind a tensor."""
+    storages = [part.untyped_storage() for part in _parts(tensor)]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def _addresses(model: nn.Module) -> set[int]:
+    return {place for tensor in (*model.parameters(), *model.buffers()) for place in _storages(tensor)}
 
 
 def _largest(model: nn.Module, pixels: Tensor, recipe: Recipe) -> int:
@@ -60,20 +81,19 @@ def _largest(model: nn.Module, pixels: Tensor, recipe: Recipe) -> int:
 
     Parameters are not counted. The forward pass may update the model's running statistics.
     """
-    model_storage = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    in_model = _addresses(model)
     saved: dict[int, Tensor] = {}
     sizes = [0]
 
     def note(tensor: Tensor) -> None:
         # Held until the block ends, so that no other tensor reuses its memory and is counted in its place.
-        if tensor.untyped_storage().data_ptr() not in model_storage:
-            saved[tensor.untyped_storage().data_ptr()] = tensor
+        saved.update({place: tensor for place in _storages(tensor) if place not in in_model})
 
     def begin(*_: object) -> None:
         saved.clear()
 
     def end(*_: object) -> None:
-        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in saved.values()))
+        sizes.append(sum(_storages(tensor)[place] for place, tensor in saved.items()))
         saved.clear()
 
     for block in find_blocks(model):

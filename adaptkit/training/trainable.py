@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adaptkit.backbones.layers import find_usage, forget_usage, head_parameters
 from adaptkit.backbones.structure import find_head
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput, suggestion
@@ -51,8 +52,8 @@ class Origin:
 
     @classmethod
     def of(cls, model: nn.Module) -> Origin:
-        """Record the parameters of a model that has a `head`."""
-        return cls(tuple(find_head(model.head).parameters()), tuple(model.parameters()))  # type: ignore[arg-type]
+        """Record the parameters of a model that has a `head` and is not adapted yet."""
+        return cls(tuple(head_parameters(model)), tuple(model.parameters()))
 
     def head_of(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of the head of the changed model: the original ones, or those of a new layer."""
@@ -74,12 +75,16 @@ class Origin:
 def adapt(model: nn.Module, strategy: Strategy, *, init_seed: int, new_head: bool = False) -> list[dict[str, Any]]:
     """Apply a strategy to a model, freeze all other parameters, and return the optimizer groups.
 
-    A new head, which has no pretrained weights, is always trained. Raises BadInput if the strategy returns no
-    parameters, a parameter twice, or a parameter that is not in the model.
+    A new head, which has no pretrained weights, is always trained. Parameters of the base on which the logits do not
+    depend are never trained. Raises BadInput if the strategy returns no other parameters, a parameter twice, or a
+    parameter that is not in the model.
     """
     origin = Origin.of(model) if new_head else None
+    usage = find_usage(model)
+    unused = {id(model.get_parameter(name)) for name in usage.unused} if usage is not None else set()
     with RandomStream(init_seed):
         returned = strategy.adapt(model)
+    forget_usage(model)
     title = _title(strategy)
     groups = _groups(title, _items(f"{title}: adapt() returned", returned))
     trained = [parameter for group in groups for parameter in group["params"]]
@@ -91,6 +96,11 @@ def adapt(model: nn.Module, strategy: Strategy, *, init_seed: int, new_head: boo
         raise BadInput(f"{title}: adapt() returned a parameter twice")
     if not identities <= in_model:
         raise BadInput(f"{title}: adapt() returned a parameter that is not in the model")
+    groups = [group | {"params": [p for p in group["params"] if id(p) not in unused]} for group in groups]
+    groups = [group for group in groups if group["params"]]
+    identities -= unused
+    if not identities:
+        raise BadInput(f"{title}: the logits do not depend on the parameters that adapt() returned")
     untrained = [] if origin is None else [p for p in origin.head_of(model) if id(p) not in identities]
     if untrained:
         groups.append({"params": untrained})
@@ -127,7 +137,10 @@ def set_train_mode(model: nn.Module, adapt_statistics: bool = False) -> None:
             weight = getattr(module, "weight", None)
             trained = weight.requires_grad if isinstance(weight, Tensor) else everything
             trained = trained or adapt_statistics
-        module.training = trained
+        if type(module).train is nn.Module.train:
+            module.training = trained
+        else:
+            module.train(trained)  # it also acts on the change, for example by emptying a cache
         for child in module.children():
             visit(child, trained)
 

@@ -236,10 +236,12 @@ def test_broken_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("file", ["w.safetensors", "w.pth"])
-@pytest.mark.parametrize("kept", ["", "state_dict", "module."])
+@pytest.mark.parametrize(
+    "kept", ["", "state_dict", "module.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "model."]
+)
 def test_weights_from_a_file(tmp_path: Path, file: str, kept: str) -> None:
     state, path = others(), tmp_path / file
-    named = {f"module.{name}": tensor for name, tensor in state.items()} if kept == "module." else state
+    named = {f"{kept}{name}": tensor for name, tensor in state.items()} if kept.endswith(".") else state
     if file == "w.safetensors":
         save_file(named, path)
     else:
@@ -247,6 +249,17 @@ def test_weights_from_a_file(tmp_path: Path, file: str, kept: str) -> None:
     assert same(build(SMALL, str(path)), state) == []
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     assert Torchvision(SMALL, str(path)).described(3, 32)["weights_id"] == f"sha256:{digest}"
+
+
+def test_weights_of_a_partly_compiled_model(tmp_path: Path) -> None:
+    state = others()
+    named = {name.replace("stage2.", "stage2._orig_mod."): tensor for name, tensor in state.items()}
+    assert named.keys() != state.keys()
+    torch.save(named, tmp_path / "w.pth")
+    assert same(build(SMALL, "w.pth"), state) == []
+    torch.save(state | {f"model.{name}": tensor for name, tensor in state.items()}, tmp_path / "two.pth")
+    with pytest.raises(BadInput, match="unexpected: model"):  # only a prefix of all names is removed
+        build(SMALL, "two.pth")
 
 
 def test_classifier_of_other_classes_is_not_loaded(tmp_path: Path) -> None:
@@ -421,10 +434,11 @@ def test_replace_head() -> None:
             self.base_layer = layer
 
     model = nn.Sequential(nn.Linear(4, 3), Wrapper(nn.Linear(3, 2, bias=False).double()))
-    fresh = replace_head(model, 7)
+    fresh = replace_head(model, find_head(model), 7)
     assert model[1] is fresh
     assert (fresh.in_features, fresh.out_features, fresh.bias, fresh.weight.dtype) == (3, 7, None, torch.float64)
-    assert problem(lambda: replace_head(nn.Linear(2, 3), 4)) == (
+    single = nn.Linear(2, 3)
+    assert problem(lambda: replace_head(single, single, 4)) == (
         "Linear consists of its head only; put it into a torch.nn.Sequential"
     )
-    assert problem(lambda: replace_head(nn.Sequential(), 4)) == "Sequential has no linear layer to serve as head"
+    assert problem(lambda: find_head(nn.Sequential())) == "Sequential has no linear layer to serve as head"

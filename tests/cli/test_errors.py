@@ -41,7 +41,7 @@ CASES = {
         ["-s", "lora", "-o", "targets=MaxPool2d"],
         [
             "lora.targets: 'MaxPool2d' matches no Linear or Conv2d layer that LoRA can adapt "
-            "(features.1 is a MaxPool2d, features.4 is a MaxPool2d)"
+            "(features.1 is a MaxPool2d; features.4 is a MaxPool2d)"
         ],
     ),
     "unknown data set": (["-s", "head", "--dataset", "mnist5"], ["unknown data set 'mnist5'; did you mean 'mnist5k'?"]),

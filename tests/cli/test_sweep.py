@@ -220,10 +220,15 @@ def test_retry_failed(store: Path, own_folder: Path, cli: Callable[..., Result])
     command = ("sweep", "-s", "fragile", "--plugin", "fragile.py", "--grid", "value=0,1", *TINY)
     first = cli(*command)
     assert first.exit_code == 0
-    assert "\n[2/2] fragile value=1 seed=0  failed: strategy fragile fails: RuntimeError: it broke (" in first.stderr
+    assert (
+        "\n[2/2] fragile value=1 seed=0  failed: strategy fragile fails in step_ended(): RuntimeError: it broke ("
+        in first.stderr
+    )
     assert "2 trials: 1 finished, 1 failed" in first.stdout
     (failed,) = [run for run in children(own_folder)["adaptation"] if run.info.status == "FAILED"]
-    assert failed.data.tags["adaptkit.error"].startswith("strategy fragile fails: RuntimeError: it broke (")
+    assert failed.data.tags["adaptkit.error"].startswith(
+        "strategy fragile fails in step_ended(): RuntimeError: it broke ("
+    )
     strict = cli(*command, "--strict", "--json")
     assert strict.exit_code == 1
     assert [trial["status"] for trial in json.loads(strict.stdout)["trials"]] == ["found", "failed"]
@@ -238,7 +243,9 @@ def test_all_trials_fail(store: Path, own_folder: Path, cli: Callable[..., Resul
     (own_folder / "fragile.py").write_text(FRAGILE)
     result = cli("sweep", "-s", "fragile", "--plugin", "fragile.py", "--grid", "value=1", *TINY, "-q")
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: fragile value=1 seed=0: strategy fragile fails: RuntimeError: it broke (")
+    assert result.stderr.startswith(
+        "Error: fragile value=1 seed=0: strategy fragile fails in step_ended(): RuntimeError: it broke ("
+    )
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from support.experiments import TINY, TINY_SETTINGS
+from support.plain_model import Plain
+from torch import Tensor
 
 import adaptkit
+from adaptkit.adapters.files import card_digest
 from adaptkit.system.folders import CacheWarning
 
 
@@ -60,6 +64,109 @@ def test_changed_backbone_gets_a_new_base(own_folder: Path) -> None:
         assert outcome.base.cached is False
         fingerprints.add(outcome.base.fingerprint)
     assert len(fingerprints) == 2
+
+
+NET = """
+from adaptkit import hookimpl
+FACTOR = {factor}
+class Net:
+    name = "net"
+    def build(self, channels, size, classes):
+        import json, pathlib, torch
+        from torch import nn
+        {comment}
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.gain = json.loads(pathlib.Path("gain.json").read_text())
+                self.mid, self.fc = nn.Linear(channels * size * size, 16), nn.Linear(16, classes)
+            def forward(self, x):
+                h = scaled(x.flatten(1)) * self.gain
+                {line}
+                return self.fc(torch.relu(self.mid(h)))
+        return Net()
+def scaled(x):
+    return x * FACTOR
+@hookimpl
+def adaptkit_backbones():
+    return [Net]
+"""
+
+
+def write_net(folder: Path, *, line: str = "", comment: str = "", factor: float = 1.0, gain: float = 1.0) -> Path:
+    path = folder / "net.py"
+    path.write_text(NET.format(line=line or "pass", comment=comment, factor=factor))
+    (folder / "gain.json").write_text(str(gain))
+    return path
+
+
+def run_net(path: Path) -> tuple[bool, float | None]:
+    outcome = adaptkit.run("head", backbone="net", settings=TINY_SETTINGS, track=False, plugins=[path])
+    return outcome.base.cached, outcome.base.test_accuracy
+
+
+def test_other_forward_pass_gets_another_base(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The layers and initial weights are the same in all cases.
+    monkeypatch.chdir(own_folder)
+    _, accuracy = run_net(write_net(own_folder))
+    assert run_net(write_net(own_folder, comment="# a comment")) == (True, accuracy)
+    for change in ({"line": "h = h * 0.0"}, {"factor": 0.0}):
+        cached, other = run_net(write_net(own_folder, **change))  # type: ignore[arg-type]
+        assert not cached and other != accuracy
+    assert run_net(write_net(own_folder)) == (True, accuracy)  # the bases of both versions stay
+
+
+def test_base_with_other_outputs_is_made_again(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No code has changed: only the outputs show that the forward pass reads another number from a file.
+    monkeypatch.chdir(own_folder)
+    _, accuracy = run_net(write_net(own_folder))
+    message = "backbone net gives other outputs for the weights of its cached base .* its code has changed"
+    with pytest.warns(CacheWarning, match=message):
+        cached, other = run_net(write_net(own_folder, gain=0.0))
+    assert not cached and other != accuracy
+    assert run_net(write_net(own_folder, gain=0.0)) == (True, other)
+    with pytest.warns(CacheWarning, match=message):
+        assert run_net(write_net(own_folder)) == (False, accuracy)
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0])
+def test_model_object_with_another_forward_pass(factor: float) -> None:
+    def run_plain(factor: float) -> tuple[bool, float | None]:
+        class Scaled(Plain):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x * factor)
+
+        outcome = adaptkit.run("head", backbone=Scaled(10), settings=TINY_SETTINGS, track=False)
+        return outcome.base.cached, outcome.base.test_accuracy
+
+    first = run_plain(1.0)
+    assert first[0] is False
+    assert run_plain(factor)[0] is (factor == 1.0)
+
+
+def test_run_of_another_forward_pass_is_refused(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_folder)
+    uri = f"sqlite:///{own_folder / 'm.db'}"
+    path = write_net(own_folder)
+    outcome = adaptkit.run("head", backbone="net", settings=TINY_SETTINGS, plugins=[path], tracking_uri=uri)
+    run_id = outcome.runs[0].run_id
+    assert run_id is not None
+    adaptkit.load(run_id, tracking_uri=uri, plugins=[path])
+    write_net(own_folder, line="h = h.relu() - 1.0")
+    with pytest.raises(adaptkit.BadInput, match="gives other outputs for the weights of the base than when the run"):
+        adaptkit.load(run_id, tracking_uri=uri, plugins=[path])
+
+
+def test_base_without_recorded_logits_is_completed(own_cache: Path) -> None:
+    first = base_of()
+    (path,) = (own_cache / "bases").glob("*/base.json")
+    card = json.loads(path.read_text())
+    logits = card.pop("logits")
+    assert len(logits) == 4 and len(logits[0]) == 10
+    card["card_sha256"] = card_digest(card)
+    path.write_text(json.dumps(card))
+    assert base_of() == (first[0], True)
+    assert json.loads(path.read_text())["logits"] == logits
 
 
 @pytest.mark.slow

@@ -147,3 +147,39 @@ def test_conformance_kit_with_argument() -> None:
     assert [verdict for verdict in try_all(checks(Wide, argument="7")) if verdict.word == "failed"] == []
     with pytest.raises(BadInput, match="needs an argument after a colon: wide:WIDTH"):
         checks(Wide)
+
+
+def test_argument_without_the_name_before_it(cli: Cli, own_folder: Path) -> None:
+    path = write(own_folder / "layers.py", PLUGIN)
+    (own_folder / "12").mkdir()
+    for arguments, problem in (
+        (("--backbone", "resnet18"), "unknown backbone 'resnet18'; did you mean 'torchvision:resnet18'?"),
+        (("--target", "8"), "unknown data set '8'; did you mean 'bars:8'?"),
+        (("--target", "12"), "unknown data set '12'; did you mean 'bars:12' or 'folder:12'?"),
+        (("--backbone", "smal_cnn"), "unknown backbone 'smal_cnn'; did you mean 'small_cnn'?"),
+    ):
+        result = cli("run", "-s", "head", "--plugin", str(path), "--no-track", *arguments)
+        assert (result.exit_code, result.stderr) == (2, f"Error: {problem}\n")
+
+
+def test_unusable_names_are_not_listed(cli: Cli, own_folder: Path) -> None:
+    plugin = """
+        from adaptkit import hookimpl
+
+        class Gone:
+            "Needs a package."
+            name = "gone"
+            unavailable = "it needs a package"
+            def adapt(self, model):
+                return []
+
+        @hookimpl
+        def adaptkit_strategies():
+            return [Gone]
+    """
+    path = str(write(own_folder / "gone.py", plugin))
+    for arguments in ((), ("-s", "qqqq"), ("-s", "gon")):
+        result = cli("run", *arguments, "--plugin", path, "--no-track")
+        assert result.exit_code == 2 and "gone" not in result.stderr.replace("'gon'", ""), result.stderr
+    result = cli("run", "-s", "gone", "--plugin", path, "--no-track")
+    assert result.stderr == "Error: strategy gone cannot be used: it needs a package\n"

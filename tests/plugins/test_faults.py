@@ -66,15 +66,19 @@ def test_correct_plugin(cli: Cli, own_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("pass", "raise ValueError('no')", "strategy odd fails: ValueError: no ({place})"),
+        ("pass", "raise ValueError('no')", "strategy odd fails in step_ended(): ValueError: no ({place})"),
         (
-            "scaled = model",
-            "scaled = model.nothing",
-            "strategy odd fails: AttributeError: 'SmallCNNModel' object has no ",
+            "pass",
+            "model.classifier[1].weight.data = model.classifier[1].weight.data[0, :3]",
+            "strategy odd fails: ",
         ),
-        ("scaled.base_layer.bias.data *= scaled.scale.data", "pass", "strategy odd: the merged model's logits differ "),
+        (
+            "scaled.base_layer.bias.data *= scaled.scale.data",
+            "scaled.base_layer.bias.data *= 1 if vars(Odd).get('tried') else scaled.scale.data; Odd.tried = True",
+            "strategy odd: the merged model's logits differ ",
+        ),
     ],
-    ids=["step_ended", "merge raises", "merge is wrong"],
+    ids=["step_ended", "error in torch", "merge is wrong after training"],
 )
 def test_strategy_error_fails_only_its_run(
     cli: Cli, own_folder: Path, store: Path, old: str, new: str, reason: str

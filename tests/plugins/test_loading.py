@@ -360,7 +360,8 @@ def test_step_ended_and_merge_are_called() -> None:
             return [Scheduled]
 
     adaptkit.run("scheduled", settings=TINY_SETTINGS, track=False, plugins=[Plugin()])
-    # 50 images, batches of 32, two epochs
+    # Before training, merging is tried on a few images. Then 50 images, batches of 32, two epochs.
+    assert calls.pop(0) == "merge"
     assert calls == [("SmallCNNModel", 1), ("SmallCNNModel", 2), ("SmallCNNModel", 3), ("SmallCNNModel", 4), "merge"]
 
 

@@ -160,12 +160,12 @@ def test_layers_of_auto(model: nn.Module, options: dict[str, Any], names: list[s
             Mobile(),
             {"targets": "spatial"},
             "lora.targets: 'spatial' matches no Linear or Conv2d layer that LoRA can adapt "
-            "(spatial is a depth-wise Conv2d)",
+            "(spatial: a depth-wise convolution)",
         ),
         (
             nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(4, 2)),
             {"targets": "linear,conv"},
-            "lora.targets: 'conv' matches no Linear or Conv2d layer that LoRA can adapt (0 is a depth-wise Conv2d)",
+            "lora.targets: 'conv' matches no Linear or Conv2d layer that LoRA can adapt (0: a depth-wise convolution)",
         ),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(9, 2)),
@@ -197,7 +197,9 @@ def test_notices_about_layers_and_large_updates() -> None:
     assert LoRA(rank=9, targets="classifier.3").notices(cnn) == []
     assert LoRA(rank=9, targets="classifier.3", dora=True).notices(cnn) == []
     mobile = with_head(Mobile())
-    assert LoRA(rank=1, targets="all").notices(mobile) == ["lora: depth-wise convolutions are not adapted: spatial"]
+    assert LoRA(rank=1, targets="all").notices(mobile) == [
+        "lora: adapts 3 of 4 layers; not: spatial (a depth-wise convolution)"
+    ]
     assert LoRA(rank=1, targets="linear").notices(mobile) == []
     grouped = with_head(nn.Sequential(nn.Conv2d(8, 8, 1, groups=4, bias=False), nn.Flatten(), nn.Linear(8, 8)))
     sizes = "0 (32 parameters for 16, rank 8 of at most 8)"

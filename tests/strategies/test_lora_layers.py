@@ -187,7 +187,7 @@ def test_dora_formula_and_gradient(bias: bool) -> None:
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 4, 3)], ids=str)
 def test_rslora_scaling(layer: nn.Linear | nn.Conv2d) -> None:
-    wrapped = LoRA(rank=4, alpha=3, rslora=True)._wrap(layer)
+    wrapped = LoRA(rank=4, alpha=3, rslora=True)._wrap(layer, own_forward=False)
     assert wrapped.scaling == 3 / 2
 
 

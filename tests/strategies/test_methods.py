@@ -140,12 +140,12 @@ def test_strategy_that_does_not_fit_the_model() -> None:
             cnn(),
             "partial.stages: 4 is more than the 3 stages of SmallCNNModel (features.0, features.3, classifier.1)",
         ),
-        (LoRA(targets="conv"), bare, "lora.targets: no layer matches 'conv'; known: 1, Linear, all, auto, linear"),
+        (LoRA(targets="conv"), bare, "lora.targets: the model has no Conv2d layer to adapt"),
         (
             LoRA(targets="MaxPool2d"),
             cnn(),
             "lora.targets: 'MaxPool2d' matches no Linear or Conv2d layer that LoRA can adapt "
-            "(features.1 is a MaxPool2d, features.4 is a MaxPool2d)",
+            "(features.1 is a MaxPool2d; features.4 is a MaxPool2d)",
         ),
         (
             LoRA(targets="classifier.3", train_head=True),

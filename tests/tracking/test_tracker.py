@@ -298,7 +298,7 @@ def test_failure_before_first_batch(store: Path) -> None:
 
     (run,) = adaptkit.run("late", settings=TINY_SETTINGS, plugins=[Plugin()]).runs
     assert run.status == "failed" and run.error is not None
-    assert run.error.startswith("strategy late fails: RuntimeError: not again (")
+    assert run.error.startswith("strategy late fails in adapt(): RuntimeError: not again (")
     assert runs()["late seed=0"].info.status == "FAILED"
 
 

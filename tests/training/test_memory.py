@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from click.testing import Result
 from mlflow import MlflowClient
 from support.experiments import TINY
 from support.reliability import note
+from torch import Tensor, nn
 
 from adaptkit.errors import lacks_memory
+from adaptkit.training.loop import Recipe
+from adaptkit.training.memory import step_bytes
 
 HINT = "the device's memory is too small; a smaller --batch-size may help"
 
@@ -74,7 +78,9 @@ def test_trial_out_of_memory_fails_with_a_hint(
         "torch": ("failed", HINT),
         "python": ("failed", HINT),
     }
-    assert found["bug"]["error"].startswith("strategy greedy fails: RuntimeError: memory of an elephant")
+    assert found["bug"]["error"].startswith(
+        "strategy greedy fails in step_ended(): RuntimeError: memory of an elephant"
+    )
     runs = {run_id: MlflowClient(uri).get_run(run_id) for trial in found.values() if (run_id := trial["run_id"])}
     told = {run.data.tags.get("adaptkit.error") for run in runs.values() if run.info.status == "FAILED"}
     assert HINT in told
@@ -132,3 +138,26 @@ def test_memory_limit_of_a_process(own_folder: Path) -> None:
     assert [run["error"] for run in json.loads(made.stdout)["runs"]] == [HINT]
     assert "Traceback" not in made.stderr
     note("memory")
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_tensors_are_counted(layout: torch.layout) -> None:
+    class Sparse(nn.Module):
+        """A layer whose weight is the sum of two vectors' product and a sparse tensor, which the graph saves."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.values = nn.Parameter(torch.ones(8))
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            square = torch.diag(self.values).to_sparse(layout=layout)
+            logits: Tensor = self.head(torch.sparse.mm(square, x.t()).t())
+            return logits
+
+    recipe = Recipe(epochs=1, batch_size=4, lr=0.1, order_seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch warns once that compressed layouts are in beta state
+        sparse = step_bytes(Sparse(), torch.rand(4, 8), torch.zeros(4, dtype=torch.long), recipe=recipe)
+    dense = sum(parameter.nbytes for parameter in Sparse().parameters())
+    assert sparse > 4 * dense  # parameters, gradients, two moments of Adam, and what the graph saves

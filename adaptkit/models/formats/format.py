@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from adaptkit.errors import BadInput, suggestion
 
@@ -50,12 +53,29 @@ def anything(trained: TrainedRun) -> None:
 
 
 def plain_only(trained: TrainedRun) -> None:
-    """Raise BadInput unless the merged model of the run is the plain backbone."""
-    if not trained.is_plain(trained.merged()):
+    """Raise BadInput unless the merged model of the run is the plain backbone, with equal values of tied tensors."""
+    merged = trained.merged()
+    if not trained.is_plain(merged):
         raise BadInput(
             f"strategy {trained.card['strategy']} adds layers that cannot be merged into the plain backbone; "
             "export with --to torch-export, onnx or mlflow"
         )
+    state = merged.state_dict()
+    for names in _tied(trained.base()):
+        if not all(torch.equal(state[names[0]], state[name]) for name in names[1:]):
+            raise BadInput(
+                f"backbone {trained.card['backbone']} ties {', '.join(names)}, and strategy {trained.card['strategy']} "
+                "gave them different values; export with --to torch-export, onnx or mlflow"
+            )
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    """Return the names of tensors that a model uses in several places, in groups."""
+    places: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        places[id(tensor)].append(name)
+    kept = set(model.state_dict())
+    return [names for names in places.values() if len(names) > 1 and kept.issuperset(names)]
 
 
 #: module of each format

@@ -6,12 +6,14 @@ import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import fit_adapter
-from adaptkit.adapters.peft import CONFIG, WEIGHTS, adapter_of, peft_folder
+from adaptkit.adapters.peft import CONFIG, WEIGHTS, PeftAdapter, adapter_of, peft_folder
 from adaptkit.adapters.weights import pack
+from adaptkit.backbones.structure import find_head
 from adaptkit.errors import BadInput
 from adaptkit.models.formats.format import Exported, Format, Logits
 from adaptkit.models.trained import TrainedRun
@@ -57,10 +59,23 @@ def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
     return models
 
 
+def options_for(adapter: PeftAdapter, base: nn.Module) -> dict[str, Any]:
+    """Return the options of LoRA for an adapter and a base that has a `head`.
+
+    Raises BadInput for layers on which PEFT gives other outputs than adaptkit.
+    """
+    if differing := adapter.differs(base):
+        layers = ", ".join(f"{name} ({reason})" for name, reason in differing.items())
+        raise BadInput(f"PEFT computes another update of {layers}; leave such layers out of its target_modules")
+    head = find_head(base.head)  # type: ignore[arg-type]
+    names = {name for name, module in base.named_modules() if module is head}
+    return dict(adapter.options) | {"train_head": not names.isdisjoint(adapter.modules_to_save)}
+
+
 def read_onto(base: nn.Module, folder: Path) -> nn.Module:
     """Load the adapter in a folder of PEFT onto the base."""
     adapter = adapter_of(folder)
-    strategy, _ = make_checked("lora", LoRA, adapter.options)
+    strategy, _ = make_checked("lora", LoRA, options_for(adapter, base))
     adapt(base, strategy, init_seed=0)
     fit_adapter(adapter.tensors, base)
     return base.eval()

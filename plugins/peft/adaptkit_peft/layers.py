@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from adaptkit.backbones.structure import NORMS, called_layers
+from adaptkit.backbones.layers import called_layers, reasons_against
+from adaptkit.backbones.structure import NORMS
 from adaptkit.errors import BadInput
 from torch import nn
 
@@ -17,13 +18,14 @@ TYPES: dict[str, tuple[type[nn.Module], ...]] = {
 WORDS = {"linear": "linear layer", "conv": "Conv2d layer", "all": "linear or Conv2d layer", "norm": "norm layer"}
 
 
-def find_layers(model: nn.Module, targets: str, left_out: nn.Module | None, strategy: str) -> dict[str, nn.Module]:
-    """Return the layers to adapt by full name. Raises BadInput if there are none, or if a layer is used twice."""
+def find_layers(model: nn.Module, targets: str, heads: list[nn.Module], strategy: str) -> dict[str, nn.Module]:
+    """Return the layers to adapt by full name, without these heads.
+
+    Raises BadInput if there are none, or if a layer is used twice.
+    """
     places = Counter(id(child) for module in model.modules() for child in module._modules.values())
     layers = {
-        name: layer
-        for name, layer in called_layers(model, TYPES[targets]).items()
-        if layer is not left_out and getattr(layer, "weight", None) is not None
+        name: layer for name, layer in called_layers(model, TYPES[targets]).items() if _is_candidate(layer, heads)
     }
     if not layers:
         raise BadInput(f"{strategy}: the model has no {WORDS[targets]} to adapt")
@@ -31,6 +33,16 @@ def find_layers(model: nn.Module, targets: str, left_out: nn.Module | None, stra
     if shared:
         raise BadInput(f"{strategy} cannot adapt a layer that the model uses in two places: {', '.join(shared[:3])}")
     return layers
+
+
+def find_left_out(model: nn.Module, targets: str, heads: list[nn.Module]) -> dict[str, str]:
+    """Return, by name, the layers of the chosen types that cannot be adapted, each with the reason."""
+    reasons = reasons_against(model, TYPES[targets])
+    return {name: reason for name, reason in reasons.items() if _is_candidate(model.get_submodule(name), heads)}
+
+
+def _is_candidate(layer: nn.Module, heads: list[nn.Module]) -> bool:
+    return layer not in heads and getattr(layer, "weight", None) is not None
 
 
 def sorts(layer: nn.Module) -> list[str]:

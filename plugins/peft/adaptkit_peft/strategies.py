@@ -39,15 +39,32 @@ class PeftStrategy:
 
         if self.entry.unavailable:
             raise BadInput(f"{self.name} cannot be used: {self.entry.unavailable}")
-        head = model.get_submodule("head") if getattr(self, "train_head", False) else None
-        only = "norm" if "norm layers" in self.entry.layers else "linear"
-        layers = find_layers(model, getattr(self, "targets", only), left_out=head, strategy=self.name)
+        heads = self._trained_heads(model)
+        layers = find_layers(model, self._targets(), heads, strategy=self.name)
         self._require_fitting(layers)
         wrap(model, self.entry.type, names=layers, settings=self._settings(layers), strategy=self.name)
-        self._check_merging(model, layers)
-        if head is not None:
+        self._check_layers(model, layers)
+        for head in heads:
             head.requires_grad_(True)
         return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def notices(self, model: nn.Module) -> list[str]:
+        """Return a notice about layers that are left out, since the model uses them in another way than their type."""
+        from adaptkit.backbones.layers import coverage
+
+        from adaptkit_peft.layers import find_layers, find_left_out
+
+        heads, targets = self._trained_heads(model), self._targets()
+        adapted = find_layers(model, targets, heads, strategy=self.name)
+        return coverage(self.name, len(adapted), find_left_out(model, targets, heads))
+
+    def _targets(self) -> str:
+        return getattr(self, "targets", "norm" if "norm layers" in self.entry.layers else "linear")
+
+    def _trained_heads(self, model: nn.Module) -> list[nn.Module]:
+        from adaptkit.backbones.layers import find_heads
+
+        return find_heads(model) if getattr(self, "train_head", False) else []
 
     def _require_fitting(self, layers: dict[str, nn.Module]) -> None:
         from adaptkit_peft.layers import sorts
@@ -65,16 +82,23 @@ class PeftStrategy:
                 )
             )
 
-    def _check_merging(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
-        """Raise BadInput if the smallest layer of a kind does not work with the current options."""
+    def _check_layers(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
+        """Try the smallest layer of each kind with the current options, and let linear layers accept 4-d inputs.
+
+        Raises BadInput if one does not work.
+        """
         from adaptkit_peft.layers import sorts, widths
-        from adaptkit_peft.proof import fault
+        from adaptkit_peft.proof import fault, needs_sequences
+        from adaptkit_peft.wrapping import accept_images
 
         by_size = sorted(layers, key=lambda name: math.prod(widths(layers[name])), reverse=True)
         for sort, name in {tuple(sorts(layers[name])): name for name in by_size}.items():
-            reason = fault(model.get_submodule(name), self.entry.merges)
+            wrapped = model.get_submodule(name)
+            reason = fault(wrapped, self.entry.merges)
             if reason:
                 raise BadInput(f"{self.name} cannot adapt {sort[-1]} with these options: {name}: {reason}")
+            if needs_sequences(wrapped):
+                accept_images(model, [name for name, layer in layers.items() if tuple(sorts(layer)) == sort])
 
     def _settings(self, layers: dict[str, nn.Module]) -> dict[str, Any]:
         """Return the settings for PEFT's configuration: options that differ from their defaults, and required ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import warnings
@@ -10,7 +11,7 @@ from typing import Any
 
 from adaptkit.backbones.structure import replace_layer
 from adaptkit.errors import BadInput
-from torch import nn
+from torch import Tensor, nn
 
 from adaptkit_peft.proof import merged_layer
 
@@ -55,6 +56,36 @@ def wrap(model: nn.Module, peft_type: str, names: Iterable[str], settings: Mappi
             module.activation_relu_or_gelu = 0
     # PEFT may create shared parameters on the CPU.
     model.to(next(model.parameters()).device)
+
+
+def accept_images(model: nn.Module, names: Iterable[str]) -> None:
+    """Let PEFT's layers of these names accept channel-last images `[n, h, w, channels]`.
+
+    Some models, such as ConvNeXt and Swin, give such inputs to linear layers, and a few types accept only 2-d and 3-d
+    inputs.
+    """
+    for name in names:
+        layer = model.get_submodule(name)
+        layer.__class__ = _accepting_images(type(layer))  # type: ignore[arg-type]  # classes are hashable
+
+
+@functools.cache
+def _accepting_images(cls: type[nn.Module]) -> type[nn.Module]:
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.ndim <= 3:
+            return cls.forward(self, x, *args, **kwargs)
+        return cls.forward(self, x.flatten(1, -2), *args, **kwargs).unflatten(1, x.shape[1:-1])
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _rebuild, (cls,), self.__dict__
+
+    members = {"forward": forward, "__reduce_ex__": reduce, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls,), members)
+
+
+def _rebuild(cls: type[nn.Module]) -> nn.Module:
+    accepting = _accepting_images(cls)  # type: ignore[arg-type]
+    return accepting.__new__(accepting)
 
 
 def unwrap(model: nn.Module) -> None:

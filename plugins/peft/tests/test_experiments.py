@@ -74,6 +74,13 @@ def test_run_command(own_plugin: Any) -> None:
     assert runs["peft-lora"]["options"]["init_lora_weights"] == "pissa"
 
 
+@pytest.mark.slow
+def test_types_with_sparse_tensors_train(own_plugin: Any) -> None:
+    """Their layers save sparse tensors for the backward pass."""
+    outcome = adaptkit.run(["peft-shira", "peft-frod"], settings=SETTINGS | {"epochs": 1}, track=False)
+    assert [(run.status, run.error) for run in outcome.runs] == [("finished", None)] * 2
+
+
 def test_unavailable_type_is_rejected(own_plugin: Any) -> None:
     result = cli("run", "-s", "peft-prefix_tuning", "--no-track")
     reason = "cannot be used: it puts trained tokens before the input of a language model"

@@ -15,6 +15,7 @@ from adaptkit.adapters.peft import CONFIG, WEIGHTS, adapter_of, peft_folder, wri
 from adaptkit.adapters.weights import pack
 from adaptkit.backbones.structure import find_head, replace_layer, with_head
 from adaptkit.errors import BadInput
+from adaptkit.models.formats.peft import options_for
 from adaptkit.strategies.lora import LoRA
 from adaptkit.strategies.lora_layers import LoRALinear
 from adaptkit.training.seeding import RandomStream
@@ -92,7 +93,7 @@ def in_peft(folder: Path) -> Any:
 def in_ours(folder: Path) -> nn.Module:
     adapter = adapter_of(folder)
     model = with_head(base())
-    adapt(model, LoRA(**adapter.options), init_seed=9)
+    adapt(model, LoRA(**options_for(adapter, model)), init_seed=9)
     fit_adapter(adapter.tensors, model)
     return model.eval()
 
@@ -182,6 +183,10 @@ def test_changed_statistics(tmp_path: Path) -> None:
         {"init_lora_weights": "gaussian", "layers_to_transform": None, "lora_dropout": 0.1},
         {"target_modules": r"(conv|.*\.head)"},
         {"target_modules": ["conv", "fc", "block.head"], "r": 5},
+        {"modules_to_save": ["block.fc"]},
+        {"modules_to_save": ["dilated"]},
+        {"target_modules": ["conv", "fc"], "rank_pattern": {"conv": 3, "fc": 3}, "alpha_pattern": {".*": 5}},
+        {"target_modules": ["fc", "last"], "alpha_pattern": {"fc": 5, "last": 5}, "use_rslora": True},
     ],
     ids=str,
 )
@@ -199,13 +204,15 @@ def test_peft_to_adaptkit_and_back(options: dict[str, Any], tmp_path: Path) -> N
     adapter = adapter_of(tmp_path / "theirs")
     ours = in_ours(tmp_path / "theirs")
     assert same(theirs, ours)
-    LoRA(**adapter.options).merge(merged := copy.deepcopy(ours))
+    LoRA(**options_for(adapter, with_head(base()))).merge(merged := copy.deepcopy(ours))
     assert same(theirs, merged) and list(merged.state_dict()) == list(base().state_dict())
     names = [name for name, module in ours.named_modules() if hasattr(module, "base_layer")]
-    again = write(tmp_path / "ours", *peft_folder(adapter.tensors, adapter.options, names, base()))
+    again = write(
+        tmp_path / "ours", *peft_folder(adapter.tensors, options_for(adapter, with_head(base())), names, base())
+    )
     assert same(theirs, in_peft(again))
-    assert adapter.options["train_head"] == ("last" in (options.get("modules_to_save") or ()))
-    assert (find_head(ours.head) is ours.last) and adapter.options["rank"] == config.r  # type: ignore[arg-type]
+    assert options_for(adapter, with_head(base()))["train_head"] == ("last" in (options.get("modules_to_save") or ()))
+    assert (find_head(ours.head) is ours.last) and adapter.options["rank"] == (3 if config.rank_pattern else config.r)  # type: ignore[arg-type]
 
 
 def test_names_with_the_same_ending(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
@@ -40,6 +40,16 @@ class Timm:
         default="model",
         metadata={"help": "image size: model (that of the pretraining), data (no resizing) or a number of pixels"},
     )
+    weights_by: Literal["name", "position"] = field(
+        default="name",
+        metadata={"help": "assign the tensors of a file by name, or by position if their names fit nothing"},
+    )
+
+    def __post_init__(self) -> None:
+        """Raise BadInput, with the nearest name, if timm has no such model."""
+        from adaptkit_timm.configs import find_config
+
+        find_config(self.model)
 
     def build(self, channels: int, size: int, classes: int) -> nn.Module:
         """Return a timm model for float images `[n, channels, size, size]` in 0..1, which it resizes and normalises.
@@ -48,7 +58,8 @@ class Timm:
         """
         from adaptkit_timm.models import InputPlan, build_model
 
-        return build_model(InputPlan.of(self.model, self.size, channels=channels, size=size), self.weights, classes)
+        plan = InputPlan.of(self.model, self.size, channels=channels, size=size)
+        return build_model(plan, self.weights, classes, self.weights_by)
 
     @property
     def image_size(self) -> int:

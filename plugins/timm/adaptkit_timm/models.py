@@ -63,10 +63,10 @@ class InputPlan:
         return [float(values[place % len(values)]) for place in range(self.model_channels)]
 
 
-def build_model(plan: InputPlan, weights: str, classes: int) -> nn.Module:
+def build_model(plan: InputPlan, weights: str, classes: int, weights_by: str = "name") -> nn.Module:
     """Return timm's model with these weights and number of classes. Raises BadInput if it cannot be built."""
     title = f"backbone timm:{plan.name}"
-    loaded = load_weights(plan.name, plan.config, weights)
+    loaded = load_weights(plan.name, plan.config, weights, weights_by)
     settings: dict[str, Any] = {"num_classes": classes, "in_chans": plan.model_channels}
     if plan.config.fixed_input_size:
         settings["img_size"] = plan.pixels

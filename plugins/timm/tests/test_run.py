@@ -66,6 +66,7 @@ def test_frozen_layers_and_recorded_params(backbone, size, prefixes):
     assert recorded == {
         "backbone": backbone,
         "backbone.weights": "none",
+        "backbone.weights_by": "name",
         "backbone.size": size,
         "backbone.channels": 3,
         "backbone.input_size": 28 if size == "data" else 32,

@@ -62,7 +62,7 @@ def test_weights_without_a_classifier(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", None])
-@pytest.mark.parametrize("prefix", ["module.", ""])
+@pytest.mark.parametrize("prefix", ["module.", "", "_orig_mod.module.", "module.model._orig_mod."])
 def test_checkpoints_of_training_programs(tmp_path, key, prefix):
     _, state = saved(tmp_path / "w.safetensors")
     content = {f"{prefix}{name}": value for name, value in state.items()}
@@ -73,8 +73,48 @@ def test_checkpoints_of_training_programs(tmp_path, key, prefix):
 @pytest.mark.parametrize("classes", [5, 7])
 def test_weights_by_position(tmp_path, classes):
     _, state = saved(tmp_path / "w.safetensors", classes)
-    torch.save({f"layer{place}": value for place, value in enumerate(state.values())}, tmp_path / "w.pth")
-    assert same(build(tmp_path / "w.pth"), state) == ([] if classes == 5 else ["fc.weight", "fc.bias"])
+    path = tmp_path / "w.pth"
+    torch.save({f"layer{place}": value for place, value in enumerate(state.values())}, path)
+    model = Timm("resnet10t", str(path), "data", weights_by="position").build(3, 32, 5)
+    assert same(model, state) == ([] if classes == 5 else ["fc.weight", "fc.bias"])
+
+
+def test_unknown_names_are_not_assigned_by_position(tmp_path):
+    # Some frameworks put the shift of a normalization layer before its scale. Both have the same shape.
+    _, state = saved(tmp_path / "w.safetensors")
+    pairs = [(key.replace("bias", "beta").replace("weight", "gamma"), value) for key, value in state.items()]
+    places = {key: place for place, (key, _) in enumerate(pairs)}
+    for key in [key for key in places if key.endswith("running_mean")]:
+        shift = places[key] - 1
+        pairs[shift - 1], pairs[shift] = pairs[shift], pairs[shift - 1]
+    path = tmp_path / "w.pth"
+    torch.save(dict(pairs), path)
+    with pytest.raises(BadInput) as caught:
+        build(path)
+    assert caught.value.problems == (
+        f"backbone.weights: {path} does not fit timm's resnet10t: its tensors have other names, such as conv1.0.gamma "
+        "where the model has conv1.0.weight; if they are in the order of timm's, --set backbone.weights_by=position "
+        "assigns them by position",
+    )
+
+
+def test_conversion_by_position_needs_consent(tmp_path):
+    # timm converts files of NextViT with other names by position.
+    torch.manual_seed(3)
+    state = timm.create_model("nextvit_small", num_classes=1000).state_dict()
+    path = tmp_path / "w.pth"
+    torch.save({f"net.{key}": value for key, value in state.items()}, path)
+    with pytest.raises(BadInput, match=r"--set backbone\.weights_by=position"):
+        build(path, 1000, name="nextvit_small", size="32")
+    model = Timm("nextvit_small", str(path), "32", weights_by="position").build(3, 32, 1000)
+    assert same(model, state) == []
+
+
+def test_names_come_before_positions(tmp_path):
+    _, state = saved(tmp_path / "w.safetensors")
+    path = tmp_path / "w.pth"
+    torch.save(dict(reversed(state.items())), path)
+    assert same(Timm("resnet10t", str(path), "data", weights_by="position").build(3, 32, 5), state) == []
 
 
 def test_weights_that_timm_converts(tmp_path):
