@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -218,8 +217,7 @@ def _decoded(
         except BadInput as error:
             return str(error)
 
-    # Decoding suppresses warnings in all threads. This block restores the filters at its end.
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
         left = iter(paths)
 
         def begin() -> list[tuple[Path, Future[Tensor | str]]]:
