@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -161,12 +161,16 @@ class SelectedPixels:
 class Images:
     """Labelled images: `pixels` uint8 `[n, c, h, w]`, `labels` int64 `[n]`, and the name of each class.
 
-    Pixels are a tensor, or `StoredPixels` if they do not fit into memory.
+    Pixels are a tensor, or `StoredPixels` if they do not fit into memory. `ids` identify the images, such as the paths
+    of their files; no two are equal. `columns` are further facts about each image by name, such as a group or a domain:
+    n values each.
     """
 
     pixels: Tensor | StoredPixels
     labels: Tensor
     classes: tuple[str, ...]
+    ids: tuple[str, ...] | None = None
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -184,7 +188,14 @@ class Images:
             pixels = SelectedPixels(pixels.stored, pixels.indices[chosen])
         else:
             pixels = SelectedPixels(pixels, chosen)
-        return Images(pixels, self.labels[chosen], self.classes)
+        positions = chosen.tolist()
+        return Images(
+            pixels,
+            self.labels[chosen],
+            self.classes,
+            ids=None if self.ids is None else tuple(self.ids[position] for position in positions),
+            columns={name: tuple(values[position] for position in positions) for name, values in self.columns.items()},
+        )
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,21 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of a model and of its base for a test set, as 1-d arrays; `image` is the index in the data set."""
+    """Predictions of a model and of its base for a test set, as 1-d arrays; `image` is the index in the data set.
+
+    `probabilities` is `[n, classes]`. `ids` identify the images if they have ids, `groups` are their groups, and `fold`
+    is the number of the fold, from 0, whose model made the prediction. Each of these is None if it does not exist.
+    """
 
     image: Any
     truth: Any
     predicted: Any
     confidence: Any
     base_predicted: Any | None = None
+    probabilities: Any | None = None
+    ids: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
+    fold: Any | None = None
 
     @property
     def accuracy(self) -> float:
