@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -88,7 +88,7 @@ def loaded(images: Images) -> LoadedImages:
     pixels = images.pixels
     if not isinstance(pixels, Tensor):
         (pixels,) = decoded(pixels, [torch.arange(len(images))])
-    return LoadedImages(pixels, images.labels, images.classes)
+    return LoadedImages(pixels, images.labels, images.classes, ids=images.ids, columns=images.columns)
 
 
 @dataclass(frozen=True)
@@ -297,9 +297,9 @@ def alike(images: Images, *, channels: int, size: int, name: str = "") -> Images
         return images
     lazy = ConvertedPixels(images.pixels, channels, size)
     if not isinstance(images.pixels, Tensor) or math.prod(lazy.shape) > HELD_BYTES:
-        return Images(lazy, images.labels, images.classes)
+        return replace(images, pixels=lazy)
     pixels = torch.cat([converted(chunk, channels, size) for chunk in chunks(images.pixels)])
-    return Images(pixels, images.labels, images.classes)
+    return replace(images, pixels=pixels)
 
 
 def resized(corpus: Corpus, size: int) -> Corpus:
@@ -308,7 +308,7 @@ def resized(corpus: Corpus, size: int) -> Corpus:
     def resize(images: Images) -> Images:
         return alike(images, channels=images.pixels.shape[1], size=size)
 
-    return Corpus(resize(corpus.train), None if corpus.test is None else resize(corpus.test), corpus.notices)
+    return replace(corpus, train=resize(corpus.train), test=None if corpus.test is None else resize(corpus.test))
 
 
 def converted(pixels: Tensor, channels: int, size: int) -> Tensor:
