@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,11 +122,12 @@ class SplitSettings(SettingsGroup):
         """Return the settings without the limits of pool and test set that the user has not set."""
         return self.model_copy(update={part: None for part in ("pool", "test") if f"split.{part}" not in explicit})
 
-    def limited(self, classes: int) -> SplitSettings:
-        """Return the settings with the default number for each limit that is none."""
+    def limited(self, classes: int, parts: Collection[str] = ("source", "pool", "test")) -> SplitSettings:
+        """Return the settings with the default number for each limit of these parts that is none."""
         limits = {
             part: getattr(self, part) or max(limit, EACH * classes)
             for part, limit in (("source", 2500), ("pool", 1000), ("test", 1500))
+            if part in parts
         }
         return self.model_copy(update=limits)
 
@@ -156,12 +157,10 @@ class Settings(SettingsGroup):
     seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds), AfterValidator(_distinct)] = Field(
         (0,), min_length=1, description="seeds: every strategy runs once with each seed"
     )
-    protocol: Annotated[
-        Literal["folds", "given", "draws", "overlapping"] | None, BeforeValidator(_optional)
-    ] = Field(
+    protocol: Annotated[Literal["folds", "given", "draws", "overlapping"] | None, BeforeValidator(_optional)] = Field(
         None,
-        description="how labels are used: folds (cross-validation), given (the target's own test part) or draws (few-shot "
-        "draws from a pool); none: chosen by the data",
+        description="how labels are used: folds (cross-validation), given (the target's own test part) or draws "
+        "(few-shot draws from a pool); none: chosen by the data",
     )
     folds: Annotated[int | str | None, BeforeValidator(parse_folds)] = Field(
         None, description="number of folds, or by:COLUMN to hold out one value of a column at a time; none: 5"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from adaptkit.adapters.files import load_adapter, save_adapter
 from adaptkit.errors import BadInput, listed
-from adaptkit.experiment.adaptation import AdaptedModel
 from adaptkit.experiment.preflight import depends_on_batch, differs_each_time, merge_fault, moved_buffers
+from adaptkit.experiment.stage import AdaptedModel
 from adaptkit.testing.outcomes import (
     CheckFailed,
     NotTried,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adaptkit.adapters.files import Inherited
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput
-from adaptkit.experiment.adaptation import AdaptedModel
+from adaptkit.experiment.stage import AdaptedModel
 from adaptkit.settings.settings import DEFAULT_LR
 from adaptkit.testing import models
 from adaptkit.testing.outcomes import NotTried, described, watched
