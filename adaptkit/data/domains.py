@@ -239,7 +239,7 @@ def load_domains(
             shifted = clean
             parts |= {"pool": split_part(corpus, name, pool), "shifted_test": parts["clean_test"]}
     if foreign is not None:
-        notices += foreign.notices
+        notices += tuple(notice for notice in foreign.notices if notice not in notices)
         if source is None or clean is None:
             classes = foreign.train.classes
             split = split.limited(len(classes))

@@ -133,7 +133,7 @@ def load_data(request: Request) -> Domains:
         shift_text=request.shift_text,
         split=settings.split,
         data_dir=settings.data_dir,
-        reading=Reading(size, settings.skip_bad_images),
+        reading=Reading(size, settings.skip_bad_images, columns=settings.table.chosen, group=settings.folder.group),
         image_size=settings.image_size,
     )
 
