@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Corpus, Dataset, Images, Reading, Shift, StoredPixels
-from adaptkit.data.duplicates import Members, repetitions
+from adaptkit.data.columns import grouped_by
+from adaptkit.data.duplicates import Members, across_groups, repetitions
 from adaptkit.data.pixels import NamedPixels, alike, chunks, held, resized
 from adaptkit.data.split import NOTHING, Part, source_parts, split_part, target_parts
 from adaptkit.data.split_files import SplitPart, read_split, split_text
@@ -225,13 +226,14 @@ def load_domains(
         corpus = load_checked(published, data_dir, reading=size, name=title)
         return corpus if image_size is None else resized(corpus, image_size)
 
-    corpus, foreign = _both(load, (dataset, name), (target, target_name))
+    corpus, foreign = grouped_by(split.group, _both(load, (dataset, name), (target, target_name)))
     parts: dict[str, SplitPart] = {}
     notices: tuple[str, ...] = () if earlier is None else (earlier.notice(name, target_name),)
     source = clean = None
     if corpus is not None:
         classes = corpus.train.classes
         notices += corpus.notices
+        notices += across_groups(name, corpus) if foreign is None else ()
         split = split.limited(len(classes))
         source, pool, clean = map(_held, source_parts(corpus, name, split, earlier=earlier, pool=foreign is None))
         parts |= {"source": split_part(corpus, name, source), "clean_test": split_part(corpus, name, clean)}
@@ -240,6 +242,7 @@ def load_domains(
             parts |= {"pool": split_part(corpus, name, pool), "shifted_test": parts["clean_test"]}
     if foreign is not None:
         notices += tuple(notice for notice in foreign.notices if notice not in notices)
+        notices += across_groups(target_name, foreign)
         if source is None or clean is None:
             classes = foreign.train.classes
             split = split.limited(len(classes))

@@ -91,6 +91,48 @@ def loaded(images: Images) -> LoadedImages:
     return LoadedImages(pixels, images.labels, images.classes, ids=images.ids, columns=images.columns)
 
 
+@dataclass(frozen=True)
+class JoinedPixels:
+    """The images of two sets, one set after the other."""
+
+    first: StoredPixels
+    second: StoredPixels
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Return the number of images, their channels, height and width."""
+        count, channels, height, width = self.first.shape
+        return count + self.second.shape[0], channels, height, width
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Decode one image."""
+        count = self.first.shape[0]
+        return self.first[index] if index < count else self.second[index - count]
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Return the names of the images, if both sets have names."""
+        first, second = names_of(self.first), names_of(self.second)
+        return None if first is None or second is None else [*first, *second]
+
+
+def joined(first: Images, second: Images) -> Images:
+    """Return the images of two parts of a data set; columns that only one part has are left out."""
+    pixels: Tensor | StoredPixels
+    if isinstance(first.pixels, Tensor) and isinstance(second.pixels, Tensor):
+        pixels = torch.cat([first.pixels, second.pixels])
+    else:
+        pixels = JoinedPixels(*(images.pixels for images in (first, second)))  # type: ignore[arg-type]
+    shared = first.columns.keys() & second.columns.keys()
+    return Images(
+        pixels,
+        torch.cat([first.labels, second.labels]),
+        first.classes,
+        ids=None if first.ids is None or second.ids is None else first.ids + second.ids,
+        columns={name: first.columns[name] + second.columns[name] for name in first.columns if name in shared},
+    )
+
+
 def chunks(pixels: Tensor | StoredPixels) -> Iterator[Tensor]:
     """Yield all pixels in order as uint8 chunks `[k, c, h, w]` of limited size."""
     size = max(1, CHUNK_BYTES // math.prod(pixels.shape[1:]))

@@ -22,6 +22,9 @@ TRAIN_HEAD = "train_head"
 WEIGHTS = "weights"
 #: groups of settings
 GROUPS = ("base", "split", "table", "folder")
+#: the draws of adaptkit 0.1, whose runs have no param `protocol`
+OVERLAPPING = "overlapping"
+OF_PROTOCOLS = ("protocol", "folds", "keep_folds")
 #: settings that may differ between runs that share base, images and augmented views
 OF_A_RUN = {
     "lr",
@@ -80,6 +83,8 @@ class Request:
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     #: the shifts at each severity, a multiple of their amounts
     severities: Mapping[float, tuple[Shift, ...]] = field(default_factory=dict)
+    #: keys of the settings that the user has set, in any way but a preset
+    explicit: frozenset[str] = frozenset()
 
     @property
     def shift_text(self) -> str:
@@ -175,6 +180,10 @@ class Request:
             params["severity"] = ",".join(map(written, self.severities))
         for group in ("base", "split"):
             params |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
+        if self.settings.split.group is None:  # params of runs without it stay unchanged
+            del params["split.group"]
+        if self.settings.protocol == OVERLAPPING:  # a run of adaptkit 0.1, which had no protocols
+            params = {key: value for key, value in params.items() if key not in OF_PROTOCOLS}
         params = {key: "none" if value is None else value for key, value in params.items()}
         params |= {key: str(value) for key, value in params.items() if isinstance(value, Path)}
         for group in ("table", "folder"):  # params of runs without such settings stay unchanged
