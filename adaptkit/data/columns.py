@@ -40,4 +40,7 @@ def _grouped(corpus: Corpus, column: str) -> Corpus:
     def group(images: Images) -> Images:
         return replace(images, columns={**images.columns, GROUP: images.columns[column]})
 
-    return replace(corpus, train=group(corpus.train), test=None if corpus.test is None else group(corpus.test))
+    train, test = group(corpus.train), None if corpus.test is None else group(corpus.test)
+    count = len({value for images in (train, test) if images is not None for value in images.columns[GROUP]})
+    notice = f"split.group: column {column} has {count} {'group' if count == 1 else 'groups'}"
+    return Corpus(train, test, (*corpus.notices, notice))

@@ -97,7 +97,7 @@ def _decoded(title: str, content: bytes) -> str:
         raise BadInput(f"{title}, line {line}: it is not UTF-8 text; save the table as CSV in UTF-8") from None
     if "\0" in text:
         raise BadInput(f"{title}: it is not a text file; save the table as CSV in UTF-8")
-    return text
+    return text.removeprefix("\ufeff")
 
 
 def _delimiter(text: str) -> str:
