@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from adaptkit.contracts import Corpus, Dataset, Images, Reading
@@ -77,9 +77,9 @@ class Selected:
 
     def load(self, data_dir: Path) -> Corpus:
         """Return the selected images and the classes that they have; raise BadInput if there are none."""
-        corpus = self.dataset.load(data_dir)
+        corpus: Any = self.dataset.load(data_dir)
         if not isinstance(corpus, Corpus):
-            return corpus  # the caller reports it
+            return corpus  # the caller reports that the plugin is wrong
         parts = [images for images in (corpus.train, corpus.test) if images is not None]
         problems = list(_problems(self.name, parts, self.wanted))
         if problems:

@@ -210,7 +210,9 @@ def _listed(
     repeated: list[int] = []
     problems = list(sheet.problems)
     for row in sheet.rows:
-        row = Row(row.number, row.values | {columns[LABEL]: unicodedata.normalize("NFC", row.values[columns[LABEL]])})
+        # Some systems write é as two characters.
+        label = unicodedata.normalize("NFC", row.values[columns[LABEL]])
+        row = Row(row.number, {**row.values, columns[LABEL]: label})
         name = _name(root, row.values[columns[IMAGE]])
         texts = list(_faults_of(row, columns, roles))
         if not texts:

@@ -82,7 +82,7 @@ def _text(title: str, path: Path) -> Sheet:
     rows, problems = [], []
     for number, cells in lines:
         if len(cells) < len(header) or any(cells[len(header) :]):
-            problems.append((number, f"{len(cells)} values, but the header has {len(header)}"))
+            problems.append((number, f"the row has {len(cells)} cells, but the header has {len(header)}"))
         else:
             rows.append(Row(number, {name: cell for name, cell in zip(header, cells, strict=False) if name}))
     return Sheet(tuple(filter(None, header)), tuple(rows), "line", tuple(problems))
@@ -135,7 +135,9 @@ def _parquet(title: str, path: Path) -> Sheet:
             names = [name for name in schema.names if name not in unusable and not name.startswith("__index_level_")]
             table = file.read(columns=names, use_threads=False)
             columns = {name: [_written(value) for value in table.column(name).to_pylist()] for name in names}
-    except (pyarrow.ArrowException, OSError) as error:
+    except BadInput:
+        raise
+    except Exception as error:  # pyarrow raises many types for damaged files, such as UnicodeDecodeError
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise BadInput(f"{title}: it cannot be read as Parquet: {reason}") from None
     cells = enumerate(zip(*columns.values(), strict=True), 1)

@@ -179,7 +179,7 @@ def test_separators_quotes_and_encodings(content: str, encoding: str) -> None:
         (b"PK\x03\x04\0\0", ": it is not a text file; save the table as CSV in UTF-8"),
         (b'path,label\n1.png,a\n"2.png,b\n', ", line 3: unexpected end of data"),
         (b"path,label,x,x\n1.png,a,,\n", ": several columns have the name 'x'; rename them"),
-        (b"path,label\n1.png\n2.png,a,b\n", ", line 2: 1 values, but the header has 2"),
+        (b"path,label\n1.png\n2.png,a,b\n", ", line 2: the row has 1 cells, but the header has 2"),
         (
             b"name,kind\n1.png,a\n",
             ": no column is named path, file, image or filename; name the column of the images with "
@@ -242,7 +242,7 @@ def test_all_wrong_rows_at_once() -> None:
         "table:x.csv, line 9: image 1.png is in test here and in train in line 2",
         "table:x.csv, line 10: id '1' is also in line 2; an id stands for one image",
         "table:x.csv, line 11: split is '', not train, val or test",
-        "table:x.csv, line 12: 4 values, but the header has 5",
+        "table:x.csv, line 12: the row has 4 cells, but the header has 5",
         "table:x.csv, line 13: 5.png: not a picture in a known format",
         "table:x.csv, line 14: image 1.png has another group than in line 2",
         "table:x.csv: 12 problems; --skip-bad-images leaves out files that cannot be read",
