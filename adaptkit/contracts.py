@@ -75,6 +75,8 @@ class Dataset(Protocol):
 
     The name may take an argument, as the name of a backbone may. A data set whose images have different sizes has a
     method `at(reading)`, which is called before `load` and returns the data set for this `Reading`.
+
+    Give `Images` the `ids` of the images, and `columns` such as `group` (images that belong together), if known.
     """
 
     name: ClassVar[str]

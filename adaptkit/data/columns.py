@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from adaptkit.contracts import Corpus, Images
-from adaptkit.errors import BadInput, suggestion
+from adaptkit.errors import BadInput, listed, suggestion
+from adaptkit.system.streams import printable_line
 
 #: images with the same value belong together, such as those of one patient, and are never divided
 GROUP = "group"
@@ -29,6 +30,18 @@ def grouped_by(column: str | None, corpora: Sequence[Corpus | None]) -> list[Cor
     return [
         corpus if corpus is None or column not in _columns(corpus) else _grouped(corpus, column) for corpus in corpora
     ]
+
+
+def divided_groups(title: str, corpus: Corpus) -> tuple[str, ...]:
+    """Return the notice about groups that have both training images and official test images, if there are any."""
+    if corpus.test is None or GROUP not in _columns(corpus):
+        return ()
+    divided = sorted(set(corpus.train.columns[GROUP]) & set(corpus.test.columns[GROUP]))
+    if not divided:
+        return ()
+    have = "1 group has" if len(divided) == 1 else f"{len(divided)} groups have"
+    names = listed([printable_line(name) for name in divided])
+    return (f"{title}: {have} images in the training and in the test part: {names}",)
 
 
 def _columns(corpus: Corpus) -> set[str]:

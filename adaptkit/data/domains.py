@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Corpus, Dataset, Images, Reading, Shift, StoredPixels
-from adaptkit.data.columns import grouped_by
+from adaptkit.data.columns import divided_groups, grouped_by
 from adaptkit.data.duplicates import Members, across_groups, repetitions
 from adaptkit.data.pixels import NamedPixels, alike, chunks, held, resized
 from adaptkit.data.split import NOTHING, Part, source_parts, split_part, target_parts
@@ -242,7 +242,7 @@ def load_domains(
             parts |= {"pool": split_part(corpus, name, pool), "shifted_test": parts["clean_test"]}
     if foreign is not None:
         notices += tuple(notice for notice in foreign.notices if notice not in notices)
-        notices += across_groups(target_name, foreign)
+        notices += across_groups(target_name, foreign) + divided_groups(target_name, foreign)
         if source is None or clean is None:
             classes = foreign.train.classes
             split = split.limited(len(classes))
