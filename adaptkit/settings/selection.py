@@ -79,7 +79,7 @@ class Selected:
         """Return the selected images and the classes that they have; raise BadInput if there are none."""
         corpus: Any = self.dataset.load(data_dir)
         if not isinstance(corpus, Corpus):
-            return corpus  # the caller reports that the plugin is wrong
+            return corpus  # type: ignore[no-any-return]  # the caller reports that it is wrong
         parts = [images for images in (corpus.train, corpus.test) if images is not None]
         problems = list(_problems(self.name, parts, self.wanted))
         if problems:
