@@ -54,6 +54,7 @@ ONE_IMPORTER = {
     "adaptkit.cli.views.trials": "a view is imported when its command prints",
     "adaptkit.cli.views.tuning": "a view is imported when its command prints",
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
+    "adaptkit.data.sets.table_files": "one idea: the rows of a file as text",
     "adaptkit.experiment.measurement": "one idea: the metrics of a finished run",
     "adaptkit.models.formats.peft": "loaded by name, as a format",
     "adaptkit.reports.figures.classes": "one kind of figure",

@@ -109,9 +109,10 @@ def run(
     settings : mapping, optional
         Any settings by key, such as {"base.epochs": 2}.
     dataset : str, optional
-        Source: "mnist5k" (default), another data set, "folder:PATH", or "none" for pretrained weights without a source.
+        Source: "mnist5k" (default), another data set, "folder:PATH", "table:FILE", or "none" for pretrained weights
+        without a source. "table:FILE?site=A" selects rows by the value of a column.
     target : str, optional
-        Target, such as "folder:PATH". Default: the source under `shift`.
+        Target, such as "folder:PATH" or "table:FILE?site=B". Default: the source under `shift`.
     shift : str or mapping, optional
         Shift from source to target images, such as "rotate=45,noise=0.3" (default without a target) or {"rotate": 30}.
     severity : str, float or sequence of float, optional

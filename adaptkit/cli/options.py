@@ -109,7 +109,11 @@ strategy_options = bundle(
         metavar="NAME",
         help="Source: see `adaptkit datasets`; none for pretrained weights.  [default: mnist5k]",
     ),
-    click.option("--target", metavar="NAME", help="Target, e.g. folder:PATH.  [default: the source under the shift]"),
+    click.option(
+        "--target",
+        metavar="NAME",
+        help="Target, e.g. folder:PATH or table:FILE.  [default: the source under the shift]",
+    ),
     click.option(
         "--shift",
         metavar="NAME=X,...",

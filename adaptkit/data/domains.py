@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Corpus, Dataset, Images, Reading, Shift, StoredPixels
-from adaptkit.data.columns import GROUP
-from adaptkit.data.duplicates import Members, repetitions
+from adaptkit.data.columns import GROUP, divided_groups, grouped_by
+from adaptkit.data.duplicates import Members, across_groups, repetitions
 from adaptkit.data.pixels import NamedPixels, alike, chunks, held, resized
 from adaptkit.data.protocols import (
     Labels,
@@ -252,7 +252,7 @@ def load_domains(
         corpus = load_checked(published, data_dir, reading=size, name=title)
         return corpus if image_size is None else resized(corpus, image_size)
 
-    corpus, foreign = _both(load, (dataset, name), (target, target_name))
+    corpus, foreign = grouped_by(split.group, _both(load, (dataset, name), (target, target_name)))
     protocol = choose_protocol(
         wanted := wanted or Wanted(OVERLAPPING, shots=1),
         target=target_name if target is not None else name,
@@ -269,6 +269,7 @@ def load_domains(
     if corpus is not None:
         classes = corpus.train.classes
         notices += corpus.notices
+        notices += across_groups(name, corpus) if foreign is None else ()
         split = split.limited(len(classes), limited)
         source, pool, clean = map(_held, source_parts(corpus, name, split, earlier=earlier, pool=foreign is None))
         parts |= {"source": split_part(corpus, name, source), "clean_test": split_part(corpus, name, clean)}
@@ -277,7 +278,8 @@ def load_domains(
             parts |= {"pool": split_part(corpus, name, pool)}
             parts |= {} if protocol.name == FOLDS else {"shifted_test": parts["clean_test"]}
     if foreign is not None:
-        notices += foreign.notices
+        notices += tuple(notice for notice in foreign.notices if notice not in notices)
+        notices += across_groups(target_name, foreign) + divided_groups(target_name, foreign)
         if source is None or clean is None:
             classes = foreign.train.classes
             split = split.limited(len(classes), limited)

@@ -148,7 +148,7 @@ def load_data(request: Request) -> Domains:
         shift_text=request.shift_text,
         split=settings.split,
         data_dir=settings.data_dir,
-        reading=Reading(size, settings.skip_bad_images),
+        reading=Reading(size, settings.skip_bad_images, columns=settings.table.chosen, group=settings.folder.group),
         image_size=settings.image_size,
         wanted=Wanted(settings.protocol, folds=settings.folds, shots=settings.shots, explicit=request.explicit),
     )
