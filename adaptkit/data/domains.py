@@ -111,7 +111,8 @@ def _some(names: Sequence[str], limit: int = 10) -> str:
 class TestSet:
     """Fixed test images: `pixels` float32 `[n, c, h, w]` in 0..1, `labels` int64 `[n]`, `index` int64 `[n]`.
 
-    `index` is the position in the data set; positions of official test images follow the training images.
+    `index` is the position in the data set; positions of official test images follow the training images. `ids` and
+    `groups` identify the images and their groups, None if the data set has none.
     """
 
     __test__: ClassVar[bool] = False  # pytest must not collect this class
@@ -119,6 +120,8 @@ class TestSet:
     pixels: Views
     labels: Tensor
     index: Tensor
+    ids: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -249,8 +252,8 @@ def load_domains(
     notices += repetitions(
         {title: Members(part.images, parts[key].members) for title, (key, part) in compared.items() if part is not None}
     )
-    clean_test = None if clean is None else _test_set(clean, (), 0)
-    shifted_test = _test_set(shifted, shifts, _test_seed(split))
+    clean_test = None if clean is None else _test_set(clean, (), 0, members=parts["clean_test"].members)
+    shifted_test = _test_set(shifted, shifts, _test_seed(split), members=parts["shifted_test"].members)
     source_digest = ""
     positions = [pool.index, shifted_test.index]
     if source is not None and clean_test is not None:
@@ -305,8 +308,17 @@ def _test_seed(split: SplitSettings) -> int:
     return derive_seed(split.seed, "shifted test")
 
 
-def _test_set(part: Part, shifts: Sequence[Shift], seed: int) -> TestSet:
-    return TestSet(views_of(part.images.pixels, shifts, seed), part.images.labels, part.index)
+def _test_set(part: Part, shifts: Sequence[Shift], seed: int, *, members: Sequence[str | int]) -> TestSet:
+    """Return the images of a part under these shifts; `members` are their names, or their positions without names."""
+    images = part.images
+    names = tuple(member for member in members if isinstance(member, str))
+    return TestSet(
+        views_of(images.pixels, shifts, seed),
+        images.labels,
+        part.index,
+        ids=images.ids or names or None,
+        groups=images.columns.get("group"),
+    )
 
 
 def _content(images: Images | TestSet) -> tuple[Tensor | StoredPixels | LazyViews, Tensor]:

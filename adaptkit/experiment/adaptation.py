@@ -364,7 +364,14 @@ class AdaptationRun:
         stage, experiment = self.stage, self.stage.experiment
         domains, base_logits = experiment.domains, stage.base_logits
         predictions = {
-            name: predictions_of(logits[name], image=test.index, truth=test.labels, base_logits=base_logits.get(name))
+            name: predictions_of(
+                logits[name],
+                image=test.index,
+                truth=test.labels,
+                base_logits=base_logits.get(name),
+                ids=test.ids,
+                groups=test.groups,
+            )
             for name, test in domains.tests.items()
         }
         split = self.folder / SPLIT_FILE

@@ -158,10 +158,10 @@ def test_different_prediction(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     path = artifacts_of(copy, run_id) / "predictions.csv"
     lines = path.read_text().splitlines()
-    row = next(number for number, line in enumerate(lines) if line.startswith("shifted"))
-    test, image, truth, prediction, confidence, base = lines[row].split(",")
+    row = next(number for number, line in enumerate(lines) if ",shifted," in line)
+    image, test, group, fold, truth, prediction, *rest = lines[row].split(",")
     other = str((int(prediction) + 1) % 10)
-    lines[row] = ",".join([test, image, truth, other, confidence, base])
+    lines[row] = ",".join([image, test, group, fold, truth, other, *rest])
     path.write_text("\r\n".join([*lines, ""]))
     result = cli("reproduce", run_id)
     assert result.exit_code == 1
