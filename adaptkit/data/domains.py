@@ -48,7 +48,7 @@ def load_checked(dataset: Dataset, data_dir: Path, reading: Reading | None = Non
         if problem:
             raise BadInput(f"{title}: {problem}")
     test = None if corpus.test is None else _named(corpus.test, f"{title}: test image")
-    return Corpus(_named(corpus.train, f"{title}: image"), test, corpus.notices)
+    return replace(corpus, train=_named(corpus.train, f"{title}: image"), test=test)
 
 
 def _named(images: Images, title: str) -> Images:
@@ -56,7 +56,7 @@ def _named(images: Images, title: str) -> Images:
     if isinstance(pixels, Tensor):
         return images
     count, channels, height, width = pixels.shape
-    return Images(NamedPixels(pixels, (count, channels, height, width), title), images.labels, images.classes)
+    return replace(images, pixels=NamedPixels(pixels, (count, channels, height, width), title))
 
 
 def _problem(images: Images, train: Images) -> str | None:
@@ -72,9 +72,18 @@ def _problem(images: Images, train: Images) -> str | None:
         return "two of its classes have the same name"
     if not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(images.classes):
         return f"labels must be 0 to {len(images.classes) - 1}, one for each class name"
+    if images.ids is not None and not (_are_texts(images.ids, shape[0]) and len(set(images.ids)) == shape[0]):
+        return f"ids must be {shape[0]} different texts, one for each image"
+    for name, values in images.columns.items():
+        if not _are_texts(values, shape[0]):
+            return f"column {name!r} must be {shape[0]} texts, one for each image"
     if images.classes != train.classes or shape[1:] != list(train.pixels.shape[1:]):
         return "its test images and training images differ in classes, channels or size"
     return None
+
+
+def _are_texts(values: Sequence[str], count: int) -> bool:
+    return len(values) == count and all(isinstance(value, str) for value in values)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -97,9 +106,9 @@ def relabelled(corpus: Corpus, name: str, classes: tuple[str, ...], source: str)
     number = torch.tensor([classes.index(label) for label in target_classes])
 
     def relabel(images: Images) -> Images:
-        return Images(images.pixels, number[images.labels], classes)
+        return replace(images, labels=number[images.labels], classes=classes)
 
-    return Corpus(relabel(corpus.train), None if corpus.test is None else relabel(corpus.test), corpus.notices)
+    return replace(corpus, train=relabel(corpus.train), test=None if corpus.test is None else relabel(corpus.test))
 
 
 def _some(names: Sequence[str], limit: int = 10) -> str:

@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -88,7 +88,49 @@ def loaded(images: Images) -> LoadedImages:
     pixels = images.pixels
     if not isinstance(pixels, Tensor):
         (pixels,) = decoded(pixels, [torch.arange(len(images))])
-    return LoadedImages(pixels, images.labels, images.classes)
+    return LoadedImages(pixels, images.labels, images.classes, ids=images.ids, columns=images.columns)
+
+
+@dataclass(frozen=True)
+class JoinedPixels:
+    """The images of two sets, one set after the other."""
+
+    first: StoredPixels
+    second: StoredPixels
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Return the number of images, their channels, height and width."""
+        count, channels, height, width = self.first.shape
+        return count + self.second.shape[0], channels, height, width
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Decode one image."""
+        count = self.first.shape[0]
+        return self.first[index] if index < count else self.second[index - count]
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Return the names of the images, if both sets have names."""
+        first, second = names_of(self.first), names_of(self.second)
+        return None if first is None or second is None else [*first, *second]
+
+
+def joined(first: Images, second: Images) -> Images:
+    """Return the images of two parts of a data set; columns that only one part has are left out."""
+    pixels: Tensor | StoredPixels
+    if isinstance(first.pixels, Tensor) and isinstance(second.pixels, Tensor):
+        pixels = torch.cat([first.pixels, second.pixels])
+    else:
+        pixels = JoinedPixels(*(images.pixels for images in (first, second)))  # type: ignore[arg-type]
+    shared = first.columns.keys() & second.columns.keys()
+    return Images(
+        pixels,
+        torch.cat([first.labels, second.labels]),
+        first.classes,
+        ids=None if first.ids is None or second.ids is None else first.ids + second.ids,
+        columns={name: first.columns[name] + second.columns[name] for name in first.columns if name in shared},
+    )
 
 
 def chunks(pixels: Tensor | StoredPixels) -> Iterator[Tensor]:
@@ -255,9 +297,9 @@ def alike(images: Images, *, channels: int, size: int, name: str = "") -> Images
         return images
     lazy = ConvertedPixels(images.pixels, channels, size)
     if not isinstance(images.pixels, Tensor) or math.prod(lazy.shape) > HELD_BYTES:
-        return Images(lazy, images.labels, images.classes)
+        return replace(images, pixels=lazy)
     pixels = torch.cat([converted(chunk, channels, size) for chunk in chunks(images.pixels)])
-    return Images(pixels, images.labels, images.classes)
+    return replace(images, pixels=pixels)
 
 
 def resized(corpus: Corpus, size: int) -> Corpus:
@@ -266,7 +308,7 @@ def resized(corpus: Corpus, size: int) -> Corpus:
     def resize(images: Images) -> Images:
         return alike(images, channels=images.pixels.shape[1], size=size)
 
-    return Corpus(resize(corpus.train), None if corpus.test is None else resize(corpus.test), corpus.notices)
+    return replace(corpus, train=resize(corpus.train), test=None if corpus.test is None else resize(corpus.test))
 
 
 def converted(pixels: Tensor, channels: int, size: int) -> Tensor:

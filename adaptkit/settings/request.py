@@ -20,6 +20,9 @@ from adaptkit.settings.severities import written
 TRAIN_HEAD = "train_head"
 #: option of backbones: source of the pretrained weights
 WEIGHTS = "weights"
+#: the draws of adaptkit 0.1, whose runs have no param `protocol`
+OVERLAPPING = "overlapping"
+OF_PROTOCOLS = ("protocol", "folds", "keep_folds")
 #: settings that may differ between runs that share base, images and augmented views
 OF_A_RUN = {
     "lr",
@@ -78,6 +81,8 @@ class Request:
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     #: the shifts at each severity, a multiple of their amounts
     severities: Mapping[float, tuple[Shift, ...]] = field(default_factory=dict)
+    #: keys of the settings that the user has set, in any way but a preset
+    explicit: frozenset[str] = frozenset()
 
     @property
     def shift_text(self) -> str:
@@ -173,6 +178,8 @@ class Request:
             params["severity"] = ",".join(map(written, self.severities))
         for group in ("base", "split"):
             params |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
+        if self.settings.protocol == OVERLAPPING:  # a run of adaptkit 0.1, which had no protocols
+            params = {key: value for key, value in params.items() if key not in OF_PROTOCOLS}
         params = {key: "none" if value is None else value for key, value in params.items()}
         params |= {key: str(value) for key, value in params.items() if isinstance(value, Path)}
         return params | {f"backbone.{key}": value for key, value in self.backbone_options.items()}

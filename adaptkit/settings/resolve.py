@@ -44,6 +44,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     """
     plugins.require_sound()
     problems = list(earlier_problems)
+    explicit = frozenset(key for layer in layers for key in layer.values)
     layers = _with_preset(layers, problems)
     values, amounts, options, backbone_options = _merge(layers, plugins, problems)
     named = "strategy" in values
@@ -93,6 +94,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
         plugin_files=plugins.files,
         backbone_options=checked,
         severities=severities,
+        explicit=explicit,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,6 +67,20 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def parse_folds(value: object) -> object:
+    """Parse a number of folds, at least 2, or `by:COLUMN`."""
+    value = _optional(value)
+    if isinstance(value, str) and not value.startswith("by:"):
+        if not _is_whole(value):
+            raise ValueError(f"must be a number of folds such as 5, or by:COLUMN, not {value!r}")
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value < 2:
+        raise ValueError(f"must be at least 2, not {value}")
+    if value == "by:":
+        raise ValueError("write the name of a column after by:")
+    return value
+
+
 Limit = Annotated[Count | None, BeforeValidator(_optional)]
 
 
@@ -104,6 +118,10 @@ class SplitSettings(SettingsGroup):
         None, description="split.json of an earlier run, to use the same images"
     )
 
+    def unlimited(self, explicit: Iterable[str]) -> SplitSettings:
+        """Return the settings without the limits of pool and test set that the user has not set."""
+        return self.model_copy(update={part: None for part in ("pool", "test") if f"split.{part}" not in explicit})
+
     def limited(self, classes: int) -> SplitSettings:
         """Return the settings with the default number for each limit that is none."""
         limits = {
@@ -138,7 +156,20 @@ class Settings(SettingsGroup):
     seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds), AfterValidator(_distinct)] = Field(
         (0,), min_length=1, description="seeds: every strategy runs once with each seed"
     )
-    shots: Count = Field(50, description="labelled target images for each class (at most half of the pool)")
+    protocol: Annotated[
+        Literal["folds", "given", "draws", "overlapping"] | None, BeforeValidator(_optional)
+    ] = Field(
+        None,
+        description="how labels are used: folds (cross-validation), given (the target's own test part) or draws (few-shot "
+        "draws from a pool); none: chosen by the data",
+    )
+    folds: Annotated[int | str | None, BeforeValidator(parse_folds)] = Field(
+        None, description="number of folds, or by:COLUMN to hold out one value of a column at a time; none: 5"
+    )
+    keep_folds: bool = Field(False, description="keep the adapters of all folds also if they take more than 50 MB")
+    shots: Limit = Field(
+        50, description="labelled target images for each class and training; limits folds and given only if it is set"
+    )
     epochs: Count = Field(10, description="epochs of adaptation")
     lr: Annotated[Rate | None, BeforeValidator(_optional)] = Field(
         None, description="learning rate of adaptation; none: the strategy's own"

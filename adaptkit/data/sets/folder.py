@@ -102,8 +102,9 @@ def _images(root: Path, part: Part, size: int) -> Images:
 
     counts = torch.tensor([len(names) for names in part.files.values()])
     labels = torch.arange(len(counts)).repeat_interleave(counts)
+    names = tuple(part.names)
     # A worker process can have another current folder.
-    return Images(FolderPixels(os.path.abspath(root), tuple(part.names), size), labels, tuple(part.files))
+    return Images(FolderPixels(os.path.abspath(root), names, size), labels, tuple(part.files), ids=names)
 
 
 def _messages(title: str, root: Path, *, bad: Mapping[str, str], count: int) -> list[str]:

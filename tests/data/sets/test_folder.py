@@ -66,6 +66,7 @@ def test_folder_of_photographs(own_folder: Path) -> None:
     pixels = corpus.train.pixels
     assert not isinstance(pixels, torch.Tensor) and pixels.shape == (20, 3, 24, 24)
     assert names(corpus)[:3] == ["china/0000.jpg", "china/0001.jpg", "china/0002.png"]
+    assert corpus.train.ids == tuple(names(corpus)) and corpus.train.columns == {}
     for index in (0, 7, 19):
         expected = read_picture(own_folder / "photos" / names(corpus)[index], 24)
         assert torch.equal(pixels[index], expected)
