@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Corpus, Dataset, Images, Reading, Shift, StoredPixels
+from adaptkit.data.columns import GROUP
 from adaptkit.data.duplicates import Members, repetitions
 from adaptkit.data.pixels import NamedPixels, alike, chunks, held, resized
 from adaptkit.data.split import NOTHING, Part, source_parts, split_part, target_parts
@@ -261,8 +262,8 @@ def load_domains(
     notices += repetitions(
         {title: Members(part.images, parts[key].members) for title, (key, part) in compared.items() if part is not None}
     )
-    clean_test = None if clean is None else _test_set(clean, (), 0, members=parts["clean_test"].members)
-    shifted_test = _test_set(shifted, shifts, _test_seed(split), members=parts["shifted_test"].members)
+    clean_test = None if clean is None else _test_set(clean, (), 0)
+    shifted_test = _test_set(shifted, shifts, _test_seed(split))
     source_digest = ""
     positions = [pool.index, shifted_test.index]
     if source is not None and clean_test is not None:
@@ -317,17 +318,10 @@ def _test_seed(split: SplitSettings) -> int:
     return derive_seed(split.seed, "shifted test")
 
 
-def _test_set(part: Part, shifts: Sequence[Shift], seed: int, *, members: Sequence[str | int]) -> TestSet:
-    """Return the images of a part under these shifts; `members` are their names, or their positions without names."""
+def _test_set(part: Part, shifts: Sequence[Shift], seed: int) -> TestSet:
     images = part.images
-    names = tuple(member for member in members if isinstance(member, str))
-    return TestSet(
-        views_of(images.pixels, shifts, seed),
-        images.labels,
-        part.index,
-        ids=images.ids or names or None,
-        groups=images.columns.get("group"),
-    )
+    views = views_of(images.pixels, shifts, seed)
+    return TestSet(views, images.labels, part.index, ids=images.ids, groups=images.columns.get(GROUP))
 
 
 def _content(images: Images | TestSet) -> tuple[Tensor | StoredPixels | LazyViews, Tensor]:
