@@ -156,7 +156,9 @@ class Settings(SettingsGroup):
     seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds), AfterValidator(_distinct)] = Field(
         (0,), min_length=1, description="seeds: every strategy runs once with each seed"
     )
-    protocol: Annotated[Literal["folds", "given", "draws", "overlapping"] | None, BeforeValidator(_optional)] = Field(
+    protocol: Annotated[
+        Literal["folds", "given", "draws", "overlapping"] | None, BeforeValidator(_optional)
+    ] = Field(
         None,
         description="how labels are used: folds (cross-validation), given (the target's own test part) or draws (few-shot "
         "draws from a pool); none: chosen by the data",
