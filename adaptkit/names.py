@@ -24,6 +24,12 @@ FINAL_BASE_TEST_ACCURACY = "final/base_test_accuracy"
 FINAL_GAIN = "final/gain"
 FINAL_RETENTION = "final/retention"
 
+# Final metrics of a refit, next to those above: the ends of the interval of the expected target accuracy, and how
+# optimistic it is to have chosen the best strategy. A refit is not evaluated: all its accuracies are estimates.
+FINAL_SHIFTED_ACCURACY_LOW = "final/shifted_accuracy_low"
+FINAL_SHIFTED_ACCURACY_HIGH = "final/shifted_accuracy_high"
+FINAL_OPTIMISM = "final/optimism"
+
 # Final metrics of an adaptation run: size and costs.
 PARAMS_TOTAL = "params/total"
 PARAMS_TRAINABLE = "params/trainable"
@@ -89,6 +95,8 @@ DRAWN_IMAGES_TAG = "adaptkit.drawn_images"
 DRAW_SEED_TAG = "adaptkit.draw_seed"
 INIT_SEED_TAG = "adaptkit.init_seed"
 ORDER_SEED_TAG = "adaptkit.order_seed"
+REFIT_OF_TAG = "adaptkit.refit_of"
+COMPARISON_RUN_ID_TAG = "adaptkit.comparison_run_id"
 PAIR_ID_TAG = "adaptkit.pair_id"
 ARM_TAG = "adaptkit.arm"
 STARTS_AT_BASE_TAG = "adaptkit.starts_at_base"

@@ -35,6 +35,7 @@ from adaptkit.names import (
     IMAGES_DIGEST_TAG,
     PREDICTIONS_FILE,
     PROCESSES_TAG,
+    REFIT_OF_TAG,
     SPLIT_FILE,
     THREADS_TAG,
 )
@@ -57,6 +58,11 @@ def require_possible(stored: StoredRun) -> None:
     """Raise BadInput for a run that cannot be run again."""
     if stored.kind == "imported":
         raise BadInput(f"{stored.title} was imported: adaptkit did not train it, and cannot train it again")
+    if stored.kind == "final":
+        raise BadInput(
+            f"{stored.title} is a refit, which was not evaluated; reproduce the run whose settings it has: "
+            f"{stored.tags.get(REFIT_OF_TAG)}"
+        )
     processes = stored.tags.get(PROCESSES_TAG, "1")
     if processes != "1":
         raise BadInput(
