@@ -47,11 +47,12 @@ from adaptkit.settings.settings import flatten
 from adaptkit.system.core_sharing import Seat
 from adaptkit.tracking.journal import forget_sent
 from adaptkit.tracking.runs import RunFinder
-from adaptkit.tracking.store import Store, errors_as_lines
 from adaptkit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from adaptkit.tracking.store import Store
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _continued(
     request: ResumeRequest,
     watch: Watch,
 ) -> RunOutcome:
-    record, store = interrupted.record, _store_of(interrupted)
+    record, store = interrupted.record, interrupted.stored.store()
     with ExitStack() as stack:
         group = gather(interrupted, experiment, stack)
         if group.base_fingerprints:
@@ -304,21 +305,6 @@ def _base_alone(
         ),
         runs=(),
         data_fingerprint=experiment.domains.fingerprint,
-    )
-
-
-def _store_of(interrupted: InterruptedRun) -> Store:
-    """Open the store to write to the experiment of the run."""
-    address, client = interrupted.stored.runs.reader.address, interrupted.stored.runs.reader.client
-    with errors_as_lines(address):
-        experiment = client.get_experiment(interrupted.stored.record.info.experiment_id)
-    return Store(
-        uri=address.uri,
-        client=client,
-        experiment_id=experiment.experiment_id,
-        experiment_name=experiment.name,
-        notices=(),
-        ui_command=address.ui_command,
     )
 
 

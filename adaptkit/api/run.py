@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from adaptkit.api.request import TrainingRequest, conditions, read_arguments
 from adaptkit.comparison.collector import Collector
 from adaptkit.comparison.records import Comparisons
-from adaptkit.errors import BadInput, suggestion
+from adaptkit.errors import AdaptkitError, BadInput, suggestion
 from adaptkit.experiment.adaptation import execute
 from adaptkit.experiment.outcome import Plan, RunOutcome
 from adaptkit.experiment.prepare import prepare
@@ -40,6 +40,7 @@ class RunRequest(TrainingRequest):
 
     experiment: Request
     track: bool = True
+    refit: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def run(
     report: str | Path | None = None,
     track: bool = True,
     from_tune: str | None = None,
+    refit: bool = False,
 ) -> RunOutcome:
     """Adapt a base with one or more strategies, track each run in MLflow, and compare the strategies.
 
@@ -197,12 +199,42 @@ def run(
     layers, loaded = read_arguments(arguments)
     if from_tune is not None:
         layers.append(tuned_layer(from_tune, layers, tracking_uri))
-    request = RunRequest(experiment=resolve(layers, loaded), plugins=loaded, track=track, **conditions(arguments))
+    request = RunRequest(
+        experiment=resolve(layers, loaded), plugins=loaded, track=track, refit=refit, **conditions(arguments)
+    )
     return run_request(request)
 
 
 def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
-    """Run a checked experiment and return its results."""
+    """Run a checked experiment, with `refit` train the best strategy on all labels, and return the results."""
+    if request.refit and not request.track:
+        raise BadInput("refit: the final model is recorded in MLflow; track the runs, or do not refit")
+    outcome = _run(request, watch)
+    return _refitted(outcome, request, watch) if request.refit else outcome
+
+
+def _refitted(outcome: RunOutcome, request: RunRequest, watch: Watch) -> RunOutcome:
+    """Return the outcome with the refit of its best strategy, or with the reason why there is none."""
+    from adaptkit.api.refit import RefitRequest, refit_run
+
+    run_id = outcome.parent_run_id or outcome.runs[0].run_id
+    if outcome.failed or outcome.tracking_error is not None or run_id is None:
+        return dataclasses.replace(outcome, refit_error="no refit was made, because not all runs are complete")
+    try:
+        summary = refit_run(
+            RefitRequest(
+                run=run_id,
+                plugins=request.plugins,
+                tracking_uri=request.tracking_uri,
+                feature_cache=request.feature_cache,
+            )
+        )
+    except AdaptkitError as error:
+        return dataclasses.replace(outcome, refit_error="; ".join(error.problems))
+    return dataclasses.replace(outcome, refit=summary)
+
+
+def _run(request: RunRequest, watch: Watch) -> RunOutcome:
     request.require_report_folder()
     plugins, refresh_base, notice = request.plugins, request.refresh_base, watch.notice
     with Seat() as seat:

@@ -79,9 +79,23 @@ output_options = bundle(json_option, traceback_option)
 #: for commands that also report progress
 progress_options = bundle(json_option, quiet_option, traceback_option)
 
+feature_cache_option = click.option(
+    "--no-feature-cache", is_flag=True, help="Do not reuse cached features of frozen layers."
+)
 cache_options = bundle(
     click.option("--refresh-base", is_flag=True, help="Train the base again, even if the cache has it."),
-    click.option("--no-feature-cache", is_flag=True, help="Do not reuse cached features of frozen layers."),
+    feature_cache_option,
+)
+
+#: for commands that repeat a recorded run
+recorded_options = bundle(
+    click.option("--data-dir", type=FolderType(), metavar="DIR", help="Folder of data sets.  [default: as in the run]"),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+        metavar="auto|cpu|cuda|mps",
+        help="Device to compute on.  [default: as in the run]",
+    ),
 )
 
 strategy_options = bundle(

@@ -17,6 +17,7 @@ from adaptkit.data.columns import GROUP, divided_groups, grouped_by
 from adaptkit.data.duplicates import Members, across_groups, repetitions
 from adaptkit.data.pixels import NamedPixels, alike, chunks, held, resized
 from adaptkit.data.protocols import (
+    DRAWS,
     Labels,
     Protocol,
     Wanted,
@@ -132,7 +133,8 @@ def _some(names: Sequence[str], limit: int = 10) -> str:
 class TestSet:
     """Fixed test images: `pixels` float32 `[n, c, h, w]` in 0..1, `labels` int64 `[n]`, `index` int64 `[n]`.
 
-    `index` is the position in the data set; positions of official test images follow the training images.
+    `index` is the position in the data set; positions of official test images follow the training images. `ids` and
+    `groups` identify the images and their groups, None if the data set has none.
     """
 
     __test__: ClassVar[bool] = False  # pytest must not collect this class
@@ -140,6 +142,8 @@ class TestSet:
     pixels: Views
     labels: Tensor
     index: Tensor
+    ids: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -314,6 +318,8 @@ def load_domains(
     if protocol.by is not None:
         held_out = domain_numbers(column_values(pool.images.columns, protocol.by, "folds"))
         protocol = replace(protocol, folds=len(held_out[1]))
+    elif protocol.name == DRAWS and groups:
+        raise BadInput("protocol draws: a draw would divide groups between training and test; use --protocol folds")
     elif protocol.folds is not None:
         labels = Labels(pool.images.labels, classes, groups or None)
         fold_numbers(labels, protocol.folds, seed=0)  # raises BadInput if it is not possible
@@ -376,7 +382,9 @@ def _test_seed(split: SplitSettings) -> int:
 
 
 def _test_set(part: Part, shifts: Sequence[Shift], seed: int) -> TestSet:
-    return TestSet(views_of(part.images.pixels, shifts, seed), part.images.labels, part.index)
+    images = part.images
+    views = views_of(images.pixels, shifts, seed)
+    return TestSet(views, images.labels, part.index, ids=images.ids, groups=images.columns.get(GROUP))
 
 
 def _content(images: Images | TestSet) -> tuple[Tensor | StoredPixels | LazyViews, Tensor]:

@@ -129,9 +129,15 @@ def pooled_predictions(
             image=test.index[index],
             truth=test.labels[index],
             base_logits=None if base is None else base[index.to(base.device)],
+            ids=_at(test.ids, index),
+            groups=_at(test.groups, index),
         )
         pooled[name] = dataclasses.replace(predictions, fold=folds.numpy()) if len(fits) > 1 else predictions
     return pooled
+
+
+def _at(values: tuple[str, ...] | None, index: Tensor) -> tuple[str, ...] | None:
+    return None if values is None else tuple(values[position] for position in index.tolist())
 
 
 def _evaluated(name: str, fit: Fit, test: TestSet) -> Tensor:
