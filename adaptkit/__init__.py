@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from adaptkit.api.export import ExportRecord, export
     from adaptkit.api.import_peft import ImportRecord, import_peft
     from adaptkit.api.predict import predict
+    from adaptkit.api.refit import refit
     from adaptkit.api.reproduce import reproduce
     from adaptkit.api.resume import resume
     from adaptkit.api.run import run
     from adaptkit.api.sweep import sweep
     from adaptkit.api.tune import tune
     from adaptkit.comparison.records import Comparison, Comparisons
-    from adaptkit.experiment.outcome import RunOutcome
+    from adaptkit.experiment.outcome import RefitSummary, RunOutcome
     from adaptkit.models.preprocessing import Prediction, Preprocessing
     from adaptkit.models.trained import load
     from adaptkit.reproduction.agreement import Reproduction
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptkitError", "BadInput", "Comparison", "Comparisons", "ExportRecord", "ImportRecord", "Prediction",
-    "Preprocessing", "Reproduction", "RunFailed", "RunOutcome", "SweepOutcome", "TuneOutcome", "__version__", "compare",
-    "draw", "export", "hookimpl", "import_peft", "load", "predict", "reproduce", "resume", "run", "sweep", "tune",
+    "Preprocessing", "RefitSummary", "Reproduction", "RunFailed", "RunOutcome", "SweepOutcome", "TuneOutcome",
+    "__version__", "compare", "draw", "export", "hookimpl", "import_peft", "load", "predict", "refit", "reproduce",
+    "resume", "run", "sweep", "tune",
 ]  # fmt: skip
 
 #: names that are imported on first use, so that the command line and plugins start without torch and MLflow
@@ -46,6 +48,7 @@ LAZY = {
     "ImportRecord": "api.import_peft",
     "Prediction": "models.preprocessing",
     "Preprocessing": "models.preprocessing",
+    "RefitSummary": "experiment.outcome",
     "Reproduction": "reproduction.agreement",
     "RunOutcome": "experiment.outcome",
     "SweepOutcome": "sweeps.outcome",
@@ -56,6 +59,7 @@ LAZY = {
     "import_peft": "api.import_peft",
     "load": "models.trained",
     "predict": "api.predict",
+    "refit": "api.refit",
     "reproduce": "api.reproduce",
     "resume": "api.resume",
     "run": "api.run",

@@ -114,7 +114,7 @@ def reproduce_run(
     notice: Callable[[str], None] = lambda line: None,
 ) -> Reproduction:
     """Re-run a finished run and compare the results; call `notice(message)` for each message."""
-    stored = open_runs(tracking_uri).find(run_id, (*KINDS, "imported"))
+    stored = open_runs(tracking_uri).find(run_id, (*KINDS, "imported", "final"))
     require_possible(stored)
     recorded = read_results(stored)
     require_split(stored)

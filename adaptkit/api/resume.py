@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -41,16 +41,18 @@ from adaptkit.resumption.interrupted import (
     require_unchanged,
     stored_progress,
 )
+from adaptkit.settings.request import recorded
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.settings.settings import flatten
 from adaptkit.system.core_sharing import Seat
 from adaptkit.tracking.journal import forget_sent
 from adaptkit.tracking.runs import RunFinder
-from adaptkit.tracking.store import Store, errors_as_lines
 from adaptkit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from adaptkit.tracking.store import Store
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def _prepared(interrupted: InterruptedRun, request: ResumeRequest, watch: Watch)
     if versions := changed_versions(record):
         watch.notice(f"{record.name}: {versions}: the last digits may differ")
     plugins = given_plugins([*record.plugin_files, *request.plugins], request.backbone)
-    values: dict[str, Any] = dict(flatten(yaml.safe_load(record.config)))
+    values = recorded(dict(flatten(yaml.safe_load(record.config))))
     try:
         experiment = prepare(resolve([Layer(values)], plugins))
     except BadInput as error:
@@ -200,7 +202,7 @@ def _continued(
     request: ResumeRequest,
     watch: Watch,
 ) -> RunOutcome:
-    record, store = interrupted.record, _store_of(interrupted)
+    record, store = interrupted.record, interrupted.stored.store()
     with ExitStack() as stack:
         group = gather(interrupted, experiment, stack)
         if group.base_fingerprints:
@@ -303,21 +305,6 @@ def _base_alone(
         ),
         runs=(),
         data_fingerprint=experiment.domains.fingerprint,
-    )
-
-
-def _store_of(interrupted: InterruptedRun) -> Store:
-    """Open the store to write to the experiment of the run."""
-    address, client = interrupted.stored.runs.reader.address, interrupted.stored.runs.reader.client
-    with errors_as_lines(address):
-        experiment = client.get_experiment(interrupted.stored.record.info.experiment_id)
-    return Store(
-        uri=address.uri,
-        client=client,
-        experiment_id=experiment.experiment_id,
-        experiment_name=experiment.name,
-        notices=(),
-        ui_command=address.ui_command,
     )
 
 

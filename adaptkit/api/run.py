@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from adaptkit.api.request import TrainingRequest, conditions, read_arguments
 from adaptkit.comparison.collector import Collector
 from adaptkit.comparison.records import Comparisons
-from adaptkit.errors import BadInput, suggestion
+from adaptkit.errors import AdaptkitError, BadInput, suggestion
 from adaptkit.experiment.adaptation import execute
 from adaptkit.experiment.outcome import Plan, RunOutcome
 from adaptkit.experiment.prepare import prepare
@@ -40,6 +40,7 @@ class RunRequest(TrainingRequest):
 
     experiment: Request
     track: bool = True
+    refit: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ def run(
     augment: str | Mapping[str, float] | None = None,
     bn: str | None = None,
     seeds: int | str | Sequence[int] | None = None,
+    protocol: str | None = None,
+    folds: int | str | None = None,
+    keep_folds: bool | None = None,
     shots: int | None = None,
     epochs: int | None = None,
     lr: float | None = None,
@@ -87,6 +91,7 @@ def run(
     report: str | Path | None = None,
     track: bool = True,
     from_tune: str | None = None,
+    refit: bool = False,
 ) -> RunOutcome:
     """Adapt a base with one or more strategies, track each run in MLflow, and compare the strategies.
 
@@ -128,8 +133,15 @@ def run(
         Whether the statistics of frozen BatchNorm layers are kept (default) or adapted to the target.
     seeds : int, str or sequence of int, optional
         One run of each strategy for each seed: 3, "0-4", "0,2,5" or [0, 1]. Default: 0.
+    protocol : {"folds", "given", "draws"}, optional
+        How labels are used: cross-validation, the target's own test part, or few-shot draws from a pool. Default:
+        "given" for own images with a test part, "folds" for other own images, else "draws".
+    folds : int or str, optional
+        Number of folds, or "by:COLUMN" to hold out one value of a column at a time. Default: 5.
+    keep_folds : bool, optional
+        Keep the adapters of all folds, also if they take more than 50 MB.
     shots : int, optional
-        Labelled target images of each class. Default: 50.
+        Labelled target images of each class in each training. Default: 50 with draws, otherwise all.
     epochs, batch_size : int, optional
         Epochs and batch size of adaptation. Defaults: 10 and 32.
     lr : float, optional
@@ -187,12 +199,42 @@ def run(
     layers, loaded = read_arguments(arguments)
     if from_tune is not None:
         layers.append(tuned_layer(from_tune, layers, tracking_uri))
-    request = RunRequest(experiment=resolve(layers, loaded), plugins=loaded, track=track, **conditions(arguments))
+    request = RunRequest(
+        experiment=resolve(layers, loaded), plugins=loaded, track=track, refit=refit, **conditions(arguments)
+    )
     return run_request(request)
 
 
 def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
-    """Run a checked experiment and return its results."""
+    """Run a checked experiment, with `refit` train the best strategy on all labels, and return the results."""
+    if request.refit and not request.track:
+        raise BadInput("refit: the final model is recorded in MLflow; track the runs, or do not refit")
+    outcome = _run(request, watch)
+    return _refitted(outcome, request, watch) if request.refit else outcome
+
+
+def _refitted(outcome: RunOutcome, request: RunRequest, watch: Watch) -> RunOutcome:
+    """Return the outcome with the refit of its best strategy, or with the reason why there is none."""
+    from adaptkit.api.refit import RefitRequest, refit_run
+
+    run_id = outcome.parent_run_id or outcome.runs[0].run_id
+    if outcome.failed or outcome.tracking_error is not None or run_id is None:
+        return dataclasses.replace(outcome, refit_error="no refit was made, because not all runs are complete")
+    try:
+        summary = refit_run(
+            RefitRequest(
+                run=run_id,
+                plugins=request.plugins,
+                tracking_uri=request.tracking_uri,
+                feature_cache=request.feature_cache,
+            )
+        )
+    except AdaptkitError as error:
+        return dataclasses.replace(outcome, refit_error="; ".join(error.problems))
+    return dataclasses.replace(outcome, refit=summary)
+
+
+def _run(request: RunRequest, watch: Watch) -> RunOutcome:
     request.require_report_folder()
     plugins, refresh_base, notice = request.plugins, request.refresh_base, watch.notice
     with Seat() as seat:

@@ -28,6 +28,7 @@ COMMANDS = {
         "adaptkit.cli.compare:compare",
         "Compare tracked runs: which strategy is better, and how certain that is.",
     ),
+    "refit": ("adaptkit.cli.refit:refit", "Train a strategy on all labels, as the model to use."),
     "reproduce": ("adaptkit.cli.reproduce:reproduce", "Re-run a recorded run and check that the results match."),
     "predict": ("adaptkit.cli.predict:predict", "Classify images with the model of a run."),
     "export": ("adaptkit.cli.export:export", "Export the model of a run to another format."),

@@ -79,9 +79,23 @@ output_options = bundle(json_option, traceback_option)
 #: for commands that also report progress
 progress_options = bundle(json_option, quiet_option, traceback_option)
 
+feature_cache_option = click.option(
+    "--no-feature-cache", is_flag=True, help="Do not reuse cached features of frozen layers."
+)
 cache_options = bundle(
     click.option("--refresh-base", is_flag=True, help="Train the base again, even if the cache has it."),
-    click.option("--no-feature-cache", is_flag=True, help="Do not reuse cached features of frozen layers."),
+    feature_cache_option,
+)
+
+#: for commands that repeat a recorded run
+recorded_options = bundle(
+    click.option("--data-dir", type=FolderType(), metavar="DIR", help="Folder of data sets.  [default: as in the run]"),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+        metavar="auto|cpu|cuda|mps",
+        help="Device to compute on.  [default: as in the run]",
+    ),
 )
 
 strategy_options = bundle(
@@ -147,6 +161,17 @@ strategy_options = bundle(
 )
 
 recipe_options = bundle(
+    click.option(
+        "--protocol",
+        metavar="NAME",
+        help="How labels are used: folds, given (the target's own test part) or draws.  [default: chosen by the data]",
+    ),
+    click.option(
+        "--folds",
+        metavar="K|by:COLUMN",
+        help="Cross-validation with K folds, or with one value of a column held out at a time.  [default: 5]",
+    ),
+    click.option("--keep-folds", is_flag=True, help="Keep the adapters of all folds, also above 50 MB."),
     click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10]"),
     click.option("--lr", metavar="X", help="Learning rate of adaptation.  [default: the strategy's]"),
     click.option("--batch-size", metavar="N", help="Batch size for adaptation.  [default: 32]"),
@@ -201,7 +226,8 @@ engine_options = bundle(
 #: settings that have an option of the same name
 SETTING_OPTIONS = (
     "preset", "dataset", "target", "shift", "backbone", "weights", "image_size", "augment", "bn",
-    "skip_bad_images", "epochs", "lr", "batch_size", "data_dir", "device", "precision", "experiment", "severity",
+    "skip_bad_images", "protocol", "folds", "keep_folds",
+    "epochs", "lr", "batch_size", "data_dir", "device", "precision", "experiment", "severity",
 )  # fmt: skip
 
 

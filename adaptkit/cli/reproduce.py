@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import FolderType, cache_options, plugin_option, progress_options, store_option
+from adaptkit.cli.options import cache_options, plugin_option, progress_options, recorded_options, store_option
 from adaptkit.system.signals import interruptible
 
 
@@ -15,13 +15,7 @@ from adaptkit.system.signals import interruptible
 @click.argument("run_id")
 @store_option
 @plugin_option
-@click.option("--data-dir", type=FolderType(), metavar="DIR", help="Folder of data sets.  [default: as in the run]")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    metavar="auto|cpu|cuda|mps",
-    help="Device to compute on.  [default: as in the run]",
-)
+@recorded_options
 @cache_options
 @progress_options
 def reproduce(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     metavar="RUN_ID",
     help="Start from the best values of a tuning run; explicit options take precedence.",
 )
+@click.option("--refit", is_flag=True, help="Then train the best strategy on all labels, as the model to use.")
 @click.option("--no-track", is_flag=True, help="Do not record the runs in MLflow.")
 @click.option(
     "--dry-run",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 def run(
     tracking_uri: str | None,
     from_tune: str | None,
+    refit: bool,
     no_track: bool,
     plugin: tuple[str, ...],
     refresh_base: bool,
@@ -72,6 +74,7 @@ def run(
 
     from adaptkit.cli.views.console import messages, output, print_json, print_line
     from adaptkit.cli.views.progress import print_plan
+    from adaptkit.cli.views.refit import print_refit
 
     console = messages()
     if dry_run:
@@ -102,6 +105,7 @@ def run(
                 plugins=plugins,
                 tracking_uri=tracking_uri,
                 track=not no_track,
+                refit=refit,
                 refresh_base=refresh_base,
                 feature_cache=not no_feature_cache,
                 report=report,
@@ -114,6 +118,8 @@ def run(
         from adaptkit.cli.views.results import print_outcome
 
         print_outcome(output(), outcome)
+        if outcome.refit is not None:
+            print_refit(output(), outcome.refit)
         if not quiet:
             print_next_steps(console, outcome)
     raise_failures(outcome)
@@ -149,11 +155,14 @@ def show_progress(plugins: Plugins, console: Console, quiet: bool) -> Iterator[N
 def print_next_steps(console: Console, outcome: RunOutcome) -> None:
     """Print how to use the model of the best run, and how to open all runs in MLflow."""
     from adaptkit.cli.views.console import print_line
+    from adaptkit.cli.views.refit import print_use
 
     if outcome.ui_url is None:
         return
     best = None if outcome.comparison is None else outcome.comparison.arms[0].runs[0]
-    if best is not None and best.run_id and outcome.tracking_error is None and outcome.tracking_uri is not None:
+    if outcome.refit is not None:
+        print_use(console, outcome.refit)
+    elif best is not None and best.run_id and outcome.tracking_error is None and outcome.tracking_uri is not None:
         from adaptkit.tracking.address import tracking_option
 
         command = f"adaptkit predict {best.run_id} IMAGES{tracking_option(outcome.tracking_uri)}"
@@ -174,3 +183,5 @@ def raise_failures(outcome: RunOutcome) -> None:
         )
     if lines:
         raise RunFailed(*lines)
+    if outcome.refit_error is not None:
+        raise BadInput(outcome.refit_error)

@@ -231,7 +231,10 @@ def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterat
     predictions, samples = {}, {}
     if experiment.clean is not None and domains.clean_test is not None:
         logits = predict_logits(model, experiment.clean[0], request.settings.precision)
-        predictions["clean"] = predictions_of(logits, image=domains.clean_test.index, truth=domains.clean_test.labels)
+        test = domains.clean_test
+        predictions["clean"] = predictions_of(
+            logits, image=test.index, truth=test.labels, ids=test.ids, groups=test.groups
+        )
         samples["clean"] = experiment.clean[0][:8].cpu()
     card = {
         "fingerprint": base.fingerprint,

@@ -45,7 +45,7 @@ class Plan:
     precision: str
     source_images: int
     pool_images: int
-    shots: int
+    shots: int | None
     drawn_images: int
     clean_test_images: int
     shifted_test_images: int
@@ -56,6 +56,11 @@ class Plan:
     epochs: int
     notices: tuple[str, ...] = ()
     seconds: float | None = None
+    #: how labels are used, the number of folds, the column that is held out, and the number of groups (0: none)
+    protocol: str = "draws"
+    folds: int | None = None
+    held_out: str | None = None
+    groups: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON types."""
@@ -91,6 +96,69 @@ class RunSummary:
     metrics: Mapping[str, float]
     epochs: tuple[Epoch, ...]
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The accuracy that a comparison lets expect of a refit: fractions, not measured on the refit itself.
+
+    `low` and `high` are the 95 % interval: over `runs`, or over the images if there is one run. `source_accuracy` is
+    None without a source. `optimism` is the part of `accuracy` that comes from choosing the best of `strategies`; None
+    if the refit is not of the best one.
+    """
+
+    accuracy: float
+    low: float | None
+    high: float | None
+    source_accuracy: float | None
+    runs: int
+    strategies: int
+    optimism: float | None
+
+
+@dataclass(frozen=True)
+class RefitSummary:
+    """A model of one strategy that is trained on all labels: the result of `adaptkit.refit`.
+
+    Attributes
+    ----------
+    run_id : str or None
+        The MLflow run of kind final; None for a dry run.
+    strategy, label, options, lr, seed
+        The strategy with its settings, those of the run `refit_of`.
+    images : int
+        Number of labelled target images that it is trained on.
+    refit_of : str
+        The run whose settings are repeated.
+    comparison_run_id : str or None
+        The parent run of the comparison; None if the run has none.
+    expected : Expectation
+        The target accuracy to expect, from the comparison.
+    seconds : float or None
+        Training time; None for a dry run.
+
+    Examples
+    --------
+    >>> summary = adaptkit.refit(run_id)
+    >>> model = adaptkit.load(summary.run_id)
+    """
+
+    run_id: str | None
+    strategy: str
+    label: str
+    options: Mapping[str, Any]
+    lr: float
+    seed: int
+    images: int
+    refit_of: str
+    comparison_run_id: str | None
+    expected: Expectation
+    seconds: float | None = None
+    tracking_uri: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the refit as plain JSON types."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +218,10 @@ class RunOutcome(Outcome):
         One record for each strategy and seed; a failed run has an `error` and no metrics.
     data_fingerprint : str
         sha256 of the images that were used.
+    refit : RefitSummary or None
+        With `refit`, the best strategy trained on all labels; None if that was not possible.
+    refit_error : str or None
+        Why it was not possible, such as strategies between which the runs do not decide.
 
     Examples
     --------
@@ -164,6 +236,8 @@ class RunOutcome(Outcome):
     base: BaseSummary
     runs: tuple[RunSummary, ...]
     data_fingerprint: str
+    refit: RefitSummary | None = None
+    refit_error: str | None = None
 
     @property
     def failed(self) -> tuple[RunSummary, ...]:

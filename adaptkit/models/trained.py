@@ -248,7 +248,7 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
                 f"{stored.title}: its {ADAPTER_CARD_PATH} was altered or belongs to another run: its sha256 "
                 "differs from the tag of the run"
             )
-        state, logits = _find_base(stored, card["base_fingerprint"])
+        state, logits = find_base(stored, card["base_fingerprint"])
         backbone = _find_backbone(card, plugins, stored.title)
         model = _base_model(backbone, card, state=state, title=stored.title)
         _require_same_outputs(model, card, logits, stored.title)
@@ -290,7 +290,7 @@ def _rebuilt_base(stored: StoredRun, plugins: Plugins) -> TrainedRun:
     return TrainedRun(stored=stored, card=card, backbone=backbone, base_state=state, strategy=None, adapted=model)
 
 
-def _find_base(stored: StoredRun, wanted: str) -> tuple[dict[str, Tensor], Any]:
+def find_base(stored: StoredRun, wanted: str) -> tuple[dict[str, Tensor], Any]:
     """Return the weights of the base and its recorded logits, from the artifact of its run or from the cache.
 
     The caller compares their fingerprint with the one in the card of the adapter.

@@ -130,11 +130,14 @@ EPOCH = (
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table of predictions, as text: the prediction for one test image."""
+    """A row of the table of predictions, as text: the prediction for one test image.
+
+    `probabilities` are by class; tables of earlier versions have only that of the predicted class.
+    """
 
     truth: str
     prediction: str
-    confidence: str
+    probabilities: Mapping[str, str]
     base_prediction: str
 
 
@@ -262,20 +265,19 @@ def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[t
         part.differences.append(
             Difference(kind="prediction", what=_place(missing[0]), recorded=before, now=after, within=False)
         )
-    common = [place for place in recorded if place in now]
-    for attribute, title in (
-        ("truth", "truth"),
-        ("base_prediction", "the base's prediction"),
-        ("prediction", "prediction"),
-        ("confidence", "confidence"),
+    rows = [(place, recorded[place], now[place]) for place in recorded if place in now]
+    for title, values in (
+        ("truth", [(place, one.truth, other.truth) for place, one, other in rows]),
+        ("the base's prediction", [(place, one.base_prediction, other.base_prediction) for place, one, other in rows]),
+        ("prediction", [(place, one.prediction, other.prediction) for place, one, other in rows]),
+        ("probability", [(place, *_probabilities(one, other)) for place, one, other in rows]),
     ):
-        pairs = [(place, getattr(recorded[place], attribute), getattr(now[place], attribute)) for place in common]
-        different = [pair for pair in pairs if pair[1] != pair[2]]
+        different = [(place, before, after) for place, before, after in values if before != after]
         if not different:
             continue
         place, before, after = different[0]
-        few = len(different) <= PREDICTIONS * total and attribute != "truth"
-        within = few or attribute == "confidence"  # the weights are compared anyway
+        few = len(different) <= PREDICTIONS * total and title != "truth"
+        within = few or title == "probability"  # the weights are compared anyway
         detail = f"{len(different):,} of {total:,} images"
         part.differences.append(
             Difference(
@@ -287,9 +289,17 @@ def _compare_predictions(recorded: Mapping[tuple[str, str], Row], now: Mapping[t
                 detail=detail,
             )
         )
-        if attribute == "prediction":
+        if title == "prediction":
             part.largest["predictions"] = f"{len(different):,} differ{'s' * (len(different) == 1)}"
     return part
+
+
+def _probabilities(recorded: Row, now: Row) -> tuple[str, str]:
+    """Return the first probabilities of one class that differ, with its name; equal texts if there are none."""
+    for name, before in recorded.probabilities.items():
+        if (after := now.probabilities.get(name, before)) != before:
+            return f"{name}: {before}", f"{name}: {after}"
+    return "", ""
 
 
 def _place(place: tuple[str, str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from adaptkit.names import (
     IMAGES_DIGEST_TAG,
     PREDICTIONS_FILE,
     PROCESSES_TAG,
+    REFIT_OF_TAG,
     SPLIT_FILE,
     THREADS_TAG,
 )
@@ -44,8 +44,8 @@ from adaptkit.reproduction.agreement import Difference, Results, Row
 from adaptkit.settings.request import Request
 from adaptkit.settings.selection import split_name
 from adaptkit.system.files import sha256_of
-from adaptkit.tracking.artifacts import HEADING
 from adaptkit.tracking.environment import Environment, EnvironmentDifference, differences, environment, requirements
+from adaptkit.tracking.predictions import read_table, shares_of
 from adaptkit.tracking.runs import StoredRun
 from adaptkit.tracking.store import errors_as_lines
 
@@ -59,6 +59,11 @@ def require_possible(stored: StoredRun) -> None:
     """Raise BadInput for a run that cannot be run again."""
     if stored.kind == "imported":
         raise BadInput(f"{stored.title} was imported: adaptkit did not train it, and cannot train it again")
+    if stored.kind == "final":
+        raise BadInput(
+            f"{stored.title} is a refit, which was not evaluated; reproduce the run whose settings it has: "
+            f"{stored.tags.get(REFIT_OF_TAG)}"
+        )
     processes = stored.tags.get(PROCESSES_TAG, "1")
     if processes != "1":
         raise BadInput(
@@ -321,14 +326,14 @@ def _base(stored: StoredRun) -> dict[str, Tensor]:
 def _predictions(path: Path, title: str) -> Mapping[str, Mapping[str, Row]]:
     rows: dict[str, dict[str, Row]] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            lines = csv.reader(stream)
-            if next(lines, []) != HEADING:
-                raise ValueError
-            for test, image, truth, prediction, confidence, base in lines:
-                rows.setdefault(test, {})[image] = Row(
-                    truth=truth, prediction=prediction, confidence=confidence, base_prediction=base
-                )
-    except (OSError, ValueError, csv.Error):
+        table = read_table(path)
+    except (OSError, ValueError):
         raise BadInput(f"{title}: its predictions.csv was altered: it is not a table of predictions") from None
+    folds = table.get("fold") or [""] * len(table["image"])
+    columns = (table[name] for name in ("test_set", "image", "truth", "prediction", "base_prediction"))
+    for test, image, truth, prediction, base, fold, shares in zip(*columns, folds, shares_of(table), strict=True):
+        # Under folds, several models predict an image of the source.
+        rows.setdefault(test, {})[f"{image}, fold {fold}," if fold else image] = Row(
+            truth=truth, prediction=prediction, probabilities=shares, base_prediction=base
+        )
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,11 +126,12 @@ class SplitSettings(SettingsGroup):
         """Return the settings without the limits of pool and test set that the user has not set."""
         return self.model_copy(update={part: None for part in ("pool", "test") if f"split.{part}" not in explicit})
 
-    def limited(self, classes: int) -> SplitSettings:
-        """Return the settings with the default number for each limit that is none."""
+    def limited(self, classes: int, parts: Collection[str] = ("source", "pool", "test")) -> SplitSettings:
+        """Return the settings with the default number for each limit of these parts that is none."""
         limits = {
             part: getattr(self, part) or max(limit, EACH * classes)
             for part, limit in (("source", 2500), ("pool", 1000), ("test", 1500))
+            if part in parts
         }
         return self.model_copy(update=limits)
 

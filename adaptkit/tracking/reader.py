@@ -27,9 +27,9 @@ from adaptkit.names import (
 )
 from adaptkit.system.imports import uncollected
 from adaptkit.tracking.address import Address
-from adaptkit.tracking.artifacts import read_predictions
 from adaptkit.tracking.fetching import fetch, local_artifacts
 from adaptkit.tracking.liveness import lives
+from adaptkit.tracking.predictions import read_predictions
 from adaptkit.tracking.search import search_runs
 from adaptkit.tracking.store import errors_as_lines, existing_experiment, open_existing
 

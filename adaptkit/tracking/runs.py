@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptkit.errors import BadInput
-from adaptkit.names import BASE_FINGERPRINT_TAG, BASE_RUN_ID_TAG, KIND_TAG
+from adaptkit.names import BASE_FINGERPRINT_TAG, BASE_RUN_ID_TAG, COMPARISON_RUN_ID_TAG, KIND_TAG, REFIT_OF_TAG
 from adaptkit.tracking.address import artifact_address
 from adaptkit.tracking.fetching import local_artifacts
-from adaptkit.tracking.reader import Reader, open_reader
+from adaptkit.tracking.reader import PARENTS, Reader, open_reader
 from adaptkit.tracking.search import search_runs
-from adaptkit.tracking.store import errors_as_lines
+from adaptkit.tracking.store import Store, errors_as_lines
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 #: kinds of runs with a model
-KINDS = ("adaptation", "imported", "base")
+KINDS = ("adaptation", "final", "imported", "base")
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,20 @@ class StoredRun:
             others = search_runs(self.runs.reader.client, [self.record.info.experiment_id], tags=tags)
         yield from (StoredRun(self.runs, record) for record in reversed(others) if record.info.run_id != named)
 
+    def store(self) -> Store:
+        """Return the store, to write to the experiment of the run."""
+        address, client = self.runs.reader.address, self.runs.reader.client
+        with errors_as_lines(address):
+            experiment = client.get_experiment(self.record.info.experiment_id)
+        return Store(
+            uri=address.uri,
+            client=client,
+            experiment_id=experiment.experiment_id,
+            experiment_name=experiment.name,
+            notices=(),
+            ui_command=address.ui_command,
+        )
+
     @property
     def _artifacts(self) -> str:
         return artifact_address(self._local) if self._local is not None else str(self.record.info.artifact_uri)
@@ -132,19 +146,43 @@ class RunFinder:
         run = StoredRun(self, record)
         if record.info.lifecycle_stage == "deleted":
             raise BadInput(f"{run.title} was deleted; `mlflow runs restore --run-id {run_id}` brings it back")
-        if run.kind in ("comparison", "sweep"):
+        uses_model = kinds == KINDS
+        refit = self.refit_of(run) if uses_model else None
+        if refit is not None:
+            return refit
+        if run.kind in PARENTS:
             children = self.reader.find([run_id], None, None)
             child_names = [f"{child.info.run_id} ({child.info.run_name})" for child in children]
             hint = f"; name one of its runs: {', '.join(child_names[:8])}" if child_names else ""
+            if hint and uses_model:
+                hint = f"; train one on all labels with `adaptkit refit {run_id}`, or{hint[1:]}"
             raise BadInput(f"{run.title} groups others and has no model{hint}{' ...' if child_names[8:] else ''}")
         if run.kind not in kinds:
             what = f"is of kind {run.kind}" if run.kind else "was not made by adaptkit"
             raise BadInput(f"{run.title} {what}: it has no model that adaptkit could rebuild")
+        if run.params.get("protocol") == "folds" and run.kind == "adaptation" and uses_model:
+            raise BadInput(
+                f"{run.title} has a model for each fold; train one on all labels with `adaptkit refit {run_id}`"
+            )
         status = record.info.status
         if status != "FINISHED":
             reasons = {"RUNNING": "is still running: wait for it", "KILLED": "was killed: it has no model"}
             raise BadInput(f"{run.title} {reasons.get(status, 'failed: it has no model')}")
         return run
+
+    def refit_of(self, run: StoredRun) -> StoredRun | None:
+        """Return the latest finished refit of a comparison or of a run with folds, whose id stands for it."""
+        if run.kind in PARENTS:
+            tags = {COMPARISON_RUN_ID_TAG: run.run_id}
+        elif run.kind == "adaptation" and run.params.get("protocol") == "folds":
+            tags = {REFIT_OF_TAG: run.run_id}
+        else:
+            return None
+        tags[KIND_TAG] = "final"
+        client, experiment = self.reader.client, run.record.info.experiment_id
+        with errors_as_lines(self.reader.address):
+            found = search_runs(client, [experiment], tags=tags, status="FINISHED")
+        return StoredRun(self, found[-1]) if found else None
 
     def get(self, run_id: str) -> MlflowRun | None:
         """Return the record of a run of any kind; None if the id does not exist."""

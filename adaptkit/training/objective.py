@@ -30,9 +30,18 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return (predict_classes(logits) == labels).sum().item() / len(labels)
 
 
-def predictions_of(logits: Tensor, *, image: Tensor, truth: Tensor, base_logits: Tensor | None = None) -> Predictions:
+def predictions_of(
+    logits: Tensor,
+    *,
+    image: Tensor,
+    truth: Tensor,
+    base_logits: Tensor | None = None,
+    ids: tuple[str, ...] | None = None,
+    groups: tuple[str, ...] | None = None,
+) -> Predictions:
     """Return the predictions on a test set; `image` are the indices of its images in the published data set."""
-    confidence, predicted = probabilities(logits).cpu().max(1)
+    by_class = probabilities(logits).cpu()
+    confidence, predicted = by_class.max(1)
     base = None if base_logits is None else predict_classes(base_logits).cpu().numpy()
     return Predictions(
         image=image.numpy(),
@@ -40,4 +49,7 @@ def predictions_of(logits: Tensor, *, image: Tensor, truth: Tensor, base_logits:
         predicted=predicted.numpy(),
         confidence=confidence.numpy(),
         base_predicted=base,
+        probabilities=by_class.numpy(),
+        ids=ids,
+        groups=groups,
     )

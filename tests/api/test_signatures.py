@@ -34,6 +34,7 @@ PYTHON_ONLY = {
     "compare": set(),
     "resume": {"backbone", "report"},  # the command keeps the folder of the interrupted command
     "reproduce": {"backbone"},
+    "refit": {"backbone"},
     "predict": {"backbone"},
     "export": {"backbone", "notice"},
     "import_peft": {"backbone", "notice"},
@@ -42,6 +43,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
     "resume": {"run_ids": "run_id"},
     "export": {"output": "output"},
     "predict": {"run_id": "run"},
+    "refit": {"run_id": "run", "strategy": "strategy"},
 }
 
 

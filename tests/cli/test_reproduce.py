@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -158,15 +159,32 @@ def test_different_prediction(cli: Cli, copy: str, tracked: Tracked) -> None:
     run_id = run_of(tracked, "head")
     path = artifacts_of(copy, run_id) / "predictions.csv"
     lines = path.read_text().splitlines()
-    row = next(number for number, line in enumerate(lines) if line.startswith("shifted"))
-    test, image, truth, prediction, confidence, base = lines[row].split(",")
+    row = next(number for number, line in enumerate(lines) if ",shifted," in line)
+    image, test, group, fold, truth, prediction, *rest = lines[row].split(",")
     other = str((int(prediction) + 1) % 10)
-    lines[row] = ",".join([test, image, truth, other, confidence, base])
+    lines[row] = ",".join([image, test, group, fold, truth, other, *rest])
     path.write_text("\r\n".join([*lines, ""]))
     result = cli("reproduce", run_id)
     assert result.exit_code == 1
     assert first_difference(result) == (f"prediction, image {image} of the shifted test set", other, prediction)
     assert "  1 of 200 images\n" in result.stdout and "metrics      22 values         equal to" in result.stdout
+
+
+@pytest.mark.slow
+def test_predictions_of_an_earlier_version(cli: Cli, copy: str, tracked: Tracked) -> None:
+    run_id = run_of(tracked, "head")
+    path = artifacts_of(copy, run_id) / "predictions.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    keys = ("test_set", "image", "truth", "prediction", "confidence", "base_prediction")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, keys, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(row | {"confidence": row[f"p_{row['prediction']}"]} for row in rows)
+    assert cli("reproduce", run_id).stdout.startswith("head seed=0: identical\n")
+    path.write_text(path.read_text().replace(f"{rows[0]['truth']},{rows[0]['prediction']},0.", ",,0.", 1))
+    result = cli("reproduce", run_id)
+    assert result.exit_code == 1 and "predictions  200 images        1 differs\n" in result.stdout
 
 
 @pytest.mark.slow

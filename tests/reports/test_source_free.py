@@ -163,7 +163,8 @@ def test_recorded_metrics_and_artifacts(uri: str, tmp_path: Path) -> None:
     }
     assert files_of(uri, run_id) == [
         *("adapter", "classification_report_shifted.json", "classification_report_shifted.txt", "config.yaml"),
-        *("confusion_shifted.png", "curves.png", "environment.txt", "predictions.csv", "samples.png"),
+        *("confusion_shifted.png", "curves.png", "environment.txt"),
+        *("predictions.csv", "predictions.parquet", "samples.png"),
     ]
     path = client.download_artifacts(run_id, "predictions.csv", str(tmp_path))
     rows = list(csv.DictReader(Path(path).read_text().splitlines()))

@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param, RunTag
 from sklearn.metrics import f1_score
 
 from adaptkit.events import Predictions, RunResult
-from adaptkit.tracking.artifacts import write_predictions
+from adaptkit.tracking.predictions import write_predictions
 from adaptkit.tracking.store import open_store
 
 IMAGES = 200
@@ -124,7 +124,7 @@ def fabricate(
         )
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "adapter").mkdir()
-            write_predictions(Path(folder) / "predictions.csv", result)
+            write_predictions(Path(folder), result)
             (Path(folder) / "adapter" / "adapter.json").write_text(json.dumps({"classes": CLASSES}))
             for name in artifacts:
                 client.log_artifact(run_id, str(Path(folder) / name), str(Path(name).parent).strip("."))

@@ -26,6 +26,7 @@ ARTIFACTS = [
     "curves.png",
     "environment.txt",
     "predictions.csv",
+    "predictions.parquet",
     "samples.png",
     "split.json",
 ]

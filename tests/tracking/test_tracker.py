@@ -162,7 +162,12 @@ def test_artifacts(tracked: Tracked, tmp_path: Path) -> None:
     assert sorted(report) == sorted([*"0123456789", "accuracy", "macro avg", "weighted avg", "classes"])
     assert report["classes"] == {name: report[name] for name in "0123456789"}
     rows = list(csv.DictReader(artifact(tracked.uri, run, "predictions.csv", tmp_path).read_text().splitlines()))
-    assert list(rows[0]) == ["test_set", "image", "truth", "prediction", "confidence", "base_prediction"]
+    assert list(rows[0]) == [
+        *("image", "test_set", "group", "fold", "truth", "prediction"),
+        *(f"p_{number}" for number in range(10)),
+        "base_prediction",
+    ]
+    assert all(max(range(10), key=lambda number: row[f"p_{number}"]) == int(row["prediction"]) for row in rows)
     for name, metric, base in (
         ("clean", "final/test_accuracy", "final/base_test_accuracy"),
         ("shifted", "final/shifted_accuracy", "final/zero_shot_accuracy"),

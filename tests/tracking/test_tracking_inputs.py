@@ -9,10 +9,14 @@ from hostile import environment, file_of, hostile, refusals, scratch, text_of
 
 from adaptkit.errors import BadInput
 from adaptkit.tracking.address import resolve
-from adaptkit.tracking.artifacts import read_predictions
 from adaptkit.tracking.journal import ABOUT, EVENTS, SENT, unused_journals
+from adaptkit.tracking.predictions import read_predictions
 
 TABLE = (
+    b"image,test_set,group,fold,truth,prediction,p_0,p_1,p_2,base_prediction\n"
+    b"0,clean,,,0,1,0.1,0.8,0.1,\n1,shifted,a,0,2,2,0,0,1,1\n"
+)
+EARLIER_TABLE = (
     b"test_set,image,truth,prediction,confidence,base_prediction\n"
     b"clean,0,0,1,0.9,\nshifted,1,2,2,0.7,1\nshifted,2,1,1,0.6,0\n"
 )
@@ -83,6 +87,7 @@ def test_journal(data: bytes) -> None:
 
 @hostile(
     TABLE,
+    EARLIER_TABLE,
     words=("clean,", "shifted,", '"', "\r\n", "9" * 30, "nan", "1_0"),
     found=(
         b'test_set,image,truth,prediction,confidence,base_prediction\n"clean{0,0,1,0.9,\nshifted,1,2,2,0.7,1\n',

@@ -1,0 +1,252 @@
+"""Refit a strategy: train it on all labelled target images, those of the test set included."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from adaptkit.adapters.files import load_adapter, save_adapter
+from adaptkit.contracts import Images
+from adaptkit.data.columns import GROUP
+from adaptkit.data.domains import Domains
+from adaptkit.data.pixels import joined
+from adaptkit.events import Epoch, RunResult, RunStart
+from adaptkit.experiment.adaptation import HIDDEN_STATE, Stage
+from adaptkit.experiment.description import adapter_card, describe_run
+from adaptkit.experiment.inputs import TRIED
+from adaptkit.experiment.measurement import MERGED, merged, parameters, require_same
+from adaptkit.experiment.outcome import Expectation, RunSummary
+from adaptkit.names import (
+    ADAPTER_CARD_FILE,
+    ADAPTER_SHA256_TAG,
+    ADAPTER_WEIGHTS_FILE,
+    COMPARISON_RUN_ID_TAG,
+    DRAW_SEED_TAG,
+    DRAWN_IMAGES_TAG,
+    FINAL_OPTIMISM,
+    FINAL_SHIFTED_ACCURACY,
+    FINAL_SHIFTED_ACCURACY_HIGH,
+    FINAL_SHIFTED_ACCURACY_LOW,
+    FINAL_TEST_ACCURACY,
+    FROZEN_PREFIX_TAG,
+    KIND_TAG,
+    MEMORY_PEAK_BYTES,
+    PAIR_ID_TAG,
+    REFIT_OF_TAG,
+    SIZE_ADAPTER_BYTES,
+    SPLIT_FILE,
+    TIME_TRAIN_SECONDS,
+    TIMING_TAG,
+    TRIAL_KEY_TAG,
+)
+from adaptkit.seeds import derive_seed
+from adaptkit.system.core_sharing import Occupancy
+from adaptkit.system.files import sha256_of
+from adaptkit.training.evaluation import predict_logits
+from adaptkit.training.frozen.features import ImageSet
+from adaptkit.training.loop import fit
+from adaptkit.training.memory import step_bytes
+from adaptkit.training.recomputation import find_blocks, is_trained
+
+#: tags of an adaptation run that do not hold for its refit
+OF_A_DRAW = (PAIR_ID_TAG, TRIAL_KEY_TAG, DRAW_SEED_TAG)
+
+
+@dataclass(frozen=True)
+class RefitOrigin:
+    """What a refit repeats: a run, the comparison that it belongs to, and the accuracy that this lets expect.
+
+    `split_file` is the setting `split.file` of the run.
+    """
+
+    run_id: str
+    comparison_run_id: str | None
+    expected: Expectation
+    split_file: str
+
+
+def all_labels(domains: Domains) -> Images:
+    """Return all labelled target images before any shift: those of the pool, then those of the test set."""
+    pool, test = domains.pool, domains.shifted_test
+    # Under folds, the pool is evaluated too.
+    new = ~torch.isin(test.index, domains.pool_index)
+    if not new.any():
+        return pool
+    evaluated = Images(
+        domains.unshifted,
+        test.labels,
+        domains.classes,
+        ids=test.ids,
+        columns={} if test.groups is None else {GROUP: test.groups},
+    )
+    return joined(pool, evaluated.take(new.nonzero().flatten()))
+
+
+def refit_once(stage: Stage, origin: RefitOrigin) -> RunSummary:
+    """Train the strategy of a stage on all labels, save its adapter, and notify the plugins."""
+    (arm,), (seed,) = stage.experiment.request.arms, stage.experiment.request.settings.seed
+    labelled = all_labels(stage.experiment.domains)
+    occupancy = stage.seat.occupancy()
+    epochs: list[Epoch] = []
+    start = _described(stage, origin, images=len(labelled), occupancy=occupancy)
+
+    def train() -> dict[str, float]:
+        with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
+            refit = Refit(stage, start, origin, labelled, occupancy, Path(folder), epochs)
+            return refit.execute()
+
+    return stage.attempt(start, train, arm=arm, seed=seed, epochs=epochs)
+
+
+def _described(stage: Stage, origin: RefitOrigin, *, images: int, occupancy: Occupancy) -> RunStart:
+    """Return the settings, tags, inputs and description of a refit that is about to start."""
+    (arm,), (seed,) = stage.experiment.request.arms, stage.experiment.request.settings.seed
+    described = describe_run(
+        stage.experiment,
+        stage.base,
+        base_run_id=stage.base_run_id,
+        arm=arm,
+        seed=seed,
+        occupancy=occupancy,
+    )
+    tags = {key: value for key, value in described.tags.items() if key not in OF_A_DRAW}
+    tags |= {KIND_TAG: "final", DRAWN_IMAGES_TAG: str(images), REFIT_OF_TAG: origin.run_id}
+    if origin.comparison_run_id is not None:
+        tags[COMPARISON_RUN_ID_TAG] = origin.comparison_run_id
+    plan = stage.experiment.plan
+    return dataclasses.replace(
+        described,
+        kind="final",
+        name=f"{arm.label} refit",
+        params={**described.params, "split.file": origin.split_file},
+        tags=tags,
+        description=(
+            f"{expectation_text(origin.expected)}\n\nStrategy **{arm.label}** with the settings of run "
+            f"`{origin.run_id}`, trained on all {images} labelled images of `{plan.target}` (seed {seed})."
+        ),
+    )
+
+
+def expectation_text(expected: Expectation) -> str:
+    """Return the accuracy to expect of a refit, as sentences."""
+    interval = ""
+    if expected.low is not None and expected.high is not None:
+        interval = f" [{100 * expected.low:.1f}, {100 * expected.high:.1f}]"
+    runs = f"{expected.runs} run{'s' * (expected.runs > 1)}"
+    text = (
+        f"Expected target accuracy: {100 * expected.accuracy:.1f} %{interval}, an estimate from {runs} of the "
+        "comparison; it is not measured on this model."
+    )
+    if expected.optimism is not None and expected.strategies > 1:
+        points = f"{100 * expected.optimism:.1f}"
+        chosen = f"the best of {expected.strategies} strategies was chosen with the same images"
+        text += (
+            f" It is about {points} points too high, because {chosen}."
+            if points != "0.0"
+            else (f" That {chosen} makes it less than 0.1 points too high.")
+        )
+    return text
+
+
+@dataclass(frozen=True)
+class Refit:
+    """One training on all labels; `epochs` receives the record of each epoch. The model is not evaluated."""
+
+    stage: Stage
+    start: RunStart
+    origin: RefitOrigin
+    labelled: Images
+    occupancy: Occupancy
+    folder: Path
+    epochs: list[Epoch]
+
+    def execute(self) -> dict[str, float]:
+        """Train, save the adapter, check the saved copy, and notify the plugins; return the metrics."""
+        stage, notify = self.stage, self.stage.plugins.notify
+        experiment, request = stage.experiment, stage.experiment.request
+        (arm,), (seed,) = request.arms, request.settings.seed
+        recipe = stage.recipe(arm, seed)
+        # Views are made of the pool.
+        everything = dataclasses.replace(experiment.domains, pool=self.labelled)
+        inputs = dataclasses.replace(stage.inputs, experiment=dataclasses.replace(experiment, domains=everything))
+        shifts = (*request.shifts, *request.augmentations)
+
+        def views(epoch: int) -> ImageSet:
+            return inputs.drawn_views(
+                f"views {seed}/refit {epoch if shifts else 'fixed'}",
+                functools.partial(torch.arange, len(self.labelled)),
+                shifts=shifts,
+                view_seed=derive_seed(derive_seed(seed, "order"), f"views {epoch}"),
+            )
+
+        adapted = stage.adapted(arm, seed)
+        labels = self.labelled.labels.to(experiment.device)
+        first = views(1).value.tensor[: recipe.batch_size].clone()
+        memory = step_bytes(adapted.model, first, labels[: len(first)], recipe=recipe)
+        notify("adaptkit_run_started", run=self.start, model=adapted.model)
+        step_ended = getattr(adapted.strategy, "step_ended", None)
+        whole = step_ended is not None or (recipe.checkpointing and is_trained(find_blocks(adapted.model)))
+        passes = inputs.over(adapted.model, views, labels=labels, tests={}, tried=first[:TRIED], whole=whole)
+        for epoch in fit(adapted.model, adapted.groups, passes, recipe=recipe, step_ended=step_ended):
+            self.epochs.append(epoch)
+            notify("adaptkit_epoch_ended", run=self.start, epoch=epoch)
+        adapted.model.eval()
+        tensors = adapted.inherited.adapter(adapted.model)
+        card = adapter_card(experiment, stage.base, arm=arm, seed=seed, tensors=tensors)
+        files = save_adapter(self.folder / "kept", tensors, card)
+        sent = stage.tracker.keep_adapter(self.start, files) if stage.tracker else None
+        reloaded = stage.adapted(arm, seed)
+        load_adapter(sent or self.folder / "kept", reloaded.model, stage.base.fingerprint)
+        images = experiment.first_images(MERGED)
+        require_same(
+            predict_logits(reloaded.model, images, recipe.precision),
+            predict_logits(adapted.model, images, recipe.precision),
+            name=f"strategy {arm.strategy}: the reloaded adapter",
+            hint=HIDDEN_STATE,
+        )
+        merged(experiment, reloaded.model, reloaded.strategy)  # `predict` uses the merged model
+        split = self.folder / SPLIT_FILE
+        split.write_text(experiment.domains.split_text, encoding="utf-8")
+        config = request.config_text(dict(request.run_params(arm, seed)) | {"split.file": self.origin.split_file})
+        config = f"# adaptkit refit {self.origin.run_id}\n" + config.partition("\n")[2]
+        metrics = (
+            _estimates(self.origin.expected)
+            | parameters(reloaded.model, reloaded.origin)
+            | {
+                SIZE_ADAPTER_BYTES: files[ADAPTER_WEIGHTS_FILE].stat().st_size,
+                MEMORY_PEAK_BYTES: memory,
+                TIME_TRAIN_SECONDS: sum(epoch.seconds - epoch.evaluation_seconds for epoch in self.epochs),
+            }
+        )
+        result = RunResult(
+            metrics=metrics,
+            epochs=tuple(self.epochs),
+            predictions={},
+            classes=experiment.domains.classes,
+            config=config,
+            tags={
+                ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE]),
+                FROZEN_PREFIX_TAG: passes.frozen_prefix,
+                TIMING_TAG: stage.seat.timing_since(self.occupancy),
+            },
+            files={SPLIT_FILE: split} | {f"adapter/{name}": path for name, path in files.items()},
+        )
+        notify("adaptkit_run_ended", run=self.start, result=result, model=reloaded.model)
+        return dict(metrics)
+
+
+def _estimates(expected: Expectation) -> dict[str, float]:
+    """Return the estimates of a comparison as final metrics."""
+    values = {
+        FINAL_SHIFTED_ACCURACY: expected.accuracy,
+        FINAL_SHIFTED_ACCURACY_LOW: expected.low,
+        FINAL_SHIFTED_ACCURACY_HIGH: expected.high,
+        FINAL_TEST_ACCURACY: expected.source_accuracy,
+        FINAL_OPTIMISM: expected.optimism,
+    }
+    return {key: value for key, value in values.items() if value is not None}
