@@ -56,7 +56,8 @@ ONE_IMPORTER = {
     "adaptkit.cli.views.tuning": "a view is imported when its command prints",
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
     "adaptkit.data.sets.table_files": "one idea: the rows of a file as text",
-    "adaptkit.experiment.measurement": "one idea: the metrics of a finished run",
+    "adaptkit.comparison.optimism": "one idea: what choosing the best of several costs",
+    "adaptkit.experiment.fits": "one idea: the results of the folds of a run",
     "adaptkit.models.formats.peft": "loaded by name, as a format",
     "adaptkit.reports.figures.classes": "one kind of figure",
     "adaptkit.reports.figures.pairs": "one kind of figure",
@@ -81,7 +82,6 @@ ONE_IMPORTER = {
     "adaptkit.testing.strategy_checks": "one kind of check",
     "adaptkit.tracking.active_run": "one idea: MLflow's active run",
     "adaptkit.tracking.artifacts": "one idea: the artifacts of a finished run",
-    "adaptkit.training.memory": "one idea: the memory of a training step",
     "adaptkit.tuning.figure": "a figure is imported when it is drawn",
     "adaptkit.tuning.runs": "one idea: the runs of a tuning",
 }

@@ -16,8 +16,11 @@ from adaptkit.comparison.metrics import required
 from adaptkit.comparison.records import ComparedRun, Curve
 from adaptkit.errors import BadInput
 from adaptkit.names import (
+    ADAPTER_CARD_FILE,
     ADAPTER_CARD_PATH,
+    ADAPTER_FOLDER,
     ARM_TAG,
+    FOLD_FOLDER,
     KIND_TAG,
     PARENT_TAG,
     PREDICTIONS_FILE,
@@ -219,7 +222,7 @@ class Reader:
         try:
             with (
                 self.artifact(artifacts, PREDICTIONS_FILE) as path,
-                self.artifact(artifacts, ADAPTER_CARD_PATH) as card,
+                self.artifact(artifacts, _card_path(run)) as card,
             ):
                 return _with_files(run, path, card)
         except FileNotFoundError as error:
@@ -247,6 +250,12 @@ def open_reader(uri: str | None) -> Reader:
     """Open a store for reading; raise BadInput if it does not exist or cannot be reached."""
     address, client = open_existing(uri)
     return Reader(address, client)
+
+
+def _card_path(run: ComparedRun) -> str:
+    """Return the artifact path of the card of a run's adapter, or of the adapter of its first fold."""
+    is_divided = run.settings.get("protocol") == "folds"
+    return f"{ADAPTER_FOLDER}/{FOLD_FOLDER}0/{ADAPTER_CARD_FILE}" if is_divided else ADAPTER_CARD_PATH
 
 
 def _with_files(run: ComparedRun, predictions: Path, card: Path) -> tuple[ComparedRun, str | None]:
