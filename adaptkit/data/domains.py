@@ -283,7 +283,8 @@ def load_domains(
             parts |= {} if protocol.name == FOLDS else {"shifted_test": parts["clean_test"]}
     if foreign is not None:
         notices += tuple(notice for notice in foreign.notices if notice not in notices)
-        notices += across_groups(target_name, foreign) + divided_groups(target_name, foreign)
+        notices += across_groups(target_name, foreign)
+        notices += divided_groups(target_name, foreign) if protocol.name == GIVEN else ()
         if source is None or clean is None:
             classes = foreign.train.classes
             split = split.limited(len(classes), limited)

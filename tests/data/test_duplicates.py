@@ -220,3 +220,17 @@ def test_near_duplicates_in_two_groups_are_named_in_the_plan(cli: Cli) -> None:
     found = dry_run(cli, "--dataset", "none", "--target", "folder:p", "--set", r"folder.group=^\d+")
     (line,) = (line for line in found if "looks like" in line)
     assert line == "folder:p: 1 image looks like an image of another group: b/99-y.jpg = b/7-x.png"
+
+
+def test_near_duplicates_in_training_and_test_images() -> None:
+    one, other, another, last = photographs(4)
+    columns = {"group": ("g", "h")}
+    train = dataclasses.replace(as_images(one, other), columns=columns)
+    test = dataclasses.replace(as_images(another, compressed(one)), ids=("2.png", "3.png"), columns=columns)
+    assert duplicates.across_groups("x", Corpus(train, test)) == (
+        "x: 1 image looks like an image of another group: 3.png = 0.png",
+    )
+    same = dataclasses.replace(test, columns={"group": ("h", "g")})
+    assert duplicates.across_groups("x", Corpus(train, same)) == ()
+    assert duplicates.across_groups("x", Corpus(dataclasses.replace(train, columns={}), test)) == ()
+    assert duplicates.across_groups("x", Corpus(as_images(one, other, last, compressed(last)))) == ()
