@@ -53,8 +53,8 @@ ONE_IMPORTER = {
     "adaptkit.cli.views.reproduction": "a view is imported when its command prints",
     "adaptkit.cli.views.trials": "a view is imported when its command prints",
     "adaptkit.cli.views.tuning": "a view is imported when its command prints",
+    "adaptkit.comparison.optimism": "one idea: how optimistic the choice of the best strategy is",
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
-    "adaptkit.experiment.measurement": "one idea: the metrics of a finished run",
     "adaptkit.models.formats.peft": "loaded by name, as a format",
     "adaptkit.reports.figures.classes": "one kind of figure",
     "adaptkit.reports.figures.pairs": "one kind of figure",
@@ -79,7 +79,6 @@ ONE_IMPORTER = {
     "adaptkit.testing.strategy_checks": "one kind of check",
     "adaptkit.tracking.active_run": "one idea: MLflow's active run",
     "adaptkit.tracking.artifacts": "one idea: the artifacts of a finished run",
-    "adaptkit.training.memory": "one idea: the memory of a training step",
     "adaptkit.tuning.figure": "a figure is imported when it is drawn",
     "adaptkit.tuning.runs": "one idea: the runs of a tuning",
 }
