@@ -58,10 +58,16 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read images: resize them to `size` x `size` pixels; with `skip_bad`, skip files that are not images."""
+    """How to read images: resize them to `size` x `size` pixels; with `skip_bad`, skip files that are not images.
+
+    `columns` are the names of columns of a table that the user chose, by their meaning: image, label, split, group,
+    domain or id. `group` is a regular expression that finds the group of an image in the name of its file.
+    """
 
     size: int
     skip_bad: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
+    group: str | None = None
 
 
 class Dataset(Protocol):
@@ -69,6 +75,8 @@ class Dataset(Protocol):
 
     The name may take an argument, as the name of a backbone may. A data set whose images have different sizes has a
     method `at(reading)`, which is called before `load` and returns the data set for this `Reading`.
+
+    Give `Images` the `ids` of the images, and `columns` such as `group` (images that belong together), if known.
     """
 
     name: ClassVar[str]

@@ -93,9 +93,10 @@ class Interrupted(KeyboardInterrupt):
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` with the most similar known name, or the list of all known names."""
     known = sorted(known)
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    by_lower_case = {text.lower(): text for text in reversed(known)}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
     if close:
-        return f"; did you mean {close[0]!r}?"
+        return f"; did you mean {by_lower_case[close[0]]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
 
 

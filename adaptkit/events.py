@@ -39,7 +39,8 @@ class Epoch:
 
     Accuracies are fractions. `train_accuracy` is on the training images, `test_accuracy` on the test images of the
     source (None without a source), and `shifted_accuracy` on those of the target (None if they are evaluated only at
-    the end). A tuning run has only `validation_accuracy`, on held-out target images.
+    the end). A tuning run has only `validation_accuracy`, on held-out target images. Numbers of a run with folds are
+    means over the folds; `fold` is the number of the fold in records of a single one.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Epoch:
     cumulative_seconds: float
     validation_accuracy: float | None = None
     validation_loss: float | None = None
+    fold: int | None = None
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,10 @@ from adaptkit.training.trainable import adapt, count
 from adaptkit.version import __version__
 
 #: params that an imported run copies from the run whose base it uses
-KEPT = ("dataset", "target", "shift", "backbone", "image_size", "skip_bad_images", "split", "base", "data_dir")
+KEPT = (
+    *("dataset", "target", "table", "folder", "shift", "backbone", "image_size", "skip_bad_images", "split", "base"),
+    "data_dir",
+)
 METRICS = {"clean": FINAL_TEST_ACCURACY, "shifted": FINAL_SHIFTED_ACCURACY}
 
 

@@ -15,11 +15,11 @@ from adaptkit.comparison.optimism import selection_optimism
 from adaptkit.comparison.records import ArmResult, Comparison
 from adaptkit.comparison.statistics import estimate
 from adaptkit.errors import BadInput, RunFailed, TrackingLost, suggestion
-from adaptkit.experiment.adaptation import open_stage
 from adaptkit.experiment.base_cache import Base
 from adaptkit.experiment.outcome import Expectation, RefitSummary
 from adaptkit.experiment.prepare import Experiment, load_data, prepare
 from adaptkit.experiment.refit import RefitOrigin, all_labels, refit_once
+from adaptkit.experiment.stage import open_stage
 from adaptkit.models.run_images import rebuilt_request
 from adaptkit.models.trained import find_base, given_plugins
 from adaptkit.names import BASE_FINGERPRINT_TAG, BASE_RUN_ID_TAG, COMPARED_RUNS_TAG, PARENT_TAG, TIME_TRAIN_SECONDS

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -41,6 +41,7 @@ from adaptkit.resumption.interrupted import (
     require_unchanged,
     stored_progress,
 )
+from adaptkit.settings.request import recorded
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.settings.settings import flatten
 from adaptkit.system.core_sharing import Seat
@@ -179,7 +180,7 @@ def _prepared(interrupted: InterruptedRun, request: ResumeRequest, watch: Watch)
     if versions := changed_versions(record):
         watch.notice(f"{record.name}: {versions}: the last digits may differ")
     plugins = given_plugins([*record.plugin_files, *request.plugins], request.backbone)
-    values: dict[str, Any] = dict(flatten(yaml.safe_load(record.config)))
+    values = recorded(dict(flatten(yaml.safe_load(record.config))))
     try:
         experiment = prepare(resolve([Layer(values)], plugins))
     except BadInput as error:

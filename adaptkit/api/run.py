@@ -69,6 +69,9 @@ def run(
     augment: str | Mapping[str, float] | None = None,
     bn: str | None = None,
     seeds: int | str | Sequence[int] | None = None,
+    protocol: str | None = None,
+    folds: int | str | None = None,
+    keep_folds: bool | None = None,
     shots: int | None = None,
     epochs: int | None = None,
     lr: float | None = None,
@@ -108,9 +111,10 @@ def run(
     settings : mapping, optional
         Any settings by key, such as {"base.epochs": 2}.
     dataset : str, optional
-        Source: "mnist5k" (default), another data set, "folder:PATH", or "none" for pretrained weights without a source.
+        Source: "mnist5k" (default), another data set, "folder:PATH", "table:FILE", or "none" for pretrained weights
+        without a source. "table:FILE?site=A" selects rows by the value of a column.
     target : str, optional
-        Target, such as "folder:PATH". Default: the source under `shift`.
+        Target, such as "folder:PATH" or "table:FILE?site=B". Default: the source under `shift`.
     shift : str or mapping, optional
         Shift from source to target images, such as "rotate=45,noise=0.3" (default without a target) or {"rotate": 30}.
     severity : str, float or sequence of float, optional
@@ -129,8 +133,15 @@ def run(
         Whether the statistics of frozen BatchNorm layers are kept (default) or adapted to the target.
     seeds : int, str or sequence of int, optional
         One run of each strategy for each seed: 3, "0-4", "0,2,5" or [0, 1]. Default: 0.
+    protocol : {"folds", "given", "draws"}, optional
+        How labels are used: cross-validation, the target's own test part, or few-shot draws from a pool. Default:
+        "given" for own images with a test part, "folds" for other own images, else "draws".
+    folds : int or str, optional
+        Number of folds, or "by:COLUMN" to hold out one value of a column at a time. Default: 5.
+    keep_folds : bool, optional
+        Keep the adapters of all folds, also if they take more than 50 MB.
     shots : int, optional
-        Labelled target images of each class. Default: 50.
+        Labelled target images of each class in each training. Default: 50 with draws, otherwise all.
     epochs, batch_size : int, optional
         Epochs and batch size of adaptation. Defaults: 10 and 32.
     lr : float, optional

@@ -94,6 +94,9 @@ def sweep(
     augment: str | Mapping[str, float] | None = None,
     bn: str | None = None,
     seeds: int | str | Sequence[int] | None = None,
+    protocol: str | None = None,
+    folds: int | str | None = None,
+    keep_folds: bool | None = None,
     shots: int | None = None,
     epochs: int | None = None,
     lr: float | None = None,
@@ -138,7 +141,8 @@ def sweep(
     report : path, optional
         Folder for a report of the comparison.
     options, preset, config, settings, dataset, target, shift, severity, backbone, weights, image_size, \
-    skip_bad_images, augment, bn, seeds, shots, epochs, lr, batch_size, optimizer, weight_decay, evaluate_shifted, \
+    skip_bad_images, augment, bn, seeds, protocol, folds, keep_folds, shots, \
+    epochs, lr, batch_size, optimizer, weight_decay, evaluate_shifted, \
     device, precision, checkpointing, data_dir, experiment, plugins, tracking_uri, refresh_base, feature_cache
         As in `adaptkit.run`.
 

@@ -111,6 +111,9 @@ def tune(
     augment: str | Mapping[str, float] | None = None,
     bn: str | None = None,
     seeds: int | str | Sequence[int] | None = None,
+    protocol: str | None = None,
+    folds: int | str | None = None,
+    keep_folds: bool | None = None,
     shots: int | None = None,
     epochs: int | None = None,
     lr: float | None = None,
@@ -157,7 +160,8 @@ def tune(
     report : path, optional
         Folder for a report of the comparison.
     options, preset, config, settings, dataset, target, shift, severity, backbone, weights, image_size, \
-    skip_bad_images, augment, bn, shots, epochs, lr, batch_size, optimizer, weight_decay, evaluate_shifted, device, \
+    skip_bad_images, augment, bn, protocol, folds, keep_folds, shots, \
+    epochs, lr, batch_size, optimizer, weight_decay, evaluate_shifted, device, \
     precision, checkpointing, data_dir, experiment, plugins, tracking_uri, refresh_base, feature_cache
         As in `adaptkit.run`.
 

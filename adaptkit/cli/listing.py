@@ -87,7 +87,8 @@ def datasets() -> None:
     \b
     Example: adaptkit datasets
 
-    `--dataset` and `--target` take these names.
+    `--dataset` and `--target` take these names. NAME?COLUMN=VALUE selects rows of a data set with columns, as in
+    'table:labels.csv?site=A'.
     """
 
 

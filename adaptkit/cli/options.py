@@ -123,7 +123,11 @@ strategy_options = bundle(
         metavar="NAME",
         help="Source: see `adaptkit datasets`; none for pretrained weights.  [default: mnist5k]",
     ),
-    click.option("--target", metavar="NAME", help="Target, e.g. folder:PATH.  [default: the source under the shift]"),
+    click.option(
+        "--target",
+        metavar="NAME",
+        help="Target, e.g. folder:PATH or table:FILE.  [default: the source under the shift]",
+    ),
     click.option(
         "--shift",
         metavar="NAME=X,...",
@@ -157,6 +161,17 @@ strategy_options = bundle(
 )
 
 recipe_options = bundle(
+    click.option(
+        "--protocol",
+        metavar="NAME",
+        help="How labels are used: folds, given (the target's own test part) or draws.  [default: chosen by the data]",
+    ),
+    click.option(
+        "--folds",
+        metavar="K|by:COLUMN",
+        help="Cross-validation with K folds, or with one value of a column held out at a time.  [default: 5]",
+    ),
+    click.option("--keep-folds", is_flag=True, help="Keep the adapters of all folds, also above 50 MB."),
     click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10]"),
     click.option("--lr", metavar="X", help="Learning rate of adaptation.  [default: the strategy's]"),
     click.option("--batch-size", metavar="N", help="Batch size for adaptation.  [default: 32]"),
@@ -211,7 +226,8 @@ engine_options = bundle(
 #: settings that have an option of the same name
 SETTING_OPTIONS = (
     "preset", "dataset", "target", "shift", "backbone", "weights", "image_size", "augment", "bn",
-    "skip_bad_images", "epochs", "lr", "batch_size", "data_dir", "device", "precision", "experiment", "severity",
+    "skip_bad_images", "protocol", "folds", "keep_folds",
+    "epochs", "lr", "batch_size", "data_dir", "device", "precision", "experiment", "severity",
 )  # fmt: skip
 
 

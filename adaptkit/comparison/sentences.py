@@ -25,6 +25,7 @@ from adaptkit.names import (
     TIME_TRAIN_SECONDS,
     TUNING_TAG,
 )
+from adaptkit.settings.request import OVERLAPPING
 from adaptkit.settings.severities import written
 
 #: with more pairs than this, only those of the best arm have a sentence
@@ -263,6 +264,14 @@ def _front_sentence(comparison: Comparison) -> str:
     return sentence
 
 
+#: protocol -> what the verdicts do not cover yet
+PRELIMINARY = {
+    "folds": "Preliminary: repeats of the same cross-validation are counted as if they were independent.",
+    "given": "Preliminary: seeds with the same training images are counted as if they had different ones.",
+    "draws": "Preliminary: draws from one pool are counted as if they came from different pools.",
+}
+
+
 def scope_sentence(comparison: Comparison) -> str:
     """Return the scope of the verdicts: the base, the test images and the draws to which they apply."""
     metric = comparison.metric
@@ -277,6 +286,9 @@ def scope_sentence(comparison: Comparison) -> str:
     accuracies = [accuracy.mean for accuracy in judged if accuracy is not None]
     error = sampling_error(sum(accuracies) / len(accuracies), images)
     sentence += f" The 95 % sampling error of an accuracy is ±{100 * error:.1f} points."
+    protocol = comparison.setup.get("protocol", OVERLAPPING)
+    if protocol != OVERLAPPING:
+        return f"{sentence} {PRELIMINARY[protocol]}"
     if any(len(arm.seeds) > 1 for arm in comparison.arms):
         drawn, pool = (comparison.setup.get(key, "") for key in ("drawn_images", "pool_images"))
         if drawn.isdigit() and pool.isdigit() and int(pool):

@@ -13,14 +13,26 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Corpus, Dataset, Images, Reading, Shift, StoredPixels
-from adaptkit.data.columns import GROUP
-from adaptkit.data.duplicates import Members, repetitions
+from adaptkit.data.columns import GROUP, divided_groups, grouped_by
+from adaptkit.data.duplicates import Members, across_groups, repetitions
 from adaptkit.data.pixels import NamedPixels, alike, chunks, held, resized
-from adaptkit.data.split import NOTHING, Part, source_parts, split_part, target_parts
+from adaptkit.data.protocols import (
+    DRAWS,
+    Labels,
+    Protocol,
+    Wanted,
+    choose_protocol,
+    column_values,
+    domain_numbers,
+    fold_numbers,
+    small_classes,
+)
+from adaptkit.data.split import FOLDS, GIVEN, NOTHING, Part, source_parts, split_part, target_parts
 from adaptkit.data.split_files import SplitPart, read_split, split_text
 from adaptkit.data.views import LazyViews, Views, views_of
 from adaptkit.errors import BadInput, located
 from adaptkit.seeds import derive_seed
+from adaptkit.settings.request import OVERLAPPING
 
 if TYPE_CHECKING:
     from adaptkit.settings.settings import SplitSettings
@@ -159,7 +171,21 @@ class Domains:
     split_text: str
     #: target test images before any shift
     unshifted: Tensor | StoredPixels
+    #: how the labels of the target are used; with folds, the target test images are the images of the pool
+    protocol: Protocol
     notices: tuple[str, ...] = ()
+    #: with folds that hold out a value of a column: the number of the value of each image of the pool, and the values
+    held_out: tuple[Tensor, tuple[str, ...]] | None = None
+
+    @property
+    def labels(self) -> Labels:
+        """Return the labels of the pool, with groups if there are any."""
+        return Labels(self.pool.labels, self.classes, self.pool.columns.get(GROUP))
+
+    @property
+    def is_pool_tested(self) -> bool:
+        """Return whether the images of the pool are also the target test images, in the same order."""
+        return self.protocol.name == FOLDS
 
     @property
     def channels(self) -> int:
@@ -206,6 +232,7 @@ def load_domains(
     data_dir: Path,
     reading: Reading | None = None,
     image_size: int | None = None,
+    wanted: Wanted | None = None,
     names: tuple[str | None, str | None] = (None, None),
 ) -> Domains:
     """Return the source, the pool and the test sets; equal settings give equal bits.
@@ -229,34 +256,51 @@ def load_domains(
         corpus = load_checked(published, data_dir, reading=size, name=title)
         return corpus if image_size is None else resized(corpus, image_size)
 
-    corpus, foreign = _both(load, (dataset, name), (target, target_name))
+    corpus, foreign = grouped_by(split.group, _both(load, (dataset, name), (target, target_name)))
+    protocol = choose_protocol(
+        wanted := wanted or Wanted(OVERLAPPING, shots=1),
+        target=target_name if target is not None else name,
+        is_own=target is not None and _is_own(target, target_name),
+        has_test=foreign is not None and foreign.test is not None,
+    )
+    limited: tuple[str, ...] = ("source", "pool", "test")
+    if protocol.name in (FOLDS, GIVEN):
+        split = split.unlimited(wanted.explicit)
+        limited = limited if foreign is None else ("source", "test") if corpus is not None else ("source",)
     parts: dict[str, SplitPart] = {}
     notices: tuple[str, ...] = () if earlier is None else (earlier.notice(name, target_name),)
     source = clean = None
     if corpus is not None:
         classes = corpus.train.classes
         notices += corpus.notices
-        split = split.limited(len(classes))
+        notices += across_groups(name, corpus) if foreign is None else ()
+        split = split.limited(len(classes), limited)
         source, pool, clean = map(_held, source_parts(corpus, name, split, earlier=earlier, pool=foreign is None))
         parts |= {"source": split_part(corpus, name, source), "clean_test": split_part(corpus, name, clean)}
         if foreign is None:
-            shifted = clean
-            parts |= {"pool": split_part(corpus, name, pool), "shifted_test": parts["clean_test"]}
+            shifted = pool if protocol.name == FOLDS else clean
+            parts |= {"pool": split_part(corpus, name, pool)}
+            parts |= {} if protocol.name == FOLDS else {"shifted_test": parts["clean_test"]}
     if foreign is not None:
-        notices += foreign.notices
+        notices += tuple(notice for notice in foreign.notices if notice not in notices)
+        notices += across_groups(target_name, foreign) + divided_groups(target_name, foreign)
         if source is None or clean is None:
             classes = foreign.train.classes
-            split = split.limited(len(classes))
+            split = split.limited(len(classes), limited)
         else:
             foreign = relabelled(foreign, target_name, classes=classes, source=name)
         avoid = [part for part in (source, clean) if part is not None]
-        chosen, copies = target_parts(foreign, target_name, split, earlier=earlier, source=name, avoid=avoid)
+        chosen, copies = target_parts(
+            foreign, target_name, split, earlier=earlier, source=name, avoid=avoid, protocol=protocol.name
+        )
         notices += copies
-        titles = ("pool", "shifted_test")
-        parts |= {title: split_part(foreign, target_name, part) for title, part in zip(titles, chosen, strict=True)}
+        parts |= {title: split_part(foreign, target_name, part) for title, part in chosen.items()}
         model = None if source is None else source.images.pixels.shape
-        pool, shifted = (_held(_like(part, model, f"target {target_name}")) for part in chosen)
-    compared = {"the pool": ("pool", pool), "the source": ("source", source), "the test set": ("shifted_test", shifted)}
+        made = {title: _held(_like(part, model, f"target {target_name}")) for title, part in chosen.items()}
+        pool, shifted = made["pool"], made.get("shifted_test", made["pool"])
+    compared = {"the pool": ("pool", pool), "the source": ("source", source)}
+    if shifted is not pool:
+        compared["the test set"] = ("shifted_test", shifted)
     if clean is not shifted:
         compared["the source test set"] = ("clean_test", clean)
     notices += repetitions(
@@ -270,6 +314,18 @@ def load_domains(
         source_digest = _digest("source", *classes, *_content(source.images), *_content(clean_test))
         positions = [source.index, pool.index, clean_test.index, shifted_test.index]
     target_digest = _digest("target", *classes, *_content(pool.images), *_content(shifted_test))
+    held_out, groups = None, pool.images.columns.get(GROUP, ())
+    if protocol.by is not None:
+        held_out = domain_numbers(column_values(pool.images.columns, protocol.by, "folds"))
+        protocol = replace(protocol, folds=len(held_out[1]))
+    elif protocol.name == DRAWS and groups:
+        raise BadInput("protocol draws: a draw would divide groups between training and test; use --protocol folds")
+    elif protocol.folds is not None:
+        labels = Labels(pool.images.labels, classes, groups or None)
+        fold_numbers(labels, protocol.folds, seed=0)  # raises BadInput if it is not possible
+        notices += tuple(filter(None, [small_classes(labels, protocol.folds)]))
+    # The limit of images is not covered: runs with different limits are compared. Nor are the divisions of seeds.
+    facts = () if protocol.name == OVERLAPPING else (repr((protocol.name, protocol.folds, protocol.by)), *groups)
     return Domains(
         classes=classes,
         source=pool.images.take(NOTHING) if source is None else source.images,
@@ -279,12 +335,19 @@ def load_domains(
         shifted_test=shifted_test,
         source_digest=source_digest,
         target_digest=target_digest,
-        fingerprint=_digest(source_digest, target_digest, shift_text, *positions),
+        fingerprint=_digest(source_digest, target_digest, shift_text, *positions, *facts),
         split=split,
         split_text=split_text(classes, parts),
         unshifted=shifted.images.pixels,
         notices=notices,
+        protocol=protocol,
+        held_out=held_out,
     )
+
+
+def _is_own(target: Dataset, name: str) -> bool:
+    """Return whether a data set consists of the user's own images: a folder, a table, or the data set of a plugin."""
+    return name.partition(":")[0] in ("folder", "table") or not type(target).__module__.startswith("adaptkit.")
 
 
 def _both(

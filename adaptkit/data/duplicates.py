@@ -9,15 +9,26 @@ from dataclasses import dataclass
 import numpy
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
-from adaptkit.contracts import Images
+from adaptkit.contracts import Corpus, Images
+from adaptkit.data.columns import GROUP
 from adaptkit.data.pixels import chunks
+from adaptkit.data.shifts import luminance
 from adaptkit.system.streams import printable_line
 
 #: number of images whose keys are computed at a time, so that they fit into the cache of a processor
 ROWS = 256
 #: maximum number of images that a message names
 SHOWN = 3
+#: maximum number of images that are searched for near-duplicates; the time is proportional to its square
+COMPARED = 10_000
+#: side of the small images that are compared
+SMALL = 16
+#: maximum difference (root mean square) of near-duplicates in units of the standard deviation of an image
+DIFFERENCE = 0.05
+#: sum of squared differences that rounding can cause
+EXACT = 4.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,68 @@ def repetitions(parts: Mapping[str, Members]) -> tuple[str, ...]:
                 count = f"{len(copies)} of {len(parts[test].names)} images"
                 lines.append(f"{count} of {test} are exact copies of images in {other}: {named(copies)}")
     return (*lines, *_contradictions([[(parts[titles[part]], index) for part, index in group] for group in groups]))
+
+
+def near_duplicates(images: Images, parts: Tensor) -> list[tuple[int, int]]:
+    """Return pairs of images of different parts that look the same: an image, and the first earlier one like it.
+
+    `parts` is int64 `[n]`, such as the number of the fold or of the group of each image. Images look the same if they
+    are almost equal in grey and at a size of 16 x 16, as after scaling or compressing again. At most `COMPARED` images
+    are compared; of more images, none are.
+    """
+    if len(images) > COMPARED or len(parts.unique()) < 2:
+        return []
+    small = torch.cat([_small(part) for chunk in chunks(images.pixels) for part in chunk.split(ROWS)])
+    contrast = small.var(dim=1, correction=0)
+    # Centred numbers are small, so that their products are exact enough.
+    small = small - small.mean(dim=0)
+    squares = small.square().sum(dim=1)
+    pairs = []
+    for start in range(0, len(small), ROWS):
+        rows = slice(start, start + ROWS)
+        distances = squares[rows, None] + squares - 2 * small[rows] @ small.T
+        allowed = SMALL**2 * DIFFERENCE**2 * torch.maximum(contrast[rows, None], contrast) + EXACT
+        alike = (distances <= allowed) & (parts[rows, None] != parts)
+        alike = alike.tril(start - 1)  # the earlier images
+        found = alike.any(dim=1).nonzero().flatten()
+        first = alike[found].to(torch.uint8).argmax(dim=1)
+        pairs += [(start + image, other) for image, other in zip(found.tolist(), first.tolist(), strict=True)]
+    return pairs
+
+
+def near_duplicate_notices(title: str, images: Images, parts: Tensor, kind: str) -> tuple[str, ...]:
+    """Return the notice about images that look like images of another part; `kind` of part is group or fold."""
+    pairs = near_duplicates(images, parts)
+    if not pairs:
+        return ()
+    names = images.ids or range(len(images))
+    texts = [f"{named([names[image]])} = {named([names[other]])}" for image, other in pairs[:SHOWN]]
+    more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
+    count = "1 image looks" if len(pairs) == 1 else f"{len(pairs)} images look"
+    return (f"{title}: {count} like an image of another {kind}: {', '.join(texts)}{more}",)
+
+
+def across_groups(title: str, corpus: Corpus) -> tuple[str, ...]:
+    """Return the notice about images that look like images of another group, if the data set has groups."""
+    parts = [images for images in (corpus.train, corpus.test) if images is not None and GROUP in images.columns]
+    return tuple(
+        notice
+        for images in parts
+        for notice in near_duplicate_notices(title, images, _numbers(images.columns[GROUP]), kind="group")
+    )
+
+
+def _numbers(values: Sequence[str]) -> Tensor:
+    """Return a number for each value."""
+    number = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    return torch.tensor([number[value] for value in values], dtype=torch.int64)
+
+
+def _small(pixels: Tensor) -> Tensor:
+    """Return uint8 images as rows of the grey values of 16 x 16 areas, float32 `[n, 256]` in 0..255."""
+    grey = pixels.float()
+    grey = luminance(grey) if grey.shape[1] == 3 else grey.mean(dim=1, keepdim=True)
+    return adaptive_avg_pool2d(grey, SMALL).flatten(1)
 
 
 def _contradictions(groups: Sequence[Sequence[tuple[Members, int]]]) -> list[str]:

@@ -11,18 +11,19 @@ that version can be reproduced.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy
 import torch
 from torch import Tensor
 
-from adaptkit.data.split import draw
+from adaptkit.data.split import FOLDS, GIVEN, draw
 from adaptkit.errors import BadInput, listed, suggestion
 from adaptkit.seeds import derive_seed
+from adaptkit.settings.request import OVERLAPPING
 
-FOLDS, GIVEN, DRAWS, OVERLAPPING = "folds", "given", "draws", "overlapping"
+DRAWS = "draws"
 #: number of folds if the user does not set it
 DEFAULT_FOLDS = 5
 #: start of the value of `folds` that holds out one value of a column at a time
@@ -170,6 +171,12 @@ def fold_fits(labels: Labels, assigned: Tensor, *, shots: int | None, seed: int)
     return tuple(fits)
 
 
+def given_fit(labels: Labels, *, shots: int | None, seed: int) -> Fit:
+    """Return the fit that trains on all images, or with `shots` on at most this number of each class."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(derive_seed(seed, "draw")))
+    return Fit((order if shots is None else _first_of_each_class(order, labels.numbers, shots)).sort().values)
+
+
 def _first_of_each_class(indices: Tensor, numbers: Tensor, shots: int) -> Tensor:
     kept = [indices[numbers[indices] == label][:shots] for label in numbers[indices].unique().tolist()]
     return torch.cat(kept)
@@ -216,7 +223,7 @@ def small_classes(labels: Labels, folds: int) -> str | None:
     return f"folds: {listed(few)}: fewer images than the {folds} folds, so some folds evaluate none of them"
 
 
-def column_values(columns: dict[str, tuple[str, ...]], name: str, title: str) -> tuple[str, ...]:
+def column_values(columns: Mapping[str, tuple[str, ...]], name: str, title: str) -> tuple[str, ...]:
     """Return the values of a column; raise BadInput, with the nearest name, if the data set does not have it."""
     if name not in columns:
         hint = suggestion(name, columns) if columns else "; this data set has no columns"

@@ -14,12 +14,14 @@ from torch import Generator, Tensor
 
 from adaptkit.contracts import Corpus, Images
 from adaptkit.data.duplicates import equal_images, named
-from adaptkit.data.pixels import held, names_of
+from adaptkit.data.pixels import held, joined, names_of
 from adaptkit.data.split_files import Split, SplitPart, positions
 from adaptkit.errors import BadInput
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.settings import SplitSettings
 
+#: names of protocols that use all images; `adaptkit.data.protocols` describes them
+FOLDS, GIVEN = "folds", "given"
 #: percentages of the parts if a data set is too small for the requested sizes
 SHARES = {"source": 50, "pool": 20, "test": 30}
 
@@ -146,22 +148,54 @@ def source_parts(
 
 
 def target_parts(
-    corpus: Corpus, name: str, settings: SplitSettings, *, earlier: Split | None, source: str, avoid: Sequence[Part]
-) -> tuple[list[Part], tuple[str, ...]]:
+    corpus: Corpus,
+    name: str,
+    settings: SplitSettings,
+    *,
+    earlier: Split | None,
+    source: str,
+    avoid: Sequence[Part],
+    protocol: str,
+) -> tuple[dict[str, Part], tuple[str, ...]]:
     """Return pool and test images of a target, and notices about images that are left out; raise BadInput if too few.
 
-    Images that also occur in `avoid`, parts of the data set `source`, are left out.
+    Images that also occur in `avoid`, parts of the data set `source`, are left out. With the protocol `folds` there is
+    only a pool. It and the parts of `given` have all images, unless the settings limit them.
     """
-    parts = _parts_of_split(corpus, name, earlier=earlier, titles=["pool", "shifted_test"])
+    titles = ["pool"] if protocol == FOLDS else ["pool", "shifted_test"]
+    parts = _parts_of_split(corpus, name, earlier=earlier, titles=titles)
     notices: tuple[str, ...] = ()
     if parts is None:
         copies = _Copies(avoid)
-        _, *chosen = _parts(corpus, settings, "target", pool=settings.pool, test=settings.test, copies=copies)
-        parts = dict(zip(("pool", "shifted_test"), chosen, strict=True))
-        remaining = sum(len(part.index) for part in chosen)
+        if protocol in (FOLDS, GIVEN):
+            parts = _whole_parts(corpus, settings, protocol=protocol, copies=copies)
+        else:
+            _, *chosen = _parts(corpus, settings, "target", pool=settings.pool, test=settings.test, copies=copies)
+            parts = dict(zip(titles, chosen, strict=True))
+        remaining = sum(len(part.index) for part in parts.values())
         notices = copies.notices(name, source, remaining, _names(corpus))
-    _require_enough(name, corpus, parts, notices)
-    return [parts["pool"], parts["shifted_test"]], notices
+    # Folds are checked when they are made.
+    fewest = {FOLDS: 0, GIVEN: 1}.get(protocol, FEWEST)
+    _require_enough(name, corpus, parts, notices, fewest=fewest)
+    return parts, notices
+
+
+def _whole_parts(corpus: Corpus, settings: SplitSettings, *, protocol: str, copies: _Copies) -> dict[str, Part]:
+    """Return all images of a target: as one pool for folds, or as a pool and its own test images."""
+    count = len(corpus.train)
+    parts = {"pool": Part(corpus.train, torch.arange(count))}
+    if corpus.test is not None:
+        if protocol == GIVEN:
+            parts["shifted_test"] = Part(corpus.test, torch.arange(len(corpus.test)) + count)
+        else:
+            parts["pool"] = Part(joined(corpus.train, corpus.test), torch.arange(count + len(corpus.test)))
+    chosen = {}
+    for title, part in parts.items():
+        part = copies.excluded(copies.excluded(part, stored=False), stored=True)
+        limit = settings.pool if title == "pool" else settings.test
+        size = min(limit or len(part.index), len(part.index))
+        (chosen[title],) = _divide(part, [size], split=settings, purpose=f"all {title}")
+    return chosen
 
 
 def split_part(corpus: Corpus, name: str, part: Part) -> SplitPart:
@@ -189,6 +223,8 @@ def _parts_of_split(
     names = _names(corpus)
     count = len(corpus.train) + (0 if corpus.test is None else len(corpus.test))
     parts = {}
+    if list(titles) == ["pool"] and corpus.test is not None:
+        corpus = Corpus(joined(corpus.train, corpus.test))
     for title in titles:
         part = earlier.part(title)
         if names is None and part.dataset != name:
@@ -296,7 +332,9 @@ class _Copies:
         return tuple(lines)
 
 
-def _require_enough(name: str, corpus: Corpus, parts: Mapping[str, Part], reasons: Sequence[str] = ()) -> None:
+def _require_enough(
+    name: str, corpus: Corpus, parts: Mapping[str, Part], reasons: Sequence[str] = (), *, fewest: int = FEWEST
+) -> None:
     """Raise BadInput if a part has too few images of a class."""
     shown = {"clean_test": "test", "shifted_test": "test"}
     counts = {title: _counts(part.images) for title, part in parts.items()}
@@ -304,13 +342,13 @@ def _require_enough(name: str, corpus: Corpus, parts: Mapping[str, Part], reason
         (label, count, shown.get(title, title))
         for title, class_counts in counts.items()
         for label, count in zip(corpus.train.classes, class_counts, strict=True)
-        if count < FEWEST
+        if count < fewest
     ]
     if not short:
         return
     # Without official test images, all parts come from the training images.
     titles = [shown.get(title, title) for title in parts if corpus.test is None or title not in shown]
-    needed = FEWEST * len(titles)
+    needed = fewest * len(titles)
     rare = [
         f"{'1 image' if count == 1 else f'{count} images'} of class {label!r}"
         for label, count in zip(corpus.train.classes, _counts(corpus.train), strict=True)
@@ -318,7 +356,7 @@ def _require_enough(name: str, corpus: Corpus, parts: Mapping[str, Part], reason
     ]
     if rare:
         purpose = f"{', '.join(titles[:-1])} and {titles[-1]}" if len(titles) > 1 else titles[0]
-        each = f"{needed}, {FEWEST} of them for each of {purpose}" if len(titles) > 1 else f"{needed} for {purpose}"
+        each = f"{needed}, {fewest} of them for each of {purpose}" if len(titles) > 1 else f"{needed} for {purpose}"
         where = "" if corpus.test is None else " next to its test images"
         raise BadInput(
             f"data set {name}: too few images: {_listed(rare)}{where}; a class needs {each}",
@@ -327,7 +365,7 @@ def _require_enough(name: str, corpus: Corpus, parts: Mapping[str, Part], reason
     missing = [f"{count} of class {label!r} in {title}" for label, count, title in short]
     keys = " and ".join(f"split.{title}" for title in dict.fromkeys(title for *_, title in short))
     raise BadInput(
-        f"data set {name}: too few images: {_listed(missing)}; each part needs {FEWEST} of each class (see {keys})",
+        f"data set {name}: too few images: {_listed(missing)}; each part needs {fewest} of each class (see {keys})",
         *reasons,
     )
 

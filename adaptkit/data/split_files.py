@@ -65,6 +65,15 @@ def split_text(classes: Sequence[str], parts: Mapping[str, SplitPart]) -> str:
     return f'{start}  "sha256": "{_sha256(content)}"\n}}\n'
 
 
+def with_folds(text: str, folds: Sequence[int]) -> str:
+    """Return the text of a split with the number of the fold that evaluates each image of the pool, in its order."""
+    content = json.loads(text)
+    del content["sha256"]
+    content["folds"] = list(folds)
+    head, _, _ = text.rpartition('  "sha256"')
+    return f'{head}  "folds": {json.dumps(list(folds))},\n  "sha256": "{_sha256(content)}"\n}}\n'
+
+
 def _sha256(content: Mapping[str, Any]) -> str:
     """Return the sha256 of the content of a split, independent of its layout."""
     signed = {key: value for key, value in content.items() if key != "sha256"}
@@ -83,6 +92,8 @@ def is_same_split(text: bytes, now: str) -> bool:
             return False
         current = json.loads(now)
         del current["sha256"]
+        earlier.pop("folds", None)  # they follow from the seed
+        current.pop("folds", None)
         if signed is not None and _renamed(earlier["parts"], current["parts"]):
             current["parts"] = earlier["parts"]
         return bool(earlier == current)
@@ -124,7 +135,7 @@ def read_split(path: Path) -> Split:
             f"split.file {path}: the file was changed after it was written: its sha256 is {actual}; if you edited "
             'it on purpose, delete the line "sha256" or set it to this value'
         )
-    keys = ("classes", "parts", "sha256")
+    keys = ("classes", "parts", "folds", "sha256")
     if others := sorted(content.keys() - set(keys)):
         raise BadInput(*(f"split.file {path}: unknown key {name!r}{suggestion(name, keys)}" for name in others))
     if problems := _problems(split):

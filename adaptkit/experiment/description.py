@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from adaptkit.events import RunInput, RunStart
 from adaptkit.experiment.base_cache import Base
-from adaptkit.experiment.prepare import Experiment
+from adaptkit.experiment.prepare import Experiment, find_fits
 from adaptkit.names import (
     ARM_TAG,
     BASE_FINGERPRINT_TAG,
@@ -24,6 +25,7 @@ from adaptkit.names import (
     PAIR_ID_TAG,
     POOL_IMAGES_TAG,
     PROCESSES_TAG,
+    PROTOCOL_TAG,
     STARTS_AT_BASE_TAG,
     THREADS_TAG,
     TIMING_TAG,
@@ -31,7 +33,7 @@ from adaptkit.names import (
 )
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.identity import trial_key
-from adaptkit.settings.request import Arm
+from adaptkit.settings.request import OVERLAPPING, Arm
 from adaptkit.system.core_sharing import Occupancy
 from adaptkit.version import __version__
 
@@ -62,7 +64,8 @@ def describe_run(
         DRAWN_IMAGES_TAG: str(plan.drawn_images),
         BASE_FINGERPRINT_TAG: base.fingerprint,
         DATA_FINGERPRINT_TAG: domains.fingerprint,
-        PAIR_ID_TAG: f"{domains.fingerprint[:12]}-{seed}",
+        PAIR_ID_TAG: _pair_id(experiment, seed),
+        PROTOCOL_TAG: plan.protocol,
         TRIAL_KEY_TAG: trial_key(
             "adaptation", params, data_fingerprint=domains.fingerprint, base_fingerprint=base.fingerprint
         ),
@@ -81,6 +84,7 @@ def describe_run(
     if domains.clean_test is not None:
         source = (RunInput(name=plan.dataset, context="source", digest=domains.source_digest, source=plan.dataset),)
         history = f"trained on {plan.source_images} images of `{plan.dataset}`"
+    in_folds = f" in each of {plan.folds} folds" if plan.folds else ""
     if base_run_id:
         tags[BASE_RUN_ID_TAG] = base_run_id
     return RunStart(
@@ -99,12 +103,27 @@ def describe_run(
         ),
         description=(
             f"Strategy **{arm.label}** adapts a `{plan.backbone}` base, {history}, to {target} with "
-            f"{plan.drawn_images} labelled images (seed {seed})."
+            f"{plan.drawn_images} labelled images{in_folds} (seed {seed})."
         ),
     )
 
 
-def adapter_card(experiment: Experiment, base: Base, *, arm: Arm, seed: int, tensors: Iterable[str]) -> dict[str, Any]:
+def _pair_id(experiment: Experiment, seed: int) -> str:
+    """Return what runs share that use the same images in the same way: the data, and what trains and is evaluated."""
+    domains, request = experiment.domains, experiment.request
+    start = domains.fingerprint[:12]
+    if experiment.plan.protocol == OVERLAPPING:
+        return f"{start}-{seed}"
+    sha = hashlib.sha256()
+    for fit in find_fits(request, domains, seed):
+        evaluated = () if fit.evaluated is None else fit.evaluated.tolist()
+        sha.update(f"{sorted(fit.train.tolist())} {list(evaluated)}".encode())
+    return f"{start}-{sha.hexdigest()[:12]}"
+
+
+def adapter_card(
+    experiment: Experiment, base: Base, *, arm: Arm, init_seed: int, tensors: Iterable[str]
+) -> dict[str, Any]:
     """Return the card of an adapter file; `tensors` are the names of the tensors in it."""
     domains = experiment.domains
     return {
@@ -113,7 +132,7 @@ def adapter_card(experiment: Experiment, base: Base, *, arm: Arm, seed: int, ten
         "options": dict(arm.options),
         "targets": changed_layers(tensors, base.state),
         "new_head": arm.new_head,
-        "init_seed": derive_seed(seed, "init"),
+        "init_seed": init_seed,
         "base_fingerprint": base.fingerprint,
         "backbone": experiment.request.settings.backbone,
         "backbone_options": dict(experiment.request.backbone_options),

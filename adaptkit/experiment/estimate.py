@@ -10,7 +10,7 @@ from torch import nn
 from adaptkit.data.pixels import held
 from adaptkit.data.views import views_of
 from adaptkit.experiment.base_cache import build_model
-from adaptkit.experiment.prepare import Experiment, draw_target
+from adaptkit.experiment.prepare import Experiment, draw_target, find_fits
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
 from adaptkit.training.loop import Recipe, fit
@@ -63,11 +63,13 @@ def run_seconds(experiment: Experiment, arm: Arm, epochs: int) -> float:
     )
     step, test = _measure(experiment, experiment.place(model), groups, recipe=recipe)
     tested = len(domains.clean_test or ())
-    if settings.evaluate_shifted == "epoch":
-        tested += len(domains.shifted_test)
-    drawn = len(draw_target(request, domains, settings.seed[0]))
-    epoch = math.ceil(drawn / settings.batch_size) * step + tested * test
-    return epochs * epoch + len(request.severities) * len(domains.shifted_test) * test
+    seconds = 0.0
+    for training in find_fits(request, domains, settings.seed[0]):
+        evaluated = len(domains.shifted_test) if training.evaluated is None else len(training.evaluated)
+        shifted = evaluated if settings.evaluate_shifted == "epoch" else 0
+        epoch = math.ceil(len(training.train) / settings.batch_size) * step + (tested + shifted) * test
+        seconds += epochs * epoch + len(request.severities) * evaluated * test
+    return seconds
 
 
 def _measure(

@@ -6,18 +6,20 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from adaptkit.contracts import Shift
 from adaptkit.data.pixels import held
+from adaptkit.data.protocols import Fit
 from adaptkit.data.views import Views, views_of
-from adaptkit.experiment.prepare import Experiment, draw_target
+from adaptkit.experiment.prepare import Experiment, draw_target, find_fits
 from adaptkit.seeds import derive_seed
 from adaptkit.system.folders import cache_folder, cache_limit
 from adaptkit.training.evaluation import computing, predict_logits
 from adaptkit.training.frozen.division import Division, divide
 from adaptkit.training.frozen.features import DISK_LIMIT, MEMORY_LIMIT, FeatureFiles, FeatureStore, ImageSet, Value
-from adaptkit.training.passes import DividedPasses, Passes, Test, WholePasses
+from adaptkit.training.passes import DividedPasses, FoldPasses, Passes, Test, WholePasses
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import freeze, set_train_mode
 
@@ -59,14 +61,19 @@ class ModelInputs:
             if division is not None:
                 self.store.wanted |= {division.digests[node] for node in division.cut}
 
-    def passes(self, model: nn.Module, seed: int, *, whole: bool = False, all_tests: bool = False) -> Passes:
+    def fits(self, seed: int) -> tuple[Fit, ...]:
+        """Return the trainings of a run with this seed."""
+        return find_fits(self.experiment.request, self.experiment.domains, seed)
+
+    def passes(self, model: nn.Module, seed: int, *, fit: Fit, whole: bool = False, all_tests: bool = False) -> Passes:
         """Return the inputs of an adapted model: images for the `whole` model, or features for its trained part.
 
-        The test sets are those that are evaluated after each epoch, or with `all_tests` all of them.
+        The training images are those of one fit. The test sets are those that are evaluated after each epoch, or with
+        `all_tests` all of them.
         """
         each_epoch = self.experiment.request.settings.evaluate_shifted == "epoch"
         tests = {name: test for name, test in self.tests.items() if all_tests or each_epoch or name == "clean"}
-        return self.over(
+        passes = self.over(
             model,
             lambda epoch: self.views(seed, epoch),
             labels=self.labels(seed),
@@ -74,6 +81,10 @@ class ModelInputs:
             tried=self.experiment.first_images(TRIED),
             whole=whole,
         )
+        if fit.evaluated is None:
+            return passes
+        drawn = draw_target(self.experiment.request, self.experiment.domains, seed)
+        return FoldPasses(passes, torch.searchsorted(drawn, fit.train), {"shifted": fit.evaluated})
 
     def over(
         self,
@@ -104,6 +115,8 @@ class ModelInputs:
         """Return the training images of a seed in an epoch; without shifts and augmentations all epochs share them."""
         request = self.experiment.request
         shifts = (*request.shifts, *request.augmentations)
+        if not shifts and self.experiment.domains.is_pool_tested and request.settings.shots is None:
+            return self.tests["shifted"].images  # so that the features of all images are computed once
         drawn = functools.partial(draw_target, request, self.experiment.domains, seed)
         view_seed = derive_seed(derive_seed(seed, "order"), f"views {epoch}")
         name = f"views {seed}/{epoch if shifts else 'fixed'}"

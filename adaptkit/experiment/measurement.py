@@ -31,13 +31,14 @@ from adaptkit.names import (
     SEVERITY_ACCURACY,
     SEVERITY_AREA,
     SEVERITY_ZERO_SHOT,
+    TIME_ALL_FOLDS_SECONDS,
     TIME_EVALUATION_SECONDS,
     TIME_INFERENCE_RATIO,
     TIME_TRAIN_SECONDS,
 )
 from adaptkit.settings.severities import area, written
 from adaptkit.training.evaluation import inference_ratio, predict_logits
-from adaptkit.training.objective import accuracy
+from adaptkit.training.objective import accuracy, predict_classes
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import Origin, count
 
@@ -83,15 +84,18 @@ def parameters(model: nn.Module, origin: Origin) -> dict[str, float]:
     }
 
 
-def times(experiment: Experiment, epochs: Sequence[Epoch], *, merged: nn.Module, base: nn.Module) -> dict[str, float]:
-    """Return the seconds of training and evaluation, and the merged model's inference time relative to the base."""
+def times(epochs: Sequence[Epoch], *, folds: int = 1) -> dict[str, float]:
+    """Return the seconds of training and evaluation of one model; with folds also the seconds of all."""
     evaluation = sum(epoch.evaluation_seconds for epoch in epochs)
+    total = sum(epoch.seconds for epoch in epochs)
+    single = {TIME_TRAIN_SECONDS: total - evaluation, TIME_EVALUATION_SECONDS: evaluation}
+    return single if folds == 1 else single | {TIME_ALL_FOLDS_SECONDS: folds * total}
+
+
+def relative_time(experiment: Experiment, *, merged: nn.Module, base: nn.Module) -> dict[str, float]:
+    """Return the merged model's inference time relative to the base."""
     images = next(iter(experiment.tests.values()))[0]
-    return {
-        TIME_TRAIN_SECONDS: sum(epoch.seconds for epoch in epochs) - evaluation,
-        TIME_EVALUATION_SECONDS: evaluation,
-        TIME_INFERENCE_RATIO: inference_ratio(merged, base, images),
-    }
+    return {TIME_INFERENCE_RATIO: inference_ratio(merged, base, images)}
 
 
 def merged(experiment: Experiment, model: nn.Module, strategy: Strategy) -> nn.Module:
@@ -117,13 +121,16 @@ def require_same(logits: Tensor, trained: Tensor, *, name: str, hint: str = "") 
         raise RunFailed(f"{name}'s logits differ from the trained model's by {gap:.3g}{hint}")
 
 
-def accuracies_over(experiment: Experiment, model: nn.Module, shifted: Tensor) -> dict[float, float]:
-    """Return the target accuracy of a trained model at each severity of the shift.
+def correct_over(
+    experiment: Experiment, model: nn.Module, shifted: Tensor, rows: Tensor | None = None
+) -> dict[float, int]:
+    """Return the number of target test images that a trained model has right at each severity of the shift.
 
-    `shifted` are its logits on the target test set, which has severity 1. Only the images of one severity are in memory
-    at a time. The model must be in evaluation mode.
+    `shifted` are its logits on these images under the shift itself, which has severity 1; `rows` are their positions,
+    None for all images. Only the images of one severity are in memory at a time. The model must be in evaluation mode.
     """
     labels, precision = experiment.shifted[1], experiment.request.settings.precision
+    labels = labels if rows is None else labels[rows.to(labels.device)]
     by_severity = {}
     for severity, shifts in experiment.request.severities.items():
         logits = shifted
@@ -132,7 +139,8 @@ def accuracies_over(experiment: Experiment, model: nn.Module, shifted: Tensor) -
             with RandomStream(0):
                 views = experiment.domains.test_under(shifts).to(experiment.device)
                 logits = predict_logits(model, views, precision)
-        by_severity[severity] = accuracy(logits, labels)
+                logits = logits if rows is None else logits[rows.to(logits.device)]
+        by_severity[severity] = int((predict_classes(logits) == labels.to(logits.device)).sum())
     return by_severity
 
 

@@ -45,7 +45,7 @@ class Plan:
     precision: str
     source_images: int
     pool_images: int
-    shots: int
+    shots: int | None
     drawn_images: int
     clean_test_images: int
     shifted_test_images: int
@@ -56,6 +56,11 @@ class Plan:
     epochs: int
     notices: tuple[str, ...] = ()
     seconds: float | None = None
+    #: how labels are used, the number of folds, the column that is held out, and the number of groups (0: none)
+    protocol: str = "draws"
+    folds: int | None = None
+    held_out: str | None = None
+    groups: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON types."""

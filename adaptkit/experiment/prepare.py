@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +12,30 @@ from torch import Tensor, nn
 
 from adaptkit.contracts import Reading
 from adaptkit.data.domains import Domains, TestSet, load_domains
-from adaptkit.data.split import draw
+from adaptkit.data.protocols import (
+    Fit,
+    Wanted,
+    disjoint_draw,
+    fold_fits,
+    fold_numbers,
+    given_fit,
+    most_shots,
+    overlapping_draw,
+)
+from adaptkit.data.split import FOLDS, GIVEN
 from adaptkit.data.views import Views
 from adaptkit.errors import BadInput, located
 from adaptkit.experiment.base_cache import build_model, recipe_key, usable_base
 from adaptkit.experiment.outcome import ArmPlan, Plan
 from adaptkit.experiment.preflight import find_memory_format, find_sample, try_backbone, try_strategies
-from adaptkit.seeds import derive_seed
-from adaptkit.settings.request import Request
+from adaptkit.settings.request import OVERLAPPING, Request
 from adaptkit.settings.severities import written
 from adaptkit.system.hardware import find_device, find_precision, precision_notices, require_one_process
 from adaptkit.training.recomputation import find_blocks
 from adaptkit.training.seeding import RandomStream
 
+#: seeds of a target with its own test part, if the user sets none
+GIVEN_SEEDS = (0, 1, 2)
 #: default side in pixels of images in a folder, for a backbone without an `image_size`
 IMAGE_SIZE = 64
 
@@ -90,7 +102,10 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     precision = find_precision(request.settings.precision, device)
     request = request.with_settings(device=device.type, precision=precision)
     domains = domains or load_data(request)
-    request = request.with_settings(split=domains.split, image_size=domains.size)
+    request = request.with_settings(split=domains.split, image_size=domains.size, **domains.protocol.params)
+    if domains.protocol.name == GIVEN and "seed" not in request.explicit:
+        request = request.with_settings(seed=GIVEN_SEEDS)
+    fits = find_fits(request, domains, request.settings.seed[0])  # raises BadInput for a division that is not possible
     sample = find_sample(domains)
     memory_format = find_memory_format(request, domains, sample.images)
     model = build_model(request, domains)
@@ -116,7 +131,7 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
         clean=None if domains.clean_test is None else _on_device(domains.clean_test, device),
         shifted=_on_device(domains.shifted_test, device),
         base_key=base_key,
-        plan=make_plan(request, domains, arms=arms, notices=notices, base_cached=base_cached),
+        plan=make_plan(request, domains, fits=fits, arms=arms, notices=notices, base_cached=base_cached),
         memory_format=memory_format,
     )
 
@@ -133,8 +148,9 @@ def load_data(request: Request) -> Domains:
         shift_text=request.shift_text,
         split=settings.split,
         data_dir=settings.data_dir,
-        reading=Reading(size, settings.skip_bad_images),
+        reading=Reading(size, settings.skip_bad_images, columns=settings.table.chosen, group=settings.folder.group),
         image_size=settings.image_size,
+        wanted=Wanted(settings.protocol, folds=settings.folds, shots=settings.shots, explicit=request.explicit),
     )
 
 
@@ -169,7 +185,13 @@ def checkpointing_notices(request: Request, model: nn.Module) -> list[str]:
 
 
 def make_plan(
-    request: Request, domains: Domains, *, arms: tuple[ArmPlan, ...], notices: tuple[str, ...], base_cached: bool
+    request: Request,
+    domains: Domains,
+    *,
+    fits: Sequence[Fit],
+    arms: tuple[ArmPlan, ...],
+    notices: tuple[str, ...],
+    base_cached: bool,
 ) -> Plan:
     """Return the plan of a checked request, as users see it."""
     settings = request.settings
@@ -183,7 +205,7 @@ def make_plan(
         source_images=len(domains.source),
         pool_images=len(domains.pool),
         shots=settings.shots,
-        drawn_images=len(draw_target(request, domains, settings.seed[0])),
+        drawn_images=round(sum(len(fit.train) for fit in fits) / len(fits)),
         clean_test_images=len(domains.clean_test or ()),
         shifted_test_images=len(domains.shifted_test.labels),
         classes=domains.classes,
@@ -192,13 +214,46 @@ def make_plan(
         seeds=settings.seed,
         epochs=settings.epochs,
         notices=notices,
+        protocol=domains.protocol.name,
+        folds=domains.protocol.folds,
+        held_out=domains.protocol.by,
+        groups=len(set(domains.labels.groups or ())),
     )
 
 
+def find_fits(request: Request, domains: Domains, seed: int) -> tuple[Fit, ...]:
+    """Return the trainings of one run with this seed: one for each fold, or a single one.
+
+    Their positions are those of images in the pool, and of images in the target test set. Raises BadInput for more
+    shots than the pool has.
+    """
+    protocol, labels, shots = domains.protocol, domains.labels, request.settings.shots
+    sampling = request.settings.split.sampling
+    if protocol.name in (FOLDS, GIVEN) and shots is not None and shots > (most := int(labels.numbers.bincount().max())):
+        raise BadInput(f"shots: {shots:,} images of each class, but no class has more than {most:,}; leave it out")
+    if protocol.name == FOLDS:
+        assigned = fold_numbers(labels, protocol.folds or 0, seed) if domains.held_out is None else domains.held_out[0]
+        return fold_fits(labels, assigned, shots=shots, seed=seed)
+    if protocol.name == GIVEN:
+        return (given_fit(labels, shots=shots, seed=seed),)
+    assert shots is not None
+    if protocol.name == OVERLAPPING:
+        return (Fit(overlapping_draw(labels.numbers, shots, sampling, seed)),)
+    if shots > (most := most_shots(labels.numbers)):
+        if "shots" in request.explicit:
+            raise BadInput(
+                f"shots: {shots:,} images of each class are more than half of the pool of {len(labels):,}; set at most "
+                f"--set shots={most}, {'raise split.pool' if domains.split.pool == len(labels) else 'add images'}, "
+                "or use every label with --protocol folds"
+            )
+        shots = most
+    return (Fit(disjoint_draw(labels.numbers, shots, sampling, seed)),)
+
+
 def draw_target(request: Request, domains: Domains, seed: int) -> Tensor:
-    """Return the positions in the pool of the labelled images that this seed trains on."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "draw"))
-    return draw(domains.pool.labels, request.settings.shots, request.settings.split.sampling, generator=generator)
+    """Return the positions in the pool of all images that a run with this seed trains on, in any of its fits."""
+    fits = find_fits(request, domains, seed)
+    return fits[0].train if len(fits) == 1 else torch.unique(torch.cat([fit.train for fit in fits]))
 
 
 def _on_device(test: TestSet, device: torch.device) -> tuple[Views, Tensor]:

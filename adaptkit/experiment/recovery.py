@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -26,10 +26,12 @@ from adaptkit.events import Epoch, RunStart
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.system.files import write_bytes
 from adaptkit.system.folders import state_folder
-from adaptkit.training.checkpoints import Checkpoint, Keep, read_checkpoint, uncaptured, write_checkpoint
+from adaptkit.training.checkpoints import DAMAGE, Checkpoint, Keep, read_checkpoint, uncaptured, write_checkpoint
 
 if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Resumed, Tracker
+
+T = TypeVar("T")
 
 RECORD, CHECKPOINT, LOCK = "record.json", "checkpoint.safetensors", "lock"
 #: seconds after which a folder without a record counts as abandoned
@@ -86,6 +88,10 @@ class Claim:
     def checkpoint(self) -> Path:
         """Return the path of the run's latest checkpoint; the file may not exist."""
         return self.path / CHECKPOINT
+
+    def fold(self, number: int) -> Path:
+        """Return the path of the result of a finished fold; the file may not exist."""
+        return self.path / f"fold-{number}.safetensors"
 
     def write(self, record: RecoveryRecord) -> None:
         """Write the record of the run; raises OSError."""
@@ -189,6 +195,11 @@ def file_digest(path: str) -> str:
 DISTRIBUTIONS = ("adaptkit-vision", "torch", "torchvision", "numpy")
 
 
+def _run_of(local_id: str, fold: int) -> str:
+    """Return the name of a fold of a run in its checkpoint; that of the first one is the id of the run."""
+    return f"{local_id}/{fold}" if fold else local_id
+
+
 class RunRecovery:
     """The checkpoint of one run. Without arguments, the run is not recorded and no checkpoint is kept."""
 
@@ -198,12 +209,41 @@ class RunRecovery:
         self._recovery, self._claim, self._record = recovery, held, record
         self._resumed = recovery.resumed.get(record.name) if recovery and record else None
         self._has_warned = False
+        self._fold = 0
 
-    def start(self, model: nn.Module, has_step_hook: bool = False) -> Checkpoint | None:
+    def finished_folds(self, read: Callable[[Path, int], T], count: int) -> list[T]:
+        """Return the results of the folds that an interrupted run had finished; `read(path, number)` reads one."""
+        results: list[T] = []
+        if self._claim is None:
+            return results
+        for number in range(count):
+            try:
+                results.append(read(self._claim.fold(number), number))
+            except FileNotFoundError:
+                break
+            except DAMAGE as error:
+                if self._recovery is not None:
+                    self._recovery.notice(f"fold {number + 1} is trained again: its result is damaged ({error})")
+                break
+        if results and self._recovery is not None and self._record is not None:
+            self._recovery.notice(f"{self._record.name}: {len(results)} of {count} folds were finished")
+        return results
+
+    def keep_fold(self, number: int, write: Callable[[Path], None]) -> None:
+        """Keep the result of a finished fold, and remove its checkpoint."""
+        if self._claim is None:
+            return
+        try:
+            write(self._claim.fold(number))
+            self._claim.checkpoint.unlink(missing_ok=True)
+        except OSError as error:
+            self._warn(error)
+
+    def start(self, model: nn.Module, has_step_hook: bool = False, fold: int = 0) -> Checkpoint | None:
         """Return the checkpoint from which training resumes; None if training starts at its first epoch.
 
-        `model` is ready to be trained. Strategies with a `step_ended` hook are not checkpointed: their internal state
-        is unknown.
+        The checkpoint of another fold is not used. `model` is ready to be trained. Strategies with a `step_ended` hook
+        are not checkpointed: their internal state is unknown.
         """
         if self._claim is None or self._record is None:
             return None
@@ -213,7 +253,8 @@ class RunRecovery:
             self._disable(reason)
         else:
             try:
-                checkpoint = read_checkpoint(self._claim.checkpoint, self._record.local_id)
+                self._fold = fold
+                checkpoint = read_checkpoint(self._claim.checkpoint, _run_of(self._record.local_id, fold))
                 if (misfit := checkpoint.misfit(model)) is not None:
                     raise ValueError(misfit)
             except FileNotFoundError:
@@ -242,7 +283,7 @@ class RunRecovery:
             if isinstance(checkpoint, str):
                 self._disable(checkpoint)
             elif self._record.no_checkpoint is None:
-                write_checkpoint(self._claim.checkpoint, checkpoint, self._record.local_id)
+                write_checkpoint(self._claim.checkpoint, checkpoint, _run_of(self._record.local_id, self._fold))
         except OSError as error:
             self._warn(error)
 

@@ -16,11 +16,12 @@ from adaptkit.data.columns import GROUP
 from adaptkit.data.domains import Domains
 from adaptkit.data.pixels import joined
 from adaptkit.events import Epoch, RunResult, RunStart
-from adaptkit.experiment.adaptation import HIDDEN_STATE, Stage
+from adaptkit.experiment.adaptation import HIDDEN_STATE
 from adaptkit.experiment.description import adapter_card, describe_run
 from adaptkit.experiment.inputs import TRIED
 from adaptkit.experiment.measurement import MERGED, merged, parameters, require_same
 from adaptkit.experiment.outcome import Expectation, RunSummary
+from adaptkit.experiment.stage import Stage, init_seed
 from adaptkit.names import (
     ADAPTER_CARD_FILE,
     ADAPTER_SHA256_TAG,
@@ -197,7 +198,7 @@ class Refit:
             notify("adaptkit_epoch_ended", run=self.start, epoch=epoch)
         adapted.model.eval()
         tensors = adapted.inherited.adapter(adapted.model)
-        card = adapter_card(experiment, stage.base, arm=arm, seed=seed, tensors=tensors)
+        card = adapter_card(experiment, stage.base, arm=arm, init_seed=init_seed(seed), tensors=tensors)
         files = save_adapter(self.folder / "kept", tensors, card)
         sent = stage.tracker.keep_adapter(self.start, files) if stage.tracker else None
         reloaded = stage.adapted(arm, seed)

@@ -12,11 +12,11 @@ from torch import Tensor
 from adaptkit.data.domains import Domains, TestSet
 from adaptkit.errors import BadInput
 from adaptkit.events import Epoch, RunResult, RunStart
-from adaptkit.experiment.adaptation import Stage
 from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.inputs import TRIED
 from adaptkit.experiment.outcome import RunSummary
 from adaptkit.experiment.prepare import Experiment, draw_target
+from adaptkit.experiment.stage import Stage
 from adaptkit.names import KIND_TAG, TIMING_TAG, TRIAL_KEY_TAG, VALIDATION_ACCURACY, VALIDATION_LOSS
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.identity import trial_key

@@ -37,6 +37,7 @@ BUILT_INS = (
     "adaptkit.data.sets.mnist5k",
     "adaptkit.data.sets.digits",
     "adaptkit.data.sets.folder",
+    "adaptkit.data.sets.table",
     "adaptkit.data.sets.torchvision_sets",
     "adaptkit.data.shifts",
     "adaptkit.data.augmentations",

@@ -42,6 +42,7 @@ from adaptkit.names import (
 from adaptkit.plugins.manager import Plugins
 from adaptkit.reproduction.agreement import Difference, Results, Row
 from adaptkit.settings.request import Request
+from adaptkit.settings.selection import split_name
 from adaptkit.system.files import sha256_of
 from adaptkit.tracking.environment import Environment, EnvironmentDifference, differences, environment, requirements
 from adaptkit.tracking.predictions import read_table, shares_of
@@ -268,7 +269,7 @@ class RunEnvironment:
         """Return the distributions of the plugins that the run needs, with their requirements."""
         request, settings = self.request, self.request.settings
         used = [("strategy", arm.strategy) for arm in request.arms] + [("backbone", settings.backbone)]
-        used += [("dataset", name) for name in (settings.dataset, settings.target) if name is not None]
+        used += [("dataset", split_name(name)[0]) for name in (settings.dataset, settings.target) if name is not None]
         used += [("shift", name) for name in (*request.amounts, *request.augment_amounts)]
         origins = {self.plugins.components[kind][name.partition(":")[0]].origin for kind, name in used}
         installed = [source.origin for source in self.plugins.sources if source.kind == "installed"]

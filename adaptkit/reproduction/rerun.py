@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptkit.errors import RunFailed
-from adaptkit.experiment.adaptation import open_stage
+from adaptkit.experiment.adaptation import adapt_once
 from adaptkit.experiment.base import obtain_base
 from adaptkit.experiment.base_cache import Base, drop_base, stored_base
 from adaptkit.experiment.prepare import Experiment, prepare
+from adaptkit.experiment.stage import open_stage
 from adaptkit.experiment.tuning_run import blinded, tune_once
 from adaptkit.names import BASE_FINGERPRINT_TAG, ENVIRONMENT_FILE, KIND_TAG, THREADS_TAG
 from adaptkit.plugins.manager import Plugins
@@ -117,7 +118,7 @@ def _adapt(
         record = tune_once(stage, arm, seed)
     else:
         _ = stage.base_logits  # computed first, as in an experiment
-        record = stage.run(arm, seed)
+        record = adapt_once(stage, arm, seed)
     if record.error is not None:
         raise RunFailed(record.error)
 

@@ -19,7 +19,7 @@ ALWAYS = {"augment": "none", "bn": "freeze"}
 
 def training_settings(settings: Mapping[str, str]) -> dict[str, str]:
     """Return the params that determine the training, without those of base, split, data and strategy."""
-    apart = ("base.", "split.", "shift.", "strategy.")
+    apart = ("base.", "split.", "table.", "folder.", "shift.", "strategy.")
     return {
         key: value
         for key, value in settings.items()

@@ -20,9 +20,18 @@ from adaptkit.settings.severities import written
 TRAIN_HEAD = "train_head"
 #: option of backbones: source of the pretrained weights
 WEIGHTS = "weights"
+#: groups of settings
+GROUPS = ("base", "split", "table", "folder")
 #: the draws of adaptkit 0.1, whose runs have no param `protocol`
 OVERLAPPING = "overlapping"
 OF_PROTOCOLS = ("protocol", "folds", "keep_folds")
+
+
+def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recorded settings of a run, with the draws of adaptkit 0.1 if it has no protocol."""
+    return {"protocol": OVERLAPPING, **config}
+
+
 #: settings that may differ between runs that share base, images and augmented views
 OF_A_RUN = {
     "lr",
@@ -172,16 +181,20 @@ class Request:
         return {f"backbone.{key}": value for key, value in facts.items()}
 
     def _flat(self) -> dict[str, Any]:
-        params = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "base", "split", "severity"})
+        params = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "severity", *GROUPS})
         params["augment"] = _written(self.augment_amounts)
         if self.severities:  # params of runs without severities stay unchanged
             params["severity"] = ",".join(map(written, self.severities))
         for group in ("base", "split"):
             params |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
+        if self.settings.split.group is None:  # params of runs without it stay unchanged
+            del params["split.group"]
         if self.settings.protocol == OVERLAPPING:  # a run of adaptkit 0.1, which had no protocols
             params = {key: value for key, value in params.items() if key not in OF_PROTOCOLS}
         params = {key: "none" if value is None else value for key, value in params.items()}
         params |= {key: str(value) for key, value in params.items() if isinstance(value, Path)}
+        for group in ("table", "folder"):  # params of runs without such settings stay unchanged
+            params |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).chosen.items()}
         return params | {f"backbone.{key}": value for key, value in self.backbone_options.items()}
 
 

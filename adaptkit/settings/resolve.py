@@ -13,6 +13,7 @@ from adaptkit.plugins.components import describe_error, make_checked, options_of
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.files import PRESETS
 from adaptkit.settings.request import TRAIN_HEAD, WEIGHTS, Arm, Request
+from adaptkit.settings.selection import Selected, parse_selection, split_name
 from adaptkit.settings.settings import DEFAULT_LR, DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
 from adaptkit.settings.shifts import amounts_of, make_augmentations, make_severities, make_shifts, parse_amounts
 
@@ -62,6 +63,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     augmentations = make_augmentations(settings, plugins, problems)
     if settings.dataset is None and settings.target is None:
         problems.append("dataset none: set the images to adapt to, as in --target folder:PATH")
+    problems += _unused_groups(settings)
     chosen: dict[str, Any] = {"dataset": None, "target": None}
     for key, kind, component_options in (
         ("dataset", "dataset", {}),
@@ -73,10 +75,13 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
             if name is not None:
                 if WEIGHTS in component_options and WEIGHTS not in options_of(plugins.find(kind, name)):
                     raise BadInput(f"backbone {name} has no pretrained weights; leave out --weights")
-                offer, title = plugins.find(kind, name), kind if component_options else name
+                bare = name if kind == "backbone" else split_name(name)[0]
+                offer, title = plugins.find(kind, bare), kind if component_options else bare
                 chosen[key], checked = make_checked(
-                    title, offer.cls, component_options, argument=name.partition(":")[2]
+                    title, offer.cls, component_options, argument=bare.partition(":")[2]
                 )
+                if bare != name:
+                    chosen[key] = Selected(name, chosen[key], parse_selection(name))
         except BadInput as error:
             problems.extend(error.problems)
     if problems:
@@ -96,6 +101,17 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
         severities=severities,
         explicit=explicit,
     )
+
+
+def _unused_groups(settings: Settings) -> list[str]:
+    """Return a problem for each group of settings about a kind of data set that is not used."""
+    kinds = {name.partition(":")[0] for name in (settings.dataset, settings.target) if name is not None}
+    return [
+        f"{kind}.{key}: no data set is a {kind}; it needs --dataset or --target {kind}:{argument}"
+        for kind, argument in (("table", "FILE"), ("folder", "PATH"))
+        for key in getattr(settings, kind).chosen
+        if kind not in kinds
+    ]
 
 
 def option_keys(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -117,18 +118,64 @@ class SplitSettings(SettingsGroup):
     file: Annotated[Path | None, BeforeValidator(_optional)] = Field(
         None, description="split.json of an earlier run, to use the same images"
     )
+    group: Annotated[str | None, BeforeValidator(_optional)] = Field(
+        None, description="column of the data set whose values are groups, which stay together; none: its group column"
+    )
 
     def unlimited(self, explicit: Iterable[str]) -> SplitSettings:
         """Return the settings without the limits of pool and test set that the user has not set."""
         return self.model_copy(update={part: None for part in ("pool", "test") if f"split.{part}" not in explicit})
 
-    def limited(self, classes: int) -> SplitSettings:
-        """Return the settings with the default number for each limit that is none."""
+    def limited(self, classes: int, parts: Collection[str] = ("source", "pool", "test")) -> SplitSettings:
+        """Return the settings with the default number for each limit of these parts that is none."""
         limits = {
             part: getattr(self, part) or max(limit, EACH * classes)
             for part, limit in (("source", 2500), ("pool", 1000), ("test", 1500))
+            if part in parts
         }
         return self.model_copy(update=limits)
+
+
+def _expression(value: object) -> object:
+    if isinstance(value := _optional(value), str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+    return value
+
+
+AUTO = "auto"
+Column = Annotated[str, Field(min_length=1)]
+
+
+class TableSettings(SettingsGroup):
+    """Names of the columns of `table:FILE`."""
+
+    image: Column = Field(AUTO, description="column of the image files in table:FILE; auto: by its name")
+    label: Column = Field(AUTO, description="column of the labels; auto: by its name")
+    split: Column = Field(AUTO, description="column with train, val and test; auto: by its name; none: no such column")
+    group: Column = Field(AUTO, description="column of groups that stay together; auto: by its name; none")
+    domain: Column = Field(AUTO, description="column of domains, such as sites; auto: by its name; none")
+    id: Column = Field(AUTO, description="column of ids; auto: by its name; none: the paths")
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """Return the columns that the user chose, by their meaning."""
+        return {meaning: column for meaning, column in self.model_dump().items() if column != AUTO}
+
+
+class FolderSettings(SettingsGroup):
+    """How to read `folder:PATH`."""
+
+    group: Annotated[str | None, BeforeValidator(_expression)] = Field(
+        None, description="regular expression: the group of an image in its file name, as in ^[^_]+"
+    )
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """Return the settings that the user chose."""
+        return {} if self.group is None else {"group": self.group}
 
 
 class Settings(SettingsGroup):
@@ -156,12 +203,10 @@ class Settings(SettingsGroup):
     seed: Annotated[tuple[Seed, ...], BeforeValidator(parse_seeds), AfterValidator(_distinct)] = Field(
         (0,), min_length=1, description="seeds: every strategy runs once with each seed"
     )
-    protocol: Annotated[
-        Literal["folds", "given", "draws", "overlapping"] | None, BeforeValidator(_optional)
-    ] = Field(
+    protocol: Annotated[Literal["folds", "given", "draws", "overlapping"] | None, BeforeValidator(_optional)] = Field(
         None,
-        description="how labels are used: folds (cross-validation), given (the target's own test part) or draws (few-shot "
-        "draws from a pool); none: chosen by the data",
+        description="how labels are used: folds (cross-validation), given (the target's own test part) or draws "
+        "(few-shot draws from a pool); none: chosen by the data",
     )
     folds: Annotated[int | str | None, BeforeValidator(parse_folds)] = Field(
         None, description="number of folds, or by:COLUMN to hold out one value of a column at a time; none: 5"
@@ -203,6 +248,8 @@ class Settings(SettingsGroup):
     )
     base: BaseSettings = Field(default_factory=BaseSettings)  # type: ignore[arg-type]
     split: SplitSettings = Field(default_factory=SplitSettings)  # type: ignore[arg-type]
+    table: TableSettings = Field(default_factory=TableSettings)  # type: ignore[arg-type]
+    folder: FolderSettings = Field(default_factory=FolderSettings)  # type: ignore[arg-type]
 
 
 def setting_keys() -> dict[str, str]:

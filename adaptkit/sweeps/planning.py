@@ -6,7 +6,6 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptkit.errors import BadInput
 from adaptkit.experiment.estimate import base_seconds, run_seconds
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.settings.identity import trial_key
@@ -49,6 +48,9 @@ class Prepared:
             precision=resolved.precision,
             split=resolved.split,
             image_size=resolved.image_size,
+            protocol=resolved.protocol,
+            folds=resolved.folds,
+            shots=resolved.shots,
         )
         return request.run_params(trial.cell.arm, trial.seed)
 
@@ -118,33 +120,12 @@ def prepare_sweep(
     Raises BadInput if that fails.
     """
     prepared = [(prepare(request, refresh_base=refresh_base), members) for request, members in stages_of(cells)]
-    if "shots" in grid:
-        _require_different_draws([experiment for experiment, _ in prepared])
     stage_of = {id(cell): number for number, (_, members) in enumerate(prepared) for cell in members}
     trials = (
         PlannedTrial(number, cell=cell, seed=seed, stage=stage_of[id(cell)])
         for number, (seed, cell) in enumerate(_ordered(cells), start=1)
     )
     return Prepared(tuple(experiment for experiment, _ in prepared), tuple(trials), grid)
-
-
-def _require_different_draws(experiments: Sequence[Experiment]) -> None:
-    """Raise BadInput if several values of `shots` draw the same images: a run draws at most half of the pool."""
-    problems = []
-    for experiment in experiments:
-        plan = experiment.plan
-        same = [other for other in experiments if other.plan.pool_images == plan.pool_images]
-        fewer = [other.plan.shots for other in same if other.plan.drawn_images == plan.drawn_images]
-        if plan.drawn_images < plan.shots * len(plan.classes) and min(fewer) < plan.shots:
-            # A pool below its requested size has all images that the data set can give.
-            is_limited = plan.pool_images >= (experiment.domains.split.pool or 0)
-            way_out = "remove this value, or raise split.pool" if is_limited else "remove this value, or add images"
-            problems.append(
-                f"grid shots: {plan.shots} draws the same {plan.drawn_images:,} images as {min(fewer)}, because a run "
-                f"draws at most half of the pool of {plan.pool_images:,}; {way_out}"
-            )
-    if problems:
-        raise BadInput(*dict.fromkeys(problems))
 
 
 def _ordered(cells: Sequence[GridCell]) -> Iterator[tuple[int, GridCell]]:

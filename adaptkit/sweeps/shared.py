@@ -20,9 +20,9 @@ from torch import Tensor
 
 from adaptkit.data.split import NOTHING
 from adaptkit.errors import BadInput, TrackingLost
-from adaptkit.experiment.adaptation import Stage, open_stage
 from adaptkit.experiment.base import TrackedBase, obtain_base
 from adaptkit.experiment.prepare import Experiment, prepare
+from adaptkit.experiment.stage import Stage, open_stage
 from adaptkit.experiment.tuning_run import blinded
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.request import Request

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import pickle
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from adaptkit.adapters.files import load_adapter, save_adapter
 from adaptkit.errors import BadInput, listed
-from adaptkit.experiment.adaptation import AdaptedModel
 from adaptkit.experiment.preflight import depends_on_batch, differs_each_time, merge_fault, moved_buffers
+from adaptkit.experiment.stage import AdaptedModel
 from adaptkit.testing.outcomes import (
     CheckFailed,
     NotTried,
@@ -29,7 +29,7 @@ from adaptkit.testing.outcomes import (
     tensors,
     watched,
 )
-from adaptkit.testing.trials import LONG, TOLERANCE, Refused, Trial, declared
+from adaptkit.testing.trials import TOLERANCE, Refused, Trial, declared, long_training
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import count, set_train_mode
 
@@ -74,50 +74,45 @@ def starts_at_the_base(trial: Trial) -> None:
 
 def trains(trial: Trial) -> None:
     """Check that loss and weights stay finite in a training with the default learning rate."""
-    adapted = trial.adapted()
-    try:
-        with watched():
-            trial.train_or_raise(adapted, LONG)
-    except Exception as error:
+    error = long_training(trial).error
+    if error is not None:
         raise CheckFailed(f"training fails: {described(error)}") from error
 
 
 def trains_all_that_it_declares(trial: Trial) -> None:
     """Check that training changes each declared parameter."""
-    adapted = trial.adapted()
-    before = [parameter.detach().clone() for parameter in declared(adapted)]
-    trial.train(adapted)
-    names = {id(parameter): name for name, parameter in adapted.model.named_parameters()}
-    pairs = zip(declared(adapted), before, strict=True)
-    idle = [names[id(parameter)] for parameter, value in pairs if torch.equal(parameter, value)]
+    training = trial.long_training()
+    trained = declared_names(training.adapted)
+    moved = training.changed(trained)
+    idle = [name for name in trained if name not in moved]
     require(not idle, f"{listed(idle)} is declared, but training does not change it")
 
 
 def changes_only_what_it_declares(trial: Trial) -> None:
     """Check that training does not change other parameters."""
-    adapted = trial.adapted()
-    trained = {id(parameter) for parameter in declared(adapted)}
-    frozen = {name: parameter for name, parameter in adapted.model.named_parameters() if id(parameter) not in trained}
-    moved = moved_by_training(trial, adapted, frozen)
+    training = trial.long_training()
+    trained = declared_names(training.adapted)
+    moved = training.changed(name for name, _ in training.adapted.model.named_parameters() if name not in trained)
     require(not moved, f"{listed(moved)} changes in training, but is not declared")
 
 
 def leaves_frozen_buffers(trial: Trial) -> None:
     """Check that buffers of the base, such as BatchNorm statistics, change only in layers with trained weights."""
-    adapted = trial.adapted()
-    frozen = {
-        f"{path}.{name}".lstrip("."): buffer
+    training = trial.long_training()
+    adapted = training.adapted
+    frozen = [
+        f"{path}.{name}".lstrip(".")
         for path, module in adapted.model.named_modules()
-        for name, buffer in module.named_buffers(recurse=False)
+        for name, _ in module.named_buffers(recurse=False)
         if f"{path}.{name}".lstrip(".") in adapted.inherited.buffers and not is_trained(module)
-    }
-    moved = moved_by_training(trial, adapted, frozen)
+    ]
+    moved = training.changed(frozen)
     require(not moved, f"{listed(moved)} changes in training, but its layer is frozen")
 
 
 def saves_and_loads(trial: Trial) -> None:
     """Check that an adapter file, loaded into a new base, gives the logits of the trained model."""
-    trained = trial.trained(LONG)
+    trained = trial.long_training().adapted
     expected = trial.logits(trained.model)
     fresh = trial.adapted()
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
@@ -231,7 +226,7 @@ def shares_nothing_between_models(trial: Trial) -> None:
 
 def changes_no_global_state(trial: Trial) -> None:
     """Check that no global state changes, except random generators."""
-    trial.trained()  # imports happen here, before global state is compared
+    trial.long_training()  # imports happen here, before global state is compared
     with watched() as changes:
         adapted = trial.adapted_or_raise()
         trial.train_or_raise(adapted)
@@ -262,12 +257,10 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
 }
 
 
-def moved_by_training(trial: Trial, adapted: AdaptedModel, frozen: Mapping[str, Tensor]) -> list[str]:
-    """Train an adapted model, and return the names of the tensors in `frozen` that changed."""
-    before = {name: tensor.detach().clone() for name, tensor in frozen.items()}
-    trial.train(adapted)
-    now = tensors(adapted.model)
-    return [name for name, value in before.items() if name not in now or not torch.equal(now[name], value)]
+def declared_names(adapted: AdaptedModel) -> list[str]:
+    """Return the names of the parameters that the strategy trains."""
+    trained = {id(parameter) for parameter in declared(adapted)}
+    return [name for name, parameter in adapted.model.named_parameters() if id(parameter) in trained]
 
 
 def attempt(when: str, model: nn.Module, pixels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from adaptkit.adapters.files import Inherited
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput
-from adaptkit.experiment.adaptation import AdaptedModel
+from adaptkit.experiment.stage import AdaptedModel
 from adaptkit.settings.settings import DEFAULT_LR
 from adaptkit.testing import models
-from adaptkit.testing.outcomes import NotTried, described, watched
+from adaptkit.testing.outcomes import NotTried, described, tensors, watched
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain_passes
 from adaptkit.training.seeding import RandomStream
@@ -68,19 +68,26 @@ class Trial:
             strategy=strategy,
         )
 
-    def trained(self, epochs: int = EPOCHS) -> AdaptedModel:
+    def trained(self) -> AdaptedModel:
         """Return an adapted model after a training; raise NotTried if that fails."""
         adapted = self.adapted()
-        self.train(adapted, epochs)
+        self.train(adapted)
         return adapted
 
-    def train(self, adapted: AdaptedModel, epochs: int = EPOCHS) -> None:
+    def train(self, adapted: AdaptedModel) -> None:
         """Train an adapted model; raise NotTried if that fails, because the check `trains` reports it."""
         try:
             with watched():
-                self.train_or_raise(adapted, epochs)
+                self.train_or_raise(adapted)
         except Exception as error:
             raise NotTried("training fails") from error
+
+    def long_training(self) -> LongTraining:
+        """Return a long training, for checks that only read it; raise NotTried if it fails."""
+        found = long_training(self)
+        if found.error is not None:
+            raise NotTried("training fails") from found.error
+        return found
 
     def train_or_raise(self, adapted: AdaptedModel, epochs: int = EPOCHS) -> None:
         """Train an adapted model for a few steps, like an experiment."""
@@ -105,6 +112,34 @@ class Trial:
         except Exception as error:
             raise NotTried("the adapted model gives no logits") from error
         return logits
+
+
+@dataclass(frozen=True)
+class LongTraining:
+    """An adapted model after a long training, its parameters and buffers before, and the error that ended it."""
+
+    adapted: AdaptedModel
+    before: Mapping[str, Tensor]
+    error: Exception | None = None
+
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Return those of the names whose parameter or buffer is not as before."""
+        now = tensors(self.adapted.model)
+        return [name for name in names if name not in now or not torch.equal(now[name], self.before[name])]
+
+
+# The checks of a strategy take turns on the models.
+@functools.lru_cache(maxsize=len(models.MODELS))
+def long_training(trial: Trial) -> LongTraining:
+    """Return a long training of a strategy on a model, which the checks share: they must only read it."""
+    adapted = trial.adapted()
+    before = {name: tensor.detach().clone() for name, tensor in tensors(adapted.model).items()}
+    try:
+        with watched():
+            trial.train_or_raise(adapted, LONG)
+    except Exception as error:
+        return LongTraining(adapted, before, error)
+    return LongTraining(adapted, before)
 
 
 class Refused(BadInput):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +144,70 @@ class DividedPasses:
             features = self.division.prefix(images)
         logits: Tensor = self.division.trained(*features)
         return logits
+
+
+@dataclass(frozen=True)
+class FoldPasses:
+    """A part of the images of other passes: some training images, and some images of test sets.
+
+    `rows` are the positions of the training images, and `evaluated` those of the test images by test set; a test set
+    without an entry is evaluated as a whole.
+    """
+
+    whole: Passes
+    rows: Tensor
+    evaluated: Mapping[str, Tensor]
+
+    @property
+    def frozen_prefix(self) -> str:
+        """Return the names of the last frozen layers."""
+        return self.whole.frozen_prefix
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        """Return the labels of the training images."""
+        return self.whole.labels[self.rows.to(self.whole.labels.device)]
+
+    @functools.cached_property
+    def tests(self) -> Mapping[str, Test]:
+        """Return the test sets; their images are whole, their labels are those of the evaluated images."""
+        return {name: Test(test.images, self._chosen(name, test.labels)) for name, test in self.whole.tests.items()}
+
+    def training(self, epoch: int) -> TrainingData:
+        """Return the training images of this epoch."""
+        return FoldData(self.whole.training(epoch), self.rows)
+
+    def testing(self, name: str) -> Rows:
+        """Return the evaluated images of a test set."""
+        rows = self.whole.testing(name)
+        return dataclasses.replace(rows, tensors=tuple(self._chosen(name, tensor) for tensor in rows.tensors))
+
+    def _chosen(self, name: str, values: Any) -> Any:
+        if name not in self.evaluated:
+            return values
+        return values[self.evaluated[name].to(values.device)]
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """The training images of a fold; `rows` are their positions among all images."""
+
+    whole: TrainingData
+    rows: Tensor
+
+    @property
+    def network(self) -> Callable[..., Tensor]:
+        """Return the network."""
+        return self.whole.network
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds that it took to make the inputs."""
+        return self.whole.seconds
+
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the network's arguments for each batch: `parts` are positions among the images of the fold."""
+        return self.whole.batches([self.rows[part] for part in parts])
 
 
 @dataclass(frozen=True)

@@ -41,19 +41,13 @@ adaptkit.run("lora").comparison.best
 """
 
 
-def check(folder: Path, text: str) -> list[str]:
-    (folder / "script.py").write_text(text)
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "script.py"]
-    # mypy does not find editable installations by itself.
-    environment = os.environ | {"PYTHONPATH": str(Path(adaptkit.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
-    return done.stdout.splitlines()
-
-
 @pytest.mark.slow
 def test_user_script(tmp_path: Path) -> None:
-    assert check(tmp_path, SCRIPT) == []
-    lines = check(tmp_path, MISTAKES)
-    assert [line.split(": ")[0] for line in lines if ": error: " in line] == [
-        f"script.py:{number}" for number in (3, 4, 5, 6)
-    ]
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "mistakes.py").write_text(MISTAKES)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "script.py", "mistakes.py"]
+    # mypy does not find editable installations by itself.
+    environment = os.environ | {"PYTHONPATH": str(Path(adaptkit.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    errors = [line.split(": ")[0] for line in done.stdout.splitlines() if ": error: " in line]
+    assert errors == [f"mistakes.py:{number}" for number in (3, 4, 5, 6)], done.stdout

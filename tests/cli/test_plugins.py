@@ -256,11 +256,12 @@ def test_new_plugin_with_a_bad_name(cli: Cli, own_folder: Path, name: str, line:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["strategy", "backbone", "dataset", "shift"])
-def test_new_plugin_installs(own_folder: Path, kind: str) -> None:
+def test_new_plugins_install(own_folder: Path) -> None:
     """Install in a new environment that shares the packages of this one, but does not change it."""
     run = runner(own_folder)
-    run(sys.executable, "-m", "adaptkit", "plugins", "new", "my-own", "--kind", kind)
+    kinds = ("strategy", "backbone", "dataset", "shift")
+    for kind in kinds:
+        run(sys.executable, "-m", "adaptkit", "plugins", "new", f"my-{kind}", "--kind", kind)
     environment = own_folder / "environment"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
@@ -271,12 +272,14 @@ def test_new_plugin_installs(own_folder: Path, kind: str) -> None:
     )
     mine = next(path for path in sys.path if path.endswith("site-packages"))
     (site / "borrowed.pth").write_text(f"import site; site.addsitedir({mine!r})\n")
-    run(str(python), "-m", "pip", "install", "--quiet", "./adaptkit-my-own")
+    names = [f"adaptkit-my-{kind}" for kind in kinds]
+    run(str(python), "-m", "pip", "install", "--quiet", *(f"./{name}" for name in names))
     listed = json.loads(run(str(python), "-m", "adaptkit", "plugins", "list", "--json"))
-    assert {"name": "my-own", "kind": kind, "origin": "adaptkit-my-own 0.1.0", "state": "ok"} in listed["offers"]
-    run(str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "adaptkit-my-own")
-    run(str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "adaptkit-my-own")
-    assert "my-own" not in run(str(python), "-m", "adaptkit", "plugins", "list", "--json")
+    for kind, name in zip(kinds, names, strict=True):
+        assert {"name": f"my-{kind}", "kind": kind, "origin": f"{name} 0.1.0", "state": "ok"} in listed["offers"]
+    run(str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *names)
+    run(str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *names)
+    assert "my-strategy" not in run(str(python), "-m", "adaptkit", "plugins", "list", "--json")
     shutil.rmtree(environment)
 
 

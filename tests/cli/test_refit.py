@@ -28,7 +28,7 @@ COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 PER_CLASS = 20
 RUN = (
     *("run", "-s", "head", "-s", "full", "--dataset", "none", "--target", "folder:colours", "--backbone", "small_cnn"),
-    *("--image-size", "16", "--epochs", "3", "--seeds", "0-1", "--set", "shots=8", "--set", "full.lr=0.003"),
+    *("--image-size", "16", "--epochs", "3", "--seeds", "0-1", "--set", "full.lr=0.003"),
 )
 
 
@@ -117,7 +117,7 @@ def test_record_of_the_final_run(refitted: Tracked) -> None:
 def test_model_of_all_labels(project: Tracked, cli: Cli) -> None:
     refit = project.outcome["refit"]
     evaluated = pandas.read_parquet(artifacts_of(project.uri, refit["refit_of"]) / "predictions.parquet")
-    assert 0 < len(evaluated) < refit["images"] == 60
+    assert len(evaluated) == refit["images"] == 60 and set(evaluated["fold"]) == set(range(5))
     rows = csv.DictReader(cli("predict", refit["run_id"], "colours", "--csv").stdout.splitlines())
     right = [row["path"].split("/")[1] == row["class"] for row in rows]
     assert len(right) == 60 and sum(right) / 60 > 0.9
@@ -148,6 +148,17 @@ def test_the_comparison_stands_for_its_refit(project: Tracked, cli: Cli) -> None
     assert cli("predict", parent, "colours/red", "--csv").stdout == named.stdout
     exported = cli("export", parent, "--to", "merged", "-o", "model")
     assert exported.exit_code == 0 and "100.00% equal predictions" in exported.stdout, exported.stderr
+
+
+def test_a_run_with_folds_stands_for_its_refit(project: Tracked, cli: Cli) -> None:
+    refit, other = project.outcome["refit"], arms(project)["full"]["runs"][1]["run_id"]
+    expected = cli("predict", refit["run_id"], "colours/red", "--csv").stdout
+    assert cli("predict", refit["refit_of"], "colours/red", "--csv").stdout == expected
+    result = cli("predict", other, "colours/red")
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        f"(full seed=1) has a model for each fold; train one on all labels with `adaptkit refit {other}`\n"
+    )
 
 
 def test_comparison_without_a_refit(project: Tracked, cli: Cli) -> None:

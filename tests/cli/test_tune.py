@@ -217,7 +217,9 @@ def test_two_processes_and_two_tuning_seeds(store: Path, empty_store: Path, monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ending", "jobs"), [(signal.SIGKILL, "1"), (signal.SIGINT, "1"), (signal.SIGINT, "2")])
-def test_continue_after_interruption(store: Path, tuned: TunedFolder, ending: signal.Signals, jobs: str) -> None:
+def test_continue_after_interruption(
+    cli: Callable[..., Result], store: Path, tuned: TunedFolder, ending: signal.Signals, jobs: str
+) -> None:
     command = [sys.executable, "-m", "adaptkit", *COMMAND, "--jobs", jobs]
     said = Path("said.txt")  # a file, so that a failure can show all output
     with said.open("w") as file:
@@ -228,7 +230,8 @@ def test_continue_after_interruption(store: Path, tuned: TunedFolder, ending: si
         process.send_signal(ending)
         process.wait()
     assert process.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL), said.read_text()
-    again = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    again = cli(*COMMAND, "--jobs", jobs, "--json")
+    assert again.exit_code == 0, again.stderr
     outcome = json.loads(again.stdout)
     assert values(outcome) == values(tuned.outcome)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{store}")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from adaptkit.contracts import Corpus, Images
+from adaptkit.data.columns import divided_groups, grouped_by
 from adaptkit.data.domains import load_checked, load_domains, relabelled
 from adaptkit.data.pixels import alike, held, loaded, resized
 from adaptkit.errors import BadInput
@@ -102,3 +103,38 @@ def test_wrong_ids_and_columns_of_a_data_set(wrong: dict[str, object], message: 
     with pytest.raises(BadInput) as caught:
         load_checked(Given(Corpus(replace(images, **wrong))), Path())  # type: ignore[arg-type]
     assert caught.value.problems == (f"data set given: {message}",)
+
+
+def grouped(groups: str, site: str = "") -> Images:
+    """Return images whose groups are these letters, and whose sites are those, if any."""
+    images = replace(some_images(len(groups)), columns={"group": tuple(groups)})
+    return images if not site else replace(images, columns={**images.columns, "site": tuple(site)})
+
+
+def test_another_column_of_groups() -> None:
+    table, folder = Corpus(grouped("xxyy", "ABBC"), notices=("first",)), Corpus(grouped("xxyy"))
+    changed, same, absent = grouped_by("site", [table, folder, None])
+    assert changed is not None and changed.train.columns == {"group": tuple("ABBC"), "site": tuple("ABBC")}
+    assert changed.notices == ("first", "split.group: column site has 3 groups")
+    assert same is folder and absent is None
+    assert grouped_by(None, [table, None]) == [table, None]
+    parted = Corpus(grouped("xx", "AB"), grouped("yz", "BC"))
+    assert grouped_by("site", [parted])[0].test.columns["group"] == ("B", "C")  # type: ignore[union-attr]
+    for column, hint in (("Sites", "; did you mean 'site'?"), ("z", "; known: group, site")):
+        with pytest.raises(BadInput) as caught:
+            grouped_by(column, [None, table])
+        assert caught.value.problems == (f"split.group: there is no column {column!r}{hint}",)
+    # A column that only the training images have cannot be used.
+    with pytest.raises(BadInput):
+        grouped_by("site", [Corpus(grouped("xx", "AB"), grouped("yz"))])
+
+
+def test_groups_in_both_parts_of_a_data_set() -> None:
+    assert divided_groups("t", Corpus(grouped("xxyy"))) == ()
+    assert divided_groups("t", Corpus(grouped("xxyy"), grouped("zz"))) == ()
+    assert divided_groups("t", Corpus(grouped("xxyz"), grouped("wz"))) == (
+        "t: 1 group has images in the training and in the test part: z",
+    )
+    assert divided_groups("t", Corpus(grouped("abcd"), grouped("dbca"))) == (
+        "t: 4 groups have images in the training and in the test part: a, b, c and 1 more",
+    )

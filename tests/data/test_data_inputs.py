@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas
 import torch
 from hostile import Choices, bounded, environment, file_of, hostile, refusals, scratch
 from PIL import Image
@@ -23,6 +24,7 @@ from adaptkit.contracts import Reading
 from adaptkit.data.sets.folder import Folder
 from adaptkit.data.sets.image_files import fault_of, read_picture
 from adaptkit.data.sets.layout import layout
+from adaptkit.data.sets.table import Table
 from adaptkit.data.sets.torchvision_sets import Mnist, idx_files
 from adaptkit.data.split_files import PARTS, positions, read_split, split_text
 
@@ -216,6 +218,40 @@ def test_picture_folder(data: bytes) -> None:
                     assert images.pixels[index].shape == (3, 8, 8)
     finally:
         _remove(root)
+
+
+def _parquet() -> bytes:
+    file = io.BytesIO()
+    pandas.DataFrame({"path": ["1.png", None], "label": [0, 1]}).to_parquet(file)
+    return file.getvalue()
+
+
+@hostile(
+    b"\0path,class,split,group,id\n1.png,a,train,g,1\n2.png,b,train,h,2\n3.png,a,test,g,3\n2.png,b,test,g,4\n",
+    b'\0path;label\n"1.png";"a\nb"\n2.png;\x1b[31m\n../../etc/passwd;a\n/dev/zero;a\n',
+    b"\0path\tlabel\n1.png\ta\n2.png\tb\n",
+    b"\1" + _parquet(),
+    # a value longer than the limit of the csv module, and a name that is too long for a file
+    found=(
+        b"\0path,label\n1.png," + b"a" * 200_000,
+        b"\0path,label\n" + b"x/" * 5000 + b",a\n2.png,b",
+        b"\1" + _parquet().replace(b"1.png", b"\xed.png"),
+    ),
+)
+def test_table(data: bytes) -> None:
+    """Load a table that consists of the bytes, next to two pictures."""
+    root = scratch() / "table"
+    root.mkdir(exist_ok=True)
+    for name in ("1.png", "2.png", "3.png"):
+        (root / name).write_bytes(PICTURES["jpeg"])
+    path = root / ("x.parquet" if data[:1] == b"\1" else "x.csv")
+    path.write_bytes(data[1:])
+    with refusals(), environment(ADAPTKIT_CACHE=str(scratch() / "cache")):
+        corpus = Table(str(path)).at(Reading(8)).load(Path("data"))
+        for images in filter(None, (corpus.train, corpus.test)):
+            assert len(images) == len(images.ids or ()) == len(set(images.ids or ()))
+            assert all(len(values) == len(images) for values in images.columns.values())
+            assert all(name.isprintable() for name in images.classes)
 
 
 @hostile(

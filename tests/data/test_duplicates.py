@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ import pytest
 import torch
 from click.testing import Result
 from PIL import Image
+from support.photos import crop
 
 from adaptkit.contracts import Corpus, Images
 from adaptkit.data import domains, duplicates
@@ -147,3 +151,72 @@ def test_one_picture_in_two_class_folders(cli: Cli) -> None:
         "1 image has several labels: x/3.png ('x') = y/copy.png ('y')",
         "1 image has several labels: y/copy.png ('y') = x/3.png ('x')",
     )
+
+
+def photographs(count: int) -> list[Image.Image]:
+    draws = random.Random(0)
+    return [crop(number % 8, 64, draws).resize((64, 64)) for number in range(count)]
+
+
+def compressed(picture: Image.Image) -> Image.Image:
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=75)
+    return Image.open(content).convert("RGB")
+
+
+def as_images(*pictures: Image.Image) -> Images:
+    pixels = torch.stack([torch.from_numpy(numpy.array(picture)).permute(2, 0, 1) for picture in pictures])
+    return Images(
+        pixels, torch.arange(len(pictures)) % 2, ("a", "b"), ids=tuple(f"{n}.png" for n in range(len(pictures)))
+    )
+
+
+def test_near_duplicates_of_photographs() -> None:
+    first = photographs(100)
+    copies = [compressed(picture) for picture in first[:30]]
+    copies += [picture.resize((48, 48)).resize((64, 64)) for picture in first[30:60]]
+    images = as_images(*first, *copies)
+    # Of different photographs, none looks like another.
+    assert duplicates.near_duplicates(as_images(*first), torch.arange(100)) == []
+    pairs = duplicates.near_duplicates(images, torch.arange(160))
+    assert len(pairs) >= 55 and all(image == other + 100 for image, other in pairs)
+    # Copies in the same part are no fault.
+    assert duplicates.near_duplicates(images, torch.arange(160) % 100) == []
+
+
+def test_near_duplicates_in_exact_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "ROWS", 2)  # rows of one block are compared with each other and with earlier ones
+    images = grey([200, 10, 200, 203, 10, 90, 200], [0] * 7)
+    parts = torch.tensor([0, 0, 1, 0, 0, 1, 1])
+    assert duplicates.near_duplicates(images, parts) == [(2, 0), (3, 2), (6, 0)]
+    black = grey([0] * 5, [0] * 5)
+    assert duplicates.near_duplicates(black, torch.arange(5)) == [(1, 0), (2, 0), (3, 0), (4, 0)]
+    monkeypatch.setattr(duplicates, "COMPARED", 4)
+    assert duplicates.near_duplicates(black, torch.arange(5)) == []
+
+
+def test_notice_about_near_duplicates() -> None:
+    images = as_images(*(picture for picture in photographs(5) for _ in range(2)))
+    parts = torch.tensor([0, 1] * 5)
+    assert duplicates.near_duplicate_notices("folder:p", images, parts, kind="fold") == (
+        "folder:p: 5 images look like an image of another fold: 1.png = 0.png, 3.png = 2.png, 5.png = 4.png and 2 more",
+    )
+    one = images.take(torch.arange(3))
+    unnamed = dataclasses.replace(one, ids=None)
+    assert duplicates.near_duplicate_notices("x", unnamed, torch.tensor([0, 1, 1]), kind="group") == (
+        "x: 1 image looks like an image of another group: image 1 = image 0",
+    )
+    assert duplicates.near_duplicate_notices("x", one, torch.tensor([0, 0, 0]), kind="group") == ()
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_near_duplicates_in_two_groups_are_named_in_the_plan(cli: Cli) -> None:
+    for number, picture in enumerate(photographs(40)):
+        Path("p", "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        picture.save(Path("p", "ab"[number % 2], f"{number}-x.png"))
+        if number == 7:
+            picture.save("p/b/99-y.jpg", quality=90)
+            picture.save("p/b/7-z.jpg", quality=90)
+    found = dry_run(cli, "--dataset", "none", "--target", "folder:p", "--set", r"folder.group=^\d+")
+    (line,) = (line for line in found if "looks like" in line)
+    assert line == "folder:p: 1 image looks like an image of another group: b/99-y.jpg = b/7-x.png"

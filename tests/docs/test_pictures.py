@@ -32,12 +32,20 @@ def test_commands_exist() -> None:
 @pytest.mark.slow
 def test_commands_and_python_run(cli: Any, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_photos(own_folder / "pictures" / "good", per_class=12, size=32)
-    make_photos(own_folder / "pictures" / "worn", per_class=12, size=32, seed=1, shifted=True)
+    make_photos(own_folder / "pictures" / "worn", per_class=20, size=32, seed=1, shifted=True)
     make_photos(own_folder / "pictures" / "new", per_class=1, size=32, seed=2)
+    paths = sorted((own_folder / "pictures" / "worn").rglob("*.*"))
+    rows = [
+        f"worn/{path.parent.name}/{path.name},{path.parent.name},p{number // 4:02},{'AB'[number % 2]}"
+        for number, path in enumerate(paths)
+    ]
+    (own_folder / "pictures" / "labels.csv").write_text("\n".join(["path,label,patient,site", *rows]))
     runs = [words for words in commands() if words[0] == "run"]
     for words in runs:
         result = cli(*words, *SMALL)
         assert result.exit_code == 0, result.stderr
+        if "table:pictures/labels.csv" in words:
+            assert json.loads(result.stdout)["plan"]["notices"][0] in TEXT
         (run_id,) = [run["run_id"] for run in json.loads(result.stdout)["runs"] if run["strategy"] == "lora"]
     for words in commands():
         if words[0] != "run":

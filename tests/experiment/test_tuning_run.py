@@ -15,9 +15,10 @@ from support.experiments import TINY_SETTINGS
 
 from adaptkit.errors import BadInput
 from adaptkit.events import Epoch, RunResult, RunStart
-from adaptkit.experiment.adaptation import Stage, open_stage
+from adaptkit.experiment.adaptation import adapt_once
 from adaptkit.experiment.base import obtain_base
 from adaptkit.experiment.prepare import Experiment, draw_target, prepare
+from adaptkit.experiment.stage import Stage, open_stage
 from adaptkit.experiment.tuning_run import blinded, require_validation, split_drawn, tune_once
 from adaptkit.hookspecs import hookimpl
 from adaptkit.plugins.loading import load_plugins
@@ -114,7 +115,7 @@ def test_tuning_uses_no_test_image(own_folder: Path, reuse: bool) -> None:
 def test_params_and_tags_of_a_tuning_run(own_folder: Path) -> None:
     with stage("head") as (one, watcher):
         (arm,) = one.experiment.request.arms
-        one.run(arm, 0)
+        adapt_once(one, arm, 0)
         tune_once(one, arm, 0)
     adaptation, tuning = watcher.runs[-2:]
     assert (tuning.kind, tuning.tags["adaptkit.kind"]) == ("tuning", "tuning")

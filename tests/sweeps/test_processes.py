@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from support.experiments import TINY
-from support.reliability import note
+from support.reliability import FOLDER, note
+
+from adaptkit.cli import main
 
 pytestmark = pytest.mark.slow
 
+#: ten for docs/reliability.md
+KILLS = 10 if FOLDER in os.environ else 5
 TWELVE = ("-s", "lora", "-s", "head", "--grid", "lora.rank=2,4", "--grid", "lr=0.001,0.01", "--seeds", "0-1", *TINY)
 #: kills its process for one value, as the kernel does when memory runs out
 DEADLY = '''
@@ -61,10 +66,10 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(*arguments: str) -> dict[str, Any]:
-    process = start(*arguments, "--json", "-q")
-    output, errors = process.communicate(timeout=600)
-    assert (process.returncode, errors) == (0, "")
-    outcome: dict[str, Any] = json.loads(output)
+    """Run a sweep from this process, which need not import everything first; its workers are processes."""
+    result = CliRunner().invoke(main, ["sweep", *arguments, "--json", "-q"])
+    assert (result.exit_code, result.stderr) == (0, ""), result.exception
+    outcome: dict[str, Any] = json.loads(result.stdout)
     return outcome
 
 
@@ -149,10 +154,10 @@ def test_ctrl_c_then_continue(store: Path, undisturbed: dict[str, dict[str, floa
     assert parent.info.status == "FINISHED"
 
 
-def test_continue_after_ten_kills(store: Path, undisturbed: dict[str, dict[str, float]]) -> None:
+def test_continue_after_kills(store: Path, undisturbed: dict[str, dict[str, float]]) -> None:
     chance = random.Random(7)
     killed = 0
-    for _ in range(10):
+    for _ in range(KILLS):
         process = start(*TWELVE, "--jobs", "2")
         # At any time from the start of Python to the last trials.
         try:
@@ -166,7 +171,7 @@ def test_continue_after_ten_kills(store: Path, undisturbed: dict[str, dict[str, 
     finished = [run.data.tags["adaptkit.trial_key"] for run in tracked() if run.info.status == "FINISHED"]
     assert (len(finished), len(set(finished))) == (12, 12)
     assert {run.info.status for run in tracked()} <= {"FINISHED", "KILLED"}
-    assert killed >= 5
+    assert killed >= KILLS // 2
     note("kill-sweep", killed)
 
 

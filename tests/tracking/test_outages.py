@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 from support.experiments import TINY
 from support.proxies import Proxy, misbehaving
 from support.reliability import note
 from support.servers import Page, mlflow_ui
+
+from adaptkit.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -78,8 +80,8 @@ def proxy(server: Page, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> It
         yield proxy
 
 
-def run(*arguments: str, steps: str = "", command: str = "run") -> subprocess.CompletedProcess[str]:
-    whole = [sys.executable, "-m", "adaptkit", command, *arguments]
+def run(*arguments: str, steps: str = "") -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, "-m", "adaptkit", "run", *arguments]
     environment = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"} | os.environ | {"STEPS": steps, "OMP_NUM_THREADS": "1"}
     return subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=400)
 
@@ -128,22 +130,37 @@ def undisturbed(server: Page, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Return the data of an experiment without outages."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "moments.py").write_text(PLUGIN)
-    environment = os.environ | {"ADAPTKIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    where = ("--tracking-uri", server.address, "--experiment", "undisturbed", "--plugin", "moments.py")
-    command = [sys.executable, "-m", "adaptkit", "run", *ARGUMENTS, *where]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    named = ("--tracking-uri", server.address, "--experiment", "undisturbed", "--plugin", "moments.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADAPTKIT_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        done = called("run", *ARGUMENTS, *named)
+    assert done.exit_code == 0, done.stderr
     return record(server.address, "undisturbed")
 
 
-def disturbed(proxy: Proxy, experiment: str, steps: str) -> subprocess.CompletedProcess[str]:
-    where = ("--tracking-uri", proxy.address.replace("://", "://user:hush@"), "--experiment", experiment)
-    return run(*ARGUMENTS, *where, "--plugin", "moments.py", steps=steps)
+def where(proxy: Proxy, experiment: str) -> tuple[str, ...]:
+    address = proxy.address.replace("://", "://user:hush@")
+    return ("--tracking-uri", address, "--experiment", experiment, "--plugin", "moments.py")
+
+
+def called(*arguments: str) -> Result:
+    """Call the command line in this process, which need not import everything first."""
+    result = CliRunner().invoke(main, list(arguments), prog_name="adaptkit")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def disturbed(proxy: Proxy, experiment: str, steps: str) -> Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEPS", steps)
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        return called("run", *ARGUMENTS, *where(proxy, experiment))
 
 
 def sync(uri: str) -> dict[str, Any]:
-    done = run("--tracking-uri", uri, "--json", command="sync")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = called("sync", "--tracking-uri", uri, "--json")
+    assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -184,7 +201,7 @@ def test_unsent_events_are_kept_and_sent_once(
 ) -> None:
     experiment = re.sub(r"\W", "-", moment)
     done = disturbed(proxy, experiment, moment)
-    assert done.returncode == 1
+    assert done.exit_code == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("Error: MLflow does not have all results: ")
     command = f"adaptkit sync --tracking-uri {proxy.address}"
@@ -204,7 +221,7 @@ def test_unsent_events_are_kept_and_sent_once(
 def test_server_that_rejects_everything(proxy: Proxy) -> None:
     done = disturbed(proxy, "denied", "adaptation:1=refuse adaptation:3=deny")
     last = done.stderr.splitlines()[-1]
-    assert (done.returncode, last) == (
+    assert (done.exit_code, last) == (
         1,
         "Error: MLflow does not have all results: INVALID_PARAMETER_VALUE: the proxy takes nothing; "
         f"the missing records are kept: `adaptkit sync --tracking-uri {proxy.address}` explains what to do; "
@@ -220,8 +237,8 @@ def test_unreachable_artifacts_are_not_missing(
     proxy: Proxy, undisturbed: dict[str, dict[str, Any]], mode: str, reason: str
 ) -> None:
     proxy.mode = mode
-    found = run("--tracking-uri", proxy.address, "--experiment", "undisturbed", command="compare")
-    assert (found.returncode, found.stdout) == (2, "")
+    found = called("compare", "--tracking-uri", proxy.address, "--experiment", "undisturbed")
+    assert (found.exit_code, found.stdout) == (2, "")
     (line,) = found.stderr.splitlines()
     assert re.fullmatch(rf"Error: the tracking store {proxy.address} failed: {reason}", line), line
     note("unread")
@@ -230,7 +247,7 @@ def test_unreachable_artifacts_are_not_missing(
 def test_server_that_fails_most_requests(proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]) -> None:
     disturbed(proxy, "flaky", "base:0=every-second")
     for _ in range(3):
-        run("--tracking-uri", proxy.address, command="sync")
+        called("sync", "--tracking-uri", proxy.address)
     proxy.mode = "ok"
     sync(proxy.address)
     assert record(server.address, "flaky") == undisturbed
@@ -240,17 +257,17 @@ def test_server_that_fails_most_requests(proxy: Proxy, server: Page, undisturbed
 
 def test_short_outage_needs_no_sync(proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]) -> None:
     done = disturbed(proxy, "back", "adaptation:1=refuse adaptation:3=ok")
-    assert (done.returncode, [line for line in done.stderr.splitlines() if line.startswith("Error")]) == (0, [])
+    assert (done.exit_code, [line for line in done.stderr.splitlines() if line.startswith("Error")]) == (0, [])
     assert record(server.address, "back") == undisturbed
     note("server-back")
 
 
 def test_kill_during_outage(proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]) -> None:
-    done = disturbed(proxy, "killed", "adaptation:1=refuse adaptation:3=kill")
+    done = run(*ARGUMENTS, *where(proxy, "killed"), steps="adaptation:1=refuse adaptation:3=kill")
     assert done.returncode == -signal.SIGKILL
     proxy.mode = "ok"
-    listed = run("--dry-run", command="sync")
-    assert listed.returncode == 0
+    listed = called("sync", "--dry-run")
+    assert listed.exit_code == 0
     # The hook of the plugin is called before that of the tracker.
     assert re.search(r"^lora seed=0: \d+ records? for http://127.0.0.1:\d+, experiment killed$", listed.stdout, re.M)
     sync(proxy.address)

@@ -121,13 +121,7 @@ def print_plan(console: Console, plan: Plan) -> None:
             soft_wrap=True,
         )
     target = plan.target if plan.shift == "none" else f"{plan.target} under {plan.shift}"
-    requested = plan.shots * len(plan.classes)
-    fewer = "" if plan.drawn_images >= requested else f": at most half of it, {requested:,} were requested"
-    console.print(
-        f"Target   {escape(target)}: {plan.drawn_images:,} training (drawn from {plan.pool_images:,}{fewer}), "
-        f"{plan.shifted_test_images:,} test",
-        soft_wrap=True,
-    )
+    console.print(f"Target   {escape(target)}: {_use_of_labels(plan)}", soft_wrap=True)
     if has_source:
         base = "from the cache" if plan.base_cached else "to be trained first"
     else:
@@ -142,6 +136,26 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(f"Note: {notice}", markup=False, soft_wrap=True)
     if plan.seconds is not None:
         console.print(f"Estimated time: {duration(plan.seconds)} of training and evaluation on this machine.")
+
+
+def _use_of_labels(plan: Plan) -> str:
+    """Return how the labelled target images are used, in numbers."""
+    if plan.protocol == "folds":
+        groups = f" in {plan.groups:,} groups" if plan.groups else ""
+        rest = f"all but one {plan.held_out} at a time" if plan.held_out else f"{plan.folds} folds"
+        times = "once" if len(plan.seeds) == 1 else "twice" if len(plan.seeds) == 2 else f"{len(plan.seeds)} times"
+        return (
+            f"{plan.pool_images:,} labels{groups}, {rest}. Each fit trains on {plan.drawn_images:,} of them; each "
+            f"label is predicted {times} by models that have not seen it"
+        )
+    if plan.protocol == "given":
+        return (
+            f"each fit trains on {plan.drawn_images:,} of {plan.pool_images:,} labels, and is evaluated on the "
+            f"target's own {plan.shifted_test_images:,} test images"
+        )
+    requested = (plan.shots or 0) * len(plan.classes)
+    fewer = "" if plan.drawn_images >= requested else f": at most half of it, {requested:,} were requested"
+    return f"{plan.drawn_images:,} training (drawn from {plan.pool_images:,}{fewer}), {plan.shifted_test_images:,} test"
 
 
 def _strategies(plan: Plan) -> Table:

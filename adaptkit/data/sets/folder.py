@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from adaptkit.contracts import Reading
+from adaptkit.data.columns import GROUP
+from adaptkit.data.sets.file_pixels import SIDE, FilePixels, skipped
 from adaptkit.data.sets.layout import Part, layout, listed, require_folder
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
@@ -16,12 +19,8 @@ from adaptkit.system.files import expanded
 from adaptkit.system.streams import printable_line
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from adaptkit.contracts import Corpus, Dataset, Images
 
-#: default width and height of images in pixels
-SIDE = 64
 #: maximum number of unreadable files that are listed one by one
 SHOWN = 50
 
@@ -59,43 +58,28 @@ class _ReadFolder(Folder):
         return _load(f"{self.name}:{self.path}", expanded(self.path), self.reading)
 
 
-@dataclass(frozen=True)
-class FolderPixels:
-    """Images that are decoded from their files on access; `names` are paths relative to the folder."""
-
-    root: str
-    names: tuple[str, ...]
-    size: int
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Return the shape of all images together."""
-        return len(self.names), 3, self.size, self.size
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Decode one image."""
-        from adaptkit.data.sets.image_files import read_picture
-
-        return read_picture(Path(self.root, self.names[index]), self.size)
-
-
 def _load(title: str, root: Path, reading: Reading) -> Corpus:
     from adaptkit.contracts import Corpus
     from adaptkit.data.sets.image_files import faults
 
     parts, notices = layout(title, root)
     names = [name for part in parts for name in part.names]
+    groups: Mapping[str, str] = {}
     bad = faults(root, names, reading.size)
     if bad and not reading.skip_bad:
         raise BadInput(*_messages(title, root, bad=bad, count=len(names)))
     if bad:
         parts = [part.without(title, bad) for part in parts]
-        notices += (_left_out(title, bad),)
-    train, *test = (_images(root, part, reading.size) for part in parts)
+        notices += (skipped(title, bad),)
+    if reading.group is not None:
+        groups = _groups(title, names, reading.group)
+        count = len({*groups.values()})
+        notices += (f"{title}: {count} {'group' if count == 1 else 'groups'} in the names of {len(names)} files",)
+    train, *test = (_images(root, part, reading.size, groups) for part in parts)
     return Corpus(train, test[0] if test else None, notices)
 
 
-def _images(root: Path, part: Part, size: int) -> Images:
+def _images(root: Path, part: Part, size: int, groups: Mapping[str, str]) -> Images:
     import torch
 
     from adaptkit.contracts import Images
@@ -104,7 +88,24 @@ def _images(root: Path, part: Part, size: int) -> Images:
     labels = torch.arange(len(counts)).repeat_interleave(counts)
     names = tuple(part.names)
     # A worker process can have another current folder.
-    return Images(FolderPixels(os.path.abspath(root), names, size), labels, tuple(part.files), ids=names)
+    pixels = FilePixels(os.path.abspath(root), names, size)
+    columns = {GROUP: tuple(groups[name] for name in names)} if groups else {}
+    return Images(pixels, labels, tuple(part.files), ids=names, columns=columns)
+
+
+def _groups(title: str, names: Sequence[str], pattern: str) -> dict[str, str]:
+    """Return the group of each file: the first group of the regular expression in its name, or the whole match.
+
+    An expression with a slash is searched in the path below the folder. Raises BadInput for names without a match.
+    """
+    groups = {}
+    for name in names:
+        match = re.search(pattern, name if "/" in pattern else name.rpartition("/")[2])
+        groups[name] = (match[1] if match.re.groups else match[0]) or "" if match else ""
+    if unmatched := [printable_line(name) for name in names if not groups[name]]:
+        count = f"{len(unmatched)} of {len(names)} file names"
+        raise BadInput(f"folder.group: {pattern!r} finds no group in {count} of {title}: {listed(unmatched)}")
+    return groups
 
 
 def _messages(title: str, root: Path, *, bad: Mapping[str, str], count: int) -> list[str]:
@@ -117,12 +118,6 @@ def _messages(title: str, root: Path, *, bad: Mapping[str, str], count: int) -> 
         "--skip-bad-images"
     )
     return lines
-
-
-def _left_out(title: str, bad: Mapping[str, str]) -> str:
-
-    examples = listed([f"{printable_line(name)} ({reason})" for name, reason in bad.items()])
-    return f"{title}: {len(bad)} {'file' if len(bad) == 1 else 'files'} skipped: {examples}"
 
 
 @hookimpl

@@ -56,14 +56,14 @@ def layout(title: str, root: Path) -> tuple[list[Part], tuple[str, ...]]:
     folders, _ = _entries(title, root)
     above = _above(root)
     inner = {name: _inner_folders(title, root / name, above) for name in folders}
-    roles = _roles(folders)
+    roles = roles_of(folders)
     labelled = {name: role for name, role in roles.items() if inner[name]}
     shares_classes = _is_division(labelled) and _common([inner[name] for name in labelled])
     if shares_classes or (_is_division(roles) and len(roles) == len(folders)):
         return _divided(title, root, roles=roles, labelled=labelled)
     whole = _part(title, root, "")
-    below = _roles(sorted({name for names in inner.values() for name in names}))
-    divides_classes = all(_is_division(_roles(names)) and below.keys() >= set(names) for names in inner.values())
+    below = roles_of(sorted({name for names in inner.values() for name in names}))
+    divides_classes = all(_is_division(roles_of(names)) and below.keys() >= set(names) for names in inner.values())
     if divides_classes and all(name.count("/") == 2 for name in whole.names):
         return _divided_classes(title, whole, below)
     _require_classes(title, inner)
@@ -81,7 +81,7 @@ def _above(root: Path) -> set[tuple[int, int]]:
     return {_identity(folder) for folder in (root, *root.resolve().parents)}
 
 
-def _roles(names: Iterable[str]) -> dict[str, str]:
+def roles_of(names: Iterable[str]) -> dict[str, str]:
     """Return the role of each name that has one, such as train for `Training` and `seg_train`; training comes first."""
     roles = {}
     for name in names:
@@ -116,7 +116,7 @@ def _divided(
         raise BadInput(f"{title}: {_and(roles)} are names of parts of a data set, but {problem}")
     if others := [name for name in folders if name not in roles]:
         raise BadInput(f"{title}: next to {_and(labelled)} there is {listed(others)}; move or remove it")
-    parts, notice = _assigned(title, {name: _part(title, root, f"{name}/") for name in labelled}, labelled)
+    parts, notice = assigned(title, {name: _part(title, root, f"{name}/") for name in labelled}, labelled)
     notices = [notice]
     if unlabelled := [name for name in roles if name not in labelled]:
         notices.append(f"{title}: {_and(unlabelled)} is not used, because it has no class folders")
@@ -133,11 +133,11 @@ def _divided_classes(title: str, whole: Part, roles: Mapping[str, str]) -> tuple
         chosen = {label: tuple(n for n in names if n.split("/")[1] == folder) for label, names in whole.files.items()}
         return {label: names for label, names in chosen.items() if names}
 
-    parts, notice = _assigned(title, {folder: Part(below(folder)) for folder in roles}, roles)
+    parts, notice = assigned(title, {folder: Part(below(folder)) for folder in roles}, roles)
     return parts, (notice,)
 
 
-def _assigned(title: str, parts: Mapping[str, Part], roles: Mapping[str, str]) -> tuple[list[Part], str]:
+def assigned(title: str, parts: Mapping[str, Part], roles: Mapping[str, str]) -> tuple[list[Part], str]:
     """Return training and test files, and a notice that states which folders they are from."""
     tested = "test" if "test" in roles.values() else "val"
     joined: list[Part] = []

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from adaptkit.errors import HINT, AdaptkitError, BadInput, lacks_memory, located
 from adaptkit.events import Epoch, RunStart
-from adaptkit.experiment.adaptation import Stage
+from adaptkit.experiment.adaptation import adapt_once
 from adaptkit.experiment.outcome import RunSummary
+from adaptkit.experiment.stage import Stage
 from adaptkit.experiment.tuning_run import tune_once
 from adaptkit.hookspecs import hookimpl
 from adaptkit.plugins.loading import load_plugins
@@ -134,7 +135,7 @@ class Worker:
                 earlier = self._finished_run(task, stage, arm=arm, seed=seed) if attempt else None
                 if earlier is not None:
                     return earlier
-                record = tune_once(stage, arm, seed) if task.kind == "tuning" else stage.run(arm, seed)
+                record = tune_once(stage, arm, seed) if task.kind == "tuning" else adapt_once(stage, arm, seed)
                 tracker.flush()
                 record = dataclasses.replace(record, run_id=tracker.run_id(f"{task.label or arm.label} seed={seed}"))
             except Exception as error:  # an error fails this trial, not the sweep

@@ -49,12 +49,13 @@ def test_conformance(check: Check) -> None:
 )
 def test_type_supports_a_model(name: str) -> None:
     """If a type rejected every model, all of its checks above would be skipped."""
-    fitted = []
-    for check in checks(CLASSES[name]):
-        if check.name == "trains":
-            try:
-                check()
-            except unittest.SkipTest:
-                continue
-            fitted.append(check.subject)
-    assert fitted
+    assert any(fits(check) for check in checks(CLASSES[name]) if check.name == "declares what it trains")
+
+
+def fits(check: Check) -> bool:
+    """Return whether a check passes instead of being skipped."""
+    try:
+        check()
+    except unittest.SkipTest:
+        return False
+    return True

@@ -419,3 +419,42 @@ def test_photographs_of_tests_repeat(own_folder: Path) -> None:
     assert len(files) == 12 and all((one / file).read_bytes() == (other / file).read_bytes() for file in files)
     assert len({(one / file).read_bytes() for file in files}) == 12
     assert len(photos.photographs()) == len(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        (r"p\d+", ("p1", "p1", "p2", "p2")),
+        (r"p(\d+)_", ("1", "1", "2", "2")),
+        (r"^(?:x|(p\d))", ("p1", "p1", "p2", "p2")),
+        (r"([ab])/", ("a", "a", "b", "b")),
+    ],
+)
+def test_groups_in_file_names(pattern: str, expected: tuple[str, ...]) -> None:
+    fill("p/a/p1_x.png", "p/a/p1_y.png", "p/b/p2_x.png", "p/b/p2_y.png")
+    corpus = Folder("p").at(Reading(8, group=pattern)).load(UNUSED)
+    assert corpus.train.columns == {"group": expected}
+    assert corpus.notices == ("folder:p: 2 groups in the names of 4 files",)
+
+
+def test_names_without_a_group() -> None:
+    fill("p/train/a/p1.png", "p/train/b/2.png", "p/test/a/p3.png", "p/test/b/x.png")
+    for pattern, count in ((r"p\d", 2), (r"p(\d)?", 2), (r"p(x)?", 4)):
+        with pytest.raises(BadInput) as caught:
+            Folder("p").at(Reading(8, group=pattern)).load(UNUSED)
+        (line,) = caught.value.problems
+        assert line.startswith(f"folder.group: {pattern!r} finds no group in {count} of 4 file names of folder:p: ")
+    assert line.endswith(": train/a/p1.png, train/b/2.png, test/a/p3.png and 1 more")
+    corpus = Folder("p").at(Reading(8, group=".")).load(UNUSED)
+    assert corpus.test is not None and corpus.test.columns == {"group": ("p", "x")}
+
+
+def test_group_setting(cli: Cli) -> None:
+    for number in range(40):
+        fill(f"p/{'ab'[number % 2]}/{number // 4}-{number}.png")
+    common = ("run", "-s", "head", "--dataset", "none", "--target", "folder:p", "--no-track", "--dry-run", "--set")
+    result = cli(*common, "folder.group=^[^-]+")
+    assert result.exit_code == 0 and "Note: folder:p: 10 groups in the names of 40 files" in result.output
+    result = cli(*common, "folder.group=(")
+    message = "Error: folder.group: not a regular expression: missing ), unterminated subpattern at position 0\n"
+    assert (result.exit_code, result.stderr) == (2, message)
