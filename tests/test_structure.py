@@ -54,6 +54,7 @@ ONE_IMPORTER = {
     "adaptkit.cli.views.reproduction": "a view is imported when its command prints",
     "adaptkit.cli.views.trials": "a view is imported when its command prints",
     "adaptkit.cli.views.tuning": "a view is imported when its command prints",
+    "adaptkit.comparison.optimism": "one idea: how optimistic the choice of the best strategy is",
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
     "adaptkit.data.sets.table_files": "one idea: the rows of a file as text",
     "adaptkit.comparison.optimism": "one idea: what choosing the best of several costs",

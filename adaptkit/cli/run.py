@@ -74,7 +74,6 @@ def run(
 
     from adaptkit.cli.views.console import messages, output, print_json, print_line
     from adaptkit.cli.views.progress import print_plan
-    from adaptkit.cli.views.refit import print_refit
 
     console = messages()
     if dry_run:
@@ -119,6 +118,8 @@ def run(
 
         print_outcome(output(), outcome)
         if outcome.refit is not None:
+            from adaptkit.cli.views.refit import print_refit
+
             print_refit(output(), outcome.refit)
         if not quiet:
             print_next_steps(console, outcome)
@@ -155,12 +156,13 @@ def show_progress(plugins: Plugins, console: Console, quiet: bool) -> Iterator[N
 def print_next_steps(console: Console, outcome: RunOutcome) -> None:
     """Print how to use the model of the best run, and how to open all runs in MLflow."""
     from adaptkit.cli.views.console import print_line
-    from adaptkit.cli.views.refit import print_use
 
     if outcome.ui_url is None:
         return
     best = None if outcome.comparison is None else outcome.comparison.arms[0].runs[0]
     if outcome.refit is not None:
+        from adaptkit.cli.views.refit import print_use
+
         print_use(console, outcome.refit)
     elif best is not None and best.run_id and outcome.tracking_error is None and outcome.tracking_uri is not None:
         from adaptkit.tracking.address import tracking_option
