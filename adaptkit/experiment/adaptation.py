@@ -107,6 +107,9 @@ class AdaptationRun:
         if len(fits) > 1:
             results += self.recovery.finished_folds(self._read, len(fits))
         first: nn.Module | None = None
+        if results:
+            first = self._loaded(results[0].files, 0).model
+            self.stage.plugins.notify("adaptkit_run_started", run=self.start, model=first)
         for number in range(len(results), len(fits)):
             trained = self._train(fits, number)
             files = self._save(trained.adapted, number)
@@ -119,8 +122,7 @@ class AdaptationRun:
         if len(fits) > 1:
             self._report_means(results)
         run_result = self._result(results, fits)
-        model = first if first is not None else self._loaded(results[0].files, 0).model
-        self.stage.plugins.notify("adaptkit_run_ended", run=self.start, result=run_result, model=model)
+        self.stage.plugins.notify("adaptkit_run_ended", run=self.start, result=run_result, model=first)
         return dict(run_result.metrics)
 
     def _train(self, fits: Sequence[Fit], number: int) -> TrainedModel:
