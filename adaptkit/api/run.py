@@ -176,11 +176,14 @@ def run(
         Whether runs are recorded in MLflow. Default: True.
     from_tune : str, optional
         Run id of a finished tuning, whose best values are used.
+    refit : bool, optional
+        Then train the best strategy on all labels, as `adaptkit.refit` does. Default: False.
 
     Returns
     -------
     RunOutcome
-        `runs` holds one record for each run, `comparison` compares the strategies.
+        `runs` holds one record for each run, `comparison` compares the strategies. With `refit`, `refit` is the final
+        model, or `refit_error` says why there is none.
 
     Raises
     ------

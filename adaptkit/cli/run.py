@@ -74,7 +74,6 @@ def run(
 
     from adaptkit.cli.views.console import messages, output, print_json, print_line
     from adaptkit.cli.views.progress import print_plan
-    from adaptkit.cli.views.refit import print_refit
 
     console = messages()
     if dry_run:
@@ -119,6 +118,8 @@ def run(
 
         print_outcome(output(), outcome)
         if outcome.refit is not None:
+            from adaptkit.cli.views.refit import print_refit
+
             print_refit(output(), outcome.refit)
         if not quiet:
             print_next_steps(console, outcome)
@@ -155,21 +156,21 @@ def show_progress(plugins: Plugins, console: Console, quiet: bool) -> Iterator[N
 def print_next_steps(console: Console, outcome: RunOutcome) -> None:
     """Print how to use the model of the best run, and how to open all runs in MLflow."""
     from adaptkit.cli.views.console import print_line
-    from adaptkit.cli.views.refit import print_use
 
     if outcome.ui_url is None:
         return
     best = None if outcome.comparison is None else outcome.comparison.arms[0].runs[0]
     if outcome.refit is not None:
+        from adaptkit.cli.views.refit import print_use
+
         print_use(console, outcome.refit)
     elif best is not None and best.run_id and outcome.tracking_error is None and outcome.tracking_uri is not None:
         from adaptkit.tracking.address import tracking_option
 
         option = tracking_option(outcome.tracking_uri)
         if outcome.plan.protocol == "folds":
-            print_line(
-                console, f"Train {best.name.rpartition(' ')[0]} on all labels:  adaptkit refit {best.run_id}{option}"
-            )
+            name = best.name.rpartition(" ")[0]
+            print_line(console, f"Train {name} on all labels:  adaptkit refit {best.run_id}{option}")
         else:
             print_line(console, f"Use {best.name}:  adaptkit predict {best.run_id} IMAGES{option}")
     if outcome.ui_command is not None:

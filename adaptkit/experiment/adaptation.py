@@ -43,6 +43,7 @@ from adaptkit.names import (
     SEVERITY_FILE,
     SIZE_ADAPTER_BYTES,
     SPLIT_FILE,
+    TIME_INFERENCE_RATIO,
     TIMING_TAG,
 )
 from adaptkit.plugins.manager import Plugins
@@ -257,11 +258,15 @@ class AdaptationRun:
             by_severity = severity_metrics(reached, stage.zero_shot)
             artifacts[SEVERITY_FILE] = self.folder / SEVERITY_FILE
             write_severities(artifacts[SEVERITY_FILE], reached, stage.zero_shot)
+        single = dict(results[0].metrics)
+        inference = {TIME_INFERENCE_RATIO: single.pop(TIME_INFERENCE_RATIO)}
+        memory = {MEMORY_PEAK_BYTES: max(result.metrics[MEMORY_PEAK_BYTES] for result in results)}
         metrics = (
             accuracies(experiment, predictions, base_logits)
-            | dict(results[0].metrics)
-            | {MEMORY_PEAK_BYTES: max(result.metrics[MEMORY_PEAK_BYTES] for result in results)}
+            | single
+            | memory
             | times(self.epochs, folds=len(fits))
+            | inference
             | by_severity
         )
         return RunResult(

@@ -135,11 +135,16 @@ def shares_of(table: Table) -> Iterator[dict[str, str]]:
         yield dict(zip(by_class, cells, strict=True))
 
 
+def classes_of(table: Table) -> tuple[str, ...] | None:
+    """Return the names of the classes in the order of the logits; None for a table of an earlier version."""
+    names = tuple(name[len(PROBABILITY) :] for name in table if name.startswith(PROBABILITY))
+    return names or None
+
+
 def read_predictions(
-    path: Path, classes: Sequence[str], tests: Sequence[str] = ("clean", "shifted")
+    table: Table, classes: Sequence[str], tests: Sequence[str] = ("clean", "shifted")
 ) -> dict[str, Predictions]:
-    """Read the predictions for these test sets from a run's `predictions.csv`; raise ValueError if one is missing."""
-    table = read_table(path)
+    """Return the predictions for these test sets of a run's table; raise ValueError if one is missing."""
     index = {name: number for number, name in enumerate(classes)}
     sets = numpy.array(table["test_set"])
     # Python converts the strings to numbers: numpy takes ten times as long.

@@ -16,11 +16,8 @@ from adaptkit.comparison.metrics import required
 from adaptkit.comparison.records import ComparedRun, Curve
 from adaptkit.errors import BadInput
 from adaptkit.names import (
-    ADAPTER_CARD_FILE,
     ADAPTER_CARD_PATH,
-    ADAPTER_FOLDER,
     ARM_TAG,
-    FOLD_FOLDER,
     KIND_TAG,
     PARENT_TAG,
     PREDICTIONS_FILE,
@@ -32,7 +29,7 @@ from adaptkit.system.imports import uncollected
 from adaptkit.tracking.address import Address
 from adaptkit.tracking.fetching import fetch, local_artifacts
 from adaptkit.tracking.liveness import lives
-from adaptkit.tracking.predictions import read_predictions
+from adaptkit.tracking.predictions import classes_of, read_predictions, read_table
 from adaptkit.tracking.search import search_runs
 from adaptkit.tracking.store import errors_as_lines, existing_experiment, open_existing
 
@@ -220,13 +217,21 @@ class Reader:
         if run.status != "finished":
             return run, None
         try:
-            with (
-                self.artifact(artifacts, PREDICTIONS_FILE) as path,
-                self.artifact(artifacts, _card_path(run)) as card,
-            ):
-                return _with_files(run, path, card)
+            with self.artifact(artifacts, PREDICTIONS_FILE) as path:
+                table = read_table(path)
+            classes = classes_of(table)
+            if classes is None:  # a table of an earlier version
+                with self.artifact(artifacts, ADAPTER_CARD_PATH) as card:
+                    classes = tuple(map(str, read_card(card, {"classes": list})["classes"]))
+            tests = ("clean", "shifted") if run.has_source else ("shifted",)
+            predictions = read_predictions(table, classes, tests)
+            return dataclasses.replace(run, classes=classes, predictions=predictions), None
         except FileNotFoundError as error:
             return run, f"{run.name} ({run.run_id}) has no artifact {error.filename}"
+        except BadInput as error:
+            return run, f"{run.name} ({run.run_id}): {error}"
+        except (KeyError, ValueError, OverflowError, OSError) as error:
+            return run, f"{run.name} ({run.run_id}): its predictions cannot be read: {type(error).__name__}: {error}"
 
     @contextmanager
     def artifact(self, artifacts: str, name: str) -> Iterator[Path]:
@@ -250,23 +255,6 @@ def open_reader(uri: str | None) -> Reader:
     """Open a store for reading; raise BadInput if it does not exist or cannot be reached."""
     address, client = open_existing(uri)
     return Reader(address, client)
-
-
-def _card_path(run: ComparedRun) -> str:
-    """Return the artifact path of the card of a run's adapter, or of the adapter of its first fold."""
-    is_divided = run.settings.get("protocol") == "folds"
-    return f"{ADAPTER_FOLDER}/{FOLD_FOLDER}0/{ADAPTER_CARD_FILE}" if is_divided else ADAPTER_CARD_PATH
-
-
-def _with_files(run: ComparedRun, predictions: Path, card: Path) -> tuple[ComparedRun, str | None]:
-    try:
-        classes = tuple(map(str, read_card(card, {"classes": list})["classes"]))
-        read = read_predictions(predictions, classes, ("clean", "shifted") if run.has_source else ("shifted",))
-    except BadInput as error:
-        return run, f"{run.name} ({run.run_id}): {error}"
-    except (KeyError, ValueError, OverflowError, OSError) as error:
-        return run, f"{run.name} ({run.run_id}): its predictions cannot be read: {type(error).__name__}: {error}"
-    return dataclasses.replace(run, classes=classes, predictions=read), None
 
 
 def _compared(run: MlflowRun) -> ComparedRun:

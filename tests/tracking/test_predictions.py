@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from adaptkit.events import Predictions, RunResult
-from adaptkit.tracking.predictions import read_predictions, write_predictions
+from adaptkit.tracking.predictions import classes_of, read_predictions, read_table, write_predictions
 
 CLASSES = ("accuracy", 'a,\n"b"', "truth", "ünï ☃")
 SHARES = numpy.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [1e-9, 0, 1 - 1e-9, 0]], dtype=numpy.float32)
@@ -62,7 +62,9 @@ def test_columns_of_both_files(tmp_path: Path) -> None:
 
 def test_read_equals_written(tmp_path: Path) -> None:
     written(tmp_path, clean=CLEAN, shifted=SHIFTED)
-    found = read_predictions(tmp_path / "predictions.csv", CLASSES)
+    table = read_table(tmp_path / "predictions.csv")
+    assert classes_of(table) == CLASSES
+    found = read_predictions(table, CLASSES)
     for name, expected in (("clean", CLEAN), ("shifted", SHIFTED)):
         for key in ("image", "truth", "predicted", "base_predicted", "fold"):
             value = getattr(expected, key)
@@ -91,7 +93,7 @@ def test_name_of_the_column_of_ids(ids: tuple[str, ...] | None, name: str | None
 def test_unknown_probabilities_are_empty(tmp_path: Path) -> None:
     table, columns = written(tmp_path, shifted=replace(SHIFTED, probabilities=None))
     assert (table["p_accuracy"] == "").all() and columns["p_accuracy"].isna().all()
-    (found,) = read_predictions(tmp_path / "predictions.csv", CLASSES, ["shifted"]).values()
+    (found,) = read_predictions(read_table(tmp_path / "predictions.csv"), CLASSES, ["shifted"]).values()
     assert found.probabilities is None and (found.predicted == SHIFTED.predicted).all()
 
 
@@ -100,7 +102,7 @@ def test_table_of_an_earlier_version(tmp_path: Path) -> None:
     path.write_text(
         "test_set,image,truth,prediction,confidence,base_prediction\nshifted,7,0,1,0.9,\nshifted,8,1,1,0.6,\n"
     )
-    found = read_predictions(path, ["0", "1"], ["shifted"])["shifted"]
+    found = read_predictions(read_table(path), ["0", "1"], ["shifted"])["shifted"]
     assert (found.image.tolist(), found.truth.tolist(), found.predicted.tolist()) == ([7, 8], [0, 1], [1, 1])
     assert found.confidence == pytest.approx([0.9, 0.6])
     assert found.base_predicted is found.probabilities is found.ids is found.groups is found.fold is None
@@ -116,4 +118,4 @@ def test_altered_heading(before: str, after: str, tmp_path: Path) -> None:
     heading, rest = path.read_text(encoding="utf-8").split("base_prediction", 1)
     path.write_text(f"{heading.replace(before, after)}base_prediction{rest}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"not a table of predictions|columns of probabilities"):
-        read_predictions(path, CLASSES, ["shifted"])
+        read_predictions(read_table(path), CLASSES, ["shifted"])

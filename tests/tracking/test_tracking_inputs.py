@@ -10,7 +10,7 @@ from hostile import environment, file_of, hostile, refusals, scratch, text_of
 from adaptkit.errors import BadInput
 from adaptkit.tracking.address import resolve
 from adaptkit.tracking.journal import ABOUT, EVENTS, SENT, unused_journals
-from adaptkit.tracking.predictions import read_predictions
+from adaptkit.tracking.predictions import read_predictions, read_table
 
 TABLE = (
     b"image,test_set,group,fold,truth,prediction,p_0,p_1,p_2,base_prediction\n"
@@ -97,4 +97,4 @@ def test_journal(data: bytes) -> None:
 def test_predictions(data: bytes) -> None:
     """Read a run's table of predictions, as `compare` does."""
     with refusals(ValueError, KeyError):
-        read_predictions(file_of(data, "predictions.csv"), ["0", "1", "2"])
+        read_predictions(read_table(file_of(data, "predictions.csv")), ["0", "1", "2"])
