@@ -127,6 +127,8 @@ CLASSIFICATION_REPORT = "classification_report_"
 ADAPTER_FOLDER = "adapter"
 ADAPTER_CARD_FILE = "adapter.json"
 ADAPTER_WEIGHTS_FILE = "adapter.safetensors"
+#: folder of the adapter of one fold, below the folder of adapters
+FOLD_FOLDER = "fold-"
 ADAPTER_CARD_PATH = "adapter/adapter.json"
 BASE_FOLDER = "base"
 BASE_CARD_FILE = "base.json"

@@ -167,8 +167,13 @@ def print_next_steps(console: Console, outcome: RunOutcome) -> None:
     elif best is not None and best.run_id and outcome.tracking_error is None and outcome.tracking_uri is not None:
         from adaptkit.tracking.address import tracking_option
 
-        command = f"adaptkit predict {best.run_id} IMAGES{tracking_option(outcome.tracking_uri)}"
-        print_line(console, f"Use {best.name}:  {command}")
+        option = tracking_option(outcome.tracking_uri)
+        if outcome.plan.protocol == "folds":
+            print_line(
+                console, f"Train {best.name.rpartition(' ')[0]} on all labels:  adaptkit refit {best.run_id}{option}"
+            )
+        else:
+            print_line(console, f"Use {best.name}:  adaptkit predict {best.run_id} IMAGES{option}")
     if outcome.ui_command is not None:
         print_line(console, f"Look at the runs:  {outcome.ui_command}")
         print_line(console, f"then open          {outcome.ui_url}")

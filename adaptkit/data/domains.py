@@ -347,7 +347,7 @@ def load_domains(
 
 def _is_own(target: Dataset, name: str) -> bool:
     """Return whether a data set consists of the user's own images: a folder, a table, or the data set of a plugin."""
-    return name.partition(":")[0] in ("folder", "table") or not type(target).__module__.startswith("adaptkit.")
+    return name.partition(":")[0] in ("folder", "table") or type(target).__module__.partition(".")[0] != "adaptkit"
 
 
 def _both(

@@ -37,6 +37,7 @@ from adaptkit.names import (
     ADAPTER_FOLDER,
     ADAPTER_SHA256_TAG,
     ADAPTER_WEIGHTS_FILE,
+    FOLD_FOLDER,
     FROZEN_PREFIX_TAG,
     MEMORY_PEAK_BYTES,
     SEVERITY_FILE,
@@ -283,12 +284,12 @@ class AdaptationRun:
         if len(results) == 1:
             return {f"{ADAPTER_FOLDER}/{name}": path for name, path in results[0].files.items()}
         size = sum(path.stat().st_size for result in results for path in result.files.values())
-        if size > FOLDS_BYTES and not self.stage.experiment.request.settings.keep_folds:
-            return {}
+        is_kept = size <= FOLDS_BYTES or self.stage.experiment.request.settings.keep_folds
         return {
-            f"{ADAPTER_FOLDER}/fold-{number}/{name}": path
+            f"{ADAPTER_FOLDER}/{FOLD_FOLDER}{number}/{name}": path
             for number, result in enumerate(results)
             for name, path in result.files.items()
+            if is_kept or name == ADAPTER_CARD_FILE
         }
 
 

@@ -32,6 +32,7 @@ from adaptkit.names import (
     FAMILY_MEMORY,
     FAMILY_SYSTEM,
     FAMILY_TIME,
+    FOLD_FOLDER,
     IMAGES_DIGEST_TAG,
     PREDICTIONS_FILE,
     PROCESSES_TAG,
@@ -299,7 +300,11 @@ def read_results(stored: StoredRun) -> Results:
 
 
 def _adapter(stored: StoredRun) -> dict[str, Tensor]:
-    with stored.folder(ADAPTER_FOLDER, ADAPTER_WEIGHTS_FILE, ADAPTER_CARD_FILE) as folder:
+    is_divided = stored.params.get("protocol") == "folds"
+    name = f"{ADAPTER_FOLDER}/{FOLD_FOLDER}0" if is_divided else ADAPTER_FOLDER
+    if is_divided and not stored.has(f"{name}/{ADAPTER_WEIGHTS_FILE}"):
+        return {}  # the adapters of large folds are not kept
+    with stored.folder(name, ADAPTER_WEIGHTS_FILE, ADAPTER_CARD_FILE) as folder:
         signed = stored.tags.get(ADAPTER_SHA256_TAG)
         if signed is None:
             raise BadInput(f"{stored.title} was recorded before adapters were signed and has nothing to compare with")

@@ -24,12 +24,13 @@ WEIGHTS = "weights"
 GROUPS = ("base", "split", "table", "folder")
 #: the draws of adaptkit 0.1, whose runs have no param `protocol`
 OVERLAPPING = "overlapping"
-OF_PROTOCOLS = ("protocol", "folds", "keep_folds")
+PROTOCOL = "protocol"
+OF_PROTOCOLS = (PROTOCOL, "folds", "keep_folds")
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recorded settings of a run, with the draws of adaptkit 0.1 if it has no protocol."""
-    return {"protocol": OVERLAPPING, **config}
+    return {PROTOCOL: OVERLAPPING, **config}
 
 
 #: settings that may differ between runs that share base, images and augmented views

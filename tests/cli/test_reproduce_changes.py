@@ -275,6 +275,7 @@ def test_empty_config(cli: Cli, copy: str, tracked: Tracked) -> None:
         "base.epochs is 6, but was 2",
         "epochs is 10, but was 2",
         "image_size is none, but was 28",
+        "protocol is none, but was draws",
         "shots is 50, but was 5",
         "split.pool is none, but was 100",
         "split.source is none, but was 200",

@@ -328,15 +328,15 @@ def test_from_python(swept: tuple[Path, dict[str, Any]], again: Path) -> None:
         (
             ("--grid", "shots=2,5,9"),
             [
-                "grid shots: 9 draws the same 50 images as 5, because a run draws at most half of the pool of 100; "
-                "remove this value, or raise split.pool"
+                "shots: 9 images of each class are more than half of the pool of 100; set at most --set shots=5, raise "
+                "split.pool, or use every label with --protocol folds"
             ],
         ),
         (
             ("--grid", "shots=20,35,40", "--dataset", "none", "--target", "digits", "--set", "split.pool=2000"),
             [
-                "grid shots: 40 draws the same 350 images as 35, because a run draws at most half of the pool of 718; "
-                "remove this value, or add images"
+                "shots: 40 images of each class are more than half of the pool of 718; set at most --set shots=36, add "
+                "images, or use every label with --protocol folds"
             ],
         ),
         (

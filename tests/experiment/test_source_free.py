@@ -196,6 +196,7 @@ def test_split_file_is_reused(own_folder: Path, store: Path) -> None:
 def test_duplicates_across_the_split_are_reported(cli: Any, own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=10, size=24)
     asked = ("run", "-s", "head", "--dataset", "none", "--target", "folder:photos", "--image-size", "24", "--dry-run")
+    asked = (*asked, "--protocol", "draws", "--set", "shots=2")
     first = json.loads(cli(*asked, "--json").stdout)["notices"]
     for picture in sorted((own_folder / "photos").rglob("*.*")):
         shutil.copy(picture, picture.with_stem(f"{picture.stem} copy"))

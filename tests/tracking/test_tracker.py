@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ def test_params(tracked: Tracked) -> None:
         "augment": "none",
         "bn": "freeze",
         "seed": "0",
+        "protocol": "draws",
+        "folds": "none",
+        "keep_folds": "False",
         "shots": "5",
         "epochs": "2",
         "lr": "0.005",
@@ -132,7 +136,8 @@ def test_tags(tracked: Tracked) -> None:
     assert tags["adaptkit.base_run_id"] == base.info.run_id
     assert tags["adaptkit.base_fingerprint"] == base.data.tags["adaptkit.base_fingerprint"]
     assert tags["adaptkit.data_fingerprint"] == tracked.outcome["data_fingerprint"]
-    assert tags["adaptkit.pair_id"] == f"{tracked.outcome['data_fingerprint'][:12]}-0"
+    assert re.fullmatch(tracked.outcome["data_fingerprint"][:12] + "-[0-9a-f]{12}", tags["adaptkit.pair_id"])
+    assert tags["adaptkit.protocol"] == "draws"
     assert found["head seed=0"].data.tags["adaptkit.pair_id"] == tags["adaptkit.pair_id"]
     assert tags["adaptkit.timing"] == "alone"
     assert {"adaptkit.host", "adaptkit.pid", "adaptkit.process_seen", "mlflow.user"} <= set(tags)

@@ -28,7 +28,7 @@ SMALLEST = TINY_SETTINGS | {
     "split.pool": 50,
     "split.test": 60,
     "base.epochs": 1,
-    "shots": 4,
+    "shots": 2,
 }
 
 
