@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -19,6 +20,7 @@ from PIL import Image
 from support.artifacts import artifacts_of, copied
 from support.experiments import FOREIGN, KEPT, Tracked, own_cache
 
+import adaptkit
 from adaptkit.cli import main
 
 Cli = Callable[..., Result]
@@ -260,3 +262,26 @@ def test_run_with_refit_needs_a_store(cli: Cli) -> None:
     make_colours(Path("colours"))
     result = cli(*RUN, "--refit", "--no-track")
     assert result.exit_code == 2 and "refit: the final model is recorded in MLflow" in result.stderr
+
+
+def test_python(project: Tracked) -> None:
+    parent = project.outcome["parent_run_id"]
+    summary = adaptkit.refit(parent, strategy="head", tracking_uri=project.uri)
+    assert (summary.label, summary.images, summary.comparison_run_id) == ("head", 60, parent)
+    assert summary.run_id is not None and summary.expected.strategies == 2
+    final, of_comparison = (adaptkit.load(run, tracking_uri=project.uri) for run in (summary.run_id, parent))
+    pixels = final.preprocess("colours/red/00.png")
+    assert torch.equal(final(pixels), of_comparison(pixels))
+
+
+def test_run_with_refit_that_cannot_choose(cli: Cli, store: Path) -> None:
+    make_colours(Path("colours"))
+    result = cli(
+        *RUN, "-o", "full.lr=1e-9", "-o", "head.lr=1e-9", "--seeds", "0", "--epochs", "1", "--refit", "--json", "-q"
+    )
+    outcome = json.loads(result.stdout)
+    assert (result.exit_code, outcome["refit"], len(outcome["runs"])) == (2, None, 2)
+    (line,) = result.stderr.splitlines()
+    assert line == f"Error: {outcome['refit_error']}"
+    assert "no strategy is shown to be better than all others; choose one with --strategy: " in line
+    assert f"run {outcome['parent_run_id']} (head, full seed=0): " in line

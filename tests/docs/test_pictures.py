@@ -40,7 +40,7 @@ def commands() -> list[list[str]]:
 
 
 def test_commands_exist() -> None:
-    assert {words[0] for words in commands()} == {"run", "predict", "export", "import-peft"} <= set(COMMANDS)
+    assert {words[0] for words in commands()} == {"run", "refit", "predict", "export", "import-peft"} <= set(COMMANDS)
 
 
 @pytest.mark.slow
