@@ -169,9 +169,8 @@ def print_next_steps(console: Console, outcome: RunOutcome) -> None:
 
         option = tracking_option(outcome.tracking_uri)
         if outcome.plan.protocol == "folds":
-            print_line(
-                console, f"Train {best.name.rpartition(' ')[0]} on all labels:  adaptkit refit {best.run_id}{option}"
-            )
+            name = best.name.rpartition(" ")[0]
+            print_line(console, f"Train {name} on all labels:  adaptkit refit {best.run_id}{option}")
         else:
             print_line(console, f"Use {best.name}:  adaptkit predict {best.run_id} IMAGES{option}")
     if outcome.ui_command is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adaptkit.contracts import Corpus, Dataset, Images, Reading, Shift, StoredPixels
 from adaptkit.data.columns import GROUP, divided_groups, grouped_by
-from adaptkit.data.duplicates import Members, across_groups, repetitions
+from adaptkit.data.duplicates import Members, across_groups, near_duplicate_notices, repetitions
 from adaptkit.data.pixels import NamedPixels, alike, chunks, held, resized
 from adaptkit.data.protocols import (
     DRAWS,
@@ -33,6 +33,7 @@ from adaptkit.data.views import LazyViews, Views, views_of
 from adaptkit.errors import BadInput, located
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import OVERLAPPING
+from adaptkit.settings.selection import Selected
 
 if TYPE_CHECKING:
     from adaptkit.settings.settings import SplitSettings
@@ -283,7 +284,8 @@ def load_domains(
             parts |= {} if protocol.name == FOLDS else {"shifted_test": parts["clean_test"]}
     if foreign is not None:
         notices += tuple(notice for notice in foreign.notices if notice not in notices)
-        notices += across_groups(target_name, foreign) + divided_groups(target_name, foreign)
+        notices += across_groups(target_name, foreign)
+        notices += divided_groups(target_name, foreign) if protocol.name == GIVEN else ()
         if source is None or clean is None:
             classes = foreign.train.classes
             split = split.limited(len(classes), limited)
@@ -322,7 +324,10 @@ def load_domains(
         raise BadInput("protocol draws: a draw would divide groups between training and test; use --protocol folds")
     elif protocol.folds is not None:
         labels = Labels(pool.images.labels, classes, groups or None)
-        fold_numbers(labels, protocol.folds, seed=0)  # raises BadInput if it is not possible
+        assigned = fold_numbers(labels, protocol.folds, seed=0)  # raises BadInput if it is not possible
+        if not groups:
+            title = name if foreign is None else target_name
+            notices += near_duplicate_notices(title, pool.images, assigned, kind="fold")
         notices += tuple(filter(None, [small_classes(labels, protocol.folds)]))
     # The limit of images is not covered: runs with different limits are compared. Nor are the divisions of seeds.
     facts = () if protocol.name == OVERLAPPING else (repr((protocol.name, protocol.folds, protocol.by)), *groups)
@@ -347,7 +352,8 @@ def load_domains(
 
 def _is_own(target: Dataset, name: str) -> bool:
     """Return whether a data set consists of the user's own images: a folder, a table, or the data set of a plugin."""
-    return name.partition(":")[0] in ("folder", "table") or type(target).__module__.partition(".")[0] != "adaptkit"
+    whole = target.dataset if isinstance(target, Selected) else target
+    return name.partition(":")[0] in ("folder", "table") or type(whole).__module__.partition(".")[0] != "adaptkit"
 
 
 def _both(

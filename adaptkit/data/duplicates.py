@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from adaptkit.contracts import Corpus, Images
 from adaptkit.data.columns import GROUP
-from adaptkit.data.pixels import chunks
+from adaptkit.data.pixels import chunks, joined
 from adaptkit.data.shifts import luminance
 from adaptkit.system.streams import printable_line
 
@@ -130,12 +130,11 @@ def near_duplicate_notices(title: str, images: Images, parts: Tensor, kind: str)
 
 def across_groups(title: str, corpus: Corpus) -> tuple[str, ...]:
     """Return the notice about images that look like images of another group, if the data set has groups."""
-    parts = [images for images in (corpus.train, corpus.test) if images is not None and GROUP in images.columns]
-    return tuple(
-        notice
-        for images in parts
-        for notice in near_duplicate_notices(title, images, _numbers(images.columns[GROUP]), kind="group")
-    )
+    parts = [images for images in (corpus.train, corpus.test) if images is not None]
+    if not all(GROUP in images.columns for images in parts):
+        return ()
+    images = joined(*parts) if len(parts) > 1 else parts[0]
+    return near_duplicate_notices(title, images, _numbers(images.columns[GROUP]), kind="group")
 
 
 def _numbers(values: Sequence[str]) -> Tensor:

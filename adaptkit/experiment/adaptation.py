@@ -43,6 +43,7 @@ from adaptkit.names import (
     SEVERITY_FILE,
     SIZE_ADAPTER_BYTES,
     SPLIT_FILE,
+    TIME_INFERENCE_RATIO,
     TIMING_TAG,
 )
 from adaptkit.plugins.manager import Plugins
@@ -106,6 +107,9 @@ class AdaptationRun:
         if len(fits) > 1:
             results += self.recovery.finished_folds(self._read, len(fits))
         first: nn.Module | None = None
+        if results:
+            first = self._loaded(results[0].files, 0).model
+            self.stage.plugins.notify("adaptkit_run_started", run=self.start, model=first)
         for number in range(len(results), len(fits)):
             trained = self._train(fits, number)
             files = self._save(trained.adapted, number)
@@ -118,8 +122,7 @@ class AdaptationRun:
         if len(fits) > 1:
             self._report_means(results)
         run_result = self._result(results, fits)
-        model = first if first is not None else self._loaded(results[0].files, 0).model
-        self.stage.plugins.notify("adaptkit_run_ended", run=self.start, result=run_result, model=model)
+        self.stage.plugins.notify("adaptkit_run_ended", run=self.start, result=run_result, model=first)
         return dict(run_result.metrics)
 
     def _train(self, fits: Sequence[Fit], number: int) -> TrainedModel:
@@ -257,11 +260,15 @@ class AdaptationRun:
             by_severity = severity_metrics(reached, stage.zero_shot)
             artifacts[SEVERITY_FILE] = self.folder / SEVERITY_FILE
             write_severities(artifacts[SEVERITY_FILE], reached, stage.zero_shot)
+        single = dict(results[0].metrics)
+        inference = {TIME_INFERENCE_RATIO: single.pop(TIME_INFERENCE_RATIO)}
+        memory = {MEMORY_PEAK_BYTES: max(result.metrics[MEMORY_PEAK_BYTES] for result in results)}
         metrics = (
             accuracies(experiment, predictions, base_logits)
-            | dict(results[0].metrics)
-            | {MEMORY_PEAK_BYTES: max(result.metrics[MEMORY_PEAK_BYTES] for result in results)}
+            | single
+            | memory
             | times(self.epochs, folds=len(fits))
+            | inference
             | by_severity
         )
         return RunResult(

@@ -57,10 +57,9 @@ def rebuilt_request(stored: StoredRun, plugins: Plugins, changed: Mapping[str, A
                 if (was := stored.params.get("dataset", "none")) != "none":
                     raise BadInput(f"its config.yaml was altered: dataset is none, but was {was}")
                 raise BadInput(f"{stored.title} is a base without a source, so it has no test images")
-        yield resolve(
-            [Layer((config if PROTOCOL in stored.params else recorded(config)) | dict(changed or {}), CONFIG_FILE)],
-            plugins,
-        )
+        if PROTOCOL not in stored.params:
+            config = recorded(config)
+        yield resolve([Layer(config | dict(changed or {}), CONFIG_FILE)], plugins)
 
 
 def run_data(stored: StoredRun, plugins: Plugins) -> tuple[Request, Domains]:

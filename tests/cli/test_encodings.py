@@ -35,6 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             noise = numpy.random.default_rng(100 * number + index).integers(0, 256, (16, 16, 3), numpy.uint8)
             Image.fromarray(noise).save(folder / "pictures" / label / f"{index}.png")
     arguments = ["--dataset", "none", "--target", f"folder:{folder / 'pictures'}", "--backbone", "small_cnn"]
+    arguments += ["--protocol", "draws"]
     command("ascii", "run", "-s", "head", "-s", "full", *arguments, "--image-size", "16", "--epochs", "1",
             "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}")  # fmt: skip
     return folder

@@ -40,7 +40,7 @@ def work(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], P
 
 def trained(cli: Cli, *arguments: str) -> str:
     """Train on the pictures of the current folder. Return the id of the run."""
-    options = ["--dataset", "none", "--backbone", "small_cnn"]
+    options = ["--dataset", "none", "--backbone", "small_cnn", "--protocol", "draws"]
     options += [] if "--target" in arguments else ["--target", f"folder:{Path.cwd() / 'data'}"]
     result = cli("run", "-s", "full", *options, "--image-size", "16", "--epochs", "1", "--json", *arguments)
     assert result.exit_code == 0, result.stderr

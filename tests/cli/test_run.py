@@ -85,8 +85,17 @@ def test_json(cli: Cli) -> None:
     result = cli("run", "-s", "lora", "-o", "rank=2", *TINY, "--no-track", "--json")
     outcome = json.loads(result.stdout)
     assert list(outcome) == [
-        *("plan", "base", "runs", "data_fingerprint", "experiment", "tracking_uri", "ui_command", "ui_url", "notices"),
-        *("tracking_error", "parent_run_id", "comparison"),
+        *("plan", "base", "runs", "data_fingerprint", "refit", "refit_error"),
+        *(
+            "experiment",
+            "tracking_uri",
+            "ui_command",
+            "ui_url",
+            "notices",
+            "tracking_error",
+            "parent_run_id",
+            "comparison",
+        ),
     ]
     assert outcome["base"]["test_accuracy"] == outcome["runs"][0]["metrics"]["final/base_test_accuracy"]
     (run,) = outcome["runs"]

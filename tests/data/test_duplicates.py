@@ -220,3 +220,30 @@ def test_near_duplicates_in_two_groups_are_named_in_the_plan(cli: Cli) -> None:
     found = dry_run(cli, "--dataset", "none", "--target", "folder:p", "--set", r"folder.group=^\d+")
     (line,) = (line for line in found if "looks like" in line)
     assert line == "folder:p: 1 image looks like an image of another group: b/99-y.jpg = b/7-x.png"
+
+
+def test_near_duplicates_in_training_and_test_images() -> None:
+    one, other, another, last = photographs(4)
+    columns = {"group": ("g", "h")}
+    train = dataclasses.replace(as_images(one, other), columns=columns)
+    test = dataclasses.replace(as_images(another, compressed(one)), ids=("2.png", "3.png"), columns=columns)
+    assert duplicates.across_groups("x", Corpus(train, test)) == (
+        "x: 1 image looks like an image of another group: 3.png = 0.png",
+    )
+    same = dataclasses.replace(test, columns={"group": ("h", "g")})
+    assert duplicates.across_groups("x", Corpus(train, same)) == ()
+    assert duplicates.across_groups("x", Corpus(dataclasses.replace(train, columns={}), test)) == ()
+    assert duplicates.across_groups("x", Corpus(as_images(one, other, last, compressed(last)))) == ()
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_near_duplicates_in_two_folds_are_named_in_the_plan(cli: Cli) -> None:
+    for number, picture in enumerate(photographs(40)):
+        Path("p", "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        picture.save(Path("p", "ab"[number % 2], f"{number}.png"))
+        if number < 8:
+            picture.save(Path("p", "ab"[number % 2], f"copy{number}.jpg"), quality=90)
+    found = dry_run(cli, "--dataset", "none", "--target", "folder:p", "--folds", "4")
+    (line,) = (line for line in found if "of another fold" in line)
+    assert line.startswith("folder:p: ") and "b/copy" in line
+    assert not [line for line in dry_run(cli, "--target", "digits") if "of another fold" in line]

@@ -16,7 +16,21 @@ from adaptkit.cli import COMMANDS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "pictures.md").read_text(encoding="utf-8")
 #: smaller than what is written there
-SMALL = ("--weights", "none", "--image-size", "32", "--seeds", "0", "--epochs", "1", "--set", "base.epochs=1", "--json")
+SMALL = (
+    "--weights",
+    "none",
+    "--image-size",
+    "32",
+    "--seeds",
+    "0",
+    "--epochs",
+    "1",
+    "--set",
+    "base.epochs=1",
+    "--folds",
+    "2",
+    "--json",
+)
 
 
 def commands() -> list[list[str]]:
@@ -36,10 +50,10 @@ def test_commands_and_python_run(cli: Any, store: Path, own_folder: Path, monkey
     make_photos(own_folder / "pictures" / "new", per_class=1, size=32, seed=2)
     paths = sorted((own_folder / "pictures" / "worn").rglob("*.*"))
     rows = [
-        f"worn/{path.parent.name}/{path.name},{path.parent.name},p{number // 4:02},{'AB'[number % 2]}"
+        f"worn/{path.parent.name}/{path.name},{path.parent.name},p{number // 4:02},s{number // 2:02},{'AB'[number % 2]}"
         for number, path in enumerate(paths)
     ]
-    (own_folder / "pictures" / "labels.csv").write_text("\n".join(["path,label,patient,site", *rows]))
+    (own_folder / "pictures" / "labels.csv").write_text("\n".join(["path,label,patient,specimen,site", *rows]))
     runs = [words for words in commands() if words[0] == "run"]
     for words in runs:
         result = cli(*words, *SMALL)

@@ -276,7 +276,7 @@ def test_listings(cli: Cli) -> None:
         return [entry["name"] for entry in json.loads(cli(command, "--json").stdout)]
 
     assert {"full", "head", "lora", "scratch"} <= set(names("strategies"))
-    assert names("datasets") == ["cifar10", "digits", "fashion-mnist", "folder", "kmnist", "mnist", "mnist5k"]
+    assert names("datasets") == ["cifar10", "digits", "fashion-mnist", "folder", "kmnist", "mnist", "mnist5k", "table"]
     assert names("backbones") == ["small_cnn", "torchvision"]
     assert names("shifts") == ["blur", "contrast", "crop", "flip", "noise", "rotate"]
     assert "rank of the update" in cli("strategies", "lora").stdout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,31 @@ from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.settings.selection import Selected, parse_selection, split_name
 
 Cli = Callable[..., Result]
+
+#: a data set of the user with two columns
+PLUGIN = """
+import torch
+from adaptkit import hookimpl
+from adaptkit.contracts import Corpus, Images
+
+
+class Survey:
+    name = "survey"
+
+    def load(self, data_dir):
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (120, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        columns = {
+            "site": tuple("AB"[number // 60] for number in range(120)),
+            "patient": tuple(str(number // 4) for number in range(120)),
+        }
+        return Corpus(Images(pixels, torch.arange(120) % 2, ("a", "b"), columns=columns))
+
+
+@hookimpl
+def adaptkit_datasets():
+    return [Survey]
+"""
 
 
 @dataclass(frozen=True)
@@ -166,3 +193,23 @@ def test_configuration_reaches_the_data_set() -> None:
     selected = Selected("sized?site=A", Sized(Corpus(TRAIN)), {"site": ("A",)}).at(Reading(5))
     assert isinstance(selected.dataset, Sized) and selected.dataset.size == 5
     assert Selected("given?site=A", Given(Corpus(TRAIN)), {"site": ("A",)}).at(Reading(5)).load(Path()).train.ids
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_selected_rows_and_groups_of_a_plugin(cli: Cli) -> None:
+    Path("survey.py").write_text(PLUGIN)
+    common = ("run", "-s", "head", "--dataset", "none", "--no-track", "--dry-run", "--plugin", "survey.py")
+
+    def plan(*arguments: str) -> Any:
+        result = cli(*common, *arguments, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    selected = plan("--target", "survey?site=A")
+    assert (selected["protocol"], selected["pool_images"]) == ("folds", 60)
+    assert "survey?site=A: 60 of 120 images" in selected["notices"]
+    grouped = plan("--target", "survey?site=A", "--set", "split.group=patient")
+    assert "split.group: column patient has 15 groups" in grouped["notices"]
+    result = cli(*common, "--target", "survey?sight=A")
+    message = "Error: survey?sight=A: there is no column 'sight'; did you mean 'site'?\n"
+    assert (result.exit_code, result.stderr) == (2, message)

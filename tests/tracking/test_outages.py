@@ -146,7 +146,9 @@ def where(proxy: Proxy, experiment: str) -> tuple[str, ...]:
 
 def called(*arguments: str) -> Result:
     """Call the command line in this process, which need not import everything first."""
-    result = CliRunner().invoke(main, list(arguments), prog_name="adaptkit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        result = CliRunner().invoke(main, list(arguments), prog_name="adaptkit")
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
@@ -154,7 +156,6 @@ def called(*arguments: str) -> Result:
 def disturbed(proxy: Proxy, experiment: str, steps: str) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPS", steps)
-        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         return called("run", *ARGUMENTS, *where(proxy, experiment))
 
 

@@ -64,17 +64,17 @@ def _load(title: str, root: Path, reading: Reading) -> Corpus:
 
     parts, notices = layout(title, root)
     names = [name for part in parts for name in part.names]
-    groups: Mapping[str, str] = {}
     bad = faults(root, names, reading.size)
     if bad and not reading.skip_bad:
         raise BadInput(*_messages(title, root, bad=bad, count=len(names)))
     if bad:
         parts = [part.without(title, bad) for part in parts]
         notices += (skipped(title, bad),)
+    groups: Mapping[str, str] = {}
     if reading.group is not None:
-        groups = _groups(title, names, reading.group)
+        groups = _groups(title, [name for part in parts for name in part.names], reading.group)
         count = len({*groups.values()})
-        notices += (f"{title}: {count} {'group' if count == 1 else 'groups'} in the names of {len(names)} files",)
+        notices += (f"{title}: {count} {'group' if count == 1 else 'groups'} in the names of {len(groups)} files",)
     train, *test = (_images(root, part, reading.size, groups) for part in parts)
     return Corpus(train, test[0] if test else None, notices)
 

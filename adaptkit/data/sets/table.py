@@ -278,8 +278,10 @@ def _parts(listed: Listed, roles: Mapping[str, str]) -> tuple[list[Part], tuple[
     names = sorted(listed.rows)
 
     def by_label(chosen: Sequence[str]) -> Part:
-        labels = sorted({listed.value(name, LABEL) for name in chosen})
-        return Part({label: tuple(n for n in chosen if listed.value(n, LABEL) == label) for label in labels})
+        files: dict[str, list[str]] = {}
+        for name in chosen:
+            files.setdefault(listed.value(name, LABEL), []).append(name)
+        return Part({label: tuple(files[label]) for label in sorted(files)})
 
     if len({*roles.values()}) > 1:
         split = {value: by_label([name for name in names if listed.value(name, SPLIT) == value]) for value in roles}

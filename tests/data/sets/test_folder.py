@@ -447,6 +447,12 @@ def test_names_without_a_group() -> None:
     assert line.endswith(": train/a/p1.png, train/b/2.png, test/a/p3.png and 1 more")
     corpus = Folder("p").at(Reading(8, group=".")).load(UNUSED)
     assert corpus.test is not None and corpus.test.columns == {"group": ("p", "x")}
+    Path("p/train/a/notes.txt").write_text("no picture")
+    assert load_grouped("[p2x]", skip_bad=True).train.columns == {"group": ("p", "2")}
+
+
+def load_grouped(pattern: str, skip_bad: bool = False) -> Corpus:
+    return Folder("p").at(Reading(8, skip_bad, group=pattern)).load(UNUSED)
 
 
 def test_group_setting(cli: Cli) -> None:
