@@ -257,9 +257,9 @@ def _percent(arm: ArmResult) -> str:
 
 def expectation(comparison: Comparison, arm: ArmResult) -> Expectation:
     """Return the accuracy that a comparison lets expect of a strategy."""
-    accuracy = arm.shifted
-    if accuracy.n < 2:  # one run: over its images
-        accuracy = estimate(_correct(arm).tolist())
+    # Runs on the same test images can agree by chance: the interval over the images is then wider.
+    spread = max((arm.shifted, estimate(_correct(arm).tolist())), key=lambda one: one.half_width or 0.0)
+    low, high = (None if spread.half_width is None else arm.shifted.mean + sign * spread.half_width for sign in (-1, 1))
     is_best = all(arm.shifted.mean >= other.shifted.mean for other in comparison.arms)
     optimism = None
     if is_best:
@@ -268,8 +268,8 @@ def expectation(comparison: Comparison, arm: ArmResult) -> Expectation:
         optimism = selection_optimism(numpy.stack([_correct(one) for one in (arm, *others)]))
     return Expectation(
         accuracy=arm.shifted.mean,
-        low=None if accuracy.low is None else max(0.0, accuracy.low),
-        high=None if accuracy.high is None else min(1.0, accuracy.high),
+        low=None if low is None else max(0.0, low),
+        high=None if high is None else min(1.0, high),
         source_accuracy=None if arm.clean is None else arm.clean.mean,
         runs=len(arm.runs),
         strategies=len(comparison.arms),

@@ -102,8 +102,8 @@ class RunSummary:
 class Expectation:
     """The accuracy that a comparison lets expect of a refit: fractions, not measured on the refit itself.
 
-    `low` and `high` are the 95 % interval: over `runs`, or over the images if there is one run. `source_accuracy` is
-    None without a source. `optimism` is the part of `accuracy` that comes from choosing the best of `strategies`; None
+    `low` and `high` are the 95 % interval over `runs` or over the images, whichever is wider. `source_accuracy` is None
+    without a source. `optimism` is the part of `accuracy` that comes from choosing the best of `strategies`; None
     if the refit is not of the best one.
     """
 

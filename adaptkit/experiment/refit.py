@@ -140,8 +140,8 @@ def expectation_text(expected: Expectation) -> str:
         interval = f" [{100 * expected.low:.1f}, {100 * expected.high:.1f}]"
     runs = f"{expected.runs} run{'s' * (expected.runs > 1)}"
     text = (
-        f"Expected target accuracy: {100 * expected.accuracy:.1f} %{interval}, an estimate from {runs} of the "
-        "comparison; it is not measured on this model."
+        f"Expected target accuracy: {100 * expected.accuracy:.1f} %{interval}, an estimate from {runs} that "
+        "left labels out; it is not measured on this model."
     )
     if expected.optimism is not None and expected.strategies > 1:
         points = f"{100 * expected.optimism:.1f}"

@@ -22,6 +22,8 @@ CLASSES = [name for name in adaptkit.__all__ if inspect.isclass(getattr(adaptkit
 #: examples that take seconds: they train, export or run again
 LONG_EXAMPLES = {
     "compare",
+    "refit",
+    "RefitSummary",
     "reproduce",
     "resume",
     "sweep",
@@ -46,7 +48,7 @@ def test_public_names() -> None:
         *("run", "compare", "sweep", "tune", "resume", "reproduce", "load", "predict", "export", "import_peft", "draw"),
         *("hookimpl", "RunOutcome", "SweepOutcome", "TuneOutcome", "Comparison", "Comparisons", "Reproduction"),
         *("Prediction", "ExportRecord", "ImportRecord", "Preprocessing", "AdaptkitError", "BadInput", "RunFailed"),
-        "__version__",
+        *("refit", "RefitSummary", "__version__"),
     }  # fmt: skip
 
 

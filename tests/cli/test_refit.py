@@ -84,7 +84,10 @@ def test_run_with_refit(refitted: Tracked) -> None:
     assert refit["refit_of"] == full["runs"][0]["run_id"]
     expected = refit["expected"]
     assert expected["accuracy"] == pytest.approx(full["shifted"]["mean"])
-    assert expected["low"] == pytest.approx(max(0.0, full["shifted"]["low"]))
+    # At least the interval over runs, and that over images.
+    error = (expected["accuracy"] * (1 - expected["accuracy"]) / 60) ** 0.5
+    assert expected["low"] <= max(0.0, min(full["shifted"]["low"], expected["accuracy"] - 1.5 * error))
+    assert expected["high"] >= min(1.0, max(full["shifted"]["high"], expected["accuracy"] + 1.5 * error))
     assert (expected["runs"], expected["strategies"], refitted.outcome["refit_error"]) == (2, 2, None)
     assert 0 <= expected["optimism"] < 0.05
 
@@ -111,7 +114,9 @@ def test_record_of_the_final_run(refitted: Tracked) -> None:
     assert not any(key.startswith(("test/", "shifted/")) for key in metrics)
     accuracy = f"{100 * expected['accuracy']:.1f} %"
     assert tags["mlflow.note.content"].startswith(f"Expected target accuracy: {accuracy} [")
-    assert "an estimate from 2 runs of the comparison; it is not measured on this model" in tags["mlflow.note.content"]
+    assert (
+        "an estimate from 2 runs that left labels out; it is not measured on this model" in tags["mlflow.note.content"]
+    )
     files = {entry.path for entry in client.list_artifacts(refit["run_id"])}
     assert files == {"adapter", "config.yaml", "curves.png", "environment.txt", "split.json"}
 

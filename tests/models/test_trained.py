@@ -149,8 +149,8 @@ def test_load_refuses_runs_without_model(cli: Cli, own: str, tracked: Tracked) -
         ids["failed"]: "failed: it has no model",
         ids["killed"]: "was killed: it has no model",
         ids["running"]: "is still running: wait for it",
-        parent: "groups others and has no model; name one of its runs: "
-        f"{lora} (lora rank=4 seed=0), {head} (head seed=0)",
+        parent: "groups others and has no model; train one on all labels with "
+        f"`adaptkit refit {parent}`, or name one of its runs: {lora} (lora rank=4 seed=0), {head} (head seed=0)",
     }
     Path("picture.png").touch()
     for run_id, problem in expected.items():
