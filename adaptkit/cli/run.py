@@ -171,6 +171,7 @@ def print_next_steps(console: Console, outcome: RunOutcome) -> None:
         if outcome.plan.protocol == "folds":
             name = best.name.rpartition(" ")[0]
             print_line(console, f"Train {name} on all labels:  adaptkit refit {best.run_id}{option}")
+            print_line(console, f"then use it:  adaptkit predict {best.run_id} IMAGES{option}")
         else:
             print_line(console, f"Use {best.name}:  adaptkit predict {best.run_id} IMAGES{option}")
     if outcome.ui_command is not None:

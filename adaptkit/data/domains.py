@@ -276,7 +276,10 @@ def load_domains(
         notices += corpus.notices
         notices += across_groups(name, corpus) if foreign is None else ()
         split = split.limited(len(classes), limited)
-        source, pool, clean = map(_held, source_parts(corpus, name, split, earlier=earlier, pool=foreign is None))
+        divided = source_parts(
+            corpus, name, split, earlier=earlier, pool=foreign is None, is_old=protocol.name == OVERLAPPING
+        )
+        source, pool, clean = map(_held, divided)
         parts |= {"source": split_part(corpus, name, source), "clean_test": split_part(corpus, name, clean)}
         if foreign is None:
             shifted = pool if protocol.name == FOLDS else clean

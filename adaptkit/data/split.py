@@ -135,13 +135,17 @@ class Part:
 
 
 def source_parts(
-    corpus: Corpus, name: str, settings: SplitSettings, *, earlier: Split | None, pool: bool
+    corpus: Corpus, name: str, settings: SplitSettings, *, earlier: Split | None, pool: bool, is_old: bool = False
 ) -> list[Part]:
-    """Return training, pool (empty if `pool` is False) and test images of a source; raise BadInput if too few."""
+    """Return training, pool (empty if `pool` is False) and test images of a source; raise BadInput if too few.
+
+    Without a pool, its images train the base, except in runs of adaptkit 0.1 (`is_old`), which left them out.
+    """
     titles = ["source", "pool", "clean_test"] if pool else ["source", "clean_test"]
     parts = _parts_of_split(corpus, name, earlier=earlier, titles=titles)
     if parts is None:
-        chosen = _parts(corpus, settings, "source", source=settings.source, pool=settings.pool, test=settings.test)
+        pooled = settings.pool if pool or is_old else 0
+        chosen = _parts(corpus, settings, "source", source=settings.source, pool=pooled, test=settings.test)
         parts = dict(zip(("source", "pool", "clean_test"), chosen, strict=True))
     _require_enough(name, corpus, {title: parts[title] for title in titles})
     return [parts.get(title, Part(corpus.train.take(NOTHING), NOTHING)) for title in ("source", "pool", "clean_test")]

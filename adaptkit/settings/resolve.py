@@ -21,6 +21,10 @@ from adaptkit.settings.shifts import amounts_of, make_augmentations, make_severi
 LR = "lr"
 
 
+#: starts of the names of data sets with the user's own images
+OWN_IMAGES = ("folder:", "table:")
+
+
 @dataclass(frozen=True)
 class Option:
     """An unchecked option of the strategy with this name; "" is the only strategy."""
@@ -48,6 +52,8 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     explicit = frozenset(key for layer in layers for key in layer.values)
     layers = _with_preset(layers, problems)
     values, amounts, options, backbone_options = _merge(layers, plugins, problems)
+    if "dataset" not in values and str(values.get("target")).startswith(OWN_IMAGES):
+        values["dataset"] = "none"  # own images without a source: the weights of the backbone are the base
     named = "strategy" in values
     settings = _settings(values, problems)
     if not named:
