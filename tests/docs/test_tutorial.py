@@ -24,7 +24,7 @@ PNG = b"\x89PNG\r\n"
 PAIR = re.compile(r"In target accuracy, (.+?) (?:beats|and) (.+?) (?:by|differ|are tied|cannot) .*\.")
 SCOPE = re.compile(
     r"This holds for this base and these 400 test images\. The 95 % sampling error of an accuracy is ±\d\.\d points\. "
-    r"Two seeds share half of their drawn images on average\."
+    r"Preliminary: draws from one pool are counted as if they came from different pools\."
 )
 
 
