@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,21 +217,11 @@ class Reader:
         if run.status != "finished":
             return run, None
         try:
-            with self.artifact(artifacts, PREDICTIONS_FILE) as path:
-                table = read_table(path)
-            classes = classes_of(table)
-            if classes is None:  # a table of an earlier version
-                with self.artifact(artifacts, ADAPTER_CARD_PATH) as card:
-                    classes = tuple(map(str, read_card(card, {"classes": list})["classes"]))
-            tests = ("clean", "shifted") if run.has_source else ("shifted",)
-            predictions = read_predictions(table, classes, tests)
-            return dataclasses.replace(run, classes=classes, predictions=predictions), None
+            with ExitStack() as files:
+                path = files.enter_context(self.artifact(artifacts, PREDICTIONS_FILE))
+                return _with_table(run, path, lambda: files.enter_context(self.artifact(artifacts, ADAPTER_CARD_PATH)))
         except FileNotFoundError as error:
             return run, f"{run.name} ({run.run_id}) has no artifact {error.filename}"
-        except BadInput as error:
-            return run, f"{run.name} ({run.run_id}): {error}"
-        except (KeyError, ValueError, OverflowError, OSError) as error:
-            return run, f"{run.name} ({run.run_id}): its predictions cannot be read: {type(error).__name__}: {error}"
 
     @contextmanager
     def artifact(self, artifacts: str, name: str) -> Iterator[Path]:
@@ -255,6 +245,28 @@ def open_reader(uri: str | None) -> Reader:
     """Open a store for reading; raise BadInput if it does not exist or cannot be reached."""
     address, client = open_existing(uri)
     return Reader(address, client)
+
+
+def _with_table(run: ComparedRun, path: Path, card: Callable[[], Path]) -> tuple[ComparedRun, str | None]:
+    """Return a run with the predictions in a file; `card()` is the adapter's card, for tables of earlier versions."""
+    start = f"{run.name} ({run.run_id}): "
+    damage = (KeyError, ValueError, OverflowError, OSError)
+    try:
+        table = read_table(path)
+        classes = classes_of(table)
+    except damage as error:
+        return run, f"{start}its predictions cannot be read: {type(error).__name__}: {error}"
+    # An error of the store is not caught: it is no property of this run.
+    path = path if classes is not None else card()
+    try:
+        if classes is None:
+            classes = tuple(map(str, read_card(path, {"classes": list})["classes"]))
+        tests = ("clean", "shifted") if run.has_source else ("shifted",)
+        return dataclasses.replace(run, classes=classes, predictions=read_predictions(table, classes, tests)), None
+    except BadInput as error:
+        return run, f"{start}{error}"
+    except damage as error:
+        return run, f"{start}its predictions cannot be read: {type(error).__name__}: {error}"
 
 
 def _compared(run: MlflowRun) -> ComparedRun:

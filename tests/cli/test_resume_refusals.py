@@ -127,7 +127,7 @@ def test_damaged_record(uri: str, cli: Cli, stop: Stop, damage: str) -> None:
 @pytest.mark.slow
 def test_changed_data(uri: str, cli: Cli, stop: Stop, own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=20, size=24)
-    settings = {"dataset": "folder:photos", "image_size": 16, "epochs": 2, "base.epochs": 1, "shots": 3}
+    settings = {"dataset": "folder:photos", "image_size": 16, "epochs": 2, "base.epochs": 1, "shots": 2}
     stop.at("adaptkit_epoch_ended", after=True, name="head", epoch=1)
     run_id = interrupted("head", settings)
     one, other = sorted((own_folder / "photos").rglob("*.jpg"))[:2]
