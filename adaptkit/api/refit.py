@@ -213,8 +213,8 @@ def choose(runs: RunFinder, request: RefitRequest) -> Choice:
     arm = _named_arm(comparison, request.strategy) if request.strategy is not None else comparison.best
     if arm is None:
         raise BadInput(
-            f"{named.title}: no strategy is shown to be better than all others; choose one with --strategy: "
-            + ", ".join(_shown(one) for one in comparison.arms)
+            f"{named.title}: no strategy is shown to be better than all others; choose one with `adaptkit refit "
+            f"{request.run} --strategy NAME`: " + ", ".join(_shown(one) for one in comparison.arms)
         )
     first = min(arm.runs, key=lambda run: run.seed)
     return Choice(runs.find(str(first.run_id), ("adaptation",)), comparison, arm, parent=request.run)

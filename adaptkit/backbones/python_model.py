@@ -81,8 +81,10 @@ class PythonModelPlugin:
 
 def _build(model: nn.Module, title: str, *, channels: int, size: int, classes: int) -> nn.Module:
     model_copy = with_head(_copied(model, title), (channels, size))
-    heads = find_heads(model_copy)
+    heads, replaced = find_heads(model_copy), ""
     if any(getattr(head, "base_layer", head).out_features != classes for head in heads):
+        names = {id(layer): name for name, layer in model_copy.named_modules()}
+        replaced = ", ".join(names[id(head)] for head in heads)
         for head in heads:
             replace_head(model_copy, head, classes)
         forget_usage(model_copy)
@@ -92,10 +94,15 @@ def _build(model: nn.Module, title: str, *, channels: int, size: int, classes: i
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = model_copy.eval()(images)
     except Exception as error:  # models raise many kinds of errors
+        advice = "set another size of images with image_size"
+        if replaced:
+            advice += (
+                f", or, if {replaced} is not its classifier, give the model an attribute `head` that is: {replaced} "
+                f"was replaced by a layer for {classes} classes"
+            )
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(
-            f"backbone python:{title}: it does not work on images {list(images.shape[1:])} ({reason}); "
-            "set another size of images with image_size"
+            f"backbone python:{title}: it does not work on images {list(images.shape[1:])} ({reason}); {advice}"
         ) from None
     for part, training in zip(model_copy.modules(), was_training, strict=True):
         part.training = training

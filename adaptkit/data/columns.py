@@ -44,6 +44,23 @@ def divided_groups(title: str, corpus: Corpus) -> tuple[str, ...]:
     return (f"{title}: {have} images in the training and in the test part: {names}",)
 
 
+def common_groups(name: str, source: Corpus, target_name: str, target: Corpus) -> tuple[str, ...]:
+    """Return the notice about groups that have images in the source and in the target, if there are any."""
+    if GROUP not in _columns(source) or GROUP not in _columns(target):
+        return ()
+    common = sorted(_groups(source) & _groups(target))
+    if not common:
+        return ()
+    have = "1 group has" if len(common) == 1 else f"{len(common)} groups have"
+    names = listed([printable_line(group) for group in common])
+    return (f"{target_name}: {have} images in the source {name} too, which trains the base: {names}",)
+
+
+def _groups(corpus: Corpus) -> set[str]:
+    parts = [corpus.train] if corpus.test is None else [corpus.train, corpus.test]
+    return {group for part in parts for group in part.columns[GROUP]}
+
+
 def _columns(corpus: Corpus) -> set[str]:
     """Return the names of the columns that all images of a data set have."""
     return set(corpus.train.columns) & set((corpus.test or corpus.train).columns)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Corpus, Dataset, Images, Reading, Shift, StoredPixels
-from adaptkit.data.columns import GROUP, divided_groups, grouped_by
+from adaptkit.data.columns import GROUP, common_groups, divided_groups, grouped_by
 from adaptkit.data.duplicates import Members, across_groups, near_duplicate_notices, repetitions
 from adaptkit.data.pixels import NamedPixels, alike, chunks, held, resized
 from adaptkit.data.protocols import (
@@ -23,6 +23,7 @@ from adaptkit.data.protocols import (
     Wanted,
     choose_protocol,
     column_values,
+    divided_by,
     domain_numbers,
     fold_numbers,
     small_classes,
@@ -289,6 +290,10 @@ def load_domains(
         notices += tuple(notice for notice in foreign.notices if notice not in notices)
         notices += across_groups(target_name, foreign)
         notices += divided_groups(target_name, foreign) if protocol.name == GIVEN else ()
+        if protocol.name == FOLDS and foreign.test is not None:
+            count = len(foreign.test)
+            notices += (f"folds: the test part of {target_name} ({count:,} images) is divided like all other labels",)
+        notices += () if corpus is None else common_groups(name, corpus, target_name, foreign)
         if source is None or clean is None:
             classes = foreign.train.classes
             split = split.limited(len(classes), limited)
@@ -320,9 +325,11 @@ def load_domains(
         positions = [source.index, pool.index, clean_test.index, shifted_test.index]
     target_digest = _digest("target", *classes, *_content(pool.images), *_content(shifted_test))
     held_out, groups = None, pool.images.columns.get(GROUP, ())
-    if protocol.by is not None:
-        held_out = domain_numbers(column_values(pool.images.columns, protocol.by, "folds"))
+    if (column := protocol.by) is not None:
+        held_out = domain_numbers(column_values(pool.images.columns, column, "folds"))
         protocol = replace(protocol, folds=len(held_out[1]))
+        crossing = divided_by(Labels(pool.images.labels, classes, groups or None), held_out[0], column)
+        notices += tuple(filter(None, [crossing]))
     elif protocol.name == DRAWS and groups:
         raise BadInput("protocol draws: a draw would divide groups between training and test; use --protocol folds")
     elif protocol.folds is not None:

@@ -153,14 +153,22 @@ def domain_numbers(values: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
 def fold_fits(labels: Labels, assigned: Tensor, *, shots: int | None, seed: int) -> tuple[Fit, ...]:
     """Return a fit for each fold: it evaluates the images of the fold, and trains on all others.
 
-    With `shots`, it trains on at most this number of images of each class; those of a smaller number are among those of
-    a larger one. Raises BadInput for a fold without images, or a fit without two classes.
+    Images of a group that also has images in the fold are left out of the training: this happens if the folds are the
+    values of a column. With `shots`, it trains on at most this number of images of each class; those of a smaller
+    number are among those of a larger one. Raises BadInput for a fold without images, a fit without two classes, or
+    more shots than any class of a fit has.
     """
     fits = []
+    groups = None if labels.groups is None else numpy.array(labels.groups)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(derive_seed(seed, "draw")))
     for number in range(int(assigned.max()) + 1):
         evaluated = (assigned == number).nonzero().flatten()
         train = order[assigned[order] != number]
+        if groups is not None:
+            train = train[~torch.from_numpy(numpy.isin(groups[train.numpy()], groups[evaluated.numpy()]))]
+        most = int(labels.numbers[train].bincount().max()) if len(train) else 0
+        if shots is not None and shots > most > 0:
+            raise BadInput(f"shots: {shots:,} images of each class, but a fit has at most {most:,}; set at most that")
         if shots is not None:
             train = _first_of_each_class(train, labels.numbers, shots)
         if not len(evaluated) or len(labels.numbers[train].unique()) < 2:
@@ -212,6 +220,21 @@ def most_shots(numbers: Tensor) -> int:
 def overlapping_draw(numbers: Tensor, shots: int, sampling: str, seed: int) -> Tensor:
     """Return the positions of the images of one draw of adaptkit 0.1, which may share images with other draws."""
     return draw(numbers, shots, sampling, generator=torch.Generator().manual_seed(derive_seed(seed, "draw")))
+
+
+def divided_by(labels: Labels, assigned: Tensor, column: str) -> str | None:
+    """Return a notice about groups that have images with several values of the column that is held out, or None."""
+    values: dict[str, set[int]] = {}
+    for group, number in zip(labels.groups or (), assigned.tolist(), strict=False):
+        values.setdefault(group, set()).add(number)
+    divided = sorted(group for group, numbers in values.items() if len(numbers) > 1)
+    if not divided:
+        return None
+    have = "1 group has" if len(divided) == 1 else f"{len(divided)} groups have"
+    return (
+        f"folds: {have} images with several values of {column} ({listed(divided)}); a fit does not train on images of "
+        "the groups that it evaluates"
+    )
 
 
 def small_classes(labels: Labels, folds: int) -> str | None:

@@ -229,7 +229,7 @@ def find_fits(request: Request, domains: Domains, seed: int) -> tuple[Fit, ...]:
     """
     protocol, labels, shots = domains.protocol, domains.labels, request.settings.shots
     sampling = request.settings.split.sampling
-    if protocol.name in (FOLDS, GIVEN) and shots is not None and shots > (most := int(labels.numbers.bincount().max())):
+    if protocol.name == GIVEN and shots is not None and shots > (most := int(labels.numbers.bincount().max())):
         raise BadInput(f"shots: {shots:,} images of each class, but no class has more than {most:,}; leave it out")
     if protocol.name == FOLDS:
         assigned = fold_numbers(labels, protocol.folds or 0, seed) if domains.held_out is None else domains.held_out[0]

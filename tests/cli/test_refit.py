@@ -217,7 +217,7 @@ def test_same_bits_again(project: Tracked, cli: Cli) -> None:
         ("final", r"(full refit) is of kind final: name a comparison or an adaptation run"),
         ("misspelt", "--strategy: the comparison has no 'ful'; did you mean 'full'?"),
         ("of another", "is of strategy full; leave --strategy out"),
-        ("undecided", "no strategy is shown to be better than all others; choose one with --strategy: "),
+        ("undecided", "no strategy is shown to be better than all others; choose one with `adaptkit refit "),
         ("more images", "the data have changed since then (the target images differ): its accuracy says nothing about"),
         ("base gone", "its base run has no artifact base/base.safetensors, and the cache of this machine has no base "),
         ("base altered", "base/base.safetensors of its base, "),
@@ -288,5 +288,5 @@ def test_run_with_refit_that_cannot_choose(cli: Cli, store: Path) -> None:
     assert (result.exit_code, outcome["refit"], len(outcome["runs"])) == (2, None, 2)
     (line,) = result.stderr.splitlines()
     assert line == f"Error: {outcome['refit_error']}"
-    assert "no strategy is shown to be better than all others; choose one with --strategy: " in line
+    assert "no strategy is shown to be better than all others; choose one with `adaptkit refit " in line
     assert f"run {outcome['parent_run_id']} (head, full seed=0): " in line

@@ -13,6 +13,7 @@ from adaptkit.data.protocols import (
     Wanted,
     choose_protocol,
     disjoint_draw,
+    divided_by,
     domain_numbers,
     fold_fits,
     fold_numbers,
@@ -87,8 +88,22 @@ def test_group_that_is_a_class() -> None:
         fold_fits(of, fold_numbers(of, 2, seed=0), shots=None, seed=0)
 
 
+def test_groups_in_several_domains() -> None:
+    of = labels(4, 4, groups=tuple("abcdabcd"))
+    north, south = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1]), torch.tensor([0, 0, 0, 1, 0, 0, 1, 1])
+    assert divided_by(of, north, "site") is None
+    assert divided_by(of, south, "site") == (
+        "folds: 1 group has images with several values of site (c); a fit does not train on images of the groups that "
+        "it evaluates"
+    )
+    first, second = fold_fits(of, south, shots=None, seed=0)
+    assert (first.train.tolist(), second.train.tolist()) == ([3, 7], [0, 1, 4, 5])
+
+
 def test_shots_limit_each_fit() -> None:
     of = labels(20, 10)
+    with pytest.raises(BadInput, match="shots: 17 images of each class, but a fit has at most 16"):
+        fold_fits(of, fold_numbers(of, 5, seed=0), shots=17, seed=0)
     assigned = fold_numbers(of, 5, seed=0)
     few, many = (fold_fits(of, assigned, shots=shots, seed=0) for shots in (2, 5))
     for small, large in zip(few, many, strict=True):

@@ -118,6 +118,16 @@ def test_groups_and_domains(work: Path) -> None:
     }
 
 
+def test_groups_with_several_values_of_the_held_out_column(cli: Cli, work: Path) -> None:
+    """Each patient has pictures of both sites, so that no image is left to train on."""
+    names = sorted(path.relative_to(work).as_posix() for path in (work / "pics").rglob("*.png"))
+    lines = [f"{name},{name[5]},{name[:17]},{'n' if 'north' in name else 's'}" for name in names]
+    (work / "t.csv").write_text("\n".join(["path,label,patient,site", *lines]))
+    result = cli("run", "-s", "head", "--target", "table:t.csv", "--image-size", "12", "--folds", "by:site")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("Error: folds: without fold 1, only one class is left to train on")
+
+
 @pytest.mark.slow
 def test_given_test_part(work: Path) -> None:
     (work / "parts").mkdir()
@@ -194,7 +204,7 @@ def test_number_of_labels(work: Path) -> None:
         (("--folds", "by:site"), "folds: there is no column 'site'"),
         (("--protocol", "given"), "protocol given: folder:pics has no test part of its own; use folds or draws"),
         (("--protocol", "fold"), "protocol: must be "),
-        (("--set", "shots=7"), "shots: 7 images of each class, but no class has more than 6; leave it out"),
+        (("--set", "shots=7"), "shots: 7 images of each class, but a fit has at most "),
         (("--protocol", "draws", "--set", "shots=4"), "shots: 4 images of each class are more than half of the pool"),
         (("--set", "folder.group=patient[ab]"), "folder"),
     ],
