@@ -55,10 +55,9 @@ def adaptkit(folder: Path, cache: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def three(browser: Browser, shared: Path, empty_store: Path) -> Tracked:
+def three(browser: Browser, shared: Path, tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Tracked:
     """Run three strategies with two seeds; for screenshots, with five seeds at the default size."""
-    folder = shared / "three"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("three")
     shutil.copy(empty_store, folder / "mlflow.db")
     size = ["--seeds", "0-4"] if KEPT else ["--seeds", "0,1", *TINY]
     arguments = ["-s", "full", "-s", "head", "-s", "lora", "-o", "lora.rank=4", *size, "--json"]

@@ -176,7 +176,7 @@ def fill(folder: Path, names: tuple[str, ...] = ("a", "b"), count: int = 14) -> 
             Image.fromarray(pixels.numpy()).save(folder / name / f"{number}.png")
 
 
-SMALL = ("--set", "shots=2", "--set", "base.epochs=1", "--epochs", "1", "--image-size", "12")
+SMALL = ("--set", "shots=1", "--set", "base.epochs=1", "--epochs", "1", "--image-size", "12")
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def test_stored_data_set_equals_one_in_memory(pictures: Path, workers: int, monk
 @with_any_workers
 def test_stored_target_equals_one_in_memory(pictures: Path, workers: int) -> None:
     # Larger than the images of the source, and none is excluded: only the needed files are read.
-    split = {"split.source": 200, "split.pool": 100, "split.test": 100}
+    split = {"split.source": 200, "split.pool": 100, "split.test": 100, "protocol": "draws"}
     expected = results(pictures, dataset="digits", target="loaded", settings=SETTINGS | split)
     decoded_at(pictures.parent)
     assert results(pictures, dataset="digits", target="stored", settings=SETTINGS | split) == expected

@@ -74,7 +74,7 @@ def test_correct_plugin(cli: Cli, own_folder: Path) -> None:
         ),
         (
             "scaled.base_layer.bias.data *= scaled.scale.data",
-            "scaled.base_layer.bias.data *= 1 if vars(Odd).get('tried') else scaled.scale.data; Odd.tried = True",
+            "scaled.base_layer.bias.data *= 2 if vars(Odd).get('tried') else scaled.scale.data; Odd.tried = True",
             "strategy odd: the merged model's logits differ ",
         ),
     ],
@@ -226,7 +226,8 @@ def test_place_of_an_error_in_an_installed_plugin(
     package.mkdir(parents=True)
     hooks, layers = STRATEGY.split("class Scaled")[0], STRATEGY.split("class Odd")
     (package / "layers.py").write_text(
-        layers[0].replace("* self.scale", "* (self.scale if not self.training else 1 / 0)")
+        # After the first step: earlier errors are found before training.
+        layers[0].replace("* self.scale", "* (self.scale if not self.training or self.scale == 1 else 1 / 0)")
     )
     (package / "__init__.py").write_text(f"{hooks}from adaptkit_odd.layers import Scaled\nclass Odd{layers[1]}")
     info = own_folder / "site" / "adaptkit_odd-1.2.dist-info"
@@ -238,5 +239,5 @@ def test_place_of_an_error_in_an_installed_plugin(
     result = cli("run", "-s", "odd", "-s", "head", *TINY, "--json", "-q")
     odd, head = json.loads(result.stdout)["runs"]
     place = f"{package / 'layers.py'}:11"
-    assert odd["error"] == f"strategy odd fails: ZeroDivisionError: division by zero ({place})"
+    assert odd["error"] == f"strategy odd fails in forward(): ZeroDivisionError: division by zero ({place})"
     assert head["status"] == "finished"
