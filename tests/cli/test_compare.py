@@ -440,6 +440,7 @@ def test_missing_store_or_server(cli: Cli, own_folder: Path) -> None:
     assert line == "cannot reach the MLflow server at http://127.0.0.1:9: Connection refused"
 
 
+@pytest.mark.slow
 def test_run_and_compare_agree(cli: Cli, store: Path) -> None:
     ran = json.loads(cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--json").stdout)
     read = compared(cli)

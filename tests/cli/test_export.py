@@ -93,6 +93,7 @@ def test_merged(cli: Cli, lora: str, own_folder: Path) -> None:
     assert sorted(path.name for path in (own_folder / "out").iterdir()) == ["model"]
 
 
+@pytest.mark.slow
 def test_json_has_the_largest_difference(cli: Cli, lora: str) -> None:
     Path("empty").mkdir()
     record = json.loads(cli("export", lora, "--to", "peft", "-o", "empty", "--json").stdout)

@@ -209,6 +209,7 @@ def test_check_with_bad_input(cli: Cli, own_folder: Path, arguments: list[str], 
     assert result.stderr == f"{line.format(folder=own_folder)}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["strategy", "backbone", "dataset", "shift"])
 def test_new_plugin_passes_its_checks(cli: Cli, own_folder: Path, kind: str) -> None:
     result = cli("plugins", "new", "my-own", "--kind", kind)

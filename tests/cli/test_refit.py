@@ -24,6 +24,7 @@ import adaptkit
 from adaptkit.cli import main
 
 Cli = Callable[..., Result]
+pytestmark = pytest.mark.slow
 
 #: colours of the classes: easy to learn from the whole image, but not from an untrained base's features
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}

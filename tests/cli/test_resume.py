@@ -389,6 +389,7 @@ def test_disk_fills_up(uri: str, cli: Cli, stop: Stop, monkeypatch: pytest.Monke
     require_as_undisturbed(recorded(uri, run_id), expected)
 
 
+@pytest.mark.slow
 def test_resume_from_another_folder(
     uri: str, stop: Stop, own_folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:

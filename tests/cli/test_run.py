@@ -137,6 +137,7 @@ def test_json(cli: Cli) -> None:
         assert 0 < epoch["evaluation_seconds"] < epoch["seconds"] <= epoch["cumulative_seconds"]
 
 
+@pytest.mark.slow
 def test_python_and_command_agree(cli: Cli) -> None:
     printed = json.loads(cli("run", "-s", "lora", "-o", "rank=2", *TINY, "--no-track", "--json").stdout)
     outcome = adaptkit.run("lora", options={"rank": 2}, settings=TINY_SETTINGS, track=False)
@@ -146,6 +147,7 @@ def test_python_and_command_agree(cli: Cli) -> None:
     assert outcome.data_fingerprint == printed["data_fingerprint"]
 
 
+@pytest.mark.slow
 def test_repeat_is_identical() -> None:
     watchers, outcomes = [], []
     for seed in (0, 0, 1):

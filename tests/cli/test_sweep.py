@@ -162,6 +162,7 @@ def test_irrelevant_settings_make_no_new_trial(
     assert [trial["status"] for trial in outcome["trials"]] == ["found"]
 
 
+@pytest.mark.slow
 def test_trial_equals_a_single_run(swept: tuple[Path, dict[str, Any]], store: Path, cli: Callable[..., Result]) -> None:
     made = json.loads(cli("run", "-s", "lora", "-o", "rank=2", "--lr", "0.01", *TINY, "--json").stdout)["runs"][0]
     folder, outcome = swept
@@ -195,6 +196,7 @@ def test_print_trials(store: Path, cli: Callable[..., Result]) -> None:
     assert client.get_experiment_by_name("adaptkit") is None
 
 
+@pytest.mark.slow
 def test_grid_in_a_config_file(store: Path, own_folder: Path, cli: Callable[..., Result]) -> None:
     settings = "".join(f"{key}: {value}\n" for key, value in TINY_SETTINGS.items())
     grid = "strategy: lora\nseed: 0-1\ngrid:\n  lora.rank: [2, 4]\n  lr: 1e-3..1e-1/3log\n"

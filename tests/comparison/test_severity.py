@@ -386,6 +386,7 @@ def test_areas_without_shared_severities(uri: str, cli: Cli) -> None:
     assert found is not None and found.severities == (1,) and found.arms[0].area is None
 
 
+@pytest.mark.slow
 def test_severities_do_not_define_an_arm(uri: str) -> None:
     made(uri, {"head": [(0.8, 0.6)]}, (0.5, 1))
     made(uri, {"head": [(0.8, 0.6, 0.5)], "lora": [(0.7, 0.6, 0.5)]}, (0.5, 1, 2))

@@ -45,6 +45,7 @@ def test_examples_run(cli: Cli, own_folder: Path, store: Path, code: str, comman
     assert (result.exit_code, "Error" in result.stderr) == (0, False), result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "command"),
     [(code, command) for code, command in EXAMPLES if file_of(command) != "moved.py"],

@@ -30,6 +30,7 @@ def base_of(**settings: object) -> tuple[str, bool]:
     return outcome.base.fingerprint, outcome.base.cached
 
 
+@pytest.mark.slow
 def test_base_is_reused(own_cache: Path) -> None:
     first = base_of()
     assert first[1] is False
@@ -144,6 +145,7 @@ def test_model_object_with_another_forward_pass(factor: float) -> None:
     assert run_plain(factor)[0] is (factor == 1.0)
 
 
+@pytest.mark.slow
 def test_run_of_another_forward_pass_is_refused(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own_folder)
     uri = f"sqlite:///{own_folder / 'm.db'}"
@@ -157,6 +159,7 @@ def test_run_of_another_forward_pass_is_refused(own_folder: Path, monkeypatch: p
         adaptkit.load(run_id, tracking_uri=uri, plugins=[path])
 
 
+@pytest.mark.slow
 def test_base_without_recorded_logits_is_completed(own_cache: Path) -> None:
     first = base_of()
     (path,) = (own_cache / "bases").glob("*/base.json")

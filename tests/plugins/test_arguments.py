@@ -73,6 +73,7 @@ def plugin(own_folder: Path) -> str:
     return str(write(own_folder / "mine.py", PLUGIN))
 
 
+@pytest.mark.slow
 def test_argument_and_options_in_model_params_and_config(cli: Cli, own_folder: Path, store: Path, plugin: str) -> None:
     chosen = ("--backbone", "layers:2", "--set", "backbone.width=8", "--dataset", "bars:3", "--plugin", plugin)
     outcome = json.loads(cli("run", "-s", "head", *chosen, *TINY, "--json").stdout)

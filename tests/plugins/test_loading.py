@@ -214,6 +214,7 @@ def test_error_in_an_event_hook(own_folder: Path, monkeypatch: pytest.MonkeyPatc
         adaptkit.run("head", settings=TINY_SETTINGS, track=False, plugins=[path])
 
 
+@pytest.mark.slow
 def test_order_of_events(store: Path) -> None:
     events: list[str] = []
 

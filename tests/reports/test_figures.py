@@ -277,6 +277,7 @@ def test_accuracy_parameters_intervals_and_front() -> None:
     assert "hollow: dominated by a strategy with fewer parameters that is better or tied" in note(drawing)
 
 
+@pytest.mark.slow
 def test_front_line_rises() -> None:
     arms = (
         make_arm("full", 0.88, trainable=400),
@@ -436,6 +437,7 @@ def test_option_sweep_of_a_grid() -> None:
     assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["alpha=16", "alpha=_32"]
 
 
+@pytest.mark.slow
 def test_figures_of_another_metric() -> None:
     seconds = Metric(key="time/train_seconds", label="training time", unit="s", scale=1.0, higher_is_better=False)
     arms = (make_arm("head", 0.5, trainable=10), make_arm("full", 2.5, trainable=100))

@@ -400,6 +400,7 @@ def test_artifacts_of_a_thousand_classes(three: Three, tmp_path: Path) -> None:
     assert max(height, width) < 1400
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_artifacts_with_odd_class_names(tmp_path: Path) -> None:
     names = ("\u6570\u636e", "$x_{$", "a\tb", "<b>", "\\alpha")

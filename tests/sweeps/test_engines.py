@@ -86,6 +86,7 @@ def no_calls() -> None:
     CALLS.clear()
 
 
+@pytest.mark.slow
 def test_engine_of_a_plugin(store: Path) -> None:
     outcome = adaptkit.sweep(
         "head",

@@ -294,6 +294,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 def test_correct_strategy_passes() -> None:
     assert [verdict for verdict in try_all(checks(Sound)) if verdict.word == "failed"] == []
 
@@ -308,6 +309,7 @@ def test_each_fault_fails_one_check(fault: type) -> None:
     assert "PLANTED" not in os.environ and nn.Linear.extra_repr(nn.Linear(1, 1)) != "patched"
 
 
+@pytest.mark.slow
 def test_invalid_default() -> None:
     with pytest.raises(BadInput, match=r"sound\.rank: must be a whole number, not 'many'"):
         checks(BadDefault, {"rank": "many"})
@@ -327,6 +329,7 @@ class RefusingAll(Sound):
         raise BadInput("never")
 
 
+@pytest.mark.slow
 def test_strategy_must_support_one_model() -> None:
     words = {(verdict.subject, verdict.word) for verdict in try_all(checks(Refusing)) if verdict.subject != "options"}
     assert {word for subject, word in words if subject == "cnn"} == {"not tried"}

@@ -91,6 +91,7 @@ def test_slugs() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_parent_run_of_several_runs(cli: Cli, store: Path, tmp_path: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--json")
     outcome = json.loads(result.stdout)

@@ -200,6 +200,7 @@ def test_config_repeats_run(cli: Cli, tracked: Tracked, tmp_path: Path) -> None:
     assert {key: record["metrics"][key] for key in timeless} == {key: run.data.metrics[key] for key in timeless}
 
 
+@pytest.mark.slow
 def test_cached_base_is_recorded_once(cli: Cli, store: Path, tracked: Tracked) -> None:
     for strategy in ("head", "lora"):
         assert cli("run", "-s", strategy, *TINY, "-q").exit_code == 0

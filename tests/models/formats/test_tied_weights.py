@@ -53,6 +53,7 @@ PLUGIN = """
 """
 
 
+@pytest.mark.slow
 def test_export_of_tied_weights(cli: Callable[..., Result], own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{own_folder / 'm.db'}")
     path = write(own_folder / "tied.py", PLUGIN)
