@@ -41,6 +41,7 @@ def test_exported_folder(tracked: Tracked, photos: Path) -> None:
         adaptkit.load("model")
 
 
+@pytest.mark.slow
 def test_bad_images(tracked: Tracked, photos: Path) -> None:
     (photos / "notes.txt").write_text("no image")
     run_id = run_of(tracked, "head")

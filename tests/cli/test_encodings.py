@@ -41,6 +41,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_results_in_every_encoding(encoding: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"sqlite:///{store / 'mlflow.db'}"
@@ -66,6 +67,7 @@ def test_messages_in_every_encoding(own_folder: Path) -> None:
         assert result.exit_code == 2 and r"folder:\u65e5\u672c: there is no such folder" in result.stderr
 
 
+@pytest.mark.slow
 def test_line_breaks_in_names_of_pictures(store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"sqlite:///{store / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -47,7 +47,8 @@ def trained(cli: Cli, *arguments: str) -> str:
     return str(json.loads(result.stdout)["runs"][0]["run_id"])
 
 
-@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_every_name_of_the_current_folder(name: str, cli: Cli, work: Callable[[str], Path]) -> None:
     folder = work(name)
     run_id = trained(cli, "-s", "head")

@@ -79,6 +79,7 @@ def over(run: Any, name: str = "accuracy") -> list[float]:
     return [run.data.metrics[f"severity/{name}_{severity:g}"] for severity in SEVERITIES]
 
 
+@pytest.mark.slow
 def test_severities_1_and_0_are_target_and_source(severe: Severe) -> None:
     for strategy in ("lora", "head"):
         run = severe.run(strategy)
@@ -96,6 +97,7 @@ def test_severities_1_and_0_are_target_and_source(severe: Severe) -> None:
         assert [point.step for point in history] == [0]
 
 
+@pytest.mark.slow
 def test_artifact_and_config(severe: Severe) -> None:
     run = severe.run("head")
     found = json.loads(severe.artifact("head", "severity.json"))
@@ -109,6 +111,7 @@ def test_artifact_and_config(severe: Severe) -> None:
     assert "severity: 0,0.5,1,2\n" in severe.artifact("head", "config.yaml")
 
 
+@pytest.mark.slow
 def test_recorded_accuracies_match_the_stored_model(severe: Severe) -> None:
     request = resolve([Layer(TINY_SETTINGS | {"strategy": "head", "severity": UNSORTED})], load_plugins())
     domains = load_data(request)
@@ -133,6 +136,7 @@ def test_severity_multiplies_the_angle_of_each_image() -> None:
         assert torch.equal(domains.test_under(shifts), expected)
 
 
+@pytest.mark.slow
 def test_severities_change_nothing_else(severe: Severe, tracked: Tracked) -> None:
     client = MlflowClient(tracking_uri=tracked.uri)
     for record in tracked.outcome["runs"]:
@@ -147,6 +151,7 @@ def test_severities_change_nothing_else(severe: Severe, tracked: Tracked) -> Non
         assert not [key for key in plain.data.metrics if "severity" in key]
 
 
+@pytest.mark.slow
 def test_run_and_compare_print_the_same_table(severe: Severe, cli: Cli) -> None:
     areas = {name: severe.run(name).data.metrics["final/severity_area"] for name in ("head", "lora")}
     first, second = sorted(areas, key=lambda name: -areas[name])
