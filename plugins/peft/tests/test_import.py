@@ -50,7 +50,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, nn.Modu
     model, uri = Net(), f"sqlite:///{folder / 'm.db'}"
     target = f"folder:{folder / 'images'}"
     outcome = adaptkit.run(
-        "head", backbone=model, dataset="none", target=target, image_size=16, epochs=1, tracking_uri=uri
+        "head",
+        backbone=model,
+        dataset="none",
+        target=target,
+        image_size=16,
+        epochs=1,
+        protocol="draws",
+        tracking_uri=uri,
     )
     run_id = outcome.runs[0].run_id
     assert run_id is not None
