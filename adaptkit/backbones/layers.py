@@ -59,7 +59,7 @@ def find_usage(model: nn.Module) -> Usage | None:
         try:
             # On a copy, since a forward pass may leave tensors or other state in the model.
             vars(model)[USAGE] = _usage(copy.deepcopy(model).eval(), channels=channels, size=size)
-        except Exception:  # models raise many kinds of errors; whoever runs the model reports them
+        except Exception:  # models raise many kinds of errors; the preflight reports them
             vars(model)[USAGE] = None
     usage: Usage | None = vars(model)[USAGE]
     return usage

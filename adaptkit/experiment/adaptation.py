@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adaptkit.adapters.files import load_adapter, save_adapter
 from adaptkit.data.protocols import Fit
+from adaptkit.errors import BASE_HINT, AdaptkitError, RunFailed, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.base import obtain_base
 from adaptkit.experiment.description import adapter_card, describe_run
@@ -46,10 +47,11 @@ from adaptkit.names import (
     TIME_INFERENCE_RATIO,
     TIMING_TAG,
 )
-from adaptkit.plugins.manager import Plugins
+from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.settings.request import Arm
 from adaptkit.system.core_sharing import Occupancy, Seat
 from adaptkit.system.files import sha256_of
+from adaptkit.system.signals import origin
 from adaptkit.training.evaluation import pass_size, predict, predict_logits
 from adaptkit.training.loop import fit
 from adaptkit.training.memory import step_bytes
@@ -335,6 +337,22 @@ def adapt_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
         return stage.attempt(start, adapt_and_evaluate, arm=arm, seed=seed, epochs=epochs)
 
 
+def _accuracies_of_base(stage: Stage) -> dict[str, float]:
+    """Return the accuracy of the base on each test set; raise RunFailed, with the place, if its backbone fails."""
+    experiment = stage.experiment
+    try:
+        base_logits = stage.base_logits
+    except Exception as raised:
+        if origin(raised) is not raised or isinstance(raised, AdaptkitError | OSError) or is_strict():
+            raise
+        if lacks_memory(raised):
+            raise RunFailed(BASE_HINT) from raised
+        request = experiment.request
+        title = f"backbone {request.settings.backbone}"
+        raise RunFailed(plugin_fault(raised, type(request.backbone), title)) from raised
+    return {name: accuracy(logits, experiment.tests[name][1]) for name, logits in base_logits.items()}
+
+
 def execute(
     experiment: Experiment,
     plugins: Plugins,
@@ -365,7 +383,7 @@ def execute(
         feature_cache=feature_cache,
         recovery=recovery,
     )
-    base_accuracies = {name: accuracy(logits, experiment.tests[name][1]) for name, logits in stage.base_logits.items()}
+    base_accuracies = _accuracies_of_base(stage)
     runs = []
     for seed in experiment.request.settings.seed:
         for arm in experiment.request.arms:

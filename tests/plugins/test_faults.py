@@ -241,3 +241,37 @@ def test_place_of_an_error_in_an_installed_plugin(
     place = f"{package / 'layers.py'}:11"
     assert odd["error"] == f"strategy odd fails in forward(): ZeroDivisionError: division by zero ({place})"
     assert head["status"] == "finished"
+
+
+FAILING = """
+from torch import nn
+from adaptkit import hookimpl
+
+class Model(nn.Sequential):
+    def forward(self, x):
+        # The passes on a few images succeed, those over a whole test set do not.
+        if len(x) > 50 and not self.training:
+            raise ValueError("too many images")
+        return super().forward(x)
+
+class Net:
+    name = "net"
+
+    def build(self, channels, size, classes):
+        return Model(nn.Flatten(), nn.Linear(channels * size * size, classes))
+
+@hookimpl
+def adaptkit_backbones():
+    return [Net]
+"""
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dataset", "none", "--target", "mnist5k")], ids=["base", "run"])
+def test_backbone_that_fails_after_the_first_checks(cli: Cli, own_folder: Path, arguments: tuple[str, ...]) -> None:
+    (own_folder / "net.py").write_text(FAILING)
+    result = cli("run", "-s", "head", *TINY, "--backbone", "net", "--plugin", "net.py", "--no-track", "-q", *arguments)
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    (line,) = result.stderr.splitlines()
+    subject = "strategy head" if arguments else "backbone net"
+    assert line.startswith("Error: ") and f"{subject} fails" in line
+    assert line.endswith(f"ValueError: too many images ({own_folder / 'net.py'}:9)")
