@@ -41,6 +41,8 @@ SIZE_ADAPTER_BYTES = "size/adapter_bytes"
 MEMORY_PEAK_BYTES = "memory/peak_bytes"
 TIME_TRAIN_SECONDS = "time/train_seconds"
 TIME_ALL_FOLDS_SECONDS = "time/all_folds_seconds"
+#: seconds of all trials of the tuning of one model, on average over the fits of a run that is tuned inside them
+TIME_TUNING_SECONDS = "time/tuning_seconds"
 TIME_EVALUATION_SECONDS = "time/evaluation_seconds"
 TIME_INFERENCE_RATIO = "time/inference_ratio"
 
@@ -109,6 +111,11 @@ ADAPTER_SHA256_TAG = "adaptkit.adapter_sha256"
 SWEEP_KEY_TAG = "adaptkit.sweep_key"
 TRIAL_KEY_TAG = "adaptkit.trial_key"
 TUNING_TAG = "adaptkit.tuning"
+#: number of trials with which every fit of a run chose its own values (param `tuning.trials`); absent without tuning
+TUNED_INSIDE_TAG = "adaptkit.tuned_inside"
+#: labels on which an earlier tuning chose the values of a run (param `tuning.on`): `evaluated`, if they include labels
+#: that the run evaluates, or `other`; absent if the values do not come from a tuning
+TUNED_ON_TAG = "adaptkit.tuned_on"
 METRIC_TAG = "adaptkit.metric"
 COMPARED_RUNS_TAG = "adaptkit.compared_runs"
 
