@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from adaptkit.data.pixels import held
+from adaptkit.data.protocols import HELD_BACK
 from adaptkit.data.views import views_of
 from adaptkit.experiment.base_cache import build_model
 from adaptkit.experiment.prepare import Experiment, draw_target, find_fits
@@ -69,6 +70,9 @@ def run_seconds(experiment: Experiment, arm: Arm, epochs: int) -> float:
         shifted = evaluated if settings.evaluate_shifted == "epoch" else 0
         epoch = math.ceil(len(training.train) / settings.batch_size) * step + (tested + shifted) * test
         seconds += epochs * epoch + len(request.severities) * evaluated * test
+        held_back = HELD_BACK * len(training.train)
+        trial = math.ceil((len(training.train) - held_back) / settings.batch_size) * step + held_back * test
+        seconds += settings.tuning.trials * epochs * trial
     return seconds
 
 

@@ -15,12 +15,12 @@ from adaptkit.experiment.tuning_run import ACCURACY, LOSS
 from adaptkit.names import FINAL_SHIFTED_ACCURACY, TUNING_TAG
 from adaptkit.settings.identity import trial_key
 from adaptkit.settings.request import Arm
+from adaptkit.settings.spaces import changed
 from adaptkit.sweeps.engines.tasks import Task, Tell
 from adaptkit.sweeps.outcome import SweepTrial
 from adaptkit.tracking.store import Store
 from adaptkit.tracking.sweeps import find_trials
 from adaptkit.tuning.search import TrialRequest
-from adaptkit.tuning.spaces import changed
 from adaptkit.tuning.study import StudyTrial
 
 #: indices of the shared inputs of the engine: without and with the test images

@@ -68,7 +68,13 @@ def test_every_setting_is_an_argument(name: str) -> None:
     parameters = arguments(getattr(adaptkit, name))
     settings = setting_arguments()
     assert {"strategies", "seeds", "shots", "weights"} <= settings.keys() <= parameters.keys()
-    assert set(settings.values()) - {"weights"} == set(Settings.model_fields) - {"base", "split", "folder", "table"}
+    assert set(settings.values()) - {"weights"} == set(Settings.model_fields) - {
+        "base",
+        "split",
+        "folder",
+        "table",
+        "tuning",
+    }
     assert {parameters[argument].default for argument in settings} == {None}
     assert {parameter.kind for parameter in parameters.values()} == {
         inspect.Parameter.POSITIONAL_OR_KEYWORD,

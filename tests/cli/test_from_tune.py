@@ -12,11 +12,11 @@ from click.testing import Result
 from support.experiments import TINY, TINY_SETTINGS
 
 import adaptkit
-from adaptkit.api.run import tuned_layer
 from adaptkit.errors import BadInput
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.tracking.store import open_store
+from adaptkit.tuning.chosen import tuned_layer
 
 CHOSEN = [
     {"strategy": "lora", "options": {"rank": 4, "alpha": 16.0}, "lr": 0.02},
