@@ -79,8 +79,8 @@ def with_origin(experiment: Experiment, run_id: str, tracking_uri: str | None) -
     tuned = _tuned_images(run_id, tracking_uri)
     if tuned is None or evaluated is None or shares_images(tuned, evaluated):
         notice = (
-            f"the values come from tuning {run_id}, which saw labels that are evaluated here: these runs give no better "
-            "or worse; `--tune TRIALS` instead of --from-tune tunes inside each fit"
+            f"the values come from tuning {run_id}, which saw labels that are evaluated here: these runs give no "
+            "better or worse; `--tune TRIALS` instead of --from-tune tunes inside each fit"
         )
         return with_tuned_labels(experiment, EVALUATED, notice)
     notice = f"the values come from tuning {run_id}, which did not see the labels that are evaluated here"

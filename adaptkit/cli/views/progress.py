@@ -144,11 +144,10 @@ def print_plan(console: Console, plan: Plan) -> None:
 def _tuning(plan: Plan) -> str:
     """Return what the tuning inside the fits costs, in numbers, and what it searches."""
     arms, fits, trials = len(plan.arms), plan.fits, plan.tuning_trials
-    searched = "\n".join(
-        f"         {arm.label}: searches "
-        + ", ".join(f"{key} {shown_range(text)}" for key, text in arm.searched.items())
-        for arm in plan.arms
-    )
+    ranges = {
+        arm.label: ", ".join(f"{key} {shown_range(text)}" for key, text in arm.searched.items()) for arm in plan.arms
+    }
+    searched = "\n".join(f"         {label}: searches {text}" for label, text in ranges.items())
     return (
         f"Tuning   Each fit tries {trials} configurations of each strategy on a part of its own training images:\n"
         f"         {arms} x {fits} x {trials} = {arms * fits * trials:,} short trainings (strategies x fits x "
