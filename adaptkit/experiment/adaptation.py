@@ -292,6 +292,8 @@ class AdaptationRun:
             artifacts[SEVERITY_FILE] = self.folder / SEVERITY_FILE
             write_severities(artifacts[SEVERITY_FILE], reached, stage.zero_shot)
         single = dict(results[0].metrics)
+        if tunings:  # the values, and with them the number of parameters, differ between the fits
+            single = {key: sum(result.metrics[key] for result in results) / len(results) for key in single}
         inference = {TIME_INFERENCE_RATIO: single.pop(TIME_INFERENCE_RATIO)}
         memory = {MEMORY_PEAK_BYTES: max(result.metrics[MEMORY_PEAK_BYTES] for result in results)}
         metrics = (
