@@ -181,4 +181,4 @@ def _over_units(influence: ArrayLike, resolution: float) -> tuple[float, float]:
 
 
 def _mean(values: ArrayLike) -> float:
-    return float(numpy.mean(values))
+    return float(numpy.asarray(values, dtype=float).mean())

@@ -28,58 +28,63 @@ def mean_score(values: NDArray[numpy.generic], units: Integers | None = None) ->
     numbers = numpy.asarray(values, dtype=float)
     mean = float(numbers.mean())
     deviations = (numbers - mean) / len(numbers)
-    return Scored(mean, deviations if units is None else numpy.bincount(units, weights=deviations))
+    return Scored(mean, deviations if units is None else numpy.bincount(units, weights=deviations).astype(float))
 
 
 def macro_f1_score(truth: Integers, predicted: Integers, *, classes: int, units: Integers | None = None) -> Scored:
     """Return the mean F1 over classes; like scikit-learn, without classes that neither occur nor are predicted."""
-    return jackknifed(truth, predicted, classes=classes, units=units, score=_macro_f1)
+    return class_mean_score(truth, predicted, classes=classes, units=units, score=f1_of_counts)
 
 
-def jackknifed(
+def f1_of_counts(right: Floats, actual: Floats, predicted: Floats) -> Floats:
+    """Return F1 from numbers of correct, actual and predicted images; NaN where there are none."""
+    total = actual + predicted
+    return numpy.divide(2 * right, total, out=numpy.full_like(total, numpy.nan), where=total > 0)
+
+
+def class_mean_score(
     truth: Integers,
     predicted: Integers,
     *,
     classes: int,
     units: Integers | None,
-    score: Callable[[Floats], Floats],
+    score: Callable[[Floats, Floats, Floats], Floats],
 ) -> Scored:
-    """Return a score of confusion counts with the influence of each unit by the jackknife.
+    """Return the mean over classes of a score, with the influence of each unit by the jackknife.
 
-    `score` takes counts `[many, classes, classes]`, true classes in rows. The influence of a unit is
+    `score` takes the numbers of correct, actual and predicted images of each class. The influence of a unit is
     `(G-1)/G * (mean of the scores without one unit - score without this unit)` for G units: their squares times
     G/(G-1) add up to the jackknife's variance (Efron and Stein, Annals of Statistics 9, 1981).
     """
-    cells = truth * classes + predicted
-    counts = numpy.bincount(cells, minlength=classes**2).astype(float)
-    if units is None:  # all images of a cell have the same influence
-        members, which = numpy.unique(cells, return_inverse=True)
-        without = _scores(counts, members, classes, score)[which]
+    sums = [numpy.bincount(of, minlength=classes).astype(float) for of in (truth[truth == predicted], truth, predicted)]
+    if units is None:
+        without = _without_images(truth, predicted, sums, score)
     else:
         groups = int(units.max()) + 1
-        each = numpy.zeros((groups, classes**2))
-        numpy.add.at(each, (units, cells), 1)
-        without = score((counts - each).reshape(groups, classes, classes))
+        parts = []
+        for of, which in ((truth, truth == predicted), (truth, slice(None)), (predicted, slice(None))):
+            counts = numpy.bincount(units[which] * classes + of[which], minlength=groups * classes)
+            parts.append(counts.reshape(groups, classes))
+        without = numpy.nanmean(score(*(total - part for total, part in zip(sums, parts, strict=True))), axis=1)
     count = len(without)
-    value = float(score(counts.reshape(1, classes, classes))[0])
-    return Scored(value, (count - 1) / count * (without.mean() - without))
+    influence = (count - 1) / count * (without.mean() - without)
+    return Scored(float(numpy.nanmean(score(*sums))), influence)
 
 
-def _scores(counts: Floats, members: Integers, classes: int, score: Callable[[Floats], Floats]) -> Floats:
-    """Return the scores of counts without one image of each of these cells, some at a time to save memory."""
-    at_once = max(1, 4_000_000 // classes**2)
-    parts = []
-    for start in range(0, len(members), at_once):
-        some = members[start : start + at_once]
-        left = numpy.repeat(counts[None], len(some), axis=0)
-        left[numpy.arange(len(some)), some] -= 1
-        parts.append(score(left.reshape(len(some), classes, classes)))
-    return numpy.concatenate(parts)
-
-
-def _macro_f1(counts: Floats) -> Floats:
-    total = counts.sum(1) + counts.sum(2)
-    right = numpy.diagonal(counts, axis1=1, axis2=2)
-    f1 = numpy.divide(2 * right, total, out=numpy.zeros_like(total), where=total > 0)
-    mean: Floats = f1.sum(1) / numpy.maximum((total > 0).sum(1), 1)
-    return mean
+def _without_images(
+    truth: Integers, predicted: Integers, sums: list[Floats], score: Callable[[Floats, Floats, Floats], Floats]
+) -> Floats:
+    """Return the mean score without each image, which changes only the scores of its two classes."""
+    right, actual, claimed = sums
+    each = score(right, actual, claimed)
+    total, known = numpy.nansum(each), (~numpy.isnan(each)).sum()
+    is_right = truth == predicted
+    hit = is_right.astype(float)
+    changed = [(truth, score(right[truth] - hit, actual[truth] - 1, claimed[truth] - hit), True)]
+    changed.append((predicted, score(right[predicted], actual[predicted], claimed[predicted] - 1), ~is_right))
+    sum_without, known_without = numpy.full(len(truth), total), numpy.full(len(truth), float(known))
+    for of, new, where in changed:
+        old = each[of]
+        sum_without += numpy.where(where, numpy.nan_to_num(new) - numpy.nan_to_num(old), 0)
+        known_without += numpy.where(where, (~numpy.isnan(new)).astype(float) - ~numpy.isnan(old), 0)
+    return sum_without / numpy.maximum(known_without, 1)
