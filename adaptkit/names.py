@@ -96,6 +96,10 @@ DATA_FINGERPRINT_TAG = "adaptkit.data_fingerprint"
 IMAGES_DIGEST_TAG = "adaptkit.images_digest"
 POOL_IMAGES_TAG = "adaptkit.pool_images"
 DRAWN_IMAGES_TAG = "adaptkit.drawn_images"
+#: number of the division of the pool into disjoint draws that a run's draw is a part of
+DIVISION_TAG = "adaptkit.division"
+#: values of the column whose values are held out, as JSON, in the order of the folds
+HELD_OUT_TAG = "adaptkit.held_out"
 DRAW_SEED_TAG = "adaptkit.draw_seed"
 INIT_SEED_TAG = "adaptkit.init_seed"
 ORDER_SEED_TAG = "adaptkit.order_seed"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adaptkit.comparison.records import Comparison, Comparisons
+from adaptkit.comparison.findings import Comparison, Comparisons
 from adaptkit.events import Epoch
 
 
@@ -144,6 +144,8 @@ class RefitSummary:
         The target accuracy to expect, from the comparison.
     seconds : float or None
         Training time; None for a dry run.
+    tuning_trials : int
+        Trials of its tuning on all labels, as many as each fit of the run had; 0 without tuning.
 
     Examples
     --------
@@ -163,6 +165,7 @@ class RefitSummary:
     expected: Expectation
     seconds: float | None = None
     tracking_uri: str | None = None
+    tuning_trials: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the refit as plain JSON types."""

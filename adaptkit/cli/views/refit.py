@@ -14,6 +14,11 @@ def print_refit(console: Console, summary: RefitSummary) -> None:
     """Print what was trained, or would be, and the accuracy to expect."""
     done = f"trained on all {summary.images:,} labels" if summary.run_id else f"{summary.images:,} labels to train on"
     print_line(console, f"Final model: {summary.label}, {done} (settings of run {summary.refit_of})")
+    if summary.tuning_trials:
+        is_done = summary.run_id is not None
+        tuned = f"Tuned once more on all labels, with {summary.tuning_trials} trials"
+        chosen = f": lr {summary.lr:g}" + "".join(f", {key} {value}" for key, value in summary.options.items())
+        print_line(console, tuned + (chosen if is_done else " (not yet)"))
     if summary.run_id is not None:
         print_line(console, f"run {summary.run_id}")
     print_line(console, expectation_text(summary.expected))
