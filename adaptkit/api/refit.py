@@ -32,6 +32,7 @@ from adaptkit.reproduction.record import (
     require_split,
     settings_difference,
 )
+from adaptkit.settings.request import LR
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import find_device, shared_threads
 from adaptkit.tracking.reader import PARENTS
@@ -188,6 +189,7 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
             raise TrackingLost(f"MLflow does not have the whole refit: {tracker.fault}")
     seconds = record.metrics[TIME_TRAIN_SECONDS]
     uri = store.without_secrets(store.uri)
+    values = {LR: record.lr, **record.options}
     return dataclasses.replace(
         summary,
         run_id=run_id,
@@ -196,6 +198,7 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
         lr=record.lr,
         seconds=seconds,
         tracking_uri=uri,
+        tuned={key: values[key] for key in arm.searched},
     )
 
 

@@ -146,6 +146,8 @@ class RefitSummary:
         Training time; None for a dry run.
     tuning_trials : int
         Trials of its tuning on all labels, as many as each fit of the run had; 0 without tuning.
+    tuned : mapping
+        The values that this tuning has chosen, by key.
 
     Examples
     --------
@@ -166,6 +168,7 @@ class RefitSummary:
     seconds: float | None = None
     tracking_uri: str | None = None
     tuning_trials: int = 0
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the refit as plain JSON types."""

@@ -234,9 +234,8 @@ class Refit:
         merged(experiment, reloaded.model, reloaded.strategy)  # `predict` uses the merged model
         split = self.folder / SPLIT_FILE
         split.write_text(experiment.domains.split_text, encoding="utf-8")
-        config = request.config_text(
-            dict(request.run_params(request.arms[0], seed)) | {"split.file": self.origin.split_file}
-        )
+        params = dict(request.run_params(request.arms[0], seed))
+        config = request.config_text(params | {"split.file": self.origin.split_file})
         config = f"# adaptkit refit {self.origin.run_id}\n" + config.partition("\n")[2]
         metrics = (
             _estimates(self.origin.expected)
@@ -246,10 +245,10 @@ class Refit:
                 MEMORY_PEAK_BYTES: memory,
                 TIME_TRAIN_SECONDS: sum(epoch.seconds - epoch.evaluation_seconds for epoch in self.epochs),
             }
-            | {TIME_TUNING_SECONDS: tuning.seconds for tuning in self.tunings}
         )
         artifacts = {SPLIT_FILE: split} | {f"adapter/{name}": path for name, path in files.items()}
         if self.tunings:
+            metrics[TIME_TUNING_SECONDS] = self.tunings[0].seconds
             artifacts[TUNING_FILE] = self.folder / TUNING_FILE
             artifacts[TUNING_FILE].write_text(tuning_text(arm, self.tunings), encoding="utf-8")
         result = RunResult(
