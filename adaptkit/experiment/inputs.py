@@ -150,12 +150,20 @@ class ModelInputs:
         """Return the training images of a seed in an epoch; without shifts and augmentations all epochs share them."""
         request = self.experiment.request
         shifts = (*request.shifts, *request.augmentations)
-        if not shifts and self.experiment.domains.is_pool_tested and request.settings.shots is None:
+        if not shifts and self._is_whole_pool(seed):
             return self.tests["shifted"].images  # so that the features of all images are computed once
         drawn = functools.partial(draw_target, request, self.experiment.domains, seed)
         view_seed = derive_seed(derive_seed(seed, "order"), f"views {epoch}")
         name = f"views {seed}/{epoch if shifts else 'fixed'}"
         return self.drawn_views(name, drawn, shifts=shifts, view_seed=view_seed)
+
+    def _is_whole_pool(self, seed: int) -> bool:
+        """Return whether the training images of a seed are the target test images, in the same order."""
+        domains = self.experiment.domains
+        if not domains.is_pool_tested or self.experiment.request.settings.shots is not None:
+            return False
+        # Images whose group has images with every value of a column that is held out never train.
+        return domains.held_out is None or len(self.labels(seed)) == len(domains.pool)
 
     def drawn_views(
         self, name: str, drawn: Callable[[], Tensor], *, shifts: Sequence[Shift], view_seed: int

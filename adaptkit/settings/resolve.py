@@ -120,6 +120,7 @@ def _searched(
         return arms
     if tuning.on is not None:
         problems.append("tuning.trials: the values of an earlier tuning are used; leave out --tune or --from-tune")
+        return arms
     try:
         # Values that the model does not allow are left out later: the model is not known here.
         spaces = make_spaces(

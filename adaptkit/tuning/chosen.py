@@ -11,7 +11,7 @@ from adaptkit.data.split_files import SplitPart, read_split
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.names import SPLIT_FILE, TUNING_FILE, TUNING_TAG
-from adaptkit.settings.request import LR
+from adaptkit.settings.request import LR, Request
 from adaptkit.settings.resolve import Layer
 from adaptkit.settings.selection import split_name
 from adaptkit.tracking.runs import StoredRun, open_runs
@@ -82,16 +82,17 @@ def with_origin(experiment: Experiment, run_id: str, tracking_uri: str | None) -
             f"the values come from tuning {run_id}, which saw labels that are evaluated here: these runs give no "
             "better or worse; `--tune TRIALS` instead of --from-tune tunes inside each fit"
         )
-        return with_tuned_labels(experiment, EVALUATED, notice)
-    notice = f"the values come from tuning {run_id}, which did not see the labels that are evaluated here"
-    return with_tuned_labels(experiment, OTHER, notice)
-
-
-def with_tuned_labels(experiment: Experiment, labels: str, notice: str) -> Experiment:
-    """Return an experiment whose runs record on which labels their values were tuned, with a notice in its plan."""
-    tuning = experiment.request.settings.tuning.model_copy(update={"on": labels})
+        labels = EVALUATED
+    else:
+        notice = f"the values come from tuning {run_id}, which did not see the labels that are evaluated here"
+        labels = OTHER
     plan = dataclasses.replace(experiment.plan, notices=(*experiment.plan.notices, notice))
-    return dataclasses.replace(experiment, request=experiment.request.with_settings(tuning=tuning), plan=plan)
+    return dataclasses.replace(experiment, request=with_tuned_labels(experiment.request, labels), plan=plan)
+
+
+def with_tuned_labels(request: Request, labels: str) -> Request:
+    """Return a request whose runs record on which labels their values were tuned."""
+    return request.with_settings(tuning=request.settings.tuning.model_copy(update={"on": labels}))
 
 
 def shares_images(tuned: SplitPart, evaluated: SplitPart) -> bool:

@@ -147,7 +147,13 @@ def plan_of(budget: Budget, spaces: Sequence[Space], jobs: int, experiment: Expe
     searched = {
         space.strategy: {key: dimension.text for key, dimension in space.dimensions.items()} for space in spaces
     }
-    return TunePlan(budget, searched, jobs=jobs, notices=experiment.plan.notices)
+    notices = experiment.plan.notices
+    if experiment.domains.is_pool_tested:
+        notices += (
+            "the runs with the best values are evaluated on labels that the tuning sees: they give no better or worse; "
+            "`adaptkit run --tune TRIALS` tunes inside each fit",
+        )
+    return TunePlan(budget, searched, jobs=jobs, notices=notices)
 
 
 def tuned_of(result: SearchResult) -> TunedStrategy:
