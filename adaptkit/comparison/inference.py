@@ -23,6 +23,8 @@ from scipy import special
 ALPHA = 0.05
 #: probability that a difference of the size `detectable` is found
 POWER = 0.8
+#: largest number of runs that is recommended, and largest multiple of the number of units
+MOST_RUNS, MOST_TIMES = 100, 100
 
 Floats = NDArray[numpy.float64]
 
@@ -171,17 +173,13 @@ def satterthwaite(*terms: tuple[float, float], total: float | None = None) -> fl
 
 
 def units_needed(difference: Inference, units: int, pairs: int = 1) -> int | None:
-    """Return how many units would show this difference with an even chance; None for more than a million.
+    """Return how many units would show this difference with an even chance; None for more than a hundred times as many.
 
     The part of the variance over units is assumed to shrink with their number, and the difference to stay the same.
     """
     room = _allowed(difference, pairs) - difference.over_runs
     needed = units * difference.over_units / room if room > 0 else math.inf
-    return max(units + 1, math.ceil(needed)) if needed <= 1_000_000 else None
-
-
-#: largest number of runs that is recommended
-MOST_RUNS = 100
+    return max(units + 1, math.ceil(needed)) if needed <= MOST_TIMES * units else None
 
 
 def runs_needed(difference: Inference, runs: int, pairs: int = 1, *, parts: int = MOST_RUNS) -> int | None:
