@@ -76,11 +76,12 @@ HIDDEN_STATE = "; is there state outside parameters and buffers?"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model with its inputs, its epochs, and the peak memory of a training step in bytes.
+    """A trained model with its arm, its inputs, its epochs, and the peak memory of a training step in bytes.
 
     With `whole`, every forward pass runs the whole model, not only its trained part.
     """
 
+    arm: Arm
     adapted: AdaptedModel
     passes: Passes
     epochs: tuple[Epoch, ...]
@@ -119,7 +120,7 @@ class AdaptationRun:
         for number in range(len(results), len(fits)):
             tuning = self._tune(fits[number], number)
             trained = self._train(fits, number, self.arm if tuning is None else tuning.arm(self.arm))
-            files = self._save(trained.adapted, number)
+            files = self._save(trained, number)
             reloaded, logits = self._reload(trained, files, fit=fits[number], number=number)
             result = self._measure(trained, reloaded, logits=logits, files=files, fit=fits[number])
             result = dataclasses.replace(result, tuning=tuning)
@@ -185,7 +186,7 @@ class AdaptationRun:
             if is_only:
                 self.epochs.append(epoch)
                 notify("adaptkit_epoch_ended", run=self.start, epoch=epoch)
-        return TrainedModel(adapted, passes, epochs=tuple(epochs), whole=whole, memory=memory)
+        return TrainedModel(arm, adapted, passes, epochs=tuple(epochs), whole=whole, memory=memory)
 
     def _report(self, epochs: Iterable[Epoch]) -> None:
         """Notify the plugins of epochs that the tracking store does not have yet."""
@@ -198,12 +199,13 @@ class AdaptationRun:
         self.epochs.extend(means)
         self._report(means)
 
-    def _save(self, adapted: AdaptedModel, number: int) -> dict[str, Path]:
+    def _save(self, trained: TrainedModel, number: int) -> dict[str, Path]:
         """Write the adapter; return its files by name."""
+        adapted = trained.adapted
         tensors = adapted.inherited.adapter(adapted.model)
         stage = self.stage
         card = adapter_card(
-            stage.experiment, stage.base, arm=adapted.arm, init_seed=init_seed(self.seed, number), tensors=tensors
+            stage.experiment, stage.base, arm=trained.arm, init_seed=init_seed(self.seed, number), tensors=tensors
         )
         return save_adapter(self._kept(number), tensors, card)
 
@@ -227,7 +229,7 @@ class AdaptationRun:
         # Load the adapter as users do: from the tracking store, if there is one.
         is_only = fit.evaluated is None
         sent = stage.tracker.keep_adapter(self.start, files) if stage.tracker and is_only else None
-        reloaded = self._loaded(files, number, trained.adapted.arm, sent)
+        reloaded = self._loaded(files, number, trained.arm, sent)
         model = reloaded.model
         passes = stage.inputs.passes(model, self.seed, fit=fit, whole=trained.whole, all_tests=True)
         model.eval()

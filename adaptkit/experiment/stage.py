@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A model that the strategy of an arm has changed, with what is needed to separate its adapter from the base."""
+    """A model that a strategy has changed, with what is needed to separate its adapter from the base."""
 
-    arm: Arm
     model: nn.Module
     groups: list[dict[str, Any]]
     inherited: Inherited
@@ -144,7 +143,6 @@ class Stage:
         origin = Origin.of(model)
         groups = adapt(model, strategy, init_seed=init_seed(seed, fold), new_head=arm.new_head)
         return AdaptedModel(
-            arm=arm,
             model=self.experiment.place(model),
             groups=groups,
             inherited=Inherited.of(model, tensors),

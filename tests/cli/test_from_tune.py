@@ -100,7 +100,7 @@ def tracked_run(store: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("tuned", "evaluated", "shared"),
+    ("tuned", "evaluated", "overlap"),
     [
         (("mnist5k", (1, 2)), ("mnist5k", (2, 3)), True),
         (("mnist5k", (1, 2)), ("mnist5k", (3, 4)), False),
@@ -110,8 +110,8 @@ def tracked_run(store: Path) -> str:
         (("folder:a", ("x/1.png",)), ("folder:b", ("x/2.png",)), False),
     ],
 )
-def test_labels_that_the_tuning_saw(tuned: tuple[str, Any], evaluated: tuple[str, Any], shared: bool) -> None:
-    assert shares_images(SplitPart(*tuned), SplitPart(*evaluated)) is shared
+def test_labels_that_the_tuning_saw(tuned: tuple[str, Any], evaluated: tuple[str, Any], overlap: bool) -> None:
+    assert shares_images(SplitPart(*tuned), SplitPart(*evaluated)) is overlap
 
 
 @pytest.mark.slow
