@@ -182,9 +182,9 @@ def test_resume_in_the_fold_where_it_stopped(work: Path, monkeypatch: pytest.Mon
     trained: list[Any] = []
     train = AdaptationRun._train
 
-    def noted(self: Any, fits: Any, number: int) -> Any:
+    def noted(self: Any, fits: Any, number: int, arm: Any) -> Any:
         trained.append(number)
-        return train(self, fits, number)
+        return train(self, fits, number, arm)
 
     monkeypatch.setattr(AdaptationRun, "_train", noted)
     (note,) = caught.value.__notes__
