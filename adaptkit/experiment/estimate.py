@@ -28,7 +28,8 @@ def estimate_seconds(experiment: Experiment) -> float:
     Start-up, figures and tracking are not included.
     """
     settings = experiment.request.settings
-    runs = sum(run_seconds(experiment, arm, settings.epochs) for arm in experiment.request.arms)
+    trials = settings.tuning.trials
+    runs = sum(run_seconds(experiment, arm, settings.epochs, trials) for arm in experiment.request.arms)
     return base_seconds(experiment) + len(settings.seed) * runs
 
 
@@ -48,8 +49,8 @@ def base_seconds(experiment: Experiment) -> float:
     return settings.epochs * (steps * step + len(domains.clean_test) * test)
 
 
-def run_seconds(experiment: Experiment, arm: Arm, epochs: int) -> float:
-    """Return the seconds that training and evaluation of one adaptation run will take."""
+def run_seconds(experiment: Experiment, arm: Arm, epochs: int, trials: int) -> float:
+    """Return the seconds that one adaptation run will take, with this number of trials in each fit."""
     request, domains = experiment.request, experiment.domains
     settings = request.settings
     model = build_model(request, domains)
@@ -72,7 +73,7 @@ def run_seconds(experiment: Experiment, arm: Arm, epochs: int) -> float:
         seconds += epochs * epoch + len(request.severities) * evaluated * test
         held_back = HELD_BACK * len(training.train)
         trial = math.ceil((len(training.train) - held_back) / settings.batch_size) * step + held_back * test
-        seconds += settings.tuning.trials * epochs * trial
+        seconds += trials * epochs * trial
     return seconds
 
 
