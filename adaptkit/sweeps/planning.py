@@ -98,8 +98,8 @@ class Prepared:
     def seconds(self, finished: Container[int] = ()) -> float:
         """Estimate the seconds of training and evaluation, one trial after the other, from a few batches.
 
-        One trial of each stage, strategy and number of epochs and configurations is measured. Trials with a number in `finished` are not
-        counted.
+        One trial of each stage, strategy, number of epochs and number of configurations is measured. Trials with a
+        number in `finished` are not counted.
         """
         total = sum(map(base_seconds, self.experiments))
         measured: dict[tuple[int, str, int, int], float] = {}
