@@ -186,7 +186,6 @@ def test_modules_in_data_folder(trapped: Path, own_folder: Path) -> None:
     fill(data)
     set_traps(data, own_folder / "ran")
     source = ("--dataset", f"folder:{data}", *SMALL)
-    done(*command(), "run", "-s", "head", *source, "-q", folder=trapped)
     done(*command(), "sweep", "-s", "head", "--grid", "lr=1e-3,1e-2", *source, "--jobs", "2", "-q", folder=trapped)
     done(*command(), "compare", "--output", "out", folder=trapped)
     done(*command(), "doctor", folder=trapped)

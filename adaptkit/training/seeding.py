@@ -28,7 +28,7 @@ class RandomStream:
         if self._own is None:
             random.seed(self._seed)
             numpy.random.seed(self._seed % 2**32)
-            _seed_torch(self._seed)
+            torch.manual_seed(self._seed)
         else:
             _restore(self._own)
 
@@ -67,14 +67,6 @@ class RandomStream:
             cuda or None,
             tensors.get("mps"),
         )
-
-
-def _seed_torch(seed: int) -> None:
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:
-        # `torch.manual_seed` keeps the call stack for a GPU that may be used later, which takes a millisecond or more.
-        torch.default_generator.manual_seed(seed)
 
 
 def _states() -> tuple[Any, ...]:

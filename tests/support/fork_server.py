@@ -1,7 +1,7 @@
 """The program that support.processes starts: import adaptkit, torch and MLflow once, then fork a process per request.
 
-A request is one message on the socket with this number: a JSON document, and the descriptors of a socket, of standard
-output and of standard error. The answers on that socket are the process id, then the exit code as in
+A request is one message on the socket with this number: a JSON document, and the descriptors of a socket and of
+standard input, output and error. The answers on that socket are the process id, then the exit code as in
 `subprocess.Popen.returncode`.
 """
 
@@ -35,7 +35,7 @@ def main(control: socket.socket) -> dict[str, Any]:
     gc.freeze()  # collections in the new processes would copy the memory of all imported modules
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system removes keepers that have ended
     while True:
-        message, handles, *_ = socket.recv_fds(control, 1 << 20, 3)
+        message, handles, *_ = socket.recv_fds(control, 1 << 20, 4)
         if not message:
             os._exit(0)
         request: dict[str, Any] = json.loads(message)
@@ -47,19 +47,18 @@ def main(control: socket.socket) -> dict[str, Any]:
             os.close(handle)
 
 
-def keep(answers: int, output: int, errors: int) -> None:
+def keep(answers: int, *streams: int) -> None:
     """Fork the process of a request, and return in it; this process waits for it, and sends its exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
-        for handle, number in ((output, 1), (errors, 2)):
+        for number, handle in enumerate(streams):
             os.dup2(handle, number)
-        for handle in (answers, output, errors):
+        for handle in (answers, *streams):
             os.close(handle)
         return
-    os.close(output)
-    os.close(errors)
-    os.closerange(0, 3)  # nothing else keeps the streams of the tests open
+    for handle in (*streams, 0, 1, 2):  # nothing else keeps the streams of the tests open
+        os.close(handle)
     os.write(answers, f"{pid}\n".encode())
     _, status = os.waitpid(pid, 0)
     os.write(answers, f"{os.waitstatus_to_exitcode(status)}\n".encode())

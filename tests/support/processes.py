@@ -85,12 +85,15 @@ def start(
     *arguments: str,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    stdin: int | None = None,
+    stdout: int | None = None,
     stderr: int | None = None,
     code: str = "",
 ) -> Process:
     """Start the command line with these arguments, or a program, in a folder (default: the current one).
 
-    `environment` replaces all environment variables; `stderr` is a descriptor for standard error (default: a pipe).
+    `environment` replaces all environment variables. The streams are descriptors; by default, standard input is empty,
+    and the others are pipes.
     """
     request = {
         "arguments": arguments,
@@ -99,15 +102,15 @@ def start(
         "environment": dict(os.environ if environment is None else environment),
     }
     ours, theirs = socket.socketpair()
-    output, errors = os.pipe(), os.pipe() if stderr is None else None
-    handles = [theirs.fileno(), output[1], errors[1] if errors else stderr]
-    socket.send_fds(_server()[1], [json.dumps(request).encode()], handles)
-    theirs.close()
-    os.close(output[1])
-    if errors:
-        os.close(errors[1])
-    with ours:
-        return Process(ours, os.fdopen(output[0]), os.fdopen(errors[0]) if errors else None)
+    with ours, theirs, open(os.devnull) as empty:
+        pipes = [os.pipe() if stream is None else None for stream in (stdout, stderr)]
+        ends = [stream if pipe is None else pipe[1] for stream, pipe in zip((stdout, stderr), pipes, strict=True)]
+        handles = [theirs.fileno(), empty.fileno() if stdin is None else stdin, *ends]
+        socket.send_fds(_server()[1], [json.dumps(request).encode()], handles)
+        theirs.close()  # reading ends when the process of the server has ended
+        for pipe in filter(None, pipes):
+            os.close(pipe[1])
+        return Process(ours, *(os.fdopen(pipe[0]) if pipe else None for pipe in pipes))
 
 
 def run(*arguments: str, timeout: float | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
