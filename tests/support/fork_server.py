@@ -27,6 +27,7 @@ MODULES = (
 
 def main(control: socket.socket) -> dict[str, Any]:
     """Answer requests until the other end is closed. Return a request in the new process that executes it."""
+    del sys.path[0]  # the folder of this file, whose modules are not to be found by their short names
     for module in (*MODULES, "adaptkit"):
         importlib.import_module(module)
     for found in pkgutil.walk_packages(importlib.import_module("adaptkit").__path__, "adaptkit."):
@@ -70,7 +71,7 @@ def execute(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.path[0] = request["folder"]
+    sys.path.insert(0, request["folder"])
     if request["code"]:
         sys.argv = ["-c", *request["arguments"]]
         exec(request["code"], {"__name__": "__main__"})

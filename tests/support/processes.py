@@ -6,6 +6,7 @@ A fresh `python -m adaptkit` spends four seconds of CPU time on its imports. The
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -122,7 +123,7 @@ def run(*arguments: str, timeout: float | None = None, **more: Any) -> subproces
 
 @functools.cache
 def _server() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start the server of this test process; it exits when the socket is closed, at the latest with this process."""
+    """Start the server of this test process, with which it ends."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         server = subprocess.Popen(
@@ -132,4 +133,10 @@ def _server() -> tuple[subprocess.Popen[bytes], socket.socket]:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
+
+    def stop() -> None:
+        ours.close()
+        server.wait()
+
+    atexit.register(stop)
     return server, ours
