@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adaptkit.api.run import run
     from adaptkit.api.sweep import sweep
     from adaptkit.api.tune import tune
-    from adaptkit.comparison.records import Comparison, Comparisons
+    from adaptkit.comparison.findings import Comparison, Comparisons
     from adaptkit.experiment.outcome import RefitSummary, RunOutcome
     from adaptkit.models.preprocessing import Prediction, Preprocessing
     from adaptkit.models.trained import load
@@ -42,8 +42,8 @@ __all__ = [
 
 #: names that are imported on first use, so that the command line and plugins start without torch and MLflow
 LAZY = {
-    "Comparison": "comparison.records",
-    "Comparisons": "comparison.records",
+    "Comparison": "comparison.findings",
+    "Comparisons": "comparison.findings",
     "ExportRecord": "api.export",
     "ImportRecord": "api.import_peft",
     "Prediction": "models.preprocessing",

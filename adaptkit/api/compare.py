@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adaptkit.comparison.findings import Comparison, Comparisons
 from adaptkit.comparison.metrics import DEFAULT_METRIC
-from adaptkit.comparison.records import Comparison, Comparisons
 from adaptkit.errors import BadInput
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def compare(
     >>> comparisons = adaptkit.compare()
     >>> for comparison in comparisons:
     ...     print(comparison.sentences[-1])
-    This holds for this base and ...
+    This holds for this base, ...
     """
     comparisons = judge_tracked(
         (runs,) if isinstance(runs, str) else tuple(runs),

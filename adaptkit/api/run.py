@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptkit.api.request import TrainingRequest, conditions, read_arguments
 from adaptkit.comparison.collector import Collector
-from adaptkit.comparison.records import Comparisons
+from adaptkit.comparison.findings import Comparisons
 from adaptkit.errors import AdaptkitError, BadInput, suggestion
 from adaptkit.experiment.adaptation import execute
 from adaptkit.experiment.outcome import Plan, RunOutcome
@@ -196,7 +196,7 @@ def run(
     >>> [(run.strategy, run.seed) for run in outcome.runs]
     [('head', 0), ('lora', 0), ('head', 1), ('lora', 1)]
     >>> print(outcome.comparison.sentences[-1])
-    This holds for this base and ...
+    This holds for this base, ...
     """
     arguments = locals()
     layers, loaded = read_arguments(arguments)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adaptkit.comparison.records import Comparison, Comparisons
+from adaptkit.comparison.findings import Comparison, Comparisons
 from adaptkit.events import Epoch
 
 
@@ -229,7 +229,7 @@ class RunOutcome(Outcome):
     >>> [run.metrics["final/shifted_accuracy"] for run in outcome.runs]
     [...]
     >>> print(outcome.comparison.sentences[-1])
-    This holds for this base and ...
+    This holds for this base, ...
     """
 
     plan: Plan
