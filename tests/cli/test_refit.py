@@ -30,7 +30,21 @@ pytestmark = pytest.mark.slow
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 PER_CLASS = 20
 RUN = (
-    *("run", "-s", "head", "-s", "full", "--dataset", "none", "--target", "folder:colours", "--backbone", "small_cnn"),
+    *(
+        "run",
+        "-s",
+        "head",
+        "-s",
+        "full",
+        "--dataset",
+        "none",
+        "--weights",
+        "none",
+        "--target",
+        "folder:colours",
+        "--backbone",
+        "small_cnn",
+    ),
     *("--image-size", "16", "--epochs", "3", "--seeds", "0-1", "--set", "full.lr=0.003"),
 )
 

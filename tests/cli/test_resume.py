@@ -82,7 +82,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "BatchNorm, dropout": ("full", {}, {"backbone": Plain(10)}),
     "BatchNorm adapts": ("head", {"bn": "adapt"}, {"backbone": Plain(10)}),
     "no shift": ("lora", {"target": "digits"}, {}),
-    "new head": ("lora", {"dataset": "none", "target": "digits"}, {}),
+    "new head": ("lora", {"dataset": "none", "weights": "none", "target": "digits"}, {}),
     "computed twice": ("full", {"checkpointing": True}, {}),
 }
 

@@ -40,7 +40,7 @@ def work(own_folder: Path) -> Path:
 
 
 def run(strategies: Any = "full", **more: Any) -> adaptkit.RunOutcome:
-    choices = {"dataset": "none", "target": "folder:pics", "backbone": "small_cnn", "image_size": SIDE, "epochs": 2}
+    choices = {"dataset": "none", "weights": "none", "target": "folder:pics", "image_size": SIDE, "epochs": 2}
     return adaptkit.run(strategies, **choices | more)
 
 
@@ -123,7 +123,9 @@ def test_groups_with_several_values_of_the_held_out_column(cli: Cli, work: Path)
     names = sorted(path.relative_to(work).as_posix() for path in (work / "pics").rglob("*.png"))
     lines = [f"{name},{name[5]},{name[:17]},{'n' if 'north' in name else 's'}" for name in names]
     (work / "t.csv").write_text("\n".join(["path,label,patient,site", *lines]))
-    result = cli("run", "-s", "head", "--target", "table:t.csv", "--image-size", "12", "--folds", "by:site")
+    result = cli(
+        "run", "-s", "head", "--weights", "none", "--target", "table:t.csv", "--image-size", "12", "--folds", "by:site"
+    )
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("Error: folds: without fold 1, only one class is left to train on")
 
@@ -210,7 +212,19 @@ def test_number_of_labels(work: Path) -> None:
     ],
 )
 def test_bad_input(cli: Cli, work: Path, arguments: tuple[str, ...], line: str) -> None:
-    start = ("run", "-s", "head", "--dataset", "none", "--target", "folder:pics", "--backbone", "small_cnn")
+    start = (
+        "run",
+        "-s",
+        "head",
+        "--dataset",
+        "none",
+        "--weights",
+        "none",
+        "--target",
+        "folder:pics",
+        "--backbone",
+        "small_cnn",
+    )
     result = cli(*start, "--image-size", str(SIDE), *arguments, "--dry-run")
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: {line}") and len(result.stderr.splitlines()) == 1

@@ -348,14 +348,16 @@ def notices(cli: Cli, *arguments: str) -> list[str]:
 def test_plan_of_a_table(cli: Cli) -> None:
     survey()
     shown = "image=Path, label=Class, group=Patient, domain=Site; 48 images, 2 classes, 12 groups, 2 domains"
-    assert f"table:survey.csv: {shown}" in notices(cli, "--dataset", "none", "--target", "table:survey.csv")
+    assert f"table:survey.csv: {shown}" in notices(
+        cli, "--dataset", "none", "--weights", "none", "--target", "table:survey.csv"
+    )
     chosen = notices(
-        *(cli, "--dataset", "none", "--target", "table:survey.csv", "--set", "table.group=none"),
+        *(cli, "--dataset", "none", "--weights", "none", "--target", "table:survey.csv", "--set", "table.group=none"),
         *("--set", "table.label=Site", "--set", "split.group=Patient"),
     )
     assert "table:survey.csv: image=Path, label=Site; 48 images, 2 classes" in chosen
     assert "split.group: column Patient has 12 groups" in chosen
-    text = cli(*COMMON, "--dataset", "none", "--target", "table:survey.csv").output
+    text = cli(*COMMON, "--dataset", "none", "--weights", "none", "--target", "table:survey.csv").output
     assert "Note: table:survey.csv: image=Path, label=Class" in text
 
 
@@ -389,7 +391,7 @@ def test_errors_of_a_table(cli: Cli) -> None:
             ],
         ),
     ):
-        result = cli(*COMMON, "--dataset", "none", *arguments)
+        result = cli(*COMMON, "--dataset", "none", "--weights", "none", *arguments)
         assert (result.exit_code, result.stderr.splitlines()) == (2, [f"Error: {line}" for line in lines])
 
 
@@ -399,7 +401,7 @@ def test_params_hold_the_chosen_columns(cli: Cli) -> None:
     from adaptkit.settings.resolve import Layer, resolve
 
     survey()
-    values = {"strategy": "head", "dataset": "none", "target": "table:survey.csv"}
+    values = {"strategy": "head", "dataset": "none", "weights": "none", "target": "table:survey.csv"}
     plugins = load_plugins()
     plain = resolve([Layer(values)], plugins)
     assert not [
