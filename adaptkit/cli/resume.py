@@ -14,7 +14,6 @@ from adaptkit.system.signals import interruptible
 
 if TYPE_CHECKING:
     from adaptkit.api.resume import Attempt, Watch
-    from adaptkit.experiment.outcome import RunOutcome
 
 
 @click.command()
@@ -75,7 +74,7 @@ def _resume_named(
     quiet: bool,
 ) -> None:
     from adaptkit.api.resume import ResumeRequest, resume_run
-    from adaptkit.cli.run import raise_failures
+    from adaptkit.cli.run import print_results, raise_failures
     from adaptkit.cli.views.console import print_json
     from adaptkit.resumption.interrupted import open_stopped
 
@@ -85,7 +84,7 @@ def _resume_named(
     for run_id in dict.fromkeys(run_ids):
         outcomes.append(resume_run(runs, run_id, request=request, watch=watch))
         if not as_json:
-            _print(outcomes[-1], quiet)
+            print_results(outcomes[-1], quiet)
     if as_json:
         documents = [outcome.to_dict() for outcome in outcomes]
         print_json(documents[0] if len(run_ids) == 1 else {"resumed": documents})
@@ -95,6 +94,7 @@ def _resume_named(
 
 def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch, as_json: bool, quiet: bool) -> None:
     from adaptkit.api.resume import ResumeRequest, resume_all
+    from adaptkit.cli.run import print_results
     from adaptkit.cli.views.console import messages, output, print_json, print_line
     from adaptkit.experiment.recovery import damaged_records
 
@@ -104,7 +104,7 @@ def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch,
     for attempt in resume_all(ResumeRequest(tracking_uri=tracking_uri, plugins=plugin), watch):
         attempts.append(attempt)
         if attempt.outcome is not None and not as_json:
-            _print(attempt.outcome, quiet)
+            print_results(attempt.outcome, quiet)
     if as_json:
         print_json({"resumed": [_plain(attempt) for attempt in attempts]})
     elif not attempts:
@@ -121,16 +121,6 @@ def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch,
         output().print(table)
     if any(attempt.error is not None for attempt in attempts):
         sys.exit(1)
-
-
-def _print(outcome: RunOutcome, quiet: bool) -> None:
-    from adaptkit.cli.run import print_next_steps
-    from adaptkit.cli.views.console import messages, output
-    from adaptkit.cli.views.results import print_outcome
-
-    print_outcome(output(), outcome)
-    if not quiet:
-        print_next_steps(messages(), outcome)
 
 
 def _plain(attempt: Attempt) -> dict[str, Any]:
