@@ -11,6 +11,7 @@ is the difference of the influences.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Inference:
     df: float | None = None
     over_runs: float = 0.0
     over_units: float = 0.0
+    #: degrees of freedom of the part over units
+    unit_df: float = math.inf
 
     @property
     def error(self) -> float:
@@ -76,7 +79,7 @@ def infer_folds(scores: ArrayLike, influence: ArrayLike, *, folds: int, resoluti
     over fits.
     """
     variance, df = _over_units(influence, resolution)
-    return Inference(mean=_mean(scores), df=df, over_units=folds / (folds - 1) * variance)
+    return Inference(mean=_mean(scores), df=df, over_units=folds / (folds - 1) * variance, unit_df=df)
 
 
 def infer_given(scores: ArrayLike, influence: ArrayLike, *, resolution: float = 0.0) -> Inference:
@@ -94,6 +97,7 @@ def infer_given(scores: ArrayLike, influence: ArrayLike, *, resolution: float = 
         df=satterthwaite((over_runs, len(values) - 1), (over_units, df)),
         over_runs=over_runs,
         over_units=over_units,
+        unit_df=df,
     )
 
 
@@ -124,7 +128,7 @@ def infer_draws(
     over_draws, noise = numpy.mean(parts, axis=0).tolist()
     over_runs = max(over_draws - noise, 0.0)
     freedoms = satterthwaite((over_draws, freedom), (over_units, df), total=over_runs + over_units)
-    return Inference(mean=_mean(values), df=freedoms, over_runs=over_runs, over_units=over_units)
+    return Inference(mean=_mean(values), df=freedoms, over_runs=over_runs, over_units=over_units, unit_df=df)
 
 
 def infer_fits(scores: ArrayLike, influence: ArrayLike, *, folds: int, resolution: float = 0.0) -> Inference:
@@ -142,6 +146,7 @@ def infer_fits(scores: ArrayLike, influence: ArrayLike, *, folds: int, resolutio
         df=satterthwaite((over_fits, len(values) - 1), (over_units, df)),
         over_runs=over_fits,
         over_units=over_units,
+        unit_df=df,
     )
 
 
@@ -168,18 +173,34 @@ def satterthwaite(*terms: tuple[float, float], total: float | None = None) -> fl
 def units_needed(difference: Inference, units: int, pairs: int = 1) -> int | None:
     """Return how many units would show this difference with an even chance; None for more than a million.
 
-    The error over units is assumed to shrink with the square root of their number, and the difference to stay the same.
+    The part of the variance over units is assumed to shrink with their number, and the difference to stay the same.
     """
     room = _allowed(difference, pairs) - difference.over_runs
     needed = units * difference.over_units / room if room > 0 else math.inf
     return max(units + 1, math.ceil(needed)) if needed <= 1_000_000 else None
 
 
-def runs_needed(difference: Inference, runs: int, pairs: int = 1) -> int | None:
-    """Return how many runs would show this difference with an even chance; None for more than a hundred."""
-    room = _allowed(difference, pairs) - difference.over_units
-    needed = runs * difference.over_runs / room if room > 0 else math.inf
-    return max(runs + 1, math.ceil(needed)) if needed <= 100 else None
+#: largest number of runs that is recommended
+MOST_RUNS = 100
+
+
+def runs_needed(difference: Inference, runs: int, pairs: int = 1, *, parts: int = MOST_RUNS) -> int | None:
+    """Return how many runs would show this difference with an even chance; None for more than a hundred.
+
+    Only runs of one division into `parts` disjoint draws reduce the variance; more runs only make it more certain.
+    """
+    single = difference.over_runs * min(runs, parts)
+
+    def shows(count: int) -> bool:
+        over_runs = single / min(count, parts)
+        df = satterthwaite((over_runs, count - math.ceil(count / parts)), (difference.over_units, difference.unit_df))
+        error = math.sqrt(over_runs + difference.over_units)
+        return abs(difference.mean) >= quantile(ALPHA / (2 * pairs), df) * error
+
+    # Bisection works, because a difference that some runs show is also shown by more.
+    plans = range(runs + 1, MOST_RUNS + 1)
+    place = bisect.bisect_left(plans, True, key=shows)
+    return plans[place] if place < len(plans) else None
 
 
 def _allowed(difference: Inference, pairs: int) -> float:

@@ -213,7 +213,7 @@ class Settings(SettingsGroup):
     )
     keep_folds: bool = Field(False, description="keep the adapters of all folds also if they take more than 50 MB")
     shots: Limit = Field(
-        50, description="labelled target images for each class and training; limits folds and given only if it is set"
+        20, description="labelled target images for each class and training; limits folds and given only if it is set"
     )
     epochs: Count = Field(10, description="epochs of adaptation")
     lr: Annotated[Rate | None, BeforeValidator(_optional)] = Field(

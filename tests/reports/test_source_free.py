@@ -193,15 +193,16 @@ def test_tables_and_sentences(cli: Cli, three: Three) -> None:
     lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
     assert lines[0].split() == ["strategy", "target", "trainable", "share", "seconds"]
     assert [line.split()[0] for line in lines[2:5]] == ["full", "lora", "head"]
-    assert lines[2].split() == ["full", "89.8", "±", "3.2", "1,000", "86.21", "%", "10.1", "±", "0.6"]
-    assert lines[5] == "target accuracy in %; mean ± 95 % interval over 2 seeds"
+    assert lines[2].split() == ["full", "89.8", "±", "2.9", "1,000", "86.21", "%", "10.1", "±", "0.6"]
+    assert lines[5] == "target accuracy in %; mean of 2 runs ± 95 % interval"
     assert "target accuracy, differences in points [95 % interval]; Holm-corrected p" in lines
     sentences = [line for line in lines if line.startswith("In target accuracy")]
-    assert sentences[0].startswith("In target accuracy, full beats lora by 5.0 points [")
+    assert sentences[0].startswith("In target accuracy, full is better than lora by 5.0 points [")
     assert sentences[0].endswith("It trains 6.2 times the parameters and took 6.1 times as long.")
     assert not ABSENT.search(result.stdout)
-    # Only strategies that are not dominated have a dash.
-    assert [line.split()[0] for line in lines if "\N{EN DASH}" in line] == ["full", "lora", "head"]
+    # Only strategies that are not dominated have a dash: the better one dominates at equal memory.
+    assert [line.split()[0] for line in lines if "\N{EN DASH}" in line] == ["full"]
+    assert "full (peak memory" in " ".join(lines)
 
 
 def test_json_has_null_for_missing_values(cli: Cli, three: Three) -> None:
@@ -267,7 +268,7 @@ def test_table_with_another_metric(cli: Cli, three: Three) -> None:
     lines = cli("compare", "--no-track", *options).stdout.splitlines()
     headings = next(line for line in lines if line.strip()).split()
     assert headings == ["strategy", "target", "macro", "F1", "target", "trainable", "share", "seconds"]
-    assert any(line.startswith("In target macro F1, full beats lora") for line in lines)
+    assert any(line.startswith("In target macro F1, full is better than lora") for line in lines)
 
 
 def test_runs_with_and_without_source_are_separate(cli: Cli, three: Three) -> None:
@@ -290,7 +291,7 @@ def test_runs_with_and_without_source_are_separate(cli: Cli, three: Three) -> No
     assert [comparison["zero_shot"] for comparison in found["comparisons"]] == [None, 0.5]
     tables = compared().split("Comparison 2 of 2")
     assert "target" in tables[0] and not ABSENT.search(tables[0].replace(": no source", ""))
-    assert "zero-shot" in tables[1] and "In target accuracy, one beats other" in tables[1]
+    assert "zero-shot" in tables[1] and "In target accuracy, one is better than other" in tables[1]
     retention = json.loads(compared("--json", "--metric", "final/retention"))
     assert [arm["name"] for arm in retention["arms"]] == ["one", "other"]
     assert "full seed=0 is left out: has no metric final/retention" in retention["notes"]
