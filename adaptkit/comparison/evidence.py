@@ -94,6 +94,12 @@ def _units(predictions: Predictions, design: Design) -> Integers | None:
     return numpy.unique(numpy.array(predictions.groups), return_inverse=True)[1].astype(numpy.int64)
 
 
+def _folds_of_units(predictions: Predictions, design: Design) -> Integers:
+    """Return the number of the fold of each unit."""
+    folds, units = numpy.asarray(predictions.fold, dtype=numpy.int64), _units(predictions, design)
+    return folds if units is None else folds[numpy.unique(units, return_index=True)[1]]
+
+
 def _score(predictions: Predictions, key: str, classes: int, units: Integers | None) -> Scored:
     if key == FINAL_SHIFTED_MACRO_F1:
         return macro_f1_score(predictions.truth, predictions.predicted, classes=classes, units=units)
@@ -116,7 +122,8 @@ def infer(scores: Sequence[Scores], runs: Sequence[ComparedRun], key: str, desig
     if design.protocol == "folds" and TEST_SETS[key] == "clean":
         return infer_fits(values, influence, folds=design.folds, resolution=resolution)
     if design.protocol == "folds":
-        return infer_folds(values, influence, folds=design.folds, resolution=resolution)
+        folds = [_folds_of_units(run.predictions["shifted"], design) for run in runs]
+        return infer_folds(values, influence, folds=folds, resolution=resolution)
     divisions = [int(run.tags.get(DIVISION_TAG, 0)) for run in runs]
     drawn = infer_draws(values, influence, divisions=divisions, resolution=resolution) if covers_pools(runs) else None
     return drawn or infer_given(values, influence, resolution=resolution)
@@ -167,7 +174,8 @@ def estimate_accuracy(values: Sequence[float], images: int, design: Design) -> E
     right = numpy.arange(images) < numpy.mean(values) * images
     influence, resolution = [mean_score(right).influence], 1 / images
     if design.protocol == "folds":
-        return as_estimate(infer_folds(values, influence, folds=design.folds, resolution=resolution), values)
+        folds = [numpy.arange(images) % design.folds]
+        return as_estimate(infer_folds(values, influence, folds=folds, resolution=resolution), values)
     return as_estimate(infer_given(values, influence, resolution=resolution), values)
 
 

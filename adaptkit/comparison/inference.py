@@ -23,6 +23,8 @@ from scipy import special
 ALPHA = 0.05
 #: probability that a difference of the size `detectable` is found
 POWER = 0.8
+#: largest number of runs that is recommended, and largest multiple of the number of units
+MOST_RUNS, MOST_TIMES = 100, 100
 
 Floats = NDArray[numpy.float64]
 
@@ -70,16 +72,36 @@ class Inference:
         return (quantile(ALPHA / (2 * pairs), self.df) + quantile(1 - POWER, self.df)) * self.error
 
 
-def infer_folds(scores: ArrayLike, influence: ArrayLike, *, folds: int, resolution: float = 0.0) -> Inference:
+def infer_folds(scores: ArrayLike, influence: ArrayLike, *, folds: ArrayLike, resolution: float = 0.0) -> Inference:
     """Estimate from repeated K-fold cross-validation; `scores` are pooled over all images, one for each repeat.
 
-    The variance is `K/(K-1) * G/(G-1) * sum of squared influences`, averaged over repeats before squaring, with G - 1
-    degrees of freedom for G units. The factor K/(K-1) accounts for the training images that the fits share: Nadeau and
-    Bengio (Machine Learning 52, 2003) and Bouckaert and Frank (PAKDD 2004) derive such corrections for the variance
-    over fits.
+    `folds` `[runs, units]` numbers the fold of each unit in each repeat, from 0. The variance over units is
+    `K/(K-1) * G/(G-1) * sum of squared influences`, averaged over repeats before squaring, with G - 1 degrees of
+    freedom for G units. The factor K/(K-1) accounts for the training images that the fits share: Nadeau and Bengio
+    (Machine Learning 52, 2003) and Bouckaert and Frank (PAKDD 2004) derive such corrections for the variance over fits.
+
+    All images of a fold share the luck of one training, which the variance over units does not contain. Its variance is
+    that between folds beyond what the units explain (the analysis of variance's estimate), at least 0, and shrinks with
+    the number of repeats. Degrees of freedom of the sum: Satterthwaite.
     """
-    variance, df = _over_units(influence, resolution)
-    return Inference(mean=_mean(scores), df=df, over_units=folds / (folds - 1) * variance, unit_df=df)
+    influences, numbers = numpy.asarray(influence, dtype=float), numpy.asarray(folds)
+    repeats, units = influences.shape
+    count = int(numbers.max()) + 1
+    over_units, df = _over_units(influences, resolution)
+    if units < 2:
+        return Inference(mean=_mean(scores), df=df, over_units=over_units, unit_df=df)
+    over_units *= count / (count - 1)
+    cells = (numbers + count * numpy.arange(repeats)[:, None]).ravel()
+    sums = numpy.bincount(cells, weights=influences.ravel(), minlength=repeats * count)
+    between = count / (count - 1) * float(sums @ sums) - units / (units - 1) * float((influences**2).sum())
+    over_fits = max(between, 0.0) / repeats**2
+    return Inference(
+        mean=_mean(scores),
+        df=satterthwaite((over_units, df), (over_fits, repeats * (count - 1))),
+        over_runs=over_fits,
+        over_units=over_units,
+        unit_df=df,
+    )
 
 
 def infer_given(scores: ArrayLike, influence: ArrayLike, *, resolution: float = 0.0) -> Inference:
@@ -171,17 +193,13 @@ def satterthwaite(*terms: tuple[float, float], total: float | None = None) -> fl
 
 
 def units_needed(difference: Inference, units: int, pairs: int = 1) -> int | None:
-    """Return how many units would show this difference with an even chance; None for more than a million.
+    """Return how many units would show this difference with an even chance; None for more than a hundred times as many.
 
     The part of the variance over units is assumed to shrink with their number, and the difference to stay the same.
     """
     room = _allowed(difference, pairs) - difference.over_runs
     needed = units * difference.over_units / room if room > 0 else math.inf
-    return max(units + 1, math.ceil(needed)) if needed <= 1_000_000 else None
-
-
-#: largest number of runs that is recommended
-MOST_RUNS = 100
+    return max(units + 1, math.ceil(needed)) if needed <= MOST_TIMES * units else None
 
 
 def runs_needed(difference: Inference, runs: int, pairs: int = 1, *, parts: int = MOST_RUNS) -> int | None:

@@ -181,7 +181,9 @@ def _with_needs(
     if design.held_out:
         return pair
     if design.protocol == "folds" and TEST_SETS[metric.key] == "shifted":
-        return dataclasses.replace(pair, labels_needed=units_needed(inference, images, pairs))
+        if (labels := units_needed(inference, images, pairs)) is not None:
+            return dataclasses.replace(pair, labels_needed=labels)
+        return dataclasses.replace(pair, seeds_needed=runs_needed(inference, pair.n, pairs))
     if design.protocol == "folds":
         return pair
     pool, drawn = (int(run.tags.get(tag, 0)) for tag in (POOL_IMAGES_TAG, DRAWN_IMAGES_TAG))

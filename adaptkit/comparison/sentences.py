@@ -360,10 +360,14 @@ def scope_sentence(comparison: Comparison) -> str:
         return "This holds for this base, these data and the machine that made the runs."
     runs = max((arm.runs for arm in comparison.arms), key=len)
     protocol, labels = setup.get("protocol", OVERLAPPING), setup.get("drawn_images", "the same numbers of")
+    test = TEST_SETS[metric.key]
     data = setup.get("target", "none")
-    data = setup.get("dataset", "this domain") if data == "none" else data
-    data += " under this shift" if setup.get("shift", "none") != "none" else ""
-    tests = f"new test images of {data}; {comparison.test_images:,} were measured"
+    if data == "none" or test == "clean":
+        data = setup.get("dataset", "this domain")
+    if test == "shifted" and setup.get("shift", "none") != "none":
+        data += " under this shift"
+    images = len(set(runs[0].predictions[test].image.tolist()))
+    tests = f"new test images of {data}; {images:,} were measured"
     if any(pair.only_models for pair in comparison.pairs) or (protocol != "folds" and len(runs) < 2):
         where = f"these trained models ({labels} labelled images) and {tests}"
     elif comparison.arms[0].domains:

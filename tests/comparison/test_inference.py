@@ -34,29 +34,52 @@ def differences(runs: int, images: int, seed: int = 0) -> numpy.ndarray:
     return numpy.random.default_rng(seed).choice([-1, 0, 0, 0, 1], (runs, images)).astype(float)
 
 
+def even(runs: int, units: int, folds: int = 5) -> numpy.ndarray:
+    """Return fold numbers of equally large folds, `[runs, units]`."""
+    return numpy.tile(numpy.arange(units) % folds, (runs, 1))
+
+
 def test_folds() -> None:
-    values = differences(3, 200)
-    result = infer_folds(*rows(values), folds=5, resolution=1 / 200)
-    mean_of_image = values.mean(0)
-    error = math.sqrt(5 / 4 * mean_of_image.var(ddof=1) / 200)
-    assert (result.mean, result.error, result.df) == pytest.approx((values.mean(), error, 199))
-    assert result.p == pytest.approx(2 * stats.t.sf(abs(values.mean()) / error, 199))
-    assert result.half_width() == pytest.approx(stats.t.ppf(0.975, 199) * error)
+    values, folds = differences(3, 200), even(3, 200)
+    result = infer_folds(*rows(values), folds=folds, resolution=1 / 200)
+    over_images = 5 / 4 * values.mean(0).var(ddof=1) / 200
+    assert result.over_units == pytest.approx(over_images)
+    # Between folds beyond what single images explain: in one-way analysis of variance, (MSB - MSW) / images of a fold.
+    extra = 0.0
+    for repeat in values:
+        sums = numpy.array([repeat[folds[0] == fold].sum() - 40 * repeat.mean() for fold in range(5)])
+        extra += 5 / 4 * (sums**2).sum() / 200**2 - repeat.var(ddof=1) / 200
+    assert result.over_runs == pytest.approx(max(extra, 0.0) / 9)
+    assert result.mean == pytest.approx(values.mean())
+    assert result.p == pytest.approx(2 * stats.t.sf(abs(values.mean()) / result.error, result.df))
+    assert result.half_width() == pytest.approx(stats.t.ppf(0.975, result.df) * result.error)
+
+
+def test_folds_whose_trainings_differ_by_luck() -> None:
+    rng = numpy.random.default_rng(4)
+    folds = even(1, 500)
+    luck = numpy.array([0.2, -0.2, 0.1, -0.1, 0.0])[folds]
+    values = (rng.random((1, 500)) < 0.5 + luck).astype(float)
+    lucky = infer_folds(*rows(values), folds=folds)
+    shuffled = infer_folds(*rows(rng.permuted(values, axis=1)), folds=folds)
+    assert lucky.error > 1.5 * shuffled.error
+    assert lucky.df is not None and shuffled.df is not None and lucky.df < 30 < shuffled.df
 
 
 def test_folds_with_groups() -> None:
     values, groups = differences(2, 60), numpy.repeat([0, 1, 2, 3], [30, 15, 10, 5])
-    result = infer_folds(*rows(values, groups), folds=4)
+    result = infer_folds(*rows(values, groups), folds=even(2, 4, 4))
     d = values.mean(0)
     sums = [d[groups == g].sum() - (groups == g).sum() * d.mean() for g in range(4)]
     variance = 4 / 3 * 4 / 3 * sum(part**2 for part in sums) / 60**2
-    assert (result.error, result.df) == (pytest.approx(math.sqrt(variance)), 3)
+    # Each fold is one group, so that groups explain all that differs between folds.
+    assert (result.error, result.df) == (pytest.approx(math.sqrt(variance)), pytest.approx(3))
 
 
 def test_groups_of_one_image_are_images() -> None:
     values = differences(1, 40)
-    single = infer_folds(*rows(values, numpy.arange(40)), folds=5)
-    assert single == infer_folds(*rows(values), folds=5)
+    single = infer_folds(*rows(values, numpy.arange(40)), folds=even(1, 40))
+    assert single == infer_folds(*rows(values), folds=even(1, 40))
 
 
 def test_given() -> None:
@@ -124,13 +147,13 @@ def test_costs() -> None:
 @pytest.mark.parametrize("images", [20, 200])
 def test_equal_predictions_still_have_an_error(images: int) -> None:
     # Two models that agree on all images are not shown to be equal on every other image.
-    result = infer_folds(*rows(numpy.zeros((1, images))), folds=5, resolution=1 / images)
+    result = infer_folds(*rows(numpy.zeros((1, images))), folds=even(1, images), resolution=1 / images)
     assert result.error == pytest.approx(math.sqrt(5 / 4) / images)
     assert result.p == 1.0
     # That of one image that differs is as large.
     one = numpy.zeros((1, images))
     one[0, 0] = 1
-    assert infer_folds(*rows(one), folds=5).error == pytest.approx(result.error)
+    assert infer_folds(*rows(one), folds=even(1, images)).over_units ** 0.5 == pytest.approx(result.error)
 
 
 def test_p_is_positive() -> None:
