@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from adaptkit.api.compare import judge_tracked
+from adaptkit.api.request import warn_of
 from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.optimism import selection_optimism
 from adaptkit.comparison.records import ArmResult
@@ -104,7 +105,7 @@ def refit(
         device=device,
         feature_cache=feature_cache,
     )
-    return refit_run(request)
+    return refit_run(request, lambda notice: warn_of([notice]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from adaptkit.api.compare import judge_tracked
+from adaptkit.api.request import require_report_folder
 from adaptkit.api.run import close_group, judge_outcome, refitted, resumable, with_ids
 from adaptkit.api.sync import require_sent
 from adaptkit.comparison.collector import Collector
@@ -120,14 +121,17 @@ def resume(
         tracking_uri=tracking_uri,
         plugins=tuple(plugins),
         backbone=backbone,
-        report=None if report is None else Path(report),
+        report=None if report is None else Path(report).absolute(),
     )
     return resume_run(open_stopped(tracking_uri), run_id, request)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeRequest:
-    """How to resume runs: their store, and the Python objects that must be passed again."""
+    """How to resume runs: their store, the Python objects that must be passed again, and the folder of the report.
+
+    The path of the folder is absolute, because runs are resumed in the folder in which they started.
+    """
 
     tracking_uri: str | None = None
     plugins: tuple[str | Path | object, ...] = ()
@@ -162,6 +166,7 @@ def resume_run(
 ) -> RunOutcome:
     """Resume one run of an open store, and the refit that its command was to make."""
     require_sent(request.tracking_uri)
+    require_report_folder(request.report)
     interrupted = find_resumable(runs, run_id)
     record = interrupted.record
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.api.request import TrainingRequest, conditions, read_arguments
+from adaptkit.api.request import TrainingRequest, conditions, read_arguments, require_report_folder, warn_of
 from adaptkit.comparison.collector import Collector
 from adaptkit.comparison.findings import Comparisons
 from adaptkit.errors import AdaptkitError, BadInput, suggestion
@@ -206,7 +206,7 @@ def run(
     request = RunRequest(
         experiment=resolve(layers, loaded), plugins=loaded, track=track, refit=refit, **conditions(arguments)
     )
-    return run_request(request)
+    return run_request(request, Watch(planned=lambda plan: warn_of(plan.notices)))
 
 
 def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
@@ -246,7 +246,7 @@ def refitted(
 
 def _run(request: RunRequest, watch: Watch) -> tuple[RunOutcome, Recovery | None]:
     """Make the runs; return their outcome, and their records if they are tracked."""
-    request.require_report_folder()
+    require_report_folder(request.report)
     plugins, refresh_base, notice = request.plugins, request.refresh_base, watch.notice
     with Seat() as seat:
         experiment = prepare(request.experiment, refresh_base=refresh_base)

@@ -245,7 +245,7 @@ def test_all_wrong_rows_at_once() -> None:
         "table:x.csv, line 12: the row has 4 cells, but the header has 5",
         "table:x.csv, line 13: 5.png: not a picture in a known format",
         "table:x.csv, line 14: image 1.png has another group than in line 2",
-        "table:x.csv: 12 problems; --skip-bad-images leaves out files that cannot be read",
+        "table:x.csv: 12 problems; --skip-bad-images leaves out only the 2 files that cannot be read",
     ]
 
 
@@ -264,12 +264,14 @@ def test_unreadable_images_are_skipped_on_request() -> None:
     assert corpus.notices[1:] == (
         "table:x.csv: 2 files skipped: gone.png (there is no such file), 3.png (empty (0 bytes))",
     )
+    assert problems()[-1] == "table:x.csv: 2 problems; --skip-bad-images leaves out files that cannot be read"
     table("path,label", "1.png,a", "3.png,b")
     Path("3.png").write_bytes(b"")
     assert problems(skip_bad=True) == ["table:x.csv: all pictures of class 'b' are skipped; add readable pictures"]
     table("path,label", "1.png,a", "3.png,b", "2.png,")
     Path("3.png").write_bytes(b"")
-    assert problems(skip_bad=True)[0] == "table:x.csv, line 4: label is empty"
+    assert problems(skip_bad=True) == ["table:x.csv, line 4: label is empty"]
+    assert problems()[-1] == "table:x.csv: 2 problems; --skip-bad-images leaves out only the 1 file that cannot be read"
 
 
 @pytest.mark.parametrize(
