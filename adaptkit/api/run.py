@@ -197,7 +197,7 @@ def run(
     >>> [(run.strategy, run.seed) for run in outcome.runs]
     [('head', 0), ('lora', 0), ('head', 1), ('lora', 1)]
     >>> print(outcome.comparison.sentences[-1])
-    This holds for this base and ...
+    This holds for this base, ...
     """
     arguments = locals()
     layers, loaded = read_arguments(arguments)

@@ -196,7 +196,7 @@ class Comparisons:
     >>> len(comparisons)
     1
     >>> print(comparisons[0].sentences[-1])
-    This holds for this base and ...
+    This holds for this base, ...
     """
 
     comparisons: tuple[Comparison, ...] = ()

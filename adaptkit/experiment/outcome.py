@@ -229,7 +229,7 @@ class RunOutcome(Outcome):
     >>> [run.metrics["final/shifted_accuracy"] for run in outcome.runs]
     [...]
     >>> print(outcome.comparison.sentences[-1])
-    This holds for this base and ...
+    This holds for this base, ...
     """
 
     plan: Plan

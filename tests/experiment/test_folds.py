@@ -207,7 +207,7 @@ def test_watchers_receive_the_epochs_of_each_fold_and_then_the_means(work: Path)
 def test_later_commands(cli: Cli, work: Path) -> None:
     run_id = str(run(["head", "full"], folds=3).runs[1].run_id)
     assert adaptkit.reproduce(run_id).verdict == "identical"
-    assert "Preliminary: " in cli("compare").stdout
+    assert "new labelled and new test images" in cli("compare").stdout
     refused = cli("predict", run_id, "pics/a")
     assert refused.exit_code == 2 and f"train one on all labels with `adaptkit refit {run_id}`" in refused.stderr
     refit = adaptkit.refit(run_id)
