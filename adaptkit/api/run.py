@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.api.request import TrainingRequest, conditions, read_arguments
+from adaptkit.api.request import TrainingRequest, conditions, read_arguments, require_report_folder, warn_of
 from adaptkit.comparison.collector import Collector
 from adaptkit.comparison.findings import Comparisons
 from adaptkit.errors import AdaptkitError, BadInput
@@ -19,6 +19,7 @@ from adaptkit.experiment.outcome import Plan, RunOutcome
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.recovery import Recovery
 from adaptkit.names import COMPARISON_FILE
+from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.request import Request
 from adaptkit.settings.resolve import resolve, tuning_layer
 from adaptkit.system.core_sharing import Seat
@@ -225,40 +226,47 @@ def run(
         refit=refit,
         **conditions(arguments),
     )
-    return run_request(request)
+    return run_request(request, Watch(planned=lambda plan: warn_of(plan.notices)))
 
 
 def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
     """Run a checked experiment, with `refit` train the best strategy on all labels, and return the results."""
     if request.refit and not request.track:
         raise BadInput("refit: the final model is recorded in MLflow; track the runs, or do not refit")
-    outcome = _run(request, watch)
-    return _refitted(outcome, request, watch) if request.refit else outcome
+    outcome, recovery = _run(request, watch)
+    if recovery is None or not request.refit:
+        return outcome
+    return refitted(
+        outcome,
+        recovery,
+        plugins=request.plugins,
+        tracking_uri=request.tracking_uri,
+        feature_cache=request.feature_cache,
+    )
 
 
-def _refitted(outcome: RunOutcome, request: RunRequest, watch: Watch) -> RunOutcome:
+def refitted(
+    outcome: RunOutcome, recovery: Recovery, *, plugins: Plugins, tracking_uri: str | None, feature_cache: bool
+) -> RunOutcome:
     """Return the outcome with the refit of its best strategy, or with the reason why there is none."""
-    from adaptkit.api.refit import RefitRequest, refit_run
+    from adaptkit.api.refit import RefitRequest, refit_run, undecided
 
     run_id = outcome.parent_run_id or outcome.runs[0].run_id
-    if outcome.failed or outcome.tracking_error is not None or run_id is None:
-        return dataclasses.replace(outcome, refit_error="no refit was made, because not all runs are complete")
-    try:
-        summary = refit_run(
-            RefitRequest(
-                run=run_id,
-                plugins=request.plugins,
-                tracking_uri=request.tracking_uri,
-                feature_cache=request.feature_cache,
-            )
-        )
-    except AdaptkitError as error:
-        return dataclasses.replace(outcome, refit_error="; ".join(error.problems))
-    return dataclasses.replace(outcome, refit=summary)
+    with resumable(recovery, tracking_uri), recovery.refitting():
+        if outcome.failed or outcome.tracking_error is not None or run_id is None or outcome.comparison is None:
+            return dataclasses.replace(outcome, refit_error="no refit was made, because not all runs are complete")
+        if outcome.is_undecided:
+            return dataclasses.replace(outcome, refit_error=undecided(outcome.comparison, run_id, tracking_uri))
+        request = RefitRequest(run=run_id, plugins=plugins, tracking_uri=tracking_uri, feature_cache=feature_cache)
+        try:
+            return dataclasses.replace(outcome, refit=refit_run(request))
+        except AdaptkitError as error:
+            return dataclasses.replace(outcome, refit_error="; ".join(error.problems))
 
 
-def _run(request: RunRequest, watch: Watch) -> RunOutcome:
-    request.require_report_folder()
+def _run(request: RunRequest, watch: Watch) -> tuple[RunOutcome, Recovery | None]:
+    """Make the runs; return their outcome, and their records if they are tracked."""
+    require_report_folder(request.report)
     plugins, refresh_base, notice = request.plugins, request.refresh_base, watch.notice
     with Seat() as seat:
         experiment = request.prepared()
@@ -278,7 +286,7 @@ def _run(request: RunRequest, watch: Watch) -> RunOutcome:
             comparisons = judge_outcome(outcome, collector)
             if request.report is not None:
                 report_files(comparisons, request.report, request.report)
-            return dataclasses.replace(outcome, comparisons=comparisons)
+            return dataclasses.replace(outcome, comparisons=comparisons), None
 
         from adaptkit.tracking.tracker import Tracker
 
@@ -295,9 +303,14 @@ def _run(request: RunRequest, watch: Watch) -> RunOutcome:
         ):
             reuse = request.feature_cache and features_allowed()
             recovery = Recovery(
-                experiment=experiment, tracker=tracker, reuse=reuse, notice=notice, report=request.report
+                experiment=experiment,
+                tracker=tracker,
+                reuse=reuse,
+                notice=notice,
+                report=request.report,
+                refit=request.refit,
             )
-            with resumable(recovery, request.tracking_uri):
+            with resumable(recovery, request.tracking_uri), recovery.group():
                 outcome = execute(
                     experiment,
                     plugins,
@@ -312,7 +325,7 @@ def _run(request: RunRequest, watch: Watch) -> RunOutcome:
                 recorded = close_group(
                     outcome, judge_outcome(outcome, collector), tracker=tracker, report=request.report
                 )
-        return recorded
+        return recorded, recovery
 
 
 def with_ids(outcome: RunOutcome, tracker: Tracker) -> RunOutcome:
@@ -367,10 +380,9 @@ def report_files(comparisons: Comparisons, report: Path | None, temporary: Path)
 
 @contextmanager
 def resumable(recovery: Recovery, tracking_uri: str | None) -> Iterator[None]:
-    """Keep the parent run resumable during the block; an interruption gets a note with the command that resumes it."""
+    """Add a note with the command that resumes the runs to an interruption of the block."""
     try:
-        with recovery.group():
-            yield
+        yield
     except KeyboardInterrupt as error:
         if (command := recovery.hint(tracking_uri)) is not None:
             error.add_note(f"To resume:  {command}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.api.request import TrainingRequest, conditions, read_arguments
+from adaptkit.api.request import TrainingRequest, conditions, read_arguments, require_report_folder, warn_of
 from adaptkit.api.sweep import judge_trials, store_fields
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.experiment.base_cache import build_model
@@ -196,7 +196,7 @@ def tune(
         plugins=loaded,
         **conditions(arguments),
     )
-    return run_tuning(request)
+    return run_tuning(request, TuneWatch(planned=lambda plan: warn_of(plan.notices)))
 
 
 def check_tuning(
@@ -244,7 +244,7 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
     """Search, run the best values with new seeds, and compare them; an earlier start of the same tuning continues."""
     tuning, plugins = request.tuning, request.plugins
     engine = request.engine.make(plugins, tuning.request.settings.device)
-    request.require_report_folder()
+    require_report_folder(request.report)
     with Seat() as seat, connected(engine) as machines:
         experiment = prepare(tuning.request, refresh_base=request.refresh_base)
         checked = experiment.request

@@ -127,15 +127,7 @@ def run(
     if as_json:
         print_json(outcome.to_dict())
     else:
-        from adaptkit.cli.views.results import print_outcome
-
-        print_outcome(output(), outcome)
-        if outcome.refit is not None:
-            from adaptkit.cli.views.refit import print_refit
-
-            print_refit(output(), outcome.refit)
-        if not quiet:
-            print_next_steps(console, outcome)
+        print_results(outcome, quiet)
     raise_failures(outcome)
 
 
@@ -166,13 +158,29 @@ def show_progress(plugins: Plugins, console: Console, quiet: bool) -> Iterator[N
         plugins.manager.unregister(progress)
 
 
+def print_results(outcome: RunOutcome, quiet: bool) -> None:
+    """Print the comparison, the final model or why there is none, and, unless `quiet`, how to continue."""
+    from adaptkit.cli.views.console import messages, output, print_line
+    from adaptkit.cli.views.results import print_outcome
+
+    print_outcome(output(), outcome)
+    if outcome.refit is not None:
+        from adaptkit.cli.views.refit import print_refit
+
+        print_refit(output(), outcome.refit)
+    elif outcome.refit_error is not None and outcome.is_undecided:
+        print_line(output(), f"No final model: {outcome.refit_error}")
+    if not quiet:
+        print_next_steps(messages(), outcome)
+
+
 def print_next_steps(console: Console, outcome: RunOutcome) -> None:
     """Print how to use the model of the best run, and how to open all runs in MLflow."""
     from adaptkit.cli.views.console import print_line
 
     if outcome.ui_url is None:
         return
-    best = None if outcome.comparison is None else outcome.comparison.arms[0].runs[0]
+    best = None if outcome.comparison is None or outcome.refit_error else outcome.comparison.arms[0].runs[0]
     if outcome.refit is not None:
         from adaptkit.cli.views.refit import print_use
 
@@ -195,7 +203,7 @@ def print_next_steps(console: Console, outcome: RunOutcome) -> None:
 
 
 def raise_failures(outcome: RunOutcome) -> None:
-    """Raise one error for all failed runs and for results that could not be stored."""
+    """Raise one error for all failed runs, for results that could not be stored, and for a refit that failed."""
     lines = [f"{run.label} seed={run.seed}: {run.error}" for run in outcome.failed]
     if outcome.tracking_error is not None:
         raise TrackingLost(
@@ -203,5 +211,5 @@ def raise_failures(outcome: RunOutcome) -> None:
         )
     if lines:
         raise RunFailed(*lines)
-    if outcome.refit_error is not None:
-        raise BadInput(outcome.refit_error)
+    if outcome.refit_error is not None and not outcome.is_undecided:
+        raise RunFailed(f"no final model: {outcome.refit_error}")

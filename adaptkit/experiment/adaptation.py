@@ -185,7 +185,8 @@ class AdaptationRun:
             epochs.append(epoch)
             if is_only:
                 self.epochs.append(epoch)
-                notify("adaptkit_epoch_ended", run=self.start, epoch=epoch)
+            shown = epoch if is_only else dataclasses.replace(epoch, fold=number)
+            notify("adaptkit_epoch_ended", run=self.start, epoch=shown)
         return TrainedModel(arm, adapted, passes, epochs=tuple(epochs), whole=whole, memory=memory)
 
     def _report(self, epochs: Iterable[Epoch]) -> None:
@@ -347,6 +348,7 @@ def adapt_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
         occupancy=occupancy,
         label=stage.label,
     )
+    start = dataclasses.replace(start, folds=stage.experiment.plan.folds or 1)
     request = stage.experiment.request
     config = request.config_text(request.run_params(arm, seed))
     epochs: list[Epoch] = []

@@ -235,7 +235,7 @@ class RunOutcome(Outcome):
     refit : RefitSummary or None
         With `refit`, the best strategy trained on all labels; None if that was not possible.
     refit_error : str or None
-        Why it was not possible, such as strategies between which the runs do not decide.
+        Why it was not possible. If no strategy is shown to be the best, it lists the choices.
 
     Examples
     --------
@@ -257,3 +257,8 @@ class RunOutcome(Outcome):
     def failed(self) -> tuple[RunSummary, ...]:
         """Return the runs that failed."""
         return tuple(run for run in self.runs if run.status == "failed")
+
+    @property
+    def is_undecided(self) -> bool:
+        """Return whether several strategies were compared and none is shown to be better than all others."""
+        return self.comparison is not None and self.comparison.best is None

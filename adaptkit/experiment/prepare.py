@@ -175,7 +175,7 @@ def try_severities(request: Request, domains: Domains) -> None:
 
 def base_notices(request: Request) -> list[str]:
     """Return notices about a base without pretrained weights that needs them."""
-    if request.dataset is None and not request.is_pretrained:
+    if request.has_untrained_base:
         return [f"backbone {request.settings.backbone} has no pretrained weights: the base is untrained"]
     if request.settings.base.mode == "probe" and not request.is_pretrained:
         return ["base.mode=probe: the backbone has no pretrained weights, and only its head will be trained"]

@@ -32,8 +32,14 @@ OF_PROTOCOLS = (PROTOCOL, "folds", "keep_folds")
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recorded settings of a run, with the draws of adaptkit 0.1 if it has no protocol."""
-    return {PROTOCOL: OVERLAPPING, **config}
+    """Return the recorded settings of a run, with what they meant to the version of adaptkit that made it.
+
+    Without a protocol, it has the draws of adaptkit 0.1. An untrained base did not have to be asked for.
+    """
+    values = {PROTOCOL: OVERLAPPING, **config}
+    if config.get("dataset") == "none" and not is_pretrained(str(config.get("backbone")), {}):
+        values.setdefault(f"backbone.{WEIGHTS}", "none")
+    return values
 
 
 #: settings that may differ between runs that share base, images and augmented views
@@ -87,6 +93,11 @@ class Arm:
         return " ".join([self.strategy, *changed])
 
 
+def is_pretrained(backbone: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a backbone with these options is pretrained; a Python object is assumed to be."""
+    return options.get(WEIGHTS, "none") != "none" or backbone.startswith("python:")
+
+
 @dataclass(frozen=True)
 class Request:
     """A checked experiment: its settings, and the plugins that they name."""
@@ -121,8 +132,13 @@ class Request:
 
     @property
     def is_pretrained(self) -> bool:
-        """Return whether the backbone starts from pretrained weights; a Python object is assumed to be pretrained."""
-        return self.backbone_options.get(WEIGHTS, "none") != "none" or self.settings.backbone.startswith("python:")
+        """Return whether the backbone starts from pretrained weights."""
+        return is_pretrained(self.settings.backbone, self.backbone_options)
+
+    @property
+    def has_untrained_base(self) -> bool:
+        """Return whether nothing has trained the base: there is no source, and there are no pretrained weights."""
+        return self.dataset is None and not self.is_pretrained
 
     def with_settings(self, **values: Any) -> Request:
         """Return the request with other values of these settings, which are not validated again."""
@@ -169,6 +185,8 @@ class Request:
         """Return params as settings that repeat the run, in plain types."""
         # `shift` already holds the amounts, in their order.
         plain = {key: _plain(value) for key, value in params.items() if not key.startswith("shift.")}
+        if self.has_untrained_base:
+            plain.setdefault(f"backbone.{WEIGHTS}", "none")
         return plain | ({"experiment": self.settings.experiment} if self.settings.experiment else {})
 
     def config_text(self, params: Mapping[str, Any]) -> str:

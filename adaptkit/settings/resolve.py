@@ -13,12 +13,14 @@ from adaptkit.errors import BadInput, suggestion
 from adaptkit.plugins.components import describe_error, make_checked, options_of
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.files import PRESETS
-from adaptkit.settings.request import LR, TRAIN_HEAD, WEIGHTS, Arm, Request, default_lr
+from adaptkit.settings.request import LR, TRAIN_HEAD, WEIGHTS, Arm, Request, default_lr, is_pretrained
 from adaptkit.settings.selection import Selected, parse_selection, split_name
 from adaptkit.settings.settings import DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
 from adaptkit.settings.shifts import amounts_of, make_augmentations, make_severities, make_shifts, parse_amounts
 from adaptkit.settings.spaces import make_spaces
 
+#: the strategy that needs neither a source nor pretrained weights
+SCRATCH = "scratch"
 #: starts of the names of data sets with the user's own images
 OWN_IMAGES = ("folder:", "table:")
 
@@ -79,8 +81,8 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
         name = getattr(settings, key)
         try:
             if name is not None:
-                if WEIGHTS in component_options and WEIGHTS not in options_of(plugins.find(kind, name)):
-                    raise BadInput(f"backbone {name} has no pretrained weights; leave out --weights")
+                if kind == "backbone":
+                    component_options = dict(_without_weights(name, component_options, plugins))
                 bare = name if kind == "backbone" else split_name(name)[0]
                 offer, title = plugins.find(kind, bare), kind if component_options else bare
                 chosen[key], checked = make_checked(
@@ -90,6 +92,8 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
                     chosen[key] = Selected(name, chosen[key], parse_selection(name))
         except BadInput as error:
             problems.extend(error.problems)
+    if chosen.get("backbone") is not None and WEIGHTS not in backbone_options:
+        problems += _untrained_base(settings, arms, checked)
     if problems:
         raise BadInput(*problems)
     return Request(
@@ -146,6 +150,33 @@ def given_keys(keys: Iterable[str], strategy: str) -> set[str]:
     keys = set(keys)
     options = {key.partition(".")[2] for key in keys if key.startswith((f"{strategy}.", "strategy."))}
     return options | ({LR} if LR in keys else set())
+
+
+def _without_weights(name: str, options: Mapping[str, Any], plugins: Plugins) -> Mapping[str, Any]:
+    """Return the options of a backbone, without `weights` none for a backbone that has no such option.
+
+    Raises BadInput for other weights, and for a Python object, which keeps its own.
+    """
+    if WEIGHTS not in options or WEIGHTS in options_of(plugins.find("backbone", name)):
+        return options
+    if is_pretrained(name, {}):
+        raise BadInput(f"backbone {name} has the weights of the Python object; leave out `weights`")
+    if options[WEIGHTS] not in ("none", None):
+        raise BadInput(f"backbone {name} has no pretrained weights; leave out --weights")
+    return {key: value for key, value in options.items() if key != WEIGHTS}
+
+
+def _untrained_base(settings: Settings, arms: Sequence[Arm], backbone_options: Mapping[str, Any]) -> list[str]:
+    """Return a problem if strategies would adapt a base that nothing has trained."""
+    if settings.dataset is not None or is_pretrained(settings.backbone, backbone_options):
+        return []
+    if all(arm.strategy == SCRATCH for arm in arms):
+        return []
+    return [
+        f"backbone {settings.backbone} has no pretrained weights, and there is no source to train it on: choose a "
+        "pretrained one (--backbone torchvision:resnet18), a source (--dataset NAME), -s scratch alone, or "
+        "--weights none for an untrained base"
+    ]
 
 
 def _unused_groups(settings: Settings) -> list[str]:

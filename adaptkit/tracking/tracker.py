@@ -241,7 +241,9 @@ class Tracker:
 
     @hookimpl(trylast=True)
     def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
-        """Log the metrics of the epoch."""
+        """Log the metrics of the epoch; of a run with folds, those of the means."""
+        if epoch.fold is not None:
+            return
         if run.name not in self._resumed or epoch.number > self._resumed[run.name].epochs:
             self._add(run, epoch_log(epoch))
 

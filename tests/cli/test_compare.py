@@ -525,6 +525,14 @@ def test_python_and_command_agree(cli: Cli, uri: str) -> None:
         adaptkit.compare(metric="none", track=False)
 
 
+def test_quiet_prints_only_the_results(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
+    loud, quiet = cli("compare", "--output", "report"), cli("compare", "--output", "report", "-q")
+    assert (quiet.exit_code, quiet.stderr, quiet.stdout) == (0, "", loud.stdout)
+    assert "Report: " in loud.stderr and "In MLflow: " in loud.stderr
+
+
 def test_printed_tables_and_sentences(cli: Cli, tracked: Tracked) -> None:
     result = cli("compare", "--no-track", "--tracking-uri", tracked.uri)
     assert (result.exit_code, result.stderr) == (0, "")

@@ -189,7 +189,15 @@ def test_report_has_figure_and_table(severe: Severe, cli: Cli, own_folder: Path)
 
 def test_python_severities_without_source() -> None:
     outcome = adaptkit.run(
-        "head", dataset="none", target="digits", shift="rotate=30", severity=[1, 2], epochs=1, shots=2, track=False
+        "head",
+        dataset="none",
+        weights="none",
+        target="digits",
+        shift="rotate=30",
+        severity=[1, 2],
+        epochs=1,
+        shots=2,
+        track=False,
     )
     (run,) = outcome.runs
     one, two = run.metrics["severity/accuracy_1"], run.metrics["severity/accuracy_2"]

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -386,6 +386,27 @@ def test_progress_lines_and_bars(tmp_path: Path) -> None:
     bars = ProgressBars(console)
     bars.adaptkit_run_started(RunStart("base", "base", {"dataset": "none"}, {}), nn.Identity())
     assert bars.progress.tasks == []
+
+
+def test_bar_of_a_run_with_folds(tmp_path: Path) -> None:
+    run, _ = prepared("head", 0, 20, tmp_path)
+    run = replace(run, folds=3)
+    bars = ProgressBars(Console(width=120, force_terminal=False, quiet=True))
+    bars.adaptkit_run_started(run, nn.Identity())
+    shown = []
+    for fold, number in ((0, 1), (0, 2), (1, 1), (2, 2), (None, 1), (None, 2)):
+        bars.adaptkit_epoch_ended(run, replace(epoch(number, 0.75), fold=fold))
+        (task,) = bars.progress.tasks
+        shown.append((task.description, task.completed, task.total))
+    bars.close()
+    assert shown == [
+        ("head seed=0 fold 1/3", 1, 6),
+        ("head seed=0 fold 1/3", 2, 6),
+        ("head seed=0 fold 2/3", 3, 6),
+        ("head seed=0 fold 3/3", 6, 6),
+        ("head seed=0", 6, 6),
+        ("head seed=0", 6, 6),
+    ]
 
 
 def test_artifacts_of_a_thousand_classes(three: Three, tmp_path: Path) -> None:

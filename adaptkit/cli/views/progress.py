@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ProgressLines:
-    """Print one line for each epoch."""
+    """Print one line for each epoch; of a run with folds, one line for each fold and one for their means."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -31,8 +31,13 @@ class ProgressLines:
     @hookimpl
     def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
         """Print the epoch's loss, accuracies and times."""
+        place = f"epoch {epoch.number}/{epochs_of(run)}"
+        if run.folds > 1:
+            if epoch.number < epochs_of(run):
+                return
+            place = f"mean of {run.folds} folds" if epoch.fold is None else fold_of(run, epoch)
         self.console.print(
-            f"[{run.name}] epoch {epoch.number}/{epochs_of(run)}  {figures(epoch)}  {times(epoch)}",
+            f"[{run.name}] {place}  {figures(epoch)}  {times(epoch)}",
             markup=False,
             soft_wrap=True,
         )
@@ -63,13 +68,22 @@ class ProgressBars:
             self._task = None
             return
         self.progress.start()
-        self._task = self.progress.add_task(printable(escape(run.name)), total=epochs, figures="")
+        self._task = self.progress.add_task(printable(escape(run.name)), total=epochs * run.folds, figures="")
 
     @hookimpl
     def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
         """Advance the bar and show the latest loss and accuracies."""
-        if self._task is not None:
-            self.progress.update(self._task, completed=epoch.number, figures=figures(epoch))
+        if self._task is None:
+            return
+        name, completed = run.name, epoch.number
+        if epoch.fold is not None:
+            name = f"{run.name} {fold_of(run, epoch)}"
+            completed += epoch.fold * epochs_of(run)
+        elif run.folds > 1:
+            completed = run.folds * epochs_of(run)
+        self.progress.update(
+            self._task, description=printable(escape(name)), completed=completed, figures=figures(epoch)
+        )
 
     @hookimpl
     def adaptkit_run_ended(self, run: RunStart, result: RunResult, model: nn.Module) -> None:
@@ -94,6 +108,11 @@ def epochs_of(run: RunStart) -> int:
     if run.kind == "base" and run.params.get("dataset") == NO_SOURCE:
         return 0
     return int(run.params["base.epochs" if run.kind == "base" else "epochs"])
+
+
+def fold_of(run: RunStart, epoch: Epoch) -> str:
+    """Return the fold of an epoch as text, counted from 1."""
+    return f"fold {(epoch.fold or 0) + 1}/{run.folds}"
 
 
 def times(epoch: Epoch) -> str:
