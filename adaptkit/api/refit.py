@@ -16,7 +16,9 @@ from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.optimism import selection_optimism
 from adaptkit.comparison.records import ArmResult
 from adaptkit.errors import BadInput, RunFailed, TrackingLost, suggestion
+from adaptkit.events import Calibration
 from adaptkit.experiment.base_cache import Base
+from adaptkit.experiment.calibration import calibrate_predictions
 from adaptkit.experiment.outcome import Expectation, RefitSummary
 from adaptkit.experiment.prepare import Experiment, load_data, prepare
 from adaptkit.experiment.refit import RefitOrigin, all_labels, refit_once
@@ -54,6 +56,7 @@ def refit(
     data_dir: str | Path | None = None,
     device: str | None = None,
     feature_cache: bool = True,
+    calibrate: bool = False,
 ) -> RefitSummary:
     """Train a strategy on all labelled target images, those of the test set included, and record the model.
 
@@ -79,6 +82,9 @@ def refit(
         Device that computes. Default: as in the run.
     feature_cache : bool, optional
         Whether features of frozen layers are computed once and reused. Default: True.
+    calibrate : bool, optional
+        Divide the logits of the model by one temperature, fitted on the predictions of the run for images that did not
+        train its models. Default: False.
 
     Returns
     -------
@@ -105,6 +111,7 @@ def refit(
         data_dir=None if data_dir is None else Path(data_dir),
         device=device,
         feature_cache=feature_cache,
+        calibrate=calibrate,
     )
     return refit_run(request, lambda notice: warn_of([notice]))
 
@@ -120,6 +127,7 @@ class RefitRequest:
     data_dir: Path | None = None
     device: str | None = None
     feature_cache: bool = True
+    calibrate: bool = False
     dry_run: bool = False
 
 
@@ -147,6 +155,7 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
         comparison_run_id=choice.parent,
         expected=expectation(choice.comparison, choice.arm),
         split_file=stored.params.get("split.file", "none"),
+        calibration=_calibration(choice) if request.calibrate else None,
     )
     summary = RefitSummary(
         run_id=None,
@@ -160,6 +169,7 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
         comparison_run_id=choice.parent,
         expected=origin.expected,
         tuning_trials=experiment.request.settings.tuning.trials,
+        calibration=origin.calibration,
     )
     if request.dry_run:
         return summary
@@ -293,6 +303,15 @@ def expectation(comparison: Comparison, arm: ArmResult) -> Expectation:
         strategies=len(comparison.arms),
         optimism=optimism,
     )
+
+
+def _calibration(choice: Choice) -> Calibration:
+    """Return the calibration that the target predictions of the chosen run give."""
+    (run,) = (run for run in choice.arm.runs if run.run_id == choice.stored.run_id)
+    try:
+        return calibrate_predictions(run.predictions["shifted"])
+    except BadInput as error:
+        raise BadInput(*(f"{choice.stored.title}: {line}" for line in error.problems)) from None
 
 
 def _correct(arm: ArmResult) -> Any:

@@ -18,8 +18,9 @@ from adaptkit.data.columns import GROUP
 from adaptkit.data.domains import Domains
 from adaptkit.data.pixels import joined
 from adaptkit.data.protocols import Labels
-from adaptkit.events import Epoch, RunResult, RunStart
+from adaptkit.events import Calibration, Epoch, RunResult, RunStart
 from adaptkit.experiment.adaptation import HIDDEN_STATE
+from adaptkit.experiment.calibration import calibration_metrics, calibration_text
 from adaptkit.experiment.description import adapter_card, describe_run
 from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
 from adaptkit.experiment.inputs import TRIED, ModelInputs
@@ -59,6 +60,7 @@ from adaptkit.training.evaluation import predict_logits
 from adaptkit.training.frozen.features import ImageSet
 from adaptkit.training.loop import VALIDATION, fit
 from adaptkit.training.memory import step_bytes
+from adaptkit.training.objective import calibrate
 from adaptkit.training.passes import Passes, Test
 from adaptkit.training.recomputation import find_blocks, is_trained
 
@@ -70,13 +72,14 @@ OF_A_DRAW = (PAIR_ID_TAG, TRIAL_KEY_TAG, DRAW_SEED_TAG)
 class RefitOrigin:
     """What a refit repeats: a run, the comparison that it belongs to, and the accuracy that this lets expect.
 
-    `split_file` is the setting `split.file` of the run.
+    `split_file` is the setting `split.file` of the run. With `calibration`, the refit is calibrated.
     """
 
     run_id: str
     comparison_run_id: str | None
     expected: Expectation
     split_file: str
+    calibration: Calibration | None = None
 
 
 def all_labels(domains: Domains) -> Images:
@@ -134,6 +137,7 @@ def _described(stage: Stage, origin: RefitOrigin, *, images: int, occupancy: Occ
         tags[COMPARISON_RUN_ID_TAG] = origin.comparison_run_id
     plan, trials = stage.experiment.plan, stage.experiment.request.settings.tuning.trials
     tuned = f" It is tuned once more, on all of them, with {trials} trials." if trials else ""
+    calibrated = "" if origin.calibration is None else f"\n\n{calibration_text(origin.calibration)}"
     return dataclasses.replace(
         described,
         kind="final",
@@ -142,7 +146,8 @@ def _described(stage: Stage, origin: RefitOrigin, *, images: int, occupancy: Occ
         tags=tags,
         description=(
             f"{expectation_text(origin.expected)}\n\nStrategy **{arm.label}** with the settings of run "
-            f"`{origin.run_id}`, trained on all {images} labelled images of `{plan.target}` (seed {seed}).{tuned}"
+            f"`{origin.run_id}`, trained on all {images} labelled images of `{plan.target}` (seed {seed})."
+            f"{tuned}{calibrated}"
         ),
     )
 
@@ -219,7 +224,16 @@ class Refit:
             notify("adaptkit_epoch_ended", run=self.start, epoch=epoch)
         adapted.model.eval()
         tensors = adapted.inherited.adapter(adapted.model)
-        card = adapter_card(experiment, stage.base, arm=arm, init_seed=init_seed(seed), tensors=tensors)
+        calibration = self.origin.calibration
+        temperature = None if calibration is None else calibration.temperature
+        card = adapter_card(
+            experiment,
+            stage.base,
+            arm=arm,
+            init_seed=init_seed(seed),
+            tensors=tensors,
+            temperature=temperature,
+        )
         files = save_adapter(self.folder / "kept", tensors, card)
         sent = stage.tracker.keep_adapter(self.start, files) if stage.tracker else None
         reloaded = stage.adapted(arm, seed)
@@ -239,6 +253,7 @@ class Refit:
         config = f"# adaptkit refit {self.origin.run_id}\n" + config.partition("\n")[2]
         metrics = (
             _estimates(self.origin.expected)
+            | ({} if calibration is None else calibration_metrics(calibration))
             | parameters(reloaded.model, reloaded.origin)
             | {
                 SIZE_ADAPTER_BYTES: files[ADAPTER_WEIGHTS_FILE].stat().st_size,
@@ -263,7 +278,9 @@ class Refit:
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
             },
             files=artifacts,
+            calibration=calibration,
         )
+        calibrate(reloaded.model, temperature)
         notify("adaptkit_run_ended", run=self.start, result=result, model=reloaded.model)
         return dict(metrics)
 

@@ -149,14 +149,8 @@ class CalibrationError:
         """Return the error as a fraction. Images of equal confidence are in one bin."""
         import numpy
 
-        mass = numpy.ones(len(truth)) if weights is None else numpy.asarray(weights, dtype=float)
-        confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
-        levels, which = numpy.unique(confidence, return_inverse=True)
-        by_level = numpy.bincount(which, weights=mass, minlength=len(levels))
-        middle = (numpy.cumsum(by_level) - by_level / 2) / mass.sum()
-        bins = numpy.minimum((BINS * middle).astype(int), BINS - 1)[which]
-        gaps = numpy.bincount(bins, weights=mass * (right - confidence), minlength=BINS)
-        return float(numpy.abs(gaps).sum() / mass.sum())
+        mass, confidence, right = confidence_bins(probabilities, truth, weights)
+        return float(numpy.abs(right - confidence).sum() / mass.sum())
 
 
 class Auroc:
@@ -238,6 +232,26 @@ def log_losses(probabilities: Floats, truth: Integers) -> Floats:
 
     losses: Floats = -numpy.log(numpy.maximum(probabilities[numpy.arange(len(truth)), truth], SMALLEST))
     return losses
+
+
+def confidence_bins(
+    probabilities: Floats, truth: Integers, weights: Floats | None = None
+) -> tuple[Floats, Floats, Floats]:
+    """Divide images by confidence into bins of equal mass; return the mass, and the sums of confidence and of hits.
+
+    Images of equal confidence are in one bin; a bin may be empty.
+    """
+    import numpy
+
+    mass = numpy.ones(len(truth)) if weights is None else numpy.asarray(weights, dtype=float)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    levels, which = numpy.unique(confidence, return_inverse=True)
+    by_level = numpy.bincount(which, weights=mass, minlength=len(levels))
+    middle = (numpy.cumsum(by_level) - by_level / 2) / mass.sum()
+    bins = numpy.minimum((BINS * middle).astype(int), BINS - 1)[which]
+    sums = (numpy.bincount(bins, weights=values, minlength=BINS) for values in (mass, mass * confidence, mass * right))
+    total, confidences, hits = sums
+    return total, confidences, hits
 
 
 def squared_distances(probabilities: Floats, truth: Integers) -> Floats:

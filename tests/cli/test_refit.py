@@ -331,7 +331,8 @@ def test_resume_makes_the_refit(cli: Cli, store: Path, own_folder: Path, killed_
     make_colours(Path("colours"))
     Path("dying.py").write_text(DYING)
     named = [word for name in strategies for word in ("-s", name)]
-    command = ["run", *named, *DATA, "--epochs", "3", "--set", "full.lr=0.003", "--refit", "--plugin", "dying.py", "-q"]
+    command = ["run", *named, *DATA, "--epochs", "3", "--set", "full.lr=0.003", "--refit", "--calibrate"]
+    command += ["--plugin", "dying.py", "-q"]
     whole = json.loads(cli(*command, "--json", "--experiment", "undisturbed").stdout)
     dead = subprocess.run([sys.executable, "-m", "adaptkit", *command], env={**os.environ, "DIE": killed_in})
     assert dead.returncode == -signal.SIGKILL and records()
@@ -348,6 +349,7 @@ def test_resume_makes_the_refit(cli: Cli, store: Path, own_folder: Path, killed_
         for made in (whole, outcome)
     ]
     assert weights[0] == weights[1]
+    assert whole["refit"]["calibration"] and outcome["refit"]["calibration"] == whole["refit"]["calibration"]
     client = MlflowClient()
     experiment = client.get_experiment_by_name("adaptkit").experiment_id
     found = client.search_runs([experiment], "tags.`adaptkit.kind` = 'final'")
