@@ -16,7 +16,7 @@ from scipy.special import log_softmax, softmax
 
 from adaptkit.errors import BadInput
 from adaptkit.events import Calibration, ConfidenceBin, Predictions
-from adaptkit.metrics.classification import CalibrationError, NegativeLogLikelihood, confidence_bins
+from adaptkit.metrics.classification import CalibrationError, NegativeLogLikelihood, bins_of
 from adaptkit.names import (
     CALIBRATION_ECE_AFTER,
     CALIBRATION_ECE_BEFORE,
@@ -120,8 +120,13 @@ def _parts(predictions: Predictions) -> Integers:
 
 
 def _bins(probabilities: Floats, truth: Integers) -> tuple[ConfidenceBin, ...]:
-    mass, confidence, hits = confidence_bins(probabilities, truth)
-    filled = mass > 0
-    shares, means, accuracies = mass / mass.sum(), confidence[filled] / mass[filled], hits[filled] / mass[filled]
-    rows = zip(shares[filled].tolist(), means.tolist(), accuracies.tolist(), strict=True)
-    return tuple(ConfidenceBin(*row) for row in rows)
+    bins = bins_of(probabilities, numpy.ones(len(truth)))
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    return tuple(
+        ConfidenceBin(
+            share=float((bins == number).mean()),
+            confidence=float(confidence[bins == number].mean()),
+            accuracy=float(right[bins == number].mean()),
+        )
+        for number in numpy.unique(bins)
+    )

@@ -149,8 +149,10 @@ class CalibrationError:
         """Return the error as a fraction. Images of equal confidence are in one bin."""
         import numpy
 
-        mass, confidence, right = confidence_bins(probabilities, truth, weights)
-        return float(numpy.abs(right - confidence).sum() / mass.sum())
+        mass = numpy.ones(len(truth)) if weights is None else numpy.asarray(weights, dtype=float)
+        gaps = (probabilities.argmax(1) == truth) - probabilities.max(1)
+        sums = numpy.bincount(bins_of(probabilities, mass), weights=mass * gaps, minlength=BINS)
+        return float(numpy.abs(sums).sum() / mass.sum())
 
 
 class Auroc:
@@ -234,32 +236,24 @@ def log_losses(probabilities: Floats, truth: Integers) -> Floats:
     return losses
 
 
-def confidence_bins(
-    probabilities: Floats, truth: Integers, weights: Floats | None = None
-) -> tuple[Floats, Floats, Floats]:
-    """Divide images by confidence into bins of equal mass; return the mass, and the sums of confidence and of hits.
-
-    Images of equal confidence are in one bin; a bin may be empty.
-    """
-    import numpy
-
-    mass = numpy.ones(len(truth)) if weights is None else numpy.asarray(weights, dtype=float)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
-    levels, which = numpy.unique(confidence, return_inverse=True)
-    by_level = numpy.bincount(which, weights=mass, minlength=len(levels))
-    middle = (numpy.cumsum(by_level) - by_level / 2) / mass.sum()
-    bins = numpy.minimum((BINS * middle).astype(int), BINS - 1)[which]
-    sums = (numpy.bincount(bins, weights=values, minlength=BINS) for values in (mass, mass * confidence, mass * right))
-    total, confidences, hits = sums
-    return total, confidences, hits
-
-
 def squared_distances(probabilities: Floats, truth: Integers) -> Floats:
     """Return the squared distance of the probabilities of each image from the truth."""
     import numpy
 
     distances: Floats = ((probabilities - numpy.eye(probabilities.shape[1])[truth]) ** 2).sum(1)
     return distances
+
+
+def bins_of(probabilities: Floats, weights: Floats | None = None) -> Integers:
+    """Return the bin of each image: bins of equal mass by confidence, with images of equal confidence in one bin."""
+    import numpy
+
+    mass = numpy.ones(len(probabilities)) if weights is None else weights
+    levels, which = numpy.unique(probabilities.max(1), return_inverse=True)
+    by_level = numpy.bincount(which, weights=mass, minlength=len(levels))
+    middle = (numpy.cumsum(by_level) - by_level / 2) / mass.sum()
+    bins: Integers = numpy.minimum((BINS * middle).astype(numpy.int64), BINS - 1)[which]
+    return bins
 
 
 def _recalls(probabilities: Floats, truth: Integers, weights: Floats | None) -> Floats:
