@@ -59,7 +59,6 @@ ONE_IMPORTER = {
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
     "adaptkit.data.sets.table_files": "one idea: the rows of a file as text",
     "adaptkit.experiment.fits": "one idea: the results of the folds of a run",
-    "adaptkit.metrics.classification": "built-in metrics, loaded through the hook",
     "adaptkit.models.formats.peft": "loaded by name, as a format",
     "adaptkit.reports.figures.classes": "one kind of figure",
     "adaptkit.reports.figures.pairs": "one kind of figure",

@@ -70,7 +70,8 @@ def calibrate_predictions(predictions: Predictions) -> Calibration:
 def log_probabilities(probabilities: Floats) -> Floats:
     """Return the logarithms of probabilities; a probability of 0 was too small for its table."""
     smallest = probabilities[probabilities > 0].min() / 2
-    return numpy.log(numpy.maximum(probabilities, smallest))
+    logarithms: Floats = numpy.log(numpy.maximum(probabilities, smallest))
+    return logarithms
 
 
 def fit_temperature(logits: Floats, truth: Integers) -> float:
@@ -120,7 +121,7 @@ def _parts(predictions: Predictions) -> Integers:
 
 
 def _bins(probabilities: Floats, truth: Integers) -> tuple[ConfidenceBin, ...]:
-    bins = bins_of(probabilities, numpy.ones(len(truth)))
+    bins = bins_of(probabilities)
     confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
     return tuple(
         ConfidenceBin(

@@ -130,7 +130,7 @@ def test_model_of_all_labels(project: Tracked, cli: Cli) -> None:
     evaluated = pandas.read_parquet(artifacts_of(project.uri, refit["refit_of"]) / "predictions.parquet")
     assert len(evaluated) == refit["images"] == 60 and set(evaluated["fold"]) == set(range(5))
     rows = csv.DictReader(cli("predict", refit["run_id"], "colours", "--csv").stdout.splitlines())
-    right = [row["path"].split("/")[1] == row["class"] for row in rows]
+    right = [row["path"].split("/")[1] == row["prediction"] for row in rows]
     assert len(right) == 60 and sum(right) / 60 > 0.9
     final = MlflowClient(tracking_uri=project.uri).get_run(refit["run_id"])
     assert (60 * final.data.metrics["train/accuracy"]) % 1 == pytest.approx(0, abs=1e-9)
