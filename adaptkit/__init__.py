@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adaptkit.api.run import run
     from adaptkit.api.sweep import sweep
     from adaptkit.api.tune import tune
-    from adaptkit.comparison.records import Comparison, Comparisons
+    from adaptkit.comparison.findings import Comparison, Comparisons
     from adaptkit.experiment.outcome import RefitSummary, RunOutcome
     from adaptkit.models.preprocessing import Prediction, Preprocessing
     from adaptkit.models.trained import load

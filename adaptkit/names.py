@@ -94,6 +94,10 @@ DATA_FINGERPRINT_TAG = "adaptkit.data_fingerprint"
 IMAGES_DIGEST_TAG = "adaptkit.images_digest"
 POOL_IMAGES_TAG = "adaptkit.pool_images"
 DRAWN_IMAGES_TAG = "adaptkit.drawn_images"
+#: number of the division of the pool into disjoint draws that a run's draw is a part of
+DIVISION_TAG = "adaptkit.division"
+#: values of the column whose values are held out, as JSON, in the order of the folds
+HELD_OUT_TAG = "adaptkit.held_out"
 DRAW_SEED_TAG = "adaptkit.draw_seed"
 INIT_SEED_TAG = "adaptkit.init_seed"
 ORDER_SEED_TAG = "adaptkit.order_seed"
@@ -109,6 +113,11 @@ ADAPTER_SHA256_TAG = "adaptkit.adapter_sha256"
 SWEEP_KEY_TAG = "adaptkit.sweep_key"
 TRIAL_KEY_TAG = "adaptkit.trial_key"
 TUNING_TAG = "adaptkit.tuning"
+#: number of trials with which every fit of a run chose its own values (param `tuning.trials`); absent without tuning
+TUNED_INSIDE_TAG = "adaptkit.tuned_inside"
+#: labels on which an earlier tuning chose the values of a run (param `tuning.on`): `evaluated`, if they include labels
+#: that the run evaluates, or `other`; absent if the values do not come from a tuning
+TUNED_ON_TAG = "adaptkit.tuned_on"
 METRIC_TAG = "adaptkit.metric"
 COMPARED_RUNS_TAG = "adaptkit.compared_runs"
 

@@ -14,7 +14,6 @@ continues, and `--output` can be written again after a change of the statistics.
 from __future__ import annotations
 
 import argparse
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any
 import calibration_learners as learners
 import numpy
 import torch
-from calibration_learners import CLASSES, FAMILIES, MEMBERS, Population, Task
+from calibration_learners import CLASSES, MEMBERS, Population, Task
 from calibration_tables import write_table
 from torch import Tensor
 
@@ -108,7 +107,8 @@ def train_folds(population: Population, size: int, random: torch.Generator) -> A
     result = {f"predicted {name}": pooled(parts[name], assigned) for name, assigned in designs.items()}
     result["predicted old"] = parts["old"][:, :, split:size]
     result |= {f"true {name}": true_scores(part[:, :, size:], images.labels[size:]) for name, part in parts.items()}
-    return arrays(result | {"labels": labels, "folds 3x5": torch.stack(designs["3x5"])})
+    result |= {f"folds {name}": torch.stack(assigned) for name, assigned in designs.items()}
+    return arrays(result | {"labels": labels})
 
 
 def train_draws(population: Population, random: torch.Generator) -> Arrays:
@@ -144,6 +144,7 @@ def train_groups(population: Population, size: int, random: torch.Generator) -> 
     predicted = learners.learn_all(Task(images, masks, random))
     units = images.groups[:used].unique(return_inverse=True)[1]
     result = {"predicted 3x5": pooled(predicted, assigned), "labels": labels, "units": units}
+    result["folds 3x5"] = torch.stack(assigned)
     # Pools of groups differ in size: fill up with -1.
     filled = {name: _filled(part, size + max(learners.GROUP_SIZES)) for name, part in result.items()}
     return arrays(filled | {"true 3x5": true_scores(predicted[:, :, used:], images.labels[used:])})
@@ -162,6 +163,7 @@ def train_more_labels(population: Population, random: torch.Generator) -> Arrays
     predicted = learners.learn_families(Task(images, torch.cat(masks), random))
     parts = predicted.split([len(mask) for mask in masks], dim=1)
     result = {f"predicted {size}": pooled(part, steps[size]) for size, part in zip(steps, parts, strict=True)}
+    result |= {f"folds {size}": torch.stack(assigned) for size, assigned in steps.items()}
     return arrays(result | {"labels": images.labels})
 
 
@@ -184,7 +186,8 @@ def train_tuned(population: Population, size: int, random: torch.Generator) -> A
         best = torch.stack(right).argmax().expand(15)
         once.append(repeated[1].predict(task, learners.HIDDEN, best))
     result = {"predicted inside": torch.stack(inside), "predicted once": torch.stack(once)}
-    return arrays({name: pooled(part, assigned) for name, part in result.items()} | {"labels": images.labels})
+    result = {name: pooled(part, assigned) for name, part in result.items()}
+    return arrays(result | {"labels": images.labels, "folds 3x5": torch.stack(assigned)})
 
 
 def train_fine_tuned(population: Population, base: torch.nn.Module, random: torch.Generator) -> Arrays:
@@ -199,7 +202,8 @@ def train_fine_tuned(population: Population, base: torch.nn.Module, random: torc
     arms = zip(("full", "full", "lora"), seeds, strict=True)
     predicted = torch.stack([learners.fine_tuned(base, name, task, of_fits) for name, of_fits in arms])
     true = true_scores(predicted[:, :, size:], images.labels[size:])
-    return arrays({"predicted 1x5": pooled(predicted, assigned), "true 1x5": true, "labels": images.labels[:size]})
+    result = {"predicted 1x5": pooled(predicted, assigned), "folds 1x5": torch.stack(assigned)}
+    return arrays(result | {"true 1x5": true, "labels": images.labels[:size]})
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> Arrays:

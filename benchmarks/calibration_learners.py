@@ -55,7 +55,7 @@ class Population:
 
 @dataclass(frozen=True)
 class Task:
-    """Fits on images: `masks` `[fits, images]` is 1 for the training images of each fit. Learners draw from `random`."""
+    """Fits on images: `masks` `[fits, images]` is 1 for training images. Learners draw random numbers from `random`."""
 
     images: Population
     masks: Tensor

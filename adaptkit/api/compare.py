@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adaptkit.comparison.findings import Comparison, Comparisons
 from adaptkit.comparison.metrics import DEFAULT_METRIC
-from adaptkit.comparison.records import Comparison, Comparisons
 from adaptkit.errors import BadInput
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from adaptkit.api.compare import judge_tracked
+from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.optimism import selection_optimism
-from adaptkit.comparison.records import ArmResult, Comparison
-from adaptkit.comparison.statistics import estimate
+from adaptkit.comparison.records import ArmResult
 from adaptkit.errors import BadInput, RunFailed, TrackingLost, suggestion
 from adaptkit.experiment.base_cache import Base
 from adaptkit.experiment.outcome import Expectation, RefitSummary
@@ -257,9 +257,7 @@ def _percent(arm: ArmResult) -> str:
 
 def expectation(comparison: Comparison, arm: ArmResult) -> Expectation:
     """Return the accuracy that a comparison lets expect of a strategy."""
-    # Runs on the same test images can agree by chance: the interval over the images is then wider.
-    spread = max((arm.shifted, estimate(_correct(arm).tolist())), key=lambda one: one.half_width or 0.0)
-    low, high = (None if spread.half_width is None else arm.shifted.mean + sign * spread.half_width for sign in (-1, 1))
+    low, high = arm.shifted.low, arm.shifted.high
     is_best = all(arm.shifted.mean >= other.shifted.mean for other in comparison.arms)
     optimism = None
     if is_best:

@@ -17,7 +17,7 @@ from adaptkit.api.compare import judge_tracked
 from adaptkit.api.run import close_group, judge_outcome, resumable, with_ids
 from adaptkit.api.sync import require_sent
 from adaptkit.comparison.collector import Collector
-from adaptkit.comparison.records import Comparisons
+from adaptkit.comparison.findings import Comparisons
 from adaptkit.errors import AdaptkitError, BadInput
 from adaptkit.experiment.adaptation import execute
 from adaptkit.experiment.base import obtain_base

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptkit.api.request import TrainingRequest, conditions, read_arguments
 from adaptkit.comparison.collector import Collector
-from adaptkit.comparison.records import Comparisons
+from adaptkit.comparison.findings import Comparisons
 from adaptkit.errors import AdaptkitError, BadInput, suggestion
 from adaptkit.experiment.adaptation import execute
 from adaptkit.experiment.outcome import Plan, RunOutcome

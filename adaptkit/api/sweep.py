@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptkit.api.compare import judge_tracked
 from adaptkit.api.request import TrainingRequest, conditions, read_arguments
-from adaptkit.comparison.records import Comparisons
+from adaptkit.comparison.findings import Comparisons
 from adaptkit.experiment.base_cache import usable_base
 from adaptkit.experiment.outcome import RunSummary
 from adaptkit.names import FINAL_SHIFTED_ACCURACY, SWEEP_FILE

@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from adaptkit.comparison.records import ComparedRun, LeftOut
+from adaptkit.comparison.findings import LeftOut
+from adaptkit.comparison.records import ComparedRun
 from adaptkit.names import BASE_FINGERPRINT_TAG, DATA_FINGERPRINT_TAG
 from adaptkit.settings.identity import training_settings
 

@@ -28,16 +28,25 @@ Floats = NDArray[numpy.float64]
 
 @dataclass(frozen=True)
 class Inference:
-    """An estimate with its standard error and the degrees of freedom of Student's t; None without a measured error."""
+    """An estimate with the degrees of freedom of Student's t, which are None if its error was not measured.
+
+    Its variance is the sum of a part that more runs would reduce, and of one that more units would reduce.
+    """
 
     mean: float
-    error: float | None = None
     df: float | None = None
+    over_runs: float = 0.0
+    over_units: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """Return the standard error."""
+        return math.sqrt(self.over_runs + self.over_units)
 
     @property
     def p(self) -> float | None:
         """Return the two-sided p-value of the hypothesis that the true value is 0; it is never 0."""
-        if self.error is None or self.df is None:
+        if self.df is None:
             return None
         if self.error == 0:
             return 1.0 if self.mean == 0 else float(numpy.finfo(float).tiny)
@@ -46,46 +55,51 @@ class Inference:
 
     def half_width(self, alpha: float = ALPHA) -> float | None:
         """Return half the width of the interval that covers the true value with probability `1 - alpha`."""
-        return None if self.error is None or self.df is None else quantile(alpha / 2, self.df) * self.error
+        return None if self.df is None else quantile(alpha / 2, self.df) * self.error
 
     def detectable(self, pairs: int = 1) -> float | None:
         """Return the smallest true difference that is found with a probability of 80 % among this number of pairs.
 
         The strictest step of Holm's method is assumed.
         """
-        if self.error is None or self.df is None:
+        if self.df is None:
             return None
         return (quantile(ALPHA / (2 * pairs), self.df) + quantile(1 - POWER, self.df)) * self.error
 
 
-def infer_folds(scores: ArrayLike, influence: ArrayLike, *, folds: ArrayLike, resolution: float = 0.0) -> Inference:
+def infer_folds(
+    scores: ArrayLike,
+    influence: ArrayLike,
+    *,
+    folds: int,
+    assigned: ArrayLike | None = None,
+    resolution: float = 0.0,
+) -> Inference:
     """Estimate from repeated K-fold cross-validation; `scores` are pooled over all images, one for each repeat.
 
-    `folds` `[runs, units]` numbers the fold of each unit in each repeat, from 0. The variance over units is
-    `K/(K-1) * G/(G-1) * sum of squared influences`, averaged over repeats before squaring, with G - 1 degrees of
-    freedom for G units. The factor K/(K-1) accounts for the training images that the fits share: Nadeau and Bengio
-    (Machine Learning 52, 2003) and Bouckaert and Frank (PAKDD 2004) derive such corrections for the variance over fits.
+    The variance over units is `K/(K-1) * G/(G-1) * sum of squared influences`, averaged over repeats before squaring,
+    with G - 1 degrees of freedom for G units. The factor K/(K-1) accounts for the training images that the fits share:
+    Nadeau and Bengio (Machine Learning 52, 2003) and Bouckaert and Frank (PAKDD 2004) derive such corrections for the
+    variance over fits.
 
-    All images of a fold share the luck of one training, which the variance over units does not contain. Its variance is
-    that between folds beyond what the units explain (the analysis of variance's estimate), at least 0, and shrinks with
-    the number of repeats. Degrees of freedom of the sum: Satterthwaite.
+    `assigned` `[runs, units]` is the number of the fold of each unit, from 0. All units of a fold share the luck of one
+    training: the variance between folds beyond that which the units explain (an analysis of variance), at least 0. It
+    is added, divided by the number of repeats. Degrees of freedom of the sum: Satterthwaite (Biometrics Bulletin 2,
+    1946). Without `assigned`, the luck of the training is left out.
     """
-    influences, numbers = numpy.asarray(influence, dtype=float), numpy.asarray(folds)
+    variance, df = _over_units(influence, resolution)
+    over_units = folds / (folds - 1) * variance
+    if assigned is None or df < 2:
+        return Inference(mean=_mean(scores), df=df, over_units=over_units)
+    influences = numpy.asarray(influence, dtype=float)
     repeats, units = influences.shape
-    count = int(numbers.max()) + 1
-    over_units, df = _over_units(influences, resolution)
-    if units < 2:
-        return Inference(mean=_mean(scores), error=over_units, df=df)
-    over_units *= count / (count - 1)
-    cells = (numbers + count * numpy.arange(repeats)[:, None]).ravel()
-    sums = numpy.bincount(cells, weights=influences.ravel(), minlength=repeats * count)
-    between = count / (count - 1) * float(sums @ sums) - units / (units - 1) * float((influences**2).sum())
-    over_fits = max(between, 0.0) / repeats**2
-    return Inference(
-        mean=_mean(scores),
-        error=math.sqrt(over_units + over_fits),
-        df=satterthwaite((over_units, df), (over_fits, repeats * (count - 1))),
-    )
+    cells = numpy.asarray(assigned) + folds * numpy.arange(repeats)[:, None]
+    sums = numpy.bincount(cells.ravel(), weights=influences.ravel(), minlength=folds * repeats)
+    between = folds / (folds - 1) * float(sums @ sums)
+    expected = units / (units - 1) * float((influences**2).sum())
+    over_runs = max(between - expected, 0.0) / repeats**2
+    freedoms = satterthwaite((over_units, df), (over_runs, repeats * (folds - 1)))
+    return Inference(mean=_mean(scores), df=freedoms, over_runs=over_runs, over_units=over_units)
 
 
 def infer_given(scores: ArrayLike, influence: ArrayLike, *, resolution: float = 0.0) -> Inference:
@@ -100,8 +114,9 @@ def infer_given(scores: ArrayLike, influence: ArrayLike, *, resolution: float = 
     over_runs = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
     return Inference(
         mean=_mean(values),
-        error=math.sqrt(over_runs + over_units),
         df=satterthwaite((over_runs, len(values) - 1), (over_units, df)),
+        over_runs=over_runs,
+        over_units=over_units,
     )
 
 
@@ -130,9 +145,9 @@ def infer_draws(
     if not parts:
         return None
     over_draws, noise = numpy.mean(parts, axis=0).tolist()
-    variance = max(over_draws - noise, 0.0) + over_units
-    freedoms = satterthwaite((over_draws, freedom), (over_units, df), total=variance)
-    return Inference(mean=_mean(values), error=math.sqrt(variance), df=freedoms)
+    over_runs = max(over_draws - noise, 0.0)
+    freedoms = satterthwaite((over_draws, freedom), (over_units, df), total=over_runs + over_units)
+    return Inference(mean=_mean(values), df=freedoms, over_runs=over_runs, over_units=over_units)
 
 
 def infer_fits(scores: ArrayLike, influence: ArrayLike, *, folds: int, resolution: float = 0.0) -> Inference:
@@ -147,8 +162,9 @@ def infer_fits(scores: ArrayLike, influence: ArrayLike, *, folds: int, resolutio
     over_fits = (1 / len(values) + 1 / (folds - 1)) * float(values.var(ddof=1))
     return Inference(
         mean=_mean(values),
-        error=math.sqrt(over_fits + over_units),
         df=satterthwaite((over_fits, len(values) - 1), (over_units, df)),
+        over_runs=over_fits,
+        over_units=over_units,
     )
 
 
@@ -157,8 +173,8 @@ def infer_runs(values: ArrayLike) -> Inference:
     measured = numpy.asarray(values, dtype=float)
     if len(measured) < 2:
         return Inference(_mean(measured))
-    error = float(measured.std(ddof=1)) / math.sqrt(len(measured))
-    return Inference(mean=_mean(measured), error=error, df=len(measured) - 1)
+    over_runs = float(measured.var(ddof=1)) / len(measured)
+    return Inference(mean=_mean(measured), df=len(measured) - 1, over_runs=over_runs)
 
 
 def satterthwaite(*terms: tuple[float, float], total: float | None = None) -> float:
@@ -172,15 +188,28 @@ def satterthwaite(*terms: tuple[float, float], total: float | None = None) -> fl
     return total**2 / sum(variance**2 / df for variance, df in terms if variance)
 
 
-def labels_needed(difference: Inference, labels: int, pairs: int = 1) -> int | None:
-    """Return how many labelled images would show this difference with an even chance; None for more than a million.
+def units_needed(difference: Inference, units: int, pairs: int = 1) -> int | None:
+    """Return how many units would show this difference with an even chance; None for more than a million.
 
-    The error is assumed to shrink with the square root of the number of labels, and the difference to stay the same.
+    The error over units is assumed to shrink with the square root of their number, and the difference to stay the same.
     """
-    if not difference.error or difference.df is None or not difference.mean:
-        return None
-    needed = labels * (quantile(ALPHA / (2 * pairs), difference.df) * difference.error / abs(difference.mean)) ** 2
-    return math.ceil(needed) if needed <= 1_000_000 else None
+    room = _allowed(difference, pairs) - difference.over_runs
+    needed = units * difference.over_units / room if room > 0 else math.inf
+    return max(units + 1, math.ceil(needed)) if needed <= 1_000_000 else None
+
+
+def runs_needed(difference: Inference, runs: int, pairs: int = 1) -> int | None:
+    """Return how many runs would show this difference with an even chance; None for more than a hundred."""
+    room = _allowed(difference, pairs) - difference.over_units
+    needed = runs * difference.over_runs / room if room > 0 else math.inf
+    return max(runs + 1, math.ceil(needed)) if needed <= 100 else None
+
+
+def _allowed(difference: Inference, pairs: int) -> float:
+    """Return the variance at which a difference is significant at the strictest step of Holm's method."""
+    if difference.df is None:
+        return 0.0
+    return (difference.mean / quantile(ALPHA / (2 * pairs), difference.df)) ** 2
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from adaptkit.comparison.classes import MOST_CONFUSION, class_f1, mean_confusion
+from adaptkit.comparison.evidence import Design, estimate_arm, estimate_cost, estimate_domains, find_design
+from adaptkit.comparison.findings import Comparison, Comparisons
 from adaptkit.comparison.grouping import ArmRuns, RunGroup, group_runs
 from adaptkit.comparison.metrics import DEFAULT_MARGIN, DEFAULT_METRIC, DOMAINS, PPT_CONSTANT, find_metric
 from adaptkit.comparison.numbers import listed
 from adaptkit.comparison.pairs import dominators, judge_pairs
-from adaptkit.comparison.records import COSTS, ArmResult, ComparedRun, Comparison, Comparisons, Estimate, Metric
+from adaptkit.comparison.records import COSTS, ArmResult, ComparedRun, Estimate, Metric
 from adaptkit.comparison.sentences import note_sentences, verdict_sentences
 from adaptkit.comparison.severity import judge_robustness, over_common
-from adaptkit.comparison.statistics import estimate, ppt
+from adaptkit.comparison.statistics import ppt
 from adaptkit.comparison.trends import find_trends
 from adaptkit.errors import BadInput
 from adaptkit.names import (
@@ -98,9 +100,10 @@ def judge(group: RunGroup, *, number: int, metric: Metric, margin: float) -> Com
     runs = [run for arm in group.arms for run in arm.runs]
     _check_test_images(runs)
     sign = -1 if metric.higher_is_better else 1
-    arms = sorted((_arm_result(arm, metric) for arm in group.arms), key=lambda arm: sign * arm.score.mean)
+    design = find_design(runs[0])
+    arms = sorted((_arm_result(arm, metric, design) for arm in group.arms), key=lambda arm: sign * arm.score.mean)
     comparable = _timings_comparable(arms)
-    pairs = judge_pairs(arms, metric, margin=margin, timings_comparable=comparable)
+    pairs = judge_pairs(arms, metric, design, margin=margin, timings_comparable=comparable)
     dominated = dominators(arms, pairs, timings_comparable=comparable)
     arms = [dataclasses.replace(arm, dominated_by=dominated[arm.name]) for arm in arms]
     first = arms[0].runs[0]
@@ -123,9 +126,7 @@ def judge(group: RunGroup, *, number: int, metric: Metric, margin: float) -> Com
         data_fingerprint=first.tags.get(DATA_FINGERPRINT_TAG, ""),
         setup=_setup([run for arm in arms for run in arm.runs]),
         timings_comparable=comparable,
-        robustness=judge_robustness(
-            arms, margin=margin if metric.scale == 100 else DEFAULT_MARGIN, timings_comparable=comparable
-        ),
+        robustness=judge_robustness(arms, design),
     )
     comparison = dataclasses.replace(comparison, notes=note_sentences(comparison))
     return dataclasses.replace(comparison, sentences=verdict_sentences(comparison))
@@ -137,13 +138,12 @@ def _with_metric(run: ComparedRun, metric: str) -> ComparedRun:
     return dataclasses.replace(run, status="incomplete", reason=f"has no metric {metric}")
 
 
-def _arm_result(arm: ArmRuns, metric: Metric) -> ArmResult:
-    def over_seeds(value: str | Callable[[ComparedRun], float]) -> Estimate:
-        read = (lambda run: run.metrics[value]) if isinstance(value, str) else value
-        return estimate([read(run) for run in arm.runs])
+def _arm_result(arm: ArmRuns, metric: Metric, design: Design) -> ArmResult:
+    def reached(key: str) -> Estimate:
+        return estimate_arm(arm.runs, key, design)
 
     def of_source(key: str) -> Estimate | None:
-        return over_seeds(key) if first.has_source else None
+        return reached(key) if first.has_source else None
 
     first = arm.runs[0]
     few = len(first.classes) <= MOST_CONFUSION
@@ -155,24 +155,27 @@ def _arm_result(arm: ArmRuns, metric: Metric) -> ArmResult:
         options=arm.options,
         settings=arm.settings,
         seeds=tuple(run.seed for run in arm.runs),
-        score=over_seeds(metric.key),
-        shifted=over_seeds(FINAL_SHIFTED_ACCURACY),
+        score=reached(metric.key),
+        shifted=reached(FINAL_SHIFTED_ACCURACY),
         gain=of_source(FINAL_GAIN),
         clean=of_source(FINAL_TEST_ACCURACY),
         retention=of_source(FINAL_RETENTION),
-        macro_f1=over_seeds(FINAL_SHIFTED_MACRO_F1),
+        macro_f1=reached(FINAL_SHIFTED_MACRO_F1),
         parameters=int(first.metrics[PARAMS_TOTAL]),
         trainable=trainable,
         trainable_fraction=first.metrics[PARAMS_TRAINABLE_FRACTION],
-        adapter_bytes=over_seeds(SIZE_ADAPTER_BYTES),
-        train_seconds=over_seeds(TIME_TRAIN_SECONDS),
-        epoch_seconds=over_seeds(lambda run: run.metrics[TIME_TRAIN_SECONDS] / int(run.settings.get("epochs", 1))),
-        peak_bytes=over_seeds(MEMORY_PEAK_BYTES),
-        inference_ratio=over_seeds(TIME_INFERENCE_RATIO),
-        ppt=ppt(over_seeds(FINAL_SHIFTED_ACCURACY).mean, trainable, PPT_CONSTANT),
+        adapter_bytes=reached(SIZE_ADAPTER_BYTES),
+        train_seconds=reached(TIME_TRAIN_SECONDS),
+        epoch_seconds=estimate_cost(
+            [run.metrics[TIME_TRAIN_SECONDS] / int(run.settings.get("epochs", 1)) for run in arm.runs]
+        ),
+        peak_bytes=reached(MEMORY_PEAK_BYTES),
+        inference_ratio=reached(TIME_INFERENCE_RATIO),
+        ppt=ppt(sum(run.metrics[FINAL_SHIFTED_ACCURACY] for run in arm.runs) / len(arm.runs), trainable, PPT_CONSTANT),
         class_f1=tuple(class_f1(arm.runs).mean(0).tolist()),
         confusion=tuple(map(tuple, mean_confusion(arm.runs).tolist())) if few else (),
         dominated_by=dict.fromkeys(COSTS, ()),
+        domains=estimate_domains(arm.runs, design),
         runs=arm.runs,
     )
 

@@ -80,6 +80,14 @@ TEST_SETS = {
     FINAL_RETENTION: "clean",
 }
 
+#: metrics that are the difference to the accuracy of the base
+BASE_RELATIVE = (FINAL_GAIN, FINAL_RETENTION)
+
+
+def is_cost(key: str) -> bool:
+    """Return whether a metric is a cost: repeated measurements of it are independent, and lower is better."""
+    return key.startswith(COSTLY)
+
 
 def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
     """Return the metric of this name; raise BadInput with the nearest name if no run has it."""
@@ -92,7 +100,7 @@ def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
     is_share = key in TEST_SETS or key.endswith("accuracy") or key == PARAMS_TRAINABLE_FRACTION
     is_share = is_share or of_severities(key)
     ending = key.rsplit("_", 1)[-1]
-    costly = key.startswith(COSTLY) or key.rsplit("/", 1)[-1].endswith(LOSSES)
+    costly = is_cost(key) or key.rsplit("/", 1)[-1].endswith(LOSSES)
     return Metric(
         key=key,
         label=LABELS.get(key)

@@ -1,82 +1,38 @@
-"""Judge pairs of arms: paired tests over shared seeds, bootstrap over test images, verdicts and Pareto dominance.
+"""Judge pairs of arms: differences for new images, verdicts and what would decide; and Pareto dominance.
 
-Two runs are paired if they used the same images in the same way. A pair has a verdict only if the paired test over the
-seeds and the interval over resampled test images agree.
+Two runs are paired if they used the same images in the same way.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy
 from numpy.typing import NDArray
 
 from adaptkit.comparison.classes import class_f1
-from adaptkit.comparison.metrics import TEST_SETS, of_severities
-from adaptkit.comparison.records import COSTS, ArmResult, ComparedRun, Metric, PairResult
-from adaptkit.comparison.statistics import (
-    holm,
-    images_needed,
-    mcnemar,
-    paired_t,
-    percentile_intervals,
-    resampling_weights,
-    seeds_needed,
-    supported,
-    verdicts,
-)
-from adaptkit.events import Predictions
+from adaptkit.comparison.evidence import Design, Scores, infer, infer_domain, score_run, subtract
+from adaptkit.comparison.inference import Inference, infer_runs, runs_needed, units_needed
+from adaptkit.comparison.metrics import TEST_SETS, is_cost
+from adaptkit.comparison.numbers import SAME
+from adaptkit.comparison.records import COSTS, ArmResult, ComparedRun, DomainResult, Metric, PairResult
+from adaptkit.comparison.statistics import holm, verdict
 from adaptkit.names import (
     FINAL_GAIN,
     FINAL_RETENTION,
-    FINAL_SHIFTED_ACCURACY,
-    FINAL_TEST_ACCURACY,
     PAIR_ID_TAG,
     TIME_INFERENCE_RATIO,
     TIME_TRAIN_SECONDS,
+    TUNED_ON_TAG,
 )
 
-#: seed of the bootstrap: fixed, so that a report is reproducible
-SEED = 0
 
-
-def resampled_scores(metric: str, runs: Sequence[ComparedRun]) -> NDArray[numpy.float64] | None:
-    """Return the score of each run on bootstrap samples of the test images, `[runs, resamples]`.
-
-    All runs share the samples. Returns None if the metric cannot be computed from predictions. The scores of gain and
-    retention are accuracies, because the difference between two runs is the same.
-    """
-    if metric not in TEST_SETS:
-        return None
-    predictions = [run.predictions[TEST_SETS[metric]] for run in runs]
-    weights = resampling_weights(len(predictions[0].truth), SEED)
-    if metric.endswith("macro_f1"):
-        classes = len(runs[0].classes)
-        return numpy.stack([_macro_f1(one, weights, classes) for one in predictions])
-    correct = numpy.stack([one.predicted == one.truth for one in predictions]).astype(weights.dtype)
-    scores: NDArray[numpy.float64] = (correct @ weights.T).astype(float) / weights.shape[1]
-    return scores
-
-
-def _macro_f1(predictions: Predictions, weights: NDArray[numpy.float32], classes: int) -> NDArray[numpy.float64]:
-    truth = numpy.eye(classes, dtype=weights.dtype)[predictions.truth]
-    predicted = numpy.eye(classes, dtype=weights.dtype)[predictions.predicted]
-    both = weights @ (truth * predicted)
-    total = weights @ truth + weights @ predicted
-    f1 = numpy.divide(2 * both, total, out=numpy.zeros_like(both), where=total > 0)
-    # Like scikit-learn, skip a class that neither occurs nor is predicted in the sample.
-    mean: NDArray[numpy.float64] = f1.sum(1) / numpy.maximum((total > 0).sum(1), 1)
-    return mean
-
-
-#: number of pairs whose bootstrap samples are in memory at a time
-AT_ONCE = 256
-ACCURACIES = (FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY, FINAL_GAIN, FINAL_RETENTION)
+def pair_id(run: ComparedRun) -> str:
+    """Return the id that paired runs share. For older runs without this id, return the seed."""
+    return run.tags.get(PAIR_ID_TAG, str(run.seed))
 
 
 def shared_runs(a: ArmResult, b: ArmResult) -> list[tuple[ComparedRun, ComparedRun]]:
@@ -85,162 +41,184 @@ def shared_runs(a: ArmResult, b: ArmResult) -> list[tuple[ComparedRun, ComparedR
     return [(run, partners[pair_id(run)]) for run in a.runs if pair_id(run) in partners]
 
 
-def pair_id(run: ComparedRun) -> str:
-    """Return the id that paired runs share. For older runs without this id, return the seed."""
-    return run.tags.get(PAIR_ID_TAG, str(run.seed))
-
-
 @dataclass(frozen=True)
 class _Couple:
-    """Two arms with the positions of their paired runs among all runs."""
+    """Two arms with the positions of their paired runs among all runs, and what these say about the difference."""
 
     a: ArmResult
     b: ArmResult
-    first: tuple[int, ...]
-    second: tuple[int, ...]
+    first: list[int]
+    second: list[int]
+    inference: Inference | None
+    domains: tuple[Inference, ...]
+    only_models: bool
 
 
 def judge_pairs(
-    arms: Sequence[ArmResult], metric: Metric, *, margin: float, timings_comparable: bool
+    arms: Sequence[ArmResult], metric: Metric, design: Design, *, margin: float, timings_comparable: bool
 ) -> tuple[PairResult, ...]:
     """Compare all pairs of these arms, which are sorted by score, the best first."""
     runs = [run for arm in arms for run in arm.runs]
-    couples = list(_couples(arms, runs))
-    # The smallest possible change of an accuracy is one test image.
-    test = TEST_SETS.get(metric.key) or ("shifted" if of_severities(metric.key) else None)
-    resolution = 1 / len(runs[0].predictions[test].truth) if test else 0.0
+    couples = list(_couples(arms, runs, metric, design))
     values, gains, retentions = (_column(runs, key) for key in (metric.key, FINAL_GAIN, FINAL_RETENTION))
     predicted = numpy.stack([run.predictions["shifted"].predicted for run in runs])
-    shares = class_f1(runs)
-    image_intervals = _image_intervals(couples, resampled_scores(metric.key, runs))
-    tests = _paired_tests(couples, values, resolution)
+    f1 = class_f1(runs)
     pairs = []
-    for couple, (image_low, image_high), tested in zip(couples, image_intervals, tests, strict=True):
-        a, b, first, second = couple.a, couple.b, list(couple.first), list(couple.second)
-        if len(first) == 1 and metric.key in ACCURACIES:
-            one, other = (runs[index].predictions[TEST_SETS[metric.key]] for index in (*first, *second))
-            p = mcnemar(one.predicted == one.truth, other.predicted == other.truth)
-            # One seed has no spread, so the interval over test images is used.
-            tested = {"test": "mcnemar", "low": image_low, "high": image_high, "p_unadjusted": p}
-        test_fields: dict[str, Any] = {
-            "test": None,
-            "difference": _mean(values[first] - values[second]),
-            **dict.fromkeys(("sd", "low", "high", "p_unadjusted")),
-            **tested,
-        }
+    for couple, tested in zip(couples, _tested(couples, metric, design, margin=margin), strict=True):
+        a, b, first, second = couple.a, couple.b, couple.first, couple.second
+        differences = values[first] - values[second]
         pairs.append(
-            PairResult(
-                a=a.name,
-                b=b.name,
-                n=len(first),
-                verdict="unclear",
-                seeds_verdict="unclear",
-                p=None,
-                image_low=image_low,
-                image_high=image_high,
-                seeds_needed=None,
-                images_needed=None,
+            dataclasses.replace(
+                tested,
+                difference=_mean(differences),
+                sd=float(differences.std(ddof=1)) if len(first) > 1 else None,
                 disagreement=_mean((predicted[first] != predicted[second]).mean(1)),
-                class_f1_difference=tuple((shares[first] - shares[second]).mean(0).tolist()) if first else (),
+                class_f1_difference=tuple((f1[first] - f1[second]).mean(0).tolist()) if first else (),
                 gain_difference=_mean(gains[first] - gains[second]),
                 retention_difference=_mean(retentions[first] - retentions[second]),
                 trainable_ratio=a.trainable / b.trainable,
                 seconds_ratio=_ratio(a.train_seconds.mean, b.train_seconds.mean) if timings_comparable else None,
-                **test_fields,
             )
         )
-    images = len(runs[0].predictions[TEST_SETS.get(metric.key, "shifted")].truth)
-    return _with_verdicts(pairs, metric, margin=margin, images=images)
+    return tuple(pairs)
 
 
-def _couples(arms: Sequence[ArmResult], runs: Sequence[ComparedRun]) -> Iterator[_Couple]:
+def _couples(
+    arms: Sequence[ArmResult], runs: Sequence[ComparedRun], metric: Metric, design: Design
+) -> Iterator[_Couple]:
     position = {id(run): index for index, run in enumerate(runs)}
     positions = [{pair_id(run): position[id(run)] for run in arm.runs} for arm in arms]
+    scores = [score_run(run, metric.key, design) for run in runs]
+    domains = range(len(design.held_out)) if TEST_SETS.get(metric.key) == "shifted" else ()
+    by_domain = [[score_run(run, metric.key, design, domain=domain) for run in runs] for domain in domains]
     for (a, of_a), (b, of_b) in combinations(zip(arms, positions, strict=True), 2):
         shared = [draw for draw in map(pair_id, a.runs) if draw in of_b]
-        yield _Couple(a, b, first=tuple(of_a[draw] for draw in shared), second=tuple(of_b[draw] for draw in shared))
+        first, second = [of_a[draw] for draw in shared], [of_b[draw] for draw in shared]
+        inference = None
+        if found := _differences(scores, first, second):
+            inference = infer(found, [runs[index] for index in first], metric.key, design)
+        elif is_cost(metric.key) and first:
+            values = _column(runs, metric.key)
+            inference = infer_runs(values[first] - values[second])
+        yield _Couple(
+            a,
+            b,
+            first=first,
+            second=second,
+            inference=inference,
+            domains=tuple(infer_domain(_differences(of, first, second)) for of in by_domain) if first else (),
+            only_models=bool(found) and not design.repeats(first),
+        )
+
+
+def _differences(scores: Sequence[Scores | None], first: Sequence[int], second: Sequence[int]) -> list[Scores]:
+    """Return the differences of the scores of paired runs; none if the metric has no scores."""
+    couples = ((scores[one], scores[other]) for one, other in zip(first, second, strict=True))
+    return [subtract(one, other) for one, other in couples if one is not None and other is not None]
+
+
+def _tested(couples: Sequence[_Couple], metric: Metric, design: Design, *, margin: float) -> list[PairResult]:
+    """Return the pairs with p-values corrected for their number, with verdicts, and with what would decide."""
+    known = {index: couple.inference.p for index, couple in enumerate(couples) if couple.inference is not None}
+    tested = {index: p for index, p in known.items() if p is not None}
+    corrected = dict(zip(tested, holm(list(tested.values())).tolist(), strict=True)) if tested else {}
+    domains = _by_domain(couples, metric, design, margin=margin)
+    sign = 1 if metric.higher_is_better else -1
+    pairs = []
+    for index, couple in enumerate(couples):
+        runs = len(couple.first)
+        inference = couple.inference or Inference(0.0)
+        half, p = inference.half_width(), corrected.get(index)
+        low, high = (None, None) if half is None else (inference.mean - half, inference.mean + half)
+        is_judged = p is not None and not couple.only_models and not saw_labels(couple.a, couple.b)
+        word = verdict(inference, p=p, margin=margin, sign=sign) if p is not None and is_judged else "undecided"
+        pair = PairResult(
+            a=couple.a.name,
+            b=couple.b.name,
+            n=runs,
+            verdict=word,
+            protocol=design.protocol,
+            only_models=couple.only_models,
+            groups=design.groups,
+            difference=None,
+            sd=None,
+            low=low,
+            high=high,
+            df=inference.df,
+            p=p,
+            p_unadjusted=inference.p,
+            labels_needed=None,
+            seeds_needed=None,
+            test_images_needed=None,
+            detectable=inference.detectable(len(tested)),
+            domains=domains[index],
+            disagreement=None,
+            class_f1_difference=(),
+            gain_difference=None,
+            retention_difference=None,
+            trainable_ratio=1.0,
+            seconds_ratio=None,
+        )
+        if word == "undecided" and is_judged and metric.key in TEST_SETS:
+            pair = _with_needs(pair, inference, couple=couple, metric=metric, design=design, pairs=len(tested))
+        pairs.append(pair)
+    return pairs
+
+
+def saw_labels(*arms: ArmResult) -> bool:
+    """Return whether an arm has values from a tuning that saw the evaluated labels: then there is no verdict."""
+    return any(run.tags.get(TUNED_ON_TAG) == "evaluated" for arm in arms for run in arm.runs)
+
+
+def _with_needs(
+    pair: PairResult, inference: Inference, *, couple: _Couple, metric: Metric, design: Design, pairs: int
+) -> PairResult:
+    """Return an undecided pair with the number of labels, seeds or test images that would decide it."""
+    run = couple.a.runs[0]
+    images = len(run.predictions[TEST_SETS[metric.key]].truth)
+    if design.held_out:
+        return pair
+    if design.protocol == "folds" and TEST_SETS[metric.key] == "shifted":
+        return dataclasses.replace(pair, labels_needed=units_needed(inference, images, pairs))
+    if design.protocol == "folds":
+        return pair
+    if (seeds := runs_needed(inference, pair.n, pairs)) is not None:
+        return dataclasses.replace(pair, seeds_needed=seeds)
+    return dataclasses.replace(pair, test_images_needed=units_needed(inference, images, pairs))
+
+
+def _by_domain(
+    couples: Sequence[_Couple], metric: Metric, design: Design, *, margin: float
+) -> list[tuple[DomainResult, ...]]:
+    """Return the results of each couple on each held-out value, corrected for the number of all of these tests."""
+    tests = [(index, place, one) for index, couple in enumerate(couples) for place, one in enumerate(couple.domains)]
+    results: list[list[DomainResult]] = [[] for _ in couples]
+    if not tests:
+        return [() for _ in couples]
+    corrected = holm([one.p or 1.0 for _, _, one in tests]).tolist()
+    sign = 1 if metric.higher_is_better else -1
+    for (index, place, one), p in zip(tests, corrected, strict=True):
+        couple = couples[index]
+        is_judged = len(couple.first) > 1 and not saw_labels(couple.a, couple.b)
+        half = one.half_width() or 0.0
+        results[index].append(
+            DomainResult(
+                name=design.held_out[place],
+                images=int(numpy.sum(couple.a.runs[0].predictions["shifted"].fold == place)),
+                verdict=verdict(one, p=p, margin=margin, sign=sign) if is_judged else "undecided",
+                difference=one.mean,
+                low=one.mean - half,
+                high=one.mean + half,
+                p=p,
+                p_unadjusted=one.p or 1.0,
+            )
+        )
+    return [tuple(rows) for rows in results]
 
 
 def _column(runs: Sequence[ComparedRun], key: str) -> NDArray[numpy.float64]:
     """Return a metric of each run; NaN for a run without it."""
     return numpy.array([run.metrics.get(key, numpy.nan) for run in runs], dtype=float)
-
-
-def _image_intervals(
-    couples: Sequence[_Couple], scores: NDArray[numpy.float64] | None
-) -> list[tuple[float | None, float | None]]:
-    """Return the 95 % interval of each couple over resampled test images; (None, None) without scores."""
-    intervals: list[tuple[float | None, float | None]] = [(None, None)] * len(couples)
-    if scores is None:
-        return intervals
-
-    @functools.lru_cache(maxsize=AT_ONCE)
-    def mean(members: tuple[int, ...]) -> NDArray[numpy.float64]:
-        average: NDArray[numpy.float64] = scores[list(members)].mean(0)
-        return average
-
-    shared = [index for index, couple in enumerate(couples) if couple.first]
-    for start in range(0, len(shared), AT_ONCE):
-        batch = shared[start : start + AT_ONCE]
-        samples = numpy.stack([mean(couples[index].first) - mean(couples[index].second) for index in batch])
-        low, high = percentile_intervals(samples)
-        for index, ends in zip(batch, zip(low.tolist(), high.tolist(), strict=True), strict=True):
-            intervals[index] = ends
-    return intervals
-
-
-def _paired_tests(
-    couples: Sequence[_Couple], values: NDArray[numpy.float64], resolution: float
-) -> list[dict[str, Any]]:
-    """Return the results of the paired t-test as fields of `PairResult`; empty for fewer than two shared seeds.
-
-    Couples with equally many seeds are tested in one batch.
-    """
-    fields: list[dict[str, Any]] = [{} for _ in couples]
-    for count in {len(couple.first) for couple in couples} - {0, 1}:
-        same = [index for index, couple in enumerate(couples) if len(couple.first) == count]
-        first, second = ([getattr(couples[index], side) for index in same] for side in ("first", "second"))
-        test = paired_t(values[numpy.array(first)] - values[numpy.array(second)], resolution)
-        columns = (test.mean, test.sd, test.low, test.high, test.p)
-        for index, row in zip(same, zip(*(column.tolist() for column in columns), strict=True), strict=True):
-            names = ("difference", "sd", "low", "high", "p_unadjusted")
-            fields[index] = {"test": "paired t"} | dict(zip(names, row, strict=True))
-    return fields
-
-
-def _with_verdicts(
-    pairs: Sequence[PairResult], metric: Metric, *, margin: float, images: int
-) -> tuple[PairResult, ...]:
-    """Return the pairs with p-values corrected for their number, and with verdicts."""
-    tested = [
-        (index, pair.p_unadjusted, pair.difference, pair.low, pair.high)
-        for index, pair in enumerate(pairs)
-        if None not in (pair.p_unadjusted, pair.difference, pair.low, pair.high)
-    ]
-    if not tested:
-        return tuple(pairs)
-    _, unadjusted, *intervals = zip(*tested, strict=True)
-    sign = 1 if metric.higher_is_better else -1
-    better_by, *ends = (sign * numpy.array(column) for column in intervals)
-    corrected = holm(unadjusted)
-    words = verdicts(better_by, low=numpy.minimum(*ends), high=numpy.maximum(*ends), p=corrected, margin=margin)
-    result = list(pairs)
-    for (index, *_), p, word, better in zip(
-        tested, corrected.tolist(), words.tolist(), better_by.tolist(), strict=True
-    ):
-        pair = pairs[index]
-        change: dict[str, object] = {"p": p, "verdict": word, "seeds_verdict": word}
-        if pair.image_low is not None and pair.image_high is not None:
-            low, high = sorted((sign * pair.image_low, sign * pair.image_high))
-            if not supported(word, low=low, high=high, margin=margin):
-                change["verdict"] = "unclear"
-                change["images_needed"] = images_needed(
-                    word, mean=better, low=low, high=high, margin=margin, images=images
-                )
-        if word == "unclear" and pair.sd is not None:
-            change["seeds_needed"] = seeds_needed(better, pair.sd, margin=margin, pairs=len(tested))
-        result[index] = dataclasses.replace(pair, **change)  # type: ignore[arg-type]
-    return tuple(result)
 
 
 def _ratio(a: float, b: float) -> float | None:
@@ -259,9 +237,10 @@ NOISY = (TIME_TRAIN_SECONDS, TIME_INFERENCE_RATIO)
 def dominators(
     arms: Sequence[ArmResult], pairs: Sequence[PairResult], *, timings_comparable: bool
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Return, for each arm and cost, the arms that dominate it: they are cheaper, and better or tied.
+    """Return, for each arm and cost, the arms that dominate it.
 
-    In an unclear pair, no arm dominates the other.
+    An arm dominates another if it is better and costs no more, or if they are tied and it costs less. In an undecided
+    pair, no arm dominates the other.
     """
     by_name = {arm.name: arm for arm in arms}
     dominating: dict[str, dict[str, list[str]]] = {arm.name: {cost: [] for cost in COSTS} for arm in arms}
@@ -272,7 +251,8 @@ def dominators(
             for cost in COSTS:
                 if cost == TIME_TRAIN_SECONDS and not timings_comparable:
                     continue
-                if cheaper(by_name[winner], by_name[loser], cost):
+                one, other = by_name[winner], by_name[loser]
+                if cheaper(one, other, cost) or (pair.verdict != "tie" and equally_dear(one, other, cost)):
                     dominating[loser][cost].append(winner)
     return {name: {cost: tuple(names) for cost, names in costs.items()} for name, costs in dominating.items()}
 
@@ -281,7 +261,12 @@ def cheaper(a: ArmResult, b: ArmResult, cost: str) -> bool:
     """Return whether `a` costs less than `b`. For measured times, the paired 95 % interval must exclude 0."""
     if cost not in NOISY:
         return a.cost(cost).mean < b.cost(cost).mean
-    if a.cost(cost).mean >= b.cost(cost).mean:
-        return False
-    differences = [one.metrics[cost] - other.metrics[cost] for one, other in shared_runs(a, b)]
-    return len(differences) > 1 and bool(paired_t(differences).high < 0)
+    difference = infer_runs([one.metrics[cost] - other.metrics[cost] for one, other in shared_runs(a, b)] or [0.0])
+    half = difference.half_width()
+    return half is not None and difference.mean + half < 0
+
+
+def equally_dear(a: ArmResult, b: ArmResult, cost: str) -> bool:
+    """Return whether two arms cost the same; measured times are the same if they differ by less than 5 %."""
+    one, other = a.cost(cost).mean, b.cost(cost).mean
+    return abs(one - other) < SAME * other if cost in NOISY else one == other

@@ -14,13 +14,17 @@ Integers = NDArray[numpy.int64]
 
 @dataclass(frozen=True)
 class Scored:
-    """A score with the influence of each unit on it `[units]`, as in `comparison.inference`."""
+    """A score with the influence of each unit on it `[units]`, as in `comparison.inference`.
+
+    `folds` is the number of the fold of each unit, from 0, or None.
+    """
 
     value: float
     influence: Floats
+    folds: Integers | None = None
 
     def __sub__(self, other: Scored) -> Scored:
-        return Scored(self.value - other.value, self.influence - other.influence)
+        return Scored(self.value - other.value, self.influence - other.influence, self.folds)
 
 
 def mean_score(values: NDArray[numpy.generic], units: Integers | None = None) -> Scored:
@@ -56,19 +60,23 @@ def class_mean_score(
     `(G-1)/G * (mean of the scores without one unit - score without this unit)` for G units: their squares times
     G/(G-1) add up to the jackknife's variance (Efron and Stein, Annals of Statistics 9, 1981).
     """
-    sums = [numpy.bincount(of, minlength=classes).astype(float) for of in (truth[truth == predicted], truth, predicted)]
+    is_right = truth == predicted
+    sums = [_counts(of, classes) for of in (truth[is_right], truth, predicted)]
     if units is None:
         without = _without_images(truth, predicted, sums, score)
     else:
         groups = int(units.max()) + 1
-        parts = []
-        for of, which in ((truth, truth == predicted), (truth, slice(None)), (predicted, slice(None))):
-            counts = numpy.bincount(units[which] * classes + of[which], minlength=groups * classes)
-            parts.append(counts.reshape(groups, classes))
-        without = numpy.nanmean(score(*(total - part for total, part in zip(sums, parts, strict=True))), axis=1)
+        codes = (units[is_right] * classes + truth[is_right], units * classes + truth, units * classes + predicted)
+        parts = (_counts(code, groups * classes).reshape(groups, classes) for code in codes)
+        left = [total - part for total, part in zip(sums, parts, strict=True)]
+        without = numpy.nanmean(score(left[0], left[1], left[2]), axis=1)
     count = len(without)
     influence = (count - 1) / count * (without.mean() - without)
-    return Scored(float(numpy.nanmean(score(*sums))), influence)
+    return Scored(float(numpy.nanmean(score(sums[0], sums[1], sums[2]))), influence)
+
+
+def _counts(of: Integers, size: int) -> Floats:
+    return numpy.bincount(of, minlength=size).astype(float)
 
 
 def _without_images(
@@ -87,4 +95,5 @@ def _without_images(
         old = each[of]
         sum_without += numpy.where(where, numpy.nan_to_num(new) - numpy.nan_to_num(old), 0)
         known_without += numpy.where(where, (~numpy.isnan(new)).astype(float) - ~numpy.isnan(old), 0)
-    return sum_without / numpy.maximum(known_without, 1)
+    mean: Floats = sum_without / numpy.maximum(known_without, 1)
+    return mean

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from adaptkit.comparison.metrics import TEST_SETS, of_severities
-from adaptkit.comparison.numbers import amount, listed, p_phrase, part, plural, rounded, times, unit
-from adaptkit.comparison.pairs import cheaper
-from adaptkit.comparison.records import ArmResult, Comparison, Estimate, PairResult
-from adaptkit.comparison.severity import Crossing, Robustness, SeverityArm, SeverityPair
-from adaptkit.comparison.statistics import sampling_error, seeds_needed
+from adaptkit.comparison.evidence import covers_pools
+from adaptkit.comparison.findings import Comparison
+from adaptkit.comparison.inference import ALPHA, Inference, quantile
+from adaptkit.comparison.metrics import TEST_SETS, is_cost
+from adaptkit.comparison.numbers import amount, counted, listed, p_phrase, plural, rounded, times, unit
+from adaptkit.comparison.pairs import cheaper, saw_labels
+from adaptkit.comparison.records import ArmResult, DomainResult, Estimate, PairResult
+from adaptkit.comparison.severity import Crossing, Robustness
+from adaptkit.comparison.statistics import holm
 from adaptkit.names import (
     FINAL_GAIN,
     FINAL_RETENTION,
@@ -23,6 +26,7 @@ from adaptkit.names import (
     PARAMS_TRAINABLE,
     STARTS_AT_BASE_TAG,
     TIME_TRAIN_SECONDS,
+    TUNED_INSIDE_TAG,
     TUNING_TAG,
 )
 from adaptkit.settings.request import OVERLAPPING
@@ -47,15 +51,17 @@ OPENINGS = {
 
 
 def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
-    """Return the verdicts, those of the best arm first, then zero-shot, Pareto front, severities and scope."""
+    """Return the verdicts, those of the best arm first, then what follows from them, and the scope."""
     sentences = [_pair_sentence(comparison, pair) for pair in shown_pairs(comparison)]
     if hidden := len(comparison.pairs) - len(sentences):
         sentences.append(f"The other {hidden:,} pairs are in the report's table.")
-    if any(pair.test == "mcnemar" for pair in comparison.pairs):
+    sentences += _domain_sentences(comparison)
+    if any(pair.only_models for pair in comparison.pairs):
         sentences.append(
-            "With one seed, McNemar's test covers only the chance in the test images. Another draw of the labelled "
-            f"images may reverse the result: run at least {ENOUGH_SEEDS} seeds (--seeds 0-{ENOUGH_SEEDS - 1})."
+            "One run of each strategy shows nothing about the strategies, because another training may reverse the "
+            f"result: run at least {ENOUGH_SEEDS} seeds (--seeds 0-{ENOUGH_SEEDS - 1})."
         )
+    sentences += _open_sentences(comparison)
     if comparison.metric.key in (FINAL_SHIFTED_ACCURACY, FINAL_GAIN) and comparison.zero_shot is not None:
         sentences.append(_zero_shot_sentence(comparison, comparison.zero_shot))
     if len(comparison.arms) > 1:
@@ -114,11 +120,10 @@ def _pair_sentence(comparison: Comparison, pair: PairResult) -> str:
     place = opening(comparison)
     if pair.n == 0:
         return f"{place}, {pair.a} and {pair.b} cannot be paired: they share no seed. Run both with the same seeds."
-    if pair.test is None or pair.difference is None or pair.low is None or pair.high is None or pair.p is None:
-        return (
-            f"{place}, one seed cannot distinguish {pair.a} from {pair.b}. Run at least {ENOUGH_SEEDS} seeds "
-            f"(--seeds 0-{ENOUGH_SEEDS - 1})."
-        )
+    if pair.difference is None or pair.low is None or pair.high is None or pair.p is None:
+        return f"{place}, {_shown(comparison, pair)}"
+    if pair.only_models:
+        return f"{place}, {_models(comparison, pair)}"
     if pair.verdict in ("better", "worse"):
         return f"{place}, {_decided(comparison, pair)}"
     if pair.verdict == "tie":
@@ -131,7 +136,8 @@ def _decided(comparison: Comparison, pair: PairResult) -> str:
     winner, loser = (pair.b, pair.a) if swap else (pair.a, pair.b)
     sign = 1 if pair.difference is not None and pair.difference >= 0 else -1
     costs = _costs(comparison, pair, swap)
-    return f"{winner} beats {loser} by {_difference(comparison, pair, sign)}{_evidence(comparison, pair)}. It {costs}."
+    size = f"{_difference(comparison, pair, sign)}{_evidence(comparison, pair)}"
+    return f"{winner} is better than {loser} by {size}. It {costs}."
 
 
 def _tied(comparison: Comparison, pair: PairResult) -> str:
@@ -146,35 +152,114 @@ def _tied(comparison: Comparison, pair: PairResult) -> str:
 
 
 def _undecided(comparison: Comparison, pair: PairResult) -> str:
-    start = f"{pair.a} and {pair.b} differ by {_difference(comparison, pair, 1)}{_evidence(comparison, pair)}."
-    if pair.seeds_verdict != "unclear":
-        interval = (
-            f"[{amount(comparison.metric, pair.image_low or 0)}, {amount(comparison.metric, pair.image_high or 0)}]"
-        )
-        result = {"tie": "a tie"}.get(pair.seeds_verdict, "a difference")
-        more = (
-            f"About {rounded(pair.images_needed):,} test images would confirm it."
-            if pair.images_needed
-            else "At this difference, no number of test images would confirm it."
-        )
-        return (
-            f"{start} The seeds show {result}, but the interval over resampled test images, {interval}, does not "
-            f"confirm it: unclear. {more}"
-        )
-    if pair.sd is None:
-        return f"{start} The test images do not decide which is better."
-    if pair.seeds_needed is None:
-        return f"{start} The seeds do not decide which is better, and at this spread up to 10,000 seeds would not."
-    # Because of Holm's correction, the estimate can be too low: recommend at least one more seed.
-    needed = rounded(max(pair.seeds_needed, pair.n + 1))
-    tested = sum(other.p is not None for other in comparison.pairs)
-    # Without a margin, seeds can only show a difference, not a tie.
-    is_difference = seeds_needed(pair.difference or 0.0, pair.sd, margin=0.0, pairs=tested) == pair.seeds_needed
-    result = "a difference" if is_difference else "a tie"
-    return (
-        f"{start} The seeds do not decide which is better. If the mean and the spread stay the same, {needed:,} seeds "
-        f"({needed - pair.n:,} more) are enough to show {result}. The interval over resampled test images must agree."
+    start = (
+        f"{pair.a} and {pair.b} differ by {_difference(comparison, pair, 1)}{_evidence(comparison, pair)}: undecided."
     )
+    counts = ((pair.labels_needed, "labelled images"), (pair.seeds_needed, "seeds"))
+    for needed, name in (*counts, (pair.test_images_needed, "test images")):
+        if needed is not None:
+            now = pair.n if name == "seeds" else comparison.test_images
+            more = rounded(max(needed - now, 1))
+            return (
+                f"{start} If the difference stays the same, about {more:,} more {name} ({now + more:,} in all) would "
+                "show it with an even chance."
+            )
+    if saw_labels(comparison.arm(pair.a), comparison.arm(pair.b)):
+        return f"{start} There is no verdict on strategies that were tuned with the evaluated labels."
+    if comparison.metric.key in TEST_SETS and not pair.domains:
+        return f"{start} No reasonable number of images would show a difference this small."
+    return start
+
+
+def _shown(comparison: Comparison, pair: PairResult) -> str:
+    """Return the sentence on a difference whose uncertainty is not known."""
+    metric = comparison.metric
+    if pair.difference is None:
+        return f"{pair.a} and {pair.b} cannot be compared: not all of their runs have this metric."
+    size = f"{amount(metric, pair.difference)} {unit(metric, pair.difference)}".rstrip()
+    start = f"{pair.a} and {pair.b} differ by {size}, without a verdict:"
+    if is_cost(metric.key):
+        return f"{start} one run does not show how much this varies."
+    return f"{start} adaptkit cannot compute this metric from the predictions."
+
+
+def _models(comparison: Comparison, pair: PairResult) -> str:
+    """Return the sentence on two trained models, whose training was not repeated."""
+    assert pair.p is not None
+    if pair.p >= ALPHA:
+        differ = f"the trained models of {pair.a} and {pair.b} are not shown to differ: {pair.a} is ahead by"
+        return f"{differ} {_difference(comparison, pair, 1)}{_evidence(comparison, pair)}."
+    return (
+        f"these two trained models differ: that of {pair.a} is ahead of that of {pair.b} by "
+        f"{_difference(comparison, pair, 1)}{_evidence(comparison, pair)}."
+    )
+
+
+def _domain_sentences(comparison: Comparison) -> list[str]:
+    """Return a sentence for each held-out value of a column, and one on the worst value of each arm."""
+    names = list(comparison.arms[0].domains)
+    if not names:
+        return []
+    column = comparison.setup.get("folds", "").removeprefix("by:") or "domain"
+    sentences = []
+    for index, name in enumerate(names):
+        results = [(pair, pair.domains[index]) for pair in shown_pairs(comparison) if pair.domains]
+        parts = [_on_domain(comparison, pair, result) for pair, result in results]
+        if parts:
+            images = results[0][1].images
+            sentences.append(f"On {column} {name} ({images:,} images): {'; '.join(parts)}.")
+    worst = [(arm.name, *min(arm.domains.items(), key=lambda item: item[1].mean)) for arm in comparison.arms]
+    shown = [f"{arm} on {name} ({100 * accuracy.mean:.1f} %)" for arm, name, accuracy in worst]
+    return [*sentences, f"Lowest target accuracy by {column}: {listed(shown)}."]
+
+
+def _on_domain(comparison: Comparison, pair: PairResult, result: DomainResult) -> str:
+    metric = comparison.metric
+    swap = result.verdict == "worse"
+    sign = -1 if swap else 1
+    low, high = sorted((sign * result.low, sign * result.high))
+    value = sign * result.difference
+    size = f"{amount(metric, value)} [{amount(metric, low)}, {amount(metric, high)}]"
+    one, other = (pair.b, pair.a) if swap else (pair.a, pair.b)
+    if result.verdict in ("better", "worse"):
+        return f"{one} is better than {other} by {size}"
+    if result.verdict == "tie":
+        return f"{one} and {other} are tied ({size})"
+    return f"{one} and {other} are undecided ({size})"
+
+
+def _open_sentences(comparison: Comparison) -> list[str]:
+    """Return what the comparison can find, and which arm to take, if no arm is shown to be the best."""
+    sizes = sorted(pair.detectable for pair in comparison.pairs if pair.detectable is not None and not pair.only_models)
+    choice = comparison.choice
+    if choice is None:
+        return []
+    sentences = []
+    metric = comparison.metric
+    if sizes and metric.key in TEST_SETS:
+        size = sizes[len(sizes) // 2]
+        sentences.append(
+            f"This comparison finds a true difference of {amount(metric, size)} {unit(metric, size)} with a "
+            "probability of 80 %."
+        )
+    if choice.name == choice.best:
+        return [
+            *sentences,
+            f"If you must choose now: {choice.name} has the best mean, and trains the fewest parameters of the "
+            "strategies that are not shown to be worse.",
+        ]
+    start = (
+        f"If you must choose now: of the strategies that are not shown to be worse than {choice.best}, which has the "
+        f"best mean, {choice.name} trains the fewest parameters ({choice.cost:,})."
+    )
+    if choice.most_lost is None:
+        return [*sentences, start]
+    most = max(choice.most_lost, 0.0)
+    return [
+        *sentences,
+        f"{start} This choice costs at most {amount(metric, most)} {unit(metric, most)} (upper end of the 95 % "
+        "interval).",
+    ]
 
 
 def _difference(comparison: Comparison, pair: PairResult, sign: int) -> str:
@@ -189,10 +274,7 @@ def _difference(comparison: Comparison, pair: PairResult, sign: int) -> str:
 def _evidence(comparison: Comparison, pair: PairResult) -> str:
     assert pair.p is not None
     tested = sum(other.p is not None for other in comparison.pairs)
-    p = p_phrase(pair.p) + (f", corrected for {tested:,} pairs" if tested > 1 else "")
-    if pair.test == "mcnemar":
-        return f" with one seed (McNemar's exact test, {p})"
-    return f" over {pair.n} paired seeds ({p})"
+    return f" ({p_phrase(pair.p)}{f', corrected for {tested:,} pairs' if tested > 1 else ''})"
 
 
 def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
@@ -227,23 +309,28 @@ def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
 def _zero_shot_sentence(comparison: Comparison, zero_shot: float) -> str:
     start = f"Without adaptation, the base reaches {100 * zero_shot:.1f} % target accuracy."
     gains = {arm.name: arm.gain for arm in comparison.arms if arm.gain is not None}
-    lost = [name for name, gain in gains.items() if not _is_gain(gain)]
-    if lost:
-        return f"{start} For {listed(lost)}, the runs do not show an improvement over this."
+    if not gains or any(pair.only_models for pair in comparison.pairs):
+        return start
+    # As for pairs, an improvement is shown if it is significant after Holm's correction.
+    tests = [Inference(gain.mean, df=gain.df, over_units=_variance(gain)).p or 1.0 for gain in gains.values()]
+    shown = [p < ALPHA and gain.mean > 0 for p, gain in zip(holm(tests), gains.values(), strict=True)]
+    if lost := [name for name, is_shown in zip(gains, shown, strict=True) if not is_shown]:
+        return f"{start} For {listed(lost)}, an improvement over this is not shown."
     if len(gains) == 1:
         return f"{start} {_gained(*gains.popitem())}."
-    if any(gain.low is None for gain in gains.values()):
-        return start
-    return f"{start} The 95 % interval of every strategy is above that."
+    return f"{start} Every strategy is shown to be better than that."
+
+
+def _variance(estimate: Estimate) -> float:
+    """Return the squared standard error of an estimate."""
+    if estimate.half_width is None or estimate.df is None:
+        return 0.0
+    return (estimate.half_width / quantile(ALPHA / 2, estimate.df)) ** 2
 
 
 def _gained(name: str, gain: Estimate) -> str:
     interval = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
     return f"{name} gains {100 * gain.mean:.1f} points{interval}"
-
-
-def _is_gain(gain: Estimate) -> bool:
-    return (gain.mean if gain.low is None else gain.low) > 0
 
 
 def _starts_at_base(arm: ArmResult) -> bool:
@@ -264,37 +351,38 @@ def _front_sentence(comparison: Comparison) -> str:
     return sentence
 
 
-#: protocol -> what the verdicts do not cover yet
-PRELIMINARY = {
-    "folds": "Preliminary: repeats of the same cross-validation are counted as if they were independent.",
-    "given": "Preliminary: seeds with the same training images are counted as if they had different ones.",
-    "draws": "Preliminary: draws from one pool are counted as if they came from different pools.",
-}
-
-
 def scope_sentence(comparison: Comparison) -> str:
-    """Return the scope of the verdicts: the base, the test images and the draws to which they apply."""
-    metric = comparison.metric
-    test = TEST_SETS.get(metric.key, "shifted")
-    images = len(comparison.arms[0].runs[0].predictions[test].truth)
-    if of_severities(metric.key):
-        return f"This holds for this base and these {images:,} test images under these severities."
+    """Return the scope of the verdicts: data, base, number of training labels, and what they generalise to."""
+    metric, setup = comparison.metric, comparison.setup
     if metric.key not in TEST_SETS:
         return "This holds for this base, these data and the machine that made the runs."
-    sentence = f"This holds for this base and these {images:,} test images."
-    judged = [arm.shifted if test == "shifted" else arm.clean for arm in comparison.arms]
-    accuracies = [accuracy.mean for accuracy in judged if accuracy is not None]
-    error = sampling_error(sum(accuracies) / len(accuracies), images)
-    sentence += f" The 95 % sampling error of an accuracy is ±{100 * error:.1f} points."
-    protocol = comparison.setup.get("protocol", OVERLAPPING)
-    if protocol != OVERLAPPING:
-        return f"{sentence} {PRELIMINARY[protocol]}"
-    if any(len(arm.seeds) > 1 for arm in comparison.arms):
-        drawn, pool = (comparison.setup.get(key, "") for key in ("drawn_images", "pool_images"))
-        if drawn.isdigit() and pool.isdigit() and int(pool):
-            # Two draws of k images from a pool of n share k * k / n images on average.
-            sentence += f" Two seeds share {part(int(drawn) / int(pool))} of their drawn images on average."
-    return sentence
+    runs = max((arm.runs for arm in comparison.arms), key=len)
+    protocol = setup.get("protocol", OVERLAPPING)
+    labels = _count(setup.get("drawn_images"), "labelled image")
+    tests = f"new test images like these {comparison.test_images:,}"
+    data = setup.get("target", "none")
+    data = setup.get("dataset", "these data") if data == "none" else data
+    start = f"Scope: this base, models trained on {labels} of {data}"
+    tuned = _tuned_inside(comparison)
+    if any(pair.only_models for pair in comparison.pairs) or (protocol != "folds" and len(runs) < 2):
+        return f"Scope: these trained models ({labels} of {data}), and {tests}.{tuned}"
+    if protocol == "folds":
+        column = setup.get("folds", "").removeprefix("by:")
+        if comparison.arms[0].domains:
+            return f"{start}, and new values of {column}; for each value, new test images of it.{tuned}"
+        groups = next((pair.groups for pair in comparison.pairs if pair.groups), None)
+        units = f"images of new groups ({groups:,} groups were measured)" if groups else "images"
+        return f"{start} at a time, and new labelled and new test {units} of this domain.{tuned}"
+    if protocol == "given":
+        return f"{start}, the same ones in every run, and {tests}.{tuned}"
+    if covers_pools(runs):
+        return f"{start}, newly drawn from this domain, and {tests}.{tuned}"
+    pool = _count(setup.get("pool_images"), "image")
+    return f"{start}, drawn from this pool of {pool}, and {tests}.{tuned}"
+
+
+def _count(text: str | None, word: str) -> str:
+    return counted(int(text), word) if text is not None and text.isdigit() else f"the {word}s"
 
 
 def severity_sentences(robustness: Robustness | None) -> tuple[str, ...]:
@@ -305,61 +393,24 @@ def severity_sentences(robustness: Robustness | None) -> tuple[str, ...]:
 
 
 def _area_sentence(robustness: Robustness) -> str:
-    best, *others = robustness.arms
-    start = (
-        f"Over severities {_range(robustness)} of the shift, {best.name} has the largest area under its accuracy, "
-        f"{_percent(best)}."
-    )
-    pairs = {pair.b: pair for pair in robustness.pairs if pair.a == best.name}
-    paired = {arm.name: pairs[arm.name] for arm in others if arm.name in pairs}
-    if all(pair.p is None for pair in paired.values()):
-        return f"{start} One seed cannot show whether this is more than chance."
-    smaller = [_compared(name, pair) for name, pair in paired.items() if pair.verdict == "better"]
-    tied = [_compared(name, pair) for name, pair in paired.items() if pair.verdict == "tie"]
-    undecided = [_compared(name, pair) for name, pair in paired.items() if pair.verdict not in ("better", "tie")]
-    sentences = [start]
-    if smaller:
-        sentences.append(f"It is better than {listed(smaller)}.")
-    if tied:
-        sentences.append(f"It is tied with {listed(tied)}.")
-    if undecided:
-        sentences.append(f"These seeds do not distinguish it from {listed(undecided)}.")
-    return " ".join(sentences)
+    areas = [f"{arm.name} {100 * arm.area:.1f} %" for arm in robustness.arms if arm.area is not None]
+    return f"Mean accuracy over severities {_range(robustness)} of the shift, without a verdict: {listed(areas)}."
 
 
 def _crossing_sentences(robustness: Robustness) -> list[str]:
     if not robustness.crossings:
         lines = "The two mean lines do not" if len(robustness.arms) == 2 else "No two mean lines"
         return [f"{lines} cross over these severities."]
-    # The sort is stable: within a group, crossings keep the order of the areas of the arms.
-    ordered = sorted(robustness.crossings, key=lambda crossing: (not crossing.settled, not _is_clear(crossing)))
-    sentences = [_crossing(crossing) for crossing in ordered[:MOST_CROSSINGS]]
+    # The sort is stable: equally clear crossings keep the order of the areas of the arms.
+    ordered = sorted(robustness.crossings, key=lambda crossing: -min(abs(crossing.before), abs(crossing.after)))
+    sentences = [
+        f"The means of {crossing.falling} and {crossing.rising} cross near severity {_place(crossing)}: beyond it, the "
+        f"mean of {crossing.rising} is higher."
+        for crossing in ordered[:MOST_CROSSINGS]
+    ]
     if (more := len(ordered) - MOST_CROSSINGS) > 0:
         sentences.append(f"The JSON output lists {more:,} more crossings of mean lines (`crossings`).")
     return sentences
-
-
-def _crossing(crossing: Crossing) -> str:
-    if crossing.settled:
-        return (
-            f"{crossing.rising} overtakes {crossing.falling} at severity {_place(crossing)}. Over {crossing.n} paired "
-            f"seeds, it is clearly behind at {written(crossing.low)} (by {100 * -crossing.before:.1f} points) and "
-            f"clearly ahead at {written(crossing.high)} (by {100 * crossing.after:.1f} points)."
-        )
-    seeds = "One seed does" if crossing.n == 1 else "These seeds do"
-    start = f"The means of {crossing.falling} and {crossing.rising} cross near severity {_place(crossing)}"
-    if _is_clear(crossing):
-        assert crossing.sure_before is not None and crossing.sure_after is not None
-        return (
-            f"{start}. {seeds} not determine the place: {crossing.falling} is clearly ahead at "
-            f"{written(crossing.sure_before)}, {crossing.rising} at {written(crossing.sure_after)}."
-        )
-    return f"{start}: beyond it, {crossing.rising} is ahead. {seeds} not confirm this crossing."
-
-
-def _is_clear(crossing: Crossing) -> bool:
-    """Return whether the order of the two arms clearly changes at any severity."""
-    return crossing.sure_before is not None and crossing.sure_after is not None
 
 
 def _place(crossing: Crossing) -> str:
@@ -372,18 +423,14 @@ def _range(robustness: Robustness) -> str:
     return f"{written(robustness.severities[0])} to {written(robustness.severities[-1])}"
 
 
-def _percent(arm: SeverityArm) -> str:
-    assert arm.area is not None
-    text = f"{100 * arm.area.mean:.1f} %"
-    if arm.area.low is not None and arm.area.high is not None:
-        text += f" [{100 * arm.area.low:.1f}, {100 * arm.area.high:.1f}]"
-    return text
-
-
-def _compared(name: str, pair: SeverityPair) -> str:
-    if pair.difference is None or pair.p is None:
-        return f"{name} (no two shared seeds)"
-    return f"{name} ({pair.difference * 100:+.1f} points, {p_phrase(pair.p)})"
+def _tuned_inside(comparison: Comparison) -> str:
+    """Return the part of the scope that names tuning inside the fits; empty if no strategy was tuned so."""
+    trials = {run.tags.get(TUNED_INSIDE_TAG, "0") for arm in comparison.arms for run in arm.runs}
+    if trials == {"0"}:
+        return ""
+    if len(trials) == 1:
+        return f" Every strategy was tuned with {counted(int(trials.pop()), 'trial')} in each fit."
+    return f" The strategies were tuned with unequal numbers of trials in each fit: {listed(sorted(trials, key=int))}."
 
 
 def budget_notes(arms: Sequence[ArmResult]) -> list[str]:
@@ -401,6 +448,8 @@ def budget_notes(arms: Sequence[ArmResult]) -> list[str]:
         for line in dict.fromkeys(tuned.get(arm.name, ())):
             budget, _, rest = line.partition("; ")
             notes.append(f"{arm.name} was tuned on held-out labelled images, {budget}: {rest}.")
+        if saw_labels(arm):
+            notes.append(f"The tuning of {arm.name} saw labels that are evaluated here: it has no verdict.")
     untuned = [arm.name for arm in arms if arm.name not in tuned]
     if untuned:
         notes.append(

@@ -1,6 +1,6 @@
 """Compare arms over severities of the shift: the areas under their accuracies, and the crossings of their means.
 
-Areas are compared like any other metric.
+They are shown without verdicts: the predictions at each severity are not kept.
 """
 
 from __future__ import annotations
@@ -11,20 +11,12 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy
-from numpy.typing import NDArray
 
+from adaptkit.comparison.evidence import Design, estimate_accuracy
 from adaptkit.comparison.grouping import RunGroup
-from adaptkit.comparison.metrics import find_metric
 from adaptkit.comparison.numbers import listed
-from adaptkit.comparison.pairs import judge_pairs, shared_runs
-from adaptkit.comparison.records import (
-    ArmResult,
-    ComparedRun,
-    Estimate,
-    Metric,
-    PairResult,
-)
-from adaptkit.comparison.statistics import estimate, paired_t
+from adaptkit.comparison.pairs import shared_runs
+from adaptkit.comparison.records import ArmResult, ComparedRun, Estimate, Metric
 from adaptkit.errors import BadInput
 from adaptkit.names import SEVERITY_ACCURACY, SEVERITY_AREA, SEVERITY_ZERO_SHOT
 from adaptkit.settings.severities import accuracies_in, area, written
@@ -34,43 +26,28 @@ from adaptkit.settings.severities import accuracies_in, area, written
 class SeverityArm:
     """Accuracies of one arm at each severity of the shift.
 
-    `area` is the mean accuracy over the range of severities; None for one severity.
+    `area` is the mean accuracy over the range of severities; None for one severity. It has no interval, because the
+    accuracies at all severities are measured on the same images.
     """
 
     name: str
     slug: str
     strategy: str
     accuracies: tuple[Estimate, ...]
-    area: Estimate | None
+    area: float | None
 
     @property
-    def score(self) -> Estimate:
+    def score(self) -> float:
         """Return the score for ranking arms: the area, or the only accuracy."""
-        return self.area or self.accuracies[0]
-
-
-@dataclass(frozen=True)
-class SeverityPair:
-    """Difference of the areas of two arms, `a` minus `b`, over shared seeds, without resampled test images."""
-
-    a: str
-    b: str
-    n: int
-    verdict: str
-    difference: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    p_unadjusted: float | None
+        return self.accuracies[0].mean if self.area is None else self.area
 
 
 @dataclass(frozen=True)
 class Crossing:
     """Crossing of the mean accuracies of two arms: `rising` is behind at severity `low` and ahead at severity `high`.
 
-    `before` and `after` are the differences at `low` and `high`. `settled` is True if the 95 % intervals of the pair
-    exclude 0 at both. `sure_before` and `sure_after` are the nearest severities on each side at which the interval
-    excludes 0, without another crossing in between.
+    `before` and `after` are the differences at `low` and `high`. There is no verdict on them: the predictions at each
+    severity are not kept, so that their common test images cannot be taken into account.
     """
 
     rising: str
@@ -81,9 +58,6 @@ class Crossing:
     before: float
     after: float
     n: int
-    settled: bool
-    sure_before: float | None
-    sure_after: float | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +68,6 @@ class Robustness:
     zero_shot: tuple[float, ...] | None
     zero_shot_area: float | None
     arms: tuple[SeverityArm, ...]
-    pairs: tuple[SeverityPair, ...]
     crossings: tuple[Crossing, ...]
     notes: tuple[str, ...] = ()
 
@@ -133,7 +106,7 @@ def common_severities(runs: Sequence[ComparedRun]) -> tuple[float, ...]:
     return tuple(sorted(set.intersection(*every))) if every else ()
 
 
-def judge_robustness(arms: Sequence[ArmResult], *, margin: float, timings_comparable: bool) -> Robustness | None:
+def judge_robustness(arms: Sequence[ArmResult], design: Design) -> Robustness | None:
     """Compare arms over the severities that their runs share; return None if they share none.
 
     Runs that were not tested over severities are left out; a note names them.
@@ -144,12 +117,8 @@ def judge_robustness(arms: Sequence[ArmResult], *, margin: float, timings_compar
     if not severities:
         return None
     tested = [dataclasses.replace(arm, runs=tuple(runs_by_arm[arm.name])) for arm in arms if runs_by_arm[arm.name]]
-    results = {arm.name: _arm(arm, severities) for arm in tested}
-    tested.sort(key=lambda arm: -results[arm.name].score.mean)
-    pairs: tuple[PairResult, ...] = ()
-    if len(severities) > 1 and len(tested) > 1:
-        metric = find_metric(SEVERITY_AREA, runs)
-        pairs = judge_pairs(tested, metric, margin=margin, timings_comparable=timings_comparable)
+    results = {arm.name: _arm(arm, severities, design) for arm in tested}
+    tested.sort(key=lambda arm: -results[arm.name].score)
     base = accuracies_in(runs[0].metrics, SEVERITY_ZERO_SHOT)
     zero_shot = tuple(base[severity] for severity in severities) if set(severities) <= set(base) else None
     return Robustness(
@@ -157,7 +126,6 @@ def judge_robustness(arms: Sequence[ArmResult], *, margin: float, timings_compar
         zero_shot=zero_shot,
         zero_shot_area=None if zero_shot is None else area(severities, zero_shot),
         arms=tuple(results[arm.name] for arm in tested),
-        pairs=tuple(_pair(pair) for pair in pairs),
         crossings=tuple(crossing for a, b in combinations(tested, 2) for crossing in crossings(a, b, severities)),
         notes=_notes(runs_by_arm, runs, severities),
     )
@@ -177,10 +145,6 @@ def crossings(a: ArmResult, b: ArmResult, severities: Sequence[float]) -> list[C
     )
     differences = (one - other).T  # [severities, seeds]
     means = differences.mean(1)
-    decided = numpy.zeros(len(severities), dtype=bool)
-    if len(pairs) > 1:
-        test = paired_t(differences, 1 / len(pairs[0][0].predictions["shifted"].truth))
-        decided = (test.low > 0) | (test.high < 0)
     result = []
     unequal = numpy.flatnonzero(numpy.abs(means) > LEVEL).tolist()
     for left, right in pairwise(unequal):
@@ -202,53 +166,25 @@ def crossings(a: ArmResult, b: ArmResult, severities: Sequence[float]) -> list[C
                 before=sign * float(means[left]),
                 after=sign * float(means[right]),
                 n=len(pairs),
-                settled=bool(decided[left] and decided[right] and right == left + 1),
-                sure_before=_nearest(severities, decided=decided, means=means, steps=range(left, -1, -1)),
-                sure_after=_nearest(severities, decided=decided, means=means, steps=range(right, len(severities))),
             )
         )
     return result
-
-
-def _nearest(
-    severities: Sequence[float], *, decided: NDArray[numpy.bool_], means: NDArray[numpy.float64], steps: range
-) -> float | None:
-    """Return the first severity of `steps` at which the pair is decided; None if the difference changes sign before."""
-    for index in steps:
-        if means[index] * means[steps[0]] < 0:
-            return None
-        if decided[index]:
-            return severities[index]
-    return None
 
 
 def _tested(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     return [run for run in runs if accuracies_in(run.metrics)]
 
 
-def _arm(arm: ArmResult, severities: Sequence[float]) -> SeverityArm:
+def _arm(arm: ArmResult, severities: Sequence[float], design: Design) -> SeverityArm:
     lines = [[run.metrics[f"{SEVERITY_ACCURACY}{written(severity)}"] for severity in severities] for run in arm.runs]
     areas = [whole for line in lines if (whole := area(severities, line)) is not None]
+    images = len(arm.runs[0].predictions["shifted"].truth)
     return SeverityArm(
         name=arm.name,
         slug=arm.slug,
         strategy=arm.strategy,
-        accuracies=tuple(estimate(column) for column in zip(*lines, strict=True)),
-        area=estimate(areas) if areas else None,
-    )
-
-
-def _pair(pair: PairResult) -> SeverityPair:
-    return SeverityPair(
-        a=pair.a,
-        b=pair.b,
-        n=pair.n,
-        verdict=pair.verdict,
-        difference=pair.difference,
-        low=pair.low,
-        high=pair.high,
-        p=pair.p,
-        p_unadjusted=pair.p_unadjusted,
+        accuracies=tuple(estimate_accuracy(column, images, design) for column in zip(*lines, strict=True)),
+        area=sum(areas) / len(areas) if areas else None,
     )
 
 

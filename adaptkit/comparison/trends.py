@@ -6,8 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from adaptkit.comparison.findings import Comparison, Trend
 from adaptkit.comparison.numbers import listed
-from adaptkit.comparison.records import Comparison, Trend
 from adaptkit.comparison.sentences import opening
 
 #: maximum number of arms whose pairs have a sentence, and of settings with a trend
@@ -85,7 +85,7 @@ def _verdicts(a: str, b: str, verdicts: dict[str, list[str]]) -> str:
             ("better", f"{a} is better than {b}"),
             ("worse", f"{b} is better than {a}"),
             ("tie", f"{a} and {b} are tied"),
-            ("unclear", f"it is unclear which of {a} and {b} is better"),
+            ("undecided", f"{a} and {b} are undecided"),
         )
         if verdicts[verdict]
     ]

@@ -198,8 +198,8 @@ def disjoint_draw(numbers: Tensor, shots: int, sampling: str, seed: int) -> Tens
     """
     if sampling == "random":
         shots, numbers = shots * len(numbers.unique()), torch.zeros_like(numbers)
-    classes, counts = numbers.unique(return_counts=True)
-    parts = max(2, int(counts.max()) // shots)
+    classes = numbers.unique()
+    parts = _parts(numbers, shots)
     division, part = divmod(seed, parts)
     order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(derive_seed(division, "draws")))
     drawn = []
@@ -210,6 +210,17 @@ def disjoint_draw(numbers: Tensor, shots: int, sampling: str, seed: int) -> Tens
         drawn.append(members[start : start + min(shots, each)])
     joined = torch.cat(drawn)
     return joined[torch.randperm(len(joined), generator=torch.Generator().manual_seed(derive_seed(seed, "draw")))]
+
+
+def division_of(numbers: Tensor, shots: int, sampling: str, seed: int) -> int:
+    """Return the number of the division of the pool that the draw of a seed is a part of."""
+    if sampling == "random":
+        shots, numbers = shots * len(numbers.unique()), torch.zeros_like(numbers)
+    return seed // _parts(numbers, shots)
+
+
+def _parts(numbers: Tensor, shots: int) -> int:
+    return max(2, int(numbers.unique(return_counts=True)[1].max()) // shots)
 
 
 def most_shots(numbers: Tensor) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from adaptkit.data.protocols import DRAWS, division_of, most_shots
 from adaptkit.events import RunInput, RunStart
 from adaptkit.experiment.base_cache import Base
 from adaptkit.experiment.prepare import Experiment, find_fits
@@ -16,8 +18,10 @@ from adaptkit.names import (
     BASE_FINGERPRINT_TAG,
     BASE_RUN_ID_TAG,
     DATA_FINGERPRINT_TAG,
+    DIVISION_TAG,
     DRAW_SEED_TAG,
     DRAWN_IMAGES_TAG,
+    HELD_OUT_TAG,
     IMAGES_DIGEST_TAG,
     INIT_SEED_TAG,
     KIND_TAG,
@@ -78,6 +82,12 @@ def describe_run(
     }
     if domains.images_digest is not None:
         tags[IMAGES_DIGEST_TAG] = domains.images_digest
+    if domains.held_out is not None:
+        tags[HELD_OUT_TAG] = json.dumps(domains.held_out[1])
+    if plan.protocol == DRAWS and plan.shots is not None:
+        numbers = domains.labels.numbers
+        shots, sampling = min(plan.shots, most_shots(numbers)), experiment.request.settings.split.sampling
+        tags[DIVISION_TAG] = str(division_of(numbers, shots, sampling, seed))
     source: tuple[RunInput, ...] = ()
     weights = experiment.backbone_facts.get("backbone.weights_id", "none")
     history = f"with weights `{weights}` and a new head"

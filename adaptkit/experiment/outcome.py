@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adaptkit.comparison.records import Comparison, Comparisons
+from adaptkit.comparison.findings import Comparison, Comparisons
 from adaptkit.events import Epoch
 
 

@@ -103,7 +103,8 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     request = request.with_settings(device=device.type, precision=precision)
     domains = domains or load_data(request)
     request = request.with_settings(split=domains.split, image_size=domains.size, **domains.protocol.params)
-    if domains.protocol.name == GIVEN and "seed" not in request.explicit:
+    is_given = domains.protocol.name == GIVEN or domains.protocol.by is not None
+    if is_given and "seed" not in request.explicit:
         request = request.with_settings(seed=GIVEN_SEEDS)
     fits = find_fits(request, domains, request.settings.seed[0])  # raises BadInput for a division that is not possible
     sample = find_sample(domains)

@@ -15,8 +15,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from adaptkit.comparison.findings import Comparison, Comparisons
 from adaptkit.comparison.numbers import listed, margin
-from adaptkit.comparison.records import Comparison, Comparisons
 from adaptkit.errors import BadInput
 from adaptkit.names import COMPARISON_FILE, REPORT_FILE, REPORT_MARKDOWN_FILE
 from adaptkit.reports import tables
@@ -151,22 +151,16 @@ def how_to_read(comparisons: Sequence[Comparison]) -> tuple[tuple[str, str], ...
         ("numbers", "Accuracies and F1 are in %, differences between them in points."),
         (
             "interval",
-            "The 95 % t-interval of the pair's differences over the seeds that both strategies have. It is not "
-            "adjusted for the number of pairs.",
+            "It covers the true value with a probability of 95 %: for new labelled images and new test images, as far "
+            "as the scope at the end of the verdicts reaches. It is not adjusted for the number of pairs.",
         ),
-        ("p (Holm)", "The p-value of the paired t-test, corrected by Holm's method for the number of pairs."),
-        ("better, worse", "The corrected p-value is below 0.05, and the interval over resampled images agrees."),
+        ("p (Holm)", "The p-value of the difference, corrected by Holm's method for the number of pairs."),
+        ("better, worse", "The corrected p-value is below 0.05."),
         (
             "tie",
             f"Neither better nor worse, and the 95 % interval is within {within}: equally good in practice.",
         ),
-        ("unclear", "The data do not show which is better. This is not a tie."),
-        (
-            "resampled images",
-            "The 95 % interval of the difference when the test images are resampled. It covers the chance in the test "
-            "images; the t-interval covers the chance in the seeds. A verdict needs both: if this interval does not "
-            "confirm it, it is unclear.",
-        ),
+        ("undecided", "The data do not show which is better. This is not a tie."),
     )
     if any(comparison.robustness is not None for comparison in comparisons):
         terms = (*terms, ("severity", SEVERITY))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from adaptkit.comparison.classes import select_differing_classes
+from adaptkit.comparison.findings import Comparison, LeftOut
 from adaptkit.comparison.numbers import (
     NOTHING,
     counted,
@@ -20,7 +21,7 @@ from adaptkit.comparison.numbers import (
     size,
     with_unit,
 )
-from adaptkit.comparison.records import COSTS, ArmResult, Comparison, LeftOut, PairResult
+from adaptkit.comparison.records import COSTS, ArmResult, PairResult
 from adaptkit.comparison.severity import Robustness, SeverityArm
 from adaptkit.names import (
     FINAL_GAIN,
@@ -91,7 +92,7 @@ def accuracies(comparison: Comparison, colours: Colours) -> Table:
             texts += [gain, mean(arm.clean, scale=100), retention]
         texts += [mean(arm.macro_f1, scale=100), str(arm.score.n)]
         rows.append((_name(arm, colours), *map(TableCell, score + texts)))
-    note = "Mean ± half-width of the 95 % interval over seeds."
+    note = "Mean ± half-width of the 95 % interval for new images, as far as the scope of the verdicts reaches."
     if has_source:
         zero_shot, source = number(comparison.zero_shot, scale=100), number(comparison.base_accuracy, scale=100)
         texts = [NOTHING] * extra + [zero_shot, NOTHING, source, NOTHING, NOTHING, NOTHING]
@@ -134,7 +135,8 @@ def fronts(comparison: Comparison, colours: Colours) -> Table:
         for arm in comparison.arms
     ]
     note = (
-        "A strategy is dominated by another that costs less and is better or tied. An unclear pair dominates nothing."
+        "A strategy is dominated by one that is better and costs no more, or that is tied and costs less. An undecided "
+        "pair dominates nothing."
     )
     if not comparison.timings_comparable:
         note += " Training times are not ranked: the runs were not timed one at a time on one machine."
@@ -144,7 +146,7 @@ def fronts(comparison: Comparison, colours: Colours) -> Table:
 
 def _place(arm: ArmResult, cost: str, timings_comparable: bool) -> TableCell:
     if cost == TIME_TRAIN_SECONDS and not timings_comparable:
-        return TableCell("not ranked", "unclear")
+        return TableCell("not ranked", "undecided")
     dominating = arm.dominated_by.get(cost, ())
     return (
         TableCell(f"dominated by {listed(dominating)}", "dominated")
@@ -159,8 +161,7 @@ def pairs(comparison: Comparison) -> Table:
     columns = [
         *(Column("Pair", False), Column("Verdict", False)),
         Column(f"{with_unit('Difference', difference_unit(comparison.metric))} [95 % interval]"),
-        Column("Resampled images"),
-        *(Column("p (Holm)"), Column("p (unadjusted)"), Column("Shared seeds"), Column("Disagreement (%)")),
+        *(Column("p (Holm)"), Column("p (unadjusted)"), Column("Shared runs"), Column("Disagreement (%)")),
         *([Column("Retention difference (points)")] if has_source else []),
     ]
     rows: list[tuple[TableCell, ...]] = [
@@ -168,7 +169,6 @@ def pairs(comparison: Comparison) -> Table:
             TableCell(f"{pair.a} vs {pair.b}"),
             TableCell(_word(pair), pair.verdict),
             TableCell(_difference(pair, metric.digits, metric.scale)),
-            TableCell(interval(pair.image_low, pair.image_high, digits=metric.digits, scale=metric.scale)),
             TableCell(p_value(pair.p)),
             TableCell(p_value(pair.p_unadjusted)),
             TableCell(str(pair.n)),
@@ -177,23 +177,17 @@ def pairs(comparison: Comparison) -> Table:
         )
         for pair in comparison.pairs
     ]
-    if any(pair.seeds_needed or pair.images_needed for pair in comparison.pairs):
+    if any(_needed(pair) != NOTHING for pair in comparison.pairs):
         columns.append(Column("Would decide", False))
         rows = [(*row, TableCell(_needed(pair))) for row, pair in zip(rows, comparison.pairs, strict=True)]
     note = "Differences are the first minus the second. The verdict is about the first."
-    if any(pair.test == "mcnemar" for pair in comparison.pairs):
-        note += (
-            " With one shared seed, p is from McNemar's exact test and the interval is over resampled images: both "
-            "cover only the chance in the test images."
-        )
+    if any(pair.only_models for pair in comparison.pairs):
+        note += " With one shared run, the interval and p are only about the two trained models: there is no verdict."
     return Table(title="Pairs", note=note, columns=tuple(columns), rows=tuple(rows))
 
 
 def _word(pair: PairResult) -> str:
-    """Return the verdict. If the test images do not confirm it, add the verdict by seeds alone."""
-    if pair.seeds_verdict == pair.verdict:
-        return pair.verdict + (" (1 seed)" if pair.test == "mcnemar" else "")
-    return f"{pair.verdict} (by seeds alone: {pair.seeds_verdict})"
+    return pair.verdict + (" (1 run)" if pair.only_models else "")
 
 
 def _difference(pair: PairResult, digits: int, scale: float) -> str:
@@ -203,7 +197,11 @@ def _difference(pair: PairResult, digits: int, scale: float) -> str:
 
 
 def _needed(pair: PairResult) -> str:
-    wanted = ((pair.seeds_needed, "seeds"), (pair.images_needed, "test images"))
+    wanted = (
+        (pair.labels_needed, "labelled images"),
+        (pair.seeds_needed, "seeds"),
+        (pair.test_images_needed, "test images"),
+    )
     return ", ".join(f"about {count:,} {unit}" for count, unit in wanted if count is not None) or NOTHING
 
 
@@ -307,7 +305,7 @@ def severity_table(robustness: Robustness, colours: Mapping[str, str]) -> Table:
 def severity_cells(arm: SeverityArm, shown: list[int]) -> list[str]:
     """Return the accuracies of an arm at these positions of the severities, and its area."""
     texts = [mean(arm.accuracies[index], scale=100) for index in shown]
-    return texts if arm.area is None else [*texts, mean(arm.area, scale=100)]
+    return texts if arm.area is None else [*texts, number(arm.area, scale=100)]
 
 
 def zero_shot_cells(robustness: Robustness, shown: list[int]) -> list[str]:
@@ -319,10 +317,7 @@ def zero_shot_cells(robustness: Robustness, shown: list[int]) -> list[str]:
 
 def severity_note(robustness: Robustness) -> str:
     """Return the note on how to read a table over severities."""
-    seeds = any(accuracy.low is not None for arm in robustness.arms for accuracy in arm.accuracies)
-    note = "Accuracy (%) at multiples of the shift's amounts" + (
-        ", mean ± half-width of the 95 % interval over seeds" if seeds else ""
-    )
+    note = "Accuracy (%) at multiples of the shift's amounts, mean ± half-width of the 95 % interval"
     if len(robustness.severities) > 1:
         note += "; area: area under the curve of accuracy over severity, divided by the range of severities"
     return f"{note}."

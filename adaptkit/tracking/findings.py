@@ -6,7 +6,8 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from adaptkit.comparison.records import ArmResult, Comparison, Comparisons
+from adaptkit.comparison.findings import Comparison, Comparisons
+from adaptkit.comparison.records import ArmResult
 from adaptkit.names import (
     BASE_FINGERPRINT_TAG,
     COMPARED_RUNS_TAG,

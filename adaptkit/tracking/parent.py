@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from adaptkit.comparison.records import Comparisons
+from adaptkit.comparison.findings import Comparisons
 from adaptkit.errors import TrackingLost
 from adaptkit.names import ARMS_FILE, KIND_TAG, VERSION_TAG
 from adaptkit.tracking.environment import source_tags

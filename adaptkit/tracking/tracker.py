@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adaptkit.comparison.records import Comparisons
+from adaptkit.comparison.findings import Comparisons
 from adaptkit.errors import first_line
 from adaptkit.events import Epoch, RunInput, RunResult, RunStart
 from adaptkit.hookspecs import hookimpl

@@ -23,7 +23,7 @@ from support.fabrication import fabricate
 import adaptkit
 from adaptkit.api.compare import judge_tracked
 from adaptkit.cli import main
-from adaptkit.comparison.records import Comparison
+from adaptkit.comparison.findings import Comparison
 from adaptkit.data.shifts import rotated
 from adaptkit.experiment.prepare import load_data
 from adaptkit.plugins.loading import load_plugins

@@ -19,7 +19,8 @@ from matplotlib.image import imread
 from matplotlib.text import Annotation
 from scipy import stats
 
-from adaptkit.comparison.records import ArmResult, ComparedRun, Comparison, Curve, Estimate, Metric, PairResult
+from adaptkit.comparison.findings import Comparison
+from adaptkit.comparison.records import ArmResult, ComparedRun, Curve, Estimate, Metric, PairResult
 from adaptkit.reports.figures.comparison import Drawing, draw_comparison, save_drawing
 from adaptkit.reports.figures.style import FIXED, OTHERS, assign_colours, assign_marks
 

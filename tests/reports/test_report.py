@@ -17,8 +17,9 @@ import pytest
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
+from adaptkit.comparison.findings import Comparison, Comparisons, LeftOut
 from adaptkit.comparison.judge import judge_runs
-from adaptkit.comparison.records import COSTS, ComparedRun, Comparison, Comparisons, Curve, Estimate, LeftOut
+from adaptkit.comparison.records import COSTS, ComparedRun, Curve, Estimate
 from adaptkit.errors import BadInput
 from adaptkit.events import Predictions
 from adaptkit.reports.figures.style import Drawing

@@ -26,8 +26,9 @@ from torch import nn
 
 from adaptkit.cli.views.progress import ProgressBars, ProgressLines, print_plan
 from adaptkit.comparison.collector import Collector
+from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.judge import judge_runs
-from adaptkit.comparison.records import ComparedRun, Comparison
+from adaptkit.comparison.records import ComparedRun
 from adaptkit.events import Epoch, Predictions, RunResult, RunStart
 from adaptkit.experiment.outcome import ArmPlan, Plan
 from adaptkit.reports.figures.comparison import draw_comparison

@@ -7,16 +7,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from adaptkit.comparison.findings import Comparison, Comparisons
 from adaptkit.comparison.numbers import NOTHING, mean, number, p_value, size
 from adaptkit.comparison.numbers import interval as bounds
-from adaptkit.comparison.records import COSTS, ArmResult, Comparison, Comparisons
+from adaptkit.comparison.records import COSTS, ArmResult
 from adaptkit.comparison.sentences import shown_pairs
 from adaptkit.experiment.outcome import RunOutcome
 from adaptkit.names import FINAL_GAIN, FINAL_RETENTION, FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY, TIME_TRAIN_SECONDS
 from adaptkit.reports.tables import severity_cells, severity_note, shown_severities, zero_shot_cells
 from adaptkit.settings.severities import written
 
-COLOURS = {"better": "green", "worse": "red", "tie": "cyan", "unclear": "yellow"}
+COLOURS = {"better": "green", "worse": "red", "tie": "cyan", "undecided": "yellow"}
 #: metrics with a column of their own in the table of accuracies
 SHOWN = (FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY, FINAL_GAIN, FINAL_RETENTION, TIME_TRAIN_SECONDS)
 #: number of rows of a table on the terminal
@@ -56,7 +57,7 @@ def print_findings(console: Console, findings: Comparisons) -> None:
 def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
     """Print the table of accuracies: one row for each arm, the best first, and one for the zero-shot base."""
     metric, zero_shot, base_source = comparison.metric, comparison.zero_shot, comparison.base_accuracy
-    note = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed: no interval"
+    note = f"{f'mean of {seeds} runs' if seeds > 1 else 'one run'} ± 95 % interval"
     has_source = zero_shot is not None and base_source is not None
     about = "accuracies in %, gain and retention in points" if has_source else "target accuracy in %"
     table = _table("strategy", f"{about}; {note}")
@@ -93,7 +94,7 @@ def print_pairs(console: Console, comparison: Comparison) -> None:
     hidden = "" if len(shown) == len(comparison.pairs) else f"; {len(comparison.pairs) - len(shown)} more in --json"
     caption = f"{metric.label}, differences{unit} [95 % interval]; Holm-corrected p{hidden}"
     table = _table("pair", caption)
-    for heading in ("difference", "test images", "p", "seeds", "disagree"):
+    for heading in ("difference", "p", "runs", "disagree"):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
     for pair in shown:
@@ -101,18 +102,17 @@ def print_pairs(console: Console, comparison: Comparison) -> None:
         table.add_row(
             f"{escape(pair.a)} vs {escape(pair.b)}",
             escape(f"{difference} {bounds(pair.low, pair.high, digits=digits, scale=scale)}"),
-            escape(bounds(pair.image_low, pair.image_high, digits=digits, scale=scale)),
             p_value(pair.p),
             str(pair.n),
             number(pair.disagreement, scale=100, unit=" %"),
-            f"[{COLOURS[pair.verdict]}]{pair.verdict}[/]" + (" (1 seed)" if pair.test == "mcnemar" else ""),
+            f"[{COLOURS[pair.verdict]}]{pair.verdict}[/]" + (" (1 run)" if pair.only_models else ""),
         )
     console.print(table)
 
 
 def print_costs(console: Console, comparison: Comparison) -> None:
     """Print the table of costs, with the arms that dominate each arm and by which costs."""
-    caption = "dominated by: strategies that are better or tied at a lower cost (in parentheses)"
+    caption = "dominated by: strategies that are better and cost no more, or are tied and cost less (in parentheses)"
     table = _table("strategy", caption)
     for heading in ("adapter", "s/epoch", "memory", "inference"):
         table.add_column(heading, justify="right")

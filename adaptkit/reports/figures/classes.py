@@ -9,7 +9,7 @@ import numpy
 from matplotlib.axes import Axes
 
 from adaptkit.comparison.classes import confusion_of, select_confused_classes, select_differing_classes
-from adaptkit.comparison.records import Comparison
+from adaptkit.comparison.findings import Comparison
 from adaptkit.reports.figures.style import Drawing, listed, new_figure, settle, shown, write_note
 
 #: F1: maximum number of arms and of classes; number of classes to select if there are more; maximum with text in cells

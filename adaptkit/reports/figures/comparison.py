@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy
 from matplotlib.lines import Line2D
 
+from adaptkit.comparison.evidence import estimate_accuracy, find_design
+from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.metrics import DOMAINS
-from adaptkit.comparison.records import ArmResult, Comparison, Curve
-from adaptkit.comparison.statistics import estimate
+from adaptkit.comparison.records import ArmResult, Curve
 from adaptkit.reports.figures.classes import draw_class_f1, draw_confusion_differences
 from adaptkit.reports.figures.pairs import draw_differences
 from adaptkit.reports.figures.points import draw_accuracy_parameters, draw_gain_retention
@@ -74,6 +75,8 @@ def draw_accuracy_over_training(comparison: Comparison, marks: Mapping[str, Mark
     if not curves:
         return None
     names = list(curves)[:CROWD]
+    first = comparison.arms[0].runs[0]
+    design, images = find_design(first), len(set(first.predictions[test].image.tolist()))
     accuracy = f"{DOMAINS[test]} accuracy"
     title = f"{accuracy.capitalize()} over training"
     figure = new_figure(9.4, 4.2, title)
@@ -83,7 +86,7 @@ def draw_accuracy_over_training(comparison: Comparison, marks: Mapping[str, Mark
     for name in names:
         runs = curves[name]
         values = zip(*(_accuracies(run, test) for run in runs), strict=True)
-        estimates = [scaled(estimate(column), 100) for column in values]
+        estimates = [scaled(estimate_accuracy(column, images, design), 100) for column in values]
         seconds = numpy.mean([run.seconds for run in runs], axis=0).tolist()
         draw_line(by_epoch, runs[0].epoch, estimates, mark=marks[name], shade=shade)
         draw_line(by_time, seconds, estimates, mark=marks[name], shade=shade)

@@ -6,7 +6,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from adaptkit.comparison.records import Comparison, Metric, PairResult
+from adaptkit.comparison.findings import Comparison
+from adaptkit.comparison.records import Metric, PairResult
 from adaptkit.reports.figures.style import (
     INK,
     QUIET,
@@ -20,10 +21,9 @@ from adaptkit.reports.figures.style import (
 )
 
 MOST_PAIRS = 20
-#: colour of decided pairs, and of ties and unclear pairs
+#: colour of decided pairs, and of ties and undecided pairs
 DECIDED, OPEN = "#222222", "#767676"
-THICK: dict[str, Any] = {"linewidth": 6.0, "alpha": 0.35, "solid_capstyle": "butt", "zorder": 2}
-THIN: dict[str, Any] = {"linewidth": 1.1, "marker": "|", "markersize": 5, "markeredgewidth": 1.1, "zorder": 2.5}
+INTERVAL: dict[str, Any] = {"linewidth": 6.0, "alpha": 0.35, "solid_capstyle": "butt", "zorder": 2}
 
 
 def draw_differences(comparison: Comparison) -> Drawing | None:
@@ -68,10 +68,9 @@ def _draw_pair(axes: Axes, pair: PairResult, *, row: int, metric: Metric) -> Non
     decided = pair.verdict in ("better", "worse")
     colour = DECIDED if decided else OPEN
     if pair.difference is not None:
-        for low, high, look in ((pair.low, pair.high, THICK), (pair.image_low, pair.image_high, THIN)):
-            if low is not None and high is not None:
-                axes.plot([metric.scale * low, metric.scale * high], [row, row], color=colour, **look)
-        fill = "white" if pair.verdict == "unclear" else colour
+        if pair.low is not None and pair.high is not None:
+            axes.plot([metric.scale * pair.low, metric.scale * pair.high], [row, row], color=colour, **INTERVAL)
+        fill = "white" if pair.verdict == "undecided" else colour
         point = [metric.scale * pair.difference]
         axes.plot(point, [row], "o", color=colour, markerfacecolor=fill, markersize=6.5, markeredgewidth=1.4, zorder=3)
     value = axes.text(1.085, row, _value(pair, metric), transform=beside, ha="right", va="center", color=INK)
@@ -81,7 +80,7 @@ def _draw_pair(axes: Axes, pair: PairResult, *, row: int, metric: Metric) -> Non
 
 
 def _value(pair: PairResult, metric: Metric) -> str:
-    return "no shared seed" if pair.difference is None else f"{metric.scale * pair.difference:+.{metric.digits}f}"
+    return "no shared run" if pair.difference is None else f"{metric.scale * pair.difference:+.{metric.digits}f}"
 
 
 def _pair_name(pair: PairResult) -> str:
@@ -99,13 +98,11 @@ def _note(comparison: Comparison, pairs: tuple[PairResult, ...]) -> str:
     metric = comparison.metric
     parts = []
     if any(pair.low is not None for pair in pairs):
-        parts.append("thick: the pair's 95 % t-interval over seeds")
-    if any(pair.image_low is not None for pair in pairs):
-        parts.append("thin: 95 % interval over resampled test images")
+        parts.append("bars: 95 % interval of the pair")
     if comparison.margin:
         parts.append(f"shaded: within the margin, {_margin(metric, comparison.margin)}")
-    if any(pair.verdict == "unclear" for pair in pairs):
-        parts.append("hollow: unclear")
+    if any(pair.verdict == "undecided" for pair in pairs):
+        parts.append("hollow: undecided")
     if len(pairs) < len(comparison.pairs):
         with_best = len(comparison.arms) - 1
         which = f"those with {shown(comparison.arms[0].name)}" + (

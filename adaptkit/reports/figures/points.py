@@ -15,7 +15,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
-from adaptkit.comparison.records import ArmResult, Comparison, Estimate
+from adaptkit.comparison.findings import Comparison
+from adaptkit.comparison.records import ArmResult, Estimate
 from adaptkit.names import FINAL_SHIFTED_ACCURACY, PARAMS_TRAINABLE
 from adaptkit.reports.figures.style import (
     CROWD,

@@ -8,7 +8,7 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from adaptkit.comparison.records import Comparison
+from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.severity import Robustness, SeverityArm
 from adaptkit.reports.figures.style import (
     CROWD,
@@ -62,16 +62,14 @@ def draw_accuracy_over_severity(comparison: Comparison, marks: Mapping[str, Mark
     set_legend(figure, handles, words, loc="outside right center", title="area (%)", alignment="left")
     write_note(figure, _note(comparison, robustness, arms))
     settle(figure)
-    areas = listed(
-        [f"{shown(arm.name)} {100 * arm.area.mean:.1f} %" for arm in robustness.arms if arm.area is not None]
-    )
+    areas = listed([f"{shown(arm.name)} {100 * arm.area:.1f} %" for arm in robustness.arms if arm.area is not None])
     ends = f"{written(robustness.severities[0])} to {written(robustness.severities[-1])}"
     alt = f"Lines against the severity of the shift, {ends}. Area under each: {areas}."
     return Drawing(stem="accuracy_over_severity", title=title, alt=alt, figure=figure)
 
 
 def _named(arm: SeverityArm) -> str:
-    return shown(arm.name, 26) + (f"  {100 * arm.area.mean:.1f}" if arm.area is not None else "")
+    return shown(arm.name, 26) + (f"  {100 * arm.area:.1f}" if arm.area is not None else "")
 
 
 def _use_severity_axis(axes: Axes, severities: tuple[float, ...]) -> None:

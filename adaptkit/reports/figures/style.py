@@ -296,13 +296,17 @@ def short_count(value: float) -> str:
 
 
 def seeds_note(counts: Sequence[int]) -> str:
-    """Return a note on the number of seeds of the means."""
-    return "one seed, so no intervals" if max(counts) == 1 else f"mean over {_range(counts)} seeds with 95 % t-interval"
+    """Return a note on the number of runs of the means."""
+    return f"{_runs(counts)} with 95 % interval"
 
 
 def band_note(counts: Sequence[int]) -> str:
-    """Return a note on the number of seeds for lines with a band."""
-    return "one seed" if max(counts) == 1 else f"mean over {_range(counts)} seeds; band: 95 % t-interval"
+    """Return a note on the number of runs for lines with a band."""
+    return f"{_runs(counts)}; band: 95 % interval"
+
+
+def _runs(counts: Sequence[int]) -> str:
+    return "one run" if max(counts) == 1 else f"mean over {_range(counts)} runs"
 
 
 def _range(counts: Sequence[int]) -> str:

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from adaptkit.comparison.records import ArmResult, Comparison, Comparisons, Estimate, Metric, Trend
+from adaptkit.comparison.findings import Comparison, Comparisons, Trend
+from adaptkit.comparison.records import ArmResult, Estimate, Metric
 from adaptkit.names import FINAL_SHIFTED_ACCURACY
 from adaptkit.reports.figures.points import Label, place_labels
 from adaptkit.reports.figures.style import (

@@ -1,0 +1,207 @@
+"""Infer scores of strategies and their differences from compared runs, by the protocol that the runs share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+
+from adaptkit.comparison.inference import (
+    Inference,
+    infer_draws,
+    infer_fits,
+    infer_folds,
+    infer_given,
+    infer_runs,
+)
+from adaptkit.comparison.metrics import BASE_RELATIVE, TEST_SETS
+from adaptkit.comparison.records import ComparedRun, Estimate
+from adaptkit.comparison.scores import Integers, Scored, macro_f1_score, mean_score
+from adaptkit.events import Predictions
+from adaptkit.names import DIVISION_TAG, FINAL_SHIFTED_ACCURACY, FINAL_SHIFTED_MACRO_F1, HELD_OUT_TAG
+from adaptkit.settings.request import OVERLAPPING
+
+#: the scores of a run: one, or one for each fit if every fit is evaluated on the same test images
+Scores = tuple[Scored, ...]
+
+
+@dataclass(frozen=True)
+class Design:
+    """How the runs of a comparison use labels: the protocol and its folds, and the number of groups of images.
+
+    `held_out` are the values of the column whose values are held out, in the order of the folds.
+    """
+
+    protocol: str
+    folds: int
+    groups: int | None
+    held_out: tuple[str, ...]
+
+    def repeats(self, runs: Sequence[object]) -> bool:
+        """Return whether training is repeated with other images or seeds, so that a verdict is about strategies."""
+        return self.protocol == "folds" or len(runs) > 1
+
+
+def find_design(run: ComparedRun) -> Design:
+    """Return the design of the comparison that a run is a part of."""
+    target = run.predictions["shifted"]
+    return Design(
+        protocol=run.settings.get("protocol", OVERLAPPING),
+        folds=0 if target.fold is None else int(target.fold.max()) + 1,
+        groups=None if target.groups is None else len(set(target.groups)),
+        held_out=tuple(json.loads(run.tags.get(HELD_OUT_TAG, "[]"))),
+    )
+
+
+def score_run(run: ComparedRun, key: str, design: Design, *, domain: int | None = None) -> Scores | None:
+    """Return the scores of a run by a metric; None if the metric cannot be computed from predictions.
+
+    With `domain`, only images of this fold count.
+    """
+    if key not in TEST_SETS:
+        return None
+    predictions = run.predictions[TEST_SETS[key]]
+    classes = len(run.classes)
+    if domain is not None:
+        return (_score(_rows(predictions, domain), key, classes, units=None),)
+    if predictions.fold is not None and TEST_SETS[key] == "clean":
+        folds = range(int(predictions.fold.max()) + 1)
+        return tuple(_score(_rows(predictions, fold), key, classes, units=None) for fold in folds)
+    units = _units(predictions, design)
+    scored = _score(predictions, key, classes, units=units)
+    return (dataclasses.replace(scored, folds=_folds(predictions, units)),)
+
+
+def _rows(predictions: Predictions, fold: int) -> Predictions:
+    """Return the predictions of one fold, without ids and probabilities."""
+    rows = predictions.fold == fold
+    base = predictions.base_predicted
+    return Predictions(
+        image=predictions.image[rows],
+        truth=predictions.truth[rows],
+        predicted=predictions.predicted[rows],
+        confidence=predictions.confidence[rows],
+        base_predicted=None if base is None else base[rows],
+    )
+
+
+def _units(predictions: Predictions, design: Design) -> Integers | None:
+    """Return the number of the group of each image, or of its held-out value; None if images are independent."""
+    if design.held_out:
+        return numpy.asarray(predictions.fold, dtype=numpy.int64)
+    if predictions.groups is None:
+        return None
+    return numpy.unique(numpy.array(predictions.groups), return_inverse=True)[1].astype(numpy.int64)
+
+
+def _folds(predictions: Predictions, units: Integers | None) -> Integers | None:
+    """Return the number of the fold of each unit; None without folds."""
+    if predictions.fold is None or units is None:
+        return predictions.fold
+    folds = numpy.empty(int(units.max()) + 1, dtype=numpy.int64)
+    folds[units] = predictions.fold
+    return folds
+
+
+def _score(predictions: Predictions, key: str, classes: int, units: Integers | None) -> Scored:
+    if key == FINAL_SHIFTED_MACRO_F1:
+        return macro_f1_score(predictions.truth, predictions.predicted, classes=classes, units=units)
+    right = (predictions.predicted == predictions.truth).astype(float)
+    if key in BASE_RELATIVE and predictions.base_predicted is not None:
+        right -= predictions.base_predicted == predictions.truth
+    return mean_score(right, units)
+
+
+def subtract(a: Scores, b: Scores) -> Scores:
+    """Return the differences of the scores of two paired runs."""
+    return tuple(one - other for one, other in zip(a, b, strict=True))
+
+
+def infer(scores: Sequence[Scores], runs: Sequence[ComparedRun], key: str, design: Design) -> Inference:
+    """Estimate the mean score of runs, or the mean difference of `runs` and their partners, for new images."""
+    rows = [row for one in scores for row in one]
+    values, influence = [row.value for row in rows], numpy.stack([row.influence for row in rows])
+    resolution = 1 / _images(runs[0], key)
+    if design.protocol == "folds" and TEST_SETS[key] == "clean":
+        return infer_fits(values, influence, folds=design.folds, resolution=resolution)
+    if design.protocol == "folds":
+        assigned = numpy.stack([numpy.asarray(row.folds) for row in rows])
+        return infer_folds(values, influence, folds=design.folds, assigned=assigned, resolution=resolution)
+    divisions = [int(run.tags.get(DIVISION_TAG, 0)) for run in runs]
+    drawn = infer_draws(values, influence, divisions=divisions, resolution=resolution) if covers_pools(runs) else None
+    return drawn or infer_given(values, influence, resolution=resolution)
+
+
+def infer_domain(scores: Sequence[Scores]) -> Inference:
+    """Estimate as `infer` does for the images of one held-out value: its models share their training images."""
+    rows = [row for one in scores for row in one]
+    influence = numpy.stack([row.influence for row in rows])
+    return infer_given([row.value for row in rows], influence, resolution=1 / influence.shape[1])
+
+
+def covers_pools(runs: Sequence[ComparedRun]) -> bool:
+    """Return whether runs tell what other pools of labelled images would give: some are disjoint draws of one."""
+    divisions = [run.tags.get(DIVISION_TAG) for run in runs if run.settings.get("protocol") == "draws"]
+    return len(divisions) > len(set(divisions))
+
+
+def _images(run: ComparedRun, key: str) -> int:
+    """Return the number of different images that are evaluated."""
+    predictions = run.predictions[TEST_SETS[key]]
+    is_repeated = predictions.fold is not None and TEST_SETS[key] == "clean"
+    return int(numpy.sum(predictions.fold == 0)) if is_repeated else len(predictions.truth)
+
+
+def estimate_arm(runs: Sequence[ComparedRun], key: str, design: Design) -> Estimate:
+    """Return the mean of a metric over the runs of an arm, with its interval for new images.
+
+    A metric that cannot be computed from predictions has the interval of independent measurements if it is a cost, and
+    none otherwise.
+    """
+    scored = [score_run(run, key, design) for run in runs]
+    found = [scores for scores in scored if scores is not None]
+    values = [run.metrics[key] for run in runs]
+    return as_estimate(infer(found, runs, key, design), values) if found else estimate_cost(values)
+
+
+def estimate_cost(values: Sequence[float]) -> Estimate:
+    """Return the mean of independent measurements of a cost, with its interval."""
+    return as_estimate(infer_runs(values), values)
+
+
+def estimate_accuracy(values: Sequence[float], images: int, design: Design) -> Estimate:
+    """Return the mean accuracy of runs on the same images, of which only the numbers of correct ones are known.
+
+    Over images, the variance is that of a binomial distribution.
+    """
+    right = numpy.arange(images) < numpy.mean(values) * images
+    influence, resolution = [mean_score(right).influence], 1 / images
+    if design.protocol == "folds":
+        return as_estimate(infer_folds(values, influence, folds=design.folds, resolution=resolution), values)
+    return as_estimate(infer_given(values, influence, resolution=resolution), values)
+
+
+def as_estimate(inference: Inference, values: Sequence[float]) -> Estimate:
+    """Return the mean of the values of runs with the interval of an inference."""
+    mean, half = float(numpy.mean(values)), inference.half_width()
+    return Estimate(
+        mean=mean,
+        n=len(values),
+        sd=float(numpy.std(values, ddof=1)) if len(values) > 1 else None,
+        low=None if half is None else mean - half,
+        high=None if half is None else mean + half,
+        df=inference.df,
+    )
+
+
+def estimate_domains(runs: Sequence[ComparedRun], design: Design) -> dict[str, Estimate]:
+    """Return the target accuracy of an arm on the images of each held-out value, with its interval."""
+    accuracies = {}
+    for number, name in enumerate(design.held_out):
+        scored = [score_run(run, FINAL_SHIFTED_ACCURACY, design, domain=number) for run in runs]
+        found = [scores for scores in scored if scores is not None]
+        accuracies[name] = as_estimate(infer_domain(found), [scores[0].value for scores in found])
+    return accuracies
