@@ -111,12 +111,12 @@ def train_folds(population: Population, size: int, random: torch.Generator) -> A
     return arrays(result | {"labels": labels})
 
 
-def train_draws(population: Population, random: torch.Generator) -> Arrays:
-    """Train all learners on disjoint draws from one pool, and evaluate one test set."""
+def train_draws(population: Population, draw: Callable[..., Tensor], random: torch.Generator) -> Arrays:
+    """Train all learners on draws from one pool, and evaluate one test set."""
     rows = DRAW_POOL + DRAW_TEST
     images = drawn(population, DRAW_POOL, DRAW_TEST, random)
     pool, test = images.labels[:DRAW_POOL], images.labels[DRAW_POOL:]
-    trained = [disjoint_draw(pool, shots, "stratified", seed) for shots in SHOTS for seed in range(DRAW_SEEDS)]
+    trained = [draw(pool, shots, "stratified", seed) for shots in SHOTS for seed in range(DRAW_SEEDS)]
     predicted = learners.learn_all(Task(images, mask_of(trained, rows), random))[:, :, DRAW_POOL:]
     result: dict[str, Any] = {"labels": test}
     for shots, part in zip(SHOTS, predicted.split(DRAW_SEEDS, dim=1), strict=True):
@@ -229,12 +229,13 @@ def experiments(data_dir: Path, work: Path, pools: int, fine_tuned: int) -> Iter
     base, single, grouped = learners.make_populations(data_dir, work / "population.pt")
     for size in (200, 100, 500, 1000):
         yield Experiment(f"folds {size}", lambda random, size=size: train_folds(single, size, random), pools)
-    yield Experiment("draws", lambda random: train_draws(single, random), pools)
+    yield Experiment("draws", lambda random: train_draws(single, disjoint_draw, random), pools)
     for size in GROUP_SIZES:
         yield Experiment(f"groups {size}", lambda random, size=size: train_groups(grouped, size, random), pools)
     for size in TUNED_SIZES:
         yield Experiment(f"tuned {size}", lambda random, size=size: train_tuned(single, size, random), pools)
     yield Experiment("more labels", lambda random: train_more_labels(single, random), pools)
+    yield Experiment("old draws", lambda random: train_draws(single, overlapping_draw, random), pools)
     yield Experiment("fine-tuned", lambda random: train_fine_tuned(single, base, random), fine_tuned)
 
 

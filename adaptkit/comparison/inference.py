@@ -82,24 +82,27 @@ def infer_folds(
     Nadeau and Bengio (Machine Learning 52, 2003) and Bouckaert and Frank (PAKDD 2004) derive such corrections for the
     variance over fits.
 
-    `assigned` `[runs, units]` is the number of the fold of each unit, from 0. All units of a fold share the luck of one
-    training: the variance between folds beyond that which the units explain (an analysis of variance), at least 0. It
-    is added, divided by the number of repeats. Degrees of freedom of the sum: Satterthwaite (Biometrics Bulletin 2,
-    1946). Without `assigned`, the luck of the training is left out.
+    `assigned` `[runs, units]` is the number of the fold of each unit, from 0. All units of a fold share one training,
+    and so its luck, which the variance over units does not contain. It is estimated as in an analysis of variance: the
+    variance with folds as units, minus that with the units themselves, both within repeats, divided by the number of
+    repeats. The estimate can be negative, but the sum is at least the variance over units without its factor. Degrees
+    of freedom: Satterthwaite (Biometrics Bulletin 2, 1946). Without `assigned`, or if each unit is a fold, luck cannot
+    be told from the units and is left out.
     """
-    variance, df = _over_units(influence, resolution)
-    over_units = folds / (folds - 1) * variance
-    if assigned is None or df < 2:
-        return Inference(mean=_mean(scores), df=df, over_units=over_units)
+    plain, df = _over_units(influence, resolution)
+    over_units = folds / (folds - 1) * plain
     influences = numpy.asarray(influence, dtype=float)
     repeats, units = influences.shape
+    if assigned is None or units <= folds:
+        return Inference(mean=_mean(scores), df=df, over_units=over_units)
     cells = numpy.asarray(assigned) + folds * numpy.arange(repeats)[:, None]
     sums = numpy.bincount(cells.ravel(), weights=influences.ravel(), minlength=folds * repeats)
-    between = folds / (folds - 1) * float(sums @ sums)
-    expected = units / (units - 1) * float((influences**2).sum())
-    over_runs = max(between - expected, 0.0) / repeats**2
-    freedoms = satterthwaite((over_units, df), (over_runs, repeats * (folds - 1)))
-    return Inference(mean=_mean(scores), df=freedoms, over_runs=over_runs, over_units=over_units)
+    over_folds = folds / (folds - 1) * float(sums @ sums) / repeats**2
+    luck = over_folds - units / (units - 1) * float((influences**2).sum()) / repeats**2
+    total = max(over_units + luck, plain)
+    freedoms = satterthwaite((over_units, df), (over_folds, repeats * (folds - 1)), total=total)
+    over_runs = max(luck, 0.0)
+    return Inference(mean=_mean(scores), df=freedoms, over_runs=over_runs, over_units=total - over_runs)
 
 
 def infer_given(scores: ArrayLike, influence: ArrayLike, *, resolution: float = 0.0) -> Inference:
