@@ -235,8 +235,8 @@ def experiments(data_dir: Path, work: Path, pools: int, fine_tuned: int) -> Iter
     for size in TUNED_SIZES:
         yield Experiment(f"tuned {size}", lambda random, size=size: train_tuned(single, size, random), pools)
     yield Experiment("more labels", lambda random: train_more_labels(single, random), pools)
-    yield Experiment("old draws", lambda random: train_draws(single, overlapping_draw, random), pools)
     yield Experiment("fine-tuned", lambda random: train_fine_tuned(single, base, random), fine_tuned)
+    yield Experiment("old draws", lambda random: train_draws(single, overlapping_draw, random), pools)
 
 
 def main() -> None:

@@ -152,11 +152,10 @@ def of_folds(assigned: Array, *, luck: bool = True) -> Callable[[int, int, Array
     return infer
 
 
-def judge_old(data: Mapping[str, Array], seeds: int) -> Judged:
-    """Judge with the rule of adaptkit 0.1: a paired t-test over seeds, and an interval over test images."""
-    predicted = data["predicted old"][:, :, :seeds]
-    truth = data["labels"][:, -predicted.shape[-1] :]
-    right = (predicted == truth[:, None, None]).astype(float)
+def judge_old(predicted: Array, labels: Array) -> Judged:
+    """Judge with the rule of adaptkit 0.1: a paired t-test over seeds, confirmed by an interval over test images."""
+    seeds = predicted.shape[2]
+    right = (predicted == labels[:, None, None, -predicted.shape[-1] :]).astype(numpy.float32)
     columns = []
     for a, b in PAIRS:
         by_seed, by_image = (right[:, a] - right[:, b]).mean(-1), (right[:, a] - right[:, b]).mean(1)
@@ -211,6 +210,8 @@ def rows_of(data: Mapping[str, Mapping[str, Array]]) -> Iterator[tuple[str, str,
             yield from _rows_of_folds(data[f"folds {size}"], size)
     if "draws" in data:
         yield from _rows_of_draws(data["draws"])
+    if "old draws" in data:
+        yield from _rows_of_old_draws(data["old draws"])
     for size in (200, 500):
         if (groups := data.get(f"groups {size}")) is None:
             continue
@@ -224,7 +225,8 @@ def rows_of(data: Mapping[str, Mapping[str, Array]]) -> Iterator[tuple[str, str,
             tuned, tuned["predicted 1x5"], of_folds(tuned["folds 1x5"]), pairs=[(0, 1), (0, 2), (1, 2)]
         )
         full, again, lora = _truth(tuned, "1x5")
-        yield "fine-tuned", "", _few_rates(judged, numpy.array([(full + again) / 2] * 2 + [lora]))
+        name = f"{len(judged.mean)} pools, full twice and lora"
+        yield "fine-tuned", name, _few_rates(judged, numpy.array([(full + again) / 2] * 2 + [lora]))
 
 
 def _truth(data: Mapping[str, Array], design: str, metric: str = ACCURACY) -> Array:
@@ -242,11 +244,14 @@ def _rows_of_folds(data: Mapping[str, Array], size: int) -> Iterator[tuple[str, 
         name = f"{repeats} x {design.split('x')[1]}, {metric if luck else 'luck of training left out'}"
         yield "folds", f"{size} labels, {name}", rates(judged, _truth(data, design, metric))
     for seeds in (5, 10):
-        yield (
-            "old",
-            f"{size} labels, {seeds} seeds",
-            rates(judge_old(data, seeds), _truth(data, "old"), reference=_truth(data, "3x5")),
-        )
+        judged = judge_old(data["predicted old"][:, :, :seeds], data["labels"])
+        yield "old", f"{size} labels, {seeds} seeds", rates(judged, _truth(data, "old"), _truth(data, "3x5"))
+
+
+def _rows_of_old_draws(data: Mapping[str, Array]) -> Iterator[tuple[str, str, Mapping[str, Rate]]]:
+    for shots, seeds in itertools.product((10, 20, 50), (5, 10)):
+        judged = judge_old(data[f"predicted {shots}"][:, :, :seeds], data["labels"])
+        yield "old draws", f"{shots} shots, {seeds} seeds", rates(judged, _truth(data, str(shots)))
 
 
 def _rows_of_draws(data: Mapping[str, Array]) -> Iterator[tuple[str, str, Mapping[str, Rate]]]:
@@ -319,39 +324,28 @@ TITLES = {
     "folds": "Folds",
     "draws": "Draws from a pool of 1,000 images, 1,500 test images",
     "groups": "Groups of 1 to 12 images, folds",
-    "old": "Rule of adaptkit 0.1: paired t-test over seeds, trained on 20 % of the labels",
+    "old": "adaptkit 0.1: draws of 20 % of the labels that overlap, 60 % for testing",
+    "old draws": "adaptkit 0.1: draws that overlap, from a pool of 1,000 images, 1,500 test images",
 }
 
 
 def write_table(work: Path, output: Path) -> None:
     """Judge everything in the work folder, and write Markdown tables and a JSON file with the same numbers."""
     data = {path.stem: dict(numpy.load(path)) for path in work.glob("*.npz") if ".part" not in path.name}
-    lines: list[str] = []
+    rows = list(rows_of(data))
     document: dict[str, Any] = {}
-    section = ""
-    for section_now, name, row in sorted(
-        rows_of(data), key=lambda one: list(TITLES).index(one[0]) if one[0] in TITLES else 9
-    ):
-        document[f"{section_now}: {name}"] = {key: [rate.value, rate.error] for key, rate in row.items()}
-        if section_now not in TITLES:
-            pools = len(data["fine-tuned"]["labels"])
-            cells = ", ".join(f"{key} {rate}" for key, rate in row.items())
-            lines += ["", f"`full`, `full` with other seeds and `lora` on {pools} pools of 100 labels, 1 x 5: {cells}"]
-            continue
-        if section_now != section:
-            section = section_now
-            lines += [
-                "",
-                f"| {TITLES[section]} | {' | '.join(COLUMNS.values())} |",
-                "| --- |" + " ---: |" * len(COLUMNS),
-            ]
-        lines.append(f"| {name} | {' | '.join(str(row[key]) for key in COLUMNS)} |")
+    lines: list[str] = []
+    for section, title in TITLES.items():
+        lines += ["", f"| {title} | {' | '.join(COLUMNS.values())} |", "| --- |" + " ---: |" * len(COLUMNS)]
+        for name, row in ((name, row) for other, name, row in rows if other == section):
+            lines.append(f"| {name} | {' | '.join(str(row[key]) for key in COLUMNS)} |")
     lines += ["", "| False verdicts | equal pairs | families of four |", "| --- | ---: | ---: |"]
     for name, pairs, families in false_rows(data):
-        document[f"false: {name}"] = {
-            "equal pairs": [pairs.value, pairs.error],
-            "families of 4": [families.value, families.error],
-        }
+        rows.append(("false", name, {"equal pairs": pairs, "families of 4": families}))
         lines.append(f"| {name} | {pairs} | {families} |")
+    for section, name, row in rows:
+        document[f"{section}: {name}"] = {key: [rate.value, rate.error] for key, rate in row.items()}
+        if section == "fine-tuned":
+            lines += ["", f"{name}: {', '.join(f'{key} {rate}' for key, rate in row.items())}"]
     output.write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
     output.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
