@@ -28,6 +28,7 @@ from calibration_tables import write_table
 from torch import Tensor
 
 from adaptkit.data.protocols import Labels, disjoint_draw, fold_numbers, overlapping_draw
+from adaptkit.data.split import stratified
 
 SIZES = (100, 200, 500, 1000)
 #: repeats and folds of the designs
@@ -114,7 +115,7 @@ def train_folds(population: Population, size: int, random: torch.Generator) -> A
 def train_draws(population: Population, draw: Callable[..., Tensor], random: torch.Generator) -> Arrays:
     """Train all learners on draws from one pool, and evaluate one test set."""
     rows = DRAW_POOL + DRAW_TEST
-    images = drawn(population, DRAW_POOL, DRAW_TEST, random)
+    images = population.take(torch.cat(stratified(population.labels, (DRAW_POOL, DRAW_TEST), random)))
     pool, test = images.labels[:DRAW_POOL], images.labels[DRAW_POOL:]
     trained = [draw(pool, shots, "stratified", seed) for shots in SHOTS for seed in range(DRAW_SEEDS)]
     predicted = learners.learn_all(Task(images, mask_of(trained, rows), random))[:, :, DRAW_POOL:]

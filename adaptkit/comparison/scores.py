@@ -31,8 +31,12 @@ def mean_score(values: NDArray[numpy.generic], units: Integers | None = None) ->
     """Return the mean of one value for each image; `units` numbers the group of each image, from 0."""
     numbers = numpy.asarray(values, dtype=float)
     mean = float(numbers.mean())
-    deviations = (numbers - mean) / len(numbers)
-    return Scored(mean, deviations if units is None else numpy.bincount(units, weights=deviations).astype(float))
+    if units is None:
+        return Scored(mean, (numbers - mean) / len(numbers))
+    sums, sizes = numpy.bincount(units, weights=numbers - mean), numpy.bincount(units)
+    # a single group has no mean without it, and no measured error
+    without = mean - sums / numpy.maximum(len(numbers) - sizes, 1)
+    return Scored(mean, _influence(without))
 
 
 def macro_f1_score(truth: Integers, predicted: Integers, *, classes: int, units: Integers | None = None) -> Scored:
@@ -70,9 +74,13 @@ def class_mean_score(
         parts = (_counts(code, groups * classes).reshape(groups, classes) for code in codes)
         left = [total - part for total, part in zip(sums, parts, strict=True)]
         without = numpy.nanmean(score(left[0], left[1], left[2]), axis=1)
-    count = len(without)
-    influence = (count - 1) / count * (without.mean() - without)
-    return Scored(float(numpy.nanmean(score(sums[0], sums[1], sums[2]))), influence)
+    return Scored(float(numpy.nanmean(score(sums[0], sums[1], sums[2]))), _influence(without))
+
+
+def _influence(without: Floats) -> Floats:
+    """Return the influence of each unit by the jackknife, from the scores without it."""
+    influence: Floats = (len(without) - 1) / len(without) * (without.mean() - without)
+    return influence
 
 
 def _counts(of: Integers, size: int) -> Floats:
