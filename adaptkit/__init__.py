@@ -42,8 +42,8 @@ __all__ = [
 
 #: names that are imported on first use, so that the command line and plugins start without torch and MLflow
 LAZY = {
-    "Comparison": "comparison.records",
-    "Comparisons": "comparison.records",
+    "Comparison": "comparison.findings",
+    "Comparisons": "comparison.findings",
     "ExportRecord": "api.export",
     "ImportRecord": "api.import_peft",
     "Prediction": "models.preprocessing",

@@ -10,6 +10,11 @@ import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+
+class PlanNotice(UserWarning):
+    """A message about data, base or strategies of an experiment that starts, for callers from Python."""
+
+
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 

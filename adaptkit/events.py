@@ -23,7 +23,10 @@ class RunInput:
 
 @dataclass(frozen=True)
 class RunStart:
-    """A run that starts; `kind` is base, adaptation or tuning, and `params` holds all resolved settings."""
+    """A run that starts; `params` holds all resolved settings.
+
+    `kind` is base, adaptation, tuning or final. `folds` is the number of trainings of a run: one for each fold.
+    """
 
     kind: str
     name: str
@@ -31,6 +34,7 @@ class RunStart:
     tags: Mapping[str, str]
     inputs: tuple[RunInput, ...] = ()
     description: str = ""
+    folds: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,10 @@ class Epoch:
 
     Accuracies are fractions. `train_accuracy` is on the training images, `test_accuracy` on the test images of the
     source (None without a source), and `shifted_accuracy` on those of the target (None if they are evaluated only at
-    the end). A tuning run has only `validation_accuracy`, on held-out target images. Numbers of a run with folds are
-    means over the folds; `fold` is the number of the fold in records of a single one.
+    the end). A tuning run has only `validation_accuracy`, on held-out target images.
+
+    A run with folds first has the epochs of each fold, whose number, from 0, is `fold`; these are not recorded. At its
+    end it has the means over the folds, whose `fold` is None, as in all other runs.
     """
 
     number: int

@@ -16,7 +16,7 @@ from calibration_learners import CLASSES, FAMILY_NAMES, LEARNERS, MEMBERS
 from numpy.typing import NDArray
 from scipy import stats
 
-from adaptkit.comparison.inference import ALPHA, Inference, infer_draws, infer_folds
+from adaptkit.comparison.inference import ALPHA, Inference, infer_draws, infer_folds, infer_given
 from adaptkit.comparison.scores import macro_f1_score, mean_score
 from adaptkit.comparison.statistics import holm
 
@@ -142,12 +142,17 @@ def of_folds(assigned: Array, *, luck: bool = True) -> Callable[[int, int, Array
     """
     folds = int(assigned.max()) + 1
 
+    def without_luck(values: Array, influence: Array, images: int) -> Inference:
+        corrected = math.sqrt(folds / (folds - 1)) * influence.mean(0, keepdims=True)
+        return infer_given([values.mean()], corrected, resolution=1 / images)
+
     def infer(pool: int, images: int, units: Array | None) -> Infer:
         numbers = assigned[pool][:, :images]
         if units is not None:
             numbers = numbers[:, numpy.unique(units, return_index=True)[1]]
-        known = numbers if luck else None
-        return functools.partial(infer_folds, folds=folds, assigned=known, resolution=1 / images)
+        if not luck:
+            return functools.partial(without_luck, images=images)
+        return functools.partial(infer_folds, folds=numbers, resolution=1 / images)
 
     return infer
 

@@ -90,7 +90,16 @@ def test_damaged_features_are_computed_again(cli: Cli, cache: Path) -> None:
 
 def test_damaged_image_record_is_made_again(cli: Cli, cache: Path, own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=8)
-    target = ("--dataset", "none", "--target", f"folder:{own_folder / 'photos'}", "--image-size", "16")
+    target = (
+        "--dataset",
+        "none",
+        "--weights",
+        "none",
+        "--target",
+        f"folder:{own_folder / 'photos'}",
+        "--image-size",
+        "16",
+    )
     run = ("run", "-s", "head", *target, "--epochs", "1", "--set", "shots=2", "--no-track", "-q", "--json")
     first = cli(*run)
     assert first.exit_code == 0, first.output

@@ -55,6 +55,7 @@ ONE_IMPORTER = {
     "adaptkit.cli.views.trials": "a view is imported when its command prints",
     "adaptkit.cli.views.tuning": "a view is imported when its command prints",
     "adaptkit.comparison.optimism": "one idea: how optimistic the choice of the best strategy is",
+    "adaptkit.comparison.scores": "one idea: scores of predictions; the calibration benchmark uses it too",
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
     "adaptkit.data.sets.table_files": "one idea: the rows of a file as text",
     "adaptkit.experiment.fits": "one idea: the results of the folds of a run",

@@ -65,7 +65,7 @@ def compare(
     >>> comparisons = adaptkit.compare()
     >>> for comparison in comparisons:
     ...     print(comparison.sentences[-1])
-    This holds for this base and ...
+    This holds for this base, ...
     """
     comparisons = judge_tracked(
         (runs,) if isinstance(runs, str) else tuple(runs),

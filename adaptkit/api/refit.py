@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from adaptkit.api.compare import judge_tracked
+from adaptkit.api.request import warn_of
 from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.optimism import selection_optimism
 from adaptkit.comparison.records import ArmResult
@@ -32,8 +33,10 @@ from adaptkit.reproduction.record import (
     require_split,
     settings_difference,
 )
+from adaptkit.settings.request import LR
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import find_device, shared_threads
+from adaptkit.tracking.address import tracking_option
 from adaptkit.tracking.reader import PARENTS
 from adaptkit.tracking.runs import RunFinder, StoredRun, open_runs
 
@@ -103,7 +106,7 @@ def refit(
         device=device,
         feature_cache=feature_cache,
     )
-    return refit_run(request)
+    return refit_run(request, lambda notice: warn_of([notice]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +159,7 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
         refit_of=stored.run_id,
         comparison_run_id=choice.parent,
         expected=origin.expected,
+        tuning_trials=experiment.request.settings.tuning.trials,
     )
     if request.dry_run:
         return summary
@@ -187,7 +191,17 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
             raise TrackingLost(f"MLflow does not have the whole refit: {tracker.fault}")
     seconds = record.metrics[TIME_TRAIN_SECONDS]
     uri = store.without_secrets(store.uri)
-    return dataclasses.replace(summary, run_id=run_id, seconds=seconds, tracking_uri=uri)
+    values = {LR: record.lr, **record.options}
+    return dataclasses.replace(
+        summary,
+        run_id=run_id,
+        label=record.label,
+        options=record.options,
+        lr=record.lr,
+        seconds=seconds,
+        tracking_uri=uri,
+        tuned={key: values[key] for key in arm.searched},
+    )
 
 
 def choose(runs: RunFinder, request: RefitRequest) -> Choice:
@@ -212,10 +226,7 @@ def choose(runs: RunFinder, request: RefitRequest) -> Choice:
     (comparison,) = comparisons
     arm = _named_arm(comparison, request.strategy) if request.strategy is not None else comparison.best
     if arm is None:
-        raise BadInput(
-            f"{named.title}: no strategy is shown to be better than all others; choose one with `adaptkit refit "
-            f"{request.run} --strategy NAME`: " + ", ".join(_shown(one) for one in comparison.arms)
-        )
+        raise BadInput(f"{named.title}: {undecided(comparison, request.run, request.tracking_uri)}")
     first = min(arm.runs, key=lambda run: run.seed)
     return Choice(runs.find(str(first.run_id), ("adaptation",)), comparison, arm, parent=request.run)
 
@@ -245,6 +256,15 @@ def _named_arm(comparison: Comparison, name: str) -> ArmResult:
         raise BadInput(f"--strategy: there are {len(found)} settings of {name}; choose one: {choices}")
     near = suggestion(name, [arm.name for arm in comparison.arms])
     raise BadInput(f"--strategy: the comparison has no {name!r}{near or f'; it has {choices}'}")
+
+
+def undecided(comparison: Comparison, run_id: str, tracking_uri: str | None) -> str:
+    """Return what to do if no strategy is shown to be the best: the choices, and the command that takes one."""
+    option = "" if tracking_uri is None else tracking_option(tracking_uri)
+    return (
+        f"no strategy is shown to be better than all others; choose one with `adaptkit refit {run_id}{option} "
+        "--strategy NAME`: " + ", ".join(_shown(arm) for arm in comparison.arms)
+    )
 
 
 def _shown(arm: ArmResult) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptkit.errors import BadInput
+from adaptkit.errors import BadInput, PlanNotice
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.files import read_config
@@ -30,16 +31,23 @@ class TrainingRequest:
     feature_cache: bool = True
     report: Path | None = None
 
-    def require_report_folder(self) -> None:
-        """Create the folder of the report before training; raise BadInput if it cannot be written."""
-        if self.report is None:
-            return
-        try:
-            self.report.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.report):
-                pass
-        except OSError as error:
-            raise BadInput(f"cannot write a report to {self.report}: {error.strerror or error}") from None
+
+def require_report_folder(report: Path | None) -> None:
+    """Create the folder of a report before training; raise BadInput if it cannot be written."""
+    if report is None:
+        return
+    try:
+        report.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=report):
+            pass
+    except OSError as error:
+        raise BadInput(f"cannot write a report to {report}: {error.strerror or error}") from None
+
+
+def warn_of(notices: Iterable[str]) -> None:
+    """Show the notices of a plan as warnings; the command line prints them with the plan."""
+    for notice in notices:
+        warnings.warn(notice, PlanNotice, stacklevel=2)
 
 
 def setting_arguments() -> dict[str, str]:

@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from adaptkit.api.compare import judge_tracked
-from adaptkit.api.run import close_group, judge_outcome, resumable, with_ids
+from adaptkit.api.request import require_report_folder
+from adaptkit.api.run import close_group, judge_outcome, refitted, resumable, with_ids
 from adaptkit.api.sync import require_sent
 from adaptkit.comparison.collector import Collector
 from adaptkit.comparison.findings import Comparisons
@@ -34,6 +35,7 @@ from adaptkit.resumption.interrupted import (
     InterruptedRun,
     changed_versions,
     count_again,
+    end_dead_refits,
     find_all,
     find_resumable,
     open_stopped,
@@ -119,14 +121,17 @@ def resume(
         tracking_uri=tracking_uri,
         plugins=tuple(plugins),
         backbone=backbone,
-        report=None if report is None else Path(report),
+        report=None if report is None else Path(report).absolute(),
     )
     return resume_run(open_stopped(tracking_uri), run_id, request)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeRequest:
-    """How to resume runs: their store, and the Python objects that must be passed again."""
+    """How to resume runs: their store, the Python objects that must be passed again, and the folder of the report.
+
+    The path of the folder is absolute, because runs are resumed in the folder in which they started.
+    """
 
     tracking_uri: str | None = None
     plugins: tuple[str | Path | object, ...] = ()
@@ -152,19 +157,31 @@ def resume_all(request: ResumeRequest = ResumeRequest(), watch: Watch = Watch())
             continue
         failed = [f"{run.label} seed={run.seed}: {run.error}" for run in outcome.failed]
         lost = [outcome.tracking_error] if outcome.tracking_error else []
-        yield Attempt(run_id=run_id, name=name, outcome=outcome, error="; ".join([*failed, *lost]) or None)
+        refit = [outcome.refit_error] if outcome.refit_error and not (failed or lost or outcome.is_undecided) else []
+        yield Attempt(run_id=run_id, name=name, outcome=outcome, error="; ".join([*failed, *lost, *refit]) or None)
 
 
 def resume_run(
     runs: RunFinder, run_id: str, request: ResumeRequest = ResumeRequest(), watch: Watch = Watch()
 ) -> RunOutcome:
-    """Resume one run of an open store."""
+    """Resume one run of an open store, and the refit that its command was to make."""
     require_sent(request.tracking_uri)
+    require_report_folder(request.report)
     interrupted = find_resumable(runs, run_id)
+    record = interrupted.record
     try:
-        with _in_folder(interrupted.record.folder), Seat() as seat, _threads(interrupted.record.threads):
-            experiment, plugins = _prepared(interrupted, request, watch)
-            return _continued(interrupted, experiment, plugins, seat=seat, request=request, watch=watch)
+        with _in_folder(record.folder), _threads(record.threads):
+            with Seat() as seat:
+                experiment, plugins = _prepared(interrupted, request, watch)
+                outcome, recovery = _continued(
+                    interrupted, experiment, plugins, seat=seat, request=request, watch=watch
+                )
+            if not record.refit:
+                return outcome
+            end_dead_refits(interrupted.stored)
+            uri = interrupted.stored.runs.reader.address.uri  # a path may have been relative to another folder
+            with watch.shown(plugins):
+                return refitted(outcome, recovery, plugins=plugins, tracking_uri=uri, feature_cache=record.reuse)
     except KeyboardInterrupt as error:
         if not getattr(error, "__notes__", ()):  # interrupted before training
             error.add_note(f"To resume:  adaptkit resume {run_id}")
@@ -201,7 +218,8 @@ def _continued(
     seat: Seat,
     request: ResumeRequest,
     watch: Watch,
-) -> RunOutcome:
+) -> tuple[RunOutcome, Recovery]:
+    """Make the runs that are not finished; return the outcome, and the records of the runs."""
     record, store = interrupted.record, interrupted.stored.store()
     with ExitStack() as stack:
         group = gather(interrupted, experiment, stack)
@@ -219,6 +237,7 @@ def _continued(
             resumed=group.resumed,
             claims=group.claims,
             parent=record.parent,
+            refit=record.refit,
         )
         for resumed in group.resumed.values():
             count_again(store.client, resumed.run_id)
@@ -230,6 +249,7 @@ def _continued(
             checked, recorded = experiment.request, stored_progress(store.client, interrupted.stored.record)
             stack.enter_context(tracker.grouped(checked.group_name, checked.shared_params(), recorded))
         stack.enter_context(resumable(recovery, request.tracking_uri))
+        stack.enter_context(recovery.group())
         if record.kind == "base":
             outcome = _base_alone(experiment, plugins, tracker=tracker, recovery=recovery, watch=watch)
         else:
@@ -244,9 +264,12 @@ def _continued(
                 done=group.done,
             )
         outcome = with_ids(outcome, tracker)
-        comparisons = _judged(outcome, store) if is_group else judge_outcome(outcome, collector)
+        comparisons = _judged(outcome, store) if is_group or group.done else judge_outcome(outcome, collector)
         ended = close_group(outcome, comparisons, tracker=tracker, report=report if is_group else request.report)
-    interrupted.claim.discard()
+    if not record.refit:
+        interrupted.claim.discard()
+    elif not recovery.kept:  # its only run had ended before
+        recovery.kept.append((interrupted.claim, lambda: interrupted.stored.run_id))
     # If the store was moved, journals for its former address remain. Their events have been sent.
     forget_sent({record.local_id, *(resumed.local_id for resumed in group.records.values())})
     if record.kind == "base":
@@ -254,11 +277,11 @@ def _continued(
     elif record.parent is not None and read_record(record.parent) is not None:
         parent = interrupted.stored.tags.get(PARENT_TAG)
         watch.notice(f"This run is one of several. To resume the others:  adaptkit resume {parent}")
-    return ended
+    return ended, recovery
 
 
 def _judged(outcome: RunOutcome, store: Store) -> Comparisons:
-    """Compare all runs of a parent run, including those that finished before the interruption."""
+    """Compare all runs of a command, including those that finished before the interruption."""
     if all(run.status != "finished" for run in outcome.runs):
         return Comparisons()
     return judge_tracked([run.run_id for run in outcome.runs if run.run_id], tracking_uri=store.uri, alone=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,21 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.api.request import TrainingRequest, conditions, read_arguments
+from adaptkit.api.request import TrainingRequest, conditions, read_arguments, require_report_folder, warn_of
 from adaptkit.comparison.collector import Collector
 from adaptkit.comparison.findings import Comparisons
-from adaptkit.errors import AdaptkitError, BadInput, suggestion
+from adaptkit.errors import AdaptkitError, BadInput
 from adaptkit.experiment.adaptation import execute
 from adaptkit.experiment.outcome import Plan, RunOutcome
-from adaptkit.experiment.prepare import prepare
+from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.recovery import Recovery
-from adaptkit.names import COMPARISON_FILE, TUNING_FILE, TUNING_TAG
+from adaptkit.names import COMPARISON_FILE
+from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.request import Request
-from adaptkit.settings.resolve import LR, Layer, resolve
+from adaptkit.settings.resolve import resolve, tuning_layer
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.folders import features_allowed
 from adaptkit.system.hardware import shared_threads
-from adaptkit.tracking.runs import StoredRun, open_runs
+from adaptkit.tuning.chosen import tuned_layer, with_origin
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,15 @@ class RunRequest(TrainingRequest):
 
     experiment: Request
     track: bool = True
+    from_tune: str | None = None
     refit: bool = False
+
+    def prepared(self) -> Experiment:
+        """Prepare the experiment; with values of an earlier tuning, say which labels that tuning saw."""
+        experiment = prepare(self.experiment, refresh_base=self.refresh_base)
+        if self.from_tune is None:
+            return experiment
+        return with_origin(experiment, self.from_tune, self.tracking_uri)
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,8 @@ def run(
     report: str | Path | None = None,
     track: bool = True,
     from_tune: str | None = None,
+    tune: int | None = None,
+    space: Mapping[str, str] | None = None,
     refit: bool = False,
 ) -> RunOutcome:
     """Adapt a base with one or more strategies, track each run in MLflow, and compare the strategies.
@@ -176,6 +186,11 @@ def run(
         Whether runs are recorded in MLflow. Default: True.
     from_tune : str, optional
         Run id of a finished tuning, whose best values are used.
+    tune : int, optional
+        Configurations that each fit tries for each strategy, on its own training images, before it trains with the best
+        one. Default: 0, no tuning.
+    space : mapping, optional
+        Ranges that `tune` searches, as in `adaptkit.tune`. Default: the strategies' own ranges.
     refit : bool, optional
         Then train the best strategy on all labels, as `adaptkit.refit` does. Default: False.
 
@@ -196,52 +211,65 @@ def run(
     >>> [(run.strategy, run.seed) for run in outcome.runs]
     [('head', 0), ('lora', 0), ('head', 1), ('lora', 1)]
     >>> print(outcome.comparison.sentences[-1])
-    This holds for this base and ...
+    This holds for this base, ...
     """
     arguments = locals()
     layers, loaded = read_arguments(arguments)
+    layers.insert(0, tuning_layer(tune, [f"{key}={text}" for key, text in (space or {}).items()]))
     if from_tune is not None:
         layers.append(tuned_layer(from_tune, layers, tracking_uri))
     request = RunRequest(
-        experiment=resolve(layers, loaded), plugins=loaded, track=track, refit=refit, **conditions(arguments)
+        experiment=resolve(layers, loaded),
+        plugins=loaded,
+        track=track,
+        from_tune=from_tune,
+        refit=refit,
+        **conditions(arguments),
     )
-    return run_request(request)
+    return run_request(request, Watch(planned=lambda plan: warn_of(plan.notices)))
 
 
 def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
     """Run a checked experiment, with `refit` train the best strategy on all labels, and return the results."""
     if request.refit and not request.track:
         raise BadInput("refit: the final model is recorded in MLflow; track the runs, or do not refit")
-    outcome = _run(request, watch)
-    return _refitted(outcome, request, watch) if request.refit else outcome
+    outcome, recovery = _run(request, watch)
+    if recovery is None or not request.refit:
+        return outcome
+    return refitted(
+        outcome,
+        recovery,
+        plugins=request.plugins,
+        tracking_uri=request.tracking_uri,
+        feature_cache=request.feature_cache,
+    )
 
 
-def _refitted(outcome: RunOutcome, request: RunRequest, watch: Watch) -> RunOutcome:
+def refitted(
+    outcome: RunOutcome, recovery: Recovery, *, plugins: Plugins, tracking_uri: str | None, feature_cache: bool
+) -> RunOutcome:
     """Return the outcome with the refit of its best strategy, or with the reason why there is none."""
-    from adaptkit.api.refit import RefitRequest, refit_run
+    from adaptkit.api.refit import RefitRequest, refit_run, undecided
 
     run_id = outcome.parent_run_id or outcome.runs[0].run_id
-    if outcome.failed or outcome.tracking_error is not None or run_id is None:
-        return dataclasses.replace(outcome, refit_error="no refit was made, because not all runs are complete")
-    try:
-        summary = refit_run(
-            RefitRequest(
-                run=run_id,
-                plugins=request.plugins,
-                tracking_uri=request.tracking_uri,
-                feature_cache=request.feature_cache,
-            )
-        )
-    except AdaptkitError as error:
-        return dataclasses.replace(outcome, refit_error="; ".join(error.problems))
-    return dataclasses.replace(outcome, refit=summary)
+    with resumable(recovery, tracking_uri), recovery.refitting():
+        if outcome.failed or outcome.tracking_error is not None or run_id is None or outcome.comparison is None:
+            return dataclasses.replace(outcome, refit_error="no refit was made, because not all runs are complete")
+        if outcome.is_undecided:
+            return dataclasses.replace(outcome, refit_error=undecided(outcome.comparison, run_id, tracking_uri))
+        request = RefitRequest(run=run_id, plugins=plugins, tracking_uri=tracking_uri, feature_cache=feature_cache)
+        try:
+            return dataclasses.replace(outcome, refit=refit_run(request))
+        except AdaptkitError as error:
+            return dataclasses.replace(outcome, refit_error="; ".join(error.problems))
 
 
-def _run(request: RunRequest, watch: Watch) -> RunOutcome:
-    request.require_report_folder()
+def _run(request: RunRequest, watch: Watch) -> tuple[RunOutcome, Recovery | None]:
+    """Make the runs; return their outcome, and their records if they are tracked."""
+    require_report_folder(request.report)
     plugins, refresh_base, notice = request.plugins, request.refresh_base, watch.notice
     with Seat() as seat:
-        experiment = prepare(request.experiment, refresh_base=refresh_base)
+        experiment = request.prepared()
         store = _opened(request) if request.track else None
         collector = Collector()
         watch.planned(experiment.plan)
@@ -258,7 +286,7 @@ def _run(request: RunRequest, watch: Watch) -> RunOutcome:
             comparisons = judge_outcome(outcome, collector)
             if request.report is not None:
                 report_files(comparisons, request.report, request.report)
-            return dataclasses.replace(outcome, comparisons=comparisons)
+            return dataclasses.replace(outcome, comparisons=comparisons), None
 
         from adaptkit.tracking.tracker import Tracker
 
@@ -275,9 +303,14 @@ def _run(request: RunRequest, watch: Watch) -> RunOutcome:
         ):
             reuse = request.feature_cache and features_allowed()
             recovery = Recovery(
-                experiment=experiment, tracker=tracker, reuse=reuse, notice=notice, report=request.report
+                experiment=experiment,
+                tracker=tracker,
+                reuse=reuse,
+                notice=notice,
+                report=request.report,
+                refit=request.refit,
             )
-            with resumable(recovery, request.tracking_uri):
+            with resumable(recovery, request.tracking_uri), recovery.group():
                 outcome = execute(
                     experiment,
                     plugins,
@@ -292,7 +325,7 @@ def _run(request: RunRequest, watch: Watch) -> RunOutcome:
                 recorded = close_group(
                     outcome, judge_outcome(outcome, collector), tracker=tracker, report=request.report
                 )
-        return recorded
+        return recorded, recovery
 
 
 def with_ids(outcome: RunOutcome, tracker: Tracker) -> RunOutcome:
@@ -347,10 +380,9 @@ def report_files(comparisons: Comparisons, report: Path | None, temporary: Path)
 
 @contextmanager
 def resumable(recovery: Recovery, tracking_uri: str | None) -> Iterator[None]:
-    """Keep the parent run resumable during the block; an interruption gets a note with the command that resumes it."""
+    """Add a note with the command that resumes the runs to an interruption of the block."""
     try:
-        with recovery.group():
-            yield
+        yield
     except KeyboardInterrupt as error:
         if (command := recovery.hint(tracking_uri)) is not None:
             error.add_note(f"To resume:  {command}")
@@ -370,50 +402,3 @@ def _unsent(store: Store) -> list[str]:
     if not count:
         return []
     return [f"{count} earlier run{'s are' if count > 1 else ' is'} not completely in MLflow; run `adaptkit sync`"]
-
-
-def tuned_layer(run_id: str, layers: Sequence[Layer], tracking_uri: str | None) -> Layer:
-    """Return the best values of a tuning as the weakest layer of settings.
-
-    They are those of the strategies in `layers`, or of all tuned strategies if `layers` names none. A learning rate in
-    `layers` for all strategies overrides the tuned ones. Raises BadInput for a run that is not a finished
-    tuning, and for strategies that it did not tune.
-    """
-    runs = open_runs(tracking_uri)
-    record = runs.get(run_id)
-    if record is None:
-        raise BadInput(f"--from-tune: {runs.reader.unknown(run_id)}")
-    stored = StoredRun(runs, record)
-    if stored.kind != "sweep" or TUNING_TAG not in stored.tags:
-        raise BadInput(f"--from-tune: {stored.title} is not a tuning; use the run id that `adaptkit tune` prints")
-    if record.info.status != "FINISHED":
-        raise BadInput(
-            f"--from-tune: {stored.title} has not finished; run the same `adaptkit tune` again to continue it"
-        )
-    tuned = {strategy["strategy"]: strategy for strategy in _tuned_strategies(stored)}
-    named = next((layer.values["strategy"] for layer in layers if "strategy" in layer.values), None)
-    names = _names(named) if named is not None else list(tuned)
-    missing = [name for name in names if name not in tuned]
-    if missing:
-        raise BadInput(
-            *(f"--from-tune: {stored.title} has not tuned {name}{suggestion(name, tuned)}" for name in missing)
-        )
-    values: dict[str, Any] = {"strategy": names}
-    for name in names:
-        values |= {f"{name}.{key}": value for key, value in tuned[name]["options"].items()}
-        if LR not in tuned[name]["options"] and not any(LR in layer.values for layer in layers):
-            values[f"{name}.{LR}"] = tuned[name]["lr"]
-    return Layer(values, f"tuning {run_id}")
-
-
-def _tuned_strategies(stored: StoredRun) -> list[dict[str, Any]]:
-    try:
-        with stored.file(TUNING_FILE) as path:
-            content: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["strategies"]
-    except (ValueError, KeyError) as error:
-        raise BadInput(f"--from-tune: {stored.title} has no readable {TUNING_FILE}") from error
-    return content
-
-
-def _names(value: Any) -> list[str]:
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.api.compare import judge_tracked
-from adaptkit.api.request import TrainingRequest, conditions, read_arguments
+from adaptkit.api.request import TrainingRequest, conditions, read_arguments, require_report_folder, warn_of
 from adaptkit.comparison.findings import Comparisons
 from adaptkit.experiment.base_cache import usable_base
 from adaptkit.experiment.outcome import RunSummary
@@ -174,7 +174,7 @@ def sweep(
         plugins=loaded,
         **conditions(arguments),
     )
-    return run_sweep(request)
+    return run_sweep(request, Watch(planned=lambda plan: warn_of(plan.notices)))
 
 
 def plan_sweep(request: SweepRequest) -> SweepPlan:
@@ -201,7 +201,7 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
     """Run the trials that the store does not hold, and compare all trials."""
     plugins, limits, settings = request.plugins, request.limits, request.cells[0].request.settings
     engine = request.engine.make(plugins, settings.device)
-    request.require_report_folder()
+    require_report_folder(request.report)
     with Seat() as seat, connected(engine) as machines:
         prepared = prepare_sweep(request.cells, request.grid, refresh_base=request.refresh_base)
         store = open_store(request.tracking_uri, settings.experiment)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import FolderType, output_options, store_option
+from adaptkit.cli.options import FolderType, progress_options, store_option
 from adaptkit.errors import BadInput
 from adaptkit.names import FINAL_SHIFTED_ACCURACY, REPORT_FILE
 from adaptkit.system.signals import interruptible
@@ -33,7 +33,7 @@ from adaptkit.system.signals import interruptible
 )
 @store_option
 @click.option("--no-track", is_flag=True, help="Do not record the comparison in MLflow.")
-@output_options
+@progress_options
 def compare(
     run_ids: tuple[str, ...],
     experiment: str | None,
@@ -44,6 +44,7 @@ def compare(
     tracking_uri: str | None,
     no_track: bool,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Compare tracked runs: which strategy is better, and how certain that is.
 
@@ -89,6 +90,8 @@ def compare(
         else:
             print_findings(results(), findings)
         recorded = publish(findings, report=output, tracking_uri=tracking_uri, track=not no_track)
+    if quiet:
+        return
     console = messages()
     if output is not None:
         print_line(console, f"Report:    {output / REPORT_FILE}")

@@ -67,6 +67,9 @@ store_option = click.option(
 plugin_option = click.option(
     "--plugin", "plugin", multiple=True, type=click.Path(), metavar="PATH", help="Python file with hooks. Repeatable."
 )
+report_option = click.option(
+    "--report", type=FolderType(), metavar="DIR", help="Write a report of the comparison to this folder."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only the results.")
 # The group reads this option from the arguments: no command receives it.
@@ -197,9 +200,7 @@ def training_options(seeds: str = "0") -> Decorator:
         store_option,
         plugin_option,
         cache_options,
-        click.option(
-            "--report", type=FolderType(), metavar="DIR", help="Write a report of the comparison to this folder."
-        ),
+        report_option,
     )
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import plugin_option, progress_options, store_option
+from adaptkit.cli.options import plugin_option, progress_options, report_option, store_option
 from adaptkit.errors import BadInput
 from adaptkit.system.imports import uncollected
 from adaptkit.system.signals import interruptible
 
 if TYPE_CHECKING:
-    from adaptkit.api.resume import Attempt, Watch
-    from adaptkit.experiment.outcome import RunOutcome
+    from adaptkit.api.resume import Attempt, ResumeRequest, Watch
 
 
 @click.command()
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 @click.option("--all", "every", is_flag=True, help="Resume every interrupted run of this machine.")
 @store_option
 @plugin_option
+@report_option
 @progress_options
 def resume(
     run_ids: tuple[str, ...],
     every: bool,
     tracking_uri: str | None,
     plugin: tuple[str, ...],
+    report: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -40,10 +42,13 @@ def resume(
 
     Each run continues from its last checkpoint, in its MLflow run. Its metrics (except times and memory) and its
     adapter are the same as without the interruption. The id of a parent run resumes all unfinished runs of its
-    command. The exit code is 1 if a run fails.
+    command. Without --report, a report goes to the folder of the interrupted command, if that named one. The exit code
+    is 1 if a run fails.
     """
     if every == bool(run_ids):
         raise BadInput("name the ids of runs, or use --all for every interrupted run" + (", not both" if every else ""))
+    if report is not None and (every or len(set(run_ids)) > 1):
+        raise BadInput("--report: each comparison has its own report; resume one run at a time")
     from adaptkit.cli.views.console import messages, print_line
 
     console = messages()
@@ -53,7 +58,7 @@ def resume(
             print_line(console, line)
 
     with uncollected():
-        from adaptkit.api.resume import Watch
+        from adaptkit.api.resume import ResumeRequest, Watch
         from adaptkit.cli.run import show_progress
         from adaptkit.system.hardware import keep_freed_memory
 
@@ -63,29 +68,24 @@ def resume(
         if every:
             _resume_all(tracking_uri, plugin, watch=watch, as_json=as_json, quiet=quiet)
         else:
-            _resume_named(run_ids, tracking_uri, plugin=plugin, watch=watch, as_json=as_json, quiet=quiet)
+            request = ResumeRequest(
+                tracking_uri=tracking_uri, plugins=plugin, report=None if report is None else report.absolute()
+            )
+            _resume_named(run_ids, request, watch=watch, as_json=as_json, quiet=quiet)
 
 
-def _resume_named(
-    run_ids: tuple[str, ...],
-    tracking_uri: str | None,
-    plugin: tuple[str, ...],
-    watch: Watch,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    from adaptkit.api.resume import ResumeRequest, resume_run
-    from adaptkit.cli.run import raise_failures
+def _resume_named(run_ids: tuple[str, ...], request: ResumeRequest, watch: Watch, as_json: bool, quiet: bool) -> None:
+    from adaptkit.api.resume import resume_run
+    from adaptkit.cli.run import print_results, raise_failures
     from adaptkit.cli.views.console import print_json
     from adaptkit.resumption.interrupted import open_stopped
 
-    runs = open_stopped(tracking_uri)
-    request = ResumeRequest(tracking_uri=tracking_uri, plugins=plugin)
+    runs = open_stopped(request.tracking_uri)
     outcomes = []
     for run_id in dict.fromkeys(run_ids):
         outcomes.append(resume_run(runs, run_id, request=request, watch=watch))
         if not as_json:
-            _print(outcomes[-1], quiet)
+            print_results(outcomes[-1], quiet)
     if as_json:
         documents = [outcome.to_dict() for outcome in outcomes]
         print_json(documents[0] if len(run_ids) == 1 else {"resumed": documents})
@@ -95,6 +95,7 @@ def _resume_named(
 
 def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch, as_json: bool, quiet: bool) -> None:
     from adaptkit.api.resume import ResumeRequest, resume_all
+    from adaptkit.cli.run import print_results
     from adaptkit.cli.views.console import messages, output, print_json, print_line
     from adaptkit.experiment.recovery import damaged_records
 
@@ -104,7 +105,7 @@ def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch,
     for attempt in resume_all(ResumeRequest(tracking_uri=tracking_uri, plugins=plugin), watch):
         attempts.append(attempt)
         if attempt.outcome is not None and not as_json:
-            _print(attempt.outcome, quiet)
+            print_results(attempt.outcome, quiet)
     if as_json:
         print_json({"resumed": [_plain(attempt) for attempt in attempts]})
     elif not attempts:
@@ -121,16 +122,6 @@ def _resume_all(tracking_uri: str | None, plugin: tuple[str, ...], watch: Watch,
         output().print(table)
     if any(attempt.error is not None for attempt in attempts):
         sys.exit(1)
-
-
-def _print(outcome: RunOutcome, quiet: bool) -> None:
-    from adaptkit.cli.run import print_next_steps
-    from adaptkit.cli.views.console import messages, output
-    from adaptkit.cli.views.results import print_outcome
-
-    print_outcome(output(), outcome)
-    if not quiet:
-        print_next_steps(messages(), outcome)
 
 
 def _plain(attempt: Attempt) -> dict[str, Any]:

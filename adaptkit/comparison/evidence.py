@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,9 +69,7 @@ def score_run(run: ComparedRun, key: str, design: Design, *, domain: int | None 
     if predictions.fold is not None and TEST_SETS[key] == "clean":
         folds = range(int(predictions.fold.max()) + 1)
         return tuple(_score(_rows(predictions, fold), key, classes, units=None) for fold in folds)
-    units = _units(predictions, design)
-    scored = _score(predictions, key, classes, units=units)
-    return (dataclasses.replace(scored, folds=_folds(predictions, units)),)
+    return (_score(predictions, key, classes, units=_units(predictions, design)),)
 
 
 def _rows(predictions: Predictions, fold: int) -> Predictions:
@@ -97,13 +94,10 @@ def _units(predictions: Predictions, design: Design) -> Integers | None:
     return numpy.unique(numpy.array(predictions.groups), return_inverse=True)[1].astype(numpy.int64)
 
 
-def _folds(predictions: Predictions, units: Integers | None) -> Integers | None:
-    """Return the number of the fold of each unit; None without folds."""
-    if predictions.fold is None or units is None:
-        return predictions.fold
-    folds = numpy.empty(int(units.max()) + 1, dtype=numpy.int64)
-    folds[units] = predictions.fold
-    return folds
+def _folds_of_units(predictions: Predictions, design: Design) -> Integers:
+    """Return the number of the fold of each unit."""
+    folds, units = numpy.asarray(predictions.fold, dtype=numpy.int64), _units(predictions, design)
+    return folds if units is None else folds[numpy.unique(units, return_index=True)[1]]
 
 
 def _score(predictions: Predictions, key: str, classes: int, units: Integers | None) -> Scored:
@@ -128,8 +122,8 @@ def infer(scores: Sequence[Scores], runs: Sequence[ComparedRun], key: str, desig
     if design.protocol == "folds" and TEST_SETS[key] == "clean":
         return infer_fits(values, influence, folds=design.folds, resolution=resolution)
     if design.protocol == "folds":
-        assigned = numpy.stack([numpy.asarray(row.folds) for row in rows])
-        return infer_folds(values, influence, folds=design.folds, assigned=assigned, resolution=resolution)
+        folds = [_folds_of_units(run.predictions["shifted"], design) for run in runs]
+        return infer_folds(values, influence, folds=folds, resolution=resolution)
     divisions = [int(run.tags.get(DIVISION_TAG, 0)) for run in runs]
     drawn = infer_draws(values, influence, divisions=divisions, resolution=resolution) if covers_pools(runs) else None
     return drawn or infer_given(values, influence, resolution=resolution)
@@ -180,7 +174,8 @@ def estimate_accuracy(values: Sequence[float], images: int, design: Design) -> E
     right = numpy.arange(images) < numpy.mean(values) * images
     influence, resolution = [mean_score(right).influence], 1 / images
     if design.protocol == "folds":
-        return as_estimate(infer_folds(values, influence, folds=design.folds, resolution=resolution), values)
+        folds = [numpy.arange(images) % design.folds]
+        return as_estimate(infer_folds(values, influence, folds=folds, resolution=resolution), values)
     return as_estimate(infer_given(values, influence, resolution=resolution), values)
 
 

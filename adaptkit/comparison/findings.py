@@ -196,7 +196,7 @@ class Comparisons:
     >>> len(comparisons)
     1
     >>> print(comparisons[0].sentences[-1])
-    This holds for this base and ...
+    This holds for this base, ...
     """
 
     comparisons: tuple[Comparison, ...] = ()
@@ -260,6 +260,11 @@ def _finite(value: Any) -> Any:
 def _shallow(record: Comparison | PairResult) -> dict[str, Any]:
     # `asdict` would copy all nested values, which is slow for many pairs.
     plain = {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
-    if isinstance(record, Comparison) and record.robustness is not None:
+    if isinstance(record, PairResult):
+        plain["domains"] = [dataclasses.asdict(domain) for domain in record.domains]
+        return plain
+    if record.robustness is not None:
         plain["robustness"] = dataclasses.asdict(record.robustness)
+    plain["best"] = None if record.best is None else record.best.name
+    plain["choice"] = None if record.choice is None else dataclasses.asdict(record.choice)
     return plain

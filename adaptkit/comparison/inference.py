@@ -2,8 +2,8 @@
 
 There is one function for each protocol. Each takes the scores of runs, or the differences of paired runs, `[runs]`, and
 the influence of each unit on them, `[runs, units]`. A unit is an image, or a group of images that belong together. The
-influence of a unit on a mean is its part of the mean's deviation: `(sum over its images of (value - mean)) / images`;
-`comparison.scores` computes it for all metrics. Influences add up to 0, and the influence on a difference of two scores
+influence of an image on a mean is `(value - mean) / images`; `comparison.scores` computes it for all metrics and for
+groups, by the jackknife. Influences add up to 0, and the influence on a difference of two scores
 is the difference of the influences.
 
 `resolution` is the influence of one image: a sample in which no prediction differs cannot show a smaller error.
@@ -11,6 +11,7 @@ is the difference of the influences.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from scipy import special
 ALPHA = 0.05
 #: probability that a difference of the size `detectable` is found
 POWER = 0.8
+#: largest number of runs that is recommended, and largest multiple of the number of units
+MOST_RUNS, MOST_TIMES = 100, 100
 
 Floats = NDArray[numpy.float64]
 
@@ -37,6 +40,8 @@ class Inference:
     df: float | None = None
     over_runs: float = 0.0
     over_units: float = 0.0
+    #: degrees of freedom of the part over units
+    unit_df: float = math.inf
 
     @property
     def error(self) -> float:
@@ -67,42 +72,41 @@ class Inference:
         return (quantile(ALPHA / (2 * pairs), self.df) + quantile(1 - POWER, self.df)) * self.error
 
 
-def infer_folds(
-    scores: ArrayLike,
-    influence: ArrayLike,
-    *,
-    folds: int,
-    assigned: ArrayLike | None = None,
-    resolution: float = 0.0,
-) -> Inference:
+def infer_folds(scores: ArrayLike, influence: ArrayLike, *, folds: ArrayLike, resolution: float = 0.0) -> Inference:
     """Estimate from repeated K-fold cross-validation; `scores` are pooled over all images, one for each repeat.
 
-    The variance over units is `K/(K-1) * G/(G-1) * sum of squared influences`, averaged over repeats before squaring,
-    with G - 1 degrees of freedom for G units. The factor K/(K-1) accounts for the training images that the fits share:
-    Nadeau and Bengio (Machine Learning 52, 2003) and Bouckaert and Frank (PAKDD 2004) derive such corrections for the
-    variance over fits.
+    `folds` `[runs, units]` numbers the fold of each unit in each repeat, from 0. The variance over units is
+    `K/(K-1) * G/(G-1) * sum of squared influences`, averaged over repeats before squaring, with G - 1 degrees of
+    freedom for G units. The factor K/(K-1) accounts for the training images that the fits share: Nadeau and Bengio
+    (Machine Learning 52, 2003) and Bouckaert and Frank (PAKDD 2004) derive such corrections for the variance over fits.
 
-    `assigned` `[runs, units]` is the number of the fold of each unit, from 0. All units of a fold share one training,
-    and so its luck, which the variance over units does not contain. It is estimated as in an analysis of variance: the
-    variance with folds as units, minus that with the units themselves, both within repeats, divided by the number of
-    repeats. The estimate can be negative, but the sum is at least the variance over units without its factor. Degrees
-    of freedom: Satterthwaite (Biometrics Bulletin 2, 1946). Without `assigned`, or if each unit is a fold, luck cannot
-    be told from the units and is left out.
+    All units of a fold share one training, and so its luck, which the variance over units does not contain. It is
+    estimated as in an analysis of variance: the variance with folds as units, minus that with the units themselves,
+    both within repeats, divided by the number of repeats. The estimate can be negative, but the sum is at least the
+    variance over units without its factor. Degrees of freedom of the sum: Satterthwaite. If each unit is a fold, luck
+    is a part of the variance over units.
     """
-    plain, df = _over_units(influence, resolution)
-    over_units = folds / (folds - 1) * plain
-    influences = numpy.asarray(influence, dtype=float)
+    influences, numbers = numpy.asarray(influence, dtype=float), numpy.asarray(folds)
     repeats, units = influences.shape
-    if assigned is None or units <= folds:
-        return Inference(mean=_mean(scores), df=df, over_units=over_units)
-    cells = numpy.asarray(assigned) + folds * numpy.arange(repeats)[:, None]
-    sums = numpy.bincount(cells.ravel(), weights=influences.ravel(), minlength=folds * repeats)
-    over_folds = folds / (folds - 1) * float(sums @ sums) / repeats**2
+    count = int(numbers.max()) + 1
+    plain, df = _over_units(influences, resolution)
+    if units <= count:
+        factor = count / (count - 1) if units > 1 else 1
+        return Inference(mean=_mean(scores), df=df, over_units=factor * plain, unit_df=df)
+    corrected = count / (count - 1) * plain
+    cells = (numbers + count * numpy.arange(repeats)[:, None]).ravel()
+    sums = numpy.bincount(cells, weights=influences.ravel(), minlength=repeats * count)
+    over_folds = count / (count - 1) * float(sums @ sums) / repeats**2
     luck = over_folds - units / (units - 1) * float((influences**2).sum()) / repeats**2
-    total = max(over_units + luck, plain)
-    freedoms = satterthwaite((over_units, df), (over_folds, repeats * (folds - 1)), total=total)
+    total = max(corrected + luck, plain)
     over_runs = max(luck, 0.0)
-    return Inference(mean=_mean(scores), df=freedoms, over_runs=over_runs, over_units=total - over_runs)
+    return Inference(
+        mean=_mean(scores),
+        df=satterthwaite((corrected, df), (over_folds, repeats * (count - 1)), total=total),
+        over_runs=over_runs,
+        over_units=total - over_runs,
+        unit_df=df,
+    )
 
 
 def infer_given(scores: ArrayLike, influence: ArrayLike, *, resolution: float = 0.0) -> Inference:
@@ -120,6 +124,7 @@ def infer_given(scores: ArrayLike, influence: ArrayLike, *, resolution: float = 
         df=satterthwaite((over_runs, len(values) - 1), (over_units, df)),
         over_runs=over_runs,
         over_units=over_units,
+        unit_df=df,
     )
 
 
@@ -150,7 +155,7 @@ def infer_draws(
     over_draws, noise = numpy.mean(parts, axis=0).tolist()
     over_runs = max(over_draws - noise, 0.0)
     freedoms = satterthwaite((over_draws, freedom), (over_units, df), total=over_runs + over_units)
-    return Inference(mean=_mean(values), df=freedoms, over_runs=over_runs, over_units=over_units)
+    return Inference(mean=_mean(values), df=freedoms, over_runs=over_runs, over_units=over_units, unit_df=df)
 
 
 def infer_fits(scores: ArrayLike, influence: ArrayLike, *, folds: int, resolution: float = 0.0) -> Inference:
@@ -168,6 +173,7 @@ def infer_fits(scores: ArrayLike, influence: ArrayLike, *, folds: int, resolutio
         df=satterthwaite((over_fits, len(values) - 1), (over_units, df)),
         over_runs=over_fits,
         over_units=over_units,
+        unit_df=df,
     )
 
 
@@ -192,20 +198,32 @@ def satterthwaite(*terms: tuple[float, float], total: float | None = None) -> fl
 
 
 def units_needed(difference: Inference, units: int, pairs: int = 1) -> int | None:
-    """Return how many units would show this difference with an even chance; None for more than a million.
+    """Return how many units would show this difference with an even chance; None for more than a hundred times as many.
 
-    The error over units is assumed to shrink with the square root of their number, and the difference to stay the same.
+    The part of the variance over units is assumed to shrink with their number, and the difference to stay the same.
     """
     room = _allowed(difference, pairs) - difference.over_runs
     needed = units * difference.over_units / room if room > 0 else math.inf
-    return max(units + 1, math.ceil(needed)) if needed <= 1_000_000 else None
+    return max(units + 1, math.ceil(needed)) if needed <= MOST_TIMES * units else None
 
 
-def runs_needed(difference: Inference, runs: int, pairs: int = 1) -> int | None:
-    """Return how many runs would show this difference with an even chance; None for more than a hundred."""
-    room = _allowed(difference, pairs) - difference.over_units
-    needed = runs * difference.over_runs / room if room > 0 else math.inf
-    return max(runs + 1, math.ceil(needed)) if needed <= 100 else None
+def runs_needed(difference: Inference, runs: int, pairs: int = 1, *, parts: int = MOST_RUNS) -> int | None:
+    """Return how many runs would show this difference with an even chance; None for more than a hundred.
+
+    Only runs of one division into `parts` disjoint draws reduce the variance; more runs only make it more certain.
+    """
+    single = difference.over_runs * min(runs, parts)
+
+    def shows(count: int) -> bool:
+        over_runs = single / min(count, parts)
+        df = satterthwaite((over_runs, count - math.ceil(count / parts)), (difference.over_units, difference.unit_df))
+        error = math.sqrt(over_runs + difference.over_units)
+        return abs(difference.mean) >= quantile(ALPHA / (2 * pairs), df) * error
+
+    # Bisection works, because a difference that some runs show is also shown by more.
+    plans = range(runs + 1, MOST_RUNS + 1)
+    place = bisect.bisect_left(plans, True, key=shows)
+    return plans[place] if place < len(plans) else None
 
 
 def _allowed(difference: Inference, pairs: int) -> float:

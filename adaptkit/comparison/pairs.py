@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 
 from adaptkit.comparison.classes import class_f1
 from adaptkit.comparison.evidence import Design, Scores, infer, infer_domain, score_run, subtract
-from adaptkit.comparison.inference import Inference, infer_runs, runs_needed, units_needed
+from adaptkit.comparison.inference import MOST_RUNS, Inference, infer_runs, runs_needed, units_needed
 from adaptkit.comparison.metrics import TEST_SETS, is_cost
 from adaptkit.comparison.numbers import SAME
 from adaptkit.comparison.records import COSTS, ArmResult, ComparedRun, DomainResult, Metric, PairResult
 from adaptkit.comparison.statistics import holm, verdict
 from adaptkit.names import (
+    DRAWN_IMAGES_TAG,
     FINAL_GAIN,
     FINAL_RETENTION,
     PAIR_ID_TAG,
+    POOL_IMAGES_TAG,
     TIME_INFERENCE_RATIO,
     TIME_TRAIN_SECONDS,
     TUNED_ON_TAG,
@@ -179,11 +181,17 @@ def _with_needs(
     if design.held_out:
         return pair
     if design.protocol == "folds" and TEST_SETS[metric.key] == "shifted":
-        return dataclasses.replace(pair, labels_needed=units_needed(inference, images, pairs))
+        if (labels := units_needed(inference, images, pairs)) is not None:
+            return dataclasses.replace(pair, labels_needed=labels)
+        return dataclasses.replace(pair, seeds_needed=runs_needed(inference, pair.n, pairs))
     if design.protocol == "folds":
         return pair
-    if (seeds := runs_needed(inference, pair.n, pairs)) is not None:
+    pool, drawn = (int(run.tags.get(tag, 0)) for tag in (POOL_IMAGES_TAG, DRAWN_IMAGES_TAG))
+    parts = max(2, pool // drawn) if design.protocol == "draws" and drawn else MOST_RUNS
+    if (seeds := runs_needed(inference, pair.n, pairs, parts=parts)) is not None:
         return dataclasses.replace(pair, seeds_needed=seeds)
+    if design.protocol == "draws" and (seeds := runs_needed(inference, min(pair.n, parts), pairs)) is not None:
+        return dataclasses.replace(pair, labels_needed=seeds * drawn)  # a pool with room for this number of draws
     return dataclasses.replace(pair, test_images_needed=units_needed(inference, images, pairs))
 
 

@@ -14,17 +14,13 @@ Integers = NDArray[numpy.int64]
 
 @dataclass(frozen=True)
 class Scored:
-    """A score with the influence of each unit on it `[units]`, as in `comparison.inference`.
-
-    `folds` is the number of the fold of each unit, from 0, or None.
-    """
+    """A score with the influence of each unit on it `[units]`, as in `comparison.inference`."""
 
     value: float
     influence: Floats
-    folds: Integers | None = None
 
     def __sub__(self, other: Scored) -> Scored:
-        return Scored(self.value - other.value, self.influence - other.influence, self.folds)
+        return Scored(self.value - other.value, self.influence - other.influence)
 
 
 def mean_score(values: NDArray[numpy.generic], units: Integers | None = None) -> Scored:

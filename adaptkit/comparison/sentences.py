@@ -159,6 +159,8 @@ def _undecided(comparison: Comparison, pair: PairResult) -> str:
     for needed, name in (*counts, (pair.test_images_needed, "test images")):
         if needed is not None:
             now = pair.n if name == "seeds" else comparison.test_images
+            if name == "labelled images" and pair.protocol != "folds":
+                now = int(comparison.setup.get("pool_images", "0"))
             more = rounded(max(needed - now, 1))
             return (
                 f"{start} If the difference stays the same, about {more:,} more {name} ({now + more:,} in all) would "
@@ -357,32 +359,32 @@ def scope_sentence(comparison: Comparison) -> str:
     if metric.key not in TEST_SETS:
         return "This holds for this base, these data and the machine that made the runs."
     runs = max((arm.runs for arm in comparison.arms), key=len)
-    protocol = setup.get("protocol", OVERLAPPING)
-    labels = _count(setup.get("drawn_images"), "labelled image")
-    tests = f"new test images like these {comparison.test_images:,}"
+    protocol, labels = setup.get("protocol", OVERLAPPING), setup.get("drawn_images", "the same numbers of")
+    test = TEST_SETS[metric.key]
     data = setup.get("target", "none")
-    data = setup.get("dataset", "these data") if data == "none" else data
-    start = f"Scope: this base, models trained on {labels} of {data}"
-    tuned = _tuned_inside(comparison)
+    if data == "none" or test == "clean":
+        data = setup.get("dataset", "this domain")
+    if test == "shifted" and setup.get("shift", "none") != "none":
+        data += " under this shift"
+    images = len(set(runs[0].predictions[test].image.tolist()))
+    tests = f"new test images of {data}; {images:,} were measured"
     if any(pair.only_models for pair in comparison.pairs) or (protocol != "folds" and len(runs) < 2):
-        return f"Scope: these trained models ({labels} of {data}), and {tests}.{tuned}"
-    if protocol == "folds":
+        where = f"these trained models ({labels} labelled images) and {tests}"
+    elif comparison.arms[0].domains:
         column = setup.get("folds", "").removeprefix("by:")
-        if comparison.arms[0].domains:
-            return f"{start}, and new values of {column}; for each value, new test images of it.{tuned}"
+        where = f"this base and new values of {column}; what is said of one value holds for new test images of it"
+    elif protocol == "folds":
         groups = next((pair.groups for pair in comparison.pairs if pair.groups), None)
-        units = f"images of new groups ({groups:,} groups were measured)" if groups else "images"
-        return f"{start} at a time, and new labelled and new test {units} of this domain.{tuned}"
-    if protocol == "given":
-        return f"{start}, the same ones in every run, and {tests}.{tuned}"
-    if covers_pools(runs):
-        return f"{start}, newly drawn from this domain, and {tests}.{tuned}"
-    pool = _count(setup.get("pool_images"), "image")
-    return f"{start}, drawn from this pool of {pool}, and {tests}.{tuned}"
-
-
-def _count(text: str | None, word: str) -> str:
-    return counted(int(text), word) if text is not None and text.isdigit() else f"the {word}s"
+        new = f"new groups ({groups:,} were measured)" if groups else "new labelled and new test images"
+        where = f"this base, models trained on {labels} labelled images, and {new} of {data}"
+    elif protocol == "given":
+        where = f"this base, these {labels} training images, and {tests}"
+    elif covers_pools(runs):
+        where = f"this base, models trained on {labels} newly labelled images, and {tests}"
+    else:
+        pool = setup.get("pool_images", "")
+        where = f"this base, models trained on {labels} images of this pool{f' of {pool}' if pool else ''}, and {tests}"
+    return f"This holds for {where}.{_tuned_inside(comparison)}"
 
 
 def severity_sentences(robustness: Robustness | None) -> tuple[str, ...]:

@@ -52,7 +52,8 @@ class RecoveryRecord:
     """Everything needed to resume a run, or the runs of a parent run (kind comparison).
 
     `config` holds the settings; relative paths in it start in `folder`. `reuse` is true if features of frozen layers
-    are cached. `no_checkpoint` is the reason if the run cannot be checkpointed.
+    are cached. `no_checkpoint` is the reason if the run cannot be checkpointed. With `refit`, the command trains the
+    best strategy on all labels after its runs, and the record stays until that is done.
     """
 
     local_id: str
@@ -74,6 +75,7 @@ class RecoveryRecord:
     plugin_files: Mapping[str, str] = field(default_factory=dict)
     report: str | None = None
     no_checkpoint: str | None = None
+    refit: bool = False
     started: float = field(default_factory=time.time)
 
 
@@ -312,7 +314,8 @@ class Recovery:
     """Record the unfinished runs of one tracked experiment.
 
     `resumed` holds the runs to resume by name, and `claims` holds their folders. `stopped` holds the ids of runs that a
-    signal has stopped. `parent` is the local id of the parent run of a run that is resumed alone.
+    signal has stopped. `parent` is the local id of the parent run of a run that is resumed alone. With `refit`, a
+    strategy is trained on all labels after the runs; until then, `kept` has the folder and the id of the ended runs.
     """
 
     experiment: Experiment
@@ -324,6 +327,8 @@ class Recovery:
     claims: dict[str, Claim] = dataclasses.field(default_factory=dict)
     stopped: list[str] = dataclasses.field(default_factory=list)
     parent: str | None = None
+    refit: bool = False
+    kept: list[tuple[Claim, Callable[[], str | None]]] = dataclasses.field(default_factory=list)
 
     @contextmanager
     def run(self, run: RunStart, config: str, *, base_fingerprint: str | None = None) -> Iterator[RunRecovery]:
@@ -336,6 +341,7 @@ class Recovery:
             parent=(self.parent or self.tracker.group_id) if run.kind == "adaptation" else None,
             base_fingerprint=base_fingerprint,
             params={key: str(value) for key, value in run.params.items()},
+            refit=self.refit and run.kind == "adaptation" and self.parent is None and self.tracker.group_id is None,
         )
         with self._recorded(record, lambda: self.tracker.run_id(run.name)) as recovery:
             yield recovery
@@ -345,11 +351,36 @@ class Recovery:
         """Record the parent run of this experiment's runs, if there is one, while the context is open."""
         group, request = self.tracker.group_id, self.experiment.request
         if group is None:
-            yield
+            with self._kept_if_stopped():
+                yield
             return
-        record = self._record(group, kind="comparison", name=request.group_name, config=request.command_text())
+        record = self._record(
+            group, kind="comparison", name=request.group_name, config=request.command_text(), refit=self.refit
+        )
         with self._recorded(record, lambda: self.tracker.parent_id):
             yield
+
+    @contextmanager
+    def refitting(self) -> Iterator[None]:
+        """Remove the record of the ended runs after the context, which refits one of them, unless a signal stops it."""
+        try:
+            with self._kept_if_stopped():
+                yield
+        finally:
+            for held, _ in self.kept:
+                held.discard()
+
+    @contextmanager
+    def _kept_if_stopped(self) -> Iterator[None]:
+        """Keep the record of the ended runs if a signal stops the context before they are refitted."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            while self.kept:
+                held, run_id = self.kept.pop()
+                held.release()
+                self.stopped.append(run_id() or "--all")
+            raise
 
     def _record(self, local_id: str, *, kind: str, name: str, config: str, **fields: Any) -> RecoveryRecord:
         store = self.tracker.store
@@ -397,7 +428,10 @@ class Recovery:
         except BaseException:
             held.discard()
             raise
-        held.discard()
+        if record.refit:
+            self.kept.append((held, run_id))
+        else:
+            held.discard()
 
     def hint(self, tracking_uri: str | None) -> str | None:
         """Return the command that resumes the run that a signal has stopped, or None if there is no such run."""

@@ -21,7 +21,7 @@ from adaptkit.models.preprocessing import Preprocessing, find_pictures
 from adaptkit.names import CONFIG_FILE, DATA_FINGERPRINT_TAG, SPLIT_FILE
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.files import read_config
-from adaptkit.settings.request import PROTOCOL, Request, recorded
+from adaptkit.settings.request import Request, recorded
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.tracking.runs import StoredRun
 
@@ -57,9 +57,7 @@ def rebuilt_request(stored: StoredRun, plugins: Plugins, changed: Mapping[str, A
                 if (was := stored.params.get("dataset", "none")) != "none":
                     raise BadInput(f"its config.yaml was altered: dataset is none, but was {was}")
                 raise BadInput(f"{stored.title} is a base without a source, so it has no test images")
-        if PROTOCOL not in stored.params:
-            config = recorded(config)
-        yield resolve([Layer(config | dict(changed or {}), CONFIG_FILE)], plugins)
+        yield resolve([Layer(recorded(config) | dict(changed or {}), CONFIG_FILE)], plugins)
 
 
 def run_data(stored: StoredRun, plugins: Plugins) -> tuple[Request, Domains]:

@@ -56,6 +56,11 @@ def gather(interrupted: InterruptedRun, experiment: Experiment, held: ExitStack)
     group, client = ResumedGroup(), interrupted.stored.runs.reader.client
     with errors_as_lines(interrupted.stored.runs.reader.address):
         if interrupted.record.kind != "comparison":
+            if interrupted.stored.record.info.status in ENDED:  # only its refit is missing
+                (arm,), (seed,) = experiment.request.arms, experiment.request.settings.seed
+                group.done[interrupted.record.name] = _done(interrupted.stored.record, arm, seed)
+                group.base_fingerprints.add(interrupted.stored.tags.get(BASE_FINGERPRINT_TAG, ""))
+                return group
             _add(
                 group=group,
                 client=client,

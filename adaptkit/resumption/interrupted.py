@@ -26,12 +26,14 @@ from adaptkit.experiment.recovery import (
 )
 from adaptkit.names import (
     COMMAND_TAG,
+    COMPARISON_RUN_ID_TAG,
     ERROR_TAG,
     HOST_TAG,
     KIND_TAG,
     LOCAL_ID_TAG,
     PARENT_TAG,
     PID_TAG,
+    REFIT_OF_TAG,
     RESUMED_TAG,
     TRAIN_LOSS,
 )
@@ -148,7 +150,7 @@ def find_all(runs: RunFinder) -> list[str]:
         unused = {record.local_id: record for record in records() if not is_held(record.local_id)}
         in_store = by_local_id(runs.reader.client, list(unused))
         for local_id, run in in_store.items():
-            if run.info.status in ENDED:
+            if run.info.status in ENDED and not awaits_refit(runs.reader.client, run, unused[local_id]):
                 forget(local_id)
         here = runs.reader.address.without_secrets(runs.reader.address.uri)
         for local_id, record in unused.items():
@@ -164,11 +166,32 @@ def stopped(client: MlflowClient) -> list[tuple[str, str]]:
     run_ids = {
         local_id: str(run.info.run_id)
         for local_id, run in by_local_id(client, list(unused)).items()
-        if run.info.status not in ENDED and not _is_running(run)
+        if (run.info.status not in ENDED and not _is_running(run)) or awaits_refit(client, run, unused[local_id])
     }
     parents_first = sorted(run_ids, key=lambda local_id: unused[local_id].kind != "comparison")
     without_children = [local_id for local_id in parents_first if unused[local_id].parent not in run_ids]
     return [(run_ids[local_id], unused[local_id].name) for local_id in without_children]
+
+
+def awaits_refit(client: MlflowClient, run: MlflowRun, record: RecoveryRecord) -> bool:
+    """Return whether the runs of a command have finished, and the refit that the command was to make has not."""
+    if not record.refit or run.info.status != "FINISHED":
+        return False
+    return not search_runs(client, [run.info.experiment_id], tags=_refit_tags(run), status="FINISHED")
+
+
+def end_dead_refits(stored: StoredRun) -> None:
+    """Mark refits of a comparison, or of its only run, as killed whose process has ended."""
+    run, client = stored.record, stored.runs.reader.client
+    with errors_as_lines(stored.runs.reader.address):
+        for refit in search_runs(client, [run.info.experiment_id], tags=_refit_tags(run), status="RUNNING"):
+            if lives(refit.data.tags) is False:
+                client.set_terminated(refit.info.run_id, "KILLED")
+
+
+def _refit_tags(run: MlflowRun) -> dict[str, str]:
+    of = REFIT_OF_TAG if run.data.tags.get(KIND_TAG) == "adaptation" else COMPARISON_RUN_ID_TAG
+    return {KIND_TAG: "final", of: str(run.info.run_id)}
 
 
 def forget(local_id: str) -> None:
@@ -227,7 +250,10 @@ def _require_unfinished(stored: StoredRun) -> None:
         what = f"is of kind {stored.kind}" if stored.kind else "was not made by adaptkit"
         raise BadInput(f"{stored.title} {what} and cannot be resumed")
     if info.status in ENDED:
-        if read_record(local_id_of(stored.record)) is not None:
+        record = read_record(local_id_of(stored.record))
+        if record is not None and awaits_refit(stored.runs.reader.client, stored.record, record):
+            return
+        if record is not None:
             forget(local_id_of(stored.record))  # the process died just before it could remove the record
         reason = f": {tags[ERROR_TAG]}" if ERROR_TAG in tags else ""
         done = {"FINISHED": "is finished: there is nothing to resume", "FAILED": f"failed{reason}; {RUN_AGAIN}"}

@@ -13,7 +13,8 @@ import yaml
 
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
 from adaptkit.plugins.components import options_of
-from adaptkit.settings.settings import Settings
+from adaptkit.plugins.ranges import Dimension
+from adaptkit.settings.settings import DEFAULT_LR, Settings
 from adaptkit.settings.severities import written
 
 #: option of strategies that also train the head
@@ -21,7 +22,9 @@ TRAIN_HEAD = "train_head"
 #: option of backbones: source of the pretrained weights
 WEIGHTS = "weights"
 #: groups of settings
-GROUPS = ("base", "split", "table", "folder")
+GROUPS = ("base", "split", "table", "folder", "tuning")
+#: NAME.lr sets the learning rate of one strategy and overrides the setting `lr`, unless the strategy has an option `lr`
+LR = "lr"
 #: the draws of adaptkit 0.1, whose runs have no param `protocol`
 OVERLAPPING = "overlapping"
 PROTOCOL = "protocol"
@@ -29,8 +32,14 @@ OF_PROTOCOLS = (PROTOCOL, "folds", "keep_folds")
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recorded settings of a run, with the draws of adaptkit 0.1 if it has no protocol."""
-    return {PROTOCOL: OVERLAPPING, **config}
+    """Return the recorded settings of a run, with what they meant to the version of adaptkit that made it.
+
+    Without a protocol, it has the draws of adaptkit 0.1. An untrained base did not have to be asked for.
+    """
+    values = {PROTOCOL: OVERLAPPING, **config}
+    if config.get("dataset") == "none" and not is_pretrained(str(config.get("backbone")), {}):
+        values.setdefault(f"backbone.{WEIGHTS}", "none")
+    return values
 
 
 #: settings that may differ between runs that share base, images and augmented views
@@ -44,14 +53,23 @@ OF_A_RUN = {
     "preset",
     "device",
     "data_dir",
+    "tuning.trials",
+    "tuning.space",
+    "tuning.on",
 }
+
+
+def default_lr(cls: type[Any]) -> float:
+    """Return the default learning rate of a strategy."""
+    return float(getattr(cls, LR, DEFAULT_LR))
 
 
 @dataclass(frozen=True)
 class Arm:
     """A strategy with its options and its learning rate; one run is made for each seed.
 
-    With `new_head`, the base has no weights for the head, so that the head is always trained.
+    With `new_head`, the base has no weights for the head, so that the head is always trained. `searched` holds the
+    ranges of the learning rate and of the options that every fit chooses on its own training images.
     """
 
     strategy: str
@@ -59,6 +77,7 @@ class Arm:
     options: Mapping[str, Any]
     lr: float
     new_head: bool = False
+    searched: Mapping[str, Dimension] = field(default_factory=dict)
 
     def create(self) -> Strategy:
         """Return a new instance of the strategy."""
@@ -72,6 +91,11 @@ class Arm:
             defaults[TRAIN_HEAD] = True
         changed = [f"{key}={_plain(value)}" for key, value in self.options.items() if value != defaults[key]]
         return " ".join([self.strategy, *changed])
+
+
+def is_pretrained(backbone: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a backbone with these options is pretrained; a Python object is assumed to be."""
+    return options.get(WEIGHTS, "none") != "none" or backbone.startswith("python:")
 
 
 @dataclass(frozen=True)
@@ -108,8 +132,13 @@ class Request:
 
     @property
     def is_pretrained(self) -> bool:
-        """Return whether the backbone starts from pretrained weights; a Python object is assumed to be pretrained."""
-        return self.backbone_options.get(WEIGHTS, "none") != "none" or self.settings.backbone.startswith("python:")
+        """Return whether the backbone starts from pretrained weights."""
+        return is_pretrained(self.settings.backbone, self.backbone_options)
+
+    @property
+    def has_untrained_base(self) -> bool:
+        """Return whether nothing has trained the base: there is no source, and there are no pretrained weights."""
+        return self.dataset is None and not self.is_pretrained
 
     def with_settings(self, **values: Any) -> Request:
         """Return the request with other values of these settings, which are not validated again."""
@@ -123,12 +152,13 @@ class Request:
     def base_params(self) -> dict[str, Any]:
         """Return the settings of a base run: those of data, model and base."""
         keys = ("preset", "dataset", "backbone", "image_size", "skip_bad_images", "device", "precision", "data_dir")
-        return {key: value for key, value in self._flat().items() if key in keys or "." in key}
+        flat = {key: value for key, value in self._flat().items() if not key.startswith("tuning.")}
+        return {key: value for key, value in flat.items() if key in keys or "." in key}
 
     def run_params(self, arm: Arm, seed: int) -> dict[str, Any]:
         """Return all resolved settings of one adaptation run."""
         params = self._flat() | {"strategy": arm.strategy, "seed": seed, "lr": arm.lr, "shift": self.shift_text}
-        params |= {f"strategy.{key}": value for key, value in arm.options.items()}
+        params |= {f"strategy.{key}": value for key, value in arm.options.items()} | _searched_params([arm])
         return params | {f"shift.{name}": amount for name, amount in self.amounts.items()}
 
     @property
@@ -155,6 +185,8 @@ class Request:
         """Return params as settings that repeat the run, in plain types."""
         # `shift` already holds the amounts, in their order.
         plain = {key: _plain(value) for key, value in params.items() if not key.startswith("shift.")}
+        if self.has_untrained_base:
+            plain.setdefault(f"backbone.{WEIGHTS}", "none")
         return plain | ({"experiment": self.settings.experiment} if self.settings.experiment else {})
 
     def config_text(self, params: Mapping[str, Any]) -> str:
@@ -172,6 +204,7 @@ class Request:
         for arm in self.arms:
             options = dict(arm.options) if "lr" in arm.options else {"lr": arm.lr, **arm.options}
             settings |= {f"{arm.strategy}.{key}": value for key, value in options.items()}
+        settings |= _searched_params(self.arms)
         text: str = yaml.safe_dump(self.config(settings), sort_keys=True, allow_unicode=True)
         return text
 
@@ -188,6 +221,9 @@ class Request:
             params["severity"] = ",".join(map(written, self.severities))
         for group in ("base", "split"):
             params |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
+        params["tuning.trials"] = self.settings.tuning.trials
+        if self.settings.tuning.on is not None:  # params of runs without it stay unchanged
+            params["tuning.on"] = self.settings.tuning.on
         if self.settings.split.group is None:  # params of runs without it stay unchanged
             del params["split.group"]
         if self.settings.protocol == OVERLAPPING:  # a run of adaptkit 0.1, which had no protocols
@@ -197,6 +233,12 @@ class Request:
         for group in ("table", "folder"):  # params of runs without such settings stay unchanged
             params |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).chosen.items()}
         return params | {f"backbone.{key}": value for key, value in self.backbone_options.items()}
+
+
+def _searched_params(arms: Iterable[Arm]) -> dict[str, str]:
+    """Return the ranges that the fits of these arms search, as a setting."""
+    ranges = [f"{arm.strategy}.{key}={one.text}" for arm in arms for key, one in arm.searched.items()]
+    return {"tuning.space": "; ".join(ranges)} if ranges else {}
 
 
 def _written(amounts: Mapping[str, float]) -> str:

@@ -101,6 +101,9 @@ NOT_ON_A_GRID = {
     "preset": "vary its settings instead",
 }
 
+#: settings that decide whether the base is trained
+OF_THE_BASE = ("dataset", "target", "backbone", "weights", "backbone.weights")
+
 #: the largest number of cells of one strategy
 MOST_CELLS = 10_000
 
@@ -133,7 +136,7 @@ def expand(
     """Return all cells of a grid over layers of settings; raise BadInput with all problems."""
     problems: list[str] = []
     try:
-        strategies = list(resolve(layers, plugins, found_before).settings.strategy)
+        strategies = list(resolve([_first_base(grid), *layers], plugins, found_before).settings.strategy)
     except BadInput as error:
         problems.extend(error.problems)
         strategies = _known_strategies(layers, plugins)
@@ -160,6 +163,11 @@ def expand(
         raise BadInput(*dict.fromkeys(problems))
     _require_distinct(cells)
     return tuple(cells)
+
+
+def _first_base(grid: Mapping[str, Sequence[Any]]) -> Layer:
+    """Return the first value of each key of the grid that decides about the base."""
+    return Layer({key: grid[key][0] for key in OF_THE_BASE if key in grid})
 
 
 def _require_few(axes: Mapping[str, Sequence[Any]], strategies: Sequence[str]) -> None:

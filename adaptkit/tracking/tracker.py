@@ -188,6 +188,11 @@ class Tracker:
             self.adaptkit_run_failed(run, error)
             raise
 
+    def open_run(self, run: RunStart) -> None:
+        """Create a run, unless it is open: a tuning starts before the first model of its run is known."""
+        if not self._outbox.is_open(self.local_id(run)):
+            self._start(run)
+
     def keep_adapter(self, run: RunStart, files: Mapping[str, Path]) -> Path | None:
         """Upload the adapter of a run and check the uploaded copy; return the folder that is uploaded."""
 
@@ -232,11 +237,13 @@ class Tracker:
     @hookimpl(tryfirst=True)
     def adaptkit_run_started(self, run: RunStart, model: nn.Module) -> None:
         """Create the run with its params, tags and inputs, and make it MLflow's active run."""
-        self._start(run)
+        self.open_run(run)
 
     @hookimpl(trylast=True)
     def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
-        """Log the metrics of the epoch."""
+        """Log the metrics of the epoch; of a run with folds, those of the means."""
+        if epoch.fold is not None:
+            return
         if run.name not in self._resumed or epoch.number > self._resumed[run.name].epochs:
             self._add(run, epoch_log(epoch))
 

@@ -38,4 +38,4 @@ def test_no_best_strategy_without_verdict(uri: str) -> None:
         fabricate(uri, "other", seed, range(seed, 30 - 9 * seed))
     comparison = adaptkit.compare(tracking_uri=uri, track=False)[0]
     assert comparison.best is None
-    assert [pair.verdict for pair in comparison.pairs] == ["unclear"]
+    assert [pair.verdict for pair in comparison.pairs] == ["undecided"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from click.testing import Result
 from mlflow import MlflowClient
+from numpy.typing import NDArray
 from scipy import stats
 from support.experiments import TINY, Tracked
 from support.fabrication import BASE, DATA, IMAGES, fabricate
@@ -58,6 +60,19 @@ def record_runs(uri: str, strategy: str, wrong: list[int], **others: Any) -> lis
     return [fabricate(uri, strategy, seed, range(count), **others) for seed, count in enumerate(wrong)]
 
 
+def right_of(counts: Sequence[int]) -> NDArray[numpy.float64]:
+    """Return which test images are right in runs with these numbers of wrong ones, `[runs, images]`."""
+    return numpy.stack([numpy.arange(IMAGES) >= count for count in counts]).astype(float)
+
+
+def error_of(values: NDArray[numpy.float64]) -> tuple[float, float]:
+    """Return the standard error of the mean over runs and images, with its degrees of freedom."""
+    over_runs = values.mean(1).var(ddof=1) / len(values)
+    over_images = max(values.mean(0).var(ddof=1) / IMAGES, IMAGES**-2)
+    df = (over_runs + over_images) ** 2 / (over_runs**2 / (len(values) - 1) + over_images**2 / (IMAGES - 1))
+    return math.sqrt(over_runs + over_images), float(df)
+
+
 def test_json_keys_and_numbers(cli: Cli, uri: str) -> None:
     wrong = {"good": [10, 14, 11, 12, 9], "poor": [30, 37, 30, 33, 28]}
     for strategy, counts in wrong.items():
@@ -65,25 +80,32 @@ def test_json_keys_and_numbers(cli: Cli, uri: str) -> None:
     found = compared(cli)
     assert (found["metric"], found["margin"]) == ("final/shifted_accuracy", 0.01)
     assert [arm["name"] for arm in found["arms"]] == ["good", "poor"]
+    right = {name: right_of(counts) for name, counts in wrong.items()}
     for arm in found["arms"]:
-        values = [1 - count / IMAGES for count in wrong[arm["name"]]]
-        low, high = stats.t.interval(0.95, 4, stats.tmean(values), stats.sem(values))
+        values = right[arm["name"]].mean(1)
+        error, df = error_of(right[arm["name"]])
+        half = stats.t.ppf(0.975, df) * error
         assert arm["n"] == 5
-        assert [arm[key] for key in ("mean", "low", "high", "sd")] == pytest.approx(
-            [stats.tmean(values), low, high, stats.tstd(values)]
+        assert [arm[key] for key in ("mean", "low", "high", "sd", "df")] == pytest.approx(
+            [values.mean(), values.mean() - half, values.mean() + half, values.std(ddof=1), df]
         )
     (pair,) = found["pairs"]
-    test = stats.ttest_rel(*([1 - count / IMAGES for count in counts] for counts in wrong.values()))
-    interval = test.confidence_interval()
-    assert (pair["a"], pair["b"], pair["n"], pair["test"], pair["verdict"]) == ("good", "poor", 5, "paired t", "better")
-    assert [pair[key] for key in ("p", "p_unadjusted", "low", "high")] == pytest.approx(
-        [test.pvalue, test.pvalue, interval.low, interval.high]
+    error, df = error_of(right["good"] - right["poor"])
+    mean, half = (right["good"] - right["poor"]).mean(), stats.t.ppf(0.975, df) * error
+    p = 2 * stats.t.sf(mean / error, df)
+    assert (pair["a"], pair["b"], pair["n"], pair["verdict"]) == ("good", "poor", 5, "better")
+    # Runs of adaptkit 0.1 have no protocol: their draws overlap.
+    assert (pair["protocol"], pair["groups"], pair["only_models"]) == ("overlapping", None, False)
+    assert [pair[key] for key in ("p", "p_unadjusted", "low", "high", "df")] == pytest.approx(
+        [p, p, mean - half, mean + half, df]
     )
+    gone = {"image_low", "image_high", "seeds_verdict", "images_needed", "test"}
+    assert not gone & set(pair)
     assert pair["disagreement"] == pytest.approx(sum(b - a for a, b in zip(*wrong.values(), strict=True)) / 5 / IMAGES)
-    assert found["sentences"][0].startswith("In target accuracy, good beats poor by 10.2 points [")
+    assert found["sentences"][0].startswith("In target accuracy, good is better than poor by 10.2 points [")
     assert found["sentences"][-1] == (
-        "This holds for this base and these 200 test images. The 95 % sampling error of an accuracy is ±4.3 points. "
-        "Two seeds share 25 % of their drawn images on average."
+        "This holds for this base, models trained on 50 images of this pool of 200, and new test images of letters "
+        "under this shift; 200 were measured."
     )
 
 
@@ -114,53 +136,96 @@ def test_equal_differences_between_seeds(cli: Cli, uri: str) -> None:
     record_runs(uri, "good", [10, 14, 12])
     record_runs(uri, "poor", [40, 44, 42])
     (pair,) = compared(cli)["pairs"]
-    error = 1 / IMAGES / math.sqrt(3)
-    assert pair["sd"] == 1 / IMAGES
-    assert pair["p"] == pytest.approx(2 * stats.t.sf(0.15 / error, 2)) and pair["p"] > 0
-    assert pair["high"] - pair["low"] == pytest.approx(2 * stats.t.ppf(0.975, 2) * error)
+    # Equal over seeds, so that all uncertainty is that of the test images.
+    error, df = error_of(right_of([10, 14, 12]) - right_of([40, 44, 42]))
+    assert pair["sd"] == pytest.approx(0, abs=1e-12)
+    assert pair["p"] == pytest.approx(2 * stats.t.sf(0.15 / error, df)) and pair["p"] > 0
+    assert pair["high"] - pair["low"] == pytest.approx(2 * stats.t.ppf(0.975, df) * error)
 
 
-def test_one_seed_uses_mcnemar(cli: Cli, uri: str) -> None:
+def test_one_run_is_about_the_trained_models(cli: Cli, uri: str) -> None:
     fabricate(uri, "good", 0, range(10))
     fabricate(uri, "poor", 0, range(5, 45))
     found = compared(cli)
     (pair,) = found["pairs"]
     # 5 images are wrong only for the good strategy, 35 only for the poor one.
-    assert (pair["test"], pair["n"], pair["verdict"]) == ("mcnemar", 1, "better")
-    assert pair["p"] == pytest.approx(stats.binomtest(5, 40).pvalue)
-    assert (pair["low"], pair["high"]) == (pair["image_low"], pair["image_high"])
-    assert found["arms"][0]["low"] is None
-    assert " with one seed (McNemar's exact test, p < 0.001)" in found["sentences"][0]
-    assert found["sentences"][1].startswith("With one seed, McNemar's test covers only the chance in the test images.")
-    assert "seeds share" not in found["sentences"][-1]
+    assert (pair["n"], pair["verdict"], pair["only_models"]) == (1, "undecided", True)
+    values = numpy.repeat([1, -1, 0], [35, 5, 160])
+    assert pair["p"] == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert found["sentences"][0].startswith(
+        "In target accuracy, these two trained models differ: that of good is ahead of that of poor by 15.0 points ["
+    )
+    assert found["sentences"][1].startswith("One run of each strategy shows nothing about the strategies")
+    assert found["sentences"][-1].startswith("This holds for these trained models (50 labelled images) and new test")
+    assert not any("better" in sentence or "must choose" in sentence for sentence in found["sentences"][:-2])
+    assert found["arms"][1]["dominated_by"]["params/trainable"] == []
 
 
-def test_number_of_seeds_needed(cli: Cli, uri: str) -> None:
+def test_one_run_without_a_difference(cli: Cli, uri: str) -> None:
+    fabricate(uri, "one", 0, range(10))
+    fabricate(uri, "other", 0, range(11))
+    found = compared(cli)
+    assert found["sentences"][0].startswith(
+        "In target accuracy, the trained models of one and other are not shown to differ: one is ahead by 0.5 points ["
+    )
+
+
+def test_seeds_needed(cli: Cli, uri: str) -> None:
     record_runs(uri, "one", [20, 30, 25])
     record_runs(uri, "other", [27, 28, 31])
     found = compared(cli)
     (pair,) = found["pairs"]
-    assert pair["verdict"] == pair["seeds_verdict"] == "unclear"
-    differences = [7 / IMAGES, -2 / IMAGES, 6 / IMAGES]
-    mean, sd = stats.tmean(differences), stats.tstd(differences)
-    needed = next(n for n in range(3, 99) if 2 * stats.t.sf(mean / sd * math.sqrt(n), n - 1) < 0.05)
+    assert pair["verdict"] == "undecided"
+    d = right_of([20, 30, 25]) - right_of([27, 28, 31])
+    over_seeds, over_images = d.mean(1).var(ddof=1), d.mean(0).var(ddof=1) / IMAGES
+
+    def shows(count: int) -> bool:
+        variance = over_seeds / count + over_images
+        df = variance**2 / ((over_seeds / count) ** 2 / (count - 1) + over_images**2 / (IMAGES - 1))
+        return bool(d.mean() / math.sqrt(variance) > stats.t.ppf(0.975, df))
+
+    needed = next(count for count in range(4, 101) if shows(count))
     assert pair["seeds_needed"] == needed
     assert found["sentences"][0].endswith(
-        f" The seeds do not decide which is better. If the mean and the spread stay the same, {needed} seeds "
-        f"({needed - 3} more) are enough to show a difference. The interval over resampled test images must agree."
+        f": undecided. If the difference stays the same, about {needed - 3} more seeds ({needed} in all) would show it "
+        "with an even chance."
     )
 
 
-def test_unclear_if_test_images_do_not_support_the_verdict(cli: Cli, uri: str) -> None:
-    # The difference is always the same two images, which a resampled test set may not contain.
+def test_test_images_needed(cli: Cli, uri: str) -> None:
+    # The difference is always the same two images: no number of seeds tells whether it is there on others.
     record_runs(uri, "one", [20] * 5)
     record_runs(uri, "other", [22] * 5)
     found = compared(cli)
     (pair,) = found["pairs"]
-    assert (pair["seeds_verdict"], pair["verdict"]) == ("better", "unclear")
-    assert pair["image_low"] == 0 < pair["image_high"] and pair["images_needed"] > IMAGES
-    assert "The seeds show a difference, but the interval over resampled test images, [0.0, " in found["sentences"][0]
+    assert (pair["verdict"], pair["seeds_needed"]) == ("undecided", None)
+    t = stats.t.ppf(0.975, pair["df"])
+    d = numpy.repeat([1.0, 0.0], [2, 198])
+    assert pair["test_images_needed"] == math.ceil(d.var(ddof=1) * (t / 0.01) ** 2)
+    assert "more test images (" in found["sentences"][0]
     assert found["arms"][0]["dominated_by"]["params/trainable"] == []
+
+
+def test_choice_without_a_best_strategy(cli: Cli, uri: str) -> None:
+    record_runs(uri, "large", [20, 24, 18], metrics={"params/trainable": 900.0})
+    record_runs(uri, "small", [22, 23, 24], metrics={"params/trainable": 90.0})
+    record_runs(uri, "poor", [80, 85, 81], metrics={"params/trainable": 9.0})
+    found = compared(cli)
+    (large_small,) = [pair for pair in found["pairs"] if pair["b"] == "small"]
+    assert large_small["verdict"] == "undecided"
+    (sentence,) = [sentence for sentence in found["sentences"] if sentence.startswith("If you must choose now")]
+    # `poor` is shown to be worse, although it is cheaper.
+    assert sentence == (
+        "If you must choose now: of the strategies that are not shown to be worse than large, which has the best mean, "
+        "small trains the fewest parameters (90). This choice costs at most "
+        f"{100 * large_small['high']:.1f} points (upper end of the 95 % interval)."
+    )
+    comparison = adaptkit.compare(tracking_uri=uri, track=False)[0]
+    assert comparison.choice is not None and (comparison.choice.name, comparison.choice.best) == ("small", "large")
+    sizes = sorted(pair["detectable"] for pair in found["pairs"])
+    assert f"finds a true difference of {100 * sizes[1]:.1f} points with a probability of 80 %" in " ".join(
+        found["sentences"]
+    )
 
 
 def test_wider_margin_makes_a_tie(cli: Cli, uri: str) -> None:
@@ -306,7 +371,7 @@ def test_strategies_without_shared_seeds(cli: Cli, uri: str) -> None:
     fabricate(uri, "one", 0, range(10))
     fabricate(uri, "other", 1, range(50))
     found = compared(cli)
-    assert (found["pairs"][0]["n"], found["pairs"][0]["verdict"]) == (0, "unclear")
+    assert (found["pairs"][0]["n"], found["pairs"][0]["verdict"]) == (0, "undecided")
     assert found["sentences"][0] == (
         "In target accuracy, one and other cannot be paired: they share no seed. Run both with the same seeds."
     )
@@ -322,19 +387,15 @@ def test_metric_has_its_unit_and_direction(cli: Cli, uri: str) -> None:
     found = compared(cli, "--metric", "time/train_seconds")
     assert [arm["name"] for arm in found["arms"]] == ["fast", "slow"]
     (pair,) = found["pairs"]
-    assert (pair["verdict"], pair["image_low"]) == ("better", None) and pair["difference"] == pytest.approx(-4.8)
-    assert found["sentences"][0].startswith(
-        "By training time, fast beats slow by 4.800 s [4.143, 5.457] over 3 paired seeds"
-    )
+    assert pair["verdict"] == "better" and pair["difference"] == pytest.approx(-4.8)
+    assert found["sentences"][0].startswith("By training time, fast is better than slow by 4.800 s [4.143, 5.457] (p =")
 
 
 def test_bytes_have_no_decimals(cli: Cli, uri: str) -> None:
     record_runs(uri, "big", [20, 21], metrics={"memory/peak_bytes": 4096})
     record_runs(uri, "small", [20, 21], metrics={"memory/peak_bytes": 1024})
     sentence = compared(cli, "--metric", "memory/peak_bytes")["sentences"][0]
-    assert sentence.startswith(
-        "By peak memory, small beats big by 3,072 bytes [3,072, 3,072] over 2 paired seeds (p < 0.001)"
-    )
+    assert sentence.startswith("By peak memory, small is better than big by 3,072 bytes [3,072, 3,072] (p < 0.001)")
 
 
 def test_times_of_concurrent_runs_are_not_ranked(cli: Cli, uri: str) -> None:
@@ -464,12 +525,20 @@ def test_python_and_command_agree(cli: Cli, uri: str) -> None:
         adaptkit.compare(metric="none", track=False)
 
 
+def test_quiet_prints_only_the_results(cli: Cli, uri: str) -> None:
+    record_runs(uri, "one", [20, 30, 25])
+    record_runs(uri, "other", [50, 61, 56])
+    loud, quiet = cli("compare", "--output", "report"), cli("compare", "--output", "report", "-q")
+    assert (quiet.exit_code, quiet.stderr, quiet.stdout) == (0, "", loud.stdout)
+    assert "Report: " in loud.stderr and "In MLflow: " in loud.stderr
+
+
 def test_printed_tables_and_sentences(cli: Cli, tracked: Tracked) -> None:
     result = cli("compare", "--no-track", "--tracking-uri", tracked.uri)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["strategy", "target", "gain", "source", "retention", "trainable", "share", "seconds"] in lines
-    assert ["pair", "difference", "test", "images", "p", "seeds", "disagree", "verdict"] in lines
+    assert ["pair", "difference", "p", "runs", "disagree", "verdict"] in lines
     assert ["strategy", "adapter", "s/epoch", "memory", "inference", "dominated", "by"] in lines
     assert {"zero-shot", "lora", "head"} <= {line[0] for line in lines if line}
     assert "\x1b" not in result.stdout

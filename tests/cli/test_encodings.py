@@ -34,7 +34,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for index in range(16):
             noise = numpy.random.default_rng(100 * number + index).integers(0, 256, (16, 16, 3), numpy.uint8)
             Image.fromarray(noise).save(folder / "pictures" / label / f"{index}.png")
-    arguments = ["--dataset", "none", "--target", f"folder:{folder / 'pictures'}", "--backbone", "small_cnn"]
+    arguments = [
+        "--dataset",
+        "none",
+        "--weights",
+        "none",
+        "--target",
+        f"folder:{folder / 'pictures'}",
+        "--backbone",
+        "small_cnn",
+    ]
     arguments += ["--protocol", "draws"]
     command("ascii", "run", "-s", "head", "-s", "full", *arguments, "--image-size", "16", "--epochs", "1",
             "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}")  # fmt: skip
@@ -62,7 +71,7 @@ def test_results_in_every_encoding(encoding: str, store: Path, monkeypatch: pyte
 
 def test_messages_in_every_encoding(own_folder: Path) -> None:
     for encoding in ENCODINGS[:3]:
-        arguments = ["run", "-s", "head", "--target", "folder:日本"]
+        arguments = ["run", "-s", "scratch", "--target", "folder:日本"]
         result = CliRunner(charset=encoding).invoke(main, arguments, prog_name="adaptkit")
         assert result.exit_code == 2 and r"folder:\u65e5\u672c: there is no such folder" in result.stderr
 

@@ -272,7 +272,7 @@ def colour(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
             Image.fromarray(noise).save(folder / "pictures" / label / f"{index}.png")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     target = f"folder:{folder / 'pictures'}"
-    choices = {"backbone": "small_cnn", "image_size": 16, "epochs": 1, "protocol": "draws"}
+    choices = {"backbone": "small_cnn", "weights": "none", "image_size": 16, "epochs": 1, "protocol": "draws"}
     outcome = adaptkit.run("lora", dataset="none", target=target, tracking_uri=uri, **choices)
     return str(outcome.runs[0].run_id), uri
 

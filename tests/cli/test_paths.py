@@ -40,7 +40,7 @@ def work(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], P
 
 def trained(cli: Cli, *arguments: str) -> str:
     """Train on the pictures of the current folder. Return the id of the run."""
-    options = ["--dataset", "none", "--backbone", "small_cnn", "--protocol", "draws"]
+    options = ["--dataset", "none", "--weights", "none", "--backbone", "small_cnn", "--protocol", "draws"]
     options += [] if "--target" in arguments else ["--target", f"folder:{Path.cwd() / 'data'}"]
     result = cli("run", "-s", "full", *options, "--image-size", "16", "--epochs", "1", "--json", *arguments)
     assert result.exit_code == 0, result.stderr
@@ -126,14 +126,18 @@ def test_long_path_and_classes_with_names_of_averages(cli: Cli, work: Callable[[
 
 def test_path_that_is_too_long_for_a_database(cli: Cli, work: Callable[[str], Path]) -> None:
     work("/".join(["d" * 120] * 5))
-    result = cli("run", "-s", "full", "--target", "folder:data", "--dataset", "none", "--image-size", "16")
+    result = cli(
+        "run", "-s", "full", "--target", "folder:data", "--dataset", "none", "--weights", "none", "--image-size", "16"
+    )
     assert result.exit_code == 2
     assert "the path of the tracking store is too long for SQLite (" in result.stderr
 
 
 def test_folder_in_which_mlflow_cannot_create_a_database(cli: Cli, work: Callable[[str], Path]) -> None:
     work('it\'s "q"')
-    result = cli("run", "-s", "full", "--target", "folder:data", "--dataset", "none", "--image-size", "16")
+    result = cli(
+        "run", "-s", "full", "--target", "folder:data", "--dataset", "none", "--weights", "none", "--image-size", "16"
+    )
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
         "Error: MLflow cannot create a database here: the current folder has both ' and \" in its name; rename it"

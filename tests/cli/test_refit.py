@@ -6,6 +6,9 @@ import csv
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from support.experiments import FOREIGN, KEPT, Tracked, own_cache
 
 import adaptkit
 from adaptkit.cli import main
+from adaptkit.errors import Interrupted, RunFailed
+from adaptkit.system.folders import state_folder
 
 Cli = Callable[..., Result]
 pytestmark = pytest.mark.slow
@@ -29,10 +34,8 @@ pytestmark = pytest.mark.slow
 #: colours of the classes: easy to learn from the whole image, but not from an untrained base's features
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 PER_CLASS = 20
-RUN = (
-    *("run", "-s", "head", "-s", "full", "--dataset", "none", "--target", "folder:colours", "--backbone", "small_cnn"),
-    *("--image-size", "16", "--epochs", "3", "--seeds", "0-1", "--set", "full.lr=0.003"),
-)
+DATA = ("--dataset", "none", "--weights", "none", "--target", "folder:colours", "--image-size", "16")
+RUN = ("run", "-s", "head", "-s", "full", *DATA, "--epochs", "3", "--seeds", "0-1", "--set", "full.lr=0.003")
 
 
 def make_colours(folder: Path) -> None:
@@ -282,12 +285,90 @@ def test_python(project: Tracked) -> None:
 
 def test_run_with_refit_that_cannot_choose(cli: Cli, store: Path) -> None:
     make_colours(Path("colours"))
-    result = cli(
-        *RUN, "-o", "full.lr=1e-9", "-o", "head.lr=1e-9", "--seeds", "0", "--epochs", "1", "--refit", "--json", "-q"
-    )
-    outcome = json.loads(result.stdout)
-    assert (result.exit_code, outcome["refit"], len(outcome["runs"])) == (2, None, 2)
-    (line,) = result.stderr.splitlines()
-    assert line == f"Error: {outcome['refit_error']}"
-    assert "no strategy is shown to be better than all others; choose one with `adaptkit refit " in line
-    assert f"run {outcome['parent_run_id']} (head, full seed=0): " in line
+    arguments = (*RUN, "-o", "full.lr=1e-9", "-o", "head.lr=1e-9", "--seeds", "0", "--epochs", "1", "--refit", "-q")
+    result = cli(*arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    line = result.stdout.splitlines()[-1]
+    start = "No final model: no strategy is shown to be better than all others; choose one with `adaptkit refit "
+    assert line.startswith(start) and " --strategy NAME`: " in line
+    parent = line.removeprefix(start).partition(" ")[0]
+    assert cli("refit", parent, "--strategy", "head", "--dry-run").exit_code == 0
+    outcome = json.loads(cli(*arguments, "--json").stdout)
+    assert (outcome["refit"], len(outcome["runs"])) == (None, 2)
+    assert f"No final model: {outcome['refit_error']}" == line.replace(parent, outcome["parent_run_id"])
+
+
+def test_run_with_refit_that_fails(cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: Any) -> None:
+        raise RunFailed("the loss is not finite")
+
+    monkeypatch.setattr("adaptkit.api.refit.refit_once", failing)
+    make_colours(Path("colours"))
+    result = cli("run", "-s", "head", *DATA, "--epochs", "1", "--refit", "-q")
+    assert (result.exit_code, result.stderr) == (1, "Error: no final model: the loss is not finite\n")
+    assert not records()
+
+
+def records() -> list[Path]:
+    return list((state_folder() / "runs").glob("*/record.json"))
+
+
+DYING = """
+import os, signal
+from adaptkit import hookimpl
+
+@hookimpl
+def adaptkit_epoch_ended(run, epoch):
+    if run.kind == os.environ.get("DIE") and epoch.number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("strategies", [["head", "full"], ["full"]], ids=["comparison", "one run"])
+@pytest.mark.parametrize("killed_in", ["adaptation", "final"])
+def test_resume_makes_the_refit(cli: Cli, store: Path, own_folder: Path, killed_in: str, strategies: list[str]) -> None:
+    """A command that is killed before its refit, or during it, is resumed to the same final model."""
+    make_colours(Path("colours"))
+    Path("dying.py").write_text(DYING)
+    named = [word for name in strategies for word in ("-s", name)]
+    command = ["run", *named, *DATA, "--epochs", "3", "--set", "full.lr=0.003", "--refit", "--plugin", "dying.py", "-q"]
+    whole = json.loads(cli(*command, "--json", "--experiment", "undisturbed").stdout)
+    dead = subprocess.run([sys.executable, "-m", "adaptkit", *command], env={**os.environ, "DIE": killed_in})
+    assert dead.returncode == -signal.SIGKILL and records()
+    doctor = cli("doctor")
+    assert "1 interrupted run" in doctor.stdout, doctor.stdout
+    result = cli("resume", "--all", "--json", "-q")
+    assert result.exit_code == 0, result.stderr
+    (attempt,) = json.loads(result.stdout)["resumed"]
+    outcome = attempt["outcome"]
+    assert [run["status"] for run in outcome["runs"]] == ["finished"] * len(strategies)
+    assert outcome["refit"]["strategy"] == "full" and not records()
+    weights = [
+        (artifacts_of(f"sqlite:///{store}", made["refit"]["run_id"]) / "adapter" / "adapter.safetensors").read_bytes()
+        for made in (whole, outcome)
+    ]
+    assert weights[0] == weights[1]
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("adaptkit").experiment_id
+    found = client.search_runs([experiment], "tags.`adaptkit.kind` = 'final'")
+    states = sorted(run.info.status for run in found)
+    assert states == (["FINISHED", "KILLED"] if killed_in == "final" else ["FINISHED"])
+    parent = outcome["parent_run_id"] or outcome["runs"][0]["run_id"]
+    assert client.get_run(parent).info.status == "FINISHED"
+    assert "is finished: there is nothing to resume" in cli("resume", parent).stderr
+
+
+def test_interrupted_refit(cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise Interrupted(15)
+
+    make_colours(Path("colours"))
+    with monkeypatch.context() as patch:
+        patch.setattr("adaptkit.api.refit.refit_once", interrupted)
+        result = cli("run", "-s", "full", *DATA, "--epochs", "1", "--refit", "-q")
+    assert result.exit_code == 128 + 15
+    hint = result.stderr.splitlines()[-1]
+    assert hint.startswith("To resume:  adaptkit resume ")
+    resumed = cli("resume", hint.split()[-1])
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "Final model: full, trained on all 60 labels" in resumed.stdout and not records()

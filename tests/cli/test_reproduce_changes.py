@@ -276,7 +276,7 @@ def test_empty_config(cli: Cli, copy: str, tracked: Tracked) -> None:
         "epochs is 10, but was 2",
         "image_size is none, but was 28",
         "protocol is none, but was draws",
-        "shots is 50, but was 5",
+        "shots is 20, but was 5",
         "split.pool is none, but was 100",
         "split.source is none, but was 200",
         "split.test is none, but was 100",

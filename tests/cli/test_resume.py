@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from mlflow import MlflowClient
+from support import processes
 from support.experiments import BITFIT, TINY, TINY_SETTINGS
 from support.interruption import SETTINGS, STEPPING, Stop, interrupted, killed, refused, undisturbed
 from support.plain_model import Plain
@@ -24,6 +23,7 @@ from support.resumption import ids, recorded, require_as_undisturbed
 import adaptkit
 from adaptkit.errors import BadInput
 from adaptkit.experiment.recovery import folder_of, records
+from adaptkit.names import REPORT_FILE
 from adaptkit.tracking.journal import unused_journals
 
 Cli = Callable[..., Result]
@@ -82,7 +82,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "BatchNorm, dropout": ("full", {}, {"backbone": Plain(10)}),
     "BatchNorm adapts": ("head", {"bn": "adapt"}, {"backbone": Plain(10)}),
     "no shift": ("lora", {"target": "digits"}, {}),
-    "new head": ("lora", {"dataset": "none", "target": "digits"}, {}),
+    "new head": ("lora", {"dataset": "none", "weights": "none", "target": "digits"}, {}),
     "computed twice": ("full", {"checkpointing": True}, {}),
 }
 
@@ -300,8 +300,8 @@ def test_resume_all_with_one_failure(
 @pytest.mark.slow
 def test_moved_store(cli: Cli, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "killing.py").write_text(KILLING)
-    command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "--plugin", "killing.py"]
-    killed = subprocess.run(command, capture_output=True, env={**os.environ, "KILLED": "1"})
+    command = ("run", "-s", "head", *TINY, "--plugin", "killing.py")
+    killed = processes.run(*command, environment={**os.environ, "KILLED": "1"})
     assert killed.returncode == -signal.SIGKILL
     moved = own_folder / "moved"
     moved.mkdir()
@@ -401,9 +401,15 @@ def test_resume_from_another_folder(
     assert words[2:] == ["--tracking-uri", "sqlite:///mlflow.db"]
     (own_folder / "elsewhere").mkdir()
     monkeypatch.chdir(own_folder / "elsewhere")
-    result = cli("resume", words[1], "--tracking-uri", "sqlite:///../mlflow.db")
+    for several in (("--all",), (words[1], "0" * 32)):
+        refused = cli("resume", *several, "--report", "report", "--tracking-uri", "sqlite:///../mlflow.db")
+        line = "Error: --report: each comparison has its own report; resume one run at a time\n"
+        assert (refused.exit_code, refused.stderr) == (2, line)
+    result = cli("resume", words[1], "--report", "report", "--tracking-uri", "sqlite:///../mlflow.db")
     assert result.exit_code == 0, result.stderr
-    assert recorded(uri, words[1]).status == "FINISHED" and list((own_folder / "elsewhere").iterdir()) == []
+    assert recorded(uri, words[1]).status == "FINISHED"
+    assert [path.name for path in (own_folder / "elsewhere").iterdir()] == ["report"]
+    assert (own_folder / "elsewhere" / "report" / REPORT_FILE).exists()
 
 
 @pytest.mark.slow

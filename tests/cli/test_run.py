@@ -63,7 +63,7 @@ def test_results_and_progress(cli: Cli, own_folder: Path) -> None:
     assert [row.split()[0] for row in rows[:3]] == ["zero-shot", "lora", "head"]
     assert rows[1].count("±") == 5
     assert rows[3] == (
-        "accuracies in %, gain and retention in points; mean ± 95 % interval over 2 seeds".ljust(len(rows[3]))
+        "accuracies in %, gain and retention in points; mean of 2 runs ± 95 % interval".ljust(len(rows[3]))
     )
     lines = result.stderr.splitlines()
     assert lines[0] == "Source   mnist5k: 200 training, 100 test"

@@ -335,7 +335,18 @@ def test_from_python(swept: tuple[Path, dict[str, Any]], again: Path) -> None:
             ],
         ),
         (
-            ("--grid", "shots=20,35,40", "--dataset", "none", "--target", "digits", "--set", "split.pool=2000"),
+            (
+                "--grid",
+                "shots=20,35,40",
+                "--dataset",
+                "none",
+                "--weights",
+                "none",
+                "--target",
+                "digits",
+                "--set",
+                "split.pool=2000",
+            ),
             [
                 "shots: 40 images of each class are more than half of the pool of 718; set at most --set shots=36, add "
                 "images, or use every label with --protocol folds"

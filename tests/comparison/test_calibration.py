@@ -6,6 +6,7 @@ Each rate is also measured with a part of the statistics left out, to show that 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from adaptkit.comparison import inference
-from adaptkit.comparison.inference import ALPHA, infer_folds
+from adaptkit.comparison.inference import ALPHA, infer_folds, infer_given
 from adaptkit.comparison.scores import macro_f1_score, mean_score
 from adaptkit.comparison.statistics import holm
 
@@ -84,7 +85,7 @@ def differences(
     If not `is_grouped`, groups are ignored; without `luck`, the variance that images of one fold share is left out.
     """
     units = pool.groups if is_grouped else None
-    assigned = pool.folds if is_grouped else pool.folds[:, pool.groups]
+    folds = pool.folds if is_grouped else pool.folds[:, pool.groups]
 
     def scored(predicted: Array) -> Any:
         if f1:
@@ -95,15 +96,14 @@ def differences(
     results = []
     for a, b in pairs:
         rows = [one - other for one, other in zip(scores[a], scores[b], strict=True)]
-        results.append(
-            infer_folds(
-                [row.value for row in rows],
-                [row.influence for row in rows],
-                folds=int(pool.folds.max()) + 1,
-                assigned=assigned if luck else None,
-                resolution=1 / len(pool.truth),
-            )
-        )
+        values, influence = [row.value for row in rows], numpy.array([row.influence for row in rows])
+        resolution = 1 / len(pool.truth)
+        if luck:
+            results.append(infer_folds(values, influence, folds=folds, resolution=resolution))
+        else:
+            count = folds.max() + 1
+            corrected = math.sqrt(count / (count - 1)) * influence.mean(0, keepdims=True)
+            results.append(infer_given([numpy.mean(values)], corrected, resolution=resolution))
     return results
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def test_run_and_compare_print_the_same_table(severe: Severe, cli: Cli) -> None:
         (name, areas[name]) for name in (first, second)
     ]
     robustness = found["comparisons"][0]["robustness"]
-    assert [arm["area"]["mean"] for arm in robustness["arms"]] == [arm["mean"] for arm in found["arms"]]
+    assert [arm["area"] for arm in robustness["arms"]] == [arm["mean"] for arm in found["arms"]]
 
 
 @pytest.mark.slow
@@ -188,7 +189,15 @@ def test_report_has_figure_and_table(severe: Severe, cli: Cli, own_folder: Path)
 
 def test_python_severities_without_source() -> None:
     outcome = adaptkit.run(
-        "head", dataset="none", target="digits", shift="rotate=30", severity=[1, 2], epochs=1, shots=2, track=False
+        "head",
+        dataset="none",
+        weights="none",
+        target="digits",
+        shift="rotate=30",
+        severity=[1, 2],
+        epochs=1,
+        shots=2,
+        track=False,
     )
     (run,) = outcome.runs
     one, two = run.metrics["severity/accuracy_1"], run.metrics["severity/accuracy_2"]
@@ -275,7 +284,9 @@ def judged(uri: str) -> Comparison:
 def about_severities(comparison: Comparison) -> list[str]:
     """Return the sentences between those on the Pareto front and the scope."""
     sentences = list(comparison.sentences)
-    start = next(index for index, sentence in enumerate(sentences) if sentence.startswith("Over severities"))
+    start = next(
+        index for index, sentence in enumerate(sentences) if sentence.startswith("Mean accuracy over severities")
+    )
     return sentences[start:-1]
 
 
@@ -284,7 +295,7 @@ def uri(store: Path) -> str:
     return f"sqlite:///{store}"
 
 
-def test_settled_crossing(uri: str) -> None:
+def test_crossing(uri: str) -> None:
     noise = (0.0, 0.01, -0.01, 0.005)
     head = [(0.90 + x, 0.70 + x, 0.30 + x) for x in noise]
     lora = [(0.80 - x, 0.65 - x, 0.56 - x) for x in noise]
@@ -298,52 +309,28 @@ def test_settled_crossing(uri: str) -> None:
         pytest.approx(0.3),
     )
     assert [arm.name for arm in found.arms] == ["lora", "head"]
-    areas = {"lora": [area((0.5, 1, 2), line) for line in lora], "head": [area((0.5, 1, 2), line) for line in head]}
-    test = stats.ttest_rel(areas["lora"], areas["head"])
-    bounds = test.confidence_interval()
-    (pair,) = found.pairs
-    assert (pair.a, pair.b, pair.n, pair.verdict) == ("lora", "head", 4, "better")
-    assert [pair.p, pair.low, pair.high] == pytest.approx([test.pvalue, bounds.low, bounds.high])
+    # Over 200 test images, an accuracy of 80 % varies by .8 x .2 / 199, and over the runs by their variance / 4.
+    first = found.arms[0].accuracies[0]
+    over_runs, over_images = numpy.var([line[0] for line in lora], ddof=1) / 4, 0.795 * 0.205 / 199
+    df = (over_runs + over_images) ** 2 / (over_runs**2 / 3 + over_images**2 / 199)
+    assert first.half_width == pytest.approx(stats.t.ppf(0.975, df) * math.sqrt(over_runs + over_images), rel=0.02)
     (crossing,) = found.crossings
     assert (crossing.rising, crossing.falling, crossing.low, crossing.high) == ("lora", "head", 1, 2)
     # On average head is 5 + 2 * 0.125 points ahead at 1, and lora 26 - 0.25 at 2.
     assert (crossing.before, crossing.after) == pytest.approx((-0.0525, 0.2575))
     assert crossing.at == pytest.approx(1 + 0.0525 / 0.31)
-    assert (crossing.settled, crossing.sure_before, crossing.sure_after) == (True, 1, 2)
-    first, second = about_severities(comparison)
-    assert first.startswith(
-        "Over severities 0.5 to 2 of the shift, lora has the largest area under its accuracy, 64.4 % ["
-    )
-    assert first.endswith("]. It is better than head (+4.3 points, p = 0.016).")
-    assert second == (
-        "lora overtakes head at severity 1.2. Over 4 paired seeds, it is clearly behind at 1 (by 5.2 points) and "
-        "clearly ahead at 2 (by 25.8 points)."
-    )
+    # The predictions at each severity are not kept: means, and no verdict.
+    assert about_severities(comparison) == [
+        "Mean accuracy over severities 0.5 to 2 of the shift, without a verdict: lora 64.4 % and head 60.1 %.",
+        "The means of head and lora cross near severity 1.2: beyond it, the mean of lora is higher.",
+    ]
 
 
-def test_unsettled_crossing(uri: str) -> None:
-    wide = (0.1, -0.1, 0.15)
-    made(uri, {"head": [(0.8, 0.6 + x, 0.4) for x in wide], "lora": [(0.6, 0.55, 0.5)] * 3})
-    comparison = judged(uri)
-    assert comparison.robustness is not None
-    (crossing,) = comparison.robustness.crossings
-    assert (crossing.settled, crossing.sure_before, crossing.sure_after) == (False, 0.5, 2)
-    assert about_severities(comparison)[1] == (
-        "The means of head and lora cross near severity 1.5. These seeds do not determine the place: head is clearly "
-        "ahead at 0.5, lora at 2."
-    )
-
-
-def test_crossing_with_one_seed_and_no_crossing(uri: str) -> None:
+def test_crossing_at_a_severity_and_no_crossing(uri: str) -> None:
     made(uri, {"head": [(0.8, 0.6, 0.4)], "lora": [(0.7, 0.6, 0.5)], "full": [(0.9, 0.8, 0.7)]})
-    area_sentence, crossing = about_severities(judged(uri))
-    assert area_sentence.endswith("full has the largest area under its accuracy, 78.3 %. One seed cannot show whether "
-                                  "this is more than chance.")  # fmt: skip
+    _, crossing = about_severities(judged(uri))
     # They are equal at 1.
-    assert crossing == (
-        "The means of head and lora cross near severity 1.0: beyond it, lora is ahead. One seed does not confirm this "
-        "crossing."
-    )
+    assert crossing == ("The means of head and lora cross near severity 1.0: beyond it, the mean of lora is higher.")
     made(uri, {"head": [(0.8, 0.6, 0.4)], "lora": [(0.7, 0.5, 0.3)]})
     assert about_severities(judged(uri))[1] == "No two mean lines cross over these severities."
 
@@ -366,9 +353,7 @@ def test_only_shared_severities_are_compared(uri: str, cli: Cli) -> None:
     comparison = judged(uri)
     found = comparison.robustness
     assert found is not None and found.severities == (1, 2)
-    assert {arm.name: arm.area.mean for arm in found.arms if arm.area} == pytest.approx(
-        {"head": 0.5, "lora": 0.655 - 0.0}
-    )
+    assert {arm.name: arm.area for arm in found.arms} == pytest.approx({"head": 0.5, "lora": 0.655 - 0.0})
     assert comparison.notes[-2:] == (
         "full was not tested over severities: run it again with --severity.",
         "The runs were tested at different severities. Only the shared ones are compared: 1 and 2.",
@@ -429,7 +414,7 @@ def test_figure_means_bands_and_zero_shot(uri: str) -> None:
     )
     note = drawing.figure.get_supxlabel().replace("\n", " ")
     assert note == (
-        "mean over 2 seeds; band: 95 % t-interval; vertical line: severity 1, the shift that was adapted to (noise=0.3)"
+        "mean over 2 runs; band: 95 % interval; vertical line: severity 1, the shift that was adapted to (noise=0.3)"
     )
 
 
@@ -460,5 +445,5 @@ def test_single_severity_has_table_but_no_figure(uri: str, cli: Cli) -> None:
     printed = cli("compare", "--no-track", "--metric", "severity/accuracy_2").stdout
     table = printed[printed.index("\n severity  ") :].splitlines()[1:]
     assert [row.split() for row in (table[0], *table[2:5])] == [
-        ["severity", "2"], ["zero-shot", "30.0"], ["head", "80.0"], ["lora", "70.0"],
+        ["severity", "2"], ["zero-shot", "30.0"], ["head", "80.0", "±", "5.6"], ["lora", "70.0", "±", "6.4"],
     ]  # fmt: skip

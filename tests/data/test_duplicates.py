@@ -145,7 +145,7 @@ def test_one_picture_in_two_class_folders(cli: Cli) -> None:
     pictures("a", "x", range(0, 20))
     pictures("a", "y", range(100, 120))
     shutil.copy("a/x/3.png", "a/y/copy.png")
-    found = dry_run(cli, "--dataset", "none", "--target", "folder:a")
+    found = dry_run(cli, "--dataset", "none", "--weights", "none", "--target", "folder:a")
     (line,) = (line for line in found if "several labels" in line)
     assert line in (
         "1 image has several labels: x/3.png ('x') = y/copy.png ('y')",
@@ -217,7 +217,9 @@ def test_near_duplicates_in_two_groups_are_named_in_the_plan(cli: Cli) -> None:
         if number == 7:
             picture.save("p/b/99-y.jpg", quality=90)
             picture.save("p/b/7-z.jpg", quality=90)
-    found = dry_run(cli, "--dataset", "none", "--target", "folder:p", "--set", r"folder.group=^\d+")
+    found = dry_run(
+        cli, "--dataset", "none", "--weights", "none", "--target", "folder:p", "--set", r"folder.group=^\d+"
+    )
     (line,) = (line for line in found if "looks like" in line)
     assert line == "folder:p: 1 image looks like an image of another group: b/99-y.jpg = b/7-x.png"
 
@@ -243,7 +245,7 @@ def test_near_duplicates_in_two_folds_are_named_in_the_plan(cli: Cli) -> None:
         picture.save(Path("p", "ab"[number % 2], f"{number}.png"))
         if number < 8:
             picture.save(Path("p", "ab"[number % 2], f"copy{number}.jpg"), quality=90)
-    found = dry_run(cli, "--dataset", "none", "--target", "folder:p", "--folds", "4")
+    found = dry_run(cli, "--dataset", "none", "--weights", "none", "--target", "folder:p", "--folds", "4")
     (line,) = (line for line in found if "of another fold" in line)
     assert line.startswith("folder:p: ") and "b/copy" in line
     assert not [line for line in dry_run(cli, "--target", "digits") if "of another fold" in line]

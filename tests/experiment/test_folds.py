@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
 import adaptkit
 from adaptkit.experiment.adaptation import AdaptationRun
+from adaptkit.experiment.inputs import ModelInputs
+from adaptkit.experiment.prepare import prepare
 from adaptkit.experiment.recovery import RunRecovery
+from adaptkit.plugins.loading import load_plugins
+from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.system.signals import Interrupted
 
 Cli = Callable[..., Any]
@@ -40,7 +45,7 @@ def work(own_folder: Path) -> Path:
 
 
 def run(strategies: Any = "full", **more: Any) -> adaptkit.RunOutcome:
-    choices = {"dataset": "none", "target": "folder:pics", "backbone": "small_cnn", "image_size": SIDE, "epochs": 2}
+    choices = {"dataset": "none", "weights": "none", "target": "folder:pics", "image_size": SIDE, "epochs": 2}
     return adaptkit.run(strategies, **choices | more)
 
 
@@ -123,9 +128,27 @@ def test_groups_with_several_values_of_the_held_out_column(cli: Cli, work: Path)
     names = sorted(path.relative_to(work).as_posix() for path in (work / "pics").rglob("*.png"))
     lines = [f"{name},{name[5]},{name[:17]},{'n' if 'north' in name else 's'}" for name in names]
     (work / "t.csv").write_text("\n".join(["path,label,patient,site", *lines]))
-    result = cli("run", "-s", "head", "--target", "table:t.csv", "--image-size", "12", "--folds", "by:site")
+    result = cli(
+        "run", "-s", "head", "--weights", "none", "--target", "table:t.csv", "--image-size", "12", "--folds", "by:site"
+    )
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("Error: folds: without fold 1, only one class is left to train on")
+
+
+def test_images_that_never_train_do_not_shift_the_others(work: Path) -> None:
+    """The first patient of each class has pictures of both sites, so that no fit trains on them."""
+    names = sorted(path.relative_to(work).as_posix() for path in (work / "pics").rglob("*.png"))
+    sites = ["ns"[number % 2] if "0-" in name[:18] else "ns"[number % 4 // 2] for number, name in enumerate(names)]
+    lines = [f"{name},{name[5]},{name[:17]},{site}" for name, site in zip(names, sites, strict=True)]
+    (work / "t.csv").write_text("\n".join(["path,label,patient,site", *lines]))
+    layer = Layer({"strategy": "scratch", "target": "table:t.csv", "image_size": SIDE, "folds": "by:site"})
+    experiment = prepare(resolve([layer], load_plugins()))
+    inputs = ModelInputs.of(experiment, reuse=False)
+    pool, images = experiment.domains.pool, inputs.views(0, 1).value.tensor
+    assert len(images) == len(inputs.labels(0)) < len(pool)
+    for fit in inputs.fits(0):
+        expected = torch.stack([torch.as_tensor(pool.pixels[int(index)]) for index in fit.train]) / 255
+        assert torch.equal(images[inputs.rows(0, fit.train)], expected)
 
 
 @pytest.mark.slow
@@ -161,9 +184,9 @@ def test_resume_in_the_fold_where_it_stopped(work: Path, monkeypatch: pytest.Mon
     trained: list[Any] = []
     train = AdaptationRun._train
 
-    def noted(self: Any, fits: Any, number: int) -> Any:
+    def noted(self: Any, fits: Any, number: int, arm: Any) -> Any:
         trained.append(number)
-        return train(self, fits, number)
+        return train(self, fits, number, arm)
 
     monkeypatch.setattr(AdaptationRun, "_train", noted)
     (note,) = caught.value.__notes__
@@ -176,11 +199,36 @@ def test_resume_in_the_fold_where_it_stopped(work: Path, monkeypatch: pytest.Mon
     assert rows(work, resumed.run_id) == rows(work, whole.run_id)
 
 
+def test_progress_of_folds(cli: Cli, work: Path) -> None:
+    """A line for each fold and one for their means: the log of a long comparison stays short."""
+    arguments = ("--target", "folder:pics", "--weights", "none", "--image-size", str(SIDE), "--epochs", "2")
+    result = cli("run", "-s", "head", *arguments, "--folds", "3", "--no-track")
+    shown = [line.partition("] ")[2].partition("  loss ")[0] for line in result.stderr.splitlines() if "[head" in line]
+    assert shown == ["fold 1/3", "fold 2/3", "fold 3/3", "mean of 3 folds"]
+
+
+def test_watchers_receive_the_epochs_of_each_fold_and_then_the_means(work: Path) -> None:
+    received: list[tuple[int, int | None, int]] = []
+
+    class Watcher:
+        @adaptkit.hookimpl
+        def adaptkit_epoch_ended(self, run: Any, epoch: Any) -> None:
+            received.append((run.folds, epoch.fold, epoch.number))
+
+    outcome = run(folds=2, plugins=[Watcher()])
+    assert received == [(2, fold, number) for fold in (0, 1, None) for number in (1, 2)]
+    client = MlflowClient()
+    logged = client.get_metric_history(str(outcome.runs[0].run_id), "shifted/accuracy")
+    assert [(point.step, point.value) for point in logged] == [
+        (epoch.number, epoch.shifted_accuracy) for epoch in outcome.runs[0].epochs
+    ]
+
+
 @pytest.mark.slow
 def test_later_commands(cli: Cli, work: Path) -> None:
     run_id = str(run(["head", "full"], folds=3).runs[1].run_id)
     assert adaptkit.reproduce(run_id).verdict == "identical"
-    assert "Preliminary: " in cli("compare").stdout
+    assert "new labelled and new test images" in cli("compare").stdout
     refused = cli("predict", run_id, "pics/a")
     assert refused.exit_code == 2 and f"train one on all labels with `adaptkit refit {run_id}`" in refused.stderr
     refit = adaptkit.refit(run_id)
@@ -210,7 +258,7 @@ def test_number_of_labels(work: Path) -> None:
     ],
 )
 def test_bad_input(cli: Cli, work: Path, arguments: tuple[str, ...], line: str) -> None:
-    start = ("run", "-s", "head", "--dataset", "none", "--target", "folder:pics", "--backbone", "small_cnn")
+    start = ("run", "-s", "head", "--dataset", "none", "--weights", "none", "--target", "folder:pics")
     result = cli(*start, "--image-size", str(SIDE), *arguments, "--dry-run")
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: {line}") and len(result.stderr.splitlines()) == 1

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 
 import adaptkit
 from adaptkit import hookimpl
-from adaptkit.errors import BadInput
+from adaptkit.errors import BadInput, PlanNotice
 from adaptkit.training.loop import split_batches
 
 SETTINGS = TINY_SETTINGS | {"base.epochs": 1, "epochs": 1}
@@ -140,8 +140,27 @@ class Counter(Net):
     ],
 )
 def test_notices_about_a_backbone(model: type[nn.Module], notice: str) -> None:
-    notices = run("head", model()).plan.notices
+    with pytest.warns(PlanNotice) as shown:
+        notices = run("head", model()).plan.notices
+    assert tuple(str(warning.message) for warning in shown) == notices
     assert [line for line in notices if line.startswith(f"backbone python:{model.__name__}: {notice}")]
+
+
+@pytest.mark.slow
+def test_notices_of_sweeps_and_tunings_in_python(store: Path) -> None:
+    data = {"dataset": "none", "weights": "none", "target": "digits", "settings": SETTINGS}
+    untrained = "^backbone small_cnn has no pretrained weights: the base is untrained$"
+    with pytest.warns(PlanNotice, match=untrained):
+        adaptkit.sweep("head", grid={"lr": [0.01]}, **data)
+    with pytest.warns(PlanNotice, match=untrained):
+        adaptkit.tune("head", trials=2, seeds=1, **data)
+
+
+def test_notices_on_the_command_line_are_part_of_the_plan(cli: Any) -> None:
+    result = cli(
+        "run", "-s", "head", "--dataset", "none", "--weights", "none", "--target", "digits", *TINY, "--no-track"
+    )
+    assert "Note: backbone small_cnn has no pretrained weights" in result.stderr and "Warning" not in result.stderr
 
 
 def test_model_that_cannot_evaluate_one_image() -> None:

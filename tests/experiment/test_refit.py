@@ -23,7 +23,7 @@ def domains_of(**settings: object) -> Domains:
 
 def test_every_image_of_a_folder(own_folder: Path) -> None:
     make_photos(Path("photos"), per_class=10, size=20)
-    domains = domains_of(dataset="none", target="folder:photos", image_size=16)
+    domains = domains_of(dataset="none", weights="none", target="folder:photos", image_size=16)
     labelled = all_labels(domains)
     files = sorted(str(path.relative_to("photos")) for path in Path("photos").rglob("*.*"))
     assert labelled.ids is not None and sorted(labelled.ids) == files
@@ -31,7 +31,7 @@ def test_every_image_of_a_folder(own_folder: Path) -> None:
         CLASSES[0] if domains.classes[number] == CLASSES[0] else "" for number in labelled.labels
     ]
     # Pixels follow their ids.
-    again = all_labels(domains_of(dataset="none", target="folder:photos", image_size=16))
+    again = all_labels(domains_of(dataset="none", weights="none", target="folder:photos", image_size=16))
     assert torch.equal(pixels(labelled), pixels(again))
 
 

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 import adaptkit
 from adaptkit.errors import BadInput
+from adaptkit.plugins.loading import load_plugins
+from adaptkit.settings.resolve import Layer
+from adaptkit.sweeps.grid import expand
 
 BITFIT = Path(__file__).parents[2] / "plugins" / "bitfit" / "adaptkit_bitfit.py"
 SMALL: dict[str, Any] = {"shots": 4, "epochs": 2, "split.pool": 100, "split.test": 100}
@@ -54,13 +57,85 @@ def test_every_strategy_also_trains_a_new_head() -> None:
 
 
 def test_no_source_requires_a_target(cli: Any) -> None:
-    failed = cli("run", "-s", "head", "--dataset", "none")
+    failed = cli("run", "-s", "head", "--dataset", "none", "--weights", "none")
     assert failed.exit_code == 2
     assert failed.stderr == "Error: dataset none: set the images to adapt to, as in --target folder:PATH\n"
-    planned = cli("run", "-s", "head", "--dataset", "none", "--target", "digits", "--dry-run", "--json")
-    assert json.loads(planned.stdout)["notices"] == [
-        "backbone small_cnn has no pretrained weights: the base is untrained"
-    ]
+
+
+UNTRAINED = (
+    "backbone small_cnn has no pretrained weights, and there is no source to train it on: choose a pretrained one "
+    "(--backbone torchvision:resnet18), a source (--dataset NAME), -s scratch alone, or --weights none for an "
+    "untrained base"
+)
+DIGITS = ("--dataset", "none", "--target", "digits")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "-s", "head"),
+        ("run", "-s", "scratch", "-s", "head", "--dry-run"),
+        ("sweep", "-s", "head", "--grid", "lr=1e-3,1e-2"),
+        ("sweep", "-s", "head", "--grid", "backbone=small_cnn,torchvision:resnet18"),
+        ("tune", "-s", "full", "--trials", "2"),
+    ],
+)
+def test_an_untrained_base_is_refused(cli: Any, own_folder: Path, arguments: tuple[str, ...]) -> None:
+    result = cli(*arguments, *DIGITS)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"Error: {UNTRAINED}\n")
+    assert not list(own_folder.iterdir())
+
+
+def test_an_untrained_base_is_refused_in_python() -> None:
+    with pytest.raises(BadInput) as refused:
+        adaptkit.run("head", dataset="none", target="digits")
+    assert refused.value.problems == (UNTRAINED,)
+
+
+def test_an_untrained_base_that_was_asked_for(cli: Any, own_folder: Path) -> None:
+    (own_folder / "nested.yaml").write_text("backbone:\n  weights: none\n")
+    (own_folder / "flat.yaml").write_text("weights: none\n")
+    for arguments in (
+        ("-s", "scratch"),
+        ("-s", "head", "--weights", "none"),
+        ("-s", "head", "--set", "weights=none"),
+        ("-s", "head", "--set", "backbone.weights=none"),
+        ("-s", "head", "--config", "nested.yaml"),
+        ("-s", "head", "--config", "flat.yaml"),
+    ):
+        planned = cli("run", *arguments, *DIGITS, "--dry-run", "--json")
+        assert planned.exit_code == 0, planned.stderr
+        notices = json.loads(planned.stdout)["notices"]
+        assert notices == ["backbone small_cnn has no pretrained weights: the base is untrained"]
+    other = cli("run", "-s", "head", "--weights", "default", *DIGITS)
+    assert other.stderr == "Error: backbone small_cnn has no pretrained weights; leave out --weights\n"
+    with pytest.raises(BadInput, match="leave out `weights`"):
+        adaptkit.run("head", dataset="none", target="digits", backbone=Plain(), weights="none")
+
+
+def test_backbones_that_vary_in_a_sweep_without_source() -> None:
+    layers = [Layer({"strategy": "head", "dataset": "none", "target": "digits"})]
+    for grid in ({"backbone": ("torchvision:resnet18",)}, {"weights": ("none",)}, {"dataset": ("digits", "mnist5k")}):
+        cells = expand(layers, grid, load_plugins())
+        assert len(cells) == len(*grid.values())
+
+
+@pytest.mark.slow
+def test_an_untrained_base_of_an_earlier_run(cli: Any, own_folder: Path) -> None:
+    """The config of a run repeats it; a run made before `--weights none` was needed is reproduced from its record."""
+    small = ("--epochs", "1", "--set", "shots=2", "--set", "split.test=50")
+    result = cli("run", "-s", "head", *DIGITS, "--weights", "none", *small, "--json")
+    (run,) = json.loads(result.stdout)["runs"]
+    folder = own_folder / "mlruns"
+    (config,) = (path for path in folder.rglob("config.yaml") if run["run_id"] in str(path))
+    again = cli("run", "--config", str(config), "--dry-run")
+    assert again.exit_code == 0, again.stderr
+    lines = config.read_text().splitlines(keepends=True)
+    earlier = [line for line in lines if not line.startswith("backbone.weights")]
+    assert len(earlier) == len(lines) - 1
+    config.write_text("".join(earlier))
+    reproduced = cli("reproduce", run["run_id"])
+    assert reproduced.exit_code == 0, reproduced.stderr
 
 
 class Replaced:
@@ -195,7 +270,20 @@ def test_split_file_is_reused(own_folder: Path, store: Path) -> None:
 
 def test_duplicates_across_the_split_are_reported(cli: Any, own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=10, size=24)
-    asked = ("run", "-s", "head", "--dataset", "none", "--target", "folder:photos", "--image-size", "24", "--dry-run")
+    asked = (
+        "run",
+        "-s",
+        "head",
+        "--dataset",
+        "none",
+        "--weights",
+        "none",
+        "--target",
+        "folder:photos",
+        "--image-size",
+        "24",
+        "--dry-run",
+    )
     asked = (*asked, "--protocol", "draws", "--set", "shots=2")
     first = json.loads(cli(*asked, "--json").stdout)["notices"]
     for picture in sorted((own_folder / "photos").rglob("*.*")):

@@ -266,7 +266,9 @@ def adaptkit_backbones():
 """
 
 
-@pytest.mark.parametrize("arguments", [(), ("--dataset", "none", "--target", "mnist5k")], ids=["base", "run"])
+@pytest.mark.parametrize(
+    "arguments", [(), ("--dataset", "none", "--weights", "none", "--target", "mnist5k")], ids=["base", "run"]
+)
 def test_backbone_that_fails_after_the_first_checks(cli: Cli, own_folder: Path, arguments: tuple[str, ...]) -> None:
     (own_folder / "net.py").write_text(FAILING)
     result = cli("run", "-s", "head", *TINY, "--backbone", "net", "--plugin", "net.py", "--no-track", "-q", *arguments)

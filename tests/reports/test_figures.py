@@ -21,6 +21,7 @@ from scipy import stats
 
 from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.records import ArmResult, ComparedRun, Curve, Estimate, Metric, PairResult
+from adaptkit.events import Predictions
 from adaptkit.reports.figures.comparison import Drawing, draw_comparison, save_drawing
 from adaptkit.reports.figures.style import FIXED, OTHERS, assign_colours, assign_marks
 
@@ -29,6 +30,9 @@ TARGET = Metric(
 )
 ODD = ("<img src=x onerror=alert(1)>", "_$a^2$ & \\alpha_1", 'quote"\x00\n', "数据 🙂")
 EPOCHS = (1, 2, 3)
+#: predictions for 1,500 test images, of which only the number counts
+NUMBERS = numpy.arange(1500)
+IMAGES = Predictions(NUMBERS, truth=NUMBERS % 3, predicted=NUMBERS % 3, confidence=NUMBERS)
 
 
 def interval(mean: float, half: float | None, n: int) -> Estimate:
@@ -58,7 +62,21 @@ def make_arm(
         seconds = tuple((1 + seed / 10) * epoch for epoch in EPOCHS)
         curve = Curve(epoch=EPOCHS, seconds=seconds, clean=shifted, shifted=shifted)
         runs.append(
-            ComparedRun(f"{name} {seed}", None, strategy, name, {}, {}, seed, "finished", 0, {}, {}, curve=curve)
+            ComparedRun(
+                f"{name} {seed}",
+                None,
+                strategy,
+                name,
+                {},
+                {},
+                seed,
+                "finished",
+                0,
+                {},
+                {},
+                predictions={"shifted": IMAGES, "clean": IMAGES},
+                curve=curve,
+            )
         )
     right = numpy.eye(classes) * accuracy + (1 - numpy.eye(classes)) * (1 - accuracy) / (classes - 1)
     score = interval(accuracy, half, seeds)
@@ -88,6 +106,7 @@ def make_arm(
         class_f1=tuple(accuracy - index / 100 for index in range(classes)),
         confusion=tuple(map(tuple, right.tolist())),
         dominated_by={"params/trainable": tuple(dominated_by)},
+        domains={},
         runs=tuple(runs),
     )
 
@@ -100,18 +119,21 @@ def make_pair(a: ArmResult, b: ArmResult, verdict: str = "better") -> PairResult
         b=b.name,
         n=len(a.seeds),
         verdict=verdict,
-        seeds_verdict=verdict,
-        test="paired t",
+        protocol="draws",
+        only_models=single,
+        groups=None,
         difference=difference,
         sd=0.01,
         low=None if single else difference - 0.02,
         high=None if single else difference + 0.02,
+        df=10.0,
         p=0.01,
         p_unadjusted=0.01,
-        image_low=difference - 0.015,
-        image_high=difference + 0.015,
+        labels_needed=None,
         seeds_needed=None,
-        images_needed=None,
+        test_images_needed=None,
+        detectable=0.04,
+        domains=(),
         disagreement=0.1,
         class_f1_difference=(),
         gain_difference=difference,
@@ -215,25 +237,27 @@ def test_accuracy_over_training_means_and_bands() -> None:
     assert lines_of(by_time)[blue] == [[(1.1, 69.5), (2.2, 79.5), (3.3, 89.5)]]
     assert lines_of(by_epoch)[grey] == [[(0, 63.1), (1, 63.1)]]
     band = by_epoch.collections[0].get_paths()[0].vertices
-    half = stats.t.ppf(0.975, 2) * 1 / math.sqrt(3)
+    # The variance over the runs, and that over 1,500 test images.
+    over_runs, over_images = 1 / 3, 89.5 * (100 - 89.5) / 1499
+    df = (over_runs + over_images) ** 2 / (over_runs**2 / 2 + over_images**2 / 1499)
+    half = stats.t.ppf(0.975, df) * math.sqrt(over_runs + over_images)
     at_the_end = band[band[:, 0] == 3][:, 1]
-    assert (at_the_end.min(), at_the_end.max()) == pytest.approx((89.5 - half, 89.5 + half))
+    assert (at_the_end.min(), at_the_end.max()) == pytest.approx((89.5 - half, 89.5 + half), rel=1e-4)
     assert (by_epoch.get_xlabel(), by_time.get_xlabel()) == ("epoch", "seconds of training and evaluation")
     assert by_epoch.get_ylabel() == "target accuracy (%)"
     legend = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
     assert legend == ["full", "lora", "scratch", "head", "zero-shot"]
-    assert note(drawing) == "mean over 3 seeds; band: 95 % t-interval"
+    assert note(drawing) == "mean over 3 runs; band: 95 % interval"
 
 
-def test_one_seed_has_no_intervals() -> None:
+def test_estimates_without_intervals() -> None:
     drawings = draw_four(seeds=1)
     by_epoch, _ = drawings["accuracy_over_training"].figure.axes
-    assert len(by_epoch.collections) == 0
     assert lines_of(by_epoch)[FIXED["lora"]] == [[(1, 63.7), (2, 73.7), (3, 83.7)]]
     bars = drawings["accuracy_parameters"].figure.axes[0].collections[0]
     assert bars.get_segments() == []
-    assert note(drawings["gain_retention"]) == "one seed, so no intervals"
-    assert "thick" not in note(drawings["differences"])
+    assert note(drawings["gain_retention"]) == "one run with 95 % interval"
+    assert "bars" not in note(drawings["differences"])
 
 
 @pytest.mark.slow
@@ -285,7 +309,7 @@ def test_front_line_rises() -> None:
         make_arm("lora", 0.87, trainable=800),
         make_arm("head", 0.8, trainable=100),
     )
-    axes = draw(compare(*arms, verdict="unclear"))["accuracy_parameters"].figure.axes[0]
+    axes = draw(compare(*arms, verdict="undecided"))["accuracy_parameters"].figure.axes[0]
     assert [(100, 80.0), (400, 88.0)] in lines_of(axes)["#9A9A9A"]
     filled = [line.get_markerfacecolor() for line in axes.lines if line.get_marker() == "o"]
     assert filled == [FIXED["full"], FIXED["lora"], FIXED["head"]]
@@ -352,34 +376,30 @@ def test_differences_intervals_margin_and_verdict() -> None:
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names[:3] == ["full vs lora", "full vs scratch", "full vs head"]
     first = [line for line in axes.lines if list(line.get_ydata()) in ([0, 0], [0])]
-    drawn = {line.get_linewidth(): line.get_xdata().round(3).tolist() for line in first[:2]}
-    assert drawn == {6.0: [2.8, 6.8], 1.1: [3.3, 6.3]}
-    assert first[2].get_xdata().round(3).tolist() == [4.8]
+    assert first[0].get_xdata().round(3).tolist() == [2.8, 6.8]
+    assert first[1].get_xdata().round(3).tolist() == [4.8]
     assert [text.get_text() for text in axes.texts][:2] == ["+4.8", "better"]
     shade = axes.patches[0].get_extents().transformed(axes.transData.inverted())
     assert (shade.x0, shade.x1) == pytest.approx((-1, 1))
     assert axes.get_xlabel() == "difference in target accuracy (points), the first minus the second"
-    assert note(drawing) == (
-        "thick: the pair's 95 % t-interval over seeds; thin: 95 % interval over resampled test images; "
-        "shaded: within the margin, ±1 point"
-    )
+    assert note(drawing) == "bars: 95 % interval of the pair; shaded: within the margin, ±1 point"
 
 
 def test_differences_without_shared_seed() -> None:
     comparison = four()
-    apart = dataclasses.replace(comparison.pairs[0], difference=None, low=None, high=None, verdict="unclear", n=0)
+    apart = dataclasses.replace(comparison.pairs[0], difference=None, low=None, high=None, verdict="undecided", n=0)
     axes = draw(dataclasses.replace(comparison, pairs=(apart,)))["differences"].figure.axes[0]
-    assert [text.get_text() for text in axes.texts] == ["no shared seed", "unclear"]
+    assert [text.get_text() for text in axes.texts] == ["no shared run", "undecided"]
     assert len(axes.lines) == 1
 
 
 @pytest.mark.slow
 def test_figures_of_many_arms() -> None:
     arms = [make_arm(f"arm{i:02}", 0.9 - i / 200) for i in range(40)]
-    drawings = draw(compare(*arms, verdict="unclear"))
+    drawings = draw(compare(*arms, verdict="undecided"))
     names = [label.get_text() for label in drawings["differences"].figure.axes[0].get_yticklabels()]
     assert names == [f"arm00 vs arm{i:02}" for i in range(1, 21)]
-    assert note(drawings["differences"]).endswith("hollow: unclear; 20 of 780 pairs: those with arm00, the first 20")
+    assert note(drawings["differences"]).endswith("hollow: undecided; 20 of 780 pairs: those with arm00, the first 20")
     assert note(drawings["accuracy_over_training"]).endswith("; the best 12 of 40 strategies")
     assert note(drawings["gain_retention"]).endswith("; 40 settings, at most 14 of them labelled")
     assert 0 < len(labels_of(drawings["gain_retention"].figure.axes[0])) <= 14

@@ -242,12 +242,18 @@ def expected_tables(comparison: Comparison) -> dict[str, list[list[str]]]:
                 f"{pair.a} vs {pair.b}",
                 pair.verdict,
                 f"{100 * (pair.difference or 0):+.1f} [{100 * (pair.low or 0):+.1f}, {100 * (pair.high or 0):+.1f}]",
-                f"[{100 * (pair.image_low or 0):+.1f}, {100 * (pair.image_high or 0):+.1f}]",
                 *("< 0.001" if p is not None and p < 0.001 else f"{p:.3f}" for p in (pair.p, pair.p_unadjusted)),
                 "5",
                 f"{100 * (pair.disagreement or 0):.1f}",
                 f"{100 * (pair.retention_difference or 0):+.1f}",
-                DASH if pair.seeds_needed is None else f"about {pair.seeds_needed:,} seeds",
+                next(
+                    (
+                        f"about {count:,} {name}"
+                        for count, name in ((pair.seeds_needed, "seeds"), (pair.test_images_needed, "test images"))
+                        if count is not None
+                    ),
+                    DASH,
+                ),
             ]
             for pair in pairs
         ],
@@ -265,7 +271,7 @@ def expected_tables(comparison: Comparison) -> dict[str, list[list[str]]]:
 
 def test_tables_match_the_records(folder: Path, findings: Comparisons) -> None:
     expected = expected_tables(findings.comparisons[0])
-    assert {"better", "unclear"} <= {row[1] for row in expected["Pairs"]}  # worth a test
+    assert {"better", "undecided"} <= {row[1] for row in expected["Pairs"]}  # worth a test
     tables = {title: rows[1:] for title, rows in page_of(folder).tables.items()}
     assert tables == expected
     in_markdown = [rows[1:] for rows in markdown_tables((folder / "report.md").read_text(encoding="utf-8"))]
@@ -423,13 +429,14 @@ def test_several_comparisons(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+def test_one_run_is_about_trained_models(tmp_path: Path) -> None:
     findings = findings_of(["full", "head"], seeds=1)
     write_report(tmp_path, findings)
     page = page_of(tmp_path)
     full = findings.comparisons[0].arms[0]
-    assert page.tables["Accuracy"][1][1] == f"{100 * full.shifted.mean:.1f}"
-    assert "McNemar's exact test" in "".join(page.text)
+    assert full.shifted.half_width is not None
+    assert page.tables["Accuracy"][1][1] == f"{100 * full.shifted.mean:.1f} ± {100 * full.shifted.half_width:.1f}"
+    assert "only about the two trained models" in "".join(page.text)
 
 
 @pytest.mark.usefixtures("one_figure")
@@ -467,15 +474,14 @@ def test_unit_of_another_metric(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_verdict_not_confirmed_by_test_images(findings: Comparisons, tmp_path: Path) -> None:
-    pairs = findings.comparisons[0].pairs
-    doubtful = dataclasses.replace(
-        pairs[0], verdict="unclear", seeds_verdict="better", seeds_needed=None, images_needed=5200
-    )
-    write_report(tmp_path, with_changes(findings, pairs=(doubtful, *pairs[1:])))
-    row = page_of(tmp_path).tables["Pairs"][1]
-    assert row[1] == "unclear (by seeds alone: better)"
-    assert row[-1] == "about 5,200 test images"
+def test_numbers_that_would_decide(findings: Comparisons, tmp_path: Path) -> None:
+    first, second, *rest = findings.comparisons[0].pairs
+    changed = dataclasses.replace(first, verdict="undecided", labels_needed=5200, seeds_needed=None)
+    other = dataclasses.replace(second, verdict="undecided", seeds_needed=None, test_images_needed=700)
+    write_report(tmp_path, with_changes(findings, pairs=(changed, other, *rest)))
+    rows = page_of(tmp_path).tables["Pairs"][1:]
+    assert [row[1] for row in rows[:2]] == ["undecided", "undecided"]
+    assert [row[-1] for row in rows[:2]] == ["about 5,200 labelled images", "about 700 test images"]
 
 
 @pytest.mark.usefixtures("one_figure")

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -193,15 +193,15 @@ def test_tables_and_sentences(cli: Cli, three: Three) -> None:
     lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
     assert lines[0].split() == ["strategy", "target", "trainable", "share", "seconds"]
     assert [line.split()[0] for line in lines[2:5]] == ["full", "lora", "head"]
-    assert lines[2].split() == ["full", "89.8", "±", "3.2", "1,000", "86.21", "%", "10.1", "±", "0.6"]
-    assert lines[5] == "target accuracy in %; mean ± 95 % interval over 2 seeds"
+    assert lines[2].split() == ["full", "89.8", "±", "2.9", "1,000", "86.21", "%", "10.1", "±", "0.6"]
+    assert lines[5] == "target accuracy in %; mean of 2 runs ± 95 % interval"
     assert "target accuracy, differences in points [95 % interval]; Holm-corrected p" in lines
     sentences = [line for line in lines if line.startswith("In target accuracy")]
-    assert sentences[0].startswith("In target accuracy, full beats lora by 5.0 points [")
+    assert sentences[0].startswith("In target accuracy, full is better than lora by 5.0 points [")
     assert sentences[0].endswith("It trains 6.2 times the parameters and took 6.1 times as long.")
     assert not ABSENT.search(result.stdout)
-    # Only strategies that are not dominated have a dash.
-    assert [line.split()[0] for line in lines if "\N{EN DASH}" in line] == ["full", "lora", "head"]
+    # Only strategies that are not dominated have a dash: the better one dominates at equal memory.
+    assert [line.split()[0] for line in lines if "\N{EN DASH}" in line] == ["full"]
 
 
 def test_json_has_null_for_missing_values(cli: Cli, three: Three) -> None:
@@ -267,7 +267,7 @@ def test_table_with_another_metric(cli: Cli, three: Three) -> None:
     lines = cli("compare", "--no-track", *options).stdout.splitlines()
     headings = next(line for line in lines if line.strip()).split()
     assert headings == ["strategy", "target", "macro", "F1", "target", "trainable", "share", "seconds"]
-    assert any(line.startswith("In target macro F1, full beats lora") for line in lines)
+    assert any(line.startswith("In target macro F1, full is better than lora") for line in lines)
 
 
 def test_runs_with_and_without_source_are_separate(cli: Cli, three: Three) -> None:
@@ -290,7 +290,7 @@ def test_runs_with_and_without_source_are_separate(cli: Cli, three: Three) -> No
     assert [comparison["zero_shot"] for comparison in found["comparisons"]] == [None, 0.5]
     tables = compared().split("Comparison 2 of 2")
     assert "target" in tables[0] and not ABSENT.search(tables[0].replace(": no source", ""))
-    assert "zero-shot" in tables[1] and "In target accuracy, one beats other" in tables[1]
+    assert "zero-shot" in tables[1] and "In target accuracy, one is better than other" in tables[1]
     retention = json.loads(compared("--json", "--metric", "final/retention"))
     assert [arm["name"] for arm in retention["arms"]] == ["one", "other"]
     assert "full seed=0 is left out: has no metric final/retention" in retention["notes"]
@@ -386,6 +386,27 @@ def test_progress_lines_and_bars(tmp_path: Path) -> None:
     bars = ProgressBars(console)
     bars.adaptkit_run_started(RunStart("base", "base", {"dataset": "none"}, {}), nn.Identity())
     assert bars.progress.tasks == []
+
+
+def test_bar_of_a_run_with_folds(tmp_path: Path) -> None:
+    run, _ = prepared("head", 0, 20, tmp_path)
+    run = replace(run, folds=3)
+    bars = ProgressBars(Console(width=120, force_terminal=False, quiet=True))
+    bars.adaptkit_run_started(run, nn.Identity())
+    shown = []
+    for fold, number in ((0, 1), (0, 2), (1, 1), (2, 2), (None, 1), (None, 2)):
+        bars.adaptkit_epoch_ended(run, replace(epoch(number, 0.75), fold=fold))
+        (task,) = bars.progress.tasks
+        shown.append((task.description, task.completed, task.total))
+    bars.close()
+    assert shown == [
+        ("head seed=0 fold 1/3", 1, 6),
+        ("head seed=0 fold 1/3", 2, 6),
+        ("head seed=0 fold 2/3", 3, 6),
+        ("head seed=0 fold 3/3", 6, 6),
+        ("head seed=0", 6, 6),
+        ("head seed=0", 6, 6),
+    ]
 
 
 def test_artifacts_of_a_thousand_classes(three: Three, tmp_path: Path) -> None:

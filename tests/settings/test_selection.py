@@ -167,7 +167,9 @@ def test_question_marks_in_paths(own_folder: Path, monkeypatch: pytest.MonkeyPat
         (f"table:{'x' * 5000}?a=b", (f"table:{'x' * 5000}", "a=b")),
     ):
         assert split_name(name) == expected
-    request = resolve([Layer({"strategy": "head", "dataset": "none", "target": "table:what?.csv"})], load_plugins())
+    request = resolve(
+        [Layer({"strategy": "head", "dataset": "none", "weights": "none", "target": "table:what?.csv"})], load_plugins()
+    )
     assert not isinstance(request.target, Selected)
 
 
@@ -198,7 +200,19 @@ def test_configuration_reaches_the_data_set() -> None:
 @pytest.mark.usefixtures("own_folder")
 def test_selected_rows_and_groups_of_a_plugin(cli: Cli) -> None:
     Path("survey.py").write_text(PLUGIN)
-    common = ("run", "-s", "head", "--dataset", "none", "--no-track", "--dry-run", "--plugin", "survey.py")
+    common = (
+        "run",
+        "-s",
+        "head",
+        "--dataset",
+        "none",
+        "--weights",
+        "none",
+        "--no-track",
+        "--dry-run",
+        "--plugin",
+        "survey.py",
+    )
 
     def plan(*arguments: str) -> Any:
         result = cli(*common, *arguments, "--json")

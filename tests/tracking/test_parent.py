@@ -66,7 +66,7 @@ def test_comparison_run(cli: Cli, uri: str, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert run.data.tags["adaptkit.compared_runs"].split(",") == ids
     note = run.data.tags["mlflow.note.content"]
-    assert note.startswith("- In target accuracy, good (v1) beats poor by 10.3 points ")
+    assert note.startswith("- In target accuracy, good (v1) is better than poor by 10.3 points ")
     assert f"- poor: [seed 0](#/experiments/{run.info.experiment_id}/runs/{ids[3]})" in note
     # The comparison run itself is not compared.
     assert len(json.loads(cli("compare", "--no-track", "--json").stdout)["arms"]) == 2
@@ -166,6 +166,6 @@ def test_compare_read_only_store(cli: Cli, uri: str, store: Path, monkeypatch: p
     assert cli("compare", "--no-track").exit_code == 0
     result = cli("compare")
     assert result.exit_code == 2
-    assert "one beats other" in result.stdout  # the results are printed all the same
+    assert "one is better than other" in result.stdout  # the results are printed all the same
     assert result.stderr == f"Error: the tracking store {store} is not writable\n"
     assert MlflowClient(tracking_uri=uri).search_runs(["1", "2"], "tags.`adaptkit.kind` = 'comparison'") == []

@@ -15,6 +15,7 @@ from adaptkit.comparison.records import NO_SOURCE
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.outcome import Plan
 from adaptkit.hookspecs import hookimpl
+from adaptkit.plugins.ranges import shown_range
 from adaptkit.system.streams import printable
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ProgressLines:
-    """Print one line for each epoch."""
+    """Print one line for each epoch; of a run with folds, one line for each fold and one for their means."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -30,8 +31,13 @@ class ProgressLines:
     @hookimpl
     def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
         """Print the epoch's loss, accuracies and times."""
+        place = f"epoch {epoch.number}/{epochs_of(run)}"
+        if run.folds > 1:
+            if epoch.number < epochs_of(run):
+                return
+            place = f"mean of {run.folds} folds" if epoch.fold is None else fold_of(run, epoch)
         self.console.print(
-            f"[{run.name}] epoch {epoch.number}/{epochs_of(run)}  {figures(epoch)}  {times(epoch)}",
+            f"[{run.name}] {place}  {figures(epoch)}  {times(epoch)}",
             markup=False,
             soft_wrap=True,
         )
@@ -62,13 +68,22 @@ class ProgressBars:
             self._task = None
             return
         self.progress.start()
-        self._task = self.progress.add_task(printable(escape(run.name)), total=epochs, figures="")
+        self._task = self.progress.add_task(printable(escape(run.name)), total=epochs * run.folds, figures="")
 
     @hookimpl
     def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:
         """Advance the bar and show the latest loss and accuracies."""
-        if self._task is not None:
-            self.progress.update(self._task, completed=epoch.number, figures=figures(epoch))
+        if self._task is None:
+            return
+        name, completed = run.name, epoch.number
+        if epoch.fold is not None:
+            name = f"{run.name} {fold_of(run, epoch)}"
+            completed += epoch.fold * epochs_of(run)
+        elif run.folds > 1:
+            completed = run.folds * epochs_of(run)
+        self.progress.update(
+            self._task, description=printable(escape(name)), completed=completed, figures=figures(epoch)
+        )
 
     @hookimpl
     def adaptkit_run_ended(self, run: RunStart, result: RunResult, model: nn.Module) -> None:
@@ -93,6 +108,11 @@ def epochs_of(run: RunStart) -> int:
     if run.kind == "base" and run.params.get("dataset") == NO_SOURCE:
         return 0
     return int(run.params["base.epochs" if run.kind == "base" else "epochs"])
+
+
+def fold_of(run: RunStart, epoch: Epoch) -> str:
+    """Return the fold of an epoch as text, counted from 1."""
+    return f"fold {(epoch.fold or 0) + 1}/{run.folds}"
 
 
 def times(epoch: Epoch) -> str:
@@ -131,11 +151,27 @@ def print_plan(console: Console, plan: Plan) -> None:
     seeds = "seed" if len(plan.seeds) == 1 else "seeds"
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
     console.print(f"Runs     {seeds} {', '.join(map(str, plan.seeds))}; {epochs} each", soft_wrap=True)
+    if plan.tuning_trials:
+        console.print(_tuning(plan), markup=False, soft_wrap=True)
     console.print(_strategies(plan))
     for notice in plan.notices:
         console.print(f"Note: {notice}", markup=False, soft_wrap=True)
     if plan.seconds is not None:
         console.print(f"Estimated time: {duration(plan.seconds)} of training and evaluation on this machine.")
+
+
+def _tuning(plan: Plan) -> str:
+    """Return what the tuning inside the fits costs, in numbers, and what it searches."""
+    arms, fits, trials = len(plan.arms), plan.fits, plan.tuning_trials
+    ranges = {
+        arm.label: ", ".join(f"{key} {shown_range(text)}" for key, text in arm.searched.items()) for arm in plan.arms
+    }
+    searched = "\n".join(f"         {label}: searches {text}" for label, text in ranges.items())
+    return (
+        f"Tuning   Each fit tries {trials} configurations of each strategy on a part of its own training images:\n"
+        f"         {arms} x {fits} x {trials} = {arms * fits * trials:,} short trainings (strategies x fits x "
+        f"configurations)\n{searched}"
+    )
 
 
 def _use_of_labels(plan: Plan) -> str:
@@ -169,5 +205,6 @@ def _strategies(plan: Plan) -> Table:
     table.add_column("learning rate", justify="right")
     for arm in plan.arms:
         counts = (f"{count:,}" for count in (arm.trainable, arm.head, arm.adapter, arm.base))
-        table.add_row(escape(arm.label), *counts, f"{100 * arm.trainable / arm.parameters:.2f} %", f"{arm.lr:g}")
+        lr = "tuned" if "lr" in arm.searched else f"{arm.lr:g}"
+        table.add_row(escape(arm.label), *counts, f"{100 * arm.trainable / arm.parameters:.2f} %", lr)
     return table

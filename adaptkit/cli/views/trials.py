@@ -16,6 +16,7 @@ from rich.text import Text
 from adaptkit.cli.options import duration
 from adaptkit.cli.views.console import print_line
 from adaptkit.comparison.numbers import counted
+from adaptkit.events import Epoch
 from adaptkit.sweeps.engines.tasks import EpochEnded, Event, Task
 from adaptkit.sweeps.outcome import SweepOutcome, SweepPlan, SweepTrial
 
@@ -90,7 +91,7 @@ class TrialTable:
         self.console = console
         self._plan: SweepPlan | None = None
         self._counts: Counter[str] = Counter()
-        self._running: dict[int, tuple[Task, float, int]] = {}
+        self._running: dict[int, tuple[Task, float, Epoch | None]] = {}
         self._done: list[SweepTrial] = []
         self._start = 0.0
         # Created last, because it draws immediately.
@@ -115,8 +116,8 @@ class TrialTable:
     def tell(self, event: Event) -> None:
         """Record the epoch of a running trial."""
         task = event.task
-        _, start, _ = self._running.get(task.number, (task, time.monotonic(), 0))
-        self._running[task.number] = (task, start, event.epoch.number if isinstance(event, EpochEnded) else 0)
+        _, start, _ = self._running.get(task.number, (task, time.monotonic(), None))
+        self._running[task.number] = (task, start, event.epoch if isinstance(event, EpochEnded) else None)
 
     def ended(self, record: SweepTrial) -> None:
         """Move a trial from the running to the ended trials."""
@@ -131,8 +132,9 @@ class TrialTable:
         plan = self._plan
         table = _table("trial", "state", "target")
         for task, start, epoch in list(self._running.values()):
-            epochs = task.params["epochs"]
-            state = f"epoch {epoch}/{epochs}, {time.monotonic() - start:.0f} s"
+            number = epoch.number if epoch is not None else 0
+            fold = f"fold {epoch.fold + 1}, " if epoch is not None and epoch.fold is not None else ""
+            state = f"{fold}epoch {number}/{task.params['epochs']}, {time.monotonic() - start:.0f} s"
             table.add_row(escape(f"{task.label} seed={task.params['seed']}"), state, "", style="bold")
         scored = [record for record in self._done if record.accuracy is not None]
         for record in sorted(scored, key=lambda record: -(record.accuracy or 0))[:BEST]:

@@ -121,7 +121,7 @@ def _load(title: str, path: Path, reading: Reading) -> Corpus:
     if not reading.skip_bad:
         problems += [(listed.rows[name].number, f"{printable_line(name)}: {reason}") for name, reason in bad.items()]
     if problems:
-        raise BadInput(*_messages(title, sheet.unit, problems, has_bad=bool(bad)))
+        raise BadInput(*_messages(title, sheet.unit, problems, bad=0 if reading.skip_bad else len(bad)))
     parts, notices = _parts(listed, roles)
     notices = listed.notices + notices
     if bad:
@@ -314,10 +314,18 @@ def _images(listed: Listed, root: Path, part: Part, size: int) -> Images:
     )
 
 
-def _messages(title: str, unit: str, problems: Sequence[tuple[int, str]], *, has_bad: bool) -> list[str]:
-    """Return a message for each of the first problems, in the order of the rows, and how many others there are."""
+def _messages(title: str, unit: str, problems: Sequence[tuple[int, str]], *, bad: int) -> list[str]:
+    """Return a message for each of the first problems, in the order of the rows, and how many others there are.
+
+    `bad` is the number of problems that are files, which `--skip-bad-images` leaves out.
+    """
     lines = [f"{title}, {unit} {number}: {text}" for number, text in sorted(problems)]
-    skip = "; --skip-bad-images leaves out files that cannot be read" if has_bad else ""
+    skip = ""
+    if bad:
+        files = (
+            "files that cannot be read" if bad == len(lines) else f"only the {_count(bad, 'file')} that cannot be read"
+        )
+        skip = f"; --skip-bad-images leaves out {files}"
     if len(lines) > SHOWN:
         return [*lines[:SHOWN], f"{title}: {len(lines) - SHOWN} more problems, {len(lines)} in all{skip}"]
     return [*lines, f"{title}: {_count(len(lines), 'problem')}{skip}"] if skip else lines

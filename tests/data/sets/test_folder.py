@@ -458,7 +458,20 @@ def load_grouped(pattern: str, skip_bad: bool = False) -> Corpus:
 def test_group_setting(cli: Cli) -> None:
     for number in range(40):
         fill(f"p/{'ab'[number % 2]}/{number // 4}-{number}.png")
-    common = ("run", "-s", "head", "--dataset", "none", "--target", "folder:p", "--no-track", "--dry-run", "--set")
+    common = (
+        "run",
+        "-s",
+        "head",
+        "--dataset",
+        "none",
+        "--weights",
+        "none",
+        "--target",
+        "folder:p",
+        "--no-track",
+        "--dry-run",
+        "--set",
+    )
     result = cli(*common, "folder.group=^[^-]+")
     assert result.exit_code == 0 and "Note: folder:p: 10 groups in the names of 40 files" in result.output
     result = cli(*common, "folder.group=(")

@@ -245,7 +245,7 @@ def test_all_wrong_rows_at_once() -> None:
         "table:x.csv, line 12: the row has 4 cells, but the header has 5",
         "table:x.csv, line 13: 5.png: not a picture in a known format",
         "table:x.csv, line 14: image 1.png has another group than in line 2",
-        "table:x.csv: 12 problems; --skip-bad-images leaves out files that cannot be read",
+        "table:x.csv: 12 problems; --skip-bad-images leaves out only the 2 files that cannot be read",
     ]
 
 
@@ -264,12 +264,14 @@ def test_unreadable_images_are_skipped_on_request() -> None:
     assert corpus.notices[1:] == (
         "table:x.csv: 2 files skipped: gone.png (there is no such file), 3.png (empty (0 bytes))",
     )
+    assert problems()[-1] == "table:x.csv: 2 problems; --skip-bad-images leaves out files that cannot be read"
     table("path,label", "1.png,a", "3.png,b")
     Path("3.png").write_bytes(b"")
     assert problems(skip_bad=True) == ["table:x.csv: all pictures of class 'b' are skipped; add readable pictures"]
     table("path,label", "1.png,a", "3.png,b", "2.png,")
     Path("3.png").write_bytes(b"")
-    assert problems(skip_bad=True)[0] == "table:x.csv, line 4: label is empty"
+    assert problems(skip_bad=True) == ["table:x.csv, line 4: label is empty"]
+    assert problems()[-1] == "table:x.csv: 2 problems; --skip-bad-images leaves out only the 1 file that cannot be read"
 
 
 @pytest.mark.parametrize(
@@ -348,14 +350,16 @@ def notices(cli: Cli, *arguments: str) -> list[str]:
 def test_plan_of_a_table(cli: Cli) -> None:
     survey()
     shown = "image=Path, label=Class, group=Patient, domain=Site; 48 images, 2 classes, 12 groups, 2 domains"
-    assert f"table:survey.csv: {shown}" in notices(cli, "--dataset", "none", "--target", "table:survey.csv")
+    assert f"table:survey.csv: {shown}" in notices(
+        cli, "--dataset", "none", "--weights", "none", "--target", "table:survey.csv"
+    )
     chosen = notices(
-        *(cli, "--dataset", "none", "--target", "table:survey.csv", "--set", "table.group=none"),
+        *(cli, "--dataset", "none", "--weights", "none", "--target", "table:survey.csv", "--set", "table.group=none"),
         *("--set", "table.label=Site", "--set", "split.group=Patient"),
     )
     assert "table:survey.csv: image=Path, label=Site; 48 images, 2 classes" in chosen
     assert "split.group: column Patient has 12 groups" in chosen
-    text = cli(*COMMON, "--dataset", "none", "--target", "table:survey.csv").output
+    text = cli(*COMMON, "--dataset", "none", "--weights", "none", "--target", "table:survey.csv").output
     assert "Note: table:survey.csv: image=Path, label=Class" in text
 
 
@@ -389,7 +393,7 @@ def test_errors_of_a_table(cli: Cli) -> None:
             ],
         ),
     ):
-        result = cli(*COMMON, "--dataset", "none", *arguments)
+        result = cli(*COMMON, "--dataset", "none", "--weights", "none", *arguments)
         assert (result.exit_code, result.stderr.splitlines()) == (2, [f"Error: {line}" for line in lines])
 
 
@@ -399,7 +403,7 @@ def test_params_hold_the_chosen_columns(cli: Cli) -> None:
     from adaptkit.settings.resolve import Layer, resolve
 
     survey()
-    values = {"strategy": "head", "dataset": "none", "target": "table:survey.csv"}
+    values = {"strategy": "head", "dataset": "none", "weights": "none", "target": "table:survey.csv"}
     plugins = load_plugins()
     plain = resolve([Layer(values)], plugins)
     assert not [
