@@ -236,8 +236,8 @@ def test_report_has_no_empty_columns_or_figures(cli: Cli, three: Three, tmp_path
     assert re.findall(r"!\[.*\]\((.*)\)", markdown) == [f"{stem}.png" for stem in stems]
     assert "| Strategy | Target (%) | Macro F1 (%) | Runs |\n" in markdown
     assert (
-        "| Pair | Verdict | Difference (points) \\[95 % interval\\] | Resampled images | p (Holm) | p (unadjusted) "
-        "| Shared seeds | Disagreement (%) |\n"
+        "| Pair | Verdict | Difference (points) \\[95 % interval\\] | p (Holm) | p (unadjusted) "
+        "| Shared runs | Disagreement (%) |\n"
     ) in markdown
     assert "folder:photos · torchvision:resnet18 · 6 runs · 200 target test images" in markdown
     assert "| base.epochs |" not in markdown
