@@ -41,6 +41,8 @@ SIZE_ADAPTER_BYTES = "size/adapter_bytes"
 MEMORY_PEAK_BYTES = "memory/peak_bytes"
 TIME_TRAIN_SECONDS = "time/train_seconds"
 TIME_ALL_FOLDS_SECONDS = "time/all_folds_seconds"
+#: seconds of all trials of the tuning of one model, on average over the fits of a run that is tuned inside them
+TIME_TUNING_SECONDS = "time/tuning_seconds"
 TIME_EVALUATION_SECONDS = "time/evaluation_seconds"
 TIME_INFERENCE_RATIO = "time/inference_ratio"
 

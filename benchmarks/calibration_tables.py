@@ -267,9 +267,7 @@ def false_rows(data: Mapping[str, Mapping[str, Array]]) -> Iterator[tuple[str, R
             yield from _looks(looks, (1, 3, 5), lambda count, size=size: f"{size} labels, after repeats 1 to {count}")
     if (more := data.get("more labels")) is not None:
         sizes = sorted(int(name.split()[1]) for name in more if name.startswith("predicted"))
-        looks = [
-            judge_pools(more, more[f"predicted {size}"], infer=of_folds(5), within=FAMILIES) for size in sizes
-        ]
+        looks = [judge_pools(more, more[f"predicted {size}"], infer=of_folds(5), within=FAMILIES) for size in sizes]
         yield from _looks(looks, (1, 3, 5, 9), lambda count: f"at {sizes[0]}, {sizes[1]} ... {sizes[count - 1]} labels")
 
 
@@ -297,7 +295,9 @@ def write_table(work: Path, output: Path) -> None:
     lines: list[str] = []
     document: dict[str, Any] = {}
     section = ""
-    for section_now, name, row in sorted(rows_of(data), key=lambda one: list(TITLES).index(one[0]) if one[0] in TITLES else 9):
+    for section_now, name, row in sorted(
+        rows_of(data), key=lambda one: list(TITLES).index(one[0]) if one[0] in TITLES else 9
+    ):
         document[f"{section_now}: {name}"] = {key: [rate.value, rate.error] for key, rate in row.items()}
         if section_now not in TITLES:
             pools = len(data["fine-tuned"]["labels"])
@@ -306,11 +306,18 @@ def write_table(work: Path, output: Path) -> None:
             continue
         if section_now != section:
             section = section_now
-            lines += ["", f"| {TITLES[section]} | {' | '.join(COLUMNS.values())} |", "| --- |" + " ---: |" * len(COLUMNS)]
+            lines += [
+                "",
+                f"| {TITLES[section]} | {' | '.join(COLUMNS.values())} |",
+                "| --- |" + " ---: |" * len(COLUMNS),
+            ]
         lines.append(f"| {name} | {' | '.join(str(row[key]) for key in COLUMNS)} |")
     lines += ["", "| False verdicts | equal pairs | families of four |", "| --- | ---: | ---: |"]
     for name, pairs, families in false_rows(data):
-        document[f"false: {name}"] = {"equal pairs": [pairs.value, pairs.error], "families of 4": [families.value, families.error]}
+        document[f"false: {name}"] = {
+            "equal pairs": [pairs.value, pairs.error],
+            "families of 4": [families.value, families.error],
+        }
         lines.append(f"| {name} | {pairs} | {families} |")
     output.write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
     output.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

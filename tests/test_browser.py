@@ -10,14 +10,13 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import pytest
+from support import processes
 from support.experiments import FOREIGN, TINY, Tracked
 from support.servers import Page, mlflow_ui
 
@@ -46,10 +45,7 @@ EVIL = "<img src=x onerror=alert(1)>"
 def adaptkit(folder: Path, cache: Path, *arguments: str) -> str:
     """Run the command line in a folder, in its own process; return its standard output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    command = [sys.executable, "-m", "adaptkit", *arguments]
-    done = subprocess.run(
-        command, cwd=folder, env=environment | {"ADAPTKIT_CACHE": str(cache)}, capture_output=True, text=True
-    )
+    done = processes.run(*arguments, folder=folder, environment=environment | {"ADAPTKIT_CACHE": str(cache)})
     assert done.returncode == 0, done.stderr
     return done.stdout
 

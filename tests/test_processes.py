@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +12,7 @@ from click.testing import Result
 from mlflow import MlflowClient
 from support.experiments import TINY
 from support.mlflow_records import EPOCH_METRICS, runs
+from support.processes import Process, start
 from support.reliability import note
 from support.servers import mlflow_ui
 
@@ -24,13 +22,7 @@ pytestmark = pytest.mark.slow
 LONG = ("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100", "--set", "base.epochs=2")
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "adaptkit", "run", *arguments]
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def read_until(process: subprocess.Popen[str], words: str) -> None:
+def read_until(process: Process, words: str) -> None:
     assert process.stderr is not None
     for line in process.stderr:
         if words in line:
@@ -44,7 +36,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> None:
     ids=lambda value: str(value),
 )
 def test_signal_ends_run_as_killed(store: Path, number: signal.Signals, code: int) -> None:
-    process = start("-s", "head", *LONG, "--epochs", "100000")
+    process = start("run", "-s", "head", *LONG, "--epochs", "100000")
     read_until(process, "[head seed=0] epoch 3/")
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -59,7 +51,7 @@ def test_signal_ends_run_as_killed(store: Path, number: signal.Signals, code: in
 
 
 def test_signal_during_base_run(store: Path) -> None:
-    process = start("-s", "head", *LONG, "--set", "base.epochs=100000")
+    process = start("run", "-s", "head", *LONG, "--set", "base.epochs=100000")
     read_until(process, "[base small_cnn mnist5k] epoch 2/")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -120,7 +112,7 @@ def adaptkit_strategies():
 def test_signal_is_not_lost(store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setenv("HOW", how)
     (own_folder / "plugin.py").write_text(PLUGIN)
-    process = start("-s", "failing", *TINY, "--plugin", "plugin.py")
+    process = start("run", "-s", "failing", *TINY, "--plugin", "plugin.py")
     _, errors = process.communicate(timeout=60)
     (run,) = (run for name, run in runs().items() if name.startswith("failing"))
     hint = f"To resume:  adaptkit resume {run.info.run_id}"
@@ -132,7 +124,7 @@ def test_signal_is_not_lost(store: Path, own_folder: Path, monkeypatch: pytest.M
 
 def test_eight_processes_in_empty_folder(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTKIT_CACHE", str(own_folder / "cache"))
-    processes = [start("-s", "head", "--seeds", str(seed), *TINY, "-q") for seed in range(8)]
+    processes = [start("run", "-s", "head", "--seeds", str(seed), *TINY, "-q") for seed in range(8)]
     errors = [process.communicate(timeout=400)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 8, errors
     found = runs()
@@ -148,7 +140,7 @@ def test_eight_processes_in_empty_folder(own_folder: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("delay", [0.0, 0.4, 0.8, 1.2])
 def test_kill_during_store_creation(cli: Callable[..., Result], own_folder: Path, delay: float) -> None:
-    process = start("-s", "head", *TINY, "-q")
+    process = start("run", "-s", "head", *TINY, "-q")
     until = time.monotonic() + 60
     while not list(own_folder.glob(".mlflow.db*")) and time.monotonic() < until:
         time.sleep(0.005)
@@ -171,7 +163,7 @@ def test_server_dies_during_run(own_folder: Path) -> None:
         )
         began = time.monotonic()
         address = page.address.replace("http://", "http://user:secret@")
-        process = start("-s", "head", "-s", "lora", *TINY, "--tracking-uri", address, "--plugin", str(plugin))
+        process = start("run", "-s", "head", "-s", "lora", *TINY, "--tracking-uri", address, "--plugin", str(plugin))
         output, errors = process.communicate(timeout=200)
     assert time.monotonic() - began < 90  # with MLflow's defaults, each call takes four minutes
     assert process.returncode == 1

@@ -27,6 +27,7 @@ from click.testing import Result
 from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import save_file
+from support import processes
 from support.commands import children, first_line, free_port, started
 from support.experiments import TINY, Tracked
 from support.servers import mlflow_ui
@@ -185,7 +186,6 @@ def test_modules_in_data_folder(trapped: Path, own_folder: Path) -> None:
     fill(data)
     set_traps(data, own_folder / "ran")
     source = ("--dataset", f"folder:{data}", *SMALL)
-    done(*command(), "run", "-s", "head", *source, "-q", folder=trapped)
     done(*command(), "sweep", "-s", "head", "--grid", "lr=1e-3,1e-2", *source, "--jobs", "2", "-q", folder=trapped)
     done(*command(), "compare", "--output", "out", folder=trapped)
     done(*command(), "doctor", folder=trapped)
@@ -268,7 +268,7 @@ def test_secrets_of_missing_server(own_folder: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     told = ""
     for words in (["run", "-s", "head", *TINY, "--traceback"], ["doctor"]):
-        result = subprocess.run([sys.executable, "-m", "adaptkit", *words, *address], capture_output=True, text=True)
+        result = processes.run(*words, *address)
         assert result.returncode in (1, 2)
         told += result.stdout + result.stderr
     assert "cannot reach the MLflow server at http://127.0.0.1:1" in told
@@ -311,9 +311,7 @@ def test_secrets_of_runs_on_server(own_folder: Path, monkeypatch: pytest.MonkeyP
             (["compare", "--output", "out"], 0),
             (["doctor", "--json"], 0),
         ):
-            result = subprocess.run(
-                [sys.executable, "-m", "adaptkit", *words, *store], cwd=here, capture_output=True, text=True
-            )
+            result = processes.run(*words, *store, folder=here)
             assert result.returncode == code, result.stderr
             told += result.stdout + result.stderr
         names = list(page.runs())

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux gives it back")
 @pytest.mark.parametrize("how", ["run", "sweep"])
 def test_memory_and_files_do_not_grow(how: str) -> None:
-    samples = soak(how, 36, samples=18)
+    samples = soak(how, 24, samples=12)
     first, last = samples[len(samples) // 3], samples[-1]
-    assert last[0] == 36
+    assert last[0] == 24
     found = {name: (growth(samples, place), last[place] - first[place]) for place, name in enumerate(FIGURES, start=1)}
     for name in ("open files", "of the database", "threads", "temporary files"):
         assert found[name][1] <= 0, (name, [row[FIGURES.index(name) + 1] for row in samples])

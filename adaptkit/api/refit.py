@@ -31,6 +31,7 @@ from adaptkit.reproduction.record import (
     settings_difference,
 )
 from adaptkit.reproduction.repetition import RepetitionRequest, rebuilt, repetition
+from adaptkit.settings.request import LR
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.address import tracking_option
@@ -142,6 +143,7 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
         refit_of=stored.run_id,
         comparison_run_id=choice.parent,
         expected=origin.expected,
+        tuning_trials=experiment.request.settings.tuning.trials,
     )
     if request.dry_run:
         return summary
@@ -173,7 +175,17 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
             raise TrackingLost(f"MLflow does not have the whole refit: {tracker.fault}")
     seconds = record.metrics[TIME_TRAIN_SECONDS]
     uri = store.without_secrets(store.uri)
-    return dataclasses.replace(summary, run_id=run_id, seconds=seconds, tracking_uri=uri)
+    values = {LR: record.lr, **record.options}
+    return dataclasses.replace(
+        summary,
+        run_id=run_id,
+        label=record.label,
+        options=record.options,
+        lr=record.lr,
+        seconds=seconds,
+        tracking_uri=uri,
+        tuned={key: values[key] for key in arm.searched},
+    )
 
 
 def choose(runs: RunFinder, request: RefitRequest) -> Choice:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 from adaptkit.api.request import TrainingRequest, conditions, read_arguments, require_report_folder, warn_of
 from adaptkit.comparison.collector import Collector
 from adaptkit.comparison.findings import Comparisons
-from adaptkit.errors import AdaptkitError, BadInput, suggestion
+from adaptkit.errors import AdaptkitError, BadInput
 from adaptkit.experiment.adaptation import execute
 from adaptkit.experiment.outcome import Plan, RunOutcome
-from adaptkit.experiment.prepare import prepare
+from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.recovery import Recovery
-from adaptkit.names import COMPARISON_FILE, TUNING_FILE, TUNING_TAG
+from adaptkit.names import COMPARISON_FILE
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.request import Request
-from adaptkit.settings.resolve import LR, Layer, resolve
+from adaptkit.settings.resolve import resolve, tuning_layer
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.folders import features_allowed
 from adaptkit.system.hardware import shared_threads
-from adaptkit.tracking.runs import StoredRun, open_runs
+from adaptkit.tuning.chosen import tuned_layer, with_origin
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +40,15 @@ class RunRequest(TrainingRequest):
 
     experiment: Request
     track: bool = True
+    from_tune: str | None = None
     refit: bool = False
+
+    def prepared(self) -> Experiment:
+        """Prepare the experiment; with values of an earlier tuning, say which labels that tuning saw."""
+        experiment = prepare(self.experiment, refresh_base=self.refresh_base)
+        if self.from_tune is None:
+            return experiment
+        return with_origin(experiment, self.from_tune, self.tracking_uri)
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,8 @@ def run(
     report: str | Path | None = None,
     track: bool = True,
     from_tune: str | None = None,
+    tune: int | None = None,
+    space: Mapping[str, str] | None = None,
     refit: bool = False,
 ) -> RunOutcome:
     """Adapt a base with one or more strategies, track each run in MLflow, and compare the strategies.
@@ -177,6 +186,11 @@ def run(
         Whether runs are recorded in MLflow. Default: True.
     from_tune : str, optional
         Run id of a finished tuning, whose best values are used.
+    tune : int, optional
+        Configurations that each fit tries for each strategy, on its own training images, before it trains with the best
+        one. Default: 0, no tuning.
+    space : mapping, optional
+        Ranges that `tune` searches, as in `adaptkit.tune`. Default: the strategies' own ranges.
     refit : bool, optional
         Then train the best strategy on all labels, as `adaptkit.refit` does. Default: False.
 
@@ -201,10 +215,16 @@ def run(
     """
     arguments = locals()
     layers, loaded = read_arguments(arguments)
+    layers.insert(0, tuning_layer(tune, [f"{key}={text}" for key, text in (space or {}).items()]))
     if from_tune is not None:
         layers.append(tuned_layer(from_tune, layers, tracking_uri))
     request = RunRequest(
-        experiment=resolve(layers, loaded), plugins=loaded, track=track, refit=refit, **conditions(arguments)
+        experiment=resolve(layers, loaded),
+        plugins=loaded,
+        track=track,
+        from_tune=from_tune,
+        refit=refit,
+        **conditions(arguments),
     )
     return run_request(request, Watch(planned=lambda plan: warn_of(plan.notices)))
 
@@ -249,7 +269,7 @@ def _run(request: RunRequest, watch: Watch) -> tuple[RunOutcome, Recovery | None
     require_report_folder(request.report)
     plugins, refresh_base, notice = request.plugins, request.refresh_base, watch.notice
     with Seat() as seat:
-        experiment = prepare(request.experiment, refresh_base=refresh_base)
+        experiment = request.prepared()
         store = _opened(request) if request.track else None
         collector = Collector()
         watch.planned(experiment.plan)
@@ -382,50 +402,3 @@ def _unsent(store: Store) -> list[str]:
     if not count:
         return []
     return [f"{count} earlier run{'s are' if count > 1 else ' is'} not completely in MLflow; run `adaptkit sync`"]
-
-
-def tuned_layer(run_id: str, layers: Sequence[Layer], tracking_uri: str | None) -> Layer:
-    """Return the best values of a tuning as the weakest layer of settings.
-
-    They are those of the strategies in `layers`, or of all tuned strategies if `layers` names none. A learning rate in
-    `layers` for all strategies overrides the tuned ones. Raises BadInput for a run that is not a finished
-    tuning, and for strategies that it did not tune.
-    """
-    runs = open_runs(tracking_uri)
-    record = runs.get(run_id)
-    if record is None:
-        raise BadInput(f"--from-tune: {runs.reader.unknown(run_id)}")
-    stored = StoredRun(runs, record)
-    if stored.kind != "sweep" or TUNING_TAG not in stored.tags:
-        raise BadInput(f"--from-tune: {stored.title} is not a tuning; use the run id that `adaptkit tune` prints")
-    if record.info.status != "FINISHED":
-        raise BadInput(
-            f"--from-tune: {stored.title} has not finished; run the same `adaptkit tune` again to continue it"
-        )
-    tuned = {strategy["strategy"]: strategy for strategy in _tuned_strategies(stored)}
-    named = next((layer.values["strategy"] for layer in layers if "strategy" in layer.values), None)
-    names = _names(named) if named is not None else list(tuned)
-    missing = [name for name in names if name not in tuned]
-    if missing:
-        raise BadInput(
-            *(f"--from-tune: {stored.title} has not tuned {name}{suggestion(name, tuned)}" for name in missing)
-        )
-    values: dict[str, Any] = {"strategy": names}
-    for name in names:
-        values |= {f"{name}.{key}": value for key, value in tuned[name]["options"].items()}
-        if LR not in tuned[name]["options"] and not any(LR in layer.values for layer in layers):
-            values[f"{name}.{LR}"] = tuned[name]["lr"]
-    return Layer(values, f"tuning {run_id}")
-
-
-def _tuned_strategies(stored: StoredRun) -> list[dict[str, Any]]:
-    try:
-        with stored.file(TUNING_FILE) as path:
-            content: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["strategies"]
-    except (ValueError, KeyError) as error:
-        raise BadInput(f"--from-tune: {stored.title} has no readable {TUNING_FILE}") from error
-    return content
-
-
-def _names(value: Any) -> list[str]:
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)

@@ -23,8 +23,9 @@ from adaptkit.plugins.manager import Plugins
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.identity import trial_key
 from adaptkit.settings.request import Request
-from adaptkit.settings.resolve import LR, Layer, resolve
+from adaptkit.settings.resolve import Layer, given_keys, resolve
 from adaptkit.settings.settings import parse_seeds
+from adaptkit.settings.spaces import Space, changed, make_spaces
 from adaptkit.sweeps.engines.engine import connected, store_notices
 from adaptkit.sweeps.engines.tasks import EngineSettings, Tell, ignore
 from adaptkit.sweeps.engines.worker import Place, Work
@@ -38,7 +39,6 @@ from adaptkit.tracking.sweeps import open_sweep
 from adaptkit.tuning.outcome import TunedStrategy, TuneOutcome, TunePlan, budget_of, line_of, plan_of, tuned_of
 from adaptkit.tuning.runs import TuningRuns
 from adaptkit.tuning.search import Search, TrialRequest
-from adaptkit.tuning.spaces import Space, changed, make_spaces
 from adaptkit.tuning.study import StudyTrial, open_studies, require_optuna, study_file
 
 if TYPE_CHECKING:
@@ -231,17 +231,13 @@ def check_tuning(
             f"seed {used[0]} is a tuning seed: values that were chosen on its images must be compared on other images; "
             "choose other --seeds or --tuning-seeds"
         )
-    fixed = {name: _given(layers, name) for name in request.settings.strategy}
+    if request.settings.tuning.trials:
+        raise BadInput("tuning.trials: `adaptkit tune` makes trials of its own; set their number with --trials")
+    keys = {key for layer in layers for key in layer.values}
+    fixed = {name: given_keys(keys, name) for name in request.settings.strategy}
     return Tuning(
         request=request, given=fixed, spaces=tuple(spaces), trials=trials, tuning_seeds=searched, method=method
     )
-
-
-def _given(layers: Sequence[Layer], strategy: str) -> set[str]:
-    """Return the keys of a strategy that have a value in the layers and are therefore not searched."""
-    keys = {key for layer in layers for key in layer.values}
-    options = {key.partition(".")[2] for key in keys if key.startswith((f"{strategy}.", "strategy."))}
-    return options | ({LR} if LR in keys else set())
 
 
 def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutcome:

@@ -30,6 +30,17 @@ if TYPE_CHECKING:
     metavar="RUN_ID",
     help="Start from the best values of a tuning run; explicit options take precedence.",
 )
+@click.option(
+    "--tune",
+    metavar="TRIALS",
+    help="Each fit tries this number of configurations on its own training images first, and trains with the best one.",
+)
+@click.option(
+    "--space",
+    multiple=True,
+    metavar="KEY=RANGE",
+    help="Range that --tune searches: lr=1e-4..1e-1/log or lora.rank=2,4,8. Repeatable.  [default: the strategies']",
+)
 @click.option("--refit", is_flag=True, help="Then train the best strategy on all labels, as the model to use.")
 @click.option("--no-track", is_flag=True, help="Do not record the runs in MLflow.")
 @click.option(
@@ -41,6 +52,8 @@ if TYPE_CHECKING:
 def run(
     tracking_uri: str | None,
     from_tune: str | None,
+    tune: str | None,
+    space: tuple[str, ...],
     refit: bool,
     no_track: bool,
     plugin: tuple[str, ...],
@@ -59,14 +72,16 @@ def run(
       adaptkit run -s lora
       adaptkit run -s full -s head -s lora -o lora.rank=4 --seeds 0-4
       adaptkit run -s lora --target digits --preset quick
+      adaptkit run -s lora -s head --target folder:photos --tune 10
       adaptkit run -s lora -s head --dataset none --target folder:photos --backbone torchvision:resnet18
 
     The order of precedence of settings is: option, --set, --config, --from-tune, --preset, default.
     """
     from adaptkit.plugins.loading import load_plugins
-    from adaptkit.settings.resolve import resolve
+    from adaptkit.settings.resolve import resolve, tuning_layer
 
     layers, problems = collect_layers(values)
+    layers.insert(0, tuning_layer(tune, space))
     if from_tune is not None:
         add_tuned(from_tune, layers, tracking_uri=tracking_uri, problems=problems)
     plugins = load_plugins(plugin)
@@ -76,11 +91,25 @@ def run(
     from adaptkit.cli.views.progress import print_plan
 
     console = messages()
+    with uncollected():
+        from adaptkit.api.run import RunRequest, Watch, run_request
+        from adaptkit.system.hardware import keep_freed_memory
+
+    checked = RunRequest(
+        experiment=request,
+        plugins=plugins,
+        tracking_uri=tracking_uri,
+        track=not no_track,
+        from_tune=from_tune,
+        refit=refit,
+        refresh_base=refresh_base,
+        feature_cache=not no_feature_cache,
+        report=report,
+    )
     if dry_run:
         from adaptkit.experiment.estimate import estimate_seconds
-        from adaptkit.experiment.prepare import prepare
 
-        experiment = prepare(request, refresh_base=refresh_base)
+        experiment = checked.prepared()
         plan = dataclasses.replace(experiment.plan, seconds=estimate_seconds(experiment))
         if as_json:
             print_json(plan.to_dict())
@@ -88,29 +117,13 @@ def run(
             print_plan(output(), plan)
         return
 
-    with uncollected():
-        from adaptkit.api.run import RunRequest, Watch, run_request
-        from adaptkit.system.hardware import keep_freed_memory
-
     keep_freed_memory()
     with interruptible(), show_progress(plugins, console, quiet):
         watch = Watch(
             planned=lambda plan: print_plan(console, plan),
             notice=lambda message: print_line(console, message),
         )
-        outcome = run_request(
-            RunRequest(
-                experiment=request,
-                plugins=plugins,
-                tracking_uri=tracking_uri,
-                track=not no_track,
-                refit=refit,
-                refresh_base=refresh_base,
-                feature_cache=not no_feature_cache,
-                report=report,
-            ),
-            Watch() if quiet else watch,
-        )
+        outcome = run_request(checked, Watch() if quiet else watch)
     if as_json:
         print_json(outcome.to_dict())
     else:
@@ -120,7 +133,7 @@ def run(
 
 def add_tuned(run_id: str, layers: list[Layer], tracking_uri: str | None, problems: list[str]) -> None:
     """Add the best values of a tuning run as the layer of lowest precedence, or a message for each problem."""
-    from adaptkit.api.run import tuned_layer
+    from adaptkit.tuning.chosen import tuned_layer
 
     try:
         layers.append(tuned_layer(run_id, layers, tracking_uri))

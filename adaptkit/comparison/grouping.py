@@ -129,6 +129,8 @@ def _names(first_runs: Sequence[ComparedRun]) -> list[str]:
         others = [dict(other.options) | training_settings(other.settings) for other in siblings]
         order = [*sorted(run.options), *sorted(training_settings(run.settings))]
         keys = [key for key in order if any(other.get(key) != options[key] for other in others)]
+        if "tuning.trials" in keys:  # the number of trials is enough: arms that are not tuned have no ranges
+            keys = [key for key in keys if key != "tuning.space"]
         names.append(" ".join([run.strategy, *(f"{key}={_short(options[key])}" for key in keys)]))
     repeated = {name for name, count in Counter(names).items() if count > 1}
     numbers: Counter[str] = Counter()

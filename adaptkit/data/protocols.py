@@ -10,6 +10,7 @@ that version can be reproduced.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,11 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def at(self, positions: Tensor) -> Labels:
+        """Return the labels of the images at these positions."""
+        groups = None if self.groups is None else tuple(self.groups[position] for position in positions.tolist())
+        return Labels(self.numbers[positions], self.classes, groups)
 
 
 def fold_numbers(labels: Labels, folds: int, seed: int) -> Tensor:
@@ -246,6 +252,49 @@ def divided_by(labels: Labels, assigned: Tensor, column: str) -> str | None:
         f"folds: {have} images with several values of {column} ({listed(divided)}); a fit does not train on images of "
         "the groups that it evaluates"
     )
+
+
+#: share of the training images that a tuning holds back
+HELD_BACK = 0.2
+
+
+def hold_back(labels: Labels, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide labelled images into training (four fifths of each class) and validation; return the positions of both.
+
+    At least one image of each class is held back, except of classes with a single image. Images of a group stay
+    together; a single group is not divided, and nothing is held back.
+    """
+    seed = derive_seed(seed, "validation")
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    if labels.groups is None:
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        for label in set(labels.numbers.tolist()):
+            members = order[labels.numbers[order] == label]
+            count = max(1, math.floor(HELD_BACK * len(members) + 0.5)) if len(members) > 1 else 0
+            held[members[:count]] = True
+    elif (parts := min(round(1 / HELD_BACK), len(set(labels.groups)))) > 1:
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed % 2**32)
+        numbers = labels.numbers.numpy()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            _, first = next(iter(splitter.split(numbers, numbers, labels.groups)))
+        held[torch.from_numpy(first)] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()
+
+
+def inner_division(labels: Labels, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the division of a fit's training images for the trials of its tuning, as `hold_back` does.
+
+    Raises BadInput if no image can be held back, or if only one class would be left to train on.
+    """
+    training, held = hold_back(labels, derive_seed(seed, "tuning"))
+    if not len(held):
+        raise BadInput(f"tuning: none of the {len(labels)} training images of a fit can be held back; use more images")
+    if len(labels.numbers[training].unique()) < 2:
+        raise BadInput("tuning: the trials of a fit would train on one class only; use more images or smaller groups")
+    return training, held
 
 
 def small_classes(labels: Labels, folds: int) -> str | None:

@@ -19,6 +19,7 @@ from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.base import obtain_base
 from adaptkit.experiment.description import adapter_card, describe_run
 from adaptkit.experiment.fits import FitResult, mean_epochs, pooled_predictions, read_fit, split_of, write_fit
+from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
 from adaptkit.experiment.measurement import (
     accuracies,
     correct_over,
@@ -46,8 +47,10 @@ from adaptkit.names import (
     SPLIT_FILE,
     TIME_INFERENCE_RATIO,
     TIMING_TAG,
+    TUNING_FILE,
 )
 from adaptkit.plugins.manager import Plugins, is_strict
+from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
 from adaptkit.system.core_sharing import Occupancy, Seat
 from adaptkit.system.files import sha256_of
@@ -73,11 +76,12 @@ HIDDEN_STATE = "; is there state outside parameters and buffers?"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model with its inputs, its epochs, and the peak memory of a training step in bytes.
+    """A trained model with its arm, its inputs, its epochs, and the peak memory of a training step in bytes.
 
     With `whole`, every forward pass runs the whole model, not only its trained part.
     """
 
+    arm: Arm
     adapted: AdaptedModel
     passes: Passes
     epochs: tuple[Epoch, ...]
@@ -110,13 +114,16 @@ class AdaptationRun:
             results += self.recovery.finished_folds(self._read, len(fits))
         first: nn.Module | None = None
         if results:
-            first = self._loaded(results[0].files, 0).model
+            tuning = results[0].tuning
+            first = self._loaded(results[0].files, 0, self.arm if tuning is None else tuning.arm(self.arm)).model
             self.stage.plugins.notify("adaptkit_run_started", run=self.start, model=first)
         for number in range(len(results), len(fits)):
-            trained = self._train(fits, number)
-            files = self._save(trained.adapted, number)
+            tuning = self._tune(fits[number], number)
+            trained = self._train(fits, number, self.arm if tuning is None else tuning.arm(self.arm))
+            files = self._save(trained, number)
             reloaded, logits = self._reload(trained, files, fit=fits[number], number=number)
             result = self._measure(trained, reloaded, logits=logits, files=files, fit=fits[number])
+            result = dataclasses.replace(result, tuning=tuning)
             results.append(result)
             first = first or reloaded.model
             if len(fits) > 1:
@@ -127,11 +134,30 @@ class AdaptationRun:
         self.stage.plugins.notify("adaptkit_run_ended", run=self.start, result=run_result, model=first)
         return dict(run_result.metrics)
 
-    def _train(self, fits: Sequence[Fit], number: int) -> TrainedModel:
-        stage, recipe = self.stage, self.stage.recipe(self.arm, self.seed, number)
+    def _tune(self, fit: Fit, number: int) -> FitTuning | None:
+        """Choose the values of one fit on its own training images; None if the strategy is not tuned."""
+        if not self.arm.searched:
+            return None
+        stage, seed = self.stage, self.seed
+        if number == 0 and stage.tracker is not None:  # so that the run can be resumed if it stops in its first tuning
+            stage.tracker.open_run(self.start)
+        rows, charged = stage.inputs.rows(seed, fit.train), set[str]()
+        return tune_fit(
+            stage,
+            self.arm,
+            seed=derive_seed(seed, f"tuning {number}"),
+            labels=stage.experiment.domains.labels.at(fit.train),
+            rows=rows,
+            passes=lambda model, whole: stage.inputs.tuning_passes(
+                model, seed, rows=rows, whole=whole, charged=charged
+            ),
+        )
+
+    def _train(self, fits: Sequence[Fit], number: int, arm: Arm) -> TrainedModel:
+        stage, recipe = self.stage, self.stage.recipe(arm, self.seed, number)
         notify = stage.plugins.notify
         is_only = len(fits) == 1
-        adapted = stage.adapted(self.arm, self.seed, number)
+        adapted = stage.adapted(arm, self.seed, number)
         model = adapted.model
         labels = stage.inputs.labels(self.seed)
         images = stage.inputs.views(self.seed, 1).value.tensor[: recipe.batch_size].clone()
@@ -161,7 +187,7 @@ class AdaptationRun:
                 self.epochs.append(epoch)
             shown = epoch if is_only else dataclasses.replace(epoch, fold=number)
             notify("adaptkit_epoch_ended", run=self.start, epoch=shown)
-        return TrainedModel(adapted, passes, epochs=tuple(epochs), whole=whole, memory=memory)
+        return TrainedModel(arm, adapted, passes, epochs=tuple(epochs), whole=whole, memory=memory)
 
     def _report(self, epochs: Iterable[Epoch]) -> None:
         """Notify the plugins of epochs that the tracking store does not have yet."""
@@ -174,12 +200,13 @@ class AdaptationRun:
         self.epochs.extend(means)
         self._report(means)
 
-    def _save(self, adapted: AdaptedModel, number: int) -> dict[str, Path]:
+    def _save(self, trained: TrainedModel, number: int) -> dict[str, Path]:
         """Write the adapter; return its files by name."""
+        adapted = trained.adapted
         tensors = adapted.inherited.adapter(adapted.model)
         stage = self.stage
         card = adapter_card(
-            stage.experiment, stage.base, arm=self.arm, init_seed=init_seed(self.seed, number), tensors=tensors
+            stage.experiment, stage.base, arm=trained.arm, init_seed=init_seed(self.seed, number), tensors=tensors
         )
         return save_adapter(self._kept(number), tensors, card)
 
@@ -189,9 +216,9 @@ class AdaptationRun:
     def _read(self, path: Path, number: int) -> FitResult:
         return read_fit(path, self._kept(number))
 
-    def _loaded(self, files: Mapping[str, Path], number: int, sent: Path | None = None) -> AdaptedModel:
+    def _loaded(self, files: Mapping[str, Path], number: int, arm: Arm, sent: Path | None = None) -> AdaptedModel:
         """Return a fresh base with an adapter; `sent` is the folder of the adapter in the tracking store."""
-        reloaded = self.stage.adapted(self.arm, self.seed, number)
+        reloaded = self.stage.adapted(arm, self.seed, number)
         load_adapter(sent or files[ADAPTER_WEIGHTS_FILE].parent, reloaded.model, self.stage.base.fingerprint)
         return reloaded
 
@@ -203,7 +230,7 @@ class AdaptationRun:
         # Load the adapter as users do: from the tracking store, if there is one.
         is_only = fit.evaluated is None
         sent = stage.tracker.keep_adapter(self.start, files) if stage.tracker and is_only else None
-        reloaded = self._loaded(files, number, sent)
+        reloaded = self._loaded(files, number, trained.arm, sent)
         model = reloaded.model
         passes = stage.inputs.passes(model, self.seed, fit=fit, whole=trained.whole, all_tests=True)
         model.eval()
@@ -255,6 +282,10 @@ class AdaptationRun:
         split = self.folder / SPLIT_FILE
         split.write_text(split_of(domains.split_text, fits, len(domains.pool)), encoding="utf-8")
         artifacts = {SPLIT_FILE: split} | self._kept_adapters(results)
+        tunings = [result.tuning for result in results if result.tuning is not None]
+        if tunings:
+            artifacts[TUNING_FILE] = self.folder / TUNING_FILE
+            artifacts[TUNING_FILE].write_text(tuning_text(self.arm, tunings), encoding="utf-8")
         by_severity: dict[str, float] = {}
         if experiment.request.severities:
             counts = [result.correct for result in results]
@@ -264,13 +295,15 @@ class AdaptationRun:
             artifacts[SEVERITY_FILE] = self.folder / SEVERITY_FILE
             write_severities(artifacts[SEVERITY_FILE], reached, stage.zero_shot)
         single = dict(results[0].metrics)
+        if tunings:  # the values, and with them the number of parameters, differ between the fits
+            single = {key: sum(result.metrics[key] for result in results) / len(results) for key in single}
         inference = {TIME_INFERENCE_RATIO: single.pop(TIME_INFERENCE_RATIO)}
         memory = {MEMORY_PEAK_BYTES: max(result.metrics[MEMORY_PEAK_BYTES] for result in results)}
         metrics = (
             accuracies(experiment, predictions, base_logits)
             | single
             | memory
-            | times(self.epochs, folds=len(fits))
+            | times(self.epochs, folds=len(fits), tuning=[tuning.seconds for tuning in tunings])
             | inference
             | by_severity
         )

@@ -34,6 +34,8 @@ from adaptkit.names import (
     THREADS_TAG,
     TIMING_TAG,
     TRIAL_KEY_TAG,
+    TUNED_INSIDE_TAG,
+    TUNED_ON_TAG,
 )
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.identity import trial_key
@@ -80,6 +82,11 @@ def describe_run(
         INIT_SEED_TAG: str(derive_seed(seed, "init")),
         ORDER_SEED_TAG: str(derive_seed(seed, "order")),
     }
+    tuning = experiment.request.settings.tuning
+    if tuning.trials:
+        tags[TUNED_INSIDE_TAG] = str(tuning.trials)
+    if tuning.on is not None:
+        tags[TUNED_ON_TAG] = tuning.on
     if domains.images_digest is not None:
         tags[IMAGES_DIGEST_TAG] = domains.images_digest
     if domains.held_out is not None:
@@ -95,6 +102,7 @@ def describe_run(
         source = (RunInput(name=plan.dataset, context="source", digest=domains.source_digest, source=plan.dataset),)
         history = f"trained on {plan.source_images} images of `{plan.dataset}`"
     in_folds = f" in each of {plan.folds} folds" if plan.folds else ""
+    tuned = f" Each fit chooses its values among {tuning.trials} configurations." if tuning.trials else ""
     if base_run_id:
         tags[BASE_RUN_ID_TAG] = base_run_id
     return RunStart(
@@ -113,7 +121,7 @@ def describe_run(
         ),
         description=(
             f"Strategy **{arm.label}** adapts a `{plan.backbone}` base, {history}, to {target} with "
-            f"{plan.drawn_images} labelled images{in_folds} (seed {seed})."
+            f"{plan.drawn_images} labelled images{in_folds} (seed {seed}).{tuned}"
         ),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from adaptkit.data.pixels import held
+from adaptkit.data.protocols import HELD_BACK
 from adaptkit.data.views import views_of
 from adaptkit.experiment.base_cache import build_model
 from adaptkit.experiment.prepare import Experiment, draw_target, find_fits
@@ -27,7 +28,8 @@ def estimate_seconds(experiment: Experiment) -> float:
     Start-up, figures and tracking are not included.
     """
     settings = experiment.request.settings
-    runs = sum(run_seconds(experiment, arm, settings.epochs) for arm in experiment.request.arms)
+    trials = settings.tuning.trials
+    runs = sum(run_seconds(experiment, arm, settings.epochs, trials) for arm in experiment.request.arms)
     return base_seconds(experiment) + len(settings.seed) * runs
 
 
@@ -47,8 +49,8 @@ def base_seconds(experiment: Experiment) -> float:
     return settings.epochs * (steps * step + len(domains.clean_test) * test)
 
 
-def run_seconds(experiment: Experiment, arm: Arm, epochs: int) -> float:
-    """Return the seconds that training and evaluation of one adaptation run will take."""
+def run_seconds(experiment: Experiment, arm: Arm, epochs: int, trials: int) -> float:
+    """Return the seconds that one adaptation run will take, with this number of trials in each fit."""
     request, domains = experiment.request, experiment.domains
     settings = request.settings
     model = build_model(request, domains)
@@ -69,6 +71,9 @@ def run_seconds(experiment: Experiment, arm: Arm, epochs: int) -> float:
         shifted = evaluated if settings.evaluate_shifted == "epoch" else 0
         epoch = math.ceil(len(training.train) / settings.batch_size) * step + (tested + shifted) * test
         seconds += epochs * epoch + len(request.severities) * evaluated * test
+        held_back = HELD_BACK * len(training.train)
+        trial = math.ceil((len(training.train) - held_back) / settings.batch_size) * step + held_back * test
+        seconds += trials * epochs * trial
     return seconds
 
 

@@ -17,6 +17,7 @@ from adaptkit.data.domains import TestSet
 from adaptkit.data.protocols import Fit
 from adaptkit.data.split_files import with_folds
 from adaptkit.events import Epoch, Predictions
+from adaptkit.experiment.inner_tuning import FitTuning
 from adaptkit.names import ADAPTER_CARD_FILE, ADAPTER_WEIGHTS_FILE
 from adaptkit.system.files import read_file, write_bytes
 from adaptkit.training.objective import predictions_of
@@ -30,7 +31,8 @@ class FitResult:
     """The result of one training: logits by test set on the CPU, epochs, adapter files, and metrics of one model.
 
     The logits of the target test set are those of the images that this training evaluates. `correct` is the number of
-    these images that are right at each severity of the shift. `prefix` names the last frozen layers.
+    these images that are right at each severity of the shift. `prefix` names the last frozen layers. `tuning` is how
+    this training chose its values, if it did.
     """
 
     logits: Mapping[str, Tensor]
@@ -39,6 +41,7 @@ class FitResult:
     metrics: Mapping[str, float]
     correct: Mapping[float, int]
     prefix: str
+    tuning: FitTuning | None = None
 
 
 def write_fit(path: Path, result: FitResult) -> None:
@@ -51,6 +54,7 @@ def write_fit(path: Path, result: FitResult) -> None:
         "metrics": dict(result.metrics),
         "correct": [[severity, count] for severity, count in result.correct.items()],
         "prefix": result.prefix,
+        "tuning": None if result.tuning is None else dataclasses.asdict(result.tuning),
     }
     tensors["facts"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
     write_bytes(path, pack(tensors))
@@ -74,6 +78,7 @@ def read_fit(path: Path, folder: Path) -> FitResult:
         metrics=facts["metrics"],
         correct={float(severity): int(count) for severity, count in facts["correct"]},
         prefix=str(facts["prefix"]),
+        tuning=None if facts["tuning"] is None else FitTuning.read(facts["tuning"]),
     )
 
 

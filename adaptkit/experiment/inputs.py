@@ -19,6 +19,7 @@ from adaptkit.system.folders import cache_folder, cache_limit
 from adaptkit.training.evaluation import computing, predict_logits
 from adaptkit.training.frozen.division import Division, divide
 from adaptkit.training.frozen.features import DISK_LIMIT, MEMORY_LIMIT, FeatureFiles, FeatureStore, ImageSet, Value
+from adaptkit.training.loop import VALIDATION
 from adaptkit.training.passes import DividedPasses, FoldPasses, Passes, Test, WholePasses
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import freeze, set_train_mode
@@ -83,8 +84,7 @@ class ModelInputs:
         )
         if fit.evaluated is None:
             return passes
-        drawn = draw_target(self.experiment.request, self.experiment.domains, seed)
-        return FoldPasses(passes, torch.searchsorted(drawn, fit.train), {"shifted": fit.evaluated})
+        return FoldPasses(passes, self.rows(seed, fit.train), {"shifted": fit.evaluated})
 
     def over(
         self,
@@ -95,16 +95,51 @@ class ModelInputs:
         tests: Mapping[str, Test],
         tried: Tensor,
         whole: bool = False,
+        charged: set[str] | None = None,
     ) -> Passes:
         """Return the inputs of a model for these training views and test sets.
 
-        `tried` are a few images on which the division into frozen and trained part is checked.
+        `tried` are a few images on which the division into frozen and trained part is checked. `charged` are the names
+        of images whose features other passes of the same run have computed and counted.
         """
         set_train_mode(model, self._adapt_statistics)
         division = self._division(model, tried) if self.reuse and not whole else None
         if division is None:
             return WholePasses(model, views, labels=labels, tests=tests)
-        return DividedPasses(division, self.store, views=views, labels=labels, tests=tests)
+        charged = set() if charged is None else charged
+        return DividedPasses(division, self.store, views=views, labels=labels, tests=tests, charged=charged)
+
+    def tuning_passes(self, model: nn.Module, seed: int, *, rows: Tensor, whole: bool, charged: set[str]) -> Passes:
+        """Return inputs for a trial of a tuning: all training images of a seed.
+
+        The test set `validation` has the same images in the same order, without augmentation. `rows` are the positions
+        of the images of one fit.
+        """
+        labels, images = self.labels(seed), self._validation_views(seed)
+        return self.over(
+            model,
+            lambda epoch: self.views(seed, epoch),
+            labels=labels,
+            tests={VALIDATION: Test(images, labels)},
+            tried=images.value.tensor[rows[:TRIED]],
+            whole=whole,
+            charged=charged,
+        )
+
+    def _validation_views(self, seed: int) -> ImageSet:
+        request = self.experiment.request
+        if not (request.shifts or request.augmentations):
+            return self.views(seed, 1)
+        drawn = functools.partial(draw_target, request, self.experiment.domains, seed)
+        view_seed = derive_seed(derive_seed(seed, "draw"), "validation views")
+        return self.drawn_views(f"views {seed}/validation", drawn, shifts=request.shifts, view_seed=view_seed)
+
+    def rows(self, seed: int, positions: Tensor) -> Tensor:
+        """Return where images at these positions in the pool are among the training images of a seed."""
+        drawn = draw_target(self.experiment.request, self.experiment.domains, seed)
+        places = torch.empty(len(self.experiment.domains.pool), dtype=torch.int64)
+        places[drawn] = torch.arange(len(drawn))
+        return places[positions]
 
     def labels(self, seed: int) -> Tensor:
         """Return the labels of the training images of a seed, on the device."""
@@ -115,12 +150,20 @@ class ModelInputs:
         """Return the training images of a seed in an epoch; without shifts and augmentations all epochs share them."""
         request = self.experiment.request
         shifts = (*request.shifts, *request.augmentations)
-        if not shifts and self.experiment.domains.is_pool_tested and request.settings.shots is None:
+        if not shifts and self._is_whole_pool(seed):
             return self.tests["shifted"].images  # so that the features of all images are computed once
         drawn = functools.partial(draw_target, request, self.experiment.domains, seed)
         view_seed = derive_seed(derive_seed(seed, "order"), f"views {epoch}")
         name = f"views {seed}/{epoch if shifts else 'fixed'}"
         return self.drawn_views(name, drawn, shifts=shifts, view_seed=view_seed)
+
+    def _is_whole_pool(self, seed: int) -> bool:
+        """Return whether the training images of a seed are the target test images, in the same order."""
+        domains = self.experiment.domains
+        if not domains.is_pool_tested or self.experiment.request.settings.shots is not None:
+            return False
+        # Images whose group has images with every value of a column that is held out never train.
+        return domains.held_out is None or len(self.labels(seed)) == len(domains.pool)
 
     def drawn_views(
         self, name: str, drawn: Callable[[], Tensor], *, shifts: Sequence[Shift], view_seed: int

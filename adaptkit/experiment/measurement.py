@@ -35,6 +35,7 @@ from adaptkit.names import (
     TIME_EVALUATION_SECONDS,
     TIME_INFERENCE_RATIO,
     TIME_TRAIN_SECONDS,
+    TIME_TUNING_SECONDS,
 )
 from adaptkit.settings.severities import area, written
 from adaptkit.training.evaluation import inference_ratio, predict_logits
@@ -84,12 +85,17 @@ def parameters(model: nn.Module, origin: Origin) -> dict[str, float]:
     }
 
 
-def times(epochs: Sequence[Epoch], *, folds: int = 1) -> dict[str, float]:
-    """Return the seconds of training and evaluation of one model; with folds also the seconds of all."""
+def times(epochs: Sequence[Epoch], *, folds: int = 1, tuning: Sequence[float] = ()) -> dict[str, float]:
+    """Return the seconds of training and evaluation of one model; with folds also the seconds of all.
+
+    `tuning` are the seconds of the trials of each fit, if the fits are tuned: their mean is the cost of one model.
+    """
     evaluation = sum(epoch.evaluation_seconds for epoch in epochs)
     total = sum(epoch.seconds for epoch in epochs)
     single = {TIME_TRAIN_SECONDS: total - evaluation, TIME_EVALUATION_SECONDS: evaluation}
-    return single if folds == 1 else single | {TIME_ALL_FOLDS_SECONDS: folds * total}
+    if tuning:
+        single[TIME_TUNING_SECONDS] = sum(tuning) / len(tuning)
+    return single if folds == 1 else single | {TIME_ALL_FOLDS_SECONDS: folds * total + sum(tuning)}
 
 
 def relative_time(experiment: Experiment, *, merged: nn.Module, base: nn.Module) -> dict[str, float]:

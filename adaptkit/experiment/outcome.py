@@ -16,7 +16,7 @@ class ArmPlan:
     """The plan of one strategy: its options, its learning rate and its numbers of parameters.
 
     `trainable` is the sum of the trainable parameters in the `head`, in the `adapter` (parameters that the base does
-    not have) and in the `base`.
+    not have) and in the `base`. `searched` holds the ranges from which each fit chooses its values.
     """
 
     strategy: str
@@ -28,6 +28,7 @@ class ArmPlan:
     head: int
     adapter: int
     base: int
+    searched: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class Plan:
     folds: int | None = None
     held_out: str | None = None
     groups: int = 0
+    #: configurations that each fit tries on its own training images; 0: no tuning
+    tuning_trials: int = 0
+
+    @property
+    def fits(self) -> int:
+        """Return the number of trainings of one strategy, without those of a tuning."""
+        return len(self.seeds) * (self.folds or 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON types."""
@@ -136,6 +144,10 @@ class RefitSummary:
         The target accuracy to expect, from the comparison.
     seconds : float or None
         Training time; None for a dry run.
+    tuning_trials : int
+        Trials of its tuning on all labels, as many as each fit of the run had; 0 without tuning.
+    tuned : mapping
+        The values that this tuning has chosen, by key.
 
     Examples
     --------
@@ -155,6 +167,8 @@ class RefitSummary:
     expected: Expectation
     seconds: float | None = None
     tracking_uri: str | None = None
+    tuning_trials: int = 0
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the refit as plain JSON types."""

@@ -302,6 +302,7 @@ def try_strategy(request: Request, arm: Arm, *, model: nn.Module, sample: Sample
         head=shares.head,
         adapter=shares.adapter,
         base=shares.base,
+        searched={key: dimension.text for key, dimension in arm.searched.items()},
     )
     start = f"{arm.strategy}: "
     return StrategyTrial(plan, tuple(line if line.startswith(start) else f"{start}{line}" for line in notices))

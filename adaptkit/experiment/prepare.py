@@ -19,6 +19,7 @@ from adaptkit.data.protocols import (
     fold_fits,
     fold_numbers,
     given_fit,
+    inner_division,
     most_shots,
     overlapping_draw,
 )
@@ -107,6 +108,9 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     if is_given and "seed" not in request.explicit:
         request = request.with_settings(seed=GIVEN_SEEDS)
     fits = find_fits(request, domains, request.settings.seed[0])  # raises BadInput for a division that is not possible
+    if request.settings.tuning.trials:
+        for fit in fits:
+            inner_division(domains.labels.at(fit.train), seed=0)  # likewise
     sample = find_sample(domains)
     memory_format = find_memory_format(request, domains, sample.images)
     model = build_model(request, domains)
@@ -219,6 +223,7 @@ def make_plan(
         folds=domains.protocol.folds,
         held_out=domains.protocol.by,
         groups=len(set(domains.labels.groups or ())),
+        tuning_trials=settings.tuning.trials,
     )
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from adaptkit.adapters.files import load_adapter, save_adapter
 from adaptkit.contracts import Images
 from adaptkit.data.columns import GROUP
 from adaptkit.data.domains import Domains
 from adaptkit.data.pixels import joined
+from adaptkit.data.protocols import Labels
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.adaptation import HIDDEN_STATE
 from adaptkit.experiment.description import adapter_card, describe_run
-from adaptkit.experiment.inputs import TRIED
+from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
+from adaptkit.experiment.inputs import TRIED, ModelInputs
 from adaptkit.experiment.measurement import MERGED, merged, parameters, require_same
 from adaptkit.experiment.outcome import Expectation, RunSummary
 from adaptkit.experiment.stage import Stage, init_seed
@@ -42,16 +46,20 @@ from adaptkit.names import (
     SIZE_ADAPTER_BYTES,
     SPLIT_FILE,
     TIME_TRAIN_SECONDS,
+    TIME_TUNING_SECONDS,
     TIMING_TAG,
     TRIAL_KEY_TAG,
+    TUNING_FILE,
 )
 from adaptkit.seeds import derive_seed
+from adaptkit.settings.request import Arm
 from adaptkit.system.core_sharing import Occupancy
 from adaptkit.system.files import sha256_of
 from adaptkit.training.evaluation import predict_logits
 from adaptkit.training.frozen.features import ImageSet
-from adaptkit.training.loop import fit
+from adaptkit.training.loop import VALIDATION, fit
 from adaptkit.training.memory import step_bytes
+from adaptkit.training.passes import Passes, Test
 from adaptkit.training.recomputation import find_blocks, is_trained
 
 #: tags of an adaptation run that do not hold for its refit
@@ -94,14 +102,19 @@ def refit_once(stage: Stage, origin: RefitOrigin) -> RunSummary:
     labelled = all_labels(stage.experiment.domains)
     occupancy = stage.seat.occupancy()
     epochs: list[Epoch] = []
+    tunings: list[FitTuning] = []
     start = _described(stage, origin, images=len(labelled), occupancy=occupancy)
 
     def train() -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-            refit = Refit(stage, start, origin, labelled, occupancy, Path(folder), epochs)
+            refit = Refit(stage, start, origin, labelled, occupancy, Path(folder), epochs, tunings)
             return refit.execute()
 
-    return stage.attempt(start, train, arm=arm, seed=seed, epochs=epochs)
+    record = stage.attempt(start, train, arm=arm, seed=seed, epochs=epochs)
+    if not tunings:
+        return record
+    chosen = tunings[0].arm(arm)
+    return dataclasses.replace(record, label=chosen.label, options=chosen.options, lr=chosen.lr)
 
 
 def _described(stage: Stage, origin: RefitOrigin, *, images: int, occupancy: Occupancy) -> RunStart:
@@ -119,7 +132,8 @@ def _described(stage: Stage, origin: RefitOrigin, *, images: int, occupancy: Occ
     tags |= {KIND_TAG: "final", DRAWN_IMAGES_TAG: str(images), REFIT_OF_TAG: origin.run_id}
     if origin.comparison_run_id is not None:
         tags[COMPARISON_RUN_ID_TAG] = origin.comparison_run_id
-    plan = stage.experiment.plan
+    plan, trials = stage.experiment.plan, stage.experiment.request.settings.tuning.trials
+    tuned = f" It is tuned once more, on all of them, with {trials} trials." if trials else ""
     return dataclasses.replace(
         described,
         kind="final",
@@ -128,7 +142,7 @@ def _described(stage: Stage, origin: RefitOrigin, *, images: int, occupancy: Occ
         tags=tags,
         description=(
             f"{expectation_text(origin.expected)}\n\nStrategy **{arm.label}** with the settings of run "
-            f"`{origin.run_id}`, trained on all {images} labelled images of `{plan.target}` (seed {seed})."
+            f"`{origin.run_id}`, trained on all {images} labelled images of `{plan.target}` (seed {seed}).{tuned}"
         ),
     )
 
@@ -156,7 +170,10 @@ def expectation_text(expected: Expectation) -> str:
 
 @dataclass(frozen=True)
 class Refit:
-    """One training on all labels; `epochs` receives the record of each epoch. The model is not evaluated."""
+    """One training on all labels; the model is not evaluated.
+
+    `epochs` receives the record of each epoch, and `tunings` that of the tuning, if the run was tuned inside its fits.
+    """
 
     stage: Stage
     start: RunStart
@@ -165,6 +182,7 @@ class Refit:
     occupancy: Occupancy
     folder: Path
     epochs: list[Epoch]
+    tunings: list[FitTuning]
 
     def execute(self) -> dict[str, float]:
         """Train, save the adapter, check the saved copy, and notify the plugins; return the metrics."""
@@ -185,8 +203,11 @@ class Refit:
                 view_seed=derive_seed(derive_seed(seed, "order"), f"views {epoch}"),
             )
 
-        adapted = stage.adapted(arm, seed)
         labels = self.labelled.labels.to(experiment.device)
+        if arm.searched:
+            arm = self._tuned(arm, inputs, views)
+            recipe = stage.recipe(arm, seed)
+        adapted = stage.adapted(arm, seed)
         first = views(1).value.tensor[: recipe.batch_size].clone()
         memory = step_bytes(adapted.model, first, labels[: len(first)], recipe=recipe)
         notify("adaptkit_run_started", run=self.start, model=adapted.model)
@@ -213,7 +234,8 @@ class Refit:
         merged(experiment, reloaded.model, reloaded.strategy)  # `predict` uses the merged model
         split = self.folder / SPLIT_FILE
         split.write_text(experiment.domains.split_text, encoding="utf-8")
-        config = request.config_text(dict(request.run_params(arm, seed)) | {"split.file": self.origin.split_file})
+        params = dict(request.run_params(request.arms[0], seed))
+        config = request.config_text(params | {"split.file": self.origin.split_file})
         config = f"# adaptkit refit {self.origin.run_id}\n" + config.partition("\n")[2]
         metrics = (
             _estimates(self.origin.expected)
@@ -224,6 +246,11 @@ class Refit:
                 TIME_TRAIN_SECONDS: sum(epoch.seconds - epoch.evaluation_seconds for epoch in self.epochs),
             }
         )
+        artifacts = {SPLIT_FILE: split} | {f"adapter/{name}": path for name, path in files.items()}
+        if self.tunings:
+            metrics[TIME_TUNING_SECONDS] = self.tunings[0].seconds
+            artifacts[TUNING_FILE] = self.folder / TUNING_FILE
+            artifacts[TUNING_FILE].write_text(tuning_text(arm, self.tunings), encoding="utf-8")
         result = RunResult(
             metrics=metrics,
             epochs=tuple(self.epochs),
@@ -235,10 +262,41 @@ class Refit:
                 FROZEN_PREFIX_TAG: passes.frozen_prefix,
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
             },
-            files={SPLIT_FILE: split} | {f"adapter/{name}": path for name, path in files.items()},
+            files=artifacts,
         )
         notify("adaptkit_run_ended", run=self.start, result=result, model=reloaded.model)
         return dict(metrics)
+
+    def _tuned(self, arm: Arm, inputs: ModelInputs, views: Callable[[int], ImageSet]) -> Arm:
+        """Choose the values of the strategy on all labels, with as many trials as each fit of the run had."""
+        stage, request = self.stage, self.stage.experiment.request
+        (seed,) = request.settings.seed
+        if stage.tracker is not None:
+            stage.tracker.open_run(self.start)
+        everything = functools.partial(torch.arange, len(self.labelled))
+        images = inputs.drawn_views(
+            f"views {seed}/refit validation",
+            everything,
+            shifts=request.shifts,
+            view_seed=derive_seed(derive_seed(seed, "draw"), "validation views"),
+        )
+        labels, charged = self.labelled.labels.to(stage.experiment.device), set[str]()
+
+        def passes(model: nn.Module, whole: bool) -> Passes:
+            tests = {VALIDATION: Test(images, labels)}
+            tried = images.value.tensor[:TRIED]
+            return inputs.over(model, views, labels=labels, tests=tests, tried=tried, whole=whole, charged=charged)
+
+        tuning = tune_fit(
+            stage,
+            arm,
+            seed=derive_seed(seed, "tuning refit"),
+            labels=Labels(self.labelled.labels, self.labelled.classes, self.labelled.columns.get(GROUP)),
+            rows=everything(),
+            passes=passes,
+        )
+        self.tunings.append(tuning)
+        return tuning.arm(arm)
 
 
 def _estimates(expected: Expectation) -> dict[str, float]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import torch
 from torch import Tensor
 
 from adaptkit.data.domains import Domains, TestSet
+from adaptkit.data.protocols import hold_back
 from adaptkit.errors import BadInput
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.description import describe_run
@@ -26,31 +26,18 @@ from adaptkit.training.frozen.features import ImageSet
 from adaptkit.training.loop import VALIDATION, fit
 from adaptkit.training.passes import Test
 
-#: fraction of the labelled images that is held back
-HELD_BACK = 0.2
 ACCURACY, LOSS = VALIDATION_ACCURACY, VALIDATION_LOSS
 
 
-def split_drawn(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Divide labelled images into training (four fifths of each class) and validation; return the positions of both.
-
-    The division depends on the seed only. At least one image of each class is held back, except of classes with a
-    single image.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(derive_seed(seed, "draw"), "validation"))
-    order = torch.randperm(len(labels), generator=generator)
-    held_back = torch.zeros(len(labels), dtype=torch.bool)
-    for label in set(labels.tolist()):
-        members = order[labels[order] == label]
-        count = max(1, math.floor(HELD_BACK * len(members) + 0.5)) if len(members) > 1 else 0
-        held_back[members[:count]] = True
-    return torch.arange(len(labels))[~held_back], torch.arange(len(labels))[held_back]
+def split_drawn(experiment: Experiment, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the images of a seed as positions in the pool, and which of them train and which are held back."""
+    drawn = draw_target(experiment.request, experiment.domains, seed)
+    return drawn, *hold_back(experiment.domains.labels.at(drawn), derive_seed(seed, "draw"))
 
 
 def require_validation(experiment: Experiment, seed: int) -> tuple[int, int]:
     """Return the numbers of training and validation images; raise BadInput if no image can be held back."""
-    drawn = draw_target(experiment.request, experiment.domains, seed)
-    training, held = split_drawn(experiment.domains.pool.labels[drawn], seed)
+    drawn, training, held = split_drawn(experiment, seed)
     if not len(held):
         raise BadInput(
             f"cannot hold back any of the {len(drawn)} labelled images for validation: use at least 2 shots a class"
@@ -106,8 +93,7 @@ def _train(
 ) -> dict[str, float]:
     experiment, inputs = stage.experiment, stage.inputs
     request, pool = experiment.request, experiment.domains.pool
-    drawn = draw_target(request, experiment.domains, seed)
-    training, held = split_drawn(pool.labels[drawn], seed)
+    drawn, training, held = split_drawn(experiment, seed)
     shifts = (*request.shifts, *request.augmentations)
     # Train on the images of the adaptation run without the held-back ones. The store removes views by the prefix of
     # their name: this name has the prefix of the views of the adaptation run.

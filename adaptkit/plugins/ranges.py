@@ -112,6 +112,11 @@ class Choice:
 Dimension = Range | Choice
 
 
+def shown_range(text: str) -> str:
+    """Return the text of a range or list for display: `0.0001..0.1 (log)`."""
+    return f"{text.removesuffix('/log')} (log)" if text.endswith("/log") else text
+
+
 def parse_list(title: str, text: str) -> tuple[str | float | Range, ...]:
     """Read comma-separated values: plain values stay texts, `LOW..HIGH/N` gives N numbers, `LOW..HIGH` a range.
 

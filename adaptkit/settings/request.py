@@ -13,7 +13,8 @@ import yaml
 
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
 from adaptkit.plugins.components import options_of
-from adaptkit.settings.settings import Settings
+from adaptkit.plugins.ranges import Dimension
+from adaptkit.settings.settings import DEFAULT_LR, Settings
 from adaptkit.settings.severities import written
 
 #: option of strategies that also train the head
@@ -21,7 +22,9 @@ TRAIN_HEAD = "train_head"
 #: option of backbones: source of the pretrained weights
 WEIGHTS = "weights"
 #: groups of settings
-GROUPS = ("base", "split", "table", "folder")
+GROUPS = ("base", "split", "table", "folder", "tuning")
+#: NAME.lr sets the learning rate of one strategy and overrides the setting `lr`, unless the strategy has an option `lr`
+LR = "lr"
 #: the draws of adaptkit 0.1, whose runs have no param `protocol`
 OVERLAPPING = "overlapping"
 PROTOCOL = "protocol"
@@ -50,14 +53,23 @@ OF_A_RUN = {
     "preset",
     "device",
     "data_dir",
+    "tuning.trials",
+    "tuning.space",
+    "tuning.on",
 }
+
+
+def default_lr(cls: type[Any]) -> float:
+    """Return the default learning rate of a strategy."""
+    return float(getattr(cls, LR, DEFAULT_LR))
 
 
 @dataclass(frozen=True)
 class Arm:
     """A strategy with its options and its learning rate; one run is made for each seed.
 
-    With `new_head`, the base has no weights for the head, so that the head is always trained.
+    With `new_head`, the base has no weights for the head, so that the head is always trained. `searched` holds the
+    ranges of the learning rate and of the options that every fit chooses on its own training images.
     """
 
     strategy: str
@@ -65,6 +77,7 @@ class Arm:
     options: Mapping[str, Any]
     lr: float
     new_head: bool = False
+    searched: Mapping[str, Dimension] = field(default_factory=dict)
 
     def create(self) -> Strategy:
         """Return a new instance of the strategy."""
@@ -139,12 +152,13 @@ class Request:
     def base_params(self) -> dict[str, Any]:
         """Return the settings of a base run: those of data, model and base."""
         keys = ("preset", "dataset", "backbone", "image_size", "skip_bad_images", "device", "precision", "data_dir")
-        return {key: value for key, value in self._flat().items() if key in keys or "." in key}
+        flat = {key: value for key, value in self._flat().items() if not key.startswith("tuning.")}
+        return {key: value for key, value in flat.items() if key in keys or "." in key}
 
     def run_params(self, arm: Arm, seed: int) -> dict[str, Any]:
         """Return all resolved settings of one adaptation run."""
         params = self._flat() | {"strategy": arm.strategy, "seed": seed, "lr": arm.lr, "shift": self.shift_text}
-        params |= {f"strategy.{key}": value for key, value in arm.options.items()}
+        params |= {f"strategy.{key}": value for key, value in arm.options.items()} | _searched_params([arm])
         return params | {f"shift.{name}": amount for name, amount in self.amounts.items()}
 
     @property
@@ -190,6 +204,7 @@ class Request:
         for arm in self.arms:
             options = dict(arm.options) if "lr" in arm.options else {"lr": arm.lr, **arm.options}
             settings |= {f"{arm.strategy}.{key}": value for key, value in options.items()}
+        settings |= _searched_params(self.arms)
         text: str = yaml.safe_dump(self.config(settings), sort_keys=True, allow_unicode=True)
         return text
 
@@ -206,6 +221,9 @@ class Request:
             params["severity"] = ",".join(map(written, self.severities))
         for group in ("base", "split"):
             params |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
+        params["tuning.trials"] = self.settings.tuning.trials
+        if self.settings.tuning.on is not None:  # params of runs without it stay unchanged
+            params["tuning.on"] = self.settings.tuning.on
         if self.settings.split.group is None:  # params of runs without it stay unchanged
             del params["split.group"]
         if self.settings.protocol == OVERLAPPING:  # a run of adaptkit 0.1, which had no protocols
@@ -215,6 +233,12 @@ class Request:
         for group in ("table", "folder"):  # params of runs without such settings stay unchanged
             params |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).chosen.items()}
         return params | {f"backbone.{key}": value for key, value in self.backbone_options.items()}
+
+
+def _searched_params(arms: Iterable[Arm]) -> dict[str, str]:
+    """Return the ranges that the fits of these arms search, as a setting."""
+    ranges = [f"{arm.strategy}.{key}={one.text}" for arm in arms for key, one in arm.searched.items()]
+    return {"tuning.space": "; ".join(ranges)} if ranges else {}
 
 
 def _written(amounts: Mapping[str, float]) -> str:

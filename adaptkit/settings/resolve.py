@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,12 @@ from adaptkit.errors import BadInput, suggestion
 from adaptkit.plugins.components import describe_error, make_checked, options_of
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.files import PRESETS
-from adaptkit.settings.request import TRAIN_HEAD, WEIGHTS, Arm, Request, is_pretrained
+from adaptkit.settings.request import LR, TRAIN_HEAD, WEIGHTS, Arm, Request, default_lr, is_pretrained
 from adaptkit.settings.selection import Selected, parse_selection, split_name
-from adaptkit.settings.settings import DEFAULT_LR, DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
+from adaptkit.settings.settings import DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
 from adaptkit.settings.shifts import amounts_of, make_augmentations, make_severities, make_shifts, parse_amounts
+from adaptkit.settings.spaces import make_spaces
 
-#: NAME.lr sets the learning rate of one strategy and overrides the setting `lr`, unless the strategy has an option `lr`
-LR = "lr"
 #: the strategy that needs neither a source nor pretrained weights
 SCRATCH = "scratch"
 #: starts of the names of data sets with the user's own images
@@ -50,6 +50,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     plugins.require_sound()
     problems = list(earlier_problems)
     explicit = frozenset(key for layer in layers for key in layer.values)
+    given = {key for layer in layers for key in layer.values}
     layers = _with_preset(layers, problems)
     values, amounts, options, backbone_options = _merge(layers, plugins, problems)
     if "dataset" not in values and str(values.get("target")).startswith(OWN_IMAGES):
@@ -60,6 +61,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
         names = ", ".join(component.name for component in plugins.usable("strategy"))
         problems.append(f"no strategy: name at least one with --strategy; known: {names}")
     arms = _arms(settings, options, plugins=plugins, problems=problems)
+    arms = _searched(settings, arms, given=given, problems=problems)
     if amounts is None:
         amounts = parse_amounts(DEFAULT_SHIFT) if settings.target is None else {}
     shifts = make_shifts("shift", amounts, plugins=plugins, problems=problems)
@@ -136,6 +138,45 @@ def _untrained_base(settings: Settings, arms: Sequence[Arm], backbone_options: M
         "pretrained one (--backbone torchvision:resnet18), a source (--dataset NAME), -s scratch alone, or "
         "--weights none for an untrained base"
     ]
+
+
+def _searched(
+    settings: Settings, arms: tuple[Arm, ...], *, given: Iterable[str], problems: list[str]
+) -> tuple[Arm, ...]:
+    """Return the arms with the ranges that each fit searches; without tuning, the arms themselves."""
+    tuning = settings.tuning
+    if not tuning.trials:
+        if tuning.space:
+            problems.append("tuning.space: without trials, nothing is searched; set their number, as in --tune 10")
+        return arms
+    if tuning.on is not None:
+        problems.append("tuning.trials: the values of an earlier tuning are used; leave out --tune or --from-tune")
+        return arms
+    try:
+        # Values that the model does not allow are left out later: the model is not known here.
+        spaces = make_spaces(
+            arms,
+            texts=tuning.space,
+            given={arm.strategy: given_keys(given, arm.strategy) for arm in arms},
+            fits=lambda arm: True,
+        )
+    except BadInput as error:
+        problems.extend(error.problems)
+        return arms
+    return tuple(dataclasses.replace(space.arm, searched=space.dimensions) for space in spaces)
+
+
+def tuning_layer(trials: int | str | None, ranges: Sequence[str]) -> Layer:
+    """Return the settings of a tuning inside the fits as a layer; it is empty if there is none."""
+    values = {"tuning.trials": trials, "tuning.space": list(ranges) or None}
+    return Layer({key: value for key, value in values.items() if value is not None})
+
+
+def given_keys(keys: Iterable[str], strategy: str) -> set[str]:
+    """Return the options of a strategy, and its learning rate, that keys of settings give a value."""
+    keys = set(keys)
+    options = {key.partition(".")[2] for key in keys if key.startswith((f"{strategy}.", "strategy."))}
+    return options | ({LR} if LR in keys else set())
 
 
 def _unused_groups(settings: Settings) -> list[str]:
@@ -262,11 +303,6 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
         except BadInput as error:
             problems.extend(error.problems)
     return tuple(arms)
-
-
-def default_lr(cls: type[Any]) -> float:
-    """Return the default learning rate of a strategy."""
-    return float(getattr(cls, LR, DEFAULT_LR))
 
 
 def _rate(title: str, value: object) -> float:

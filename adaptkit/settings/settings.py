@@ -136,6 +136,16 @@ class SplitSettings(SettingsGroup):
         return self.model_copy(update=limits)
 
 
+def _several(trials: int) -> int:
+    if trials == 1:
+        raise ValueError("must be 0 (no tuning) or at least 2, not 1")
+    return trials
+
+
+def _ranges(value: object) -> object:
+    return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+
+
 def _expression(value: object) -> object:
     if isinstance(value := _optional(value), str):
         try:
@@ -143,6 +153,20 @@ def _expression(value: object) -> object:
         except re.error as error:
             raise ValueError(f"not a regular expression: {error}") from None
     return value
+
+
+class TuningSettings(SettingsGroup):
+    """Tuning inside each fit, or the labels on which an earlier tuning chose the values."""
+
+    trials: Annotated[int, AfterValidator(_several)] = Field(
+        0, ge=0, le=1000, description="configurations that each fit tries on its own training images; 0: no tuning"
+    )
+    space: Annotated[tuple[str, ...], BeforeValidator(_ranges)] = Field(
+        (), description="ranges to search, separated by semicolons, as in lr=1e-4..1e-1/log; lora.rank=2,4,8"
+    )
+    on: Annotated[Literal["evaluated", "other"] | None, BeforeValidator(_optional)] = Field(
+        None, description="written by --from-tune: whether that tuning saw the labels that are evaluated"
+    )
 
 
 AUTO = "auto"
@@ -249,6 +273,7 @@ class Settings(SettingsGroup):
     base: BaseSettings = Field(default_factory=BaseSettings)  # type: ignore[arg-type]
     split: SplitSettings = Field(default_factory=SplitSettings)  # type: ignore[arg-type]
     table: TableSettings = Field(default_factory=TableSettings)  # type: ignore[arg-type]
+    tuning: TuningSettings = Field(default_factory=TuningSettings)  # type: ignore[arg-type]
     folder: FolderSettings = Field(default_factory=FolderSettings)  # type: ignore[arg-type]
 
 

@@ -98,16 +98,17 @@ class Prepared:
     def seconds(self, finished: Container[int] = ()) -> float:
         """Estimate the seconds of training and evaluation, one trial after the other, from a few batches.
 
-        One trial of each stage, strategy and number of epochs is measured. Trials with a number in `finished` are not
-        counted.
+        One trial of each stage, strategy, number of epochs and number of configurations is measured. Trials with a
+        number in `finished` are not counted.
         """
         total = sum(map(base_seconds, self.experiments))
-        measured: dict[tuple[int, str, int], float] = {}
+        measured: dict[tuple[int, str, int, int], float] = {}
         for trial in (trial for trial in self.trials if trial.number not in finished):
-            arm, epochs = trial.cell.arm, trial.cell.request.settings.epochs
-            kind = (trial.stage, arm.strategy, epochs)
+            arm, settings = trial.cell.arm, trial.cell.request.settings
+            epochs, trials = settings.epochs, settings.tuning.trials
+            kind = (trial.stage, arm.strategy, epochs, trials)
             if kind not in measured:
-                measured[kind] = run_seconds(self.experiments[trial.stage], arm, epochs)
+                measured[kind] = run_seconds(self.experiments[trial.stage], arm, epochs, trials)
             total += measured[kind]
         return total
 

@@ -188,6 +188,11 @@ class Tracker:
             self.adaptkit_run_failed(run, error)
             raise
 
+    def open_run(self, run: RunStart) -> None:
+        """Create a run, unless it is open: a tuning starts before the first model of its run is known."""
+        if not self._outbox.is_open(self.local_id(run)):
+            self._start(run)
+
     def keep_adapter(self, run: RunStart, files: Mapping[str, Path]) -> Path | None:
         """Upload the adapter of a run and check the uploaded copy; return the folder that is uploaded."""
 
@@ -232,7 +237,7 @@ class Tracker:
     @hookimpl(tryfirst=True)
     def adaptkit_run_started(self, run: RunStart, model: nn.Module) -> None:
         """Create the run with its params, tags and inputs, and make it MLflow's active run."""
-        self._start(run)
+        self.open_run(run)
 
     @hookimpl(trylast=True)
     def adaptkit_epoch_ended(self, run: RunStart, epoch: Epoch) -> None:

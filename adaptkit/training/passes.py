@@ -104,7 +104,8 @@ def plain_passes(
 class DividedPasses:
     """Run the trained part of a model over the features of its frozen part, which the store computes once.
 
-    The time to compute features counts once in a run, even if the run reads them several times.
+    The time to compute features counts once in a run, even if the run reads them several times: `charged` holds the
+    names of the images whose features were counted.
     """
 
     division: Division
@@ -112,7 +113,7 @@ class DividedPasses:
     views: Callable[[int], ImageSet]
     labels: Tensor
     tests: Mapping[str, Test]
-    _charged: set[str] = field(default_factory=set)
+    charged: set[str] = field(default_factory=set)
 
     @property
     def frozen_prefix(self) -> str:
@@ -133,8 +134,8 @@ class DividedPasses:
         if not self.store.fits(self.division, images):
             return Rows(self._streamed, (images.value.tensor,), images.value.seconds)
         values = self.store.features(self.division, images)
-        seconds = 0.0 if images.name in self._charged else max(value.seconds for value in values)
-        self._charged.add(images.name)
+        seconds = 0.0 if images.name in self.charged else max(value.seconds for value in values)
+        self.charged.add(images.name)
         tensors = tuple(value.tensor for value in values)
         return Rows(self.division.trained, tensors, seconds, at_once=pass_size(images.value.tensor))
 

@@ -12,9 +12,10 @@ from adaptkit.comparison.numbers import counted
 from adaptkit.experiment.outcome import Outcome
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.tuning_run import require_validation
+from adaptkit.plugins.ranges import shown_range
+from adaptkit.settings.spaces import Space, changed
 from adaptkit.sweeps.outcome import SweepTrial
 from adaptkit.tuning.search import SearchResult
-from adaptkit.tuning.spaces import Space, changed
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,13 @@ def plan_of(budget: Budget, spaces: Sequence[Space], jobs: int, experiment: Expe
     searched = {
         space.strategy: {key: dimension.text for key, dimension in space.dimensions.items()} for space in spaces
     }
-    return TunePlan(budget, searched, jobs=jobs, notices=experiment.plan.notices)
+    notices = experiment.plan.notices
+    if experiment.domains.is_pool_tested:
+        notices += (
+            "the runs with the best values are evaluated on labels that the tuning sees: they give no better or worse; "
+            "`adaptkit run --tune TRIALS` tunes inside each fit",
+        )
+    return TunePlan(budget, searched, jobs=jobs, notices=notices)
 
 
 def tuned_of(result: SearchResult) -> TunedStrategy:
@@ -181,17 +188,12 @@ def tuned_of(result: SearchResult) -> TunedStrategy:
 def line_of(budget: Budget, tuned: TunedStrategy) -> str:
     """Return one line about the tuning of a strategy: the budget, the searched ranges, and the chosen values."""
     seeds = f" x {len(budget.tuning_seeds)} seeds" if len(budget.tuning_seeds) > 1 else ""
-    space = ", ".join(f"{key} {shown_space(text)}" for key, text in tuned.space.items())
+    space = ", ".join(f"{key} {shown_range(text)}" for key, text in tuned.space.items())
     chosen = ", ".join(f"{key} {shown_value(value)}" for key, value in tuned.chosen.items())
     edges = "".join(f"; {key} is on the edge of its range" for key in tuned.edges)
     return (
         f"{budget.given} trials of {counted(budget.epochs, 'epoch')}{seeds}; searched {space}; chosen {chosen}{edges}"
     )
-
-
-def shown_space(text: str) -> str:
-    """Return a range or list for display: `0.0001..0.1 (log)`."""
-    return f"{text.removesuffix('/log')} (log)" if text.endswith("/log") else text
 
 
 def shown_value(value: object) -> str:

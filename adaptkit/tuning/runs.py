@@ -14,13 +14,14 @@ from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.tuning_run import ACCURACY, LOSS
 from adaptkit.names import FINAL_SHIFTED_ACCURACY, TUNING_TAG
 from adaptkit.settings.identity import trial_key
-from adaptkit.settings.request import Arm
+from adaptkit.settings.request import Arm, Request
+from adaptkit.settings.spaces import changed
 from adaptkit.sweeps.engines.tasks import Task, Tell
 from adaptkit.sweeps.outcome import SweepTrial
 from adaptkit.tracking.store import Store
 from adaptkit.tracking.sweeps import find_trials
+from adaptkit.tuning.chosen import EVALUATED, OTHER, with_tuned_labels
 from adaptkit.tuning.search import TrialRequest
-from adaptkit.tuning.spaces import changed
 from adaptkit.tuning.study import StudyTrial
 
 #: indices of the shared inputs of the engine: without and with the test images
@@ -108,7 +109,7 @@ class TuningRuns:
     def key(self, arm: Arm, seed: int) -> str:
         """Return the key that identifies a run with all labelled images in the store."""
         experiment = self.experiment
-        params = experiment.request.run_params(arm, seed) | experiment.backbone_facts
+        params = self._final_request.run_params(arm, seed) | experiment.backbone_facts
         return trial_key(
             "adaptation",
             params,
@@ -116,8 +117,14 @@ class TuningRuns:
             base_fingerprint=self.base_fingerprint,
         )
 
+    @property
+    def _final_request(self) -> Request:
+        """Return the request of runs with chosen values, which record on which labels these were chosen."""
+        experiment = self.experiment
+        return with_tuned_labels(experiment.request, EVALUATED if experiment.domains.is_pool_tested else OTHER)
+
     def _task(self, kind: str, arm: Arm, seed: int, *, label: str, tags: Mapping[str, str] | None = None) -> Task:
-        request = self.experiment.request
+        request = self.experiment.request if kind == "tuning" else self._final_request
         return Task(
             number=next(self._numbers),
             kind=kind,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.plugins.ranges import Choice, Dimension, Range
 from adaptkit.seeds import derive_seed
-from adaptkit.settings.request import Arm
-from adaptkit.settings.resolve import LR
-from adaptkit.tuning.spaces import Space
+from adaptkit.settings.request import LR, Arm
+from adaptkit.settings.spaces import Space, first_points
 from adaptkit.tuning.study import Study, StudyTrial
 
 #: minimum number of values of the range that fills a grid, and maximum number of values of every other range
@@ -72,23 +70,6 @@ def new_part(before: Dimension, after: Dimension, count: int) -> list[float]:
     start, end = (before.high, after.high) if after.high > before.high else (before.low, after.low)
     ends = [after.position(start), after.position(end)]
     return [after.at(ends[0] + (ends[1] - ends[0]) * (index + 1) / count) for index in range(count)]
-
-
-def first_points(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
-    """Return `count` points that cover each dimension evenly, in random combinations and order from the seed."""
-    order = random.Random(seed)
-    columns: dict[str, list[Any]] = {}
-    for key, dimension in space.dimensions.items():
-        positions = [(index + 0.5) / count for index in range(count)]
-        order.shuffle(positions)
-        columns[key] = [_at(dimension, position) for position in positions]
-    return [{key: column[index] for key, column in columns.items()} for index in range(count)]
-
-
-def _at(dimension: Dimension, position: float) -> Any:
-    if isinstance(dimension, Range):
-        return dimension.at(position)
-    return dimension.values[int(position * len(dimension.values))]
 
 
 #: number of trials of each strategy that are proposed together, so that they can run in parallel

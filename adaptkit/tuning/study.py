@@ -17,9 +17,9 @@ from adaptkit.errors import BadInput
 from adaptkit.names import OPTUNA_LOSS, OPTUNA_REASON, OPTUNA_RUNS
 from adaptkit.plugins.ranges import Choice, Dimension
 from adaptkit.seeds import derive_seed
+from adaptkit.settings.spaces import Space
 from adaptkit.tracking.address import resolve
 from adaptkit.tracking.store import Store
-from adaptkit.tuning.spaces import Space
 
 if TYPE_CHECKING:
     import optuna

@@ -68,7 +68,8 @@ def test_every_setting_is_an_argument(name: str) -> None:
     parameters = arguments(getattr(adaptkit, name))
     settings = setting_arguments()
     assert {"strategies", "seeds", "shots", "weights"} <= settings.keys() <= parameters.keys()
-    assert set(settings.values()) - {"weights"} == set(Settings.model_fields) - {"base", "split", "folder", "table"}
+    groups = {"base", "split", "folder", "table", "tuning"}
+    assert set(settings.values()) - {"weights"} == set(Settings.model_fields) - groups
     assert {parameters[argument].default for argument in settings} == {None}
     assert {parameter.kind for parameter in parameters.values()} == {
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -82,7 +83,7 @@ def test_every_setting_is_an_argument(name: str) -> None:
 @pytest.mark.parametrize("name", ["sweep", "tune"])
 def test_shared_arguments_have_one_declaration(name: str) -> None:
     run, other = arguments(adaptkit.run), arguments(getattr(adaptkit, name))
-    shared = [key for key in run if key not in ("track", "from_tune", "refit")]
+    shared = [key for key in run if key not in ("track", "from_tune", "tune", "space", "refit")]
     assert [(key, other[key].annotation, other[key].default) for key in shared] == [
         (key, run[key].annotation, run[key].default) for key in shared
     ]

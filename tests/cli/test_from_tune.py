@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from mlflow import MlflowClient
 from support.experiments import TINY, TINY_SETTINGS
 
 import adaptkit
-from adaptkit.api.run import tuned_layer
+from adaptkit.data.split_files import SplitPart
 from adaptkit.errors import BadInput
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.tracking.store import open_store
+from adaptkit.tuning.chosen import shares_images, tuned_layer
 
 CHOSEN = [
     {"strategy": "lora", "options": {"rank": 4, "alpha": 16.0}, "lr": 0.02},
@@ -95,6 +97,44 @@ def test_unfinished_or_other_run(tuning: str, tracked_run: str, cli: Callable[..
 def tracked_run(store: Path) -> str:
     opened = open_store(None, "adaptkit")
     return str(opened.client.create_run(opened.experiment_id, tags={"adaptkit.kind": "adaptation"}).info.run_id)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "evaluated", "overlap"),
+    [
+        (("mnist5k", (1, 2)), ("mnist5k", (2, 3)), True),
+        (("mnist5k", (1, 2)), ("mnist5k", (3, 4)), False),
+        (("mnist5k", (1, 2)), ("digits", (1, 2)), False),  # positions in other data sets
+        (("table:a.csv?site=A", (1, 2)), ("table:a.csv?site=B", (3, 4)), True),  # selections may overlap
+        (("folder:a", ("x/1.png",)), ("folder:./a", ("x/1.png",)), True),
+        (("folder:a", ("x/1.png",)), ("folder:b", ("x/2.png",)), False),
+    ],
+)
+def test_labels_that_the_tuning_saw(tuned: tuple[str, Any], evaluated: tuple[str, Any], overlap: bool) -> None:
+    assert shares_images(SplitPart(*tuned), SplitPart(*evaluated)) is overlap
+
+
+@pytest.mark.slow
+def test_runs_record_whether_the_tuning_saw_their_labels(own_folder: Path) -> None:
+    """Under `folds` the tuning sees all labels; under `draws` it does not see the test images."""
+    settings = {key: value for key, value in TINY_SETTINGS.items() if key != "shots"} | {"epochs": 1}
+    shared: dict[str, Any] = {"target": "digits", "settings": settings}
+    folds = adaptkit.tune("head", trials=2, seeds=1, folds=2, **shared)
+    draws = adaptkit.tune("head", trials=2, seeds=1, shots=5, **shared)
+    client = MlflowClient(f"sqlite:///{own_folder / 'mlflow.db'}")
+
+    def labels_of(run_id: str | None) -> str | None:
+        tag: str | None = client.get_run(str(run_id)).data.tags.get("adaptkit.tuned_on")
+        return tag
+
+    assert labels_of(folds.runs[0].run_id) == "evaluated" and labels_of(draws.runs[0].run_id) == "other"
+    again = adaptkit.run("head", from_tune=str(folds.parent_run_id), folds=2, **shared)
+    assert labels_of(again.runs[0].run_id) == "evaluated"
+    assert "which saw labels that are evaluated here: these runs give no better or worse" in again.plan.notices[-1]
+    again = adaptkit.run("head", from_tune=str(draws.parent_run_id), shots=5, **shared)
+    assert labels_of(again.runs[0].run_id) == "other"
+    # Its config file repeats the run without the tuning.
+    assert adaptkit.reproduce(str(again.runs[0].run_id)).verdict == "identical"
 
 
 def rates(**given: Any) -> dict[str, float]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import processes
 from support.experiments import TINY, Tracked
 from support.mlflow_records import ARTIFACTS
 from support.servers import mlflow_ui
@@ -43,8 +42,7 @@ def test_params_metrics_and_artifacts(tracked: Tracked) -> None:
 
 def test_page_opened_before_the_first_run(own_folder: Path) -> None:
     with mlflow_ui(own_folder) as page:
-        command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "-q"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = processes.run("run", "-s", "head", *TINY, "-q", timeout=120)
         assert (done.returncode, done.stderr) == (0, "")
         run = page.runs()["head seed=0"]
         assert run["info"]["status"] == "FINISHED"

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from mlflow import MlflowClient
+from support import processes
 from support.experiments import BITFIT, TINY, TINY_SETTINGS
 from support.interruption import SETTINGS, STEPPING, Stop, interrupted, killed, refused, undisturbed
 from support.plain_model import Plain
@@ -301,8 +300,8 @@ def test_resume_all_with_one_failure(
 @pytest.mark.slow
 def test_moved_store(cli: Cli, store: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_folder / "killing.py").write_text(KILLING)
-    command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "--plugin", "killing.py"]
-    killed = subprocess.run(command, capture_output=True, env={**os.environ, "KILLED": "1"})
+    command = ("run", "-s", "head", *TINY, "--plugin", "killing.py")
+    killed = processes.run(*command, environment={**os.environ, "KILLED": "1"})
     assert killed.returncode == -signal.SIGKILL
     moved = own_folder / "moved"
     moved.mkdir()

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +17,7 @@ import mlflow
 import pytest
 from click.testing import CliRunner, Result
 from support.experiments import FOREIGN, KEPT, TINY, TINY_SETTINGS, own_cache
+from support.processes import start
 
 import adaptkit
 from adaptkit.cli import main
@@ -220,17 +219,16 @@ def test_two_processes_and_two_tuning_seeds(store: Path, empty_store: Path, monk
 def test_continue_after_interruption(
     cli: Callable[..., Result], store: Path, tuned: TunedFolder, ending: signal.Signals, jobs: str
 ) -> None:
-    command = [sys.executable, "-m", "adaptkit", *COMMAND, "--jobs", jobs]
     said = Path("said.txt")  # a file, so that a failure can show all output
     with said.open("w") as file:
-        process = subprocess.Popen(command, stderr=file, stdout=subprocess.DEVNULL, env=os.environ)
+        process = start(*COMMAND, "--jobs", jobs, stderr=file.fileno())
         while said.read_text().count(" trial ") < 5 and process.poll() is None:
             time.sleep(0.02)
         time.sleep(0.5)  # during the next run
         process.send_signal(ending)
-        process.wait()
+        process.communicate()
     assert process.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL), said.read_text()
-    again = cli(*COMMAND, "--jobs", jobs, "--json")
+    again = cli(*COMMAND, "--json")  # whatever the number of jobs before
     assert again.exit_code == 0, again.stderr
     outcome = json.loads(again.stdout)
     assert values(outcome) == values(tuned.outcome)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.experiments import TINY, TINY_SETTINGS
 from support.plain_model import Plain
+from support.processes import start
 from torch import Tensor
 
 import adaptkit
@@ -194,12 +192,7 @@ def test_damaged_base_is_trained_again(own_cache: Path, damage: str) -> None:
 
 @pytest.mark.slow
 def test_concurrent_processes_train_the_base_once() -> None:
-    command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", *TINY, "--no-track"]
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    processes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    processes = [start("run", "-s", "head", *TINY, "--no-track") for _ in range(2)]
     messages = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     trained = [text.count("[base small_cnn mnist5k] epoch 1/2") for text in messages]

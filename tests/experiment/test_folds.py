@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
 import adaptkit
 from adaptkit.experiment.adaptation import AdaptationRun
+from adaptkit.experiment.inputs import ModelInputs
+from adaptkit.experiment.prepare import prepare
 from adaptkit.experiment.recovery import RunRecovery
+from adaptkit.plugins.loading import load_plugins
+from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.system.signals import Interrupted
 
 Cli = Callable[..., Any]
@@ -130,6 +135,22 @@ def test_groups_with_several_values_of_the_held_out_column(cli: Cli, work: Path)
     assert result.stderr.startswith("Error: folds: without fold 1, only one class is left to train on")
 
 
+def test_images_that_never_train_do_not_shift_the_others(work: Path) -> None:
+    """The first patient of each class has pictures of both sites, so that no fit trains on them."""
+    names = sorted(path.relative_to(work).as_posix() for path in (work / "pics").rglob("*.png"))
+    sites = ["ns"[number % 2] if "0-" in name[:18] else "ns"[number % 4 // 2] for number, name in enumerate(names)]
+    lines = [f"{name},{name[5]},{name[:17]},{site}" for name, site in zip(names, sites, strict=True)]
+    (work / "t.csv").write_text("\n".join(["path,label,patient,site", *lines]))
+    layer = Layer({"strategy": "scratch", "target": "table:t.csv", "image_size": SIDE, "folds": "by:site"})
+    experiment = prepare(resolve([layer], load_plugins()))
+    inputs = ModelInputs.of(experiment, reuse=False)
+    pool, images = experiment.domains.pool, inputs.views(0, 1).value.tensor
+    assert len(images) == len(inputs.labels(0)) < len(pool)
+    for fit in inputs.fits(0):
+        expected = torch.stack([torch.as_tensor(pool.pixels[int(index)]) for index in fit.train]) / 255
+        assert torch.equal(images[inputs.rows(0, fit.train)], expected)
+
+
 @pytest.mark.slow
 def test_given_test_part(work: Path) -> None:
     (work / "parts").mkdir()
@@ -163,9 +184,9 @@ def test_resume_in_the_fold_where_it_stopped(work: Path, monkeypatch: pytest.Mon
     trained: list[Any] = []
     train = AdaptationRun._train
 
-    def noted(self: Any, fits: Any, number: int) -> Any:
+    def noted(self: Any, fits: Any, number: int, arm: Any) -> Any:
         trained.append(number)
-        return train(self, fits, number)
+        return train(self, fits, number, arm)
 
     monkeypatch.setattr(AdaptationRun, "_train", noted)
     (note,) = caught.value.__notes__

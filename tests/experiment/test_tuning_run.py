@@ -13,13 +13,14 @@ import pytest
 import torch
 from support.experiments import TINY_SETTINGS
 
+from adaptkit.data.protocols import Labels, hold_back
 from adaptkit.errors import BadInput
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.adaptation import adapt_once
 from adaptkit.experiment.base import obtain_base
 from adaptkit.experiment.prepare import Experiment, draw_target, prepare
 from adaptkit.experiment.stage import Stage, open_stage
-from adaptkit.experiment.tuning_run import blinded, require_validation, split_drawn, tune_once
+from adaptkit.experiment.tuning_run import blinded, require_validation, tune_once
 from adaptkit.hookspecs import hookimpl
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.settings.resolve import Layer, resolve
@@ -86,12 +87,23 @@ def without_tests(stage: Stage) -> Stage:
 
 def test_validation_takes_a_fifth_of_each_class() -> None:
     labels = torch.tensor([0] * 50 + [1] * 10 + [2] * 3 + [3] * 2 + [4])
-    training, held = split_drawn(labels, seed=0)
+    classes = tuple("abcde")
+    training, held = hold_back(Labels(labels, classes), seed=0)
     assert sorted([*training.tolist(), *held.tolist()]) == list(range(len(labels)))
     assert Counter(labels[held].tolist()) == {0: 10, 1: 2, 2: 1, 3: 1}
-    again = split_drawn(labels, seed=0)
+    again = hold_back(Labels(labels, classes), seed=0)
     assert torch.equal(again[0], training) and torch.equal(again[1], held)
-    assert not torch.equal(split_drawn(labels, seed=1)[1], held)
+    assert not torch.equal(hold_back(Labels(labels, classes), seed=1)[1], held)
+
+
+def test_validation_does_not_divide_groups() -> None:
+    labels = torch.arange(60) % 3
+    groups = tuple(f"group {number // 4}" for number in range(60))
+    training, held = hold_back(Labels(labels, ("a", "b", "c"), groups), seed=0)
+    assert sorted([*training.tolist(), *held.tolist()]) == list(range(60)) and len(held) == 12
+    assert not {groups[index] for index in training} & {groups[index] for index in held}
+    alone = hold_back(Labels(labels, ("a", "b", "c"), ("one",) * 60), seed=0)
+    assert (len(alone[0]), len(alone[1])) == (60, 0)
 
 
 def test_one_shot_cannot_be_tuned(own_folder: Path) -> None:

@@ -6,8 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from support.experiments import TINY
+from support.processes import Process, start
 from support.reliability import FOLDER, note
 from support.resumption import Recorded, ids, recorded, require_as_undisturbed
 
@@ -137,27 +136,22 @@ class Place:
     def runs(self) -> list[Path]:
         return list((self.folder / "state" / "runs").glob("*/record.json"))
 
-    def start(self, *arguments: str, how: str = "") -> subprocess.Popen[str]:
+    def start(self, *arguments: str, how: str = "") -> Process:
         environment = {
             **os.environ, "HOW": how, "ADAPTKIT_CACHE": str(self.folder / "cache"),
             "ADAPTKIT_STATE": str(self.folder / "state"),
         }  # fmt: skip
-        command = [sys.executable, "-m", "adaptkit", *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)  # type: ignore[call-overload, no-any-return]
+        return start(*arguments, folder=self.folder, environment=environment)
 
     def command(self, strategies: list[str]) -> list[str]:
         named = [word for strategy in strategies for word in ("-s", strategy)]
         return ["run", *named, *TINY, "--epochs", "3", "--plugin", str(self.plugin), "-q"]
 
-    def run(self, strategies: list[str], how: str = "") -> subprocess.Popen[str]:
+    def run(self, strategies: list[str], how: str = "") -> Process:
         return self.start(*self.command(strategies), how=how)
 
     def finish(self, strategies: list[str]) -> None:
-        """Resume all interrupted runs, then run the command again if it had not created its runs.
-
-        This process does it: unlike the processes that are killed, it need not import everything first.
-        """
+        """Resume all interrupted runs, then run the command again if it had not created its runs."""
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.setenv("ADAPTKIT_CACHE", str(self.folder / "cache"))
@@ -190,13 +184,13 @@ def place(folder: Path, empty_store: Path, plugin: Path) -> Place:
     return Place(folder, plugin)
 
 
-def wait_for(process: subprocess.Popen[str], there: Path) -> float:
+def wait_for(process: Process, there: Path) -> float:
     """Wait until a run has a recovery record; return the time."""
     while process.poll() is None:
         if any(there.glob("*/record.json")):
             return time.monotonic()
         time.sleep(0.005)
-    raise AssertionError(process.communicate()[0])
+    raise AssertionError(process.communicate())
 
 
 @pytest.fixture(scope="module", params=[["full", "head"]], ids=["full and head"])
@@ -209,8 +203,8 @@ def undisturbed(
     made = place(folder / "run", empty_store, plugin)
     process = made.run(request.param)
     began = wait_for(process, made.folder / "state" / "runs")
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
     return Undisturbed(made, request.param, made.recorded(), time.monotonic() - began)
 
 
@@ -224,8 +218,8 @@ def require_same(found: dict[str, Recorded], expected: dict[str, Recorded]) -> N
 def test_kill_at_critical_moment(undisturbed: Undisturbed, tmp_path: Path, empty_store: Path, how: str) -> None:
     made = place(tmp_path / "run", empty_store, undisturbed.place.plugin)
     process = made.run(undisturbed.strategies, how)
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == -signal.SIGKILL, output
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGKILL, errors
     # The run and its parent; after a kill while its events were sent, it may have ended.
     is_sent = how.endswith(("is stored", "are written", "is ended"))
     assert len(made.runs) in ((1, 2) if is_sent else (2,))

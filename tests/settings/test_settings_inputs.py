@@ -15,8 +15,8 @@ from hostile import bounded, file_of, hostile, plugins, refusals, text_of
 from adaptkit.settings import files as config_files
 from adaptkit.settings.files import read_config
 from adaptkit.settings.resolve import Layer, resolve
+from adaptkit.settings.spaces import make_spaces
 from adaptkit.sweeps.grid import MOST_CELLS, collect_grid, expand
-from adaptkit.tuning.spaces import make_spaces
 
 Cli = Callable[..., Result]
 

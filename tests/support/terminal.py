@@ -6,9 +6,9 @@ import fcntl
 import os
 import pty
 import struct
-import subprocess
-import sys
 import termios
+
+from support.processes import start
 
 
 def on_a_terminal(*arguments: str, width: int) -> tuple[int, str]:
@@ -16,8 +16,7 @@ def on_a_terminal(*arguments: str, width: int) -> tuple[int, str]:
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     environment = dict(os.environ, TERM="xterm-256color", COLUMNS=str(width))
-    command = [sys.executable, "-m", "adaptkit", *arguments]
-    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment)
+    process = start(*arguments, environment=environment, stdin=child, stdout=child, stderr=child)
     os.close(child)
     printed = b""
     while True:

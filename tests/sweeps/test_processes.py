@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from support.experiments import TINY
+from support.processes import Process, start
 from support.reliability import FOLDER, note
 
 from adaptkit.cli import main
@@ -26,8 +26,8 @@ from adaptkit.cli import main
 pytestmark = pytest.mark.slow
 
 #: ten for docs/reliability.md
-KILLS = 10 if FOLDER in os.environ else 5
-TWELVE = ("-s", "lora", "-s", "head", "--grid", "lora.rank=2,4", "--grid", "lr=0.001,0.01", "--seeds", "0-1", *TINY)
+KILLS = 10 if FOLDER in os.environ else 3
+SIX = ("-s", "lora", "-s", "head", "--grid", "lora.rank=2,4", "--grid", "lr=0.001,0.01", *TINY)
 #: kills its process for one value, as the kernel does when memory runs out
 DEADLY = '''
 import os
@@ -59,12 +59,6 @@ def adaptkit_strategies():
 '''
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "adaptkit", "sweep", *arguments]
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def finish(*arguments: str) -> dict[str, Any]:
     """Run a sweep from this process, which need not import everything first; its workers are processes."""
     result = CliRunner().invoke(main, ["sweep", *arguments, "--json", "-q"])
@@ -93,7 +87,7 @@ def results(outcome: dict[str, Any]) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def children_of(process: subprocess.Popen[str]) -> list[int]:
+def children_of(process: Process) -> list[int]:
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
     return [int(line) for line in listed.stdout.split()]
 
@@ -105,7 +99,7 @@ def require_gone(processes: list[int]) -> None:
     assert left == []
 
 
-def wait_for(process: subprocess.Popen[str], pattern: str) -> Iterator[str]:
+def wait_for(process: Process, pattern: str) -> Iterator[str]:
     assert process.stderr is not None
     for line in process.stderr:
         yield line
@@ -121,22 +115,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("ADAPTKIT_CACHE", str(folder / "cache"))
-        return results(finish(*TWELVE))
+        return results(finish(*SIX))
 
 
 def test_two_jobs_give_the_results_of_one(store: Path, undisturbed: dict[str, dict[str, float]]) -> None:
-    outcome = finish(*TWELVE, "--jobs", "2")
+    outcome = finish(*SIX, "--jobs", "2")
     assert {trial["status"] for trial in outcome["trials"]} == {"finished"}
     assert results(outcome) == undisturbed
     runs = tracked()
-    assert len(runs) == 12 and {run.data.tags["adaptkit.timing"] for run in runs} == {"shared"}
+    assert len(runs) == 6 and {run.data.tags["adaptkit.timing"] for run in runs} == {"shared"}
     assert len({run.data.tags["adaptkit.pid"] for run in runs}) == 2
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_ctrl_c_then_continue(store: Path, undisturbed: dict[str, dict[str, float]], jobs: str) -> None:
-    process = start(*TWELVE, "--jobs", jobs)
-    lines = list(wait_for(process, r"^\[2/12\]"))
+    process = start("sweep", *SIX, "--jobs", jobs)
+    lines = list(wait_for(process, r"^\[2/6\]"))
     workers = children_of(process)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -147,7 +141,7 @@ def test_ctrl_c_then_continue(store: Path, undisturbed: dict[str, dict[str, floa
     (parent,) = tracked("sweep")
     assert parent.info.status == "KILLED"
     assert {run.info.status for run in tracked()} <= {"FINISHED", "KILLED"}
-    outcome = finish(*TWELVE, "--jobs", jobs)
+    outcome = finish(*SIX)  # whatever the number of jobs before
     assert [trial["status"] for trial in outcome["trials"]].count("found") >= 2
     assert results(outcome) == undisturbed
     (parent,) = tracked("sweep")
@@ -158,26 +152,26 @@ def test_continue_after_kills(store: Path, undisturbed: dict[str, dict[str, floa
     chance = random.Random(7)
     killed = 0
     for _ in range(KILLS):
-        process = start(*TWELVE, "--jobs", "2")
-        # At any time from the start of Python to the last trials.
+        process = start("sweep", *SIX, "--jobs", "2")
+        # At any time from the start of the command to the last trials.
         try:
-            process.wait(chance.uniform(2, 16))
+            process.wait(chance.uniform(0.5, 8))
         except subprocess.TimeoutExpired:
             process.kill()
             killed += 1
         process.communicate()
-    outcome = finish(*TWELVE, "--jobs", "2")
+    outcome = finish(*SIX)
     assert results(outcome) == undisturbed
     finished = [run.data.tags["adaptkit.trial_key"] for run in tracked() if run.info.status == "FINISHED"]
-    assert (len(finished), len(set(finished))) == (12, 12)
+    assert (len(finished), len(set(finished))) == (6, 6)
     assert {run.info.status for run in tracked()} <= {"FINISHED", "KILLED"}
     assert killed >= KILLS // 2
     note("kill-sweep", killed)
 
 
 def test_workers_die_with_the_main_process(store: Path) -> None:
-    process = start(*TWELVE, "--jobs", "2")
-    list(wait_for(process, r"^\[1/12\]"))
+    process = start("sweep", *SIX, "--jobs", "2")
+    list(wait_for(process, r"^\[1/6\]"))
     workers = children_of(process)
     assert len(workers) >= 2
     process.kill()
@@ -203,9 +197,9 @@ def test_dead_worker_fails_one_trial(store: Path, own_folder: Path) -> None:
 
 
 def test_concurrent_start_of_the_same_sweep(store: Path) -> None:
-    process = start(*TWELVE)
-    list(wait_for(process, r"^\[1/12\]"))
-    second = start(*TWELVE)
+    process = start("sweep", *SIX)
+    list(wait_for(process, r"^\[1/6\]"))
+    second = start("sweep", *SIX)
     output, errors = second.communicate(timeout=60)
     assert (second.returncode, output) == (2, "")
     assert errors == "Error: the same sweep is running in another process; wait for it, or stop it\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from support.experiments import TINY
+from support.processes import start
 from support.reliability import note
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -22,9 +23,8 @@ def command(*arguments: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["closed", "full"])
 def test_closed_stderr_does_not_stop_run(store: Path, how: str) -> None:
-    arguments = command("run", "-s", "head", *TINY[:-1], "30")
     read, write = os.pipe() if how == "closed" else (None, os.open("/dev/full", os.O_WRONLY))
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=write, text=True)
+    process = start("run", "-s", "head", *TINY[:-1], "30", stderr=write)
     os.close(write)
     if read is not None:
         with os.fdopen(read) as lines:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
+from support import processes
 from support.experiments import TINY
 from support.proxies import Proxy, misbehaving
 from support.reliability import note
@@ -81,9 +81,8 @@ def proxy(server: Page, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def run(*arguments: str, steps: str = "") -> subprocess.CompletedProcess[str]:
-    whole = [sys.executable, "-m", "adaptkit", "run", *arguments]
-    environment = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"} | os.environ | {"STEPS": steps, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=400)
+    environment = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"} | os.environ | {"STEPS": steps}
+    return processes.run("run", *arguments, environment=environment, timeout=400)
 
 
 def record(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
@@ -287,14 +286,15 @@ def test_kill_during_outage(proxy: Proxy, server: Page, undisturbed: dict[str, d
 def test_concurrent_and_killed_syncs(proxy: Proxy, server: Page, undisturbed: dict[str, dict[str, Any]]) -> None:
     disturbed(proxy, "twice", "base:1=refuse")
     proxy.mode = "slow"
-    command = [sys.executable, "-m", "adaptkit", "sync", "--tracking-uri", proxy.address]
-    for seconds in (4.0, 6.0, 8.0):
-        killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ("sync", "--tracking-uri", proxy.address)
+    for seconds in (1.0, 3.0, 5.0):
+        killed = processes.start(*command)
         time.sleep(seconds)
         killed.kill()
-        killed.wait()
+        killed.communicate()
+        assert killed.returncode == -signal.SIGKILL
     proxy.mode = "ok"
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [processes.start(*command) for _ in range(2)]
     for one in both:
         output, errors = one.communicate(timeout=120)
         assert (one.returncode, errors) == (0, ""), output

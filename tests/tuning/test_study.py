@@ -12,8 +12,8 @@ import pytest
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.settings.resolve import Layer, resolve
+from adaptkit.settings.spaces import make_spaces
 from adaptkit.tuning.search import Search, SearchResult, TrialRequest
-from adaptkit.tuning.spaces import make_spaces
 from adaptkit.tuning.study import StudyTrial, open_studies, require_optuna
 
 

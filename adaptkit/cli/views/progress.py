@@ -15,6 +15,7 @@ from adaptkit.comparison.records import NO_SOURCE
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.outcome import Plan
 from adaptkit.hookspecs import hookimpl
+from adaptkit.plugins.ranges import shown_range
 from adaptkit.system.streams import printable
 
 if TYPE_CHECKING:
@@ -150,11 +151,27 @@ def print_plan(console: Console, plan: Plan) -> None:
     seeds = "seed" if len(plan.seeds) == 1 else "seeds"
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
     console.print(f"Runs     {seeds} {', '.join(map(str, plan.seeds))}; {epochs} each", soft_wrap=True)
+    if plan.tuning_trials:
+        console.print(_tuning(plan), markup=False, soft_wrap=True)
     console.print(_strategies(plan))
     for notice in plan.notices:
         console.print(f"Note: {notice}", markup=False, soft_wrap=True)
     if plan.seconds is not None:
         console.print(f"Estimated time: {duration(plan.seconds)} of training and evaluation on this machine.")
+
+
+def _tuning(plan: Plan) -> str:
+    """Return what the tuning inside the fits costs, in numbers, and what it searches."""
+    arms, fits, trials = len(plan.arms), plan.fits, plan.tuning_trials
+    ranges = {
+        arm.label: ", ".join(f"{key} {shown_range(text)}" for key, text in arm.searched.items()) for arm in plan.arms
+    }
+    searched = "\n".join(f"         {label}: searches {text}" for label, text in ranges.items())
+    return (
+        f"Tuning   Each fit tries {trials} configurations of each strategy on a part of its own training images:\n"
+        f"         {arms} x {fits} x {trials} = {arms * fits * trials:,} short trainings (strategies x fits x "
+        f"configurations)\n{searched}"
+    )
 
 
 def _use_of_labels(plan: Plan) -> str:
@@ -188,5 +205,6 @@ def _strategies(plan: Plan) -> Table:
     table.add_column("learning rate", justify="right")
     for arm in plan.arms:
         counts = (f"{count:,}" for count in (arm.trainable, arm.head, arm.adapter, arm.base))
-        table.add_row(escape(arm.label), *counts, f"{100 * arm.trainable / arm.parameters:.2f} %", f"{arm.lr:g}")
+        lr = "tuned" if "lr" in arm.searched else f"{arm.lr:g}"
+        table.add_row(escape(arm.label), *counts, f"{100 * arm.trainable / arm.parameters:.2f} %", lr)
     return table

@@ -8,12 +8,18 @@ from adaptkit.cli.views.console import print_line
 from adaptkit.experiment.outcome import RefitSummary
 from adaptkit.experiment.refit import expectation_text
 from adaptkit.tracking.address import tracking_option
+from adaptkit.tuning.outcome import shown_value
 
 
 def print_refit(console: Console, summary: RefitSummary) -> None:
     """Print what was trained, or would be, and the accuracy to expect."""
     done = f"trained on all {summary.images:,} labels" if summary.run_id else f"{summary.images:,} labels to train on"
     print_line(console, f"Final model: {summary.label}, {done} (settings of run {summary.refit_of})")
+    if summary.tuning_trials:
+        chosen = ", ".join(f"{key} {shown_value(value)}" for key, value in summary.tuned.items())
+        start = "Tuned" if summary.run_id else "To be tuned"
+        text = f"{start} once more on all labels, with {summary.tuning_trials} trials"
+        print_line(console, f"{text}: {chosen}" if chosen else text)
     if summary.run_id is not None:
         print_line(console, f"run {summary.run_id}")
     print_line(console, expectation_text(summary.expected))

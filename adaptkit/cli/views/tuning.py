@@ -14,9 +14,10 @@ from rich.table import Table
 from adaptkit.cli.views.console import print_line
 from adaptkit.cli.views.results import print_findings
 from adaptkit.comparison.numbers import NOTHING, counted
+from adaptkit.plugins.ranges import shown_range
 from adaptkit.sweeps.engines.tasks import Event
 from adaptkit.sweeps.outcome import SweepTrial
-from adaptkit.tuning.outcome import Budget, TunedStrategy, TuneOutcome, TunePlan, shown_space, shown_value
+from adaptkit.tuning.outcome import Budget, TunedStrategy, TuneOutcome, TunePlan, shown_value
 from adaptkit.tuning.search import TrialRequest
 from adaptkit.tuning.study import StudyTrial
 
@@ -154,7 +155,7 @@ def print_tuned(console: Console, outcome: TuneOutcome) -> None:
     table.add_column("at the edge", overflow="fold")
     for strategy in outcome.strategies:
         grown = "".join(
-            f"\n(extended from {key} {shown_space(text)})"
+            f"\n(extended from {key} {shown_range(text)})"
             for key, text in strategy.first.items()
             if strategy.space[key] != text
         )
@@ -195,7 +196,7 @@ def _caption(budget: Budget) -> str:
 
 
 def _space(space: Mapping[str, str]) -> str:
-    return ", ".join(f"{key} {shown_space(text)}" for key, text in space.items())
+    return ", ".join(f"{key} {shown_range(text)}" for key, text in space.items())
 
 
 def _values(tuned: TunedStrategy) -> str:

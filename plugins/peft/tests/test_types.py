@@ -1,4 +1,8 @@
-"""Run adaptkit's conformance checks on three PEFT types; with `-m slow`, on all types."""
+"""Run adaptkit's conformance checks on three PEFT types; with `-m slow`, on all types.
+
+Each type is checked on every model of the kit. Its variants are checked on the models where they compute something
+else: `targets=all` on those with convolutions, other options on linear layers for vectors and for tokens.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +30,26 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+#: models with convolutions of every kind, and with linear layers for vectors and for tokens
+WITH_CONVOLUTIONS, WITH_LINEAR_LAYERS = ("residual", "convolutions"), ("cnn", "transformer")
+
+
 def cases() -> Iterator[Any]:
     for name, cls in CLASSES.items():
         marks = [] if name in FAST else [pytest.mark.slow]
         for check in checks(cls):
             yield pytest.param(check, id=f"{name}: {check}", marks=marks)
         if "square convolutions" in cls.entry.layers:
-            for check in checks(cls, {"targets": "all"}):
+            for check in on(WITH_CONVOLUTIONS, checks(cls, {"targets": "all"})):
                 yield pytest.param(check, id=f"{name} on all: {check}", marks=pytest.mark.slow)
     for name, options in VARIANTS:
-        for check in checks(CLASSES[name], options):
+        for check in on(WITH_LINEAR_LAYERS, checks(CLASSES[name], options)):
             yield pytest.param(check, id=f"{name} {options}: {check}", marks=pytest.mark.slow)
+
+
+def on(models: tuple[str, ...], found: list[Check]) -> list[Check]:
+    """Return the checks of options and those on these models."""
+    return [check for check in found if check.subject in ("options", *models)]
 
 
 @pytest.mark.parametrize("check", list(cases()))

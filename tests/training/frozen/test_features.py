@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load
 from support.experiments import TINY, TINY_SETTINGS
+from support.processes import start
 from torch import Tensor, nn
 
 import adaptkit
@@ -351,12 +350,12 @@ def test_no_feature_cache_option(cli: Callable[..., Result], own_cache: Path) ->
 
 
 @pytest.mark.slow
-def test_processes_share_the_folder(own_cache: Path) -> None:
-    command = [sys.executable, "-m", "adaptkit", "run", "-s", "head", "-s", "lora", *TINY, "--no-track", "--json", "-q"]
-    subprocess.run(command, check=True, capture_output=True)  # trains the base
+def test_processes_share_the_folder(cli: Callable[..., Result], own_cache: Path) -> None:
+    command = ("run", "-s", "head", "-s", "lora", *TINY, "--no-track", "--json", "-q")
+    assert cli(*command).exit_code == 0  # trains the base
     for path in files(own_cache):
         path.unlink()
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    running = [start(*command) for _ in range(3)]
     results = [process.communicate() for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], results
     shown = [[run["metrics"]["final/shifted_accuracy"] for run in json.loads(out)["runs"]] for out, _ in results]

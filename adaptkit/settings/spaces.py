@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.plugins.components import make_checked, options_of, read_dimension, tunable
-from adaptkit.plugins.ranges import GRAMMAR, Choice, Dimension, Range, parse_dimension
-from adaptkit.settings.request import Arm
-from adaptkit.settings.resolve import LR, default_lr
+from adaptkit.plugins.ranges import GRAMMAR, Choice, Dimension, Range, parse_dimension, shown_range
+from adaptkit.settings.request import LR, Arm, default_lr
 
 
 def parse_spaces(arms: Sequence[Arm], texts: Sequence[str], problems: list[str]) -> dict[str, dict[str, Dimension]]:
@@ -176,6 +176,23 @@ def make_spaces(
     return tuple(spaces)
 
 
+def first_points(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
+    """Return `count` points that cover each dimension evenly, in random combinations and order from the seed."""
+    order = random.Random(seed)
+    columns: dict[str, list[Any]] = {}
+    for key, dimension in space.dimensions.items():
+        positions = [(index + 0.5) / count for index in range(count)]
+        order.shuffle(positions)
+        columns[key] = [_at(dimension, position) for position in positions]
+    return [{key: column[index] for key, column in columns.items()} for index in range(count)]
+
+
+def _at(dimension: Dimension, position: float) -> Any:
+    if isinstance(dimension, Range):
+        return dimension.at(position)
+    return dimension.values[int(position * len(dimension.values))]
+
+
 def changed(arm: Arm, values: Mapping[str, Any]) -> Arm:
     """Return the arm with these options and the learning rate `lr`; raise BadInput for invalid values."""
     options = {key: value for key, value in values.items() if key in arm.options}
@@ -186,11 +203,7 @@ def changed(arm: Arm, values: Mapping[str, Any]) -> Arm:
 
 def written(dimensions: Mapping[str, Dimension]) -> str:
     """Return dimensions for display: `lr 0.0005..0.05 (log), rank 2..32 (log)`."""
-    parts = []
-    for key, dimension in dimensions.items():
-        text = dimension.text
-        parts.append(f"{key} {text.removesuffix('/log')} (log)" if text.endswith("/log") else f"{key} {text}")
-    return ", ".join(parts)
+    return ", ".join(f"{key} {shown_range(dimension.text)}" for key, dimension in dimensions.items())
 
 
 def _rates(lr: float) -> Range:

@@ -14,8 +14,8 @@ from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.ranges import Choice, Range
 from adaptkit.settings.request import Arm
 from adaptkit.settings.resolve import Layer, resolve
+from adaptkit.settings.spaces import Space, changed, make_spaces
 from adaptkit.tuning.search import first_points, grid_points, new_part, spread
-from adaptkit.tuning.spaces import Space, changed, make_spaces
 
 
 def arms(*strategies: str, **more: Any) -> tuple[Arm, ...]:

@@ -1,0 +1,150 @@
+"""Tune inside a fit: try configurations on a part of its own training images, and choose the best one.
+
+The images that the fit evaluates are not used. Every strategy gets the same number of trials, all fits of one seed the
+same division for all strategies, and all random numbers follow from the seed of the run, the fit and the trial.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from adaptkit.data.protocols import Labels, inner_division
+from adaptkit.errors import HINT, AdaptkitError, RunFailed, lacks_memory
+from adaptkit.experiment.preflight import can_be_adapted
+from adaptkit.experiment.stage import Stage
+from adaptkit.plugins.ranges import Choice
+from adaptkit.seeds import derive_seed
+from adaptkit.settings.request import Arm
+from adaptkit.settings.spaces import Space, changed, first_points
+from adaptkit.training.loop import VALIDATION, fit
+from adaptkit.training.passes import FoldPasses, Passes
+from adaptkit.training.recomputation import find_blocks, is_trained
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration that a fit has tried: its values, and its accuracy and loss on the held-back images.
+
+    A failed trial has an `error` and the accuracy 0; its loss is None.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    accuracy: float = 0.0
+    loss: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class FitTuning:
+    """The tuning of one fit: its trials, the number of the best one, and the seconds that all of them took.
+
+    A trial trains on `training` of the fit's training images and is evaluated on the `held_back` other ones.
+    """
+
+    training: int
+    held_back: int
+    trials: tuple[Trial, ...]
+    best: int
+    seconds: float
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> FitTuning:
+        """Return a tuning from the dictionary that `dataclasses.asdict` makes of it."""
+        return cls(**{**content, "trials": tuple(Trial(**trial) for trial in content["trials"])})
+
+    @property
+    def chosen(self) -> Mapping[str, Any]:
+        """Return the values of the best trial."""
+        return self.trials[self.best - 1].values
+
+    def arm(self, arm: Arm) -> Arm:
+        """Return the arm with the chosen values."""
+        return changed(arm, self.chosen)
+
+
+#: function that returns the inputs of a model, for the `whole` model or its trained part; the test set `validation` has
+#: the same images as the training, in the same order
+MakePasses = Callable[[nn.Module, bool], Passes]
+
+
+def tune_fit(stage: Stage, arm: Arm, *, seed: int, labels: Labels, rows: Tensor, passes: MakePasses) -> FitTuning:
+    """Try configurations of a strategy on the training images of one fit, and return the trials.
+
+    `labels` are those of the fit's training images, and `rows` their positions among the images of `passes`. Raises
+    RunFailed if every trial fails.
+    """
+    count = stage.experiment.request.settings.tuning.trials
+    training, held = inner_division(labels, seed)
+    space = _space(stage, arm)
+    points = [space.defaults, *first_points(space, count - 1, derive_seed(seed, f"tuning {arm.strategy}"))]
+
+    def part(model: nn.Module, whole: bool) -> Passes:
+        return FoldPasses(passes(model, whole), rows[training], {VALIDATION: rows[held]})
+
+    trials, seconds = [], 0.0
+    for number, values in enumerate(points, start=1):
+        try:
+            accuracy, loss, took = _train(stage, changed(arm, values), derive_seed(seed, f"trial {number}"), part)
+        except Exception as error:
+            if not (isinstance(error, AdaptkitError) or lacks_memory(error)):
+                raise
+            reason = str(error) if isinstance(error, AdaptkitError) else HINT
+            trials.append(Trial(number, values, error=reason))
+            continue
+        seconds += took
+        trials.append(Trial(number, values, accuracy=accuracy, loss=loss))
+    good = [trial for trial in trials if trial.error is None]
+    if not good:
+        raise RunFailed(f"every trial of its tuning failed: {trials[0].error}")
+    # With few images, many accuracies are equal. Then the loss decides.
+    best = min(good, key=lambda trial: (-trial.accuracy, math.inf if trial.loss is None else trial.loss, trial.number))
+    return FitTuning(len(training), len(held), trials=tuple(trials), best=best.number, seconds=seconds)
+
+
+def _space(stage: Stage, arm: Arm) -> Space:
+    """Return the space of a strategy, without values of lists that this model does not allow."""
+    request = stage.experiment.request
+    fits = functools.partial(can_be_adapted, stage.base.build(request, stage.experiment.domains))
+    dimensions = dict(arm.searched)
+    for key, dimension in arm.searched.items():
+        if isinstance(dimension, Choice) and key in arm.options:
+            values = tuple(value for value in dimension.values if fits(changed(arm, {key: value})))
+            dimensions[key] = Choice(values or (arm.options[key],))
+    return Space(arm, dimensions, dimensions)
+
+
+def _train(stage: Stage, arm: Arm, seed: int, passes: MakePasses) -> tuple[float, float | None, float]:
+    """Train once with these values; return the accuracy and loss on the held-back images, and the seconds."""
+    adapted, recipe = stage.adapted(arm, seed), stage.recipe(arm, seed)
+    step_ended = getattr(adapted.strategy, "step_ended", None)
+    whole = step_ended is not None or (recipe.checkpointing and is_trained(find_blocks(adapted.model)))
+    inputs = passes(adapted.model, whole)
+    *_, last = fit(adapted.model, adapted.groups, inputs, recipe=recipe, step_ended=step_ended)
+    loss = last.validation_loss
+    finite = loss if loss is not None and math.isfinite(loss) else None
+    return last.validation_accuracy or 0.0, finite, last.cumulative_seconds
+
+
+def tuning_text(arm: Arm, tunings: Sequence[FitTuning]) -> str:
+    """Return the content of a run's tuning.json: the searched ranges, and the trials and the choice of each fit."""
+    fits = []
+    for number, tuning in enumerate(tunings):
+        plain = dataclasses.asdict(tuning)
+        del plain["seconds"]  # so that a repetition of the run has the same file
+        fits.append({"fit": number, **plain, "chosen": dict(tuning.chosen)})
+    content = {
+        "strategy": arm.strategy,
+        "trials": len(tunings[0].trials),
+        "space": {key: dimension.text for key, dimension in arm.searched.items()},
+        "fits": fits,
+    }
+    return json.dumps(content, indent=2, default=str) + "\n"
