@@ -113,7 +113,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     )
 
 
-def _without_weights(name: str, options: Mapping[str, Any], plugins: Plugins) -> Mapping[str, Any]:
+def _without_weights(name: str, options: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
     """Return the options of a backbone, without `weights` none for a backbone that has no such option.
 
     Raises BadInput for other weights, and for a Python object, which keeps its own.
