@@ -1,4 +1,4 @@
-"""Define the interfaces of plugins: strategies, backbones, data sets, shifts and engines."""
+"""Define the interfaces of plugins: strategies, backbones, data sets, shifts, metrics and engines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
     from torch import Generator, Tensor, nn
 
     from adaptkit.sweeps.engines.tasks import Ended, Task, Tell
@@ -95,6 +97,32 @@ class Shift(Protocol):
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:
         """Return shifted copies of float images `[n, c, h, w]` in 0..1; draw random numbers for each image."""
+
+
+class Metric(Protocol):
+    """Score the predicted probabilities of a model.
+
+    `title` is its name in text. `unit` is "points" for a fraction, which is shown in percent, otherwise a unit such as
+    "nats", or "". A metric is created without arguments.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    unit: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+
+    def score(
+        self,
+        probabilities: NDArray[numpy.float64],
+        truth: NDArray[numpy.int64],
+        *,
+        weights: NDArray[numpy.float64] | None = None,
+        groups: NDArray[numpy.int64] | None = None,
+    ) -> float:
+        """Return the score of probabilities `[n, classes]` for true classes `[n]`; NaN if it is not defined.
+
+        `weights` `[n]` are the weights of the images, and `groups` `[n]` number their groups; None if there are none.
+        """
 
 
 class Engine(Protocol):

@@ -9,7 +9,7 @@ import pluggy
 if TYPE_CHECKING:
     from torch import nn
 
-    from adaptkit.contracts import Backbone, Dataset, Engine, Shift, Strategy
+    from adaptkit.contracts import Backbone, Dataset, Engine, Metric, Shift, Strategy
     from adaptkit.events import Epoch, RunResult, RunStart
 
 #: increased when a hook or a contract changes; a plugin may set `API_VERSION` to the version that it needs
@@ -37,6 +37,11 @@ def adaptkit_datasets() -> list[type[Dataset]]:
 @hookspec
 def adaptkit_shifts() -> list[type[Shift]]:
     """Return shift classes to add."""
+
+
+@hookspec
+def adaptkit_metrics() -> list[type[Metric]]:
+    """Return metric classes to add. Metrics score the predictions of every run."""
 
 
 @hookspec

@@ -18,6 +18,8 @@ TIME_CUMULATIVE_SECONDS = "time/cumulative_seconds"
 # Final metrics of an adaptation run: quality of the model.
 FINAL_TEST_ACCURACY = "final/test_accuracy"
 FINAL_SHIFTED_ACCURACY = "final/shifted_accuracy"
+#: start of the names of the metrics of plugins and of the built-in ones, on the target
+FINAL_SHIFTED = "final/shifted_"
 FINAL_SHIFTED_MACRO_F1 = "final/shifted_macro_f1"
 FINAL_ZERO_SHOT_ACCURACY = "final/zero_shot_accuracy"
 FINAL_BASE_TEST_ACCURACY = "final/base_test_accuracy"

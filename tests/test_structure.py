@@ -28,7 +28,7 @@ ROWS = [
     ["adaptkit.reports"],
     ["adaptkit.comparison"],
     ["adaptkit.training"],
-    ["adaptkit.strategies"],
+    ["adaptkit.strategies", "adaptkit.metrics"],
     ["adaptkit.backbones"],
     ["adaptkit.data"],
     ["adaptkit.adapters"],

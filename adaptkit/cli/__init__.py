@@ -37,6 +37,7 @@ COMMANDS = {
     "datasets": ("adaptkit.cli.listing:datasets", "List data sets."),
     "backbones": ("adaptkit.cli.listing:backbones", "List backbones, or show the options of one."),
     "shifts": ("adaptkit.cli.listing:shifts", "List shifts with their amounts."),
+    "metrics": ("adaptkit.cli.listing:metrics", "List metrics, which score the predictions of runs."),
     "engines": ("adaptkit.cli.listing:engines", "List engines, which run the trials of sweeps."),
     "doctor": ("adaptkit.cli.doctor:doctor", "Diagnose problems with this installation and suggest fixes."),
     "sync": (

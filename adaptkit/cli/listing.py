@@ -1,4 +1,4 @@
-"""List the components of plugins: strategies, data sets, backbones, shifts and engines."""
+"""List the components of plugins: strategies, data sets, backbones, shifts, metrics and engines."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ USAGES = {
     "dataset": ("run -s lora --dataset {}", ""),
     "backbone": ("run -s lora --backbone {}", " --set backbone.{}={}"),
     "shift": ("run -s lora --shift {}", ""),
+    "metric": ("run -s lora --metric {}", ""),
     "engine": ("sweep -s lora --grid lr=1e-3,1e-2 --engine {}", " --engine-option {}={}"),
 }
 
@@ -116,6 +117,17 @@ def shifts() -> None:
     """
 
 
+@listing("metric", "metrics")
+def metrics() -> None:
+    """List metrics, which score the predictions of runs.
+
+    \b
+    Example: adaptkit metrics
+
+    Every run records all of them on the target, as `final/shifted_NAME`. `--metric NAME` chooses the one that decides.
+    """
+
+
 @listing("engine", "engines")
 def engines() -> None:
     """List engines, which run the trials of sweeps.
@@ -144,6 +156,8 @@ def describe(component: Component) -> dict[str, Any]:
         record["argument"] = component.argument
     if component.unavailable:
         record["unavailable"] = component.unavailable
+    if component.kind == "metric":
+        record |= {key: getattr(component.cls, key) for key in ("title", "unit", "higher_is_better")}
     if component.kind == "strategy":
         record["lr"] = getattr(component.cls, "lr", DEFAULT_LR)
     if component.kind != "dataset":

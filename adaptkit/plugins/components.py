@@ -1,4 +1,4 @@
-"""Components: the strategies, backbones, data sets, shifts and engines that plugins provide, and their options."""
+"""Components: the classes that plugins provide, such as strategies, backbones and metrics, and their options."""
 
 from __future__ import annotations
 
@@ -56,11 +56,15 @@ COLLECTIONS = {
     "backbone": ("adaptkit_backbones", "build"),
     "dataset": ("adaptkit_datasets", "load"),
     "shift": ("adaptkit_shifts", "apply"),
+    "metric": ("adaptkit_metrics", "score"),
     "engine": ("adaptkit_engines", "start"),
 }
 
 #: kind -> its name in messages
-TITLES = {"strategy": "strategy", "backbone": "backbone", "dataset": "data set", "shift": "shift", "engine": "engine"}
+TITLES = {
+    **{"strategy": "strategy", "backbone": "backbone", "dataset": "data set"},
+    **{"shift": "shift", "metric": "metric", "engine": "engine"},
+}
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ BUILT_INS = (
     "adaptkit.data.sets.torchvision_sets",
     "adaptkit.data.shifts",
     "adaptkit.data.augmentations",
+    "adaptkit.metrics.classification",
     "adaptkit.sweeps.engines.local",
 )
 

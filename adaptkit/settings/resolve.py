@@ -82,7 +82,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
         try:
             if name is not None:
                 if kind == "backbone":
-                    component_options = _without_weights(name, component_options, plugins)
+                    component_options = dict(_without_weights(name, component_options, plugins))
                 bare = name if kind == "backbone" else split_name(name)[0]
                 offer, title = plugins.find(kind, bare), kind if component_options else bare
                 chosen[key], checked = make_checked(

@@ -1,0 +1,1 @@
+"""Built-in metrics: they score the predicted probabilities of a model on labelled images."""
