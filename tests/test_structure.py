@@ -82,6 +82,7 @@ ONE_IMPORTER = {
     "adaptkit.testing.strategy_checks": "one kind of check",
     "adaptkit.tracking.active_run": "one idea: MLflow's active run",
     "adaptkit.tracking.artifacts": "one idea: the artifacts of a finished run",
+    "adaptkit.training.memory": "one idea: the peak memory of a training step",
     "adaptkit.tuning.figure": "a figure is imported when it is drawn",
     "adaptkit.tuning.runs": "one idea: the runs of a tuning",
 }

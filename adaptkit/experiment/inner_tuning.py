@@ -20,13 +20,13 @@ from adaptkit.data.protocols import Labels, inner_division
 from adaptkit.errors import HINT, AdaptkitError, RunFailed, lacks_memory
 from adaptkit.experiment.preflight import can_be_adapted
 from adaptkit.experiment.stage import Stage
+from adaptkit.experiment.training import runs_whole
 from adaptkit.plugins.ranges import Choice
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
 from adaptkit.settings.spaces import Space, changed, first_points
 from adaptkit.training.loop import VALIDATION, fit
 from adaptkit.training.passes import FoldPasses, Passes
-from adaptkit.training.recomputation import find_blocks, is_trained
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ def _train(stage: Stage, arm: Arm, seed: int, passes: MakePasses) -> tuple[float
     """Train once with these values; return the accuracy and loss on the held-back images, and the seconds."""
     adapted, recipe = stage.adapted(arm, seed), stage.recipe(arm, seed)
     step_ended = getattr(adapted.strategy, "step_ended", None)
-    whole = step_ended is not None or (recipe.checkpointing and is_trained(find_blocks(adapted.model)))
-    inputs = passes(adapted.model, whole)
+    inputs = passes(adapted.model, runs_whole(adapted, recipe))
     *_, last = fit(adapted.model, adapted.groups, inputs, recipe=recipe, step_ended=step_ended)
     loss = last.validation_loss
     finite = loss if loss is not None and math.isfinite(loss) else None
