@@ -150,6 +150,7 @@ def load_data(request: Request) -> Domains:
         request.target,
         request.shifts,
         names=(settings.dataset, settings.target),
+        classes=settings.classes,
         shift_text=request.shift_text,
         split=settings.split,
         data_dir=settings.data_dir,
@@ -245,7 +246,7 @@ def find_fits(request: Request, domains: Domains, seed: int) -> tuple[Fit, ...]:
     assert shots is not None
     if protocol.name == OVERLAPPING:
         return (Fit(overlapping_draw(labels.numbers, shots, sampling, seed)),)
-    if shots > (most := most_shots(labels.numbers)):
+    if shots > (most := most_shots(labels.numbers, sampling)):
         if "shots" in request.explicit:
             raise BadInput(
                 f"shots: {shots:,} images of each class are more than half of the pool of {len(labels):,}; set at most "

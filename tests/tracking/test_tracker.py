@@ -69,6 +69,7 @@ def test_params(tracked: Tracked) -> None:
         "batch_size": "32",
         "optimizer": "adam",
         "weight_decay": "0.0",
+        "class_weights": "none",
         "evaluate_shifted": "epoch",
         "device": "cpu",
         "precision": "fp32",
