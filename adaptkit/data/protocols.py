@@ -109,12 +109,17 @@ class Labels:
         return Labels(self.numbers[positions], self.classes, groups)
 
 
+def class_counts(numbers: Tensor, classes: Sequence[str]) -> tuple[int, ...]:
+    """Return the number of images of each class."""
+    return tuple(torch.bincount(numbers.cpu(), minlength=len(classes)).tolist())
+
+
 def fold_numbers(labels: Labels, folds: int, seed: int) -> Tensor:
     """Return the number of the fold, from 0, in which each image is evaluated, int64 `[n]`.
 
     Each class has its share of each fold; images of a group are in one fold. Raises BadInput if that is not possible.
     """
-    counts = torch.bincount(labels.numbers, minlength=len(labels.classes)).tolist()
+    counts = class_counts(labels.numbers, labels.classes)
     if single := [name for name, count in zip(labels.classes, counts, strict=True) if count == 1]:
         which = "class" if len(single) == 1 else "each of the classes"
         raise BadInput(f"folds: {which} {listed([repr(name) for name in single])} has one image; two are needed")
@@ -310,7 +315,7 @@ def inner_division(labels: Labels, seed: int) -> tuple[Tensor, Tensor]:
 
 def small_classes(labels: Labels, folds: int) -> str | None:
     """Return a notice about classes with fewer images than folds, or None."""
-    counts = torch.bincount(labels.numbers, minlength=len(labels.classes)).tolist()
+    counts = class_counts(labels.numbers, labels.classes)
     few = [f"{name!r} ({count})" for name, count in zip(labels.classes, counts, strict=True) if count < folds]
     if not few:
         return None

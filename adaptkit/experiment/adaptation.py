@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import load_adapter, save_adapter
-from adaptkit.data.protocols import Fit
+from adaptkit.data.protocols import Fit, class_counts
 from adaptkit.errors import BASE_HINT, AdaptkitError, RunFailed, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.base import obtain_base
@@ -34,6 +34,7 @@ from adaptkit.experiment.measurement import (
 from adaptkit.experiment.outcome import BaseSummary, RunOutcome, RunSummary
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
+from adaptkit.experiment.run_warnings import run_warnings
 from adaptkit.names import (
     ADAPTER_CARD_FILE,
     ADAPTER_FOLDER,
@@ -48,6 +49,7 @@ from adaptkit.names import (
     TIME_INFERENCE_RATIO,
     TIMING_TAG,
     TUNING_FILE,
+    WARNINGS_TAG,
 )
 from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.seeds import derive_seed
@@ -93,7 +95,8 @@ class TrainedModel:
 class AdaptationRun:
     """One adaptation run: for each of its trainings, train, save the adapter, load it onto a fresh base, and evaluate.
 
-    `epochs` receives the record of each epoch; with several trainings, the means.
+    `epochs` receives the record of each epoch; with several trainings, the means. `warnings` receives signs that the
+    run has not learned.
     """
 
     stage: Stage
@@ -105,6 +108,7 @@ class AdaptationRun:
     config: str
     folder: Path
     epochs: list[Epoch]
+    warnings: list[str]
 
     def execute(self) -> dict[str, float]:
         """Make the run, notify the plugins of its result, and return its metrics."""
@@ -307,6 +311,16 @@ class AdaptationRun:
             | inference
             | by_severity
         )
+        trained = [class_counts(domains.labels.numbers[fit.train], domains.classes) for fit in fits]
+        self.warnings.extend(
+            run_warnings(
+                self.epochs,
+                predictions["shifted"],
+                classes=domains.classes,
+                trained=[round(sum(counts) / len(fits)) for counts in zip(*trained, strict=True)],
+                balanced=experiment.request.settings.class_weights == "balanced",
+            )
+        )
         return RunResult(
             metrics=metrics,
             epochs=tuple(self.epochs),
@@ -317,8 +331,10 @@ class AdaptationRun:
                 ADAPTER_SHA256_TAG: sha256_of(results[0].files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: results[0].prefix,
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
+                **({WARNINGS_TAG: "\n".join(self.warnings)} if self.warnings else {}),
             },
             files=artifacts,
+            warnings=tuple(self.warnings),
             samples={name: images[:8].cpu() for name, (images, _) in experiment.tests.items()},
         )
 
@@ -352,6 +368,7 @@ def adapt_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
     request = stage.experiment.request
     config = request.config_text(request.run_params(arm, seed))
     epochs: list[Epoch] = []
+    warnings: list[str] = []
     with recoverable(stage.recovery, start, config, base_fingerprint=stage.base.fingerprint) as recovery:
 
         def adapt_and_evaluate() -> dict[str, float]:
@@ -366,10 +383,12 @@ def adapt_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
                     config=config,
                     folder=Path(folder),
                     epochs=epochs,
+                    warnings=warnings,
                 )
                 return run.execute()
 
-        return stage.attempt(start, adapt_and_evaluate, arm=arm, seed=seed, epochs=epochs)
+        record = stage.attempt(start, adapt_and_evaluate, arm=arm, seed=seed, epochs=epochs)
+        return dataclasses.replace(record, warnings=tuple(warnings))
 
 
 def _accuracies_of_base(stage: Stage) -> dict[str, float]:

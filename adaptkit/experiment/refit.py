@@ -17,7 +17,7 @@ from adaptkit.contracts import Images
 from adaptkit.data.columns import GROUP
 from adaptkit.data.domains import Domains
 from adaptkit.data.pixels import joined
-from adaptkit.data.protocols import Labels
+from adaptkit.data.protocols import Labels, class_counts
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.adaptation import HIDDEN_STATE
 from adaptkit.experiment.description import adapter_card, describe_run
@@ -25,6 +25,7 @@ from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
 from adaptkit.experiment.inputs import TRIED, ModelInputs
 from adaptkit.experiment.measurement import MERGED, merged, parameters, require_same
 from adaptkit.experiment.outcome import Expectation, RunSummary
+from adaptkit.experiment.run_warnings import run_warnings
 from adaptkit.experiment.stage import Stage, init_seed
 from adaptkit.names import (
     ADAPTER_CARD_FILE,
@@ -50,6 +51,7 @@ from adaptkit.names import (
     TIMING_TAG,
     TRIAL_KEY_TAG,
     TUNING_FILE,
+    WARNINGS_TAG,
 )
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
@@ -251,6 +253,13 @@ class Refit:
             metrics[TIME_TUNING_SECONDS] = self.tunings[0].seconds
             artifacts[TUNING_FILE] = self.folder / TUNING_FILE
             artifacts[TUNING_FILE].write_text(tuning_text(arm, self.tunings), encoding="utf-8")
+        warnings = run_warnings(
+            self.epochs,
+            None,
+            classes=self.labelled.classes,
+            trained=class_counts(self.labelled.labels, self.labelled.classes),
+            balanced=recipe.balanced,
+        )
         result = RunResult(
             metrics=metrics,
             epochs=tuple(self.epochs),
@@ -261,8 +270,10 @@ class Refit:
                 ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: passes.frozen_prefix,
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
+                **({WARNINGS_TAG: "\n".join(warnings)} if warnings else {}),
             },
             files=artifacts,
+            warnings=warnings,
         )
         notify("adaptkit_run_ended", run=self.start, result=result, model=reloaded.model)
         return dict(metrics)
