@@ -191,9 +191,7 @@ def few_evaluated(domains: Domains) -> list[str]:
     """Return a notice about classes with too few evaluated images for a verdict about them, if there are any."""
     counts = zip(domains.classes, class_counts(domains.shifted_test.labels, domains.classes), strict=True)
     few = [f"{name!r} ({count})" for name, count in counts if count < FEW]
-    return (
-        [f"evaluation: {listed(few)}: fewer than {FEW} images; results for such classes are uncertain"] if few else []
-    )
+    return [f"evaluation: {listed(few)}: fewer than {FEW} images, so results for them are uncertain"] if few else []
 
 
 def checkpointing_notices(request: Request, model: nn.Module) -> list[str]:

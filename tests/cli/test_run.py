@@ -68,7 +68,10 @@ def test_results_and_progress(cli: Cli, own_folder: Path) -> None:
     lines = result.stderr.splitlines()
     assert lines[0] == "Source   mnist5k: 200 training, 100 test"
     assert lines[1] == "Target   mnist5k under rotate=45,noise=0.3: 50 training (drawn from 100), 100 test"
-    assert [line.split("]")[0] for line in lines if line.startswith("[") and "base" not in line] == [
+    assert lines[2] == (
+        "Classes  10 with 5 images each in a training, 10 evaluated; always answering 0 is right for 10.0 %"
+    )
+    assert [line.split("] epoch")[0] for line in lines if "] epoch" in line and "base" not in line] == [
         f"[{name} seed={seed}" for seed in (0, 1) for name in ("lora", "head") for _ in range(2)
     ]
     assert "\x1b" not in result.stdout + result.stderr
