@@ -293,15 +293,15 @@ def load_domains(
     image_size: int | None = None,
     wanted: Wanted | None = None,
     names: tuple[str | None, str | None] = (None, None),
-    classes: tuple[str, ...] | None = None,
+    wanted_classes: tuple[str, ...] | None = None,
 ) -> Domains:
     """Return the source, the pool and the test sets; equal settings give equal bits.
 
     `names` are the names of data set and target from the user, if they differ from the names of the classes. Without a
     target, the pool and the target test set come from the data set. Without a data set, all images come from the
-    target. `classes` are those to use, in their order; None for all. The source and the source test set do not depend
-    on target and shifts, so that experiments share a base. `reading` determines how image files without a fixed size
-    are read. If `image_size` is set, all images are resized to it. Raises BadInput if that fails.
+    target. `wanted_classes` are those to use, in this order; None for all. The source and the source test set do not
+    depend on target and shifts, so that experiments share a base. `reading` determines how image files without a fixed
+    size are read. If `image_size` is set, all images are resized to it. Raises BadInput if that fails.
     """
     name, target_name = (
         title or getattr(published, "name", "none") for title, published in zip(names, (dataset, target), strict=True)
@@ -316,7 +316,7 @@ def load_domains(
         corpus = load_checked(published, data_dir, reading=size, name=title)
         return corpus if image_size is None else resized(corpus, image_size)
 
-    loaded = restricted(_both(load, (dataset, name), (target, target_name)), (name, target_name), classes)
+    loaded = restricted(_both(load, (dataset, name), (target, target_name)), (name, target_name), wanted_classes)
     corpus, foreign = grouped_by(split.group, loaded)
     protocol = choose_protocol(
         wanted := wanted or Wanted(OVERLAPPING, shots=1),

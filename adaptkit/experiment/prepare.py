@@ -154,7 +154,7 @@ def load_data(request: Request) -> Domains:
         request.target,
         request.shifts,
         names=(settings.dataset, settings.target),
-        classes=settings.classes,
+        wanted_classes=settings.classes,
         shift_text=request.shift_text,
         split=settings.split,
         data_dir=settings.data_dir,

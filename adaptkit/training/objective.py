@@ -18,7 +18,8 @@ def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Te
     if weights is None:
         return nn.functional.cross_entropy(logits.float(), labels)
     # Not divided by the sum of the weights: in a batch of one class, the weight of the class would have no effect.
-    return (nn.functional.cross_entropy(logits.float(), labels, reduction="none") * weights).mean()
+    losses: Tensor = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return losses.mul(weights).mean()
 
 
 def balanced_weights(labels: Tensor) -> Tensor:

@@ -241,7 +241,9 @@ def test_dry_run(cli: Cli, own_folder: Path) -> None:
     assert lines[7].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.005"]
     assert lines[8].split() == ["full", "421,642", "1,290", "0", "420,352", "100.00", "%", "0.001"]
     assert lines[9] == "trainable = head + adapter (added) + base; size of the base: 421,642"
-    assert lines[10].startswith("Estimated time: ") and lines[10].endswith("of training and evaluation on this machine.")
+    assert lines[10].startswith("Estimated time: ") and lines[10].endswith(
+        "of training and evaluation on this machine."
+    )
     assert result.stderr == ""
     assert not cache.exists() and list(own_folder.iterdir()) == []
     again = json.loads(cli("run", "-s", "lora", *TINY, "--set", "base.seed=77", "--dry-run", "--json").stdout)

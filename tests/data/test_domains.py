@@ -438,7 +438,7 @@ def load(dataset, target=None, shifts=SHIFTS, shift_text="rotate=45,noise=0.3", 
         shift_text=shift_text,
         split=SplitSettings(**split),
         data_dir=Path("unused"),
-        classes=classes,
+        wanted_classes=classes,
     )
 
 
