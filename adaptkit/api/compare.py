@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptkit.comparison.findings import Comparison, Comparisons
-from adaptkit.comparison.metrics import DEFAULT_METRIC
 from adaptkit.errors import BadInput
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from adaptkit.plugins.manager import Plugins
 
 
 def compare(
@@ -20,8 +21,9 @@ def compare(
     *,
     experiment: str | None = None,
     where: str | None = None,
-    metric: str = DEFAULT_METRIC,
+    metric: str | Sequence[str] | None = None,
     margin: float | None = None,
+    plugins: Iterable[str | Path | object] = (),
     report: str | Path | None = None,
     tracking_uri: str | None = None,
     track: bool = True,
@@ -38,11 +40,14 @@ def compare(
         MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID, else "adaptkit".
     where : str, optional
         Condition in MLflow's filter language, such as "strategy != 'scratch'".
-    metric : str, optional
-        Metric to compare. Default: the target accuracy.
+    metric : str or sequence of str, optional
+        Metrics to compare by: "balanced_accuracy" and the like (`adaptkit metrics` lists them), or names in MLflow such
+        as "final/retention". The first decides, and the others are shown. Default: those of the runs.
     margin : float, optional
         Difference within which strategies are tied, in points (in the unit of the metric if it is not an accuracy).
         Default: 1 point.
+    plugins : iterable of path or object, optional
+        Plugin files, or objects with hooks, that provide metrics.
     report : path, optional
         Folder for a report of the comparison.
     tracking_uri : str, optional
@@ -67,13 +72,16 @@ def compare(
     ...     print(comparison.sentences[-1])
     This holds for this base, ...
     """
+    from adaptkit.models.trained import given_plugins
+
     comparisons = judge_tracked(
         (runs,) if isinstance(runs, str) else tuple(runs),
         experiment=experiment,
         where=where,
-        metric=metric,
+        metrics=(metric,) if isinstance(metric, str) else tuple(metric or ()),
         margin=margin,
         tracking_uri=tracking_uri,
+        plugins=given_plugins(plugins),
     )
     publish(comparisons, report=None if report is None else Path(report), tracking_uri=tracking_uri, track=track)
     return comparisons
@@ -84,17 +92,21 @@ def judge_tracked(
     *,
     experiment: str | None = None,
     where: str | None = None,
-    metric: str = DEFAULT_METRIC,
+    metrics: Sequence[str] = (),
     margin: float | None = None,
     tracking_uri: str | None = None,
+    plugins: Plugins | None = None,
     curves: bool = True,
     alone: bool = False,
 ) -> Comparisons:
     """Read runs from a store and compare them; their histories are read only with `curves`.
 
+    `plugins` provide the metrics; None: only the built-in ones.
+
     Raises BadInput if no two strategies can be compared, unless `alone` allows comparisons of a single strategy.
     """
     from adaptkit.comparison.judge import judge_runs, require_pairs
+    from adaptkit.comparison.metrics import find_measures
     from adaptkit.tracking.reader import open_reader
     from adaptkit.tracking.store import experiment_name
 
@@ -108,7 +120,7 @@ def judge_tracked(
         raise BadInput(f"no adaptation runs in {searched} of {reader.address.shown}: `adaptkit run -s NAME` makes one")
     if curves:
         runs = reader.with_curves(runs)
-    comparisons = judge_runs(runs, metric=metric, margin=margin)
+    comparisons = judge_runs(runs, metrics=metrics, margin=margin, measures=find_measures(plugins))
     if not alone:
         require_pairs(comparisons)
     return comparisons

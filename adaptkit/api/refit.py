@@ -220,7 +220,9 @@ def choose(runs: RunFinder, request: RefitRequest) -> Choice:
         run_ids = [name for name in named.tags.get(COMPARED_RUNS_TAG, "").split(",") if name]
         if not run_ids:
             raise BadInput(f"{named.title} has no runs to choose from")
-    comparisons = judge_tracked(run_ids, tracking_uri=request.tracking_uri, curves=False, alone=True)
+    comparisons = judge_tracked(
+        run_ids, tracking_uri=request.tracking_uri, plugins=request.plugins, curves=False, alone=True
+    )
     if len(comparisons) != 1:
         raise BadInput(f"{named.title} holds {len(comparisons)} comparisons: name one of its runs")
     (comparison,) = comparisons
@@ -234,7 +236,9 @@ def choose(runs: RunFinder, request: RefitRequest) -> Choice:
 def _of_run(stored: StoredRun, request: RefitRequest) -> Choice:
     parent = stored.tags.get(PARENT_TAG)
     named = [parent or stored.run_id]
-    for comparison in judge_tracked(named, tracking_uri=request.tracking_uri, curves=False, alone=True):
+    for comparison in judge_tracked(
+        named, tracking_uri=request.tracking_uri, plugins=request.plugins, curves=False, alone=True
+    ):
         for arm in comparison.arms:
             if any(run.run_id == stored.run_id for run in arm.runs):
                 if request.strategy not in (None, arm.name, arm.strategy):

@@ -264,7 +264,9 @@ def _continued(
                 done=group.done,
             )
         outcome = with_ids(outcome, tracker)
-        comparisons = _judged(outcome, store) if is_group or group.done else judge_outcome(outcome, collector)
+        comparisons = (
+            _judged(outcome, store, plugins) if is_group or group.done else judge_outcome(outcome, collector, plugins)
+        )
         ended = close_group(outcome, comparisons, tracker=tracker, report=report if is_group else request.report)
     if not record.refit:
         interrupted.claim.discard()
@@ -280,11 +282,12 @@ def _continued(
     return ended, recovery
 
 
-def _judged(outcome: RunOutcome, store: Store) -> Comparisons:
+def _judged(outcome: RunOutcome, store: Store, plugins: Plugins) -> Comparisons:
     """Compare all runs of a command, including those that finished before the interruption."""
     if all(run.status != "finished" for run in outcome.runs):
         return Comparisons()
-    return judge_tracked([run.run_id for run in outcome.runs if run.run_id], tracking_uri=store.uri, alone=True)
+    done = [run.run_id for run in outcome.runs if run.run_id]
+    return judge_tracked(done, tracking_uri=store.uri, plugins=plugins, alone=True)
 
 
 def _require_base(

@@ -71,6 +71,7 @@ def run(
     classes: str | Sequence[str] | None = None,
     shift: str | Mapping[str, float] | None = None,
     severity: str | float | Sequence[float] | None = None,
+    metric: str | Sequence[str] | None = None,
     backbone: str | nn.Module | None = None,
     weights: str | Path | None = None,
     image_size: int | None = None,
@@ -133,6 +134,9 @@ def run(
         Shift from source to target images, such as "rotate=45,noise=0.3" (default without a target) or {"rotate": 30}.
     severity : str, float or sequence of float, optional
         Multiples of the shift at which the final models are evaluated, such as [0.5, 1, 2].
+    metric : str or sequence of str, optional
+        Metrics to compare by; the first decides, and the others are shown. `adaptkit metrics` lists them. Default:
+        "accuracy", or "balanced_accuracy" if the largest class has more than three times the images of the smallest.
     backbone : str or torch.nn.Module, optional
         Architecture ("small_cnn" by default), or a model; a copy of it is trained.
     weights : str or path, optional
@@ -289,7 +293,7 @@ def _run(request: RunRequest, watch: Watch) -> tuple[RunOutcome, Recovery | None
                     feature_cache=request.feature_cache,
                     notice=notice,
                 )
-            comparisons = judge_outcome(outcome, collector)
+            comparisons = judge_outcome(outcome, collector, request.plugins)
             if request.report is not None:
                 report_files(comparisons, request.report, request.report)
             return dataclasses.replace(outcome, comparisons=comparisons), None
@@ -329,7 +333,7 @@ def _run(request: RunRequest, watch: Watch) -> tuple[RunOutcome, Recovery | None
                 )
                 outcome = with_ids(outcome, tracker)
                 recorded = close_group(
-                    outcome, judge_outcome(outcome, collector), tracker=tracker, report=request.report
+                    outcome, judge_outcome(outcome, collector, request.plugins), tracker=tracker, report=request.report
                 )
         return recorded, recovery
 
@@ -344,12 +348,14 @@ def with_ids(outcome: RunOutcome, tracker: Tracker) -> RunOutcome:
     return dataclasses.replace(outcome, runs=tuple(runs))
 
 
-def judge_outcome(outcome: RunOutcome, collector: Collector) -> Comparisons:
+def judge_outcome(outcome: RunOutcome, collector: Collector, plugins: Plugins) -> Comparisons:
     """Compare the strategies of an experiment; the result is empty if no run has finished."""
     from adaptkit.comparison.judge import judge_runs
+    from adaptkit.comparison.metrics import find_measures
 
     runs = collector.runs({f"{run.label} seed={run.seed}": run.run_id for run in outcome.runs})
-    return judge_runs(runs) if any(run.status == "finished" for run in runs) else Comparisons()
+    is_any = any(run.status == "finished" for run in runs)
+    return judge_runs(runs, measures=find_measures(plugins)) if is_any else Comparisons()
 
 
 def close_group(outcome: RunOutcome, comparisons: Comparisons, tracker: Tracker, report: Path | None) -> RunOutcome:

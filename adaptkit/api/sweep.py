@@ -17,6 +17,7 @@ from adaptkit.comparison.findings import Comparisons
 from adaptkit.experiment.base_cache import usable_base
 from adaptkit.experiment.outcome import RunSummary
 from adaptkit.names import FINAL_SHIFTED_ACCURACY, SWEEP_FILE
+from adaptkit.plugins.manager import Plugins
 from adaptkit.sweeps.engines.engine import connected, store_notices
 from adaptkit.sweeps.engines.tasks import EngineSettings, Task, Tell, ignore
 from adaptkit.sweeps.engines.worker import Place, Work
@@ -88,6 +89,7 @@ def sweep(
     classes: str | Sequence[str] | None = None,
     shift: str | Mapping[str, float] | None = None,
     severity: str | float | Sequence[float] | None = None,
+    metric: str | Sequence[str] | None = None,
     backbone: str | nn.Module | None = None,
     weights: str | Path | None = None,
     image_size: int | None = None,
@@ -142,8 +144,8 @@ def sweep(
         Run trials again that failed earlier.
     report : path, optional
         Folder for a report of the comparison.
-    options, preset, config, settings, dataset, target, classes, shift, severity, backbone, weights, image_size, \
-    skip_bad_images, augment, bn, seeds, protocol, folds, keep_folds, shots, \
+    options, preset, config, settings, dataset, target, classes, shift, severity, metric, backbone, weights, \
+    image_size, skip_bad_images, augment, bn, seeds, protocol, folds, keep_folds, shots, \
     epochs, lr, batch_size, optimizer, weight_decay, class_weights, evaluate_shifted, \
     device, precision, checkpointing, data_dir, experiment, plugins, tracking_uri, refresh_base, feature_cache
         As in `adaptkit.run`.
@@ -261,7 +263,7 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
                 outcome = SweepOutcome(
                     trials=trials,
                     parent_run_id=group.run_id,
-                    comparisons=judge_trials(trials, store),
+                    comparisons=judge_trials(trials, store, request.plugins),
                     **store_fields(store),
                 )
                 with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
@@ -309,10 +311,10 @@ def _new_record(trial: PlannedTrial, run: RunSummary) -> SweepTrial:
     return _record(trial, run.status, run_id=run.run_id, accuracy=accuracy, error=run.error)
 
 
-def judge_trials(records: Sequence[SweepTrial], store: Store) -> Comparisons:
+def judge_trials(records: Sequence[SweepTrial], store: Store, plugins: Plugins) -> Comparisons:
     """Compare the finished trials in the store; the result is empty if there are none."""
     done = [record.run_id for record in records if record.status in ("finished", "found") and record.run_id]
-    return judge_tracked(done, tracking_uri=store.uri, alone=True) if done else Comparisons()
+    return judge_tracked(done, tracking_uri=store.uri, plugins=plugins, alone=True) if done else Comparisons()
 
 
 def store_fields(store: Store) -> dict[str, Any]:

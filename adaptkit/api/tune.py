@@ -105,6 +105,7 @@ def tune(
     classes: str | Sequence[str] | None = None,
     shift: str | Mapping[str, float] | None = None,
     severity: str | float | Sequence[float] | None = None,
+    metric: str | Sequence[str] | None = None,
     backbone: str | nn.Module | None = None,
     weights: str | Path | None = None,
     image_size: int | None = None,
@@ -161,8 +162,8 @@ def tune(
         Seeds of the runs with the best values; none of them may be a tuning seed. Default: "1-5".
     report : path, optional
         Folder for a report of the comparison.
-    options, preset, config, settings, dataset, target, classes, shift, severity, backbone, weights, image_size, \
-    skip_bad_images, augment, bn, protocol, folds, keep_folds, shots, \
+    options, preset, config, settings, dataset, target, classes, shift, severity, metric, backbone, weights, \
+    image_size, skip_bad_images, augment, bn, protocol, folds, keep_folds, shots, \
     epochs, lr, batch_size, optimizer, weight_decay, class_weights, evaluate_shifted, device, \
     precision, checkpointing, data_dir, experiment, plugins, tracking_uri, refresh_base, feature_cache
         As in `adaptkit.run`.
@@ -314,7 +315,7 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
                     strategies=tuned,
                     runs=trials,
                     parent_run_id=group.run_id,
-                    comparisons=judge_trials(trials, store),
+                    comparisons=judge_trials(trials, store, request.plugins),
                     **store_fields(store),
                 )
                 _close(outcome, group, request.report)

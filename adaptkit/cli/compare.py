@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import FolderType, progress_options, store_option
+from adaptkit.cli.options import FolderType, plugin_option, progress_options, store_option
 from adaptkit.errors import BadInput
-from adaptkit.names import FINAL_SHIFTED_ACCURACY, REPORT_FILE
+from adaptkit.names import REPORT_FILE
+from adaptkit.plugins.loading import load_plugins
 from adaptkit.system.signals import interruptible
 
 
@@ -24,7 +25,11 @@ from adaptkit.system.signals import interruptible
     metavar="CONDITION",
     help="Compare only runs that match an MLflow filter, e.g. \"lr = '0.001'\"; plain names are parameters.",
 )
-@click.option("--metric", metavar="NAME", help=f"Metric to compare.  [default: {FINAL_SHIFTED_ACCURACY}]")
+@click.option(
+    "--metric",
+    metavar="NAME,...",
+    help="Metrics to compare by; the first decides. See `adaptkit metrics`.  [default: those of the runs]",
+)
 @click.option(
     "--margin", type=float, metavar="X", help="Largest difference that counts as a tie, in points.  [default: 1]"
 )
@@ -32,6 +37,7 @@ from adaptkit.system.signals import interruptible
     "--output", "--report", type=FolderType(), metavar="DIR", help="Write the report and its figures to this folder."
 )
 @store_option
+@plugin_option
 @click.option("--no-track", is_flag=True, help="Do not record the comparison in MLflow.")
 @progress_options
 def compare(
@@ -42,6 +48,7 @@ def compare(
     margin: float | None,
     output: Path | None,
     tracking_uri: str | None,
+    plugin: tuple[str, ...],
     no_track: bool,
     as_json: bool,
     quiet: bool,
@@ -61,7 +68,6 @@ def compare(
     from adaptkit.cli.views.console import messages, print_json, print_line
     from adaptkit.cli.views.console import output as results
     from adaptkit.cli.views.results import print_findings
-    from adaptkit.comparison.metrics import DEFAULT_METRIC
     from adaptkit.tracking.address import resolve
 
     problems = [
@@ -75,14 +81,17 @@ def compare(
         problems.append(f"--margin: must be at least 0, not {margin:g}")
     if problems:
         raise BadInput(*problems)
+    plugins = load_plugins(plugin)
+    plugins.require_sound()
     with interruptible():
         findings = judge_tracked(
             run_ids,
             experiment=experiment,
             where=where,
-            metric=metric or DEFAULT_METRIC,
+            metrics=tuple(name.strip() for name in (metric or "").split(",") if name.strip()),
             margin=margin,
             tracking_uri=tracking_uri,
+            plugins=plugins,
             curves=output is not None or not no_track,
         )
         if as_json:

@@ -179,6 +179,11 @@ recipe_options = bundle(
         metavar="K|by:COLUMN",
         help="Cross-validation with K folds, or with one value of a column held out at a time.  [default: 5]",
     ),
+    click.option(
+        "--metric",
+        metavar="NAME,...",
+        help="Metrics to compare by; the first decides. See `adaptkit metrics`.  [default: chosen by the data]",
+    ),
     click.option("--keep-folds", is_flag=True, help="Keep the adapters of all folds, also above 50 MB."),
     click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10]"),
     click.option("--lr", metavar="X", help="Learning rate of adaptation.  [default: the strategy's]"),
@@ -237,7 +242,7 @@ engine_options = bundle(
 #: settings that have an option of the same name
 SETTING_OPTIONS = (
     "preset", "dataset", "target", "classes", "shift", "backbone", "weights", "image_size", "augment", "bn",
-    "skip_bad_images", "protocol", "folds", "keep_folds",
+    "skip_bad_images", "protocol", "folds", "keep_folds", "metric",
     "epochs", "lr", "batch_size", "class_weights", "data_dir", "device", "precision", "experiment", "severity",
 )  # fmt: skip
 

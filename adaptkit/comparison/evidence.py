@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy
 
@@ -16,11 +16,11 @@ from adaptkit.comparison.inference import (
     infer_given,
     infer_runs,
 )
-from adaptkit.comparison.metrics import BASE_RELATIVE, TEST_SETS
+from adaptkit.comparison.metrics import ACCURACIES, BASE_RELATIVE, Measures, find_measures
 from adaptkit.comparison.records import ComparedRun, Estimate
-from adaptkit.comparison.scores import Integers, Scored, macro_f1_score, mean_score
+from adaptkit.comparison.scores import Answers, Integers, Scored, mean_score, right, score
 from adaptkit.events import Predictions
-from adaptkit.names import DIVISION_TAG, FINAL_SHIFTED_ACCURACY, FINAL_SHIFTED_MACRO_F1, HELD_OUT_TAG
+from adaptkit.names import DIVISION_TAG, FINAL_SHIFTED_ACCURACY, HELD_OUT_TAG
 from adaptkit.settings.request import OVERLAPPING
 
 #: the scores of a run: one, or one for each fit if every fit is evaluated on the same test images
@@ -31,20 +31,26 @@ Scores = tuple[Scored, ...]
 class Design:
     """How the runs of a comparison use labels: the protocol and its folds, and the number of groups of images.
 
-    `held_out` are the values of the column whose values are held out, in the order of the folds.
+    `held_out` are the values of the column whose values are held out, in the order of the folds. `measures` are the
+    metrics that are computed from predictions.
     """
 
     protocol: str
     folds: int
     groups: int | None
     held_out: tuple[str, ...]
+    measures: Measures = field(repr=False)
+
+    def tested_on(self, key: str) -> str | None:
+        """Return the test set whose predictions determine a metric; None for other metrics."""
+        return "shifted" if key in self.measures else ACCURACIES.get(key)
 
     def repeats(self, runs: Sequence[object]) -> bool:
         """Return whether training is repeated with other images or seeds, so that a verdict is about strategies."""
         return self.protocol == "folds" or len(runs) > 1
 
 
-def find_design(run: ComparedRun) -> Design:
+def find_design(run: ComparedRun, measures: Measures | None = None) -> Design:
     """Return the design of the comparison that a run is a part of."""
     target = run.predictions["shifted"]
     return Design(
@@ -52,6 +58,7 @@ def find_design(run: ComparedRun) -> Design:
         folds=0 if target.fold is None else int(target.fold.max()) + 1,
         groups=None if target.groups is None else len(set(target.groups)),
         held_out=tuple(json.loads(run.tags.get(HELD_OUT_TAG, "[]"))),
+        measures=find_measures() if measures is None else measures,
     )
 
 
@@ -60,20 +67,24 @@ def score_run(run: ComparedRun, key: str, design: Design, *, domain: int | None 
 
     With `domain`, only images of this fold count.
     """
-    if key not in TEST_SETS:
+    test = design.tested_on(key)
+    if test is None:
         return None
-    predictions = run.predictions[TEST_SETS[key]]
-    classes = len(run.classes)
+    predictions = run.predictions[test]
+    parts: list[tuple[Predictions, Integers | None]]
     if domain is not None:
-        return (_score(_rows(predictions, domain), key, classes, units=None),)
-    if predictions.fold is not None and TEST_SETS[key] == "clean":
-        folds = range(int(predictions.fold.max()) + 1)
-        return tuple(_score(_rows(predictions, fold), key, classes, units=None) for fold in folds)
-    return (_score(predictions, key, classes, units=_units(predictions, design)),)
+        parts = [(_rows(predictions, domain), None)]
+    elif predictions.fold is not None and test == "clean":
+        parts = [(_rows(predictions, fold), None) for fold in range(int(predictions.fold.max()) + 1)]
+    else:
+        parts = [(predictions, _units(predictions, design))]
+    scored = [_score(part, key, len(run.classes), design, units=units) for part, units in parts]
+    found = tuple(one for one in scored if one is not None)
+    return found if len(found) == len(parts) else None
 
 
 def _rows(predictions: Predictions, fold: int) -> Predictions:
-    """Return the predictions of one fold, without ids and probabilities."""
+    """Return the predictions of one fold, without ids."""
     rows = predictions.fold == fold
     base = predictions.base_predicted
     return Predictions(
@@ -82,6 +93,8 @@ def _rows(predictions: Predictions, fold: int) -> Predictions:
         predicted=predictions.predicted[rows],
         confidence=predictions.confidence[rows],
         base_predicted=None if base is None else base[rows],
+        probabilities=None if predictions.probabilities is None else predictions.probabilities[rows],
+        groups=None if predictions.groups is None else tuple(numpy.array(predictions.groups)[rows].tolist()),
     )
 
 
@@ -100,13 +113,26 @@ def _folds_of_units(predictions: Predictions, design: Design) -> Integers:
     return folds if units is None else folds[numpy.unique(units, return_index=True)[1]]
 
 
-def _score(predictions: Predictions, key: str, classes: int, units: Integers | None) -> Scored:
-    if key == FINAL_SHIFTED_MACRO_F1:
-        return macro_f1_score(predictions.truth, predictions.predicted, classes=classes, units=units)
-    right = (predictions.predicted == predictions.truth).astype(float)
+def _score(predictions: Predictions, key: str, classes: int, design: Design, units: Integers | None) -> Scored | None:
+    answers = answers_of(predictions, classes)
+    if key not in ACCURACIES:
+        return score(design.measures[key], answers, units)
+    values = right(answers)
     if key in BASE_RELATIVE and predictions.base_predicted is not None:
-        right -= predictions.base_predicted == predictions.truth
-    return mean_score(right, units)
+        values -= predictions.base_predicted == predictions.truth
+    return mean_score(values, units)
+
+
+def answers_of(predictions: Predictions, classes: int) -> Answers:
+    """Return predictions in the form of which metrics compute scores."""
+    groups = predictions.groups
+    return Answers(
+        predicted=numpy.asarray(predictions.predicted, dtype=numpy.int64),
+        truth=numpy.asarray(predictions.truth, dtype=numpy.int64),
+        classes=classes,
+        probabilities=None if predictions.probabilities is None else numpy.asarray(predictions.probabilities, float),
+        groups=None if groups is None else numpy.unique(numpy.array(groups), return_inverse=True)[1],
+    )
 
 
 def subtract(a: Scores, b: Scores) -> Scores:
@@ -118,8 +144,8 @@ def infer(scores: Sequence[Scores], runs: Sequence[ComparedRun], key: str, desig
     """Estimate the mean score of runs, or the mean difference of `runs` and their partners, for new images."""
     rows = [row for one in scores for row in one]
     values, influence = [row.value for row in rows], numpy.stack([row.influence for row in rows])
-    resolution = 1 / _images(runs[0], key)
-    if design.protocol == "folds" and TEST_SETS[key] == "clean":
+    resolution = 1 / _images(runs[0], str(design.tested_on(key)))
+    if design.protocol == "folds" and design.tested_on(key) == "clean":
         return infer_fits(values, influence, folds=design.folds, resolution=resolution)
     if design.protocol == "folds":
         folds = [_folds_of_units(run.predictions["shifted"], design) for run in runs]
@@ -142,10 +168,10 @@ def covers_pools(runs: Sequence[ComparedRun]) -> bool:
     return len(divisions) > len(set(divisions))
 
 
-def _images(run: ComparedRun, key: str) -> int:
+def _images(run: ComparedRun, test: str) -> int:
     """Return the number of different images that are evaluated."""
-    predictions = run.predictions[TEST_SETS[key]]
-    is_repeated = predictions.fold is not None and TEST_SETS[key] == "clean"
+    predictions = run.predictions[test]
+    is_repeated = predictions.fold is not None and test == "clean"
     return int(numpy.sum(predictions.fold == 0)) if is_repeated else len(predictions.truth)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.comparison.records import ArmResult, Metric, PairResult
+from adaptkit.comparison.records import ArmResult, Constant, Metric, PairResult
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -75,6 +75,10 @@ class Comparison:
     number: int
     reason: str | None
     metric: Metric
+    #: further metrics that are shown
+    others: tuple[Metric, ...]
+    #: the best constant answer; None for metrics that are not computed from predictions on the target
+    constant: Constant | None
     margin: float
     ppt_constant: float
     arms: tuple[ArmResult, ...]
@@ -107,9 +111,12 @@ class Comparison:
     def best(self) -> ArmResult | None:
         """The strategy that is better than every other one, by the verdicts of `pairs`.
 
-        None if the runs do not show a single best strategy, because the leader is tied with another strategy or the
-        pair is undecided. If there is only one strategy, it is the best. `arms[0]` always has the best mean.
+        None if the runs do not show a single best strategy, because the leader is tied with another strategy, the pair
+        is undecided, or the leader is not shown to be better than the best constant answer. If there is only one
+        strategy, it is the best. `arms[0]` always has the best mean.
         """
+        if self.arms[0].beats_constant is False:
+            return None
         beaten = {pair.b for pair in self.pairs if pair.verdict == "better" and pair.a == self.arms[0].name}
         beaten |= {pair.a for pair in self.pairs if pair.verdict == "worse" and pair.b == self.arms[0].name}
         return self.arms[0] if len(beaten) == len(self.arms) - 1 else None
@@ -125,9 +132,11 @@ class Comparison:
         with_leader = {
             pair.b: (pair.verdict == "better", pair.low, pair.high) for pair in self.pairs if pair.a == leader.name
         }
+        if leader.beats_constant is False:
+            return None
         if self.best is not None or any(pair.only_models or pair.p is None for pair in self.pairs):
             return None
-        open_arms = [arm for arm in self.arms[1:] if not with_leader[arm.name][0]]
+        open_arms = [arm for arm in self.arms[1:] if not with_leader[arm.name][0] and arm.beats_constant is not False]
         chosen = min((leader, *open_arms), key=lambda arm: arm.trainable)
         if chosen is leader:
             return Choice(name=leader.name, best=leader.name, cost=leader.trainable, most_lost=0.0)
@@ -265,6 +274,9 @@ def _shallow(record: Comparison | PairResult) -> dict[str, Any]:
         return plain
     if record.robustness is not None:
         plain["robustness"] = dataclasses.asdict(record.robustness)
+    if record.constant is not None:
+        plain["constant"] = dataclasses.asdict(record.constant)
+    plain["others"] = [other.key for other in record.others]
     plain["best"] = None if record.best is None else record.best.name
     plain["choice"] = None if record.choice is None else dataclasses.asdict(record.choice)
     return plain

@@ -6,13 +6,24 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from adaptkit.comparison.classes import MOST_CONFUSION, class_f1, mean_confusion
-from adaptkit.comparison.evidence import Design, estimate_arm, estimate_cost, estimate_domains, find_design
+from adaptkit.comparison.constant import beating_constant, find_constant
+from adaptkit.comparison.evidence import Design, answers_of, estimate_arm, estimate_cost, estimate_domains, find_design
 from adaptkit.comparison.findings import Comparison, Comparisons
 from adaptkit.comparison.grouping import ArmRuns, RunGroup, group_runs
-from adaptkit.comparison.metrics import DEFAULT_MARGIN, DEFAULT_METRIC, DOMAINS, PPT_CONSTANT, find_metric
+from adaptkit.comparison.metrics import (
+    DEFAULT_MARGIN,
+    DEFAULT_METRIC,
+    DOMAINS,
+    PPT_CONSTANT,
+    Measures,
+    find_measures,
+    find_metric,
+    full_name,
+)
 from adaptkit.comparison.numbers import listed
 from adaptkit.comparison.pairs import dominators, judge_pairs
 from adaptkit.comparison.records import COSTS, ArmResult, ComparedRun, Estimate, Metric
+from adaptkit.comparison.scores import PROBABILISTIC
 from adaptkit.comparison.sentences import note_sentences, verdict_sentences
 from adaptkit.comparison.severity import judge_robustness, over_common
 from adaptkit.comparison.statistics import ppt
@@ -50,27 +61,40 @@ MORE_ARMS = "run another strategy with the same seeds, as in `adaptkit run -s fu
 def judge_runs(
     runs: Sequence[ComparedRun],
     *,
-    metric: str = DEFAULT_METRIC,
+    metrics: Sequence[str] = (),
     margin: float | None = None,
+    measures: Measures | None = None,
 ) -> Comparisons:
-    """Compare runs by a metric, and return one comparison for each group of comparable runs.
+    """Compare runs by metrics, and return one comparison for each group of comparable runs.
 
-    `margin` is the largest difference that counts as a tie, in points for accuracies, else in the metric's unit.
-    Raises BadInput if no run has finished, or if no run has the metric.
+    The first metric decides, and the others are shown; by default they are those that the runs were made with.
+    `margin` is the largest difference that counts as a tie, in points for shares, else in the metric's unit. `measures`
+    are the metrics of predictions; by default the built-in ones. Raises BadInput if no run has finished, or if no run
+    has the metric.
     """
     finished = [run for run in runs if run.status == "finished"]
     if not finished:
         counts = ", ".join(f"{run.name} ({run.status})" for run in runs)
         raise BadInput(f"no run has finished: {counts}" if counts else "no runs to compare")
-    chosen = find_metric(metric, finished)
+    known = find_measures() if measures is None else measures
+    names = metrics or recorded_metrics(finished[0].settings)
+    chosen, *others = (find_metric(full_name(name, known), finished, known) for name in dict.fromkeys(names))
     default = DEFAULT_MARGIN if chosen.scale == 100 else 0.0
     scaled = default if margin is None else margin / chosen.scale
-    groups, left_out = group_runs([_with_metric(run, metric) for run in runs])
+    complete = [_with_metrics(run, [chosen.key, *(other.key for other in others)], known) for run in runs]
+    groups, left_out = group_runs([_having(run, chosen.key) for run in complete])
     comparisons = tuple(
-        judge(group, number=number, metric=chosen, margin=scaled) for number, group in enumerate(groups, start=1)
+        judge(group, number=number, metric=chosen, others=others, margin=scaled, measures=known)
+        for number, group in enumerate(groups, start=1)
     )
     notes = tuple(f"{run.name} is left out: {run.reason}" for run in left_out)
     return Comparisons(comparisons=comparisons, notes=notes, left_out=left_out, trends=find_trends(comparisons))
+
+
+def recorded_metrics(settings: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the metrics that a run was made with: the first decides. Runs of earlier versions have the accuracy."""
+    recorded = settings.get("metric", "")
+    return tuple(recorded.split(",")) if recorded not in ("", "None") else (DEFAULT_METRIC,)
 
 
 def require_pairs(findings: Comparisons) -> None:
@@ -94,14 +118,17 @@ def require_pairs(findings: Comparisons) -> None:
     )
 
 
-def judge(group: RunGroup, *, number: int, metric: Metric, margin: float) -> Comparison:
-    """Judge one group of arms by a metric; `margin` is in the metric's own scale (a fraction for accuracies)."""
+def judge(
+    group: RunGroup, *, number: int, metric: Metric, others: Sequence[Metric], margin: float, measures: Measures
+) -> Comparison:
+    """Judge one group of arms by a metric; `margin` is in the metric's own scale (a fraction for shares)."""
     group = over_common(group, metric)
     runs = [run for arm in group.arms for run in arm.runs]
     _check_test_images(runs)
     sign = -1 if metric.higher_is_better else 1
-    design = find_design(runs[0])
-    arms = sorted((_arm_result(arm, metric, design) for arm in group.arms), key=lambda arm: sign * arm.score.mean)
+    design = find_design(runs[0], measures)
+    results = [_arm_result(arm, metric, others, design) for arm in group.arms]
+    arms = beating_constant(sorted(results, key=lambda arm: sign * arm.score.mean), metric, design)
     comparable = _timings_comparable(arms)
     pairs = judge_pairs(arms, metric, design, margin=margin, timings_comparable=comparable)
     dominated = dominators(arms, pairs, timings_comparable=comparable)
@@ -111,6 +138,8 @@ def judge(group: RunGroup, *, number: int, metric: Metric, margin: float) -> Com
         number=number,
         reason=group.reason,
         metric=metric,
+        others=tuple(others),
+        constant=find_constant(runs[0], metric, design),
         margin=margin,
         ppt_constant=PPT_CONSTANT,
         arms=tuple(arms),
@@ -132,13 +161,27 @@ def judge(group: RunGroup, *, number: int, metric: Metric, margin: float) -> Com
     return dataclasses.replace(comparison, sentences=verdict_sentences(comparison))
 
 
-def _with_metric(run: ComparedRun, metric: str) -> ComparedRun:
-    if run.status != "finished" or metric in run.metrics:
+def _with_metrics(run: ComparedRun, keys: Sequence[str], measures: Measures) -> ComparedRun:
+    """Return a finished run with these metrics, computed from its predictions where they are not recorded."""
+    if run.status != "finished":
         return run
-    return dataclasses.replace(run, status="incomplete", reason=f"has no metric {metric}")
+    computed = {}
+    for key in keys:
+        if (measure := measures.get(key)) is not None and key not in run.metrics:
+            answers = answers_of(run.predictions["shifted"], len(run.classes))
+            if answers.probabilities is not None or measure.name not in PROBABILISTIC:
+                computed[key] = answers.score(measure)
+    return dataclasses.replace(run, metrics={**run.metrics, **computed}) if computed else run
 
 
-def _arm_result(arm: ArmRuns, metric: Metric, design: Design) -> ArmResult:
+def _having(run: ComparedRun, key: str) -> ComparedRun:
+    """Return a run, as an incomplete one if it has finished without this metric."""
+    if run.status != "finished" or key in run.metrics:
+        return run
+    return dataclasses.replace(run, status="incomplete", reason=f"has no metric {key}")
+
+
+def _arm_result(arm: ArmRuns, metric: Metric, others: Sequence[Metric], design: Design) -> ArmResult:
     def reached(key: str) -> Estimate:
         return estimate_arm(arm.runs, key, design)
 
@@ -156,6 +199,8 @@ def _arm_result(arm: ArmRuns, metric: Metric, design: Design) -> ArmResult:
         settings=arm.settings,
         seeds=tuple(run.seed for run in arm.runs),
         score=reached(metric.key),
+        others={other.key: reached(other.key) for other in others if all(other.key in run.metrics for run in arm.runs)},
+        beats_constant=None,
         shifted=reached(FINAL_SHIFTED_ACCURACY),
         gain=of_source(FINAL_GAIN),
         clean=of_source(FINAL_TEST_ACCURACY),

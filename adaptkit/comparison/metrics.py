@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from adaptkit.comparison.records import ComparedRun, Metric
-from adaptkit.errors import BadInput, suggestion
+from adaptkit.contracts import Metric as Measure
+from adaptkit.errors import BadInput
+from adaptkit.metrics.classification import adaptkit_metrics
 from adaptkit.names import (
     FAMILY_FINAL,
     FAMILY_MEMORY,
@@ -16,6 +18,7 @@ from adaptkit.names import (
     FINAL_BASE_TEST_ACCURACY,
     FINAL_GAIN,
     FINAL_RETENTION,
+    FINAL_SHIFTED,
     FINAL_SHIFTED_ACCURACY,
     FINAL_SHIFTED_MACRO_F1,
     FINAL_TEST_ACCURACY,
@@ -33,6 +36,7 @@ from adaptkit.names import (
     TIME_INFERENCE_RATIO,
     TIME_TRAIN_SECONDS,
 )
+from adaptkit.plugins.manager import Plugins
 
 DEFAULT_METRIC = FINAL_SHIFTED_ACCURACY
 #: one point, for accuracies; other metrics have no default margin
@@ -41,9 +45,7 @@ DEFAULT_MARGIN = 0.01
 PPT_CONSTANT = 1e7
 
 LABELS = {
-    FINAL_SHIFTED_ACCURACY: "target accuracy",
     FINAL_TEST_ACCURACY: "source accuracy",
-    FINAL_SHIFTED_MACRO_F1: "target macro F1",
     FINAL_GAIN: "gain",
     FINAL_RETENTION: "retention",
     SEVERITY_AREA: "area under accuracy over severity",
@@ -71,17 +73,24 @@ OF_SOURCE = (
 )  # fmt: skip
 #: test set, as in predictions and file names -> the domain of its images, as in text
 DOMAINS = {"shifted": "target", "clean": "source"}
-#: metric -> the test set whose predictions determine it
-TEST_SETS = {
+#: accuracies, and differences of accuracies -> the test set whose predictions determine them
+ACCURACIES = {
     FINAL_SHIFTED_ACCURACY: "shifted",
     FINAL_GAIN: "shifted",
-    FINAL_SHIFTED_MACRO_F1: "shifted",
     FINAL_TEST_ACCURACY: "clean",
     FINAL_RETENTION: "clean",
 }
-
 #: metrics that are the difference to the accuracy of the base
 BASE_RELATIVE = (FINAL_GAIN, FINAL_RETENTION)
+
+#: metric of predictions -> the class that scores them, by the names of MLflow
+Measures = Mapping[str, Measure]
+
+
+def find_measures(plugins: Plugins | None = None) -> dict[str, Measure]:
+    """Return the metrics of predictions that plugins provide; without plugins, the built-in ones."""
+    classes = adaptkit_metrics() if plugins is None else [item.cls for item in plugins.usable("metric")]
+    return {f"{FINAL_SHIFTED}{cls.name}": cls() for cls in classes}
 
 
 def is_cost(key: str) -> bool:
@@ -89,15 +98,30 @@ def is_cost(key: str) -> bool:
     return key.startswith(COSTLY)
 
 
-def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
+def full_name(name: str, measures: Measures) -> str:
+    """Return the name in MLflow of a metric that was given by its short name, such as `macro_f1`."""
+    return f"{FINAL_SHIFTED}{name}" if f"{FINAL_SHIFTED}{name}" in measures else name
+
+
+def find_metric(key: str, runs: Iterable[ComparedRun], measures: Measures) -> Metric:
     """Return the metric of this name; raise BadInput with the nearest name if no run has it."""
     candidates = list(runs)
-    recorded = {name for run in candidates for name in run.metrics}
+    recorded = {name for run in candidates for name in run.metrics} | set(measures)
     if key not in recorded:
         if key in (*OF_SOURCE, TEST_ACCURACY) and not any(run.has_source for run in candidates):
             raise BadInput(f"--metric: these runs have no source, and therefore no {key}")
         raise BadInput(f"--metric: no run has a metric {key!r}{_nearest(key, recorded)}")
-    is_share = key in TEST_SETS or key.endswith("accuracy") or key == PARAMS_TRAINABLE_FRACTION
+    if (measure := measures.get(key)) is not None:
+        is_share = measure.unit == "points"
+        return Metric(
+            key=key,
+            label=f"target {measure.title}",
+            unit=measure.unit,
+            scale=100.0 if is_share else 1.0,
+            higher_is_better=measure.higher_is_better,
+            test="shifted",
+        )
+    is_share = key in ACCURACIES or key.endswith("accuracy") or key == PARAMS_TRAINABLE_FRACTION
     is_share = is_share or of_severities(key)
     ending = key.rsplit("_", 1)[-1]
     costly = is_cost(key) or key.rsplit("/", 1)[-1].endswith(LOSSES)
@@ -108,6 +132,7 @@ def find_metric(key: str, runs: Iterable[ComparedRun]) -> Metric:
         unit="points" if is_share else UNITS.get(ending, ""),
         scale=100.0 if is_share else 1.0,
         higher_is_better=not costly,
+        test=ACCURACIES.get(key),
     )
 
 
@@ -122,7 +147,10 @@ def required(has_source: bool) -> tuple[str, ...]:
 
 
 def _nearest(key: str, recorded: set[str]) -> str:
-    """Return a suggestion of the nearest metric. Final metrics also match without the prefix `final/`."""
-    endings = {name.removeprefix(FAMILY_FINAL): name for name in recorded if name.startswith(FAMILY_FINAL)}
-    short = difflib.get_close_matches(key, endings, n=1, cutoff=0.8)
-    return f"; did you mean {endings[short[0]]!r}?" if short else suggestion(key, recorded)
+    """Return a suggestion of the nearest metric, if one is near. The names also match without their first part."""
+    endings = {name.removeprefix(FINAL_SHIFTED).removeprefix(FAMILY_FINAL): name for name in sorted(recorded)}
+    short = key.removeprefix(FINAL_SHIFTED).removeprefix(FAMILY_FINAL)
+    for names in (list(endings), list(recorded)):
+        if near := difflib.get_close_matches(short if names[0] in endings else key, names, n=1, cutoff=0.75):
+            return f"; did you mean {endings.get(near[0], near[0])!r}?"
+    return "; `adaptkit metrics` lists those of predictions"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from adaptkit.comparison.classes import class_f1
 from adaptkit.comparison.evidence import Design, Scores, infer, infer_domain, score_run, subtract
 from adaptkit.comparison.inference import MOST_RUNS, Inference, infer_runs, runs_needed, units_needed
-from adaptkit.comparison.metrics import TEST_SETS, is_cost
+from adaptkit.comparison.metrics import is_cost
 from adaptkit.comparison.numbers import SAME
 from adaptkit.comparison.records import COSTS, ArmResult, ComparedRun, DomainResult, Metric, PairResult
 from adaptkit.comparison.statistics import holm, verdict
@@ -91,7 +91,7 @@ def _couples(
     position = {id(run): index for index, run in enumerate(runs)}
     positions = [{pair_id(run): position[id(run)] for run in arm.runs} for arm in arms]
     scores = [score_run(run, metric.key, design) for run in runs]
-    domains = range(len(design.held_out)) if TEST_SETS.get(metric.key) == "shifted" else ()
+    domains = range(len(design.held_out)) if metric.test == "shifted" else ()
     by_domain = [[score_run(run, metric.key, design, domain=domain) for run in runs] for domain in domains]
     for (a, of_a), (b, of_b) in combinations(zip(arms, positions, strict=True), 2):
         shared = [draw for draw in map(pair_id, a.runs) if draw in of_b]
@@ -161,7 +161,7 @@ def _tested(couples: Sequence[_Couple], metric: Metric, design: Design, *, margi
             trainable_ratio=1.0,
             seconds_ratio=None,
         )
-        if word == "undecided" and is_judged and metric.key in TEST_SETS:
+        if word == "undecided" and is_judged and metric.test is not None:
             pair = _with_needs(pair, inference, couple=couple, metric=metric, design=design, pairs=len(tested))
         pairs.append(pair)
     return pairs
@@ -177,10 +177,10 @@ def _with_needs(
 ) -> PairResult:
     """Return an undecided pair with the number of labels, seeds or test images that would decide it."""
     run = couple.a.runs[0]
-    images = len(run.predictions[TEST_SETS[metric.key]].truth)
+    images = len(run.predictions[metric.test or "shifted"].truth)
     if design.held_out:
         return pair
-    if design.protocol == "folds" and TEST_SETS[metric.key] == "shifted":
+    if design.protocol == "folds" and metric.test == "shifted":
         if (labels := units_needed(inference, images, pairs)) is not None:
             return dataclasses.replace(pair, labels_needed=labels)
         return dataclasses.replace(pair, seeds_needed=runs_needed(inference, pair.n, pairs))

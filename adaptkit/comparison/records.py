@@ -39,13 +39,17 @@ NO_SOURCE = "none"
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric for comparing runs. Values are multiplied by `scale` and shown in `unit` (fractions as points)."""
+    """A metric for comparing runs. Values are multiplied by `scale` and shown in `unit` (fractions as points).
+
+    `test` is the test set whose predictions determine it, `shifted` or `clean`; None for other metrics.
+    """
 
     key: str
     label: str
     unit: str
     scale: float
     higher_is_better: bool
+    test: str | None = None
 
     @property
     def digits(self) -> int:
@@ -139,6 +143,10 @@ class ArmResult:
     settings: Mapping[str, str]
     seeds: tuple[int, ...]
     score: Estimate
+    #: further metrics of the comparison, by key
+    others: Mapping[str, Estimate]
+    #: whether the arm is shown to be better than the best constant answer; None if that is not known
+    beats_constant: bool | None
     shifted: Estimate
     gain: Estimate | None
     clean: Estimate | None
@@ -193,10 +201,22 @@ class ArmResult:
         plain = {
             key: dataclasses.asdict(value) if isinstance(value, Estimate) else value for key, value in plain.items()
         }
+        plain["others"] = {key: dataclasses.asdict(value) for key, value in self.others.items()}
         plain["domains"] = {name: dataclasses.asdict(value) for name, value in self.domains.items()}
         first = {"name": plain.pop("name"), "slug": plain.pop("slug")}
         runs = [{"run_id": run.run_id, "name": run.name, "seed": run.seed} for run in self.runs]
         return first | score | plain | {"runs": runs}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The best score without looking at images: that of one class, or of the shares of all classes as probabilities.
+
+    `answer` is the name of the class, or "the shares of the classes".
+    """
+
+    score: float
+    answer: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,10 @@
-"""Score predictions, and the influence of each image (or group of images) on the score."""
+"""Score predictions, and the influence of each image (or group of images) on the score.
+
+`comparison.inference` says what an influence is. For a mean over images it is exact. For other metrics it is that of
+the jackknife: `(G-1)/G * (mean of the scores without one unit - score without this unit)` for G units. The squares of
+these influences times G/(G-1) add up to the jackknife's variance (Efron and Stein, Annals of Statistics 9, 1981). The
+scores without one image are computed in closed form for the built-in metrics, and one by one for those of plugins.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +14,47 @@ from dataclasses import dataclass
 import numpy
 from numpy.typing import NDArray
 
+from adaptkit.contracts import Metric
+from adaptkit.metrics.classification import BINS, bins_of, log_losses, squared_distances
+
 Floats = NDArray[numpy.float64]
 Integers = NDArray[numpy.int64]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Predicted probabilities `[n, classes]`, predicted and true classes `[n]`, and groups `[n]` if there are any.
+
+    `probabilities` are None for runs of earlier versions, which did not record them.
+    """
+
+    predicted: Integers
+    truth: Integers
+    classes: int
+    probabilities: Floats | None = None
+    groups: Integers | None = None
+
+    def shares(self) -> Floats:
+        """Return the probabilities; those of earlier versions are 1 for the predicted class."""
+        if self.probabilities is None:
+            certain: Floats = numpy.eye(self.classes)[self.predicted]
+            return certain
+        return self.probabilities
+
+    def without(self, left_out: NDArray[numpy.bool_]) -> Answers:
+        """Return the answers for the other images."""
+        kept = ~left_out
+        return Answers(
+            predicted=self.predicted[kept],
+            truth=self.truth[kept],
+            classes=self.classes,
+            probabilities=None if self.probabilities is None else self.probabilities[kept],
+            groups=None if self.groups is None else self.groups[kept],
+        )
+
+    def score(self, metric: Metric) -> float:
+        """Return the score of a metric; NaN if it is not defined for these answers."""
+        return float(metric.score(self.shares(), self.truth, groups=self.groups))
 
 
 @dataclass(frozen=True)
@@ -23,6 +68,31 @@ class Scored:
         return Scored(self.value - other.value, self.influence - other.influence)
 
 
+#: built-in metrics that need probabilities
+PROBABILISTIC = ("nll", "brier", "ece", "auroc", "average_precision")
+
+
+def score(metric: Metric, answers: Answers, units: Integers | None = None) -> Scored | None:
+    """Return the score of a metric with influences; `units` numbers the group of each image, from 0.
+
+    Returns None if the answers have no probabilities and the metric needs them, or if the score is not defined.
+    """
+    if answers.probabilities is None and metric.name in PROBABILISTIC:
+        return None
+    if metric.name in PER_IMAGE:
+        return mean_score(PER_IMAGE[metric.name](answers), units)
+    value = answers.score(metric)
+    if not numpy.isfinite(value):
+        return None
+    if units is None and metric.name in WITHOUT_IMAGES:
+        without = WITHOUT_IMAGES[metric.name](answers)
+    else:
+        numbers = numpy.arange(len(answers.truth)) if units is None else units
+        left = (answers.without(numbers == unit) for unit in range(int(numbers.max()) + 1))
+        without = numpy.array([part.score(metric) for part in left])
+    return jackknife(value, without)
+
+
 def mean_score(values: NDArray[numpy.generic], units: Integers | None = None) -> Scored:
     """Return the mean of one value for each image; `units` numbers the group of each image, from 0."""
     numbers = numpy.asarray(values, dtype=float)
@@ -31,65 +101,172 @@ def mean_score(values: NDArray[numpy.generic], units: Integers | None = None) ->
     return Scored(mean, deviations if units is None else numpy.bincount(units, weights=deviations).astype(float))
 
 
+def jackknife(value: float, without: Floats) -> Scored:
+    """Return a score with the influences that follow from the scores without one unit each.
+
+    Where such a score is not defined, because it needs this unit, the influence is 0.
+    """
+    count = len(without)
+    known = numpy.isfinite(without)
+    mean = without[known].mean() if known.any() else 0.0
+    return Scored(value, numpy.where(known, (count - 1) / count * (mean - without), 0.0))
+
+
 def macro_f1_score(truth: Integers, predicted: Integers, *, classes: int, units: Integers | None = None) -> Scored:
     """Return the mean F1 over classes; like scikit-learn, without classes that neither occur nor are predicted."""
-    return class_mean_score(truth, predicted, classes=classes, units=units, score=f1_of_counts)
+    from adaptkit.metrics.classification import MacroF1
+
+    scored = score(MacroF1(), Answers(predicted=predicted, truth=truth, classes=classes), units)
+    assert scored is not None
+    return scored
 
 
-def f1_of_counts(right: Floats, actual: Floats, predicted: Floats) -> Floats:
-    """Return F1 from numbers of correct, actual and predicted images; NaN where there are none."""
-    total = actual + predicted
-    return numpy.divide(2 * right, total, out=numpy.full_like(total, numpy.nan), where=total > 0)
+def right(answers: Answers) -> Floats:
+    """Return 1 for each image that is classified correctly, otherwise 0."""
+    is_right: Floats = (answers.predicted == answers.truth).astype(float)
+    return is_right
 
 
-def class_mean_score(
-    truth: Integers,
-    predicted: Integers,
-    *,
-    classes: int,
-    units: Integers | None,
-    score: Callable[[Floats, Floats, Floats], Floats],
-) -> Scored:
-    """Return the mean over classes of a score, with the influence of each unit by the jackknife.
+#: metrics that are means over images -> the value of each image
+PER_IMAGE: dict[str, Callable[[Answers], Floats]] = {
+    "accuracy": right,
+    "nll": lambda answers: log_losses(answers.shares(), answers.truth),
+    "brier": lambda answers: squared_distances(answers.shares(), answers.truth),
+}
 
-    `score` takes the numbers of correct, actual and predicted images of each class. The influence of a unit is
-    `(G-1)/G * (mean of the scores without one unit - score without this unit)` for G units: their squares times
-    G/(G-1) add up to the jackknife's variance (Efron and Stein, Annals of Statistics 9, 1981).
+
+def _class_mean(answers: Answers, of_class: Callable[[Floats, Floats, Floats], Floats]) -> Floats:
+    """Return the mean over classes without each image, which changes only the scores of its two classes.
+
+    `of_class` takes the numbers of correct, actual and predicted images of each class.
     """
-    is_right = truth == predicted
-    sums = [_counts(of, classes) for of in (truth[is_right], truth, predicted)]
-    if units is None:
-        without = _without_images(truth, predicted, sums, score)
-    else:
-        groups = int(units.max()) + 1
-        codes = (units[is_right] * classes + truth[is_right], units * classes + truth, units * classes + predicted)
-        parts = (_counts(code, groups * classes).reshape(groups, classes) for code in codes)
-        left = [total - part for total, part in zip(sums, parts, strict=True)]
-        without = numpy.nanmean(score(left[0], left[1], left[2]), axis=1)
-    count = len(without)
-    influence = (count - 1) / count * (without.mean() - without)
-    return Scored(float(numpy.nanmean(score(sums[0], sums[1], sums[2]))), influence)
-
-
-def _counts(of: Integers, size: int) -> Floats:
-    return numpy.bincount(of, minlength=size).astype(float)
-
-
-def _without_images(
-    truth: Integers, predicted: Integers, sums: list[Floats], score: Callable[[Floats, Floats, Floats], Floats]
-) -> Floats:
-    """Return the mean score without each image, which changes only the scores of its two classes."""
-    right, actual, claimed = sums
-    each = score(right, actual, claimed)
-    total, known = numpy.nansum(each), (~numpy.isnan(each)).sum()
-    is_right = truth == predicted
-    hit = is_right.astype(float)
-    changed = [(truth, score(right[truth] - hit, actual[truth] - 1, claimed[truth] - hit), True)]
-    changed.append((predicted, score(right[predicted], actual[predicted], claimed[predicted] - 1), ~is_right))
-    sum_without, known_without = numpy.full(len(truth), total), numpy.full(len(truth), float(known))
-    for of, new, where in changed:
-        old = each[of]
-        sum_without += numpy.where(where, numpy.nan_to_num(new) - numpy.nan_to_num(old), 0)
-        known_without += numpy.where(where, (~numpy.isnan(new)).astype(float) - ~numpy.isnan(old), 0)
-    mean: Floats = sum_without / numpy.maximum(known_without, 1)
+    truth, predicted, hit = answers.truth, answers.predicted, right(answers)
+    correct, actual, claimed = (_count(of, answers.classes) for of in (truth[hit == 1], truth, predicted))
+    each = of_class(correct, actual, claimed)
+    changes = (
+        (truth, of_class(correct[truth] - hit, actual[truth] - 1, claimed[truth] - hit), numpy.ones_like(hit)),
+        (predicted, of_class(correct[predicted], actual[predicted], claimed[predicted] - 1), 1 - hit),
+    )
+    total = numpy.full(len(truth), numpy.nansum(each))
+    known = numpy.full(len(truth), float((~numpy.isnan(each)).sum()))
+    for of, new, where in changes:
+        total += where * (numpy.nan_to_num(new) - numpy.nan_to_num(each[of]))
+        known += where * ((~numpy.isnan(new)).astype(float) - ~numpy.isnan(each[of]))
+    mean: Floats = total / numpy.maximum(known, 1)
     return mean
+
+
+def _count(classes: Integers, size: int) -> Floats:
+    return numpy.bincount(classes, minlength=size).astype(float)
+
+
+def _f1(correct: Floats, actual: Floats, claimed: Floats) -> Floats:
+    return _share(2 * correct, actual + claimed)
+
+
+def _recall(correct: Floats, actual: Floats, claimed: Floats) -> Floats:
+    return _share(correct, actual)
+
+
+def _share(part: Floats, whole: Floats) -> Floats:
+    """Return a quotient; NaN where the whole is 0."""
+    return numpy.divide(part, whole, out=numpy.full_like(whole, numpy.nan), where=whole > 0)
+
+
+def _worst_recall(answers: Answers) -> Floats:
+    """Return the lowest recall of a class without each image, which changes only the recall of its true class."""
+    truth, hit = answers.truth, right(answers)
+    correct, actual = _count(truth[hit == 1], answers.classes), _count(truth, answers.classes)
+    recalls: Floats = numpy.where(actual > 0, _share(correct, actual), numpy.inf)
+    order = numpy.argsort(recalls, kind="stable")
+    others = numpy.where(truth == order[0], recalls[order[1]] if len(order) > 1 else numpy.inf, recalls[order[0]])
+    own = _share(correct[truth] - hit, actual[truth] - 1)
+    return numpy.fmin(own, others)
+
+
+def _kappa(answers: Answers, distance: Floats) -> Floats:
+    """Return Cohen's kappa without each image, for penalties `[classes, classes]` of confusions."""
+    truth, predicted, classes = answers.truth, answers.predicted, answers.classes
+    counts = numpy.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes).astype(float)
+    actual, claimed, images = counts.sum(1), counts.sum(0), len(truth) - 1
+    observed = (counts * distance).sum() - distance[truth, predicted]
+    # The chance confusions of the margins without the image: (a - e_t)' D (b - e_p).
+    chance = actual @ distance @ claimed - distance[truth] @ claimed - actual @ distance[:, predicted]
+    chance = (chance + distance[truth, predicted]) / images
+    return numpy.where(chance > 0, 1 - observed / numpy.where(chance > 0, chance, 1), 0.0)
+
+
+def _auroc(answers: Answers) -> Floats:
+    def without(scores: Floats, positive: NDArray[numpy.bool_]) -> Floats:
+        high, low = numpy.sort(scores[positive]), numpy.sort(scores[~positive])
+        below = (numpy.searchsorted(low, scores, "left") + numpy.searchsorted(low, scores, "right")) / 2
+        above = len(high) - (numpy.searchsorted(high, scores, "left") + numpy.searchsorted(high, scores, "right")) / 2
+        total = below[positive].sum()
+        left = numpy.where(positive, total - below, total - above)
+        pairs = numpy.where(positive, (len(high) - 1) * len(low), len(high) * (len(low) - 1))
+        return _share(left, pairs.astype(float))
+
+    return _over_classes(answers, without)
+
+
+def _average_precision(answers: Answers) -> Floats:
+    def without(scores: Floats, positive: NDArray[numpy.bool_]) -> Floats:
+        high, every = numpy.sort(scores[positive])[::-1], numpy.sort(scores)
+        # At the threshold of each positive image, the highest first: positive and all images that are not below.
+        hits = numpy.searchsorted(-high, -high, "right").astype(float)
+        chosen = (len(every) - numpy.searchsorted(every, high, "left")).astype(float)
+        # Thresholds above an image stay as they are; those up to it lose the image.
+        start = numpy.searchsorted(-high, -scores, "left")
+        whole = numpy.concatenate([[0.0], numpy.cumsum(hits / chosen)])
+        fewer = numpy.maximum(chosen - 1, 1)
+        both = numpy.concatenate([[0.0], numpy.cumsum((hits - 1) / fewer)])
+        one = numpy.concatenate([[0.0], numpy.cumsum(hits / fewer)])
+        place = numpy.clip(start, 0, len(high) - 1)
+        own = ((hits - 1) / fewer)[place]  # the threshold of the positive image itself goes
+        total = whole[start] + numpy.where(positive, both[-1] - both[start] - own, one[-1] - one[start])
+        left = numpy.where(positive, len(high) - 1, len(high)).astype(float)
+        others = len(every) - 1 - left
+        return numpy.where(others > 0, _share(total, left), numpy.nan)
+
+    return _over_classes(answers, without)
+
+
+def _over_classes(answers: Answers, without: Callable[[Floats, NDArray[numpy.bool_]], Floats]) -> Floats:
+    """Return the mean over classes of a score of one class versus the rest, without each image."""
+    parts = []
+    for number in numpy.unique(answers.truth):
+        positive = answers.truth == number
+        if not positive.all():
+            parts.append(without(answers.shares()[:, number], positive))
+    each = numpy.stack(parts)
+    known = ~numpy.isnan(each)
+    return _share(numpy.nansum(each, axis=0), known.sum(0).astype(float))
+
+
+def _calibration_error(answers: Answers) -> Floats:
+    """Return the calibration error without each image, in the bins of all images."""
+    shares = answers.shares()
+    confidence, bins = shares.max(1), bins_of(shares)
+    gaps = (shares.argmax(1) == answers.truth) - confidence
+    sums = numpy.bincount(bins, weights=gaps, minlength=BINS)
+    total = numpy.abs(sums).sum() - numpy.abs(sums[bins]) + numpy.abs(sums[bins] - gaps)
+    return numpy.asarray(total / (len(gaps) - 1), dtype=float)
+
+
+def _distances(classes: int) -> Floats:
+    places = numpy.arange(classes, dtype=float)
+    distances: Floats = (places[:, None] - places) ** 2
+    return distances
+
+
+#: built-in metrics that are no means over images -> the scores without each image
+WITHOUT_IMAGES: dict[str, Callable[[Answers], Floats]] = {
+    "balanced_accuracy": lambda answers: _class_mean(answers, _recall),
+    "macro_f1": lambda answers: _class_mean(answers, _f1),
+    "worst_class_recall": _worst_recall,
+    "kappa": lambda answers: _kappa(answers, 1 - numpy.eye(answers.classes)),
+    "weighted_kappa": lambda answers: _kappa(answers, _distances(answers.classes)),
+    "auroc": _auroc,
+    "average_precision": _average_precision,
+    "ece": _calibration_error,
+}

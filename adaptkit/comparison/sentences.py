@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from adaptkit.comparison.constant import SHARES
 from adaptkit.comparison.evidence import covers_pools
 from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.inference import ALPHA, Inference, quantile
-from adaptkit.comparison.metrics import TEST_SETS, is_cost
+from adaptkit.comparison.metrics import is_cost
 from adaptkit.comparison.numbers import amount, counted, listed, p_phrase, plural, rounded, times, unit
 from adaptkit.comparison.pairs import cheaper, saw_labels
 from adaptkit.comparison.records import ArmResult, DomainResult, Estimate, PairResult
@@ -21,7 +22,6 @@ from adaptkit.names import (
     FINAL_GAIN,
     FINAL_RETENTION,
     FINAL_SHIFTED_ACCURACY,
-    FINAL_SHIFTED_MACRO_F1,
     FINAL_TEST_ACCURACY,
     PARAMS_TRAINABLE,
     STARTS_AT_BASE_TAG,
@@ -43,7 +43,6 @@ TIME = TIME_TRAIN_SECONDS
 #: metric -> how a sentence about it begins
 OPENINGS = {
     FINAL_SHIFTED_ACCURACY: "In target accuracy",
-    FINAL_SHIFTED_MACRO_F1: "In target macro F1",
     FINAL_TEST_ACCURACY: "In source accuracy",
     FINAL_GAIN: "In gain of target accuracy",
     FINAL_RETENTION: "In retention of source accuracy",
@@ -53,6 +52,7 @@ OPENINGS = {
 def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
     """Return the verdicts, those of the best arm first, then what follows from them, and the scope."""
     sentences = [_pair_sentence(comparison, pair) for pair in shown_pairs(comparison)]
+    warned = constant_sentences(comparison)
     if hidden := len(comparison.pairs) - len(sentences):
         sentences.append(f"The other {hidden:,} pairs are in the report's table.")
     sentences += _domain_sentences(comparison)
@@ -68,7 +68,22 @@ def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
         sentences.append(_front_sentence(comparison))
     sentences += severity_sentences(comparison.robustness)
     sentences.append(scope_sentence(comparison))
-    return tuple(sentences)
+    return (*warned, *sentences)
+
+
+def constant_sentences(comparison: Comparison) -> tuple[str, ...]:
+    """Return a warning about strategies that are not shown to be better than the best constant answer."""
+    constant, metric = comparison.constant, comparison.metric
+    useless = [arm.name for arm in comparison.arms if arm.beats_constant is False]
+    if constant is None or not useless:
+        return ()
+    answer = constant.answer if constant.answer == SHARES else f"always answering {constant.answer!r}"
+    score = f"{amount(metric, constant.score)} {'%' if metric.scale == 100 else metric.unit}".rstrip()
+    if len(useless) == len(comparison.arms):
+        who = "No strategy is" if len(useless) > 1 else f"{useless[0]} is not"
+        return (f"{who} shown to be better than {answer} ({metric.label} {score}): none can be recommended.",)
+    verb = "is" if len(useless) == 1 else "are"
+    return (f"{listed(useless)} {verb} not shown to be better than {answer} ({metric.label} {score}).",)
 
 
 def note_sentences(comparison: Comparison) -> tuple[str, ...]:
@@ -113,7 +128,8 @@ def shown_pairs(comparison: Comparison) -> Sequence[PairResult]:
 
 def opening(comparison: Comparison) -> str:
     """Return the beginning of a sentence about the compared metric."""
-    return OPENINGS.get(comparison.metric.key, f"By {comparison.metric.label}")
+    metric = comparison.metric
+    return OPENINGS.get(metric.key, f"{'In' if metric.test is not None else 'By'} {metric.label}")
 
 
 def _pair_sentence(comparison: Comparison, pair: PairResult) -> str:
@@ -168,7 +184,7 @@ def _undecided(comparison: Comparison, pair: PairResult) -> str:
             )
     if saw_labels(comparison.arm(pair.a), comparison.arm(pair.b)):
         return f"{start} There is no verdict on strategies that were tuned with the evaluated labels."
-    if comparison.metric.key in TEST_SETS and not pair.domains:
+    if comparison.metric.test is not None and not pair.domains:
         return f"{start} No reasonable number of images would show a difference this small."
     return start
 
@@ -238,7 +254,7 @@ def _open_sentences(comparison: Comparison) -> list[str]:
         return []
     sentences = []
     metric = comparison.metric
-    if sizes and metric.key in TEST_SETS:
+    if sizes and metric.test is not None:
         size = sizes[len(sizes) // 2]
         sentences.append(
             f"This comparison finds a true difference of {amount(metric, size)} {unit(metric, size)} with a "
@@ -292,7 +308,7 @@ def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
         parts.append(
             f"took {times(relative(pair.seconds_ratio), more='as long', less='the time', equal='about as long')}"
         )
-    if pair.retention_difference is not None and TEST_SETS.get(comparison.metric.key) != "clean":
+    if pair.retention_difference is not None and comparison.metric.test != "clean":
         kept = -pair.retention_difference if swapped else pair.retention_difference
         points = f"{100 * abs(kept):.1f}"
         # A strategy that does not start at the base, such as `scratch`, cannot lose source accuracy.
@@ -356,11 +372,11 @@ def _front_sentence(comparison: Comparison) -> str:
 def scope_sentence(comparison: Comparison) -> str:
     """Return the scope of the verdicts: data, base, number of training labels, and what they generalise to."""
     metric, setup = comparison.metric, comparison.setup
-    if metric.key not in TEST_SETS:
+    if metric.test is None:
         return "This holds for this base, these data and the machine that made the runs."
     runs = max((arm.runs for arm in comparison.arms), key=len)
     protocol, labels = setup.get("protocol", OVERLAPPING), setup.get("drawn_images", "the same numbers of")
-    test = TEST_SETS[metric.key]
+    test = metric.test
     data = setup.get("target", "none")
     if data == "none" or test == "clean":
         data = setup.get("dataset", "this domain")

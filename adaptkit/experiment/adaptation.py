@@ -21,12 +21,12 @@ from adaptkit.experiment.description import adapter_card, describe_run
 from adaptkit.experiment.fits import FitResult, mean_epochs, pooled_predictions, read_fit, split_of, write_fit
 from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
 from adaptkit.experiment.measurement import (
-    accuracies,
     correct_over,
     merged,
     parameters,
     relative_time,
     require_same,
+    scores,
     severity_metrics,
     times,
     write_severities,
@@ -304,7 +304,7 @@ class AdaptationRun:
         inference = {TIME_INFERENCE_RATIO: single.pop(TIME_INFERENCE_RATIO)}
         memory = {MEMORY_PEAK_BYTES: max(result.metrics[MEMORY_PEAK_BYTES] for result in results)}
         metrics = (
-            accuracies(experiment, predictions, base_logits)
+            scores(experiment, predictions, base_logits, stage.plugins)
             | single
             | memory
             | times(self.epochs, folds=len(fits), tuning=[tuning.seconds for tuning in tunings])

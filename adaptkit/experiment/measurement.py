@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from adaptkit.comparison.metrics import find_measures
 from adaptkit.contracts import Strategy
-from adaptkit.errors import RunFailed
+from adaptkit.errors import RunFailed, plugin_fault
 from adaptkit.events import Epoch, Predictions
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.names import (
@@ -19,7 +22,6 @@ from adaptkit.names import (
     FINAL_GAIN,
     FINAL_RETENTION,
     FINAL_SHIFTED_ACCURACY,
-    FINAL_SHIFTED_MACRO_F1,
     FINAL_TEST_ACCURACY,
     FINAL_ZERO_SHOT_ACCURACY,
     PARAMS_TOTAL,
@@ -37,6 +39,7 @@ from adaptkit.names import (
     TIME_TRAIN_SECONDS,
     TIME_TUNING_SECONDS,
 )
+from adaptkit.plugins.manager import Plugins, PluginWarning, is_strict
 from adaptkit.settings.severities import area, written
 from adaptkit.training.evaluation import inference_ratio, predict_logits
 from adaptkit.training.objective import accuracy, predict_classes
@@ -49,15 +52,15 @@ RELOAD_TOLERANCE = 1e-4
 MERGED = 64
 
 
-def accuracies(
-    experiment: Experiment, predictions: Mapping[str, Predictions], base_logits: Mapping[str, Tensor]
+def scores(
+    experiment: Experiment,
+    predictions: Mapping[str, Predictions],
+    base_logits: Mapping[str, Tensor],
+    plugins: Plugins,
 ) -> dict[str, float]:
-    """Return the final accuracies; comparisons with the base only if the base was trained on the same classes."""
-    from sklearn.metrics import f1_score  # imported late, since it is slow and needed only after training
-
+    """Return the final metrics of predictions; those that compare with the base only if it has the same classes."""
     shifted = predictions["shifted"]
-    f1 = f1_score(shifted.truth, shifted.predicted, average="macro", zero_division=0)
-    target = {FINAL_SHIFTED_ACCURACY: shifted.accuracy, FINAL_SHIFTED_MACRO_F1: float(f1)}
+    target = target_scores(shifted, len(experiment.domains.classes), plugins)
     if "clean" not in predictions:
         return target
     clean = predictions["clean"].accuracy
@@ -70,6 +73,29 @@ def accuracies(
         FINAL_GAIN: shifted.accuracy - zero_shot,
         FINAL_RETENTION: clean - base_clean,
     }
+
+
+def target_scores(shifted: Predictions, classes: int, plugins: Plugins) -> dict[str, float]:
+    """Return every metric of predictions on the target by its name in MLflow, except those that are not defined.
+
+    A metric of a plugin that fails is left out with a warning.
+    """
+    from adaptkit.comparison.evidence import answers_of
+
+    answers, values = answers_of(shifted, classes), {}
+    for key, measure in find_measures(plugins).items():
+        try:
+            value = answers.score(measure)
+        except Exception as error:  # a plugin's own
+            if is_strict():
+                raise
+            warnings.warn(
+                f"{plugin_fault(error, type(measure), f'metric {measure.name}')}", PluginWarning, stacklevel=2
+            )
+            continue
+        if math.isfinite(value):
+            values[key] = value
+    return values | {FINAL_SHIFTED_ACCURACY: shifted.accuracy}
 
 
 def parameters(model: nn.Module, origin: Origin) -> dict[str, float]:

@@ -110,6 +110,8 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     is_given = domains.protocol.name == GIVEN or domains.protocol.by is not None
     if is_given and "seed" not in request.explicit:
         request = request.with_settings(seed=GIVEN_SEEDS)
+    metrics, why = choose_metrics(request.settings.metric, domains.shifted_test.labels, len(domains.classes))
+    request = request.with_settings(metric=metrics)
     fits = find_fits(request, domains, request.settings.seed[0])  # raises BadInput for a division that is not possible
     if request.settings.tuning.trials:
         for fit in fits:
@@ -123,6 +125,7 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     try_severities(request, domains)
     notices = (
         *domains.notices,
+        *([why] if why else []),
         *base_notices(request),
         *backbone_notices,
         *precision_notices(precision, device),
@@ -142,6 +145,25 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
         base_key=base_key,
         plan=make_plan(request, domains, fits=fits, arms=arms, notices=notices, base_cached=base_cached),
         memory_format=memory_format,
+    )
+
+
+#: a largest class with more than this multiple of the images of the smallest makes accuracy misleading
+UNEQUAL = 3
+
+
+def choose_metrics(wanted: tuple[str, ...], labels: Tensor, classes: int) -> tuple[tuple[str, ...], str]:
+    """Return the metrics of the comparison, the deciding one first, and a notice if they were chosen by the labels.
+
+    `labels` are those of the evaluated target images.
+    """
+    counts = labels.bincount(minlength=classes)
+    largest, smallest = int(counts.max()), int(counts.min())
+    if wanted or largest <= UNEQUAL * smallest:
+        return wanted or ("accuracy",), ""
+    return ("balanced_accuracy", "accuracy"), (
+        f"metric: balanced_accuracy decides, because the largest class has {largest:,} evaluated images and the "
+        f"smallest {smallest:,}; to change this, set --metric accuracy"
     )
 
 

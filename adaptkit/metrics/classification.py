@@ -150,13 +150,9 @@ class CalibrationError:
         import numpy
 
         mass = numpy.ones(len(truth)) if weights is None else numpy.asarray(weights, dtype=float)
-        confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
-        levels, which = numpy.unique(confidence, return_inverse=True)
-        by_level = numpy.bincount(which, weights=mass, minlength=len(levels))
-        middle = (numpy.cumsum(by_level) - by_level / 2) / mass.sum()
-        bins = numpy.minimum((BINS * middle).astype(int), BINS - 1)[which]
-        gaps = numpy.bincount(bins, weights=mass * (right - confidence), minlength=BINS)
-        return float(numpy.abs(gaps).sum() / mass.sum())
+        gaps = (probabilities.argmax(1) == truth) - probabilities.max(1)
+        sums = numpy.bincount(bins_of(probabilities, mass), weights=mass * gaps, minlength=BINS)
+        return float(numpy.abs(sums).sum() / mass.sum())
 
 
 class Auroc:
@@ -246,6 +242,18 @@ def squared_distances(probabilities: Floats, truth: Integers) -> Floats:
 
     distances: Floats = ((probabilities - numpy.eye(probabilities.shape[1])[truth]) ** 2).sum(1)
     return distances
+
+
+def bins_of(probabilities: Floats, weights: Floats | None = None) -> Integers:
+    """Return the bin of each image: bins of equal mass by confidence, with images of equal confidence in one bin."""
+    import numpy
+
+    mass = numpy.ones(len(probabilities)) if weights is None else weights
+    levels, which = numpy.unique(probabilities.max(1), return_inverse=True)
+    by_level = numpy.bincount(which, weights=mass, minlength=len(levels))
+    middle = (numpy.cumsum(by_level) - by_level / 2) / mass.sum()
+    bins: Integers = numpy.minimum((BINS * middle).astype(numpy.int64), BINS - 1)[which]
+    return bins
 
 
 def _recalls(probabilities: Floats, truth: Integers, weights: Floats | None) -> Floats:

@@ -21,7 +21,7 @@ from adaptkit.comparison.numbers import (
     size,
     with_unit,
 )
-from adaptkit.comparison.records import COSTS, ArmResult, PairResult
+from adaptkit.comparison.records import COSTS, ArmResult, Metric, PairResult
 from adaptkit.comparison.severity import Robustness, SeverityArm
 from adaptkit.names import (
     FINAL_GAIN,
@@ -82,7 +82,8 @@ def accuracies(comparison: Comparison, colours: Colours) -> Table:
     if extra:
         columns.append(Column(heading(comparison.metric)))
     titles = ("Target (%)", "Gain (points)", "Source (%)", "Retention (points)") if has_source else ("Target (%)",)
-    columns += [Column(title) for title in (*titles, "Macro F1 (%)", "Seeds")]
+    more = [other for other in comparison.others if other.key not in SHOWN]
+    columns += [Column(title) for title in (*titles, "Macro F1 (%)", *map(heading, more), "Runs")]
     rows = []
     for arm in comparison.arms:
         score = [mean(arm.score, metric.digits, scale=metric.scale)] if extra else []
@@ -90,15 +91,31 @@ def accuracies(comparison: Comparison, colours: Colours) -> Table:
         if arm.gain is not None and arm.clean is not None and arm.retention is not None:
             gain, retention = (mean(change, scale=100, signed=True) for change in (arm.gain, arm.retention))
             texts += [gain, mean(arm.clean, scale=100), retention]
-        texts += [mean(arm.macro_f1, scale=100), str(arm.score.n)]
+        texts += [mean(arm.macro_f1, scale=100)]
+        texts += [
+            mean(arm.others[other.key], other.digits, scale=other.scale) if other.key in arm.others else NOTHING
+            for other in more
+        ]
+        texts.append(str(arm.score.n))
         rows.append((_name(arm, colours), *map(TableCell, score + texts)))
     note = "Mean ± half-width of the 95 % interval for new images, as far as the scope of the verdicts reaches."
     if has_source:
         zero_shot, source = number(comparison.zero_shot, scale=100), number(comparison.base_accuracy, scale=100)
-        texts = [NOTHING] * extra + [zero_shot, NOTHING, source, NOTHING, NOTHING, NOTHING]
+        texts = [NOTHING] * extra + [zero_shot, NOTHING, source, NOTHING, NOTHING, *([NOTHING] * len(more)), NOTHING]
         rows.append(tuple(TableCell(text, "control") for text in ("zero-shot", *texts)))
         note += " Zero-shot is the base without adaptation."
+    if comparison.constant is not None:
+        place = 1 if extra else [column.heading for column in columns].index(_column_of(metric))
+        texts = [NOTHING] * (len(columns) - 1)
+        texts[place - 1] = number(comparison.constant.score, metric.digits, scale=metric.scale)
+        rows.append(tuple(TableCell(text, "control") for text in ("constant answer", *texts)))
+        note += f" Constant answer: {comparison.constant.answer} for every image."
     return Table(title="Accuracy", note=note, columns=tuple(columns), rows=tuple(rows))
+
+
+def _column_of(metric: Metric) -> str:
+    """Return the heading of the column of a metric that has one of its own."""
+    return "Macro F1 (%)" if metric.key == FINAL_SHIFTED_MACRO_F1 else "Target (%)"
 
 
 def costs(comparison: Comparison, colours: Colours) -> Table:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptkit.comparison.metrics import TEST_SETS, of_severities
+from adaptkit.comparison.metrics import ACCURACIES, of_severities
 from adaptkit.names import (
     FAMILY_PARAMS,
     FAMILY_SIZE,
+    FINAL_SHIFTED,
     SHIFTED_ACCURACY,
     TEST_ACCURACY,
     TRAIN_ACCURACY,
@@ -231,7 +232,7 @@ def _compare_metrics(
                 Difference(kind="metric", what=what, recorded=_finite(before), now=_finite(after), within=False)
             )
             continue
-        is_share = key.endswith("accuracy") or key in TEST_SETS or of_severities(key)
+        is_share = key.endswith("accuracy") or key.startswith(FINAL_SHIFTED) or key in ACCURACIES or of_severities(key)
         gap = abs(before - after) / (1.0 if is_share else max(abs(before), abs(after)))
         count = images.get(key.partition("/")[0], images["test"])
         tolerance = max(FINAL if final else EPOCHS, IMAGES / count if count else 0.0) if is_share else SHARE

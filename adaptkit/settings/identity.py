@@ -10,7 +10,7 @@ from typing import Any
 #: params that do not change the result of a run, or that fingerprints and `ComparedRun` already cover
 NOT_OF_AN_ARM = {
     "strategy", "seed", "preset", "device", "data_dir", "evaluate_shifted", "shots", "image_size", "skip_bad_images",
-    "severity", "checkpointing", "classes",
+    "severity", "checkpointing", "classes", "metric",
 }  # fmt: skip
 DATA = ("dataset", "target", "shift")
 #: values of these params in runs that were made before the params existed

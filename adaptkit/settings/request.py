@@ -44,6 +44,7 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 #: settings that may differ between runs that share base, images and augmented views
 OF_A_RUN = {
+    "metric",
     "lr",
     "epochs",
     "batch_size",
@@ -221,6 +222,7 @@ class Request:
     def _flat(self) -> dict[str, Any]:
         params = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "severity", *GROUPS})
         params["augment"] = _written(self.augment_amounts)
+        params["metric"] = ",".join(self.settings.metric)
         if self.settings.classes is None:  # params of runs without it stay unchanged
             del params["classes"]
         else:
@@ -235,7 +237,7 @@ class Request:
         if self.settings.split.group is None:  # params of runs without it stay unchanged
             del params["split.group"]
         if self.settings.protocol == OVERLAPPING:  # a run of adaptkit 0.1, which had no protocols
-            params = {key: value for key, value in params.items() if key not in OF_PROTOCOLS}
+            params = {key: value for key, value in params.items() if key not in (*OF_PROTOCOLS, "metric")}
         params = {key: "none" if value is None else value for key, value in params.items()}
         params |= {key: str(value) for key, value in params.items() if isinstance(value, Path)}
         for group in ("table", "folder"):  # params of runs without such settings stay unchanged

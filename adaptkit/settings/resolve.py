@@ -68,6 +68,11 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     severities = make_severities(settings, shifts, plugins=plugins, problems=problems)
     if settings.severity and not amounts:
         problems.append("severity: no shift to multiply; set one, as in --shift " + DEFAULT_SHIFT)
+    for name in settings.metric:
+        try:
+            plugins.find("metric", name)
+        except BadInput as error:
+            problems.extend(error.problems)
     augmentations = make_augmentations(settings, plugins, problems)
     if settings.dataset is None and settings.target is None:
         problems.append("dataset none: set the images to adapt to, as in --target folder:PATH")

@@ -253,6 +253,11 @@ class Settings(SettingsGroup):
     shift: str | None = Field(
         None, description=f"shift from source to target images; none, or {DEFAULT_SHIFT} without a target"
     )
+    metric: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_distinct)] = Field(
+        (),
+        description="metrics of the comparison; the first decides. None: accuracy, or balanced_accuracy for classes "
+        "of very unequal size",
+    )
     severity: Severities = Field((), description="multiples of the shift for tests of final models, as in 0.5,1,2")
     backbone: str = Field("small_cnn", description="architecture")
     image_size: Annotated[int | None, BeforeValidator(_optional)] = Field(

@@ -79,7 +79,7 @@ def chance(seed: int, share: float, images: int = IMAGES) -> NDArray[numpy.bool_
 
 
 def judged(runs: list[ComparedRun], metric: str = "final/shifted_accuracy") -> Comparison:
-    (comparison,) = judge_runs(runs, metric=metric)
+    (comparison,) = judge_runs(runs, metrics=[metric])
     return comparison
 
 

@@ -193,6 +193,7 @@ def percent(value: Estimate, sign: str = "") -> str:
 def expected_tables(comparison: Comparison) -> dict[str, list[list[str]]]:
     """Return the expected rows of all tables, formatted from the records independently of the report."""
     arms, pairs = comparison.arms, comparison.pairs
+    assert comparison.constant is not None
     assert all(pair.p is not None and pair.low is not None for pair in pairs)
     megabytes = {arm.name: arm.adapter_bytes.mean >= 1e6 for arm in arms}
     costs = list(COSTS)
@@ -211,6 +212,7 @@ def expected_tables(comparison: Comparison) -> dict[str, list[list[str]]]:
                 for arm in arms
             ),
             ["zero-shot", "63.1", DASH, "95.7", DASH, DASH, DASH],
+            ["constant answer", f"{100 * comparison.constant.score:.1f}", *([DASH] * 5)],
         ],
         "Costs": [
             [
@@ -462,7 +464,7 @@ def test_incomparable_times_are_not_ranked(findings: Comparisons, tmp_path: Path
 @pytest.mark.usefixtures("one_figure")
 def test_unit_of_another_metric(tmp_path: Path) -> None:
     runs = [run for arm in findings_of().comparisons[0].arms for run in arm.runs]
-    findings = judge_runs(runs, metric="time/train_seconds")
+    findings = judge_runs(runs, metrics=["time/train_seconds"])
     write_report(tmp_path, findings)
     page = page_of(tmp_path)
     comparison = findings.comparisons[0]

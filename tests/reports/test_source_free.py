@@ -194,7 +194,8 @@ def test_tables_and_sentences(cli: Cli, three: Three) -> None:
     assert lines[0].split() == ["strategy", "target", "trainable", "share", "seconds"]
     assert [line.split()[0] for line in lines[2:5]] == ["full", "lora", "head"]
     assert lines[2].split() == ["full", "89.8", "±", "2.9", "1,000", "86.21", "%", "10.1", "±", "0.6"]
-    assert lines[5] == "target accuracy in %; mean of 2 runs ± 95 % interval"
+    assert lines[5].split() == ["constant", "20.0"]
+    assert lines[6] == "target accuracy in %; mean of 2 runs ± 95 % interval"
     assert "target accuracy, differences in points [95 % interval]; Holm-corrected p" in lines
     sentences = [line for line in lines if line.startswith("In target accuracy")]
     assert sentences[0].startswith("In target accuracy, full is better than lora by 5.0 points [")
@@ -233,7 +234,7 @@ def test_report_has_no_empty_columns_or_figures(cli: Cli, three: Three, tmp_path
     )
     markdown = (folder / "report.md").read_text()
     assert re.findall(r"!\[.*\]\((.*)\)", markdown) == [f"{stem}.png" for stem in stems]
-    assert "| Strategy | Target (%) | Macro F1 (%) | Seeds |\n" in markdown
+    assert "| Strategy | Target (%) | Macro F1 (%) | Runs |\n" in markdown
     assert (
         "| Pair | Verdict | Difference (points) \\[95 % interval\\] | Resampled images | p (Holm) | p (unadjusted) "
         "| Shared seeds | Disagreement (%) |\n"
@@ -266,7 +267,7 @@ def test_table_with_another_metric(cli: Cli, three: Three) -> None:
     options = ("--metric", "final/shifted_macro_f1", "--tracking-uri", three.uri)
     lines = cli("compare", "--no-track", *options).stdout.splitlines()
     headings = next(line for line in lines if line.strip()).split()
-    assert headings == ["strategy", "target", "macro", "F1", "target", "trainable", "share", "seconds"]
+    assert headings == ["strategy", "macro", "F1", "target", "trainable", "share", "seconds"]
     assert any(line.startswith("In target macro F1, full is better than lora") for line in lines)
 
 

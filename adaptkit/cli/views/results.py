@@ -64,7 +64,12 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
     extra = metric.key not in SHOWN
     accuracies = ["target", "gain", "source", "retention"] if has_source else ["target"]
     headings = [*accuracies, "trainable", "share", "seconds"]
-    for heading in [metric.label, *headings] if extra else headings:
+    more = [other for other in comparison.others if other.key not in SHOWN]
+    for heading in [
+        *([metric.label.removeprefix("target ")] if extra else []),
+        *headings,
+        *(other.label.removeprefix("target ") for other in more),
+    ]:
         table.add_column(heading, justify="right")
     if zero_shot is not None and base_source is not None:
         base = [f"{100 * zero_shot:.1f}", "", f"{100 * base_source:.1f}", "", "0", "0.00 %", ""]
@@ -80,10 +85,16 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
             f"{arm.trainable:,}",
             f"{100 * arm.trainable_fraction:.2f} %",
             mean(arm.train_seconds),
+            *(
+                mean(arm.others[other.key], other.digits, scale=other.scale) if other.key in arm.others else NOTHING
+                for other in more
+            ),
         )
+    if comparison.constant is not None:
+        table.add_row("constant", number(comparison.constant.score, metric.digits, scale=metric.scale), style="dim")
     console.print(table)
-    if (more := len(comparison.arms) - MOST_ARMS) > 0:
-        console.print(f"and {more} more: see --json or --output")
+    if (left := len(comparison.arms) - MOST_ARMS) > 0:
+        console.print(f"and {left} more: see --json or --output")
 
 
 def print_pairs(console: Console, comparison: Comparison) -> None:

@@ -181,7 +181,9 @@ def draw_accuracy_parameters(comparison: Comparison, marks: Mapping[str, Mark]) 
     axes.set_ylabel(level_label(metric))
     axes.margins(y=0.12)
     has_level = metric.key == FINAL_SHIFTED_ACCURACY and comparison.zero_shot is not None
-    texts = _draw_zero_shot(axes, 100 * (comparison.zero_shot or 0.0)) if has_level else []
+    texts = _draw_level(axes, 100 * (comparison.zero_shot or 0.0), "zero-shot") if has_level else []
+    if comparison.constant is not None:
+        texts += _draw_level(axes, metric.scale * comparison.constant.score, "constant answer")
     use_parameter_axis(axes, [arm.trainable for arm in arms])
     note = seeds_note([len(arm.seeds) for arm in arms])
     if len(arms) > 1:
@@ -247,10 +249,10 @@ def _rising(comparison: Comparison) -> list[str]:
     return names
 
 
-def _draw_zero_shot(axes: Axes, level: float) -> list[Text]:
+def _draw_level(axes: Axes, level: float, name: str) -> list[Text]:
     axes.axhline(level, color=ZERO_SHOT, linestyle=DASHED, linewidth=1.3, zorder=1)
     above = offset_copy(axes.get_yaxis_transform(), axes.get_figure(root=True), y=3, units="points")
-    return [axes.text(0.99, level, "zero-shot", transform=above, ha="right", fontsize=8, color=ZERO_SHOT)]
+    return [axes.text(0.99, level, name, transform=above, ha="right", fontsize=8, color=ZERO_SHOT)]
 
 
 def _name_quadrants(axes: Axes) -> list[Text]:
