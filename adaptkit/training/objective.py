@@ -18,8 +18,8 @@ def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Te
     if weights is None:
         return nn.functional.cross_entropy(logits.float(), labels)
     # Not divided by the sum of the weights: in a batch of one class, the weight of the class would have no effect.
-    losses: Tensor = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-    return losses.mul(weights).mean()
+    losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return (losses * weights).mean()
 
 
 def balanced_weights(labels: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def balanced_weights(labels: Tensor) -> Tensor:
     not count. The mean of the weights is 1. These are scikit-learn's weights `balanced`.
     """
     _, number, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
-    weights = len(labels) / (len(counts) * counts.double())
+    weights: Tensor = len(labels) / (len(counts) * counts.double())
     return weights[number].float().to(labels.device)
 
 
