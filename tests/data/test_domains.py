@@ -651,6 +651,17 @@ def test_chosen_classes_that_do_not_exist():
     )
 
 
+def test_split_file_of_other_classes(tmp_path):
+    source = Given("here", Corpus(some_images(300, ("cat", "dog", "owl"))))
+    path = tmp_path / "split.json"
+    made = load(source, classes=("owl", "dog"))
+    path.write_text(made.split_text)
+    assert load(source, classes=("owl", "dog"), file=path).fingerprint == made.fingerprint
+    assert problem(lambda: load(source, file=path)) == (
+        "split.file: it has the classes owl, dog; set the same ones with --classes"
+    )
+
+
 def test_grey_target_of_a_colour_source():
     source = Given("colour", Corpus(some_images(300, channels=3, size=32)))
     flat = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 import adaptkit
+from adaptkit.settings.identity import training_settings
 from adaptkit.training import loop
 
 Cli = Callable[..., Any]
@@ -159,6 +160,12 @@ def test_proportional_draws(own_folder: Path) -> None:
     assert proportional.plan.training_counts == (5, 15)
     assert plain.data_fingerprint != proportional.data_fingerprint
     assert proportional.comparison is not None and proportional.comparison.arms[0].seeds == (0, 1)
+
+
+def test_runs_without_the_settings_are_those_with_their_defaults() -> None:
+    old = {"epochs": "2", "lr": "0.005"}
+    assert training_settings(old | {"class_weights": "none", "classes": "a,b"}) == training_settings(old)
+    assert training_settings(old | {"class_weights": "balanced"}) != training_settings(old)
 
 
 @pytest.mark.slow
