@@ -92,7 +92,7 @@ class RunResult:
 
     `metrics` are the final metrics by MLflow name, `predictions` are by test set. `tags` are additional tags of the
     run. `files` maps artifact paths to local files, which exist only while the hooks are called. `samples` are the
-    first images of each test set, float `[n, c, h, w]`.
+    first images of each test set, float `[n, c, h, w]`. `warnings` are signs that the run has not learned.
     """
 
     metrics: Mapping[str, float]
@@ -103,3 +103,4 @@ class RunResult:
     tags: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     samples: Mapping[str, Tensor] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

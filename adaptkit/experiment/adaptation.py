@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from adaptkit.data.protocols import Fit
+from adaptkit.data.protocols import Fit, class_counts
 from adaptkit.errors import BASE_HINT, AdaptkitError, RunFailed, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.base import obtain_base
@@ -32,6 +32,7 @@ from adaptkit.experiment.measurement import (
 from adaptkit.experiment.outcome import BaseSummary, RunOutcome, RunSummary
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
+from adaptkit.experiment.run_warnings import run_warnings
 from adaptkit.experiment.training import TrainedModel, Training, Watcher, load, require_same_logits, save, train
 from adaptkit.names import (
     ADAPTER_CARD_FILE,
@@ -47,6 +48,7 @@ from adaptkit.names import (
     TIME_INFERENCE_RATIO,
     TIMING_TAG,
     TUNING_FILE,
+    WARNINGS_TAG,
 )
 from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.seeds import derive_seed
@@ -72,7 +74,8 @@ FOLDS_BYTES = 50_000_000
 class AdaptationRun:
     """One adaptation run: for each of its trainings, train, save the adapter, load it onto a fresh base, and evaluate.
 
-    `epochs` receives the record of each epoch; with several trainings, the means.
+    `epochs` receives the record of each epoch; with several trainings, the means. `warnings` receives signs that the
+    run has not learned.
     """
 
     stage: Stage
@@ -84,6 +87,7 @@ class AdaptationRun:
     config: str
     folder: Path
     epochs: list[Epoch]
+    warnings: list[str]
 
     def execute(self) -> dict[str, float]:
         """Make the run, notify the plugins of its result, and return its metrics."""
@@ -256,6 +260,16 @@ class AdaptationRun:
             | inference
             | by_severity
         )
+        trained = [class_counts(domains.labels.numbers[fit.train], domains.classes) for fit in fits]
+        self.warnings.extend(
+            run_warnings(
+                self.epochs,
+                predictions["shifted"],
+                classes=domains.classes,
+                trained=[round(sum(counts) / len(fits)) for counts in zip(*trained, strict=True)],
+                balanced=experiment.request.settings.class_weights == "balanced",
+            )
+        )
         return RunResult(
             metrics=metrics,
             epochs=tuple(self.epochs),
@@ -266,8 +280,10 @@ class AdaptationRun:
                 ADAPTER_SHA256_TAG: sha256_of(results[0].files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: results[0].prefix,
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
+                **({WARNINGS_TAG: "\n".join(self.warnings)} if self.warnings else {}),
             },
             files=artifacts,
+            warnings=tuple(self.warnings),
             samples={name: images[:8].cpu() for name, (images, _) in experiment.tests.items()},
         )
 
@@ -301,6 +317,7 @@ def adapt_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
     request = stage.experiment.request
     config = request.config_text(request.run_params(arm, seed))
     epochs: list[Epoch] = []
+    warnings: list[str] = []
     with recoverable(stage.recovery, start, config, base_fingerprint=stage.base.fingerprint) as recovery:
 
         def adapt_and_evaluate() -> dict[str, float]:
@@ -315,10 +332,12 @@ def adapt_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
                     config=config,
                     folder=Path(folder),
                     epochs=epochs,
+                    warnings=warnings,
                 )
                 return run.execute()
 
-        return stage.attempt(start, adapt_and_evaluate, arm=arm, seed=seed, epochs=epochs)
+        record = stage.attempt(start, adapt_and_evaluate, arm=arm, seed=seed, epochs=epochs)
+        return dataclasses.replace(record, warnings=tuple(warnings))
 
 
 def _accuracies_of_base(stage: Stage) -> dict[str, float]:

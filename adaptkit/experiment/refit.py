@@ -16,7 +16,7 @@ from adaptkit.contracts import Images
 from adaptkit.data.columns import GROUP
 from adaptkit.data.domains import Domains
 from adaptkit.data.pixels import joined
-from adaptkit.data.protocols import Labels
+from adaptkit.data.protocols import Labels, class_counts
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
@@ -24,6 +24,7 @@ from adaptkit.experiment.inputs import TRIED, ModelInputs
 from adaptkit.experiment.measurement import MERGED, merged, parameters
 from adaptkit.experiment.outcome import Expectation, RunSummary
 from adaptkit.experiment.recovery import RunRecovery
+from adaptkit.experiment.run_warnings import run_warnings
 from adaptkit.experiment.stage import Stage
 from adaptkit.experiment.training import Training, Watcher, load, require_same_logits, save, train
 from adaptkit.names import (
@@ -50,6 +51,7 @@ from adaptkit.names import (
     TIMING_TAG,
     TRIAL_KEY_TAG,
     TUNING_FILE,
+    WARNINGS_TAG,
 )
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
@@ -245,6 +247,13 @@ class Refit:
             metrics[TIME_TUNING_SECONDS] = self.tunings[0].seconds
             artifacts[TUNING_FILE] = self.folder / TUNING_FILE
             artifacts[TUNING_FILE].write_text(tuning_text(arm, self.tunings), encoding="utf-8")
+        warnings = run_warnings(
+            self.epochs,
+            None,
+            classes=self.labelled.classes,
+            trained=class_counts(self.labelled.labels, self.labelled.classes),
+            balanced=stage.experiment.request.settings.class_weights == "balanced",
+        )
         result = RunResult(
             metrics=metrics,
             epochs=tuple(self.epochs),
@@ -255,8 +264,10 @@ class Refit:
                 ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: trained.passes.frozen_prefix,
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
+                **({WARNINGS_TAG: "\n".join(warnings)} if warnings else {}),
             },
             files=artifacts,
+            warnings=warnings,
         )
         notify("adaptkit_run_ended", run=self.start, result=result, model=reloaded.model)
         return dict(metrics)
