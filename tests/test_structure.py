@@ -80,6 +80,7 @@ ONE_IMPORTER = {
     "adaptkit.testing.kit": "the only door to the checks",
     "adaptkit.testing.shift_checks": "one kind of check",
     "adaptkit.testing.strategy_checks": "one kind of check",
+    "adaptkit.testing.metric_checks": "the checks of one kind of plugin",
     "adaptkit.tracking.active_run": "one idea: MLflow's active run",
     "adaptkit.tracking.artifacts": "one idea: the artifacts of a finished run",
     "adaptkit.training.memory": "one idea: the peak memory of a training step",

@@ -57,6 +57,8 @@ class Plan:
     epochs: int
     notices: tuple[str, ...] = ()
     seconds: float | None = None
+    #: metrics of the comparison, the deciding one first
+    metrics: tuple[str, ...] = ("accuracy",)
     #: how labels are used, the number of folds, the column that is held out, and the number of groups (0: none)
     protocol: str = "draws"
     folds: int | None = None

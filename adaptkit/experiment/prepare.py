@@ -253,6 +253,7 @@ def make_plan(
         base_cached=base_cached,
         arms=arms,
         seeds=settings.seed,
+        metrics=settings.metric,
         epochs=settings.epochs,
         notices=notices,
         protocol=domains.protocol.name,

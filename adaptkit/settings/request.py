@@ -222,7 +222,9 @@ class Request:
     def _flat(self) -> dict[str, Any]:
         params = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "severity", *GROUPS})
         params["augment"] = _written(self.augment_amounts)
-        params["metric"] = ",".join(self.settings.metric)
+        del params["metric"]
+        if self.settings.metric:  # chosen when the data are known
+            params["metric"] = ",".join(self.settings.metric)
         if self.settings.classes is None:  # params of runs without it stay unchanged
             del params["classes"]
         else:

@@ -56,7 +56,7 @@ def _is_whole(text: str) -> bool:
 
 
 def _names(value: object) -> object:
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
 def _optional(value: object) -> object:

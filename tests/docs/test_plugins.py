@@ -64,6 +64,6 @@ def test_each_kind_has_an_example() -> None:
         "perceptron.py",
         "parity.py",
         "rain.py",
-        "pausing.py",
+        "true_share.py", "pausing.py",
         "moved.py",
     ]

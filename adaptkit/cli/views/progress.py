@@ -168,7 +168,10 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(f"Base     {escape(plan.backbone)}, {about}; {base}", soft_wrap=True)
     seeds = "seed" if len(plan.seeds) == 1 else "seeds"
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
-    console.print(f"Runs     {seeds} {', '.join(map(str, plan.seeds))}; {epochs} each", soft_wrap=True)
+    console.print(
+        f"Runs     {seeds} {', '.join(map(str, plan.seeds))}; {epochs} each; compared by {_metrics(plan)}",
+        soft_wrap=True,
+    )
     if plan.tuning_trials:
         console.print(_tuning(plan), markup=False, soft_wrap=True)
     console.print(_strategies(plan))
@@ -176,6 +179,11 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(f"Note: {notice}", markup=False, soft_wrap=True)
     if plan.seconds is not None:
         console.print(f"Estimated time: {duration(plan.seconds)} of training and evaluation on this machine.")
+
+
+def _metrics(plan: Plan) -> str:
+    first, *others = plan.metrics
+    return f"{first} (also shown: {', '.join(others)})" if others else first
 
 
 def _classes(plan: Plan) -> str:
