@@ -121,7 +121,8 @@ class RunResult:
 
     `metrics` are the final metrics by MLflow name, `predictions` are by test set. `tags` are additional tags of the
     run. `files` maps artifact paths to local files, which exist only while the hooks are called. `samples` are the
-    first images of each test set, float `[n, c, h, w]`. `calibration` is that of a calibrated refit.
+    first images of each test set, float `[n, c, h, w]`. `calibration` is that of a calibrated refit. `warnings` are
+    signs that the run has not learned.
     """
 
     metrics: Mapping[str, float]
@@ -133,3 +134,4 @@ class RunResult:
     files: Mapping[str, Path] = field(default_factory=dict)
     samples: Mapping[str, Tensor] = field(default_factory=dict)
     calibration: Calibration | None = None
+    warnings: tuple[str, ...] = ()

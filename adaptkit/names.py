@@ -96,6 +96,8 @@ THREADS_TAG = "adaptkit.threads"
 TIMING_TAG = "adaptkit.timing"
 RESUMED_TAG = "adaptkit.resumed"
 ERROR_TAG = "adaptkit.error"
+#: signs that a run has not learned, one a line; absent if there are none
+WARNINGS_TAG = "adaptkit.warnings"
 
 # Tags of base, adaptation and tuning runs: what they were computed from.
 RECIPE_KEY_TAG = "adaptkit.recipe_key"

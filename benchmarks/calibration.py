@@ -28,6 +28,7 @@ from calibration_tables import write_table
 from torch import Tensor
 
 from adaptkit.data.protocols import Labels, disjoint_draw, fold_numbers, overlapping_draw
+from adaptkit.data.split import stratified
 
 SIZES = (100, 200, 500, 1000)
 #: repeats and folds of the designs
@@ -107,15 +108,16 @@ def train_folds(population: Population, size: int, random: torch.Generator) -> A
     result = {f"predicted {name}": pooled(parts[name], assigned) for name, assigned in designs.items()}
     result["predicted old"] = parts["old"][:, :, split:size]
     result |= {f"true {name}": true_scores(part[:, :, size:], images.labels[size:]) for name, part in parts.items()}
-    return arrays(result | {"labels": labels, "folds 3x5": torch.stack(designs["3x5"])})
+    result |= {f"folds {name}": torch.stack(assigned) for name, assigned in designs.items()}
+    return arrays(result | {"labels": labels})
 
 
-def train_draws(population: Population, random: torch.Generator) -> Arrays:
-    """Train all learners on disjoint draws from one pool, and evaluate one test set."""
+def train_draws(population: Population, draw: Callable[..., Tensor], random: torch.Generator) -> Arrays:
+    """Train all learners on draws from one pool, and evaluate one test set."""
     rows = DRAW_POOL + DRAW_TEST
-    images = drawn(population, DRAW_POOL, DRAW_TEST, random)
+    images = population.take(torch.cat(stratified(population.labels, (DRAW_POOL, DRAW_TEST), random)))
     pool, test = images.labels[:DRAW_POOL], images.labels[DRAW_POOL:]
-    trained = [disjoint_draw(pool, shots, "stratified", seed) for shots in SHOTS for seed in range(DRAW_SEEDS)]
+    trained = [draw(pool, shots, "stratified", seed) for shots in SHOTS for seed in range(DRAW_SEEDS)]
     predicted = learners.learn_all(Task(images, mask_of(trained, rows), random))[:, :, DRAW_POOL:]
     result: dict[str, Any] = {"labels": test}
     for shots, part in zip(SHOTS, predicted.split(DRAW_SEEDS, dim=1), strict=True):
@@ -143,6 +145,7 @@ def train_groups(population: Population, size: int, random: torch.Generator) -> 
     predicted = learners.learn_all(Task(images, masks, random))
     units = images.groups[:used].unique(return_inverse=True)[1]
     result = {"predicted 3x5": pooled(predicted, assigned), "labels": labels, "units": units}
+    result["folds 3x5"] = torch.stack(assigned)
     # Pools of groups differ in size: fill up with -1.
     filled = {name: _filled(part, size + max(learners.GROUP_SIZES)) for name, part in result.items()}
     return arrays(filled | {"true 3x5": true_scores(predicted[:, :, used:], images.labels[used:])})
@@ -161,6 +164,7 @@ def train_more_labels(population: Population, random: torch.Generator) -> Arrays
     predicted = learners.learn_families(Task(images, torch.cat(masks), random))
     parts = predicted.split([len(mask) for mask in masks], dim=1)
     result = {f"predicted {size}": pooled(part, steps[size]) for size, part in zip(steps, parts, strict=True)}
+    result |= {f"folds {size}": torch.stack(assigned) for size, assigned in steps.items()}
     return arrays(result | {"labels": images.labels})
 
 
@@ -183,7 +187,8 @@ def train_tuned(population: Population, size: int, random: torch.Generator) -> A
         best = torch.stack(right).argmax().expand(15)
         once.append(repeated[1].predict(task, learners.HIDDEN, best))
     result = {"predicted inside": torch.stack(inside), "predicted once": torch.stack(once)}
-    return arrays({name: pooled(part, assigned) for name, part in result.items()} | {"labels": images.labels})
+    result = {name: pooled(part, assigned) for name, part in result.items()}
+    return arrays(result | {"labels": images.labels, "folds 3x5": torch.stack(assigned)})
 
 
 def train_fine_tuned(population: Population, base: torch.nn.Module, random: torch.Generator) -> Arrays:
@@ -198,7 +203,8 @@ def train_fine_tuned(population: Population, base: torch.nn.Module, random: torc
     arms = zip(("full", "full", "lora"), seeds, strict=True)
     predicted = torch.stack([learners.fine_tuned(base, name, task, of_fits) for name, of_fits in arms])
     true = true_scores(predicted[:, :, size:], images.labels[size:])
-    return arrays({"predicted 1x5": pooled(predicted, assigned), "true 1x5": true, "labels": images.labels[:size]})
+    result = {"predicted 1x5": pooled(predicted, assigned), "folds 1x5": torch.stack(assigned)}
+    return arrays(result | {"true 1x5": true, "labels": images.labels[:size]})
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> Arrays:
@@ -224,13 +230,14 @@ def experiments(data_dir: Path, work: Path, pools: int, fine_tuned: int) -> Iter
     base, single, grouped = learners.make_populations(data_dir, work / "population.pt")
     for size in (200, 100, 500, 1000):
         yield Experiment(f"folds {size}", lambda random, size=size: train_folds(single, size, random), pools)
-    yield Experiment("draws", lambda random: train_draws(single, random), pools)
+    yield Experiment("draws", lambda random: train_draws(single, disjoint_draw, random), pools)
     for size in GROUP_SIZES:
         yield Experiment(f"groups {size}", lambda random, size=size: train_groups(grouped, size, random), pools)
     for size in TUNED_SIZES:
         yield Experiment(f"tuned {size}", lambda random, size=size: train_tuned(single, size, random), pools)
     yield Experiment("more labels", lambda random: train_more_labels(single, random), pools)
     yield Experiment("fine-tuned", lambda random: train_fine_tuned(single, base, random), fine_tuned)
+    yield Experiment("old draws", lambda random: train_draws(single, overlapping_draw, random), pools)
 
 
 def main() -> None:

@@ -6,13 +6,14 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from adaptkit.backbones.small_cnn_layers import SmallCNNModel
 from adaptkit.data.sets.torchvision_sets import read_corpus
-from adaptkit.data.shifts import Noise, rotated
+from adaptkit.data.shifts import Noise, Rotate, rotated
 from adaptkit.data.views import shifted_views
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.settings import BaseSettings
@@ -25,6 +26,8 @@ from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import adapt
 
 CLASSES, SOURCE, SIDE = 10, 2500, 28
+#: amounts of the default shift
+ANGLE, SIGMA = 45, 0.3
 #: principal components of each view of an image, and a constant
 FEATURES = 64
 #: sizes of groups; the images of a group are one digit at one angle with different noise
@@ -55,7 +58,7 @@ class Population:
 
 @dataclass(frozen=True)
 class Task:
-    """Fits on images: `masks` `[fits, images]` is 1 for the training images of each fit. Learners draw from `random`."""
+    """Fits on images: `masks` `[fits, images]` is 1 for training images. Learners draw random numbers from `random`."""
 
     images: Population
     masks: Tensor
@@ -275,7 +278,7 @@ def _copy(base: nn.Module) -> SmallCNNModel:
     return model
 
 
-def make_populations(data_dir, cache) -> tuple[nn.Module, Population, Population]:
+def make_populations(data_dir: Path, cache: Path) -> tuple[nn.Module, Population, Population]:
     """Return a base and two populations of shifted MNIST: single images, and groups. They are stored in `cache`.
 
     The base is trained with adaptkit's training loop and default settings. Its source images, which also determine the
@@ -291,13 +294,13 @@ def make_populations(data_dir, cache) -> tuple[nn.Module, Population, Population
         source, targets = order[:SOURCE], order[SOURCE:]
         base = _trained_base(pixels[source].float() / 255, labels[source])
         to_features = _feature_maps(base, pixels[source].float() / 255)
-        single = shifted_views(pixels[targets], _default_shifts(), seed=1)
+        single = shifted_views(pixels[targets], [Rotate(ANGLE), Noise(SIGMA)], seed=1)
         random = torch.Generator().manual_seed(2)
         sizes = torch.tensor(GROUP_SIZES).repeat(len(targets) // (2 * sum(GROUP_SIZES)))
         groups = torch.arange(len(sizes)).repeat_interleave(sizes)
-        angles = 45 * (2 * torch.rand(len(sizes), generator=random, dtype=torch.float64) - 1)
+        angles = ANGLE * (2 * torch.rand(len(sizes), generator=random, dtype=torch.float64) - 1)
         copies = rotated(pixels[targets[groups]].float() / 255, angles[groups])
-        copies = Noise(0.3).apply(copies, random)
+        copies = Noise(SIGMA).apply(copies, random)
         populations = [
             (to_features(single), labels[targets], None, (single * 255).round().byte()),
             (to_features(copies), labels[targets[groups]], groups, None),
@@ -307,12 +310,6 @@ def make_populations(data_dir, cache) -> tuple[nn.Module, Population, Population
     base = SmallCNNModel(1, SIDE, CLASSES)
     base.load_state_dict(state)
     return base, *(Population(*parts) for parts in populations)
-
-
-def _default_shifts():
-    from adaptkit.data.shifts import Rotate
-
-    return [Rotate(45), Noise(0.3)]
 
 
 def _trained_base(images: Tensor, labels: Tensor) -> SmallCNNModel:

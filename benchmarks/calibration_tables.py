@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from calibration_learners import CLASSES, FAMILY_NAMES, MEMBERS
+from calibration_learners import CLASSES, FAMILY_NAMES, LEARNERS, MEMBERS
 from numpy.typing import NDArray
 from scipy import stats
 
-from adaptkit.comparison.inference import ALPHA, Inference, infer_draws, infer_folds
+from adaptkit.comparison.inference import ALPHA, Inference, infer_draws, infer_folds, infer_given
 from adaptkit.comparison.scores import macro_f1_score, mean_score
 from adaptkit.comparison.statistics import holm
 
@@ -24,6 +24,10 @@ ACCURACY, MACRO_F1 = "accuracy", "macro F1"
 #: true differences in points, with the pairs that count as close to them
 WINDOWS = {1: (0.75, 1.25), 2: (1.5, 2.5), 4: (3.2, 4.8)}
 FAMILIES = [range(start, start + MEMBERS) for start in range(0, len(FAMILY_NAMES), MEMBERS)]
+EQUAL_PAIRS = [pair for family in FAMILIES for pair in itertools.combinations(family, 2)]
+#: one learner of each family, and all others
+DISTINCT = [*range(0, len(FAMILY_NAMES), MEMBERS), *range(len(FAMILY_NAMES), len(FAMILY_NAMES) + len(LEARNERS))]
+PAIRS = [*EQUAL_PAIRS, *itertools.combinations(DISTINCT, 2)]
 
 Array = NDArray[Any]
 Infer = Callable[[Array, Array], Inference | None]
@@ -110,42 +114,55 @@ def score(predicted: Array, labels: Array, metric: str, units: Array | None) -> 
 def judge_pools(
     data: Mapping[str, Array],
     predicted: Array,
+    infer: Callable[[int, int, Array | None], Infer],
     *,
-    infer: Callable[[int], Infer],
     metric: str = ACCURACY,
     grouped: bool = False,
-    within: Sequence[Iterable[int]] = (),
+    pairs: list[tuple[int, int]] = PAIRS,
 ) -> Judged:
-    """Judge all pairs of learners on each pool, or those within families; `infer` takes the number of units.
+    """Judge pairs of learners on each pool.
 
-    With `grouped`, the units are the groups of the pools, whose sizes differ: missing images are -1.
+    `infer` takes the number of the pool, the number of its images, and the groups of images. With `grouped`, the units
+    are the groups; pools differ in size, and images that a pool does not have are -1.
     """
-    pairs = list(itertools.combinations(range(predicted.shape[1]), 2))
-    if within:
-        pairs = [pair for family in within for pair in itertools.combinations(family, 2)]
     rows = []
     for pool, claimed in enumerate(predicted):
         labels = data["labels"][pool][: claimed.shape[-1]]
-        known = labels >= 0
-        units = data["units"][pool][known].astype(int) if grouped else None
-        values, influence = score(claimed[:, :, known], labels[known], metric, units)
-        rows.append(judge(values, influence, infer(int(known.sum())), pairs))
+        images = int((labels >= 0).sum())
+        units = data["units"][pool][:images].astype(int) if grouped else None
+        values, influence = score(claimed[:, :, :images], labels[:images], metric, units)
+        rows.append(judge(values, influence, infer(pool, images, units), pairs))
     return Judged(*numpy.stack(rows, axis=1), pairs)
 
 
-def of_folds(folds: int) -> Callable[[int], Infer]:
-    """Return the inference of repeated cross-validation for a number of images."""
-    return lambda images: functools.partial(infer_folds, folds=folds, resolution=1 / images)
+def of_folds(assigned: Array, *, luck: bool = True) -> Callable[[int, int, Array | None], Infer]:
+    """Return the inference of repeated cross-validation from fold numbers `[pools, repeats, images]`.
+
+    Without `luck`, the variance that images of one fold share is left out.
+    """
+    folds = int(assigned.max()) + 1
+
+    def without_luck(values: Array, influence: Array, images: int) -> Inference:
+        corrected = math.sqrt(folds / (folds - 1)) * influence.mean(0, keepdims=True)
+        return infer_given([values.mean()], corrected, resolution=1 / images)
+
+    def infer(pool: int, images: int, units: Array | None) -> Infer:
+        numbers = assigned[pool][:, :images]
+        if units is not None:
+            numbers = numbers[:, numpy.unique(units, return_index=True)[1]]
+        if not luck:
+            return functools.partial(without_luck, images=images)
+        return functools.partial(infer_folds, folds=numbers, resolution=1 / images)
+
+    return infer
 
 
-def judge_old(data: Mapping[str, Array], seeds: int) -> Judged:
-    """Judge with the rule of adaptkit 0.1: a paired t-test over seeds, and an interval over test images."""
-    predicted = data["predicted old"][:, :, :seeds]
-    truth = data["labels"][:, -predicted.shape[-1] :]
-    right = (predicted == truth[:, None, None]).astype(float)
-    pairs = list(itertools.combinations(range(right.shape[1]), 2))
+def judge_old(predicted: Array, labels: Array) -> Judged:
+    """Judge with the rule of adaptkit 0.1: a paired t-test over seeds, confirmed by an interval over test images."""
+    seeds = predicted.shape[2]
+    right = (predicted == labels[:, None, None, -predicted.shape[-1] :]).astype(numpy.float32)
     columns = []
-    for a, b in pairs:
+    for a, b in PAIRS:
         by_seed, by_image = (right[:, a] - right[:, b]).mean(-1), (right[:, a] - right[:, b]).mean(1)
         mean, images = by_seed.mean(1), by_image.shape[1]
         error = numpy.maximum(by_seed.std(1, ddof=1), 1 / images) / math.sqrt(seeds)
@@ -153,13 +170,13 @@ def judge_old(data: Mapping[str, Array], seeds: int) -> Judged:
         confirmed = numpy.abs(mean) > stats.norm.ppf(1 - ALPHA / 2) * by_image.std(1) / math.sqrt(images)
         columns.append((mean, p, stats.t.ppf(1 - ALPHA / 2, seeds - 1) * error, error * numpy.nan, confirmed))
     *numbers, confirmed = numpy.moveaxis(numpy.array(columns), 0, -1)
-    return Judged(*numbers, pairs, confirmed=confirmed.astype(bool))
+    return Judged(*numbers, PAIRS, confirmed=confirmed.astype(bool))
 
 
-def rates(judged: Judged, truth: Array, reference: Array | None = None, *, families: bool = True) -> dict[str, Rate]:
+def rates(judged: Judged, truth: Array, reference: Array | None = None) -> dict[str, Rate]:
     """Return all rates; `truth` are the true scores of learners, `reference` those that decide about the sign."""
     first, second = numpy.array(judged.pairs).T
-    equal = numpy.array([a // MEMBERS == b // MEMBERS and b < len(FAMILY_NAMES) for a, b in judged.pairs])
+    equal = numpy.arange(len(PAIRS)) < len(EQUAL_PAIRS)
     true = numpy.where(equal, 0, truth[first] - truth[second])
     size = numpy.abs(true) * 100
     signs = true if reference is None else numpy.where(equal, 0, reference[first] - reference[second])
@@ -168,10 +185,9 @@ def rates(judged: Judged, truth: Array, reference: Array | None = None, *, famil
     among = judged.decided & ~equal
     result = {
         "equal pairs": Rate.of(judged.decided[:, equal]),
-        "families of 4": Rate.of(judged.family_decided(FAMILIES)) if families else Rate(math.nan, math.nan),
+        "families of 4": Rate.of(judged.family_decided(FAMILIES)),
         "wrong sign": Rate.of(wrong[:, ~equal], among[:, ~equal]),
         "coverage": Rate.of(numpy.abs(judged.mean - true) <= judged.half),
-        "coverage, different": Rate.of((numpy.abs(judged.mean - true) <= judged.half)[:, ~equal]),
     }
     for points, (low, high) in WINDOWS.items():
         result[f"power {points}"] = Rate.of(right[:, (size >= low) & (size <= high)])
@@ -195,42 +211,63 @@ COLUMNS = {
 def rows_of(data: Mapping[str, Mapping[str, Array]]) -> Iterator[tuple[str, str, Mapping[str, Rate]]]:
     """Yield section, name and rates of each setting that was measured."""
     for size in (100, 200, 500, 1000):
-        if (folds := data.get(f"folds {size}")) is None:
-            continue
-        true = {name: folds[f"true {name}"].mean(0) for name in ("3x5", "3x3", "1x10", "old")}
-        for name, repeats, count in (("3x5", 3, 5), ("3x5", 1, 5), ("3x3", 3, 3), ("1x10", 1, 10)):
-            for number, metric in enumerate((ACCURACY, MACRO_F1) if repeats * count == 15 else (ACCURACY,)):
-                predicted = folds[f"predicted {name}"][:, :, :repeats]
-                judged = judge_pools(folds, predicted, infer=of_folds(count), metric=metric)
-                yield "folds", f"{size} labels, {repeats} x {count}, {metric}", rates(judged, true[name][number])
-        for seeds in (5, 10):
-            judged = judge_old(folds, seeds)
-            yield "old", f"{size} labels, {seeds} seeds", rates(judged, true["old"][0], true["3x5"][0])
-    if (draws := data.get("draws")) is not None:
-        for shots, seeds in itertools.product((10, 20, 50), (10, 5)):
-            divisions = draws[f"divisions {shots}"][0][:seeds]
-            for number, metric in enumerate((ACCURACY, MACRO_F1) if seeds == 10 else (ACCURACY,)):
-                predicted = draws[f"predicted {shots}"][:, :, :seeds]
-
-                def infer(images: int, divisions: Array = divisions) -> Infer:
-                    return functools.partial(infer_draws, divisions=divisions, resolution=1 / images)
-
-                judged = judge_pools(draws, predicted, infer=infer, metric=metric)
-                true_score = draws[f"true {shots}"].mean(0)[number]
-                yield "draws", f"{shots} shots, {seeds} seeds, {metric}", rates(judged, true_score)
+        if f"folds {size}" in data:
+            yield from _rows_of_folds(data[f"folds {size}"], size)
+    if "draws" in data:
+        yield from _rows_of_draws(data["draws"])
+    if "old draws" in data:
+        yield from _rows_of_old_draws(data["old draws"])
     for size in (200, 500):
         if (groups := data.get(f"groups {size}")) is None:
             continue
         for metric, grouped in ((ACCURACY, True), (MACRO_F1, True), (ACCURACY, False)):
-            predicted = groups["predicted 3x5"]
-            judged = judge_pools(groups, predicted, infer=of_folds(5), metric=metric, grouped=grouped)
+            infer = of_folds(groups["folds 3x5"])
+            judged = judge_pools(groups, groups["predicted 3x5"], infer, metric=metric, grouped=grouped)
             suffix = metric if grouped else "groups taken as images"
-            true_score = groups["true 3x5"].mean(0)[int(metric == MACRO_F1)]
-            yield "groups", f"{size} labels, 3 x 5, {suffix}", rates(judged, true_score)
+            yield "groups", f"{size} labels, 3 x 5, {suffix}", rates(judged, _truth(groups, "3x5", metric))
     if (tuned := data.get("fine-tuned")) is not None:
-        judged = judge_pools(tuned, tuned["predicted 1x5"], infer=of_folds(5))
-        true_score = tuned["true 1x5"].mean(0)[0]
-        yield "fine-tuned", "", _few_rates(judged, numpy.append(true_score[:2].mean().repeat(2), true_score[2]))
+        judged = judge_pools(
+            tuned, tuned["predicted 1x5"], of_folds(tuned["folds 1x5"]), pairs=[(0, 1), (0, 2), (1, 2)]
+        )
+        full, again, lora = _truth(tuned, "1x5")
+        name = f"{len(judged.mean)} pools, full twice and lora"
+        yield "fine-tuned", name, _few_rates(judged, numpy.array([(full + again) / 2] * 2 + [lora]))
+
+
+def _truth(data: Mapping[str, Array], design: str, metric: str = ACCURACY) -> Array:
+    """Return the true scores of learners: means over pools."""
+    means: Array = data[f"true {design}"].mean(0)[int(metric == MACRO_F1)]
+    return means
+
+
+def _rows_of_folds(data: Mapping[str, Array], size: int) -> Iterator[tuple[str, str, Mapping[str, Rate]]]:
+    settings = [("3x5", 3, ACCURACY, True), ("3x5", 3, MACRO_F1, True), ("3x5", 1, ACCURACY, True)]
+    settings += [("3x3", 3, ACCURACY, True), ("1x10", 1, ACCURACY, True), ("3x5", 3, ACCURACY, False)]
+    for design, repeats, metric, luck in settings:
+        infer = of_folds(data[f"folds {design}"][:, :repeats], luck=luck)
+        judged = judge_pools(data, data[f"predicted {design}"][:, :, :repeats], infer, metric=metric)
+        name = f"{repeats} x {design.split('x')[1]}, {metric if luck else 'luck of training left out'}"
+        yield "folds", f"{size} labels, {name}", rates(judged, _truth(data, design, metric))
+    for seeds in (5, 10):
+        judged = judge_old(data["predicted old"][:, :, :seeds], data["labels"])
+        yield "old", f"{size} labels, {seeds} seeds", rates(judged, _truth(data, "old"), _truth(data, "3x5"))
+
+
+def _rows_of_old_draws(data: Mapping[str, Array]) -> Iterator[tuple[str, str, Mapping[str, Rate]]]:
+    for shots, seeds in itertools.product((10, 20, 50), (5, 10)):
+        judged = judge_old(data[f"predicted {shots}"][:, :, :seeds], data["labels"])
+        yield "old draws", f"{shots} shots, {seeds} seeds", rates(judged, _truth(data, str(shots)))
+
+
+def _rows_of_draws(data: Mapping[str, Array]) -> Iterator[tuple[str, str, Mapping[str, Rate]]]:
+    for shots, (seeds, metric) in itertools.product((10, 20, 50), ((10, ACCURACY), (10, MACRO_F1), (5, ACCURACY))):
+        divisions = data[f"divisions {shots}"][:, :seeds]
+
+        def infer(pool: int, images: int, units: Array | None, divisions: Array = divisions) -> Infer:
+            return functools.partial(infer_draws, divisions=divisions[pool], resolution=1 / images)
+
+        judged = judge_pools(data, data[f"predicted {shots}"][:, :, :seeds], infer, metric=metric)
+        yield "draws", f"{shots} shots, {seeds} seeds, {metric}", rates(judged, _truth(data, str(shots), metric))
 
 
 def _few_rates(judged: Judged, truth: Array) -> dict[str, Rate]:
@@ -250,25 +287,32 @@ def _few_rates(judged: Judged, truth: Array) -> dict[str, Rate]:
 
 def false_rows(data: Mapping[str, Mapping[str, Array]]) -> Iterator[tuple[str, Rate, Rate]]:
     """Yield the rates of false verdicts of equal pairs and families: strategies tuned twice, and repeated looks."""
-    for size, (name, words) in itertools.product(
-        (200, 500), {"inside": "in each fit", "once": "once, on the evaluated labels"}.items()
-    ):
+    four = list(itertools.combinations(range(MEMBERS), 2))
+    ways = {"inside": "in each fit", "once": "once, on the evaluated labels"}
+    for (way, words), size in itertools.product(ways.items(), (200, 500)):
         if (tuned := data.get(f"tuned {size}")) is not None:
-            judged = judge_pools(tuned, tuned[f"predicted {name}"], infer=of_folds(5))
+            judged = judge_pools(tuned, tuned[f"predicted {way}"], of_folds(tuned["folds 3x5"]), pairs=four)
             families = judged.family_decided([range(MEMBERS)])
-            yield f"{size} labels, tuned twice {words}", Rate.of(judged.decided), Rate.of(families)
+            yield f"{size} labels, tuned {words}", Rate.of(judged.decided), Rate.of(families)
     for size in (100, 200, 500, 1000):
         if (folds := data.get(f"folds {size}")) is not None:
-            predicted = folds["predicted 3x5"]
+            predicted, assigned = folds["predicted 3x5"], folds["folds 3x5"]
             looks = [
-                judge_pools(folds, predicted[:, :, :repeats], infer=of_folds(5), within=FAMILIES)
+                judge_pools(folds, predicted[:, :, :repeats], of_folds(assigned[:, :repeats]), pairs=EQUAL_PAIRS)
                 for repeats in range(1, predicted.shape[2] + 1)
             ]
-            yield from _looks(looks, (1, 3, 5), lambda count, size=size: f"{size} labels, after repeats 1 to {count}")
+            yield from _looks(
+                looks, (1, 3, 5), lambda count, size=size: f"{size} labels, looks after repeats 1 to {count}"
+            )
     if (more := data.get("more labels")) is not None:
         sizes = sorted(int(name.split()[1]) for name in more if name.startswith("predicted"))
-        looks = [judge_pools(more, more[f"predicted {size}"], infer=of_folds(5), within=FAMILIES) for size in sizes]
-        yield from _looks(looks, (1, 3, 5, 9), lambda count: f"at {sizes[0]}, {sizes[1]} ... {sizes[count - 1]} labels")
+        looks = [
+            judge_pools(more, more[f"predicted {size}"], of_folds(more[f"folds {size}"]), pairs=EQUAL_PAIRS)
+            for size in sizes
+        ]
+        yield from _looks(
+            looks, (1, 3, 5, 9), lambda count: f"3 x 5, looks at {', '.join(map(str, sizes[:count]))} labels"
+        )
 
 
 def _looks(
@@ -285,39 +329,28 @@ TITLES = {
     "folds": "Folds",
     "draws": "Draws from a pool of 1,000 images, 1,500 test images",
     "groups": "Groups of 1 to 12 images, folds",
-    "old": "Rule of adaptkit 0.1: paired t-test over seeds, trained on 20 % of the labels",
+    "old": "adaptkit 0.1: draws of 20 % of the labels that overlap, 60 % for testing",
+    "old draws": "adaptkit 0.1: draws that overlap, from a pool of 1,000 images, 1,500 test images",
 }
 
 
 def write_table(work: Path, output: Path) -> None:
     """Judge everything in the work folder, and write Markdown tables and a JSON file with the same numbers."""
     data = {path.stem: dict(numpy.load(path)) for path in work.glob("*.npz") if ".part" not in path.name}
-    lines: list[str] = []
+    rows = list(rows_of(data))
     document: dict[str, Any] = {}
-    section = ""
-    for section_now, name, row in sorted(
-        rows_of(data), key=lambda one: list(TITLES).index(one[0]) if one[0] in TITLES else 9
-    ):
-        document[f"{section_now}: {name}"] = {key: [rate.value, rate.error] for key, rate in row.items()}
-        if section_now not in TITLES:
-            pools = len(data["fine-tuned"]["labels"])
-            cells = ", ".join(f"{key} {rate}" for key, rate in row.items())
-            lines += ["", f"`full`, `full` with other seeds and `lora` on {pools} pools of 100 labels, 1 x 5: {cells}"]
-            continue
-        if section_now != section:
-            section = section_now
-            lines += [
-                "",
-                f"| {TITLES[section]} | {' | '.join(COLUMNS.values())} |",
-                "| --- |" + " ---: |" * len(COLUMNS),
-            ]
-        lines.append(f"| {name} | {' | '.join(str(row[key]) for key in COLUMNS)} |")
+    lines: list[str] = []
+    for section, title in TITLES.items():
+        lines += ["", f"| {title} | {' | '.join(COLUMNS.values())} |", "| --- |" + " ---: |" * len(COLUMNS)]
+        for name, row in ((name, row) for other, name, row in rows if other == section):
+            lines.append(f"| {name} | {' | '.join(str(row[key]) for key in COLUMNS)} |")
     lines += ["", "| False verdicts | equal pairs | families of four |", "| --- | ---: | ---: |"]
     for name, pairs, families in false_rows(data):
-        document[f"false: {name}"] = {
-            "equal pairs": [pairs.value, pairs.error],
-            "families of 4": [families.value, families.error],
-        }
+        rows.append(("false", name, {"equal pairs": pairs, "families of 4": families}))
         lines.append(f"| {name} | {pairs} | {families} |")
+    for section, name, row in rows:
+        document[f"{section}: {name}"] = {key: [rate.value, rate.error] for key, rate in row.items()}
+        if section == "fine-tuned":
+            lines += ["", f"{name}: {', '.join(f'{key} {rate}' for key, rate in row.items())}"]
     output.write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
     output.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -81,8 +81,10 @@ ONE_IMPORTER = {
     "adaptkit.testing.kit": "the only door to the checks",
     "adaptkit.testing.shift_checks": "one kind of check",
     "adaptkit.testing.strategy_checks": "one kind of check",
+    "adaptkit.testing.metric_checks": "the checks of one kind of plugin",
     "adaptkit.tracking.active_run": "one idea: MLflow's active run",
     "adaptkit.tracking.artifacts": "one idea: the artifacts of a finished run",
+    "adaptkit.training.memory": "one idea: the peak memory of a training step",
     "adaptkit.tuning.figure": "a figure is imported when it is drawn",
     "adaptkit.tuning.runs": "one idea: the runs of a tuning",
 }

@@ -20,24 +20,22 @@ from adaptkit.events import Calibration
 from adaptkit.experiment.base_cache import Base
 from adaptkit.experiment.calibration import calibrate_predictions
 from adaptkit.experiment.outcome import Expectation, RefitSummary
-from adaptkit.experiment.prepare import Experiment, load_data, prepare
+from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.refit import RefitOrigin, all_labels, refit_once
 from adaptkit.experiment.stage import open_stage
-from adaptkit.models.run_images import rebuilt_request
-from adaptkit.models.trained import find_base, given_plugins
+from adaptkit.models.trained import find_base
 from adaptkit.names import BASE_FINGERPRINT_TAG, BASE_RUN_ID_TAG, COMPARED_RUNS_TAG, PARENT_TAG, TIME_TRAIN_SECONDS
-from adaptkit.plugins.manager import Plugins
 from adaptkit.reproduction.record import (
     data_difference,
     require_possible,
-    require_same_settings,
     require_same_split,
     require_split,
     settings_difference,
 )
+from adaptkit.reproduction.repetition import RepetitionRequest, rebuilt, repetition
 from adaptkit.settings.request import LR
 from adaptkit.system.core_sharing import Seat
-from adaptkit.system.hardware import find_device, shared_threads
+from adaptkit.system.hardware import shared_threads
 from adaptkit.tracking.address import tracking_option
 from adaptkit.tracking.reader import PARENTS
 from adaptkit.tracking.runs import RunFinder, StoredRun, open_runs
@@ -103,30 +101,15 @@ def refit(
     >>> summary = adaptkit.refit(run_id)
     >>> model = adaptkit.load(summary.run_id)
     """
-    request = RefitRequest(
-        run=run,
-        plugins=given_plugins(plugins, backbone),
-        strategy=strategy,
-        tracking_uri=tracking_uri,
-        data_dir=None if data_dir is None else Path(data_dir),
-        device=device,
-        feature_cache=feature_cache,
-        calibrate=calibrate,
-    )
+    request = RefitRequest(run=run, strategy=strategy, calibrate=calibrate, **repetition(locals()))
     return refit_run(request, lambda notice: warn_of([notice]))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefitRequest:
+class RefitRequest(RepetitionRequest):
     """What to refit, and how; with `dry_run`, everything is checked and nothing is trained."""
 
-    run: str
-    plugins: Plugins
     strategy: str | None = None
-    tracking_uri: str | None = None
-    data_dir: Path | None = None
-    device: str | None = None
-    feature_cache: bool = True
     calibrate: bool = False
     dry_run: bool = False
 
@@ -326,22 +309,12 @@ def _correct(arm: ArmResult) -> Any:
 
 def _prepared(choice: Choice, request: RefitRequest) -> Experiment:
     """Return the experiment of the recorded run; raise BadInput if settings, code or data have changed."""
-    stored, plugins = choice.stored, request.plugins
+    stored = choice.stored
     require_possible(stored)
     require_split(stored)
-    changed: dict[str, Any] = {} if request.data_dir is None else {"data_dir": str(request.data_dir)}
-    if request.device is not None:
-        changed["device"] = find_device(request.device).type
-    try:
-        with rebuilt_request(stored, plugins, changed) as rebuilt:
-            if len(rebuilt.arms) != 1 or len(rebuilt.settings.seed) != 1:
-                raise BadInput("its config.yaml was altered: it must name one strategy and one seed")
-            require_same_settings(stored, rebuilt)
-            domains = load_data(rebuilt)
-    except BadInput as error:
-        raise BadInput(*(f"{stored.title}: {line}" for line in error.problems)) from None
+    recorded, domains = rebuilt(stored, request)
     # Last digits of shifted images may differ on another machine.
-    data = data_difference(stored, domains, rebuilt, is_elsewhere=True)
+    data = data_difference(stored, domains, recorded, is_elsewhere=True)
     if data is not None and not data.within:
         raise BadInput(
             f"{stored.title}: the data have changed since then ({data.detail}): its accuracy says nothing about "
@@ -349,7 +322,7 @@ def _prepared(choice: Choice, request: RefitRequest) -> Experiment:
         )
     if data is None:
         require_same_split(stored, domains)
-    experiment = prepare(rebuilt, domains=domains)
+    experiment = prepare(recorded, domains=domains)
     if (difference := settings_difference(stored, experiment)) is not None:
         raise BadInput(f"{stored.title}: the backbone has changed: {difference.what} is {difference.now}")
     return experiment

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from adaptkit.data.domains import Domains
 from adaptkit.errors import BadInput
-from adaptkit.experiment.prepare import Experiment, load_data, prepare
-from adaptkit.models.run_images import rebuilt_request
-from adaptkit.models.trained import given_plugins
-from adaptkit.names import BASE_FINGERPRINT_TAG, CONFIG_FILE, SPLIT_FILE
-from adaptkit.plugins.manager import Plugins
+from adaptkit.experiment.prepare import Experiment, prepare
+from adaptkit.names import BASE_FINGERPRINT_TAG
 from adaptkit.reproduction.agreement import Compared, Difference, Reproduction, compare_results
 from adaptkit.reproduction.record import (
     RunEnvironment,
@@ -25,15 +21,14 @@ from adaptkit.reproduction.record import (
     read_results,
     recorded_data,
     require_possible,
-    require_same_settings,
     require_same_split,
     require_split,
     settings_difference,
 )
+from adaptkit.reproduction.repetition import RepetitionRequest, rebuilt, repetition
 from adaptkit.reproduction.rerun import TRAINED, run_again
 from adaptkit.settings.request import Request
-from adaptkit.system.hardware import find_device
-from adaptkit.tracking.runs import StoredRun, open_runs
+from adaptkit.tracking.runs import open_runs
 
 #: kinds of runs that can be re-run
 KINDS = ("adaptation", "base", "tuning")
@@ -90,31 +85,20 @@ def reproduce(
     >>> adaptkit.reproduce(run_id).verdict
     'identical'
     """
-    loaded = given_plugins(plugins, backbone)
-    return reproduce_run(
-        run_id,
-        loaded,
-        tracking_uri=tracking_uri,
-        data_dir=None if data_dir is None else Path(data_dir),
-        device=device,
-        refresh_base=refresh_base,
-        feature_cache=feature_cache,
-    )
+    return reproduce_run(ReproduceRequest(run=run_id, refresh_base=refresh_base, **repetition(locals())))
 
 
-def reproduce_run(
-    run_id: str,
-    plugins: Plugins,
-    *,
-    tracking_uri: str | None = None,
-    data_dir: Path | None = None,
-    device: str | None = None,
-    refresh_base: bool = False,
-    feature_cache: bool = True,
-    notice: Callable[[str], None] = lambda line: None,
-) -> Reproduction:
+@dataclass(frozen=True, kw_only=True)
+class ReproduceRequest(RepetitionRequest):
+    """A run to repeat, and how; with `refresh_base`, its base is trained again."""
+
+    refresh_base: bool = False
+
+
+def reproduce_run(repeated: ReproduceRequest, notice: Callable[[str], None] = lambda line: None) -> Reproduction:
     """Re-run a finished run and compare the results; call `notice(message)` for each message."""
-    stored = open_runs(tracking_uri).find(run_id, (*KINDS, "imported", "final"))
+    stored = open_runs(repeated.tracking_uri).find(repeated.run, (*KINDS, "imported", "final"))
+    plugins = repeated.plugins
     require_possible(stored)
     recorded = read_results(stored)
     require_split(stored)
@@ -124,25 +108,14 @@ def reproduce_run(
         notices.append(message)
         notice(message)
 
-    changed: dict[str, Any] = {} if data_dir is None else {"data_dir": str(data_dir)}
-    if device is not None:
-        changed["device"] = find_device(device).type
-    try:
-        with rebuilt_request(stored, plugins, changed) as request:
-            _require_one(stored, request)
-            require_same_settings(stored, request)  # first, because other settings also change the data
-            if request.settings.split.file is not None and stored.has(SPLIT_FILE):
-                report(f"split.file {stored.params.get('split.file')}: using the run's split.json, which is equal")
-            domains = load_data(request)
-    except BadInput as error:
-        raise BadInput(*(f"{stored.title}: {line}{_hint(stored, line)}" for line in error.problems)) from None
+    request, domains = rebuilt(stored, repeated, report)
     environment = RunEnvironment(stored, request, plugins)
     data = data_difference(stored, domains, request, is_elsewhere=environment.recorded != environment.now)
     if data is not None and not data.within:
         return _judged(environment, notices, data)
     if data is None:
         require_same_split(stored, domains)
-    experiment = _prepared(request, domains, device=device)
+    experiment = _prepared(request, domains, device=repeated.device)
     for line in experiment.plan.notices:
         if not line.startswith("split.file:"):  # reported above, with the original name
             report(line)
@@ -154,8 +127,8 @@ def reproduce_run(
         experiment,
         plugins,
         threads=int(threads) if threads.isdigit() else None,
-        refresh_base=refresh_base,
-        feature_cache=feature_cache,
+        refresh_base=repeated.refresh_base,
+        feature_cache=repeated.feature_cache,
         notice=report,
     )
     weights = "base" if stored.kind == "base" else "adapter"
@@ -212,22 +185,3 @@ def _prepared(request: Request, domains: Domains, device: str | None) -> Experim
     except BadInput as error:
         hint = "; the run used this device: choose another one with --device auto" if device is None else ""
         raise BadInput(*(f"{line}{hint if line.startswith('device:') else ''}" for line in error.problems)) from None
-
-
-def _require_one(stored: StoredRun, request: Request) -> None:
-    if len(request.arms) != 1 or len(request.settings.seed) != 1:
-        raise BadInput("its config.yaml was altered: it must name one strategy and one seed")
-
-
-def _hint(stored: StoredRun, line: str) -> str:
-    """Return a hint about a problem with the settings of a run."""
-    if "unknown option" in line or "unknown key" in line:
-        return "; the run used it: its plugin or adaptkit has changed since then"
-    if not re.search(r"unknown (strategy|backbone|data set|shift) ", line):
-        return ""
-    if "'python'" in line:
-        return "; it is a Python object; pass it again: adaptkit.reproduce(run_id, backbone=model)"
-    with stored.file(CONFIG_FILE) as path:
-        heading = path.read_text(encoding="utf-8").partition("\n")[0]
-    named = re.findall(r"--plugin (\S+)", heading)
-    return f"; the run was made with --plugin {' --plugin '.join(named)}" if named else "; is its plugin installed?"

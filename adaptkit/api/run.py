@@ -71,6 +71,7 @@ def run(
     settings: Mapping[str, Any] | None = None,
     dataset: str | None = None,
     target: str | None = None,
+    classes: str | Sequence[str] | None = None,
     shift: str | Mapping[str, float] | None = None,
     severity: str | float | Sequence[float] | None = None,
     metric: str | Sequence[str] | None = None,
@@ -90,6 +91,7 @@ def run(
     batch_size: int | None = None,
     optimizer: str | None = None,
     weight_decay: float | None = None,
+    class_weights: str | None = None,
     evaluate_shifted: str | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -130,6 +132,8 @@ def run(
         without a source. "table:FILE?site=A" selects rows by the value of a column.
     target : str, optional
         Target, such as "folder:PATH" or "table:FILE?site=B". Default: the source under `shift`.
+    classes : str or sequence of str, optional
+        Classes of source and target to use, in this order, such as "cat,dog" or ["cat", "dog"]. Default: all.
     shift : str or mapping, optional
         Shift from source to target images, such as "rotate=45,noise=0.3" (default without a target) or {"rotate": 30}.
     severity : str, float or sequence of float, optional
@@ -168,6 +172,8 @@ def run(
         Optimizer of adaptation; sgd has a momentum of 0.9. Default: "adam".
     weight_decay : float, optional
         Weight decay of adaptation. Default: 0.
+    class_weights : {"none", "balanced"}, optional
+        Weights of the classes in the loss of adaptation. With "balanced", all classes count equally. Default: "none".
     evaluate_shifted : {"epoch", "end"}, optional
         When the target accuracy is measured: after each epoch (default) or at the end only.
     device : {"auto", "cpu", "cuda", "mps"}, optional

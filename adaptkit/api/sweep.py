@@ -86,6 +86,7 @@ def sweep(
     settings: Mapping[str, Any] | None = None,
     dataset: str | None = None,
     target: str | None = None,
+    classes: str | Sequence[str] | None = None,
     shift: str | Mapping[str, float] | None = None,
     severity: str | float | Sequence[float] | None = None,
     metric: str | Sequence[str] | None = None,
@@ -105,6 +106,7 @@ def sweep(
     batch_size: int | None = None,
     optimizer: str | None = None,
     weight_decay: float | None = None,
+    class_weights: str | None = None,
     evaluate_shifted: str | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -142,9 +144,9 @@ def sweep(
         Run trials again that failed earlier.
     report : path, optional
         Folder for a report of the comparison.
-    options, preset, config, settings, dataset, target, shift, severity, metric, backbone, weights, image_size, \
-    skip_bad_images, augment, bn, seeds, protocol, folds, keep_folds, shots, \
-    epochs, lr, batch_size, optimizer, weight_decay, evaluate_shifted, \
+    options, preset, config, settings, dataset, target, classes, shift, severity, metric, backbone, weights, \
+    image_size, skip_bad_images, augment, bn, seeds, protocol, folds, keep_folds, shots, \
+    epochs, lr, batch_size, optimizer, weight_decay, class_weights, evaluate_shifted, \
     device, precision, checkpointing, data_dir, experiment, plugins, tracking_uri, refresh_base, feature_cache
         As in `adaptkit.run`.
 

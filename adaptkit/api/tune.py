@@ -102,6 +102,7 @@ def tune(
     settings: Mapping[str, Any] | None = None,
     dataset: str | None = None,
     target: str | None = None,
+    classes: str | Sequence[str] | None = None,
     shift: str | Mapping[str, float] | None = None,
     severity: str | float | Sequence[float] | None = None,
     metric: str | Sequence[str] | None = None,
@@ -121,6 +122,7 @@ def tune(
     batch_size: int | None = None,
     optimizer: str | None = None,
     weight_decay: float | None = None,
+    class_weights: str | None = None,
     evaluate_shifted: str | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -160,9 +162,9 @@ def tune(
         Seeds of the runs with the best values; none of them may be a tuning seed. Default: "1-5".
     report : path, optional
         Folder for a report of the comparison.
-    options, preset, config, settings, dataset, target, shift, severity, metric, backbone, weights, image_size, \
-    skip_bad_images, augment, bn, protocol, folds, keep_folds, shots, \
-    epochs, lr, batch_size, optimizer, weight_decay, evaluate_shifted, device, \
+    options, preset, config, settings, dataset, target, classes, shift, severity, metric, backbone, weights, \
+    image_size, skip_bad_images, augment, bn, protocol, folds, keep_folds, shots, \
+    epochs, lr, batch_size, optimizer, weight_decay, class_weights, evaluate_shifted, device, \
     precision, checkpointing, data_dir, experiment, plugins, tracking_uri, refresh_base, feature_cache
         As in `adaptkit.run`.
 

@@ -137,6 +137,11 @@ strategy_options = bundle(
         help="Target, e.g. folder:PATH or table:FILE.  [default: the source under the shift]",
     ),
     click.option(
+        "--classes",
+        metavar="NAME,...",
+        help="Use only these classes of source and target, in this order.  [default: all]",
+    ),
+    click.option(
         "--shift",
         metavar="NAME=X,...",
         help="Shift from source to target, e.g. rotate=45,noise=0.3; see `adaptkit shifts`.",
@@ -188,6 +193,11 @@ recipe_options = bundle(
     click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10]"),
     click.option("--lr", metavar="X", help="Learning rate of adaptation.  [default: the strategy's]"),
     click.option("--batch-size", metavar="N", help="Batch size for adaptation.  [default: 32]"),
+    click.option(
+        "--class-weights",
+        metavar="none|balanced",
+        help="Weights of the classes in the loss; balanced: all classes count equally.  [default: none]",
+    ),
     click.option("--data-dir", metavar="DIR", help="Folder of the data sets.  [default: data]"),
     click.option("--device", metavar="auto|cpu|cuda|mps", help="Device to compute on.  [default: auto]"),
     click.option(
@@ -236,9 +246,9 @@ engine_options = bundle(
 
 #: settings that have an option of the same name
 SETTING_OPTIONS = (
-    "preset", "dataset", "target", "shift", "backbone", "weights", "image_size", "augment", "bn",
+    "preset", "dataset", "target", "classes", "shift", "backbone", "weights", "image_size", "augment", "bn",
     "skip_bad_images", "protocol", "folds", "keep_folds", "metric",
-    "epochs", "lr", "batch_size", "data_dir", "device", "precision", "experiment", "severity",
+    "epochs", "lr", "batch_size", "class_weights", "data_dir", "device", "precision", "experiment", "severity",
 )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def reproduce(
     from adaptkit.system.imports import uncollected
 
     with uncollected():
-        from adaptkit.api.reproduce import reproduce_run
+        from adaptkit.api.reproduce import ReproduceRequest, reproduce_run
         from adaptkit.models.trained import given_plugins
         from adaptkit.system.hardware import keep_freed_memory
 
@@ -60,13 +60,15 @@ def reproduce(
     keep_freed_memory()
     with interruptible(), show_progress(plugins, console, quiet):
         reproduction = reproduce_run(
-            run_id,
-            plugins,
-            tracking_uri=tracking_uri,
-            data_dir=data_dir,
-            device=device,
-            refresh_base=refresh_base,
-            feature_cache=not no_feature_cache,
+            ReproduceRequest(
+                run=run_id,
+                plugins=plugins,
+                tracking_uri=tracking_uri,
+                data_dir=data_dir,
+                device=device,
+                refresh_base=refresh_base,
+                feature_cache=not no_feature_cache,
+            ),
             notice=lambda line: None if quiet else print_line(console, line),
         )
     if as_json:

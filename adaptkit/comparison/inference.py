@@ -2,8 +2,8 @@
 
 There is one function for each protocol. Each takes the scores of runs, or the differences of paired runs, `[runs]`, and
 the influence of each unit on them, `[runs, units]`. A unit is an image, or a group of images that belong together. The
-influence of a unit on a mean is its part of the mean's deviation: `(sum over its images of (value - mean)) / images`;
-`comparison.scores` computes it for all metrics. Influences add up to 0, and the influence on a difference of two scores
+influence of an image on a mean is `(value - mean) / images`; `comparison.scores` computes it for all metrics and for
+groups, by the jackknife. Influences add up to 0, and the influence on a difference of two scores
 is the difference of the influences.
 
 `resolution` is the influence of one image: a sample in which no prediction differs cannot show a smaller error.
@@ -80,26 +80,31 @@ def infer_folds(scores: ArrayLike, influence: ArrayLike, *, folds: ArrayLike, re
     freedom for G units. The factor K/(K-1) accounts for the training images that the fits share: Nadeau and Bengio
     (Machine Learning 52, 2003) and Bouckaert and Frank (PAKDD 2004) derive such corrections for the variance over fits.
 
-    All images of a fold share the luck of one training, which the variance over units does not contain. Its variance is
-    that between folds beyond what the units explain (the analysis of variance's estimate), at least 0, and shrinks with
-    the number of repeats. Degrees of freedom of the sum: Satterthwaite.
+    All units of a fold share one training, and so its luck, which the variance over units does not contain. It is
+    estimated as in an analysis of variance: the variance with folds as units, minus that with the units themselves,
+    both within repeats, divided by the number of repeats. The estimate can be negative, but the sum is at least the
+    variance over units without its factor. Degrees of freedom of the sum: Satterthwaite. If each unit is a fold, luck
+    is a part of the variance over units.
     """
     influences, numbers = numpy.asarray(influence, dtype=float), numpy.asarray(folds)
     repeats, units = influences.shape
     count = int(numbers.max()) + 1
-    over_units, df = _over_units(influences, resolution)
-    if units < 2:
-        return Inference(mean=_mean(scores), df=df, over_units=over_units, unit_df=df)
-    over_units *= count / (count - 1)
+    plain, df = _over_units(influences, resolution)
+    if units <= count:
+        factor = count / (count - 1) if units > 1 else 1
+        return Inference(mean=_mean(scores), df=df, over_units=factor * plain, unit_df=df)
+    corrected = count / (count - 1) * plain
     cells = (numbers + count * numpy.arange(repeats)[:, None]).ravel()
     sums = numpy.bincount(cells, weights=influences.ravel(), minlength=repeats * count)
-    between = count / (count - 1) * float(sums @ sums) - units / (units - 1) * float((influences**2).sum())
-    over_fits = max(between, 0.0) / repeats**2
+    over_folds = count / (count - 1) * float(sums @ sums) / repeats**2
+    luck = over_folds - units / (units - 1) * float((influences**2).sum()) / repeats**2
+    total = max(corrected + luck, plain)
+    over_runs = max(luck, 0.0)
     return Inference(
         mean=_mean(scores),
-        df=satterthwaite((over_units, df), (over_fits, repeats * (count - 1))),
-        over_runs=over_fits,
-        over_units=over_units,
+        df=satterthwaite((corrected, df), (over_folds, repeats * (count - 1)), total=total),
+        over_runs=over_runs,
+        over_units=total - over_runs,
         unit_df=df,
     )
 

@@ -86,6 +86,8 @@ def score(metric: Metric, answers: Answers, units: Integers | None = None) -> Sc
         return None
     if units is None and metric.name in WITHOUT_IMAGES:
         without = WITHOUT_IMAGES[metric.name](answers)
+    elif units is not None and metric.name in OF_COUNTS:
+        without = OF_COUNTS[metric.name](_counts_without(answers, units))
     else:
         numbers = numpy.arange(len(answers.truth)) if units is None else units
         left = (answers.without(numbers == unit) for unit in range(int(numbers.max()) + 1))
@@ -97,8 +99,11 @@ def mean_score(values: NDArray[numpy.generic], units: Integers | None = None) ->
     """Return the mean of one value for each image; `units` numbers the group of each image, from 0."""
     numbers = numpy.asarray(values, dtype=float)
     mean = float(numbers.mean())
-    deviations = (numbers - mean) / len(numbers)
-    return Scored(mean, deviations if units is None else numpy.bincount(units, weights=deviations).astype(float))
+    if units is None:
+        return Scored(mean, (numbers - mean) / len(numbers))
+    sums, sizes = numpy.bincount(units, weights=numbers - mean), numpy.bincount(units)
+    # A single group has no mean without it, and no measured error.
+    return jackknife(mean, mean - sums / numpy.maximum(len(numbers) - sizes, 1))
 
 
 def jackknife(value: float, without: Floats) -> Scored:
@@ -253,6 +258,30 @@ def _calibration_error(answers: Answers) -> Floats:
     return numpy.asarray(total / (len(gaps) - 1), dtype=float)
 
 
+def _counts_without(answers: Answers, units: Integers) -> Floats:
+    """Return the numbers of images by true and predicted class without each group, `[groups, classes, classes]`."""
+    classes, groups = answers.classes, int(units.max()) + 1
+    codes = (units * classes + answers.truth) * classes + answers.predicted
+    counts = _count(codes, groups * classes**2).reshape(groups, classes, classes)
+    left: Floats = counts.sum(0) - counts
+    return left
+
+
+def _kappa_of_counts(counts: Floats, distance: Floats) -> Floats:
+    observed = (counts * distance).sum((1, 2))
+    chance = numpy.einsum("ga,ab,gb->g", counts.sum(2), distance, counts.sum(1)) / counts.sum((1, 2))
+    return numpy.where(chance > 0, 1 - observed / numpy.where(chance > 0, chance, 1), 0.0)
+
+
+def _recalls_of_counts(counts: Floats) -> Floats:
+    return _share(numpy.diagonal(counts, axis1=1, axis2=2).copy(), counts.sum(2))
+
+
+def _f1_of_counts(counts: Floats) -> Floats:
+    correct = numpy.diagonal(counts, axis1=1, axis2=2)
+    return numpy.nanmean(_share(2 * correct, counts.sum(1) + counts.sum(2)), axis=1)  # type: ignore[no-any-return]
+
+
 def _distances(classes: int) -> Floats:
     places = numpy.arange(classes, dtype=float)
     distances: Floats = (places[:, None] - places) ** 2
@@ -269,4 +298,13 @@ WITHOUT_IMAGES: dict[str, Callable[[Answers], Floats]] = {
     "auroc": _auroc,
     "average_precision": _average_precision,
     "ece": _calibration_error,
+}
+
+#: built-in metrics of confusion counts -> their scores, from counts `[many, classes, classes]`, true classes in rows
+OF_COUNTS: dict[str, Callable[[Floats], Floats]] = {
+    "balanced_accuracy": lambda counts: numpy.nanmean(_recalls_of_counts(counts), axis=1),
+    "macro_f1": _f1_of_counts,
+    "worst_class_recall": lambda counts: numpy.nanmin(_recalls_of_counts(counts), axis=1),
+    "kappa": lambda counts: _kappa_of_counts(counts, 1 - numpy.eye(counts.shape[1])),
+    "weighted_kappa": lambda counts: _kappa_of_counts(counts, _distances(counts.shape[1])),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from adaptkit.data.duplicates import Members, across_groups, near_duplicate_noti
 from adaptkit.data.pixels import NamedPixels, alike, chunks, held, resized
 from adaptkit.data.protocols import (
     DRAWS,
+    PROPORTIONAL,
     Labels,
     Protocol,
     Wanted,
@@ -34,7 +36,8 @@ from adaptkit.data.views import LazyViews, Views, views_of
 from adaptkit.errors import BadInput, located
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import OVERLAPPING
-from adaptkit.settings.selection import Selected
+from adaptkit.settings.selection import Selected, nearest
+from adaptkit.settings.settings import written_classes
 
 if TYPE_CHECKING:
     from adaptkit.settings.settings import SplitSettings
@@ -117,13 +120,67 @@ def relabelled(corpus: Corpus, name: str, classes: tuple[str, ...], source: str)
             )
             if names
         ]
-        raise BadInput(f"target {name}: its classes differ from those of {source}: {'; '.join(differences)}")
+        both = [label for label in classes if label in target_classes]
+        raise BadInput(
+            f"target {name}: its classes differ from those of {source}: {'; '.join(differences)}{_common(both)}"
+        )
     number = torch.tensor([classes.index(label) for label in target_classes])
 
     def relabel(images: Images) -> Images:
         return replace(images, labels=number[images.labels], classes=classes)
 
     return replace(corpus, train=relabel(corpus.train), test=None if corpus.test is None else relabel(corpus.test))
+
+
+def _common(names: Sequence[str]) -> str:
+    """Return the advice to use the classes that two domains have in common, if there are two or more."""
+    if len(names) < 2:
+        return ""
+    return f"; restrict both to their common classes with --classes {shlex.quote(written_classes(names))}"
+
+
+def restricted(
+    corpora: Sequence[Corpus | None], titles: Sequence[str], classes: tuple[str, ...] | None
+) -> list[Corpus | None]:
+    """Return data sets with the images of these classes only, numbered in this order; None changes nothing.
+
+    Raises BadInput for classes that a data set does not have.
+    """
+    if classes is None:
+        return list(corpora)
+    known = {title: corpus.train.classes for title, corpus in zip(titles, corpora, strict=True) if corpus is not None}
+    everywhere = set.intersection(*map(set, known.values()))
+    both = [name for name in classes if name in everywhere]
+    problems = []
+    for name in classes:
+        lacking = [title for title, names in known.items() if name not in names]
+        if len(lacking) == len(known):
+            problems.append(f"classes: unknown class {name!r}{nearest(name, set().union(*known.values()))}")
+        elif lacking:
+            problems.append(f"classes: {lacking[0]} has no class {name!r}{_common(both)}")
+    if problems:
+        raise BadInput(*problems)
+    return [
+        corpus if corpus is None or corpus.train.classes == classes else _of_classes(corpus, title, classes)
+        for title, corpus in zip(titles, corpora, strict=True)
+    ]
+
+
+def _of_classes(corpus: Corpus, title: str, classes: tuple[str, ...]) -> Corpus:
+    number = torch.tensor([classes.index(name) if name in classes else -1 for name in corpus.train.classes])
+
+    def chosen(images: Images) -> Images:
+        kept = images.take((number[images.labels] >= 0).nonzero().flatten())
+        return replace(kept, labels=number[kept.labels], classes=classes)
+
+    train, test = chosen(corpus.train), None if corpus.test is None else chosen(corpus.test)
+    if not len(train) or (test is not None and not len(test)):
+        raise BadInput(f"classes: {title} has no {'test' if len(train) else 'training'} image of these classes")
+    total, count = (
+        sum(len(part) for part in parts if part is not None) for parts in ((corpus.train, corpus.test), (train, test))
+    )
+    notice = f"classes: {count:,} of the {total:,} images of {title} are of these {len(classes)} classes"
+    return Corpus(train, test, (*corpus.notices, notice))
 
 
 def _some(names: Sequence[str], limit: int = 10) -> str:
@@ -236,14 +293,15 @@ def load_domains(
     image_size: int | None = None,
     wanted: Wanted | None = None,
     names: tuple[str | None, str | None] = (None, None),
+    wanted_classes: tuple[str, ...] | None = None,
 ) -> Domains:
     """Return the source, the pool and the test sets; equal settings give equal bits.
 
     `names` are the names of data set and target from the user, if they differ from the names of the classes. Without a
     target, the pool and the target test set come from the data set. Without a data set, all images come from the
-    target. The source and the source test set do not depend on target and shifts, so that experiments share a base.
-    `reading` determines how image files without a fixed size are read. If `image_size` is set, all images are resized
-    to it. Raises BadInput if that fails.
+    target. `wanted_classes` are those to use, in this order; None for all. The source and the source test set do not
+    depend on target and shifts, so that experiments share a base. `reading` determines how image files without a fixed
+    size are read. If `image_size` is set, all images are resized to it. Raises BadInput if that fails.
     """
     name, target_name = (
         title or getattr(published, "name", "none") for title, published in zip(names, (dataset, target), strict=True)
@@ -258,7 +316,8 @@ def load_domains(
         corpus = load_checked(published, data_dir, reading=size, name=title)
         return corpus if image_size is None else resized(corpus, image_size)
 
-    corpus, foreign = grouped_by(split.group, _both(load, (dataset, name), (target, target_name)))
+    loaded = restricted(_both(load, (dataset, name), (target, target_name)), (name, target_name), wanted_classes)
+    corpus, foreign = grouped_by(split.group, loaded)
     protocol = choose_protocol(
         wanted := wanted or Wanted(OVERLAPPING, shots=1),
         target=target_name if target is not None else name,
@@ -341,6 +400,8 @@ def load_domains(
         notices += tuple(filter(None, [small_classes(labels, protocol.folds)]))
     # The limit of images is not covered: runs with different limits are compared. Nor are the divisions of seeds.
     facts = () if protocol.name == OVERLAPPING else (repr((protocol.name, protocol.folds, protocol.by)), *groups)
+    if protocol.name == DRAWS and split.sampling == PROPORTIONAL:  # other draws from the same pool
+        facts = (PROPORTIONAL, *facts)
     return Domains(
         classes=classes,
         source=pool.images.take(NOTHING) if source is None else source.images,

@@ -19,12 +19,14 @@ import numpy
 import torch
 from torch import Tensor
 
-from adaptkit.data.split import FOLDS, GIVEN, draw
+from adaptkit.data.split import FOLDS, GIVEN, draw, stratified
 from adaptkit.errors import BadInput, listed, suggestion
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import OVERLAPPING
 
 DRAWS = "draws"
+#: sampling in which a draw has the same share of each class as the pool
+PROPORTIONAL = "proportional"
 #: number of folds if the user does not set it
 DEFAULT_FOLDS = 5
 #: start of the value of `folds` that holds out one value of a column at a time
@@ -107,12 +109,17 @@ class Labels:
         return Labels(self.numbers[positions], self.classes, groups)
 
 
+def class_counts(numbers: Tensor, classes: Sequence[str]) -> tuple[int, ...]:
+    """Return the number of images of each class."""
+    return tuple(torch.bincount(numbers.cpu(), minlength=len(classes)).tolist())
+
+
 def fold_numbers(labels: Labels, folds: int, seed: int) -> Tensor:
     """Return the number of the fold, from 0, in which each image is evaluated, int64 `[n]`.
 
     Each class has its share of each fold; images of a group are in one fold. Raises BadInput if that is not possible.
     """
-    counts = torch.bincount(labels.numbers, minlength=len(labels.classes)).tolist()
+    counts = class_counts(labels.numbers, labels.classes)
     if single := [name for name, count in zip(labels.classes, counts, strict=True) if count == 1]:
         which = "class" if len(single) == 1 else "each of the classes"
         raise BadInput(f"folds: {which} {listed([repr(name) for name in single])} has one image; two are needed")
@@ -200,14 +207,19 @@ def disjoint_draw(numbers: Tensor, shots: int, sampling: str, seed: int) -> Tens
     """Return the positions of the images of one draw: `shots` of each class, or fewer of a class with too few images.
 
     The pool is divided into as many disjoint parts as it has room for, at least two; seed `s` takes part `s mod m` of
-    division `s div m`. With `random` sampling, the same total number is drawn from all classes together.
+    division `s div m`. With `random` sampling, the same total number is drawn from all classes together. With
+    `proportional` sampling, each class has its share of it, and one image at least if there are enough.
     """
+    parts = _parts(numbers, shots, sampling)
+    division, part = divmod(seed, parts)
+    generator = torch.Generator().manual_seed(derive_seed(division, "draws"))
+    if sampling == PROPORTIONAL:
+        size = min(shots * len(numbers.unique()), len(numbers) // parts)
+        return stratified(numbers, [size] * parts, generator)[part]
     if sampling == "random":
         shots, numbers = shots * len(numbers.unique()), torch.zeros_like(numbers)
     classes = numbers.unique()
-    parts = _parts(numbers, shots)
-    division, part = divmod(seed, parts)
-    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(derive_seed(division, "draws")))
+    order = torch.randperm(len(numbers), generator=generator)
     drawn = []
     for label in classes.tolist():
         members = order[numbers[order] == label]
@@ -220,18 +232,22 @@ def disjoint_draw(numbers: Tensor, shots: int, sampling: str, seed: int) -> Tens
 
 def division_of(numbers: Tensor, shots: int, sampling: str, seed: int) -> int:
     """Return the number of the division of the pool that the draw of a seed is a part of."""
-    if sampling == "random":
-        shots, numbers = shots * len(numbers.unique()), torch.zeros_like(numbers)
-    return seed // _parts(numbers, shots)
+    return seed // _parts(numbers, shots, sampling)
 
 
-def _parts(numbers: Tensor, shots: int) -> int:
-    return max(2, int(numbers.unique(return_counts=True)[1].max()) // shots)
+def _parts(numbers: Tensor, shots: int, sampling: str) -> int:
+    """Return the number of disjoint draws that a pool is divided into."""
+    counts = numbers.unique(return_counts=True)[1]
+    if sampling == "stratified":
+        return max(2, int(counts.max()) // shots)
+    return max(2, len(numbers) // (shots * len(counts)))
 
 
-def most_shots(numbers: Tensor) -> int:
-    """Return the largest number of images of each class that two disjoint draws can have."""
-    return max(1, int(numbers.unique(return_counts=True)[1].max()) // 2)
+def most_shots(numbers: Tensor, sampling: str) -> int:
+    """Return the largest number of shots that two disjoint draws can have."""
+    counts = numbers.unique(return_counts=True)[1]
+    most = len(numbers) // len(counts) if sampling == PROPORTIONAL else int(counts.max())
+    return max(1, most // 2)
 
 
 def overlapping_draw(numbers: Tensor, shots: int, sampling: str, seed: int) -> Tensor:
@@ -299,7 +315,7 @@ def inner_division(labels: Labels, seed: int) -> tuple[Tensor, Tensor]:
 
 def small_classes(labels: Labels, folds: int) -> str | None:
     """Return a notice about classes with fewer images than folds, or None."""
-    counts = torch.bincount(labels.numbers, minlength=len(labels.classes)).tolist()
+    counts = class_counts(labels.numbers, labels.classes)
     few = [f"{name!r} ({count})" for name, count in zip(labels.classes, counts, strict=True) if count < folds]
     if not few:
         return None

@@ -233,6 +233,10 @@ def _parts_of_split(
         part = earlier.part(title)
         if names is None and part.dataset != name:
             raise BadInput(f"split.file: its {title} has images of {part.dataset}, not of {name}")
+        if names is None and earlier.classes != corpus.train.classes:  # its indices are those of other images
+            raise BadInput(
+                f"split.file: it has the classes {_listed(earlier.classes)}; set the same ones with --classes"
+            )
         index = torch.tensor(positions(part, names if names is not None else range(count), name), dtype=torch.int64)
         parts[title] = Part(_taken(corpus, index), index)
     return parts

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from adaptkit.adapters.files import load_adapter, save_adapter
-from adaptkit.data.protocols import Fit
+from adaptkit.data.protocols import Fit, class_counts
 from adaptkit.errors import BASE_HINT, AdaptkitError, RunFailed, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.base import obtain_base
-from adaptkit.experiment.description import adapter_card, describe_run
+from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.fits import FitResult, mean_epochs, pooled_predictions, read_fit, split_of, write_fit
 from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
 from adaptkit.experiment.measurement import (
@@ -25,7 +24,6 @@ from adaptkit.experiment.measurement import (
     merged,
     parameters,
     relative_time,
-    require_same,
     scores,
     severity_metrics,
     times,
@@ -34,6 +32,8 @@ from adaptkit.experiment.measurement import (
 from adaptkit.experiment.outcome import BaseSummary, RunOutcome, RunSummary
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
+from adaptkit.experiment.run_warnings import run_warnings
+from adaptkit.experiment.training import TrainedModel, Training, Watcher, load, require_same_logits, save, train
 from adaptkit.names import (
     ADAPTER_CARD_FILE,
     ADAPTER_FOLDER,
@@ -48,6 +48,7 @@ from adaptkit.names import (
     TIME_INFERENCE_RATIO,
     TIMING_TAG,
     TUNING_FILE,
+    WARNINGS_TAG,
 )
 from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.seeds import derive_seed
@@ -55,45 +56,26 @@ from adaptkit.settings.request import Arm
 from adaptkit.system.core_sharing import Occupancy, Seat
 from adaptkit.system.files import sha256_of
 from adaptkit.system.signals import origin
-from adaptkit.training.evaluation import pass_size, predict, predict_logits
-from adaptkit.training.loop import fit
-from adaptkit.training.memory import step_bytes
+from adaptkit.training.evaluation import pass_size, predict
 from adaptkit.training.objective import accuracy
-from adaptkit.training.passes import Passes
-from adaptkit.training.recomputation import find_blocks, is_trained
 
 if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Tracker
 
-from adaptkit.experiment.stage import AdaptedModel, Stage, init_seed, open_stage
+from adaptkit.experiment.stage import AdaptedModel, Stage, open_stage
 
 #: batches on which the reloaded model is compared with the trained one
 CHECKED_BATCHES = 4
 #: largest size of the adapters of all folds of a run, in bytes, unless `keep_folds` is set
 FOLDS_BYTES = 50_000_000
-HIDDEN_STATE = "; is there state outside parameters and buffers?"
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained model with its arm, its inputs, its epochs, and the peak memory of a training step in bytes.
-
-    With `whole`, every forward pass runs the whole model, not only its trained part.
-    """
-
-    arm: Arm
-    adapted: AdaptedModel
-    passes: Passes
-    epochs: tuple[Epoch, ...]
-    whole: bool
-    memory: int
 
 
 @dataclass(frozen=True)
 class AdaptationRun:
     """One adaptation run: for each of its trainings, train, save the adapter, load it onto a fresh base, and evaluate.
 
-    `epochs` receives the record of each epoch; with several trainings, the means.
+    `epochs` receives the record of each epoch; with several trainings, the means. `warnings` receives signs that the
+    run has not learned.
     """
 
     stage: Stage
@@ -105,6 +87,7 @@ class AdaptationRun:
     config: str
     folder: Path
     epochs: list[Epoch]
+    warnings: list[str]
 
     def execute(self) -> dict[str, float]:
         """Make the run, notify the plugins of its result, and return its metrics."""
@@ -115,13 +98,14 @@ class AdaptationRun:
         first: nn.Module | None = None
         if results:
             tuning = results[0].tuning
-            first = self._loaded(results[0].files, 0, self.arm if tuning is None else tuning.arm(self.arm)).model
+            arm = self.arm if tuning is None else tuning.arm(self.arm)
+            first = load(self.stage, arm, results[0].files, seed=self.seed).model
             self.stage.plugins.notify("adaptkit_run_started", run=self.start, model=first)
         for number in range(len(results), len(fits)):
             tuning = self._tune(fits[number], number)
             trained = self._train(fits, number, self.arm if tuning is None else tuning.arm(self.arm))
-            files = self._save(trained, number)
-            reloaded, logits = self._reload(trained, files, fit=fits[number], number=number)
+            files = save(self.stage, trained, self._kept(number))
+            reloaded, logits = self._reload(trained, files, fit=fits[number])
             result = self._measure(trained, reloaded, logits=logits, files=files, fit=fits[number])
             result = dataclasses.replace(result, tuning=tuning)
             results.append(result)
@@ -154,40 +138,33 @@ class AdaptationRun:
         )
 
     def _train(self, fits: Sequence[Fit], number: int, arm: Arm) -> TrainedModel:
-        stage, recipe = self.stage, self.stage.recipe(arm, self.seed, number)
-        notify = stage.plugins.notify
-        is_only = len(fits) == 1
-        adapted = stage.adapted(arm, self.seed, number)
-        model = adapted.model
-        labels = stage.inputs.labels(self.seed)
-        images = stage.inputs.views(self.seed, 1).value.tensor[: recipe.batch_size].clone()
-        memory = step_bytes(model, images, labels[: len(images)], recipe=recipe)
-        if number == 0:
-            notify("adaptkit_run_started", run=self.start, model=model)
-        step_ended = getattr(adapted.strategy, "step_ended", None)
-        # The whole model runs if the strategy may change it between steps, or if blocks are to be recomputed.
-        whole = step_ended is not None or (recipe.checkpointing and is_trained(find_blocks(model)))
-        passes = stage.inputs.passes(model, self.seed, fit=fits[number], whole=whole)
-        start = self.recovery.start(model, has_step_hook=step_ended is not None, fold=number)
-        epochs = [*(start.epochs if start is not None else ())]
-        if is_only:
-            self.epochs.extend(epochs)
-            self._report(epochs)
-        for epoch in fit(
-            model,
-            adapted.groups,
-            passes,
-            recipe=recipe,
-            step_ended=step_ended,
-            start=start,
-            keep=self.recovery.keep,
-        ):
-            epochs.append(epoch)
+        inputs, notify, is_only = self.stage.inputs, self.stage.plugins.notify, len(fits) == 1
+        batch_size = self.stage.experiment.request.settings.batch_size
+        training = Training(
+            arm=arm,
+            seed=self.seed,
+            batch=inputs.views(self.seed, 1).value.tensor[:batch_size].clone(),
+            labels=inputs.labels(self.seed),
+            passes=lambda model, whole: inputs.passes(model, self.seed, fit=fits[number], whole=whole),
+            fold=number,
+        )
+
+        def started(model: nn.Module) -> None:
+            if number == 0:
+                notify("adaptkit_run_started", run=self.start, model=model)
+
+        def resumed(epochs: Sequence[Epoch]) -> None:
+            if is_only:
+                self.epochs.extend(epochs)
+                self._report(epochs)
+
+        def ended(epoch: Epoch) -> None:
             if is_only:
                 self.epochs.append(epoch)
             shown = epoch if is_only else dataclasses.replace(epoch, fold=number)
             notify("adaptkit_epoch_ended", run=self.start, epoch=shown)
-        return TrainedModel(arm, adapted, passes, epochs=tuple(epochs), whole=whole, memory=memory)
+
+        return train(self.stage, training, Watcher(started, ended, resumed), self.recovery)
 
     def _report(self, epochs: Iterable[Epoch]) -> None:
         """Notify the plugins of epochs that the tracking store does not have yet."""
@@ -200,52 +177,28 @@ class AdaptationRun:
         self.epochs.extend(means)
         self._report(means)
 
-    def _save(self, trained: TrainedModel, number: int) -> dict[str, Path]:
-        """Write the adapter; return its files by name."""
-        adapted = trained.adapted
-        tensors = adapted.inherited.adapter(adapted.model)
-        stage = self.stage
-        card = adapter_card(
-            stage.experiment, stage.base, arm=trained.arm, init_seed=init_seed(self.seed, number), tensors=tensors
-        )
-        return save_adapter(self._kept(number), tensors, card)
-
     def _kept(self, number: int) -> Path:
         return self.folder / f"kept-{number}"
 
     def _read(self, path: Path, number: int) -> FitResult:
         return read_fit(path, self._kept(number))
 
-    def _loaded(self, files: Mapping[str, Path], number: int, arm: Arm, sent: Path | None = None) -> AdaptedModel:
-        """Return a fresh base with an adapter; `sent` is the folder of the adapter in the tracking store."""
-        reloaded = self.stage.adapted(arm, self.seed, number)
-        load_adapter(sent or files[ADAPTER_WEIGHTS_FILE].parent, reloaded.model, self.stage.base.fingerprint)
-        return reloaded
-
     def _reload(
-        self, trained: TrainedModel, files: Mapping[str, Path], *, fit: Fit, number: int
+        self, trained: TrainedModel, files: Mapping[str, Path], *, fit: Fit
     ) -> tuple[AdaptedModel, dict[str, Tensor]]:
         """Load the adapter onto a fresh base; return the model, which must match the trained one, and its logits."""
         stage, precision = self.stage, self.stage.experiment.request.settings.precision
-        # Load the adapter as users do: from the tracking store, if there is one.
-        is_only = fit.evaluated is None
-        sent = stage.tracker.keep_adapter(self.start, files) if stage.tracker and is_only else None
-        reloaded = self._loaded(files, number, trained.arm, sent)
+        training, sent = trained.training, self.start if fit.evaluated is None else None
+        reloaded = load(stage, training.arm, files, seed=training.seed, fold=training.fold, sent=sent)
         model = reloaded.model
         passes = stage.inputs.passes(model, self.seed, fit=fit, whole=trained.whole, all_tests=True)
         model.eval()
         logits = {name: predict(passes.testing(name), precision) for name in passes.tests}
-        # The trained model runs as a whole, so that this also checks the division into frozen and trained parts.
         name, (images, _) = next(iter(stage.experiment.tests.items()))
         if name == "shifted" and fit.evaluated is not None:
             images = images[fit.evaluated]
         images = images[: CHECKED_BATCHES * pass_size(images[:1])]
-        require_same(
-            logits[name][: len(images)],
-            predict_logits(trained.adapted.model, images, precision),
-            name=f"strategy {self.arm.strategy}: the reloaded adapter",
-            hint=HIDDEN_STATE,
-        )
+        require_same_logits(stage, trained, images, logits[name][: len(images)])
         return reloaded, logits
 
     def _measure(
@@ -307,6 +260,16 @@ class AdaptationRun:
             | inference
             | by_severity
         )
+        trained = [class_counts(domains.labels.numbers[fit.train], domains.classes) for fit in fits]
+        self.warnings.extend(
+            run_warnings(
+                self.epochs,
+                predictions["shifted"],
+                classes=domains.classes,
+                trained=[round(sum(counts) / len(fits)) for counts in zip(*trained, strict=True)],
+                balanced=experiment.request.settings.class_weights == "balanced",
+            )
+        )
         return RunResult(
             metrics=metrics,
             epochs=tuple(self.epochs),
@@ -317,8 +280,10 @@ class AdaptationRun:
                 ADAPTER_SHA256_TAG: sha256_of(results[0].files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: results[0].prefix,
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
+                **({WARNINGS_TAG: "\n".join(self.warnings)} if self.warnings else {}),
             },
             files=artifacts,
+            warnings=tuple(self.warnings),
             samples={name: images[:8].cpu() for name, (images, _) in experiment.tests.items()},
         )
 
@@ -352,6 +317,7 @@ def adapt_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
     request = stage.experiment.request
     config = request.config_text(request.run_params(arm, seed))
     epochs: list[Epoch] = []
+    warnings: list[str] = []
     with recoverable(stage.recovery, start, config, base_fingerprint=stage.base.fingerprint) as recovery:
 
         def adapt_and_evaluate() -> dict[str, float]:
@@ -366,10 +332,12 @@ def adapt_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
                     config=config,
                     folder=Path(folder),
                     epochs=epochs,
+                    warnings=warnings,
                 )
                 return run.execute()
 
-        return stage.attempt(start, adapt_and_evaluate, arm=arm, seed=seed, epochs=epochs)
+        record = stage.attempt(start, adapt_and_evaluate, arm=arm, seed=seed, epochs=epochs)
+        return dataclasses.replace(record, warnings=tuple(warnings))
 
 
 def _accuracies_of_base(stage: Stage) -> dict[str, float]:

@@ -93,7 +93,8 @@ def describe_run(
         tags[HELD_OUT_TAG] = json.dumps(domains.held_out[1])
     if plan.protocol == DRAWS and plan.shots is not None:
         numbers = domains.labels.numbers
-        shots, sampling = min(plan.shots, most_shots(numbers)), experiment.request.settings.split.sampling
+        sampling = experiment.request.settings.split.sampling
+        shots = min(plan.shots, most_shots(numbers, sampling))
         tags[DIVISION_TAG] = str(division_of(numbers, shots, sampling, seed))
     source: tuple[RunInput, ...] = ()
     weights = experiment.backbone_facts.get("backbone.weights_id", "none")

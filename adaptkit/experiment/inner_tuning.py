@@ -16,30 +16,35 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adaptkit.contracts import Metric
 from adaptkit.data.protocols import Labels, inner_division
 from adaptkit.errors import HINT, AdaptkitError, RunFailed, lacks_memory
 from adaptkit.experiment.preflight import can_be_adapted
 from adaptkit.experiment.stage import Stage
+from adaptkit.experiment.training import runs_whole
 from adaptkit.plugins.ranges import Choice
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
 from adaptkit.settings.spaces import Space, changed, first_points
+from adaptkit.training.evaluation import predict
 from adaptkit.training.loop import VALIDATION, fit
+from adaptkit.training.objective import probabilities
 from adaptkit.training.passes import FoldPasses, Passes
-from adaptkit.training.recomputation import find_blocks, is_trained
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration that a fit has tried: its values, and its accuracy and loss on the held-back images.
+    """One configuration that a fit has tried: its values, and its scores on the held-back images.
 
-    A failed trial has an `error` and the accuracy 0; its loss is None.
+    `score` is that of the deciding metric; None if it is not defined. A failed trial has an `error` and the accuracy 0;
+    its loss is None.
     """
 
     number: int
     values: Mapping[str, Any]
     accuracy: float = 0.0
     loss: float | None = None
+    score: float | None = None
     error: str | None = None
 
 
@@ -93,7 +98,7 @@ def tune_fit(stage: Stage, arm: Arm, *, seed: int, labels: Labels, rows: Tensor,
     trials, seconds = [], 0.0
     for number, values in enumerate(points, start=1):
         try:
-            accuracy, loss, took = _train(stage, changed(arm, values), derive_seed(seed, f"trial {number}"), part)
+            trial, took = _train(stage, changed(arm, values), derive_seed(seed, f"trial {number}"), part)
         except Exception as error:
             if not (isinstance(error, AdaptkitError) or lacks_memory(error)):
                 raise
@@ -101,12 +106,18 @@ def tune_fit(stage: Stage, arm: Arm, *, seed: int, labels: Labels, rows: Tensor,
             trials.append(Trial(number, values, error=reason))
             continue
         seconds += took
-        trials.append(Trial(number, values, accuracy=accuracy, loss=loss))
+        trials.append(dataclasses.replace(trial, number=number, values=values))
     good = [trial for trial in trials if trial.error is None]
     if not good:
         raise RunFailed(f"every trial of its tuning failed: {trials[0].error}")
-    # With few images, many accuracies are equal. Then the loss decides.
-    best = min(good, key=lambda trial: (-trial.accuracy, math.inf if trial.loss is None else trial.loss, trial.number))
+    sign = -1 if _measure(stage).higher_is_better else 1
+
+    def rank(trial: Trial) -> tuple[float, float, int]:
+        # With few images, many accuracies are equal. Then the loss decides.
+        score, loss = (math.inf if value is None else value for value in (trial.score, trial.loss))
+        return (math.inf if trial.score is None else sign * score, loss, trial.number)
+
+    best = min(good, key=rank)
     return FitTuning(len(training), len(held), trials=tuple(trials), best=best.number, seconds=seconds)
 
 
@@ -122,16 +133,28 @@ def _space(stage: Stage, arm: Arm) -> Space:
     return Space(arm, dimensions, dimensions)
 
 
-def _train(stage: Stage, arm: Arm, seed: int, passes: MakePasses) -> tuple[float, float | None, float]:
-    """Train once with these values; return the accuracy and loss on the held-back images, and the seconds."""
+def _measure(stage: Stage) -> Metric:
+    """Return the deciding metric of the comparison."""
+    measure: Metric = stage.plugins.find("metric", stage.experiment.request.settings.metric[0]).cls()
+    return measure
+
+
+def _train(stage: Stage, arm: Arm, seed: int, passes: MakePasses) -> tuple[Trial, float]:
+    """Train once; return a trial with the scores on the held-back images, and the seconds."""
     adapted, recipe = stage.adapted(arm, seed), stage.recipe(arm, seed)
     step_ended = getattr(adapted.strategy, "step_ended", None)
-    whole = step_ended is not None or (recipe.checkpointing and is_trained(find_blocks(adapted.model)))
-    inputs = passes(adapted.model, whole)
+    inputs = passes(adapted.model, runs_whole(adapted, recipe))
     *_, last = fit(adapted.model, adapted.groups, inputs, recipe=recipe, step_ended=step_ended)
     loss = last.validation_loss
     finite = loss if loss is not None and math.isfinite(loss) else None
-    return last.validation_accuracy or 0.0, finite, last.cumulative_seconds
+    reached, measure = last.validation_accuracy or 0.0, _measure(stage)
+    score: float | None = reached
+    if measure.name != "accuracy":
+        held = inputs.tests[VALIDATION]
+        shares = probabilities(predict(inputs.testing(VALIDATION), recipe.precision)).cpu().double().numpy()
+        value = float(measure.score(shares, held.labels.cpu().numpy()))
+        score = value if math.isfinite(value) else None
+    return Trial(0, {}, accuracy=reached, loss=finite, score=score), last.cumulative_seconds
 
 
 def tuning_text(arm: Arm, tunings: Sequence[FitTuning]) -> str:

@@ -57,6 +57,8 @@ class Plan:
     epochs: int
     notices: tuple[str, ...] = ()
     seconds: float | None = None
+    #: metrics of the comparison, the deciding one first
+    metrics: tuple[str, ...] = ("accuracy",)
     #: how labels are used, the number of folds, the column that is held out, and the number of groups (0: none)
     protocol: str = "draws"
     folds: int | None = None
@@ -64,6 +66,12 @@ class Plan:
     groups: int = 0
     #: configurations that each fit tries on its own training images; 0: no tuning
     tuning_trials: int = 0
+    #: images of each class, in the order of `classes`, in one training (the mean over the fits) and in the evaluation
+    training_counts: tuple[int, ...] = ()
+    evaluation_counts: tuple[int, ...] = ()
+    #: the best constant answer: the class with the most evaluated images, and the accuracy of always answering it
+    constant_answer: str = ""
+    constant_accuracy: float = 0.0
 
     @property
     def fits(self) -> int:
@@ -91,7 +99,7 @@ class BaseSummary:
 class RunSummary:
     """The result of one adaptation run: its final `metrics` by MLflow name, or the `error` that made it fail.
 
-    `status` is "finished" or "failed".
+    `status` is "finished" or "failed". `warnings` are signs that the run has not learned.
     """
 
     strategy: str
@@ -104,6 +112,7 @@ class RunSummary:
     metrics: Mapping[str, float]
     epochs: tuple[Epoch, ...]
     error: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

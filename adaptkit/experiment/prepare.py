@@ -15,6 +15,7 @@ from adaptkit.data.domains import Domains, TestSet, load_domains
 from adaptkit.data.protocols import (
     Fit,
     Wanted,
+    class_counts,
     disjoint_draw,
     fold_fits,
     fold_numbers,
@@ -25,7 +26,7 @@ from adaptkit.data.protocols import (
 )
 from adaptkit.data.split import FOLDS, GIVEN
 from adaptkit.data.views import Views
-from adaptkit.errors import BadInput, located
+from adaptkit.errors import BadInput, listed, located
 from adaptkit.experiment.base_cache import build_model, recipe_key, usable_base
 from adaptkit.experiment.outcome import ArmPlan, Plan
 from adaptkit.experiment.preflight import find_memory_format, find_sample, try_backbone, try_strategies
@@ -37,6 +38,8 @@ from adaptkit.training.seeding import RandomStream
 
 #: seeds of a target with its own test part, if the user sets none
 GIVEN_SEEDS = (0, 1, 2)
+#: a class with fewer evaluated images is named in the plan
+FEW = 10
 #: default side in pixels of images in a folder, for a backbone without an `image_size`
 IMAGE_SIZE = 64
 
@@ -128,6 +131,7 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
         *precision_notices(precision, device),
         *(notice for trial in trials for notice in trial.notices),
         *checkpointing_notices(request, model),
+        *few_evaluated(domains),
     )
     base_key = recipe_key(request, domains)
     base_cached = not refresh_base and usable_base(base_key, request, domains) is not None
@@ -172,6 +176,7 @@ def load_data(request: Request) -> Domains:
         request.target,
         request.shifts,
         names=(settings.dataset, settings.target),
+        wanted_classes=settings.classes,
         shift_text=request.shift_text,
         split=settings.split,
         data_dir=settings.data_dir,
@@ -204,6 +209,13 @@ def base_notices(request: Request) -> list[str]:
     return []
 
 
+def few_evaluated(domains: Domains) -> list[str]:
+    """Return a notice about classes with too few evaluated images for a verdict about them, if there are any."""
+    counts = zip(domains.classes, class_counts(domains.shifted_test.labels, domains.classes), strict=True)
+    few = [f"{name!r} ({count})" for name, count in counts if count < FEW]
+    return [f"evaluation: {listed(few)}: fewer than {FEW} images, so results for them are uncertain"] if few else []
+
+
 def checkpointing_notices(request: Request, model: nn.Module) -> list[str]:
     """Return a notice if activation checkpointing is asked for and has no effect on this model."""
     if request.settings.checkpointing and not find_blocks(model):
@@ -222,6 +234,8 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a checked request, as users see it."""
     settings = request.settings
+    evaluated = class_counts(domains.shifted_test.labels, domains.classes)
+    trained = [class_counts(domains.labels.numbers[fit.train], domains.classes) for fit in fits]
     return Plan(
         dataset=settings.dataset or "none",
         target=settings.target or settings.dataset or "none",
@@ -239,6 +253,7 @@ def make_plan(
         base_cached=base_cached,
         arms=arms,
         seeds=settings.seed,
+        metrics=settings.metric,
         epochs=settings.epochs,
         notices=notices,
         protocol=domains.protocol.name,
@@ -246,6 +261,10 @@ def make_plan(
         held_out=domains.protocol.by,
         groups=len(set(domains.labels.groups or ())),
         tuning_trials=settings.tuning.trials,
+        training_counts=tuple(round(sum(counts) / len(fits)) for counts in zip(*trained, strict=True)),
+        evaluation_counts=evaluated,
+        constant_answer=domains.classes[evaluated.index(max(evaluated))],
+        constant_accuracy=max(evaluated) / sum(evaluated),
     )
 
 
@@ -267,7 +286,7 @@ def find_fits(request: Request, domains: Domains, seed: int) -> tuple[Fit, ...]:
     assert shots is not None
     if protocol.name == OVERLAPPING:
         return (Fit(overlapping_draw(labels.numbers, shots, sampling, seed)),)
-    if shots > (most := most_shots(labels.numbers)):
+    if shots > (most := most_shots(labels.numbers, sampling)):
         if "shots" in request.explicit:
             raise BadInput(
                 f"shots: {shots:,} images of each class are more than half of the pool of {len(labels):,}; set at most "

@@ -12,21 +12,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adaptkit.adapters.files import load_adapter, save_adapter
 from adaptkit.contracts import Images
 from adaptkit.data.columns import GROUP
 from adaptkit.data.domains import Domains
 from adaptkit.data.pixels import joined
-from adaptkit.data.protocols import Labels
+from adaptkit.data.protocols import Labels, class_counts
 from adaptkit.events import Calibration, Epoch, RunResult, RunStart
-from adaptkit.experiment.adaptation import HIDDEN_STATE
 from adaptkit.experiment.calibration import calibration_metrics, calibration_text
-from adaptkit.experiment.description import adapter_card, describe_run
+from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
 from adaptkit.experiment.inputs import TRIED, ModelInputs
-from adaptkit.experiment.measurement import MERGED, merged, parameters, require_same
+from adaptkit.experiment.measurement import MERGED, merged, parameters
 from adaptkit.experiment.outcome import Expectation, RunSummary
-from adaptkit.experiment.stage import Stage, init_seed
+from adaptkit.experiment.recovery import RunRecovery
+from adaptkit.experiment.run_warnings import run_warnings
+from adaptkit.experiment.stage import Stage
+from adaptkit.experiment.training import Training, Watcher, load, require_same_logits, save, train
 from adaptkit.names import (
     ADAPTER_CARD_FILE,
     ADAPTER_SHA256_TAG,
@@ -51,6 +52,7 @@ from adaptkit.names import (
     TIMING_TAG,
     TRIAL_KEY_TAG,
     TUNING_FILE,
+    WARNINGS_TAG,
 )
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
@@ -58,11 +60,9 @@ from adaptkit.system.core_sharing import Occupancy
 from adaptkit.system.files import sha256_of
 from adaptkit.training.evaluation import predict_logits
 from adaptkit.training.frozen.features import ImageSet
-from adaptkit.training.loop import VALIDATION, fit
-from adaptkit.training.memory import step_bytes
+from adaptkit.training.loop import VALIDATION
 from adaptkit.training.objective import calibrate
 from adaptkit.training.passes import Passes, Test
-from adaptkit.training.recomputation import find_blocks, is_trained
 
 #: tags of an adaptation run that do not hold for its refit
 OF_A_DRAW = (PAIR_ID_TAG, TRIAL_KEY_TAG, DRAW_SEED_TAG)
@@ -194,7 +194,6 @@ class Refit:
         stage, notify = self.stage, self.stage.plugins.notify
         experiment, request = stage.experiment, stage.experiment.request
         (arm,), (seed,) = request.arms, request.settings.seed
-        recipe = stage.recipe(arm, seed)
         # Views are made of the pool.
         everything = dataclasses.replace(experiment.domains, pool=self.labelled)
         inputs = dataclasses.replace(stage.inputs, experiment=dataclasses.replace(experiment, domains=everything))
@@ -211,40 +210,30 @@ class Refit:
         labels = self.labelled.labels.to(experiment.device)
         if arm.searched:
             arm = self._tuned(arm, inputs, views)
-            recipe = stage.recipe(arm, seed)
-        adapted = stage.adapted(arm, seed)
-        first = views(1).value.tensor[: recipe.batch_size].clone()
-        memory = step_bytes(adapted.model, first, labels[: len(first)], recipe=recipe)
-        notify("adaptkit_run_started", run=self.start, model=adapted.model)
-        step_ended = getattr(adapted.strategy, "step_ended", None)
-        whole = step_ended is not None or (recipe.checkpointing and is_trained(find_blocks(adapted.model)))
-        passes = inputs.over(adapted.model, views, labels=labels, tests={}, tried=first[:TRIED], whole=whole)
-        for epoch in fit(adapted.model, adapted.groups, passes, recipe=recipe, step_ended=step_ended):
+
+        def ended(epoch: Epoch) -> None:
             self.epochs.append(epoch)
             notify("adaptkit_epoch_ended", run=self.start, epoch=epoch)
-        adapted.model.eval()
-        tensors = adapted.inherited.adapter(adapted.model)
+
+        first = views(1).value.tensor[: request.settings.batch_size].clone()
+        training = Training(
+            arm=arm,
+            seed=seed,
+            batch=first,
+            labels=labels,
+            passes=lambda model, whole: inputs.over(
+                model, views, labels=labels, tests={}, tried=first[:TRIED], whole=whole
+            ),
+        )
+        watcher = Watcher(lambda model: notify("adaptkit_run_started", run=self.start, model=model), ended)
+        trained = train(stage, training, watcher, RunRecovery())
         calibration = self.origin.calibration
         temperature = None if calibration is None else calibration.temperature
-        card = adapter_card(
-            experiment,
-            stage.base,
-            arm=arm,
-            init_seed=init_seed(seed),
-            tensors=tensors,
-            temperature=temperature,
-        )
-        files = save_adapter(self.folder / "kept", tensors, card)
-        sent = stage.tracker.keep_adapter(self.start, files) if stage.tracker else None
-        reloaded = stage.adapted(arm, seed)
-        load_adapter(sent or self.folder / "kept", reloaded.model, stage.base.fingerprint)
+        files = save(stage, trained, self.folder / "kept", temperature=temperature)
+        reloaded = load(stage, arm, files, seed=seed, sent=self.start)
         images = experiment.first_images(MERGED)
-        require_same(
-            predict_logits(reloaded.model, images, recipe.precision),
-            predict_logits(adapted.model, images, recipe.precision),
-            name=f"strategy {arm.strategy}: the reloaded adapter",
-            hint=HIDDEN_STATE,
-        )
+        logits = predict_logits(reloaded.model, images, request.settings.precision)
+        require_same_logits(stage, trained, images, logits)
         merged(experiment, reloaded.model, reloaded.strategy)  # `predict` uses the merged model
         split = self.folder / SPLIT_FILE
         split.write_text(experiment.domains.split_text, encoding="utf-8")
@@ -257,7 +246,7 @@ class Refit:
             | parameters(reloaded.model, reloaded.origin)
             | {
                 SIZE_ADAPTER_BYTES: files[ADAPTER_WEIGHTS_FILE].stat().st_size,
-                MEMORY_PEAK_BYTES: memory,
+                MEMORY_PEAK_BYTES: trained.memory,
                 TIME_TRAIN_SECONDS: sum(epoch.seconds - epoch.evaluation_seconds for epoch in self.epochs),
             }
         )
@@ -266,6 +255,13 @@ class Refit:
             metrics[TIME_TUNING_SECONDS] = self.tunings[0].seconds
             artifacts[TUNING_FILE] = self.folder / TUNING_FILE
             artifacts[TUNING_FILE].write_text(tuning_text(arm, self.tunings), encoding="utf-8")
+        warnings = run_warnings(
+            self.epochs,
+            None,
+            classes=self.labelled.classes,
+            trained=class_counts(self.labelled.labels, self.labelled.classes),
+            balanced=stage.experiment.request.settings.class_weights == "balanced",
+        )
         result = RunResult(
             metrics=metrics,
             epochs=tuple(self.epochs),
@@ -274,11 +270,13 @@ class Refit:
             config=config,
             tags={
                 ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE]),
-                FROZEN_PREFIX_TAG: passes.frozen_prefix,
+                FROZEN_PREFIX_TAG: trained.passes.frozen_prefix,
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
+                **({WARNINGS_TAG: "\n".join(warnings)} if warnings else {}),
             },
             files=artifacts,
             calibration=calibration,
+            warnings=warnings,
         )
         calibrate(reloaded.model, temperature)
         notify("adaptkit_run_ended", run=self.start, result=result, model=reloaded.model)

@@ -163,6 +163,7 @@ class Stage:
             precision=settings.precision,
             adapt_statistics=settings.bn == "adapt",
             checkpointing=settings.checkpointing,
+            balanced=settings.class_weights == "balanced",
         )
 
 

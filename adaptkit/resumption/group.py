@@ -13,7 +13,7 @@ from adaptkit.events import RunStart
 from adaptkit.experiment.outcome import RunSummary
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Claim, RecoveryRecord, claim, read_record, records
-from adaptkit.names import BASE_FINGERPRINT_TAG, ERROR_TAG
+from adaptkit.names import BASE_FINGERPRINT_TAG, ERROR_TAG, WARNINGS_TAG
 from adaptkit.resumption.interrupted import ENDED, InterruptedRun, by_local_id, children, local_id_of, stored_progress
 from adaptkit.settings.request import Arm
 from adaptkit.tracking.liveness import lives
@@ -129,6 +129,7 @@ def _done(run: MlflowRun, arm: Arm, seed: int) -> RunSummary:
         metrics=dict(metrics),
         epochs=(),
         error=error,
+        warnings=tuple(run.data.tags.get(WARNINGS_TAG, "").splitlines()),
     )
 
 

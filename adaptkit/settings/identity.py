@@ -10,11 +10,11 @@ from typing import Any
 #: params that do not change the result of a run, or that fingerprints and `ComparedRun` already cover
 NOT_OF_AN_ARM = {
     "strategy", "seed", "preset", "device", "data_dir", "evaluate_shifted", "shots", "image_size", "skip_bad_images",
-    "severity", "checkpointing", "metric",
+    "severity", "checkpointing", "classes", "metric",
 }  # fmt: skip
 DATA = ("dataset", "target", "shift")
 #: values of these params in runs that were made before the params existed
-ALWAYS = {"augment": "none", "bn": "freeze", "tuning.trials": "0"}
+ALWAYS = {"augment": "none", "bn": "freeze", "tuning.trials": "0", "class_weights": "none"}
 
 
 def training_settings(settings: Mapping[str, str]) -> dict[str, str]:

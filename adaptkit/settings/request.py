@@ -14,7 +14,7 @@ import yaml
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
 from adaptkit.plugins.components import options_of
 from adaptkit.plugins.ranges import Dimension
-from adaptkit.settings.settings import DEFAULT_LR, Settings
+from adaptkit.settings.settings import DEFAULT_LR, Settings, written_classes
 from adaptkit.settings.severities import written
 
 #: option of strategies that also train the head
@@ -36,7 +36,7 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Without a protocol, it has the draws of adaptkit 0.1. An untrained base did not have to be asked for.
     """
-    values = {PROTOCOL: OVERLAPPING, **config}
+    values = {PROTOCOL: OVERLAPPING, **config} if config else {}
     if config.get("dataset") == "none" and not is_pretrained(str(config.get("backbone")), {}):
         values.setdefault(f"backbone.{WEIGHTS}", "none")
     return values
@@ -50,6 +50,7 @@ OF_A_RUN = {
     "batch_size",
     "optimizer",
     "weight_decay",
+    "class_weights",
     "evaluate_shifted",
     "preset",
     "device",
@@ -152,7 +153,10 @@ class Request:
 
     def base_params(self) -> dict[str, Any]:
         """Return the settings of a base run: those of data, model and base."""
-        keys = ("preset", "dataset", "backbone", "image_size", "skip_bad_images", "device", "precision", "data_dir")
+        keys = (
+            "preset", "dataset", "classes", "backbone", "image_size", "skip_bad_images", "device", "precision",
+            "data_dir",
+        )  # fmt: skip
         flat = {key: value for key, value in self._flat().items() if not key.startswith("tuning.")}
         return {key: value for key, value in flat.items() if key in keys or "." in key}
 
@@ -218,7 +222,11 @@ class Request:
     def _flat(self) -> dict[str, Any]:
         params = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "severity", *GROUPS})
         params["augment"] = _written(self.augment_amounts)
-        params["metric"] = ",".join(self.settings.metric)
+        params["metric"] = ",".join(self.settings.metric) or "none"  # chosen when the data are known
+        if self.settings.classes is None:  # params of runs without it stay unchanged
+            del params["classes"]
+        else:
+            params["classes"] = written_classes(self.settings.classes)
         if self.severities:  # params of runs without severities stay unchanged
             params["severity"] = ",".join(map(written, self.severities))
         for group in ("base", "split"):

@@ -118,6 +118,33 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     )
 
 
+def _without_weights(name: str, options: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """Return the options of a backbone, without `weights` none for a backbone that has no such option.
+
+    Raises BadInput for other weights, and for a Python object, which keeps its own.
+    """
+    if WEIGHTS not in options or WEIGHTS in options_of(plugins.find("backbone", name)):
+        return options
+    if is_pretrained(name, {}):
+        raise BadInput(f"backbone {name} has the weights of the Python object; leave out `weights`")
+    if options[WEIGHTS] not in ("none", None):
+        raise BadInput(f"backbone {name} has no pretrained weights; leave out --weights")
+    return {key: value for key, value in options.items() if key != WEIGHTS}
+
+
+def _untrained_base(settings: Settings, arms: Sequence[Arm], backbone_options: Mapping[str, Any]) -> list[str]:
+    """Return a problem if strategies would adapt a base that nothing has trained."""
+    if settings.dataset is not None or is_pretrained(settings.backbone, backbone_options):
+        return []
+    if all(arm.strategy == SCRATCH for arm in arms):
+        return []
+    return [
+        f"backbone {settings.backbone} has no pretrained weights, and there is no source to train it on: choose a "
+        "pretrained one (--backbone torchvision:resnet18), a source (--dataset NAME), -s scratch alone, or "
+        "--weights none for an untrained base"
+    ]
+
+
 def _searched(
     settings: Settings, arms: tuple[Arm, ...], *, given: Iterable[str], problems: list[str]
 ) -> tuple[Arm, ...]:
@@ -155,33 +182,6 @@ def given_keys(keys: Iterable[str], strategy: str) -> set[str]:
     keys = set(keys)
     options = {key.partition(".")[2] for key in keys if key.startswith((f"{strategy}.", "strategy."))}
     return options | ({LR} if LR in keys else set())
-
-
-def _without_weights(name: str, options: Mapping[str, Any], plugins: Plugins) -> Mapping[str, Any]:
-    """Return the options of a backbone, without `weights` none for a backbone that has no such option.
-
-    Raises BadInput for other weights, and for a Python object, which keeps its own.
-    """
-    if WEIGHTS not in options or WEIGHTS in options_of(plugins.find("backbone", name)):
-        return options
-    if is_pretrained(name, {}):
-        raise BadInput(f"backbone {name} has the weights of the Python object; leave out `weights`")
-    if options[WEIGHTS] not in ("none", None):
-        raise BadInput(f"backbone {name} has no pretrained weights; leave out --weights")
-    return {key: value for key, value in options.items() if key != WEIGHTS}
-
-
-def _untrained_base(settings: Settings, arms: Sequence[Arm], backbone_options: Mapping[str, Any]) -> list[str]:
-    """Return a problem if strategies would adapt a base that nothing has trained."""
-    if settings.dataset is not None or is_pretrained(settings.backbone, backbone_options):
-        return []
-    if all(arm.strategy == SCRATCH for arm in arms):
-        return []
-    return [
-        f"backbone {settings.backbone} has no pretrained weights, and there is no source to train it on: choose a "
-        "pretrained one (--backbone torchvision:resnet18), a source (--dataset NAME), -s scratch alone, or "
-        "--weights none for an untrained base"
-    ]
 
 
 def _unused_groups(settings: Settings) -> list[str]:

@@ -102,15 +102,18 @@ def _problems(name: str, parts: list[Images], wanted: Mapping[str, tuple[str, ..
             yield f"{name}: the data set has no columns to select rows by"
             return
         if column not in columns:
-            yield f"{name}: there is no column {column!r}{_nearest(column, columns)}"
+            yield f"{name}: there is no column {column!r}{nearest(column, columns)}"
             continue
         known = {value for images in parts for value in images.columns[column]}
         for value in values:
             if value not in known:
-                yield f"{name}: column {column} has no value {value!r}{_nearest(value, known)}"
+                yield f"{name}: column {column} has no value {value!r}{nearest(value, known)}"
 
 
-def _nearest(text: str, known: set[str]) -> str:
+def nearest(text: str, known: set[str]) -> str:
+    """Return `; did you mean 'x'?` with the most similar known text, or a list of known texts, of which most are left
+    out if there are many.
+    """
     hint = suggestion(text, known)
     if hint.startswith("; did") or len(known) <= SHOWN:
         return hint

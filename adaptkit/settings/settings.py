@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,7 +56,11 @@ def _is_whole(text: str) -> bool:
 
 
 def _names(value: object) -> object:
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _metrics(value: object) -> object:
+    return () if value in ("none", None) else _names(value)
 
 
 def _optional(value: object) -> object:
@@ -66,6 +72,34 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if repeated:
         raise ValueError(f"{min(repeated)} appears twice")
     return values
+
+
+def _distinct_or_none(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    return None if values is None else _distinct(values)
+
+
+def parse_classes(value: object) -> object:
+    """Parse `cat,dog` as a list of names; a name with a comma is written in double quotes. Numbers become text."""
+    value = _optional(value)
+    if isinstance(value, str):
+        try:
+            (value,) = csv.reader([value], skipinitialspace=True, strict=True)
+        except (csv.Error, ValueError) as error:
+            raise ValueError(f"must be names of classes such as cat,dog ({error})") from None
+        value = [name.strip() for name in value]
+    if isinstance(value, list | tuple):
+        value = [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in value]
+        if len(value) < 2:
+            raise ValueError("name at least two classes, as in cat,dog")
+        return [nonempty(name) for name in value]
+    return value
+
+
+def written_classes(names: Sequence[str]) -> str:
+    """Return names of classes as text that `parse_classes` reads."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
 
 
 def parse_folds(value: object) -> object:
@@ -112,8 +146,10 @@ class SplitSettings(SettingsGroup):
         None, description="largest number of target images to draw from; none: 1000, or 10 for each class"
     )
     test: Limit = Field(None, description="largest number of test images; none: 1500, or 10 for each class")
-    sampling: Literal["stratified", "random"] = Field(
-        "stratified", description="stratified (equal class shares) or random"
+    sampling: Literal["stratified", "proportional", "random"] = Field(
+        "stratified",
+        description="how draws take shots x classes images: stratified (shots of each class), proportional (each class "
+        "as often as in the target) or random (parts of the data set are random too)",
     )
     file: Annotated[Path | None, BeforeValidator(_optional)] = Field(
         None, description="split.json of an earlier run, to use the same images"
@@ -215,10 +251,13 @@ class Settings(SettingsGroup):
     target: Annotated[str | None, BeforeValidator(_optional)] = Field(
         None, description="target data set; none: the source images under the shift"
     )
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(parse_classes), AfterValidator(_distinct_or_none)] = (
+        Field(None, description="classes of source and target to use, in this order; none: all")
+    )
     shift: str | None = Field(
         None, description=f"shift from source to target images; none, or {DEFAULT_SHIFT} without a target"
     )
-    metric: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_distinct)] = Field(
+    metric: Annotated[tuple[str, ...], BeforeValidator(_metrics), AfterValidator(_distinct)] = Field(
         (),
         description="metrics of the comparison; the first decides. None: accuracy, or balanced_accuracy for classes "
         "of very unequal size",
@@ -253,6 +292,9 @@ class Settings(SettingsGroup):
         "adam", description="optimizer of adaptation: adam, adamw or sgd (momentum 0.9)"
     )
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight decay of adaptation")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="weights of the classes in the loss of adaptation: none, or balanced (all count equally)"
+    )
     augment: Annotated[str | None, BeforeValidator(_optional)] = Field(
         None, description="random shifts of training images only, as in flip=0.5,crop=0.7"
     )

@@ -18,7 +18,7 @@ from adaptkit.events import Epoch
 from adaptkit.seeds import derive_seed
 from adaptkit.training.checkpoints import Checkpoint, Keep, TrainingState
 from adaptkit.training.evaluation import autocast, deterministic, predict
-from adaptkit.training.objective import accuracy, loss_of, predict_classes
+from adaptkit.training.objective import accuracy, balanced_weights, loss_of, predict_classes
 from adaptkit.training.passes import Passes, TrainingData
 from adaptkit.training.recomputation import find_blocks, recomputed
 from adaptkit.training.seeding import RandomStream
@@ -64,7 +64,8 @@ class Recipe:
 
     `order_seed` decides the order of the images and every random draw of the model's layers. `adapt_statistics` also
     updates the running statistics of frozen layers. `checkpointing` recomputes activations of a whole model's blocks
-    in the backward pass instead of storing them. `lr_option` is the command-line option that sets `lr`, for messages.
+    in the backward pass instead of storing them. With `balanced`, all classes of the training images count equally in
+    the loss. `lr_option` is the command-line option that sets `lr`, for messages.
     """
 
     epochs: int
@@ -76,6 +77,7 @@ class Recipe:
     precision: str = "fp32"
     adapt_statistics: bool = False
     checkpointing: bool = False
+    balanced: bool = False
     lr_option: str = "--lr "
 
 
@@ -147,6 +149,7 @@ def _train_epoch(
     device = labels.device
     set_train_mode(model, recipe.adapt_statistics)
     blocks = find_blocks(model) if recipe.checkpointing else []
+    weights = balanced_weights(labels) if recipe.balanced else None
     data = clock.charged(passes.training, number)
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
@@ -154,10 +157,11 @@ def _train_epoch(
     batches = zip(order, data.batches(order), strict=True)
     for step, (batch, inputs) in enumerate(batches, start=(number - 1) * len(order) + 1):
         optimizer.zero_grad(set_to_none=True)
-        truth = labels[batch.to(device)]
+        rows = batch.to(device)
+        truth = labels[rows]
         with autocast(device, recipe.precision), recomputed(blocks):
             logits = data.network(*inputs)
-            loss = loss_of(logits, truth)
+            loss = loss_of(logits, truth, None if weights is None else weights[rows])
         loss.backward()
         loss_sum += loss.detach() * len(batch)
         correct += (predict_classes(logits.detach()) == truth).sum()

@@ -12,9 +12,27 @@ from torch import Tensor, nn
 from adaptkit.events import Predictions
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits `[n, classes]` and int64 labels `[n]`, computed in float32."""
-    return nn.functional.cross_entropy(logits.float(), labels)
+def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean cross-entropy of logits `[n, classes]` and int64 labels `[n]`, computed in float32.
+
+    `weights` `[n]` multiply the loss of each image; without weights, all images count equally.
+    """
+    if weights is None:
+        return nn.functional.cross_entropy(logits.float(), labels)
+    # Not divided by the sum of the weights: in a batch of one class, the weight of the class would have no effect.
+    losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return (losses * weights).mean()
+
+
+def balanced_weights(labels: Tensor) -> Tensor:
+    """Return a weight for each training image, float32 `[n]`, with which all classes count equally.
+
+    With n images, the images of a class with n_c of them have the weight n / (classes * n_c); classes without images do
+    not count. The mean of the weights is 1. These are scikit-learn's weights `balanced`.
+    """
+    _, number, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
+    weights: Tensor = len(labels) / (len(counts) * counts.double())
+    return weights[number].float().to(labels.device)
 
 
 def probabilities(logits: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def test_every_setting_is_an_argument(name: str) -> None:
 @pytest.mark.parametrize("name", ["sweep", "tune"])
 def test_shared_arguments_have_one_declaration(name: str) -> None:
     run, other = arguments(adaptkit.run), arguments(getattr(adaptkit, name))
-    shared = [key for key in run if key not in ("track", "from_tune", "tune", "space", "refit")]
+    shared = [key for key in run if key not in ("track", "from_tune", "tune", "space", "refit", "calibrate")]
     assert [(key, other[key].annotation, other[key].default) for key in shared] == [
         (key, run[key].annotation, run[key].default) for key in shared
     ]

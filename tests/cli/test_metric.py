@@ -93,7 +93,7 @@ def test_metrics_of_a_plugin(cli: Cli, own_folder: Path) -> None:
     Path("own.py").write_text(PLUGIN)
     result = cli(*RUN, *SMALL, "--metric", "cautious,nll", "--plugin", "own.py")
     assert result.exit_code == 0, result.stderr
-    assert "metric broken: ZeroDivisionError: by design" in result.stderr
+    assert "ZeroDivisionError: by design" in result.stderr
     found = json.loads(result.stdout)["comparison"]
     assert found["metric"] == "final/shifted_cautious"
     (pair,) = found["pairs"]

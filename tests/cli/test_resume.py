@@ -84,6 +84,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "no shift": ("lora", {"target": "digits"}, {}),
     "new head": ("lora", {"dataset": "none", "weights": "none", "target": "digits"}, {}),
     "computed twice": ("full", {"checkpointing": True}, {}),
+    "some classes, weighted": (
+        "lora",
+        {"class_weights": "balanced", "classes": "7,1,3", "split.sampling": "proportional"},
+        {},
+    ),
 }
 
 

@@ -54,6 +54,13 @@ def learning(epochs: tuple[Epoch, ...]) -> list[tuple[Any, ...]]:
     return [(e.number, e.loss, e.train_accuracy, e.test_accuracy, e.shifted_accuracy) for e in epochs]
 
 
+#: metrics of predictions that every run without groups has
+OF_PREDICTIONS = (
+    *("accuracy", "auroc", "average_precision", "balanced_accuracy", "brier", "ece", "kappa", "macro_f1", "nll"),
+    *("weighted_kappa", "worst_class_recall"),
+)
+
+
 def test_results_and_progress(cli: Cli, own_folder: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--no-track")
     assert result.exit_code == 0
@@ -62,13 +69,17 @@ def test_results_and_progress(cli: Cli, own_folder: Path) -> None:
     assert set(rule.strip()) == {"─"}
     assert [row.split()[0] for row in rows[:3]] == ["zero-shot", "lora", "head"]
     assert rows[1].count("±") == 5
-    assert rows[3] == (
-        "accuracies in %, gain and retention in points; mean of 2 runs ± 95 % interval".ljust(len(rows[3]))
+    assert rows[3].split() == ["constant", "10.0"]
+    assert rows[4] == (
+        "accuracies in %, gain and retention in points; mean of 2 runs ± 95 % interval".ljust(len(rows[4]))
     )
     lines = result.stderr.splitlines()
     assert lines[0] == "Source   mnist5k: 200 training, 100 test"
     assert lines[1] == "Target   mnist5k under rotate=45,noise=0.3: 50 training (drawn from 100), 100 test"
-    assert [line.split("]")[0] for line in lines if line.startswith("[") and "base" not in line] == [
+    assert lines[2] == (
+        "Classes  10 with 5 images each in a training, 10 evaluated; always answering 0 is right for 10.0 %"
+    )
+    assert [line.split("] epoch")[0] for line in lines if "] epoch" in line and "base" not in line] == [
         f"[{name} seed={seed}" for seed in (0, 1) for name in ("lora", "head") for _ in range(2)
     ]
     assert "\x1b" not in result.stdout + result.stderr
@@ -113,8 +124,7 @@ def test_json(cli: Cli) -> None:
     }
     assert list(run["metrics"]) == [
         "final/test_accuracy",
-        "final/shifted_accuracy",
-        "final/shifted_macro_f1",
+        *(f"final/shifted_{name}" for name in OF_PREDICTIONS),
         "final/zero_shot_accuracy",
         "final/base_test_accuracy",
         "final/gain",
@@ -233,12 +243,14 @@ def test_dry_run(cli: Cli, own_folder: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "full", *TINY, "--set", "base.seed=77", "--dry-run")
     assert result.exit_code == 0
     lines = [line.rstrip() for line in result.stdout.splitlines() if line.strip()]
-    assert lines[2] == "Base     small_cnn, 10 classes, on cpu in fp32; to be trained first"
-    assert lines[4].split() == ["strategy", "trainable", "head", "adapter", "base", "share", "learning", "rate"]
-    assert lines[6].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.005"]
-    assert lines[7].split() == ["full", "421,642", "1,290", "0", "420,352", "100.00", "%", "0.001"]
-    assert lines[8] == "trainable = head + adapter (added) + base; size of the base: 421,642"
-    assert lines[9].startswith("Estimated time: ") and lines[9].endswith("of training and evaluation on this machine.")
+    assert lines[3] == "Base     small_cnn, 10 classes, on cpu in fp32; to be trained first"
+    assert lines[5].split() == ["strategy", "trainable", "head", "adapter", "base", "share", "learning", "rate"]
+    assert lines[7].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.005"]
+    assert lines[8].split() == ["full", "421,642", "1,290", "0", "420,352", "100.00", "%", "0.001"]
+    assert lines[9] == "trainable = head + adapter (added) + base; size of the base: 421,642"
+    assert lines[10].startswith("Estimated time: ") and lines[10].endswith(
+        "of training and evaluation on this machine."
+    )
     assert result.stderr == ""
     assert not cache.exists() and list(own_folder.iterdir()) == []
     again = json.loads(cli("run", "-s", "lora", *TINY, "--set", "base.seed=77", "--dry-run", "--json").stdout)

@@ -430,9 +430,15 @@ def real_digits():
 SHIFTS = (Rotate(45.0), Noise(0.3))
 
 
-def load(dataset, target=None, shifts=SHIFTS, shift_text="rotate=45,noise=0.3", **split):
+def load(dataset, target=None, shifts=SHIFTS, shift_text="rotate=45,noise=0.3", classes=None, **split):
     return domains.load_domains(
-        dataset, target, shifts, shift_text=shift_text, split=SplitSettings(**split), data_dir=Path("unused")
+        dataset,
+        target,
+        shifts,
+        shift_text=shift_text,
+        split=SplitSettings(**split),
+        data_dir=Path("unused"),
+        wanted_classes=classes,
     )
 
 
@@ -596,10 +602,64 @@ def test_target_with_other_classes():
     source = Given("here", Corpus(some_images(300, ("cat", "dog", "owl"))))
     target = Given("there", Corpus(some_images(300, ("dog", "owl", "emu", "ant"))))
     assert problem(lambda: load(source, target)) == (
-        "target there: its classes differ from those of here: missing 'cat'; additional 'emu', 'ant'"
+        "target there: its classes differ from those of here: missing 'cat'; additional 'emu', 'ant'; restrict both to "
+        "their common classes with --classes dog,owl"
     )
+    alien = Given("alien", Corpus(some_images(300, ("dog", "emu", "ant"))))
+    assert problem(lambda: load(source, alien)).endswith("additional 'emu', 'ant'")  # one common class is not enough
     many = Given("many", Corpus(some_images(300, tuple(f"c{number}" for number in range(25)))))
     assert problem(lambda: load(many, source)).endswith("'c8', 'c9' and 15 more; additional 'cat', 'dog', 'owl'")
+
+
+def test_chosen_classes_of_both_domains():
+    source = Given("here", Corpus(some_images(300, ("cat", "dog", "owl")), some_images(60, ("cat", "dog", "owl"))))
+    target = Given("there", Corpus(some_images(400, ("dog", "owl", "emu", "red, panda"), seed=1)))
+    made = load(source, target, shifts=(), classes=("owl", "dog"))
+    assert made.classes == made.pool.classes == made.source.classes == ("owl", "dog")
+    assert set(made.clean_test.labels.tolist()) == set(made.shifted_test.labels.tolist()) == {0, 1}
+    published = some_images(300, ("cat", "dog", "owl"))
+    own = published.take((published.labels > 0).nonzero().flatten())
+    position = int(((made.source.pixels[0] == own.pixels).flatten(1).all(1)).nonzero())
+    assert ("cat", "dog", "owl")[own.labels[position]] == made.classes[made.source.labels[0]]
+    assert "classes: 200 of the 400 images of there are of these 2 classes" in made.notices
+    reverse = load(source, target, shifts=(), classes=("dog", "owl"))
+    assert reverse.fingerprint != made.fingerprint and reverse.source_digest != made.source_digest
+    whole = ("cat", "dog", "owl")
+    assert load(source, shifts=(), classes=whole).fingerprint == load(source, shifts=()).fingerprint
+    alone = load(None, target, shifts=(), classes=("red, panda", "dog"))
+    assert alone.classes == ("red, panda", "dog")
+
+
+def test_chosen_classes_that_do_not_exist():
+    source = Given("here", Corpus(some_images(300, ("cat", "dog", "owl", "red, panda"))))
+    target = Given("there", Corpus(some_images(300, ("dog", "owl", "emu", "red, panda"))))
+    assert problem(lambda: load(source, classes=("cat", "dgo"))) == (
+        "classes: unknown class 'dgo'; did you mean 'dog'?"
+    )
+    assert problem(lambda: load(source, target, classes=("dog", "cat", "red, panda"))) == (
+        "classes: there has no class 'cat'; restrict both to their common classes with --classes 'dog,\"red, panda\"'"
+    )
+    with pytest.raises(BadInput) as caught:
+        load(source, target, classes=("emu", "yak"))
+    assert caught.value.problems == (
+        "classes: here has no class 'emu'",
+        "classes: unknown class 'yak'; known: cat, dog, emu, owl, red, panda",
+    )
+    tested = Given("tested", Corpus(some_images(300, ("cat", "dog", "owl")), some_images(1, ("cat", "dog", "owl"))))
+    assert problem(lambda: load(tested, classes=("dog", "owl"))) == (
+        "classes: tested has no test image of these classes"
+    )
+
+
+def test_split_file_of_other_classes(tmp_path):
+    source = Given("here", Corpus(some_images(300, ("cat", "dog", "owl"))))
+    path = tmp_path / "split.json"
+    made = load(source, classes=("owl", "dog"))
+    path.write_text(made.split_text)
+    assert load(source, classes=("owl", "dog"), file=path).fingerprint == made.fingerprint
+    assert problem(lambda: load(source, file=path)) == (
+        "split.file: it has the classes owl, dog; set the same ones with --classes"
+    )
 
 
 def test_grey_target_of_a_colour_source():

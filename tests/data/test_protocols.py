@@ -14,6 +14,7 @@ from adaptkit.data.protocols import (
     choose_protocol,
     disjoint_draw,
     divided_by,
+    division_of,
     domain_numbers,
     fold_fits,
     fold_numbers,
@@ -129,10 +130,26 @@ def test_draws_share_no_image() -> None:
         assert len(set.union(*division)) == 1000
     assert draws[0] != draws[5]
     half = [set(disjoint_draw(of.numbers, 50, "stratified", seed).tolist()) for seed in (0, 1)]
-    assert half[0].isdisjoint(half[1]) and most_shots(of.numbers) == 50
+    assert half[0].isdisjoint(half[1]) and most_shots(of.numbers, "stratified") == 50
     for drawn in (disjoint_draw(of.numbers, 20, "random", seed) for seed in (0, 1)):
         assert len(drawn) == 200
         assert not (torch.bincount(of.numbers[drawn], minlength=10) == 20).all()
+
+
+def test_proportional_draws_have_the_shares_of_the_pool() -> None:
+    of = labels(120, 60, 20)
+    drawn = [disjoint_draw(of.numbers, 10, "proportional", seed) for seed in range(12)]
+    assert [torch.bincount(of.numbers[part]).tolist() for part in drawn[:6]].count([18, 9, 3]) == 6
+    for division in (drawn[:6], drawn[6:]):
+        assert all(set(a.tolist()).isdisjoint(b.tolist()) for a, b in itertools.combinations(division, 2))
+    assert [division_of(of.numbers, 10, "proportional", seed) for seed in (0, 5, 6)] == [0, 0, 1]
+    assert set(drawn[0].tolist()) != set(drawn[6].tolist())
+    assert most_shots(of.numbers, "proportional") == 33 and most_shots(of.numbers, "stratified") == 60
+    half = [set(disjoint_draw(of.numbers, 33, "proportional", seed).tolist()) for seed in (0, 1)]
+    assert half[0].isdisjoint(half[1]) and {len(part) for part in half} == {99}
+    rare = labels(90, 4)
+    parts = [disjoint_draw(rare.numbers, 10, "proportional", seed) for seed in range(4)]
+    assert [torch.bincount(rare.numbers[part]).tolist() for part in parts] == [[19, 1]] * 4
 
 
 def test_draws_of_unequal_classes() -> None:

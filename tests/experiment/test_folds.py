@@ -203,7 +203,11 @@ def test_progress_of_folds(cli: Cli, work: Path) -> None:
     """A line for each fold and one for their means: the log of a long comparison stays short."""
     arguments = ("--target", "folder:pics", "--weights", "none", "--image-size", str(SIDE), "--epochs", "2")
     result = cli("run", "-s", "head", *arguments, "--folds", "3", "--no-track")
-    shown = [line.partition("] ")[2].partition("  loss ")[0] for line in result.stderr.splitlines() if "[head" in line]
+    shown = [
+        line.partition("] ")[2].partition("  loss ")[0]
+        for line in result.stderr.splitlines()
+        if "[head" in line and "  loss " in line
+    ]
     assert shown == ["fold 1/3", "fold 2/3", "fold 3/3", "mean of 3 folds"]
 
 

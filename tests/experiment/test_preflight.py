@@ -160,7 +160,7 @@ def test_notices_on_the_command_line_are_part_of_the_plan(cli: Any) -> None:
     result = cli(
         "run", "-s", "head", "--dataset", "none", "--weights", "none", "--target", "digits", *TINY, "--no-track"
     )
-    assert "Note: backbone small_cnn has no pretrained weights" in result.stderr and "Warning" not in result.stderr
+    assert "Note: backbone small_cnn has no pretrained weights" in result.stderr and "PlanNotice" not in result.stderr
 
 
 def test_model_that_cannot_evaluate_one_image() -> None:

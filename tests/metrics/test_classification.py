@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from adaptkit.comparison.scores import WITHOUT_IMAGES, Answers
+from adaptkit.comparison.scores import OF_COUNTS, WITHOUT_IMAGES, Answers, score
 from adaptkit.metrics.classification import adaptkit_metrics
 
 Floats = NDArray[numpy.float64]
@@ -103,6 +103,18 @@ def test_single_class() -> None:
     assert BY_NAME["kappa"].score(probabilities, truth) == 0
     assert math.isnan(BY_NAME["auroc"].score(probabilities, truth))
     assert BY_NAME["balanced_accuracy"].score(probabilities, truth) == 1
+
+
+@pytest.mark.parametrize("name", OF_COUNTS)
+def test_scores_without_each_group(name: str) -> None:
+    for seed in range(40):
+        probabilities, truth, _, groups = random_answers(seed)
+        answers = Answers(predicted=probabilities.argmax(1), truth=truth, classes=probabilities.shape[1])
+        scored = score(BY_NAME[name], answers, groups)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            without = numpy.array([answers.without(groups == group).score(BY_NAME[name]) for group in range(4)])
+        assert scored is not None and scored.influence == pytest.approx(3 / 4 * (without.mean() - without), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", [name for name in WITHOUT_IMAGES if name != "ece"])

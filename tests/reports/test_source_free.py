@@ -236,8 +236,8 @@ def test_report_has_no_empty_columns_or_figures(cli: Cli, three: Three, tmp_path
     assert re.findall(r"!\[.*\]\((.*)\)", markdown) == [f"{stem}.png" for stem in stems]
     assert "| Strategy | Target (%) | Macro F1 (%) | Runs |\n" in markdown
     assert (
-        "| Pair | Verdict | Difference (points) \\[95 % interval\\] | Resampled images | p (Holm) | p (unadjusted) "
-        "| Shared seeds | Disagreement (%) |\n"
+        "| Pair | Verdict | Difference (points) \\[95 % interval\\] | p (Holm) | p (unadjusted) "
+        "| Shared runs | Disagreement (%) |\n"
     ) in markdown
     assert "folder:photos · torchvision:resnet18 · 6 runs · 200 target test images" in markdown
     assert "| base.epochs |" not in markdown
@@ -346,6 +346,10 @@ def plan(dataset: str = "none") -> Plan:
         ),
         seeds=(0,),
         epochs=1,
+        training_counts=(2,) * 10,
+        evaluation_counts=(8, *(6,) * 8, 4),
+        constant_answer="a",
+        constant_accuracy=8 / 60,
     )
 
 
@@ -359,6 +363,7 @@ def printed(what: Plan) -> list[str]:
 def test_plan_fits_80_columns() -> None:
     assert printed(plan()) == [
         "Target   folder:photos: 20 training (drawn from 40), 60 test",
+        "Classes  10 with 2 images each in a training, 4 to 8 evaluated; always answering a is right for 13.3 %",
         "Base     torchvision:vit_b_16, 10 classes, on cpu in fp32; "
         "used without training; every strategy trains a new head",
         "Runs     seed 0; 1 epoch each",
@@ -371,7 +376,7 @@ def test_plan_fits_80_columns() -> None:
     ]
     with_source = printed(plan("photos"))
     assert with_source[0] == "Source   photos: 100 training, 50 test"
-    assert with_source[2].endswith("; to be trained first")
+    assert with_source[3].endswith("; to be trained first")
 
 
 def test_progress_lines_and_bars(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_params(tracked: Tracked) -> None:
         "batch_size": "32",
         "optimizer": "adam",
         "weight_decay": "0.0",
+        "class_weights": "none",
+        "metric": "accuracy",
         "evaluate_shifted": "epoch",
         "device": "cpu",
         "precision": "fp32",
@@ -85,6 +87,7 @@ def test_params(tracked: Tracked) -> None:
         "split.test": "100",
         "split.sampling": "stratified",
         "split.file": "none",
+        "tuning.trials": "0",
     }
     assert "shift" not in runs(tracked.uri)["base small_cnn mnist5k"].data.params
 

@@ -1,0 +1,143 @@
+"""Train a copy of the base with one strategy, save its adapter, and load that onto a fresh base.
+
+These are the steps that the fits of adaptation runs and refits share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from adaptkit.adapters.files import load_adapter, save_adapter
+from adaptkit.events import Epoch, RunStart
+from adaptkit.experiment.description import adapter_card
+from adaptkit.experiment.measurement import require_same
+from adaptkit.experiment.recovery import RunRecovery
+from adaptkit.experiment.stage import AdaptedModel, Stage, init_seed
+from adaptkit.names import ADAPTER_WEIGHTS_FILE
+from adaptkit.settings.request import Arm
+from adaptkit.training.evaluation import predict_logits
+from adaptkit.training.loop import Recipe, fit
+from adaptkit.training.memory import step_bytes
+from adaptkit.training.passes import Passes
+from adaptkit.training.recomputation import find_blocks, is_trained
+
+HIDDEN_STATE = "; is there state outside parameters and buffers?"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a run: the strategy with the seed of the run and the number of the fold, and its inputs.
+
+    `batch` is a copy of the first training images, which measures the memory, and `labels` are those of all of them.
+    `passes(model, whole)` returns the inputs of the `whole` model or of its trained part.
+    """
+
+    arm: Arm
+    seed: int
+    batch: Tensor
+    labels: Tensor
+    passes: Callable[[nn.Module, bool], Passes]
+    fold: int = 0
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Callbacks of a training: before its first batch, for the epochs of its checkpoint, and after each other epoch."""
+
+    started: Callable[[nn.Module], None]
+    ended: Callable[[Epoch], None]
+    resumed: Callable[[Sequence[Epoch]], None] = lambda epochs: None
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model with its inputs, its epochs, and the peak memory of a training step in bytes.
+
+    With `whole`, every forward pass runs the whole model, not only its trained part.
+    """
+
+    training: Training
+    adapted: AdaptedModel
+    passes: Passes
+    epochs: tuple[Epoch, ...]
+    whole: bool
+    memory: int
+
+
+def runs_whole(adapted: AdaptedModel, recipe: Recipe) -> bool:
+    """Return whether every pass runs the whole model, which a strategy may change between steps or recompute."""
+    has_step_hook = getattr(adapted.strategy, "step_ended", None) is not None
+    return has_step_hook or (recipe.checkpointing and is_trained(find_blocks(adapted.model)))
+
+
+def train(stage: Stage, training: Training, watcher: Watcher, recovery: RunRecovery) -> TrainedModel:
+    """Train a copy of the base, from its checkpoint if it has one."""
+    recipe = stage.recipe(training.arm, training.seed, training.fold)
+    adapted = stage.adapted(training.arm, training.seed, training.fold)
+    memory = step_bytes(adapted.model, training.batch, training.labels[: len(training.batch)], recipe=recipe)
+    watcher.started(adapted.model)
+    step_ended = getattr(adapted.strategy, "step_ended", None)
+    whole = runs_whole(adapted, recipe)
+    passes = training.passes(adapted.model, whole)
+    start = recovery.start(adapted.model, has_step_hook=step_ended is not None, fold=training.fold)
+    epochs = [*(start.epochs if start is not None else ())]
+    watcher.resumed(epochs)
+    for epoch in fit(
+        adapted.model,
+        adapted.groups,
+        passes,
+        recipe=recipe,
+        step_ended=step_ended,
+        start=start,
+        keep=recovery.keep,
+    ):
+        epochs.append(epoch)
+        watcher.ended(epoch)
+    return TrainedModel(training, adapted, passes, epochs=tuple(epochs), whole=whole, memory=memory)
+
+
+def save(stage: Stage, trained: TrainedModel, folder: Path, *, temperature: float | None = None) -> dict[str, Path]:
+    """Write the adapter of a trained model, with the temperature of a calibrated one; return its files by name."""
+    tensors = trained.adapted.inherited.adapter(trained.adapted.model)
+    training = trained.training
+    seed = init_seed(training.seed, training.fold)
+    card = adapter_card(
+        stage.experiment,
+        stage.base,
+        arm=training.arm,
+        init_seed=seed,
+        tensors=tensors,
+        temperature=temperature,
+    )
+    return save_adapter(folder, tensors, card)
+
+
+def load(
+    stage: Stage, arm: Arm, files: Mapping[str, Path], *, seed: int, fold: int = 0, sent: RunStart | None = None
+) -> AdaptedModel:
+    """Return a fresh base with a saved adapter.
+
+    With the run `sent`, the tracking store keeps the adapter, and it is loaded from there, as users do.
+    """
+    kept = stage.tracker.keep_adapter(sent, files) if stage.tracker and sent is not None else None
+    reloaded = stage.adapted(arm, seed, fold)
+    load_adapter(kept or files[ADAPTER_WEIGHTS_FILE].parent, reloaded.model, stage.base.fingerprint)
+    return reloaded
+
+
+def require_same_logits(stage: Stage, trained: TrainedModel, images: Tensor, logits: Tensor) -> None:
+    """Raise RunFailed if a reloaded model gives other logits than the trained one.
+
+    The trained model runs as a whole, so that this also checks the division into frozen and trained parts.
+    """
+    precision = stage.experiment.request.settings.precision
+    require_same(
+        logits,
+        predict_logits(trained.adapted.model, images, precision),
+        name=f"strategy {trained.training.arm.strategy}: the reloaded adapter",
+        hint=HIDDEN_STATE,
+    )
