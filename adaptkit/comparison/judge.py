@@ -94,7 +94,7 @@ def judge_runs(
 def recorded_metrics(settings: Mapping[str, str]) -> tuple[str, ...]:
     """Return the metrics that a run was made with: the first decides. Runs of earlier versions have the accuracy."""
     recorded = settings.get("metric", "")
-    return tuple(recorded.split(",")) if recorded not in ("", "None") else (DEFAULT_METRIC,)
+    return tuple(recorded.split(",")) if recorded not in ("", "none") else (DEFAULT_METRIC,)
 
 
 def require_pairs(findings: Comparisons) -> None:

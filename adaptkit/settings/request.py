@@ -36,7 +36,7 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Without a protocol, it has the draws of adaptkit 0.1. An untrained base did not have to be asked for.
     """
-    values = {PROTOCOL: OVERLAPPING, **config}
+    values = {PROTOCOL: OVERLAPPING, **config} if config else {}
     if config.get("dataset") == "none" and not is_pretrained(str(config.get("backbone")), {}):
         values.setdefault(f"backbone.{WEIGHTS}", "none")
     return values
@@ -222,9 +222,7 @@ class Request:
     def _flat(self) -> dict[str, Any]:
         params = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "severity", *GROUPS})
         params["augment"] = _written(self.augment_amounts)
-        del params["metric"]
-        if self.settings.metric:  # chosen when the data are known
-            params["metric"] = ",".join(self.settings.metric)
+        params["metric"] = ",".join(self.settings.metric) or "none"  # chosen when the data are known
         if self.settings.classes is None:  # params of runs without it stay unchanged
             del params["classes"]
         else:

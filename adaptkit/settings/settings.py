@@ -59,6 +59,10 @@ def _names(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
+def _metrics(value: object) -> object:
+    return () if value in ("none", None) else _names(value)
+
+
 def _optional(value: object) -> object:
     return None if nonempty(value) == "none" else value
 
@@ -253,7 +257,7 @@ class Settings(SettingsGroup):
     shift: str | None = Field(
         None, description=f"shift from source to target images; none, or {DEFAULT_SHIFT} without a target"
     )
-    metric: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_distinct)] = Field(
+    metric: Annotated[tuple[str, ...], BeforeValidator(_metrics), AfterValidator(_distinct)] = Field(
         (),
         description="metrics of the comparison; the first decides. None: accuracy, or balanced_accuracy for classes "
         "of very unequal size",

@@ -51,6 +51,7 @@ class Prepared:
             protocol=resolved.protocol,
             folds=resolved.folds,
             shots=resolved.shots,
+            metric=resolved.metric,
         )
         return request.run_params(trial.cell.arm, trial.seed)
 

@@ -49,7 +49,7 @@ def test_identical_and_read_only(cli: Cli, copy: str, tracked: Tracked) -> None:
         "",
         f"data         {data}      as recorded",
         f"base         {base}      as recorded, from the cache",
-        "metrics      22 values         equal to the last bit",
+        "metrics      31 values         equal to the last bit",
         "predictions  200 images        equal",
         "adapter      13,608 numbers    equal to the last bit",
     ]
@@ -123,7 +123,7 @@ def test_first_difference(cli: Cli, copy: str, tracked: Tracked) -> None:
     what, before, now = first_difference(result)
     assert (what, float(now)) == ("train/loss, epoch 1", loss) and float(before) == loss + 1e-15 != loss
     assert "2 more values differ; --json lists all.\n" in result.stdout
-    assert "metrics      22 values         3 differ\n" in result.stdout
+    assert "metrics      31 values         3 differ\n" in result.stdout
     found = json.loads(cli("reproduce", run_id, "--json").stdout)
     assert [one["what"] for one in found["differences"]] == [
         "train/loss, epoch 1",
@@ -167,7 +167,7 @@ def test_different_prediction(cli: Cli, copy: str, tracked: Tracked) -> None:
     result = cli("reproduce", run_id)
     assert result.exit_code == 1
     assert first_difference(result) == (f"prediction, image {image} of the shifted test set", other, prediction)
-    assert "  1 of 200 images\n" in result.stdout and "metrics      22 values         equal to" in result.stdout
+    assert "  1 of 200 images\n" in result.stdout and "metrics      31 values         equal to" in result.stdout
 
 
 @pytest.mark.slow

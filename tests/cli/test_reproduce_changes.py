@@ -275,6 +275,7 @@ def test_empty_config(cli: Cli, copy: str, tracked: Tracked) -> None:
         "base.epochs is 6, but was 2",
         "epochs is 10, but was 2",
         "image_size is none, but was 28",
+        "metric is none, but was accuracy",
         "protocol is none, but was draws",
         "shots is 20, but was 5",
         "split.pool is none, but was 100",

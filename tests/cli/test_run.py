@@ -54,6 +54,13 @@ def learning(epochs: tuple[Epoch, ...]) -> list[tuple[Any, ...]]:
     return [(e.number, e.loss, e.train_accuracy, e.test_accuracy, e.shifted_accuracy) for e in epochs]
 
 
+#: metrics of predictions that every run without groups has
+OF_PREDICTIONS = (
+    *("accuracy", "auroc", "average_precision", "balanced_accuracy", "brier", "ece", "kappa", "macro_f1", "nll"),
+    *("weighted_kappa", "worst_class_recall"),
+)
+
+
 def test_results_and_progress(cli: Cli, own_folder: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "head", "--seeds", "0-1", *TINY, "--no-track")
     assert result.exit_code == 0
@@ -62,8 +69,9 @@ def test_results_and_progress(cli: Cli, own_folder: Path) -> None:
     assert set(rule.strip()) == {"─"}
     assert [row.split()[0] for row in rows[:3]] == ["zero-shot", "lora", "head"]
     assert rows[1].count("±") == 5
-    assert rows[3] == (
-        "accuracies in %, gain and retention in points; mean of 2 runs ± 95 % interval".ljust(len(rows[3]))
+    assert rows[3].split() == ["constant", "10.0"]
+    assert rows[4] == (
+        "accuracies in %, gain and retention in points; mean of 2 runs ± 95 % interval".ljust(len(rows[4]))
     )
     lines = result.stderr.splitlines()
     assert lines[0] == "Source   mnist5k: 200 training, 100 test"
@@ -116,8 +124,7 @@ def test_json(cli: Cli) -> None:
     }
     assert list(run["metrics"]) == [
         "final/test_accuracy",
-        "final/shifted_accuracy",
-        "final/shifted_macro_f1",
+        *(f"final/shifted_{name}" for name in OF_PREDICTIONS),
         "final/zero_shot_accuracy",
         "final/base_test_accuracy",
         "final/gain",

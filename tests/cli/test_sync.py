@@ -77,7 +77,7 @@ def test_store_lost_during_a_run(cli: Callable[..., Result], unsent: Result) -> 
     assert (sent.exit_code, sent.stderr) == (0, "")
     assert sent.stdout == f"head seed=0: 6 records uploaded; the run ended as FINISHED ({run.info.run_id})\n"
     assert run.info.status == "FINISHED"
-    assert len(run.data.metrics) == 24
+    assert len(run.data.metrics) == 33
     assert steps(run, "train/loss") == [1, 2] and steps(run, "final/gain") == [0]
     assert not journal.exists()
     assert cli("sync").stdout == "Nothing to upload.\n"

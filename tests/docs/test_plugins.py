@@ -64,6 +64,7 @@ def test_each_kind_has_an_example() -> None:
         "perceptron.py",
         "parity.py",
         "rain.py",
-        "true_share.py", "pausing.py",
+        "true_share.py",
+        "pausing.py",
         "moved.py",
     ]

@@ -70,6 +70,7 @@ def test_params(tracked: Tracked) -> None:
         "optimizer": "adam",
         "weight_decay": "0.0",
         "class_weights": "none",
+        "metric": "accuracy",
         "evaluate_shifted": "epoch",
         "device": "cpu",
         "precision": "fp32",

@@ -156,8 +156,8 @@ LOOKING = (
 )
 ONE_REPEAT = (
     "Note: three seeds (--seeds 0-2) find about twice as many differences as one: with 200 labels, 24 % instead of "
-    "12 % of those of 4 points. Decide before you look: five looks, one after each seed, call 7 to 11 % of equal strategies "
-    "different instead of 4 %."
+    "12 % of those of 4 points. Decide before you look: five looks, one after each seed, call 7 to 11 % of equal "
+    "strategies different instead of 4 %."
 )
 
 
