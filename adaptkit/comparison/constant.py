@@ -1,4 +1,4 @@
-"""The best constant answer: what a model must beat before anything about it is worth saying."""
+"""The best constant answer. A model that is not better than it has learned nothing."""
 
 from __future__ import annotations
 
