@@ -178,8 +178,9 @@ def _undecided(comparison: Comparison, pair: PairResult) -> str:
             if name == "labelled images" and pair.protocol != "folds":
                 now = int(comparison.setup.get("pool_images", "0"))
             more = rounded(max(needed - now, 1))
+            what = name if more > 1 else name.removesuffix("s")
             return (
-                f"{start} If the difference stays the same, about {more:,} more {name} ({now + more:,} in all) would "
+                f"{start} If the difference stays the same, about {more:,} more {what} ({now + more:,} in all) would "
                 "show it with an even chance."
             )
     if saw_labels(comparison.arm(pair.a), comparison.arm(pair.b)):
