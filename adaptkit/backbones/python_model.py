@@ -106,7 +106,7 @@ def _build(model: nn.Module, title: str, *, channels: int, size: int, classes: i
         ) from None
     for part, training in zip(model_copy.modules(), was_training, strict=True):
         part.training = training
-    # Outputs that are no tensor are refused in the preflight, as those of other backbones.
+    # Outputs that are not a tensor are refused in the preflight, as those of other backbones.
     if isinstance(logits, Tensor) and list(logits.shape) != [len(images), classes]:
         raise BadInput(
             f"backbone python:{title}: its output for {len(images)} images is {list(logits.shape)}, "

@@ -1,4 +1,4 @@
-"""The best constant answer: what a model must beat before anything about it is worth saying."""
+"""The best constant answer, which a model must beat before it can be recommended."""
 
 from __future__ import annotations
 

@@ -288,7 +288,7 @@ def _distances(classes: int) -> Floats:
     return distances
 
 
-#: built-in metrics that are no means over images -> the scores without each image
+#: built-in metrics that are not means over images -> the scores without each image
 WITHOUT_IMAGES: dict[str, Callable[[Answers], Floats]] = {
     "balanced_accuracy": lambda answers: _class_mean(answers, _recall),
     "macro_f1": lambda answers: _class_mean(answers, _f1),

@@ -58,7 +58,7 @@ def find_sample(domains: Domains) -> Sample:
 
 
 def evaluated(model: nn.Module, images: Tensor) -> Any:
-    """Return what a model gives for images in evaluation mode, with the same random numbers each time."""
+    """Return the outputs of a model for images in evaluation mode, with the same random numbers each time."""
     with RandomStream(0), torch.no_grad():
         return model.eval()(images.clone())
 

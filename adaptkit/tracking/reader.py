@@ -256,7 +256,7 @@ def _with_table(run: ComparedRun, path: Path, card: Callable[[], Path]) -> tuple
         classes = classes_of(table)
     except damage as error:
         return run, f"{start}its predictions cannot be read: {type(error).__name__}: {error}"
-    # An error of the store is not caught: it is no property of this run.
+    # An error of the store is not caught: it is not a property of this run.
     path = path if classes is not None else card()
     try:
         if classes is None:
