@@ -87,12 +87,42 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class ConfidenceBin:
+    """The predictions of similar confidence: their share of all, their mean confidence and their accuracy."""
+
+    share: float
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The temperature that divides the logits of a model, and the quality of its probabilities before and after.
+
+    It is fitted on `images` predictions of models that were not trained on these images. The negative log-likelihood
+    `nll` (in nats), the expected calibration error `ece` (a fraction) and `bins` after calibration are cross-fitted:
+    the temperature of each of `parts` parts of the images is fitted on the other parts.
+    """
+
+    temperature: float
+    images: int
+    parts: int
+    nll_before: float
+    nll_after: float
+    ece_before: float
+    ece_after: float
+    bins_before: tuple[ConfidenceBin, ...]
+    bins_after: tuple[ConfidenceBin, ...]
+
+
+@dataclass(frozen=True)
 class RunResult:
     """The result of a finished run.
 
     `metrics` are the final metrics by MLflow name, `predictions` are by test set. `tags` are additional tags of the
     run. `files` maps artifact paths to local files, which exist only while the hooks are called. `samples` are the
-    first images of each test set, float `[n, c, h, w]`. `warnings` are signs that the run has not learned.
+    first images of each test set, float `[n, c, h, w]`. `calibration` is that of a calibrated refit. `warnings` are
+    signs that the run has not learned.
     """
 
     metrics: Mapping[str, float]
@@ -103,4 +133,5 @@ class RunResult:
     tags: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     samples: Mapping[str, Tensor] = field(default_factory=dict)
+    calibration: Calibration | None = None
     warnings: tuple[str, ...] = ()

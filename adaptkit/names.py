@@ -32,6 +32,13 @@ FINAL_SHIFTED_ACCURACY_LOW = "final/shifted_accuracy_low"
 FINAL_SHIFTED_ACCURACY_HIGH = "final/shifted_accuracy_high"
 FINAL_OPTIMISM = "final/optimism"
 
+# Final metrics of a calibrated refit: its temperature, and the cross-fitted quality of the probabilities. Fractions.
+CALIBRATION_TEMPERATURE = "calibration/temperature"
+CALIBRATION_NLL_BEFORE = "calibration/nll_before"
+CALIBRATION_NLL_AFTER = "calibration/nll_after"
+CALIBRATION_ECE_BEFORE = "calibration/ece_before"
+CALIBRATION_ECE_AFTER = "calibration/ece_after"
+
 # Final metrics of an adaptation run: size and costs.
 PARAMS_TOTAL = "params/total"
 PARAMS_TRAINABLE = "params/trainable"
@@ -137,6 +144,7 @@ SEVERITY_FILE = "severity.json"
 ERROR_FILE = "error.txt"
 SAMPLES_FILE = "samples.png"
 CURVES_FILE = "curves.png"
+RELIABILITY_FILE = "reliability.png"
 CONFUSION_FIGURE = "confusion_"
 CLASSIFICATION_REPORT = "classification_report_"
 ADAPTER_FOLDER = "adapter"

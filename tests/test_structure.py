@@ -50,6 +50,7 @@ ROWS = [
 ONE_IMPORTER = {
     "adaptkit.backbones.torchvision_models": "imports torch; the backbone's class does not, so that listing is quick",
     "adaptkit.cli": "the command itself",
+    "adaptkit.cli.views.predictions": "a view is imported when its command prints",
     "adaptkit.cli.views.progress": "a view is imported when its command prints",
     "adaptkit.cli.views.reproduction": "a view is imported when its command prints",
     "adaptkit.cli.views.trials": "a view is imported when its command prints",

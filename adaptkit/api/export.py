@@ -21,7 +21,7 @@ from adaptkit.comparison.numbers import counted
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.models.formats.format import Exported, Format, Logits, find_format
 from adaptkit.models.run_images import check_images, own_images
-from adaptkit.models.trained import TrainedRun, find_trained, given_plugins
+from adaptkit.models.trained import TEMPERATURE, TrainedRun, find_trained, given_plugins
 from adaptkit.training.evaluation import CPU_BATCH, predict_logits
 from adaptkit.training.objective import accuracy, predict_classes
 from adaptkit.version import __version__
@@ -257,7 +257,24 @@ def _write_card(stage: Path, trained: TrainedRun, written: Format) -> None:
         "how_to_load": "\n".join(lines).splitlines(),
         **{key: trained.card[key] for key in ("backbone", "backbone_options", "channels", "size", "classes")},
     }
+    if trained.temperature is not None and not written.scaled:
+        card[TEMPERATURE] = trained.temperature
     (stage / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _calibration(trained: TrainedRun, written: Format) -> str:
+    """Return the README's line on the probabilities of a calibrated model, or an empty text."""
+    if trained.temperature is None:
+        return ""
+    where = (
+        "The exported model contains it"
+        if written.scaled
+        else f"The files do not contain it, but the code below applies it: `{TEMPERATURE}` in `model.json`"
+    )
+    return (
+        "- Probabilities: the softmax of the logits. To calibrate them, the logits are divided by the temperature "
+        f"{trained.temperature:.4g}. {where}.\n"
+    )
 
 
 def _write_readme(stage: Path, trained: TrainedRun, written: Format, verifications: Sequence[Verification]) -> None:
@@ -275,7 +292,7 @@ A `{trained.card["backbone"]}` for {len(trained.classes)} classes, exported in t
 - Images: {images}, floats in 0..1{normalised}.
 - Pictures: resize the shorter side bilinearly, then crop the centre.
 - `model.json` holds this information for programs, and the classes in the order of the logits.
-
+{_calibration(trained, written)}
 ## Use
 
 {written.usage(trained)}

@@ -52,7 +52,7 @@ def predict(
     images : path or sequence of path
         Image files. A folder stands for the files in it, at any depth.
     top_k : int, optional
-        Number of classes in each prediction. Default: 1.
+        Number of classes in `ranked` of each prediction; `probabilities` holds all classes. Default: 1.
     batch_size : int, optional
         Images in one forward pass. Default: 64.
     device : {"auto", "cpu", "cuda", "mps"}, optional

@@ -16,7 +16,9 @@ from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.optimism import selection_optimism
 from adaptkit.comparison.records import ArmResult
 from adaptkit.errors import BadInput, RunFailed, TrackingLost, suggestion
+from adaptkit.events import Calibration
 from adaptkit.experiment.base_cache import Base
+from adaptkit.experiment.calibration import calibrate_predictions
 from adaptkit.experiment.outcome import Expectation, RefitSummary
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.refit import RefitOrigin, all_labels, refit_once
@@ -52,6 +54,7 @@ def refit(
     data_dir: str | Path | None = None,
     device: str | None = None,
     feature_cache: bool = True,
+    calibrate: bool = False,
 ) -> RefitSummary:
     """Train a strategy on all labelled target images, those of the test set included, and record the model.
 
@@ -77,6 +80,9 @@ def refit(
         Device that computes. Default: as in the run.
     feature_cache : bool, optional
         Whether features of frozen layers are computed once and reused. Default: True.
+    calibrate : bool, optional
+        Divide the logits of the model by one temperature, fitted on the predictions of the run for images that did not
+        train its models. Default: False.
 
     Returns
     -------
@@ -95,7 +101,7 @@ def refit(
     >>> summary = adaptkit.refit(run_id)
     >>> model = adaptkit.load(summary.run_id)
     """
-    request = RefitRequest(run=run, strategy=strategy, **repetition(locals()))
+    request = RefitRequest(run=run, strategy=strategy, calibrate=calibrate, **repetition(locals()))
     return refit_run(request, lambda notice: warn_of([notice]))
 
 
@@ -104,6 +110,7 @@ class RefitRequest(RepetitionRequest):
     """What to refit, and how; with `dry_run`, everything is checked and nothing is trained."""
 
     strategy: str | None = None
+    calibrate: bool = False
     dry_run: bool = False
 
 
@@ -131,6 +138,7 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
         comparison_run_id=choice.parent,
         expected=expectation(choice.comparison, choice.arm),
         split_file=stored.params.get("split.file", "none"),
+        calibration=_calibration(choice) if request.calibrate else None,
     )
     summary = RefitSummary(
         run_id=None,
@@ -144,6 +152,7 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
         comparison_run_id=choice.parent,
         expected=origin.expected,
         tuning_trials=experiment.request.settings.tuning.trials,
+        calibration=origin.calibration,
     )
     if request.dry_run:
         return summary
@@ -281,6 +290,15 @@ def expectation(comparison: Comparison, arm: ArmResult) -> Expectation:
         strategies=len(comparison.arms),
         optimism=optimism,
     )
+
+
+def _calibration(choice: Choice) -> Calibration:
+    """Return the calibration that the target predictions of the chosen run give."""
+    (run,) = (run for run in choice.arm.runs if run.run_id == choice.stored.run_id)
+    try:
+        return calibrate_predictions(run.predictions["shifted"])
+    except BadInput as error:
+        raise BadInput(*(f"{choice.stored.title}: {line}" for line in error.problems)) from None
 
 
 def _correct(arm: ArmResult) -> Any:

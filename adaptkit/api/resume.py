@@ -181,7 +181,14 @@ def resume_run(
             end_dead_refits(interrupted.stored)
             uri = interrupted.stored.runs.reader.address.uri  # a path may have been relative to another folder
             with watch.shown(plugins):
-                return refitted(outcome, recovery, plugins=plugins, tracking_uri=uri, feature_cache=record.reuse)
+                return refitted(
+                    outcome,
+                    recovery,
+                    plugins=plugins,
+                    tracking_uri=uri,
+                    feature_cache=record.reuse,
+                    calibrate=record.calibrate,
+                )
     except KeyboardInterrupt as error:
         if not getattr(error, "__notes__", ()):  # interrupted before training
             error.add_note(f"To resume:  adaptkit resume {run_id}")
@@ -238,6 +245,7 @@ def _continued(
             claims=group.claims,
             parent=record.parent,
             refit=record.refit,
+            calibrate=record.calibrate,
         )
         for resumed in group.resumed.values():
             count_again(store.client, resumed.run_id)

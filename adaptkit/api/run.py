@@ -42,9 +42,12 @@ class RunRequest(TrainingRequest):
     track: bool = True
     from_tune: str | None = None
     refit: bool = False
+    calibrate: bool = False
 
     def prepared(self) -> Experiment:
         """Prepare the experiment; with values of an earlier tuning, say which labels that tuning saw."""
+        if self.calibrate and not self.refit:
+            raise BadInput("--calibrate calibrates the model of --refit; add --refit")
         experiment = prepare(self.experiment, refresh_base=self.refresh_base)
         if self.from_tune is None:
             return experiment
@@ -105,6 +108,7 @@ def run(
     tune: int | None = None,
     space: Mapping[str, str] | None = None,
     refit: bool = False,
+    calibrate: bool = False,
 ) -> RunOutcome:
     """Adapt a base with one or more strategies, track each run in MLflow, and compare the strategies.
 
@@ -203,6 +207,8 @@ def run(
         Ranges that `tune` searches, as in `adaptkit.tune`. Default: the strategies' own ranges.
     refit : bool, optional
         Then train the best strategy on all labels, as `adaptkit.refit` does. Default: False.
+    calibrate : bool, optional
+        Calibrate the probabilities of the refit, as `adaptkit.refit` does. Default: False.
 
     Returns
     -------
@@ -234,6 +240,7 @@ def run(
         track=track,
         from_tune=from_tune,
         refit=refit,
+        calibrate=calibrate,
         **conditions(arguments),
     )
     return run_request(request, Watch(planned=lambda plan: warn_of(plan.notices)))
@@ -252,11 +259,18 @@ def run_request(request: RunRequest, watch: Watch = Watch()) -> RunOutcome:
         plugins=request.plugins,
         tracking_uri=request.tracking_uri,
         feature_cache=request.feature_cache,
+        calibrate=request.calibrate,
     )
 
 
 def refitted(
-    outcome: RunOutcome, recovery: Recovery, *, plugins: Plugins, tracking_uri: str | None, feature_cache: bool
+    outcome: RunOutcome,
+    recovery: Recovery,
+    *,
+    plugins: Plugins,
+    tracking_uri: str | None,
+    feature_cache: bool,
+    calibrate: bool,
 ) -> RunOutcome:
     """Return the outcome with the refit of its best strategy, or with the reason why there is none."""
     from adaptkit.api.refit import RefitRequest, refit_run, undecided
@@ -267,7 +281,13 @@ def refitted(
             return dataclasses.replace(outcome, refit_error="no refit was made, because not all runs are complete")
         if outcome.is_undecided:
             return dataclasses.replace(outcome, refit_error=undecided(outcome.comparison, run_id, tracking_uri))
-        request = RefitRequest(run=run_id, plugins=plugins, tracking_uri=tracking_uri, feature_cache=feature_cache)
+        request = RefitRequest(
+            run=run_id,
+            plugins=plugins,
+            tracking_uri=tracking_uri,
+            feature_cache=feature_cache,
+            calibrate=calibrate,
+        )
         try:
             return dataclasses.replace(outcome, refit=refit_run(request))
         except AdaptkitError as error:
@@ -319,6 +339,7 @@ def _run(request: RunRequest, watch: Watch) -> tuple[RunOutcome, Recovery | None
                 notice=notice,
                 report=request.report,
                 refit=request.refit,
+                calibrate=request.calibrate,
             )
             with resumable(recovery, request.tracking_uri), recovery.group():
                 outcome = execute(

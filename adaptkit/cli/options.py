@@ -85,6 +85,11 @@ progress_options = bundle(json_option, quiet_option, traceback_option)
 feature_cache_option = click.option(
     "--no-feature-cache", is_flag=True, help="Do not reuse cached features of frozen layers."
 )
+calibrate_option = click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Calibrate the probabilities of the refit with one temperature, fitted on predictions for unseen images.",
+)
 cache_options = bundle(
     click.option("--refresh-base", is_flag=True, help="Train the base again, even if the cache has it."),
     feature_cache_option,

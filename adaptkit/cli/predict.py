@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Iterator
-from itertools import islice
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from adaptkit.cli.options import ImagePath, output_options, plugin_option, store_option
+from adaptkit.cli.options import ImagePath, NamedPath, output_options, plugin_option, store_option
 from adaptkit.errors import BadInput
 from adaptkit.system.signals import interruptible
-from adaptkit.system.streams import printable
 
-if TYPE_CHECKING:
-    from adaptkit.models.preprocessing import Prediction
-
-#: number of table rows to print at a time
-PAGE = 200
+FORMATS = ("csv", "parquet", "json")
 
 
 @click.command()
 @click.argument("run_id")
 @click.argument("paths", nargs=-1, required=True, type=ImagePath(), metavar="PATH...")
-@click.option("--top-k", type=click.IntRange(min=1), default=1, metavar="N", help="Classes per image.  [default: 1]")
-@click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table.")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), metavar="N", help="Classes per image, in the table and JSON.  [default: 1]"
+)
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(FORMATS),
+    metavar="|".join(FORMATS),
+    help="Write the probability of every class, a row for each image.  [default: a table of the best class]",
+)
+@click.option("--csv", "as_csv", is_flag=True, help="Short for --format csv.")
+@click.option(
+    "--output", type=NamedPath(), metavar="FILE", help="Write to this file; its suffix is the default of --format."
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Batch size.  [default: 64]")
 @click.option(
     "--device",
@@ -44,9 +46,11 @@ PAGE = 200
 def predict(
     run_id: str,
     paths: tuple[Path, ...],
-    top_k: int,
+    top_k: int | None,
+    format_name: str | None,
     as_json: bool,
     as_csv: bool,
+    output: Path | None,
     batch_size: int,
     device: str,
     tracking_uri: str | None,
@@ -58,104 +62,62 @@ def predict(
     \b
     Examples:
       adaptkit predict RUN_ID picture.jpg
-      adaptkit predict RUN_ID photos --top-k 3 --csv > predictions.csv
+      adaptkit predict RUN_ID photos --csv > predictions.csv
+      adaptkit predict RUN_ID photos --output predictions.parquet
 
     The run must be finished. For a folder, all images in it and in its subfolders are classified. Images are converted
-    to the channels and the size of the model, as in training. Files that are not images are listed at the end, and the
-    exit code is 2.
+    to the channels and the size of the model, as in training. With --format, each image has a row, in the order of the
+    images: `path`, `prediction`, and `p_CLASS`, the probability of each class, as in predictions.csv of a run. Files
+    that are not images are listed at the end, and the exit code is 2.
     """
-    if as_json and as_csv:
-        raise BadInput("--json and --csv: choose one")
+    chosen = _format(format_name, as_csv=as_csv, as_json=as_json, output=output)
+    if top_k is not None and chosen in ("csv", "parquet"):
+        raise BadInput(f"--top-k: {chosen} has a column for every class; leave --top-k out")
     from adaptkit.api.predict import PredictRequest, stream_predictions
     from adaptkit.cli.views.console import messages, print_line
+    from adaptkit.cli.views.predictions import print_table, write_rows
 
     bad: list[str] = []
     with interruptible():
         request = PredictRequest(
             run=run_id,
             images=paths,
-            top_k=top_k,
+            top_k=top_k or 1,
             batch_size=batch_size,
             device=device,
             tracking_uri=tracking_uri,
             plugins=plugin,
         )
         classes, predictions = stream_predictions(request, bad.append)
-        if as_json:
-            _print_json(run_id, classes, predictions)
-        elif as_csv:
-            _print_csv(predictions, min(top_k, len(classes)))
+        if chosen is None:
+            print_table(predictions)
         else:
-            _print_table(predictions)
+            head = {"run_id": run_id, "classes": list(classes)}
+            write_rows(chosen, output, predictions, classes=classes, head=head, with_top=top_k is not None)
     if bad and not skip_bad_images:
         raise BadInput(*bad, f"{_files(len(bad))} could not be read; --skip-bad-images skips them")
     for line in bad:
         print_line(messages(), f"Skipped: {line}")
 
 
+def _format(name: str | None, *, as_csv: bool, as_json: bool, output: Path | None) -> str | None:
+    """Return the format of the rows, or None for the table; raise BadInput if options contradict each other."""
+    given = {"--format": name, "--csv": "csv" if as_csv else None, "--json": "json" if as_json else None}
+    named = {option: value for option, value in given.items() if value is not None}
+    if len(set(named.values())) > 1:
+        raise BadInput(f"{' and '.join(named)}: choose one")
+    chosen = next(iter(named.values()), None)
+    if output is not None:
+        if output.exists() and not output.is_file():
+            raise BadInput(f"--output: {output} is not a file")
+        suffix = output.suffix[1:].lower()
+        chosen = chosen or (suffix if suffix in FORMATS else None)
+        if chosen is None:
+            raise BadInput(f"--output: {output} does not end in .csv, .parquet or .json; choose a --format")
+    elif chosen == "parquet" and sys.stdout.isatty():
+        raise BadInput("--format parquet cannot be printed on a terminal; name a file with --output FILE")
+    return chosen
+
+
 def _files(count: int) -> str:
     return f"{count} file{'' if count == 1 else 's'}"
-
-
-def _shown(path: Path) -> str:
-    """Return a path as printable text, also if its bytes are not valid UTF-8."""
-    return str(path).encode(errors="surrogateescape").decode(errors="replace")
-
-
-def _print_json(run_id: str, classes: Iterable[str], predictions: Iterator[Prediction]) -> None:
-    """Print one JSON document, one prediction at a time: a folder may have millions of images."""
-    head = json.dumps({"run_id": run_id, "classes": list(classes)}, indent=2)
-    click.echo(f'{head[:-2]},\n  "predictions": [', nl=False)
-    for number, prediction in enumerate(predictions):
-        (name, confidence), *_ = prediction.ranked
-        row = {
-            "path": _shown(prediction.path),
-            "class": name,
-            "confidence": round(confidence, 6),
-            "top": [{"class": other, "confidence": round(share, 6)} for other, share in prediction.ranked],
-        }
-        click.echo(f"{',' if number else ''}\n    {json.dumps(row)}", nl=False)
-    click.echo("\n  ]\n}")
-
-
-def _print_csv(predictions: Iterator[Prediction], count: int) -> None:
-    """Print a row for each image, with two columns for each of the `count` best classes."""
-    names = ["path", "class", "confidence"]
-    names += [f"{name}_{rank}" for rank in range(2, count + 1) for name in ("class", "confidence")]
-    click.echo(_csv_row(names), nl=False)
-    for prediction in predictions:
-        ranked = [cell for name, share in prediction.ranked for cell in (name, f"{share:.6f}")]
-        click.echo(_csv_row([_shown(prediction.path), *ranked]), nl=False)
-
-
-def _csv_row(cells: Iterable[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(map(printable, cells))
-    return text.getvalue()
-
-
-def _print_table(predictions: Iterator[Prediction]) -> None:
-    """Print a table, one page at a time."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from adaptkit.cli.views.console import output
-
-    console = output()
-    width, first = 0, True
-    while page := list(islice(predictions, PAGE)):
-        width = max(width, *(len(printable(_shown(prediction.path), keep="")) for prediction in page))
-        table = Table(box=None, pad_edge=False, header_style="bold", show_header=first)
-        table.add_column("image", overflow="fold", min_width=min(width, console.width // 2))
-        table.add_column("class", overflow="fold")
-        table.add_column("confidence", justify="right", min_width=10)
-        if len(page[0].ranked) > 1:
-            table.add_column("then", overflow="fold")
-        for prediction in page:
-            (name, confidence), *others = prediction.ranked
-            cells = [printable(_shown(prediction.path), keep=""), name, f"{confidence:.1%}"]
-            if others:
-                cells.append(", ".join(f"{other} {share:.1%}" for other, share in others))
-            table.add_row(*(Text(printable(cell)) for cell in cells))
-        console.print(table)
-        first = False

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import feature_cache_option, plugin_option, progress_options, recorded_options, store_option
+from adaptkit.cli.options import (
+    calibrate_option,
+    feature_cache_option,
+    plugin_option,
+    progress_options,
+    recorded_options,
+    store_option,
+)
 from adaptkit.system.signals import interruptible
 
 
@@ -22,6 +29,7 @@ from adaptkit.system.signals import interruptible
 @plugin_option
 @recorded_options
 @feature_cache_option
+@calibrate_option
 @click.option("--dry-run", is_flag=True, help="Check data and base and print what would be trained, without training.")
 @progress_options
 def refit(
@@ -32,6 +40,7 @@ def refit(
     data_dir: Path | None,
     device: str | None,
     no_feature_cache: bool,
+    calibrate: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -42,6 +51,7 @@ def refit(
     Examples:
       adaptkit refit COMPARISON
       adaptkit refit COMPARISON --strategy lora
+      adaptkit refit COMPARISON --calibrate
       adaptkit refit RUN_ID --json
 
     The model trains on all labelled target images, those of the test set included, from the recorded base and with the
@@ -72,6 +82,7 @@ def refit(
                 data_dir=data_dir,
                 device=device,
                 feature_cache=not no_feature_cache,
+                calibrate=calibrate,
                 dry_run=dry_run,
             ),
             notice=lambda line: None if quiet else print_line(console, line),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptkit.cli.options import RunCommand, collect_layers, progress_options, training_options
+from adaptkit.cli.options import RunCommand, calibrate_option, collect_layers, progress_options, training_options
 from adaptkit.errors import BadInput, RunFailed, TrackingLost
 from adaptkit.system.imports import uncollected
 from adaptkit.system.signals import interruptible
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     help="Range that --tune searches: lr=1e-4..1e-1/log or lora.rank=2,4,8. Repeatable.  [default: the strategies']",
 )
 @click.option("--refit", is_flag=True, help="Then train the best strategy on all labels, as the model to use.")
+@calibrate_option
 @click.option("--no-track", is_flag=True, help="Do not record the runs in MLflow.")
 @click.option(
     "--dry-run",
@@ -55,6 +56,7 @@ def run(
     tune: str | None,
     space: tuple[str, ...],
     refit: bool,
+    calibrate: bool,
     no_track: bool,
     plugin: tuple[str, ...],
     refresh_base: bool,
@@ -102,6 +104,7 @@ def run(
         track=not no_track,
         from_tune=from_tune,
         refit=refit,
+        calibrate=calibrate,
         refresh_base=refresh_base,
         feature_cache=not no_feature_cache,
         report=report,

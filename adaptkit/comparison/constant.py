@@ -1,4 +1,4 @@
-"""The best constant answer. A model that is not better than it has learned nothing."""
+"""The best constant answer, which a model must beat before it can be recommended."""
 
 from __future__ import annotations
 

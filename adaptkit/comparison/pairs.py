@@ -168,7 +168,7 @@ def _tested(couples: Sequence[_Couple], metric: Metric, design: Design, *, margi
 
 
 def saw_labels(*arms: ArmResult) -> bool:
-    """Return whether an arm has values from a tuning that saw the evaluated labels: then there is no verdict."""
+    """Return whether an arm has values from a tuning that saw the evaluated labels, and so gets no verdict."""
     return any(run.tags.get(TUNED_ON_TAG) == "evaluated" for arm in arms for run in arm.runs)
 
 

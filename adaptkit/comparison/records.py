@@ -240,7 +240,7 @@ class PairResult:
     `verdict` is better, worse, tie or undecided. `low` and `high` are the 95 % interval of the pair with `df` degrees
     of freedom, not corrected for the number of pairs. `p` is corrected by Holm's method for all pairs of the
     comparison, `p_unadjusted` is not. All are for new labelled images and new test images, as far as `protocol` allows.
-    With `only_models`, training was not repeated: they are only about the trained models, without a verdict.
+    With `only_models`, training was not repeated: they are only about the trained models, and the pair gets no verdict.
     `labels_needed`, `seeds_needed` or `test_images_needed` estimates the number that would show a difference of this
     size with an even chance. `detectable` is the smallest true difference that is found with a probability of 80 %.
     `domains` has the results of each held-out value of a column.

@@ -184,7 +184,7 @@ def _undecided(comparison: Comparison, pair: PairResult) -> str:
                 "show it with an even chance."
             )
     if saw_labels(comparison.arm(pair.a), comparison.arm(pair.b)):
-        return f"{start} There is no verdict on strategies that were tuned with the evaluated labels."
+        return f"{start} Strategies that were tuned with the evaluated labels get no verdict."
     if comparison.metric.test is not None and not pair.domains:
         return f"{start} No reasonable number of images would show a difference this small."
     return start
@@ -248,7 +248,7 @@ def _on_domain(comparison: Comparison, pair: PairResult, result: DomainResult) -
 
 
 def _open_sentences(comparison: Comparison) -> list[str]:
-    """Return what the comparison can find, and which arm to take, if no arm is shown to be the best."""
+    """Return the difference that the comparison can find, and which arm to take, if no arm is shown to be the best."""
     sizes = sorted(pair.detectable for pair in comparison.pairs if pair.detectable is not None and not pair.only_models)
     choice = comparison.choice
     if choice is None:
@@ -389,7 +389,7 @@ def scope_sentence(comparison: Comparison) -> str:
         where = f"these trained models ({labels} labelled images) and {tests}"
     elif comparison.arms[0].domains:
         column = setup.get("folds", "").removeprefix("by:")
-        where = f"this base and new values of {column}; what is said of one value holds for new test images of it"
+        where = f"this base and new values of {column}; the verdict on a value holds for new test images of it"
     elif protocol == "folds":
         groups = next((pair.groups for pair in comparison.pairs if pair.groups), None)
         new = f"new groups ({groups:,} were measured)" if groups else "new labelled and new test images"

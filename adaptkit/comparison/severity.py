@@ -46,7 +46,7 @@ class SeverityArm:
 class Crossing:
     """Crossing of the mean accuracies of two arms: `rising` is behind at severity `low` and ahead at severity `high`.
 
-    `before` and `after` are the differences at `low` and `high`. There is no verdict on them: the predictions at each
+    `before` and `after` are the differences at `low` and `high`. They get no verdict: the predictions at each
     severity are not kept, so that their common test images cannot be taken into account.
     """
 

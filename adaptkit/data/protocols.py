@@ -35,7 +35,7 @@ BY = "by:"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asks for; None is a default. `explicit` are the keys of settings that the user has set."""
+    """The wishes of the user; None is a default. `explicit` are the keys of settings that the user has set."""
 
     protocol: str | None = None
     folds: int | str | None = None

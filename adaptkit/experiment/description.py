@@ -141,11 +141,21 @@ def _pair_id(experiment: Experiment, seed: int) -> str:
 
 
 def adapter_card(
-    experiment: Experiment, base: Base, *, arm: Arm, init_seed: int, tensors: Iterable[str]
+    experiment: Experiment,
+    base: Base,
+    *,
+    arm: Arm,
+    init_seed: int,
+    tensors: Iterable[str],
+    temperature: float | None = None,
 ) -> dict[str, Any]:
-    """Return the card of an adapter file; `tensors` are the names of the tensors in it."""
+    """Return the card of an adapter file; `tensors` are the names of the tensors in it.
+
+    `temperature` is that of a calibrated model.
+    """
     domains = experiment.domains
-    return {
+    calibrated = {} if temperature is None else {"temperature": temperature}
+    return calibrated | {
         "adaptkit_version": __version__,
         "strategy": arm.strategy,
         "options": dict(arm.options),

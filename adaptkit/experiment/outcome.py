@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adaptkit.comparison.findings import Comparison, Comparisons
-from adaptkit.events import Epoch
+from adaptkit.events import Calibration, Epoch
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,8 @@ class RefitSummary:
         Trials of its tuning on all labels, as many as each fit of the run had; 0 without tuning.
     tuned : mapping
         The values that this tuning has chosen, by key.
+    calibration : Calibration or None
+        The temperature, and the cross-fitted quality of the probabilities; None unless it is calibrated.
 
     Examples
     --------
@@ -178,6 +180,7 @@ class RefitSummary:
     tracking_uri: str | None = None
     tuning_trials: int = 0
     tuned: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the refit as plain JSON types."""

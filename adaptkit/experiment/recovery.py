@@ -53,7 +53,7 @@ class RecoveryRecord:
 
     `config` holds the settings; relative paths in it start in `folder`. `reuse` is true if features of frozen layers
     are cached. `no_checkpoint` is the reason if the run cannot be checkpointed. With `refit`, the command trains the
-    best strategy on all labels after its runs, and the record stays until that is done.
+    best strategy on all labels after its runs, and the record stays until that is done; `calibrate` belongs to it.
     """
 
     local_id: str
@@ -76,6 +76,7 @@ class RecoveryRecord:
     report: str | None = None
     no_checkpoint: str | None = None
     refit: bool = False
+    calibrate: bool = False
     started: float = field(default_factory=time.time)
 
 
@@ -328,6 +329,7 @@ class Recovery:
     stopped: list[str] = dataclasses.field(default_factory=list)
     parent: str | None = None
     refit: bool = False
+    calibrate: bool = False
     kept: list[tuple[Claim, Callable[[], str | None]]] = dataclasses.field(default_factory=list)
 
     @contextmanager
@@ -342,6 +344,7 @@ class Recovery:
             base_fingerprint=base_fingerprint,
             params={key: str(value) for key, value in run.params.items()},
             refit=self.refit and run.kind == "adaptation" and self.parent is None and self.tracker.group_id is None,
+            calibrate=self.calibrate,
         )
         with self._recorded(record, lambda: self.tracker.run_id(run.name)) as recovery:
             yield recovery
@@ -355,7 +358,12 @@ class Recovery:
                 yield
             return
         record = self._record(
-            group, kind="comparison", name=request.group_name, config=request.command_text(), refit=self.refit
+            group,
+            kind="comparison",
+            name=request.group_name,
+            config=request.command_text(),
+            refit=self.refit,
+            calibrate=self.calibrate,
         )
         with self._recorded(record, lambda: self.tracker.parent_id):
             yield

@@ -17,7 +17,8 @@ from adaptkit.data.columns import GROUP
 from adaptkit.data.domains import Domains
 from adaptkit.data.pixels import joined
 from adaptkit.data.protocols import Labels, class_counts
-from adaptkit.events import Epoch, RunResult, RunStart
+from adaptkit.events import Calibration, Epoch, RunResult, RunStart
+from adaptkit.experiment.calibration import calibration_metrics, calibration_text
 from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
 from adaptkit.experiment.inputs import TRIED, ModelInputs
@@ -60,6 +61,7 @@ from adaptkit.system.files import sha256_of
 from adaptkit.training.evaluation import predict_logits
 from adaptkit.training.frozen.features import ImageSet
 from adaptkit.training.loop import VALIDATION
+from adaptkit.training.objective import calibrate
 from adaptkit.training.passes import Passes, Test
 
 #: tags of an adaptation run that do not hold for its refit
@@ -70,13 +72,14 @@ OF_A_DRAW = (PAIR_ID_TAG, TRIAL_KEY_TAG, DRAW_SEED_TAG)
 class RefitOrigin:
     """What a refit repeats: a run, the comparison that it belongs to, and the accuracy that this lets expect.
 
-    `split_file` is the setting `split.file` of the run.
+    `split_file` is the setting `split.file` of the run. With `calibration`, the refit is calibrated.
     """
 
     run_id: str
     comparison_run_id: str | None
     expected: Expectation
     split_file: str
+    calibration: Calibration | None = None
 
 
 def all_labels(domains: Domains) -> Images:
@@ -134,6 +137,7 @@ def _described(stage: Stage, origin: RefitOrigin, *, images: int, occupancy: Occ
         tags[COMPARISON_RUN_ID_TAG] = origin.comparison_run_id
     plan, trials = stage.experiment.plan, stage.experiment.request.settings.tuning.trials
     tuned = f" It is tuned once more, on all of them, with {trials} trials." if trials else ""
+    calibrated = "" if origin.calibration is None else f"\n\n{calibration_text(origin.calibration)}"
     return dataclasses.replace(
         described,
         kind="final",
@@ -142,7 +146,8 @@ def _described(stage: Stage, origin: RefitOrigin, *, images: int, occupancy: Occ
         tags=tags,
         description=(
             f"{expectation_text(origin.expected)}\n\nStrategy **{arm.label}** with the settings of run "
-            f"`{origin.run_id}`, trained on all {images} labelled images of `{plan.target}` (seed {seed}).{tuned}"
+            f"`{origin.run_id}`, trained on all {images} labelled images of `{plan.target}` (seed {seed})."
+            f"{tuned}{calibrated}"
         ),
     )
 
@@ -222,7 +227,9 @@ class Refit:
         )
         watcher = Watcher(lambda model: notify("adaptkit_run_started", run=self.start, model=model), ended)
         trained = train(stage, training, watcher, RunRecovery())
-        files = save(stage, trained, self.folder / "kept")
+        calibration = self.origin.calibration
+        temperature = None if calibration is None else calibration.temperature
+        files = save(stage, trained, self.folder / "kept", temperature=temperature)
         reloaded = load(stage, arm, files, seed=seed, sent=self.start)
         images = experiment.first_images(MERGED)
         logits = predict_logits(reloaded.model, images, request.settings.precision)
@@ -235,6 +242,7 @@ class Refit:
         config = f"# adaptkit refit {self.origin.run_id}\n" + config.partition("\n")[2]
         metrics = (
             _estimates(self.origin.expected)
+            | ({} if calibration is None else calibration_metrics(calibration))
             | parameters(reloaded.model, reloaded.origin)
             | {
                 SIZE_ADAPTER_BYTES: files[ADAPTER_WEIGHTS_FILE].stat().st_size,
@@ -267,8 +275,10 @@ class Refit:
                 **({WARNINGS_TAG: "\n".join(warnings)} if warnings else {}),
             },
             files=artifacts,
+            calibration=calibration,
             warnings=warnings,
         )
+        calibrate(reloaded.model, temperature)
         notify("adaptkit_run_ended", run=self.start, result=result, model=reloaded.model)
         return dict(metrics)
 

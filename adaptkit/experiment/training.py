@@ -100,12 +100,19 @@ def train(stage: Stage, training: Training, watcher: Watcher, recovery: RunRecov
     return TrainedModel(training, adapted, passes, epochs=tuple(epochs), whole=whole, memory=memory)
 
 
-def save(stage: Stage, trained: TrainedModel, folder: Path) -> dict[str, Path]:
-    """Write the adapter of a trained model; return its files by name."""
+def save(stage: Stage, trained: TrainedModel, folder: Path, *, temperature: float | None = None) -> dict[str, Path]:
+    """Write the adapter of a trained model, with the temperature of a calibrated one; return its files by name."""
     tensors = trained.adapted.inherited.adapter(trained.adapted.model)
     training = trained.training
     seed = init_seed(training.seed, training.fold)
-    card = adapter_card(stage.experiment, stage.base, arm=training.arm, init_seed=seed, tensors=tensors)
+    card = adapter_card(
+        stage.experiment,
+        stage.base,
+        arm=training.arm,
+        init_seed=seed,
+        tensors=tensors,
+        temperature=temperature,
+    )
     return save_adapter(folder, tensors, card)
 
 

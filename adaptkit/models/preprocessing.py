@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -129,17 +129,22 @@ class Prediction:
     path : pathlib.Path
         The image file.
     ranked : tuple of (str, float)
-        Classes with their confidence (softmax, in 0..1), the most likely first.
+        The `top_k` most likely classes with their confidence (softmax, in 0..1), the most likely first.
+    probabilities : mapping of str to float
+        The probability of every class, in the order of the model's logits.
 
     Examples
     --------
     >>> (prediction,) = adaptkit.predict(run_id, "photos/0.png", top_k=2)
     >>> prediction.label, prediction.confidence
     ('...', 0...)
+    >>> len(prediction.probabilities)
+    10
     """
 
     path: Path
     ranked: tuple[tuple[str, float], ...]
+    probabilities: Mapping[str, float] = field(hash=False, repr=False)
 
     @property
     def label(self) -> str:
@@ -197,13 +202,13 @@ def predict_pictures(
     Two batches are in memory at a time: one is decoded while the other is classified.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    count = min(top_k, len(classes))
     for names, images in _decoded(preprocessing, paths, batch_size=batch_size, broken=broken):
         with torch.inference_mode():
-            confidence, chosen = probabilities(model(images.to(device)).float()).cpu().topk(count)
-        for path, shares, numbers in zip(names, confidence.tolist(), chosen.tolist(), strict=True):
-            named = zip(numbers, shares, strict=True)
-            yield Prediction(path, tuple((classes[number], share) for number, share in named))
+            by_class = probabilities(model(images.to(device)).float()).cpu()
+        best = by_class.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+        for path, shares, numbers in zip(names, by_class.tolist(), best.tolist(), strict=True):
+            ranked = tuple((classes[number], shares[number]) for number in numbers)
+            yield Prediction(path, ranked, dict(zip(classes, shares, strict=True)))
 
 
 def _decoded(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +40,15 @@ from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.request import WEIGHTS as WEIGHTS_OPTION
 from adaptkit.system.files import sha256_of
 from adaptkit.tracking.runs import StoredRun, open_runs
+from adaptkit.training.objective import calibrate
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import adapt, freeze
 
 #: files of a model exported as "merged"
 EXPORT_CARD, EXPORT_WEIGHTS = "model.json", "model.safetensors"
+
+#: key of the temperature in the cards of calibrated models
+TEMPERATURE = "temperature"
 
 MODEL_TYPES = {
     **{"backbone": str, "backbone_options": dict, "preprocessing": dict},
@@ -158,6 +163,11 @@ class TrainedRun:
         described: Mapping[str, Any] = self.card["preprocessing"]
         return described
 
+    @property
+    def temperature(self) -> float | None:
+        """Return the number by which the model divides its logits; None if it is not calibrated."""
+        return read_temperature(self.card)
+
     @functools.cached_property
     def base_fingerprint(self) -> str:
         """Return the sha256 of the weights of the base."""
@@ -228,7 +238,19 @@ def exported_model(folder: Path, backbone: Backbone) -> LoadedModel:
     card = read_card(folder / EXPORT_CARD, MODEL_TYPES)
     model = _base_model(backbone, card, state=read_weights(folder / EXPORT_WEIGHTS), title=str(folder))
     freeze(model)
+    try:
+        calibrate(model, read_temperature(card))
+    except BadInput as error:
+        raise BadInput(*(f"{folder / EXPORT_CARD}: {line}" for line in error.problems)) from None
     return LoadedModel(model, tuple(card["classes"]), Preprocessing(card["channels"], card["size"]))
+
+
+def read_temperature(card: Mapping[str, Any]) -> float | None:
+    """Return the temperature of a calibrated model from its card; None for other models."""
+    value = card.get(TEMPERATURE)
+    if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
+        raise BadInput(f"the {TEMPERATURE} must be a positive number, got {value!r}")
+    return value
 
 
 def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> TrainedRun:
@@ -262,6 +284,7 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
             raise BadInput(f"{stored.title}: strategy {card['strategy']} fails: {located(error)}") from error
         try:
             names = load_adapter(folder, model, fingerprint(state))
+            calibrate(model, read_temperature(card))
         except BadInput as error:
             raise BadInput(*(f"{stored.title}: {line}" for line in error.problems)) from None
     return TrainedRun(

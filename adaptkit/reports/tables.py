@@ -199,7 +199,7 @@ def pairs(comparison: Comparison) -> Table:
         rows = [(*row, TableCell(_needed(pair))) for row, pair in zip(rows, comparison.pairs, strict=True)]
     note = "Differences are the first minus the second. The verdict is about the first."
     if any(pair.only_models for pair in comparison.pairs):
-        note += " With one shared run, the interval and p are only about the two trained models: there is no verdict."
+        note += " With one shared run, the interval and p are only about the two trained models, which get no verdict."
     return Table(title="Pairs", note=note, columns=tuple(columns), rows=tuple(rows))
 
 

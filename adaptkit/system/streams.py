@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import sys
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from adaptkit.errors import AdaptkitError
@@ -55,7 +57,7 @@ class _Stream:
         if text == "":  # Click writes it as a test; on a full device, even this fails
             return 0
         count = len(text)
-        with self._handle_errors():
+        with self.handle_errors():
             try:
                 self._stream.write(text)
             except UnicodeEncodeError:
@@ -64,11 +66,12 @@ class _Stream:
 
     def flush(self) -> None:
         """Flush the stream, and handle an error."""
-        with self._handle_errors():
+        with self.handle_errors():
             self._stream.flush()
 
     @contextlib.contextmanager
-    def _handle_errors(self) -> Iterator[None]:
+    def handle_errors(self) -> Iterator[None]:
+        """Handle errors of the stream in the block."""
         try:
             yield
         except OSError as error:
@@ -121,6 +124,15 @@ def guarded() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def print_file(path: Path) -> None:
+    """Write the bytes of a file to standard output."""
+    output = sys.stdout
+    handled = output.handle_errors() if isinstance(output, _Stream) else contextlib.nullcontext()
+    with path.open("rb") as content, handled:
+        shutil.copyfileobj(content, output.buffer)
+        output.flush()
 
 
 def printable(text: str, keep: str = "\n\t") -> str:

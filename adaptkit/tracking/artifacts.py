@@ -14,6 +14,7 @@ from adaptkit.names import (
     CONFUSION_FIGURE,
     CURVES_FILE,
     ENVIRONMENT_FILE,
+    RELIABILITY_FILE,
     SAMPLES_FILE,
 )
 from adaptkit.tracking.environment import environment
@@ -23,7 +24,7 @@ from adaptkit.tracking.predictions import write_predictions
 def write_artifacts(folder: Path, run: RunStart, result: RunResult) -> None:
     """Write all artifacts of a run to a folder without subfolders, which MLflow's compare page does not show."""
     # A late import: it loads matplotlib.
-    from adaptkit.reports.figures.run import draw_confusion, draw_curves, draw_samples, save
+    from adaptkit.reports.figures.run import draw_confusion, draw_curves, draw_reliability, draw_samples, save
 
     (folder / CONFIG_FILE).write_text(result.config, encoding="utf-8")
     (folder / ENVIRONMENT_FILE).write_text(environment(), encoding="utf-8")
@@ -38,6 +39,8 @@ def write_artifacts(folder: Path, run: RunStart, result: RunResult) -> None:
         save(draw_curves(result.epochs, run.name), folder / CURVES_FILE)
     if result.samples:
         save(draw_samples(result, run.name), folder / SAMPLES_FILE)
+    if result.calibration is not None:
+        save(draw_reliability(result.calibration, run.name), folder / RELIABILITY_FILE)
     for name, path in result.files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -55,9 +55,14 @@ def write_predictions(folder: Path, result: RunResult, is_base: bool = False) ->
         writer.writerow([*columns, *(f"{PROBABILITY}{name}" for name in result.classes), "base_prediction"])
         for row, shares, last in zip(zip(*columns.values(), strict=True), probabilities, base, strict=True):
             # `tolist` converts a row of numpy's numbers to Python's, which are formatted faster.
-            cells = ["" if math.isnan(share) else f"{share:.6f}" for share in shares.tolist()]
+            cells = ["" if math.isnan(share) else probability_text(share) for share in shares.tolist()]
             writer.writerow([*row, *cells, last])
     _write_parquet(folder / PREDICTIONS_PARQUET_FILE, columns, result.classes, probabilities, base)
+
+
+def probability_text(share: float) -> str:
+    """Return a probability with seven significant digits, so that the logarithm of a small one is right as well."""
+    return f"{share:.7g}"
 
 
 def _part(name: str, rows: Predictions, classes: Sequence[str], is_base: bool) -> dict[str, list[Any]]:

@@ -5,6 +5,8 @@ Today the task is classification. Other tasks and losses start here.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from adaptkit.events import Predictions
@@ -36,6 +38,27 @@ def balanced_weights(labels: Tensor) -> Tensor:
 def probabilities(logits: Tensor) -> Tensor:
     """Return the probability of each class `[n, classes]`."""
     return logits.softmax(1)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A forward hook that divides the logits of a model by a temperature; the predicted classes stay the same.
+
+    A hook keeps the type, the attributes and the tensor names of the model; programs that torch exports contain it.
+    """
+
+    value: float
+
+    def __call__(self, model: nn.Module, inputs: object, logits: Tensor) -> Tensor:
+        """Return the divided logits."""
+        return logits / self.value
+
+
+def calibrate(model: nn.Module, temperature: float | None) -> nn.Module:
+    """Make a model divide its logits by a temperature, in place, unless it is None; return the model."""
+    if temperature is not None:
+        model.register_forward_hook(Temperature(temperature))
+    return model
 
 
 def predict_classes(logits: Tensor) -> Tensor:

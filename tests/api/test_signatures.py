@@ -15,7 +15,18 @@ from adaptkit.api.request import setting_arguments
 from adaptkit.settings.settings import Settings
 
 #: options that only a terminal needs
-TERMINAL = {"as_json", "as_csv", "quiet", "traceback", "dry_run", "print_trials", "strict", "every"}
+TERMINAL = {
+    "as_json",
+    "as_csv",
+    "format_name",
+    "rows_file",
+    "quiet",
+    "traceback",
+    "dry_run",
+    "print_trials",
+    "strict",
+    "every",
+}
 #: parameters of a command, with their Python names where these differ
 RENAMED = {
     "strategy": "strategies",
@@ -42,7 +53,7 @@ PYTHON_ONLY = {
 DIFFERENT: dict[str, dict[str, str]] = {
     "resume": {"run_ids": "run_id"},
     "export": {"output": "output"},
-    "predict": {"run_id": "run"},
+    "predict": {"run_id": "run", "output": "rows_file"},
     "refit": {"run_id": "run", "strategy": "strategy"},
 }
 
@@ -83,7 +94,7 @@ def test_every_setting_is_an_argument(name: str) -> None:
 @pytest.mark.parametrize("name", ["sweep", "tune"])
 def test_shared_arguments_have_one_declaration(name: str) -> None:
     run, other = arguments(adaptkit.run), arguments(getattr(adaptkit, name))
-    shared = [key for key in run if key not in ("track", "from_tune", "tune", "space", "refit")]
+    shared = [key for key in run if key not in ("track", "from_tune", "tune", "space", "refit", "calibrate")]
     assert [(key, other[key].annotation, other[key].default) for key in shared] == [
         (key, run[key].annotation, run[key].default) for key in shared
     ]

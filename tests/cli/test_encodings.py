@@ -65,7 +65,7 @@ def test_results_in_every_encoding(encoding: str, store: Path, monkeypatch: pyte
     assert f"pictures/{japanese}/0.png" in table.replace("\n", "")
     rows = command(encoding, "predict", run_id, str(store / "pictures"), "--csv").stdout_bytes.decode(encoding)
     found = list(csv.DictReader(rows.splitlines()))
-    assert len(found) == 32 and {row["class"] for row in found} <= {"katze", japanese}
+    assert len(found) == 32 and {row["prediction"] for row in found} <= {"katze", japanese}
     assert sum(f"pictures/{japanese}/" in row["path"] for row in found) == 16
 
 

@@ -72,4 +72,4 @@ def test_json_is_printed_by_one_function() -> None:
         for path in Path(adaptkit.cli.__file__).parent.rglob("*.py")
     }
     # `predict` prints one prediction at a time.
-    assert {name: count for name, count in uses.items() if count} == {"console.py": 1, "predict.py": 2}
+    assert {name: count for name, count in uses.items() if count} == {"console.py": 1, "predictions.py": 2}

@@ -130,7 +130,7 @@ def test_model_of_all_labels(project: Tracked, cli: Cli) -> None:
     evaluated = pandas.read_parquet(artifacts_of(project.uri, refit["refit_of"]) / "predictions.parquet")
     assert len(evaluated) == refit["images"] == 60 and set(evaluated["fold"]) == set(range(5))
     rows = csv.DictReader(cli("predict", refit["run_id"], "colours", "--csv").stdout.splitlines())
-    right = [row["path"].split("/")[1] == row["class"] for row in rows]
+    right = [row["path"].split("/")[1] == row["prediction"] for row in rows]
     assert len(right) == 60 and sum(right) / 60 > 0.9
     final = MlflowClient(tracking_uri=project.uri).get_run(refit["run_id"])
     assert (60 * final.data.metrics["train/accuracy"]) % 1 == pytest.approx(0, abs=1e-9)
@@ -331,7 +331,8 @@ def test_resume_makes_the_refit(cli: Cli, store: Path, own_folder: Path, killed_
     make_colours(Path("colours"))
     Path("dying.py").write_text(DYING)
     named = [word for name in strategies for word in ("-s", name)]
-    command = ["run", *named, *DATA, "--epochs", "3", "--set", "full.lr=0.003", "--refit", "--plugin", "dying.py", "-q"]
+    command = ["run", *named, *DATA, "--epochs", "3", "--set", "full.lr=0.003", "--refit", "--calibrate"]
+    command += ["--plugin", "dying.py", "-q"]
     whole = json.loads(cli(*command, "--json", "--experiment", "undisturbed").stdout)
     dead = subprocess.run([sys.executable, "-m", "adaptkit", *command], env={**os.environ, "DIE": killed_in})
     assert dead.returncode == -signal.SIGKILL and records()
@@ -348,6 +349,7 @@ def test_resume_makes_the_refit(cli: Cli, store: Path, own_folder: Path, killed_
         for made in (whole, outcome)
     ]
     assert weights[0] == weights[1]
+    assert whole["refit"]["calibration"] and outcome["refit"]["calibration"] == whole["refit"]["calibration"]
     client = MlflowClient()
     experiment = client.get_experiment_by_name("adaptkit").experiment_id
     found = client.search_runs([experiment], "tags.`adaptkit.kind` = 'final'")

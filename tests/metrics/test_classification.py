@@ -107,7 +107,7 @@ def test_single_class() -> None:
 
 @pytest.mark.parametrize("name", OF_COUNTS)
 def test_scores_without_each_group(name: str) -> None:
-    for seed in range(40):
+    for seed in range(12):
         probabilities, truth, _, groups = random_answers(seed)
         answers = Answers(predicted=probabilities.argmax(1), truth=truth, classes=probabilities.shape[1])
         scored = score(BY_NAME[name], answers, groups)
@@ -119,7 +119,7 @@ def test_scores_without_each_group(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in WITHOUT_IMAGES if name != "ece"])
 def test_scores_without_each_image(name: str) -> None:
-    for seed in range(40):
+    for seed in range(12):
         probabilities, truth, _, _ = random_answers(seed)
         answers = Answers(
             predicted=probabilities.argmax(1),

@@ -53,11 +53,7 @@ def test_columns_of_both_files(tmp_path: Path) -> None:
     shares = columns[[f"p_{name}" for name in CLASSES]]
     assert (shares.dtypes == "float32").all()
     assert (shares.to_numpy()[1:] == SHARES).all()
-    assert (
-        (tmp_path / "predictions.csv")
-        .read_text(encoding="utf-8")
-        .endswith(',0.000000,0.000000,1.000000,0.000000,"a,\n""b"""\n')
-    )
+    assert (tmp_path / "predictions.csv").read_text(encoding="utf-8").endswith(',1e-09,0,1,0,"a,\n""b"""\n')
 
 
 def test_read_equals_written(tmp_path: Path) -> None:
@@ -74,6 +70,23 @@ def test_read_equals_written(tmp_path: Path) -> None:
         assert found[name].groups == expected.groups
     assert found["clean"].ids is None
     assert found["shifted"].ids == ("x/1.png", "x/\\udcff, 2.jpg", "y/3.tiff")
+
+
+def test_small_probabilities_are_read_as_written(tmp_path: Path) -> None:
+    logits = 10 * numpy.random.default_rng(0).normal(size=(300, len(CLASSES)))
+    shares = numpy.exp(logits - logits.max(1, keepdims=True))
+    shares = (shares / shares.sum(1, keepdims=True)).astype(numpy.float32)
+    truth = numpy.arange(300) % len(CLASSES)
+    rows = Predictions(
+        image=numpy.arange(300), truth=truth, predicted=shares.argmax(1), confidence=shares.max(1), probabilities=shares
+    )
+    written(tmp_path, shifted=rows)
+    (found,) = read_predictions(read_table(tmp_path / "predictions.csv"), CLASSES, ["shifted"]).values()
+    assert found.probabilities is not None
+    assert (found.probabilities.argmax(1) == rows.predicted).all()
+    expected = -numpy.log(shares[numpy.arange(300), truth])
+    assert expected.max() > 30
+    assert -numpy.log(found.probabilities[numpy.arange(300), truth]) == pytest.approx(expected, abs=1e-6, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def _tuning(plan: Plan) -> str:
-    """Return what the tuning inside the fits costs, in numbers, and what it searches."""
+    """Return the cost of the tuning inside the fits in numbers, and the ranges that it searches."""
     arms, fits, trials = len(plan.arms), plan.fits, plan.tuning_trials
     ranges = {
         arm.label: ", ".join(f"{key} {shown_range(text)}" for key, text in arm.searched.items()) for arm in plan.arms

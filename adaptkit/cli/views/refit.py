@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from adaptkit.cli.views.console import print_line
+from adaptkit.experiment.calibration import calibration_text
 from adaptkit.experiment.outcome import RefitSummary
 from adaptkit.experiment.refit import expectation_text
 from adaptkit.tracking.address import tracking_option
@@ -23,6 +24,8 @@ def print_refit(console: Console, summary: RefitSummary) -> None:
     if summary.run_id is not None:
         print_line(console, f"run {summary.run_id}")
     print_line(console, expectation_text(summary.expected))
+    if summary.calibration is not None:
+        print_line(console, calibration_text(summary.calibration))
 
 
 def print_use(console: Console, summary: RefitSummary) -> None:

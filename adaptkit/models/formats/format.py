@@ -37,7 +37,8 @@ class Format:
     `require` raises BadInput for a run that the format cannot hold, before anything is written. `write` writes the
     files to an empty folder. `read` loads the files and returns functions from images `[n, c, h, w]` to logits by name,
     which verify the export. `usage` returns the README's section on loading the model. `tolerance` is the largest
-    difference of logits, relative for logits above 1.
+    difference of logits, relative for logits above 1. `scaled` says whether the files contain the temperature of a
+    calibrated model; if not, their card and the code of the README do.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Format:
     read: Callable[[Path, TrainedRun], dict[str, Logits]]
     usage: Callable[[TrainedRun], str]
     tolerance: float = 1e-4
+    scaled: bool = True
 
 
 def anything(trained: TrainedRun) -> None:

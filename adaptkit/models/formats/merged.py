@@ -37,4 +37,4 @@ print(model.classes[logits.argmax()])
 """
 
 
-FORMAT = Format(name="merged", require=plain_only, write=write, read=read, usage=usage)
+FORMAT = Format(name="merged", require=plain_only, write=write, read=read, usage=usage, scaled=False)

@@ -21,6 +21,7 @@ from adaptkit.names import BASE_RUN_ID_TAG
 from adaptkit.plugins.components import make_checked, options_of
 from adaptkit.strategies.lora import LoRA
 from adaptkit.system.files import write_bytes
+from adaptkit.training.objective import calibrate
 from adaptkit.training.trainable import adapt
 
 SUFFIX = ".lora_A.weight"
@@ -51,12 +52,13 @@ def write(folder: Path, exported: Exported) -> None:
 
 def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
     """Load the adapter onto a fresh base: with adaptkit, and with PEFT if it is installed."""
-    models: dict[str, Logits] = {"adaptkit": read_onto(trained.base(), folder)}
+    models: dict[str, nn.Module] = {"adaptkit": read_onto(trained.base(), folder)}
     if importlib.util.find_spec("peft") is not None:
         from peft import PeftModel
 
         models[f"peft {importlib.metadata.version('peft')}"] = PeftModel.from_pretrained(trained.base(), folder).eval()
-    return models
+    # The code in the README divides by the temperature, too.
+    return {name: calibrate(model, trained.temperature) for name, model in models.items()}
 
 
 def options_for(adapter: PeftAdapter, base: nn.Module) -> dict[str, Any]:
@@ -84,6 +86,7 @@ def read_onto(base: nn.Module, folder: Path) -> nn.Module:
 def usage(trained: TrainedRun) -> str:
     """Return the README's section on loading the adapter onto its base."""
     base = trained.stored.tags.get(BASE_RUN_ID_TAG, "BASE_RUN_ID")
+    divided = "" if trained.temperature is None else f" / {trained.temperature!r}"
     return f"""\
 `{WEIGHTS}` and `{CONFIG}` are PEFT's files, for the base with sha256 `{trained.base_fingerprint}`. This code loads the
 base from the run's MLflow store (`MLFLOW_TRACKING_URI`, or `mlflow.db` in the current folder):
@@ -94,7 +97,7 @@ from peft import PeftModel
 
 base = adaptkit.load("{base}")
 model = PeftModel.from_pretrained(base, ".").eval()
-logits = model(base.preprocess("picture.png"))
+logits = model(base.preprocess("picture.png")){divided}
 print(base.classes[logits.argmax()])
 ```
 
@@ -102,4 +105,4 @@ print(base.classes[logits.argmax()])
 """
 
 
-FORMAT = Format(name="peft", require=require, write=write, read=read, usage=usage, tolerance=1e-5)
+FORMAT = Format(name="peft", require=require, write=write, read=read, usage=usage, tolerance=1e-5, scaled=False)

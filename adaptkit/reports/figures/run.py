@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from adaptkit.comparison.classes import select_confused_classes
 from adaptkit.comparison.metrics import DOMAINS
-from adaptkit.events import Epoch, Predictions, RunResult
+from adaptkit.events import Calibration, ConfidenceBin, Epoch, Predictions, RunResult
 from adaptkit.reports.figures.style import SOURCE, TARGET, TRAIN, any_characters, shown
 
 if TYPE_CHECKING:
@@ -135,6 +135,35 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str], title: str)
     scale.yaxis.set_label_position("right")
     scale.set_ylabel("share of the true class")
     return figure
+
+
+def draw_reliability(calibration: Calibration, title: str) -> Figure:
+    """Draw the accuracy of predictions of similar confidence against their confidence, before and after calibration."""
+    figure = Figure(figsize=(8.8, 4.9), dpi=DPI)
+    before = _axes(figure, left=0.75, bottom=0.6, width=3.4, height=3.4)
+    after = _axes(figure, left=5.1, bottom=0.6, width=3.4, height=3.4)
+    panels = (
+        (before, "before", calibration.bins_before, calibration.ece_before, calibration.nll_before),
+        (after, "after, cross-fitted", calibration.bins_after, calibration.ece_after, calibration.nll_after),
+    )
+    for axes, name, bins, ece, nll in panels:
+        axes.plot([0, 100], [0, 100], color="grey", linestyle="--", linewidth=1, label="perfect")
+        confidences, accuracies = ([100 * value for value in values] for values in _coordinates(bins))
+        axes.plot(confidences, accuracies, marker="o", markersize=4, color=TARGET, clip_on=False, label="predictions")
+        axes.vlines(confidences, confidences, accuracies, color=TARGET, alpha=0.4)
+        axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="accuracy (%)")
+        axes.set_title(
+            f"{name}: calibration error {100 * ece:.1f} points\nnegative log-likelihood {nll:.3f}", fontsize=10
+        )
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    before.legend(frameon=False, loc="upper left")
+    figure.suptitle(f"{title}: temperature {calibration.temperature:.3g}, {calibration.images:,} images", y=0.97)
+    return figure
+
+
+def _coordinates(bins: Sequence[ConfidenceBin]) -> tuple[list[float], list[float]]:
+    return [one.confidence for one in bins], [one.accuracy for one in bins]
 
 
 def draw_samples(result: RunResult, title: str) -> Figure:

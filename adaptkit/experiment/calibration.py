@@ -1,0 +1,133 @@
+"""Calibrate the probabilities of a model with one temperature (Guo and others, ICML 2017).
+
+The temperature is fitted on predictions of models that were not trained on the predicted images: those of other folds,
+or of the test part. The probabilities determine the logits up to a constant of each image, which changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+from adaptkit.errors import BadInput
+from adaptkit.events import Calibration, ConfidenceBin, Predictions
+from adaptkit.metrics.classification import CalibrationError, NegativeLogLikelihood, bins_of
+from adaptkit.names import (
+    CALIBRATION_ECE_AFTER,
+    CALIBRATION_ECE_BEFORE,
+    CALIBRATION_NLL_AFTER,
+    CALIBRATION_NLL_BEFORE,
+    CALIBRATION_TEMPERATURE,
+)
+
+Floats = NDArray[numpy.float64]
+Integers = NDArray[numpy.int64]
+
+#: smallest and largest temperature
+RANGE = (0.01, 100.0)
+#: number of parts for cross-fitting predictions that have no folds
+PARTS = 5
+
+
+def calibrate_predictions(predictions: Predictions) -> Calibration:
+    """Fit the temperature to predictions for images that did not train their models, and cross-fit its effect.
+
+    Raises BadInput without the probabilities of all classes, or for a single fold or group.
+    """
+    if predictions.probabilities is None:
+        raise BadInput("its predictions have no probabilities of all classes, which --calibrate needs; repeat the run")
+    before = numpy.asarray(predictions.probabilities, dtype=float)
+    truth = numpy.asarray(predictions.truth, dtype=numpy.int64)
+    parts = _parts(predictions)
+    names = numpy.unique(parts)
+    if len(names) < 2:
+        raise BadInput("--calibrate needs predictions of at least two folds, groups or images")
+    logits = log_probabilities(before)
+    after = numpy.empty_like(before)
+    for name in names:
+        rows = parts == name
+        after[rows] = softmax(logits[rows] / fit_temperature(logits[~rows], truth[~rows]), axis=1)
+    before = softmax(logits, axis=1)  # rounded numbers do not add up to 1
+    nll, ece = NegativeLogLikelihood(), CalibrationError()
+    return Calibration(
+        temperature=fit_temperature(logits, truth),
+        images=len(truth),
+        parts=len(names),
+        nll_before=nll.score(before, truth),
+        nll_after=nll.score(after, truth),
+        ece_before=ece.score(before, truth),
+        ece_after=ece.score(after, truth),
+        bins_before=_bins(before, truth),
+        bins_after=_bins(after, truth),
+    )
+
+
+def log_probabilities(probabilities: Floats) -> Floats:
+    """Return the logarithms of probabilities; a probability of 0 was too small for its table."""
+    smallest = probabilities[probabilities > 0].min() / 2
+    logarithms: Floats = numpy.log(numpy.maximum(probabilities, smallest))
+    return logarithms
+
+
+def fit_temperature(logits: Floats, truth: Integers) -> float:
+    """Return the temperature with the smallest negative log-likelihood of the true classes.
+
+    If all predictions are right, there is none: the smaller the temperature, the smaller the loss. Then it is 1.
+    """
+    rows = numpy.arange(len(truth))
+    if (logits.argmax(1) == truth).all():
+        return 1.0
+
+    def loss(scale: float) -> float:
+        return float(-log_softmax(logits / math.exp(scale), axis=1)[rows, truth].mean())
+
+    low, high = map(math.log, RANGE)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return math.exp(float(found.x))
+
+
+def calibration_metrics(calibration: Calibration) -> dict[str, float]:
+    """Return the final metrics of a calibrated refit."""
+    return {
+        CALIBRATION_TEMPERATURE: calibration.temperature,
+        CALIBRATION_NLL_BEFORE: calibration.nll_before,
+        CALIBRATION_NLL_AFTER: calibration.nll_after,
+        CALIBRATION_ECE_BEFORE: calibration.ece_before,
+        CALIBRATION_ECE_AFTER: calibration.ece_after,
+    }
+
+
+def calibration_text(calibration: Calibration) -> str:
+    """Return the effect of a calibration as a sentence."""
+    return (
+        f"Calibrated with temperature {calibration.temperature:.3g}, fitted on {calibration.images:,} predictions of "
+        f"models that had not seen the image. Cross-fitted in {calibration.parts} parts: negative log-likelihood "
+        f"{calibration.nll_before:.3f} -> {calibration.nll_after:.3f}, calibration error "
+        f"{100 * calibration.ece_before:.1f} -> {100 * calibration.ece_after:.1f} points."
+    )
+
+
+def _parts(predictions: Predictions) -> Integers:
+    """Return the number of each image's part: its fold, or without folds one of five; no group is divided."""
+    if predictions.fold is not None:
+        return numpy.asarray(predictions.fold, dtype=numpy.int64)
+    units: Sequence[object] = range(len(predictions.truth)) if predictions.groups is None else predictions.groups
+    return numpy.unique(numpy.array(units), return_inverse=True)[1].astype(numpy.int64) % PARTS
+
+
+def _bins(probabilities: Floats, truth: Integers) -> tuple[ConfidenceBin, ...]:
+    bins = bins_of(probabilities)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    return tuple(
+        ConfidenceBin(
+            share=float((bins == number).mean()),
+            confidence=float(confidence[bins == number].mean()),
+            accuracy=float(right[bins == number].mean()),
+        )
+        for number in numpy.unique(bins)
+    )
