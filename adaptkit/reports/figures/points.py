@@ -237,7 +237,7 @@ def _wide_enough(arms: Sequence[ArmResult], title: str) -> Figure:
 def _rising(comparison: Comparison) -> list[str]:
     """Return the arms of the Pareto front whose mean exceeds that of all cheaper arms, the cheapest first.
 
-    The other arms of the front are not dominated, because their pairs are unclear. A line through them would fall.
+    The other arms of the front are not dominated, because their pairs are undecided. A line through them would fall.
     """
     sign = 1 if comparison.metric.higher_is_better else -1
     best = -math.inf
