@@ -256,11 +256,14 @@ def _named_arm(comparison: Comparison, name: str) -> ArmResult:
 
 
 def undecided(comparison: Comparison, run_id: str, tracking_uri: str | None) -> str:
-    """Return what to do if no strategy is shown to be the best: the choices, and the command that takes one."""
+    """Return the reason why no strategy is the best, the choices, and the command that takes one."""
     option = "" if tracking_uri is None else tracking_option(tracking_uri)
+    reason = "no strategy is shown to be better than all others"
+    if comparison.arms[0].beats_constant is False and comparison.constant is not None:
+        reason = f"no strategy is shown to be better than always answering {comparison.constant.answer!r}"
     return (
-        f"no strategy is shown to be better than all others; choose one with `adaptkit refit {run_id}{option} "
-        "--strategy NAME`: " + ", ".join(_shown(arm) for arm in comparison.arms)
+        f"{reason}; choose one with `adaptkit refit {run_id}{option} --strategy NAME`: "
+        + ", ".join(_shown(arm) for arm in comparison.arms)
     )
 
 

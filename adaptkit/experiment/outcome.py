@@ -272,5 +272,5 @@ class RunOutcome(Outcome):
 
     @property
     def is_undecided(self) -> bool:
-        """Return whether several strategies were compared and none is shown to be better than all others."""
+        """Return whether no strategy is shown to be better than all others and than the best constant answer."""
         return self.comparison is not None and self.comparison.best is None

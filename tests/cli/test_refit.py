@@ -304,7 +304,7 @@ def test_run_with_refit_that_fails(cli: Cli, store: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("adaptkit.api.refit.refit_once", failing)
     make_colours(Path("colours"))
-    result = cli("run", "-s", "head", *DATA, "--epochs", "1", "--refit", "-q")
+    result = cli("run", "-s", "full", *DATA, "--epochs", "3", "--set", "full.lr=0.003", "--refit", "-q")
     assert (result.exit_code, result.stderr) == (1, "Error: no final model: the loss is not finite\n")
     assert not records()
 
