@@ -1,6 +1,6 @@
 """Measure how often one temperature lowers the negative log-likelihood of runs, cross-fitted.
 
-    python benchmarks/temperature.py                # 50 runs of full fine-tuning on 100 labels, a few minutes
+    python benchmarks/temperature.py                # 50 runs of full fine-tuning on 100 labels, 10 minutes
 
 Each run divides the labelled images of its own seed. The temperature of each part of the predictions is fitted on the
 other parts, as `adaptkit refit --calibrate` reports it.
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--strategy", default="full")
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--shots", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=60)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
