@@ -232,9 +232,7 @@ def test_no_verdict_for_strategies_tuned_with_evaluated_labels() -> None:
     comparison = tuned({"adaptkit.tuning": "5 trials; lr=0.1", "adaptkit.tuned_on": "evaluated"})
     assert pair_of(comparison).verdict == "undecided"
     assert comparison.best is None
-    assert comparison.sentences[0].endswith(
-        "Strategies that were tuned with the evaluated labels get no verdict."
-    )
+    assert comparison.sentences[0].endswith("Strategies that were tuned with the evaluated labels get no verdict.")
     assert any("saw labels that are evaluated here" in note for note in comparison.notes)
     other = tuned({"adaptkit.tuning": "5 trials; lr=0.1", "adaptkit.tuned_on": "other"})
     assert pair_of(other).verdict == "better"
