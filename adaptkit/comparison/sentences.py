@@ -255,8 +255,9 @@ def _open_sentences(comparison: Comparison) -> list[str]:
         return []
     sentences = []
     metric = comparison.metric
-    if sizes and metric.test is not None:
-        size = sizes[len(sizes) // 2]
+    size = sizes[len(sizes) // 2] if sizes else 0.0
+    # A difference of shares above 100 points means that too few runs are independent to say anything.
+    if sizes and metric.test is not None and not (metric.scale == 100 and size > 1):
         sentences.append(
             f"This comparison finds a true difference of {amount(metric, size)} {unit(metric, size)} with a "
             "probability of 80 %."
