@@ -261,9 +261,8 @@ def undecided(comparison: Comparison, run_id: str, tracking_uri: str | None) -> 
     reason = "no strategy is shown to be better than all others"
     if comparison.arms[0].beats_constant is False and comparison.constant is not None:
         reason = f"no strategy is shown to be better than always answering {comparison.constant.answer!r}"
-    return (
-        f"{reason}; choose one with `adaptkit refit {run_id}{option} --strategy NAME`: "
-        + ", ".join(_shown(arm) for arm in comparison.arms)
+    return f"{reason}; choose one with `adaptkit refit {run_id}{option} --strategy NAME`: " + ", ".join(
+        _shown(arm) for arm in comparison.arms
     )
 
 

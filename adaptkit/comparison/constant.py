@@ -16,6 +16,8 @@ from adaptkit.events import Predictions
 
 #: the constant answer that gives every image the shares of the classes as probabilities
 SHARES = "the shares of the classes"
+#: largest number of classes that are all tried as constant answers
+MOST_CLASSES = 20
 
 
 def find_constant(run: ComparedRun, metric: Metric, design: Design) -> Constant | None:
@@ -60,13 +62,25 @@ def beating_constant(arms: Sequence[ArmResult], metric: Metric, design: Design) 
 
 
 def _constant_answers(predictions: Predictions, classes: Sequence[str]) -> Iterator[tuple[str, Answers]]:
-    """Yield each constant answer with its name: one class each, then the shares of all classes."""
-    answers, count = answers_of(predictions, len(classes)), len(predictions.truth)
-    shares: Floats = numpy.bincount(answers.truth, minlength=len(classes)) / count
-    for number, name in enumerate(classes):
+    """Yield the candidates by name: each class, or of many classes the most frequent one, and the shares of classes."""
+    answers = answers_of(predictions, len(classes))
+    shares = _shares(answers)
+    tried = range(len(classes)) if len(classes) <= MOST_CLASSES else [int(shares.argmax())]
+    for number in tried:
         if shares[number] > 0:
-            yield name, _constant(answers, numpy.eye(len(classes))[number])
+            yield classes[number], _constant(answers, _certain(number, answers))
     yield SHARES, _constant(answers, shares)
+
+
+def _shares(answers: Answers) -> Floats:
+    shares: Floats = numpy.bincount(answers.truth, minlength=answers.classes) / len(answers.truth)
+    return shares
+
+
+def _certain(number: int, answers: Answers) -> Floats:
+    certain = numpy.zeros(answers.classes)
+    certain[number] = 1
+    return certain
 
 
 def _constant(answers: Answers, shares: Floats) -> Answers:
@@ -74,13 +88,16 @@ def _constant(answers: Answers, shares: Floats) -> Answers:
     return dataclasses.replace(
         answers,
         predicted=numpy.full(count, int(shares.argmax())),
-        probabilities=numpy.tile(shares, (count, 1)),
+        probabilities=numpy.broadcast_to(shares, (count, len(shares))),
     )
 
 
 def _answering(run: ComparedRun, constant: Constant) -> ComparedRun:
     """Return the run as if its model gave the constant answer."""
     predictions = run.predictions["shifted"]
-    answers = dict(_constant_answers(predictions, run.classes))[constant.answer]
+    answers = answers_of(predictions, len(run.classes))
+    is_certain = constant.answer != SHARES
+    shares = _certain(run.classes.index(constant.answer), answers) if is_certain else _shares(answers)
+    answers = _constant(answers, shares)
     changed = dataclasses.replace(predictions, predicted=answers.predicted, probabilities=answers.probabilities)
     return dataclasses.replace(run, predictions={**run.predictions, "shifted": changed})
