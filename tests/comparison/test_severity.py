@@ -163,7 +163,7 @@ def test_run_and_compare_print_the_same_table(severe: Severe, cli: Cli) -> None:
         rows = [row.split() for row in table[2:5]]
         assert [row[0] for row in rows] == ["zero-shot", first, second]
         assert rows[1][-1] == f"{100 * areas[first]:.1f}"
-        assert f"Over severities 0 to 2 of the shift, {first} " in printed
+        assert f"Mean accuracy over severities 0 to 2 of the shift, without a verdict: {first}" in printed
     by_area = cli("compare", "--no-track", "--json", "--metric", "final/severity_area", "--tracking-uri", severe.uri)
     found = json.loads(by_area.stdout)
     assert [(arm["name"].split()[0], arm["mean"]) for arm in found["arms"]] == [
