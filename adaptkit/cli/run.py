@@ -18,6 +18,8 @@ from adaptkit.system.signals import interruptible
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from adaptkit.comparison.findings import Comparison
+    from adaptkit.comparison.records import ComparedRun
     from adaptkit.experiment.outcome import RunOutcome
     from adaptkit.plugins.manager import Plugins
     from adaptkit.settings.resolve import Layer
@@ -183,7 +185,7 @@ def print_next_steps(console: Console, outcome: RunOutcome) -> None:
 
     if outcome.ui_url is None:
         return
-    best = None if outcome.comparison is None or outcome.refit_error else outcome.comparison.arms[0].runs[0]
+    best = None if outcome.refit_error else _recommended(outcome.comparison)
     if outcome.refit is not None:
         from adaptkit.cli.views.refit import print_use
 
@@ -203,6 +205,14 @@ def print_next_steps(console: Console, outcome: RunOutcome) -> None:
         print_line(console, f"then open          {outcome.ui_url}")
     else:
         print_line(console, f"Look at the runs:  {outcome.ui_url}")
+
+
+def _recommended(comparison: Comparison | None) -> ComparedRun | None:
+    """Return a run of the best strategy, or of the one to choose now; None if none is worth using."""
+    if comparison is None or comparison.arms[0].beats_constant is False:
+        return None
+    choice = comparison.choice
+    return (comparison.arms[0] if choice is None else comparison.arm(choice.name)).runs[0]
 
 
 def raise_failures(outcome: RunOutcome) -> None:

@@ -123,7 +123,7 @@ class Comparison:
 
     @property
     def choice(self) -> Choice | None:
-        """The strategy to take if none is shown to be the best; None if training was not repeated.
+        """The strategy to take if none is shown to be the best; None if training was not repeated, or for domains.
 
         It is the one with the fewest trainable parameters among those that are not shown to be worse than the strategy
         with the best mean.
@@ -132,7 +132,7 @@ class Comparison:
         with_leader = {
             pair.b: (pair.verdict == "better", pair.low, pair.high) for pair in self.pairs if pair.a == leader.name
         }
-        if leader.beats_constant is False:
+        if leader.beats_constant is False or leader.domains:
             return None
         if self.best is not None or any(pair.only_models or pair.p is None for pair in self.pairs):
             return None

@@ -173,7 +173,7 @@ def _reasons(groups: Sequence[Sequence[ComparedRun]]) -> list[str | None]:
         if len({key[1] for key in keys}) > 1:
             parts.append(f"base {base[:8] or 'unknown'} ({settings.get('backbone', '?')})")
         if len({key[2] for key in keys}) > 1:
-            parts.append(f"{shots or '?'} labelled images per class")
+            parts.append("all labels" if shots == "none" else f"{shots or '?'} labelled images per class")
         if len({key[3] for key in keys}) > 1:
             parts.append("a base trained on a source" if has_source else "no source")
         words.append("compared separately, because the runs differ in more than the strategy: " + ", ".join(parts))

@@ -70,13 +70,18 @@ class Scored:
 
 #: built-in metrics that need probabilities
 PROBABILISTIC = ("nll", "brier", "ece", "auroc", "average_precision")
+#: metrics that depend on one class or group, so that the jackknife does not measure their error
+OF_THE_WORST = ("worst_class_recall", "worst_group_accuracy")
 
 
 def score(metric: Metric, answers: Answers, units: Integers | None = None) -> Scored | None:
     """Return the score of a metric with influences; `units` numbers the group of each image, from 0.
 
-    Returns None if the answers have no probabilities and the metric needs them, or if the score is not defined.
+    Returns None if the answers have no probabilities and the metric needs them, if the score is not defined, or if its
+    error cannot be measured.
     """
+    if metric.name in OF_THE_WORST:
+        return None
     if answers.probabilities is None and metric.name in PROBABILISTIC:
         return None
     if metric.name in PER_IMAGE:
@@ -176,17 +181,6 @@ def _recall(correct: Floats, actual: Floats, claimed: Floats) -> Floats:
 def _share(part: Floats, whole: Floats) -> Floats:
     """Return a quotient; NaN where the whole is 0."""
     return numpy.divide(part, whole, out=numpy.full_like(whole, numpy.nan), where=whole > 0)
-
-
-def _worst_recall(answers: Answers) -> Floats:
-    """Return the lowest recall of a class without each image, which changes only the recall of its true class."""
-    truth, hit = answers.truth, right(answers)
-    correct, actual = _count(truth[hit == 1], answers.classes), _count(truth, answers.classes)
-    recalls: Floats = numpy.where(actual > 0, _share(correct, actual), numpy.inf)
-    order = numpy.argsort(recalls, kind="stable")
-    others = numpy.where(truth == order[0], recalls[order[1]] if len(order) > 1 else numpy.inf, recalls[order[0]])
-    own = _share(correct[truth] - hit, actual[truth] - 1)
-    return numpy.fmin(own, others)
 
 
 def _kappa(answers: Answers, distance: Floats) -> Floats:
@@ -292,7 +286,6 @@ def _distances(classes: int) -> Floats:
 WITHOUT_IMAGES: dict[str, Callable[[Answers], Floats]] = {
     "balanced_accuracy": lambda answers: _class_mean(answers, _recall),
     "macro_f1": lambda answers: _class_mean(answers, _f1),
-    "worst_class_recall": _worst_recall,
     "kappa": lambda answers: _kappa(answers, 1 - numpy.eye(answers.classes)),
     "weighted_kappa": lambda answers: _kappa(answers, _distances(answers.classes)),
     "auroc": _auroc,
@@ -304,7 +297,6 @@ WITHOUT_IMAGES: dict[str, Callable[[Answers], Floats]] = {
 OF_COUNTS: dict[str, Callable[[Floats], Floats]] = {
     "balanced_accuracy": lambda counts: numpy.nanmean(_recalls_of_counts(counts), axis=1),
     "macro_f1": _f1_of_counts,
-    "worst_class_recall": lambda counts: numpy.nanmin(_recalls_of_counts(counts), axis=1),
     "kappa": lambda counts: _kappa_of_counts(counts, 1 - numpy.eye(counts.shape[1])),
     "weighted_kappa": lambda counts: _kappa_of_counts(counts, _distances(counts.shape[1])),
 }

@@ -171,6 +171,8 @@ def _undecided(comparison: Comparison, pair: PairResult) -> str:
     start = (
         f"{pair.a} and {pair.b} differ by {_difference(comparison, pair, 1)}{_evidence(comparison, pair)}: undecided."
     )
+    if pair.domains:
+        return f"{start} Images of more values of the held-out column would be needed, not more images of these."
     counts = ((pair.labels_needed, "labelled images"), (pair.seeds_needed, "seeds"))
     for needed, name in (*counts, (pair.test_images_needed, "test images")):
         if needed is not None:
@@ -185,8 +187,8 @@ def _undecided(comparison: Comparison, pair: PairResult) -> str:
             )
     if saw_labels(comparison.arm(pair.a), comparison.arm(pair.b)):
         return f"{start} Strategies that were tuned with the evaluated labels get no verdict."
-    if comparison.metric.test is not None and not pair.domains:
-        return f"{start} No reasonable number of images would show a difference this small."
+    if comparison.metric.test is not None:
+        return f"{start} The measured difference is too near 0 to say how many images would decide."
     return start
 
 
@@ -199,6 +201,8 @@ def _shown(comparison: Comparison, pair: PairResult) -> str:
     start = f"{pair.a} and {pair.b} differ by {size}, without a verdict:"
     if is_cost(metric.key):
         return f"{start} one run does not show how much this varies."
+    if metric.test is not None:
+        return f"{start} the error of this metric cannot be measured."
     return f"{start} adaptkit cannot compute this metric from the predictions."
 
 

@@ -111,6 +111,8 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     if is_given and "seed" not in request.explicit:
         request = request.with_settings(seed=GIVEN_SEEDS)
     metrics, why = choose_metrics(request.settings.metric, domains.shifted_test.labels, len(domains.classes))
+    if "worst_group_accuracy" in metrics and domains.labels.groups is None:
+        raise BadInput("metric worst_group_accuracy: these images have no groups; set split.group or folder.group")
     request = request.with_settings(metric=metrics)
     fits = find_fits(request, domains, request.settings.seed[0])  # raises BadInput for a division that is not possible
     if request.settings.tuning.trials:

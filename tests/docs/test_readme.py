@@ -81,7 +81,9 @@ def test_python_example_runs(capsys: pytest.CaptureFixture[str], store: Path) ->
     assert [line.rsplit(" ", 1)[0] for line in lines[:6]] == [
         f"{label} {seed}" for seed in range(3) for label in ("head", "lora rank=4")
     ]
-    assert lines[6].startswith("In target accuracy, ") and lines[-1].startswith("This holds for this base, models trained on ")
+    assert lines[6].startswith("In target accuracy, ") and lines[-1].startswith(
+        "This holds for this base, models trained on "
+    )
     assert Path("report/report.html").exists()
 
 

@@ -189,7 +189,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(_strategies(plan))
     for notice in plan.notices:
         console.print(f"Note: {notice}", markup=False, soft_wrap=True)
-    if plan.folds is not None and len(plan.arms) > 1:
+    # The rates were measured with five folds of independent images.
+    if plan.folds == 5 and not (plan.groups or plan.held_out) and len(plan.arms) > 1:
         console.print(ONE_REPEAT if len(plan.seeds) == 1 else LOOKING, markup=False, soft_wrap=True)
     if plan.seconds is not None:
         console.print(f"Estimated time: {duration(plan.seconds)} of training and evaluation on this machine.")
