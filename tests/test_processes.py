@@ -134,7 +134,7 @@ def test_eight_processes_in_empty_folder(own_folder: Path, monkeypatch: pytest.M
         metrics = EPOCH_METRICS | ({"shifted/accuracy"} if name.startswith("head") else set())
         for key in metrics:
             assert [p.step for p in client().get_metric_history(run.info.run_id, key)] == [1, 2], (name, key)
-        assert len(run.data.metrics) == (24 if name.startswith("head") else 5)
+        assert len(run.data.metrics) == (33 if name.startswith("head") else 5)
     note("first-starts", 8)
 
 

@@ -69,7 +69,7 @@ def test_base_missing_from_the_cache(
     asked = ["reproduce", run_of(tracked, "head"), "--tracking-uri", tracked.uri, "--json"]
     found = json.loads(cli(*asked, "-q").stdout)
     assert (found["verdict"], found["base"], found["first_difference"]) == ("identical", "made anew", None)
-    assert found["compared"] == {"metrics": 22, "predictions": 200, "tensors": 2, "numbers": 1290}
+    assert found["compared"] == {"metrics": 31, "predictions": 200, "tensors": 2, "numbers": 1290}
     assert found["environment"]["recorded"] == found["environment"]["now"]
     # The cache now has the base. --refresh-base does not use it and does not change it.
     bases = snapshot(own_folder / "cache" / "bases")
@@ -273,7 +273,7 @@ def test_plugins_severities_and_a_missing_split_file(cli: Cli, elaborate: str, s
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("tails seed=3: identical\n")
     # 4 per epoch and that of the plugin, 11 final ones, 3 + 3 for severities, and the area.
-    assert "metrics      31 values         equal to the last bit\n" in result.stdout
+    assert "metrics      40 values         equal to the last bit\n" in result.stdout
     assert "split.file mine.json: using the run's split.json, which is equal\n" in result.stderr
     # Metrics that the plugin logs are compared, but not added to the store.
     after = snapshot(store.parent / "mlruns") | {"database": hashlib.sha256(store.read_bytes()).hexdigest()}

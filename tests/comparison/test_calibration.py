@@ -129,6 +129,7 @@ def coverage(pools: Sequence[Pool], **options: bool) -> float:
     return float(numpy.mean([abs(result.mean - true) <= result.half_width() for result in results]))
 
 
+@pytest.mark.slow
 def test_factor_for_shared_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
     pools = list(trained_pools(400, images=40, folds=2, repeats=5, used=4))
     assert coverage(pools) >= 0.95

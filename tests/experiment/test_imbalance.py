@@ -90,6 +90,7 @@ def test_weights_make_a_rare_class_count(pictures: Path, monkeypatch: pytest.Mon
     assert plain.runs[0].epochs[0].loss != weighted.runs[0].epochs[0].loss
 
 
+@pytest.mark.slow
 def test_weights_and_classes_are_recorded_and_repeated(pictures: Path, store: Path, cli: Cli) -> None:
     noise(pictures / "more", 1, one=12, two=8, three=30)
     outcome = run(
