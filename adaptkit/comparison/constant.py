@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy
 
-from adaptkit.comparison.evidence import Design, answers_of, infer, score_run, subtract
-from adaptkit.comparison.inference import ALPHA
+from adaptkit.comparison.evidence import Design, answers_of, infer, score_runs, subtract
+from adaptkit.comparison.inference import ALPHA, Inference
 from adaptkit.comparison.records import ArmResult, ComparedRun, Constant, Metric
 from adaptkit.comparison.scores import Answers, Floats
 from adaptkit.comparison.statistics import holm
@@ -44,14 +44,15 @@ def beating_constant(arms: Sequence[ArmResult], metric: Metric, design: Design) 
     if constant is None:
         return list(arms)
     sign = 1 if metric.higher_is_better else -1
-    tests = []
+    tests: list[Inference | None] = []
     for arm in arms:
-        differences = []
-        for run in arm.runs:
-            reached, baseline = (score_run(one, metric.key, design) for one in (run, _answering(run, constant)))
-            if reached is not None and baseline is not None:
-                differences.append(subtract(reached, baseline))
-        tests.append(infer(differences, arm.runs, metric.key, design) if differences else None)
+        reached = score_runs(arm.runs, metric.key, design)
+        baseline = score_runs([_answering(run, constant) for run in arm.runs], metric.key, design)
+        if reached is None or baseline is None:
+            tests.append(None)
+            continue
+        differences = [subtract(one, other) for one, other in zip(reached, baseline, strict=True)]
+        tests.append(infer(differences, arm.runs, metric.key, design))
     corrected = iter(holm([test.p or 1.0 for test in tests if test is not None]).tolist())
     return [
         arm

@@ -16,7 +16,7 @@ from adaptkit.comparison.inference import (
     infer_given,
     infer_runs,
 )
-from adaptkit.comparison.metrics import ACCURACIES, BASE_RELATIVE, Measures, find_measures
+from adaptkit.comparison.metrics import ACCURACIES, BASE_RELATIVE, Measures, find_measures, is_cost
 from adaptkit.comparison.records import ComparedRun, Estimate
 from adaptkit.comparison.scores import Answers, Integers, Scored, mean_score, right, score
 from adaptkit.events import Predictions
@@ -181,10 +181,18 @@ def estimate_arm(runs: Sequence[ComparedRun], key: str, design: Design) -> Estim
     A metric that cannot be computed from predictions has the interval of independent measurements if it is a cost, and
     none otherwise.
     """
+    values = [run.metrics[key] for run in runs]
+    if is_cost(key):
+        return estimate_cost(values)
+    scored = score_runs(runs, key, design)
+    return as_estimate(Inference(0.0) if scored is None else infer(scored, runs, key, design), values)
+
+
+def score_runs(runs: Sequence[ComparedRun], key: str, design: Design) -> list[Scores] | None:
+    """Return the scores of all runs; None if one of them has none."""
     scored = [score_run(run, key, design) for run in runs]
     found = [scores for scores in scored if scores is not None]
-    values = [run.metrics[key] for run in runs]
-    return as_estimate(infer(found, runs, key, design), values) if found else estimate_cost(values)
+    return found if len(found) == len(scored) else None
 
 
 def estimate_cost(values: Sequence[float]) -> Estimate:

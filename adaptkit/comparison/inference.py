@@ -3,8 +3,8 @@
 There is one function for each protocol. Each takes the scores of runs, or the differences of paired runs, `[runs]`, and
 the influence of each unit on them, `[runs, units]`. A unit is an image, or a group of images that belong together. The
 influence of an image on a mean is `(value - mean) / images`; `comparison.scores` computes it for all metrics and for
-groups, by the jackknife. Influences add up to 0, and the influence on a difference of two scores
-is the difference of the influences.
+groups, by the jackknife. Influences add up to 0, and the influence on a difference of two scores is the difference of
+the influences.
 
 `resolution` is the influence of one image: a sample in which no prediction differs cannot show a smaller error.
 """

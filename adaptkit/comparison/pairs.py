@@ -114,9 +114,10 @@ def _couples(
 
 
 def _differences(scores: Sequence[Scores | None], first: Sequence[int], second: Sequence[int]) -> list[Scores]:
-    """Return the differences of the scores of paired runs; none if the metric has no scores."""
-    couples = ((scores[one], scores[other]) for one, other in zip(first, second, strict=True))
-    return [subtract(one, other) for one, other in couples if one is not None and other is not None]
+    """Return the differences of the scores of paired runs; none if one of them has no score."""
+    couples = [(scores[one], scores[other]) for one, other in zip(first, second, strict=True)]
+    found = [subtract(one, other) for one, other in couples if one is not None and other is not None]
+    return found if len(found) == len(couples) else []
 
 
 def _tested(couples: Sequence[_Couple], metric: Metric, design: Design, *, margin: float) -> list[PairResult]:

@@ -254,11 +254,8 @@ def _on_domain(comparison: Comparison, pair: PairResult, result: DomainResult) -
 def _open_sentences(comparison: Comparison) -> list[str]:
     """Return the difference that the comparison can find, and which arm to take, if no arm is shown to be the best."""
     sizes = sorted(pair.detectable for pair in comparison.pairs if pair.detectable is not None and not pair.only_models)
-    choice = comparison.choice
-    if choice is None:
-        return []
+    choice, metric = comparison.choice, comparison.metric
     sentences = []
-    metric = comparison.metric
     size = sizes[len(sizes) // 2] if sizes else 0.0
     # A difference of shares above 100 points means that too few runs are independent to say anything.
     if sizes and metric.test is not None and not (metric.scale == 100 and size > 1):
@@ -266,6 +263,8 @@ def _open_sentences(comparison: Comparison) -> list[str]:
             f"This comparison finds a true difference of {amount(metric, size)} {unit(metric, size)} with a "
             "probability of 80 %."
         )
+    if choice is None:
+        return sentences
     if choice.name == choice.best:
         return [
             *sentences,

@@ -260,6 +260,28 @@ def test_metric_without_predictions_has_no_verdict() -> None:
     )
 
 
+def test_worst_class_has_no_interval() -> None:
+    runs = [
+        make_run(n, seed, chance(seed + k, 0.3), protocol="given") for seed in range(3) for k, n in ((0, "a"), (9, "b"))
+    ]
+    comparison = judged(runs, "worst_class_recall")
+    assert [(arm.score.n, arm.score.low, arm.score.high) for arm in comparison.arms] == [(3, None, None)] * 2
+    assert all(arm.score.sd is not None for arm in comparison.arms)
+    assert (pair_of(comparison).verdict, pair_of(comparison).p, comparison.best) == ("undecided", None, None)
+    assert comparison.sentences[0].endswith("without a verdict: the error of this metric cannot be measured.")
+
+
+def test_each_comparison_states_what_it_finds() -> None:
+    runs = [
+        make_run(name, 0, chance(number, share), protocol="folds", fold=folds_of(0))
+        for number, (name, share) in enumerate((("good", 0.1), ("poor", 0.4)))
+    ]
+    comparison = judged(runs)
+    assert comparison.best is not None
+    (sentence,) = [sentence for sentence in comparison.sentences if "with a probability of 80 %" in sentence]
+    assert f"{100 * pair_of(comparison).detectable:.1f} points" in sentence
+
+
 def test_dominance_at_equal_cost() -> None:
     def compared(trainable: Callable[[str], float]) -> Comparison:
         return judged(
