@@ -517,6 +517,7 @@ def test_python_and_command_agree(cli: Cli, uri: str) -> None:
         adaptkit.compare(metric="none", track=False)
 
 
+@pytest.mark.slow
 def test_quiet_prints_only_the_results(cli: Cli, uri: str) -> None:
     record_runs(uri, "one", [20, 30, 25])
     record_runs(uri, "other", [50, 61, 56])

@@ -220,6 +220,7 @@ def test_import_peft(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_import_peft_with_trained_layers(cli: Cli, tracked: Tracked, own_folder: Path) -> None:
     uri, run_id = copied(tracked, own_folder / "store"), run_of(tracked, "lora")
     cli("export", run_id, "--to", "peft", "-o", "folder", "--tracking-uri", uri)

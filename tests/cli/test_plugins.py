@@ -166,6 +166,7 @@ def test_unavailable_strategy(cli: Cli, own_folder: Path) -> None:
     assert result.exit_code == 2
 
 
+@pytest.mark.slow
 def test_check(cli: Cli) -> None:
     result = cli("plugins", "check", str(BITFIT))
     assert (result.exit_code, result.stderr) == (0, "")

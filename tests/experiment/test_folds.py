@@ -164,6 +164,7 @@ def test_given_test_part(work: Path) -> None:
     assert run(target="folder:parts", folds=2, track=False).plan.pool_images == 24  # the test part included
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [pytest.param("between folds", marks=pytest.mark.slow), "in a fold"])
 def test_resume_in_the_fold_where_it_stopped(work: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     whole = run(folds=3, experiment="undisturbed").runs[0]
@@ -211,6 +212,7 @@ def test_progress_of_folds(cli: Cli, work: Path) -> None:
     assert shown == ["fold 1/3", "fold 2/3", "fold 3/3", "mean of 3 folds"]
 
 
+@pytest.mark.slow
 def test_watchers_receive_the_epochs_of_each_fold_and_then_the_means(work: Path) -> None:
     received: list[tuple[int, int | None, int]] = []
 

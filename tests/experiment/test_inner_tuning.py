@@ -65,6 +65,7 @@ def same_metrics(first: Any, second: Any) -> bool:
     return [first.metrics[key] for key in names] == [second.metrics[key] for key in names]
 
 
+@pytest.mark.slow
 def test_pixels_of_evaluated_images_do_not_change_the_tuning(work: Path) -> None:
     before = own_images()
     run_id = before.runs[0].run_id
@@ -108,6 +109,7 @@ def test_trials_use_the_training_images_of_their_fit_only(own_folder: Path, monk
     assert [len(found) for found in divisions] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_equal_trials_choices_and_costs_are_recorded(own_folder: Path) -> None:
     outcome = adaptkit.run(["head", "lora"], tune=TRIALS, **FOLDS)
     assert (outcome.plan.tuning_trials, outcome.plan.fits, outcome.failed) == (TRIALS, 3, ())
@@ -132,6 +134,7 @@ def test_equal_trials_choices_and_costs_are_recorded(own_folder: Path) -> None:
     assert {json.loads(card.read_text())["options"]["rank"] for card in cards} == ranks
 
 
+@pytest.mark.slow
 def test_a_tuned_run_equals_a_run_with_the_chosen_values(own_folder: Path) -> None:
     tuned = adaptkit.run("lora", tune=TRIALS, settings=TINY)
     (fit,) = tuning_of(own_folder, tuned.runs[0].run_id)["fits"]
@@ -151,6 +154,7 @@ def test_the_feature_cache_does_not_change_the_choice(own_folder: Path) -> None:
     assert chosen[0] == chosen[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "more"), [("first fit", {}), pytest.param("second fold", FOLDS, marks=pytest.mark.slow)]
 )

@@ -249,6 +249,7 @@ def test_image_size_applies_to_all_images() -> None:
     assert outcome.failed == () and Sized.seen == {20}
 
 
+@pytest.mark.slow
 def test_split_file_is_reused(own_folder: Path, store: Path) -> None:
     first = adaptkit.run("head", dataset="none", target="digits", backbone=Plain(), settings=SMALL)
     path = tracking(own_folder).download_artifacts(first.runs[0].run_id, "split.json", str(own_folder))

@@ -67,7 +67,7 @@ EXPECTED: dict[str, Callable[[Floats, Any, Floats | None], float]] = {
 @pytest.mark.parametrize("name", EXPECTED)
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")
 def test_equal_to_scikit_learn(name: str) -> None:
-    for seed in range(100):
+    for seed in range(50):
         probabilities, truth, weights, _ = random_answers(seed)
         for chosen in (None, weights):
             score = BY_NAME[name].score(probabilities, truth, weights=chosen)
@@ -117,6 +117,7 @@ def test_scores_without_each_group(name: str) -> None:
         assert scored is not None and scored.influence == pytest.approx(3 / 4 * (without.mean() - without), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in WITHOUT_IMAGES if name != "ece"])
 def test_scores_without_each_image(name: str) -> None:
     for seed in range(12):

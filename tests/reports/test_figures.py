@@ -330,6 +330,7 @@ def test_gain_against_retention() -> None:
     assert next(text.get_text() for text in axes.texts if not isinstance(text, Annotation)) == "gains, forgets"
 
 
+@pytest.mark.slow
 def test_class_f1_heat_map() -> None:
     axes = draw_four()["class_f1"].figure.axes[0]
     assert numpy.asarray(axes.images[0].get_array()).round(3).tolist()[0] == [0.885, 0.875, 0.865]

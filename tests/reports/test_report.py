@@ -504,6 +504,7 @@ def test_replace_an_earlier_report(findings: Comparisons, tmp_path: Path) -> Non
     assert len(json.loads((tmp_path / "comparison.json").read_text())["arms"]) == 4
 
 
+@pytest.mark.slow
 def test_report_is_reproducible(folder: Path, findings: Comparisons, tmp_path: Path) -> None:
     for path in write_report(tmp_path, findings):
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name

@@ -11,6 +11,7 @@ from adaptkit.metrics.classification import Accuracy, adaptkit_metrics
 from adaptkit.testing.kit import checks, try_all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", adaptkit_metrics(), ids=lambda cls: str(cls.name))
 def test_built_in_metric(cls: type[Any]) -> None:
     verdicts = try_all(checks(cls))
