@@ -136,13 +136,16 @@ def obtain_bases(
     Raises TrackingLost if the store does not have the base.
     """
     with Tracker(store) as tracker, plugins.watching(tracker, "tracker"):
-        bases = []
+        bases: list[TrackedBase] = []
+        obtained: set[str] = set()
         for number, experiment in enumerate(experiments, start=1):
-            is_trained = experiment.clean is not None
-            if is_trained and (refresh_base or not experiment.plan.base_cached):
+            refresh = refresh_base and experiment.base_key not in obtained
+            is_new = experiment.clean is not None and experiment.base_key not in obtained
+            obtained.add(experiment.base_key)
+            if is_new and (refresh or not experiment.plan.base_cached):
                 which = f" {number} of {len(experiments)}" if len(experiments) > 1 else ""
                 notice(f"Base{which}: {experiment.request.settings.backbone} is being trained on the source")
-            tracked = obtain_base(experiment, plugins, tracker=tracker, refresh=refresh_base, notice=notice)
+            tracked = obtain_base(experiment, plugins, tracker=tracker, refresh=refresh, notice=notice)
             tracker.flush()
             run_id = tracked.run_id or tracker.find_base(tracked.base.fingerprint)
             bases.append(dataclasses.replace(tracked, run_id=run_id))

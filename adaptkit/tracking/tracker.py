@@ -190,6 +190,10 @@ class Tracker:
 
     def open_run(self, run: RunStart) -> None:
         """Create a run, unless it is open: a tuning starts before the first model of its run is known."""
+        if run.name in self._ended:  # the bases of a sweep over data settings have one name
+            self._ended.discard(run.name)
+            self._incomplete.discard(run.name)
+            del self._local_ids[run.name]
         if not self._outbox.is_open(self.local_id(run)):
             self._start(run)
 

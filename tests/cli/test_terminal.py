@@ -50,3 +50,15 @@ def test_live_trials(store: Path, command: tuple[str, ...], moving: tuple[str, .
 def test_error_line() -> None:
     code, printed = on_a_terminal("run", "-s", "lorra", width=80)
     assert (code, printed) == (2, "Error: unknown strategy 'lorra'; did you mean 'lora'?\r\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "left_out"), [(60, "retention, share, seconds"), (80, "share, seconds")])
+def test_table_on_a_narrow_terminal(width: int, left_out: str) -> None:
+    code, printed = on_a_terminal("run", "-s", "lora", "-s", "head", *TINY, "--no-track", width=width)
+    lines = [Text.from_ansi(line).plain.strip() for line in printed.split("\r\n")]
+    assert code == 0
+    table = lines[next(number for number, line in enumerate(lines) if line.startswith("zero-shot")) :]
+    assert [line.split()[0] for line in table[:4]] == ["zero-shot", "lora", "head", "constant"]
+    assert max(map(len, table)) <= width
+    assert f"not shown: {left_out}" in " ".join(table)

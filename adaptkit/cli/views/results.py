@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -22,6 +23,10 @@ COLOURS = {"better": "green", "worse": "red", "tie": "cyan", "undecided": "yello
 SHOWN = (FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY, FINAL_GAIN, FINAL_RETENTION, TIME_TRAIN_SECONDS)
 #: number of rows of a table on the terminal
 MOST_ARMS = 40
+#: columns that are left out of a table which is wider than the terminal, the first one first
+EXPENDABLE = ("share", "seconds", "retention", "trainable")
+#: spaces between two columns, and around the table
+GAP = 2
 
 
 def print_outcome(console: Console, outcome: RunOutcome) -> None:
@@ -60,38 +65,46 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
     note = f"{f'mean of {seeds} runs' if seeds > 1 else 'one run'} ± 95 % interval"
     has_source = zero_shot is not None and base_source is not None
     about = "accuracies in %, gain and retention in points" if has_source else "target accuracy in %"
-    table = _table("strategy", f"{about}; {note}")
     extra = metric.key not in SHOWN
-    accuracies = ["target", "gain", "source", "retention"] if has_source else ["target"]
-    headings = [*accuracies, "trainable", "share", "seconds"]
     more = [other for other in comparison.others if other.key not in SHOWN]
-    for heading in [
+    headings = [
+        "strategy",
         *([metric.label.removeprefix("target ")] if extra else []),
-        *headings,
+        *(["target", "gain", "source", "retention"] if has_source else ["target"]),
+        *("trainable", "share", "seconds"),
         *(other.label.removeprefix("target ") for other in more),
-    ]:
-        table.add_column(heading, justify="right")
+    ]
+    rows = []
     if zero_shot is not None and base_source is not None:
         base = [f"{100 * zero_shot:.1f}", "", f"{100 * base_source:.1f}", "", "0", "0.00 %", ""]
-        table.add_row("zero-shot", *([""] if extra else []), *base, style="dim")
+        rows.append(["zero-shot", *([""] if extra else []), *base, *([""] * len(more))])
     for arm in comparison.arms[:MOST_ARMS]:
         fewer = f" ({len(arm.seeds)} of {seeds} seeds)" if len(arm.seeds) < seeds else ""
         score = [mean(arm.score, metric.digits, scale=metric.scale)] if extra else []
         estimates = [(arm.shifted, False), (arm.gain, True), (arm.clean, False), (arm.retention, True)]
-        table.add_row(
-            escape(arm.name) + fewer,
-            *score,
-            *(mean(value, scale=100, signed=signed) for value, signed in estimates if value is not None),
-            f"{arm.trainable:,}",
-            f"{100 * arm.trainable_fraction:.2f} %",
-            mean(arm.train_seconds),
-            *(
-                mean(arm.others[other.key], other.digits, scale=other.scale) if other.key in arm.others else NOTHING
-                for other in more
-            ),
+        rows.append(
+            [
+                escape(arm.name) + fewer,
+                *score,
+                *(mean(value, scale=100, signed=signed) for value, signed in estimates if value is not None),
+                f"{arm.trainable:,}",
+                f"{100 * arm.trainable_fraction:.2f} %",
+                mean(arm.train_seconds),
+                *(
+                    mean(arm.others[other.key], other.digits, scale=other.scale) if other.key in arm.others else NOTHING
+                    for other in more
+                ),
+            ]
         )
     if comparison.constant is not None:
-        table.add_row("constant", number(comparison.constant.score, metric.digits, scale=metric.scale), style="dim")
+        score = [number(comparison.constant.score, metric.digits, scale=metric.scale)]
+        rows.append(["constant", *score, *([""] * (len(headings) - 2))])
+    shown, hidden = _fitting(headings, rows, console.width)
+    table = _table(headings[0], "; ".join((about, note, *([f"not shown: {', '.join(hidden)}"] if hidden else []))))
+    for index in shown[1:]:
+        table.add_column(headings[index], justify="right")
+    for row in rows:
+        table.add_row(*(row[index] for index in shown), style="dim" if row[0] in ("zero-shot", "constant") else None)
     console.print(table)
     if (left := len(comparison.arms) - MOST_ARMS) > 0:
         console.print(f"and {left} more: see --json or --output")
@@ -176,7 +189,17 @@ def dominators(arm: ArmResult) -> str:
     return "; ".join(parts) or NOTHING
 
 
+def _fitting(headings: list[str], rows: list[list[str]], width: int) -> tuple[list[int], list[str]]:
+    """Return the positions of the columns that fit into the width, and the headings of those left out."""
+    widths = [max(cell_len(row[index]) for row in (headings, *rows)) for index in range(len(headings))]
+    shown = list(range(len(headings)))
+    left_out = [index for name in EXPENDABLE for index, heading in enumerate(headings) if heading == name]
+    while left_out and sum(widths[index] + GAP for index in shown) > width:
+        shown.remove(left_out.pop(0))
+    return shown, [heading for index, heading in enumerate(headings) if index not in shown]
+
+
 def _table(first: str, caption: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     table.add_column(first)
     return table
