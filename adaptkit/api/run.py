@@ -91,6 +91,9 @@ def run(
     batch_size: int | None = None,
     optimizer: str | None = None,
     weight_decay: float | None = None,
+    schedule: str | None = None,
+    clip: float | str | None = None,
+    min_steps: int | str | None = None,
     class_weights: str | None = None,
     evaluate_shifted: str | None = None,
     device: str | None = None,
@@ -172,6 +175,12 @@ def run(
         Optimizer of adaptation; sgd has a momentum of 0.9. Default: "adam".
     weight_decay : float, optional
         Weight decay of adaptation. Default: 0.
+    schedule : {"cosine", "constant"}, optional
+        Learning rate over the steps: "cosine" (default) rises in the first tenth and then follows a cosine to 0.
+    clip : float or "none", optional
+        Largest norm of the gradient; larger ones are scaled down to it. Default: 1.
+    min_steps : int or "none", optional
+        Smallest number of optimizer steps: few images train for more epochs, unless `epochs` is set. Default: 100.
     class_weights : {"none", "balanced"}, optional
         Weights of the classes in the loss of adaptation. With "balanced", all classes count equally. Default: "none".
     evaluate_shifted : {"epoch", "end"}, optional

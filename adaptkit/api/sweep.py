@@ -106,6 +106,9 @@ def sweep(
     batch_size: int | None = None,
     optimizer: str | None = None,
     weight_decay: float | None = None,
+    schedule: str | None = None,
+    clip: float | str | None = None,
+    min_steps: int | str | None = None,
     class_weights: str | None = None,
     evaluate_shifted: str | None = None,
     device: str | None = None,
@@ -146,7 +149,8 @@ def sweep(
         Folder for a report of the comparison.
     options, preset, config, settings, dataset, target, classes, shift, severity, metric, backbone, weights, \
     image_size, skip_bad_images, augment, bn, seeds, protocol, folds, keep_folds, shots, \
-    epochs, lr, batch_size, optimizer, weight_decay, class_weights, evaluate_shifted, \
+    epochs, lr, batch_size, optimizer, weight_decay, schedule, clip, min_steps, class_weights, \
+    evaluate_shifted, \
     device, precision, checkpointing, data_dir, experiment, plugins, tracking_uri, refresh_base, feature_cache
         As in `adaptkit.run`.
 

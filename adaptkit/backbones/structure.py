@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from adaptkit.errors import BadInput
+from adaptkit.plugins.components import BATCH_NORM, PLAIN, TRANSFORMER
 
 #: attribute of a model: the number of channels and the size in pixels of its images
 INPUT = "_adaptkit_input"
@@ -63,36 +65,82 @@ def replace_head(model: nn.Module, head: nn.Module, classes: int) -> nn.Linear:
     assert isinstance(old, nn.Linear)
     device, dtype = old.weight.device, old.weight.dtype
     fresh = nn.Linear(old.in_features, classes, bias=old.bias is not None, device=device, dtype=dtype)
-    replace_layer(model, head, fresh)
+    replace_layer(model, head, start_near_zero(fresh))
     return fresh
 
 
-def with_head(model: nn.Module, input: tuple[int, int] | None = None) -> nn.Module:
+def find_kind(model: nn.Module) -> str:
+    """Return the kind of a model, on which default learning rates depend."""
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
+    if not norms:
+        return PLAIN
+    return BATCH_NORM if any(isinstance(norm, nn.modules.batchnorm._BatchNorm) for norm in norms) else TRANSFORMER
+
+
+def start_near_zero(head: nn.Linear) -> nn.Linear:
+    """Divide the random weights of a new head by 100, so that the first loss is that of equal probabilities.
+
+    The features of a pretrained network can be large, and with them the logits of a head with usual weights.
+    """
+    with torch.no_grad():
+        head.weight.mul_(0.01)
+        if head.bias is not None:
+            head.bias.zero_()
+    return head
+
+
+#: names of the buffers with the mean and standard deviation of each channel, which a model subtracts and divides by
+MEAN, STD = "input_mean", "input_std"
+#: smallest standard deviation, so that images of one colour do not divide by 0
+LEAST_STD = 1e-3
+#: by what a model standardizes its images: by the statistics of the source, or each image by its own
+BY_SOURCE, BY_IMAGE = "source", "image"
+
+
+def with_head(model: nn.Module, input: tuple[int, int] | None = None, *, standardize: str | None = None) -> nn.Module:
     """Return the model with a property `head`; an existing attribute `head` is left unchanged.
 
     `input` are the channels and the size in pixels of its images; they are kept with the model for checks on a few
-    random images.
+    random images. With `standardize` BY_SOURCE, the model has buffers for the statistics of the source, which change
+    nothing at first; with BY_IMAGE, it standardizes each image by the mean and standard deviation of its pixels.
     """
     if input is not None:
         setattr(model, INPUT, input)
-    if not hasattr(model, "head"):
-        model.__class__ = _headed(type(model))  # type: ignore[arg-type]  # classes are hashable
+    if standardize == BY_SOURCE:
+        assert input is not None
+        for name, value in ((MEAN, 0.0), (STD, 1.0)):
+            model.register_buffer(name, torch.full((1, input[0], 1, 1), value))
+    is_headed = not hasattr(model, "head")
+    if is_headed or standardize:
+        model.__class__ = _extended(type(model), is_headed, standardize)  # type: ignore[arg-type]  # classes are hashable
     return model
 
 
 @functools.cache
-def _headed(cls: type[nn.Module]) -> type[nn.Module]:
+def _extended(cls: type[nn.Module], is_headed: bool, standardize: str | None) -> type[nn.Module]:
     # Use a property of a subclass, because a second reference would register the layer and its keys twice.
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        return _rebuild, (cls,), self.__dict__
+        return _rebuild, (cls, is_headed, standardize), self.__dict__
 
-    members = {"head": property(find_head), "__reduce_ex__": reduce, "__module__": cls.__module__}
+    def by_source(self: Any, images: Tensor) -> Any:
+        return cls.forward(self, (images - self.input_mean) / self.input_std)
+
+    def by_image(self: nn.Module, images: Tensor) -> Any:
+        mean = images.mean((1, 2, 3), keepdim=True)
+        std = images.std((1, 2, 3), correction=0, keepdim=True)
+        return cls.forward(self, (images - mean) / (std + LEAST_STD))
+
+    members: dict[str, Any] = {"__reduce_ex__": reduce, "__module__": cls.__module__}
+    if is_headed:
+        members["head"] = property(find_head)
+    if standardize is not None:
+        members["forward"] = by_source if standardize == BY_SOURCE else by_image
     return type(cls.__name__, (cls,), members)
 
 
-def _rebuild(cls: type[nn.Module]) -> nn.Module:
-    headed = _headed(cls)  # type: ignore[arg-type]
-    return headed.__new__(headed)
+def _rebuild(cls: type[nn.Module], is_headed: bool, standardize: str | None) -> nn.Module:
+    extended = _extended(cls, is_headed, standardize)  # type: ignore[arg-type]
+    return extended.__new__(extended)
 
 
 #: a block with this fraction of all parameters outside the head contains the stages and is not a stage itself

@@ -17,7 +17,7 @@ import torchvision.models
 from torch import Tensor, nn
 
 from adaptkit.adapters.weights import SUFFIXES, few, file_digest, read_weight_file
-from adaptkit.backbones.structure import find_head, replace_layer
+from adaptkit.backbones.structure import find_head, replace_layer, start_near_zero
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.system.files import expanded
 from adaptkit.system.network import ANSWER_WITHIN, answering, bounded_waits
@@ -264,8 +264,13 @@ def build_model(name: str, weights: str, *, channels: int, size: int, classes: i
     _require_fit(name, size)
     path = weights_file(name, weights)
     model = _architecture(name, size, classes)
+    head = find_head(model)
+    assert isinstance(head, nn.Linear)
+    initial = head.weight.detach().clone()
     if path is not None:
         load_file(model, path, title=f"torchvision:{name}", size=size)
+    if torch.equal(head.weight, initial):  # the file has no head for these classes
+        start_near_zero(head)
     if channels not in (1, COLOURS):
         _rebuild_first(model, channels)
     return normalising(model, *statistics(name, channels))

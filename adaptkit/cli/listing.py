@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from adaptkit.cli.options import output_options, plugin_option
-from adaptkit.plugins.components import Component, options_of
+from adaptkit.plugins.components import KINDS, PLAIN, Component, options_of
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
-from adaptkit.settings.settings import DEFAULT_LR
+from adaptkit.settings.request import default_lr
 
 #: A plugin with more components than this is listed in one line, unless `--all` is given.
 MOST_LISTED = 12
@@ -159,7 +159,8 @@ def describe(component: Component) -> dict[str, Any]:
     if component.kind == "metric":
         record |= {key: getattr(component.cls, key) for key in ("title", "unit", "higher_is_better")}
     if component.kind == "strategy":
-        record["lr"] = getattr(component.cls, "lr", DEFAULT_LR)
+        record["lr"] = default_lr(component.cls)
+        record["lr_by_backbone"] = {kind: default_lr(component.cls, kind) for kind in KINDS}
     if component.kind != "dataset":
         record["options"] = [
             {
@@ -248,7 +249,10 @@ def print_details(component: Component) -> None:
     if component.unavailable:
         print_line(console, f"Cannot be used: {component.unavailable}")
     if component.kind == "strategy":
-        print_line(console, f"Default learning rate: {getattr(component.cls, 'lr', DEFAULT_LR):g}")
+        rates = {kind: default_lr(component.cls, kind) for kind in KINDS}
+        shown = ", ".join(f"{rate:g} ({kind})" for kind, rate in rates.items())
+        same = len(set(rates.values())) == 1
+        print_line(console, f"Default learning rate: {f'{rates[PLAIN]:g}' if same else shown}")
     options = options_of(component.cls)
     if options:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

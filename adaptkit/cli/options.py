@@ -190,7 +190,7 @@ recipe_options = bundle(
         help="Metrics to compare by; the first decides. See `adaptkit metrics`.  [default: chosen by the data]",
     ),
     click.option("--keep-folds", is_flag=True, help="Keep the adapters of all folds, also above 50 MB."),
-    click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10]"),
+    click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10, or 100 steps if they take more]"),
     click.option("--lr", metavar="X", help="Learning rate of adaptation.  [default: the strategy's]"),
     click.option("--batch-size", metavar="N", help="Batch size for adaptation.  [default: 32]"),
     click.option(

@@ -142,6 +142,22 @@ def chunks(pixels: Tensor | StoredPixels) -> Iterator[Tensor]:
         yield from decoded(pixels, torch.arange(pixels.shape[0]).split(size))
 
 
+def channel_statistics(pixels: Tensor | StoredPixels) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation of each channel over all pixels, as parts of the largest value, 255.
+
+    A channel of one value has the standard deviation 1.
+    """
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for chunk in chunks(pixels):
+        values = chunk.double() / 255
+        count += values.numel() // values.shape[1]
+        total = total + values.sum((0, 2, 3))
+        squares = squares + values.square().sum((0, 2, 3))
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).sqrt()
+    return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()
+
+
 def decoded(pixels: StoredPixels, parts: Sequence[Tensor], *, pinned: bool = False) -> Iterator[Tensor]:
     """Yield the images of each part, uint8 `[k, c, h, w]`: `parts` are int64 indices.
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from adaptkit.backbones.structure import find_head
+from adaptkit.backbones.structure import BY_SOURCE, MEAN, STD, find_head
 from adaptkit.data.domains import Domains
+from adaptkit.data.pixels import channel_statistics
 from adaptkit.data.views import Views
 from adaptkit.errors import BASE_HINT, AdaptkitError, RunFailed, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunInput, RunResult, RunStart
@@ -24,6 +25,7 @@ from adaptkit.experiment.base_cache import (
     make_room,
     mark_used,
     sound_base,
+    standardization,
     store_base,
     write_base,
 )
@@ -86,6 +88,8 @@ def train_base(
         order_seed=derive_seed(settings.base.seed, "base order"),
         precision=settings.precision,
         checkpointing=settings.checkpointing,
+        schedule=settings.base.schedule,
+        clip=settings.base.clip,
         lr_option="--set base.lr=",
     )
     # All parameters, also those that the backbone itself has frozen.
@@ -95,8 +99,12 @@ def train_base(
     yield from fit(model, [{"params": trained}], passes, recipe=recipe, start=start, keep=keep)
 
 
-def prepare_base(request: Request, model: nn.Module) -> None:
-    """Freeze all layers of a base but its head if `base.mode` is probe."""
+def prepare_base(request: Request, domains: Domains, model: nn.Module) -> None:
+    """Set the statistics of the source; freeze all layers of a base but its head if `base.mode` is probe."""
+    if standardization(request, domains) == BY_SOURCE:
+        for name, values in zip((MEAN, STD), channel_statistics(domains.source.pixels), strict=True):
+            buffer = model.get_buffer(name)
+            buffer.copy_(values.view_as(buffer))
     if request.settings.base.mode == "probe":
         freeze(model)
         for parameter in find_head(model.head).parameters():  # type: ignore[arg-type]
@@ -185,7 +193,7 @@ def _train_and_report(experiment: Experiment, plugins: Plugins, run: RunStart, *
     try:
         plugins.notify("adaptkit_run_started", run=run, model=model)
         if experiment.clean is not None:
-            prepare_base(experiment.request, model)
+            prepare_base(experiment.request, experiment.domains, model)
             start = recovery.start(model)
             epochs += start.epochs if start is not None else ()
             for epoch in filter(recovery.is_unreported, tuple(epochs)):
@@ -244,7 +252,7 @@ def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterat
         "channels": domains.channels,
         "size": domains.size,
         "classes": list(domains.classes),
-        "preprocessing": experiment.preprocessing,
+        "preprocessing": experiment.preprocessing(base.state),
         "new_head": experiment.clean is None,
         "logits": base.logits,
     }

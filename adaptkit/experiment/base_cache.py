@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adaptkit.adapters.files import card_digest
 from adaptkit.adapters.weights import fingerprint, pack, unpack
-from adaptkit.backbones.structure import with_head
+from adaptkit.backbones.structure import BY_IMAGE, BY_SOURCE, with_head
 from adaptkit.contracts import Backbone
 from adaptkit.data.domains import Domains
 from adaptkit.errors import BadInput
@@ -80,14 +80,29 @@ def _built(request: Request, backbone: Backbone, domains: Domains) -> nn.Module:
     if not isinstance(model, nn.Module):
         name = request.settings.backbone
         raise BadInput(f"backbone {name}: build() returned {type(model).__name__}, not a torch.nn.Module")
-    return with_head(model, (domains.channels, domains.size))
+    return with_head(model, (domains.channels, domains.size), standardize=standardization(request, domains))
+
+
+def standardization(request: Request, domains: Domains) -> str | None:
+    """Return by what the base standardizes its images; None if it takes them as they are, or its weights decide.
+
+    Without a source, there are no images that no fit evaluates; then each image is standardized by itself.
+    """
+    facts = request.backbone_facts(domains.channels, domains.size)
+    if not request.settings.base.standardize or request.is_pretrained or "backbone.mean" in facts:
+        return None
+    return BY_IMAGE if domains.clean_test is None else BY_SOURCE
+
+
+#: values of settings of the base with which it is trained as by versions without these settings
+PLAIN = {"schedule": "constant", "clip": None, "standardize": False, "mode": "train"}
 
 
 def recipe_key(request: Request, domains: Domains) -> str:
     """Return the sha256 of everything that determines the base's weights, except for rounding."""
     settings = request.settings
     model = build_model(request, domains)
-    trained = settings.base.model_dump(exclude={"mode"} if settings.base.mode == "train" else set())
+    trained = {key: value for key, value in settings.base.model_dump().items() if PLAIN.get(key, key) != value}
     recipe = {
         "version": RECIPE_VERSION,
         "source": domains.source_digest,

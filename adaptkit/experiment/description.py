@@ -168,7 +168,7 @@ def adapter_card(
         "channels": domains.channels,
         "size": domains.size,
         "classes": list(domains.classes),
-        "preprocessing": experiment.preprocessing,
+        "preprocessing": experiment.preprocessing(base.state),
     }
 
 

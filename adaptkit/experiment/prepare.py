@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adaptkit.backbones.structure import BY_SOURCE, MEAN, STD, find_kind
 from adaptkit.contracts import Reading
 from adaptkit.data.domains import Domains, TestSet, load_domains
 from adaptkit.data.protocols import (
@@ -27,7 +28,7 @@ from adaptkit.data.protocols import (
 from adaptkit.data.split import FOLDS, GIVEN
 from adaptkit.data.views import Views
 from adaptkit.errors import BadInput, listed, located
-from adaptkit.experiment.base_cache import build_model, recipe_key, usable_base
+from adaptkit.experiment.base_cache import build_model, recipe_key, standardization, usable_base
 from adaptkit.experiment.outcome import ArmPlan, Plan
 from adaptkit.experiment.preflight import find_memory_format, find_sample, try_backbone, try_strategies
 from adaptkit.settings.request import OVERLAPPING, Request
@@ -56,22 +57,27 @@ class Experiment:
     base_key: str
     plan: Plan
     memory_format: torch.memory_format
+    #: the kind of backbone, and the smallest number of training images of a fit, on which defaults depend
+    kind: str
+    fewest_images: int
 
     @functools.cached_property
     def backbone_facts(self) -> dict[str, Any]:
         """Return facts about the backbone under the names of run parameters."""
         return self.request.backbone_facts(self.domains.channels, self.domains.size)
 
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """Return how images are turned into the model's input, as model files record it."""
-        facts = self.backbone_facts
-        normalised = {
-            key: [float(value) for value in str(facts[f"backbone.{key}"]).split(",")]
-            if f"backbone.{key}" in facts
-            else None
-            for key in ("mean", "std")
-        }
+    def preprocessing(self, base: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return how images are turned into the model's input, as model files record it.
+
+        `base` holds the weights and buffers of the base, and in them the statistics of the source.
+        """
+        facts, normalised = self.backbone_facts, {}
+        standardize = standardization(self.request, self.domains)
+        for key, name in (("mean", MEAN), ("std", STD)):
+            values = [float(value) for value in str(facts.get(f"backbone.{key}", "")).split(",") if value]
+            if standardize == BY_SOURCE:
+                values = base[name].flatten().tolist()
+            normalised[key] = values or None
         return {
             "channels": self.domains.channels,
             "size": self.domains.size,
@@ -79,7 +85,12 @@ class Experiment:
             "interpolation": "bilinear",
             "range": [0, 1],
             **normalised,
+            "standardize": standardize,
         }
+
+    def settled(self, request: Request) -> Request:
+        """Return another request for the same data and backbone, with the defaults that depend on them."""
+        return request.settled(kind=self.kind, images=self.fewest_images)
 
     @property
     def tests(self) -> dict[str, tuple[Views, Tensor]]:
@@ -121,6 +132,9 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     sample = find_sample(domains)
     memory_format = find_memory_format(request, domains, sample.images)
     model = build_model(request, domains)
+    kind = find_kind(model)
+    fewest = min(len(fit.train) for fit in fits)
+    request = request.settled(kind=kind, images=fewest)
     new_head = domains.clean_test is None
     backbone_notices = try_backbone(model, sample, name=request.settings.backbone, new_head=new_head)
     trials = try_strategies(request, model, sample)
@@ -147,6 +161,8 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
         base_key=base_key,
         plan=make_plan(request, domains, fits=fits, arms=arms, notices=notices, base_cached=base_cached),
         memory_format=memory_format,
+        kind=kind,
+        fewest_images=fewest,
     )
 
 

@@ -164,6 +164,8 @@ class Stage:
             adapt_statistics=settings.bn == "adapt",
             checkpointing=settings.checkpointing,
             balanced=settings.class_weights == "balanced",
+            schedule=settings.schedule,
+            clip=settings.clip,
         )
 
 

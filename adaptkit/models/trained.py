@@ -386,4 +386,5 @@ def _build(backbone: Backbone, card: Mapping[str, Any], title: str) -> nn.Module
         raise BadInput(f"{title}: backbone {card['backbone']} fails: {located(error)}") from error
     if not isinstance(model, nn.Module):
         raise BadInput(f"{title}: backbone {card['backbone']} does not build a torch.nn.Module")
-    return with_head(model, (card["channels"], card["size"]))
+    standardize = card["preprocessing"].get("standardize")
+    return with_head(model, (card["channels"], card["size"]), standardize=standardize)

@@ -15,6 +15,10 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.plugins.ranges import Choice, Dimension, parse_dimension
 
+#: kinds of backbones, which have different default learning rates: without normalization layers, with BatchNorm, and
+#: others, such as transformers
+PLAIN, BATCH_NORM, TRANSFORMER = KINDS = ("plain", "batch_norm", "transformer")
+
 
 def describe_error(error: Mapping[str, Any]) -> str:
     """Return a message in plain words for an error record of pydantic."""
@@ -118,6 +122,17 @@ def argument_of(cls: type[Any]) -> str:
     return str(getattr(cls, "argument", "")) if has_argument else ""
 
 
+def _check_rates(cls: type[Any]) -> None:
+    """Raise BadInput if the default learning rate is not a positive number, or one for each kind of backbone."""
+    lr = getattr(cls, "lr", 1.0)
+    rates = lr if isinstance(lr, Mapping) else dict.fromkeys(KINDS, lr)
+    if set(rates) != set(KINDS):
+        raise BadInput(f"{cls.__name__}.lr must have a number for each kind of backbone: {', '.join(KINDS)}")
+    for rate in rates.values():
+        if not (isinstance(rate, int | float) and 0 < rate < float("inf")):
+            raise BadInput(f"{cls.__name__}.lr must be a number above 0, not {rate!r}")
+
+
 def make_component(kind: str, cls: type[Any], origin: str) -> Component:
     """Return a class as a component; raise BadInput if it does not satisfy the contract of its kind."""
     _, method = COLLECTIONS[kind]
@@ -130,9 +145,8 @@ def make_component(kind: str, cls: type[Any], origin: str) -> Component:
         raise BadInput(f"{cls.__name__} has no method {method}()")
     if kind == "shift" and len(options_of(cls)) != 1:
         raise BadInput(f"{cls.__name__} must be a dataclass with one field, its amount")
-    lr = getattr(cls, "lr", 1.0)
-    if kind == "strategy" and not (isinstance(lr, int | float) and 0 < lr < float("inf")):
-        raise BadInput(f"{cls.__name__}.lr must be a number above 0, not {lr!r}")
+    if kind == "strategy":
+        _check_rates(cls)
     if kind == "strategy":
         tunable(cls)
     return Component(kind, name=name, cls=cls, origin=origin)

@@ -130,6 +130,15 @@ def parse_list(title: str, text: str) -> tuple[str | float | Range, ...]:
     return values
 
 
+#: default range of a learning rate: from the default divided by this factor to the default times this factor
+DECADE = 10.0
+
+
+def around(lr: float) -> Range:
+    """Return the default range of a learning rate."""
+    return Range(float(f"{lr / DECADE:.6g}"), float(f"{lr * DECADE:.6g}"), log=True)
+
+
 def parse_dimension(title: str, text: str, *, integer: bool = False) -> Dimension:
     """Read the dimension of a search: one range, or a list, whose plain values stay texts.
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from adaptkit.errors import BadInput
-from adaptkit.settings.settings import flat_settings
+from adaptkit.settings.settings import PLAIN_RECIPE, flat_settings
 from adaptkit.system.files import read_file
 
 #: limits of a config file: bytes, entries after aliases are expanded, depth of nesting
@@ -92,6 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "split.test": 400,
         "shots": 20,
         "epochs": 8,
+        "min_steps": None,
         "base.epochs": 5,
     },
     "default": {},
@@ -113,5 +114,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "base.epochs": 5,
         "base.batch_size": 128,
         "base.seed": 42,
+        **PLAIN_RECIPE,
     },
 }

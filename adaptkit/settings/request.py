@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
-from adaptkit.plugins.components import options_of
-from adaptkit.plugins.ranges import Dimension
-from adaptkit.settings.settings import DEFAULT_LR, Settings, written_classes
+from adaptkit.plugins.components import PLAIN, options_of
+from adaptkit.plugins.ranges import Dimension, around
+from adaptkit.settings.settings import DEFAULT_LR, PLAIN_RECIPE, Settings, written_classes
 from adaptkit.settings.severities import written
 
 #: option of strategies that also train the head
@@ -34,9 +34,12 @@ OF_PROTOCOLS = (PROTOCOL, "folds", "keep_folds")
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recorded settings of a run, with what they meant to the version of adaptkit that made it.
 
-    Without a protocol, it has the draws of adaptkit 0.1. An untrained base did not have to be asked for.
+    Without a protocol, it has the draws of adaptkit 0.1. Without a schedule, its training was plain. An untrained base
+    did not have to be asked for.
     """
     values = {PROTOCOL: OVERLAPPING, **config} if config else {}
+    if config and "schedule" not in config:  # made before there were schedules
+        values |= PLAIN_RECIPE
     if config.get("dataset") == "none" and not is_pretrained(str(config.get("backbone")), {}):
         values.setdefault(f"backbone.{WEIGHTS}", "none")
     return values
@@ -50,6 +53,9 @@ OF_A_RUN = {
     "batch_size",
     "optimizer",
     "weight_decay",
+    "schedule",
+    "clip",
+    "min_steps",
     "class_weights",
     "evaluate_shifted",
     "preset",
@@ -61,16 +67,18 @@ OF_A_RUN = {
 }
 
 
-def default_lr(cls: type[Any]) -> float:
-    """Return the default learning rate of a strategy."""
-    return float(getattr(cls, LR, DEFAULT_LR))
+def default_lr(cls: type[Any], kind: str = PLAIN) -> float:
+    """Return the default learning rate of a strategy for a kind of backbone."""
+    rate = getattr(cls, LR, DEFAULT_LR)
+    return float(rate[kind] if isinstance(rate, Mapping) else rate)
 
 
 @dataclass(frozen=True)
 class Arm:
     """A strategy with its options and its learning rate; one run is made for each seed.
 
-    With `new_head`, the base has no weights for the head, so that the head is always trained. `searched` holds the
+    With `new_head`, the base has no weights for the head, so that the head is always trained. With `has_default_lr`,
+    the learning rate is the default one, which can depend on the backbone. `searched` holds the
     ranges of the learning rate and of the options that every fit chooses on its own training images.
     """
 
@@ -79,11 +87,20 @@ class Arm:
     options: Mapping[str, Any]
     lr: float
     new_head: bool = False
+    has_default_lr: bool = False
     searched: Mapping[str, Dimension] = field(default_factory=dict)
 
     def create(self) -> Strategy:
         """Return a new instance of the strategy."""
         return copy.deepcopy(self.checked)
+
+    def settled(self, kind: str) -> Arm:
+        """Return the arm with its default learning rate for this kind of backbone."""
+        lr = default_lr(type(self.checked), kind)
+        searched = dict(self.searched)
+        if searched.get(LR) == around(self.lr):
+            searched[LR] = around(lr)
+        return dataclasses.replace(self, lr=lr, searched=searched)
 
     @property
     def label(self) -> str:
@@ -93,6 +110,12 @@ class Arm:
             defaults[TRAIN_HEAD] = True
         changed = [f"{key}={_plain(value)}" for key, value in self.options.items() if value != defaults[key]]
         return " ".join([self.strategy, *changed])
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return the number of optimizer steps in an epoch; a last batch of one image joins the one before."""
+    whole, rest = divmod(images, batch_size)
+    return max(1, whole + (rest > 1))
 
 
 def is_pretrained(backbone: str, options: Mapping[str, Any]) -> bool:
@@ -145,6 +168,19 @@ class Request:
     def with_settings(self, **values: Any) -> Request:
         """Return the request with other values of these settings, which are not validated again."""
         return dataclasses.replace(self, settings=self.settings.model_copy(update=values))
+
+    def settled(self, *, kind: str, images: int) -> Request:
+        """Return the request with the defaults that depend on the kind of backbone and on the number of images.
+
+        `images` is the smallest number of training images of a fit. Few images train for more epochs, so that there are
+        `min_steps` steps, unless the user has set the epochs.
+        """
+        settings = self.settings
+        arms = tuple(arm.settled(kind) if arm.has_default_lr else arm for arm in self.arms)
+        epochs = settings.epochs
+        if settings.min_steps is not None and "epochs" not in self.explicit:
+            epochs = max(epochs, -(-settings.min_steps // steps_per_epoch(images, settings.batch_size)))
+        return dataclasses.replace(self.with_settings(epochs=epochs), arms=arms)
 
     def with_arms(self, arms: Iterable[Arm]) -> Request:
         """Return the request with these arms, without duplicates."""

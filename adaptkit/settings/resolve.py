@@ -304,7 +304,17 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
             rate = values.pop(LR, None) if LR not in options_of(cls) else None
             instance, checked = make_checked(name, cls, values)
             lr = settings.lr or default_lr(cls) if rate is None else _rate(f"{name}.{LR}", rate)
-            arms.append(Arm(strategy=name, checked=instance, options=checked, lr=lr, new_head=new_head))
+            is_default = settings.lr is None and rate is None
+            arms.append(
+                Arm(
+                    strategy=name,
+                    checked=instance,
+                    options=checked,
+                    lr=lr,
+                    new_head=new_head,
+                    has_default_lr=is_default,
+                )
+            )
         except BadInput as error:
             problems.extend(error.problems)
     return tuple(arms)

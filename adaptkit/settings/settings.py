@@ -20,6 +20,15 @@ DEFAULT_EXPERIMENT = "adaptkit"
 DEFAULT_SHIFT = "rotate=45,noise=0.3"
 #: default minimum number of images per class in each part
 EACH = 10
+#: settings of a plain training: a constant learning rate, and images as they are
+PLAIN_RECIPE = {
+    "schedule": "constant",
+    "clip": None,
+    "min_steps": None,
+    "base.schedule": "constant",
+    "base.clip": None,
+    "base.standardize": False,
+}
 #: largest number of seeds
 MOST_SEEDS = 10_000
 
@@ -116,6 +125,9 @@ def parse_folds(value: object) -> object:
     return value
 
 
+#: how the learning rate changes over the steps of a training
+Schedule = Literal["cosine", "constant"]
+Clip = Annotated[Rate | None, BeforeValidator(_optional)]
 Limit = Annotated[Count | None, BeforeValidator(_optional)]
 
 
@@ -131,6 +143,13 @@ class BaseSettings(SettingsGroup):
     epochs: Count = Field(6, description="training epochs of the base")
     lr: Rate = Field(1e-3, description="learning rate of the base (Adam)")
     batch_size: Count = Field(64, description="batch size of the base")
+    schedule: Schedule = Field("cosine", description="learning rate of the base over its steps: cosine or constant")
+    clip: Clip = Field(1.0, description="largest norm of the gradient in the training of the base; none: no limit")
+    standardize: bool = Field(
+        True,
+        description="subtract the mean of the source images and divide by their standard deviation, for each channel; "
+        "not for pretrained weights, which have their own",
+    )
     mode: Literal["train", "probe"] = Field(
         "train", description="train: all layers; probe: the head only, on frozen pretrained weights"
     )
@@ -283,7 +302,10 @@ class Settings(SettingsGroup):
     shots: Limit = Field(
         20, description="labelled target images for each class and training; limits folds and given only if it is set"
     )
-    epochs: Count = Field(10, description="epochs of adaptation")
+    epochs: Count = Field(10, description="epochs of adaptation; more if `min_steps` needs them, unless it is set")
+    min_steps: Limit = Field(
+        100, description="smallest number of optimizer steps, for which few images train for more epochs; none: any"
+    )
     lr: Annotated[Rate | None, BeforeValidator(_optional)] = Field(
         None, description="learning rate of adaptation; none: the strategy's own"
     )
@@ -292,6 +314,11 @@ class Settings(SettingsGroup):
         "adam", description="optimizer of adaptation: adam, adamw or sgd (momentum 0.9)"
     )
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight decay of adaptation")
+    schedule: Schedule = Field(
+        "cosine",
+        description="learning rate over the steps: cosine (warm-up in the first tenth, then a cosine to 0) or constant",
+    )
+    clip: Clip = Field(1.0, description="largest norm of the gradient; larger ones are scaled down to it; none: any")
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="weights of the classes in the loss of adaptation: none, or balanced (all count equally)"
     )

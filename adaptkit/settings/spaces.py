@@ -11,8 +11,8 @@ from typing import Any
 
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.plugins.components import make_checked, options_of, read_dimension, tunable
-from adaptkit.plugins.ranges import GRAMMAR, Choice, Dimension, Range, parse_dimension, shown_range
-from adaptkit.settings.request import LR, Arm, default_lr
+from adaptkit.plugins.ranges import DECADE, GRAMMAR, Choice, Dimension, Range, around, parse_dimension, shown_range
+from adaptkit.settings.request import LR, Arm
 
 
 def parse_spaces(arms: Sequence[Arm], texts: Sequence[str], problems: list[str]) -> dict[str, dict[str, Dimension]]:
@@ -68,8 +68,8 @@ def _rate_dimension(title: str, text: str) -> Dimension:
     return dimension
 
 
-#: factors between the default learning rate and the ends of its range, and for extending its range and other ranges
-DECADE, DOUBLE = 10.0, 2.0
+#: factor for extending ranges other than that of the learning rate
+DOUBLE = 2.0
 #: maximum number of extensions of a range
 MOST_GROWTH = 3
 
@@ -149,9 +149,7 @@ def make_spaces(
     requested = parse_spaces(arms, texts, problems)
     spaces = []
     for arm in arms:
-        dimensions: dict[str, Dimension] = (
-            {} if LR in given[arm.strategy] else {LR: _rates(default_lr(type(arm.checked)))}
-        )
+        dimensions: dict[str, Dimension] = {} if LR in given[arm.strategy] else {LR: around(arm.lr)}
         for key, dimension in tunable(type(arm.checked)).items():
             if key not in given[arm.strategy]:
                 dimensions[key] = _fitting(arm, key, dimension=dimension, fits=fits)
@@ -197,18 +195,14 @@ def changed(arm: Arm, values: Mapping[str, Any]) -> Arm:
     """Return the arm with these options and the learning rate `lr`; raise BadInput for invalid values."""
     options = {key: value for key, value in values.items() if key in arm.options}
     instance, checked = make_checked(arm.strategy, type(arm.checked), {**arm.options, **options})
-    lr = values.get(LR, arm.lr) if LR not in arm.options else arm.lr
-    return dataclasses.replace(arm, checked=instance, options=checked, lr=float(lr))
+    if LR in arm.options or LR not in values:
+        return dataclasses.replace(arm, checked=instance, options=checked)
+    return dataclasses.replace(arm, checked=instance, options=checked, lr=float(values[LR]), has_default_lr=False)
 
 
 def written(dimensions: Mapping[str, Dimension]) -> str:
     """Return dimensions for display: `lr 0.0005..0.05 (log), rank 2..32 (log)`."""
     return ", ".join(f"{key} {shown_range(dimension.text)}" for key, dimension in dimensions.items())
-
-
-def _rates(lr: float) -> Range:
-    """Return the default range of a learning rate."""
-    return Range(float(f"{lr / DECADE:.6g}"), float(f"{lr * DECADE:.6g}"), log=True)
 
 
 def _fitting(arm: Arm, key: str, *, dimension: Dimension, fits: Callable[[Arm], bool]) -> Dimension:

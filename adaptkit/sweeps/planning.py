@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,11 +124,16 @@ def prepare_sweep(
     """
     prepared = [(prepare(request, refresh_base=refresh_base), members) for request, members in stages_of(cells)]
     stage_of = {id(cell): number for number, (_, members) in enumerate(prepared) for cell in members}
+    experiments = tuple(experiment for experiment, _ in prepared)
+    settled = {
+        id(cell): dataclasses.replace(cell, request=experiments[stage_of[id(cell)]].settled(cell.request))
+        for cell in cells
+    }
     trials = (
-        PlannedTrial(number, cell=cell, seed=seed, stage=stage_of[id(cell)])
+        PlannedTrial(number, cell=settled[id(cell)], seed=seed, stage=stage_of[id(cell)])
         for number, (seed, cell) in enumerate(_ordered(cells), start=1)
     )
-    return Prepared(tuple(experiment for experiment, _ in prepared), tuple(trials), grid)
+    return Prepared(experiments, tuple(trials), grid)
 
 
 def _ordered(cells: Sequence[GridCell]) -> Iterator[tuple[int, GridCell]]:

@@ -65,7 +65,8 @@ class Recipe:
     `order_seed` decides the order of the images and every random draw of the model's layers. `adapt_statistics` also
     updates the running statistics of frozen layers. `checkpointing` recomputes activations of a whole model's blocks
     in the backward pass instead of storing them. With `balanced`, all classes of the training images count equally in
-    the loss. `lr_option` is the command-line option that sets `lr`, for messages.
+    the loss. `schedule` changes the learning rate over the steps: `cosine` or `constant`. Gradients whose norm is
+    above `clip` are scaled down to it. `lr_option` is the command-line option that sets `lr`, for messages.
     """
 
     epochs: int
@@ -78,6 +79,8 @@ class Recipe:
     adapt_statistics: bool = False
     checkpointing: bool = False
     balanced: bool = False
+    schedule: str = "constant"
+    clip: float | None = None
     lr_option: str = "--lr "
 
 
@@ -99,6 +102,7 @@ def fit(
     a weight is not finite.
     """
     optimizer = make_optimizer(groups, recipe, passes.labels.device)
+    rates = [group["lr"] for group in optimizer.param_groups]
     stream = RandomStream(recipe.order_seed)
     state = TrainingState(model, optimizer, stream) if start is not None or keep is not None else None
     epochs: list[Epoch] = []
@@ -109,7 +113,7 @@ def fit(
         clock = _Clock()
         with stream, deterministic():
             loss, train_accuracy, step = _train_epoch(
-                model, optimizer, passes, recipe=recipe, number=number, clock=clock, step_ended=step_ended
+                model, optimizer, passes, recipe=recipe, rates=rates, number=number, clock=clock, step_ended=step_ended
             )
             training_seconds = clock.seconds()
             _check_finite(loss, groups, epoch=number, recipe=recipe)
@@ -140,11 +144,15 @@ def _train_epoch(
     passes: Passes,
     *,
     recipe: Recipe,
+    rates: Sequence[float],
     number: int,
     clock: _Clock,
     step_ended: Callable[[nn.Module, int], None] | None,
 ) -> tuple[float, float, int]:
-    """Train for one epoch; return the mean loss, the training accuracy, and the number of steps since the start."""
+    """Train for one epoch; return the mean loss, the training accuracy, and the number of steps since the start.
+
+    `rates` are the learning rates of the optimizer's groups, which the schedule multiplies.
+    """
     labels = passes.labels
     device = labels.device
     set_train_mode(model, recipe.adapt_statistics)
@@ -154,6 +162,8 @@ def _train_epoch(
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     order = split_batches(batch_order(len(labels), recipe, number), recipe.batch_size)
+    total = recipe.epochs * len(order)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     batches = zip(order, data.batches(order), strict=True)
     for step, (batch, inputs) in enumerate(batches, start=(number - 1) * len(order) + 1):
         optimizer.zero_grad(set_to_none=True)
@@ -165,10 +175,31 @@ def _train_epoch(
         loss.backward()
         loss_sum += loss.detach() * len(batch)
         correct += (predict_classes(logits.detach()) == truth).sum()
+        if recipe.clip is not None:
+            nn.utils.clip_grad_norm_(trained, recipe.clip)
+        if recipe.schedule == "cosine":
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * cosine_factor(step, total)
         optimizer.step()
         if step_ended is not None:
             step_ended(model, step)
     return loss_sum.item() / len(labels), correct.item() / len(labels), number * len(order)
+
+
+#: fraction of the steps in which the schedule `cosine` raises the learning rate
+WARM_UP = 0.1
+
+
+def cosine_factor(step: int, total: int) -> float:
+    """Return the multiple of the learning rate in a step; the first step has the number 1.
+
+    It rises linearly over the first tenth of the steps, and then follows half a cosine from 1 to almost 0 (Loshchilov
+    and Hutter, 2017, without restarts).
+    """
+    warm = max(1, math.ceil(WARM_UP * total))
+    if step <= warm:
+        return step / warm
+    return (1 + math.cos(math.pi * (step - warm) / (total - warm + 1))) / 2
 
 
 def _evaluate(passes: Passes, precision: str, clock: _Clock) -> tuple[dict[str, float], dict[str, float]]:

@@ -37,11 +37,22 @@ RENAMED = {
     "paths": "images",
     "output": "report",
 }
+#: settings that the command line takes with --set
+OF_SET = {
+    "shots",
+    "optimizer",
+    "weight_decay",
+    "schedule",
+    "clip",
+    "min_steps",
+    "evaluate_shifted",
+    "checkpointing",
+}
 #: arguments that are values of Python, or not in the command, with the reason
 PYTHON_ONLY = {
-    "run": {"shots", "optimizer", "weight_decay", "evaluate_shifted", "checkpointing"},  # on the command line: --set
-    "sweep": {"shots", "optimizer", "weight_decay", "evaluate_shifted", "checkpointing"},
-    "tune": {"shots", "optimizer", "weight_decay", "evaluate_shifted", "checkpointing"},
+    "run": OF_SET,
+    "sweep": OF_SET,
+    "tune": OF_SET,
     "compare": set(),
     "resume": {"backbone", "report"},  # the command keeps the folder of the interrupted command
     "reproduce": {"backbone"},
