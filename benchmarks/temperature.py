@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy
 
 import adaptkit
-from adaptkit.experiment.calibration import calibrate_predictions
+from adaptkit.comparison.temperature import calibrate_predictions
 from adaptkit.names import PREDICTIONS_FILE
 from adaptkit.tracking.predictions import classes_of, read_predictions, read_table
 from adaptkit.tracking.runs import open_runs

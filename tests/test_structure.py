@@ -62,6 +62,7 @@ ONE_IMPORTER = {
     "adaptkit.models.formats.peft": "loaded by name, as a format",
     "adaptkit.reports.figures.classes": "one kind of figure",
     "adaptkit.reports.figures.pairs": "one kind of figure",
+    "adaptkit.reports.figures.reliability": "one kind of figure",
     "adaptkit.reports.figures.run": "one kind of figure, imported when a run has finished",
     "adaptkit.reports.figures.severity": "one kind of figure",
     "adaptkit.reproduction.rerun": "one idea: run a recorded run again",

@@ -9,9 +9,9 @@ import numpy
 import pytest
 from scipy.special import softmax
 
+from adaptkit.comparison.temperature import calibrate_predictions, fit_temperature, log_probabilities
 from adaptkit.errors import BadInput
 from adaptkit.events import Predictions
-from adaptkit.experiment.calibration import calibrate_predictions, fit_temperature, log_probabilities
 
 CLASSES = 4
 

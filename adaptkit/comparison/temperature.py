@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from scipy.special import log_softmax, softmax
 
 from adaptkit.errors import BadInput
 from adaptkit.events import Calibration, ConfidenceBin, Predictions
-from adaptkit.metrics.classification import CalibrationError, NegativeLogLikelihood, bins_of
+from adaptkit.metrics.classification import BINS, CalibrationError, NegativeLogLikelihood, bins_of
 from adaptkit.names import (
     CALIBRATION_ECE_AFTER,
     CALIBRATION_ECE_BEFORE,
@@ -34,36 +35,59 @@ RANGE = (0.01, 100.0)
 PARTS = 5
 
 
-def calibrate_predictions(predictions: Predictions) -> Calibration:
-    """Fit the temperature to predictions for images that did not train their models, and cross-fit its effect.
+@dataclass(frozen=True)
+class CrossFitted:
+    """True classes `[n]`, and the probabilities `[n, classes]` before and after calibration.
+
+    The temperature of each of `parts` parts of the images is fitted on the other parts. `logits` are those of `before`.
+    """
+
+    truth: Integers
+    logits: Floats
+    before: Floats
+    after: Floats
+    parts: int
+
+
+def cross_fit(predictions: Predictions) -> CrossFitted:
+    """Calibrate predictions for images that did not train their models, each part by the others.
 
     Raises BadInput without the probabilities of all classes, or for a single fold or group.
     """
     if predictions.probabilities is None:
         raise BadInput("its predictions have no probabilities of all classes, which --calibrate needs; repeat the run")
-    before = numpy.asarray(predictions.probabilities, dtype=float)
     truth = numpy.asarray(predictions.truth, dtype=numpy.int64)
     parts = _parts(predictions)
     names = numpy.unique(parts)
     if len(names) < 2:
         raise BadInput("--calibrate needs predictions of at least two folds, groups or images")
-    logits = log_probabilities(before)
-    after = numpy.empty_like(before)
+    logits = log_probabilities(numpy.asarray(predictions.probabilities, dtype=float))
+    after = numpy.empty_like(logits)
     for name in names:
         rows = parts == name
         after[rows] = softmax(logits[rows] / fit_temperature(logits[~rows], truth[~rows]), axis=1)
     before = softmax(logits, axis=1)  # rounded numbers do not add up to 1
+    return CrossFitted(truth=truth, logits=logits, before=before, after=after, parts=len(names))
+
+
+def calibrate_predictions(predictions: Predictions) -> Calibration:
+    """Fit the temperature to predictions for images that did not train their models, and cross-fit its effect.
+
+    Raises BadInput without the probabilities of all classes, or for a single fold or group.
+    """
+    fitted = cross_fit(predictions)
+    truth, before, after = fitted.truth, fitted.before, fitted.after
     nll, ece = NegativeLogLikelihood(), CalibrationError()
     return Calibration(
-        temperature=fit_temperature(logits, truth),
+        temperature=fit_temperature(fitted.logits, truth),
         images=len(truth),
-        parts=len(names),
+        parts=fitted.parts,
         nll_before=nll.score(before, truth),
         nll_after=nll.score(after, truth),
         ece_before=ece.score(before, truth),
         ece_after=ece.score(after, truth),
-        bins_before=_bins(before, truth),
-        bins_after=_bins(after, truth),
+        bins_before=confidence_bins(before, truth),
+        bins_after=confidence_bins(after, truth),
     )
 
 
@@ -120,8 +144,9 @@ def _parts(predictions: Predictions) -> Integers:
     return numpy.unique(numpy.array(units), return_inverse=True)[1].astype(numpy.int64) % PARTS
 
 
-def _bins(probabilities: Floats, truth: Integers) -> tuple[ConfidenceBin, ...]:
-    bins = bins_of(probabilities)
+def confidence_bins(probabilities: Floats, truth: Integers, count: int = BINS) -> tuple[ConfidenceBin, ...]:
+    """Return predictions of similar confidence together, in about `count` bins of equal size."""
+    bins = bins_of(probabilities, count=count)
     confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
     return tuple(
         ConfidenceBin(
