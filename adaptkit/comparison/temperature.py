@@ -2,6 +2,9 @@
 
 The temperature is fitted on predictions of models that were not trained on the predicted images: those of other folds,
 or of the test part. The probabilities determine the logits up to a constant of each image, which changes nothing.
+
+A temperature that is fitted to few images is uncertain, and would make a model worse that is calibrated already. So it
+is 1 unless a likelihood-ratio test shows that another one is better.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 import numpy
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import chdtrc, log_softmax, softmax
 
 from adaptkit.errors import BadInput
 from adaptkit.events import Calibration, ConfidenceBin, Predictions
@@ -31,6 +34,8 @@ Integers = NDArray[numpy.int64]
 
 #: smallest and largest temperature
 RANGE = (0.01, 100.0)
+#: level of the test that the temperature is not 1
+LEVEL = 0.05
 #: number of parts for cross-fitting predictions that have no folds
 PARTS = 5
 
@@ -99,9 +104,10 @@ def log_probabilities(probabilities: Floats) -> Floats:
 
 
 def fit_temperature(logits: Floats, truth: Integers) -> float:
-    """Return the temperature with the smallest negative log-likelihood of the true classes.
+    """Return the temperature with the smallest negative log-likelihood of the true classes, if it is shown not to be 1.
 
-    If all predictions are right, there is none: the smaller the temperature, the smaller the loss. Then it is 1.
+    It is 1 if the likelihood-ratio test does not reject that, and if all predictions are right: then there is no
+    smallest value, because the loss falls with the temperature.
     """
     rows = numpy.arange(len(truth))
     if (logits.argmax(1) == truth).all():
@@ -112,7 +118,8 @@ def fit_temperature(logits: Floats, truth: Integers) -> float:
 
     low, high = map(math.log, RANGE)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return math.exp(float(found.x))
+    ratio = 2 * len(truth) * (loss(0.0) - float(found.fun))  # chi-squared with one degree of freedom
+    return math.exp(float(found.x)) if chdtrc(1, max(ratio, 0.0)) < LEVEL else 1.0
 
 
 def calibration_metrics(calibration: Calibration) -> dict[str, float]:
@@ -128,11 +135,14 @@ def calibration_metrics(calibration: Calibration) -> dict[str, float]:
 
 def calibration_text(calibration: Calibration) -> str:
     """Return the effect of a calibration as a sentence."""
+    found = f"Calibrated with temperature {calibration.temperature:.3g}, fitted on"
+    if calibration.temperature == 1:
+        found = "Temperature 1, which changes no probability: no other one is shown to be better by"
     return (
-        f"Calibrated with temperature {calibration.temperature:.3g}, fitted on {calibration.images:,} predictions of "
-        f"models that had not seen the image. Cross-fitted in {calibration.parts} parts: negative log-likelihood "
-        f"{calibration.nll_before:.3f} -> {calibration.nll_after:.3f}, calibration error "
-        f"{100 * calibration.ece_before:.1f} -> {100 * calibration.ece_after:.1f} points."
+        f"{found} {calibration.images:,} predictions of models that had not seen the image. Cross-fitted in "
+        f"{calibration.parts} parts: negative log-likelihood {calibration.nll_before:.3f} -> "
+        f"{calibration.nll_after:.3f}, calibration error {100 * calibration.ece_before:.1f} -> "
+        f"{100 * calibration.ece_after:.1f} points."
     )
 
 
