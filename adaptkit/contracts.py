@@ -23,7 +23,8 @@ class Strategy(Protocol):
     A strategy with options is a standard dataclass; its fields are the options. An option `train_head` states that the
     head itself is trained; adaptkit sets it to true if the head is new. Optional members:
 
-    - `lr`: the default learning rate, 1e-3 if it is absent.
+    - `lr`: the default learning rate, 1e-3 if it is absent; or one for each kind of backbone, as in `{"plain": 1e-3,
+      "batch_norm": 3e-4, "transformer": 1e-4}`: without normalization layers, with BatchNorm, and all others.
     - `starts_at_base`: False if the adapted model does not give the logits of the base before training.
     - `merge(model)`: merge the adapter into the weights, in place.
     - `step_ended(model, step)`: called after each optimizer step; the first step is 1.

@@ -191,7 +191,7 @@ recipe_options = bundle(
     ),
     click.option("--keep-folds", is_flag=True, help="Keep the adapters of all folds, also above 50 MB."),
     click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10, or 100 steps if they take more]"),
-    click.option("--lr", metavar="X", help="Learning rate of adaptation.  [default: the strategy's]"),
+    click.option("--lr", metavar="X", help="Learning rate; auto: chosen in each fit.  [default: the strategy's]"),
     click.option("--batch-size", metavar="N", help="Batch size for adaptation.  [default: 32]"),
     click.option(
         "--class-weights",

@@ -38,6 +38,7 @@ from adaptkit.names import (
     TIME_TRAIN_SECONDS,
     TUNED_INSIDE_TAG,
     TUNING_TAG,
+    WARNINGS_TAG,
 )
 from adaptkit.settings.request import OVERLAPPING
 from adaptkit.settings.severities import written
@@ -105,6 +106,11 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
             notes.append(
                 f"{arm.name} has no finished run of {plural('seed', missing)} {listed(map(str, missing))}: its pairs "
                 "use only the seeds that both strategies have."
+            )
+        if warned := [tag for run in arm.runs if (tag := run.tags.get(WARNINGS_TAG))]:
+            notes.append(
+                f"{arm.name} may not have learned, in {len(warned)} of {counted(len(arm.runs), 'run')}: "
+                f"{warned[0].splitlines()[0]}."
             )
     for key, words in (("epochs", "epochs"), ("batch_size", "images per step")):
         values = {arm.settings.get(key, "?") for arm in comparison.arms}

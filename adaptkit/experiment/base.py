@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from adaptkit.backbones.structure import BY_SOURCE, MEAN, STD, find_head
 from adaptkit.data.domains import Domains
 from adaptkit.data.pixels import channel_statistics
 from adaptkit.data.protocols import class_counts
-from adaptkit.data.views import Views
+from adaptkit.data.views import Views, views_of
 from adaptkit.errors import BASE_HINT, AdaptkitError, RunFailed, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunInput, RunResult, RunStart
 from adaptkit.experiment.base_cache import (
@@ -30,6 +30,7 @@ from adaptkit.experiment.base_cache import (
     store_base,
     write_base,
 )
+from adaptkit.experiment.inputs import TRIED
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
 from adaptkit.experiment.run_warnings import training_warnings, warning_tags
@@ -37,15 +38,16 @@ from adaptkit.names import BASE_FINGERPRINT_TAG, BASE_FOLDER, KIND_TAG, PROCESSE
 from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Request
-from adaptkit.system.folders import LIMIT_VARIABLE, CacheWarning, cache_limit, shown_size
+from adaptkit.system.folders import LIMIT_VARIABLE, CacheWarning, cache_limit, features_allowed, shown_size
 from adaptkit.system.signals import origin
 from adaptkit.training.checkpoints import Checkpoint, Keep
-from adaptkit.training.evaluation import predict_logits
-from adaptkit.training.frozen.features import ImageSet, Value
+from adaptkit.training.evaluation import computing, predict_logits
+from adaptkit.training.frozen.division import divide
+from adaptkit.training.frozen.features import MEMORY_LIMIT, FeatureStore, ImageSet, Value
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.objective import predictions_of
-from adaptkit.training.passes import BytePasses, Test, on_device
-from adaptkit.training.trainable import freeze
+from adaptkit.training.passes import BytePasses, DividedPasses, Passes, Test, on_device
+from adaptkit.training.trainable import freeze, set_train_mode
 
 if TYPE_CHECKING:
     from adaptkit.tracking.tracker import Tracker
@@ -76,13 +78,11 @@ def train_base(
     """
     settings = request.settings
     device = clean[1].device
-    test = Test(ImageSet("clean", Value(clean[0], 0.0)), clean[1])
-    passes = BytePasses(
-        model,
-        on_device(domains.source.pixels, device),
-        labels=domains.source.labels.to(device),
-        tests={"clean": test},
-    )
+    tests = {"clean": Test(ImageSet("clean", Value(clean[0], 0.0)), clean[1])}
+    passes = _probe_passes(request, domains, model, tests) if settings.base.mode == "probe" else None
+    if passes is None:
+        pixels = on_device(domains.source.pixels, device)
+        passes = BytePasses(model, pixels, labels=domains.source.labels.to(device), tests=tests)
     recipe = Recipe(
         epochs=settings.base.epochs,
         batch_size=settings.base.batch_size,
@@ -99,6 +99,20 @@ def train_base(
     if settings.base.mode == "probe":
         trained = [parameter for parameter in trained if parameter.requires_grad]
     yield from fit(model, [{"params": trained}], passes, recipe=recipe, start=start, keep=keep)
+
+
+def _probe_passes(request: Request, domains: Domains, model: nn.Module, tests: Mapping[str, Test]) -> Passes | None:
+    """Return the inputs of a head on frozen layers, whose features are computed once; None if they cannot be."""
+    device, precision = tests["clean"].labels.device, request.settings.precision
+    views = views_of(domains.source.pixels, (), 0).to(device)
+    set_train_mode(model)
+    division = divide(model, views[:TRIED], lambda: computing(device, precision)) if len(views) >= TRIED else None
+    if division is None or not features_allowed():
+        return None
+    store = FeatureStore(precision, None, MEMORY_LIMIT)
+    images = ImageSet("source", Value(views, 0.0))
+    labels = domains.source.labels.to(device)
+    return DividedPasses(division, store, views=lambda epoch: images, labels=labels, tests=tests)
 
 
 def prepare_base(request: Request, domains: Domains, model: nn.Module) -> None:
@@ -269,7 +283,7 @@ def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterat
         "new_head": experiment.clean is None,
         "logits": base.logits,
     }
-    warnings = base_warnings(experiment, base)
+    signs = base_warnings(experiment, base)
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
         files = write_base(Path(folder), base, card)
         yield RunResult(
@@ -280,8 +294,8 @@ def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterat
             config=request.config_text(request.base_params()),
             files={f"{BASE_FOLDER}/{name}": path for name, path in files.items()},
             samples=samples,
-            tags={BASE_FINGERPRINT_TAG: base.fingerprint, **warning_tags(warnings)},
-            warnings=warnings,
+            tags={BASE_FINGERPRINT_TAG: base.fingerprint, **warning_tags(signs)},
+            warnings=signs,
         )
 
 

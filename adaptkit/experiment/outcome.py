@@ -66,6 +66,10 @@ class Plan:
     groups: int = 0
     #: configurations that each fit tries on its own training images; 0: no tuning
     tuning_trials: int = 0
+    #: optimizer steps of one training
+    steps: int = 0
+    #: by what the base standardizes its images: source, image (each by itself) or None
+    standardize: str | None = None
     #: images of each class, in the order of `classes`, in one training (the mean over the fits) and in the evaluation
     training_counts: tuple[int, ...] = ()
     evaluation_counts: tuple[int, ...] = ()

@@ -31,7 +31,7 @@ from adaptkit.errors import BadInput, listed, located
 from adaptkit.experiment.base_cache import build_model, recipe_key, standardization, usable_base
 from adaptkit.experiment.outcome import ArmPlan, Plan
 from adaptkit.experiment.preflight import find_memory_format, find_sample, try_backbone, try_strategies
-from adaptkit.settings.request import OVERLAPPING, Request
+from adaptkit.settings.request import OVERLAPPING, Request, steps_per_epoch
 from adaptkit.settings.severities import written
 from adaptkit.system.hardware import find_device, find_precision, precision_notices, require_one_process
 from adaptkit.training.recomputation import find_blocks
@@ -252,6 +252,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a checked request, as users see it."""
     settings = request.settings
+    drawn = round(sum(len(fit.train) for fit in fits) / len(fits))
     evaluated = class_counts(domains.shifted_test.labels, domains.classes)
     trained = [class_counts(domains.labels.numbers[fit.train], domains.classes) for fit in fits]
     return Plan(
@@ -264,7 +265,7 @@ def make_plan(
         source_images=len(domains.source),
         pool_images=len(domains.pool),
         shots=settings.shots,
-        drawn_images=round(sum(len(fit.train) for fit in fits) / len(fits)),
+        drawn_images=drawn,
         clean_test_images=len(domains.clean_test or ()),
         shifted_test_images=len(domains.shifted_test.labels),
         classes=domains.classes,
@@ -273,6 +274,8 @@ def make_plan(
         seeds=settings.seed,
         metrics=settings.metric,
         epochs=settings.epochs,
+        steps=settings.epochs * steps_per_epoch(drawn, settings.batch_size),
+        standardize=standardization(request, domains),
         notices=notices,
         protocol=domains.protocol.name,
         folds=domains.protocol.folds,

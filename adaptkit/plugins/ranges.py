@@ -134,6 +134,15 @@ def parse_list(title: str, text: str) -> tuple[str | float | Range, ...]:
 DECADE = 10.0
 
 
+#: number of learning rates that `--lr auto` tries
+TRIED_RATES = 5
+
+
+def five_around(lr: float) -> Choice:
+    """Return the learning rates that `--lr auto` tries: two per decade, the default in the middle."""
+    return Choice(tuple(float(f"{lr * DECADE ** (step / 2 - 1):.2g}") for step in range(TRIED_RATES)))
+
+
 def around(lr: float) -> Range:
     """Return the default range of a learning rate."""
     return Range(float(f"{lr / DECADE:.6g}"), float(f"{lr * DECADE:.6g}"), log=True)

@@ -13,7 +13,7 @@ import yaml
 
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
 from adaptkit.plugins.components import PLAIN, options_of
-from adaptkit.plugins.ranges import Dimension, around
+from adaptkit.plugins.ranges import Dimension, around, five_around
 from adaptkit.settings.settings import DEFAULT_LR, PLAIN_RECIPE, Settings, written_classes
 from adaptkit.settings.severities import written
 
@@ -98,8 +98,9 @@ class Arm:
         """Return the arm with its default learning rate for this kind of backbone."""
         lr = default_lr(type(self.checked), kind)
         searched = dict(self.searched)
-        if searched.get(LR) == around(self.lr):
-            searched[LR] = around(lr)
+        for default_range in (around, five_around):
+            if searched.get(LR) == default_range(self.lr):
+                searched[LR] = default_range(lr)
         return dataclasses.replace(self, lr=lr, searched=searched)
 
     @property

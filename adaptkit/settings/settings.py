@@ -306,8 +306,10 @@ class Settings(SettingsGroup):
     min_steps: Limit = Field(
         100, description="smallest number of optimizer steps, for which few images train for more epochs; none: any"
     )
-    lr: Annotated[Rate | None, BeforeValidator(_optional)] = Field(
-        None, description="learning rate of adaptation; none: the strategy's own"
+    lr: Annotated[Rate | Literal["auto"] | None, BeforeValidator(_optional)] = Field(
+        None,
+        description="learning rate of adaptation; none: the strategy's own; auto: each fit chooses one of five on its "
+        "own training images",
     )
     batch_size: Count = Field(32, description="batch size of adaptation")
     optimizer: Literal["adam", "adamw", "sgd"] = Field(

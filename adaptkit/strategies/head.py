@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adaptkit.hookspecs import hookimpl
 
@@ -14,7 +14,7 @@ class Head:
     """Train the last classifier layer only."""
 
     name = "head"
-    lr = 5e-3
+    lr: ClassVar[dict[str, float]] = {"plain": 0.01, "batch_norm": 0.01, "transformer": 0.01}
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of the last linear layer, or of all classifiers if a model combines several."""

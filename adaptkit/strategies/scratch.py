@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
@@ -15,7 +15,7 @@ class Scratch:
     """Train every parameter from new random weights (a control)."""
 
     name = "scratch"
-    lr = 1e-3
+    lr: ClassVar[dict[str, float]] = {"plain": 0.01, "batch_norm": 0.003, "transformer": 0.001}
     starts_at_base = False
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:

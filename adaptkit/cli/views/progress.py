@@ -161,6 +161,14 @@ ONE_REPEAT = (
 )
 
 
+#: what the plan says about standardized images
+STANDARDIZED = {
+    None: "",
+    "source": ", inputs standardized by the source images",
+    "image": ", each image standardized by itself",
+}
+
+
 def print_plan(console: Console, plan: Plan) -> None:
     """Print the plan of an experiment: data, base, runs, strategies, notices and estimated time."""
     has_source = plan.dataset != NO_SOURCE
@@ -176,14 +184,13 @@ def print_plan(console: Console, plan: Plan) -> None:
         base = "from the cache" if plan.base_cached else "to be trained first"
     else:
         base = "used without training; every strategy trains a new head"
-    about = f"{len(plan.classes):,} classes, on {plan.device} in {plan.precision}"
+    about = f"{len(plan.classes):,} classes, on {plan.device} in {plan.precision}{STANDARDIZED[plan.standardize]}"
     console.print(f"Base     {escape(plan.backbone)}, {about}; {base}", soft_wrap=True)
     seeds = "seed" if len(plan.seeds) == 1 else "seeds"
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
-    console.print(
-        f"Runs     {seeds} {', '.join(map(str, plan.seeds))}; {epochs} each; compared by {metrics_text(plan)}",
-        soft_wrap=True,
-    )
+    steps = "1 step" if plan.steps == 1 else f"{plan.steps:,} steps"
+    about = f"{', '.join(map(str, plan.seeds))}; {epochs} ({steps}) each; compared by {metrics_text(plan)}"
+    console.print(f"Runs     {seeds} {about}", soft_wrap=True)
     if plan.tuning_trials:
         console.print(_tuning(plan), markup=False, soft_wrap=True)
     console.print(_strategies(plan))
