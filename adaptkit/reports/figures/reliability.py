@@ -59,9 +59,9 @@ def draw_reliability(comparison: Comparison, marks: Mapping[str, Mark]) -> Drawi
         *(line_handle(marks[arm]) for arm in fitted),
     ]
     set_legend(figure, handles, ["calibrated", *fitted], loc="outside right center")
-    left_out = len(comparison.arms) - len(fitted)
+    count = len(comparison.arms)
     note = "below the dashed line, the model is too confident; above it, not confident enough"
-    write_note(figure, f"{note}; not shown: {left_out} strategies" if left_out else note)
+    write_note(figure, note if len(fitted) == count else f"{note}; {len(fitted)} of {count} strategies")
     settle(figure)
     changes = [f"{shown(arm)} {before:.1f}, then {after:.1f}" for arm, (before, after) in errors.items()]
     alt = (
