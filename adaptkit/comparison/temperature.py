@@ -135,12 +135,12 @@ def calibration_metrics(calibration: Calibration) -> dict[str, float]:
 
 def calibration_text(calibration: Calibration) -> str:
     """Return the effect of a calibration as a sentence."""
-    found = f"Calibrated with temperature {calibration.temperature:.3g}, fitted on"
+    shown = f"{calibration.images:,} predictions of models that had not seen the image"
+    found = f"Calibrated with temperature {calibration.temperature:.3g}, fitted on {shown}."
     if calibration.temperature == 1:
-        found = "Temperature 1, which changes no probability: no other one is shown to be better by"
+        found = f"Temperature 1, which changes no probability: {shown} do not show that another one is better."
     return (
-        f"{found} {calibration.images:,} predictions of models that had not seen the image. Cross-fitted in "
-        f"{calibration.parts} parts: negative log-likelihood {calibration.nll_before:.3f} -> "
+        f"{found} Cross-fitted in {calibration.parts} parts: negative log-likelihood {calibration.nll_before:.3f} -> "
         f"{calibration.nll_after:.3f}, calibration error {100 * calibration.ece_before:.1f} -> "
         f"{100 * calibration.ece_after:.1f} points."
     )

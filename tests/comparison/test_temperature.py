@@ -94,7 +94,7 @@ def test_few_images_do_not_change_a_calibrated_model() -> None:
     assert kept[1.0] >= 43 and kept[3.0] == 0
     calibrated = calibrate_predictions(overconfident(100, 1.0))
     assert calibrated.temperature == 1
-    assert calibration_text(calibrated).startswith("Temperature 1, which changes no probability: no other one is")
+    assert calibration_text(calibrated).startswith("Temperature 1, which changes no probability: 100 predictions")
 
 
 def test_right_predictions_keep_their_confidence() -> None:
