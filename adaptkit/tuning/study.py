@@ -63,9 +63,8 @@ class Study:
     def __init__(self, study: optuna.Study, seed: int) -> None:
         self._study = study
         self._seed = seed
-        self._direction = study.direction.name.lower()
         #: value of failed trials, because Optuna needs one
-        self._worst = -math.inf if self._direction == "maximize" else math.inf
+        self._worst = -math.inf if study.direction.name == "MAXIMIZE" else math.inf
 
     @property
     def trials(self) -> list[StudyTrial]:
@@ -106,7 +105,7 @@ class Study:
         distributions = _distributions(space.dimensions)
         with _quiet():
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True, constant_liar=True)
-            history = optuna.create_study(direction=self._direction, sampler=sampler)
+            history = optuna.create_study(direction=self._study.direction, sampler=sampler)
             for trial in self.trials:
                 history.add_trial(
                     optuna.trial.create_trial(
