@@ -36,6 +36,8 @@ from adaptkit.settings.resolve import Layer, resolve
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 TUNED_ON = (100, 101)
+#: plugins that are not installed
+PLUGINS: list[Any] = []
 STRATEGIES = ("full", "head", "lora", "norm", "partial", "adapter", "ssf", "scratch")
 LITE0 = {"backbone": "timm:lite0", "image_size": 64, "base.mode": "probe"}
 
@@ -78,7 +80,7 @@ def accuracies(settings: Mapping[str, Any], strategies: list[str], seeds: list[i
         strategies,
         seeds=seeds,
         settings={"evaluate_shifted": "end", **settings, **more},
-        plugins=PLUGINS if "timm" in str(settings.get("backbone")) else [],
+        plugins=PLUGINS,
         track=False,
     )
     found: dict[str, dict[str, float]] = {name: {} for name in strategies}
@@ -89,7 +91,7 @@ def accuracies(settings: Mapping[str, Any], strategies: list[str], seeds: list[i
 
 def plain_script(settings: Mapping[str, Any], seeds: list[int], *, epochs: int = 30) -> dict[str, float]:
     """Fine-tune the base with a plain loop on the same labelled images; return the target accuracy by seed."""
-    plugins = load_plugins(PLUGINS if "timm" in str(settings.get("backbone")) else [])
+    plugins = load_plugins(PLUGINS)
     request = resolve([Layer({"strategy": ["full"], "seed": seeds, **settings})], plugins)
     experiment = prepare(request)
     base = obtain_base(experiment, plugins).base

@@ -160,7 +160,8 @@ def describe(component: Component) -> dict[str, Any]:
         record |= {key: getattr(component.cls, key) for key in ("title", "unit", "higher_is_better")}
     if component.kind == "strategy":
         record["lr"] = default_lr(component.cls)
-        record["lr_by_backbone"] = {kind: default_lr(component.cls, kind) for kind in KINDS}
+        rates = {kind: default_lr(component.cls, kind) for kind in KINDS}
+        record |= {"lr_by_backbone": rates} if len(set(rates.values())) > 1 else {}
     if component.kind != "dataset":
         record["options"] = [
             {

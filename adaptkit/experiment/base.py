@@ -83,6 +83,7 @@ def train_base(
     if passes is None:
         pixels = on_device(domains.source.pixels, device)
         passes = BytePasses(model, pixels, labels=domains.source.labels.to(device), tests=tests)
+    assert settings.base.lr is not None  # prepare() has chosen it
     recipe = Recipe(
         epochs=settings.base.epochs,
         batch_size=settings.base.batch_size,
@@ -119,8 +120,7 @@ def prepare_base(request: Request, domains: Domains, model: nn.Module) -> None:
     """Set the statistics of the source; freeze all layers of a base but its head if `base.mode` is probe."""
     if standardization(request, domains) == BY_SOURCE:
         for name, values in zip((MEAN, STD), channel_statistics(domains.source.pixels), strict=True):
-            buffer = model.get_buffer(name)
-            buffer.copy_(values.view_as(buffer))
+            model.get_buffer(name).copy_(values)
     if request.settings.base.mode == "probe":
         freeze(model)
         for parameter in find_head(model.head).parameters():  # type: ignore[arg-type]

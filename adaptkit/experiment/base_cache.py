@@ -102,7 +102,8 @@ def recipe_key(request: Request, domains: Domains) -> str:
     """Return the sha256 of everything that determines the base's weights, except for rounding."""
     settings = request.settings
     model = build_model(request, domains)
-    trained = {key: value for key, value in settings.base.model_dump().items() if PLAIN.get(key, key) != value}
+    trained = settings.base.model_dump(exclude={"min_steps"})  # they have determined the epochs
+    trained = {key: value for key, value in trained.items() if PLAIN.get(key, key) != value}
     recipe = {
         "version": RECIPE_VERSION,
         "source": domains.source_digest,

@@ -41,6 +41,7 @@ def base_seconds(experiment: Experiment) -> float:
     settings = request.settings.base
     model = experiment.place(build_model(request, domains))
     groups = [{"params": list(model.parameters())}]
+    assert settings.lr is not None  # prepare() has chosen it
     recipe = Recipe(
         epochs=1, batch_size=settings.batch_size, lr=settings.lr, order_seed=0, precision=request.settings.precision
     )

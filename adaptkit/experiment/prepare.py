@@ -76,7 +76,7 @@ class Experiment:
         for key, name in (("mean", MEAN), ("std", STD)):
             values = [float(value) for value in str(facts.get(f"backbone.{key}", "")).split(",") if value]
             if standardize == BY_SOURCE:
-                values = base[name].flatten().tolist()
+                values = base[name].tolist()
             normalised[key] = values or None
         return {
             "channels": self.domains.channels,
@@ -90,7 +90,7 @@ class Experiment:
 
     def settled(self, request: Request) -> Request:
         """Return another request for the same data and backbone, with the defaults that depend on them."""
-        return request.settled(kind=self.kind, images=self.fewest_images)
+        return request.settled(kind=self.kind, images=self.fewest_images, source_images=len(self.domains.source))
 
     @property
     def tests(self) -> dict[str, tuple[Views, Tensor]]:
@@ -134,7 +134,7 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     model = build_model(request, domains)
     kind = find_kind(model)
     fewest = min(len(fit.train) for fit in fits)
-    request = request.settled(kind=kind, images=fewest)
+    request = request.settled(kind=kind, images=fewest, source_images=len(domains.source))
     new_head = domains.clean_test is None
     backbone_notices = try_backbone(model, sample, name=request.settings.backbone, new_head=new_head)
     trials = try_strategies(request, model, sample)

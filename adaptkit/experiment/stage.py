@@ -142,10 +142,11 @@ class Stage:
         strategy = arm.create()
         origin = Origin.of(model)
         groups = adapt(model, strategy, init_seed=init_seed(seed, fold), new_head=arm.new_head)
+        inherited = Inherited.of(model, tensors)  # before buffers move to another device
         return AdaptedModel(
             model=self.experiment.place(model),
             groups=groups,
-            inherited=Inherited.of(model, tensors),
+            inherited=inherited,
             origin=origin,
             strategy=strategy,
         )

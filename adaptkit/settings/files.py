@@ -94,6 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 8,
         "min_steps": None,
         "base.epochs": 5,
+        "base.min_steps": None,
     },
     "default": {},
     # The notebook that adaptkit started from, but with disjoint source and target images.

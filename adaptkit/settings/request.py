@@ -170,18 +170,31 @@ class Request:
         """Return the request with other values of these settings, which are not validated again."""
         return dataclasses.replace(self, settings=self.settings.model_copy(update=values))
 
-    def settled(self, *, kind: str, images: int) -> Request:
-        """Return the request with the defaults that depend on the kind of backbone and on the number of images.
+    def settled(self, *, kind: str, images: int, source_images: int) -> Request:
+        """Return the request with the defaults that depend on the kind of backbone and on the numbers of images.
 
         `images` is the smallest number of training images of a fit. Few images train for more epochs, so that there are
         `min_steps` steps, unless the user has set the epochs.
         """
         settings = self.settings
+        base = settings.base
+        if base.lr is None:
+            base = base.model_copy(update={"lr": self._base_lr})
+        if base.min_steps is not None and "base.epochs" not in self.explicit and source_images:
+            needed = -(-base.min_steps // steps_per_epoch(source_images, base.batch_size))
+            base = base.model_copy(update={"epochs": max(base.epochs, needed)})
         arms = tuple(arm.settled(kind) if arm.has_default_lr else arm for arm in self.arms)
         epochs = settings.epochs
         if settings.min_steps is not None and "epochs" not in self.explicit:
             epochs = max(epochs, -(-settings.min_steps // steps_per_epoch(images, settings.batch_size)))
-        return dataclasses.replace(self.with_settings(epochs=epochs), arms=arms)
+        return dataclasses.replace(self.with_settings(epochs=epochs, base=base), arms=arms)
+
+    @property
+    def _base_lr(self) -> float:
+        """Return the default learning rate of the base: a new head learns faster than pretrained layers."""
+        if not self.is_pretrained:
+            return 1e-3
+        return 1e-2 if self.settings.base.mode == "probe" else 1e-4
 
     def with_arms(self, arms: Iterable[Arm]) -> Request:
         """Return the request with these arms, without duplicates."""

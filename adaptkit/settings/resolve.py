@@ -16,7 +16,7 @@ from adaptkit.plugins.ranges import TRIED_RATES, five_around
 from adaptkit.settings.files import PRESETS
 from adaptkit.settings.request import LR, TRAIN_HEAD, WEIGHTS, Arm, Request, default_lr, is_pretrained
 from adaptkit.settings.selection import Selected, parse_selection, split_name
-from adaptkit.settings.settings import AUTO, DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
+from adaptkit.settings.settings import DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
 from adaptkit.settings.shifts import amounts_of, make_augmentations, make_severities, make_shifts, parse_amounts
 from adaptkit.settings.spaces import make_spaces
 
@@ -63,7 +63,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
         problems.append(f"no strategy: name at least one with --strategy; known: {names}")
     arms = _arms(settings, options, plugins=plugins, problems=problems)
     arms = _searched(settings, arms, given=given, problems=problems)
-    if settings.lr == AUTO:
+    if settings.searches_lr:
         trials = settings.tuning.model_copy(update={"trials": TRIED_RATES})
         settings = settings.model_copy(update={"lr": None, "tuning": trials})
     if amounts is None:
@@ -154,7 +154,7 @@ def _searched(
 ) -> tuple[Arm, ...]:
     """Return the arms with the ranges that each fit searches; without tuning, the arms themselves."""
     tuning = settings.tuning
-    if settings.lr == AUTO:
+    if settings.searches_lr:
         if tuning.trials:
             problems.append("lr: auto is a tuning of its own; leave out --lr auto or --tune")
         return tuple(
@@ -313,7 +313,7 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
                 values = {TRAIN_HEAD: True} | values
             rate = values.pop(LR, None) if LR not in options_of(cls) else None
             instance, checked = make_checked(name, cls, values)
-            common = settings.lr if isinstance(settings.lr, float) else None
+            common = None if settings.searches_lr else settings.lr
             lr = common or default_lr(cls) if rate is None else _rate(f"{name}.{LR}", rate)
             is_default = common is None and rate is None
             arms.append(

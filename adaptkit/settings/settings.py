@@ -6,11 +6,11 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator
 
 from adaptkit.errors import BadInput, nonempty
 from adaptkit.settings.severities import Severities
@@ -27,8 +27,10 @@ PLAIN_RECIPE = {
     "min_steps": None,
     "base.schedule": "constant",
     "base.clip": None,
+    "base.min_steps": None,
     "base.standardize": False,
 }
+AUTO = "auto"
 #: largest number of seeds
 MOST_SEEDS = 10_000
 
@@ -74,6 +76,10 @@ def _metrics(value: object) -> object:
 
 def _optional(value: object) -> object:
     return None if nonempty(value) == "none" else value
+
+
+def _auto(value: object, check: Callable[[object], object]) -> object:
+    return value if value == AUTO else check(value)
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -140,8 +146,17 @@ class SettingsGroup(BaseModel):
 class BaseSettings(SettingsGroup):
     """Training of the base on the source."""
 
-    epochs: Count = Field(6, description="training epochs of the base")
-    lr: Rate = Field(1e-3, description="learning rate of the base (Adam)")
+    epochs: Count = Field(
+        6, description="training epochs of the base; more if `base.min_steps` needs them, unless it is set"
+    )
+    min_steps: Limit = Field(
+        200, description="smallest number of optimizer steps of the base, for which few images train longer; none: any"
+    )
+    lr: Annotated[Rate | None, BeforeValidator(_optional)] = Field(
+        None,
+        description="learning rate of the base (Adam); none: 1e-3, 1e-4 for all layers of pretrained weights, or 1e-2 "
+        "for a head on frozen ones",
+    )
     batch_size: Count = Field(64, description="batch size of the base")
     schedule: Schedule = Field("cosine", description="learning rate of the base over its steps: cosine or constant")
     clip: Clip = Field(1.0, description="largest norm of the gradient in the training of the base; none: no limit")
@@ -224,7 +239,6 @@ class TuningSettings(SettingsGroup):
     )
 
 
-AUTO = "auto"
 Column = Annotated[str, Field(min_length=1)]
 
 
@@ -306,7 +320,7 @@ class Settings(SettingsGroup):
     min_steps: Limit = Field(
         100, description="smallest number of optimizer steps, for which few images train for more epochs; none: any"
     )
-    lr: Annotated[Rate | Literal["auto"] | None, BeforeValidator(_optional)] = Field(
+    lr: Annotated[Rate | None, BeforeValidator(_optional), WrapValidator(_auto)] = Field(
         None,
         description="learning rate of adaptation; none: the strategy's own; auto: each fit chooses one of five on its "
         "own training images",
@@ -351,6 +365,11 @@ class Settings(SettingsGroup):
     table: TableSettings = Field(default_factory=TableSettings)  # type: ignore[arg-type]
     tuning: TuningSettings = Field(default_factory=TuningSettings)  # type: ignore[arg-type]
     folder: FolderSettings = Field(default_factory=FolderSettings)  # type: ignore[arg-type]
+
+    @property
+    def searches_lr(self) -> bool:
+        """Return whether each fit chooses its learning rate, in which case `lr` is "auto"."""
+        return str(self.lr) == AUTO
 
 
 def setting_keys() -> dict[str, str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Norm:
     """Train only the scales and shifts of normalization layers.
 
-    The running statistics of BatchNorm layers are also updated.
+    The running statistics of BatchNorm layers stay those of the base; `--bn adapt` updates them.
     """
 
     name: ClassVar[str] = "norm"

@@ -82,10 +82,12 @@ def test_merged(cli: Cli, lora: str, own_folder: Path) -> None:
     assert verified is not None and float(verified[1]) < 1e-5
     assert verified[3] == SHIFTED and verified[4] == "safetensors"
     assert lines[2:] == ["How to use it: out/model/README.md"]
-    model = SmallCNNModel(1, 28, 10)
-    model.load_state_dict(load_file("out/model/model.safetensors"))
+    model, state = SmallCNNModel(1, 28, 10), load_file("out/model/model.safetensors")
+    mean, std = state.pop("input_mean"), state.pop("input_std")
+    model.load_state_dict(state)
     pixels = torch.rand(4, 1, 28, 28)
-    assert torch.equal(model(pixels), adaptkit.load(lora)(pixels))
+    assert torch.equal(model((pixels - mean) / std), adaptkit.load(lora)(pixels))
+    assert "`input_mean` and `input_std`" in Path("out/model/README.md").read_text()
     card = json.loads(Path("out/model/model.json").read_text())
     assert card["classes"] == list("0123456789") and card["run_id"] == lora
     assert (card["channels"], card["size"], card["backbone"]) == (1, 28, "small_cnn")

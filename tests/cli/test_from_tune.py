@@ -142,7 +142,7 @@ def rates(**given: Any) -> dict[str, float]:
 
 
 def test_learning_rate_of_one_strategy() -> None:
-    assert rates(**{"strategy": ["lora", "head"], "lora.lr": "1e-2"}) == {"lora": 0.01, "head": 0.005}
+    assert rates(**{"strategy": ["lora", "head"], "lora.lr": "1e-2", "head.lr": "2e-2"}) == {"lora": 0.01, "head": 0.02}
     assert rates(**{"strategy": ["lora", "head"], "lora.lr": 0.01, "lr": 0.1}) == {"lora": 0.01, "head": 0.1}
     assert rates(**{"strategy": ["lora"], "strategy.lr": 0.3}) == {"lora": 0.3}
 

@@ -162,7 +162,7 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         ("processes", r"run \w+ \(.+\) was trained by 2 processes and cannot be reproduced: "),
         ("config gone", r"run \w+ \(.+\) has no artifact config.yaml"),
         ("config not YAML", r"run \w+ \(.+\): config file .+config.yaml: not valid YAML in line 1"),
-        ("config altered", r"run \w+ \(.+\): its config.yaml was altered: lr is 0.5, but was 0.005"),
+        ("config altered", r"run \w+ \(.+\): its config.yaml was altered: lr is 0.5, but was 0.01"),
         ("config of two", r"run \w+ \(.+\): its config.yaml was altered: it must name one strategy and one "),
         ("card altered", r"run \w+ \(.+\): its adapter/adapter.json was altered or belongs to another run"),
         ("adapter altered", r"run \w+ \(.+\): .+adapter.safetensors is damaged: its sha256 is \w+, and adapter.json "),

@@ -217,7 +217,7 @@ def test_precedence_of_settings(cli: Cli, own_folder: Path) -> None:
     assert [arm["strategy"] for arm in plan["arms"]] == ["head"]  # config
     assert plan["source_images"] == 1000  # preset
     assert plan["clean_test_images"] == 400
-    assert plan["arms"][0]["lr"] == 0.005  # the strategy's default
+    assert plan["arms"][0]["lr"] == 0.01  # the strategy's default
 
 
 def test_option_overrides_config_file(cli: Cli, own_folder: Path) -> None:
@@ -245,7 +245,7 @@ def test_dry_run(cli: Cli, own_folder: Path) -> None:
     lines = [line.rstrip() for line in result.stdout.splitlines() if line.strip()]
     assert lines[3] == "Base     small_cnn, 10 classes, on cpu in fp32; to be trained first"
     assert lines[5].split() == ["strategy", "trainable", "head", "adapter", "base", "share", "learning", "rate"]
-    assert lines[7].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.005"]
+    assert lines[7].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.01"]
     assert lines[8].split() == ["full", "421,642", "1,290", "0", "420,352", "100.00", "%", "0.001"]
     assert lines[9] == "trainable = head + adapter (added) + base; size of the base: 421,642"
     assert lines[10].startswith("Estimated time: ") and lines[10].endswith(

@@ -62,7 +62,7 @@ def no_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_load_repeats_recorded_predictions(strategy: str, tracked: Tracked, no_cache: Path) -> None:
     run_id = run_of(tracked, strategy)
     model = adaptkit.load(run_id, tracking_uri=tracked.uri)
-    assert list(model.state_dict()) == list(SmallCNNModel(1, 28, 10).state_dict())
+    assert list(model.state_dict()) == ["input_mean", "input_std", *SmallCNNModel(1, 28, 10).state_dict()]
     assert not model.training and model.classes == DIGITS
     trained = find_trained(run_id, tracked.uri, given_plugins([]))
     _, domains = run_data(trained.stored, given_plugins([]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adaptkit.backbones.structure import BY_SOURCE, MEAN, STD
 from adaptkit.models.formats.format import Exported, Format, Logits, plain_only
 from adaptkit.models.trained import EXPORT_WEIGHTS, TrainedRun, exported_model
 
@@ -24,8 +25,15 @@ def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
 def usage(trained: TrainedRun) -> str:
     """Return the README's section on loading the model."""
     backbone = ", backbone=my_model" if str(trained.card["backbone"]).startswith("python:") else ""
+    is_standardized = trained.described_preprocessing.get("standardize") == BY_SOURCE
+    buffers = (
+        f" `{MEAN}` and `{STD}` are the mean and standard deviation of each channel, by which the model standardizes "
+        "its images."
+    )
     return f"""\
-`model.safetensors` holds the weights under the names of the plain backbone, with the adapter folded in.
+`model.safetensors` holds the weights under the names of the plain backbone, with the adapter folded in.{
+        buffers if is_standardized else ""
+    }
 
 ```python
 import adaptkit
