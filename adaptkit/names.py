@@ -12,6 +12,8 @@ TEST_ACCURACY = "test/accuracy"
 SHIFTED_ACCURACY = "shifted/accuracy"
 VALIDATION_ACCURACY = "validation/accuracy"
 VALIDATION_LOSS = "validation/loss"
+#: start of the name of the score of a tuning run by another deciding metric than accuracy, after its last epoch
+VALIDATION_SCORE = "validation/"
 TIME_EPOCH_SECONDS = "time/epoch_seconds"
 TIME_CUMULATIVE_SECONDS = "time/cumulative_seconds"
 
@@ -170,3 +172,4 @@ TUNING_FILE = "tuning.json"
 OPTUNA_REASON = "adaptkit.reason"
 OPTUNA_RUNS = "adaptkit.runs"
 OPTUNA_LOSS = "adaptkit.loss"
+OPTUNA_ACCURACY = "adaptkit.accuracy"

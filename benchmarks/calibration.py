@@ -23,8 +23,8 @@ from typing import Any
 import calibration_learners as learners
 import numpy
 import torch
-from calibration_learners import CLASSES, MEMBERS, Population, Task
-from calibration_tables import write_table
+from calibration_learners import CLASSES, MEMBERS, Answers, Population, Task
+from calibration_tables import ACCURACY, BALANCED_ACCURACY, MACRO_F1, METRICS, NLL, write_table
 from torch import Tensor
 
 from adaptkit.data.protocols import Labels, disjoint_draw, fold_numbers, overlapping_draw
@@ -76,14 +76,19 @@ def pooled(predicted: Tensor, assigned: Sequence[Tensor]) -> Tensor:
     return torch.stack(parts, dim=1)
 
 
-def true_scores(predicted: Tensor, labels: Tensor) -> Tensor:
-    """Return accuracy and macro F1 `[2, learners]` of predictions `[learners, fits, images]`, means over fits."""
-    fits = predicted.shape[:2]
-    cells = (labels * CLASSES + predicted).flatten(0, 1) + torch.arange(fits.numel())[:, None] * CLASSES**2
+def true_scores(answers: Answers, labels: Tensor) -> Tensor:
+    """Return the score of each learner `[METRICS, learners]`, means over fits."""
+    fits = answers.predicted.shape[:2]
+    cells = (labels * CLASSES + answers.predicted).flatten(0, 1) + torch.arange(fits.numel())[:, None] * CLASSES**2
     counts = torch.bincount(cells.flatten(), minlength=fits.numel() * CLASSES**2).view(*fits, CLASSES, CLASSES)
-    right = counts.diagonal(dim1=-2, dim2=-1).float()
-    f1 = 2 * right / (counts.sum(-1) + counts.sum(-2)).clamp(min=1)
-    return torch.stack([right.sum(-1).mean(1) / len(labels), f1.mean((-1, -2))])
+    right, actual = counts.diagonal(dim1=-2, dim2=-1).float(), counts.sum(-1)
+    scores = {
+        ACCURACY: right.sum(-1).mean(1) / len(labels),
+        MACRO_F1: (2 * right / (actual + counts.sum(-2)).clamp(min=1)).mean((-1, -2)),
+        BALANCED_ACCURACY: (right / actual.clamp(min=1)).mean((-1, -2)),
+        NLL: answers.losses.mean((-1, -2)),
+    }
+    return torch.stack([scores[metric] for metric in METRICS])
 
 
 def drawn(population: Population, labelled: int, others: int, random: torch.Generator) -> Population:
@@ -103,11 +108,13 @@ def train_folds(population: Population, size: int, random: torch.Generator) -> A
     masks = {name: torch.cat([masks_of(part, rows) for part in parts]) for name, parts in designs.items()}
     split = size * 2 // 5
     masks["old"] = mask_of([overlapping_draw(labels[:split], 50, "stratified", seed) for seed in range(10)], rows)
-    predicted = learners.learn_all(Task(images, torch.cat(list(masks.values())), random))
-    parts = dict(zip(masks, predicted.split([len(mask) for mask in masks.values()], dim=1), strict=True))
-    result = {f"predicted {name}": pooled(parts[name], assigned) for name, assigned in designs.items()}
-    result["predicted old"] = parts["old"][:, :, split:size]
-    result |= {f"true {name}": true_scores(part[:, :, size:], images.labels[size:]) for name, part in parts.items()}
+    answers = learners.learn_all(Task(images, torch.cat(list(masks.values())), random))
+    parts = dict(zip(masks, answers.split([len(mask) for mask in masks.values()]), strict=True))
+    result = {f"predicted {name}": pooled(parts[name].predicted, assigned) for name, assigned in designs.items()}
+    result["losses 3x5"] = pooled(parts["3x5"].losses, designs["3x5"][: DESIGNS["3x5"][0]])
+    result["predicted old"] = parts["old"].predicted[:, :, split:size]
+    others = slice(size, None)
+    result |= {f"true {name}": true_scores(part.at(others), images.labels[others]) for name, part in parts.items()}
     result |= {f"folds {name}": torch.stack(assigned) for name, assigned in designs.items()}
     return arrays(result | {"labels": labels})
 
@@ -118,10 +125,10 @@ def train_draws(population: Population, draw: Callable[..., Tensor], random: tor
     images = population.take(torch.cat(stratified(population.labels, (DRAW_POOL, DRAW_TEST), random)))
     pool, test = images.labels[:DRAW_POOL], images.labels[DRAW_POOL:]
     trained = [draw(pool, shots, "stratified", seed) for shots in SHOTS for seed in range(DRAW_SEEDS)]
-    predicted = learners.learn_all(Task(images, mask_of(trained, rows), random))[:, :, DRAW_POOL:]
+    answers = learners.learn_all(Task(images, mask_of(trained, rows), random)).at(slice(DRAW_POOL, None))
     result: dict[str, Any] = {"labels": test}
-    for shots, part in zip(SHOTS, predicted.split(DRAW_SEEDS, dim=1), strict=True):
-        result |= {f"predicted {shots}": part, f"true {shots}": true_scores(part, test)}
+    for shots, part in zip(SHOTS, answers.split([DRAW_SEEDS] * len(SHOTS)), strict=True):
+        result |= {f"predicted {shots}": part.predicted, f"true {shots}": true_scores(part, test)}
         parts = max(2, int(pool.bincount().max()) // shots)
         result[f"divisions {shots}"] = torch.arange(DRAW_SEEDS) // parts
     return arrays(result)
@@ -142,13 +149,13 @@ def train_groups(population: Population, size: int, random: torch.Generator) -> 
     labels = images.labels[:used]
     assigned = divisions(labels, *DESIGNS["3x5"], images.groups[:used])
     masks = torch.cat([masks_of(part, len(rows)) for part in assigned])
-    predicted = learners.learn_all(Task(images, masks, random))
+    answers = learners.learn_all(Task(images, masks, random))
     units = images.groups[:used].unique(return_inverse=True)[1]
-    result = {"predicted 3x5": pooled(predicted, assigned), "labels": labels, "units": units}
+    result = {"predicted 3x5": pooled(answers.predicted, assigned), "labels": labels, "units": units}
     result["folds 3x5"] = torch.stack(assigned)
     # Pools of groups differ in size: fill up with -1.
     filled = {name: _filled(part, size + max(learners.GROUP_SIZES)) for name, part in result.items()}
-    return arrays(filled | {"true 3x5": true_scores(predicted[:, :, used:], images.labels[used:])})
+    return arrays(filled | {"true 3x5": true_scores(answers.at(slice(used, None)), images.labels[used:])})
 
 
 def _filled(values: Tensor, length: int) -> Tensor:
@@ -161,9 +168,8 @@ def train_more_labels(population: Population, random: torch.Generator) -> Arrays
     images = drawn(population, LABEL_STEPS[0], most - LABEL_STEPS[0], random)
     steps = {size: divisions(images.labels[:size], *DESIGNS["3x5"]) for size in LABEL_STEPS}
     masks = [torch.cat([masks_of(part, most) for part in assigned]) for assigned in steps.values()]
-    predicted = learners.learn_families(Task(images, torch.cat(masks), random))
-    parts = predicted.split([len(mask) for mask in masks], dim=1)
-    result = {f"predicted {size}": pooled(part, steps[size]) for size, part in zip(steps, parts, strict=True)}
+    parts = learners.learn_families(Task(images, torch.cat(masks), random)).split([len(mask) for mask in masks])
+    result = {f"predicted {size}": pooled(part.predicted, steps[size]) for size, part in zip(steps, parts, strict=True)}
     result |= {f"folds {size}": torch.stack(assigned) for size, assigned in steps.items()}
     return arrays(result | {"labels": images.labels})
 
@@ -201,9 +207,9 @@ def train_fine_tuned(population: Population, base: torch.nn.Module, random: torc
     task = Task(images, masks_of(assigned[0], len(images.labels)), random)
     seeds = torch.randint(2**31, (3, 5), generator=random).tolist()
     arms = zip(("full", "full", "lora"), seeds, strict=True)
-    predicted = torch.stack([learners.fine_tuned(base, name, task, of_fits) for name, of_fits in arms])
-    true = true_scores(predicted[:, :, size:], images.labels[size:])
-    result = {"predicted 1x5": pooled(predicted, assigned), "folds 1x5": torch.stack(assigned)}
+    answers = Answers.of([learners.fine_tuned(base, name, task, of_fits) for name, of_fits in arms], images.labels)
+    true = true_scores(answers.at(slice(size, None)), images.labels[size:])
+    result = {"predicted 1x5": pooled(answers.predicted, assigned), "folds 1x5": torch.stack(assigned)}
     return arrays(result | {"true 1x5": true, "labels": images.labels[:size]})
 
 
@@ -248,6 +254,7 @@ def main() -> None:
     parser.add_argument("--pools", type=int, default=300, help="independent pools")
     parser.add_argument("--fine-tuned", type=int, default=40, help="pools on which the base itself is fine-tuned")
     parser.add_argument("--output", type=Path, required=True, help="Markdown file of the tables")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help='experiments to make, such as "folds 200"')
     parser.add_argument("--tables-only", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -256,7 +263,7 @@ def main() -> None:
         planned = experiments(arguments.data_dir, arguments.work, arguments.pools, arguments.fine_tuned)
         for number, experiment in enumerate(planned):
             path = arguments.work / f"{experiment.name}.npz"
-            if path.exists():
+            if path.exists() or (arguments.only and experiment.name not in arguments.only):
                 continue
             start = time.perf_counter()
             random = torch.Generator().manual_seed(number)

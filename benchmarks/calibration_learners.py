@@ -1,4 +1,7 @@
-"""Cheap learners for `calibration.py`: each trains many fits at once on stored features, and predicts all images."""
+"""Cheap learners for `calibration.py`: each trains many fits at once on stored features, and answers for all images.
+
+The answers of a fit are logits, `[images, classes]`.
+"""
 
 from __future__ import annotations
 
@@ -96,13 +99,39 @@ class Task:
         return nn.functional.one_hot(self.images.labels, CLASSES).float()
 
     def linear(self, view: str, weights: Tensor) -> Tensor:
-        """Return the classes that linear models `[fits, d, classes]` predict, `[fits, images]`."""
+        """Return the outputs of linear models `[fits, d, classes]`, `[fits, images, classes]`."""
         fits, d, classes = weights.shape
         scores = self.images.views[view] @ weights.permute(1, 0, 2).reshape(d, fits * classes)
-        return scores.view(-1, fits, classes).argmax(-1).T
+        return scores.view(-1, fits, classes).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The predicted class of each image and the negative log-likelihood of its true class, `[..., fits, images]`."""
+
+    predicted: Tensor
+    losses: Tensor
+
+    @classmethod
+    def of(cls, logits: Sequence[Tensor], labels: Tensor) -> Answers:
+        """Return the answers of learners from their logits `[fits, images, classes]`."""
+        truth = labels[None, :, None]
+        losses = [-values.log_softmax(-1).gather(-1, truth.expand(len(values), -1, 1))[..., 0] for values in logits]
+        return cls(torch.stack([values.argmax(-1) for values in logits]), torch.stack(losses))
+
+    def split(self, fits: Sequence[int]) -> list[Answers]:
+        """Divide the fits into parts of these sizes."""
+        parts = zip(self.predicted.split(list(fits), dim=1), self.losses.split(list(fits), dim=1), strict=True)
+        return [Answers(*part) for part in parts]
+
+    def at(self, images: slice) -> Answers:
+        """Return the answers for some of the images."""
+        return Answers(self.predicted[..., images], self.losses[..., images])
 
 
 Learner = Callable[[Task], Tensor]
+#: factor from the outputs of ridge regression, which approximate 0 and 1, to logits
+SHARPNESS = 5
 
 
 def ridge(task: Task, view: str, strength: float | Tensor, kept: Tensor | None = None) -> Tensor:
@@ -111,7 +140,7 @@ def ridge(task: Task, view: str, strength: float | Tensor, kept: Tensor | None =
     `strength` is a number, or one for each fit. `kept` `[fits, d]` is 0 for features that a fit does not use.
     """
     numbers, sums, squares = task.moments(view)
-    return task.linear(view, _ridge(numbers, sums, squares, strength, kept))
+    return SHARPNESS * task.linear(view, _ridge(numbers, sums, squares, strength, kept))
 
 
 def _ridge(numbers: Tensor, sums: Tensor, squares: Tensor, strength: float | Tensor, kept: Tensor | None) -> Tensor:
@@ -163,7 +192,7 @@ def nearest_neighbours(task: Task, view: str, count: int) -> Tensor:
     trains = task.masks[:, nearest]  # [fits, images, neighbours]
     votes = (trains * (trains.cumsum(-1) <= count)).transpose(0, 1)
     nearer = 1 - torch.arange(nearest.shape[1]) / 1e4  # ties are decided by distance
-    return ((votes * nearer) @ task.one_hot()[nearest]).argmax(-1).T
+    return ((votes * nearer) @ task.one_hot()[nearest] + 0.5).log().transpose(0, 1)
 
 
 def softmax(task: Task, view: str, *, steps: int, lr: float, times: int = 1, batch: int = 16) -> Tensor:
@@ -197,7 +226,7 @@ class Candidates:
         used = self.features.gather(1, trial[:, None])
         kept = torch.arange(FEATURES) < used
         kept[:, -1] = True
-        return ridge(task, view, self.strength.gather(1, trial[:, None])[:, 0], kept.float())
+        return ridge(task, view, self.strength.gather(1, trial[:, None])[:, 0], kept.float()).argmax(-1)
 
 
 def tuned(task: Task, view: str, trials: int) -> Tensor:
@@ -242,21 +271,22 @@ MEMBERS = 4
 FAMILY_NAMES = [f"{name} {number}" for name in FAMILIES for number in range(MEMBERS)]
 
 
-def learn_families(task: Task) -> Tensor:
-    """Return the predictions of all members of all families, `[FAMILY_NAMES, fits, images]`."""
-    return torch.stack([learner(task) for learner in FAMILIES.values() for _ in range(MEMBERS)])
+def learn_families(task: Task) -> Answers:
+    """Return the answers of all members of all families, `[FAMILY_NAMES, fits, images]`."""
+    return Answers.of([learner(task) for learner in FAMILIES.values() for _ in range(MEMBERS)], task.images.labels)
 
 
-def learn_all(task: Task) -> Tensor:
-    """Return the predictions of the families and of the other learners, `[learners, fits, images]`."""
-    return torch.cat([learn_families(task), torch.stack([learner(task) for learner in LEARNERS.values()])])
+def learn_all(task: Task) -> Answers:
+    """Return the answers of the families and of the other learners, `[learners, fits, images]`."""
+    families = [learner(task) for learner in FAMILIES.values() for _ in range(MEMBERS)]
+    return Answers.of([*families, *(learner(task) for learner in LEARNERS.values())], task.images.labels)
 
 
 def fine_tuned(base: nn.Module, strategy: str, task: Task, seeds: Sequence[int]) -> Tensor:
-    """Return the predictions of adaptkit's own fine-tuning with its default settings, one training for each fit."""
+    """Return the logits of adaptkit's own fine-tuning with its default settings, one training for each fit."""
     assert task.images.pixels is not None
     pixels, labels = task.images.pixels, task.images.labels
-    predicted = []
+    logits = []
     for seed, mask in zip(seeds, task.masks, strict=True):
         model = _copy(base)
         chosen = {"full": Full, "lora": LoRA}[strategy]()
@@ -268,8 +298,8 @@ def fine_tuned(base: nn.Module, strategy: str, task: Task, seeds: Sequence[int])
         for _ in fit(model, groups, passes, recipe=recipe):
             pass
         model.eval()
-        predicted.append(predict_logits(model, pixels).argmax(1))
-    return torch.stack(predicted)
+        logits.append(predict_logits(model, pixels))
+    return torch.stack(logits)
 
 
 def _copy(base: nn.Module) -> SmallCNNModel:

@@ -17,10 +17,17 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from adaptkit.comparison.inference import ALPHA, Inference, infer_draws, infer_folds, infer_given
-from adaptkit.comparison.scores import macro_f1_score, mean_score
+from adaptkit.comparison.scores import Answers, mean_score
+from adaptkit.comparison.scores import score as score_of
 from adaptkit.comparison.statistics import holm
+from adaptkit.contracts import Metric
+from adaptkit.metrics.classification import BalancedAccuracy, MacroF1
 
-ACCURACY, MACRO_F1 = "accuracy", "macro F1"
+ACCURACY, MACRO_F1, BALANCED_ACCURACY, NLL = "accuracy", "macro F1", "balanced accuracy", "negative log-likelihood"
+#: metrics in the order of the stored true scores
+METRICS = (ACCURACY, MACRO_F1, BALANCED_ACCURACY, NLL)
+#: metrics of predicted classes that are not means over images
+OF_CLASSES: dict[str, Metric] = {MACRO_F1: MacroF1(), BALANCED_ACCURACY: BalancedAccuracy()}
 #: true differences in points, with the pairs that count as close to them
 WINDOWS = {1: (0.75, 1.25), 2: (1.5, 2.5), 4: (3.2, 4.8)}
 FAMILIES = [range(start, start + MEMBERS) for start in range(0, len(FAMILY_NAMES), MEMBERS)]
@@ -94,14 +101,16 @@ def judge(values: Array, influence: Array, infer: Infer, pairs: list[tuple[int, 
 
 
 def score(predicted: Array, labels: Array, metric: str, units: Array | None) -> tuple[Array, Array]:
-    """Return scores `[learners, runs]` and influences `[learners, runs, units]` of predictions."""
+    """Return scores `[learners, runs]` and influences `[learners, runs, units]` of predictions, or of losses."""
     truth = labels.astype(int)
 
     def one(claimed: Array) -> tuple[float, Array]:
-        if metric == ACCURACY:
-            scored = mean_score(claimed == truth, units)
+        if metric in OF_CLASSES:
+            answers = Answers(predicted=claimed.astype(int), truth=truth, classes=CLASSES)
+            scored = score_of(OF_CLASSES[metric], answers, units)
+            assert scored is not None
         else:
-            scored = macro_f1_score(truth, claimed.astype(int), classes=CLASSES, units=units)
+            scored = mean_score(claimed if metric == NLL else claimed == truth, units)
         return scored.value, scored.influence
 
     results = [[one(run) for run in runs] for runs in predicted]
@@ -173,7 +182,7 @@ def judge_old(predicted: Array, labels: Array) -> Judged:
     return Judged(*numbers, PAIRS, confirmed=confirmed.astype(bool))
 
 
-def rates(judged: Judged, truth: Array, reference: Array | None = None) -> dict[str, Rate]:
+def rates(judged: Judged, truth: Array, reference: Array | None = None, *, metric: str = ACCURACY) -> dict[str, Rate]:
     """Return all rates; `truth` are the true scores of learners, `reference` those that decide about the sign."""
     first, second = numpy.array(judged.pairs).T
     equal = numpy.arange(len(PAIRS)) < len(EQUAL_PAIRS)
@@ -190,7 +199,8 @@ def rates(judged: Judged, truth: Array, reference: Array | None = None) -> dict[
         "coverage": Rate.of(numpy.abs(judged.mean - true) <= judged.half),
     }
     for points, (low, high) in WINDOWS.items():
-        result[f"power {points}"] = Rate.of(right[:, (size >= low) & (size <= high)])
+        near = (size >= low) & (size <= high) & (metric != NLL)  # whose differences are not in points
+        result[f"power {points}"] = Rate.of(right[:, near])
     ratio = size / 100 / judged.detectable.mean(0)
     result["power, stated 80"] = Rate.of(right[:, (ratio > 0.9) & (ratio < 1.1)])
     return result
@@ -236,18 +246,24 @@ def rows_of(data: Mapping[str, Mapping[str, Array]]) -> Iterator[tuple[str, str,
 
 def _truth(data: Mapping[str, Array], design: str, metric: str = ACCURACY) -> Array:
     """Return the true scores of learners: means over pools."""
-    means: Array = data[f"true {design}"].mean(0)[int(metric == MACRO_F1)]
+    means: Array = data[f"true {design}"].mean(0)[METRICS.index(metric)]
     return means
 
 
 def _rows_of_folds(data: Mapping[str, Array], size: int) -> Iterator[tuple[str, str, Mapping[str, Rate]]]:
-    settings = [("3x5", 3, ACCURACY, True), ("3x5", 3, MACRO_F1, True), ("3x5", 1, ACCURACY, True)]
-    settings += [("3x3", 3, ACCURACY, True), ("1x10", 1, ACCURACY, True), ("3x5", 3, ACCURACY, False)]
+    settings = [("3x5", 3, metric, True) for metric in METRICS]
+    settings += [
+        ("3x5", 1, ACCURACY, True),
+        ("3x3", 3, ACCURACY, True),
+        ("1x10", 1, ACCURACY, True),
+        ("3x5", 3, ACCURACY, False),
+    ]
     for design, repeats, metric, luck in settings:
         infer = of_folds(data[f"folds {design}"][:, :repeats], luck=luck)
-        judged = judge_pools(data, data[f"predicted {design}"][:, :, :repeats], infer, metric=metric)
+        answers = data[f"{'losses' if metric == NLL else 'predicted'} {design}"]
+        judged = judge_pools(data, answers[:, :, :repeats], infer, metric=metric)
         name = f"{repeats} x {design.split('x')[1]}, {metric if luck else 'luck of training left out'}"
-        yield "folds", f"{size} labels, {name}", rates(judged, _truth(data, design, metric))
+        yield "folds", f"{size} labels, {name}", rates(judged, _truth(data, design, metric), metric=metric)
     for seeds in (5, 10):
         judged = judge_old(data["predicted old"][:, :, :seeds], data["labels"])
         yield "old", f"{size} labels, {seeds} seeds", rates(judged, _truth(data, "old"), _truth(data, "3x5"))

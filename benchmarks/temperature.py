@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy
 
 import adaptkit
-from adaptkit.experiment.calibration import calibrate_predictions
+from adaptkit.comparison.temperature import calibrate_predictions
 from adaptkit.names import PREDICTIONS_FILE
 from adaptkit.tracking.predictions import classes_of, read_predictions, read_table
 from adaptkit.tracking.runs import open_runs
+
+SIGNS = {"lower": -1, "the same": 0, "higher": 1}
 
 
 def main() -> None:
@@ -52,7 +54,9 @@ def main() -> None:
             rows.append((one.temperature, one.nll_before, one.nll_after, one.ece_before, one.ece_after))
         os.chdir("/")
     temperature, before, after, error, left = numpy.array(rows).T
-    print(f"{arguments.strategy}, {len(rows)} runs: lower in {(after < before).mean():.0%}")
+    change = numpy.where(numpy.isclose(before, after, rtol=0, atol=1e-9), 0, after - before)
+    shares = ", ".join(f"{word} in {(numpy.sign(change) == sign).mean():.0%}" for word, sign in SIGNS.items())
+    print(f"{arguments.strategy}, {len(rows)} runs: {shares}")
     print(
         f"negative log-likelihood {before.mean():.3f} -> {after.mean():.3f}, worst change {(after - before).max():+.3f}"
     )

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
+from adaptkit.adapters.files import read_card
 from adaptkit.errors import BadInput
 from adaptkit.models.preprocessing import Prediction, find_pictures, predict_pictures
-from adaptkit.models.trained import LoadedModel, find_trained, given_plugins, read_export
+from adaptkit.models.trained import EXPORT_CARD, LoadedModel, find_trained, given_plugins, read_export
 from adaptkit.system.hardware import find_device
 
 
@@ -101,10 +102,24 @@ def predict(
     return results
 
 
+@dataclass(frozen=True)
+class UsedModel:
+    """The model that classifies the images: its run (or the folder of an export), its strategy and its classes.
+
+    `run_id` differs from the requested run if that is a comparison, or a run with folds, which its refit stands for.
+    `strategy` is None for a base.
+    """
+
+    run_id: str
+    title: str
+    strategy: str | None
+    classes: tuple[str, ...]
+
+
 def stream_predictions(
     request: PredictRequest, bad_image: Callable[[str], None]
-) -> tuple[tuple[str, ...], Iterator[Prediction]]:
-    """Return the classes of the model, and an iterator that classifies one image at a time.
+) -> tuple[UsedModel, Iterator[Prediction]]:
+    """Return what is known of the model, and an iterator that classifies one image at a time.
 
     The iterator calls `bad_image(problem)` for a file that is not an image, and continues. Raises BadInput at once if
     there are no files, or if the run has no model.
@@ -114,7 +129,7 @@ def stream_predictions(
     first = next(pictures, None)
     if first is None:
         raise BadInput(f"no files found in {', '.join(map(str, request.images))}")
-    loaded = _load(request)
+    loaded, used = _load(request)
     predictions = predict_pictures(
         loaded.model.to(device),
         loaded.preprocessing,
@@ -124,15 +139,18 @@ def stream_predictions(
         batch_size=request.batch_size,
         broken=bad_image,
     )
-    return loaded.classes, predictions
+    return used, predictions
 
 
-def _load(request: PredictRequest) -> LoadedModel:
+def _load(request: PredictRequest) -> tuple[LoadedModel, UsedModel]:
     plugins = given_plugins(request.plugins, request.backbone)
     exported = read_export(request.run, plugins)
     if exported is not None:
-        return exported
+        folder = str(request.run)
+        card = read_card(Path(folder) / EXPORT_CARD, {})
+        return exported, UsedModel(folder, folder, card.get("strategy"), exported.classes)
     trained = find_trained(str(request.run), request.tracking_uri, plugins)
     if trained.strategy is None and trained.card.get("new_head"):
         raise BadInput(f"{trained.stored.title} is a base with an untrained head; name an adaptation run of this base")
-    return trained.loaded()
+    stored, loaded = trained.stored, trained.loaded()
+    return loaded, UsedModel(stored.run_id, stored.title, trained.card.get("strategy"), loaded.classes)

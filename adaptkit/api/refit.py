@@ -15,10 +15,10 @@ from adaptkit.api.request import warn_of
 from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.optimism import selection_optimism
 from adaptkit.comparison.records import ArmResult
+from adaptkit.comparison.temperature import calibrate_predictions
 from adaptkit.errors import BadInput, RunFailed, TrackingLost, suggestion
 from adaptkit.events import Calibration
 from adaptkit.experiment.base_cache import Base
-from adaptkit.experiment.calibration import calibrate_predictions
 from adaptkit.experiment.outcome import Expectation, RefitSummary
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.refit import RefitOrigin, all_labels, refit_once
@@ -194,6 +194,7 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
         seconds=seconds,
         tracking_uri=uri,
         tuned={key: values[key] for key in arm.searched},
+        warnings=record.warnings,
     )
 
 

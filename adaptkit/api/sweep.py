@@ -267,7 +267,9 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
                 outcome = SweepOutcome(
                     trials=trials,
                     parent_run_id=group.run_id,
-                    comparisons=judge_trials(trials, store, request.plugins),
+                    comparisons=judge_trials(
+                        trials, store, plugins, metrics=prepared.experiments[0].request.settings.metric
+                    ),
                     **store_fields(store),
                 )
                 with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
@@ -307,18 +309,29 @@ def _status(stored: StoredTrial) -> str:
 
 
 def _stored_record(trial: PlannedTrial, stored: StoredTrial) -> SweepTrial:
-    return _record(trial, _status(stored), run_id=stored.run_id, accuracy=stored.accuracy, error=stored.error)
+    return _record(
+        trial,
+        _status(stored),
+        run_id=stored.run_id,
+        accuracy=stored.accuracy,
+        error=stored.error,
+        warnings=stored.warnings,
+    )
 
 
 def _new_record(trial: PlannedTrial, run: RunSummary) -> SweepTrial:
     accuracy = run.metrics.get(FINAL_SHIFTED_ACCURACY)
-    return _record(trial, run.status, run_id=run.run_id, accuracy=accuracy, error=run.error)
+    return _record(trial, run.status, run_id=run.run_id, accuracy=accuracy, error=run.error, warnings=run.warnings)
 
 
-def judge_trials(records: Sequence[SweepTrial], store: Store, plugins: Plugins) -> Comparisons:
-    """Compare the finished trials in the store; the result is empty if there are none."""
+def judge_trials(
+    records: Sequence[SweepTrial], store: Store, plugins: Plugins, *, metrics: Sequence[str]
+) -> Comparisons:
+    """Compare the finished trials in the store by these metrics; the result is empty if there are no such trials."""
     done = [record.run_id for record in records if record.status in ("finished", "found") and record.run_id]
-    return judge_tracked(done, tracking_uri=store.uri, plugins=plugins, alone=True) if done else Comparisons()
+    if not done:
+        return Comparisons()
+    return judge_tracked(done, metrics=metrics, tracking_uri=store.uri, plugins=plugins, alone=True)
 
 
 def store_fields(store: Store) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from adaptkit.errors import BadInput, suggestion
 from adaptkit.experiment.base_cache import build_model
 from adaptkit.experiment.preflight import can_be_adapted
 from adaptkit.experiment.prepare import Experiment, prepare
+from adaptkit.experiment.trial_scores import ACCURACY, deciding_metric
 from adaptkit.names import TUNING_FILE, TUNING_TAG
 from adaptkit.plugins.manager import Plugins
 from adaptkit.seeds import derive_seed
@@ -140,7 +141,8 @@ def tune(
 ) -> TuneOutcome:
     """Search the learning rate and the options of each strategy with an equal budget, then compare the best values.
 
-    This is the Python form of `adaptkit tune`. Options that have a value, and `lr` if it is set, are not searched.
+    This is the Python form of `adaptkit tune`. Options that have a value, and `lr` if it is set, are not searched. The
+    trials are scored by the first `metric`, the one that decides in the comparison.
 
     Parameters
     ----------
@@ -257,9 +259,15 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
         checked = experiment.request
         fits = functools.partial(can_be_adapted, build_model(checked, experiment.domains))
         spaces = make_spaces(checked.arms, texts=tuning.spaces, given=tuning.given, fits=fits)
-        seed = derive_seed(tuning.tuning_seeds[0], "tuning")
-        search = Search(spaces, trials=tuning.trials, method=tuning.method, seed=seed)
-        budget = budget_of(experiment, trials=tuning.trials, method=tuning.method, tuning_seeds=tuning.tuning_seeds)
+        seed, metric = derive_seed(tuning.tuning_seeds[0], "tuning"), deciding_metric(experiment, plugins)
+        search = Search(spaces, trials=tuning.trials, method=tuning.method, seed=seed, metric=metric)
+        budget = budget_of(
+            experiment,
+            trials=tuning.trials,
+            method=tuning.method,
+            tuning_seeds=tuning.tuning_seeds,
+            metric=metric,
+        )
         store = open_store(request.tracking_uri, checked.settings.experiment)
         for message in (*store.notices, *store_notices(store, machines)):
             watch.notice(message)
@@ -290,11 +298,18 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
                 )
                 strategies = [space.strategy for space in spaces]
                 with (
-                    open_studies(study_file(store), key[:16], strategies=strategies, seed=search.seed) as studies,
+                    open_studies(
+                        study_file(store),
+                        key[:16],
+                        strategies=strategies,
+                        seed=search.seed,
+                        higher_is_better=metric.higher_is_better,
+                    ) as studies,
                     engine.start(work) as runner,
                 ):
                     runs = TuningRuns(
                         experiment=experiment,
+                        metric=metric,
                         base_fingerprint=base.base.fingerprint,
                         engine=runner,
                         tell=watch.tell,
@@ -319,7 +334,7 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
                     strategies=tuned,
                     runs=trials,
                     parent_run_id=group.run_id,
-                    comparisons=judge_trials(trials, store, request.plugins),
+                    comparisons=judge_trials(trials, store, plugins, metrics=checked.settings.metric),
                     **store_fields(store),
                 )
                 _close(outcome, group, request.report)
@@ -327,8 +342,10 @@ def run_tuning(request: TuneRequest, watch: TuneWatch = TuneWatch()) -> TuneOutc
 
 
 def _key(tuning: Tuning, experiment: Experiment, spaces: Sequence[Space], base_fingerprint: str) -> str:
-    """Return a hash of everything that determines which values are tried and their accuracies."""
+    """Return a hash of everything that determines which values are tried and their scores."""
     parts = [tuning.method, str(tuning.trials), ",".join(map(str, tuning.tuning_seeds))]
+    if (metric := experiment.request.settings.metric[0]) != ACCURACY:  # the metric of all earlier tunings
+        parts.append(f"metric {metric}")
     for space in spaces:
         params = experiment.request.run_params(space.arm, 0) | experiment.backbone_facts
         parts += [
@@ -349,7 +366,7 @@ def _close(outcome: TuneOutcome, group: ParentRun, report: Path | None) -> None:
             from adaptkit.reports.report import write_report
             from adaptkit.tuning.figure import draw_tuning
 
-            files = write_report(folder, outcome.comparisons, [draw_tuning(outcome.strategies)])
+            files = write_report(folder, outcome.comparisons, [draw_tuning(outcome.strategies, outcome.budget.metric)])
         path = Path(temporary) / TUNING_FILE
         plain = {key: value for key, value in outcome.to_dict().items() if key != "comparison"}
         path.write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")

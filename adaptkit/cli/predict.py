@@ -65,10 +65,11 @@ def predict(
       adaptkit predict RUN_ID photos --csv > predictions.csv
       adaptkit predict RUN_ID photos --output predictions.parquet
 
-    The run must be finished. For a folder, all images in it and in its subfolders are classified. Images are converted
-    to the channels and the size of the model, as in training. With --format, each image has a row, in the order of the
-    images: `path`, `prediction`, and `p_CLASS`, the probability of each class, as in predictions.csv of a run. Files
-    that are not images are listed at the end, and the exit code is 2.
+    The run must be finished. A comparison, or a run with folds, stands for its latest refit. For a folder, all images
+    in it and in its subfolders are classified. Images are converted to the channels and the size of the model, as in
+    training. With --format, each image has a row, in the order of the images: `path`, `prediction`, and `p_CLASS`, the
+    probability of each class, as in predictions.csv of a run. Files that are not images are listed at the end, and the
+    exit code is 2.
     """
     chosen = _format(format_name, as_csv=as_csv, as_json=as_json, output=output)
     if top_k is not None and chosen in ("csv", "parquet"):
@@ -88,12 +89,14 @@ def predict(
             tracking_uri=tracking_uri,
             plugins=plugin,
         )
-        classes, predictions = stream_predictions(request, bad.append)
+        used, predictions = stream_predictions(request, bad.append)
+        if used.run_id != run_id:
+            print_line(messages(), f"Model: {used.title}, the refit of {run_id}")
         if chosen is None:
             print_table(predictions)
         else:
-            head = {"run_id": run_id, "classes": list(classes)}
-            write_rows(chosen, output, predictions, classes=classes, head=head, with_top=top_k is not None)
+            head = {"run_id": used.run_id, "strategy": used.strategy, "classes": list(used.classes)}
+            write_rows(chosen, output, predictions, classes=used.classes, head=head, with_top=top_k is not None)
     if bad and not skip_bad_images:
         raise BadInput(*bad, f"{_files(len(bad))} could not be read; --skip-bad-images skips them")
     for line in bad:

@@ -67,10 +67,10 @@ def tune(
       adaptkit run -s lora --from-tune RUN_ID --seeds 6-9
 
     The learning rate and the options of each strategy are tuned. One fifth of the labelled target images is held out to
-    score the trials. Then the best values run on all labelled images with the seeds of --seeds (default: 1-5). Only
-    these runs use the test sets. If a best value is at the edge of its range, the range is extended, and every strategy
-    gets the same number of additional trials. Values set with -o, --lr or a config file are not tuned. Run the same
-    command again to continue.
+    score the trials by --metric. Then the best values run on all labelled images with the seeds of --seeds (default:
+    1-5). Only these runs use the test sets. If a best value is at the edge of its range, the range is extended, and
+    every strategy gets the same number of additional trials. Values set with -o, --lr or a config file are not tuned.
+    Run the same command again to continue.
     """
     from adaptkit.plugins.loading import load_plugins
 

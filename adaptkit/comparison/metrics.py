@@ -103,6 +103,18 @@ def full_name(name: str, measures: Measures) -> str:
     return f"{FINAL_SHIFTED}{name}" if f"{FINAL_SHIFTED}{name}" in measures else name
 
 
+def measured_metric(measure: Measure, *, key: str, label: str) -> Metric:
+    """Return the metric of target predictions that a class scores."""
+    return Metric(
+        key=key,
+        label=label,
+        unit=measure.unit,
+        scale=100.0 if measure.unit == "points" else 1.0,
+        higher_is_better=measure.higher_is_better,
+        test="shifted",
+    )
+
+
 def find_metric(key: str, runs: Iterable[ComparedRun], measures: Measures) -> Metric:
     """Return the metric of this name; raise BadInput with the nearest name if no run has it."""
     candidates = list(runs)
@@ -112,15 +124,7 @@ def find_metric(key: str, runs: Iterable[ComparedRun], measures: Measures) -> Me
             raise BadInput(f"--metric: these runs have no source, and therefore no {key}")
         raise BadInput(f"--metric: no run has a metric {key!r}{_nearest(key, recorded)}")
     if (measure := measures.get(key)) is not None:
-        is_share = measure.unit == "points"
-        return Metric(
-            key=key,
-            label=f"target {measure.title}",
-            unit=measure.unit,
-            scale=100.0 if is_share else 1.0,
-            higher_is_better=measure.higher_is_better,
-            test="shifted",
-        )
+        return measured_metric(measure, key=key, label=f"target {measure.title}")
     is_share = key in ACCURACIES or key.endswith("accuracy") or key == PARAMS_TRAINABLE_FRACTION
     is_share = is_share or of_severities(key)
     ending = key.rsplit("_", 1)[-1]

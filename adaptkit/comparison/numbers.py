@@ -53,7 +53,18 @@ def size(value: Estimate) -> str:
 def heading(metric: Metric) -> str:
     """Return the heading of a column of values of a metric."""
     label = metric.label if metric.label == metric.key else metric.label[:1].upper() + metric.label[1:]
-    return with_unit(label, "%" if metric.scale == 100 else metric.unit)
+    return with_unit(label, value_unit(metric))
+
+
+def value_unit(metric: Metric) -> str:
+    """Return the unit of values of a metric."""
+    return "%" if metric.scale == 100 else metric.unit
+
+
+def with_value_unit(metric: Metric, value: float | None) -> str:
+    """Return a value of the metric with its unit, for example `94.2 %`; a dash for None."""
+    text = number(value, metric.digits, scale=metric.scale)
+    return text if text == NOTHING else f"{text} {value_unit(metric)}".rstrip()
 
 
 def difference_unit(metric: Metric) -> str:

@@ -13,7 +13,17 @@ from adaptkit.comparison.evidence import covers_pools
 from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.inference import ALPHA, Inference, quantile
 from adaptkit.comparison.metrics import is_cost
-from adaptkit.comparison.numbers import amount, counted, listed, p_phrase, plural, rounded, times, unit
+from adaptkit.comparison.numbers import (
+    amount,
+    counted,
+    listed,
+    p_phrase,
+    plural,
+    rounded,
+    times,
+    unit,
+    with_value_unit,
+)
 from adaptkit.comparison.pairs import cheaper, saw_labels
 from adaptkit.comparison.records import ArmResult, DomainResult, Estimate, PairResult
 from adaptkit.comparison.severity import Crossing, Robustness
@@ -79,7 +89,7 @@ def constant_sentences(comparison: Comparison) -> tuple[str, ...]:
     if constant is None or not useless:
         return ()
     answer = constant.answer if constant.answer == SHARES else f"always answering {constant.answer!r}"
-    score = f"{amount(metric, constant.score)} {'%' if metric.scale == 100 else metric.unit}".rstrip()
+    score = with_value_unit(metric, constant.score)
     if len(useless) == len(comparison.arms):
         who = "No strategy is" if len(useless) > 1 else f"{useless[0]} is not"
         return (f"{who} shown to be better than {answer} ({metric.label} {score}): none can be recommended.",)

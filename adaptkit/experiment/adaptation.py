@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adaptkit.data.protocols import Fit, class_counts
 from adaptkit.errors import BASE_HINT, AdaptkitError, RunFailed, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunResult, RunStart
-from adaptkit.experiment.base import obtain_base
+from adaptkit.experiment.base import base_warnings, obtain_base
 from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.fits import FitResult, mean_epochs, pooled_predictions, read_fit, split_of, write_fit
 from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
@@ -32,7 +32,7 @@ from adaptkit.experiment.measurement import (
 from adaptkit.experiment.outcome import BaseSummary, RunOutcome, RunSummary
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
-from adaptkit.experiment.run_warnings import run_warnings
+from adaptkit.experiment.run_warnings import run_warnings, warning_tags
 from adaptkit.experiment.training import TrainedModel, Training, Watcher, load, require_same_logits, save, train
 from adaptkit.names import (
     ADAPTER_CARD_FILE,
@@ -48,7 +48,6 @@ from adaptkit.names import (
     TIME_INFERENCE_RATIO,
     TIMING_TAG,
     TUNING_FILE,
-    WARNINGS_TAG,
 )
 from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.seeds import derive_seed
@@ -280,7 +279,7 @@ class AdaptationRun:
                 ADAPTER_SHA256_TAG: sha256_of(results[0].files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: results[0].prefix,
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
-                **({WARNINGS_TAG: "\n".join(self.warnings)} if self.warnings else {}),
+                **warning_tags(self.warnings),
             },
             files=artifacts,
             warnings=tuple(self.warnings),
@@ -401,6 +400,7 @@ def execute(
             test_accuracy=base_accuracies.get("clean"),
             shifted_accuracy=base_accuracies.get("shifted"),
             epochs=base.epochs,
+            warnings=base_warnings(experiment, base),
         ),
         runs=tuple(runs),
         data_fingerprint=experiment.domains.fingerprint,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adaptkit.backbones.structure import BY_SOURCE, MEAN, STD, find_head
 from adaptkit.data.domains import Domains
 from adaptkit.data.pixels import channel_statistics
+from adaptkit.data.protocols import class_counts
 from adaptkit.data.views import Views, views_of
 from adaptkit.errors import BASE_HINT, AdaptkitError, RunFailed, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunInput, RunResult, RunStart
@@ -32,6 +33,7 @@ from adaptkit.experiment.base_cache import (
 from adaptkit.experiment.inputs import TRIED
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery, RunRecovery, recoverable
+from adaptkit.experiment.run_warnings import training_warnings, warning_tags
 from adaptkit.names import BASE_FINGERPRINT_TAG, BASE_FOLDER, KIND_TAG, PROCESSES_TAG, RECIPE_KEY_TAG
 from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.seeds import derive_seed
@@ -152,8 +154,19 @@ def obtain_base(
                 base = _train_and_report(experiment, plugins, run, recovery=kept)
             _evict_bases(experiment.base_key, notice)
             return TrackedBase(base, run_id=tracker.run_id(run.name) if tracker else None, cached=False)
+        for warning in base_warnings(experiment, base):
+            notice(f"Warning: the base in the cache: {warning}")
         run_id = None if tracker is None else _base_run_id(experiment, base, run, tracker=tracker, recovery=recovery)
         return TrackedBase(base, run_id=run_id, cached=True)
+
+
+def base_warnings(experiment: Experiment, base: Base) -> tuple[str, ...]:
+    """Return a warning for each sign that the training of a base has not learned."""
+    if not base.epochs:
+        return ()
+    domains = experiment.domains
+    counts = class_counts(domains.source.labels, domains.classes)
+    return training_warnings(base.epochs, classes=domains.classes, trained=counts)
 
 
 def _cached_base(experiment: Experiment) -> Base | None:
@@ -270,6 +283,7 @@ def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterat
         "new_head": experiment.clean is None,
         "logits": base.logits,
     }
+    signs = base_warnings(experiment, base)
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
         files = write_base(Path(folder), base, card)
         yield RunResult(
@@ -280,7 +294,8 @@ def _base_result(experiment: Experiment, base: Base, model: nn.Module) -> Iterat
             config=request.config_text(request.base_params()),
             files={f"{BASE_FOLDER}/{name}": path for name, path in files.items()},
             samples=samples,
-            tags={BASE_FINGERPRINT_TAG: base.fingerprint},
+            tags={BASE_FINGERPRINT_TAG: base.fingerprint, **warning_tags(signs)},
+            warnings=signs,
         )
 
 

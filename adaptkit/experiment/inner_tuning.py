@@ -16,19 +16,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adaptkit.contracts import Metric
 from adaptkit.data.protocols import Labels, inner_division
 from adaptkit.errors import HINT, AdaptkitError, RunFailed, lacks_memory
 from adaptkit.experiment.preflight import can_be_adapted
 from adaptkit.experiment.stage import Stage
 from adaptkit.experiment.training import runs_whole
+from adaptkit.experiment.trial_scores import deciding_metric, preference, score_trial
 from adaptkit.plugins.ranges import Choice
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
 from adaptkit.settings.spaces import Space, changed, first_points
-from adaptkit.training.evaluation import predict
 from adaptkit.training.loop import VALIDATION, fit
-from adaptkit.training.objective import probabilities
 from adaptkit.training.passes import FoldPasses, Passes
 
 
@@ -89,6 +87,7 @@ def tune_fit(stage: Stage, arm: Arm, *, seed: int, labels: Labels, rows: Tensor,
     """
     count = stage.experiment.request.settings.tuning.trials
     training, held = inner_division(labels, seed)
+    groups = labels.at(held).groups
     space = _space(stage, arm)
     points = [space.defaults, *first_points(space, count - 1, derive_seed(seed, f"tuning {arm.strategy}"))]
 
@@ -98,7 +97,7 @@ def tune_fit(stage: Stage, arm: Arm, *, seed: int, labels: Labels, rows: Tensor,
     trials, seconds = [], 0.0
     for number, values in enumerate(points, start=1):
         try:
-            trial, took = _train(stage, changed(arm, values), derive_seed(seed, f"trial {number}"), part)
+            trial, took = _train(stage, changed(arm, values), derive_seed(seed, f"trial {number}"), part, groups)
         except Exception as error:
             if not (isinstance(error, AdaptkitError) or lacks_memory(error)):
                 raise
@@ -110,14 +109,8 @@ def tune_fit(stage: Stage, arm: Arm, *, seed: int, labels: Labels, rows: Tensor,
     good = [trial for trial in trials if trial.error is None]
     if not good:
         raise RunFailed(f"every trial of its tuning failed: {trials[0].error}")
-    sign = -1 if _measure(stage).higher_is_better else 1
-
-    def rank(trial: Trial) -> tuple[float, float, int]:
-        # With few images, many accuracies are equal. Then the loss decides.
-        score, loss = (math.inf if value is None else value for value in (trial.score, trial.loss))
-        return (math.inf if trial.score is None else sign * score, loss, trial.number)
-
-    best = min(good, key=rank)
+    metric = deciding_metric(stage.experiment, stage.plugins)
+    best = min(good, key=lambda trial: (*preference(metric, trial.score, trial.loss), trial.number))
     return FitTuning(len(training), len(held), trials=tuple(trials), best=best.number, seconds=seconds)
 
 
@@ -133,13 +126,9 @@ def _space(stage: Stage, arm: Arm) -> Space:
     return Space(arm, dimensions, dimensions)
 
 
-def _measure(stage: Stage) -> Metric:
-    """Return the deciding metric of the comparison."""
-    measure: Metric = stage.plugins.find("metric", stage.experiment.request.settings.metric[0]).cls()
-    return measure
-
-
-def _train(stage: Stage, arm: Arm, seed: int, passes: MakePasses) -> tuple[Trial, float]:
+def _train(
+    stage: Stage, arm: Arm, seed: int, passes: MakePasses, groups: tuple[str, ...] | None
+) -> tuple[Trial, float]:
     """Train once; return a trial with the scores on the held-back images, and the seconds."""
     adapted, recipe = stage.adapted(arm, seed), stage.recipe(arm, seed)
     step_ended = getattr(adapted.strategy, "step_ended", None)
@@ -147,14 +136,8 @@ def _train(stage: Stage, arm: Arm, seed: int, passes: MakePasses) -> tuple[Trial
     *_, last = fit(adapted.model, adapted.groups, inputs, recipe=recipe, step_ended=step_ended)
     loss = last.validation_loss
     finite = loss if loss is not None and math.isfinite(loss) else None
-    reached, measure = last.validation_accuracy or 0.0, _measure(stage)
-    score: float | None = reached
-    if measure.name != "accuracy":
-        held = inputs.tests[VALIDATION]
-        shares = probabilities(predict(inputs.testing(VALIDATION), recipe.precision)).cpu().double().numpy()
-        value = float(measure.score(shares, held.labels.cpu().numpy()))
-        score = value if math.isfinite(value) else None
-    return Trial(0, {}, accuracy=reached, loss=finite, score=score), last.cumulative_seconds
+    score = score_trial(stage.experiment, stage.plugins, last, passes=inputs, groups=groups)
+    return Trial(0, {}, accuracy=last.validation_accuracy or 0.0, loss=finite, score=score), last.cumulative_seconds
 
 
 def tuning_text(arm: Arm, tunings: Sequence[FitTuning]) -> str:

@@ -89,7 +89,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class BaseSummary:
-    """Base of an experiment. Accuracies are fractions (`shifted_accuracy` is zero-shot), or None without a source."""
+    """Base of an experiment. Accuracies are fractions (`shifted_accuracy` is zero-shot), or None without a source.
+
+    `warnings` are signs that its training has not learned.
+    """
 
     fingerprint: str
     run_id: str | None
@@ -97,6 +100,7 @@ class BaseSummary:
     test_accuracy: float | None
     shifted_accuracy: float | None
     epochs: tuple[Epoch, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,8 @@ class RefitSummary:
         The values that this tuning has chosen, by key.
     calibration : Calibration or None
         The temperature, and the cross-fitted quality of the probabilities; None unless it is calibrated.
+    warnings : tuple of str
+        Signs that the model has not learned.
 
     Examples
     --------
@@ -185,6 +191,7 @@ class RefitSummary:
     tuning_trials: int = 0
     tuned: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the refit as plain JSON types."""

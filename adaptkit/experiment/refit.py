@@ -12,20 +12,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from adaptkit.comparison.temperature import calibration_metrics, calibration_text
 from adaptkit.contracts import Images
 from adaptkit.data.columns import GROUP
 from adaptkit.data.domains import Domains
 from adaptkit.data.pixels import joined
 from adaptkit.data.protocols import Labels, class_counts
 from adaptkit.events import Calibration, Epoch, RunResult, RunStart
-from adaptkit.experiment.calibration import calibration_metrics, calibration_text
 from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
 from adaptkit.experiment.inputs import TRIED, ModelInputs
 from adaptkit.experiment.measurement import MERGED, merged, parameters
 from adaptkit.experiment.outcome import Expectation, RunSummary
 from adaptkit.experiment.recovery import RunRecovery
-from adaptkit.experiment.run_warnings import run_warnings
+from adaptkit.experiment.run_warnings import run_warnings, warning_tags
 from adaptkit.experiment.stage import Stage
 from adaptkit.experiment.training import Training, Watcher, load, require_same_logits, save, train
 from adaptkit.names import (
@@ -52,7 +52,6 @@ from adaptkit.names import (
     TIMING_TAG,
     TRIAL_KEY_TAG,
     TUNING_FILE,
-    WARNINGS_TAG,
 )
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
@@ -106,14 +105,26 @@ def refit_once(stage: Stage, origin: RefitOrigin) -> RunSummary:
     occupancy = stage.seat.occupancy()
     epochs: list[Epoch] = []
     tunings: list[FitTuning] = []
+    warnings: list[str] = []
     start = _described(stage, origin, images=len(labelled), occupancy=occupancy)
 
     def train() -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-            refit = Refit(stage, start, origin, labelled, occupancy, Path(folder), epochs, tunings)
+            refit = Refit(
+                stage=stage,
+                start=start,
+                origin=origin,
+                labelled=labelled,
+                occupancy=occupancy,
+                folder=Path(folder),
+                epochs=epochs,
+                tunings=tunings,
+                warnings=warnings,
+            )
             return refit.execute()
 
     record = stage.attempt(start, train, arm=arm, seed=seed, epochs=epochs)
+    record = dataclasses.replace(record, warnings=tuple(warnings))
     if not tunings:
         return record
     chosen = tunings[0].arm(arm)
@@ -177,7 +188,8 @@ def expectation_text(expected: Expectation) -> str:
 class Refit:
     """One training on all labels; the model is not evaluated.
 
-    `epochs` receives the record of each epoch, and `tunings` that of the tuning, if the run was tuned inside its fits.
+    `epochs` receives the record of each epoch, `tunings` that of the tuning, if the run was tuned inside its fits, and
+    `warnings` receives signs that the model has not learned.
     """
 
     stage: Stage
@@ -188,6 +200,7 @@ class Refit:
     folder: Path
     epochs: list[Epoch]
     tunings: list[FitTuning]
+    warnings: list[str]
 
     def execute(self) -> dict[str, float]:
         """Train, save the adapter, check the saved copy, and notify the plugins; return the metrics."""
@@ -255,12 +268,14 @@ class Refit:
             metrics[TIME_TUNING_SECONDS] = self.tunings[0].seconds
             artifacts[TUNING_FILE] = self.folder / TUNING_FILE
             artifacts[TUNING_FILE].write_text(tuning_text(arm, self.tunings), encoding="utf-8")
-        warnings = run_warnings(
-            self.epochs,
-            None,
-            classes=self.labelled.classes,
-            trained=class_counts(self.labelled.labels, self.labelled.classes),
-            balanced=stage.experiment.request.settings.class_weights == "balanced",
+        self.warnings.extend(
+            run_warnings(
+                self.epochs,
+                None,
+                classes=self.labelled.classes,
+                trained=class_counts(self.labelled.labels, self.labelled.classes),
+                balanced=request.settings.class_weights == "balanced",
+            )
         )
         result = RunResult(
             metrics=metrics,
@@ -272,11 +287,11 @@ class Refit:
                 ADAPTER_SHA256_TAG: sha256_of(files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: trained.passes.frozen_prefix,
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
-                **({WARNINGS_TAG: "\n".join(warnings)} if warnings else {}),
+                **warning_tags(self.warnings),
             },
             files=artifacts,
             calibration=calibration,
-            warnings=warnings,
+            warnings=tuple(self.warnings),
         )
         calibrate(reloaded.model, temperature)
         notify("adaptkit_run_ended", run=self.start, result=result, model=reloaded.model)

@@ -10,6 +10,7 @@ from scipy import special
 
 from adaptkit.errors import listed
 from adaptkit.events import Epoch, Predictions
+from adaptkit.names import WARNINGS_TAG
 
 #: the loss of the first epoch is far above that of a guess from this factor on
 FAR_ABOVE = 1.5
@@ -32,13 +33,25 @@ def run_warnings(
     `predictions` are those for the target, None if the model is not evaluated. `trained` are the images of each class
     in one training. With `balanced`, all classes count equally in the loss.
     """
+    found = [_never_predicted(predictions, classes), _loss_starts_high(epochs, len(classes))]
+    signs = [warning for warning in found if warning is not None]
+    return (*signs, *training_warnings(epochs, classes=classes, trained=trained, balanced=balanced))
+
+
+def training_warnings(
+    epochs: Sequence[Epoch], *, classes: Sequence[str], trained: Sequence[int], balanced: bool = False
+) -> tuple[str, ...]:
+    """Return a warning for each sign in its epochs that a training has not learned, whatever the model starts from."""
     found = [
-        _never_predicted(predictions, classes),
         _loss_does_not_fall(epochs, len(classes)),
-        _loss_starts_high(epochs, len(classes)),
         _trains_at_chance(epochs, classes, trained=trained, balanced=balanced),
     ]
     return tuple(warning for warning in found if warning is not None)
+
+
+def warning_tags(warnings: Sequence[str]) -> dict[str, str]:
+    """Return the tag of a run for its warnings; no tag without warnings."""
+    return {WARNINGS_TAG: "\n".join(warnings)} if warnings else {}
 
 
 def _never_predicted(predictions: Predictions | None, classes: Sequence[str]) -> str | None:

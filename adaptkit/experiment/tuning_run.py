@@ -17,7 +17,15 @@ from adaptkit.experiment.inputs import TRIED
 from adaptkit.experiment.outcome import RunSummary
 from adaptkit.experiment.prepare import Experiment, draw_target
 from adaptkit.experiment.stage import Stage
-from adaptkit.names import KIND_TAG, TIMING_TAG, TRIAL_KEY_TAG, VALIDATION_ACCURACY, VALIDATION_LOSS
+from adaptkit.experiment.trial_scores import score_trial
+from adaptkit.names import (
+    KIND_TAG,
+    TIMING_TAG,
+    TRIAL_KEY_TAG,
+    VALIDATION_ACCURACY,
+    VALIDATION_LOSS,
+    VALIDATION_SCORE,
+)
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.identity import trial_key
 from adaptkit.settings.request import Arm
@@ -59,7 +67,10 @@ def blinded(domains: Domains) -> Domains:
 
 
 def tune_once(stage: Stage, arm: Arm, seed: int) -> RunSummary:
-    """Train with one strategy and seed and notify the plugins; the summary has the metrics of the last epoch."""
+    """Train with one strategy and seed and notify the plugins.
+
+    The metrics of the summary are those of the last epoch, and the score by the deciding metric, if it is defined.
+    """
     occupancy = stage.seat.occupancy()
     experiment, base = stage.experiment, stage.base
     described = describe_run(
@@ -128,11 +139,15 @@ def _train(
     for epoch in fit(trained.model, trained.groups, passes, recipe=recipe, step_ended=step_ended):
         epochs.append(epoch)
         stage.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+    last, name = epochs[-1], f"{VALIDATION_SCORE}{request.settings.metric[0]}"
+    groups = experiment.domains.labels.at(drawn[held]).groups
+    score = score_trial(experiment, stage.plugins, last, passes=passes, groups=groups)
+    # Accuracies are logged after each epoch.
+    scores = {} if score is None or name == ACCURACY else {name: score}
     config = request.config_text(request.run_params(arm, seed))
     tags = {TIMING_TAG: stage.seat.timing_since(occupancy)}
-    # Metrics and predictions are empty: validation accuracies are logged after each epoch, without figures.
     result = RunResult(
-        metrics={}, epochs=(), predictions={}, classes=experiment.domains.classes, config=config, tags=tags
+        metrics=scores, epochs=(), predictions={}, classes=experiment.domains.classes, config=config, tags=tags
     )
     stage.plugins.notify("adaptkit_run_ended", run=run, result=result, model=trained.model)
-    return {ACCURACY: epochs[-1].validation_accuracy or 0.0, LOSS: epochs[-1].validation_loss or 0.0}
+    return scores | {ACCURACY: last.validation_accuracy or 0.0, LOSS: last.validation_loss or 0.0}

@@ -244,7 +244,7 @@ def squared_distances(probabilities: Floats, truth: Integers) -> Floats:
     return distances
 
 
-def bins_of(probabilities: Floats, weights: Floats | None = None) -> Integers:
+def bins_of(probabilities: Floats, weights: Floats | None = None, *, count: int = BINS) -> Integers:
     """Return the bin of each image: bins of equal mass by confidence, with images of equal confidence in one bin."""
     import numpy
 
@@ -252,7 +252,7 @@ def bins_of(probabilities: Floats, weights: Floats | None = None) -> Integers:
     levels, which = numpy.unique(probabilities.max(1), return_inverse=True)
     by_level = numpy.bincount(which, weights=mass, minlength=len(levels))
     middle = (numpy.cumsum(by_level) - by_level / 2) / mass.sum()
-    bins: Integers = numpy.minimum((BINS * middle).astype(numpy.int64), BINS - 1)[which]
+    bins: Integers = numpy.minimum((count * middle).astype(numpy.int64), count - 1)[which]
     return bins
 
 

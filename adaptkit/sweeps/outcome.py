@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adaptkit.experiment.outcome import Outcome
+from adaptkit.experiment.outcome import Outcome, Plan
 
 #: states of a trial: finished (now), found (finished earlier), failed (now or earlier), left (for the next start)
 STATES = ("finished", "found", "failed", "left")
@@ -30,7 +30,8 @@ class TrialPlan:
 class SweepPlan:
     """Plan of a sweep: its `trials`, and the values of each key in `grid`.
 
-    `bases` is the number of bases that must be trained first. `seconds` is the estimated time of training and
+    `experiments` are the plans of the different data sets and bases: their images, classes and metrics. `bases` is the
+    number of bases that must be trained first. `seconds` is the estimated time of training and
     evaluation with `jobs` parallel trials.
     """
 
@@ -38,6 +39,7 @@ class SweepPlan:
     grid: Mapping[str, tuple[Any, ...]]
     strategies: tuple[str, ...]
     seeds: tuple[int, ...]
+    experiments: tuple[Plan, ...]
     bases: int
     jobs: int
     seconds: float | None = None
@@ -57,7 +59,7 @@ class SweepPlan:
 class SweepTrial:
     """Result of one trial of a sweep: its target `accuracy`, or the `error` if it failed.
 
-    `status` is one of STATES.
+    `status` is one of STATES. `warnings` are signs that the run has not learned.
     """
 
     number: int
@@ -69,6 +71,7 @@ class SweepTrial:
     run_id: str | None = None
     accuracy: float | None = None
     error: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,6 +91,7 @@ class Prepared:
             grid=self.grid,
             strategies=tuple(dict.fromkeys(trial.cell.arm.strategy for trial in self.trials)),
             seeds=tuple(dict.fromkeys(trial.seed for trial in self.trials)),
+            experiments=tuple(experiment.plan for experiment in self.experiments),
             bases=sum(not experiment.plan.base_cached for experiment in self.experiments),
             jobs=jobs,
             seconds=seconds,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adaptkit.data.split import NOTHING
 from adaptkit.errors import BadInput, TrackingLost
-from adaptkit.experiment.base import TrackedBase, obtain_base
+from adaptkit.experiment.base import TrackedBase, base_warnings, obtain_base
 from adaptkit.experiment.prepare import Experiment, prepare
 from adaptkit.experiment.stage import Stage, open_stage
 from adaptkit.experiment.tuning_run import blinded
@@ -146,6 +146,9 @@ def obtain_bases(
                 which = f" {number} of {len(experiments)}" if len(experiments) > 1 else ""
                 notice(f"Base{which}: {experiment.request.settings.backbone} is being trained on the source")
             tracked = obtain_base(experiment, plugins, tracker=tracker, refresh=refresh, notice=notice)
+            if not tracked.cached:  # otherwise the warnings are among the notices
+                for warning in base_warnings(experiment, tracked.base):
+                    notice(f"Warning: the base: {warning}")
             tracker.flush()
             run_id = tracked.run_id or tracker.find_base(tracked.base.fingerprint)
             bases.append(dataclasses.replace(tracked, run_id=run_id))

@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from adaptkit.errors import BadInput
-from adaptkit.names import ERROR_TAG, FINAL_SHIFTED_ACCURACY, KIND_TAG, PARENT_TAG, SWEEP_KEY_TAG, TRIAL_KEY_TAG
+from adaptkit.names import (
+    ERROR_TAG,
+    FINAL_SHIFTED_ACCURACY,
+    KIND_TAG,
+    PARENT_TAG,
+    SWEEP_KEY_TAG,
+    TRIAL_KEY_TAG,
+    WARNINGS_TAG,
+)
 from adaptkit.tracking.parent import ParentRun, open_parent
 from adaptkit.tracking.search import search_runs
 from adaptkit.tracking.store import Store
@@ -24,6 +32,7 @@ class StoredTrial:
     status: str
     accuracy: float | None
     error: str | None
+    warnings: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -100,5 +109,6 @@ def find_trials(store: Store, keys: Iterable[str], kind: str = "adaptation") -> 
                 status=status,
                 accuracy=run.data.metrics.get(FINAL_SHIFTED_ACCURACY),
                 error=run.data.tags.get(ERROR_TAG, "no reason was recorded") if status == "failed" else None,
+                warnings=tuple(run.data.tags.get(WARNINGS_TAG, "").splitlines()),
             )
     return trials

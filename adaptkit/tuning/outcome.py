@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptkit.comparison.numbers import counted
-from adaptkit.experiment.outcome import Outcome
+from adaptkit.comparison.records import Metric
+from adaptkit.experiment.outcome import Outcome, Plan
 from adaptkit.experiment.prepare import Experiment
+from adaptkit.experiment.trial_scores import ACCURACY
 from adaptkit.experiment.tuning_run import require_validation
 from adaptkit.plugins.ranges import shown_range
 from adaptkit.settings.spaces import Space, changed
@@ -23,8 +25,8 @@ class Budget:
     """Budget of each strategy: the number of `trials` of the search `method`.
 
     `given` also counts the trials that were added after ranges were extended. A trial is one run of `epochs` epochs for
-    each of the `tuning_seeds`. It trains on `training` images and is evaluated on `held_back` other images. `seeds` are
-    the seeds of the runs with the best values.
+    each of the `tuning_seeds`. It trains on `training` images and is scored by `metric` on `held_back` other images.
+    `seeds` are the seeds of the runs with the best values.
     """
 
     trials: int
@@ -34,14 +36,19 @@ class Budget:
     seeds: tuple[int, ...]
     training: int
     held_back: int
+    metric: Metric
     given: int = 0
 
 
 @dataclass(frozen=True)
 class TunePlan:
-    """Plan of a tuning: its budget, and the searched range as text for each strategy and key in `spaces`."""
+    """Plan of a tuning: its budget, and the searched range as text for each strategy and key in `spaces`.
+
+    `experiment` is the plan of the runs with the best values: their images, classes and metrics.
+    """
 
     budget: Budget
+    experiment: Plan
     spaces: Mapping[str, Mapping[str, str]]
     jobs: int
     notices: tuple[str, ...] = ()
@@ -53,9 +60,9 @@ class TunePlan:
 
 @dataclass(frozen=True)
 class TuningTrial:
-    """Result of one trial: its values and its accuracy on the held-out images.
+    """Result of one trial: its values, and its accuracy and its `score` by the deciding metric on the held-out images.
 
-    A failed trial has an `error` and the accuracy 0. The best trial has the highest accuracy; if accuracies are equal,
+    A failed trial has an `error`, the accuracy 0 and no score. The best trial has the best score; if scores are equal,
     the smallest loss.
     """
 
@@ -63,6 +70,7 @@ class TuningTrial:
     values: Mapping[str, Any]
     accuracy: float
     loss: float | None = None
+    score: float | None = None
     error: str | None = None
     run_ids: tuple[str, ...] = ()
 
@@ -73,7 +81,8 @@ class TunedStrategy:
 
     `first` and `space` are the ranges by key before and after they were extended. `chosen` holds the values of the best
     trial. `options` and `lr` are the complete settings of the strategy with these values. `edges` holds the keys whose
-    best value is at the end of its range, with the reason why the range was not extended further.
+    best value is at the end of its range, with the reason why the range was not extended further. `accuracy` and
+    `score` are those of the best trial.
     """
 
     strategy: str
@@ -85,6 +94,7 @@ class TunedStrategy:
     options: Mapping[str, Any]
     lr: float
     accuracy: float
+    score: float
     best_trial: int
     edges: Mapping[str, str]
 
@@ -126,7 +136,9 @@ class TuneOutcome(Outcome):
         return plain
 
 
-def budget_of(experiment: Experiment, trials: int, method: str, tuning_seeds: tuple[int, ...]) -> Budget:
+def budget_of(
+    experiment: Experiment, *, trials: int, method: str, tuning_seeds: tuple[int, ...], metric: Metric
+) -> Budget:
     """Return the budget of each strategy; raise BadInput if no image can be held out for validation."""
     parts = [require_validation(experiment, seed) for seed in tuning_seeds]
     training, held_back = parts[0]
@@ -139,6 +151,7 @@ def budget_of(experiment: Experiment, trials: int, method: str, tuning_seeds: tu
         seeds=settings.seed,
         training=training,
         held_back=held_back,
+        metric=metric,
     )
 
 
@@ -153,7 +166,7 @@ def plan_of(budget: Budget, spaces: Sequence[Space], jobs: int, experiment: Expe
             "the runs with the best values are evaluated on labels that the tuning sees: they give no better or worse; "
             "`adaptkit run --tune TRIALS` tunes inside each fit",
         )
-    return TunePlan(budget, searched, jobs=jobs, notices=notices)
+    return TunePlan(budget, experiment.plan, searched, jobs=jobs, notices=notices)
 
 
 def tuned_of(result: SearchResult) -> TunedStrategy:
@@ -169,8 +182,9 @@ def tuned_of(result: SearchResult) -> TunedStrategy:
             TuningTrial(
                 number=trial.number + 1,
                 values=dict(trial.values),
-                accuracy=trial.value or 0.0,
+                accuracy=trial.accuracy,
                 loss=trial.loss if math.isfinite(trial.loss) else None,
+                score=trial.score,
                 error=trial.reason,
                 run_ids=trial.runs,
             )
@@ -179,7 +193,8 @@ def tuned_of(result: SearchResult) -> TunedStrategy:
         chosen=dict(best.values),
         options=dict(arm.options),
         lr=arm.lr,
-        accuracy=best.value or 0.0,
+        accuracy=best.accuracy,
+        score=best.score or 0.0,
         best_trial=best.number + 1,
         edges={key: f"{side} end; {space.stuck.get(key, 'not extended')}" for key, side in result.edges.items()},
     )
@@ -191,9 +206,10 @@ def line_of(budget: Budget, tuned: TunedStrategy) -> str:
     space = ", ".join(f"{key} {shown_range(text)}" for key, text in tuned.space.items())
     chosen = ", ".join(f"{key} {shown_value(value)}" for key, value in tuned.chosen.items())
     edges = "".join(f"; {key} is on the edge of its range" for key in tuned.edges)
-    return (
-        f"{budget.given} trials of {counted(budget.epochs, 'epoch')}{seeds}; searched {space}; chosen {chosen}{edges}"
-    )
+    # Runs of earlier versions have this line too; all of them were tuned by accuracy.
+    by = "" if budget.metric.key == ACCURACY else f" by {budget.metric.label}"
+    epochs = counted(budget.epochs, "epoch")
+    return f"{budget.given} trials of {epochs}{seeds}; searched {space}; chosen {chosen}{by}{edges}"
 
 
 def shown_value(value: object) -> str:

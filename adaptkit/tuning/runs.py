@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adaptkit.comparison.records import Metric
 from adaptkit.contracts import TrialRunner
 from adaptkit.errors import RunFailed
 from adaptkit.experiment.outcome import RunSummary
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.tuning_run import ACCURACY, LOSS
-from adaptkit.names import FINAL_SHIFTED_ACCURACY, TUNING_TAG
+from adaptkit.names import FINAL_SHIFTED_ACCURACY, TUNING_TAG, VALIDATION_SCORE
 from adaptkit.settings.identity import trial_key
 from adaptkit.settings.request import Arm, Request
 from adaptkit.settings.spaces import changed
@@ -33,6 +34,7 @@ class TuningRuns:
     """Run one tuning on an engine; `tried` is called for each finished trial."""
 
     experiment: Experiment
+    metric: Metric
     base_fingerprint: str
     engine: TrialRunner
     tell: Tell
@@ -42,7 +44,7 @@ class TuningRuns:
     def trials(
         self, requests: Sequence[TrialRequest], seeds: Sequence[int]
     ) -> Iterator[tuple[TrialRequest, StudyTrial]]:
-        """Run trials with all tuning seeds, and yield each trial with its mean accuracy.
+        """Run trials with all tuning seeds, and yield each trial with its mean score.
 
         Raises RunFailed for a run that the store did not record. Its trial counts as not run.
         """
@@ -68,7 +70,7 @@ class TuningRuns:
             trial_records = records.setdefault(id(trial_request), [])
             trial_records.append(record)
             if len(trial_records) == len(seeds):
-                trial = _evaluated(trial_request.trial, trial_records)
+                trial = _evaluated(trial_request.trial, trial_records, self.metric)
                 self.tried(trial_request, trial)
                 yield trial_request, trial
 
@@ -87,7 +89,13 @@ class TuningRuns:
             label = f"{arm.label} lr={arm.lr:g}"
             if earlier is not None and earlier.status == "finished" and _line_of(store, earlier.run_id) == line:
                 yield _sweep_trial(
-                    number, arm, seed=seed, status="found", run_id=earlier.run_id, accuracy=earlier.accuracy
+                    number,
+                    arm,
+                    seed=seed,
+                    status="found",
+                    run_id=earlier.run_id,
+                    accuracy=earlier.accuracy,
+                    warnings=earlier.warnings,
                 )
                 continue
             task = self._task("adaptation", arm, seed, label=label, tags={TUNING_TAG: line})
@@ -104,6 +112,7 @@ class TuningRuns:
                 run_id=record.run_id,
                 accuracy=record.metrics.get(FINAL_SHIFTED_ACCURACY),
                 error=record.error,
+                warnings=record.warnings,
             )
 
     def key(self, arm: Arm, seed: int) -> str:
@@ -135,15 +144,23 @@ class TuningRuns:
         )
 
 
-def _evaluated(trial: StudyTrial, records: Sequence[RunSummary]) -> StudyTrial:
-    """Return a trial with the mean accuracy and loss of its runs; accuracy 0 if one of them failed."""
+def _evaluated(trial: StudyTrial, records: Sequence[RunSummary], metric: Metric) -> StudyTrial:
+    """Return a trial with the mean score, accuracy and loss of its runs.
+
+    The trial has failed if one of them failed, or if the score of one is not defined.
+    """
     ordered = sorted(records, key=lambda record: record.seed)
     runs = tuple(record.run_id for record in ordered if record.run_id is not None)
     reason = next((record.error for record in ordered if record.status != "finished"), None)
+    name = f"{VALIDATION_SCORE}{metric.key}"
+    if reason is None and any(name not in record.metrics for record in ordered):
+        reason = f"{metric.label} is not defined for the held-out images"
     if reason is not None:
-        return StudyTrial(trial.number, trial.values, value=0.0, reason=reason, runs=runs)
-    accuracy, loss = (sum(record.metrics[key] for record in ordered) / len(ordered) for key in (ACCURACY, LOSS))
-    return StudyTrial(trial.number, trial.values, value=accuracy, runs=runs, loss=loss)
+        return StudyTrial(trial.number, trial.values, reason=reason, runs=runs)
+    score, accuracy, loss = (
+        sum(record.metrics[key] for record in ordered) / len(ordered) for key in (name, ACCURACY, LOSS)
+    )
+    return StudyTrial(trial.number, trial.values, score=score, runs=runs, loss=loss, accuracy=accuracy)
 
 
 def _sweep_trial(number: int, arm: Arm, **fields: Any) -> SweepTrial:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptkit.comparison.records import Metric
 from adaptkit.errors import BadInput, RunFailed
+from adaptkit.experiment.trial_scores import preference
 from adaptkit.plugins.ranges import Choice, Dimension, Range
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import LR, Arm
@@ -102,12 +104,16 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Search:
-    """Search all strategies with the same number of `trials` each, by the method `tpe` or `grid`."""
+    """Search all strategies with the same number of `trials` each, by the method `tpe` or `grid`.
+
+    The best trial is the one with the best score by `metric`.
+    """
 
     spaces: tuple[Space, ...]
     trials: int
     method: str
     seed: int
+    metric: Metric
 
     def __post_init__(self) -> None:
         """Raise BadInput if a grid does not fit the number of trials."""
@@ -133,7 +139,7 @@ class Search:
         while True:
             for start in range(done, target, ROUND):
                 self._round(spaces, studies, planned=planned, end=min(start + ROUND, target), perform=perform)
-            results = [_result(space, studies[space.strategy].trials[:target]) for space in spaces]
+            results = [_result(space, studies[space.strategy].trials[:target], self.metric) for space in spaces]
             wider = [result.space.grown(result.edges, fits) for result in results]
             if not any(new.dimensions != old.dimensions for new, old in zip(wider, spaces, strict=True)):
                 return tuple(
@@ -188,11 +194,7 @@ class Search:
         waiting = list(
             _alternating(
                 [
-                    [
-                        TrialRequest(space, trial)
-                        for trial in studies[space.strategy].trials[:end]
-                        if trial.value is None
-                    ]
+                    [TrialRequest(space, trial) for trial in studies[space.strategy].trials[:end] if not trial.has_run]
                     for space in spaces
                 ]
             )
@@ -206,10 +208,9 @@ def _alternating(lists: Sequence[Sequence[TrialRequest]]) -> Iterator[TrialReque
         yield from (items[index] for items in lists if index < len(items))
 
 
-def _result(space: Space, trials: Sequence[StudyTrial]) -> SearchResult:
+def _result(space: Space, trials: Sequence[StudyTrial], metric: Metric) -> SearchResult:
     good = [trial for trial in trials if trial.reason is None]
     if not good:
         raise RunFailed(f"{space.strategy}: every trial failed: {trials[0].reason}")
-    # With few images, many accuracies are equal. Then the loss decides.
-    best = min(good, key=lambda trial: (-(trial.value or 0.0), trial.loss, trial.number))
+    best = min(good, key=lambda trial: (*preference(metric, trial.score, trial.loss), trial.number))
     return SearchResult(space, trials=tuple(trials), best=best, edges=space.edges(best.values))

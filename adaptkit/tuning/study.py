@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.errors import BadInput
-from adaptkit.names import OPTUNA_LOSS, OPTUNA_REASON, OPTUNA_RUNS
+from adaptkit.names import OPTUNA_ACCURACY, OPTUNA_LOSS, OPTUNA_REASON, OPTUNA_RUNS
 from adaptkit.plugins.ranges import Choice, Dimension
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.spaces import Space
@@ -29,16 +29,23 @@ if TYPE_CHECKING:
 class StudyTrial:
     """One trial of a search.
 
-    `value` is the validation accuracy: None before the trial has run, 0 if it failed. `reason` is the reason for the
-    failure. If values are equal, a smaller `loss` is better. `runs` are the ids of its tuning runs.
+    `score` is that of the deciding metric on the held-out images: None before the trial has run, and if it failed.
+    `reason` is the reason for the failure. If scores are equal, a smaller `loss` is better. `runs` are the ids of its
+    tuning runs.
     """
 
     number: int
     values: Mapping[str, Any]
-    value: float | None = None
+    score: float | None = None
     reason: str | None = None
     runs: tuple[str, ...] = ()
     loss: float = math.inf
+    accuracy: float = 0.0
+
+    @property
+    def has_run(self) -> bool:
+        """Return whether the trial has a result."""
+        return self.score is not None or self.reason is not None
 
 
 def require_optuna() -> None:
@@ -56,6 +63,8 @@ class Study:
     def __init__(self, study: optuna.Study, seed: int) -> None:
         self._study = study
         self._seed = seed
+        #: value of failed trials, because Optuna needs one
+        self._worst = -math.inf if study.direction.name == "MAXIMIZE" else math.inf
 
     @property
     def trials(self) -> list[StudyTrial]:
@@ -78,13 +87,14 @@ class Study:
 
     def tell(self, trial: StudyTrial) -> None:
         """Store the result of a trial."""
-        assert trial.value is not None
+        assert trial.has_run
         storage, frozen = self._study._storage, self._study.get_trials(deepcopy=False)[trial.number]
         storage.set_trial_user_attr(frozen._trial_id, OPTUNA_REASON, trial.reason)
         storage.set_trial_user_attr(frozen._trial_id, OPTUNA_RUNS, list(trial.runs))
         storage.set_trial_user_attr(frozen._trial_id, OPTUNA_LOSS, trial.loss if math.isfinite(trial.loss) else None)
+        storage.set_trial_user_attr(frozen._trial_id, OPTUNA_ACCURACY, trial.accuracy)
         with _quiet():
-            self._study.tell(trial.number, trial.value)
+            self._study.tell(trial.number, self._worst if trial.score is None else trial.score)
 
     def _proposed(self, space: Space, number: int) -> dict[str, Any]:
         """Return the proposal of TPE after all trials so far; unfinished trials count as bad."""
@@ -95,14 +105,12 @@ class Study:
         distributions = _distributions(space.dimensions)
         with _quiet():
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True, constant_liar=True)
-            history = optuna.create_study(direction="maximize", sampler=sampler)
+            history = optuna.create_study(direction=self._study.direction, sampler=sampler)
             for trial in self.trials:
                 history.add_trial(
                     optuna.trial.create_trial(
-                        state=optuna.trial.TrialState.RUNNING
-                        if trial.value is None
-                        else optuna.trial.TrialState.COMPLETE,
-                        value=trial.value,
+                        state=optuna.trial.TrialState.COMPLETE if trial.has_run else optuna.trial.TrialState.RUNNING,
+                        value=self._worst if trial.reason is not None else trial.score,
                         params=dict(trial.values),
                         distributions=distributions,
                     )
@@ -115,7 +123,9 @@ class Study:
 
 
 @contextmanager
-def open_studies(path: Path, key: str, strategies: Sequence[str], seed: int) -> Iterator[dict[str, Study]]:
+def open_studies(
+    path: Path, key: str, strategies: Sequence[str], seed: int, *, higher_is_better: bool = True
+) -> Iterator[dict[str, Study]]:
     """Open or create the studies of a search in a database; raise BadInput if the file cannot be used."""
     import optuna
     from sqlalchemy import URL
@@ -133,7 +143,10 @@ def open_studies(path: Path, key: str, strategies: Sequence[str], seed: int) -> 
             yield {
                 name: Study(
                     optuna.create_study(
-                        storage=storage, study_name=f"{key} {name}", direction="maximize", load_if_exists=True
+                        storage=storage,
+                        study_name=f"{key} {name}",
+                        direction="maximize" if higher_is_better else "minimize",
+                        load_if_exists=True,
                     ),
                     seed,
                 )
@@ -166,14 +179,18 @@ def _distributions(dimensions: Mapping[str, Dimension]) -> dict[str, Any]:
 
 
 def _trial(frozen: optuna.trial.FrozenTrial) -> StudyTrial:
-    value = frozen.values[0] if frozen.values else None
     attributes = frozen.user_attrs
     loss = attributes.get(OPTUNA_LOSS)
+    # The attributes are stored before the value, which ends the trial.
+    reason = attributes.get(OPTUNA_REASON) if frozen.values else None
+    score = frozen.values[0] if frozen.values and reason is None else None
     return StudyTrial(
         number=frozen.number,
         values=frozen.params,
-        value=value,
-        reason=attributes.get(OPTUNA_REASON),
+        score=score,
+        # Earlier versions tuned by accuracy only.
+        accuracy=attributes.get(OPTUNA_ACCURACY, score or 0.0),
+        reason=reason,
         runs=tuple(attributes.get(OPTUNA_RUNS, ())),
         loss=math.inf if loss is None else loss,
     )

@@ -156,7 +156,12 @@ def test_the_comparison_stands_for_its_refit(project: Tracked, cli: Cli) -> None
     parent, final = project.outcome["parent_run_id"], project.outcome["refit"]["run_id"]
     named = cli("predict", final, "colours/red", "--csv")
     assert named.exit_code == 0, named.stderr
-    assert cli("predict", parent, "colours/red", "--csv").stdout == named.stdout
+    by_parent = cli("predict", parent, "colours/red", "--csv")
+    assert by_parent.stdout == named.stdout
+    assert by_parent.stderr.splitlines() == [f"Model: run {final} (full refit), the refit of {parent}"]
+    assert named.stderr == ""
+    document = json.loads(cli("predict", parent, "colours/red", "--json").stdout)
+    assert (document["run_id"], document["strategy"]) == (final, "full")
     exported = cli("export", parent, "--to", "merged", "-o", "model")
     assert exported.exit_code == 0 and "100.00% equal predictions" in exported.stdout, exported.stderr
 

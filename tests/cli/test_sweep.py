@@ -137,6 +137,40 @@ def test_finished_sweep_runs_nothing(
     assert len(children(again)["adaptation"]) == 6
 
 
+def test_plan_shows_classes_and_metrics(again: Path, cli: Callable[..., Result]) -> None:
+    few = (*TINY, "--set", "split.test=50")
+    lines = cli("sweep", "-s", "lora", "-s", "head", *GRID, *few, "--print-trials").stdout.splitlines()
+    (classes,) = (line for line in lines if line.startswith("Classes"))
+    assert classes.startswith("Classes  10 with 5 images each in a training, ")
+    assert classes in cli("run", "-s", "head", *few, "--dry-run").stdout.splitlines()
+    assert "Metric   compared by accuracy" in lines
+    assert any(line.startswith("Note: evaluation: ") and "fewer than 10 images" in line for line in lines)
+    plan = json.loads(cli("sweep", "-s", "head", *TINY, "--print-trials", "--json").stdout)
+    (experiment,) = plan["experiments"]
+    assert experiment["metrics"] == ["accuracy"] and sum(experiment["evaluation_counts"]) == 100
+
+
+@pytest.mark.slow
+def test_warnings_of_trials(store: Path, cli: Callable[..., Result]) -> None:
+    arguments = ("sweep", "-s", "head", "--grid", "lr=0.01,30", *TINY)
+    good, bad = json.loads(cli(*arguments, "--json").stdout)["trials"]
+    high = "the loss of the first epoch is"
+    assert not any(line.startswith(high) for line in good["warnings"])
+    (warning,) = [line for line in bad["warnings"] if line.startswith(high)]
+    again = cli(*arguments)  # the trials are in the store
+    assert f"Warning: head lr=30 seed=0: {warning}" in again.stdout.splitlines()
+    assert json.loads(cli(*arguments, "--json").stdout)["trials"][1]["warnings"] == bad["warnings"]
+
+
+@pytest.mark.slow
+def test_sweep_compares_by_the_metrics_of_the_command(again: Path, cli: Callable[..., Result]) -> None:
+    """Trials that an earlier sweep made by another metric are compared by the one of this command."""
+    arguments = ("sweep", "-s", "lora", "-s", "head", *GRID, *TINY, "--metric", "nll", "--json")
+    outcome = json.loads(cli(*arguments).stdout)
+    assert {trial["status"] for trial in outcome["trials"]} == {"found"}
+    assert outcome["comparison"]["metric"] == "final/shifted_nll"
+
+
 @pytest.mark.slow
 def test_trials_are_shared(again: Path, cli: Callable[..., Result]) -> None:
     before = {run.info.run_id for run in children(again)["adaptation"]}
@@ -180,9 +214,14 @@ def test_trial_equals_a_single_run(swept: tuple[Path, dict[str, Any]], store: Pa
 def test_print_trials(store: Path, cli: Callable[..., Result]) -> None:
     result = cli("sweep", "-s", "head", "--grid", "lr=1e-3..1e-1/3log", "--seeds", "0-1", *TINY, "--print-trials")
     lines = result.stdout.splitlines()
-    assert (result.exit_code, lines[:3]) == (
+    assert (result.exit_code, [*lines[:2], *lines[3:5]]) == (
         0,
-        ["Sweep    head; seeds 0, 1", "Grid     lr = 0.001, 0.01, 0.1", "Trials   3 settings x 2 = 6"],
+        [
+            "Sweep    head; seeds 0, 1",
+            "Grid     lr = 0.001, 0.01, 0.1",
+            "Metric   compared by accuracy",
+            "Trials   3 settings x 2 = 6",
+        ],
     )
     rows = [line.split() for line in lines if line.strip() and line.split()[0].isdigit()]
     assert rows[:4] == [

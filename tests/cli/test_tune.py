@@ -110,6 +110,41 @@ def test_tuning_runs_use_no_test_set(tuned: TunedFolder) -> None:
         assert float(by_id[run_id].data.params["lr"]) == trial["values"]["lr"]
 
 
+@pytest.mark.slow
+def test_trials_are_chosen_by_the_deciding_metric(cli: Callable[..., Result], store: Path) -> None:
+    """The lowest loss wins; another metric starts another study."""
+    command = ("tune", "-s", "head", *TINY, "--trials", "2", "--seeds", "1", "--space", "lr=0.001,0.01", "--json")
+    result = cli(*command, "--metric", "nll,accuracy")
+    assert result.exit_code == 0, result.stderr
+    outcome = json.loads(result.stdout)
+    (head,) = outcome["strategies"]
+    scores = [trial["score"] for trial in head["trials"]]
+    assert head["score"] == scores[head["best_trial"] - 1] == min(scores) < max(scores)
+    assert outcome["budget"]["metric"]["key"] == "nll"
+    assert outcome["comparison"]["metric"] == "final/shifted_nll"
+    lines = result.stderr.splitlines()
+    assert any(line.startswith("Tune ") and line.endswith("scored by negative log-likelihood") for line in lines)
+    assert any(line.startswith("Classes  10 with 5 images each in a training") for line in lines)
+    assert "Metric   compared by nll (also shown: accuracy)" in lines
+    assert any("validation negative log-likelihood " in line and line.endswith(" nats") for line in lines)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{store}")
+    runs = {run.info.run_id: run for run in runs_of(client, "tuning")}
+    for trial in head["trials"]:
+        (run_id,) = trial["run_ids"]
+        assert runs[run_id].data.metrics["validation/nll"] == trial["score"]
+        assert runs[run_id].data.metrics["validation/accuracy"] == trial["accuracy"]
+
+    by_accuracy = json.loads(cli(*command).stdout)
+    assert by_accuracy["parent_run_id"] != outcome["parent_run_id"]
+    assert len(runs_of(client, "tuning")) == 4
+    for trial in by_accuracy["strategies"][0]["trials"]:
+        assert trial["score"] == trial["accuracy"]
+    assert [run["status"] for run in by_accuracy["runs"]] == ["finished"]
+    again = json.loads(cli(*command, "--metric", "nll,accuracy").stdout)
+    assert [trial["score"] for trial in again["strategies"][0]["trials"]] == scores
+    assert len(runs_of(client, "tuning")) == 4
+
+
 def test_parent_run(tuned: TunedFolder) -> None:
     parent = tuned.client.get_run(tuned.outcome["parent_run_id"])
     assert (parent.data.tags["adaptkit.kind"], parent.data.tags["adaptkit.tuning"]) == ("sweep", "1")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+from click.testing import Result
+from mlflow import MlflowClient
+from support.experiments import TINY
 
 from adaptkit.events import Epoch, Predictions
 from adaptkit.experiment.run_warnings import run_warnings
@@ -92,3 +98,30 @@ def test_signs(losses: list[float], predictions: Any, accuracy: float, balanced:
 
 def test_untrained_run() -> None:
     assert run_warnings([], None, classes=CLASSES, trained=(1, 1, 1)) == ()
+
+
+@pytest.mark.slow
+def test_warnings_of_a_base(cli: Callable[..., Result], store: Path) -> None:
+    run = ("run", "-s", "head", *TINY, "--set", "base.lr=1e-9", "--json")
+    first = cli(*run)
+    base = json.loads(first.stdout)["base"]
+    (warning,) = [line for line in base["warnings"] if line.startswith("training accuracy")]
+    assert "not shown to be above the" in warning
+    assert any(
+        line.endswith(f"] Warning: {warning}") and line.startswith("[base ") for line in first.stderr.splitlines()
+    )
+    assert warning in MlflowClient().get_run(base["run_id"]).data.tags["adaptkit.warnings"]
+    second = cli(*run)
+    assert f"Warning: the base in the cache: {warning}" in second.stderr.splitlines()
+    assert json.loads(second.stdout)["base"]["warnings"] == base["warnings"]
+    swept = cli("sweep", *run[1:], "--grid", "lr=0.01", "--refresh-base")
+    assert f"Warning: the base: {warning}" in swept.stderr.splitlines()
+
+
+@pytest.mark.slow
+def test_warnings_of_a_refit(cli: Callable[..., Result], store: Path) -> None:
+    (run,) = json.loads(cli("run", "-s", "head", *TINY, "--lr", "30", "--json").stdout)["runs"]
+    result = cli("refit", run["run_id"], "--json")
+    summary = json.loads(result.stdout)
+    (warning,) = [line for line in summary["warnings"] if line.startswith("the loss of the first epoch is")]
+    assert f"[head refit] Warning: {warning}" in result.stderr.splitlines()

@@ -23,6 +23,7 @@ from adaptkit.experiment.stage import Stage, open_stage
 from adaptkit.experiment.tuning_run import blinded, require_validation, tune_once
 from adaptkit.hookspecs import hookimpl
 from adaptkit.plugins.loading import load_plugins
+from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.system.core_sharing import Seat
 from adaptkit.training.loop import VALIDATION
@@ -65,8 +66,10 @@ class Unusable:
 
 
 @contextmanager
-def stage(*strategies: str, reuse: bool = True, **more: Any) -> Iterator[tuple[Stage, Watcher]]:
-    plugins, watcher = load_plugins(), Watcher()
+def stage(
+    *strategies: str, reuse: bool = True, plugins: Plugins | None = None, **more: Any
+) -> Iterator[tuple[Stage, Watcher]]:
+    plugins, watcher = plugins or load_plugins(), Watcher()
     request = resolve([Layer({"strategy": list(strategies), **TINY_SETTINGS, **more})], plugins)
     experiment = prepare(request)
     with Seat() as seat:
@@ -109,6 +112,40 @@ def test_validation_does_not_divide_groups() -> None:
 def test_one_shot_cannot_be_tuned(own_folder: Path) -> None:
     with stage("head", shots=1) as (one, _), pytest.raises(BadInput, match="use at least 2 shots a class"):
         require_validation(one.experiment, 0)
+
+
+def test_score_of_the_deciding_metric(own_folder: Path) -> None:
+    with stage("head", metric=["nll"]) as (one, watcher):
+        (arm,) = one.experiment.request.arms
+        record = tune_once(without_tests(one), arm, 0)
+    # The loss of the last epoch is the negative log-likelihood of the same images.
+    assert record.metrics["validation/nll"] == pytest.approx(record.metrics["validation/loss"], rel=1e-5)
+    assert watcher.results[0].metrics == {"validation/nll": record.metrics["validation/nll"]}
+
+
+class Failing:
+    """A metric that fails."""
+
+    name, title, unit, higher_is_better = "failing", "failing", "", True
+
+    def score(self, probabilities: Any, truth: Any, *, weights: Any = None, groups: Any = None) -> float:
+        raise ZeroDivisionError("by design")
+
+
+class FailingMetric:
+    """A plugin with that metric."""
+
+    @hookimpl
+    def adaptkit_metrics(self) -> list[type]:
+        return [Failing]
+
+
+def test_metric_that_fails_is_named(own_folder: Path) -> None:
+    plugins = load_plugins([], [FailingMetric()])
+    with stage("head", plugins=plugins, metric=["failing"]) as (one, _):
+        record = tune_once(one, one.experiment.request.arms[0], 0)
+    assert record.status == "failed"
+    assert str(record.error).startswith("metric failing fails in score()") and "by design" in str(record.error)
 
 
 @pytest.mark.parametrize("reuse", [True, False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,11 +19,13 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 from matplotlib.text import Annotation
 from scipy import stats
+from scipy.special import softmax
 
 from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.records import ArmResult, ComparedRun, Curve, Estimate, Metric, PairResult
 from adaptkit.events import Predictions
 from adaptkit.reports.figures.comparison import Drawing, draw_comparison, save_drawing
+from adaptkit.reports.figures.reliability import draw_reliability
 from adaptkit.reports.figures.style import FIXED, OTHERS, assign_colours, assign_marks
 
 TARGET = Metric(
@@ -230,6 +233,40 @@ def test_figures_of_one_arm() -> None:
         "gain_retention",
         "class_f1",
     ]
+
+
+def with_probabilities(arm: ArmResult, sharpness: float) -> ArmResult:
+    """Return an arm with the same calibrated logits in each run, multiplied by `sharpness`, for 300 images."""
+    random = numpy.random.default_rng(0)
+    logits = 2 * random.normal(size=(300, 3))
+    truth = (softmax(logits, axis=1).cumsum(1) > random.random((300, 1))).argmax(1)
+    shares = softmax(sharpness * logits, axis=1)
+    predictions = Predictions(
+        numpy.arange(300), truth=truth, predicted=shares.argmax(1), confidence=shares.max(1), probabilities=shares
+    )
+    runs = [dataclasses.replace(run, predictions={"shifted": predictions}) for run in arm.runs]
+    return dataclasses.replace(arm, runs=tuple(runs))
+
+
+def test_reliability_before_and_after_calibration() -> None:
+    full, head = make_arm("full", 0.885), make_arm("head", 0.761)
+    comparison = compare(with_probabilities(full, 4.0), with_probabilities(head, 1.0), make_arm("lora", 0.8))
+    drawing = draw_reliability(comparison, assign_marks(comparison.arms, assign_colours(["full", "head", "lora"])))
+    assert drawing is not None
+    before, after = drawing.figure.axes
+    for axes, is_confident in ((before, True), (after, False)):
+        diagonal, sure, calibrated = (numpy.array(line.get_xydata()) for line in axes.lines)
+        assert diagonal.tolist() == [[0, 0], [100, 100]]
+        for points in (sure, calibrated):
+            assert len(points) == 300 // 25 and (numpy.diff(points[:, 0]) > 0).all()
+        gaps = (sure[:, 0] - sure[:, 1]).mean()
+        assert gaps > 10 if is_confident else abs(gaps) < 4
+    assert note(drawing).endswith("; 2 of 3 strategies")
+    found = re.fullmatch(r".*: full (.*), then (.*), head (.*), then (.*)\.", drawing.alt)
+    assert found is not None
+    full_before, full_after, head_before, head_after = map(float, found.groups())
+    assert full_before > 10 > full_after and head_before == head_after  # a calibrated model is not changed
+    assert draw_reliability(four(), {}) is None
 
 
 def test_accuracy_over_training_means_and_bands() -> None:

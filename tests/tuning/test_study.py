@@ -1,15 +1,20 @@
-"""The search: equal budgets, extended ranges, and studies that continue after a crash."""
+"""The search: equal budgets, extended ranges, metrics, and studies that continue after a crash."""
 
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adaptkit.comparison.metrics import measured_metric
+from adaptkit.comparison.records import Metric
 from adaptkit.errors import BadInput, RunFailed
+from adaptkit.metrics.classification import Accuracy, NegativeLogLikelihood
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.settings.spaces import make_spaces
@@ -22,9 +27,13 @@ class Crash(Exception):
 
 
 class Machine:
-    """Simulate trials: the best learning rate is `best`, the best rank 16. Crash after `crash_after` trials."""
+    """Simulate trials: the best learning rate is `best`, the best rank 16. Crash after `crash_after` trials.
 
-    def __init__(self, best: float, crash_after: int | None = None, order: int = 1) -> None:
+    With the sign -1, lower scores are better.
+    """
+
+    def __init__(self, best: float, crash_after: int | None = None, order: int = 1, sign: int = 1) -> None:
+        self.sign = sign
         self.best = best
         self.crash_after = crash_after
         self.order = order
@@ -40,22 +49,30 @@ class Machine:
     def evaluated(self, trial: StudyTrial) -> StudyTrial:
         lr, rank = trial.values["lr"], trial.values.get("rank", 16)
         if lr > 50 * self.best:
-            return StudyTrial(trial.number, trial.values, value=0.0, reason="the loss is not finite")
+            return StudyTrial(trial.number, trial.values, reason="the loss is not finite")
         value = 1 - 0.1 * abs(math.log10(lr / self.best)) - 0.02 * abs(math.log2(rank / 16))
-        return StudyTrial(trial.number, trial.values, value=value, runs=(f"run-{trial.number}",))
+        return StudyTrial(trial.number, trial.values, score=self.sign * value, runs=(f"run-{trial.number}",))
+
+
+ACCURACY = measured_metric(Accuracy(), key="accuracy", label="accuracy")
+NLL = measured_metric(NegativeLogLikelihood(), key="nll", label="negative log-likelihood")
 
 
 def search(
-    texts: Sequence[str] = (), trials: int = 9, method: str = "tpe", names: Sequence[str] = ("lora", "head")
+    texts: Sequence[str] = (),
+    trials: int = 9,
+    method: str = "tpe",
+    names: Sequence[str] = ("lora", "head"),
+    metric: Metric = ACCURACY,
 ) -> Search:
     arms = resolve([Layer({"strategy": list(names)})], load_plugins()).arms
     spaces = make_spaces(arms, texts=texts, given={name: set() for name in names}, fits=lambda arm: True)
-    return Search(spaces, trials=trials, method=method, seed=0)
+    return Search(spaces, trials=trials, method=method, seed=0, metric=metric)
 
 
 def run(path: Path, search: Search, machine: Machine, *, lines: list[str] | None = None) -> dict[str, SearchResult]:
     names = [space.strategy for space in search.spaces]
-    with open_studies(path, "key", names, seed=0) as studies:
+    with open_studies(path, "key", names, seed=0, higher_is_better=search.metric.higher_is_better) as studies:
         notice = (lines if lines is not None else []).append
         results = search.run(studies, perform=machine.perform, fits=lambda arm: True, notice=notice)
     return {result.space.strategy: result for result in results}
@@ -63,7 +80,7 @@ def run(path: Path, search: Search, machine: Machine, *, lines: list[str] | None
 
 def trials_of(results: dict[str, SearchResult]) -> dict[str, list[tuple[int, dict[str, Any], float | None]]]:
     return {
-        name: [(trial.number, dict(trial.values), trial.value) for trial in result.trials]
+        name: [(trial.number, dict(trial.values), trial.score) for trial in result.trials]
         for name, result in results.items()
     }
 
@@ -75,7 +92,34 @@ def test_equal_number_of_trials_beginning_with_defaults(tmp_path: Path) -> None:
     assert results["head"].trials[0].values == {"lr": 1e-2}
     for result in results.values():
         assert result.edges == {}
-        assert result.best.value == max(trial.value or 0 for trial in result.trials)
+        assert result.best.score == max(trial.score or 0 for trial in result.trials)
+
+
+def test_search_by_a_loss(tmp_path: Path) -> None:
+    texts, machine = ["lr=1e-4..10/log"], Machine(best=1e-3, sign=-1)
+    least = run(tmp_path / "one.db", search(texts, names=["head"], metric=NLL), machine)
+    scores = [trial.score for trial in least["head"].trials if trial.score is not None]
+    assert least["head"].best.score == min(scores) < max(scores)
+    assert any(trial.reason for trial in least["head"].trials)  # failed trials are never the best
+    # The search proposes the same values as for the opposite score.
+    most = run(tmp_path / "two.db", search(texts, names=["head"]), Machine(best=1e-3))
+    assert [trial.values for trial in least["head"].trials] == [trial.values for trial in most["head"].trials]
+
+
+def test_study_of_an_earlier_version(tmp_path: Path) -> None:
+    """Earlier studies hold accuracies only; failed trials have the value 0 there."""
+    searched = search(["lr=1e-4..10/log"], trials=3, names=["head"])
+    run(tmp_path / "optuna.db", searched, Machine(best=1e-3))
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as database, database:
+        database.execute("DELETE FROM trial_user_attributes WHERE key = 'adaptkit.accuracy'")
+        database.execute("UPDATE trial_values SET value = 0, value_type = 'FINITE' WHERE value_type != 'FINITE'")
+    again = Machine(best=1e-3)
+    trials = run(tmp_path / "optuna.db", searched, again)["head"].trials
+    assert again.ran == []
+    assert any(trial.reason for trial in trials)
+    for trial in trials:
+        assert (trial.score is None) == (trial.reason is not None)
+        assert trial.accuracy == (trial.score or 0)
 
 
 @pytest.mark.slow
@@ -140,7 +184,7 @@ def test_results_do_not_depend_on_the_order_of_trials(tmp_path: Path) -> None:
 def test_failed_trials(tmp_path: Path) -> None:
     results = run(tmp_path / "one.db", search(["lr=1e-4..10/log"], names=["head"]), Machine(best=1e-3))
     failed = [trial for trial in results["head"].trials if trial.reason]
-    assert failed and all(trial.value == 0.0 for trial in failed)
+    assert failed and all(trial.score is None and trial.accuracy == 0 for trial in failed)
     with pytest.raises(RunFailed, match="head: every trial failed: the loss is not finite"):
         run(tmp_path / "two.db", search(["lr=1..10/log"], names=["head"]), Machine(best=1e-6))
 

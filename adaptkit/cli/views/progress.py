@@ -179,7 +179,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         )
     target = plan.target if plan.shift == "none" else f"{plan.target} under {plan.shift}"
     console.print(f"Target   {escape(target)}: {_use_of_labels(plan)}", soft_wrap=True)
-    console.print(_classes(plan), markup=False, soft_wrap=True)
+    console.print(classes_line(plan), markup=False, soft_wrap=True)
     if has_source:
         base = "from the cache" if plan.base_cached else "to be trained first"
     else:
@@ -189,28 +189,42 @@ def print_plan(console: Console, plan: Plan) -> None:
     seeds = "seed" if len(plan.seeds) == 1 else "seeds"
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
     steps = "1 step" if plan.steps == 1 else f"{plan.steps:,} steps"
-    console.print(
-        f"Runs     {seeds} {', '.join(map(str, plan.seeds))}; {epochs} ({steps}) each; compared by {_metrics(plan)}",
-        soft_wrap=True,
-    )
+    about = f"{', '.join(map(str, plan.seeds))}; {epochs} ({steps}) each; compared by {metrics_text(plan)}"
+    console.print(f"Runs     {seeds} {about}", soft_wrap=True)
     if plan.tuning_trials:
         console.print(_tuning(plan), markup=False, soft_wrap=True)
     console.print(_strategies(plan))
-    for notice in plan.notices:
-        console.print(f"Note: {notice}", markup=False, soft_wrap=True)
-    # The rates were measured with five folds of independent images.
-    if plan.folds == 5 and not (plan.groups or plan.held_out) and len(plan.arms) > 1:
-        console.print(ONE_REPEAT if len(plan.seeds) == 1 else LOOKING, markup=False, soft_wrap=True)
+    print_notices(console, plan.notices, plan, compared=len(plan.arms))
     if plan.seconds is not None:
         console.print(f"Estimated time: {duration(plan.seconds)} of training and evaluation on this machine.")
 
 
-def _metrics(plan: Plan) -> str:
+def print_data(console: Console, plans: Sequence[Plan]) -> None:
+    """Print the images of each class and the metrics of the experiments of a sweep or a tuning."""
+    lines = {classes_line(plan): plan.target for plan in plans}
+    for line, target in lines.items():
+        of_target = f" (target {printable_line(target)})" if len(lines) > 1 else ""
+        console.print(f"{line}{of_target}", markup=False, soft_wrap=True)
+    metrics = ", or ".join(dict.fromkeys(map(metrics_text, plans)))
+    console.print(f"Metric   compared by {metrics}", markup=False, soft_wrap=True)
+
+
+def print_notices(console: Console, notices: Sequence[str], plan: Plan, *, compared: int) -> None:
+    """Print the notices of a plan, and what the numbers of seeds and looks do to verdicts on `compared` settings."""
+    for notice in notices:
+        console.print(f"Note: {notice}", markup=False, soft_wrap=True)
+    # The rates were measured with five folds of independent images.
+    if plan.folds == 5 and not (plan.groups or plan.held_out) and compared > 1:
+        console.print(ONE_REPEAT if len(plan.seeds) == 1 else LOOKING, markup=False, soft_wrap=True)
+
+
+def metrics_text(plan: Plan) -> str:
+    """Return the metrics of the comparison, the deciding one first."""
     first, *others = plan.metrics
     return f"{first} (also shown: {', '.join(others)})" if others else first
 
 
-def _classes(plan: Plan) -> str:
+def classes_line(plan: Plan) -> str:
     """Return the images of each class, or their range if there are many classes, and the best constant answer."""
     names = [printable_line(name) for name in plan.classes]
     if len(names) <= LISTED_CLASSES:

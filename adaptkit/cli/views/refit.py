@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from adaptkit.cli.views.console import print_line
-from adaptkit.experiment.calibration import calibration_text
+from adaptkit.comparison.temperature import calibration_text
 from adaptkit.experiment.outcome import RefitSummary
 from adaptkit.experiment.refit import expectation_text
 from adaptkit.tracking.address import tracking_option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich import box
@@ -15,12 +16,13 @@ from rich.text import Text
 
 from adaptkit.cli.options import duration
 from adaptkit.cli.views.console import print_line
+from adaptkit.cli.views.progress import print_data, print_notices
 from adaptkit.comparison.numbers import counted
 from adaptkit.events import Epoch
 from adaptkit.sweeps.engines.tasks import EpochEnded, Event, Task
 from adaptkit.sweeps.outcome import SweepOutcome, SweepPlan, SweepTrial
 
-#: number of best trials in the live table, and of failed trials in the final table
+#: number of best trials in the live table, and of failed trials and of warnings at the end
 BEST, PLANNED = 5, 60
 WORDS = {"finished": "finished", "found": "finished before", "failed": "failed", "left": "left"}
 
@@ -32,6 +34,7 @@ def print_sweep_plan(console: Console, plan: SweepPlan, every: bool = False) -> 
     print_line(console, f"Sweep    {', '.join(plan.strategies)}; {seeds}")
     for key, values in plan.grid.items():
         print_line(console, f"Grid     {key} = {', '.join(map(_shown, values))}")
+    print_data(console, plan.experiments)
     counts = plan.counts
     states = ", ".join(f"{counts[state]} {WORDS[state]}" for state in ("found", "failed", "left") if counts[state])
     done = f" ({states})" if set(counts) != {"left"} else ""
@@ -43,8 +46,7 @@ def print_sweep_plan(console: Console, plan: SweepPlan, every: bool = False) -> 
         for trial in plan.trials:
             table.add_row(str(trial.number), escape(trial.label), str(trial.seed), WORDS[trial.status])
         console.print(table)
-    for notice in plan.notices:
-        print_line(console, f"Note: {notice}")
+    print_notices(console, plan.notices, plan.experiments[0], compared=cells)
     if plan.seconds is not None:
         bases = f", {plan.bases} base{'s' * (plan.bases > 1)} included" if plan.bases else ""
         console.print(
@@ -153,7 +155,7 @@ class TrialTable:
 
 
 def print_trials(console: Console, outcome: SweepOutcome) -> None:
-    """Print the number of trials in each state, and the reasons for failures."""
+    """Print the number of trials in each state, the reasons for failures, and the warnings."""
     counts = outcome.counts
     states = ", ".join(f"{counts[state]} {word}" for state, word in WORDS.items() if counts[state])
     print_line(console, f"{counted(len(outcome.trials), 'trial')}: {states}")
@@ -164,8 +166,18 @@ def print_trials(console: Console, outcome: SweepOutcome) -> None:
         console.print(table)
         if (more := counts["failed"] - PLANNED) > 0:
             console.print(f"and {more} more: see --json")
+    print_trial_warnings(console, outcome.trials)
     if counts["left"]:
         console.print("Run the same command again to continue with the remaining trials.")
+
+
+def print_trial_warnings(console: Console, trials: Sequence[SweepTrial]) -> None:
+    """Print the signs that trials have not learned."""
+    lines = [f"Warning: {trial.label} seed={trial.seed}: {warning}" for trial in trials for warning in trial.warnings]
+    for line in lines[:PLANNED]:
+        print_line(console, line)
+    if (more := len(lines) - PLANNED) > 0:
+        console.print(f"and {more} more warnings: see --json")
 
 
 def _line(record: SweepTrial) -> str:

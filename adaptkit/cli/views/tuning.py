@@ -12,8 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from adaptkit.cli.views.console import print_line
+from adaptkit.cli.views.progress import print_data, print_notices
 from adaptkit.cli.views.results import print_findings
-from adaptkit.comparison.numbers import NOTHING, counted
+from adaptkit.cli.views.trials import print_trial_warnings
+from adaptkit.comparison.numbers import NOTHING, amount, counted, value_unit, with_value_unit
+from adaptkit.comparison.records import Metric
+from adaptkit.experiment.trial_scores import preference
 from adaptkit.plugins.ranges import shown_range
 from adaptkit.sweeps.engines.tasks import Event
 from adaptkit.sweeps.outcome import SweepTrial
@@ -30,7 +34,7 @@ def print_plan(console: Console, plan: TunePlan) -> None:
         console,
         f"Tune     {budget.trials} trials of each strategy by {budget.method}, {counted(budget.epochs, 'epoch')} each "
         f"on {budget.training:,} labelled images; {budget.held_back:,} for validation "
-        f"({seeds} {', '.join(map(str, budget.tuning_seeds))})",
+        f"({seeds} {', '.join(map(str, budget.tuning_seeds))}), scored by {budget.metric.label}",
     )
     for strategy, space in plan.spaces.items():
         print_line(console, f"Search   {strategy}: {_space(space)}")
@@ -38,8 +42,8 @@ def print_plan(console: Console, plan: TunePlan) -> None:
         console,
         f"Then     the best values, on all labelled images, with seeds {', '.join(map(str, budget.seeds))}",
     )
-    for notice in plan.notices:
-        print_line(console, f"Note: {notice}")
+    print_data(console, [plan.experiment])
+    print_notices(console, plan.notices, plan.experiment, compared=len(plan.spaces))
 
 
 class TuningLines:
@@ -47,6 +51,7 @@ class TuningLines:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.metric: Metric | None = None
 
     def __enter__(self) -> TuningLines:
         return self
@@ -58,6 +63,7 @@ class TuningLines:
 
     def planned(self, plan: TunePlan) -> None:
         """Print the plan."""
+        self.metric = plan.budget.metric
         print_plan(self.console, plan)
 
     def notice(self, line: str) -> None:
@@ -69,12 +75,12 @@ class TuningLines:
 
     def tried(self, request: TrialRequest, trial: StudyTrial) -> None:
         """Print the result of a trial."""
-        self.notice(_line(request, trial))
+        self.notice(self._line(request, trial))
 
     def tuned(self, tuned: Sequence[TunedStrategy]) -> None:
         """Print the chosen values."""
         for strategy in tuned:
-            self.notice(f"{strategy.strategy}: chosen {_values(strategy)}  validation {100 * strategy.accuracy:.1f} %")
+            self.notice(f"{strategy.strategy}: chosen {_values(strategy)}  {self._scored(strategy.score)}")
 
     def ended(self, record: SweepTrial) -> None:
         """Print the result of a run with the chosen values."""
@@ -85,6 +91,16 @@ class TuningLines:
             else f"target accuracy {100 * record.accuracy:.1f} %"
         )
         self.notice(f"{name}  {result}")
+
+    def _line(self, request: TrialRequest, trial: StudyTrial) -> str:
+        values = " ".join(f"{key}={shown_value(value)}" for key, value in trial.values.items())
+        result = f"failed: {trial.reason}" if trial.reason else self._scored(trial.score)
+        return f"{request.space.strategy} trial {trial.number + 1}: {values}  {result}"
+
+    def _scored(self, score: float | None, word: str = "validation") -> str:
+        assert self.metric is not None, "the plan comes first"
+        name = "" if self.metric.label == "accuracy" else f"{self.metric.label} "
+        return f"{word} {name}{with_value_unit(self.metric, score)}"
 
 
 class TuningBars(TuningLines):
@@ -101,7 +117,7 @@ class TuningBars(TuningLines):
             console=console,
         )
         self._bars: dict[str, TaskID] = {}
-        self._best: dict[str, float] = {}
+        self._best: dict[str, StudyTrial] = {}
         self._last: TaskID | None = None
         self._runs = 0
 
@@ -123,18 +139,22 @@ class TuningBars(TuningLines):
     def tried(self, request: TrialRequest, trial: StudyTrial) -> None:
         """Advance the bar of the strategy to the number of this trial, which also counts earlier trials."""
         name, bar = request.space.strategy, self._bars[request.space.strategy]
+        metric = self.metric
+        assert metric is not None, "the plan comes first"
         if trial.reason is not None:
-            print_line(self.console, _line(request, trial), style="red")
-        self._best[name] = max(self._best.get(name, 0.0), trial.value or 0.0)
+            print_line(self.console, self._line(request, trial), style="red")
+        known = [self._best[name]] if name in self._best else []
+        best_trial = min([*known, trial], key=lambda one: preference(metric, one.score, one.loss))
+        self._best[name] = best_trial
         total = max(self._progress.tasks[bar].total or 0, trial.number + 1)
-        best = f"best {100 * self._best[name]:.1f} %"
+        best = self._scored(best_trial.score, "best")
         self._progress.update(bar, completed=trial.number + 1, total=total, best=best)
 
     def tuned(self, tuned: Sequence[TunedStrategy]) -> None:
         """Fill the bars and start the bar of the final runs."""
         for strategy in tuned:
             count = len(strategy.trials)
-            best = f"{_values(strategy)}: {100 * strategy.accuracy:.1f} %"
+            best = f"{_values(strategy)}: {self._scored(strategy.score)}"
             self._progress.update(self._bars[strategy.strategy], completed=count, total=count, best=best)
         self._last = self._progress.add_task("on all images", total=self._runs, best="")
 
@@ -165,12 +185,13 @@ def print_tuned(console: Console, outcome: TuneOutcome) -> None:
             escape(_space(strategy.space) + grown),
             escape(_values(strategy)),
             str(len(strategy.trials)),
-            f"{100 * strategy.accuracy:.1f}",
+            amount(budget.metric, strategy.score),
             escape(edges),
         )
     console.print(table)
     if outcome.comparisons:
         print_findings(console, outcome.comparisons)
+    print_trial_warnings(console, outcome.runs)
 
 
 def print_next_steps(console: Console, outcome: TuneOutcome) -> None:
@@ -188,10 +209,11 @@ def print_next_steps(console: Console, outcome: TuneOutcome) -> None:
 def _caption(budget: Budget) -> str:
     seeds = f" x {len(budget.tuning_seeds)} seeds" if len(budget.tuning_seeds) > 1 else ""
     more = f" ({budget.given - budget.trials} added because a range grew)" if budget.given > budget.trials else ""
-    epochs = counted(budget.epochs, "epoch")
+    epochs, unit = counted(budget.epochs, "epoch"), value_unit(budget.metric)
+    scores = f"{budget.metric.label} in {unit}" if unit else budget.metric.label
     return (
         f"{budget.given} trials of each strategy{more}, {epochs}{seeds} on {budget.training:,} labelled "
-        f"images; validation: accuracy in % on {budget.held_back:,} held-out images"
+        f"images; validation: {scores} on {budget.held_back:,} held-out images"
     )
 
 
@@ -201,9 +223,3 @@ def _space(space: Mapping[str, str]) -> str:
 
 def _values(tuned: TunedStrategy) -> str:
     return ", ".join(f"{key} {shown_value(value)}" for key, value in tuned.chosen.items())
-
-
-def _line(request: TrialRequest, trial: StudyTrial) -> str:
-    values = " ".join(f"{key}={shown_value(value)}" for key, value in trial.values.items())
-    result = f"failed: {trial.reason}" if trial.reason else f"validation {100 * (trial.value or 0.0):.1f} %"
-    return f"{request.space.strategy} trial {trial.number + 1}: {values}  {result}"

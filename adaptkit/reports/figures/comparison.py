@@ -14,6 +14,7 @@ from adaptkit.comparison.records import ArmResult, Curve
 from adaptkit.reports.figures.classes import draw_class_f1, draw_confusion_differences
 from adaptkit.reports.figures.pairs import draw_differences
 from adaptkit.reports.figures.points import draw_accuracy_parameters, draw_gain_retention
+from adaptkit.reports.figures.reliability import draw_reliability
 from adaptkit.reports.figures.severity import draw_accuracy_over_severity
 from adaptkit.reports.figures.style import (
     CROWD,
@@ -57,6 +58,7 @@ def draw_comparison(comparison: Comparison, strategies: Iterable[str] = ()) -> l
             draw_class_f1(comparison),
             draw_confusion_differences(comparison),
             draw_differences(comparison),
+            draw_reliability(comparison, marks),
             *draw_option_sweeps(comparison, marks),
         ]
     return [drawing for drawing in drawings if drawing is not None]

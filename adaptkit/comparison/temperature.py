@@ -2,21 +2,25 @@
 
 The temperature is fitted on predictions of models that were not trained on the predicted images: those of other folds,
 or of the test part. The probabilities determine the logits up to a constant of each image, which changes nothing.
+
+A temperature that is fitted to few images is uncertain, and would make a model worse that is calibrated already. So it
+is 1 unless a likelihood-ratio test shows that another one is better.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import chdtrc, log_softmax, softmax
 
 from adaptkit.errors import BadInput
 from adaptkit.events import Calibration, ConfidenceBin, Predictions
-from adaptkit.metrics.classification import CalibrationError, NegativeLogLikelihood, bins_of
+from adaptkit.metrics.classification import BINS, CalibrationError, NegativeLogLikelihood, bins_of
 from adaptkit.names import (
     CALIBRATION_ECE_AFTER,
     CALIBRATION_ECE_BEFORE,
@@ -30,8 +34,45 @@ Integers = NDArray[numpy.int64]
 
 #: smallest and largest temperature
 RANGE = (0.01, 100.0)
+#: level of the test that the temperature is not 1
+LEVEL = 0.05
 #: number of parts for cross-fitting predictions that have no folds
 PARTS = 5
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """True classes `[n]`, and the probabilities `[n, classes]` before and after calibration.
+
+    The temperature of each of `parts` parts of the images is fitted on the other parts. `logits` are those of `before`.
+    """
+
+    truth: Integers
+    logits: Floats
+    before: Floats
+    after: Floats
+    parts: int
+
+
+def cross_fit(predictions: Predictions) -> CrossFitted:
+    """Calibrate predictions for images that did not train their models, each part by the others.
+
+    Raises BadInput without the probabilities of all classes, or for a single fold or group.
+    """
+    if predictions.probabilities is None:
+        raise BadInput("its predictions have no probabilities of all classes, which --calibrate needs; repeat the run")
+    truth = numpy.asarray(predictions.truth, dtype=numpy.int64)
+    parts = _parts(predictions)
+    names = numpy.unique(parts)
+    if len(names) < 2:
+        raise BadInput("--calibrate needs predictions of at least two folds, groups or images")
+    logits = log_probabilities(numpy.asarray(predictions.probabilities, dtype=float))
+    after = numpy.empty_like(logits)
+    for name in names:
+        rows = parts == name
+        after[rows] = softmax(logits[rows] / fit_temperature(logits[~rows], truth[~rows]), axis=1)
+    before = softmax(logits, axis=1)  # rounded numbers do not add up to 1
+    return CrossFitted(truth=truth, logits=logits, before=before, after=after, parts=len(names))
 
 
 def calibrate_predictions(predictions: Predictions) -> Calibration:
@@ -39,31 +80,19 @@ def calibrate_predictions(predictions: Predictions) -> Calibration:
 
     Raises BadInput without the probabilities of all classes, or for a single fold or group.
     """
-    if predictions.probabilities is None:
-        raise BadInput("its predictions have no probabilities of all classes, which --calibrate needs; repeat the run")
-    before = numpy.asarray(predictions.probabilities, dtype=float)
-    truth = numpy.asarray(predictions.truth, dtype=numpy.int64)
-    parts = _parts(predictions)
-    names = numpy.unique(parts)
-    if len(names) < 2:
-        raise BadInput("--calibrate needs predictions of at least two folds, groups or images")
-    logits = log_probabilities(before)
-    after = numpy.empty_like(before)
-    for name in names:
-        rows = parts == name
-        after[rows] = softmax(logits[rows] / fit_temperature(logits[~rows], truth[~rows]), axis=1)
-    before = softmax(logits, axis=1)  # rounded numbers do not add up to 1
+    fitted = cross_fit(predictions)
+    truth, before, after = fitted.truth, fitted.before, fitted.after
     nll, ece = NegativeLogLikelihood(), CalibrationError()
     return Calibration(
-        temperature=fit_temperature(logits, truth),
+        temperature=fit_temperature(fitted.logits, truth),
         images=len(truth),
-        parts=len(names),
+        parts=fitted.parts,
         nll_before=nll.score(before, truth),
         nll_after=nll.score(after, truth),
         ece_before=ece.score(before, truth),
         ece_after=ece.score(after, truth),
-        bins_before=_bins(before, truth),
-        bins_after=_bins(after, truth),
+        bins_before=confidence_bins(before, truth),
+        bins_after=confidence_bins(after, truth),
     )
 
 
@@ -75,9 +104,10 @@ def log_probabilities(probabilities: Floats) -> Floats:
 
 
 def fit_temperature(logits: Floats, truth: Integers) -> float:
-    """Return the temperature with the smallest negative log-likelihood of the true classes.
+    """Return the temperature with the smallest negative log-likelihood of the true classes, if it is shown not to be 1.
 
-    If all predictions are right, there is none: the smaller the temperature, the smaller the loss. Then it is 1.
+    It is 1 if the likelihood-ratio test does not reject that, and if all predictions are right: then there is no
+    smallest value, because the loss falls with the temperature.
     """
     rows = numpy.arange(len(truth))
     if (logits.argmax(1) == truth).all():
@@ -88,7 +118,8 @@ def fit_temperature(logits: Floats, truth: Integers) -> float:
 
     low, high = map(math.log, RANGE)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return math.exp(float(found.x))
+    ratio = 2 * len(truth) * (loss(0.0) - float(found.fun))  # chi-squared with one degree of freedom
+    return math.exp(float(found.x)) if chdtrc(1, max(ratio, 0.0)) < LEVEL else 1.0
 
 
 def calibration_metrics(calibration: Calibration) -> dict[str, float]:
@@ -104,11 +135,14 @@ def calibration_metrics(calibration: Calibration) -> dict[str, float]:
 
 def calibration_text(calibration: Calibration) -> str:
     """Return the effect of a calibration as a sentence."""
+    shown = f"{calibration.images:,} predictions of models that had not seen the image"
+    found = f"Calibrated with temperature {calibration.temperature:.3g}, fitted on {shown}."
+    if calibration.temperature == 1:
+        found = f"Temperature 1, which changes no probability: {shown} do not show that another one is better."
     return (
-        f"Calibrated with temperature {calibration.temperature:.3g}, fitted on {calibration.images:,} predictions of "
-        f"models that had not seen the image. Cross-fitted in {calibration.parts} parts: negative log-likelihood "
-        f"{calibration.nll_before:.3f} -> {calibration.nll_after:.3f}, calibration error "
-        f"{100 * calibration.ece_before:.1f} -> {100 * calibration.ece_after:.1f} points."
+        f"{found} Cross-fitted in {calibration.parts} parts: negative log-likelihood {calibration.nll_before:.3f} -> "
+        f"{calibration.nll_after:.3f}, calibration error {100 * calibration.ece_before:.1f} -> "
+        f"{100 * calibration.ece_after:.1f} points."
     )
 
 
@@ -120,8 +154,9 @@ def _parts(predictions: Predictions) -> Integers:
     return numpy.unique(numpy.array(units), return_inverse=True)[1].astype(numpy.int64) % PARTS
 
 
-def _bins(probabilities: Floats, truth: Integers) -> tuple[ConfidenceBin, ...]:
-    bins = bins_of(probabilities)
+def confidence_bins(probabilities: Floats, truth: Integers, count: int = BINS) -> tuple[ConfidenceBin, ...]:
+    """Return predictions of similar confidence together, in about `count` bins of equal size."""
+    bins = bins_of(probabilities, count=count)
     confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
     return tuple(
         ConfidenceBin(

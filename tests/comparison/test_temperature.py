@@ -9,9 +9,14 @@ import numpy
 import pytest
 from scipy.special import softmax
 
+from adaptkit.comparison.temperature import (
+    calibrate_predictions,
+    calibration_text,
+    fit_temperature,
+    log_probabilities,
+)
 from adaptkit.errors import BadInput
 from adaptkit.events import Predictions
-from adaptkit.experiment.calibration import calibrate_predictions, fit_temperature, log_probabilities
 
 CLASSES = 4
 
@@ -76,6 +81,20 @@ def test_predictions_without_folds_are_divided_by_group() -> None:
     by_group = calibrate_predictions(dataclasses.replace(predictions, groups=groups))
     as_folds = calibrate_predictions(dataclasses.replace(predictions, fold=numpy.arange(60) % 3))
     assert by_group == as_folds and by_group.parts == 3
+
+
+def test_few_images_do_not_change_a_calibrated_model() -> None:
+    """Without the likelihood-ratio test, the temperature of every model would differ from 1."""
+    kept = {factor: 0 for factor in (1.0, 3.0)}
+    for factor in kept:
+        for seed in range(50):
+            few = overconfident(100, factor, seed)
+            logits = log_probabilities(numpy.asarray(few.probabilities, dtype=float))
+            kept[factor] += fit_temperature(logits, few.truth) == 1
+    assert kept[1.0] >= 43 and kept[3.0] == 0
+    calibrated = calibrate_predictions(overconfident(100, 1.0))
+    assert calibrated.temperature == 1
+    assert calibration_text(calibrated).startswith("Temperature 1, which changes no probability: 100 predictions")
 
 
 def test_right_predictions_keep_their_confidence() -> None:
