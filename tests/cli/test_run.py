@@ -243,7 +243,9 @@ def test_dry_run(cli: Cli, own_folder: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "full", *TINY, "--set", "base.seed=77", "--dry-run")
     assert result.exit_code == 0
     lines = [line.rstrip() for line in result.stdout.splitlines() if line.strip()]
-    assert lines[3] == "Base     small_cnn, 10 classes, on cpu in fp32, inputs standardized by the source images; to be trained first"
+    assert lines[3] == (
+        "Base     small_cnn, 10 classes, on cpu in fp32, inputs standardized by the source images; to be trained first"
+    )
     assert lines[5].split() == ["strategy", "trainable", "head", "adapter", "base", "share", "learning", "rate"]
     assert lines[7].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.01"]
     assert lines[8].split() == ["full", "421,642", "1,290", "0", "420,352", "100.00", "%", "0.003"]

@@ -191,7 +191,7 @@ def dominators(arm: ArmResult) -> str:
 
 
 def _fitting(headings: list[str], rows: list[list[str]], width: int) -> tuple[list[int], list[str], bool]:
-    """Return the positions of the columns that fit into the width, the headings of the others, and if gaps are small."""
+    """Return the positions of the columns that fit into the width, the headings of the others, if gaps are small."""
     widths = [max(cell_len(row[index]) for row in (headings, *rows)) for index in range(len(headings))]
     shown = list(range(len(headings)))
     is_narrow = sum(widths) + WIDE_GAP * len(shown) > width
