@@ -83,7 +83,7 @@ class TunedStrategy:
     trials: tuple[TuningTrial, ...]
     chosen: Mapping[str, Any]
     options: Mapping[str, Any]
-    lr: float
+    lr: float | None
     accuracy: float
     best_trial: int
     edges: Mapping[str, str]
