@@ -22,7 +22,7 @@ class ArmPlan:
     strategy: str
     label: str
     options: Mapping[str, Any]
-    lr: float
+    lr: float | None
     parameters: int
     trainable: int
     head: int
@@ -113,7 +113,7 @@ class RunSummary:
     strategy: str
     label: str
     options: Mapping[str, Any]
-    lr: float
+    lr: float | None
     seed: int
     status: str
     run_id: str | None
@@ -180,7 +180,7 @@ class RefitSummary:
     strategy: str
     label: str
     options: Mapping[str, Any]
-    lr: float
+    lr: float | None
     seed: int
     images: int
     refit_of: str

@@ -137,7 +137,7 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     request = request.settled(kind=kind, images=fewest, source_images=len(domains.source))
     new_head = domains.clean_test is None
     backbone_notices = try_backbone(model, sample, name=request.settings.backbone, new_head=new_head)
-    trials = try_strategies(request, model, sample)
+    trials = try_strategies(request, model, sample, images=round(sum(len(fit.train) for fit in fits) / len(fits)))
     try_severities(request, domains)
     notices = (
         *domains.notices,
