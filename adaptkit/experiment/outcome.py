@@ -68,6 +68,10 @@ class Plan:
     tuning_trials: int = 0
     #: optimizer steps of one training
     steps: int = 0
+    #: channels and side in pixels of the images, and the side at which the backbone computes, if it resizes them
+    channels: int = 0
+    size: int = 0
+    computed_size: str | None = None
     #: by what the base standardizes its images: source, image (each by itself) or None
     standardize: str | None = None
     #: images of each class, in the order of `classes`, in one training (the mean over the fits) and in the evaluation

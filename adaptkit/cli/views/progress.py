@@ -171,6 +171,12 @@ STANDARDIZED = {
 }
 
 
+def _pixels(plan: Plan) -> str:
+    """Return the shape of the images, and the size at which the backbone computes if it resizes them."""
+    computed = f", computed at {plan.computed_size}" if plan.computed_size else ""
+    return f"{plan.channels} x {plan.size} x {plan.size} pixels{computed}, " if plan.size else ""
+
+
 def print_plan(console: Console, plan: Plan) -> None:
     """Print the plan of an experiment: data, base, runs, strategies, notices and estimated time."""
     has_source = plan.dataset != NO_SOURCE
@@ -186,7 +192,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         base = "from the cache" if plan.base_cached else "to be trained first"
     else:
         base = "used without training; every strategy trains a new head"
-    about = f"{len(plan.classes):,} classes, on {plan.device} in {plan.precision}{STANDARDIZED[plan.standardize]}"
+    about = f"{_pixels(plan)}{len(plan.classes):,} classes, on {plan.device} in {plan.precision}"
+    about += STANDARDIZED[plan.standardize]
     console.print(f"Base     {escape(plan.backbone)}, {about}; {base}", soft_wrap=True)
     seeds = "seed" if len(plan.seeds) == 1 else "seeds"
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
