@@ -1,4 +1,4 @@
-"""Shifts for augmentation: random mirror images and random enlarged crops."""
+"""Shifts for augmentation: random mirror images, symmetries of a square, and enlarged crops."""
 
 from __future__ import annotations
 
@@ -34,6 +34,32 @@ class Flip:
 
         mirrored = torch.rand(len(images), generator=generator, dtype=torch.float64) < self.probability
         return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+@dataclass(frozen=True)
+class D4:
+    """Turn and mirror images by the eight symmetries of a square; for images without an up or a left.
+
+    Pixels keep their values. The symmetries form the dihedral group D4.
+    """
+
+    name: ClassVar[str] = "d4"
+    probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = field(
+        default=1.0, metadata={"help": "probability that an image gets one of the eight symmetries, all equally likely"}
+    )
+
+    def apply(self, images: Tensor, generator: Generator) -> Tensor:
+        """Return copies of the images, each under a random symmetry."""
+        import torch
+
+        draws = torch.rand(len(images), 2, generator=generator, dtype=torch.float64)
+        chosen = torch.where(draws[:, 0] < self.probability, (8 * draws[:, 1]).long(), 0)
+        turned = images.clone()
+        for symmetry in range(1, 8):
+            rows = (chosen == symmetry).nonzero().flatten().to(images.device)
+            mirrored = images[rows].flip(-1) if symmetry >= 4 else images[rows]
+            turned[rows] = mirrored.rot90(symmetry % 4, (-2, -1))
+        return turned
 
 
 @dataclass(frozen=True)
@@ -78,5 +104,5 @@ def cropped(images: Tensor, sides: Tensor, corners: Tensor) -> Tensor:
 
 @hookimpl
 def adaptkit_shifts() -> list[type[Shift]]:
-    """Return the shifts `flip` and `crop`."""
-    return [Flip, Crop]
+    """Return the shifts `flip`, `d4` and `crop`."""
+    return [Flip, D4, Crop]

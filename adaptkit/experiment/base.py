@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ from adaptkit.training.frozen.division import divide
 from adaptkit.training.frozen.features import MEMORY_LIMIT, FeatureStore, ImageSet, Value
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.objective import predictions_of
-from adaptkit.training.passes import BytePasses, DividedPasses, Passes, Test, on_device
+from adaptkit.training.passes import BytePasses, DividedPasses, Passes, Test, WholePasses, on_device
 from adaptkit.training.trainable import freeze, set_train_mode
 
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ def train_base(
     settings = request.settings
     device = clean[1].device
     tests = {"clean": Test(ImageSet("clean", Value(clean[0], 0.0)), clean[1])}
-    passes = _probe_passes(request, domains, model, tests) if settings.base.mode == "probe" else None
+    passes: Passes | None = None
+    if request.base_augmentations:
+        passes = _augmented_passes(request, domains, model, tests)
+    elif settings.base.mode == "probe":
+        passes = _probe_passes(request, domains, model, tests)
     if passes is None:
         pixels = on_device(domains.source.pixels, device)
         passes = BytePasses(model, pixels, labels=domains.source.labels.to(device), tests=tests)
@@ -100,6 +105,18 @@ def train_base(
     if settings.base.mode == "probe":
         trained = [parameter for parameter in trained if parameter.requires_grad]
     yield from fit(model, [{"params": trained}], passes, recipe=recipe, start=start, keep=keep)
+
+
+def _augmented_passes(request: Request, domains: Domains, model: nn.Module, tests: Mapping[str, Test]) -> Passes:
+    """Return the inputs of a base whose source images are augmented anew in each epoch."""
+    device, seed = tests["clean"].labels.device, derive_seed(request.settings.base.seed, "base views")
+
+    def views(epoch: int) -> ImageSet:
+        start = time.perf_counter()
+        made = views_of(domains.source.pixels, request.base_augmentations, derive_seed(seed, f"epoch {epoch}"))
+        return ImageSet(f"source {epoch}", Value(made.to(device), time.perf_counter() - start))
+
+    return WholePasses(model, views, labels=domains.source.labels.to(device), tests=tests)
 
 
 def _probe_passes(request: Request, domains: Domains, model: nn.Module, tests: Mapping[str, Test]) -> Passes | None:

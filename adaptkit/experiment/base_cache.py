@@ -95,7 +95,7 @@ def standardization(request: Request, domains: Domains) -> str | None:
 
 
 #: values of settings of the base with which it is trained as by versions without these settings
-PLAIN = {"schedule": "constant", "clip": None, "standardize": False, "mode": "train"}
+PLAIN = {"schedule": "constant", "clip": None, "standardize": False, "mode": "train", "augment": None}
 
 
 def recipe_key(request: Request, domains: Domains) -> str:
@@ -103,6 +103,7 @@ def recipe_key(request: Request, domains: Domains) -> str:
     settings = request.settings
     model = build_model(request, domains)
     trained = settings.base.model_dump(exclude={"min_steps"})  # they have determined the epochs
+    trained |= {"augment": repr(request.base_augmentations) if request.base_augmentations else None}
     trained = {key: value for key, value in trained.items() if PLAIN.get(key, key) != value}
     recipe = {
         "version": RECIPE_VERSION,

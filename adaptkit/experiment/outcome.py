@@ -72,6 +72,9 @@ class Plan:
     channels: int = 0
     size: int = 0
     computed_size: str | None = None
+    #: random changes of the training images: of the base, and of the adaptation
+    base_augment: str = "none"
+    augment: str = "none"
     #: by what the base standardizes its images: source, image (each by itself) or None
     standardize: str | None = None
     #: images of each class, in the order of `classes`, in one training (the mean over the fits) and in the evaluation

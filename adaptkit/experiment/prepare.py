@@ -276,6 +276,8 @@ def make_plan(
         epochs=settings.epochs,
         steps=settings.epochs * steps_per_epoch(drawn, settings.batch_size),
         standardize=standardization(request, domains),
+        base_augment=request.base_augment_text,
+        augment=request.augment_text,
         channels=domains.channels,
         size=domains.size,
         computed_size=str(computed) if (computed := _input_size(request, domains)) != domains.size else None,

@@ -153,6 +153,8 @@ class Request:
     amounts: Mapping[str, float]
     augmentations: tuple[Shift, ...] = ()
     augment_amounts: Mapping[str, float] = field(default_factory=dict)
+    base_augmentations: tuple[Shift, ...] = ()
+    base_augment_amounts: Mapping[str, float] = field(default_factory=dict)
     plugin_files: tuple[str, ...] = ()
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     #: the shifts at each severity, a multiple of their amounts
@@ -164,6 +166,16 @@ class Request:
     def shift_text(self) -> str:
         """Return the shift as text, in the form of the command line."""
         return _written(self.amounts)
+
+    @property
+    def augment_text(self) -> str:
+        """Return the augmentation of the target images as text."""
+        return _written(self.augment_amounts)
+
+    @property
+    def base_augment_text(self) -> str:
+        """Return the augmentation of the source images as text."""
+        return _written(self.base_augment_amounts)
 
     @property
     def architecture(self) -> Backbone:
@@ -289,7 +301,7 @@ class Request:
 
     def _flat(self) -> dict[str, Any]:
         params = self.settings.model_dump(exclude={"strategy", "seed", "experiment", "severity", *GROUPS})
-        params["augment"] = _written(self.augment_amounts)
+        params["augment"] = self.augment_text
         params["metric"] = ",".join(self.settings.metric) or "none"  # chosen when the data are known
         if self.settings.classes is None:  # params of runs without it stay unchanged
             del params["classes"]
@@ -299,6 +311,7 @@ class Request:
             params["severity"] = ",".join(map(written, self.severities))
         for group in ("base", "split"):
             params |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).model_dump().items()}
+        params["base.augment"] = self.base_augment_text
         params["tuning.trials"] = self.settings.tuning.trials
         if self.settings.tuning.on is not None:  # params of runs without it stay unchanged
             params["tuning.on"] = self.settings.tuning.on

@@ -86,7 +86,8 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
             plugins.find("metric", name)
         except BadInput as error:
             problems.extend(error.problems)
-    augmentations = make_augmentations(settings, plugins, problems)
+    augmentations = make_augmentations("augment", settings.augment, plugins, problems)
+    of_base = make_augmentations("base.augment", settings.base.augment, plugins, problems)
     if settings.dataset is None and settings.target is None:
         problems.append("dataset none: set the images to adapt to, as in --target folder:PATH")
     problems += _unused_groups(settings)
@@ -124,6 +125,8 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
         amounts=amounts_of(shifts),
         augmentations=tuple(augmentations.values()),
         augment_amounts=amounts_of(augmentations),
+        base_augmentations=tuple(of_base.values()),
+        base_augment_amounts=amounts_of(of_base),
         plugin_files=plugins.files,
         backbone_options=checked,
         severities=severities,

@@ -165,6 +165,9 @@ class BaseSettings(SettingsGroup):
         description="subtract the mean of the source images and divide by their standard deviation, for each channel; "
         "not for pretrained weights, which have their own",
     )
+    augment: Annotated[str | None, BeforeValidator(_optional)] = Field(
+        None, description="random shifts of the source images in the training of the base, as in d4"
+    )
     mode: Literal["train", "probe"] = Field(
         "train", description="train: all layers; probe: the head only, on frozen pretrained weights"
     )
@@ -339,7 +342,7 @@ class Settings(SettingsGroup):
         "none", description="weights of the classes in the loss of adaptation: none, or balanced (all count equally)"
     )
     augment: Annotated[str | None, BeforeValidator(_optional)] = Field(
-        None, description="random shifts of training images only, as in flip=0.5,crop=0.7"
+        None, description="random shifts of training images only, as in flip=0.5,crop=0.7 or d4"
     )
     bn: Literal["freeze", "adapt"] = Field(
         "freeze", description="statistics of frozen BatchNorm layers: freeze, or adapt to the target"
@@ -397,7 +400,7 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     """Yield the entries of a nested mapping by dotted key; a mapping of shifts becomes text."""
     for key, value in mapping.items():
         name = f"{prefix}{key}"
-        if name in ("shift", "augment") and isinstance(value, Mapping):
+        if name in ("shift", "augment", "base.augment") and isinstance(value, Mapping):
             yield name, ",".join(f"{shift}={amount}" for shift, amount in value.items())
         elif isinstance(value, Mapping):
             yield from flatten(value, f"{name}.")

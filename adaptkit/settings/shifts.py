@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +15,16 @@ from adaptkit.settings.severities import written
 
 
 def parse_amounts(text: str, key: str = "shift") -> dict[str, str]:
-    """Parse `rotate=45,noise=0.3`, in this order; `none` is an empty mapping. BadInput names the key."""
+    """Parse `rotate=45,noise=0.3`, in this order; `none` is an empty mapping. BadInput names the key.
+
+    A name without an amount, as in `d4`, has an empty one: its default.
+    """
     if text.strip() == "none":
         return {}
     amounts: dict[str, str] = {}
     for part in text.split(","):
         name, equals, amount = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and amount):
+        if not name or bool(equals) != bool(amount):
             raise BadInput(f"{key}: {part.strip()!r} is not name=amount, as in {DEFAULT_SHIFT}")
         if name in amounts:
             raise BadInput(f"{key}: {name} appears twice")
@@ -34,7 +38,11 @@ def make_shifts(key: str, amounts: Mapping[str, Any], plugins: Plugins, problems
     for name, amount in amounts.items():
         try:
             cls = plugins.find("shift", name).cls
-            field = next(iter(options_of(cls)))
+            field, option = next(iter(options_of(cls).items()))
+            if amount == "":
+                if option.default is dataclasses.MISSING:
+                    raise BadInput(f"{key}: {name!r} is not name=amount, as in {DEFAULT_SHIFT}")
+                amount = option.default
             shifts[name] = validated(cls, {field: amount}, key, rename={field: name})
         except BadInput as error:
             problems.extend(error.problems)
@@ -62,14 +70,14 @@ def _multiple(amount: Any, severity: float) -> Any:
     return f"{amount * severity:.15g}" if isinstance(amount, int | float) else amount
 
 
-def make_augmentations(settings: Settings, plugins: Plugins, problems: list[str]) -> dict[str, Shift]:
-    """Return the shifts of the setting `augment`."""
+def make_augmentations(key: str, text: str | None, plugins: Plugins, problems: list[str]) -> dict[str, Shift]:
+    """Return the shifts of the setting `augment` or `base.augment`."""
     try:
-        amounts = parse_amounts(settings.augment or "none", "augment")
+        amounts = parse_amounts(text or "none", key)
     except BadInput as error:
         problems.extend(error.problems)
         return {}
-    return make_shifts("augment", amounts, plugins=plugins, problems=problems)
+    return make_shifts(key, amounts, plugins=plugins, problems=problems)
 
 
 def amounts_of(shifts: Mapping[str, Shift]) -> dict[str, float]:

@@ -213,3 +213,31 @@ def test_lr_auto_tries_five_rates_in_each_fit(store: Path, cli: Cli) -> None:
         2,
         "Error: lr: auto is a tuning of its own; leave out --lr auto or --tune\n",
     )
+
+
+def test_d4_gives_the_eight_symmetries() -> None:
+    from adaptkit.data.augmentations import D4
+
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    turned = D4().apply(image.expand(400, 1, 3, 3), torch.Generator().manual_seed(0))
+    expected = [m.rot90(k, (-2, -1)) for m in (image, image.flip(-1)) for k in range(4)]
+    counts = [sum(torch.equal(one, other[0]) for one in turned) for other in expected]
+    assert sum(counts) == 400 and min(counts) > 25
+    unchanged = D4(probability=0.0).apply(image, torch.Generator().manual_seed(0))
+    assert torch.equal(unchanged, image) and unchanged is not image
+
+
+@pytest.mark.slow
+def test_base_and_target_get_their_own_augmentation(cli: Cli, store: Path) -> None:
+    result = cli("run", "-s", "head", "--augment", "d4", "--set", "base.augment=d4,flip=0.5", *TINY, "--dry-run")
+    assert "Augment  base: d4=1,flip=0.5; target: d4=1\n" in result.stdout
+    fingerprints = {
+        text: adaptkit.run("head", settings=TINY_SETTINGS | {"base.augment": text}, track=False).base.fingerprint
+        for text in ("none", "d4")
+    }
+    assert len(set(fingerprints.values())) == 2
+    result = cli("run", "-s", "head", "--augment", "crop", *TINY)
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "Error: augment: 'crop' is not name=amount, as in rotate=45,noise=0.3\n",
+    )

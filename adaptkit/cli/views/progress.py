@@ -195,6 +195,9 @@ def print_plan(console: Console, plan: Plan) -> None:
     about = f"{_pixels(plan)}{len(plan.classes):,} classes, on {plan.device} in {plan.precision}"
     about += STANDARDIZED[plan.standardize]
     console.print(f"Base     {escape(plan.backbone)}, {about}; {base}", soft_wrap=True)
+    if (plan.base_augment, plan.augment) != ("none", "none"):
+        of_base = f"base: {plan.base_augment}; " if has_source else ""
+        console.print(f"Augment  {of_base}target: {plan.augment}", markup=False, soft_wrap=True)
     seeds = "seed" if len(plan.seeds) == 1 else "seeds"
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
     steps = "1 step" if plan.steps == 1 else f"{plan.steps:,} steps"
