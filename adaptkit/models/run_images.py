@@ -21,7 +21,7 @@ from adaptkit.models.preprocessing import Preprocessing, find_pictures
 from adaptkit.names import CONFIG_FILE, DATA_FINGERPRINT_TAG, SPLIT_FILE
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.files import read_config
-from adaptkit.settings.request import PROTOCOL, Request, recorded
+from adaptkit.settings.request import PROTOCOL, SCHEDULE, Request, recorded
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.tracking.runs import StoredRun
 
@@ -59,6 +59,8 @@ def rebuilt_request(stored: StoredRun, plugins: Plugins, changed: Mapping[str, A
                 raise BadInput(f"{stored.title} is a base without a source, so it has no test images")
         if PROTOCOL in stored.params:
             config.setdefault(PROTOCOL, "none")  # its config was altered: it is not a run of adaptkit 0.1
+        if SCHEDULE in stored.params:
+            config.setdefault(SCHEDULE, stored.params[SCHEDULE])  # likewise
         yield resolve([Layer(recorded(config) | dict(changed or {}), CONFIG_FILE)], plugins)
 
 

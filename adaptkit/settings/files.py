@@ -114,6 +114,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate_shifted": "end",
         "base.epochs": 5,
         "base.batch_size": 128,
+        "base.lr": 1e-3,
         "base.seed": 42,
         **PLAIN_RECIPE,
     },

@@ -28,6 +28,7 @@ LR = "lr"
 #: the draws of adaptkit 0.1, whose runs have no param `protocol`
 OVERLAPPING = "overlapping"
 PROTOCOL = "protocol"
+SCHEDULE = "schedule"
 OF_PROTOCOLS = (PROTOCOL, "folds", "keep_folds")
 
 
@@ -38,7 +39,7 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     did not have to be asked for.
     """
     values = {PROTOCOL: OVERLAPPING, **config} if config else {}
-    if config and "schedule" not in config:  # made before there were schedules
+    if config and SCHEDULE not in config:  # made before there were schedules
         values |= PLAIN_RECIPE
     if config.get("dataset") == "none" and not is_pretrained(str(config.get("backbone")), {}):
         values.setdefault(f"backbone.{WEIGHTS}", "none")

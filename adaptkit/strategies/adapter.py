@@ -22,7 +22,7 @@ class Adapter:
     """
 
     name: ClassVar[str] = "adapter"
-    lr: ClassVar[dict[str, float]] = {"plain": 0.02, "batch_norm": 0.001, "transformer": 0.001}
+    lr: ClassVar[dict[str, float]] = {"plain": 0.02, "batch_norm": 0.003, "transformer": 0.001}
 
     width: Annotated[int, Field(ge=1)] = field(
         default=8, metadata={"help": "channels inside each bottleneck", "tune": "2..32/log"}

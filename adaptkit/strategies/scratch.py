@@ -15,7 +15,7 @@ class Scratch:
     """Train every parameter from new random weights (a control)."""
 
     name = "scratch"
-    lr: ClassVar[dict[str, float]] = {"plain": 0.01, "batch_norm": 0.003, "transformer": 0.001}
+    lr: ClassVar[dict[str, float]] = {"plain": 0.01, "batch_norm": 0.005, "transformer": 0.001}
     starts_at_base = False
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:

@@ -20,7 +20,7 @@ class SSF:
     """
 
     name: ClassVar[str] = "ssf"
-    lr: ClassVar[dict[str, float]] = {"plain": 0.02, "batch_norm": 0.001, "transformer": 0.001}
+    lr: ClassVar[dict[str, float]] = {"plain": 0.02, "batch_norm": 0.003, "transformer": 0.001}
 
     train_head: bool = field(
         default=False, metadata={"help": "train the last classifier layer itself instead of scaling it"}

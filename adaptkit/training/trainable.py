@@ -132,6 +132,10 @@ def set_train_mode(model: nn.Module, adapt_statistics: bool = False) -> None:
     """
     everything = all(parameter.requires_grad for parameter in model.parameters())
 
+    def trains_more(module: nn.Module) -> bool:
+        layers = (layer for layer in module.modules() if not isinstance(layer, NORMS))
+        return any(parameter.requires_grad for layer in layers for parameter in layer.parameters(recurse=False))
+
     def visit(module: nn.Module, holder_trained: bool, next_to_trained: bool) -> None:
         flags = [parameter.requires_grad for parameter in module.parameters()]
         trained = any(flags) if flags else holder_trained
@@ -143,8 +147,7 @@ def set_train_mode(model: nn.Module, adapt_statistics: bool = False) -> None:
             module.training = trained
         else:
             module.train(trained)  # it also acts on the change, for example by emptying a cache
-        others = [child for child in module.children() if not isinstance(child, NORMS)]
-        next_to = any(parameter.requires_grad for child in others for parameter in child.parameters())
+        next_to = any(trains_more(child) for child in module.children())
         for child in module.children():
             visit(child, trained, next_to)
 

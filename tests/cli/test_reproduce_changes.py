@@ -194,7 +194,7 @@ def test_runs_that_cannot_be_reproduced(make: str, problem: str, cli: Cli, copy:
     elif make == "config not YAML":
         (artifacts / "config.yaml").write_text("a: [")
     elif make == "config altered":
-        edit(copy, run_id, "config.yaml", "\nlr: 0.005", "\nlr: 0.5")
+        edit(copy, run_id, "config.yaml", "\nlr: 0.01", "\nlr: 0.5")
     elif make == "config of two":
         edit(copy, run_id, "config.yaml", "\nseed: 0", "\nseed: 0-1")
     elif make == "card altered":
@@ -273,6 +273,7 @@ def test_empty_config(cli: Cli, copy: str, tracked: Tracked) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
     wrong = [
         "base.epochs is 6, but was 2",
+        "base.lr is none, but was 0.001",
         "epochs is 10, but was 2",
         "image_size is none, but was 28",
         "metric is none, but was accuracy",

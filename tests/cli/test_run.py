@@ -67,7 +67,7 @@ def test_results_and_progress(cli: Cli, own_folder: Path) -> None:
     heading, rule, *rows = [line for line in result.stdout.splitlines() if line.strip()]
     assert heading.split() == ["strategy", "target", "gain", "source", "retention", "trainable", "share", "seconds"]
     assert set(rule.strip()) == {"─"}
-    assert [row.split()[0] for row in rows[:3]] == ["zero-shot", "lora", "head"]
+    assert [row.split()[0] for row in rows[:3]] == ["zero-shot", "head", "lora"]
     assert rows[1].count("±") == 5
     assert rows[3].split() == ["constant", "10.0"]
     assert rows[4] == (
@@ -243,10 +243,12 @@ def test_dry_run(cli: Cli, own_folder: Path) -> None:
     result = cli("run", "-s", "lora", "-s", "full", *TINY, "--set", "base.seed=77", "--dry-run")
     assert result.exit_code == 0
     lines = [line.rstrip() for line in result.stdout.splitlines() if line.strip()]
-    assert lines[3] == "Base     small_cnn, 10 classes, on cpu in fp32; to be trained first"
+    assert lines[3] == (
+        "Base     small_cnn, 10 classes, on cpu in fp32, inputs standardized by the source images; to be trained first"
+    )
     assert lines[5].split() == ["strategy", "trainable", "head", "adapter", "base", "share", "learning", "rate"]
     assert lines[7].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.01"]
-    assert lines[8].split() == ["full", "421,642", "1,290", "0", "420,352", "100.00", "%", "0.001"]
+    assert lines[8].split() == ["full", "421,642", "1,290", "0", "420,352", "100.00", "%", "0.003"]
     assert lines[9] == "trainable = head + adapter (added) + base; size of the base: 421,642"
     assert lines[10].startswith("Estimated time: ") and lines[10].endswith(
         "of training and evaluation on this machine."
@@ -294,6 +296,10 @@ def test_preset_notebook(cli: Cli, own_folder: Path) -> None:
     }
     assert {key: value for key, value in params.items() if key.startswith(("base.", "split.", "strategy."))} == {
         "base.epochs": 5,
+        "base.min_steps": "none",
+        "base.schedule": "constant",
+        "base.clip": "none",
+        "base.standardize": False,
         "base.lr": 0.001,
         "base.batch_size": 128,
         "base.mode": "train",

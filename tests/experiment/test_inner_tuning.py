@@ -226,7 +226,7 @@ def test_plan_in_numbers(cli: Cli, work: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "Each fit tries 10 configurations of each strategy" in result.stdout
     assert "1 x 6 x 10 = 60 short trainings" in result.stdout
-    assert "scratch: searches lr 0.0001..0.01 (log)" in result.stdout
+    assert "scratch: searches lr 0.001..0.1 (log)" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -346,6 +346,7 @@ def plan(dataset: str = "none") -> Plan:
         ),
         seeds=(0,),
         epochs=1,
+        steps=4,
         training_counts=(2,) * 10,
         evaluation_counts=(8, *(6,) * 8, 4),
         constant_answer="a",
@@ -366,7 +367,7 @@ def test_plan_fits_80_columns() -> None:
         "Classes  10 with 2 images each in a training, 4 to 8 evaluated; always answering a is right for 13.3 %",
         "Base     torchvision:vit_b_16, 10 classes, on cpu in fp32; "
         "used without training; every strategy trains a new head",
-        "Runs     seed 0; 1 epoch each; compared by accuracy",
+        "Runs     seed 0; 1 epoch (4 steps) each; compared by accuracy",
         "                                                                       learning",
         " strategy       trainable   head    adapter        base     share          rate",
         " ──────────────────────────────────────────────────────────────────────────────",

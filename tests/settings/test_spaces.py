@@ -66,7 +66,7 @@ def test_wrong_declarations(tune: str, line: str) -> None:
 
 def test_default_spaces_of_built_in_strategies() -> None:
     by_name = spaces(["full", "lora", "adapter", "partial"])
-    assert by_name["full"].text == "lr 0.0001..0.01 (log)"
+    assert by_name["full"].text == "lr 0.0003..0.03 (log)"
     assert by_name["lora"].text == "lr 0.001..0.1 (log), rank 2..32 (log)"
     assert by_name["adapter"].dimensions["width"] == Range(2, 32, log=True, integer=True)
     assert by_name["partial"].dimensions["stages"] == Choice((1, 2, 3))
@@ -132,7 +132,7 @@ def test_ranges_are_extended_three_times_and_lists_never() -> None:
     space = spaces(["lora"], ["lora.rank=2,4,8"])["lora"]
     for _ in range(4):
         space = space.grown({"lr": "low", "rank": "high"}, lambda arm: True)
-    assert space.dimensions["lr"] == Range(5e-7, 0.05, log=True)
+    assert space.dimensions["lr"] == Range(1e-6, 0.1, log=True)
     assert space.stuck == {"rank": "a list is not extended", "lr": "extended 3 times"}
 
 

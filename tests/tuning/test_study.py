@@ -88,8 +88,8 @@ def trials_of(results: dict[str, SearchResult]) -> dict[str, list[tuple[int, dic
 def test_equal_number_of_trials_beginning_with_defaults(tmp_path: Path) -> None:
     results = run(tmp_path / "optuna.db", search(), Machine(best=5e-3))
     assert {name: len(result.trials) for name, result in results.items()} == {"lora": 9, "head": 9}
-    assert results["lora"].trials[0].values == {"lr": 5e-3, "rank": 8}
-    assert results["head"].trials[0].values == {"lr": 5e-3}
+    assert results["lora"].trials[0].values == {"lr": 1e-2, "rank": 8}
+    assert results["head"].trials[0].values == {"lr": 1e-2}
     for result in results.values():
         assert result.edges == {}
         assert result.best.score == max(trial.score or 0 for trial in result.trials)
@@ -191,7 +191,7 @@ def test_failed_trials(tmp_path: Path) -> None:
 
 def test_grid_search(tmp_path: Path) -> None:
     results = run(tmp_path / "one.db", search(method="grid", trials=5, names=["head"]), Machine(best=5e-3))
-    assert [trial.values["lr"] for trial in results["head"].trials] == [5e-4, 0.00158, 5e-3, 0.0158, 0.05]
+    assert [trial.values["lr"] for trial in results["head"].trials] == [1e-3, 0.00316, 1e-2, 0.0316, 0.1]
 
 
 def test_file_that_is_not_a_database(tmp_path: Path) -> None:

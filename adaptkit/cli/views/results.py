@@ -25,8 +25,8 @@ SHOWN = (FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY, FINAL_GAIN, FINAL_RETENTIO
 MOST_ARMS = 40
 #: columns that are left out of a table which is wider than the terminal, the first one first
 EXPENDABLE = ("share", "seconds", "retention", "trainable")
-#: spaces between two columns, and around the table
-GAP = 2
+#: spaces between two columns, and around the table: usually, and in a table that would not fit otherwise
+WIDE_GAP, GAP = 3, 2
 
 
 def print_outcome(console: Console, outcome: RunOutcome) -> None:
@@ -99,8 +99,9 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
     if comparison.constant is not None:
         score = [number(comparison.constant.score, metric.digits, scale=metric.scale)]
         rows.append(["constant", *score, *([""] * (len(headings) - 2))])
-    shown, hidden = _fitting(headings, rows, console.width)
-    table = _table(headings[0], "; ".join((about, note, *([f"not shown: {', '.join(hidden)}"] if hidden else []))))
+    shown, hidden, is_narrow = _fitting(headings, rows, console.width)
+    caption = "; ".join((about, note, *([f"not shown: {', '.join(hidden)}"] if hidden else [])))
+    table = _table(headings[0], caption, is_narrow)
     for index in shown[1:]:
         table.add_column(headings[index], justify="right")
     for row in rows:
@@ -189,17 +190,19 @@ def dominators(arm: ArmResult) -> str:
     return "; ".join(parts) or NOTHING
 
 
-def _fitting(headings: list[str], rows: list[list[str]], width: int) -> tuple[list[int], list[str]]:
-    """Return the positions of the columns that fit into the width, and the headings of those left out."""
+def _fitting(headings: list[str], rows: list[list[str]], width: int) -> tuple[list[int], list[str], bool]:
+    """Return the positions of the columns that fit into the width, the headings of the others, if gaps are small."""
     widths = [max(cell_len(row[index]) for row in (headings, *rows)) for index in range(len(headings))]
     shown = list(range(len(headings)))
+    is_narrow = sum(widths) + WIDE_GAP * len(shown) > width
     left_out = [index for name in EXPENDABLE for index, heading in enumerate(headings) if heading == name]
     while left_out and sum(widths[index] + GAP for index in shown) > width:
         shown.remove(left_out.pop(0))
-    return shown, [heading for index, heading in enumerate(headings) if index not in shown]
+    return shown, [heading for index, heading in enumerate(headings) if index not in shown], is_narrow
 
 
-def _table(first: str, caption: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+def _table(first: str, caption: str, is_narrow: bool = False) -> Table:
+    padding = (0, 1, 0, 0) if is_narrow else (0, 1)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding, caption=caption, caption_justify="left")
     table.add_column(first)
     return table
