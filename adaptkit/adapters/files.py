@@ -98,10 +98,12 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         raise BadInput(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
-def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str) -> tuple[str, ...]:
+def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str, *, free_rows: bool = False) -> tuple[str, ...]:
     """Load an adapter into a fresh base that its strategy has adapted, in place; return the names of its tensors.
 
-    Raises BadInput if the adapter belongs to a base with another fingerprint, is damaged, or does not fit the model.
+    With `free_rows`, a tensor may have another number of rows than the model's: a fitted head can hold a row for each
+    training image. Raises BadInput if the adapter belongs to a base with another fingerprint, is damaged, or does not
+    fit the model.
     """
     card = read_card(folder / ADAPTER_CARD_FILE, {"base_fingerprint": str, "sha256": str, "card_sha256": str})
     if card_digest(card) != card["card_sha256"]:
@@ -111,11 +113,11 @@ def load_adapter(folder: Path, model: nn.Module, base_fingerprint: str) -> tuple
     if card["base_fingerprint"] != base_fingerprint:
         raise BadInput(f"the adapter was made for base {card['base_fingerprint']}, not {base_fingerprint}")
     tensors = read_weights(folder / ADAPTER_WEIGHTS_FILE, card["sha256"])
-    fit_adapter(tensors, model)
+    fit_adapter(tensors, model, free_rows=free_rows)
     return tuple(tensors)
 
 
-def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module, *, free_rows: bool = False) -> None:
     """Load an adapter's tensors into an adapted model, in place; raise BadInput if they do not fit."""
     state = model.state_dict()
     problems = {
@@ -123,7 +125,7 @@ def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
         "has tensors of another shape or type than the model's": [
             name
             for name, tensor in tensors.items()
-            if name in state and (state[name].shape, state[name].dtype) != (tensor.shape, tensor.dtype)
+            if name in state and _layout(state[name], free_rows) != _layout(tensor, free_rows)
         ],
         "has numbers that are not finite": [
             name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
@@ -142,4 +144,22 @@ def fit_adapter(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
     ]
     if lines:
         raise BadInput(*lines)
+    for name, tensor in tensors.items():
+        if state[name].shape != tensor.shape:
+            _replace(model, name, tensor)
     model.load_state_dict(dict(tensors), strict=False)
+
+
+def _layout(tensor: Tensor, free_rows: bool) -> tuple[object, ...]:
+    return tensor.dtype, tensor.ndim, tensor.shape[1:] if free_rows else tensor.shape
+
+
+def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace a parameter or buffer by an empty one with the shape of a tensor."""
+    place, _, key = name.rpartition(".")
+    module = model.get_submodule(place)
+    empty = torch.empty_like(tensor, device=getattr(module, key).device)
+    if key in module._parameters:
+        setattr(module, key, nn.Parameter(empty, requires_grad=getattr(module, key).requires_grad))
+    else:
+        setattr(module, key, empty)

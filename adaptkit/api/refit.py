@@ -184,7 +184,7 @@ def refit_run(request: RefitRequest, notice: Callable[[str], None] = lambda line
             raise TrackingLost(f"MLflow does not have the whole refit: {tracker.fault}")
     seconds = record.metrics[TIME_TRAIN_SECONDS]
     uri = store.without_secrets(store.uri)
-    values = {LR: record.lr, **record.options}
+    values = {**record.options} if record.lr is None else {LR: record.lr, **record.options}
     return dataclasses.replace(
         summary,
         run_id=run_id,

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from adaptkit.cli.options import output_options, plugin_option
-from adaptkit.plugins.components import KINDS, PLAIN, Component, options_of
+from adaptkit.plugins.components import KINDS, PLAIN, Component, is_fitted, options_of
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.request import default_lr
@@ -159,8 +159,8 @@ def describe(component: Component) -> dict[str, Any]:
     if component.kind == "metric":
         record |= {key: getattr(component.cls, key) for key in ("title", "unit", "higher_is_better")}
     if component.kind == "strategy":
-        record["lr"] = default_lr(component.cls)
-        rates = {kind: default_lr(component.cls, kind) for kind in KINDS}
+        record["lr"] = None if is_fitted(component.cls) else default_lr(component.cls)
+        rates = {} if is_fitted(component.cls) else {kind: default_lr(component.cls, kind) for kind in KINDS}
         record |= {"lr_by_backbone": rates} if len(set(rates.values())) > 1 else {}
     if component.kind != "dataset":
         record["options"] = [
@@ -249,7 +249,9 @@ def print_details(component: Component) -> None:
     print_line(console, component.summary)
     if component.unavailable:
         print_line(console, f"Cannot be used: {component.unavailable}")
-    if component.kind == "strategy":
+    if component.kind == "strategy" and is_fitted(component.cls):
+        print_line(console, "Learning rate: none; the head is fitted to features of the frozen base")
+    elif component.kind == "strategy":
         rates = {kind: default_lr(component.cls, kind) for kind in KINDS}
         shown = ", ".join(f"{rate:g} ({kind})" for kind, rate in rates.items())
         same = len(set(rates.values())) == 1

@@ -103,7 +103,8 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
                 f"{warned[0].splitlines()[0]}."
             )
     for key, words in (("epochs", "epochs"), ("batch_size", "images per step")):
-        values = {arm.settings.get(key, "?") for arm in comparison.arms}
+        # A head that is fitted without gradient descent has neither.
+        values = {arm.settings[key] for arm in comparison.arms if key in arm.settings}
         if len(values) > 1:
             shown = listed(sorted(values, key=lambda value: (len(value), value)))
             notes.append(

@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from adaptkit.data.protocols import Fit, class_counts
@@ -23,7 +24,6 @@ from adaptkit.experiment.measurement import (
     correct_over,
     merged,
     parameters,
-    relative_time,
     scores,
     severity_metrics,
     times,
@@ -49,13 +49,15 @@ from adaptkit.names import (
     TIMING_TAG,
     TUNING_FILE,
 )
+from adaptkit.plugins.components import is_fitted
 from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
 from adaptkit.system.core_sharing import Occupancy, Seat
 from adaptkit.system.files import sha256_of
 from adaptkit.system.signals import origin
-from adaptkit.training.evaluation import pass_size, predict
+from adaptkit.training.evaluation import forward_seconds, inference_ratio, pass_size, predict
+from adaptkit.training.fitted import fitted_head
 from adaptkit.training.objective import accuracy
 
 if TYPE_CHECKING:
@@ -131,20 +133,20 @@ class AdaptationRun:
             seed=derive_seed(seed, f"tuning {number}"),
             labels=stage.experiment.domains.labels.at(fit.train),
             rows=rows,
-            passes=lambda model, whole: stage.inputs.tuning_passes(
-                model, seed, rows=rows, whole=whole, charged=charged
+            passes=lambda model, route: stage.inputs.tuning_passes(
+                model, seed, rows=rows, route=route, charged=charged
             ),
         )
 
     def _train(self, fits: Sequence[Fit], number: int, arm: Arm) -> TrainedModel:
         inputs, notify, is_only = self.stage.inputs, self.stage.plugins.notify, len(fits) == 1
         batch_size = self.stage.experiment.request.settings.batch_size
+        first = inputs.views(self.seed, 1).value.tensor[:batch_size].clone()
         training = Training(
             arm=arm,
             seed=self.seed,
-            batch=inputs.views(self.seed, 1).value.tensor[:batch_size].clone(),
-            labels=inputs.labels(self.seed),
-            passes=lambda model, whole: inputs.passes(model, self.seed, fit=fits[number], whole=whole),
+            batch=(first, inputs.labels(self.seed)[: len(first)]),
+            passes=lambda model, route: inputs.passes(model, self.seed, fit=fits[number], route=route),
             fold=number,
         )
 
@@ -190,13 +192,15 @@ class AdaptationRun:
         training, sent = trained.training, self.start if fit.evaluated is None else None
         reloaded = load(stage, training.arm, files, seed=training.seed, fold=training.fold, sent=sent)
         model = reloaded.model
-        passes = stage.inputs.passes(model, self.seed, fit=fit, whole=trained.whole, all_tests=True)
+        passes = stage.inputs.passes(model, self.seed, fit=fit, route=trained.route, all_tests=True)
         model.eval()
         logits = {name: predict(passes.testing(name), precision) for name in passes.tests}
         name, (images, _) = next(iter(stage.experiment.tests.items()))
         if name == "shifted" and fit.evaluated is not None:
             images = images[fit.evaluated]
-        images = images[: CHECKED_BATCHES * pass_size(images[:1])]
+        # The layers below a fitted head are those of the base.
+        batches = 1 if is_fitted(training.arm.checked) else CHECKED_BATCHES
+        images = images[: batches * pass_size(images[:1])]
         require_same_logits(stage, trained, images, logits[name][: len(images)])
         return reloaded, logits
 
@@ -221,10 +225,22 @@ class AdaptationRun:
             files=files,
             metrics=parameters(reloaded.model, reloaded.origin)
             | {SIZE_ADAPTER_BYTES: files[ADAPTER_WEIGHTS_FILE].stat().st_size, MEMORY_PEAK_BYTES: trained.memory}
-            | relative_time(experiment, merged=plain, base=self.stage.base_model),
+            | {TIME_INFERENCE_RATIO: self._inference_ratio(reloaded, plain)},
             correct=correct,
             prefix=trained.passes.frozen_prefix,
         )
+
+    def _inference_ratio(self, reloaded: AdaptedModel, plain: nn.Module) -> float:
+        """Return the time of a forward pass relative to the base; of a fitted model, only the head is measured."""
+        stage = self.stage
+        if not is_fitted(reloaded.strategy):
+            return inference_ratio(plain, stage.base_model, next(iter(stage.experiment.tests.values()))[0])
+        name = fitted_head(stage.base_model)
+        before: Any = stage.base_model.get_submodule(name)
+        images = next(iter(stage.experiment.tests.values()))[0]
+        rows = torch.rand(min(len(images), pass_size(images)), before.in_features).to(stage.experiment.device)
+        old, new = forward_seconds([before, plain.get_submodule(name)], rows)
+        return 1 + (new - old) / stage.base_seconds
 
     def _result(self, results: Sequence[FitResult], fits: Sequence[Fit]) -> RunResult:
         """Return the result of the run; costs are those of one model, accuracies those of all predictions."""

@@ -37,6 +37,7 @@ from adaptkit.names import (
     TUNED_INSIDE_TAG,
     TUNED_ON_TAG,
 )
+from adaptkit.plugins.components import starts_at_base
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.identity import trial_key
 from adaptkit.settings.request import OVERLAPPING, Arm
@@ -65,7 +66,7 @@ def describe_run(
     tags = {
         KIND_TAG: "adaptation",
         ARM_TAG: arm.label,
-        STARTS_AT_BASE_TAG: str(getattr(arm.checked, "starts_at_base", True)),
+        STARTS_AT_BASE_TAG: str(starts_at_base(arm.checked)),
         POOL_IMAGES_TAG: str(plan.pool_images),
         DRAWN_IMAGES_TAG: str(plan.drawn_images),
         BASE_FINGERPRINT_TAG: base.fingerprint,

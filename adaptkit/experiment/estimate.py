@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 from torch import nn
@@ -12,8 +13,11 @@ from adaptkit.data.protocols import HELD_BACK
 from adaptkit.data.views import views_of
 from adaptkit.experiment.base_cache import build_model
 from adaptkit.experiment.prepare import Experiment, draw_target, find_fits
+from adaptkit.plugins.components import is_fitted
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
+from adaptkit.training.evaluation import forward_seconds
+from adaptkit.training.fitted import stand_in
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain_passes
 from adaptkit.training.trainable import adapt
@@ -54,12 +58,14 @@ def run_seconds(experiment: Experiment, arm: Arm, epochs: int, trials: int) -> f
     """Return the seconds that one adaptation run will take, with this number of trials in each fit."""
     request, domains = experiment.request, experiment.domains
     settings = request.settings
+    if is_fitted(arm.checked):
+        return _fitted_seconds(experiment, arm, trials if arm.searched else 0)
     model = build_model(request, domains)
     groups = adapt(model, arm.create(), init_seed=derive_seed(settings.seed[0], "init"), new_head=arm.new_head)
     recipe = Recipe(
         epochs=1,
         batch_size=settings.batch_size,
-        lr=arm.lr,
+        lr=arm.lr or 0.0,
         order_seed=0,
         optimizer=settings.optimizer,
         precision=settings.precision,
@@ -75,6 +81,22 @@ def run_seconds(experiment: Experiment, arm: Arm, epochs: int, trials: int) -> f
         held_back = HELD_BACK * len(training.train)
         trial = math.ceil((len(training.train) - held_back) / settings.batch_size) * step + held_back * test
         seconds += trials * epochs * trial
+    return seconds
+
+
+def _fitted_seconds(experiment: Experiment, arm: Arm, trials: int) -> float:
+    """Return the seconds of one run that fits heads to features; the first of several strategies computes these."""
+    request, domains = experiment.request, experiment.domains
+    model, images = experiment.place(build_model(request, domains)), experiment.shifted[0][:TESTED]
+    (passed,) = forward_seconds([model], images, repeats=1)
+    tests = len(domains.clean_test or ()) + len(domains.shifted_test) * (1 + len(request.severities))
+    seconds = (len(domains.pool) + tests) * passed / len(images)
+    for training in find_fits(request, domains, request.settings.seed[0]):
+        copied = build_model(request, domains)
+        examples = stand_in(copied, len(training.train))
+        start = time.perf_counter()
+        adapt(copied, arm.create(), init_seed=0, examples=examples)
+        seconds += (1 + trials) * (time.perf_counter() - start)
     return seconds
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,17 @@ from torch import Tensor, nn
 
 from adaptkit.data.protocols import Labels, inner_division
 from adaptkit.errors import HINT, AdaptkitError, RunFailed, lacks_memory
+from adaptkit.experiment.inputs import Route
 from adaptkit.experiment.preflight import can_be_adapted
+from adaptkit.experiment.recovery import RunRecovery
 from adaptkit.experiment.stage import Stage
-from adaptkit.experiment.training import runs_whole
+from adaptkit.experiment.training import MakePasses, Training, Watcher, train
 from adaptkit.experiment.trial_scores import deciding_metric, preference, score_trial
 from adaptkit.plugins.ranges import Choice
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
 from adaptkit.settings.spaces import Space, changed, first_points
-from adaptkit.training.loop import VALIDATION, fit
+from adaptkit.training.loop import VALIDATION
 from adaptkit.training.passes import FoldPasses, Passes
 
 
@@ -74,16 +76,11 @@ class FitTuning:
         return changed(arm, self.chosen)
 
 
-#: function that returns the inputs of a model, for the `whole` model or its trained part; the test set `validation` has
-#: the same images as the training, in the same order
-MakePasses = Callable[[nn.Module, bool], Passes]
-
-
 def tune_fit(stage: Stage, arm: Arm, *, seed: int, labels: Labels, rows: Tensor, passes: MakePasses) -> FitTuning:
     """Try configurations of a strategy on the training images of one fit, and return the trials.
 
-    `labels` are those of the fit's training images, and `rows` their positions among the images of `passes`. Raises
-    RunFailed if every trial fails.
+    `labels` are those of the fit's training images, and `rows` their positions among the images of `passes`, whose test
+    set `validation` has the same images as the training, in the same order. Raises RunFailed if every trial fails.
     """
     count = stage.experiment.request.settings.tuning.trials
     training, held = inner_division(labels, seed)
@@ -91,8 +88,8 @@ def tune_fit(stage: Stage, arm: Arm, *, seed: int, labels: Labels, rows: Tensor,
     space = _space(stage, arm)
     points = [space.defaults, *first_points(space, count - 1, derive_seed(seed, f"tuning {arm.strategy}"))]
 
-    def part(model: nn.Module, whole: bool) -> Passes:
-        return FoldPasses(passes(model, whole), rows[training], {VALIDATION: rows[held]})
+    def part(model: nn.Module, route: Route) -> Passes:
+        return FoldPasses(passes(model, route), rows[training], {VALIDATION: rows[held]})
 
     trials, seconds = [], 0.0
     for number, values in enumerate(points, start=1):
@@ -130,10 +127,8 @@ def _train(
     stage: Stage, arm: Arm, seed: int, passes: MakePasses, groups: tuple[str, ...] | None
 ) -> tuple[Trial, float]:
     """Train once; return a trial with the scores on the held-back images, and the seconds."""
-    adapted, recipe = stage.adapted(arm, seed), stage.recipe(arm, seed)
-    step_ended = getattr(adapted.strategy, "step_ended", None)
-    inputs = passes(adapted.model, runs_whole(adapted, recipe))
-    *_, last = fit(adapted.model, adapted.groups, inputs, recipe=recipe, step_ended=step_ended)
+    trained = train(stage, Training(arm, seed, passes), Watcher(), RunRecovery())
+    inputs, last = trained.passes, trained.epochs[-1]
     loss = last.validation_loss
     finite = loss if loss is not None and math.isfinite(loss) else None
     score = score_trial(stage.experiment, stage.plugins, last, passes=inputs, groups=groups)

@@ -17,15 +17,35 @@ from adaptkit.experiment.prepare import Experiment, draw_target, find_fits
 from adaptkit.seeds import derive_seed
 from adaptkit.system.folders import cache_folder, cache_limit
 from adaptkit.training.evaluation import computing, predict_logits
+from adaptkit.training.fitted import fitted_head
 from adaptkit.training.frozen.division import Division, divide
 from adaptkit.training.frozen.features import DISK_LIMIT, MEMORY_LIMIT, FeatureFiles, FeatureStore, ImageSet, Value
 from adaptkit.training.loop import VALIDATION
-from adaptkit.training.passes import DividedPasses, FoldPasses, Passes, Test, WholePasses
+from adaptkit.training.passes import PLAIN_VIEWS, DividedPasses, FoldPasses, Passes, Test, WholePasses
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import freeze, set_train_mode
 
 #: number of images with which the division of a model is checked
 TRIED = 5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The base in evaluation mode, and its division before the head; None if it cannot be divided there."""
+
+    model: nn.Module
+    division: Division | None
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a model runs over images: its trained part, or the `whole` model.
+
+    With a `probe`, only the head of the model differs from that of the base.
+    """
+
+    whole: bool = False
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True)
@@ -54,20 +74,32 @@ class ModelInputs:
             store = FeatureStore(precision, None, limit=0)
         return cls(experiment=experiment, store=store, tests=tests, reuse=reuse)
 
-    def expect(self, model: nn.Module) -> None:
-        """Mark the features that this adapted model reads, so that the store keeps them once they are computed."""
-        if self.reuse:
-            set_train_mode(model, self._adapt_statistics)
-            division = self._division(model, self.experiment.first_images(TRIED))
-            if division is not None:
-                self.store.wanted |= {division.digests[node] for node in division.cut}
+    def expect(self, division: Division | None) -> None:
+        """Mark the features at the cut of a model, so that the store keeps them once they are computed."""
+        if division is not None:
+            self.store.wanted |= {division.digests[node] for node in division.cut}
+
+    def division_of(self, model: nn.Module) -> Division | None:
+        """Return the division of an adapted model, which is put into training mode; None if it runs whole."""
+        set_train_mode(model, self._adapt_statistics)
+        return self._division(model, self.experiment.first_images(TRIED)) if self.reuse else None
+
+    def probe(self, model: nn.Module) -> Probe:
+        """Return a copy of the base, of which strategies replace the head, and its division."""
+        freeze(model)
+        for parameter in model.get_submodule(fitted_head(model)).parameters():
+            parameter.requires_grad_(True)
+        model.eval()
+        return Probe(model, self._division(model, self.experiment.first_images(TRIED)) if self.reuse else None)
 
     def fits(self, seed: int) -> tuple[Fit, ...]:
         """Return the trainings of a run with this seed."""
         return find_fits(self.experiment.request, self.experiment.domains, seed)
 
-    def passes(self, model: nn.Module, seed: int, *, fit: Fit, whole: bool = False, all_tests: bool = False) -> Passes:
-        """Return the inputs of an adapted model: images for the `whole` model, or features for its trained part.
+    def passes(
+        self, model: nn.Module, seed: int, *, fit: Fit, route: Route = Route(), all_tests: bool = False
+    ) -> Passes:
+        """Return the inputs of an adapted model: images, or features of its frozen part.
 
         The training images are those of one fit. The test sets are those that are evaluated after each epoch, or with
         `all_tests` all of them.
@@ -80,7 +112,7 @@ class ModelInputs:
             labels=self.labels(seed),
             tests=tests,
             tried=self.experiment.first_images(TRIED),
-            whole=whole,
+            route=route,
         )
         if fit.evaluated is None:
             return passes
@@ -94,7 +126,7 @@ class ModelInputs:
         labels: Tensor,
         tests: Mapping[str, Test],
         tried: Tensor,
-        whole: bool = False,
+        route: Route = Route(),
         charged: set[str] | None = None,
     ) -> Passes:
         """Return the inputs of a model for these training views and test sets.
@@ -102,14 +134,17 @@ class ModelInputs:
         `tried` are a few images on which the division into frozen and trained part is checked. `charged` are the names
         of images whose features other passes of the same run have computed and counted.
         """
-        set_train_mode(model, self._adapt_statistics)
-        division = self._division(model, tried) if self.reuse and not whole else None
+        if route.probe is not None:
+            division = route.probe.division and route.probe.division.of(model.eval())
+        else:
+            set_train_mode(model, self._adapt_statistics)
+            division = self._division(model, tried) if self.reuse and not route.whole else None
         if division is None:
             return WholePasses(model, views, labels=labels, tests=tests)
         charged = set() if charged is None else charged
         return DividedPasses(division, self.store, views=views, labels=labels, tests=tests, charged=charged)
 
-    def tuning_passes(self, model: nn.Module, seed: int, *, rows: Tensor, whole: bool, charged: set[str]) -> Passes:
+    def tuning_passes(self, model: nn.Module, seed: int, *, rows: Tensor, route: Route, charged: set[str]) -> Passes:
         """Return inputs for a trial of a tuning: all training images of a seed.
 
         The test set `validation` has the same images in the same order, without augmentation. `rows` are the positions
@@ -122,7 +157,7 @@ class ModelInputs:
             labels=labels,
             tests={VALIDATION: Test(images, labels)},
             tried=images.value.tensor[rows[:TRIED]],
-            whole=whole,
+            route=route,
             charged=charged,
         )
 
@@ -147,9 +182,14 @@ class ModelInputs:
         return self.experiment.domains.pool.labels[drawn].to(self.experiment.device)
 
     def views(self, seed: int, epoch: int) -> ImageSet:
-        """Return the training images of a seed in an epoch; without shifts and augmentations all epochs share them."""
+        """Return the training images of a seed in an epoch; without shifts and augmentations all epochs share them.
+
+        Without augmentations, `PLAIN_VIEWS` are those of the first epoch.
+        """
         request = self.experiment.request
-        shifts = (*request.shifts, *request.augmentations)
+        if epoch == PLAIN_VIEWS and not request.augmentations:
+            epoch = 1
+        shifts = request.shifts if epoch == PLAIN_VIEWS else (*request.shifts, *request.augmentations)
         if not shifts and self._is_whole_pool(seed):
             return self.tests["shifted"].images  # so that the features of all images are computed once
         drawn = functools.partial(draw_target, request, self.experiment.domains, seed)

@@ -35,16 +35,15 @@ from adaptkit.names import (
     SEVERITY_ZERO_SHOT,
     TIME_ALL_FOLDS_SECONDS,
     TIME_EVALUATION_SECONDS,
-    TIME_INFERENCE_RATIO,
     TIME_TRAIN_SECONDS,
     TIME_TUNING_SECONDS,
 )
 from adaptkit.plugins.manager import Plugins, PluginWarning, is_strict
 from adaptkit.settings.severities import area, written
-from adaptkit.training.evaluation import inference_ratio, predict_logits
+from adaptkit.training.evaluation import predict_logits
 from adaptkit.training.objective import accuracy, predict_classes
 from adaptkit.training.seeding import RandomStream
-from adaptkit.training.trainable import Origin, count
+from adaptkit.training.trainable import Origin
 
 #: largest difference between logits that count as equal; relative for logits above 1
 RELOAD_TOLERANCE = 1e-4
@@ -100,7 +99,7 @@ def target_scores(shifted: Predictions, classes: int, plugins: Plugins) -> dict[
 
 def parameters(model: nn.Module, origin: Origin) -> dict[str, float]:
     """Return the numbers of all and of trained parameters of an adapted model."""
-    counts, shares = count(model), origin.shares(model)
+    counts, shares = origin.counts(model), origin.shares(model)
     return {
         PARAMS_TOTAL: counts.total,
         PARAMS_TRAINABLE: counts.trainable,
@@ -122,12 +121,6 @@ def times(epochs: Sequence[Epoch], *, folds: int = 1, tuning: Sequence[float] = 
     if tuning:
         single[TIME_TUNING_SECONDS] = sum(tuning) / len(tuning)
     return single if folds == 1 else single | {TIME_ALL_FOLDS_SECONDS: folds * total + sum(tuning)}
-
-
-def relative_time(experiment: Experiment, *, merged: nn.Module, base: nn.Module) -> dict[str, float]:
-    """Return the merged model's inference time relative to the base."""
-    images = next(iter(experiment.tests.values()))[0]
-    return {TIME_INFERENCE_RATIO: inference_ratio(merged, base, images)}
 
 
 def merged(experiment: Experiment, model: nn.Module, strategy: Strategy) -> nn.Module:

@@ -22,7 +22,7 @@ class ArmPlan:
     strategy: str
     label: str
     options: Mapping[str, Any]
-    lr: float
+    lr: float | None
     parameters: int
     trainable: int
     head: int
@@ -68,6 +68,10 @@ class Plan:
     tuning_trials: int = 0
     #: optimizer steps of one training
     steps: int = 0
+    #: channels and side in pixels of the images, and the side at which the backbone computes, if it resizes them
+    channels: int = 0
+    size: int = 0
+    computed_size: str | None = None
     #: by what the base standardizes its images: source, image (each by itself) or None
     standardize: str | None = None
     #: images of each class, in the order of `classes`, in one training (the mean over the fits) and in the evaluation
@@ -113,7 +117,7 @@ class RunSummary:
     strategy: str
     label: str
     options: Mapping[str, Any]
-    lr: float
+    lr: float | None
     seed: int
     status: str
     run_id: str | None
@@ -180,7 +184,7 @@ class RefitSummary:
     strategy: str
     label: str
     options: Mapping[str, Any]
-    lr: float
+    lr: float | None
     seed: int
     images: int
     refit_of: str

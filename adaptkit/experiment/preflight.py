@@ -21,11 +21,13 @@ from adaptkit.data.domains import Domains
 from adaptkit.errors import BadInput, listed, located
 from adaptkit.experiment.base_cache import build_model
 from adaptkit.experiment.outcome import ArmPlan
+from adaptkit.plugins.components import is_fitted
 from adaptkit.seeds import derive_seed
-from adaptkit.settings.request import Arm, Request
+from adaptkit.settings.request import OF_GRADIENTS, Arm, Request
+from adaptkit.training.fitted import stand_in, takes_weights
 from adaptkit.training.objective import loss_of
 from adaptkit.training.seeding import RandomStream
-from adaptkit.training.trainable import Origin, adapt, count, set_train_mode
+from adaptkit.training.trainable import Origin, adapt, set_train_mode
 
 #: number of images of a preflight
 IMAGES = 4
@@ -248,14 +250,19 @@ class StrategyTrial:
     notices: tuple[str, ...]
 
 
-def try_strategies(request: Request, model: nn.Module, sample: Sample) -> list[StrategyTrial]:
-    """Try every strategy on copies of an untrained model; raise BadInput with the problems of all of them."""
+def try_strategies(
+    request: Request, model: nn.Module, sample: Sample, *, images: int | None = None
+) -> list[StrategyTrial]:
+    """Try every strategy on copies of an untrained model; raise BadInput with the problems of all of them.
+
+    `images` is the number of training images of a fit, which can decide how many values a fitted head stores.
+    """
     trials: list[StrategyTrial] = []
     problems: list[str] = []
     cause: Exception | None = None
     for arm in request.arms:
         try:
-            trials.append(try_strategy(request, arm, model=copy.deepcopy(model), sample=sample))
+            trials.append(try_strategy(request, arm, model=copy.deepcopy(model), sample=sample, images=images))
         except BadInput as error:
             problems += _with_strategy(error.problems, arm.strategy)
         except Exception as error:
@@ -266,7 +273,9 @@ def try_strategies(request: Request, model: nn.Module, sample: Sample) -> list[S
     return trials
 
 
-def try_strategy(request: Request, arm: Arm, *, model: nn.Module, sample: Sample) -> StrategyTrial:
+def try_strategy(
+    request: Request, arm: Arm, *, model: nn.Module, sample: Sample, images: int | None = None
+) -> StrategyTrial:
     """Adapt a model in place, check it on a few images, and count what the strategy trains.
 
     Raises BadInput for a strategy that cannot be trained, or that merges wrongly.
@@ -277,15 +286,18 @@ def try_strategy(request: Request, arm: Arm, *, model: nn.Module, sample: Sample
     is_batch_dependent = depends_on_batch(model, sample.images)
     notices_of = getattr(strategy, "notices", None)
     notices = list(notices_of(model)) if notices_of is not None else []
-    origin = Origin.of(model)
+    origin = Origin.of(model, strategy)
+    further = _values_per_image(model, arm) * (images - len(stand_in(model).labels)) if images and origin.fitted else 0
     adapt(model, strategy, init_seed=derive_seed(settings.seed[0], "init"), new_head=arm.new_head)
     if fault := output_fault(evaluated(model, sample.images), sample):
         raise BadInput(f"{title}: {fault}")
     if not is_batch_dependent and depends_on_batch(model, sample.images):
         notices.append("in evaluation mode the logits of an image depend on the other images of its batch")
-    counts, shares = count(model), origin.shares(model)
+    counts, shares = origin.counts(model), origin.shares(model)
     set_train_mode(model, settings.bn == "adapt")
-    if idle := without_gradient(model, sample):
+    if is_fitted(strategy):
+        notices += _fitted_notices(request, strategy)
+    elif idle := without_gradient(model, sample):
         raise BadInput(
             f"{title}: {len(idle)} of the tensors that it trains have no gradient, since the logits do not depend on "
             f"them: {listed(idle)}"
@@ -297,15 +309,41 @@ def try_strategy(request: Request, arm: Arm, *, model: nn.Module, sample: Sample
         label=arm.label,
         options=arm.options,
         lr=arm.lr,
-        parameters=counts.total,
-        trainable=counts.trainable,
-        head=shares.head,
+        parameters=counts.total + further,
+        trainable=counts.trainable + further,
+        head=shares.head + further,
         adapter=shares.adapter,
         base=shares.base,
         searched={key: dimension.text for key, dimension in arm.searched.items()},
     )
     start = f"{arm.strategy}: "
     return StrategyTrial(plan, tuple(line if line.startswith(start) else f"{start}{line}" for line in notices))
+
+
+def _values_per_image(model: nn.Module, arm: Arm) -> int:
+    """Return the number of values that a fitted head stores for each training image: none, or its features."""
+    stored = []
+    few = len(stand_in(model).labels)
+    for images in (few, few + 1):
+        copied = copy.deepcopy(model)
+        origin = Origin.of(copied, arm.checked)
+        adapt(copied, arm.create(), init_seed=0, examples=stand_in(copied, images))
+        stored.append(origin.counts(copied).trainable)
+    return stored[1] - stored[0]
+
+
+def _fitted_notices(request: Request, strategy: Strategy) -> list[str]:
+    """Return notices about settings that have no effect on a strategy that fits a head."""
+    notices = []
+    if request.settings.class_weights == "balanced" and not takes_weights(strategy):
+        notices.append("its head is fitted without class weights")
+    if all(is_fitted(arm.checked) for arm in request.arms):
+        unused = [key for key in OF_GRADIENTS if key in request.explicit]
+    else:
+        unused = [key for key in ("bn", "augment", "checkpointing") if key in request.explicit]
+    if unused:
+        notices.append(f"no effect of {listed(unused)}: its head is fitted once, without gradient descent")
+    return notices
 
 
 def _with_strategy(problems: Iterable[str], name: str) -> list[str]:

@@ -137,7 +137,7 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     request = request.settled(kind=kind, images=fewest, source_images=len(domains.source))
     new_head = domains.clean_test is None
     backbone_notices = try_backbone(model, sample, name=request.settings.backbone, new_head=new_head)
-    trials = try_strategies(request, model, sample)
+    trials = try_strategies(request, model, sample, images=round(sum(len(fit.train) for fit in fits) / len(fits)))
     try_severities(request, domains)
     notices = (
         *domains.notices,
@@ -276,6 +276,9 @@ def make_plan(
         epochs=settings.epochs,
         steps=settings.epochs * steps_per_epoch(drawn, settings.batch_size),
         standardize=standardization(request, domains),
+        channels=domains.channels,
+        size=domains.size,
+        computed_size=str(computed) if (computed := _input_size(request, domains)) != domains.size else None,
         notices=notices,
         protocol=domains.protocol.name,
         folds=domains.protocol.folds,
@@ -287,6 +290,11 @@ def make_plan(
         constant_answer=domains.classes[evaluated.index(max(evaluated))],
         constant_accuracy=max(evaluated) / sum(evaluated),
     )
+
+
+def _input_size(request: Request, domains: Domains) -> Any:
+    """Return the side in pixels at which the backbone computes."""
+    return request.backbone_facts(domains.channels, domains.size).get("backbone.input_size", domains.size)
 
 
 def find_fits(request: Request, domains: Domains, seed: int) -> tuple[Fit, ...]:

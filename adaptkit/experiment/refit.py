@@ -21,7 +21,7 @@ from adaptkit.data.protocols import Labels, class_counts
 from adaptkit.events import Calibration, Epoch, RunResult, RunStart
 from adaptkit.experiment.description import describe_run
 from adaptkit.experiment.inner_tuning import FitTuning, tune_fit, tuning_text
-from adaptkit.experiment.inputs import TRIED, ModelInputs
+from adaptkit.experiment.inputs import TRIED, ModelInputs, Route
 from adaptkit.experiment.measurement import MERGED, merged, parameters
 from adaptkit.experiment.outcome import Expectation, RunSummary
 from adaptkit.experiment.recovery import RunRecovery
@@ -61,7 +61,7 @@ from adaptkit.training.evaluation import predict_logits
 from adaptkit.training.frozen.features import ImageSet
 from adaptkit.training.loop import VALIDATION
 from adaptkit.training.objective import calibrate
-from adaptkit.training.passes import Passes, Test
+from adaptkit.training.passes import PLAIN_VIEWS, Passes, Test
 
 #: tags of an adaptation run that do not hold for its refit
 OF_A_DRAW = (PAIR_ID_TAG, TRIAL_KEY_TAG, DRAW_SEED_TAG)
@@ -210,9 +210,9 @@ class Refit:
         # Views are made of the pool.
         everything = dataclasses.replace(experiment.domains, pool=self.labelled)
         inputs = dataclasses.replace(stage.inputs, experiment=dataclasses.replace(experiment, domains=everything))
-        shifts = (*request.shifts, *request.augmentations)
 
         def views(epoch: int) -> ImageSet:
+            shifts = request.shifts if epoch == PLAIN_VIEWS else (*request.shifts, *request.augmentations)
             return inputs.drawn_views(
                 f"views {seed}/refit {epoch if shifts else 'fixed'}",
                 functools.partial(torch.arange, len(self.labelled)),
@@ -232,10 +232,9 @@ class Refit:
         training = Training(
             arm=arm,
             seed=seed,
-            batch=first,
-            labels=labels,
-            passes=lambda model, whole: inputs.over(
-                model, views, labels=labels, tests={}, tried=first[:TRIED], whole=whole
+            batch=(first, labels[: len(first)]),
+            passes=lambda model, route: inputs.over(
+                model, views, labels=labels, tests={}, tried=first[:TRIED], route=route
             ),
         )
         watcher = Watcher(lambda model: notify("adaptkit_run_started", run=self.start, model=model), ended)
@@ -312,10 +311,10 @@ class Refit:
         )
         labels, charged = self.labelled.labels.to(stage.experiment.device), set[str]()
 
-        def passes(model: nn.Module, whole: bool) -> Passes:
+        def passes(model: nn.Module, route: Route) -> Passes:
             tests = {VALIDATION: Test(images, labels)}
             tried = images.value.tensor[:TRIED]
-            return inputs.over(model, views, labels=labels, tests=tests, tried=tried, whole=whole, charged=charged)
+            return inputs.over(model, views, labels=labels, tests=tests, tried=tried, route=route, charged=charged)
 
         tuning = tune_fit(
             stage,

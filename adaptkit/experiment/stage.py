@@ -16,19 +16,22 @@ from adaptkit.contracts import Strategy
 from adaptkit.errors import HINT, AdaptkitError, RunFailed, entry_point, lacks_memory, plugin_fault
 from adaptkit.events import Epoch, RunStart
 from adaptkit.experiment.base_cache import Base
-from adaptkit.experiment.inputs import ModelInputs
+from adaptkit.experiment.inputs import ModelInputs, Probe
 from adaptkit.experiment.measurement import (
     correct_over,
 )
 from adaptkit.experiment.outcome import RunSummary
 from adaptkit.experiment.prepare import Experiment
 from adaptkit.experiment.recovery import Recovery
+from adaptkit.plugins.components import is_fitted
 from adaptkit.plugins.manager import Plugins, is_strict
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
 from adaptkit.system.core_sharing import Seat
 from adaptkit.system.folders import features_allowed
 from adaptkit.system.signals import origin
+from adaptkit.training.evaluation import forward_seconds, pass_size
+from adaptkit.training.fitted import Examples
 from adaptkit.training.loop import Recipe
 from adaptkit.training.trainable import Origin, adapt
 
@@ -80,8 +83,29 @@ class Stage:
         for arm in request.arms:
             # A strategy that cannot adapt this base fails in its own runs.
             with contextlib.suppress(Exception):
-                self.inputs.expect(self.adapted(arm, request.settings.seed[0]).model)
+                self._expect(arm)
         return self.inputs.base_logits(self.base_model) if self.experiment.clean is not None else {}
+
+    def _expect(self, arm: Arm) -> None:
+        """Mark the features that a strategy reads, so that they are kept once they are computed."""
+        if is_fitted(arm.checked):
+            self.inputs.expect(self.probe.division)
+        else:
+            model = self.adapted(arm, self.experiment.request.settings.seed[0]).model
+            self.inputs.expect(self.inputs.division_of(model))
+
+    @functools.cached_property
+    def probe(self) -> Probe:
+        """Return the base for strategies that fit a head to its features."""
+        model = self.experiment.place(self.base.build(self.experiment.request, self.experiment.domains))
+        share_usage(self.base_model, model)
+        return self.inputs.probe(model)
+
+    @functools.cached_property
+    def base_seconds(self) -> float:
+        """Return the seconds of a forward pass of the base."""
+        images = next(iter(self.experiment.tests.values()))[0]
+        return forward_seconds([self.base_model], images[: pass_size(images)])[0]
 
     @functools.cached_property
     def zero_shot(self) -> Mapping[float, float]:
@@ -133,15 +157,18 @@ class Stage:
             error=reason,
         )
 
-    def adapted(self, arm: Arm, seed: int, fold: int = 0) -> AdaptedModel:
-        """Return a copy of the base, on the device, that the strategy has changed."""
+    def adapted(self, arm: Arm, seed: int, fold: int = 0, examples: Examples | None = None) -> AdaptedModel:
+        """Return a copy of the base, on the device, that the strategy has changed.
+
+        A strategy with `fit` receives the examples, or a stand-in for fitted values that are loaded later.
+        """
         # Adapt the model on the CPU, so that initial weights do not depend on the device.
         model = self.base.build(self.experiment.request, self.experiment.domains)
         share_usage(self.base_model, model)
         tensors = (*model.parameters(), *model.buffers())
         strategy = arm.create()
-        origin = Origin.of(model)
-        groups = adapt(model, strategy, init_seed=init_seed(seed, fold), new_head=arm.new_head)
+        origin = Origin.of(model, strategy)
+        groups = adapt(model, strategy, init_seed=init_seed(seed, fold), new_head=arm.new_head, examples=examples)
         inherited = Inherited.of(model, tensors)  # before buffers move to another device
         return AdaptedModel(
             model=self.experiment.place(model),
@@ -157,7 +184,7 @@ class Stage:
         return Recipe(
             epochs=settings.epochs,
             batch_size=settings.batch_size,
-            lr=arm.lr,
+            lr=arm.lr or 0.0,
             order_seed=_of_fold(derive_seed(seed, "order"), fold),
             optimizer=settings.optimizer,
             weight_decay=settings.weight_decay,

@@ -5,6 +5,7 @@ These are the steps that the fits of adaptation runs and refits share.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 from adaptkit.adapters.files import load_adapter, save_adapter
 from adaptkit.events import Epoch, RunStart
 from adaptkit.experiment.description import adapter_card
+from adaptkit.experiment.inputs import Route
 from adaptkit.experiment.measurement import require_same
 from adaptkit.experiment.recovery import RunRecovery
 from adaptkit.experiment.stage import AdaptedModel, Stage, init_seed
 from adaptkit.names import ADAPTER_WEIGHTS_FILE
+from adaptkit.plugins.components import is_fitted
 from adaptkit.settings.request import Arm
 from adaptkit.training.evaluation import predict_logits
-from adaptkit.training.loop import Recipe, fit
+from adaptkit.training.fitted import Examples
+from adaptkit.training.loop import Recipe, fit, fit_once
 from adaptkit.training.memory import step_bytes
 from adaptkit.training.passes import Passes
 from adaptkit.training.recomputation import find_blocks, is_trained
@@ -28,28 +32,31 @@ from adaptkit.training.recomputation import find_blocks, is_trained
 HIDDEN_STATE = "; is there state outside parameters and buffers?"
 
 
+#: function that returns the inputs of a model
+MakePasses = Callable[[nn.Module, Route], Passes]
+
+
 @dataclass(frozen=True)
 class Training:
     """One training of a run: the strategy with the seed of the run and the number of the fold, and its inputs.
 
-    `batch` is a copy of the first training images, which measures the memory, and `labels` are those of all of them.
-    `passes(model, whole)` returns the inputs of the `whole` model or of its trained part.
+    `passes(model, route)` returns the inputs of a model. `batch` is a copy of the first training images and their
+    labels, which measure the memory; it is not measured without them.
     """
 
     arm: Arm
     seed: int
-    batch: Tensor
-    labels: Tensor
-    passes: Callable[[nn.Module, bool], Passes]
+    passes: MakePasses
     fold: int = 0
+    batch: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Watcher:
     """Callbacks of a training: before its first batch, for the epochs of its checkpoint, and after each other epoch."""
 
-    started: Callable[[nn.Module], None]
-    ended: Callable[[Epoch], None]
+    started: Callable[[nn.Module], None] = lambda model: None
+    ended: Callable[[Epoch], None] = lambda epoch: None
     resumed: Callable[[Sequence[Epoch]], None] = lambda epochs: None
 
 
@@ -57,14 +64,14 @@ class Watcher:
 class TrainedModel:
     """A trained model with its inputs, its epochs, and the peak memory of a training step in bytes.
 
-    With `whole`, every forward pass runs the whole model, not only its trained part.
+    `route` is how its forward passes run.
     """
 
     training: Training
     adapted: AdaptedModel
     passes: Passes
     epochs: tuple[Epoch, ...]
-    whole: bool
+    route: Route
     memory: int
 
 
@@ -76,13 +83,15 @@ def runs_whole(adapted: AdaptedModel, recipe: Recipe) -> bool:
 
 def train(stage: Stage, training: Training, watcher: Watcher, recovery: RunRecovery) -> TrainedModel:
     """Train a copy of the base, from its checkpoint if it has one."""
+    if is_fitted(training.arm.checked):
+        return _fit(stage, training, watcher)
     recipe = stage.recipe(training.arm, training.seed, training.fold)
     adapted = stage.adapted(training.arm, training.seed, training.fold)
-    memory = step_bytes(adapted.model, training.batch, training.labels[: len(training.batch)], recipe=recipe)
+    memory = 0 if training.batch is None else step_bytes(adapted.model, *training.batch, recipe=recipe)
     watcher.started(adapted.model)
     step_ended = getattr(adapted.strategy, "step_ended", None)
-    whole = runs_whole(adapted, recipe)
-    passes = training.passes(adapted.model, whole)
+    route = Route(whole=runs_whole(adapted, recipe))
+    passes = training.passes(adapted.model, route)
     start = recovery.start(adapted.model, has_step_hook=step_ended is not None, fold=training.fold)
     epochs = [*(start.epochs if start is not None else ())]
     watcher.resumed(epochs)
@@ -97,7 +106,51 @@ def train(stage: Stage, training: Training, watcher: Watcher, recovery: RunRecov
     ):
         epochs.append(epoch)
         watcher.ended(epoch)
-    return TrainedModel(training, adapted, passes, epochs=tuple(epochs), whole=whole, memory=memory)
+    return TrainedModel(training, adapted, passes, epochs=tuple(epochs), route=route, memory=memory)
+
+
+def _fit(stage: Stage, training: Training, watcher: Watcher) -> TrainedModel:
+    watcher.started(copy.deepcopy(stage.base_model))
+    fitted = fit_head_of(stage, training.arm, seed=training.seed, fold=training.fold, passes=training.passes)
+    watcher.ended(fitted.epoch)
+    return TrainedModel(
+        training,
+        fitted.adapted,
+        fitted.passes,
+        epochs=(fitted.epoch,),
+        route=Route(probe=stage.probe),
+        memory=fitted.memory,
+    )
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A model with a fitted head, its inputs, the record of its only epoch, and the memory of the fit in bytes."""
+
+    adapted: AdaptedModel
+    passes: Passes
+    epoch: Epoch
+    memory: int
+
+
+def fit_head_of(stage: Stage, arm: Arm, *, seed: int, fold: int = 0, passes: MakePasses) -> FittedModel:
+    """Fit the head of a copy of the base with a strategy that has `fit`."""
+    settings, route = stage.experiment.request.settings, Route(probe=stage.probe)
+    made: list[AdaptedModel] = []
+
+    def put(examples: Examples) -> nn.Module:
+        made.append(stage.adapted(arm, seed, fold, examples))
+        return made[0].model
+
+    fitted, epoch, memory = fit_once(
+        put,
+        stage.probe.model,
+        frozen=passes(stage.probe.model, route),
+        after=lambda model: passes(model, route),
+        precision=settings.precision,
+        balanced=settings.class_weights == "balanced",
+    )
+    return FittedModel(made[0], fitted, epoch, memory)
 
 
 def save(stage: Stage, trained: TrainedModel, folder: Path, *, temperature: float | None = None) -> dict[str, Path]:
@@ -125,7 +178,8 @@ def load(
     """
     kept = stage.tracker.keep_adapter(sent, files) if stage.tracker and sent is not None else None
     reloaded = stage.adapted(arm, seed, fold)
-    load_adapter(kept or files[ADAPTER_WEIGHTS_FILE].parent, reloaded.model, stage.base.fingerprint)
+    folder = kept or files[ADAPTER_WEIGHTS_FILE].parent
+    load_adapter(folder, reloaded.model, stage.base.fingerprint, free_rows=is_fitted(reloaded.strategy))
     return reloaded
 
 

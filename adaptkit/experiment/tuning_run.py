@@ -6,17 +6,19 @@ import dataclasses
 import functools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptkit.data.domains import Domains, TestSet
 from adaptkit.data.protocols import hold_back
 from adaptkit.errors import BadInput
 from adaptkit.events import Epoch, RunResult, RunStart
 from adaptkit.experiment.description import describe_run
-from adaptkit.experiment.inputs import TRIED
+from adaptkit.experiment.inputs import TRIED, Route
 from adaptkit.experiment.outcome import RunSummary
 from adaptkit.experiment.prepare import Experiment, draw_target
+from adaptkit.experiment.recovery import RunRecovery
 from adaptkit.experiment.stage import Stage
+from adaptkit.experiment.training import Training, Watcher, train
 from adaptkit.experiment.trial_scores import score_trial
 from adaptkit.names import (
     KIND_TAG,
@@ -31,8 +33,8 @@ from adaptkit.settings.identity import trial_key
 from adaptkit.settings.request import Arm
 from adaptkit.system.core_sharing import Occupancy
 from adaptkit.training.frozen.features import ImageSet
-from adaptkit.training.loop import VALIDATION, fit
-from adaptkit.training.passes import Test
+from adaptkit.training.loop import VALIDATION
+from adaptkit.training.passes import PLAIN_VIEWS, Passes, Test
 
 ACCURACY, LOSS = VALIDATION_ACCURACY, VALIDATION_LOSS
 
@@ -121,27 +123,31 @@ def _train(
 
     def training_views(epoch: int) -> ImageSet:
         part = str(epoch) if shifts else "fixed"
-        return views(part, training, augmented=True, purpose=f"views {epoch}").images
+        return views(part, training, augmented=epoch != PLAIN_VIEWS, purpose=f"views {epoch}").images
 
     validation = views("validation", held, augmented=False, purpose="validation views")
-    trained = stage.adapted(arm, seed)
-    stage.plugins.notify("adaptkit_run_started", run=run, model=trained.model)
-    step_ended = getattr(trained.strategy, "step_ended", None)
-    passes = inputs.over(
-        trained.model,
-        training_views,
-        labels=pool.labels[drawn[training]].to(experiment.device),
-        tests={VALIDATION: validation},
-        tried=validation.images.value.tensor[:TRIED],
-        whole=step_ended is not None,
-    )
-    recipe = stage.recipe(arm, seed)
-    for epoch in fit(trained.model, trained.groups, passes, recipe=recipe, step_ended=step_ended):
+
+    def passes(model: nn.Module, route: Route) -> Passes:
+        return inputs.over(
+            model,
+            training_views,
+            labels=pool.labels[drawn[training]].to(experiment.device),
+            tests={VALIDATION: validation},
+            tried=validation.images.value.tensor[:TRIED],
+            route=route,
+        )
+
+    def started(model: nn.Module) -> None:
+        stage.plugins.notify("adaptkit_run_started", run=run, model=model)
+
+    def ended(epoch: Epoch) -> None:
         epochs.append(epoch)
         stage.plugins.notify("adaptkit_epoch_ended", run=run, epoch=epoch)
+
+    trained = train(stage, Training(arm, seed, passes), Watcher(started, ended), RunRecovery())
     last, name = epochs[-1], f"{VALIDATION_SCORE}{request.settings.metric[0]}"
     groups = experiment.domains.labels.at(drawn[held]).groups
-    score = score_trial(experiment, stage.plugins, last, passes=passes, groups=groups)
+    score = score_trial(experiment, stage.plugins, last, passes=trained.passes, groups=groups)
     # Accuracies are logged after each epoch.
     scores = {} if score is None or name == ACCURACY else {name: score}
     config = request.config_text(request.run_params(arm, seed))
@@ -149,5 +155,5 @@ def _train(
     result = RunResult(
         metrics=scores, epochs=(), predictions={}, classes=experiment.domains.classes, config=config, tags=tags
     )
-    stage.plugins.notify("adaptkit_run_ended", run=run, result=result, model=trained.model)
+    stage.plugins.notify("adaptkit_run_ended", run=run, result=result, model=trained.adapted.model)
     return scores | {ACCURACY: last.validation_accuracy or 0.0, LOSS: last.validation_loss or 0.0}

@@ -34,7 +34,7 @@ from adaptkit.names import (
     BASE_WEIGHTS_PATH,
     RECIPE_KEY_TAG,
 )
-from adaptkit.plugins.components import make_checked, options_of
+from adaptkit.plugins.components import is_fitted, make_checked, options_of
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.request import WEIGHTS as WEIGHTS_OPTION
@@ -283,7 +283,7 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
         except Exception as error:
             raise BadInput(f"{stored.title}: strategy {card['strategy']} fails: {located(error)}") from error
         try:
-            names = load_adapter(folder, model, fingerprint(state))
+            names = load_adapter(folder, model, fingerprint(state), free_rows=is_fitted(strategy))
             calibrate(model, read_temperature(card))
         except BadInput as error:
             raise BadInput(*(f"{stored.title}: {line}" for line in error.problems)) from None

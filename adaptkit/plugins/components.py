@@ -54,14 +54,14 @@ def describe_error(error: Mapping[str, Any]) -> str:
     return f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {shown}"
 
 
-#: kind -> the hook that collects it and the method that its classes must have
-COLLECTIONS = {
-    "strategy": ("adaptkit_strategies", "adapt"),
-    "backbone": ("adaptkit_backbones", "build"),
-    "dataset": ("adaptkit_datasets", "load"),
-    "shift": ("adaptkit_shifts", "apply"),
-    "metric": ("adaptkit_metrics", "score"),
-    "engine": ("adaptkit_engines", "start"),
+#: kind -> the hook that collects it and the methods of which its classes must have one
+COLLECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "strategy": ("adaptkit_strategies", ("adapt", "fit")),
+    "backbone": ("adaptkit_backbones", ("build",)),
+    "dataset": ("adaptkit_datasets", ("load",)),
+    "shift": ("adaptkit_shifts", ("apply",)),
+    "metric": ("adaptkit_metrics", ("score",)),
+    "engine": ("adaptkit_engines", ("start",)),
 }
 
 #: kind -> its name in messages
@@ -122,6 +122,16 @@ def argument_of(cls: type[Any]) -> str:
     return str(getattr(cls, "argument", "")) if has_argument else ""
 
 
+def is_fitted(strategy: object) -> bool:
+    """Return whether a strategy, or its class, fits a head to features, without gradient descent."""
+    return callable(getattr(strategy, "fit", None))
+
+
+def starts_at_base(strategy: object) -> bool:
+    """Return whether an adapted model gives the logits of the base before training; a fitted one does not."""
+    return bool(getattr(strategy, "starts_at_base", not is_fitted(strategy)))
+
+
 def _check_rates(cls: type[Any]) -> None:
     """Raise BadInput if the default learning rate is not a positive number, or one for each kind of backbone."""
     lr = getattr(cls, "lr", 1.0)
@@ -135,14 +145,17 @@ def _check_rates(cls: type[Any]) -> None:
 
 def make_component(kind: str, cls: type[Any], origin: str) -> Component:
     """Return a class as a component; raise BadInput if it does not satisfy the contract of its kind."""
-    _, method = COLLECTIONS[kind]
+    _, methods = COLLECTIONS[kind]
     if not inspect.isclass(cls):
         raise BadInput(f"{cls!r} is not a class")
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not name or set(name) & set("=,:. "):
         raise BadInput(f"{cls.__name__} needs a class variable `name`, a string without '= , : .' and spaces")
-    if not callable(getattr(cls, method, None)):
-        raise BadInput(f"{cls.__name__} has no method {method}()")
+    present = [f"{method}()" for method in methods if callable(getattr(cls, method, None))]
+    if not present:
+        raise BadInput(f"{cls.__name__} has no method {' or '.join(f'{method}()' for method in methods)}")
+    if len(present) > 1:
+        raise BadInput(f"{cls.__name__} has {' and '.join(present)}; a {TITLES[kind]} has one of them")
     if kind == "shift" and len(options_of(cls)) != 1:
         raise BadInput(f"{cls.__name__} must be a dataclass with one field, its amount")
     if kind == "strategy":

@@ -25,6 +25,7 @@ ENTRY_POINT_GROUP = "adaptkit"
 
 BUILT_INS = (
     "adaptkit.strategies.adapter",
+    "adaptkit.strategies.fitted",
     "adaptkit.strategies.full",
     "adaptkit.strategies.head",
     "adaptkit.strategies.lora",

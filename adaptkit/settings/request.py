@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
-from adaptkit.plugins.components import PLAIN, options_of
+from adaptkit.plugins.components import PLAIN, is_fitted, options_of
 from adaptkit.plugins.ranges import Dimension, around, five_around
 from adaptkit.settings.settings import DEFAULT_LR, PLAIN_RECIPE, Settings, written_classes
 from adaptkit.settings.severities import written
@@ -28,7 +28,7 @@ LR = "lr"
 #: the draws of adaptkit 0.1, whose runs have no param `protocol`
 OVERLAPPING = "overlapping"
 PROTOCOL = "protocol"
-SCHEDULE = "schedule"
+SCHEDULE = "base.schedule"
 OF_PROTOCOLS = (PROTOCOL, "folds", "keep_folds")
 
 
@@ -68,6 +68,14 @@ OF_A_RUN = {
 }
 
 
+WITHOUT_GRADIENTS = "fits a head without gradient descent, so it has no learning rate"
+#: settings of gradient descent, which strategies that fit a head do not use
+OF_GRADIENTS = (
+    *("epochs", LR, "batch_size", "optimizer", "weight_decay", "schedule", "clip", "min_steps"),
+    *("bn", "augment", "checkpointing"),
+)
+
+
 def default_lr(cls: type[Any], kind: str = PLAIN) -> float:
     """Return the default learning rate of a strategy for a kind of backbone."""
     rate = getattr(cls, LR, DEFAULT_LR)
@@ -78,7 +86,8 @@ def default_lr(cls: type[Any], kind: str = PLAIN) -> float:
 class Arm:
     """A strategy with its options and its learning rate; one run is made for each seed.
 
-    With `new_head`, the base has no weights for the head, so that the head is always trained. With `has_default_lr`,
+    A strategy that fits a head without gradient descent has no learning rate. With `new_head`, the base has no weights
+    for the head, so that the head is always trained. With `has_default_lr`,
     the learning rate is the default one, which can depend on the backbone. `searched` holds the
     ranges of the learning rate and of the options that every fit chooses on its own training images.
     """
@@ -86,7 +95,7 @@ class Arm:
     strategy: str
     checked: Strategy
     options: Mapping[str, Any]
-    lr: float
+    lr: float | None
     new_head: bool = False
     has_default_lr: bool = False
     searched: Mapping[str, Dimension] = field(default_factory=dict)
@@ -97,12 +106,18 @@ class Arm:
 
     def settled(self, kind: str) -> Arm:
         """Return the arm with its default learning rate for this kind of backbone."""
+        assert self.lr is not None
         lr = default_lr(type(self.checked), kind)
         searched = dict(self.searched)
         for default_range in (around, five_around):
             if searched.get(LR) == default_range(self.lr):
                 searched[LR] = default_range(lr)
         return dataclasses.replace(self, lr=lr, searched=searched)
+
+    @property
+    def rated(self) -> str:
+        """Return the label with the learning rate, if there is one."""
+        return self.label if self.lr is None else f"{self.label} lr={self.lr:g}"
 
     @property
     def label(self) -> str:
@@ -214,6 +229,8 @@ class Request:
     def run_params(self, arm: Arm, seed: int) -> dict[str, Any]:
         """Return all resolved settings of one adaptation run."""
         params = self._flat() | {"strategy": arm.strategy, "seed": seed, "lr": arm.lr, "shift": self.shift_text}
+        if is_fitted(arm.checked):
+            params = {key: value for key, value in params.items() if key not in OF_GRADIENTS}
         params |= {f"strategy.{key}": value for key, value in arm.options.items()} | _searched_params([arm])
         return params | {f"shift.{name}": amount for name, amount in self.amounts.items()}
 
@@ -258,7 +275,7 @@ class Request:
         settings = self._flat() | {"shift": self.shift_text, "strategy": [arm.strategy for arm in self.arms]}
         settings["seed"] = list(self.settings.seed)
         for arm in self.arms:
-            options = dict(arm.options) if "lr" in arm.options else {"lr": arm.lr, **arm.options}
+            options = dict(arm.options) if "lr" in arm.options or arm.lr is None else {"lr": arm.lr, **arm.options}
             settings |= {f"{arm.strategy}.{key}": value for key, value in options.items()}
         settings |= _searched_params(self.arms)
         text: str = yaml.safe_dump(self.config(settings), sort_keys=True, allow_unicode=True)

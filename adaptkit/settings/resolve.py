@@ -10,11 +10,20 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from adaptkit.errors import BadInput, suggestion
-from adaptkit.plugins.components import describe_error, make_checked, options_of
+from adaptkit.plugins.components import describe_error, is_fitted, make_checked, options_of, tunable
 from adaptkit.plugins.manager import Plugins
 from adaptkit.plugins.ranges import TRIED_RATES, five_around
 from adaptkit.settings.files import PRESETS
-from adaptkit.settings.request import LR, TRAIN_HEAD, WEIGHTS, Arm, Request, default_lr, is_pretrained
+from adaptkit.settings.request import (
+    LR,
+    TRAIN_HEAD,
+    WEIGHTS,
+    WITHOUT_GRADIENTS,
+    Arm,
+    Request,
+    default_lr,
+    is_pretrained,
+)
 from adaptkit.settings.selection import Selected, parse_selection, split_name
 from adaptkit.settings.settings import DEFAULT_SHIFT, Rate, Settings, nest, setting_keys
 from adaptkit.settings.shifts import amounts_of, make_augmentations, make_severities, make_shifts, parse_amounts
@@ -158,7 +167,8 @@ def _searched(
         if tuning.trials:
             problems.append("lr: auto is a tuning of its own; leave out --lr auto or --tune")
         return tuple(
-            dataclasses.replace(arm, searched={LR: five_around(arm.lr)}) if arm.has_default_lr else arm for arm in arms
+            dataclasses.replace(arm, searched={LR: five_around(arm.lr)}) if arm.lr and arm.has_default_lr else arm
+            for arm in arms
         )
     if not tuning.trials:
         if tuning.space:
@@ -167,10 +177,11 @@ def _searched(
     if tuning.on is not None:
         problems.append("tuning.trials: the values of an earlier tuning are used; leave out --tune or --from-tune")
         return arms
+    fixed = [arm for arm in arms if is_fitted(arm.checked) and not tunable(type(arm.checked))]
     try:
         # Values that the model does not allow are left out later: the model is not known here.
         spaces = make_spaces(
-            arms,
+            [arm for arm in arms if arm not in fixed],
             texts=tuning.space,
             given={arm.strategy: given_keys(given, arm.strategy) for arm in arms},
             fits=lambda arm: True,
@@ -178,7 +189,8 @@ def _searched(
     except BadInput as error:
         problems.extend(error.problems)
         return arms
-    return tuple(dataclasses.replace(space.arm, searched=space.dimensions) for space in spaces)
+    searched = {space.strategy: dataclasses.replace(space.arm, searched=space.dimensions) for space in spaces}
+    return tuple(searched.get(arm.strategy, arm) for arm in arms)
 
 
 def tuning_layer(trials: int | str | None, ranges: Sequence[str]) -> Layer:
@@ -314,8 +326,12 @@ def _arms(settings: Settings, options: list[Option], plugins: Plugins, problems:
             rate = values.pop(LR, None) if LR not in options_of(cls) else None
             instance, checked = make_checked(name, cls, values)
             common = None if settings.searches_lr else settings.lr
-            lr = common or default_lr(cls) if rate is None else _rate(f"{name}.{LR}", rate)
+            lr: float | None = common or default_lr(cls) if rate is None else _rate(f"{name}.{LR}", rate)
             is_default = common is None and rate is None
+            if is_fitted(cls):
+                if rate is not None:
+                    raise BadInput(f"{name}.{LR}: strategy {name} {WITHOUT_GRADIENTS}")
+                lr, is_default = None, False
             arms.append(
                 Arm(
                     strategy=name,

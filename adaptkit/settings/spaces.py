@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptkit.errors import BadInput, suggestion
-from adaptkit.plugins.components import make_checked, options_of, read_dimension, tunable
+from adaptkit.plugins.components import is_fitted, make_checked, options_of, read_dimension, tunable
 from adaptkit.plugins.ranges import DECADE, GRAMMAR, Choice, Dimension, Range, around, parse_dimension, shown_range
-from adaptkit.settings.request import LR, Arm
+from adaptkit.settings.request import LR, WITHOUT_GRADIENTS, Arm
 
 
 def parse_spaces(arms: Sequence[Arm], texts: Sequence[str], problems: list[str]) -> dict[str, dict[str, Dimension]]:
@@ -40,13 +40,16 @@ def parse_spaces(arms: Sequence[Arm], texts: Sequence[str], problems: list[str])
                 raise BadInput(f"--space {key}: strategy {prefix} is not tuned{suggestion(prefix, owners)}")
             elif option in options_of(owners[prefix]):
                 dimensions[prefix][option] = read_dimension(owners[prefix], option, text=value, label="--space ")
+            elif option == LR and is_fitted(owners[prefix]):
+                raise BadInput(f"--space {key}: strategy {prefix} {WITHOUT_GRADIENTS}")
             elif option == LR:
                 dimensions[prefix][LR] = _rate_dimension(f"--space {key}", value)
             else:
                 raise BadInput(f"--space {key}: unknown option{suggestion(key, _keys(owners))}")
         except BadInput as error:
             problems.extend(error.problems)
-    return {name: {**common, **specific} for name, specific in dimensions.items()}
+    with_rate = {arm.strategy for arm in arms if arm.lr is not None}
+    return {name: {**(common if name in with_rate else {}), **own} for name, own in dimensions.items()}
 
 
 def _keys(owners: Mapping[str, type[Any]]) -> list[str]:
@@ -101,7 +104,9 @@ class Space:
     @property
     def defaults(self) -> dict[str, Any]:
         """Return the values of the arm. A value outside the space is replaced by the nearest value in the space."""
-        values = {**self.arm.options, LR: self.arm.lr} if LR not in self.arm.options else dict(self.arm.options)
+        values: dict[str, Any] = (
+            {**self.arm.options, LR: self.arm.lr} if LR not in self.arm.options else dict(self.arm.options)
+        )
         return {key: _nearest(dimension, values[key]) for key, dimension in self.dimensions.items()}
 
     def edges(self, values: Mapping[str, Any]) -> dict[str, str]:
@@ -149,7 +154,9 @@ def make_spaces(
     requested = parse_spaces(arms, texts, problems)
     spaces = []
     for arm in arms:
-        dimensions: dict[str, Dimension] = {} if LR in given[arm.strategy] else {LR: around(arm.lr)}
+        dimensions: dict[str, Dimension] = {}
+        if arm.lr is not None and LR not in given[arm.strategy]:
+            dimensions[LR] = around(arm.lr)
         for key, dimension in tunable(type(arm.checked)).items():
             if key not in given[arm.strategy]:
                 dimensions[key] = _fitting(arm, key, dimension=dimension, fits=fits)
@@ -165,8 +172,10 @@ def make_spaces(
             _require_fitting(arm, requested[arm.strategy], fits)
         except BadInput as error:
             problems.extend(error.problems)
-        if not searched:
-            name = arm.strategy
+        name = arm.strategy
+        if not searched and arm.lr is None:
+            problems.append(f"{name}: has nothing to tune; it {WITHOUT_GRADIENTS}")
+        elif not searched:
             problems.append(f"{name}: nothing is left to tune; name a range, as in --space {name}.lr=LOW..HIGH/log")
         spaces.append(Space(arm, searched, searched))
     if problems:

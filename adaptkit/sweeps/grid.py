@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptkit.errors import BadInput, suggestion
-from adaptkit.plugins.components import options_of
+from adaptkit.plugins.components import is_fitted, options_of
 from adaptkit.plugins.manager import Plugins, PluginWarning
 from adaptkit.plugins.ranges import MOST_POINTS, Range, parse_list, require_distinct, with_points
-from adaptkit.settings.request import Arm, Request
+from adaptkit.settings.request import OF_GRADIENTS, Arm, Request
 from adaptkit.settings.resolve import Layer, resolve
 from adaptkit.settings.settings import setting_keys
 
@@ -141,6 +141,7 @@ def expand(
         problems.extend(error.problems)
         strategies = _known_strategies(layers, plugins)
     axes = _axes(grid, strategies, plugins=plugins, problems=problems)
+    problems += _without_effect(axes, strategies, plugins)
     if problems:
         raise BadInput(*problems)
     _require_few(axes, strategies)
@@ -163,6 +164,20 @@ def expand(
         raise BadInput(*dict.fromkeys(problems))
     _require_distinct(cells)
     return tuple(cells)
+
+
+def _without_effect(axes: Mapping[str, Sequence[Any]], strategies: Sequence[str], plugins: Plugins) -> list[str]:
+    """Return a problem for each setting of gradient descent that a strategy without it does not use."""
+    fitted = [name for name in strategies if is_fitted(plugins.components["strategy"][name].cls)]
+    if not fitted:
+        return []
+    names = " and ".join(fitted)
+    return [
+        f"grid {key}: has no effect on {names}, which use{'s' * (len(fitted) == 1)} no gradient descent; leave out "
+        f"{' '.join(f'-s {name}' for name in fitted)}"
+        for key in axes
+        if key in OF_GRADIENTS
+    ]
 
 
 def _first_base(grid: Mapping[str, Sequence[Any]]) -> Layer:

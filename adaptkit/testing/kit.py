@@ -101,11 +101,11 @@ def checks(
 def kind_of(cls: type[Any]) -> str:
     """Return strategy, backbone, dataset, shift, metric or engine; raise BadInput for other classes."""
     if inspect.isclass(cls):
-        for kind, (_, method) in COLLECTIONS.items():
-            if callable(getattr(cls, method, None)):
+        for kind, (_, methods) in COLLECTIONS.items():
+            if any(callable(getattr(cls, method, None)) for method in methods):
                 return kind
-    methods = ", ".join(f"{method}()" for _, method in COLLECTIONS.values())
-    raise BadInput(f"{cls!r} is not a class with one of the methods {methods}")
+    named = ", ".join(f"{method}()" for _, methods in COLLECTIONS.values() for method in methods)
+    raise BadInput(f"{cls!r} is not a class with one of the methods {named}")
 
 
 def try_all(checks: Sequence[Check]) -> list[Verdict]:

@@ -17,6 +17,7 @@ from adaptkit.adapters.files import load_adapter, save_adapter
 from adaptkit.errors import BadInput, listed
 from adaptkit.experiment.preflight import depends_on_batch, differs_each_time, merge_fault, moved_buffers
 from adaptkit.experiment.stage import AdaptedModel
+from adaptkit.plugins.components import is_fitted, starts_at_base
 from adaptkit.testing.outcomes import (
     CheckFailed,
     NotTried,
@@ -29,13 +30,13 @@ from adaptkit.testing.outcomes import (
     tensors,
     watched,
 )
-from adaptkit.testing.trials import TOLERANCE, Refused, Trial, declared, long_training
+from adaptkit.testing.trials import TOLERANCE, Refused, Trial, apply, declared, long_training
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import count, set_train_mode
 
 
 def declares_what_it_trains(trial: Trial) -> None:
-    """Check that `adapt` returns parameters of the model: at least one, none twice."""
+    """Check that `adapt` returns parameters of the model, at least one, none twice; or that `fit` fits a head."""
     try:
         with watched():
             trial.adapted_or_raise()
@@ -44,7 +45,8 @@ def declares_what_it_trains(trial: Trial) -> None:
     except BadInput as error:
         raise CheckFailed(described(error)) from error
     except Exception as error:
-        raise CheckFailed(f"adapt() raises {described(error)}") from error
+        method = "fit" if is_fitted(trial.create()) else "adapt"
+        raise CheckFailed(f"{method}() raises {described(error)}") from error
 
 
 def counts_each_parameter_once(trial: Trial) -> None:
@@ -63,8 +65,8 @@ def counts_each_parameter_once(trial: Trial) -> None:
 def starts_at_the_base(trial: Trial) -> None:
     """Check that the adapted model gives the logits of its base before training."""
     adapted = trial.adapted()
-    if not getattr(adapted.strategy, "starts_at_base", True):
-        raise NotTried("it declares starts_at_base = False")
+    if not starts_at_base(adapted.strategy):
+        raise NotTried("its head is fitted" if is_fitted(adapted.strategy) else "it declares starts_at_base = False")
     gap = apart(trial.logits(trial.base()), trial.logits(adapted.model))
     require(
         gap <= TOLERANCE,
@@ -118,7 +120,7 @@ def saves_and_loads(trial: Trial) -> None:
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
         save_adapter(Path(folder), trained.inherited.adapter(trained.model), {"base_fingerprint": ""})
         try:
-            load_adapter(Path(folder), fresh.model, "")
+            load_adapter(Path(folder), fresh.model, "", free_rows=is_fitted(trained.strategy))
         except Exception as error:
             raise CheckFailed(f"the adapter file cannot be loaded into a new base: {described(error)}") from error
     gap = apart(expected, trial.logits(fresh.model))
@@ -175,9 +177,9 @@ def pickles_and_copies(trial: Trial) -> None:
             raise CheckFailed(f"the adapted model cannot be {way}: {described(error)}") from error
         require(torch.equal(expected, trial.logits(other)), f"the {way} model gives different logits")
         with torch.no_grad():
-            for parameter in other.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.1
+            for name in adapted.inherited.adapter(adapted.model):
+                if (tensor := other.state_dict()[name]).is_floating_point():
+                    tensor += 0.1
         require(
             not torch.equal(expected, trial.logits(other)),
             f"the {way} model does not use its own parameters; does a hook use those of the original?",
@@ -234,7 +236,7 @@ def changes_no_global_state(trial: Trial) -> None:
             with contextlib.suppress(Exception):  # another check reports it
                 adapted.strategy.merge(copy.deepcopy(adapted.model))
     require(not changes, f"it changes {listed(changes)} for the whole process")
-    generators = seeded(lambda: trial.create().adapt(trial.base()))
+    generators = seeded(lambda: apply(trial.create(), trial.base()))
     require(not generators, f"it seeds the random generator of {listed(generators)} for the whole process")
 
 

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptkit.adapters.files import Inherited
+from adaptkit.adapters.files import Inherited, fit_adapter
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput
 from adaptkit.experiment.stage import AdaptedModel
+from adaptkit.plugins.components import is_fitted
 from adaptkit.settings.settings import DEFAULT_LR
 from adaptkit.testing import models
 from adaptkit.testing.outcomes import NotTried, described, tensors, watched
+from adaptkit.training.evaluation import whole
+from adaptkit.training.fitted import Examples, fit_head, fitted_head, head_examples, stand_in
 from adaptkit.training.loop import Recipe, fit
 from adaptkit.training.passes import plain_passes
 from adaptkit.training.seeding import RandomStream
@@ -56,10 +59,19 @@ class Trial:
 
     def adapted_or_raise(self) -> AdaptedModel:
         """Return an adapted copy of the base; raise Refused if the strategy does not support this model."""
+        return self._adapted()
+
+    def _adapted(self, examples: Examples | None = None) -> AdaptedModel:
         model = self.base()
         tensors = (*model.parameters(), *model.buffers())
-        strategy, origin = self.create(), Origin.of(model)
-        groups = adapt(model, _Refusing(strategy), init_seed=1)  # type: ignore[arg-type]  # it has the interface of a strategy
+        strategy = self.create()
+        origin = Origin.of(model, strategy)
+        if is_fitted(strategy):
+            try:
+                fitted_head(model)
+            except BadInput as error:
+                raise Refused(*error.problems) from None
+        groups = adapt(model, _Refusing(strategy), init_seed=1, examples=examples)  # type: ignore[arg-type]  # it has the interface of a strategy
         return AdaptedModel(
             model=model,
             groups=groups,
@@ -90,8 +102,12 @@ class Trial:
         return found
 
     def train_or_raise(self, adapted: AdaptedModel, epochs: int = EPOCHS) -> None:
-        """Train an adapted model for a few steps, like an experiment."""
+        """Train an adapted model for a few steps, like an experiment; fit its head if the strategy does that."""
         pixels, labels = self.data
+        if is_fitted(adapted.strategy):
+            fitted = self._adapted(self.examples())
+            fit_adapter(fitted.model.state_dict(), adapted.model, free_rows=True)
+            return
         recipe = Recipe(
             epochs=epochs, batch_size=BATCH, lr=float(getattr(adapted.strategy, "lr", DEFAULT_LR)), order_seed=2
         )
@@ -99,6 +115,12 @@ class Trial:
         step_ended = getattr(adapted.strategy, "step_ended", None)
         for _ in fit(adapted.model, adapted.groups, passes, recipe=recipe, step_ended=step_ended):
             pass
+
+    def examples(self) -> Examples:
+        """Return what the head of the base receives for the images."""
+        pixels, labels = self.data
+        base = self.base()
+        return head_examples(base, whole(base, pixels), labels, precision="fp32", balanced=False)
 
     def logits(self, model: nn.Module) -> Tensor:
         """Return the logits of a model in evaluation mode, with the same random numbers each time.
@@ -151,16 +173,30 @@ class _Refusing:
 
     def __init__(self, strategy: Strategy) -> None:
         self.name = strategy.name
-        self._strategy = strategy
+        key = "fit" if is_fitted(strategy) else "adapt"
+        method = getattr(strategy, key)
 
-    def adapt(self, model: nn.Module) -> Any:
-        try:
-            declared = self._strategy.adapt(model)
-            return list(declared) if isinstance(declared, Iterator) else declared
-        except BadInput as error:
-            raise Refused(*error.problems) from None
+        @functools.wraps(method)
+        def call(*arguments: Any, **options: Any) -> Any:
+            try:
+                returned = method(*arguments, **options)
+                return list(returned) if isinstance(returned, Iterator) else returned
+            except BadInput as error:
+                raise Refused(*error.problems) from None
+
+        setattr(self, key, call)
+
+
+def apply(strategy: Strategy, model: nn.Module) -> None:
+    """Call the method of a strategy that changes a model."""
+    if is_fitted(strategy):
+        fit_head(model, strategy, stand_in(model), title=strategy.name)
+    else:
+        strategy.adapt(model)
 
 
 def declared(adapted: AdaptedModel) -> list[nn.Parameter]:
-    """Return the parameters that the strategy trains."""
+    """Return the parameters that the strategy trains or fits."""
+    if is_fitted(adapted.strategy):
+        return [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
     return [parameter for group in adapted.groups for parameter in group["params"]]

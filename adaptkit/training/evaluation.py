@@ -93,18 +93,20 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def inference_ratio(model: nn.Module, base: nn.Module, images: Views, repeats: int = 9) -> float:
-    """Return the time of a forward pass of the model divided by that of the base.
+def inference_ratio(model: nn.Module, base: nn.Module, images: Views) -> float:
+    """Return the time of a forward pass of the model divided by that of the base."""
+    ours, theirs = forward_seconds([model, base], images[: pass_size(images)])
+    return ours / theirs
 
-    Both are medians over interleaved passes after a warm-up.
-    """
-    pixels = images[: pass_size(images)]
-    seconds: dict[bool, list[float]] = {True: [], False: []}
+
+def forward_seconds(models: Sequence[nn.Module], pixels: Views, repeats: int = 9) -> list[float]:
+    """Return the seconds of a forward pass of each model: medians over interleaved passes after a warm-up."""
+    seconds: list[list[float]] = [[] for _ in models]
     for turn in range(repeats + 1):
-        for is_base, timed in ((False, model), (True, base)):
+        for model, measured in zip(models, seconds, strict=True):
             start = time.perf_counter()
-            predict_logits(timed, pixels)
+            predict_logits(model, pixels)
             synchronize(pixels.device)
             if turn > 0:
-                seconds[is_base].append(time.perf_counter() - start)
-    return statistics.median(seconds[False]) / statistics.median(seconds[True])
+                measured.append(time.perf_counter() - start)
+    return [statistics.median(measured) for measured in seconds]

@@ -18,8 +18,9 @@ from adaptkit.events import Epoch
 from adaptkit.seeds import derive_seed
 from adaptkit.training.checkpoints import Checkpoint, Keep, TrainingState
 from adaptkit.training.evaluation import autocast, deterministic, predict
+from adaptkit.training.fitted import Examples, fitted_bytes, head_examples, outputs
 from adaptkit.training.objective import accuracy, balanced_weights, loss_of, predict_classes
-from adaptkit.training.passes import Passes, TrainingData
+from adaptkit.training.passes import PLAIN_VIEWS, Passes, TrainingData
 from adaptkit.training.recomputation import find_blocks, recomputed
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
@@ -56,6 +57,8 @@ F = TypeVar("F", bound=TrainingData)
 
 #: name of the held-back images of a tuning run; the loss on them is recorded too
 VALIDATION = "validation"
+#: test set -> the field of `Epoch` with its accuracy
+SCORES = {"clean": "test_accuracy", "shifted": "shifted_accuracy", VALIDATION: "validation_accuracy"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def fit(
         state.restore(start)
         epochs += start.epochs
     for number in range(len(epochs) + 1, recipe.epochs + 1):
-        clock = _Clock()
+        clock = Clock()
         with stream, deterministic():
             loss, train_accuracy, step = _train_epoch(
                 model, optimizer, passes, recipe=recipe, rates=rates, number=number, clock=clock, step_ended=step_ended
@@ -118,19 +121,16 @@ def fit(
             training_seconds = clock.seconds()
             _check_finite(loss, groups, epoch=number, recipe=recipe)
             model.eval()
-            accuracies, losses = _evaluate(passes, recipe.precision, clock)
+            scores = evaluate(passes, recipe.precision, clock)
         seconds = clock.seconds()
         epoch = Epoch(
             number=number,
             loss=loss,
             train_accuracy=train_accuracy,
-            test_accuracy=accuracies.get("clean"),
-            shifted_accuracy=accuracies.get("shifted"),
             seconds=seconds,
             evaluation_seconds=seconds - training_seconds,
             cumulative_seconds=seconds + (epochs[-1].cumulative_seconds if epochs else 0.0),
-            validation_accuracy=accuracies.get(VALIDATION),
-            validation_loss=losses.get(VALIDATION),
+            **scores,
         )
         epochs.append(epoch)
         if state is not None and keep is not None:
@@ -146,7 +146,7 @@ def _train_epoch(
     recipe: Recipe,
     rates: Sequence[float],
     number: int,
-    clock: _Clock,
+    clock: Clock,
     step_ended: Callable[[nn.Module, int], None] | None,
 ) -> tuple[float, float, int]:
     """Train for one epoch; return the mean loss, the training accuracy, and the number of steps since the start.
@@ -202,18 +202,54 @@ def cosine_factor(step: int, total: int) -> float:
     return (1 + math.cos(math.pi * (step - warm) / (total - warm + 1))) / 2
 
 
-def _evaluate(passes: Passes, precision: str, clock: _Clock) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the accuracy on each test set by name, and the loss on the held-back images of a tuning run."""
-    accuracies, losses = {}, {}
+def evaluate(passes: Passes, precision: str, clock: Clock) -> dict[str, Any]:
+    """Return the fields of `Epoch` that the test sets give; the model must be in evaluation mode."""
+    scores: dict[str, Any] = {"test_accuracy": None, "shifted_accuracy": None}
     for name, test in passes.tests.items():
         logits = predict(clock.charged(passes.testing, name), precision)
-        accuracies[name] = accuracy(logits, test.labels)
+        scores[SCORES[name]] = accuracy(logits, test.labels)
         if name == VALIDATION:
-            losses[name] = loss_of(logits, test.labels).item()
-    return accuracies, losses
+            scores["validation_loss"] = loss_of(logits, test.labels).item()
+    return scores
 
 
-class _Clock:
+def fit_once(
+    put: Callable[[Examples], nn.Module],
+    probe: nn.Module,
+    *,
+    frozen: Passes,
+    after: Callable[[nn.Module], Passes],
+    precision: str,
+    balanced: bool,
+) -> tuple[Passes, Epoch, int]:
+    """Fit a head to features once; return the passes of its model, the record of the only epoch, and its memory.
+
+    `probe` is the base in evaluation mode, and `frozen` are its passes. `put` returns a model with a head that is
+    fitted to examples, and `after` the passes of this model. The memory is that of model and features, in bytes.
+    """
+    clock = Clock()
+    with deterministic():
+        data, labels = clock.charged(frozen.training, PLAIN_VIEWS), frozen.labels
+        examples = head_examples(probe, data, labels, precision=precision, balanced=balanced)
+        model = put(examples).eval()
+        training_seconds = clock.seconds()
+        passes = after(model)
+        logits = outputs(passes.training(PLAIN_VIEWS), labels, precision)
+        scores = evaluate(passes, precision, clock)
+    seconds = clock.seconds()
+    epoch = Epoch(
+        number=1,
+        loss=loss_of(logits, labels, balanced_weights(labels) if balanced else None).item(),
+        train_accuracy=accuracy(logits, labels),
+        seconds=seconds,
+        evaluation_seconds=seconds - training_seconds,
+        cumulative_seconds=seconds,
+        **scores,
+    )
+    return passes, epoch, fitted_bytes(model, examples)
+
+
+class Clock:
     """Measure the time of an epoch; inputs from another run count with the time that they took to compute there."""
 
     def __init__(self) -> None:
@@ -227,6 +263,7 @@ class _Clock:
         return result
 
     def seconds(self) -> float:
+        """Return the seconds until now."""
         return time.perf_counter() - self._start + self._owed
 
 

@@ -19,6 +19,9 @@ from adaptkit.training.evaluation import Rows, pass_size, whole
 from adaptkit.training.frozen.division import Division
 from adaptkit.training.frozen.features import FeatureStore, ImageSet, Value
 
+#: number of an epoch whose training images are not augmented, for heads that are fitted once
+PLAIN_VIEWS = 0
+
 
 @dataclass(frozen=True)
 class Test:
@@ -59,7 +62,7 @@ class Passes(Protocol):
         """Return the names of the last frozen layers, separated by commas, or `none`."""
 
     def training(self, epoch: int) -> TrainingData:
-        """Return the training images of this epoch."""
+        """Return the training images of this epoch, which counts from 1, or of `PLAIN_VIEWS`."""
 
     def testing(self, name: str) -> Rows:
         """Return a test set's images."""

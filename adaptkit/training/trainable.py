@@ -13,6 +13,8 @@ from adaptkit.backbones.layers import find_usage, forget_usage, head_parameters
 from adaptkit.backbones.structure import NORMS, find_head
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput, suggestion
+from adaptkit.plugins.components import is_fitted
+from adaptkit.training.fitted import Examples, fit_head, stand_in
 from adaptkit.training.seeding import RandomStream
 
 #: allowed keys of an optimizer group; `lr_ratio` multiplies the learning rate of the run
@@ -45,15 +47,37 @@ class Shares:
 
 @dataclass(frozen=True)
 class Origin:
-    """The parameters of a model before a strategy changed it: those of its head, and all of them."""
+    """The parameters of a model before a strategy changed it: those of its head, and all of them.
+
+    `buffers` are the names of its buffers. `fitted` says that the strategy fits a head; then its new buffers count like
+    trained parameters.
+    """
 
     head: tuple[nn.Parameter, ...]
     everything: tuple[nn.Parameter, ...]
+    buffers: frozenset[str] = frozenset()
+    fitted: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module) -> Origin:
+    def of(cls, model: nn.Module, strategy: Strategy | None = None) -> Origin:
         """Record the parameters of a model that has a `head` and is not adapted yet."""
-        return cls(tuple(head_parameters(model)), tuple(model.parameters()))
+        head, fitted = tuple(head_parameters(model)), strategy is not None and is_fitted(strategy)
+        buffers = frozenset(name for name, _ in model.named_buffers())
+        return cls(head, tuple(model.parameters()), buffers, fitted=fitted)
+
+    def counts(self, model: nn.Module) -> Counts:
+        """Count the parameters of the changed model, and the stored values of a fitted head."""
+        if not self.fitted:
+            return count(model)
+        stored = self._stored(model)
+        values = {id(tensor): tensor.numel() for tensor in (*model.parameters(), *stored)}
+        return Counts(sum(values.values()), sum(tensor.numel() for tensor in stored))
+
+    def _stored(self, model: nn.Module) -> list[Tensor]:
+        """Return the parameters and buffers of a fitted head."""
+        before = {id(parameter) for parameter in self.everything}
+        stored: list[Tensor] = [part for part in model.parameters() if part.requires_grad or id(part) not in before]
+        return stored + [buffer for name, buffer in model.named_buffers() if name not in self.buffers]
 
     def head_of(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters of the head of the changed model: the original ones, or those of a new layer."""
@@ -64,6 +88,8 @@ class Origin:
 
     def shares(self, model: nn.Module) -> Shares:
         """Count the trained parameters of the changed model; a shared parameter counts once."""
+        if self.fitted:
+            return Shares(self.counts(model).trainable, 0, 0)
         head = {id(parameter) for parameter in self.head_of(model)}
         before = {id(parameter) for parameter in self.everything}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -72,13 +98,31 @@ class Origin:
         return Shares(in_head, new, sum(parameter.numel() for parameter in trained) - in_head - new)
 
 
-def adapt(model: nn.Module, strategy: Strategy, *, init_seed: int, new_head: bool = False) -> list[dict[str, Any]]:
+def adapt(
+    model: nn.Module,
+    strategy: Strategy,
+    *,
+    init_seed: int,
+    new_head: bool = False,
+    examples: Examples | None = None,
+) -> list[dict[str, Any]]:
     """Apply a strategy to a model, freeze all other parameters, and return the optimizer groups.
 
     A new head, which has no pretrained weights, is always trained. Parameters of the base on which the logits do not
     depend are never trained. Raises BadInput if the strategy returns no other parameters, a parameter twice, or a
     parameter that is not in the model.
+
+    A strategy with `fit` has no groups: its head is fitted to the examples. Without examples, it is fitted to a few
+    random ones, so that fitted values can be loaded into it.
     """
+    if is_fitted(strategy):
+        with RandomStream(init_seed):
+            head = fit_head(model, strategy, examples or stand_in(model), title=_title(strategy))
+        forget_usage(model)
+        freeze(model)
+        for parameter in head.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return []
     origin = Origin.of(model) if new_head else None
     usage = find_usage(model)
     unused = {id(model.get_parameter(name)) for name in usage.unused} if usage is not None else set()

@@ -46,8 +46,9 @@ def tuned_layer(run_id: str, layers: Sequence[Layer], tracking_uri: str | None) 
     values: dict[str, Any] = {"strategy": names}
     for name in names:
         values |= {f"{name}.{key}": value for key, value in tuned[name]["options"].items()}
-        if LR not in tuned[name]["options"] and not any(LR in layer.values for layer in layers):
-            values[f"{name}.{LR}"] = tuned[name]["lr"]
+        rate = tuned[name]["lr"]
+        if rate is not None and LR not in tuned[name]["options"] and not any(LR in layer.values for layer in layers):
+            values[f"{name}.{LR}"] = rate
     values["tuning.on"] = EVALUATED  # until `with_origin` compares the images
     return Layer(values, f"tuning {run_id}")
 

@@ -92,7 +92,7 @@ class TunedStrategy:
     trials: tuple[TuningTrial, ...]
     chosen: Mapping[str, Any]
     options: Mapping[str, Any]
-    lr: float
+    lr: float | None
     accuracy: float
     score: float
     best_trial: int

@@ -56,7 +56,7 @@ class TuningRuns:
                 space, trial = trial_request.space, trial_request.trial
                 arm = changed(space.arm, trial.values)
                 for seed in seeds:
-                    label = f"{arm.label} lr={arm.lr:g} trial {trial.number + 1}"
+                    label = f"{arm.rated} trial {trial.number + 1}"
                     task = self._task("tuning", arm, seed, label=label)
                     tasks[task.number] = trial_request
                     yield task
@@ -86,7 +86,7 @@ class TuningRuns:
         left: list[Task] = []
         for number, ((arm, line, seed), key) in enumerate(zip(wanted, keys, strict=True), start=1):
             earlier = stored.get(key)
-            label = f"{arm.label} lr={arm.lr:g}"
+            label = arm.rated
             if earlier is not None and earlier.status == "finished" and _line_of(store, earlier.run_id) == line:
                 yield _sweep_trial(
                     number,
@@ -164,8 +164,10 @@ def _evaluated(trial: StudyTrial, records: Sequence[RunSummary], metric: Metric)
 
 
 def _sweep_trial(number: int, arm: Arm, **fields: Any) -> SweepTrial:
-    label = f"{arm.label} lr={arm.lr:g}"
-    return SweepTrial(number, label=label, strategy=arm.strategy, values={"lr": arm.lr}, **fields)
+    label = arm.rated
+    return SweepTrial(
+        number, label=label, strategy=arm.strategy, values={} if arm.lr is None else {"lr": arm.lr}, **fields
+    )
 
 
 def _line_of(store: Store, run_id: str) -> str | None:

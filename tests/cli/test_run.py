@@ -244,7 +244,8 @@ def test_dry_run(cli: Cli, own_folder: Path) -> None:
     assert result.exit_code == 0
     lines = [line.rstrip() for line in result.stdout.splitlines() if line.strip()]
     assert lines[3] == (
-        "Base     small_cnn, 10 classes, on cpu in fp32, inputs standardized by the source images; to be trained first"
+        "Base     small_cnn, 1 x 28 x 28 pixels, 10 classes, on cpu in fp32, inputs standardized by the source images; "
+        "to be trained first"
     )
     assert lines[5].split() == ["strategy", "trainable", "head", "adapter", "base", "share", "learning", "rate"]
     assert lines[7].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.01"]

@@ -84,21 +84,23 @@ def test_pixels_of_evaluated_images_do_not_change_the_tuning(work: Path) -> None
 def test_trials_use_the_training_images_of_their_fit_only(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[Any] = []
     seen: list[tuple[int, set[int], set[int]]] = []
-    tune, train = AdaptationRun._tune, inner_tuning.fit
+    tune, train = AdaptationRun._tune, inner_tuning.train
 
     def noted_fit(self: AdaptationRun, fit: Any, number: int) -> Any:
         fits.append(fit)
         return tune(self, fit, number)
 
-    def noted_passes(model: Any, groups: Any, passes: Any, **more: Any) -> Any:
+    def noted_train(*arguments: Any) -> Any:
+        trained = train(*arguments)
+        passes: Any = trained.passes
         assert list(passes.tests) == ["validation"]
         training, held = set(passes.rows.tolist()), set(passes.evaluated["validation"].tolist())
         assert len(passes.labels) == len(training) and len(passes.tests["validation"].labels) == len(held)
         seen.append((len(fits) - 1, training, held))
-        return train(model, groups, passes, **more)
+        return trained
 
     monkeypatch.setattr(AdaptationRun, "_tune", noted_fit)
-    monkeypatch.setattr(inner_tuning, "fit", noted_passes)
+    monkeypatch.setattr(inner_tuning, "train", noted_train)
     adaptkit.run(["head", "lora"], tune=TRIALS, track=False, **FOLDS)
     assert len(seen) == 2 * 3 * TRIALS
     for number, training, held in seen:

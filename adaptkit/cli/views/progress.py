@@ -124,7 +124,9 @@ def epochs_of(run: RunStart) -> int:
     """Return the number of epochs of a run; 0 for a base without a source, which is not trained."""
     if run.kind == "base" and run.params.get("dataset") == NO_SOURCE:
         return 0
-    return int(run.params["base.epochs" if run.kind == "base" else "epochs"])
+    if run.kind == "base":
+        return int(run.params["base.epochs"])
+    return int(run.params.get("epochs", 1))  # a head is fitted once
 
 
 def fold_of(run: RunStart, epoch: Epoch) -> str:
@@ -169,6 +171,12 @@ STANDARDIZED = {
 }
 
 
+def _pixels(plan: Plan) -> str:
+    """Return the shape of the images, and the size at which the backbone computes if it resizes them."""
+    computed = f", computed at {plan.computed_size}" if plan.computed_size else ""
+    return f"{plan.channels} x {plan.size} x {plan.size} pixels{computed}, " if plan.size else ""
+
+
 def print_plan(console: Console, plan: Plan) -> None:
     """Print the plan of an experiment: data, base, runs, strategies, notices and estimated time."""
     has_source = plan.dataset != NO_SOURCE
@@ -184,12 +192,14 @@ def print_plan(console: Console, plan: Plan) -> None:
         base = "from the cache" if plan.base_cached else "to be trained first"
     else:
         base = "used without training; every strategy trains a new head"
-    about = f"{len(plan.classes):,} classes, on {plan.device} in {plan.precision}{STANDARDIZED[plan.standardize]}"
+    about = f"{_pixels(plan)}{len(plan.classes):,} classes, on {plan.device} in {plan.precision}"
+    about += STANDARDIZED[plan.standardize]
     console.print(f"Base     {escape(plan.backbone)}, {about}; {base}", soft_wrap=True)
     seeds = "seed" if len(plan.seeds) == 1 else "seeds"
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
     steps = "1 step" if plan.steps == 1 else f"{plan.steps:,} steps"
-    about = f"{', '.join(map(str, plan.seeds))}; {epochs} ({steps}) each; compared by {metrics_text(plan)}"
+    length = "a head is fitted once" if all(arm.lr is None for arm in plan.arms) else f"{epochs} ({steps}) each"
+    about = f"{', '.join(map(str, plan.seeds))}; {length}; compared by {metrics_text(plan)}"
     console.print(f"Runs     {seeds} {about}", soft_wrap=True)
     if plan.tuning_trials:
         console.print(_tuning(plan), markup=False, soft_wrap=True)
@@ -288,6 +298,6 @@ def _strategies(plan: Plan) -> Table:
     table.add_column("learning rate", justify="right")
     for arm in plan.arms:
         counts = (f"{count:,}" for count in (arm.trainable, arm.head, arm.adapter, arm.base))
-        lr = "tuned" if "lr" in arm.searched else f"{arm.lr:g}"
+        lr = "tuned" if "lr" in arm.searched else "none" if arm.lr is None else f"{arm.lr:g}"
         table.add_row(escape(arm.label), *counts, f"{100 * arm.trainable / arm.parameters:.2f} %", lr)
     return table

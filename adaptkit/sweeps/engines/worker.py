@@ -222,7 +222,7 @@ def failed(task: Task, reason: str) -> RunSummary:
         strategy=str(params["strategy"]),
         label=task.label,
         options=options,
-        lr=float(params["lr"]),
+        lr=float(params["lr"]) if "lr" in params else None,
         seed=int(params["seed"]),
         status="failed",
         run_id=None,

@@ -210,6 +210,13 @@ class Division:
         """Check whether an operation that reads this value writes into it."""
         return node in self.overwritten
 
+    def of(self, model: nn.Module) -> Division:
+        """Return the division of another model, which has the same frozen part."""
+        division = dataclasses.replace(self, model=model)
+        vars(division)["digests"] = self.digests
+        division.holds()  # from now on
+        return division
+
     def holds(self) -> bool:
         """Check whether nothing but trained weights has changed in the model since it was divided."""
         return not watched(self.model) and self._seen == self._condition()

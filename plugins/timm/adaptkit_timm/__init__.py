@@ -37,8 +37,8 @@ class Timm:
         metadata={"help": "pretrained (or default), none, or a .safetensors, .pth, .pt or .bin file"},
     )
     size: Annotated[str, BeforeValidator(_size)] = field(
-        default="model",
-        metadata={"help": "image size: model (that of the pretraining), data (no resizing) or a number of pixels"},
+        default="data",
+        metadata={"help": "image size: data (no resizing), model (that of the pretraining) or a number of pixels"},
     )
     weights_by: Literal["name", "position"] = field(
         default="name",

@@ -21,16 +21,26 @@ def fetch(name: str, config: PretrainedCfg) -> Path:
     if not config.hf_hub_id:
         where = f"are only at {config.url}" if config.url else "do not exist"
         raise BadInput(f"backbone timm:{name}: the pretrained weights {where}; {advice}")
-    repository, _, revision = config.hf_hub_id.partition("@")
-    files = _files(config)
+    try:
+        return fetch_file(f"backbone timm:{name}", config.hf_hub_id, _files(config))
+    except BadInput as error:
+        raise BadInput(f"{error}; {advice}") from None
+
+
+def fetch_file(title: str, address: str, files: tuple[str, ...]) -> Path:
+    """Return the first of these files in a repository of the Hub, from the local cache or downloaded.
+
+    `address` can end in `@REVISION`. Raises BadInput, which begins with `title`, if no file can be downloaded.
+    """
+    repository, _, revision = address.partition("@")
     path = _cached(repository, files, revision or None)
     if path is not None:
         return path
     try:
         return _downloaded(repository, files, revision or None)
     except Exception as error:  # the Hub's client, its transport and the system raise many types
-        problem = f"the pretrained weights {config.hf_hub_id} cannot be downloaded ({_reason(error)})"
-        raise BadInput(f"backbone timm:{name}: {problem}; {advice}") from None
+        what = "the pretrained weights" if files[-1] != "config.json" else "the config of"
+        raise BadInput(f"{title}: {what} {address} cannot be downloaded ({_reason(error)})") from None
 
 
 def _files(config: PretrainedCfg) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptkit import BadInput
-from adaptkit_timm.configs import find_config
+from adaptkit.backbones.structure import start_near_zero
+from adaptkit_timm.configs import architecture_of, find_config
 from adaptkit_timm.weights import load_weights
 
 
@@ -74,7 +75,11 @@ def build_model(plan: InputPlan, weights: str, classes: int, weights_by: str = "
     def create(**more: Any) -> nn.Module:
         overlay = loaded.overlay() if loaded else None
         return timm.create_model(
-            plan.name, pretrained=loaded is not None, pretrained_cfg_overlay=overlay, **settings, **more
+            architecture_of(plan.name),
+            pretrained=loaded is not None,
+            pretrained_cfg_overlay=overlay,
+            **settings,
+            **more,
         )
 
     try:
@@ -86,7 +91,10 @@ def build_model(plan: InputPlan, weights: str, classes: int, weights_by: str = "
         raise BadInput(f"{title}: it cannot be built at {_shown(plan)}: {_in_short(error)}") from error
     # Do not keep a second copy of the weights.
     model.pretrained_cfg.pop("state_dict", None)
-    _prepare(model, plan, _classifier(model, title))
+    classifier = _classifier(model, title)
+    if loaded is None or classes != (loaded.classes or plan.config.num_classes):
+        start_near_zero(model.get_submodule(classifier))  # type: ignore[arg-type]
+    _prepare(model, plan, classifier)
     _try(model, plan, title)
     return model
 

