@@ -13,17 +13,7 @@ from adaptkit.comparison.evidence import covers_pools
 from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.inference import ALPHA, Inference, quantile
 from adaptkit.comparison.metrics import is_cost
-from adaptkit.comparison.numbers import (
-    amount,
-    counted,
-    listed,
-    p_phrase,
-    plural,
-    rounded,
-    times,
-    unit,
-    with_value_unit,
-)
+from adaptkit.comparison.numbers import amount, counted, listed, p_phrase, plural, rounded, times, unit, with_value_unit
 from adaptkit.comparison.pairs import cheaper, saw_labels
 from adaptkit.comparison.records import ArmResult, DomainResult, Estimate, PairResult
 from adaptkit.comparison.severity import Crossing, Robustness

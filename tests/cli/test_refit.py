@@ -35,7 +35,9 @@ pytestmark = pytest.mark.slow
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 PER_CLASS = 20
 DATA = ("--dataset", "none", "--weights", "none", "--target", "folder:colours", "--image-size", "16")
-RUN = ("run", "-s", "head", "-s", "full", *DATA, "--epochs", "3", "--seeds", "0-1", "--set", "full.lr=0.003")
+#: the head learns too little to be as good
+BOTH = ("-s", "head", "-s", "full", "--set", "head.lr=1e-5")
+RUN = ("run", *BOTH, *DATA, "--epochs", "3", "--seeds", "0-1", "--set", "full.lr=0.003")
 
 
 def make_colours(folder: Path) -> None:
@@ -329,13 +331,14 @@ def adaptkit_epoch_ended(run, epoch):
 """
 
 
-@pytest.mark.parametrize("strategies", [["head", "full"], ["full"]], ids=["comparison", "one run"])
+@pytest.mark.parametrize("named", [BOTH, ("-s", "full")], ids=["comparison", "one run"])
 @pytest.mark.parametrize("killed_in", ["adaptation", "final"])
-def test_resume_makes_the_refit(cli: Cli, store: Path, own_folder: Path, killed_in: str, strategies: list[str]) -> None:
+def test_resume_makes_the_refit(
+    cli: Cli, store: Path, own_folder: Path, killed_in: str, named: tuple[str, ...]
+) -> None:
     """A command that is killed before its refit, or during it, is resumed to the same final model."""
     make_colours(Path("colours"))
     Path("dying.py").write_text(DYING)
-    named = [word for name in strategies for word in ("-s", name)]
     command = ["run", *named, *DATA, "--epochs", "3", "--set", "full.lr=0.003", "--refit", "--calibrate"]
     command += ["--plugin", "dying.py", "-q"]
     whole = json.loads(cli(*command, "--json", "--experiment", "undisturbed").stdout)
@@ -347,7 +350,7 @@ def test_resume_makes_the_refit(cli: Cli, store: Path, own_folder: Path, killed_
     assert result.exit_code == 0, result.stderr
     (attempt,) = json.loads(result.stdout)["resumed"]
     outcome = attempt["outcome"]
-    assert [run["status"] for run in outcome["runs"]] == ["finished"] * len(strategies)
+    assert [run["status"] for run in outcome["runs"]] == ["finished"] * named.count("-s")
     assert outcome["refit"]["strategy"] == "full" and not records()
     weights = [
         (artifacts_of(f"sqlite:///{store}", made["refit"]["run_id"]) / "adapter" / "adapter.safetensors").read_bytes()
