@@ -54,6 +54,8 @@ LEARNING_RATES = {
     "PVERA": 1e-2,
 }
 LEARNING_RATE = 5e-3
+#: largest default for networks with normalization layers: LoRA on EfficientNet-Lite0 diverges at 3e-3
+DEEP_RATE = 1e-3
 
 #: type that cannot be used, and is not measured -> reason
 UNSUITABLE = {

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 
 from adaptkit_peft import catalogue
 from adaptkit_peft.catalogue import Entry, Option
-from adaptkit_peft.methods import FITTED, LEARNING_RATE, LEARNING_RATES, PAPERS, SETTINGS
+from adaptkit_peft.methods import DEEP_RATE, FITTED, LEARNING_RATE, LEARNING_RATES, PAPERS, SETTINGS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,11 +139,12 @@ def strategy_classes() -> list[type]:
 def strategy_class(entry: Entry) -> type[Any]:
     """Return the strategy class of a catalogue entry."""
     options = () if entry.unavailable else (*_own_options(entry), *entry.options)
+    rate = LEARNING_RATES.get(entry.type, LEARNING_RATE)
     members: dict[str, Any] = {
         "__doc__": f"{PAPERS.get(entry.type, f'PEFT: {entry.type}')}.",
         "__module__": __name__,
         "name": f"peft-{entry.type.lower()}",
-        "lr": LEARNING_RATES.get(entry.type, LEARNING_RATE),
+        "lr": {"plain": rate, **dict.fromkeys(("batch_norm", "transformer"), min(rate, DEEP_RATE))},
         "starts_at_base": entry.starts_at_base,
         "entry": entry,
     }
