@@ -109,7 +109,7 @@ def with_head(model: nn.Module, input: tuple[int, int] | None = None, *, standar
     if standardize == BY_SOURCE:
         assert input is not None
         for name, value in ((MEAN, 0.0), (STD, 1.0)):
-            model.register_buffer(name, torch.full((input[0],), value))
+            model.register_buffer(name, torch.full((input[0], 1, 1), value))
     is_headed = not hasattr(model, "head")
     if is_headed or standardize:
         model.__class__ = _extended(type(model), is_headed, standardize)  # type: ignore[arg-type]  # classes are hashable
@@ -123,7 +123,7 @@ def _extended(cls: type[nn.Module], is_headed: bool, standardize: str | None) ->
         return _rebuild, (cls, is_headed, standardize), self.__dict__
 
     def by_source(self: Any, images: Tensor) -> Any:
-        return cls.forward(self, (images - self.input_mean.view(-1, 1, 1)) / self.input_std.view(-1, 1, 1))
+        return cls.forward(self, (images - self.input_mean) / self.input_std)
 
     def by_image(self: nn.Module, images: Tensor) -> Any:
         mean = images.mean((1, 2, 3), keepdim=True)

@@ -137,7 +137,7 @@ def prepare_base(request: Request, domains: Domains, model: nn.Module) -> None:
     """Set the statistics of the source; freeze all layers of a base but its head if `base.mode` is probe."""
     if standardization(request, domains) == BY_SOURCE:
         for name, values in zip((MEAN, STD), channel_statistics(domains.source.pixels), strict=True):
-            model.get_buffer(name).copy_(values)
+            model.get_buffer(name).copy_(values.view(-1, 1, 1))
     if request.settings.base.mode == "probe":
         freeze(model)
         for parameter in find_head(model.head).parameters():  # type: ignore[arg-type]

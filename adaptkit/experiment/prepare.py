@@ -76,7 +76,7 @@ class Experiment:
         for key, name in (("mean", MEAN), ("std", STD)):
             values = [float(value) for value in str(facts.get(f"backbone.{key}", "")).split(",") if value]
             if standardize == BY_SOURCE:
-                values = base[name].tolist()
+                values = base[name].flatten().tolist()
             normalised[key] = values or None
         return {
             "channels": self.domains.channels,
