@@ -38,8 +38,6 @@ from adaptkit.settings.resolve import Layer, resolve
 RATES = {"small_cnn": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "lite0": (3e-4, 1e-3, 3e-3, 1e-2)}
 #: seeds on which the best learning rate is chosen
 TUNED_ON = (100, 101)
-#: plugins that are not installed
-PLUGINS: list[str] = []
 STRATEGIES = ("full", "head", "lora", "norm", "partial", "adapter", "ssf", "scratch")
 LITE0 = {"backbone": "timm:lite0", "image_size": 64, "base.mode": "probe"}
 #: strategies that need normalization layers, and those that are too slow for a grid with lite0 on a CPU
@@ -84,7 +82,6 @@ def accuracies(settings: Mapping[str, Any], strategies: list[str], seeds: list[i
         strategies,
         seeds=seeds,
         settings={"evaluate_shifted": "end", **settings, **more},
-        plugins=PLUGINS,
         track=False,
     )
     found: dict[str, dict[str, float]] = {name: {} for name in strategies}
@@ -95,7 +92,7 @@ def accuracies(settings: Mapping[str, Any], strategies: list[str], seeds: list[i
 
 def plain_script(settings: Mapping[str, Any], seeds: list[int], *, epochs: int = 30) -> dict[str, float]:
     """Fine-tune the base with a plain loop on the same labelled images; return the target accuracy by seed."""
-    plugins = load_plugins(PLUGINS)
+    plugins = load_plugins()
     request = resolve([Layer({"strategy": ["full"], "seed": seeds, **settings})], plugins)
     experiment = prepare(request)
     base = obtain_base(experiment, plugins).base

@@ -12,7 +12,7 @@ from support.experiments import TINY
 
 Cli = Callable[..., Result]
 
-STRATEGIES = "adapter, full, head, lora, norm, partial, scratch, ssf"
+STRATEGIES = "adapter, centroid, full, head, knn, lda, logistic, lora, norm, partial, ridge, scratch, ssf"
 
 CASES = {
     "unknown strategy": (["-s", "lorra"], ["unknown strategy 'lorra'; did you mean 'lora'?"]),

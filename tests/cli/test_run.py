@@ -298,6 +298,7 @@ def test_preset_notebook(cli: Cli, own_folder: Path) -> None:
     assert {key: value for key, value in params.items() if key.startswith(("base.", "split.", "strategy."))} == {
         "base.epochs": 5,
         "base.min_steps": "none",
+        "base.augment": "none",
         "base.schedule": "constant",
         "base.clip": "none",
         "base.standardize": False,

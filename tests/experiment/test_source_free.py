@@ -225,7 +225,10 @@ def test_augmentations_apply_to_training_only() -> None:
     )
     with pytest.raises(BadInput) as caught:
         run("head", dataset="none", target="digits", augment="noize=0.5,blur")
-    assert caught.value.problems == ("augment: 'blur' is not name=amount, as in rotate=45,noise=0.3",)
+    assert caught.value.problems == (
+        "unknown shift 'noize'; did you mean 'noise'?",
+        "augment: 'blur' is not name=amount, as in rotate=45,noise=0.3",
+    )
     with pytest.raises(BadInput) as caught:
         run("head", dataset="none", target="digits", augment="noize=0.5")
     assert caught.value.problems == ("unknown shift 'noize'; did you mean 'noise'?",)

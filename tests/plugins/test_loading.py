@@ -126,7 +126,7 @@ def test_plugins_from_the_environment_not_the_current_folder(own_folder: Path, m
         ),
         (
             "from adaptkit import hookimpl\nclass A: name = 'a'\n@hookimpl\ndef adaptkit_strategies(): return [A]\n",
-            "adaptkit_strategies: A has no method adapt()",
+            "adaptkit_strategies: A has no method adapt() or fit()",
         ),
         (
             "from adaptkit import hookimpl\nclass A:\n  name = 'lora'\n  def adapt(self, model): ...\n"
@@ -279,7 +279,7 @@ def test_listings(cli: Cli) -> None:
     assert {"full", "head", "lora", "scratch"} <= set(names("strategies"))
     assert names("datasets") == ["cifar10", "digits", "fashion-mnist", "folder", "kmnist", "mnist", "mnist5k", "table"]
     assert names("backbones") == ["small_cnn", "torchvision"]
-    assert names("shifts") == ["blur", "contrast", "crop", "flip", "noise", "rotate"]
+    assert names("shifts") == ["blur", "contrast", "crop", "d4", "flip", "noise", "rotate"]
     assert "rank of the update" in cli("strategies", "lora").stdout
 
 

@@ -84,6 +84,7 @@ def test_params(tracked: Tracked) -> None:
         "base.batch_size": "64",
         "base.mode": "train",
         "base.min_steps": "200",
+        "base.augment": "none",
         "base.schedule": "cosine",
         "base.clip": "1.0",
         "base.standardize": "True",
