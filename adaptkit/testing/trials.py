@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import Inherited, fit_adapter
+from adaptkit.backbones.structure import find_kind
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput
 from adaptkit.experiment.stage import AdaptedModel
 from adaptkit.plugins.components import is_fitted
-from adaptkit.settings.settings import DEFAULT_LR
+from adaptkit.settings.request import default_lr
 from adaptkit.testing import models
 from adaptkit.testing.outcomes import NotTried, described, tensors, watched
 from adaptkit.training.evaluation import whole
@@ -108,9 +109,8 @@ class Trial:
             fitted = self._adapted(self.examples())
             fit_adapter(fitted.model.state_dict(), adapted.model, free_rows=True)
             return
-        recipe = Recipe(
-            epochs=epochs, batch_size=BATCH, lr=float(getattr(adapted.strategy, "lr", DEFAULT_LR)), order_seed=2
-        )
+        rate = default_lr(type(adapted.strategy), find_kind(adapted.model))
+        recipe = Recipe(epochs=epochs, batch_size=BATCH, lr=rate, order_seed=2)
         passes = plain_passes(adapted.model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
         step_ended = getattr(adapted.strategy, "step_ended", None)
         for _ in fit(adapted.model, adapted.groups, passes, recipe=recipe, step_ended=step_ended):
