@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adaptkit.tuning.outcome import TuneOutcome
 
 __all__ = [
-    "AdaptkitError", "BadInput", "Comparison", "Comparisons", "ExportRecord", "ImportRecord", "Prediction",
+    "AdaptkitError", "BadInput", "Comparison", "Comparisons", "ExportRecord", "ImportRecord", "Phase", "Prediction",
     "Preprocessing", "RefitSummary", "Reproduction", "RunFailed", "RunOutcome", "SweepOutcome", "TuneOutcome",
     "__version__", "compare", "draw", "export", "hookimpl", "import_peft", "load", "predict", "refit", "reproduce",
     "resume", "run", "sweep", "tune",
@@ -46,6 +46,7 @@ LAZY = {
     "Comparisons": "comparison.findings",
     "ExportRecord": "api.export",
     "ImportRecord": "api.import_peft",
+    "Phase": "contracts",
     "Prediction": "models.preprocessing",
     "Preprocessing": "models.preprocessing",
     "RefitSummary": "experiment.outcome",

@@ -17,17 +17,55 @@ if TYPE_CHECKING:
     from adaptkit.sweeps.engines.worker import Work
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A phase of training: what gradient descent trains, its share of the steps, and its learning rate.
+
+    `groups` are parameters or optimizer groups. Shares are relative: two phases of share 1 have half of the steps each.
+    With `lr` None, the phase has the learning rate of the run.
+    """
+
+    groups: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+    share: float = 1.0
+    lr: float | None = None
+
+
+class Step(int):
+    """The number of an optimizer step, from 1, with the number of all steps (`total`) and of the epoch, from 1."""
+
+    total: int
+    epoch: int
+
+    def __new__(cls, number: int, total: int, epoch: int) -> Step:
+        """Return the number of a step."""
+        step = super().__new__(cls, number)
+        step.total, step.epoch = total, epoch
+        return step
+
+
 class Strategy(Protocol):
     """Choose which parameters of a model are trained.
 
     A strategy with options is a standard dataclass; its fields are the options. An option `train_head` states that the
-    head itself is trained; adaptkit sets it to true if the head is new. Optional members:
+    head itself is trained; adaptkit sets it to true if the head is new. In place of `adapt`, a strategy can have
+
+    - `phases(model)`: return several `Phase`, one after the other, each with an optimizer and a schedule of its own;
+    - `fit(model, features, labels)`: fit a head without gradient descent.
+
+    Optional members:
 
     - `lr`: the default learning rate, 1e-3 if it is absent; or one for each kind of backbone, as in `{"plain": 1e-3,
       "batch_norm": 3e-4, "transformer": 1e-4}`: without normalization layers, with BatchNorm, and all others.
     - `starts_at_base`: False if the adapted model does not give the logits of the base before training.
     - `merge(model)`: merge the adapter into the weights, in place.
-    - `step_ended(model, step)`: called after each optimizer step; the first step is 1.
+    - `loss(model, images, labels, logits)`: the loss of a batch, a scalar tensor; without it, the cross-entropy.
+    - `batch(images, labels, generator)`: other images and labels for a batch, before the forward pass. Labels are class
+      indices `[n]` or probabilities `[n, classes]`; random numbers come from the generator, on the CPU.
+    - `step_ended(model, step)`: called after each optimizer step with its number, a `Step`; the first step is 1.
+    - `state_dict()` and `load_state_dict(state)`: tensors and plain values that `step_ended` changes, so that
+      interrupted runs can resume.
+    - `needs_source`: True if the head of the base must be trained, which needs a source.
+    - `finish(model, base)`: change the trained parameters once, after training. `base` is a copy of the base.
     - `notices(model)`: messages for the user before training. It receives a model that is not adapted yet, and must
       not change it.
     - `unavailable`: the reason why the strategy is listed but cannot be used.

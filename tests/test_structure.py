@@ -58,6 +58,7 @@ ONE_IMPORTER = {
     "adaptkit.data.sets.table_files": "one idea: the rows of a file as text",
     "adaptkit.experiment.fits": "one idea: the results of the folds of a run",
     "adaptkit.models.formats.peft": "loaded by name, as a format",
+    "adaptkit.training.phases": "one idea: the steps of a training divided into phases",
     "adaptkit.strategies.fitted_layers": "imports torch; the strategies' classes do not, so that listing is quick",
     "adaptkit.reports.figures.classes": "one kind of figure",
     "adaptkit.reports.figures.pairs": "one kind of figure",

@@ -283,6 +283,8 @@ def try_strategy(
     settings = request.settings
     strategy = arm.create()
     title = f"strategy {arm.strategy}"
+    if arm.new_head and getattr(strategy, "needs_source", False):
+        raise BadInput(f"{title}: it needs a base with a trained head; set a source, as in --dataset NAME")
     is_batch_dependent = depends_on_batch(model, sample.images)
     notices_of = getattr(strategy, "notices", None)
     notices = list(notices_of(model)) if notices_of is not None else []
@@ -295,6 +297,8 @@ def try_strategy(
         notices.append("in evaluation mode the logits of an image depend on the other images of its batch")
     counts, shares = origin.counts(model), origin.shares(model)
     set_train_mode(model, settings.bn == "adapt")
+    if hasattr(strategy, "loss") and settings.class_weights == "balanced":
+        notices.append("its own loss takes no class weights")
     if is_fitted(strategy):
         notices += _fitted_notices(request, strategy)
     elif idle := without_gradient(model, sample):

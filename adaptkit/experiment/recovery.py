@@ -246,11 +246,11 @@ class RunRecovery:
         """Return the checkpoint from which training resumes; None if training starts at its first epoch.
 
         The checkpoint of another fold is not used. `model` is ready to be trained. Strategies with a `step_ended` hook
-        are not checkpointed: their internal state is unknown.
+        and without `state_dict` are not checkpointed: their internal state is unknown.
         """
         if self._claim is None or self._record is None:
             return None
-        reason = "its strategy has a step_ended hook" if has_step_hook else uncaptured(model)
+        reason = "its strategy has step_ended without state_dict" if has_step_hook else uncaptured(model)
         checkpoint = None
         if reason is not None:
             self._disable(reason)

@@ -6,10 +6,12 @@ These are the steps that the fits of adaptation runs and refits share.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import load_adapter, save_adapter
@@ -21,14 +23,19 @@ from adaptkit.experiment.recovery import RunRecovery
 from adaptkit.experiment.stage import AdaptedModel, Stage, init_seed
 from adaptkit.names import ADAPTER_WEIGHTS_FILE
 from adaptkit.plugins.components import is_fitted
+from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import Arm
+from adaptkit.training.checkpoints import has_state
 from adaptkit.training.evaluation import predict_logits
 from adaptkit.training.fitted import Examples
-from adaptkit.training.loop import Recipe, fit, fit_once
+from adaptkit.training.loop import VALIDATION, Clock, Recipe, evaluate, fit, fit_once
 from adaptkit.training.memory import step_bytes
 from adaptkit.training.passes import Passes
 from adaptkit.training.recomputation import find_blocks, is_trained
+from adaptkit.training.seeding import RandomStream
 
+#: members of a strategy that need the images of a batch, or that change what is trained between steps
+OF_WHOLE_MODEL = ("loss", "batch", "step_ended", "phases")
 HIDDEN_STATE = "; is there state outside parameters and buffers?"
 
 
@@ -76,9 +83,9 @@ class TrainedModel:
 
 
 def runs_whole(adapted: AdaptedModel, recipe: Recipe) -> bool:
-    """Return whether every pass runs the whole model, which a strategy may change between steps or recompute."""
-    has_step_hook = getattr(adapted.strategy, "step_ended", None) is not None
-    return has_step_hook or (recipe.checkpointing and is_trained(find_blocks(adapted.model)))
+    """Return whether every pass runs the whole model: a strategy reads images or changes the model between steps."""
+    needs_images = any(hasattr(adapted.strategy, member) for member in OF_WHOLE_MODEL)
+    return needs_images or (recipe.checkpointing and is_trained(find_blocks(adapted.model)))
 
 
 def train(stage: Stage, training: Training, watcher: Watcher, recovery: RunRecovery) -> TrainedModel:
@@ -89,10 +96,10 @@ def train(stage: Stage, training: Training, watcher: Watcher, recovery: RunRecov
     adapted = stage.adapted(training.arm, training.seed, training.fold)
     memory = 0 if training.batch is None else step_bytes(adapted.model, *training.batch, recipe=recipe)
     watcher.started(adapted.model)
-    step_ended = getattr(adapted.strategy, "step_ended", None)
+    has_step_hook = hasattr(adapted.strategy, "step_ended") and not has_state(adapted.strategy)
     route = Route(whole=runs_whole(adapted, recipe))
     passes = training.passes(adapted.model, route)
-    start = recovery.start(adapted.model, has_step_hook=step_ended is not None, fold=training.fold)
+    start = recovery.start(adapted.model, has_step_hook=has_step_hook, fold=training.fold)
     epochs = [*(start.epochs if start is not None else ())]
     watcher.resumed(epochs)
     for epoch in fit(
@@ -100,13 +107,24 @@ def train(stage: Stage, training: Training, watcher: Watcher, recovery: RunRecov
         adapted.groups,
         passes,
         recipe=recipe,
-        step_ended=step_ended,
+        strategy=adapted.strategy,
         start=start,
         keep=recovery.keep,
     ):
         epochs.append(epoch)
         watcher.ended(epoch)
+    if hasattr(adapted.strategy, "finish"):
+        finish(adapted, stage.base_model, seed=recipe.order_seed)
+        if VALIDATION in passes.tests:  # the scores of a trial are those of the finished model
+            epochs[-1] = dataclasses.replace(epochs[-1], **evaluate(passes, recipe.precision, Clock()))
     return TrainedModel(training, adapted, passes, epochs=tuple(epochs), route=route, memory=memory)
+
+
+def finish(adapted: AdaptedModel, base: nn.Module, *, seed: int) -> None:
+    """Let a strategy change its trained parameters once, after training; it gets a copy of the base."""
+    adapted.model.eval()
+    with torch.no_grad(), RandomStream(derive_seed(seed, "finish")):
+        adapted.strategy.finish(adapted.model, copy.deepcopy(base))  # type: ignore[attr-defined]
 
 
 def _fit(stage: Stage, training: Training, watcher: Watcher) -> TrainedModel:

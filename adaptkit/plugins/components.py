@@ -56,7 +56,7 @@ def describe_error(error: Mapping[str, Any]) -> str:
 
 #: kind -> the hook that collects it and the methods of which its classes must have one
 COLLECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "strategy": ("adaptkit_strategies", ("adapt", "fit")),
+    "strategy": ("adaptkit_strategies", ("adapt", "fit", "phases")),
     "backbone": ("adaptkit_backbones", ("build",)),
     "dataset": ("adaptkit_datasets", ("load",)),
     "shift": ("adaptkit_shifts", ("apply",)),

@@ -30,7 +30,7 @@ from adaptkit.testing.outcomes import (
     tensors,
     watched,
 )
-from adaptkit.testing.trials import TOLERANCE, Refused, Trial, apply, declared, long_training
+from adaptkit.testing.trials import TOLERANCE, Refused, Trial, apply, declared, long_training, method_of
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import count, set_train_mode
 
@@ -45,8 +45,7 @@ def declares_what_it_trains(trial: Trial) -> None:
     except BadInput as error:
         raise CheckFailed(described(error)) from error
     except Exception as error:
-        method = "fit" if is_fitted(trial.create()) else "adapt"
-        raise CheckFailed(f"{method}() raises {described(error)}") from error
+        raise CheckFailed(f"{method_of(trial.create())}() raises {described(error)}") from error
 
 
 def counts_each_parameter_once(trial: Trial) -> None:

@@ -15,6 +15,7 @@ from adaptkit.backbones.structure import find_kind
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput
 from adaptkit.experiment.stage import AdaptedModel
+from adaptkit.experiment.training import finish
 from adaptkit.plugins.components import is_fitted
 from adaptkit.settings.request import default_lr
 from adaptkit.testing import models
@@ -56,7 +57,7 @@ class Trial:
         except Refused as error:
             raise NotTried(f"it does not fit this model: {described(error)}") from None
         except Exception as error:
-            raise NotTried("adapt() fails") from error
+            raise NotTried(f"{method_of(self.create())}() fails") from error
 
     def adapted_or_raise(self) -> AdaptedModel:
         """Return an adapted copy of the base; raise Refused if the strategy does not support this model."""
@@ -112,9 +113,10 @@ class Trial:
         rate = default_lr(type(adapted.strategy), find_kind(adapted.model))
         recipe = Recipe(epochs=epochs, batch_size=BATCH, lr=rate, order_seed=2)
         passes = plain_passes(adapted.model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
-        step_ended = getattr(adapted.strategy, "step_ended", None)
-        for _ in fit(adapted.model, adapted.groups, passes, recipe=recipe, step_ended=step_ended):
+        for _ in fit(adapted.model, adapted.groups, passes, recipe=recipe, strategy=adapted.strategy):
             pass
+        if hasattr(adapted.strategy, "finish"):
+            finish(adapted, self.base(), seed=recipe.order_seed)
 
     def examples(self) -> Examples:
         """Return what the head of the base receives for the images."""
@@ -173,7 +175,7 @@ class _Refusing:
 
     def __init__(self, strategy: Strategy) -> None:
         self.name = strategy.name
-        key = "fit" if is_fitted(strategy) else "adapt"
+        key = method_of(strategy)
         method = getattr(strategy, key)
 
         @functools.wraps(method)
@@ -192,11 +194,16 @@ def apply(strategy: Strategy, model: nn.Module) -> None:
     if is_fitted(strategy):
         fit_head(model, strategy, stand_in(model), title=strategy.name)
     else:
-        strategy.adapt(model)
+        getattr(strategy, method_of(strategy))(model)
+
+
+def method_of(strategy: object) -> str:
+    """Return the name of the method by which a strategy chooses what is trained."""
+    return next((name for name in ("fit", "phases") if callable(getattr(strategy, name, None))), "adapt")
 
 
 def declared(adapted: AdaptedModel) -> list[nn.Parameter]:
     """Return the parameters that the strategy trains or fits."""
     if is_fitted(adapted.strategy):
         return [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
-    return [parameter for group in adapted.groups for parameter in group["params"]]
+    return list(dict.fromkeys(parameter for group in adapted.groups for parameter in group["params"]))

@@ -21,7 +21,7 @@ from adaptkit.training.frozen.trial import kept_outside
 from adaptkit.training.seeding import RandomStream
 
 FORMAT = "adaptkit checkpoint 1"
-MODEL, OPTIMIZER, RANDOM = "model", "optimizer", "random"
+MODEL, OPTIMIZER, RANDOM, STRATEGY = "model", "optimizer", "random", "strategy"
 #: exceptions that a damaged file can cause
 DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError)
 
@@ -63,19 +63,18 @@ Keep = Callable[[Checkpoint | str], None]
 
 
 class TrainingState:
-    """A training in progress: model, optimizer and random numbers, which checkpoints save and restore.
+    """A training in progress: model, random numbers and strategy, which checkpoints save and restore.
 
     The model must be passed before the first step.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, stream: RandomStream) -> None:
-        self._model, self._optimizer, self._stream = model, optimizer, stream
-        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    def __init__(self, model: nn.Module, stream: RandomStream, strategy: object = None) -> None:
+        self._model, self._stream, self._strategy = model, stream, strategy
         # Computed once: frozen weights do not change, and hashing those of a large model is slow.
         self._frozen = fingerprint(_frozen(model))
         self._condition = _condition(model)
 
-    def capture(self, epochs: Sequence[Epoch], step: int) -> Checkpoint | str:
+    def capture(self, epochs: Sequence[Epoch], step: int, optimizer: torch.optim.Optimizer) -> Checkpoint | str:
         """Return a checkpoint, or the reason why it would be incomplete."""
         if (reason := uncaptured(self._model)) is not None:
             return reason
@@ -84,8 +83,8 @@ class TrainingState:
         tensors = {f"{MODEL}/{name}": tensor for name, tensor in _moving(self._model).items()}
         slots: dict[str, dict[str, Any]] = {}
         # The content of `optimizer.state_dict()`, which would import PyTorch's compiler.
-        for number, parameter in enumerate(self._parameters):
-            for key, value in self._optimizer.state.get(parameter, {}).items():
+        for number, parameter in enumerate(_parameters(optimizer)):
+            for key, value in optimizer.state.get(parameter, {}).items():
                 slot: Any = value
                 if isinstance(value, Tensor):
                     tensors[f"{OPTIMIZER}/{number}/{key}"] = value
@@ -94,7 +93,10 @@ class TrainingState:
                 slots.setdefault(str(number), {})[key] = slot
         drawn, numbers = self._stream.state()
         tensors |= {f"{RANDOM}/{name}": tensor for name, tensor in drawn.items()}
+        kept = self._strategy.state_dict() if has_state(self._strategy) else {}  # type: ignore[attr-defined]
+        tensors |= {f"{STRATEGY}/{key}": value for key, value in kept.items() if isinstance(value, Tensor)}
         facts = {
+            STRATEGY: {key: value for key, value in kept.items() if not isinstance(value, Tensor)},
             "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
             "step": step,
             "frozen": self._frozen,
@@ -103,22 +105,34 @@ class TrainingState:
         }
         return Checkpoint(tensors, facts)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
         """Restore a checkpoint of this model, in place: other objects may hold its tensors."""
         moving = _moving(self._model)
         for name, tensor in checkpoint._under(MODEL).items():
             # `data` leaves the tensors' version counters unchanged; cached features depend on those of frozen layers.
             moving[name].data.copy_(tensor)
-        optimizer_state = checkpoint._under(OPTIMIZER)
+        optimizer_state, parameters = checkpoint._under(OPTIMIZER), _parameters(optimizer)
         for number, slots in checkpoint.facts[OPTIMIZER].items():
-            parameter = self._parameters[int(number)]
-            self._optimizer.state[parameter] = {
+            parameter = parameters[int(number)]
+            optimizer.state[parameter] = {
                 key: _with_strides(optimizer_state[f"{number}/{key}"], slot, parameter.device)
                 if isinstance(slot, dict)
                 else slot
                 for key, slot in slots.items()
             }
+        if has_state(self._strategy):
+            kept = {**checkpoint.facts[STRATEGY], **checkpoint._under(STRATEGY)}
+            self._strategy.load_state_dict(kept)  # type: ignore[attr-defined]
         self._stream.restore(checkpoint._under(RANDOM), checkpoint.facts[RANDOM])
+
+
+def has_state(strategy: object) -> bool:
+    """Return whether a strategy has a state that checkpoints save."""
+    return all(callable(getattr(strategy, name, None)) for name in ("state_dict", "load_state_dict"))
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def uncaptured(model: nn.Module) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import time
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from adaptkit.contracts import Step
 from adaptkit.errors import RunFailed
 from adaptkit.events import Epoch
 from adaptkit.seeds import derive_seed
@@ -21,6 +23,7 @@ from adaptkit.training.evaluation import autocast, deterministic, predict
 from adaptkit.training.fitted import Examples, fitted_bytes, head_examples, outputs
 from adaptkit.training.objective import accuracy, balanced_weights, loss_of, predict_classes
 from adaptkit.training.passes import PLAIN_VIEWS, Passes, TrainingData
+from adaptkit.training.phases import Part, begin, clip, cosine_factor, divided, end, follow_schedule
 from adaptkit.training.recomputation import find_blocks, recomputed
 from adaptkit.training.seeding import RandomStream
 from adaptkit.training.trainable import set_train_mode
@@ -93,31 +96,31 @@ def fit(
     passes: Passes,
     *,
     recipe: Recipe,
-    step_ended: Callable[[nn.Module, int], None] | None = None,
+    strategy: object = None,
     start: Checkpoint | None = None,
     keep: Keep | None = None,
 ) -> Iterator[Epoch]:
     """Train the parameters in `groups`; evaluate after each epoch, and yield its record.
 
-    `passes` holds the training images with their labels, and the test sets. `step_ended` is called after each step.
-    Training resumes from the checkpoint `start`; its epochs are not yielded again. `keep` receives the checkpoint of
-    each epoch before the epoch is yielded; the time that this takes is not measured. Raises RunFailed when the loss or
-    a weight is not finite.
+    `passes` holds the training images with their labels, and the test sets. The `strategy` can have members `loss`,
+    `batch` and `step_ended`; its groups can belong to several phases. Training resumes from the checkpoint `start`; its
+    epochs are not yielded again. `keep` receives the checkpoint of each epoch before the epoch is yielded; the time
+    that this takes is not measured. Raises RunFailed when the loss or a weight is not finite.
     """
-    optimizer = make_optimizer(groups, recipe, passes.labels.device)
-    rates = [group["lr"] for group in optimizer.param_groups]
+    order = split_batches(torch.arange(len(passes.labels)), recipe.batch_size)
+    parts = divided(groups, recipe.epochs * len(order))
+    trainer = _Trainer(model, parts, recipe, passes.labels.device, strategy)
     stream = RandomStream(recipe.order_seed)
-    state = TrainingState(model, optimizer, stream) if start is not None or keep is not None else None
+    state = TrainingState(model, stream, strategy) if start is not None or keep is not None else None
     epochs: list[Epoch] = []
     if state is not None and start is not None:
-        state.restore(start)
+        trainer.go_to(max(1, start.step))
+        state.restore(start, trainer.optimizer)
         epochs += start.epochs
     for number in range(len(epochs) + 1, recipe.epochs + 1):
         clock = Clock()
         with stream, deterministic():
-            loss, train_accuracy, step = _train_epoch(
-                model, optimizer, passes, recipe=recipe, rates=rates, number=number, clock=clock, step_ended=step_ended
-            )
+            loss, train_accuracy, step = _train_epoch(trainer, passes, number=number, clock=clock)
             training_seconds = clock.seconds()
             _check_finite(loss, groups, epoch=number, recipe=recipe)
             model.eval()
@@ -134,72 +137,112 @@ def fit(
         )
         epochs.append(epoch)
         if state is not None and keep is not None:
-            keep(state.capture(epochs, step))
+            keep(state.capture(epochs, step, trainer.optimizer))
         yield epoch
 
 
-def _train_epoch(
-    model: nn.Module,
-    optimizer: Optimizer,
-    passes: Passes,
-    *,
-    recipe: Recipe,
-    rates: Sequence[float],
-    number: int,
-    clock: Clock,
-    step_ended: Callable[[nn.Module, int], None] | None,
-) -> tuple[float, float, int]:
-    """Train for one epoch; return the mean loss, the training accuracy, and the number of steps since the start.
+class _Trainer:
+    """Make the steps of a training: in each phase with its own optimizer, schedule and trained parameters."""
 
-    `rates` are the learning rates of the optimizer's groups, which the schedule multiplies.
-    """
-    labels = passes.labels
+    def __init__(
+        self, model: nn.Module, parts: Sequence[Part], recipe: Recipe, device: torch.device, strategy: object
+    ) -> None:
+        self.model, self.recipe, self.device = model, recipe, device
+        self.loss: Any = getattr(strategy, "loss", None)
+        self.batch: Any = getattr(strategy, "batch", None)
+        self.step_ended: Any = getattr(strategy, "step_ended", None)
+        self.title = f"strategy {getattr(strategy, 'name', '')}"
+        self._parts = [part for part in parts if part.last > part.first] or list(parts[-1:])
+        self._entered: Part | None = None
+        self.go_to(1)
+
+    @property
+    def total(self) -> int:
+        """Return the number of all steps."""
+        return self._parts[-1].last
+
+    def start_epoch(self) -> None:
+        """Put the model into the modes of training."""
+        if len(self._parts) > 1 and self._entered is not None:
+            begin(self.model, self._entered, adapt_statistics=self.recipe.adapt_statistics)
+        else:
+            set_train_mode(self.model, self.recipe.adapt_statistics)
+
+    def end_epoch(self) -> None:
+        """Mark the parameters of all phases as trained, since all of them are saved."""
+        if len(self._parts) > 1:
+            end(self._parts)
+
+    def go_to(self, step: int) -> bool:
+        """Enter the phase of a step; return whether it is another phase, which begins with a new optimizer."""
+        part = next((part for part in self._parts if step <= part.last), self._parts[-1])
+        if part is self._entered:
+            return False
+        self._entered, self._trained = part, part.parameters
+        recipe = self.recipe if part.lr is None else dataclasses.replace(self.recipe, lr=part.lr)
+        self.optimizer = make_optimizer(part.groups, recipe, self.device)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        return True
+
+    def step(self, number: int) -> None:
+        """Change the weights by the gradients of a step."""
+        assert self._entered is not None
+        clip(self._trained, self.recipe.clip)
+        if self.recipe.schedule == "cosine":
+            first, last = self._entered.first, self._entered.last
+            follow_schedule(self.optimizer, self._rates, cosine_factor(number - first, last - first))
+        self.optimizer.step()
+
+    def changed(self, inputs: tuple[Tensor, ...], truth: Tensor, step: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the images and labels that the strategy makes of a batch."""
+        if self.batch is None:
+            return inputs, truth
+        generator = torch.Generator().manual_seed(derive_seed(self.recipe.order_seed, f"batch {step}"))
+        images, labels = self.batch(inputs[0], truth, generator)
+        if not (isinstance(images, Tensor) and isinstance(labels, Tensor) and len(images) == len(labels)):
+            raise RunFailed(f"{self.title}: batch() must return as many images as labels, both as tensors")
+        return (images,), labels
+
+    def loss_of(self, inputs: tuple[Tensor, ...], labels: Tensor, logits: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the loss of a batch: that of the strategy, or the cross-entropy."""
+        if self.loss is None:
+            return loss_of(logits, labels, weights)
+        loss = self.loss(self.model, inputs[0], labels, logits)
+        if not (isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad):
+            raise RunFailed(f"{self.title}: loss() must return a scalar tensor with a gradient")
+        return loss
+
+
+def _train_epoch(trainer: _Trainer, passes: Passes, *, number: int, clock: Clock) -> tuple[float, float, int]:
+    """Train for one epoch; return the mean loss, the training accuracy, and the number of steps since the start."""
+    labels, recipe = passes.labels, trainer.recipe
     device = labels.device
-    set_train_mode(model, recipe.adapt_statistics)
-    blocks = find_blocks(model) if recipe.checkpointing else []
+    trainer.start_epoch()
+    blocks = find_blocks(trainer.model) if recipe.checkpointing else []
     weights = balanced_weights(labels) if recipe.balanced else None
     data = clock.charged(passes.training, number)
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     order = split_batches(batch_order(len(labels), recipe, number), recipe.batch_size)
-    total = recipe.epochs * len(order)
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     batches = zip(order, data.batches(order), strict=True)
     for step, (batch, inputs) in enumerate(batches, start=(number - 1) * len(order) + 1):
-        optimizer.zero_grad(set_to_none=True)
+        if trainer.go_to(step):
+            trainer.start_epoch()
+        trainer.optimizer.zero_grad(set_to_none=True)
         rows = batch.to(device)
         truth = labels[rows]
+        inputs, targets = trainer.changed(inputs, truth, step)
         with autocast(device, recipe.precision), recomputed(blocks):
             logits = data.network(*inputs)
-            loss = loss_of(logits, truth, None if weights is None else weights[rows])
+            loss = trainer.loss_of(inputs, targets, logits, None if weights is None else weights[rows])
         loss.backward()
         loss_sum += loss.detach() * len(batch)
         correct += (predict_classes(logits.detach()) == truth).sum()
-        if recipe.clip is not None:
-            nn.utils.clip_grad_norm_(trained, recipe.clip)
-        if recipe.schedule == "cosine":
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * cosine_factor(step, total)
-        optimizer.step()
-        if step_ended is not None:
-            step_ended(model, step)
+        trainer.step(step)
+        if trainer.step_ended is not None:
+            trainer.step_ended(trainer.model, Step(step, trainer.total, number))
+    trainer.end_epoch()
     return loss_sum.item() / len(labels), correct.item() / len(labels), number * len(order)
-
-
-#: fraction of the steps in which the schedule `cosine` raises the learning rate
-WARM_UP = 0.1
-
-
-def cosine_factor(step: int, total: int) -> float:
-    """Return the multiple of the learning rate in a step; the first step has the number 1.
-
-    It rises linearly over the first tenth of the steps, and then follows half a cosine from 1 to almost 0 (Loshchilov
-    and Hutter, 2017, without restarts).
-    """
-    warm = max(1, math.ceil(WARM_UP * total))
-    if step <= warm:
-        return step / warm
-    return (1 + math.cos(math.pi * (step - warm) / (total - warm + 1))) / 2
 
 
 def evaluate(passes: Passes, precision: str, clock: Clock) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from adaptkit.backbones.layers import find_usage, forget_usage, head_parameters
 from adaptkit.backbones.structure import NORMS, find_head
-from adaptkit.contracts import Strategy
+from adaptkit.contracts import Phase, Strategy
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.plugins.components import is_fitted
 from adaptkit.training.fitted import Examples, fit_head, stand_in
@@ -21,6 +22,19 @@ from adaptkit.training.seeding import RandomStream
 GROUP_KEYS = frozenset(
     ("params", "lr", "lr_ratio", "weight_decay", "betas", "eps", "amsgrad", "momentum", "dampening", "nesterov")
 )
+
+
+#: key of an optimizer group: the phase that it belongs to
+PHASE = "phase"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A phase of training: its number, its share of the steps, and its learning rate; None is that of the run."""
+
+    number: int = 0
+    share: float = 1.0
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,31 +141,58 @@ def adapt(
     usage = find_usage(model)
     unused = {id(model.get_parameter(name)) for name in usage.unused} if usage is not None else set()
     with RandomStream(init_seed):
-        returned = strategy.adapt(model)
+        phases = _phases(strategy, model)
     forget_usage(model)
+    groups = []
+    for stretch, declared in phases:
+        groups += [
+            group | ({PHASE: stretch} if len(phases) > 1 or stretch != Stretch() else {})
+            for group in _checked(model, strategy, declared, unused=unused, origin=origin)
+        ]
+    identities = {id(parameter) for group in groups for parameter in group["params"]}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in identities)
+    return groups
+
+
+def _phases(strategy: Strategy, model: nn.Module) -> list[tuple[Stretch, Any]]:
+    """Return what a strategy declares for each phase; without phases there is a single one."""
+    declare = getattr(strategy, "phases", None)
+    if not callable(declare):
+        return [(Stretch(), strategy.adapt(model))]
     title = _title(strategy)
-    groups = _groups(title, _items(f"{title}: adapt() returned", returned))
+    returned = declare(model)
+    phases = list(returned) if isinstance(returned, Iterable) else []
+    if not phases or not all(isinstance(phase, Phase) for phase in phases):
+        raise BadInput(f"{title}: phases() must return a list of adaptkit.Phase")
+    for phase in phases:
+        for name, value in (("share", phase.share), ("lr", 1.0 if phase.lr is None else phase.lr)):
+            if not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise BadInput(f"{title}: the {name} of a phase must be a number above 0, not {value!r}")
+    return [(Stretch(number, float(phase.share), phase.lr), phase.groups) for number, phase in enumerate(phases)]
+
+
+def _checked(
+    model: nn.Module, strategy: Strategy, declared: Any, *, unused: set[int], origin: Origin | None
+) -> list[dict[str, Any]]:
+    """Return the optimizer groups that a strategy declares, with a new head; raise BadInput if they are wrong."""
+    title, method = _title(strategy), "phases" if callable(getattr(strategy, "phases", None)) else "adapt"
+    groups = _groups(title, _items(f"{title}: {method}() returned", declared))
     trained = [parameter for group in groups for parameter in group["params"]]
     identities = {id(parameter) for parameter in trained}
     in_model = {id(parameter) for parameter in model.parameters()}
     if not trained:
-        raise BadInput(f"{title}: adapt() returned no parameters to train")
+        raise BadInput(f"{title}: {method}() returned no parameters to train")
     if len(identities) < len(trained):
-        raise BadInput(f"{title}: adapt() returned a parameter twice")
+        raise BadInput(f"{title}: {method}() returned a parameter twice")
     if not identities <= in_model:
-        raise BadInput(f"{title}: adapt() returned a parameter that is not in the model")
+        raise BadInput(f"{title}: {method}() returned a parameter that is not in the model")
     groups = [group | {"params": [p for p in group["params"] if id(p) not in unused]} for group in groups]
     groups = [group for group in groups if group["params"]]
-    identities -= unused
-    if not identities:
-        raise BadInput(f"{title}: the logits do not depend on the parameters that adapt() returned")
-    untrained = [] if origin is None else [p for p in origin.head_of(model) if id(p) not in identities]
-    if untrained:
-        groups.append({"params": untrained})
-        identities |= {id(parameter) for parameter in untrained}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in identities)
-    return groups
+    if not identities - unused:
+        raise BadInput(f"{title}: the logits do not depend on the parameters that {method}() returned")
+    untrained = [] if origin is None else [p for p in origin.head_of(model) if id(p) not in identities - unused]
+    return [*groups, *([{"params": untrained}] if untrained else [])]
 
 
 def freeze(model: nn.Module) -> None:

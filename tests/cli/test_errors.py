@@ -12,7 +12,7 @@ from support.experiments import TINY
 
 Cli = Callable[..., Result]
 
-STRATEGIES = "adapter, centroid, full, head, knn, lda, logistic, lora, norm, partial, ridge, scratch, ssf"
+STRATEGIES = "adapter, centroid, full, head, knn, lda, logistic, lora, lp-ft, norm, partial, ridge, scratch, ssf, wise"
 
 CASES = {
     "unknown strategy": (["-s", "lorra"], ["unknown strategy 'lorra'; did you mean 'lora'?"]),

@@ -145,7 +145,7 @@ def test_strategy_with_step_hook_restarts(uri: str, stop: Stop, own_folder: Path
     result = cli("resume", run_id)
     assert result.exit_code == 0
     assert result.stderr.splitlines()[0] == (
-        "stepping seed=0: trained again from the first epoch: its strategy has a step_ended hook"
+        "stepping seed=0: trained again from the first epoch: its strategy has step_ended without state_dict"
     )
     require_as_undisturbed(recorded(uri, run_id), expected)
 

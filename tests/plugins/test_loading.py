@@ -126,7 +126,7 @@ def test_plugins_from_the_environment_not_the_current_folder(own_folder: Path, m
         ),
         (
             "from adaptkit import hookimpl\nclass A: name = 'a'\n@hookimpl\ndef adaptkit_strategies(): return [A]\n",
-            "adaptkit_strategies: A has no method adapt() or fit()",
+            "adaptkit_strategies: A has no method adapt() or fit() or phases()",
         ),
         (
             "from adaptkit import hookimpl\nclass A:\n  name = 'lora'\n  def adapt(self, model): ...\n"

@@ -342,6 +342,7 @@ def test_strategy_must_support_one_model() -> None:
 
 def test_class_of_unknown_kind() -> None:
     with pytest.raises(
-        BadInput, match=r"is not a class with one of the methods adapt\(\), fit\(\), build\(\), load\(\), apply"
+        BadInput,
+        match=r"is not a class with one of the methods adapt\(\), fit\(\), phases\(\), build\(\), load\(\), apply",
     ):
         checks(Path)

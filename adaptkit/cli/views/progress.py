@@ -292,7 +292,7 @@ def _use_of_labels(plan: Plan) -> str:
 
 def _strategies(plan: Plan) -> Table:
     """Return a table of the trained parameters of each strategy."""
-    parameters = max(arm.parameters - arm.adapter for arm in plan.arms)
+    parameters = min(arm.parameters - arm.adapter for arm in plan.arms)  # a head can hold training images
     caption = f"trainable = head + adapter (added) + base; size of the base: {parameters:,}"
     table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left")
     table.add_column("strategy", overflow="fold")
