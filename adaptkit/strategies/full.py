@@ -14,7 +14,7 @@ class Full:
     """Train every parameter, from the base's weights."""
 
     name = "full"
-    lr: ClassVar[dict[str, float]] = {"plain": 0.003, "batch_norm": 0.001, "transformer": 0.0001}
+    lr: ClassVar[dict[str, float]] = {"plain": 0.0015, "batch_norm": 0.001, "transformer": 0.0001}
 
     def adapt(self, model: nn.Module) -> list[nn.Parameter]:
         """Return every parameter."""

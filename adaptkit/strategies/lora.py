@@ -24,7 +24,7 @@ class LoRA:
     """Train a low-rank update `alpha / rank * B A` of each chosen layer."""
 
     name: ClassVar[str] = "lora"
-    lr: ClassVar[dict[str, float]] = {"plain": 0.01, "batch_norm": 0.001, "transformer": 0.001}
+    lr: ClassVar[dict[str, float]] = {"plain": 0.005, "batch_norm": 0.001, "transformer": 0.001}
 
     rank: Annotated[int, Field(ge=1)] = field(default=8, metadata={"help": "rank of the update", "tune": "2..32/log"})
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = field(

@@ -19,7 +19,7 @@ class LPFT:
     """Train the head first, then everything, so that a poor head does not distort the features."""
 
     name: ClassVar[str] = "lp-ft"
-    lr: ClassVar[dict[str, float]] = {"plain": 0.003, "batch_norm": 0.001, "transformer": 0.0001}
+    lr: ClassVar[dict[str, float]] = {"plain": 0.0015, "batch_norm": 0.001, "transformer": 0.0001}
 
     share: Annotated[float, Field(gt=0, lt=1)] = field(
         default=0.5, metadata={"help": "share of the steps in which only the head is trained"}

@@ -22,7 +22,7 @@ class Partial:
     """Train the last or the first stages and the head, from the base's weights."""
 
     name: ClassVar[str] = "partial"
-    lr: ClassVar[dict[str, float]] = {"plain": 0.002, "batch_norm": 0.001, "transformer": 0.0001}
+    lr: ClassVar[dict[str, float]] = {"plain": 0.001, "batch_norm": 0.001, "transformer": 0.0001}
 
     stages: Annotated[int, Field(ge=1)] | Literal["last", "first"] = field(
         default=1,

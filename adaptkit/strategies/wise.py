@@ -21,7 +21,7 @@ class WiSE:
     """
 
     name: ClassVar[str] = "wise"
-    lr: ClassVar[dict[str, float]] = {"plain": 0.003, "batch_norm": 0.001, "transformer": 0.0001}
+    lr: ClassVar[dict[str, float]] = {"plain": 0.0015, "batch_norm": 0.001, "transformer": 0.0001}
     #: a new head, as without a source, has no weights to average with
     needs_source: ClassVar[bool] = True
 

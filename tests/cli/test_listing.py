@@ -54,7 +54,7 @@ def test_details_of_a_strategy(cli: Cli) -> None:
     text = cli("strategies", "lora").stdout
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line.strip()}
     assert text.startswith("lora  built-in\n")
-    assert "Default learning rate: 0.01 (plain), 0.001 (batch_norm), 0.001 (transformer)" in text
+    assert "Default learning rate: 0.005 (plain), 0.001 (batch_norm), 0.001 (transformer)" in text
     assert rows["rank"] == "whole number, 1 or more 8 rank of the update"
     assert rows["dropout"].startswith("number, 0 or more and below 1 0 ")
     assert rows["dora"].startswith("true or false false ")

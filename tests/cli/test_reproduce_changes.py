@@ -162,7 +162,7 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         ("processes", r"run \w+ \(.+\) was trained by 2 processes and cannot be reproduced: "),
         ("config gone", r"run \w+ \(.+\) has no artifact config.yaml"),
         ("config not YAML", r"run \w+ \(.+\): config file .+config.yaml: not valid YAML in line 1"),
-        ("config altered", r"run \w+ \(.+\): its config.yaml was altered: lr is 0.5, but was 0.01"),
+        ("config altered", r"run \w+ \(.+\): its config.yaml was altered: lr is 0.5, but was 0.005"),
         ("config of two", r"run \w+ \(.+\): its config.yaml was altered: it must name one strategy and one "),
         ("card altered", r"run \w+ \(.+\): its adapter/adapter.json was altered or belongs to another run"),
         ("adapter altered", r"run \w+ \(.+\): .+adapter.safetensors is damaged: its sha256 is \w+, and adapter.json "),
@@ -194,7 +194,7 @@ def test_runs_that_cannot_be_reproduced(make: str, problem: str, cli: Cli, copy:
     elif make == "config not YAML":
         (artifacts / "config.yaml").write_text("a: [")
     elif make == "config altered":
-        edit(copy, run_id, "config.yaml", "\nlr: 0.01", "\nlr: 0.5")
+        edit(copy, run_id, "config.yaml", "\nlr: 0.005", "\nlr: 0.5")
     elif make == "config of two":
         edit(copy, run_id, "config.yaml", "\nseed: 0", "\nseed: 0-1")
     elif make == "card altered":
@@ -276,6 +276,7 @@ def test_empty_config(cli: Cli, copy: str, tracked: Tracked) -> None:
         "base.lr is none, but was 0.001",
         "epochs is 10, but was 2",
         "image_size is none, but was 28",
+        "lr is 0.01, but was 0.005",
         "metric is none, but was accuracy",
         "protocol is none, but was draws",
         "shots is 20, but was 5",

@@ -248,8 +248,8 @@ def test_dry_run(cli: Cli, own_folder: Path) -> None:
         "to be trained first"
     )
     assert lines[5].split() == ["strategy", "trainable", "head", "adapter", "base", "share", "learning", "rate"]
-    assert lines[7].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.01"]
-    assert lines[8].split() == ["full", "421,642", "1,290", "0", "420,352", "100.00", "%", "0.003"]
+    assert lines[7].split() == ["lora", "27,216", "0", "27,216", "0", "6.06", "%", "0.005"]
+    assert lines[8].split() == ["full", "421,642", "1,290", "0", "420,352", "100.00", "%", "0.0015"]
     assert lines[9] == "trainable = head + adapter (added) + base; size of the base: 421,642"
     assert lines[10].startswith("Estimated time: ") and lines[10].endswith(
         "of training and evaluation on this machine."

@@ -66,11 +66,11 @@ def test_wrong_declarations(tune: str, line: str) -> None:
 
 def test_default_spaces_of_built_in_strategies() -> None:
     by_name = spaces(["full", "lora", "adapter", "partial"])
-    assert by_name["full"].text == "lr 0.0003..0.03 (log)"
-    assert by_name["lora"].text == "lr 0.001..0.1 (log), rank 2..32 (log)"
+    assert by_name["full"].text == "lr 0.00015..0.015 (log)"
+    assert by_name["lora"].text == "lr 0.0005..0.05 (log), rank 2..32 (log)"
     assert by_name["adapter"].dimensions["width"] == Range(2, 32, log=True, integer=True)
     assert by_name["partial"].dimensions["stages"] == Choice((1, 2, 3))
-    assert by_name["lora"].defaults == {"lr": 0.01, "rank": 8}
+    assert by_name["lora"].defaults == {"lr": 0.005, "rank": 8}
 
 
 def test_spaces_from_the_user() -> None:
@@ -78,7 +78,7 @@ def test_spaces_from_the_user() -> None:
     assert by_name["full"].dimensions == {"lr": Range(1e-5, 1e-3, log=True)}
     assert by_name["lora"].dimensions == {"lr": Choice((0.01, 0.1)), "dora": Choice((True, False))}
     assert by_name["lora"].arm.options["rank"] == 4
-    assert spaces(["lora"], lora={"rank"})["lora"].text == "lr 0.001..0.1 (log)"
+    assert spaces(["lora"], lora={"rank"})["lora"].text == "lr 0.0005..0.05 (log)"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_nothing_left_to_tune() -> None:
 def test_ranges_are_extended_within_the_bounds_of_the_option() -> None:
     space = spaces(["lora"], ["lora.rank=2..32/log"])["lora"]
     wider = space.grown({"lr": "high", "rank": "low"}, lambda arm: True)
-    assert wider.text == "lr 0.001..1 (log), rank 1..32 (log)"
+    assert wider.text == "lr 0.0005..0.5 (log), rank 1..32 (log)"
     assert wider.first == space.dimensions
     again = wider.grown({"rank": "low"}, lambda arm: True)
     assert again.dimensions == wider.dimensions
@@ -132,7 +132,7 @@ def test_ranges_are_extended_three_times_and_lists_never() -> None:
     space = spaces(["lora"], ["lora.rank=2,4,8"])["lora"]
     for _ in range(4):
         space = space.grown({"lr": "low", "rank": "high"}, lambda arm: True)
-    assert space.dimensions["lr"] == Range(1e-6, 0.1, log=True)
+    assert space.dimensions["lr"] == Range(5e-7, 0.05, log=True)
     assert space.stuck == {"rank": "a list is not extended", "lr": "extended 3 times"}
 
 

@@ -65,7 +65,7 @@ def test_params(tracked: Tracked) -> None:
         "keep_folds": "False",
         "shots": "5",
         "epochs": "2",
-        "lr": "0.01",
+        "lr": "0.005",
         "batch_size": "32",
         "optimizer": "adam",
         "weight_decay": "0.0",

@@ -88,7 +88,7 @@ def trials_of(results: dict[str, SearchResult]) -> dict[str, list[tuple[int, dic
 def test_equal_number_of_trials_beginning_with_defaults(tmp_path: Path) -> None:
     results = run(tmp_path / "optuna.db", search(), Machine(best=5e-3))
     assert {name: len(result.trials) for name, result in results.items()} == {"lora": 9, "head": 9}
-    assert results["lora"].trials[0].values == {"lr": 1e-2, "rank": 8}
+    assert results["lora"].trials[0].values == {"lr": 5e-3, "rank": 8}
     assert results["head"].trials[0].values == {"lr": 1e-2}
     for result in results.values():
         assert result.edges == {}
