@@ -102,12 +102,11 @@ def test_json_has_the_largest_difference(cli: Cli, lora: str) -> None:
     assert (record["run_id"], record["format"], record["folder"]) == (lora, "peft", "empty")
     assert set(record["files"]) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "model.json"}
     first = record["verifications"][0]
-    assert first.pop("max_difference") < 1e-5
+    assert first.pop("max_difference") < 1e-5 <= first.pop("tolerance") < 1e-4  # a part of the largest logit
     assert first == {
         "by": "adaptkit",
         "images": 100,
         "source": SHIFTED.partition("images of ")[2],
-        "tolerance": 1e-5,
         "agreement": 1.0,
     }
 

@@ -90,7 +90,7 @@ def test_base_run(cli: Cli, tracked: Tracked) -> None:
     assert lines[4:7] == [
         "metrics      6 values          equal to the last bit",
         "predictions  100 images        equal",
-        "base         421,642 numbers   equal to the last bit",
+        "base         421,644 numbers   equal to the last bit",
     ]
     assert len(epoch_lines(result)) == 2
 

@@ -353,7 +353,7 @@ def test_merged_equals_adapted(store: Path, no_cache: Path) -> None:
     names = ["adapter", "full", "head", "lora", "partial", "scratch", "ssf"]
     outcome = adaptkit.run(names, options=options, settings=TINY_SETTINGS, epochs=1)
     pixels = torch.rand(32, 1, 28, 28)
-    plain = list(SmallCNNModel(1, 28, 10).state_dict())
+    plain = ["input_mean", "input_std", *SmallCNNModel(1, 28, 10).state_dict()]
     for run in outcome.runs:
         merged, adapted = (adaptkit.load(run.run_id, merged=both) for both in (True, False))
         assert (merged(pixels) - adapted(pixels)).abs().max() < 1e-5, run.strategy
