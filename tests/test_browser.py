@@ -189,7 +189,7 @@ def test_compare_page_shows_parameters(comparing: Tab) -> None:
     comparing.locator("th").get_by_text("strategy", exact=True).wait_for()
     assert row("strategy") == ["full", "head", "lora"]
     assert row("strategy.rank") == ["", "", "4"]
-    assert row("lr") == ["0.001", "0.005", "0.005"]
+    assert row("lr") == ["0.0015", "0.01", "0.005"]
     assert row("dataset") == ["mnist5k"] * 3
     if KEPT:
         comparing.set_viewport_size({"width": 1280, "height": 1000})

@@ -91,7 +91,7 @@ def test_auto_precision(cli: Cli, native: Callable[[bool], None], is_native: boo
     native(is_native)
     result = cli("run", "-s", "head", *TINY, "--precision", "auto", "--dry-run")
     assert result.exit_code == 0
-    assert f"Base     small_cnn, 10 classes, on cpu in {precision}; " in result.stdout
+    assert f"Base     small_cnn, 1 x 28 x 28 pixels, 10 classes, on cpu in {precision}, " in result.stdout
     assert "bf16 is emulated" not in result.stdout
     plan = json.loads(cli("run", "-s", "head", *TINY, "--precision", "auto", "--dry-run", "--json").stdout)
     assert (plan["precision"], plan["notices"]) == (precision, [])
