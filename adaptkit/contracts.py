@@ -23,6 +23,12 @@ class Phase:
 
     `groups` are parameters or optimizer groups. Shares are relative: two phases of share 1 have half of the steps each.
     With `lr` None, the phase has the learning rate of the run.
+
+    Examples
+    --------
+    >>> from adaptkit import Phase
+    >>> Phase([], share=2).share
+    2
     """
 
     groups: Iterable[nn.Parameter] | Iterable[dict[str, Any]]

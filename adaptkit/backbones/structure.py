@@ -90,7 +90,7 @@ def start_near_zero(head: nn.Linear) -> nn.Linear:
 
 
 #: names of the buffers with the mean and standard deviation of each channel, which a model subtracts and divides by
-MEAN, STD = "input_mean", "input_std"
+MEAN, STD = "source_mean", "source_std"
 #: smallest standard deviation, so that images of one colour do not divide by 0
 LEAST_STD = 1e-3
 #: by what a model standardizes its images: by the statistics of the source, or each image by its own
@@ -123,7 +123,7 @@ def _extended(cls: type[nn.Module], is_headed: bool, standardize: str | None) ->
         return _rebuild, (cls, is_headed, standardize), self.__dict__
 
     def by_source(self: Any, images: Tensor) -> Any:
-        return cls.forward(self, (images - self.input_mean) / self.input_std)
+        return cls.forward(self, (images - self.source_mean) / self.source_std)
 
     def by_image(self: nn.Module, images: Tensor) -> Any:
         mean = images.mean((1, 2, 3), keepdim=True)

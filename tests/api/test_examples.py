@@ -48,7 +48,7 @@ def test_public_names() -> None:
         *("run", "compare", "sweep", "tune", "resume", "reproduce", "load", "predict", "export", "import_peft", "draw"),
         *("hookimpl", "RunOutcome", "SweepOutcome", "TuneOutcome", "Comparison", "Comparisons", "Reproduction"),
         *("Prediction", "ExportRecord", "ImportRecord", "Preprocessing", "AdaptkitError", "BadInput", "RunFailed"),
-        *("refit", "RefitSummary", "__version__"),
+        *("refit", "RefitSummary", "Phase", "__version__"),
     }  # fmt: skip
 
 

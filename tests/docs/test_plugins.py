@@ -61,6 +61,11 @@ def test_each_kind_has_an_example() -> None:
     assert [file_of(command) for _, command in EXAMPLES] == [
         "first_and_head.py",
         "scaled_head.py",
+        "ridge_head.py",
+        "head_first.py",
+        "focal.py",
+        "distilled.py",
+        "mixup.py",
         "perceptron.py",
         "parity.py",
         "rain.py",

@@ -122,7 +122,9 @@ def test_equal_trials_choices_and_costs_are_recorded(own_folder: Path) -> None:
         assert content["trials"] == TRIALS and len(content["fits"]) == 3
         for fit in content["fits"]:
             assert [trial["number"] for trial in fit["trials"]] == list(range(1, TRIALS + 1))
-            assert fit["trials"][0]["values"]["lr"] == 0.005  # the defaults are the first trial
+            assert (
+                fit["trials"][0]["values"]["lr"] == {"head": 0.01, "lora": 0.005}[run.strategy]
+            )  # the defaults are the first trial
             best = min(fit["trials"], key=lambda trial: (-trial["accuracy"], trial["loss"]))
             assert fit["best"] == best["number"] and fit["chosen"] == best["values"]
         record = client.get_run(str(run.run_id)).data

@@ -141,7 +141,7 @@ def test_statistics_of_the_source_are_kept_with_the_base(store: Path, cli: Cli) 
     result = cli("run", "-s", "head", *TINY, "--json")
     (run,) = json.loads(result.stdout)["runs"]
     model = adaptkit.load(run["run_id"])
-    mean, std = float(model.input_mean), float(model.input_std)  # type: ignore[arg-type]
+    mean, std = float(model.source_mean), float(model.source_std)  # type: ignore[arg-type]
     assert 0.05 < mean < 0.3 and 0.2 < std < 0.5
     assert cli("export", run["run_id"], "--to", "merged", "-o", "out").exit_code == 0
     card = json.loads(next((store.parent / "out").glob("*.json")).read_text())

@@ -62,7 +62,7 @@ def no_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_load_repeats_recorded_predictions(strategy: str, tracked: Tracked, no_cache: Path) -> None:
     run_id = run_of(tracked, strategy)
     model = adaptkit.load(run_id, tracking_uri=tracked.uri)
-    assert list(model.state_dict()) == ["input_mean", "input_std", *SmallCNNModel(1, 28, 10).state_dict()]
+    assert list(model.state_dict()) == ["source_mean", "source_std", *SmallCNNModel(1, 28, 10).state_dict()]
     assert not model.training and model.classes == DIGITS
     trained = find_trained(run_id, tracked.uri, given_plugins([]))
     _, domains = run_data(trained.stored, given_plugins([]))
@@ -353,7 +353,7 @@ def test_merged_equals_adapted(store: Path, no_cache: Path) -> None:
     names = ["adapter", "full", "head", "lora", "partial", "scratch", "ssf"]
     outcome = adaptkit.run(names, options=options, settings=TINY_SETTINGS, epochs=1)
     pixels = torch.rand(32, 1, 28, 28)
-    plain = ["input_mean", "input_std", *SmallCNNModel(1, 28, 10).state_dict()]
+    plain = ["source_mean", "source_std", *SmallCNNModel(1, 28, 10).state_dict()]
     for run in outcome.runs:
         merged, adapted = (adaptkit.load(run.run_id, merged=both) for both in (True, False))
         assert (merged(pixels) - adapted(pixels)).abs().max() < 1e-5, run.strategy

@@ -151,7 +151,8 @@ def test_built_in_strategies_on_the_small_cnn() -> None:
     cuts = same_both_ways(None, {}, BITFIT, strategies=strategies, options={"lora.rank": 2})
     reused = {name for name, cut in zip(strategies, cuts, strict=True) if cut != "none"}
     # The first bias is in the first layer: nothing before it is frozen.
-    assert reused == {"adapter", "head", "lora", "partial", "ssf"}
+    fitted = {"centroid", "knn", "lda", "logistic", "ridge"}
+    assert reused == {"adapter", "head", "lora", "partial", "ssf"} | fitted
 
 
 def small_vit() -> nn.Module:
@@ -188,7 +189,7 @@ def test_built_in_strategies_on_resnet18() -> None:
     [
         (
             {"lora.dora": True},
-            ["stem.0.base_layer", "flatten,neck.base_layer,sub", "middle.conv", "flatten", "stem.0.base_layer"],
+            ["stem.0.base_layer", "flatten,neck.base_layer,sub_1", "middle.conv", "flatten", "stem.0.base_layer"],
         ),
         (
             {
