@@ -34,7 +34,7 @@ def test_bars_and_table() -> None:
     ("command", "moving"),
     [
         (("sweep", "--grid", "lr=0.001,0.01"), (r"head .*epoch \d/2, \d+ s", r"head .*  \d\d\.\d$")),
-        (("tune", "--trials", "2"), (r"head .*[24]/[24].*lr 0\.\d+: (accuracy )?\d\d\.\d", r"on all images .*1/1")),
+        (("tune", "--trials", "2"), (r"head .*[24]/[24].*lr 0\.\d+: validation \d\d\.\d %", r"on all images .*1/1")),
     ],
 )
 def test_live_trials(store: Path, command: tuple[str, ...], moving: tuple[str, ...]) -> None:
