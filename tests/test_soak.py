@@ -23,6 +23,6 @@ def test_memory_and_files_do_not_grow(how: str) -> None:
     found = {name: (growth(samples, place), last[place] - first[place]) for place, name in enumerate(FIGURES, start=1)}
     for name in ("open files", "of the database", "threads", "temporary files"):
         assert found[name][1] <= 0, (name, [row[FIGURES.index(name) + 1] for row in samples])
-    # MLflow caches a small object for each of the last thousand runs; a leaked model would be 1.7 MB.
-    assert found["memory MB"][0] < 0.3, found
+    # The first hundred runs warm up caches and the allocator (0.1 to 0.6); a leaked model would be 1.7 MB.
+    assert found["memory MB"][0] < 1.0, found
     assert found["Python objects, thousands"][0] < 0.2, found

@@ -53,6 +53,7 @@ ONE_IMPORTER = {
     "adaptkit.cli.views.predictions": "a view is imported when its command prints",
     "adaptkit.cli.views.reproduction": "a view is imported when its command prints",
     "adaptkit.cli.views.tuning": "a view is imported when its command prints",
+    "adaptkit.comparison.notes": "one idea: what to know about the runs next to their verdicts",
     "adaptkit.comparison.optimism": "one idea: how optimistic the choice of the best strategy is",
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
     "adaptkit.data.sets.table_files": "one idea: the rows of a file as text",

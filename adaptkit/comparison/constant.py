@@ -21,7 +21,7 @@ MOST_CLASSES = 20
 
 
 def find_constant(run: ComparedRun, metric: Metric, design: Design) -> Constant | None:
-    """Return the best constant answer to the evaluated target images; None if a constant answer has no score."""
+    """Return the best constant answer to the evaluated target images; None if it has no score, or no error."""
     measure = design.measures.get(metric.key)
     if measure is None:
         return None
@@ -32,6 +32,8 @@ def find_constant(run: ComparedRun, metric: Metric, design: Design) -> Constant 
     if not known:
         return None
     score, name = max(known, key=lambda pair: sign * pair[0])
+    if not metric.higher_is_better and score <= 0:
+        return None  # an error of 0, such as the calibration error of the shares, cannot be beaten and says nothing
     return Constant(score=score, answer=name)
 
 

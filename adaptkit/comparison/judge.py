@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from adaptkit.comparison.classes import MOST_CONFUSION, class_f1, mean_confusion
@@ -20,11 +21,12 @@ from adaptkit.comparison.metrics import (
     find_metric,
     full_name,
 )
+from adaptkit.comparison.notes import note_sentences
 from adaptkit.comparison.numbers import listed
 from adaptkit.comparison.pairs import dominators, judge_pairs
 from adaptkit.comparison.records import COSTS, ArmResult, ComparedRun, Estimate, Metric
 from adaptkit.comparison.scores import PROBABILISTIC
-from adaptkit.comparison.sentences import note_sentences, verdict_sentences
+from adaptkit.comparison.sentences import verdict_sentences
 from adaptkit.comparison.severity import judge_robustness, over_common
 from adaptkit.comparison.statistics import ppt
 from adaptkit.comparison.trends import find_trends
@@ -78,18 +80,34 @@ def judge_runs(
         counts = ", ".join(f"{run.name} ({run.status})" for run in runs)
         raise BadInput(f"no run has finished: {counts}" if counts else "no runs to compare")
     known = find_measures() if measures is None else measures
-    names = metrics or recorded_metrics(finished[0].settings)
-    chosen, *others = (find_metric(full_name(name, known), finished, known) for name in dict.fromkeys(names))
-    default = DEFAULT_MARGIN if chosen.scale == 100 else 0.0
-    scaled = default if margin is None else margin / chosen.scale
-    complete = [_with_metrics(run, [chosen.key, *(other.key for other in others)], known) for run in runs]
-    groups, left_out = group_runs([_having(run, chosen.key) for run in complete])
-    comparisons = tuple(
-        judge(group, number=number, metric=chosen, others=others, margin=scaled, measures=known)
-        for number, group in enumerate(groups, start=1)
-    )
+    given = tuple(dict.fromkeys(metrics))
+
+    def chosen(run: ComparedRun) -> list[Metric]:
+        """Return the metrics by which a run is compared: those that were asked for, or its own."""
+        names = given or recorded_metrics(run.settings)
+        return [find_metric(full_name(name, known), finished, known) for name in dict.fromkeys(names)]
+
+    of_runs = {id(run): chosen(run) for run in runs}
+    every = list(dict.fromkeys(metric.key for found in of_runs.values() for metric in found))
+    complete = [_having(_with_metrics(run, every, known), of_runs[id(run)][0].key) for run in runs]
+    groups, left_out = group_runs(complete)
+    comparisons = []
+    for number, group in enumerate(groups, start=1):
+        deciding, *others = chosen(group.arms[0].runs[0])
+        default = DEFAULT_MARGIN if deciding.scale == 100 else 0.0
+        scaled = default if margin is None else margin / deciding.scale
+        comparisons.append(judge(group, number=number, metric=deciding, others=others, margin=scaled, measures=known))
+    _require_defined(comparisons)
     notes = tuple(f"{run.name} is left out: {run.reason}" for run in left_out)
-    return Comparisons(comparisons=comparisons, notes=notes, left_out=left_out, trends=find_trends(comparisons))
+    return Comparisons(comparisons=tuple(comparisons), notes=notes, left_out=left_out, trends=find_trends(comparisons))
+
+
+def _require_defined(comparisons: Sequence[Comparison]) -> None:
+    """Raise BadInput if the deciding metric has no value for any run, as the worst group without groups."""
+    arms = [arm for comparison in comparisons for arm in comparison.arms]
+    if arms and all(math.isnan(arm.score.mean) for arm in arms):
+        reason = "; it needs groups (split.group or folder.group)" if "group" in comparisons[0].metric.key else ""
+        raise BadInput(f"metric {comparisons[0].metric.key}: it is not defined for these runs{reason}")
 
 
 def recorded_metrics(settings: Mapping[str, str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from adaptkit.comparison.evidence import covers_pools
 from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.inference import ALPHA, Inference, quantile
 from adaptkit.comparison.metrics import is_cost
-from adaptkit.comparison.numbers import amount, counted, listed, p_phrase, plural, rounded, times, unit, with_value_unit
+from adaptkit.comparison.numbers import amount, counted, listed, p_phrase, rounded, times, unit, with_value_unit
 from adaptkit.comparison.pairs import cheaper, saw_labels
 from adaptkit.comparison.records import ArmResult, DomainResult, Estimate, PairResult
 from adaptkit.comparison.severity import Crossing, Robustness
@@ -27,14 +27,13 @@ from adaptkit.names import (
     STARTS_AT_BASE_TAG,
     TIME_TRAIN_SECONDS,
     TUNED_INSIDE_TAG,
-    TUNING_TAG,
-    WARNINGS_TAG,
 )
 from adaptkit.settings.request import OVERLAPPING
 from adaptkit.settings.severities import written
 
 #: with more pairs than this, only those of the best arm have a sentence
 MOST_PAIRS = 10
+DECIDED = ("better", "worse")
 #: number of crossings with a sentence; the JSON has all
 MOST_CROSSINGS = 5
 #: number of seeds that messages recommend
@@ -54,6 +53,11 @@ def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
     """Return the verdicts, those of the best arm first, then what follows from them, and the scope."""
     sentences = [_pair_sentence(comparison, pair) for pair in shown_pairs(comparison)]
     warned = constant_sentences(comparison)
+    if warned and all(arm.beats_constant is False for arm in comparison.arms):
+        # Sizes of differences, choices and fronts among useless strategies would sound like a recommendation.
+        shown = zip(sentences, shown_pairs(comparison), strict=True)
+        decided = [text for text, pair in shown if pair.verdict in DECIDED]
+        return (*warned, *decided, *_domain_sentences(comparison), scope_sentence(comparison))
     if hidden := len(comparison.pairs) - len(sentences):
         sentences.append(f"The other {hidden:,} pairs are in the report's table.")
     sentences += _domain_sentences(comparison)
@@ -87,45 +91,6 @@ def constant_sentences(comparison: Comparison) -> tuple[str, ...]:
     return (f"{listed(useless)} {verb} not shown to be better than {answer} ({metric.label} {score}).",)
 
 
-def note_sentences(comparison: Comparison) -> tuple[str, ...]:
-    """Return notes on the runs: missing seeds, unequal training, timings that are not comparable, runs left out."""
-    notes = []
-    every = sorted({seed for arm in comparison.arms for seed in arm.seeds})
-    for arm in comparison.arms:
-        if missing := [seed for seed in every if seed not in arm.seeds]:
-            notes.append(
-                f"{arm.name} has no finished run of {plural('seed', missing)} {listed(map(str, missing))}: its pairs "
-                "use only the seeds that both strategies have."
-            )
-        if warned := [tag for run in arm.runs if (tag := run.tags.get(WARNINGS_TAG))]:
-            notes.append(
-                f"{arm.name} may not have learned, in {len(warned)} of {counted(len(arm.runs), 'run')}: "
-                f"{warned[0].splitlines()[0]}."
-            )
-    for key, words in (("epochs", "epochs"), ("batch_size", "images per step")):
-        # A head that is fitted without gradient descent has neither.
-        values = {arm.settings[key] for arm in comparison.arms if key in arm.settings}
-        if len(values) > 1:
-            shown = listed(sorted(values, key=lambda value: (len(value), value)))
-            notes.append(
-                f"The strategies were trained with unequal {key} ({shown} {words}): they share only the drawn images."
-            )
-    notes += budget_notes(comparison.arms)
-    if not comparison.timings_comparable:
-        notes.append(
-            "Training times are shown but not ranked: the runs shared a machine, or used different machines or "
-            "numbers of threads."
-        )
-    if comparison.robustness is not None:
-        notes += comparison.robustness.notes
-    for status in dict.fromkeys(run.status for run in comparison.left_out):
-        runs = [run for run in comparison.left_out if run.status == status]
-        reasons = dict.fromkeys(run.reason for run in runs if run.reason != run.status)
-        why = f" ({listed(reasons)})" if reasons else ""
-        notes.append(f"{len(runs)} {status} {plural('run', runs)} left out: {listed(run.name for run in runs)}{why}.")
-    return tuple(notes)
-
-
 def shown_pairs(comparison: Comparison) -> Sequence[PairResult]:
     """Return the pairs to show on the terminal: all, or only those of the best arm if there are many."""
     if len(comparison.pairs) <= MOST_PAIRS:
@@ -147,7 +112,7 @@ def _pair_sentence(comparison: Comparison, pair: PairResult) -> str:
         return f"{place}, {_shown(comparison, pair)}"
     if pair.only_models:
         return f"{place}, {_models(comparison, pair)}"
-    if pair.verdict in ("better", "worse"):
+    if pair.verdict in DECIDED:
         return f"{place}, {_decided(comparison, pair)}"
     if pair.verdict == "tie":
         return f"{place}, {_tied(comparison, pair)}"
@@ -262,6 +227,8 @@ def _open_sentences(comparison: Comparison) -> list[str]:
     """Return the difference that the comparison can find, and which arm to take, if no arm is shown to be the best."""
     sizes = sorted(pair.detectable for pair in comparison.pairs if pair.detectable is not None and not pair.only_models)
     choice, metric = comparison.choice, comparison.metric
+    if saw_labels(*comparison.arms):
+        return []
     sentences = []
     size = sizes[len(sizes) // 2] if sizes else 0.0
     # A difference of shares above 100 points means that too few runs are independent to say anything.
@@ -320,20 +287,27 @@ def _costs(comparison: Comparison, pair: PairResult, swapped: bool) -> str:
         parts.append(
             f"took {times(relative(pair.seconds_ratio), more='as long', less='the time', equal='about as long')}"
         )
-    if pair.retention_difference is not None and comparison.metric.test != "clean":
+    if pair.retention_difference is not None and comparison.metric.test != "clean" and _apart(one, other):
         kept = -pair.retention_difference if swapped else pair.retention_difference
         points = f"{100 * abs(kept):.1f}"
         # A strategy that does not start at the base, such as `scratch`, cannot lose source accuracy.
         both_lost = all(
             arm.retention is not None and arm.retention.mean < 0 and _starts_at_base(arm) for arm in (one, other)
         )
-        if points == "0.0":
-            parts.append("ended with equal source accuracy")
-        elif both_lost:
+        if both_lost:
             parts.append(f"lost {points} points {'more' if kept < 0 else 'less'} source accuracy")
         else:
             parts.append(f"ended {points} points {'lower' if kept < 0 else 'higher'} in source accuracy")
     return listed(parts)
+
+
+def _apart(one: ArmResult, other: ArmResult) -> bool:
+    """Return whether the intervals of the retention of two arms do not overlap: less is not named as a cost."""
+    first, second = one.retention, other.retention
+    if first is None or second is None or None in (first.low, first.high, second.low, second.high):
+        return False
+    assert first.low is not None and first.high is not None and second.low is not None and second.high is not None
+    return first.low > second.high or second.low > first.high
 
 
 def _zero_shot_sentence(comparison: Comparison, zero_shot: float) -> str:
@@ -455,40 +429,12 @@ def _range(robustness: Robustness) -> str:
 
 def _tuned_inside(comparison: Comparison) -> str:
     """Return the part of the scope that names tuning inside the fits; empty if no strategy was tuned so."""
-    trials = {run.tags.get(TUNED_INSIDE_TAG, "0") for arm in comparison.arms for run in arm.runs}
+    # A head that is fitted without gradient descent has no learning rate to tune.
+    arms = [arm for arm in comparison.arms if "epochs" in arm.settings]
+    trials = {run.tags.get(TUNED_INSIDE_TAG, "0") for arm in arms or comparison.arms for run in arm.runs}
     if trials == {"0"}:
         return ""
     if len(trials) == 1:
-        return f" Every strategy was tuned with {counted(int(trials.pop()), 'trial')} in each fit."
+        every = "Every strategy" if arms in ([], list(comparison.arms)) else "Every strategy with gradient descent"
+        return f" {every} was tuned with {counted(int(trials.pop()), 'trial')} in each fit."
     return f" The strategies were tuned with unequal numbers of trials in each fit: {listed(sorted(trials, key=int))}."
-
-
-def budget_notes(arms: Sequence[ArmResult]) -> list[str]:
-    """Return notes on how each arm was tuned, and warnings if arms were tuned unequally; none without tuning.
-
-    An arm counts as tuned only if all its runs come from a tuning, because other runs can have the same settings by
-    chance.
-    """
-    tags = {arm.name: [run.tags.get(TUNING_TAG, "") for run in arm.runs] for arm in arms}
-    tuned = {name: lines for name, lines in tags.items() if all(lines)}
-    if not tuned:
-        return []
-    notes = []
-    for arm in arms:
-        for line in dict.fromkeys(tuned.get(arm.name, ())):
-            budget, _, rest = line.partition("; ")
-            notes.append(f"{arm.name} was tuned on held-out labelled images, {budget}: {rest}.")
-        if saw_labels(arm):
-            notes.append(f"The tuning of {arm.name} saw labels that are evaluated here: it has no verdict.")
-    untuned = [arm.name for arm in arms if arm.name not in tuned]
-    if untuned:
-        notes.append(
-            f"{listed(tuned)} {'was' if len(tuned) == 1 else 'were'} tuned, but {listed(untuned)} "
-            f"{'was' if len(untuned) == 1 else 'were'} not: a tuned strategy has an advantage."
-        )
-    budgets = dict.fromkeys(line.partition("; ")[0] for lines in tuned.values() for line in lines)
-    if len(budgets) > 1:
-        notes.append(
-            f"The strategies were tuned with unequal budgets ({listed(budgets)}): more trials are an advantage."
-        )
-    return notes

@@ -137,12 +137,14 @@ def calibration_text(calibration: Calibration) -> str:
     """Return the effect of a calibration as a sentence."""
     shown = f"{calibration.images:,} predictions of models that had not seen the image"
     found = f"Calibrated with temperature {calibration.temperature:.3g}, fitted on {shown}."
-    if calibration.temperature == 1:
+    is_unchanged, changed = calibration.temperature == 1, calibration.nll_after != calibration.nll_before
+    if is_unchanged:
         found = f"Temperature 1, which changes no probability: {shown} do not show that another one is better."
+    others = ", some of which chose another temperature" if is_unchanged and changed else ""
     return (
-        f"{found} Cross-fitted in {calibration.parts} parts: negative log-likelihood {calibration.nll_before:.3f} -> "
-        f"{calibration.nll_after:.3f}, calibration error {100 * calibration.ece_before:.1f} -> "
-        f"{100 * calibration.ece_after:.1f} points."
+        f"{found} Cross-fitted in {calibration.parts} parts{others}: negative log-likelihood "
+        f"{calibration.nll_before:.3f} -> {calibration.nll_after:.3f}, calibration error "
+        f"{100 * calibration.ece_before:.1f} -> {100 * calibration.ece_after:.1f} points."
     )
 
 

@@ -84,7 +84,7 @@ def describe_run(
         ORDER_SEED_TAG: str(derive_seed(seed, "order")),
     }
     tuning = experiment.request.settings.tuning
-    if tuning.trials:
+    if tuning.trials and arm.searched:
         tags[TUNED_INSIDE_TAG] = str(tuning.trials)
     if tuning.on is not None:
         tags[TUNED_ON_TAG] = tuning.on
@@ -104,7 +104,9 @@ def describe_run(
         source = (RunInput(name=plan.dataset, context="source", digest=domains.source_digest, source=plan.dataset),)
         history = f"trained on {plan.source_images} images of `{plan.dataset}`"
     in_folds = f" in each of {plan.folds} folds" if plan.folds else ""
-    tuned = f" Each fit chooses its values among {tuning.trials} configurations." if tuning.trials else ""
+    tuned = (
+        f" Each fit chooses its values among {tuning.trials} configurations." if tuning.trials and arm.searched else ""
+    )
     if base_run_id:
         tags[BASE_RUN_ID_TAG] = base_run_id
     return RunStart(

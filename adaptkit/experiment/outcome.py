@@ -66,6 +66,8 @@ class Plan:
     groups: int = 0
     #: configurations that each fit tries on its own training images; 0: no tuning
     tuning_trials: int = 0
+    #: parameters of the base
+    base_parameters: int = 0
     #: optimizer steps of one training
     steps: int = 0
     #: channels and side in pixels of the images, and the side at which the backbone computes, if it resizes them
@@ -75,6 +77,8 @@ class Plan:
     #: random changes of the training images: of the base, and of the adaptation
     base_augment: str = "none"
     augment: str = "none"
+    #: whether all classes count equally in the loss of the adaptation
+    balanced: bool = False
     #: by what the base standardizes its images: source, image (each by itself) or None
     standardize: str | None = None
     #: images of each class, in the order of `classes`, in one training (the mean over the fits) and in the evaluation

@@ -36,6 +36,7 @@ from adaptkit.settings.severities import written
 from adaptkit.system.hardware import find_device, find_precision, precision_notices, require_one_process
 from adaptkit.training.recomputation import find_blocks
 from adaptkit.training.seeding import RandomStream
+from adaptkit.training.trainable import count
 
 #: seeds of a target with its own test part, if the user sets none
 GIVEN_SEEDS = (0, 1, 2)
@@ -159,7 +160,15 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
         clean=None if domains.clean_test is None else _on_device(domains.clean_test, device),
         shifted=_on_device(domains.shifted_test, device),
         base_key=base_key,
-        plan=make_plan(request, domains, fits=fits, arms=arms, notices=notices, base_cached=base_cached),
+        plan=make_plan(
+            request,
+            domains,
+            fits=fits,
+            arms=arms,
+            parameters=count(model).total,
+            notices=notices,
+            base_cached=base_cached,
+        ),
         memory_format=memory_format,
         kind=kind,
         fewest_images=fewest,
@@ -247,6 +256,7 @@ def make_plan(
     *,
     fits: Sequence[Fit],
     arms: tuple[ArmPlan, ...],
+    parameters: int,
     notices: tuple[str, ...],
     base_cached: bool,
 ) -> Plan:
@@ -274,8 +284,10 @@ def make_plan(
         seeds=settings.seed,
         metrics=settings.metric,
         epochs=settings.epochs,
+        base_parameters=parameters,
         steps=settings.epochs * steps_per_epoch(drawn, settings.batch_size),
         standardize=standardization(request, domains),
+        balanced=settings.class_weights == "balanced",
         base_augment=request.base_augment_text,
         augment=request.augment_text,
         channels=domains.channels,

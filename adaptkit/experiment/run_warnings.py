@@ -77,8 +77,8 @@ def _loss_starts_high(epochs: Sequence[Epoch], classes: int) -> str | None:
     if not epochs or epochs[0].loss <= FAR_ABOVE * guess:
         return None
     return (
-        f"the loss of the first epoch is {epochs[0].loss:.3g}, far above the {guess:.3g} of a guess: the base does not "
-        "fit these images, or the learning rate is too high"
+        f"the loss of the first epoch is {epochs[0].loss:.3g}, far above the {guess:.3g} of a guess, as it is if "
+        "the base does not fit these images or the learning rate is too high"
     )
 
 

@@ -204,6 +204,8 @@ def pairs(comparison: Comparison) -> Table:
 
 
 def _word(pair: PairResult) -> str:
+    if pair.p is None:
+        return NOTHING
     return pair.verdict + (" (1 run)" if pair.only_models else "")
 
 

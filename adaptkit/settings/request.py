@@ -243,6 +243,8 @@ class Request:
         params = self._flat() | {"strategy": arm.strategy, "seed": seed, "lr": arm.lr, "shift": self.shift_text}
         if is_fitted(arm.checked):
             params = {key: value for key, value in params.items() if key not in OF_GRADIENTS}
+            if not arm.searched:
+                params["tuning.trials"] = 0
         params |= {f"strategy.{key}": value for key, value in arm.options.items()} | _searched_params([arm])
         return params | {f"shift.{name}": amount for name, amount in self.amounts.items()}
 

@@ -44,7 +44,9 @@ class Data:
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> Data:
-        """Return the data as arrays."""
+        """Return the data as arrays; raise BadInput if all images have the same features."""
+        if bool((features == features[:1]).all()):
+            raise BadInput("all training images have the same features: the base does not tell them apart")
         return cls(features.double().numpy(), labels.numpy(), None if weights is None else weights.double().numpy())
 
     def at(self, rows: NDArray[Any]) -> Data:

@@ -161,6 +161,15 @@ def repeats_itself(trial: Trial) -> None:
     require(not differing, f"the same seeds give different values of {listed(differing)}; use torch's global generator")
 
 
+def resumes(trial: Trial) -> None:
+    """Check that a training that resumes from a checkpoint with the strategy's state gives the same weights."""
+    if not hasattr(trial.create(), "state_dict"):
+        raise NotTried("it has no state_dict()")
+    expected, resumed = (adapted.model.state_dict() for adapted in trial.interrupted())
+    differing = [name for name, value in expected.items() if not torch.equal(value, resumed[name])]
+    require(not differing, f"a resumed training gives different values of {listed(differing)}")
+
+
 def pickles_and_copies(trial: Trial) -> None:
     """Check that a pickled or copied model gives the same logits."""
     adapted = trial.adapted()
@@ -251,6 +260,7 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
     "saves and loads": saves_and_loads,
     "merges exactly": merges_exactly,
     "repeats itself": repeats_itself,
+    "resumes": resumes,
     "pickles and copies": pickles_and_copies,
     "works in training and evaluation": works_in_training_and_evaluation,
     "shares nothing between models": shares_nothing_between_models,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.adapters.files import Inherited, fit_adapter
-from adaptkit.backbones.structure import find_kind
+from adaptkit.backbones.structure import find_kind, replace_layer
 from adaptkit.contracts import Strategy
 from adaptkit.errors import BadInput
+from adaptkit.events import Epoch
 from adaptkit.experiment.stage import AdaptedModel
 from adaptkit.experiment.training import finish
 from adaptkit.plugins.components import is_fitted
 from adaptkit.settings.request import default_lr
 from adaptkit.testing import models
-from adaptkit.testing.outcomes import NotTried, described, tensors, watched
+from adaptkit.testing.outcomes import CheckFailed, NotTried, described, tensors, watched
+from adaptkit.training.checkpoints import Checkpoint
 from adaptkit.training.evaluation import whole
 from adaptkit.training.fitted import Examples, fit_head, fitted_head, head_examples, stand_in
 from adaptkit.training.loop import Recipe, fit
@@ -29,6 +32,7 @@ from adaptkit.training.trainable import Origin, adapt
 
 #: numbers of epochs: two batches each, and long enough for strategies that change something after some steps
 EPOCHS, LONG, BATCH = 2, 20, 8
+ORDER_SEED = 2
 #: tolerance for logits that differ only in the order of sums
 TOLERANCE = 1e-5
 
@@ -105,18 +109,46 @@ class Trial:
 
     def train_or_raise(self, adapted: AdaptedModel, epochs: int = EPOCHS) -> None:
         """Train an adapted model for a few steps, like an experiment; fit its head if the strategy does that."""
-        pixels, labels = self.data
         if is_fitted(adapted.strategy):
-            fitted = self._adapted(self.examples())
-            fit_adapter(fitted.model.state_dict(), adapted.model, free_rows=True)
+            fitted, name = self._adapted(self.examples()).model, fitted_head(self.base())
+            # The layer itself, with any state outside of its tensors.
+            replace_layer(adapted.model, adapted.model.get_submodule(name), fitted.get_submodule(name))
+            fit_adapter(fitted.state_dict(), adapted.model)
             return
-        rate = default_lr(type(adapted.strategy), find_kind(adapted.model))
-        recipe = Recipe(epochs=epochs, batch_size=BATCH, lr=rate, order_seed=2)
-        passes = plain_passes(adapted.model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
-        for _ in fit(adapted.model, adapted.groups, passes, recipe=recipe, strategy=adapted.strategy):
+        for _ in self._epochs(adapted, epochs):
             pass
         if hasattr(adapted.strategy, "finish"):
-            finish(adapted, self.base(), seed=recipe.order_seed)
+            finish(adapted, self.base(), seed=ORDER_SEED)
+
+    def _epochs(self, adapted: AdaptedModel, epochs: int, **more: Any) -> Iterator[Epoch]:
+        pixels, labels = self.data
+        rate = default_lr(type(adapted.strategy), find_kind(adapted.model))
+        recipe = Recipe(epochs=epochs, batch_size=BATCH, lr=rate, order_seed=ORDER_SEED)
+        passes = plain_passes(adapted.model, lambda epoch: pixels, labels=labels, test=(pixels, labels))
+        return fit(adapted.model, adapted.groups, passes, recipe=recipe, strategy=adapted.strategy, **more)
+
+    def interrupted(self) -> tuple[AdaptedModel, AdaptedModel]:
+        """Return a model after a training, and one whose training resumed after the first of its epochs.
+
+        Raises NotTried if the training fails, and CheckFailed if it cannot resume.
+        """
+        kept: list[Checkpoint | str] = []
+        whole, resumed = self.adapted(), self.adapted()
+        try:
+            with watched():
+                for _ in self._epochs(whole, EPOCHS, keep=lambda checkpoint: kept.append(copy.deepcopy(checkpoint))):
+                    pass
+        except Exception as error:
+            raise NotTried("training fails") from error
+        if isinstance(kept[0], str):
+            raise CheckFailed(f"its training cannot be interrupted: {kept[0]}")
+        try:
+            with watched():
+                for _ in self._epochs(resumed, EPOCHS, start=kept[0]):
+                    pass
+        except Exception as error:
+            raise CheckFailed(f"its training does not resume: {described(error)}") from error
+        return whole, resumed
 
     def examples(self) -> Examples:
         """Return what the head of the base receives for the images."""

@@ -70,10 +70,11 @@ def children(folder: Path) -> dict[str, list[Run]]:
 
 
 @pytest.fixture(scope="module")
-def swept(shared: Path, empty_store: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def swept(
+    tmp_path_factory: pytest.TempPathFactory, shared: Path, empty_store: Path
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Run one sweep for all tests that start from its record."""
-    folder = shared / "swept"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("swept")
     shutil.copy(empty_store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in KEPT]:

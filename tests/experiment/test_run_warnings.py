@@ -66,8 +66,8 @@ GOOD = predicted([0, 0, 1, 2], [2, 1, 0, 0])
             0.95,
             False,
             [
-                "the loss of the first epoch is 1.7, far above the 1.1 of a guess: "
-                "the base does not fit these images, or the learning rate is too high"
+                "the loss of the first epoch is 1.7, far above the 1.1 of a guess, as it is if "
+                "the base does not fit these images or the learning rate is too high"
             ],
         ),
         ([1.6, 0.9], GOOD, 0.95, False, []),

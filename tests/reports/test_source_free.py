@@ -346,6 +346,7 @@ def plan(dataset: str = "none") -> Plan:
         ),
         seeds=(0,),
         epochs=1,
+        base_parameters=85_806_346,
         steps=4,
         training_counts=(2,) * 10,
         evaluation_counts=(8, *(6,) * 8, 4),

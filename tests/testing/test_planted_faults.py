@@ -191,7 +191,109 @@ class Late:
             raise RuntimeError("the warm-up has no end")
 
 
+class Head:
+    name = "planted"
+
+    def adapt(self, model: Any) -> list[nn.Parameter]:
+        return list(model.head.parameters())
+
+
+class FitsNothing:
+    name = "fits-nothing"
+
+    def fit(self, model: Any, features: Tensor, labels: Tensor) -> None:
+        pass
+
+
+class FitsAList:
+    name = "fits-a-list"
+
+    def fit(self, model: Any, features: Tensor, labels: Tensor) -> Any:
+        return list(model.head.parameters())
+
+
+class Scaled(nn.Linear):
+    """A head with a number outside of its parameters and buffers, which no file holds."""
+
+    scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
+class FitsHidden:
+    name = "fits-hidden"
+
+    def fit(self, model: Any, features: Tensor, labels: Tensor) -> nn.Module:
+        head = Scaled(features.shape[1], model.head.out_features)
+        head.scale = float(features.abs().mean()) + len(labels)
+        return head
+
+
+class FitsSeeded(FitsHidden):
+    name = "fits-seeded"
+
+    def fit(self, model: Any, features: Tensor, labels: Tensor) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(features.shape[1], model.head.out_features)
+
+
+class NoPhase:
+    name = "no-phase"
+
+    def phases(self, model: Any) -> list[Any]:
+        return []
+
+
+class NoLoss(Head):
+    def loss(self, model: Any, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+        return logits.sum() * float("nan")
+
+
+class HalfBatch(Head):
+    """Forget the labels of half of the images."""
+
+    def batch(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return images, labels[: len(labels) // 2]
+
+
+class FinishesMore(Head):
+    """Change parameters at the end that were not trained, and are not saved."""
+
+    @torch.no_grad()
+    def finish(self, model: Any, base: Any) -> None:
+        for parameter in model.parameters():
+            parameter *= 0.9
+
+
+class Forgetful(Head):
+    """Give a state that is not the whole state."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def step_ended(self, model: Any, step: int) -> None:
+        self.count += 1
+        with torch.no_grad():
+            model.head.weight *= 1 - 0.01 * self.count
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
 STRATEGIES = {
+    FitsNothing: ("cnn", "trains all that it declares", "is declared, but training does not change it"),
+    FitsAList: ("cnn", "declares what it trains", "fit() returned a list; return the new head, or None"),
+    FitsHidden: ("cnn", "saves and loads", "is there state outside of parameters and buffers?"),
+    FitsSeeded: ("cnn", "changes no global state", "it seeds the random generator of torch for the whole process"),
+    NoPhase: ("cnn", "declares what it trains", "phases() must return a list of adaptkit.Phase"),
+    NoLoss: ("cnn", "trains", "the loss is not finite in epoch 1"),
+    HalfBatch: ("cnn", "trains", "training fails"),
+    FinishesMore: ("cnn", "changes only what it declares", "changes in training, but is not declared"),
+    Forgetful: ("cnn", "resumes", "a resumed training gives different values of"),
     Simple: ("entangled", "works in training and evaluation", "AttributeError: 'LinearUpdate' object has no attribute"),
     FlatInputs: ("channels-last", "works in training and evaluation", "in training it raises RuntimeError"),
     AnyConvolution: ("channels-last", "works in training and evaluation", "in training it raises RuntimeError"),

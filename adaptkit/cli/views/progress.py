@@ -202,6 +202,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
     steps = "1 step" if plan.steps == 1 else f"{plan.steps:,} steps"
     length = "a head is fitted once" if all(arm.lr is None for arm in plan.arms) else f"{epochs} ({steps}) each"
+    length += "; all classes count equally in the loss" if plan.balanced else ""
     about = f"{', '.join(map(str, plan.seeds))}; {length}; compared by {metrics_text(plan)}"
     console.print(f"Runs     {seeds} {about}", soft_wrap=True)
     if plan.tuning_trials:
@@ -258,9 +259,12 @@ def _range(counts: Sequence[int]) -> str:
 
 def _tuning(plan: Plan) -> str:
     """Return the cost of the tuning inside the fits in numbers, and the ranges that it searches."""
-    arms, fits, trials = len(plan.arms), plan.fits, plan.tuning_trials
+    # A fitted head without options has nothing to search.
+    arms, fits, trials = sum(bool(arm.searched) for arm in plan.arms), plan.fits, plan.tuning_trials
     ranges = {
-        arm.label: ", ".join(f"{key} {shown_range(text)}" for key, text in arm.searched.items()) for arm in plan.arms
+        arm.label: ", ".join(f"{key} {shown_range(text)}" for key, text in arm.searched.items())
+        for arm in plan.arms
+        if arm.searched
     }
     searched = "\n".join(f"         {label}: searches {text}" for label, text in ranges.items())
     return (
@@ -292,8 +296,7 @@ def _use_of_labels(plan: Plan) -> str:
 
 def _strategies(plan: Plan) -> Table:
     """Return a table of the trained parameters of each strategy."""
-    parameters = min(arm.parameters - arm.adapter for arm in plan.arms)  # a head can hold training images
-    caption = f"trainable = head + adapter (added) + base; size of the base: {parameters:,}"
+    caption = f"trainable = head + adapter (added) + base; size of the base: {plan.base_parameters:,}"
     table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left")
     table.add_column("strategy", overflow="fold")
     for heading in ("trainable", "head", "adapter", "base", "share"):

@@ -130,14 +130,19 @@ def print_pairs(console: Console, comparison: Comparison) -> None:
             p_value(pair.p),
             str(pair.n),
             number(pair.disagreement, scale=100, unit=" %"),
-            f"[{COLOURS[pair.verdict]}]{pair.verdict}[/]" + (" (1 run)" if pair.only_models else ""),
+            NOTHING
+            if pair.p is None
+            else f"[{COLOURS[pair.verdict]}]{pair.verdict}[/]" + (" (1 run)" if pair.only_models else ""),
         )
     console.print(table)
 
 
 def print_costs(console: Console, comparison: Comparison) -> None:
     """Print the table of costs, with the arms that dominate each arm and by which costs."""
-    caption = "dominated by: strategies that are better and cost no more, or are tied and cost less (in parentheses)"
+    caption = (
+        "inference: time relative to the base; dominated by: strategies that are better and cost no more, or are tied "
+        "and cost less (in parentheses)"
+    )
     table = _table("strategy", caption)
     for heading in ("adapter", "s/epoch", "memory", "inference"):
         table.add_column(heading, justify="right")
@@ -148,7 +153,7 @@ def print_costs(console: Console, comparison: Comparison) -> None:
             size(arm.adapter_bytes),
             mean(arm.epoch_seconds, 2),
             size(arm.peak_bytes),
-            f"{arm.inference_ratio.mean:.2f}x",
+            mean(arm.inference_ratio, 2),
             escape(dominators(arm)),
         )
     console.print(table)

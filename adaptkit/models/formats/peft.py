@@ -32,7 +32,8 @@ def require(trained: TrainedRun) -> None:
     strategy = trained.card.get("strategy")
     if strategy != "lora":
         reason = "a base has no adapter" if strategy is None else f"PEFT's files cannot hold strategy {strategy}"
-        raise BadInput(f"--to peft needs a run of strategy lora: {reason}; export with --to merged")
+        other = "merged" if trained.is_plain(trained.merged()) else "torch-export or onnx"
+        raise BadInput(f"--to peft needs a run of strategy lora: {reason}; export with --to {other}")
     _folder(trained)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 from timm.models import PretrainedCfg
@@ -62,6 +64,11 @@ def architecture_of(name: str) -> str:
     return _on_hub(name)[0] if name.startswith(HUB) else name
 
 
+def arguments_of(name: str) -> dict[str, Any]:
+    """Return the arguments with which a model on the Hub is created; others have none."""
+    return _on_hub(name)[2] if name.startswith(HUB) else {}
+
+
 def find_config(name: str) -> PretrainedCfg:
     """Return the config of a model and its weights. Raises BadInput with the nearest name if there is none."""
     if name.startswith(HUB):
@@ -82,18 +89,21 @@ def find_config(name: str) -> PretrainedCfg:
     return timm.get_pretrained_cfg(name) or PretrainedCfg()
 
 
-def _on_hub(name: str) -> tuple[str, PretrainedCfg]:
-    """Return the architecture and the config of a model on the Hub, from its config.json."""
-    from timm.models import load_model_config_from_hf
-
+def _on_hub(name: str) -> tuple[str, PretrainedCfg, dict[str, Any]]:
+    """Return the architecture, the config and the arguments of a model on the Hub, from its config.json."""
     from adaptkit_timm.hub import fetch_file
 
     repository = name.removeprefix(HUB)
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise BadInput(f"backbone timm:{name}: write OWNER/NAME after {HUB}")
-    fetch_file(f"backbone timm:{name}", repository, ("config.json",))
-    values, architecture, _ = load_model_config_from_hf(repository)
-    return architecture, PretrainedCfg(**values)
+    config = json.loads(fetch_file(f"backbone timm:{name}", repository, ("config.json",)).read_text(encoding="utf-8"))
+    values = config.get("pretrained_cfg", config)
+    known = {field.name for field in dataclasses.fields(PretrainedCfg)}
+    kept = {
+        key: value for key, value in {**values, "hf_hub_id": repository, "source": "hf-hub"}.items() if key in known
+    }
+    kept["num_classes"] = config.get("num_classes", values.get("num_classes"))
+    return config["architecture"], PretrainedCfg(**kept), dict(config.get("model_args") or {})
 
 
 def classifier_names(config: PretrainedCfg) -> frozenset[str]:

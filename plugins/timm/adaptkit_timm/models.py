@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from adaptkit import BadInput
 from adaptkit.backbones.structure import start_near_zero
-from adaptkit_timm.configs import architecture_of, find_config
+from adaptkit_timm.configs import architecture_of, arguments_of, find_config
 from adaptkit_timm.weights import load_weights
 
 
@@ -68,7 +68,7 @@ def build_model(plan: InputPlan, weights: str, classes: int, weights_by: str = "
     """Return timm's model with these weights and number of classes. Raises BadInput if it cannot be built."""
     title = f"backbone timm:{plan.name}"
     loaded = load_weights(plan.name, plan.config, weights, weights_by)
-    settings: dict[str, Any] = {"num_classes": classes, "in_chans": plan.model_channels}
+    settings: dict[str, Any] = {**arguments_of(plan.name), "num_classes": classes, "in_chans": plan.model_channels}
     if plan.config.fixed_input_size:
         settings["img_size"] = plan.pixels
 

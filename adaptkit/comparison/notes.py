@@ -1,0 +1,81 @@
+"""Write notes on the runs of a comparison: warnings, missing seeds, unequal training and tuning, runs left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adaptkit.comparison.findings import Comparison
+from adaptkit.comparison.numbers import counted, listed, plural
+from adaptkit.comparison.pairs import saw_labels
+from adaptkit.comparison.records import ArmResult
+from adaptkit.names import TUNING_TAG, WARNINGS_TAG
+
+
+def note_sentences(comparison: Comparison) -> tuple[str, ...]:
+    """Return notes on the runs: missing seeds, unequal training, timings that are not comparable, runs left out."""
+    notes = []
+    every = sorted({seed for arm in comparison.arms for seed in arm.seeds})
+    for arm in comparison.arms:
+        if missing := [seed for seed in every if seed not in arm.seeds]:
+            notes.append(
+                f"{arm.name} has no finished run of {plural('seed', missing)} {listed(map(str, missing))}: its pairs "
+                "use only the seeds that both strategies have."
+            )
+        if warned := [tag for run in arm.runs if (tag := run.tags.get(WARNINGS_TAG))]:
+            notes.append(
+                f"{arm.name} has a warning in {len(warned)} of {counted(len(arm.runs), 'run')}: "
+                f"{warned[0].splitlines()[0]}."
+            )
+    for key, words in (("epochs", "epochs"), ("batch_size", "images per step")):
+        # A head that is fitted without gradient descent has neither.
+        values = {arm.settings[key] for arm in comparison.arms if key in arm.settings}
+        if len(values) > 1:
+            shown = listed(sorted(values, key=lambda value: (len(value), value)))
+            notes.append(
+                f"The strategies were trained with unequal {key} ({shown} {words}): they share only the drawn images."
+            )
+    notes += budget_notes(comparison.arms)
+    if not comparison.timings_comparable:
+        notes.append(
+            "Training times are shown but not ranked: the runs shared a machine, or used different machines or "
+            "numbers of threads."
+        )
+    if comparison.robustness is not None:
+        notes += comparison.robustness.notes
+    for status in dict.fromkeys(run.status for run in comparison.left_out):
+        runs = [run for run in comparison.left_out if run.status == status]
+        reasons = dict.fromkeys(run.reason for run in runs if run.reason != run.status)
+        why = f" ({listed(reasons)})" if reasons else ""
+        notes.append(f"{len(runs)} {status} {plural('run', runs)} left out: {listed(run.name for run in runs)}{why}.")
+    return tuple(notes)
+
+
+def budget_notes(arms: Sequence[ArmResult]) -> list[str]:
+    """Return notes on how each arm was tuned, and warnings if arms were tuned unequally; none without tuning.
+
+    An arm counts as tuned only if all its runs come from a tuning, because other runs can have the same settings by
+    chance.
+    """
+    tags = {arm.name: [run.tags.get(TUNING_TAG, "") for run in arm.runs] for arm in arms}
+    tuned = {name: lines for name, lines in tags.items() if all(lines)}
+    if not tuned:
+        return []
+    notes = []
+    for arm in arms:
+        for line in dict.fromkeys(tuned.get(arm.name, ())):
+            budget, _, rest = line.partition("; ")
+            notes.append(f"{arm.name} was tuned on held-out labelled images, {budget}: {rest}.")
+        if saw_labels(arm):
+            notes.append(f"The tuning of {arm.name} saw labels that are evaluated here: it has no verdict.")
+    untuned = [arm.name for arm in arms if arm.name not in tuned]
+    if untuned:
+        notes.append(
+            f"{listed(tuned)} {'was' if len(tuned) == 1 else 'were'} tuned, but {listed(untuned)} "
+            f"{'was' if len(untuned) == 1 else 'were'} not: a tuned strategy has an advantage."
+        )
+    budgets = dict.fromkeys(line.partition("; ")[0] for lines in tuned.values() for line in lines)
+    if len(budgets) > 1:
+        notes.append(
+            f"The strategies were tuned with unequal budgets ({listed(budgets)}): more trials are an advantage."
+        )
+    return notes
