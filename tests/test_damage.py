@@ -88,6 +88,7 @@ def test_damaged_features_are_computed_again(cli: Cli, cache: Path) -> None:
         path.write_bytes(whole[path])
 
 
+@pytest.mark.slow
 def test_damaged_image_record_is_made_again(cli: Cli, cache: Path, own_folder: Path) -> None:
     make_photos(own_folder / "photos", per_class=8)
     target = (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 import pluggy
 
@@ -109,18 +110,27 @@ def _source_of(point: importlib.metadata.EntryPoint, origins: set[str]) -> Sourc
     return Source(origin, "installed", path=point.value, hint=hint)
 
 
+class _UncachedLoader(importlib.machinery.SourceFileLoader):
+    """Compile a file each time: Python's cache misses a change of equal size within one second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise BadInput("it is a folder, not a Python file" if path.is_dir() else "there is no such file")
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"adaptkit_file_{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise BadInput("not a Python file")
+    loader = _UncachedLoader(name, str(path))
+    spec = importlib.machinery.ModuleSpec(name, loader, origin=str(path))
+    spec.has_location = True
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look up their module while it executes
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

@@ -22,6 +22,8 @@ CLASSES = [name for name in adaptkit.__all__ if inspect.isclass(getattr(adaptkit
 #: examples that take seconds: they train, export or run again
 LONG_EXAMPLES = {
     "compare",
+    "draw",
+    "Reproduction",
     "refit",
     "RefitSummary",
     "reproduce",
@@ -108,7 +110,11 @@ def names() -> dict[str, Any]:
 def test_examples(name: str, example_folder: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(example_folder)
     monkeypatch.setenv("XDG_STATE_HOME", str(example_folder / "state"))
-    monkeypatch.setitem(PRESETS, "quick", TINY_SETTINGS | {"epochs": 1, "base.epochs": 1})
+    monkeypatch.setitem(
+        PRESETS,
+        "quick",
+        TINY_SETTINGS | {"epochs": 1, "base.epochs": 1} | dict.fromkeys(("min_steps", "base.min_steps")),
+    )
     for folder in ("model", "program", "adapter"):
         shutil.rmtree(folder, ignore_errors=True)
     # The experiment that examples of other functions read.

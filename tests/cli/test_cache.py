@@ -119,6 +119,7 @@ def test_clear_keeps_a_base_in_use(filled: tuple[Path, dict[str, Any]], cli: Cli
     assert cli("cache", "clear").stdout.startswith("Removed 1 entry, ") and entries(cli) == []
 
 
+@pytest.mark.slow
 def test_reusing_a_base_updates_its_time(filled: tuple[Path, dict[str, Any]], cli: Cli) -> None:
     (base,) = entries(cli, "bases")
     card = Path(base["path"]) / "base.json"

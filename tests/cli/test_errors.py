@@ -247,7 +247,18 @@ def test_read_only_cache_folder(cli: Cli, own_folder: Path, monkeypatch: pytest.
 
 
 def test_infinite_loss_fails_one_run(cli: Cli) -> None:
-    tiny = ("--set", "split.source=200", "--set", "split.pool=100", "--set", "split.test=100", "--epochs", "2")
+    tiny = (
+        "--set",
+        "split.source=200",
+        "--set",
+        "split.pool=100",
+        "--set",
+        "split.test=100",
+        "--epochs",
+        "2",
+        "--set",
+        "base.epochs=2",
+    )
     result = cli("run", "-s", "full", "-s", "head", "--lr", "1e30", "--set", "optimizer=sgd", *tiny, "--no-track", "-q")
     assert result.exit_code == 1
     assert result.stderr == (

@@ -189,6 +189,7 @@ def test_trials_are_shared(again: Path, cli: Callable[..., Result]) -> None:
     assert len(children(again)["adaptation"]) == len(before) + 2
 
 
+@pytest.mark.slow
 def test_irrelevant_settings_make_no_new_trial(
     swept: tuple[Path, dict[str, Any]], again: Path, cli: Callable[..., Result]
 ) -> None:

@@ -144,6 +144,7 @@ def test_factor_for_shared_training_images(monkeypatch: pytest.MonkeyPatch) -> N
     assert coverage(pools) < 0.93
 
 
+@pytest.mark.slow
 def test_training_luck_that_a_fold_shares_and_holm() -> None:
     pools = list(trained_pools(300, images=300, folds=5, repeats=2, used=4))
     assert false_pairs(pools) <= ALPHA

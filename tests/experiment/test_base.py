@@ -115,6 +115,7 @@ def test_other_forward_pass_gets_another_base(own_folder: Path, monkeypatch: pyt
     assert run_net(write_net(own_folder)) == (True, accuracy)  # the bases of both versions stay
 
 
+@pytest.mark.slow
 def test_base_with_other_outputs_is_made_again(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No code has changed: only the outputs show that the forward pass reads another number from a file.
     monkeypatch.chdir(own_folder)

@@ -81,6 +81,7 @@ def test_pixels_of_evaluated_images_do_not_change_the_tuning(work: Path) -> None
     assert all(fit["trials"] != earlier["trials"] for fit, earlier in zip(changed, others, strict=True))
 
 
+@pytest.mark.slow
 def test_trials_use_the_training_images_of_their_fit_only(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[Any] = []
     seen: list[tuple[int, set[int], set[int]]] = []
@@ -187,6 +188,7 @@ def test_resume_after_a_stop_inside_the_tuning(
     assert tuning_of(own_folder, resumed.run_id) == tuning_of(own_folder, whole.run_id)
 
 
+@pytest.mark.slow
 def test_a_refit_tunes_once_more_on_all_labels(work: Path) -> None:
     run_id = str(own_images().runs[0].run_id)
     summary = adaptkit.refit(run_id)

@@ -91,6 +91,7 @@ def test_an_untrained_base_is_refused_in_python() -> None:
     assert refused.value.problems == (UNTRAINED,)
 
 
+@pytest.mark.slow
 def test_an_untrained_base_that_was_asked_for(cli: Any, own_folder: Path) -> None:
     (own_folder / "nested.yaml").write_text("backbone:\n  weights: none\n")
     (own_folder / "flat.yaml").write_text("weights: none\n")
@@ -162,7 +163,9 @@ def test_head_replaced_by_a_strategy_is_trained() -> None:
 @pytest.mark.slow
 def test_probed_base_trains_only_its_head(own_folder: Path, store: Path) -> None:
     model = Plain(classes=3)
-    outcome = adaptkit.run("head", backbone=model, settings=SMALL | {"base.mode": "probe", "split.source": 200})
+    outcome = adaptkit.run(
+        "head", backbone=model, settings=SMALL | {"base.mode": "probe", "split.source": 200, "base.epochs": 2}
+    )
     client = tracking(own_folder)
     base = load_file(client.download_artifacts(outcome.base.run_id, "base/base.safetensors", str(own_folder)))
     unchanged = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, base[name])}
@@ -171,7 +174,9 @@ def test_probed_base_trains_only_its_head(own_folder: Path, store: Path) -> None
         Path(client.download_artifacts(outcome.base.run_id, "base/base.json", str(own_folder))).read_text()
     )
     assert card["fingerprint"] == outcome.base.fingerprint and card["backbone"] == "python:Plain"
-    trained = adaptkit.run("head", backbone=model, settings=SMALL | {"split.source": 200}, track=False)
+    trained = adaptkit.run(
+        "head", backbone=model, settings=SMALL | {"split.source": 200, "base.epochs": 2}, track=False
+    )
     assert trained.base.fingerprint != outcome.base.fingerprint
 
 

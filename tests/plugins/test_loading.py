@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,6 +142,20 @@ def test_bad_plugin_file(cli: Cli, own_folder: Path, text: str, problem: str) ->
     assert result.stderr == f"Error: plugin {path}: {problem.format(path=path)}\n"
     assert (result.exit_code, result.stdout) == (2, "")
     assert [entry.name for entry in own_folder.iterdir() if entry.suffix] == ["bad.py"]
+
+
+def test_file_that_changed_within_a_second(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = own_folder / "late.py"
+    for name in ("one", "two"):
+        path.write_text(
+            f"from adaptkit import hookimpl\nclass Named:\n    name = '{name}'\n    def adapt(self, model): pass\n"
+            "@hookimpl\ndef adaptkit_strategies(): return [Named]\n"
+        )
+        os.utime(path, (1e9, 1e9))
+        shown = cli("--plugin", str(path), "strategies", "--json")
+        assert name in {strategy["name"] for strategy in json.loads(shown.stdout)}
+    assert not (own_folder / "__pycache__").exists()
 
 
 def test_missing_plugin_file(cli: Cli, own_folder: Path) -> None:

@@ -378,6 +378,7 @@ def test_class_f1_heat_map() -> None:
     assert len(draw_four(classes=40)["class_f1"].figure.axes[0].get_xticks()) == 40
 
 
+@pytest.mark.slow
 def test_class_f1_of_many_classes() -> None:
     one, other = make_arm("full", 0.9, classes=41), make_arm("lora", 0.9, classes=41)
     scores = numpy.array(one.class_f1)
@@ -493,6 +494,7 @@ def test_option_sweep_needs_three_values_of_one_number() -> None:
     assert [stem for found in stems for stem in found if stem.startswith("option_sweep")] == []
 
 
+@pytest.mark.slow
 def test_option_sweep_of_a_grid() -> None:
     arms = [*sweep("rank", ["1", "2", "4", "8"], alpha="16"), *sweep("rank", ["1", "2", "4"], alpha="_32")]
     arms = [dataclasses.replace(arm, name=f"{arm.name} alpha={arm.options['alpha']}") for arm in arms]

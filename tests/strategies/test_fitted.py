@@ -178,6 +178,7 @@ def test_settings_without_effect_are_named(cli: Cli, own_folder: Path) -> None:
     assert not [line for line in notices if line.startswith("centroid")]
 
 
+@pytest.mark.slow
 def test_tuning_inside_the_fits_leaves_fitted_heads_out(cli: Cli, own_folder: Path, store: Path) -> None:
     result = cli("run", "-s", "ridge", "-s", "head", "--tune", "2", *TINY)
     assert result.exit_code == 0, result.stderr

@@ -134,6 +134,7 @@ def test_recomputed_run_has_the_same_results() -> None:
             assert metrics["memory/peak_bytes"] < plainly["memory/peak_bytes"]
 
 
+@pytest.mark.slow
 def test_recomputation_does_not_change_the_comparison(store: Any) -> None:
     uri = f"sqlite:///{store}"
     for seed, given in ((0, None), (1, {"checkpointing": "False"}), (2, {"checkpointing": "True"})):
