@@ -153,7 +153,7 @@ def test_file_that_changed_within_a_second(cli: Cli, own_folder: Path, monkeypat
             "@hookimpl\ndef adaptkit_strategies(): return [Named]\n"
         )
         os.utime(path, (1e9, 1e9))
-        shown = cli("--plugin", str(path), "strategies", "--json")
+        shown = cli("strategies", "--plugin", str(path), "--json")
         assert name in {strategy["name"] for strategy in json.loads(shown.stdout)}
     assert not (own_folder / "__pycache__").exists()
 
