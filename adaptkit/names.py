@@ -130,6 +130,8 @@ TRIAL_KEY_TAG = "adaptkit.trial_key"
 TUNING_TAG = "adaptkit.tuning"
 #: number of trials with which every fit of a run chose its own values (param `tuning.trials`); absent without tuning
 TUNED_INSIDE_TAG = "adaptkit.tuned_inside"
+#: the values that the fits of a run chose, as a JSON list of dictionaries
+TUNED_VALUES_TAG = "adaptkit.tuned_values"
 #: labels on which an earlier tuning chose the values of a run (param `tuning.on`): `evaluated`, if they include labels
 #: that the run evaluates, or `other`; absent if the values do not come from a tuning
 TUNED_ON_TAG = "adaptkit.tuned_on"

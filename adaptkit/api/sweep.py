@@ -267,9 +267,7 @@ def run_sweep(request: SweepRequest, watch: Watch = Watch()) -> SweepOutcome:
                 outcome = SweepOutcome(
                     trials=trials,
                     parent_run_id=group.run_id,
-                    comparisons=judge_trials(
-                        trials, store, plugins, metrics=prepared.experiments[0].request.settings.metric
-                    ),
+                    comparisons=judge_trials(trials, store, plugins, metrics=_common_metrics(prepared)),
                     **store_fields(store),
                 )
                 with tempfile.TemporaryDirectory(prefix="adaptkit-") as temporary:
@@ -322,6 +320,12 @@ def _stored_record(trial: PlannedTrial, stored: StoredTrial) -> SweepTrial:
 def _new_record(trial: PlannedTrial, run: RunSummary) -> SweepTrial:
     accuracy = run.metrics.get(FINAL_SHIFTED_ACCURACY)
     return _record(trial, run.status, run_id=run.run_id, accuracy=accuracy, error=run.error, warnings=run.warnings)
+
+
+def _common_metrics(prepared: Prepared) -> tuple[str, ...]:
+    """Return the metrics of a sweep, or none if those of its data sets differ, so that each is judged by its own."""
+    metrics = {experiment.request.settings.metric for experiment in prepared.experiments}
+    return metrics.pop() if len(metrics) == 1 else ()
 
 
 def judge_trials(

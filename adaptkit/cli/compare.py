@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adaptkit.cli.options import FolderType, plugin_option, progress_options, store_option
+from adaptkit.cli.options import FolderType, metric_option, plugin_option, progress_options, store_option
 from adaptkit.errors import BadInput
 from adaptkit.names import REPORT_FILE
 from adaptkit.plugins.loading import load_plugins
@@ -25,11 +25,7 @@ from adaptkit.system.signals import interruptible
     metavar="CONDITION",
     help="Compare only runs that match an MLflow filter, e.g. \"lr = '0.001'\"; plain names are parameters.",
 )
-@click.option(
-    "--metric",
-    metavar="NAME,...",
-    help="Metrics to compare by; the first decides. See `adaptkit metrics`.  [default: those of the runs]",
-)
+@metric_option("those of the runs")
 @click.option(
     "--margin", type=float, metavar="X", help="Largest difference that counts as a tie, in points.  [default: 1]"
 )

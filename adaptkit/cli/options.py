@@ -68,7 +68,10 @@ plugin_option = click.option(
     "--plugin", "plugin", multiple=True, type=click.Path(), metavar="PATH", help="Python file with hooks. Repeatable."
 )
 report_option = click.option(
-    "--report", type=FolderType(), metavar="DIR", help="Write a report of the comparison to this folder."
+    *("--report", "--output", "report"),
+    type=FolderType(),
+    metavar="DIR",
+    help="Write a report of the comparison to this folder.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only the results.")
@@ -173,6 +176,18 @@ strategy_options = bundle(
     click.option("--skip-bad-images", is_flag=True, help="Skip files that are not images, instead of stopping."),
 )
 
+
+def metric_option(default: str) -> Decorator:
+    """Return the option for metrics; given several times, it means the same as one list."""
+    return click.option(
+        "--metric",
+        metavar="NAME,...",
+        multiple=True,
+        callback=lambda context, option, names: ",".join(names) if names else None,
+        help=f"Metrics to compare by; the first decides. See `adaptkit metrics`.  [default: {default}]",
+    )
+
+
 recipe_options = bundle(
     click.option(
         "--protocol",
@@ -184,11 +199,7 @@ recipe_options = bundle(
         metavar="K|by:COLUMN",
         help="Cross-validation with K folds, or with one value of a column held out at a time.  [default: 5]",
     ),
-    click.option(
-        "--metric",
-        metavar="NAME,...",
-        help="Metrics to compare by; the first decides. See `adaptkit metrics`.  [default: chosen by the data]",
-    ),
+    metric_option("chosen by the data"),
     click.option("--keep-folds", is_flag=True, help="Keep the adapters of all folds, also above 50 MB."),
     click.option("--epochs", metavar="N", help="Epochs of adaptation.  [default: 10, or 100 steps if they take more]"),
     click.option("--lr", metavar="X", help="Learning rate; auto: chosen in each fit.  [default: the strategy's]"),

@@ -57,6 +57,8 @@ class Comparison:
         The compared metric.
     zero_shot, base_accuracy : float or None
         Target and source accuracy of the base before adaptation; None without a source, since the head is new.
+    zero_shot_scores : dict
+        Scores of the base before adaptation by the other compared metrics, as far as they need no probabilities.
     robustness : Robustness or None
         Results over severities of the shift.
 
@@ -88,6 +90,7 @@ class Comparison:
     left_out: tuple[LeftOut, ...]
     zero_shot: float | None
     base_accuracy: float | None
+    zero_shot_scores: Mapping[str, float]
     classes: tuple[str, ...]
     test_images: int
     base_fingerprint: str

@@ -25,7 +25,7 @@ from adaptkit.comparison.notes import note_sentences
 from adaptkit.comparison.numbers import listed
 from adaptkit.comparison.pairs import dominators, judge_pairs
 from adaptkit.comparison.records import COSTS, ArmResult, ComparedRun, Estimate, Metric
-from adaptkit.comparison.scores import PROBABILISTIC
+from adaptkit.comparison.scores import OF_CLASSES, PROBABILISTIC
 from adaptkit.comparison.sentences import verdict_sentences
 from adaptkit.comparison.severity import judge_robustness, over_common
 from adaptkit.comparison.statistics import ppt
@@ -168,6 +168,7 @@ def judge(
         left_out=group.left_out,
         zero_shot=first.metrics[FINAL_ZERO_SHOT_ACCURACY] if first.has_source else None,
         base_accuracy=first.metrics[FINAL_BASE_TEST_ACCURACY] if first.has_source else None,
+        zero_shot_scores=_zero_shot_scores(first, [metric, *others], measures),
         classes=first.classes,
         test_images=len(first.predictions["shifted"].truth),
         base_fingerprint=first.tags.get(BASE_FINGERPRINT_TAG, ""),
@@ -178,6 +179,19 @@ def judge(
     )
     comparison = dataclasses.replace(comparison, notes=note_sentences(comparison))
     return dataclasses.replace(comparison, sentences=verdict_sentences(comparison))
+
+
+def _zero_shot_scores(run: ComparedRun, metrics: Sequence[Metric], measures: Measures) -> dict[str, float]:
+    """Return the scores of the base by the metrics that need its predicted classes only."""
+    predictions = run.predictions["shifted"]
+    if not run.has_source or predictions.base_predicted is None:
+        return {}
+    answers = answers_of(
+        dataclasses.replace(predictions, predicted=predictions.base_predicted, probabilities=None), len(run.classes)
+    )
+    keys = (FINAL_SHIFTED_MACRO_F1, *(metric.key for metric in metrics))
+    of_classes = {key: measures[key] for key in keys if key in measures}
+    return {key: answers.score(measure) for key, measure in of_classes.items() if measure.name in OF_CLASSES}
 
 
 def _with_metrics(run: ComparedRun, keys: Sequence[str], measures: Measures) -> ComparedRun:

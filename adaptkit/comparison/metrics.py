@@ -156,5 +156,5 @@ def _nearest(key: str, recorded: set[str]) -> str:
     short = key.removeprefix(FINAL_SHIFTED).removeprefix(FAMILY_FINAL)
     for names in (list(endings), list(recorded)):
         if near := difflib.get_close_matches(short if names[0] in endings else key, names, n=1, cutoff=0.75):
-            return f"; did you mean {endings.get(near[0], near[0])!r}?"
+            return f"; did you mean {endings.get(near[0], near[0]).removeprefix(FINAL_SHIFTED)!r}?"
     return "; `adaptkit metrics` lists those of predictions"

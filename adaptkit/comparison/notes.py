@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 
 from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.numbers import counted, listed, plural
 from adaptkit.comparison.pairs import saw_labels
 from adaptkit.comparison.records import ArmResult
-from adaptkit.names import TUNING_TAG, WARNINGS_TAG
+from adaptkit.names import TUNED_VALUES_TAG, TUNING_TAG, WARNINGS_TAG
+
+#: number of chosen values that a note names
+MOST_CHOICES = 5
 
 
 def note_sentences(comparison: Comparison) -> tuple[str, ...]:
@@ -34,6 +39,7 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
             notes.append(
                 f"The strategies were trained with unequal {key} ({shown} {words}): they share only the drawn images."
             )
+    notes += [_chosen_values(arm) for arm in comparison.arms if any(TUNED_VALUES_TAG in run.tags for run in arm.runs)]
     notes += budget_notes(comparison.arms)
     if not comparison.timings_comparable:
         notes.append(
@@ -48,6 +54,18 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
         why = f" ({listed(reasons)})" if reasons else ""
         notes.append(f"{len(runs)} {status} {plural('run', runs)} left out: {listed(run.name for run in runs)}{why}.")
     return tuple(notes)
+
+
+def _chosen_values(arm: ArmResult) -> str:
+    """Return the values that the fits of an arm chose, the most frequent first."""
+    chosen = [fit for run in arm.runs for fit in json.loads(run.tags.get(TUNED_VALUES_TAG, "[]"))]
+    texts = Counter(
+        ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in fit.items())
+        for fit in chosen
+    )
+    shown = [f"{text} ({count})" for text, count in texts.most_common(MOST_CHOICES)]
+    more = [counted(len(texts) - MOST_CHOICES, "other")] if len(texts) > MOST_CHOICES else []
+    return f"The {counted(len(chosen), 'fit')} of {arm.name} chose {listed([*shown, *more])}."
 
 
 def budget_notes(arms: Sequence[ArmResult]) -> list[str]:

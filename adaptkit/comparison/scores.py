@@ -70,6 +70,11 @@ class Scored:
 
 #: built-in metrics that need probabilities
 PROBABILISTIC = ("nll", "brier", "ece", "auroc", "average_precision")
+#: built-in metrics that need predicted classes only
+OF_CLASSES = (
+    *("accuracy", "balanced_accuracy", "macro_f1", "kappa", "weighted_kappa"),
+    *("worst_class_recall", "worst_group_accuracy"),
+)
 #: metrics that depend on one class or group, so that the jackknife does not measure their error
 OF_THE_WORST = ("worst_class_recall", "worst_group_accuracy")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from adaptkit.names import (
     SPLIT_FILE,
     TIME_INFERENCE_RATIO,
     TIMING_TAG,
+    TUNED_VALUES_TAG,
     TUNING_FILE,
 )
 from adaptkit.plugins.components import is_fitted
@@ -295,6 +297,7 @@ class AdaptationRun:
                 ADAPTER_SHA256_TAG: sha256_of(results[0].files[ADAPTER_CARD_FILE]),
                 FROZEN_PREFIX_TAG: results[0].prefix,
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
+                **({TUNED_VALUES_TAG: json.dumps([dict(one.chosen) for one in tunings])} if tunings else {}),
                 **warning_tags(self.warnings),
             },
             files=artifacts,

@@ -16,6 +16,9 @@ from adaptkit.errors import AdaptkitError, BadInput, suggestion
 from adaptkit.plugins.components import TITLES, Component
 from adaptkit.system.signals import origin, require_none
 
+#: kind of component -> name of one that adaptkit's source code has as a plugin of its own
+SEPARATE = {"engine": "ray", "backbone": "timm", "strategy": "peft"}
+
 
 class PluginWarning(UserWarning):
     """A plugin could not be loaded, or one of its event hooks failed."""
@@ -112,8 +115,8 @@ class Plugins:
 
     def _hint(self, kind: str, name: str) -> str:
         """Suggest for an unknown name: the name as an argument, a similar name, or the list of all names."""
-        if (kind, name) == ("engine", "ray"):
-            return "; Ray is a plugin: pip install ./plugins/ray from adaptkit's source code"
+        if name == SEPARATE.get(kind):
+            return f"; it is a plugin: pip install ./plugins/{name} from adaptkit's source code"
         components = self.usable(kind)
         owners = [component.name for component in components if component.argument and _is_argument(name, component)]
         if owners:

@@ -101,9 +101,16 @@ def accuracies(comparison: Comparison, colours: Colours) -> Table:
     note = "Mean ± half-width of the 95 % interval for new images, as far as the scope of the verdicts reaches."
     if has_source:
         zero_shot, source = number(comparison.zero_shot, scale=100), number(comparison.base_accuracy, scale=100)
-        texts = [NOTHING] * extra + [zero_shot, NOTHING, source, NOTHING, NOTHING, *([NOTHING] * len(more)), NOTHING]
+        reached = [
+            number(comparison.zero_shot_scores.get(other.key), other.digits, scale=other.scale)
+            for other in ([metric] if extra else []) + more
+        ]
+        macro_f1 = number(comparison.zero_shot_scores.get(FINAL_SHIFTED_MACRO_F1), scale=100)
+        texts = [*reached[: int(extra)], zero_shot, NOTHING, source, NOTHING, macro_f1, *reached[int(extra) :], NOTHING]
         rows.append(tuple(TableCell(text, "control") for text in ("zero-shot", *texts)))
         note += " Zero-shot is the base without adaptation."
+    if lower := [heading(other) for other in (metric, *more) if not other.higher_is_better]:
+        note += f" Lower is better: {listed(lower)}."
     if comparison.constant is not None:
         place = 1 if extra else [column.heading for column in columns].index(_column_of(metric))
         texts = [NOTHING] * (len(columns) - 1)

@@ -125,7 +125,7 @@ def test_refused_before_training(
 
 def test_ray_without_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTKIT_ENTRY_POINTS", "0")
-    with pytest.raises(BadInput, match=r"unknown engine 'ray'; Ray is a plugin: pip install \./plugins/ray"):
+    with pytest.raises(BadInput, match=r"unknown engine 'ray'; it is a plugin: pip install \./plugins/ray"):
         EngineSettings("ray").make(load_plugins())
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from adaptkit.comparison.findings import Comparison, Comparisons
 from adaptkit.comparison.numbers import NOTHING, mean, number, p_value, size
 from adaptkit.comparison.numbers import interval as bounds
-from adaptkit.comparison.records import COSTS, ArmResult
+from adaptkit.comparison.records import COSTS, ArmResult, Metric
 from adaptkit.comparison.sentences import shown_pairs
 from adaptkit.experiment.outcome import RunOutcome
 from adaptkit.names import FINAL_GAIN, FINAL_RETENTION, FINAL_SHIFTED_ACCURACY, FINAL_TEST_ACCURACY, TIME_TRAIN_SECONDS
@@ -77,7 +77,8 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
     rows = []
     if zero_shot is not None and base_source is not None:
         base = [f"{100 * zero_shot:.1f}", "", f"{100 * base_source:.1f}", "", "0", "0.00 %", ""]
-        rows.append(["zero-shot", *([""] if extra else []), *base, *([""] * len(more))])
+        reached = [_zero_shot(comparison, other) for other in ([metric] if extra else []) + more]
+        rows.append(["zero-shot", *reached[: int(extra)], *base, *reached[int(extra) :]])
     for arm in comparison.arms[:MOST_ARMS]:
         fewer = f" ({len(arm.seeds)} of {seeds} seeds)" if len(arm.seeds) < seeds else ""
         score = [mean(arm.score, metric.digits, scale=metric.scale)] if extra else []
@@ -100,7 +101,9 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
         score = [number(comparison.constant.score, metric.digits, scale=metric.scale)]
         rows.append(["constant", *score, *([""] * (len(headings) - 2))])
     shown, hidden, is_narrow = _fitting(headings, rows, console.width)
-    caption = "; ".join((about, note, *([f"not shown: {', '.join(hidden)}"] if hidden else [])))
+    lower = [other.label.removeprefix("target ") for other in (metric, *more) if not other.higher_is_better]
+    parts = (about, note, *([f"lower is better: {', '.join(lower)}"] if lower else []))
+    caption = "; ".join((*parts, *([f"not shown: {', '.join(hidden)}"] if hidden else [])))
     table = _table(headings[0], caption, is_narrow)
     for index in shown[1:]:
         table.add_column(headings[index], justify="right")
@@ -109,6 +112,11 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
     console.print(table)
     if (left := len(comparison.arms) - MOST_ARMS) > 0:
         console.print(f"and {left} more: see --json or --output")
+
+
+def _zero_shot(comparison: Comparison, metric: Metric) -> str:
+    score = comparison.zero_shot_scores.get(metric.key)
+    return "" if score is None else number(score, metric.digits, scale=metric.scale)
 
 
 def print_pairs(console: Console, comparison: Comparison) -> None:
