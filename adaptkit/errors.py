@@ -79,7 +79,7 @@ class RunFailed(AdaptkitError):
     --------
     >>> outcome = adaptkit.run("full", lr=1e30, preset="quick", settings={"optimizer": "sgd"}, track=False)
     >>> outcome.failed[0].error
-    'the loss is not finite in epoch 1; a lower learning rate may help: --lr 1e+29'
+    'the loss is not finite in epoch 1; a lower learning rate may help: --lr 0.01'
     """
 
 

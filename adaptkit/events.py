@@ -88,11 +88,16 @@ class Predictions:
 
 @dataclass(frozen=True)
 class ConfidenceBin:
-    """The predictions of similar confidence: their share of all, their mean confidence and their accuracy."""
+    """The predictions of similar confidence: their share of all, their mean confidence, and their accuracy.
+
+    `low` and `high` are the ends of the 95 % interval of the accuracy (Wilson).
+    """
 
     share: float
     confidence: float
     accuracy: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ RANGE = (0.01, 100.0)
 LEVEL = 0.05
 #: number of parts for cross-fitting predictions that have no folds
 PARTS = 5
+#: images in a point of a reliability diagram; with fewer, its accuracy is mostly chance
+LEAST_IMAGES, LEAST_POINTS = 25, 3
 
 
 @dataclass(frozen=True)
@@ -156,15 +158,28 @@ def _parts(predictions: Predictions) -> Integers:
     return numpy.unique(numpy.array(units), return_inverse=True)[1].astype(numpy.int64) % PARTS
 
 
-def confidence_bins(probabilities: Floats, truth: Integers, count: int = BINS) -> tuple[ConfidenceBin, ...]:
-    """Return predictions of similar confidence together, in about `count` bins of equal size."""
-    bins = bins_of(probabilities, count=count)
+def confidence_bins(probabilities: Floats, truth: Integers, *, repeats: int = 1) -> tuple[ConfidenceBin, ...]:
+    """Return predictions of similar confidence together, in bins of equal size; fewer bins for fewer images.
+
+    `repeats` is the number of predictions for each image: they do not narrow the intervals.
+    """
+    from scipy.stats import binomtest  # takes half a second
+
+    images = len(truth) // repeats
+    bins = bins_of(probabilities, count=min(BINS, max(LEAST_POINTS, images // LEAST_IMAGES)))
     confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
-    return tuple(
-        ConfidenceBin(
-            share=float((bins == number).mean()),
-            confidence=float(confidence[bins == number].mean()),
-            accuracy=float(right[bins == number].mean()),
+    found = []
+    for number in numpy.unique(bins):
+        inside = bins == number
+        accuracy, count = float(right[inside].mean()), max(1, round(int(inside.sum()) / repeats))
+        ends = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+        found.append(
+            ConfidenceBin(
+                share=float(inside.mean()),
+                confidence=float(confidence[inside].mean()),
+                accuracy=accuracy,
+                low=min(accuracy, float(ends.low)),
+                high=max(accuracy, float(ends.high)),
+            )
         )
-        for number in numpy.unique(bins)
-    )
+    return tuple(found)

@@ -60,6 +60,8 @@ F = TypeVar("F", bound=TrainingData)
 
 #: name of the held-back images of a tuning run; the loss on them is recorded too
 VALIDATION = "validation"
+#: learning rate that the advice after a loss that is not finite does not exceed
+LARGEST_ADVISED = 0.01
 #: test set -> the field of `Epoch` with its accuracy
 SCORES = {"clean": "test_accuracy", "shifted": "shifted_accuracy", VALIDATION: "validation_accuracy"}
 
@@ -311,7 +313,7 @@ class Clock:
 
 
 def _check_finite(loss: float, groups: Sequence[dict[str, Any]], *, epoch: int, recipe: Recipe) -> None:
-    advice = f"a lower learning rate may help: {recipe.lr_option}{recipe.lr / 10:g}"
+    advice = f"a lower learning rate may help: {recipe.lr_option}{min(recipe.lr / 10, LARGEST_ADVISED):g}"
     if not math.isfinite(loss):
         raise RunFailed(f"the loss is not finite in epoch {epoch}; {advice}")
     finite = [torch.isfinite(parameter).all() for group in groups for parameter in group["params"]]

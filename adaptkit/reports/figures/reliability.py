@@ -12,7 +12,7 @@ from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.records import ArmResult
 from adaptkit.comparison.temperature import CrossFitted, Floats, Integers, confidence_bins, cross_fit
 from adaptkit.errors import BadInput
-from adaptkit.metrics.classification import BINS, CalibrationError
+from adaptkit.metrics.classification import CalibrationError
 from adaptkit.reports.figures.style import (
     CROWD,
     DASHED,
@@ -28,8 +28,6 @@ from adaptkit.reports.figures.style import (
     write_note,
 )
 
-#: images in a point; with fewer, its accuracy is mostly chance
-LEAST_IMAGES, LEAST_POINTS = 25, 3
 #: maximum number of probabilities of all drawn runs, because a temperature is fitted to them several times
 MOST_NUMBERS = 10_000_000
 
@@ -60,7 +58,7 @@ def draw_reliability(comparison: Comparison, marks: Mapping[str, Mark]) -> Drawi
     ]
     set_legend(figure, handles, ["calibrated", *fitted], loc="outside right center")
     count = len(comparison.arms)
-    note = "below the dashed line, the model is too confident; above it, not confident enough"
+    note = "below the dashed line: too confident; above it: not confident enough; vertical lines: 95 % intervals"
     write_note(figure, note if len(fitted) == count else f"{note}; {len(fitted)} of {count} strategies")
     settle(figure)
     changes = [f"{shown(arm)} {before:.1f}, then {after:.1f}" for arm, (before, after) in errors.items()]
@@ -88,8 +86,15 @@ def _fitted(arms: Sequence[ArmResult]) -> dict[str, list[CrossFitted]]:
 
 def _draw_arm(axes: Axes, shares: Sequence[Floats], truth: Sequence[Integers], mark: Mark) -> float:
     """Draw the points of all runs of an arm together; return the mean calibration error of a run, in points."""
-    points = min(BINS, max(LEAST_POINTS, len(truth[0]) // LEAST_IMAGES))
-    bins = confidence_bins(numpy.concatenate(shares), numpy.concatenate(truth), points)
+    bins = confidence_bins(numpy.concatenate(shares), numpy.concatenate(truth), repeats=len(shares))
+    axes.vlines(
+        [100 * one.confidence for one in bins],
+        [100 * one.low for one in bins],
+        [100 * one.high for one in bins],
+        color=mark.colour,
+        alpha=0.35,
+        linewidth=1.2,
+    )
     axes.plot(
         [100 * one.confidence for one in bins],
         [100 * one.accuracy for one in bins],

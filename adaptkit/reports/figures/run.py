@@ -150,7 +150,8 @@ def draw_reliability(calibration: Calibration, title: str) -> Figure:
         axes.plot([0, 100], [0, 100], color="grey", linestyle="--", linewidth=1, label="perfect")
         confidences, accuracies = ([100 * value for value in values] for values in _coordinates(bins))
         axes.plot(confidences, accuracies, marker="o", markersize=4, color=TARGET, clip_on=False, label="predictions")
-        axes.vlines(confidences, confidences, accuracies, color=TARGET, alpha=0.4)
+        low, high = [100 * one.low for one in bins], [100 * one.high for one in bins]
+        axes.vlines(confidences, low, high, color=TARGET, alpha=0.5, label="95 % interval")
         axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="accuracy (%)")
         axes.set_title(
             f"{name}: calibration error {100 * ece:.1f} points\nnegative log-likelihood {nll:.3f}", fontsize=10
