@@ -1,4 +1,4 @@
-"""Define the interfaces of plugins: strategies, backbones, data sets, shifts, metrics and engines."""
+"""Define the interfaces of plugins: strategies, backbones, data sets, readers, shifts, metrics and engines."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
-    from torch import Generator, Tensor, nn
+    from torch import Generator, Tensor, dtype, nn
 
+    from adaptkit.data.raw_values import Conversion
     from adaptkit.sweeps.engines.tasks import Ended, Task, Tell
     from adaptkit.sweeps.engines.worker import Work
 
@@ -104,17 +105,50 @@ class Backbone(Protocol):
 
 
 @dataclass(frozen=True)
+class Raster:
+    """The values in an image file: `values` `[bands, h, w]`, or `[h, w]`, of any integer or float type.
+
+    `missing` is True where a value is missing, with the shape of the values; NaN and infinite values are missing in any
+    case. `bands` are the names of the bands, if the file names them.
+    """
+
+    values: NDArray[Any]
+    missing: NDArray[numpy.bool_] | None = None
+    bands: tuple[str, ...] | None = None
+
+
+class Reader(Protocol):
+    """Decode an image file to its raw values.
+
+    `suffixes` are the ends of the names of its files in lower case, such as `.fits` and `.fits.gz`. A reader with
+    options is a standard dataclass; its fields are the options, given as `--set NAME.KEY=VALUE`. Worker processes
+    decode: instances must be picklable. `unavailable` is the reason why the reader cannot be used, such as a package
+    that is not installed.
+    """
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+
+    def read(self, path: Path) -> Raster:
+        """Return the values in a file. Any error means that the file cannot be read; the user sees its message."""
+
+
+@dataclass(frozen=True)
 class Reading:
     """How to read images: resize them to `size` x `size` pixels; with `skip_bad`, skip files that are not images.
 
     `columns` are the names of columns of a table that the user chose, by their meaning: image, label, split, group,
-    domain or id. `group` is a regular expression that finds the group of an image in the name of its file.
+    domain or id. `group` is a regular expression that finds the group of an image in the name of its file. `readers`
+    decode the files; without any, the built-in ones. `image` are the settings of raw values that the user chose: fields
+    of `adaptkit.data.raw_values.Conversion`.
     """
 
     size: int
     skip_bad: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     group: str | None = None
+    readers: tuple[Reader, ...] = ()
+    image: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Dataset(Protocol):
@@ -209,7 +243,8 @@ class StoredPixels(Protocol):
     """Images outside of memory that are decoded one by one when they are needed.
 
     Worker processes decode them: instances must be picklable, and an index must always give the same image. An
-    optional attribute `names` holds a name for each image, such as the path of its file.
+    optional attribute `names` holds a name for each image, such as the path of its file. An optional attribute `dtype`
+    is the type of the images: torch.uint8, the default, or torch.float32 for values in 0..1.
     """
 
     @property
@@ -217,7 +252,7 @@ class StoredPixels(Protocol):
         """Return `(n, c, h, w)`: the number of images, their channels, height and width."""
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return one image, uint8 `[c, h, w]`. If this raises an error, the message to the user names the index."""
+        """Return one image `[c, h, w]`. If this raises an error, the message to the user names the index."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +268,13 @@ class SelectedPixels:
         _, channels, height, width = self.stored.shape
         return len(self.indices), channels, height, width
 
+    @property
+    def dtype(self) -> dtype:
+        """Return the type of the images."""
+        import torch
+
+        return getattr(self.stored, "dtype", torch.uint8)
+
     def __getitem__(self, index: int) -> Tensor:
         """Decode one image of the selection."""
         return self.stored[int(self.indices[index])]
@@ -240,11 +282,11 @@ class SelectedPixels:
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images: `pixels` uint8 `[n, c, h, w]`, `labels` int64 `[n]`, and the name of each class.
+    """Labelled images: `pixels` `[n, c, h, w]`, `labels` int64 `[n]`, and the name of each class.
 
-    Pixels are a tensor, or `StoredPixels` if they do not fit into memory. `ids` identify the images, such as the paths
-    of their files; no two are equal. `columns` are further facts about each image by name, such as a group or a domain:
-    n values each.
+    Pixels are uint8, or float32 in 0..1, with any number of channels: a tensor, or `StoredPixels` if they do not fit
+    into memory. `ids` identify the images, such as the paths of their files; no two are equal. `columns` are further
+    facts about each image by name, such as a group or a domain: n values each.
     """
 
     pixels: Tensor | StoredPixels
@@ -283,9 +325,11 @@ class Images:
 class Corpus:
     """A data set: its images and, if it exists, its official test set.
 
-    `notices` are messages for the user before training.
+    `notices` are messages for the user before training. `conversion` says how raw values of files became floats in
+    0..1, if they did; it is recorded with the model.
     """
 
     train: Images
     test: Images | None = None
     notices: tuple[str, ...] = ()
+    conversion: Conversion | None = None

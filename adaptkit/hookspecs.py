@@ -9,7 +9,7 @@ import pluggy
 if TYPE_CHECKING:
     from torch import nn
 
-    from adaptkit.contracts import Backbone, Dataset, Engine, Metric, Shift, Strategy
+    from adaptkit.contracts import Backbone, Dataset, Engine, Metric, Reader, Shift, Strategy
     from adaptkit.events import Epoch, RunResult, RunStart
 
 #: increased when a hook or a contract changes; a plugin may set `API_VERSION` to the version that it needs
@@ -32,6 +32,11 @@ def adaptkit_backbones() -> list[type[Backbone]]:
 @hookspec
 def adaptkit_datasets() -> list[type[Dataset]]:
     """Return data set classes to add."""
+
+
+@hookspec
+def adaptkit_readers() -> list[type[Reader]]:
+    """Return reader classes to add. Readers decode the image files of `folder:PATH` and `table:FILE`."""
 
 
 @hookspec

@@ -56,6 +56,10 @@ ONE_IMPORTER = {
     "adaptkit.comparison.notes": "one idea: what to know about the runs next to their verdicts",
     "adaptkit.comparison.optimism": "one idea: how optimistic the choice of the best strategy is",
     "adaptkit.comparison.trends": "one idea: comparisons that differ in one number",
+    "adaptkit.data.readers.arrays": "one kind of file",
+    "adaptkit.data.readers.fits": "one kind of file",
+    "adaptkit.data.readers.picture": "one kind of file",
+    "adaptkit.data.readers.tiff": "one kind of file",
     "adaptkit.data.sets.table_files": "one idea: the rows of a file as text",
     "adaptkit.experiment.fits": "one idea: the results of the folds of a run",
     "adaptkit.models.formats.peft": "loaded by name, as a format",
@@ -81,6 +85,7 @@ ONE_IMPORTER = {
     "adaptkit.testing.backbone_checks": "one kind of check",
     "adaptkit.testing.dataset_checks": "one kind of check",
     "adaptkit.testing.kit": "the only door to the checks",
+    "adaptkit.testing.reader_checks": "one kind of check",
     "adaptkit.testing.shift_checks": "one kind of check",
     "adaptkit.testing.strategy_checks": "one kind of check",
     "adaptkit.testing.metric_checks": "the checks of one kind of plugin",
@@ -233,7 +238,7 @@ def test_every_hook_has_a_test() -> None:
 
     hooks = [name for name in vars(hookspecs) if name.startswith("adaptkit_")]
     tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
-    assert len(hooks) == 10
+    assert len(hooks) == 11
     assert [name for name in hooks if f"def {name}(" not in tests] == []
 
 

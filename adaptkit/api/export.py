@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.comparison.numbers import counted
+from adaptkit.data.readers.files import suffixes_of
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.models.formats.format import Exported, Format, Logits, find_format
 from adaptkit.models.run_images import check_images, own_images
@@ -182,7 +183,9 @@ def export(
     trained = find_trained(run_id, tracking_uri, loaded)
     written.require(trained)
     if images:
-        checked = own_images([Path(path) for path in images], trained.preprocessing)
+        checked = own_images(
+            [Path(path) for path in images], trained.preprocessing, suffixes_of(trained.readers.values())
+        )
     else:
         checked = check_images(trained.stored, trained.preprocessing, loaded)
     for line in checked.notices:

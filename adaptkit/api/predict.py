@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -10,9 +11,12 @@ from pathlib import Path
 from torch import nn
 
 from adaptkit.adapters.files import read_card
-from adaptkit.errors import BadInput
+from adaptkit.data.readers.files import suffixes_of
+from adaptkit.data.sets.file_pixels import not_read
+from adaptkit.errors import BadInput, PlanNotice
 from adaptkit.models.preprocessing import Prediction, find_pictures, predict_pictures
 from adaptkit.models.trained import EXPORT_CARD, LoadedModel, find_trained, given_plugins, read_export
+from adaptkit.plugins.manager import Plugins
 from adaptkit.system.hardware import find_device
 
 
@@ -95,8 +99,11 @@ def predict(
         backbone=backbone,
     )
     problems: list[str] = []
-    _, predictions = stream_predictions(request, problems.append)
+    others: list[Path] = []
+    _, predictions = stream_predictions(request, problems.append, others.append)
     results = list(predictions)
+    if others:
+        warnings.warn(not_read(list(map(str, others))), PlanNotice, stacklevel=2)
     if problems and not skip_bad_images:
         raise BadInput(*problems)
     return results
@@ -117,19 +124,21 @@ class UsedModel:
 
 
 def stream_predictions(
-    request: PredictRequest, bad_image: Callable[[str], None]
+    request: PredictRequest, bad_image: Callable[[str], None], other: Callable[[Path], None] = lambda path: None
 ) -> tuple[UsedModel, Iterator[Prediction]]:
     """Return what is known of the model, and an iterator that classifies one image at a time.
 
-    The iterator calls `bad_image(problem)` for a file that is not an image, and continues. Raises BadInput at once if
+    The iterator calls `bad_image(problem)` for an image that cannot be read, and `other(path)` for a file in a folder
+    that has another format, and continues. Raises BadInput at once if
     there are no files, or if the run has no model.
     """
     device = find_device(request.device)
-    pictures = find_pictures(request.images)
+    plugins = given_plugins(request.plugins, request.backbone)
+    pictures = find_pictures(request.images, suffixes_of(plugins.readers.values()), other)
     first = next(pictures, None)
     if first is None:
         raise BadInput(f"no files found in {', '.join(map(str, request.images))}")
-    loaded, used = _load(request)
+    loaded, used = _load(request, plugins)
     predictions = predict_pictures(
         loaded.model.to(device),
         loaded.preprocessing,
@@ -142,8 +151,7 @@ def stream_predictions(
     return used, predictions
 
 
-def _load(request: PredictRequest) -> tuple[LoadedModel, UsedModel]:
-    plugins = given_plugins(request.plugins, request.backbone)
+def _load(request: PredictRequest, plugins: Plugins) -> tuple[LoadedModel, UsedModel]:
     exported = read_export(request.run, plugins)
     if exported is not None:
         folder = str(request.run)

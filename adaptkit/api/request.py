@@ -13,9 +13,10 @@ from adaptkit.errors import BadInput, PlanNotice
 from adaptkit.plugins.loading import load_plugins
 from adaptkit.plugins.manager import Plugins
 from adaptkit.settings.files import read_config
+from adaptkit.settings.group import SettingsGroup
 from adaptkit.settings.request import WEIGHTS
 from adaptkit.settings.resolve import Layer, option_keys
-from adaptkit.settings.settings import Settings, SettingsGroup, flat_settings
+from adaptkit.settings.settings import Settings, flat_settings
 
 #: settings that have another name as a Python argument
 PLURALS = {"strategy": "strategies", "seed": "seeds"}

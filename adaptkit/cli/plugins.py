@@ -61,7 +61,12 @@ def list_(plugin: tuple[str, ...], as_json: bool) -> None:
 @click.option(
     "-o", "options", multiple=True, metavar="KEY=VALUE", help="Option to check with, e.g. rank=4. Repeatable."
 )
-@click.option("--data-dir", type=FolderType(), default=Path("data"), help="Folder of data sets.  [default: data]")
+@click.option(
+    "--data-dir",
+    type=FolderType(),
+    default=Path("data"),
+    help="Folder of data sets, or of example files.  [default: data]",
+)
 @plugin_option
 @output_options
 def check(what: str, options: tuple[str, ...], data_dir: Path, plugin: tuple[str, ...], as_json: bool) -> None:
@@ -72,8 +77,8 @@ def check(what: str, options: tuple[str, ...], data_dir: Path, plugin: tuple[str
       adaptkit plugins check lora -o rank=4
       adaptkit plugins check my_plugin.py
 
-    NAME is a strategy, backbone, data set, shift, engine or installed plugin. PATH is a Python file with hooks. The
-    exit code is 1 if a check fails.
+    NAME is a strategy, backbone, data set, reader, shift, engine or installed plugin. PATH is a Python file with hooks.
+    The exit code is 1 if a check fails.
     """
     check_plugin(what, options, data_dir=data_dir, files=plugin, as_json=as_json)
 

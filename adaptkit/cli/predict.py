@@ -77,8 +77,10 @@ def predict(
     from adaptkit.api.predict import PredictRequest, stream_predictions
     from adaptkit.cli.views.console import messages, print_line
     from adaptkit.cli.views.predictions import print_table, write_rows
+    from adaptkit.data.sets.file_pixels import not_read
 
     bad: list[str] = []
+    others: list[Path] = []
     with interruptible():
         request = PredictRequest(
             run=run_id,
@@ -89,7 +91,7 @@ def predict(
             tracking_uri=tracking_uri,
             plugins=plugin,
         )
-        used, predictions = stream_predictions(request, bad.append)
+        used, predictions = stream_predictions(request, bad.append, others.append)
         if used.run_id != run_id:
             print_line(messages(), f"Model: {used.title}, the refit of {run_id}")
         if chosen is None:
@@ -97,6 +99,8 @@ def predict(
         else:
             head = {"run_id": used.run_id, "strategy": used.strategy, "classes": list(used.classes)}
             write_rows(chosen, output, predictions, classes=used.classes, head=head, with_top=top_k is not None)
+    if others:
+        print_line(messages(), f"Note: {not_read(list(map(str, others)))}")
     if bad and not skip_bad_images:
         raise BadInput(*bad, f"{_files(len(bad))} could not be read; --skip-bad-images skips them")
     for line in bad:

@@ -73,4 +73,4 @@ def _grouped(corpus: Corpus, column: str) -> Corpus:
     train, test = group(corpus.train), None if corpus.test is None else group(corpus.test)
     count = len({value for images in (train, test) if images is not None for value in images.columns[GROUP]})
     notice = f"split.group: column {column} has {count} {'group' if count == 1 else 'groups'}"
-    return Corpus(train, test, (*corpus.notices, notice))
+    return replace(corpus, train=train, test=test, notices=(*corpus.notices, notice))

@@ -16,7 +16,7 @@ from torch import Tensor
 from adaptkit.contracts import Corpus, Dataset, Images, Reading, Shift, StoredPixels
 from adaptkit.data.columns import GROUP, common_groups, divided_groups, grouped_by
 from adaptkit.data.duplicates import Members, across_groups, near_duplicate_notices, repetitions
-from adaptkit.data.pixels import NamedPixels, alike, chunks, held, resized
+from adaptkit.data.pixels import NamedPixels, alike, chunks, dtype_of, held, range_fault, resized
 from adaptkit.data.protocols import (
     DRAWS,
     PROPORTIONAL,
@@ -30,6 +30,7 @@ from adaptkit.data.protocols import (
     fold_numbers,
     small_classes,
 )
+from adaptkit.data.raw_values import Conversion
 from adaptkit.data.split import FOLDS, GIVEN, NOTHING, Part, source_parts, split_part, target_parts
 from adaptkit.data.split_files import SplitPart, read_split, split_text
 from adaptkit.data.views import LazyViews, Views, views_of
@@ -79,9 +80,11 @@ def _named(images: Images, title: str) -> Images:
 
 def _problem(images: Images, train: Images) -> str | None:
     shape = list(images.pixels.shape)
-    dtype = images.pixels.dtype if isinstance(images.pixels, Tensor) else torch.uint8
-    if dtype != torch.uint8 or len(shape) != 4 or 0 in shape:
-        return f"pixels must be uint8 [n, channels, height, width], not {_name(dtype)} {shape}"
+    dtype = dtype_of(images.pixels)
+    if dtype not in (torch.uint8, torch.float32) or len(shape) != 4 or 0 in shape:
+        return f"pixels must be uint8 or float32 [n, channels, height, width], not {_name(dtype)} {shape}"
+    if dtype == torch.float32 and isinstance(images.pixels, Tensor) and (fault := range_fault(images.pixels)):
+        return fault
     if shape[2] != shape[3]:
         return f"images must be square, not {shape[3]}x{shape[2]}"
     if images.labels.dtype != torch.int64 or list(images.labels.shape) != shape[:1]:
@@ -97,6 +100,8 @@ def _problem(images: Images, train: Images) -> str | None:
             return f"column {name!r} must be {shape[0]} texts, one for each image"
     if images.classes != train.classes or shape[1:] != list(train.pixels.shape[1:]):
         return "its test images and training images differ in classes, channels or size"
+    if dtype != dtype_of(train.pixels):
+        return "its test images and training images differ in their type, uint8 or float32"
     return None
 
 
@@ -180,7 +185,7 @@ def _of_classes(corpus: Corpus, title: str, classes: tuple[str, ...]) -> Corpus:
         sum(len(part) for part in parts if part is not None) for parts in ((corpus.train, corpus.test), (train, test))
     )
     notice = f"classes: {count:,} of the {total:,} images of {title} are of these {len(classes)} classes"
-    return Corpus(train, test, (*corpus.notices, notice))
+    return replace(corpus, train=train, test=test, notices=(*corpus.notices, notice))
 
 
 def _some(names: Sequence[str], limit: int = 10) -> str:
@@ -233,6 +238,8 @@ class Domains:
     #: how the labels of the target are used; with folds, the target test images are the images of the pool
     protocol: Protocol
     notices: tuple[str, ...] = ()
+    #: how raw values of the target's files became floats in 0..1, if they did
+    conversion: Conversion | None = None
     #: with folds that hold out a value of a column: the number of the value of each image of the pool, and the values
     held_out: tuple[Tensor, tuple[str, ...]] | None = None
 
@@ -418,6 +425,7 @@ def load_domains(
         notices=notices,
         protocol=protocol,
         held_out=held_out,
+        conversion=whole.conversion if (whole := foreign or corpus) is not None else None,
     )
 
 
@@ -484,7 +492,7 @@ def _digest(*values: Tensor | StoredPixels | LazyViews | str) -> str:
         elif isinstance(value, LazyViews):
             sha.update(_digest("views", str(value.shifts), str(value.seed), value.pixels).encode())
         else:
-            sha.update(f"{torch.uint8} {list(value.shape)}:".encode())
+            sha.update(f"{dtype_of(value)} {list(value.shape)}:".encode())
             for chunk in chunks(value):
                 sha.update(chunk.numpy().data)
     return sha.hexdigest()

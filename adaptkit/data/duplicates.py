@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from adaptkit.contracts import Corpus, Images
 from adaptkit.data.columns import GROUP
-from adaptkit.data.pixels import chunks, joined
+from adaptkit.data.pixels import chunks, image_bytes, joined
 from adaptkit.data.shifts import luminance
 from adaptkit.system.streams import printable_line
 
@@ -144,8 +144,8 @@ def _numbers(values: Sequence[str]) -> Tensor:
 
 
 def _small(pixels: Tensor) -> Tensor:
-    """Return uint8 images as rows of the grey values of 16 x 16 areas, float32 `[n, 256]` in 0..255."""
-    grey = pixels.float()
+    """Return images as rows of the grey values of 16 x 16 areas, float32 `[n, 256]` in 0..255."""
+    grey = pixels.float() if pixels.dtype == torch.uint8 else pixels * 255
     grey = luminance(grey) if grey.shape[1] == 3 else grey.mean(dim=1, keepdim=True)
     return adaptive_avg_pool2d(grey, SMALL).flatten(1)
 
@@ -175,15 +175,14 @@ def named(names: Sequence[str | int]) -> str:
 
 def _keys(images: Images) -> numpy.ndarray:
     """Return a uint64 hash of each image."""
-    width = images.pixels.shape[1:]
-    words = -(-int(numpy.prod(width)) // 8)
+    words = -(-image_bytes(images.pixels) // 8)
     weights = numpy.random.Generator(numpy.random.PCG64(0)).integers(2**64, size=words, dtype=numpy.uint64) | 1
     return numpy.concatenate([_mixed(rows, weights) for chunk in chunks(images.pixels) for rows in chunk.split(ROWS)])
 
 
 def _mixed(rows: Tensor, weights: numpy.ndarray) -> numpy.ndarray:
     padded = numpy.zeros((len(rows), 8 * len(weights)), dtype=numpy.uint8)
-    flat = rows.flatten(1).numpy()
+    flat = rows.flatten(1).contiguous().numpy().view(numpy.uint8)
     padded[:, : flat.shape[1]] = flat
     mixed = padded.view(numpy.uint64) * weights
     # Without this step, high bits would not affect low bits.

@@ -39,6 +39,27 @@ CHUNK_BYTES = 16 << 20
 HELD_BYTES = 256 << 20
 
 
+def dtype_of(pixels: Tensor | StoredPixels) -> torch.dtype:
+    """Return the type of images: uint8, or float32 for values in 0..1."""
+    dtype: torch.dtype = getattr(pixels, "dtype", torch.uint8)
+    return dtype
+
+
+def size_of(pixels: Tensor | StoredPixels) -> int:
+    """Return the number of bytes of all images in memory."""
+    return pixels.shape[0] * image_bytes(pixels)
+
+
+def image_bytes(pixels: Tensor | StoredPixels) -> int:
+    """Return the number of bytes of one image in memory."""
+    return math.prod(pixels.shape[1:]) * dtype_of(pixels).itemsize
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Return images as float32 in 0..1."""
+    return images if images.dtype == torch.float32 else images.to(torch.float32) / 255
+
+
 @dataclass(frozen=True)
 class LoadedImages(Images):
     """Images whose pixels are in memory."""
@@ -60,17 +81,31 @@ class NamedPixels:
             image: Any = self.stored[index]
         except Exception as error:
             raise BadInput(f"{self.title} {index} cannot be read ({_reason(error)})") from error
-        expected = list(self.shape[1:])
-        if isinstance(image, Tensor) and image.dtype == torch.uint8 and list(image.shape) == expected:
+        expected, dtype = list(self.shape[1:]), dtype_of(self.stored)
+        if isinstance(image, Tensor) and image.dtype == dtype and list(image.shape) == expected:
+            if dtype == torch.float32 and (fault := range_fault(image)):
+                raise BadInput(f"{self.title} {index}: {fault}")
             return image
         actual = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         actual = actual.removeprefix("torch.")
-        raise BadInput(f"{self.title} {index} must be a uint8 tensor of shape {expected}, not {actual}")
+        kind = str(dtype).removeprefix("torch.")
+        raise BadInput(f"{self.title} {index} must be a {kind} tensor of shape {expected}, not {actual}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of the images."""
+        return dtype_of(self.stored)
 
     @property
     def names(self) -> Sequence[str] | None:
         """Return the names of the stored images, if they have names."""
         return names_of(self.stored)
+
+
+def range_fault(images: Tensor) -> str:
+    """Describe what is wrong with the values of float images; an empty string for values in 0..1."""
+    low, high = float(images.min()), float(images.max())
+    return "" if low >= 0 and high <= 1 else f"float pixels must be in 0..1, not {low:g} to {high:g}"
 
 
 def names_of(pixels: Tensor | StoredPixels) -> Sequence[str] | None:
@@ -80,7 +115,7 @@ def names_of(pixels: Tensor | StoredPixels) -> Sequence[str] | None:
 
 def held(images: Images) -> Images:
     """Load the images into memory if they are small enough."""
-    return loaded(images) if math.prod(images.pixels.shape) <= HELD_BYTES else images
+    return loaded(images) if size_of(images.pixels) <= HELD_BYTES else images
 
 
 def loaded(images: Images) -> LoadedImages:
@@ -110,6 +145,11 @@ class JoinedPixels:
         return self.first[index] if index < count else self.second[index - count]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of the images."""
+        return dtype_of(self.first)
+
+    @property
     def names(self) -> Sequence[str] | None:
         """Return the names of the images, if both sets have names."""
         first, second = names_of(self.first), names_of(self.second)
@@ -134,8 +174,8 @@ def joined(first: Images, second: Images) -> Images:
 
 
 def chunks(pixels: Tensor | StoredPixels) -> Iterator[Tensor]:
-    """Yield all pixels in order as uint8 chunks `[k, c, h, w]` of limited size."""
-    size = max(1, CHUNK_BYTES // math.prod(pixels.shape[1:]))
+    """Yield all pixels in order as chunks `[k, c, h, w]` of limited size."""
+    size = max(1, CHUNK_BYTES // image_bytes(pixels))
     if isinstance(pixels, Tensor):
         yield from pixels.split(size)
     else:
@@ -143,13 +183,13 @@ def chunks(pixels: Tensor | StoredPixels) -> Iterator[Tensor]:
 
 
 def channel_statistics(pixels: Tensor | StoredPixels) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation of each channel over all pixels, as parts of the largest value, 255.
+    """Return the mean and standard deviation of each channel over all pixels, in 0..1.
 
     A channel of one value has the standard deviation 1.
     """
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for chunk in chunks(pixels):
-        values = chunk.double() / 255
+        values = chunk.double() / (255 if chunk.dtype == torch.uint8 else 1)
         count += values.numel() // values.shape[1]
         total = total + values.sum((0, 2, 3))
         squares = squares + values.square().sum((0, 2, 3))
@@ -159,19 +199,19 @@ def channel_statistics(pixels: Tensor | StoredPixels) -> tuple[Tensor, Tensor]:
 
 
 def decoded(pixels: StoredPixels, parts: Sequence[Tensor], *, pinned: bool = False) -> Iterator[Tensor]:
-    """Yield the images of each part, uint8 `[k, c, h, w]`: `parts` are int64 indices.
+    """Yield the images of each part `[k, c, h, w]`: `parts` are int64 indices.
 
     `pinned` allocates page-locked memory for fast copies to a CUDA device. Global random generators are not changed.
     Raises BadInput for an image that cannot be read, RunFailed if a worker process dies.
     """
-    image_bytes = math.prod(pixels.shape[1:])
-    size = max(1, min(PIECE_IMAGES, PIECE_BYTES // image_bytes))
-    workers = worker_count(sum(map(len, parts)), size * image_bytes)
+    size = max(1, min(PIECE_IMAGES, PIECE_BYTES // image_bytes(pixels)))
+    piece_bytes = size * image_bytes(pixels)
+    workers = worker_count(sum(map(len, parts)), piece_bytes)
     parallel: dict[str, Any] = {}
     if workers:
         parallel = {
             "num_workers": workers,
-            "prefetch_factor": max(1, min(AHEAD_PIECES, AHEAD_BYTES // (size * image_bytes)) // workers),
+            "prefetch_factor": max(1, min(AHEAD_PIECES, AHEAD_BYTES // piece_bytes) // workers),
             "multiprocessing_context": "fork",
             "worker_init_fn": _end_quietly,
         }
@@ -184,7 +224,7 @@ def decoded(pixels: StoredPixels, parts: Sequence[Tensor], *, pinned: bool = Fal
     )
     with _pieces(loader, workers) as pieces:
         for part in parts:
-            batch = torch.empty((len(part), *pixels.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+            batch = torch.empty((len(part), *pixels.shape[1:]), dtype=dtype_of(pixels), pin_memory=pinned)
             filled = 0
             while filled < len(part):
                 piece = next(pieces)
@@ -292,6 +332,11 @@ class ConvertedPixels:
         """Return the shape of the converted images."""
         return int(self.original.shape[0]), self.channels, self.size, self.size
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of the images."""
+        return dtype_of(self.original)
+
     def __getitem__(self, index: int) -> Tensor:
         """Convert one image."""
         return converted(self.original[index][None], self.channels, self.size)[0]
@@ -312,7 +357,7 @@ def alike(images: Images, *, channels: int, size: int, name: str = "") -> Images
     if (actual, side) == (channels, size):
         return images
     lazy = ConvertedPixels(images.pixels, channels, size)
-    if not isinstance(images.pixels, Tensor) or math.prod(lazy.shape) > HELD_BYTES:
+    if not isinstance(images.pixels, Tensor) or size_of(lazy) > HELD_BYTES:
         return replace(images, pixels=lazy)
     pixels = torch.cat([converted(chunk, channels, size) for chunk in chunks(images.pixels)])
     return replace(images, pixels=pixels)
@@ -328,15 +373,17 @@ def resized(corpus: Corpus, size: int) -> Corpus:
 
 
 def converted(pixels: Tensor, channels: int, size: int) -> Tensor:
-    """Return uint8 images `[n, c, h, w]` with these channels and this size.
+    """Return images `[n, c, h, w]` of uint8, or of float32 in 0..1, with these channels and this size.
 
     Grey images are repeated for each channel. Colour images are converted to their luminance. Resizing is bilinear.
     """
     actual, side = pixels.shape[1:3]
+    is_bytes = pixels.dtype == torch.uint8
     if actual != channels:
-        pixels = luminance(pixels.float()).round().to(torch.uint8) if channels == 1 else pixels.repeat(1, 3, 1, 1)
+        pixels = luminance(pixels.float()) if channels == 1 else pixels.repeat(1, 3, 1, 1)
+        pixels = pixels.round().to(torch.uint8) if is_bytes else pixels
     if side != size:
         # Without antialiasing, a reduced image would only sample some pixels.
         large = interpolate(pixels.float(), size=(size, size), mode="bilinear", antialias=side > size)
-        pixels = large.round().clamp(0, 255).to(torch.uint8)
+        pixels = large.round().clamp(0, 255).to(torch.uint8) if is_bytes else large.clamp(0, 1)
     return pixels

@@ -1,4 +1,4 @@
-"""Convert stored uint8 images to the input of a model: floats in 0..1 with shifts applied."""
+"""Convert stored images to the input of a model: floats in 0..1 with shifts applied."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Shift, StoredPixels
-from adaptkit.data.pixels import decoded
+from adaptkit.data.pixels import as_floats, decoded
 from adaptkit.errors import BadInput
 from adaptkit.seeds import derive_seed
 
@@ -57,7 +57,7 @@ class LazyViews:
     def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the views of each part: `parts` are int64 indices on the CPU."""
         for part, images in zip(parts, self._images(parts), strict=True):
-            views = images.to(self.device, non_blocking=True).to(torch.float32) / 255
+            views = as_floats(images.to(self.device, non_blocking=True))
             if self.shifts:
                 shifted = [
                     _shifted(view[None], self.shifts, seed=self.seed, start=int(position))
@@ -80,7 +80,7 @@ Views = Tensor | LazyViews
 
 
 def views_of(pixels: Tensor | StoredPixels, shifts: Sequence[Shift], seed: int) -> Views:
-    """Return uint8 images as views under shifts; small sets are computed now, large ones on access."""
+    """Return images as views under shifts; small sets are computed now, large ones on access."""
     if math.prod(pixels.shape) * 4 > VIEW_BYTES:
         return LazyViews(pixels, tuple(shifts), seed)
     if not isinstance(pixels, Tensor):
@@ -89,13 +89,13 @@ def views_of(pixels: Tensor | StoredPixels, shifts: Sequence[Shift], seed: int) 
 
 
 def shifted_views(pixels: Tensor, shifts: Sequence[Shift], seed: int) -> Tensor:
-    """Return uint8 images `[n, c, h, w]` as float32 in 0..1 with the shifts applied in order.
+    """Return images `[n, c, h, w]` as float32 in 0..1 with the shifts applied in order.
 
     The random numbers for an image depend on its position, on the position of the shift, and on the seed.
     """
     views = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
     for start in range(0, len(pixels), CHUNK):
-        images = pixels[start : start + CHUNK].to(torch.float32) / 255
+        images = as_floats(pixels[start : start + CHUNK])
         views[start : start + CHUNK] = _shifted(images, shifts, seed=seed, start=start)
     return views
 

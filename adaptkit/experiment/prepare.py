@@ -25,12 +25,14 @@ from adaptkit.data.protocols import (
     most_shots,
     overlapping_draw,
 )
+from adaptkit.data.raw_values import RAW_VALUES, READERS
 from adaptkit.data.split import FOLDS, GIVEN
 from adaptkit.data.views import Views
 from adaptkit.errors import BadInput, listed, located
 from adaptkit.experiment.base_cache import build_model, recipe_key, standardization, usable_base
 from adaptkit.experiment.outcome import ArmPlan, Plan
 from adaptkit.experiment.preflight import find_memory_format, find_sample, try_backbone, try_strategies
+from adaptkit.settings.images import ImageSettings
 from adaptkit.settings.request import OVERLAPPING, Request, steps_per_epoch
 from adaptkit.settings.severities import written
 from adaptkit.system.hardware import find_device, find_precision, precision_notices, require_one_process
@@ -87,7 +89,16 @@ class Experiment:
             "range": [0, 1],
             **normalised,
             "standardize": standardize,
+            **self._raw_values,
         }
+
+    @property
+    def _raw_values(self) -> dict[str, Any]:
+        """Return how raw values of files become floats in 0..1, if they do."""
+        conversion = self.domains.conversion
+        if conversion is None:
+            return {}
+        return {RAW_VALUES: conversion.described, READERS: {k: dict(v) for k, v in self.request.reader_options.items()}}
 
     def settled(self, request: Request) -> Request:
         """Return another request for the same data and backbone, with the defaults that depend on them."""
@@ -119,6 +130,7 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
     request = request.with_settings(device=device.type, precision=precision)
     domains = domains or load_data(request)
     request = request.with_settings(split=domains.split, image_size=domains.size, **domains.protocol.params)
+    request = request.with_settings(image=image_settings(request, domains))
     is_given = domains.protocol.name == GIVEN or domains.protocol.by is not None
     if is_given and "seed" not in request.explicit:
         request = request.with_settings(seed=GIVEN_SEEDS)
@@ -207,10 +219,28 @@ def load_data(request: Request) -> Domains:
         shift_text=request.shift_text,
         split=settings.split,
         data_dir=settings.data_dir,
-        reading=Reading(size, settings.skip_bad_images, columns=settings.table.chosen, group=settings.folder.group),
+        reading=Reading(
+            size,
+            settings.skip_bad_images,
+            columns=settings.table.chosen,
+            group=settings.folder.group,
+            readers=request.readers,
+            image=settings.image.fields,
+        ),
         image_size=settings.image_size,
         wanted=Wanted(settings.protocol, folds=settings.folds, shots=settings.shots, explicit=request.explicit),
     )
+
+
+def image_settings(request: Request, domains: Domains) -> ImageSettings:
+    """Return the settings of raw values, complete if there are any; raise BadInput for settings without effect."""
+    image = request.settings.image
+    if domains.conversion is not None:
+        return image.complete
+    unused = [*(f"image.{key}" for key in image.chosen), *request.reader_options]
+    if unused:
+        raise BadInput(f"{unused[0]}: the target has no image files with raw values; use folder:PATH or table:FILE")
+    return image
 
 
 def try_severities(request: Request, domains: Domains) -> None:

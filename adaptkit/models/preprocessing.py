@@ -10,14 +10,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from adaptkit.comparison.numbers import counted
+from adaptkit.contracts import Raster
+from adaptkit.data.readers.files import RawFiles, converted, is_image_name
 from adaptkit.data.sets.layout import SYSTEM_NAMES
+from adaptkit.data.sets.read_picture import UnreadableError, stored_values
 from adaptkit.data.shifts import luminance
 from adaptkit.errors import BadInput
+from adaptkit.system.streams import printable_line
 from adaptkit.training.objective import probabilities
 
 
@@ -30,9 +35,11 @@ class Preprocessing:
     Parameters
     ----------
     channels : int
-        1 for grey images, 3 for colour images.
+        1 for grey images, 3 for colour images, or the number of bands.
     size : int
         Side of the images, in pixels.
+    raw : RawFiles, optional
+        For a model of raw values, such as those of FITS files: how to read and to convert them.
 
     Examples
     --------
@@ -43,6 +50,7 @@ class Preprocessing:
 
     channels: int
     size: int
+    raw: RawFiles | None = None
 
     def __call__(self, images: Any) -> Tensor:
         """Return images as one batch.
@@ -51,7 +59,7 @@ class Preprocessing:
         ----------
         images : path, PIL image, tensor, NumPy array, or a list of them
             Arrays have the shape `[c, h, w]`, `[n, c, h, w]` or, if grey, `[h, w]`. They hold uint8 numbers, or floats
-            in 0..1.
+            in 0..1; for a model of raw values, raw values of any type.
 
         Returns
         -------
@@ -69,6 +77,8 @@ class Preprocessing:
         return torch.cat([self._batch(item) for item in items])
 
     def _batch(self, item: Any) -> Tensor:
+        if self.raw is not None:
+            return self._raw_batch(item, self.raw)
         if not isinstance(item, Tensor):
             if hasattr(item, "__array_interface__") and not hasattr(item, "convert"):  # NumPy's, not PIL's
                 item = torch.as_tensor(item)
@@ -89,6 +99,24 @@ class Preprocessing:
         # Round after each step, as for images of data sets that are converted to other channels or another size.
         images = _rounded(self._in_channels(images))
         return _rounded(self._resized(images)).float() / 255
+
+    def _raw_batch(self, item: Any, raw: RawFiles) -> Tensor:
+        """Return raw values of one file, picture or array, or of several arrays, as one batch."""
+        title = printable_line(str(item)) if isinstance(item, str | Path) else "the image"
+        try:
+            if isinstance(item, str | Path):
+                rasters = [raw.raster(Path(item))]
+            elif hasattr(item, "convert"):  # a picture of PIL
+                rasters = [Raster(stored_values(item))]
+            else:
+                values = numpy.asarray(item)
+                rasters = [Raster(one) for one in (values if values.ndim == 4 else values[None])]
+            images = torch.stack([torch.from_numpy(converted(raw.conversion, raster)[0]) for raster in rasters])
+            return self._in_channels(images)
+        except UnreadableError as error:
+            raise BadInput(f"{title}: {error}") from None
+        except BadInput as error:
+            raise BadInput(*(f"{title}: {problem}" for problem in error.problems)) from None
 
     def _in_channels(self, images: Tensor) -> Tensor:
         channels = images.shape[1]
@@ -157,18 +185,21 @@ class Prediction:
         return self.ranked[0][1]
 
 
-def find_pictures(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield files, and the files in folders at any depth, sorted by name, without hidden files.
+def find_pictures(
+    paths: Iterable[Path], suffixes: tuple[str, ...], other: Callable[[Path], None] = lambda path: None
+) -> Iterator[Path]:
+    """Yield files, and the image files in folders at any depth, sorted by name, without hidden files.
 
-    Raises BadInput for missing paths before it yields the first file.
+    Calls `other` with each file in a folder whose name has none of the suffixes. Raises BadInput for missing paths
+    before it yields the first file.
     """
     named = list(paths)
     if missing := [path for path in named if not path.exists()]:
         raise BadInput(*(f"{path}: there is no such file or folder" for path in missing))
-    return _walk(named)
+    return _walk(named, suffixes, other)
 
 
-def _walk(named: Sequence[Path]) -> Iterator[Path]:
+def _walk(named: Sequence[Path], suffixes: tuple[str, ...], other: Callable[[Path], None]) -> Iterator[Path]:
     for path in named:
         if not path.is_dir():
             yield path
@@ -180,7 +211,11 @@ def _walk(named: Sequence[Path]) -> Iterator[Path]:
                 inner.clear()
                 continue
             seen.add(real)
-            yield from (Path(folder, name) for name in _kept(files))
+            for name in _kept(files):
+                if is_image_name(name, suffixes):
+                    yield Path(folder, name)
+                else:
+                    other(Path(folder, name))
 
 
 def _kept(names: Iterable[str]) -> list[str]:

@@ -97,11 +97,11 @@ def check_images(stored: StoredRun, preprocessing: Preprocessing, plugins: Plugi
     return CheckedImages(pixels, _named(stored), tuple(notices))
 
 
-def own_images(paths: Sequence[Path], preprocessing: Preprocessing) -> CheckedImages:
-    """Read at most CHECKED image files of the user as input of the model; raise BadInput if any cannot be read."""
+def own_images(paths: Sequence[Path], preprocessing: Preprocessing, suffixes: tuple[str, ...]) -> CheckedImages:
+    """Read at most CHECKED image files, which end in `suffixes`; raise BadInput if any cannot be read."""
     pixels: list[Tensor] = []
     broken: list[str] = []
-    for path in islice(find_pictures(paths), CHECKED):
+    for path in islice(find_pictures(paths, suffixes), CHECKED):
         try:
             pixels.append(preprocessing(path))
         except BadInput as error:

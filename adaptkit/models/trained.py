@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,8 @@ from adaptkit.adapters.files import card_digest, load_adapter, read_card, read_w
 from adaptkit.adapters.weights import fingerprint
 from adaptkit.backbones.structure import with_head
 from adaptkit.contracts import Backbone, Strategy
+from adaptkit.data.raw_values import RAW_VALUES, READERS, Conversion
+from adaptkit.data.readers.files import RawFiles, readers_of
 from adaptkit.errors import BadInput, located
 from adaptkit.experiment.base_cache import stored_base
 from adaptkit.experiment.forward import are_same_logits, sample_logits
@@ -146,6 +148,8 @@ class TrainedRun:
     strategy: Strategy | None
     adapted: nn.Module
     adapter_names: tuple[str, ...] = ()
+    #: classes of readers by name
+    readers: Mapping[str, type[Any]] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -155,7 +159,7 @@ class TrainedRun:
     @property
     def preprocessing(self) -> Preprocessing:
         """Return the preprocessing that converts images to the input of the model."""
-        return Preprocessing(self.card["channels"], self.card["size"])
+        return preprocessing_of(self.card, self.readers)
 
     @property
     def described_preprocessing(self) -> Mapping[str, Any]:
@@ -230,11 +234,11 @@ def read_export(folder: str | Path, plugins: Plugins) -> LoadedModel | None:
         raise BadInput(
             f"{path} holds a model in the format {card['format']}; only merged exports can be loaded: see its README.md"
         )
-    return exported_model(path, _find_backbone(card, plugins, str(path)))
+    return exported_model(path, _find_backbone(card, plugins, str(path)), plugins.readers)
 
 
-def exported_model(folder: Path, backbone: Backbone) -> LoadedModel:
-    """Build the backbone for a merged export and load its weights."""
+def exported_model(folder: Path, backbone: Backbone, readers: Mapping[str, type[Any]]) -> LoadedModel:
+    """Build the backbone for a merged export and load its weights; `readers` are the classes of readers by name."""
     card = read_card(folder / EXPORT_CARD, MODEL_TYPES)
     model = _base_model(backbone, card, state=read_weights(folder / EXPORT_WEIGHTS), title=str(folder))
     freeze(model)
@@ -242,7 +246,20 @@ def exported_model(folder: Path, backbone: Backbone) -> LoadedModel:
         calibrate(model, read_temperature(card))
     except BadInput as error:
         raise BadInput(*(f"{folder / EXPORT_CARD}: {line}" for line in error.problems)) from None
-    return LoadedModel(model, tuple(card["classes"]), Preprocessing(card["channels"], card["size"]))
+    return LoadedModel(model, tuple(card["classes"]), preprocessing_of(card, readers))
+
+
+def preprocessing_of(card: Mapping[str, Any], readers: Mapping[str, type[Any]]) -> Preprocessing:
+    """Return the preprocessing that a card describes; `readers` are the classes of readers by name."""
+    described = card["preprocessing"]
+    if RAW_VALUES not in described:
+        return Preprocessing(card["channels"], card["size"])
+    options = described.get(READERS, {})
+    if missing := [name for name in options if name not in readers]:
+        raise BadInput(f"reader {missing[0]} is not loaded; name its plugin with --plugin PATH")
+    made = tuple(make_checked(name, cls, options.get(name, {}))[0] for name, cls in readers.items())
+    raw = RawFiles(readers_of(made), Conversion.of(described[RAW_VALUES]))
+    return Preprocessing(card["channels"], card["size"], raw)
 
 
 def read_temperature(card: Mapping[str, Any]) -> float | None:
@@ -295,6 +312,7 @@ def find_trained(run_id: str, tracking_uri: str | None, plugins: Plugins) -> Tra
         strategy=strategy,
         adapted=model.eval(),
         adapter_names=names,
+        readers=plugins.readers,
     )
 
 
@@ -310,7 +328,15 @@ def _rebuilt_base(stored: StoredRun, plugins: Plugins) -> TrainedRun:
     model = _base_model(backbone, card, state=state, title=stored.title)
     _require_same_outputs(model, card, card.get("logits"), stored.title)
     freeze(model)
-    return TrainedRun(stored=stored, card=card, backbone=backbone, base_state=state, strategy=None, adapted=model)
+    return TrainedRun(
+        stored=stored,
+        card=card,
+        backbone=backbone,
+        base_state=state,
+        strategy=None,
+        adapted=model,
+        readers=plugins.readers,
+    )
 
 
 def find_base(stored: StoredRun, wanted: str) -> tuple[dict[str, Tensor], Any]:

@@ -59,6 +59,7 @@ COLLECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "strategy": ("adaptkit_strategies", ("adapt", "fit", "phases")),
     "backbone": ("adaptkit_backbones", ("build",)),
     "dataset": ("adaptkit_datasets", ("load",)),
+    "reader": ("adaptkit_readers", ("read",)),
     "shift": ("adaptkit_shifts", ("apply",)),
     "metric": ("adaptkit_metrics", ("score",)),
     "engine": ("adaptkit_engines", ("start",)),
@@ -67,7 +68,7 @@ COLLECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 #: kind -> its name in messages
 TITLES = {
     **{"strategy": "strategy", "backbone": "backbone", "dataset": "data set"},
-    **{"shift": "shift", "metric": "metric", "engine": "engine"},
+    **{"reader": "reader", "shift": "shift", "metric": "metric", "engine": "engine"},
 }
 
 
@@ -143,6 +144,16 @@ def _check_rates(cls: type[Any]) -> None:
             raise BadInput(f"{cls.__name__}.lr must be a number above 0, not {rate!r}")
 
 
+def _check_suffixes(cls: type[Any]) -> None:
+    """Raise BadInput unless the suffixes of a reader are a tuple of texts such as `.fits`."""
+    suffixes = getattr(cls, "suffixes", ())
+    right = isinstance(suffixes, tuple) and all(
+        isinstance(text, str) and len(text) > 1 and text.startswith(".") and text == text.lower() for text in suffixes
+    )
+    if not suffixes or not right:
+        raise BadInput(f"{cls.__name__}.suffixes must be ends of file names in lower case, as in ('.fits', '.fits.gz')")
+
+
 def make_component(kind: str, cls: type[Any], origin: str) -> Component:
     """Return a class as a component; raise BadInput if it does not satisfy the contract of its kind."""
     _, methods = COLLECTIONS[kind]
@@ -158,9 +169,10 @@ def make_component(kind: str, cls: type[Any], origin: str) -> Component:
         raise BadInput(f"{cls.__name__} has {' and '.join(present)}; a {TITLES[kind]} has one of them")
     if kind == "shift" and len(options_of(cls)) != 1:
         raise BadInput(f"{cls.__name__} must be a dataclass with one field, its amount")
+    if kind == "reader":
+        _check_suffixes(cls)
     if kind == "strategy":
         _check_rates(cls)
-    if kind == "strategy":
         tunable(cls)
     return Component(kind, name=name, cls=cls, origin=origin)
 

@@ -113,6 +113,16 @@ class Plugins:
             if not component.unavailable and (kind, name) not in taken
         ]
 
+    @property
+    def readers(self) -> dict[str, type[Any]]:
+        """Return the classes of readers by name, the built-in ones first: of two readers of a suffix the last is used.
+
+        Readers that cannot be used are included, since they say what to install.
+        """
+        components = self.components["reader"].values()
+        ordered = sorted(components, key=lambda component: not component.origin.startswith("built-in"))
+        return {component.name: component.cls for component in ordered}
+
     def _hint(self, kind: str, name: str) -> str:
         """Suggest for an unknown name: the name as an argument, a similar name, or the list of all names."""
         if name == SEPARATE.get(kind):

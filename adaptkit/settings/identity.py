@@ -19,7 +19,7 @@ ALWAYS = {"augment": "none", "bn": "freeze", "tuning.trials": "0", "class_weight
 
 def training_settings(settings: Mapping[str, str]) -> dict[str, str]:
     """Return the params that determine the training, without those of base, split, data and strategy."""
-    apart = ("base.", "split.", "table.", "folder.", "shift.", "strategy.")
+    apart = ("base.", "split.", "table.", "folder.", "image.", "shift.", "strategy.")
     return {
         key: value
         for key, value in settings.items()

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from adaptkit.contracts import Backbone, Dataset, Shift, Strategy
+from adaptkit.contracts import Backbone, Dataset, Reader, Shift, Strategy
 from adaptkit.plugins.components import PLAIN, is_fitted, options_of
 from adaptkit.plugins.ranges import Dimension, around, five_around
 from adaptkit.settings.settings import DEFAULT_LR, PLAIN_RECIPE, Settings, written_classes
@@ -22,7 +22,7 @@ TRAIN_HEAD = "train_head"
 #: option of backbones: source of the pretrained weights
 WEIGHTS = "weights"
 #: groups of settings
-GROUPS = ("base", "split", "table", "folder", "tuning")
+GROUPS = ("base", "split", "table", "folder", "image", "tuning")
 #: NAME.lr sets the learning rate of one strategy and overrides the setting `lr`, unless the strategy has an option `lr`
 LR = "lr"
 #: the draws of adaptkit 0.1, whose runs have no param `protocol`
@@ -157,6 +157,9 @@ class Request:
     base_augment_amounts: Mapping[str, float] = field(default_factory=dict)
     plugin_files: tuple[str, ...] = ()
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    readers: tuple[Reader, ...] = ()
+    #: the options of readers that the user has set, by the name of the reader
+    reader_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: the shifts at each severity, a multiple of their amounts
     severities: Mapping[float, tuple[Shift, ...]] = field(default_factory=dict)
     #: keys of the settings that the user has set, in any way but a preset
@@ -323,8 +326,10 @@ class Request:
             params = {key: value for key, value in params.items() if key not in (*OF_PROTOCOLS, "metric")}
         params = {key: "none" if value is None else value for key, value in params.items()}
         params |= {key: str(value) for key, value in params.items() if isinstance(value, Path)}
-        for group in ("table", "folder"):  # params of runs without such settings stay unchanged
+        for group in ("table", "folder", "image"):  # params of runs without such settings stay unchanged
             params |= {f"{group}.{key}": value for key, value in getattr(self.settings, group).chosen.items()}
+        for name, options in self.reader_options.items():
+            params |= {f"{name}.{key}": value for key, value in options.items()}
         return params | {f"backbone.{key}": value for key, value in self.backbone_options.items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from adaptkit.contracts import Reader
 from adaptkit.errors import BadInput, suggestion
 from adaptkit.plugins.components import describe_error, is_fitted, make_checked, options_of, tunable
 from adaptkit.plugins.manager import Plugins
@@ -62,7 +63,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     explicit = frozenset(key for layer in layers for key in layer.values)
     given = {key for layer in layers for key in layer.values}
     layers = _with_preset(layers, problems)
-    values, amounts, options, backbone_options = _merge(layers, plugins, problems)
+    values, amounts, options, backbone_options, reader_options = _merge(layers, plugins, problems)
     if "dataset" not in values and str(values.get("target")).startswith(OWN_IMAGES):
         values["dataset"] = "none"  # own images without a source: the weights of the backbone are the base
     named = "strategy" in values
@@ -91,6 +92,7 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
     if settings.dataset is None and settings.target is None:
         problems.append("dataset none: set the images to adapt to, as in --target folder:PATH")
     problems += _unused_groups(settings)
+    readers, reader_options = _readers(reader_options, plugins, problems)
     chosen: dict[str, Any] = {"dataset": None, "target": None}
     for key, kind, component_options in (
         ("dataset", "dataset", {}),
@@ -129,6 +131,8 @@ def resolve(layers: Sequence[Layer], plugins: Plugins, earlier_problems: Sequenc
         base_augment_amounts=amounts_of(of_base),
         plugin_files=plugins.files,
         backbone_options=checked,
+        readers=readers,
+        reader_options=reader_options,
         severities=severities,
         explicit=explicit,
     )
@@ -209,6 +213,24 @@ def given_keys(keys: Iterable[str], strategy: str) -> set[str]:
     return options | ({LR} if LR in keys else set())
 
 
+def _readers(
+    options: Mapping[str, Mapping[str, Any]], plugins: Plugins, problems: list[str]
+) -> tuple[tuple[Reader, ...], dict[str, dict[str, Any]]]:
+    """Return the readers of image files with these options, and the options after a check, by reader."""
+    readers, checked = [], {}
+    for name, cls in plugins.readers.items():
+        given = options.get(name, {})
+        try:
+            reader, values = make_checked(name, cls, given)
+        except BadInput as error:
+            problems.extend(error.problems)
+            continue
+        readers.append(reader)
+        if given:
+            checked[name] = {key: values[key] for key in given}
+    return tuple(readers), checked
+
+
 def _unused_groups(settings: Settings) -> list[str]:
     """Return a problem for each group of settings about a kind of data set that is not used."""
     kinds = {name.partition(":")[0] for name in (settings.dataset, settings.target) if name is not None}
@@ -234,8 +256,8 @@ def _with_preset(layers: Sequence[Layer], problems: list[str]) -> list[Layer]:
 
 def _merge(
     layers: Sequence[Layer], plugins: Plugins, problems: list[str]
-) -> tuple[dict[str, Any], dict[str, Any] | None, list[Option], dict[str, Any]]:
-    """Return settings, amounts of shifts, options of strategies (the weakest first), and options of the backbone.
+) -> tuple[dict[str, Any], dict[str, Any] | None, list[Option], dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return settings, amounts of shifts, options of strategies (the weakest first), of the backbone and of readers.
 
     The amounts are None if no layer sets a shift.
     """
@@ -246,6 +268,7 @@ def _merge(
     changed: dict[str, Any] = {}
     options: list[Option] = []
     backbone: dict[str, Any] = {}
+    readers: dict[str, dict[str, Any]] = {}
     for layer in reversed(layers):
         where = f"{layer.label}: " if layer.label else ""
         for key, value in layer.values.items():
@@ -267,13 +290,15 @@ def _merge(
                 backbone[rest] = value
             elif prefix in prefixes and rest:
                 options.append(Option("" if prefix == "strategy" else prefix, rest, value))
+            elif prefix in plugins.components["reader"] and rest:
+                readers.setdefault(prefix, {})[rest] = value
             else:
                 problems.append(f"{where}unknown key {key!r}{_nearest_key(key, known, prefixes)}")
     if changed:
         if amounts is None:
             amounts = parse_amounts(DEFAULT_SHIFT) if values.get("target") in (None, "none") else {}
         amounts |= changed
-    return values, amounts, options, backbone
+    return values, amounts, options, backbone, readers
 
 
 def _is_text(value: Any) -> bool:

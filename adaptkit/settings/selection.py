@@ -91,7 +91,7 @@ class Selected:
         total, count = sum(map(len, parts)), sum(map(len, kept))
         notice = f"{self.name}: {count:,} of {total:,} images"
         train, *test = _with_present_classes(self.name, kept)
-        return Corpus(train, test[0] if test else None, (*corpus.notices, notice))
+        return replace(corpus, train=train, test=test[0] if test else None, notices=(*corpus.notices, notice))
 
 
 def _problems(name: str, parts: list[Images], wanted: Mapping[str, tuple[str, ...]]) -> Iterable[str]:

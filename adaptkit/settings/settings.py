@@ -10,9 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator
+from pydantic import AfterValidator, BeforeValidator, Field, WrapValidator
 
 from adaptkit.errors import BadInput, nonempty
+from adaptkit.settings.group import SettingsGroup
+from adaptkit.settings.images import ImageSettings
 from adaptkit.settings.severities import Severities
 
 DEFAULT_LR = 1e-3
@@ -135,12 +137,6 @@ def parse_folds(value: object) -> object:
 Schedule = Literal["cosine", "constant"]
 Clip = Annotated[Rate | None, BeforeValidator(_optional)]
 Limit = Annotated[Count | None, BeforeValidator(_optional)]
-
-
-class SettingsGroup(BaseModel):
-    """A group of settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class BaseSettings(SettingsGroup):
@@ -368,6 +364,7 @@ class Settings(SettingsGroup):
     table: TableSettings = Field(default_factory=TableSettings)  # type: ignore[arg-type]
     tuning: TuningSettings = Field(default_factory=TuningSettings)  # type: ignore[arg-type]
     folder: FolderSettings = Field(default_factory=FolderSettings)  # type: ignore[arg-type]
+    image: ImageSettings = Field(default_factory=ImageSettings)  # type: ignore[arg-type]
 
     @property
     def searches_lr(self) -> bool:

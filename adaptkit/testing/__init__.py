@@ -1,4 +1,4 @@
-"""Conformance checks for plugins: strategies, backbones, data sets, shifts, metrics and engines."""
+"""Conformance checks for plugins: strategies, backbones, data sets, readers, shifts, metrics and engines."""
 
 from adaptkit.testing.kit import checks, try_all
 from adaptkit.testing.outcomes import Check, CheckFailed, NotTried, Verdict

@@ -35,7 +35,7 @@ class Reading:
 
 
 def reads_its_images(reading: Reading) -> None:
-    """Check for square uint8 images, int64 labels, and a name for each class."""
+    """Check for square images of uint8 or of floats in 0..1, int64 labels, and a name for each class."""
     try:
         with watched():
             corpus = load_checked(reading.create(), reading.data_dir)
@@ -44,7 +44,10 @@ def reads_its_images(reading: Reading) -> None:
     except Exception as error:
         raise CheckFailed(f"load() raises {described(error)}") from error
     for images in parts(corpus):
-        require(bool((pixels_of(images) >= 0).all()), "an image cannot be decoded")
+        try:
+            pixels_of(images)
+        except BadInput as error:
+            raise CheckFailed(described(error)) from error
 
 
 def has_images_of_each_class(reading: Reading) -> None:

@@ -1,4 +1,4 @@
-"""The conformance kit: create and run the checks of a strategy, backbone, data set, shift, metric or engine."""
+"""The conformance kit: create and run the checks of a plugin's class, such as a strategy, a data set or a reader."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from typing import Any
 
 from adaptkit.errors import BadInput
 from adaptkit.plugins.components import COLLECTIONS, argument_of, make_checked, options_of
-from adaptkit.testing import backbone_checks, dataset_checks, metric_checks, models, shift_checks, strategy_checks
+from adaptkit.testing import (
+    backbone_checks,
+    dataset_checks,
+    metric_checks,
+    models,
+    reader_checks,
+    shift_checks,
+    strategy_checks,
+)
 from adaptkit.testing.backbone_checks import Build
 from adaptkit.testing.dataset_checks import Reading
 from adaptkit.testing.metric_checks import Scoring
 from adaptkit.testing.outcomes import Check, CheckFailed, NotTried, Verdict, described, require
+from adaptkit.testing.reader_checks import Decoding
 from adaptkit.testing.shift_checks import Shifting
 from adaptkit.testing.trials import Trial
 
@@ -60,9 +69,10 @@ def checks(
 ) -> list[Check]:
     """Return the checks of a class with these options; use them with `pytest.mark.parametrize(..., ids=str)`.
 
-    The kind of the class follows from its method: `adapt`, `build`, `load`, `apply`, `score` or `start`. For engines,
-    only the options are checked. `argument` is the text after the colon of the name of a backbone or data set;
-    `data_dir` is the folder of data sets. Raises BadInput for a class of another kind, or wrong options.
+    The kind of the class follows from its method: `adapt`, `build`, `load`, `read`, `apply`, `score` or `start`. For
+    engines, only the options are checked. `argument` is the text after the colon of the name of a backbone or data set;
+    `data_dir` is the folder of data sets, or of example files for a reader. Raises BadInput for a class of another
+    kind, or wrong options.
     """
     kind = kind_of(cls)
     chosen = dict(options or {})
@@ -90,6 +100,8 @@ def checks(
         result += _each(backbone_checks.CHECKS, subjects)
     elif kind == "dataset":
         result += _each(dataset_checks.CHECKS, {"images": Reading(create, Path(data_dir))})
+    elif kind == "reader":
+        result += _each(reader_checks.CHECKS, {"files": Decoding(create, Path(data_dir))})
     elif kind == "metric":
         answers = {f"{classes} classes": Scoring(create, classes) for classes in (2, 4)}
         result += _each(metric_checks.CHECKS, answers)
@@ -99,7 +111,7 @@ def checks(
 
 
 def kind_of(cls: type[Any]) -> str:
-    """Return strategy, backbone, dataset, shift, metric or engine; raise BadInput for other classes."""
+    """Return strategy, backbone, dataset, reader, shift, metric or engine; raise BadInput for other classes."""
     if inspect.isclass(cls):
         for kind, (_, methods) in COLLECTIONS.items():
             if any(callable(getattr(cls, method, None)) for method in methods):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.contracts import StoredPixels
-from adaptkit.data.pixels import decoded
+from adaptkit.data.pixels import as_floats, decoded
 from adaptkit.data.views import Views
 from adaptkit.training.evaluation import Rows, pass_size, whole
 from adaptkit.training.frozen.division import Division
@@ -216,7 +216,7 @@ class FoldData:
 
 @dataclass(frozen=True)
 class ByteRows:
-    """Training data from uint8 images: on the device, or stored elsewhere and decoded in advance."""
+    """Training data from stored images: on the device, or stored elsewhere and decoded in advance."""
 
     network: nn.Module
     pixels: Tensor | StoredPixels
@@ -226,7 +226,7 @@ class ByteRows:
     def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Yield the float32 images in 0..1 of each part: `parts` are int64 indices on the CPU."""
         for batch in self._batches(parts):
-            yield (batch.to(torch.float32).div_(255),)
+            yield (as_floats(batch),)
 
     def _batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         if isinstance(self.pixels, Tensor):

@@ -43,9 +43,9 @@ def test_exported_folder(tracked: Tracked, photos: Path) -> None:
 
 @pytest.mark.slow
 def test_bad_images(tracked: Tracked, photos: Path) -> None:
-    (photos / "notes.txt").write_text("no image")
+    (photos / "notes.png").write_text("no image")
     run_id = run_of(tracked, "head")
-    with pytest.raises(adaptkit.BadInput, match=r"photos/notes\.txt"):
+    with pytest.raises(adaptkit.BadInput, match=r"photos/notes\.png"):
         adaptkit.predict(run_id, photos, tracking_uri=tracked.uri)
     assert len(adaptkit.predict(run_id, photos, tracking_uri=tracked.uri, skip_bad_images=True)) == 3
     with pytest.raises(adaptkit.BadInput, match="missing: "):

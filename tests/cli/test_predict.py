@@ -119,20 +119,22 @@ def test_table_without_a_terminal(cli: Cli, lora: str, digits: dict[str, str]) -
 def test_files_that_are_not_images(cli: Cli, lora: str, digits: dict[str, str]) -> None:
     good = next(iter(digits))
     Path("digits/0/broken.png").write_bytes(Path(good).read_bytes()[:60])
-    Path("digits/notes.txt").write_text("not a picture")
+    Path("digits/notes.png").write_text("not a picture")
+    Path("digits/0/labels.csv").write_text("file,class")
     result = cli("predict", lora, "digits", "--csv")
     assert result.exit_code == 2
     assert len(result.stdout.splitlines()) == 1 + len(digits)
-    problems = result.stderr.splitlines()
+    note, *problems = result.stderr.splitlines()
+    assert note == "Note: 1 file is not an image, and is not read: digits/0/labels.csv"
     assert [line.partition(":")[2].strip().partition(":")[0] for line in problems[:2]] == [
-        "digits/notes.txt",
+        "digits/notes.png",
         "digits/0/broken.png",
     ]
     assert problems[2] == "Error: 2 files could not be read; --skip-bad-images skips them"
     result = cli("predict", lora, "digits", "--json", "--skip-bad-images")
     assert result.exit_code == 0 and len(json.loads(result.stdout)["predictions"]) == len(digits)
     assert result.stderr.count("Skipped: ") == 2
-    result = cli("predict", lora, "digits/notes.txt", "--json")
+    result = cli("predict", lora, "digits/notes.png", "--json")
     assert result.exit_code == 2 and json.loads(result.stdout)["predictions"] == []
 
 
@@ -187,7 +189,7 @@ def test_hidden_files_and_order(own_folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (own_folder / "photos" / "a" / "again").symlink_to(own_folder / "photos")
-    found = [path.relative_to("photos").as_posix() for path in find_pictures([Path("photos")])]
+    found = [path.relative_to("photos").as_posix() for path in find_pictures([Path("photos")], (".png",))]
     assert found == ["a/x/1.png", "b/10.png", "b/2.png"]
 
 

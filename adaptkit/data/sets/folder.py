@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from adaptkit.contracts import Reading
 from adaptkit.data.columns import GROUP
-from adaptkit.data.sets.file_pixels import SIDE, FilePixels, skipped
+from adaptkit.data.sets.file_pixels import SIDE, ImageFiles, checked_files, not_read, skipped
 from adaptkit.data.sets.layout import Part, layout, listed, require_folder
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
@@ -60,26 +59,32 @@ class _ReadFolder(Folder):
 
 def _load(title: str, root: Path, reading: Reading) -> Corpus:
     from adaptkit.contracts import Corpus
-    from adaptkit.data.sets.image_files import faults
+    from adaptkit.data.readers.files import is_image_name, readers_of, suffixes_of
 
-    parts, notices = layout(title, root)
+    suffixes = suffixes_of(readers_of(reading.readers).readers)
+    parts, notices = layout(title, root, suffixes)
+    if others := {name: "" for part in parts for name in part.names if not is_image_name(name, suffixes)}:
+        parts = [part.without(title, others, "are files of other formats") for part in parts]
+        notices += (f"{title}: {not_read(list(others))}",)
     names = [name for part in parts for name in part.names]
-    bad = faults(root, names, reading.size)
+    files = checked_files(root, names, reading)
+    bad = files.bad
     if bad and not reading.skip_bad:
         raise BadInput(*_messages(title, root, bad=bad, count=len(names)))
     if bad:
         parts = [part.without(title, bad) for part in parts]
         notices += (skipped(title, bad),)
+    notices += files.notices(title)
     groups: Mapping[str, str] = {}
     if reading.group is not None:
         groups = _groups(title, [name for part in parts for name in part.names], reading.group)
-        count = len({*groups.values()})
-        notices += (f"{title}: {count} {'group' if count == 1 else 'groups'} in the names of {len(groups)} files",)
-    train, *test = (_images(root, part, reading.size, groups) for part in parts)
-    return Corpus(train, test[0] if test else None, notices)
+        number = len({*groups.values()})
+        notices += (f"{title}: {number} {'group' if number == 1 else 'groups'} in the names of {len(groups)} files",)
+    train, *test = (_images(files, part, groups) for part in parts)
+    return Corpus(train, test[0] if test else None, notices, files.conversion)
 
 
-def _images(root: Path, part: Part, size: int, groups: Mapping[str, str]) -> Images:
+def _images(files: ImageFiles, part: Part, groups: Mapping[str, str]) -> Images:
     import torch
 
     from adaptkit.contracts import Images
@@ -87,10 +92,8 @@ def _images(root: Path, part: Part, size: int, groups: Mapping[str, str]) -> Ima
     counts = torch.tensor([len(names) for names in part.files.values()])
     labels = torch.arange(len(counts)).repeat_interleave(counts)
     names = tuple(part.names)
-    # A worker process can have another current folder.
-    pixels = FilePixels(os.path.abspath(root), names, size)
     columns = {GROUP: tuple(groups[name] for name in names)} if groups else {}
-    return Images(pixels, labels, tuple(part.files), ids=names, columns=columns)
+    return Images(files.pixels(names), labels, tuple(part.files), ids=names, columns=columns)
 
 
 def _groups(title: str, names: Sequence[str], pattern: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from adaptkit.data.pixels import decoded
+from adaptkit.data.readers.files import RawFiles
 from adaptkit.data.sets import read_picture as decoder
 from adaptkit.data.sets.read_picture import UnreadableError
 from adaptkit.errors import BadInput
@@ -59,19 +60,16 @@ def faults(root: Path, names: Sequence[str], size: int) -> dict[str, str]:
 
     Files that were readable before and have the same size and modification time are not read again.
     """
-    record = _record(root)
-    readable = _remembered(record)
-    stamps = {name: _stamp(root / name) for name in names}
-    unknown = tuple(name for name in names if stamps[name] is None or readable.get(name) != stamps[name])
-    if not unknown:
-        return {}
-    checks = _Checks(str(root), unknown, size)
-    parts = decoded(checks, torch.arange(len(unknown)).split(PART))
-    texts = (bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for part in parts for row in part.flatten(1))
-    bad = {name: text for name, text in zip(unknown, texts, strict=True) if text}
-    # Bad files are not stored, because the reason for the failure may be temporary.
-    _remember(record, {name: stamp for name, stamp in stamps.items() if stamp is not None and name not in bad})
+    bad, _ = _verified(_PictureChecks(str(root), tuple(names), size))
     return bad
+
+
+def raw_faults(root: Path, names: Sequence[str], raw: RawFiles, channels: int) -> tuple[dict[str, str], dict[str, int]]:
+    """Return the reason for each file whose raw values cannot be used, and the number of missing values of the others.
+
+    `channels` is the number of bands that each file must have.
+    """
+    return _verified(_RawChecks(str(root), tuple(names), raw, channels))
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,91 @@ class _Checks:
 
     root: str
     names: tuple[str, ...]
-    size: int
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return len(self.names), 1, 1, FAULT_BYTES
 
+    @property
+    def circumstances(self) -> list[Any]:
+        """Return what can change the result of a check; the first is the version of the decoder."""
+        return [2, PIL.__version__]
+
     def __getitem__(self, index: int) -> Tensor:
-        text = fault_of(Path(self.root, self.names[index]), self.size).encode(errors="replace")[:FAULT_BYTES]
+        missing, fault = self.check(Path(self.root, self.names[index]))
+        text = f"{missing} {fault}".encode(errors="replace")[:FAULT_BYTES]
         return torch.tensor(list(text.ljust(FAULT_BYTES, b"\0")), dtype=torch.uint8).view(1, 1, -1)
+
+    def check(self, path: Path) -> tuple[int, str]:
+        """Return the number of missing values of a file, and the reason why it cannot be read; "" if it can."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _PictureChecks(_Checks):
+    size: int
+
+    def check(self, path: Path) -> tuple[int, str]:
+        return 0, fault_of(path, self.size)
+
+
+@dataclass(frozen=True)
+class _RawChecks(_Checks):
+    raw: RawFiles
+    channels: int
+
+    @property
+    def circumstances(self) -> list[Any]:
+        return [1, PIL.__version__, self.raw.key, self.channels]
+
+    def check(self, path: Path) -> tuple[int, str]:
+        try:
+            values, missing = self.raw.read(path)
+        except UnreadableError as error:
+            return 0, str(error)
+        count = len(values)
+        return missing, "" if count == self.channels else f"{_bands(count)}, not {self.channels} as the first image"
+
+
+def _bands(count: int) -> str:
+    return "1 band" if count == 1 else f"{count} bands"
+
+
+def _verified(checks: _Checks) -> tuple[dict[str, str], dict[str, int]]:
+    """Check files, and return the reasons for bad ones, and the numbers of missing values of the others.
+
+    Good files are remembered by size and modification time, in one record for pictures and one for raw values.
+    """
+    is_raw = isinstance(checks, _RawChecks)
+    root = Path(checks.root)
+    record = _record(root, ":raw" if is_raw else "")
+    known = _remembered(record, checks.circumstances)
+    stamps = {name: _stamp(root / name) for name in checks.names}
+    missing = {
+        name: known[name][2] if is_raw else 0
+        for name, stamp in stamps.items()
+        if stamp is not None and name in known and known[name][:2] == stamp
+    }
+    unknown = tuple(name for name in checks.names if name not in missing)
+    if not unknown:
+        return {}, missing
+    parts = decoded(replace(checks, names=unknown), torch.arange(len(unknown)).split(PART))
+    texts = (bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for part in parts for row in part.flatten(1))
+    bad = {}
+    for name, text in zip(unknown, texts, strict=True):
+        count, _, fault = text.partition(" ")
+        if fault:
+            bad[name] = fault
+        else:
+            missing[name] = int(count)
+    # Bad files are not stored, because the reason for the failure may be temporary.
+    readable = {
+        name: [*stamp, missing[name]] if is_raw else stamp
+        for name, stamp in stamps.items()
+        if stamp is not None and name not in bad
+    }
+    _remember(record, readable, checks.circumstances)
+    return bad, missing
 
 
 def _stamp(path: Path) -> list[int] | None:
@@ -100,17 +174,12 @@ def _stamp(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _record(root: Path) -> Path:
-    digest = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]
+def _record(root: Path, kind: str) -> Path:
+    digest = hashlib.sha256(os.fsencode(f"{os.path.abspath(root)}{kind}")).hexdigest()[:32]
     return cache_folder() / "pictures" / f"{digest}.json"
 
 
-def _circumstances() -> list[Any]:
-    """Return the versions that can change the result of a check; the first is the version of the decoder."""
-    return [2, PIL.__version__]
-
-
-def _remembered(record: Path) -> Mapping[str, Any]:
+def _remembered(record: Path, circumstances: Sequence[Any]) -> Mapping[str, Any]:
     """Return the stamps of the files that were readable; empty if the record cannot be read."""
     try:
         content = read_record(record)
@@ -119,7 +188,7 @@ def _remembered(record: Path) -> Mapping[str, Any]:
     if content is None:
         warn_of_damage(record)
         return {}
-    return content["sound"] if content["circumstances"] == _circumstances() else {}
+    return content["sound"] if content["circumstances"] == circumstances else {}
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -140,11 +209,11 @@ def _written(content: Mapping[str, Any]) -> bytes:
     return f'{{"sha256":"{hashlib.sha256(text.encode()).hexdigest()}",{text[1:]}'.encode("ascii")
 
 
-def _remember(record: Path, readable: Mapping[str, Sequence[int]]) -> None:
+def _remember(record: Path, readable: Mapping[str, Sequence[int]], circumstances: Sequence[Any]) -> None:
     """Write the stamps atomically; delete the oldest records above the limit."""
     if len(readable) > KEPT_FILES:
         return
-    content = _written({"circumstances": _circumstances(), "sound": readable})
+    content = _written({"circumstances": circumstances, "sound": readable})
     with contextlib.suppress(OSError):
         record.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(prefix=".pictures-", dir=record.parent)

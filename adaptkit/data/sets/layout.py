@@ -15,7 +15,6 @@ from adaptkit.system.streams import printable_line
 
 #: files and folders of operating systems, which are ignored like hidden files
 SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "lost+found"}
-PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".ppm", ".pgm")
 #: words in the names of folders -> the role of such a folder in a divided data set
 ROLES = {
     **dict.fromkeys(("train", "training", "trainset", "trainval"), "train"),
@@ -36,32 +35,33 @@ class Part:
         """Return all paths, class by class."""
         return [name for names in self.files.values() for name in names]
 
-    def without(self, title: str, bad: Mapping[str, str]) -> Part:
+    def without(self, title: str, bad: Mapping[str, str], reason: str = "are skipped") -> Part:
         """Return the part without some files; raise BadInput for classes without remaining files."""
         files = {label: tuple(name for name in names if name not in bad) for label, names in self.files.items()}
         empty = [label for label, names in files.items() if not names]
         if empty:
-            lines = (f"{title}: all pictures of class {label!r} are skipped; add readable pictures" for label in empty)
+            lines = (f"{title}: all pictures of class {label!r} {reason}; add readable pictures" for label in empty)
             raise BadInput(*lines)
         return Part(files)
 
 
-def layout(title: str, root: Path) -> tuple[list[Part], tuple[str, ...]]:
+def layout(title: str, root: Path, suffixes: tuple[str, ...]) -> tuple[list[Part], tuple[str, ...]]:
     """Return the training files, the test files if there are any, and notices; raise BadInput for other layouts.
 
+    `suffixes` are the ends of the names of image files; other files of a class are returned like images.
     A folder is divided as `train/CLASS` and `test/CLASS`, or as `CLASS/train` and `CLASS/test`. Validation files are
     the test files if there are no others; otherwise they belong to the training files.
     """
     require_folder(title, root)
     folders, _ = _entries(title, root)
     above = _above(root)
-    inner = {name: _inner_folders(title, root / name, above) for name in folders}
+    inner = {name: _inner_folders(title, root / name, above, suffixes) for name in folders}
     roles = roles_of(folders)
     labelled = {name: role for name, role in roles.items() if inner[name]}
     shares_classes = _is_division(labelled) and _common([inner[name] for name in labelled])
     if shares_classes or (_is_division(roles) and len(roles) == len(folders)):
-        return _divided(title, root, roles=roles, labelled=labelled)
-    whole = _part(title, root, "")
+        return _divided(title, root, roles=roles, labelled=labelled, suffixes=suffixes)
+    whole = _part(title, root, "", suffixes)
     below = roles_of(sorted({name for names in inner.values() for name in names}))
     divides_classes = all(_is_division(roles_of(names)) and below.keys() >= set(names) for names in inner.values())
     if divides_classes and all(name.count("/") == 2 for name in whole.names):
@@ -70,10 +70,10 @@ def layout(title: str, root: Path) -> tuple[list[Part], tuple[str, ...]]:
     return [whole], ()
 
 
-def _inner_folders(title: str, folder: Path, above: Set[tuple[int, int]]) -> list[str]:
+def _inner_folders(title: str, folder: Path, above: Set[tuple[int, int]], suffixes: tuple[str, ...]) -> list[str]:
     """Return the subfolders of a folder; none if it also has pictures."""
     folders, files = _entries(title, folder)
-    return [] if _pictures(files) else [name for name in folders if _identity(folder / name) not in above]
+    return [] if _pictures(files, suffixes) else [name for name in folders if _identity(folder / name) not in above]
 
 
 def _above(root: Path) -> set[tuple[int, int]]:
@@ -103,7 +103,7 @@ def _common(names: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _divided(
-    title: str, root: Path, *, roles: Mapping[str, str], labelled: Mapping[str, str]
+    title: str, root: Path, *, roles: Mapping[str, str], labelled: Mapping[str, str], suffixes: tuple[str, ...]
 ) -> tuple[list[Part], tuple[str, ...]]:
     """Return the files of folders such as `train/CLASS` and `test/CLASS`."""
     folders, files = _entries(title, root)
@@ -116,11 +116,11 @@ def _divided(
         raise BadInput(f"{title}: {_and(roles)} are names of parts of a data set, but {problem}")
     if others := [name for name in folders if name not in roles]:
         raise BadInput(f"{title}: next to {_and(labelled)} there is {listed(others)}; move or remove it")
-    parts, notice = assigned(title, {name: _part(title, root, f"{name}/") for name in labelled}, labelled)
+    parts, notice = assigned(title, {name: _part(title, root, f"{name}/", suffixes) for name in labelled}, labelled)
     notices = [notice]
     if unlabelled := [name for name in roles if name not in labelled]:
         notices.append(f"{title}: {_and(unlabelled)} is not used, because it has no class folders")
-    if loose := _pictures(files):
+    if loose := _pictures(files, suffixes):
         names = listed([printable_line(name) for name in loose])
         notices.append(f"{title}: the pictures next to {_and(labelled)} are not used: {names}")
     return parts, tuple(notices)
@@ -186,14 +186,14 @@ def _and(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _part(title: str, root: Path, prefix: str) -> Part:
+def _part(title: str, root: Path, prefix: str, suffixes: tuple[str, ...]) -> Part:
     """Return the files in the class folders of a part; raise BadInput if it has another layout."""
     top = root / prefix
     where = f"{title}: " if not prefix else f"{title}, {prefix}: "
     folders, loose = _entries(title, top)
     above = {_identity(top)} | _above(root)
     folders = [name for name in folders if _identity(top / name) not in above]
-    if pictures := _pictures(loose):
+    if pictures := _pictures(loose, suffixes):
         examples = listed([printable_line(name) for name in pictures])
         place = "next to the class folders" if folders else "and no class folders"
         raise BadInput(f"{where}there are pictures {place} ({examples}); {ADVICE}")
@@ -269,8 +269,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # for example, a link to itself; decoding reports the error
 
 
-def _pictures(files: Sequence[str]) -> list[str]:
-    return [name for name in files if name.lower().endswith(PICTURES)]
+def _pictures(files: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
+    return [name for name in files if name.lower().endswith(suffixes)]
 
 
 def require_folder(title: str, root: Path) -> None:

@@ -81,6 +81,35 @@ def read_picture(source: str | Path | Image.Image, size: int, channels: int = 3)
     return pixels
 
 
+def stored_values(source: str | Path | Image.Image) -> numpy.ndarray[Any, Any]:
+    """Return the values of an image as `[bands, h, w]` in the type in which they are stored.
+
+    The image is turned upright, and palettes are resolved. Raises UnreadableError.
+    """
+    try:
+        with _settings_of_pillow():
+            if isinstance(source, Image.Image):
+                return _values(source)
+            with _opened(Path(source)) as image:
+                return _values(image)
+    except Exception as error:
+        raise UnreadableError(_reason(error)) from error
+
+
+def _values(image: Image.Image) -> numpy.ndarray[Any, Any]:
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableError(_bomb(image.width * image.height))
+    image.load()
+    turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    image = image if turn is None else image.transpose(turn)
+    if image.mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    values = numpy.asarray(image)
+    if image.mode == "I" and image.format in SIXTEEN_BITS and values.min() >= 0 and values.max() <= 65535:
+        values = values.astype(numpy.uint16)
+    return numpy.ascontiguousarray(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
+
+
 _lock = threading.Lock()
 _readers = 0
 _restored = contextlib.ExitStack()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from adaptkit.contracts import Reading
 from adaptkit.data.columns import DOMAIN, GROUP
-from adaptkit.data.sets.file_pixels import SIDE, FilePixels, skipped
+from adaptkit.data.sets.file_pixels import SIDE, ImageFiles, checked_files, skipped
 from adaptkit.data.sets.layout import Part, assigned, roles_of
 from adaptkit.data.sets.table_files import Row, Sheet, read_sheet, require_table
 from adaptkit.errors import BadInput, suggestion
@@ -110,14 +110,14 @@ def _count(count: int, noun: str) -> str:
 
 def _load(title: str, path: Path, reading: Reading) -> Corpus:
     from adaptkit.contracts import Corpus
-    from adaptkit.data.sets.image_files import faults
 
     root = path.parent
     sheet = read_sheet(title, path)
     columns = columns_of(title, sheet, reading.columns)
     roles = _roles(title, sheet, columns)
     listed, problems = _listed(title, root, sheet, columns=columns, roles=roles)
-    bad = faults(root, list(listed.rows), reading.size)
+    files = checked_files(root, list(listed.rows), reading)
+    bad = files.bad
     if not reading.skip_bad:
         problems += [(listed.rows[name].number, f"{printable_line(name)}: {reason}") for name, reason in bad.items()]
     if problems:
@@ -127,8 +127,9 @@ def _load(title: str, path: Path, reading: Reading) -> Corpus:
     if bad:
         parts = [part.without(title, bad) for part in parts]
         notices += (skipped(title, bad),)
-    train, *test = (_images(listed, root, part, reading.size) for part in parts)
-    return Corpus(train, test[0] if test else None, notices)
+    notices += files.notices(title)
+    train, *test = (_images(listed, files, part) for part in parts)
+    return Corpus(train, test[0] if test else None, notices, files.conversion)
 
 
 def columns_of(title: str, sheet: Sheet, chosen: Mapping[str, str]) -> dict[str, str]:
@@ -293,7 +294,7 @@ def _parts(listed: Listed, roles: Mapping[str, str]) -> tuple[list[Part], tuple[
     return [part], ()
 
 
-def _images(listed: Listed, root: Path, part: Part, size: int) -> Images:
+def _images(listed: Listed, files: ImageFiles, part: Part) -> Images:
     import torch
 
     from adaptkit.contracts import Images
@@ -305,8 +306,7 @@ def _images(listed: Listed, root: Path, part: Part, size: int) -> Images:
         meaning: listed.columns[meaning] for meaning in (GROUP, DOMAIN) if meaning in listed.columns
     }
     return Images(
-        # A worker process can have another current folder.
-        FilePixels(os.path.abspath(root), names, size),
+        files.pixels(names),
         torch.arange(len(counts)).repeat_interleave(counts),
         tuple(part.files),
         ids=tuple(listed.value(name, ID) for name in names) if ID in listed.columns else names,

@@ -19,7 +19,7 @@ def write(folder: Path, exported: Exported) -> None:
 
 def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
     """Load the weights into the run's backbone, as `adaptkit.load(folder)` does."""
-    return {"safetensors": exported_model(folder, trained.backbone).model}
+    return {"safetensors": exported_model(folder, trained.backbone, trained.readers).model}
 
 
 def usage(trained: TrainedRun) -> str:

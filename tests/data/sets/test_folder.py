@@ -289,7 +289,7 @@ def damaged(own_folder: Path) -> Path:
     """Write photographs and three files that are not pictures."""
     folder = make_photos(own_folder / "photos", per_class=4)
     (folder / "china" / "0001.jpg").write_bytes((folder / "china" / "0000.jpg").read_bytes()[:500])
-    (folder / "flower" / "notes.txt").write_text("these are dahlias")
+    (folder / "flower" / "notes.jpg").write_text("these are dahlias")
     (folder / "hopper" / "0000.jpg").write_bytes(b"")
     return folder
 
@@ -298,7 +298,7 @@ def test_bad_files_are_listed(damaged: Path) -> None:
     truncated, *others = lines()
     assert truncated.startswith("photos/china/0001.jpg: damaged: ")
     assert others == [
-        "photos/flower/notes.txt: not a picture in a known format",
+        "photos/flower/notes.jpg: not a picture in a known format",
         "photos/hopper/0000.jpg: empty (0 bytes)",
         "folder:photos: 3 of 17 files cannot be read; fix or remove them, or skip them with --skip-bad-images",
     ]
@@ -307,13 +307,25 @@ def test_bad_files_are_listed(damaged: Path) -> None:
 def test_bad_files_are_skipped_with_a_notice(damaged: Path) -> None:
     corpus = load(skip_bad=True)
     assert len(corpus.train) == 14
-    assert not {"china/0001.jpg", "flower/notes.txt", "hopper/0000.jpg"} & set(names(corpus))
+    assert not {"china/0001.jpg", "flower/notes.jpg", "hopper/0000.jpg"} & set(names(corpus))
     (notice,) = corpus.notices
     assert notice.startswith("folder:photos: 3 files skipped: china/0001.jpg (damaged: ")
-    assert notice.endswith("), flower/notes.txt (not a picture in a known format), hopper/0000.jpg (empty (0 bytes))")
+    assert notice.endswith("), flower/notes.jpg (not a picture in a known format), hopper/0000.jpg (empty (0 bytes))")
     for path in (damaged / "china").glob("*"):
         path.write_bytes(b"")
     assert lines(skip_bad=True) == ["folder:photos: all pictures of class 'china' are skipped; add readable pictures"]
+
+
+def test_files_of_other_formats_are_named_and_not_read(own_folder: Path) -> None:
+    fill("photos/a/1.png", "photos/a/noend", "photos/b/1.png")
+    Path("photos/a/notes.txt").write_text("these are dahlias")
+    Path("photos/b/table.CSV").write_text("file")
+    corpus = load()
+    assert names(corpus) == ["a/1.png", "a/noend", "b/1.png"]
+    assert corpus.notices == ("folder:photos: 2 files are not images, and are not read: a/notes.txt, b/table.CSV",)
+    Path("photos/c").mkdir()
+    Path("photos/c/data.hdf5").write_text("")
+    assert lines() == ["folder:photos: all pictures of class 'c' are files of other formats; add readable pictures"]
 
 
 def test_many_bad_files(own_folder: Path) -> None:
@@ -341,12 +353,12 @@ def test_readable_files_are_remembered(damaged: Path, monkeypatch: pytest.Monkey
     assert len(checked) == 17
     checked.clear()
     before = lines()
-    assert checked == ["0001.jpg", "notes.txt", "0000.jpg"]  # bad files are not remembered
+    assert checked == ["0001.jpg", "notes.jpg", "0000.jpg"]  # bad files are not remembered
     shutil.copy(damaged / "hopper" / "0001.jpg", damaged / "hopper" / "0000.jpg")
     (damaged / "gift" / "0000.jpg").write_bytes(b"broken since")
     after = lines()
     assert [line.partition(":")[0] for line in after] == [
-        *("photos/china/0001.jpg", "photos/flower/notes.txt", "photos/gift/0000.jpg", "folder")
+        *("photos/china/0001.jpg", "photos/flower/notes.jpg", "photos/gift/0000.jpg", "folder")
     ]
     assert after[:2] == before[:2]
 
@@ -447,7 +459,7 @@ def test_names_without_a_group() -> None:
     assert line.endswith(": train/a/p1.png, train/b/2.png, test/a/p3.png and 1 more")
     corpus = Folder("p").at(Reading(8, group=".")).load(UNUSED)
     assert corpus.test is not None and corpus.test.columns == {"group": ("p", "x")}
-    Path("p/train/a/notes.txt").write_text("no picture")
+    Path("p/train/a/notes.png").write_text("no picture")
     assert load_grouped("[p2x]", skip_bad=True).train.columns == {"group": ("p", "2")}
 
 

@@ -1,0 +1,1 @@
+"""Readers of image files, one kind of file each."""

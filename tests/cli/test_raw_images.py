@@ -1,0 +1,300 @@
+"""Images with raw values from files to predictions: FITS, TIFF of many bands, and arrays of NumPy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import tifffile
+import torch
+from astropy.io import fits
+from click.testing import Result
+from mlflow import MlflowClient
+from PIL import Image
+from support.experiments import TINY
+
+import adaptkit
+from adaptkit.data.readers.fits import Fits
+from adaptkit.data.readers.tiff import Tiff, is_picture
+
+Cli = Callable[..., Result]
+SIDE = 16
+SMALL = (
+    *("-s", "scratch", "--image-size", str(SIDE), "--epochs", "1", "--set", "min_steps=none", "--set", "seed=0"),
+    *("--target", "folder:sky", "--batch-size", "8", "-q", "--json"),
+)
+
+
+def write_npy(path: Path, values: numpy.ndarray) -> None:
+    numpy.save(path, values.astype(numpy.float32))
+
+
+def write_npz(path: Path, values: numpy.ndarray) -> None:
+    bands = {f"band{number}": band for number, band in enumerate(values)}
+    numpy.savez(path, **bands, missing=numpy.isnan(values))  # type: ignore[arg-type]
+
+
+def write_fits(path: Path, values: numpy.ndarray) -> None:
+    fits.writeto(path, values.astype(">f4"), checksum=True)
+
+
+def write_tiff(path: Path, values: numpy.ndarray) -> None:
+    whole = (numpy.nan_to_num(values) * 1000 + 1).astype(numpy.uint16)
+    tifffile.imwrite(path, numpy.moveaxis(whole, 0, -1), photometric="minisblack", planarconfig="contig")
+
+
+WRITERS: dict[str, Callable[[Path, numpy.ndarray], None]] = {
+    ".npy": write_npy,
+    ".npz": write_npz,
+    ".fits": write_fits,
+    ".fits.gz": write_fits,
+    ".tif": write_tiff,
+}
+
+
+def sky(number: int, bands: int) -> numpy.ndarray:
+    """Return an image of one of two classes: a bright spot on the left or on the right, and a missing value."""
+    values = numpy.random.default_rng(number).normal(10, 1, (bands, SIDE, SIDE))
+    values[:, 4:12, 2 + 6 * (number % 2) : 8 + 6 * (number % 2)] += 20
+    values[0, 0, 0] = numpy.nan
+    return values
+
+
+def make_images(folder: Path, suffix: str, bands: int, count: int = 16) -> list[Path]:
+    """Write images of both classes to the training and the test part of a folder."""
+    paths = []
+    for number in range(count):
+        path = folder / ("train", "test")[number // 2 % 2] / "ab"[number % 2] / f"{number:02}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[suffix](path, sky(number, bands))
+        paths.append(path)
+    return paths
+
+
+def run_id_of(result: Result) -> str:
+    assert result.exit_code == 0, result.stderr
+    (run,) = json.loads(result.stdout)["runs"]
+    return str(run["run_id"])
+
+
+def independent(path: Path) -> numpy.ndarray:
+    """Return the input of the model for an image of the right size, computed without adaptkit."""
+    if path.suffix == ".tif":
+        values = numpy.moveaxis(tifffile.imread(path), -1, 0).astype(numpy.float64)
+        return (values / 65535).astype(numpy.float32)
+    if path.suffix == ".npy":
+        values = numpy.load(path)
+    elif path.suffix == ".npz":
+        arrays = numpy.load(path)
+        values = numpy.stack([arrays[name] for name in arrays.files if name != "missing"])
+    else:
+        values = numpy.asarray(fits.getdata(path))
+    values = values.astype(numpy.float64)
+    low, high = numpy.nanmin(values), numpy.nanmax(values)
+    return numpy.nan_to_num((values - low) / (high - low)).astype(numpy.float32)
+
+
+@pytest.mark.parametrize(("suffix", "bands"), [(".npy", 1), (".npz", 4), (".fits", 1), (".fits.gz", 3), (".tif", 13)])
+def test_folder_from_files_to_predictions(suffix: str, bands: int, cli: Cli, own_folder: Path, store: Path) -> None:
+    paths = make_images(own_folder / "sky", suffix, bands)
+    result = cli("run", *SMALL)
+    run_id = run_id_of(result)
+    missing = "folder:sky: 16 values in 16 of 16 images are missing and become 0 (image.missing)"
+    assert (missing in json.loads(result.stdout)["plan"]["notices"]) is (suffix != ".tif")
+    params = MlflowClient(f"sqlite:///{store}").get_run(run_id).data.params
+    assert {key: value for key, value in params.items() if key.startswith("image.")} == {
+        **{"image.bands": "all", "image.stretch": "linear", "image.missing": "zero", "image.fit": "crop"},
+    }
+    model = adaptkit.load(run_id)
+    images = torch.from_numpy(numpy.stack([independent(path) for path in paths]))
+    assert images.shape == (16, bands, SIDE, SIDE)
+    assert torch.equal(model.preprocess(paths), images)
+    predictions = adaptkit.predict(run_id, own_folder / "sky")
+    assert [prediction.path for prediction in predictions] == sorted(paths)
+    by_path = {prediction.path: list(prediction.probabilities.values()) for prediction in predictions}
+    expected = model(images).softmax(1)
+    assert torch.allclose(torch.tensor([by_path[path] for path in paths]), expected, atol=1e-5)
+
+
+def table_of(folder: Path, paths: list[Path]) -> None:
+    rows = (f"{path.relative_to(folder).as_posix()},{path.parent.name},{path.parts[-3]}" for path in paths)
+    (folder / "sky.csv").write_text("\n".join(["file,class,split", *rows]))
+
+
+def test_table_with_settings_of_raw_values(cli: Cli, own_folder: Path, store: Path) -> None:
+    paths = make_images(own_folder / "sky", ".tif", 13)
+    table_of(own_folder, paths)
+    chosen = {"bands": "13,2", "stretch": "percentile:1,99", "missing": "median", "fit": "pad"}
+    options = [part for key, value in chosen.items() for part in ("--set", f"image.{key}={value}")]
+    result = cli("run", *SMALL, "--target", "table:sky.csv", *options)
+    run_id = run_id_of(result)
+    params = MlflowClient(f"sqlite:///{store}").get_run(run_id).data.params
+    assert {key: params[f"image.{key}"] for key in chosen} == chosen
+    images = adaptkit.load(run_id).preprocess(paths)
+    assert images.shape == (16, 2, SIDE, SIDE)
+    values = tifffile.imread(paths[0])[..., [12, 1]].astype(numpy.float64)
+    low, high = numpy.percentile(values, [1, 99])
+    expected = ((values - low) / (high - low)).clip(0, 1).astype(numpy.float32)
+    assert numpy.array_equal(images[0], numpy.moveaxis(expected, -1, 0))
+    again = cli("reproduce", run_id, "--json")
+    assert again.exit_code == 0, again.stderr
+
+
+def test_settings_of_raw_values_read_pictures_as_they_are_stored(cli: Cli, own_folder: Path, store: Path) -> None:
+    sixteen = numpy.random.default_rng(0).integers(0, 65536, (16, SIDE, SIDE)).astype(numpy.uint16)
+    for number, values in enumerate(sixteen):
+        path = own_folder / "sky" / ("train", "test")[number // 2 % 2] / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    run_id = run_id_of(cli("run", *SMALL, "--set", "image.stretch=sqrt"))
+    ((values,),) = adaptkit.load(run_id).preprocess(own_folder / "sky/train/a/00.png").numpy()
+    low, high = int(sixteen[0].min()), int(sixteen[0].max())
+    assert numpy.array_equal(values, numpy.sqrt((sixteen[0] - low) / (high - low)).astype(numpy.float32))
+
+
+def test_raw_settings_without_raw_images(cli: Cli, store: Path) -> None:
+    result = cli("run", "-s", "head", *TINY, "--set", "image.fit=pad", "--dry-run")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "Error: image.fit: the target has no image files with raw values; use folder:PATH or table:FILE\n",
+    )
+    for setting, message in (
+        ("bands=1,1", "image.bands: band 1 appears twice"),
+        ("bands=0,1", "image.bands: bands are numbered from 1, so there is no band 0"),
+        ("stretch=asin", "image.stretch: must be linear, asinh, log, sqrt, percentile:LOW,HIGH, zscale or none, not"),
+        ("stretch=percentile:99,1", "image.stretch: the first number of percentile must be less than the second"),
+        ("stretch=percentile", "image.stretch: percentile needs two numbers, as in percentile:1,99"),
+        ("stretch=linear:0", "image.stretch: linear takes two numbers, as in linear:1,99, not '0'"),
+        ("missing=mean", "image.missing: must be zero, median or error, not"),
+    ):
+        result = cli("run", "-s", "head", *TINY, "--set", f"image.{setting}", "--dry-run")
+        assert result.exit_code == 2 and result.stderr.startswith(f"Error: {message}"), result.stderr
+
+
+def lines(cli: Cli, *options: str) -> list[str]:
+    result = cli("run", *SMALL, *options)
+    assert result.exit_code == 2, result.stdout
+    return [line.removeprefix("Error: ") for line in result.stderr.splitlines()]
+
+
+def test_files_that_cannot_be_used_are_refused_in_one_line_each(cli: Cli, own_folder: Path) -> None:
+    paths = make_images(own_folder / "sky", ".fits", 1)
+    paths[0].write_bytes(b"")
+    paths[1].write_bytes(paths[2].read_bytes()[:3000])
+    paths[2].unlink()
+    fits.writeto(paths[2], numpy.zeros((3, SIDE, SIDE), "float32"))
+    fits.BinTableHDU.from_columns([fits.Column("x", "J", array=[1])]).writeto(paths[3], overwrite=True)
+    fits.writeto(paths[4], numpy.full((SIDE, SIDE), numpy.nan), overwrite=True)
+    bad = dict(line.split(": ", 1) for line in lines(cli)[:-1])
+    shown = {path.rpartition("/")[2]: text for path, text in bad.items()}
+    assert shown["00.fits"] == "Empty or corrupt FITS file"
+    assert len(shown) == 5 and len(bad) == 5
+    assert shown["02.fits"] == "3 bands, not 1 as the first image"
+    assert shown["03.fits"] == "it has no image, only tables or empty extensions"
+    assert shown["04.fits"] == "all its values are missing"
+    assert "3 bands" not in " ".join(lines(cli, "--set", "fits.plane=1")[:-1])
+    text = " ".join(lines(cli, "--set", "fits.extension=SCI"))
+    assert "it has no image in extension SCI; its images: 0 (PRIMARY)" in text
+
+
+def test_missing_package_is_named(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_images(own_folder / "sky", ".fits", 1, count=8)
+    monkeypatch.setattr(Fits, "unavailable", "FITS files need astropy: pip install astropy")
+    assert lines(cli)[0].endswith("/00.fits: FITS files need astropy: pip install astropy")
+
+
+def test_fits_of_scaled_integers_and_blank_values(own_folder: Path) -> None:
+    stored = numpy.arange(9, dtype=numpy.int16).reshape(3, 3)
+    unit = fits.PrimaryHDU(stored)
+    unit.header["BLANK"] = 4
+    unit.writeto("whole.fits")
+    raster = Fits().read(Path("whole.fits"))
+    assert numpy.isnan(raster.values).sum() == 1 and raster.values[0, 2, 2] == 8
+    unit.header["BSCALE"], unit.header["BZERO"] = 0.5, 100.0
+    unit.writeto("scaled.fits")
+    scaled = Fits().read(Path("scaled.fits"))
+    assert numpy.isnan(scaled.values[0, 1, 1]) and scaled.values[0, 2, 2] == 104
+    unit = fits.PrimaryHDU(numpy.array([[0, 65535]], numpy.uint16))
+    unit.header["BLANK"] = -32768
+    unit.writeto("unsigned.fits")
+    raster = Fits().read(Path("unsigned.fits"))
+    assert raster.values.tolist() == [[[0, 65535]]] and raster.values.dtype == numpy.uint16
+    assert raster.missing is not None and raster.missing.tolist() == [[[True, False]]]
+    cube = fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(numpy.arange(24.0).reshape(2, 3, 4), name="SCI")])
+    cube.writeto("cube.fits")
+    assert Fits().read(Path("cube.fits")).values.shape == (2, 3, 4)
+    assert Fits(extension="sci", plane=2).read(Path("cube.fits")).values.min() == 12
+    with pytest.raises(ValueError, match="it has 2 planes, so no plane 3"):
+        Fits(plane=3).read(Path("cube.fits"))
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(stored.astype("float32"))]).writeto("packed.fits")
+    assert Fits().read(Path("packed.fits")).values.shape == (1, 3, 3)
+
+
+@pytest.mark.parametrize("layout", ["planar", "interleaved", "pages", "unnamed", "big", "compressed"])
+def test_tiff_of_many_bands(layout: str, own_folder: Path) -> None:
+    values = numpy.random.default_rng(0).integers(1, 60000, (13, 20, 24)).astype(numpy.uint16)
+    values[3, 4, 5] = 0
+    options: dict[str, Any] = {
+        "planar": {"planarconfig": "separate", "photometric": "minisblack"},
+        "interleaved": {"planarconfig": "contig", "photometric": "minisblack"},
+        "big": {"bigtiff": True},
+        "compressed": {"compression": "lzw", "predictor": True},
+    }.get(layout, {})
+    written = numpy.moveaxis(values, 0, -1) if layout in ("interleaved", "unnamed") else values
+    names = "".join(f'<Item name="DESCRIPTION" sample="{n}" role="description">B{n}</Item>' for n in range(13))
+    tags = [(42113, "s", 0, "0", True), (42112, "s", 0, f"<GDALMetadata>{names}</GDALMetadata>", True)]
+    tifffile.imwrite("bands.tif", written, extratags=tags, **options)
+    assert not is_picture(Path("bands.tif"))
+    raster = Tiff().read(Path("bands.tif"))
+    assert numpy.array_equal(raster.values, values)
+    assert raster.missing is not None and numpy.array_equal(raster.missing, values == 0)
+    assert raster.bands == tuple(f"B{number}" for number in range(13))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bands", "expected"),
+    [("uint8", 1, True), ("uint8", 4, True), ("uint8", 5, False), ("uint16", 1, False), ("float32", 1, False)],
+)
+def test_which_tiff_files_are_pictures(kind: str, bands: int, expected: bool, own_folder: Path) -> None:
+    values = numpy.zeros((8, 8, bands) if bands > 1 else (8, 8), kind)
+    options: Any = {"photometric": "minisblack", "planarconfig": "contig"} if bands > 1 else {}
+    tifffile.imwrite("one.tif", values, **options)
+    assert is_picture(Path("one.tif")) is expected
+    Path("broken.tif").write_bytes(Path("one.tif").read_bytes()[:6])
+    assert is_picture(Path("broken.tif"))
+
+
+READER = """
+import numpy
+from adaptkit import hookimpl
+from adaptkit.contracts import Raster
+
+class Text:
+    name = "text"
+    suffixes = (".grid",)
+
+    def read(self, path):
+        return Raster(numpy.loadtxt(path)[None])
+
+@hookimpl
+def adaptkit_readers():
+    return [Text]
+"""
+
+
+def test_reader_of_a_plugin(cli: Cli, own_folder: Path, store: Path) -> None:
+    (own_folder / "text.py").write_text(READER)
+    for path in make_images(own_folder / "sky", ".npy", 1):
+        numpy.savetxt(path.with_suffix(".grid"), numpy.load(path)[0])
+        path.unlink()
+    assert lines(cli)[0].startswith("folder:sky: ")
+    run_id = run_id_of(cli("run", *SMALL, "--plugin", "text.py"))
+    predictions = adaptkit.predict(run_id, "sky", plugins=["text.py"])
+    assert len(predictions) == 16
+    assert cli("plugins", "check", "text.py", "--data-dir", "sky").exit_code == 0
+    (own_folder / "text.py").write_text(READER.replace('(".grid",)', '"grid"'))
+    assert "Text.suffixes must be ends of file names in lower case" in cli("run", *SMALL, "--plugin", "text.py").stderr
