@@ -100,6 +100,8 @@ RESUMED_TAG = "adaptkit.resumed"
 ERROR_TAG = "adaptkit.error"
 #: signs that a run has not learned, one a line; absent if there are none
 WARNINGS_TAG = "adaptkit.warnings"
+#: likewise of the base of a run
+BASE_WARNINGS_TAG = "adaptkit.base_warnings"
 
 # Tags of base, adaptation and tuning runs: what they were computed from.
 RECIPE_KEY_TAG = "adaptkit.recipe_key"

@@ -10,7 +10,7 @@ from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.numbers import counted, listed, plural
 from adaptkit.comparison.pairs import saw_labels
 from adaptkit.comparison.records import ArmResult
-from adaptkit.names import TUNED_VALUES_TAG, TUNING_TAG, WARNINGS_TAG
+from adaptkit.names import BASE_WARNINGS_TAG, TUNED_VALUES_TAG, TUNING_TAG, WARNINGS_TAG
 
 #: number of chosen values that a note names
 MOST_CHOICES = 5
@@ -18,7 +18,8 @@ MOST_CHOICES = 5
 
 def note_sentences(comparison: Comparison) -> tuple[str, ...]:
     """Return notes on the runs: missing seeds, unequal training, timings that are not comparable, runs left out."""
-    notes = []
+    of_base = [tag for arm in comparison.arms for run in arm.runs if (tag := run.tags.get(BASE_WARNINGS_TAG))]
+    notes = [f"The base has a warning: {of_base[0].splitlines()[0]}."] if of_base else []
     every = sorted({seed for arm in comparison.arms for seed in arm.seeds})
     for arm in comparison.arms:
         if missing := [seed for seed in every if seed not in arm.seeds]:

@@ -298,7 +298,7 @@ class AdaptationRun:
                 FROZEN_PREFIX_TAG: results[0].prefix,
                 TIMING_TAG: stage.seat.timing_since(self.occupancy),
                 **({TUNED_VALUES_TAG: json.dumps([dict(one.chosen) for one in tunings])} if tunings else {}),
-                **warning_tags(self.warnings),
+                **warning_tags(self.warnings, of_base=base_warnings(experiment, stage.base)),
             },
             files=artifacts,
             warnings=tuple(self.warnings),

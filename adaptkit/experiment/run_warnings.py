@@ -10,7 +10,7 @@ from scipy import special
 
 from adaptkit.errors import listed
 from adaptkit.events import Epoch, Predictions
-from adaptkit.names import WARNINGS_TAG
+from adaptkit.names import BASE_WARNINGS_TAG, WARNINGS_TAG
 
 #: the loss of the first epoch is far above that of a guess from this factor on
 FAR_ABOVE = 1.5
@@ -49,9 +49,10 @@ def training_warnings(
     return tuple(warning for warning in found if warning is not None)
 
 
-def warning_tags(warnings: Sequence[str]) -> dict[str, str]:
-    """Return the tag of a run for its warnings; no tag without warnings."""
-    return {WARNINGS_TAG: "\n".join(warnings)} if warnings else {}
+def warning_tags(warnings: Sequence[str], *, of_base: Sequence[str] = ()) -> dict[str, str]:
+    """Return the tags of a run for its warnings and for those of its base; no tag without warnings."""
+    found = {WARNINGS_TAG: warnings, BASE_WARNINGS_TAG: of_base}
+    return {tag: "\n".join(lines) for tag, lines in found.items() if lines}
 
 
 def _never_predicted(predictions: Predictions | None, classes: Sequence[str]) -> str | None:

@@ -95,6 +95,8 @@ def load_plugins(files: Iterable[str | Path] = (), objects: Iterable[object] = (
     for path in dict.fromkeys(expanded(file).absolute() for file in (*named, *files)):
         load(Source(str(path), "file", str(path)), lambda path=path: _import_file(path))  # type: ignore[misc]
     for plugin in objects:
+        if manager.is_registered(plugin):  # installed, and also given as an object
+            continue
         source = Source(getattr(plugin, "__name__", repr(plugin)), "object")
         _register(manager, plugin, source.origin)
         sources.append(source)

@@ -110,3 +110,8 @@ def test_values_that_the_fits_chose() -> None:
     chosen = json.dumps([{"lr": 0.01}, {"lr": 0.01}, {"lr": 0.003, "rank": 4}])
     comparison = judged(pair_of_runs(tags={"adaptkit.tuned_inside": "5", "adaptkit.tuned_values": chosen}))
     assert "The 3 fits of one chose lr 0.01 (2) and lr 0.003, rank 4 (1)." in comparison.notes
+
+
+def test_warning_of_the_base() -> None:
+    comparison = judged(pair_of_runs(tags={"adaptkit.base_warnings": "its loss did not fall\nand more"}))
+    assert comparison.notes[0] == "The base has a warning: its loss did not fall."

@@ -144,6 +144,16 @@ def test_bad_plugin_file(cli: Cli, own_folder: Path, text: str, problem: str) ->
     assert [entry.name for entry in own_folder.iterdir() if entry.suffix] == ["bad.py"]
 
 
+def test_object_that_is_given_twice() -> None:
+    class Plugin:
+        @adaptkit.hookimpl
+        def adaptkit_strategies(self) -> list[Any]:
+            return []
+
+    plugin = Plugin()
+    assert [source.kind for source in load_plugins(objects=[plugin, plugin]).sources].count("object") == 1
+
+
 def test_file_that_changed_within_a_second(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = own_folder / "late.py"
