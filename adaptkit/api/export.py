@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.comparison.numbers import counted
+from adaptkit.data.raw_values import RAW_VALUES
 from adaptkit.data.readers.files import suffixes_of
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.models.formats.format import Exported, Format, Logits, find_format
@@ -280,6 +281,15 @@ def _calibration(trained: TrainedRun, written: Format) -> str:
     )
 
 
+def _sizing(preprocessing: Mapping[str, Any]) -> str:
+    """Return the README's line on how image files become the input of the model."""
+    raw = preprocessing.get(RAW_VALUES)
+    if raw is None:
+        return "Pictures: resize the shorter side bilinearly, then crop the centre."
+    chosen = ", ".join(f"{key} {value}" for key, value in raw.items() if value is not None and key != "size")
+    return f"Raw values of image files become floats in 0..1: {chosen}. `raw_values.py` of adaptkit is the definition."
+
+
 def _write_readme(stage: Path, trained: TrainedRun, written: Format, verifications: Sequence[Verification]) -> None:
     preprocessing = trained.described_preprocessing
     normalised = "; the model normalises them" if preprocessing.get("mean") else ""
@@ -293,7 +303,7 @@ A `{trained.card["backbone"]}` for {len(trained.classes)} classes, exported in t
 `{trained.stored.run_id}` by adaptkit {__version__}.
 
 - Images: {images}, floats in 0..1{normalised}.
-- Pictures: resize the shorter side bilinearly, then crop the centre.
+- {_sizing(preprocessing)}
 - `model.json` holds this information for programs, and the classes in the order of the logits.
 {_calibration(trained, written)}
 ## Use

@@ -219,11 +219,6 @@ def zscale(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bands_first(values: Array) -> Array:
-    """Return an array whose axes have no names as `[bands, h, w]`: the first axis, or the last one if it is shorter."""
-    return numpy.moveaxis(values, -1, 0) if values.ndim == 3 and values.shape[-1] < values.shape[0] else values
-
-
 def _place(band: int | str, count: int, names: Sequence[str] | None) -> int:
     """Return the index of a band; raise RawValuesError if the image does not have it."""
     if isinstance(band, int):

@@ -44,6 +44,12 @@ from adaptkit.training.trainable import count
 GIVEN_SEEDS = (0, 1, 2)
 #: a class with fewer evaluated images is named in the plan
 FEW = 10
+#: how images become square -> its description in model files
+RESIZING = {
+    "crop": "shorter side, then centre crop",
+    "pad": "padded to a square, then resized",
+    "stretch": "both sides, to a square",
+}
 #: default side in pixels of images in a folder, for a backbone without an `image_size`
 IMAGE_SIZE = 64
 
@@ -84,7 +90,7 @@ class Experiment:
         return {
             "channels": self.domains.channels,
             "size": self.domains.size,
-            "resize": "shorter side, then centre crop",
+            "resize": RESIZING["crop"],
             "interpolation": "bilinear",
             "range": [0, 1],
             **normalised,
@@ -98,7 +104,11 @@ class Experiment:
         conversion = self.domains.conversion
         if conversion is None:
             return {}
-        return {RAW_VALUES: conversion.described, READERS: {k: dict(v) for k, v in self.request.reader_options.items()}}
+        return {
+            "resize": RESIZING[conversion.fit],
+            RAW_VALUES: conversion.described,
+            READERS: {name: dict(options) for name, options in self.request.reader_options.items()},
+        }
 
     def settled(self, request: Request) -> Request:
         """Return another request for the same data and backbone, with the defaults that depend on them."""

@@ -90,7 +90,7 @@ def test_every_setting_is_an_argument(name: str) -> None:
     parameters = arguments(getattr(adaptkit, name))
     settings = setting_arguments()
     assert {"strategies", "seeds", "shots", "weights"} <= settings.keys() <= parameters.keys()
-    groups = {"base", "split", "folder", "table", "tuning"}
+    groups = {"base", "split", "folder", "table", "image", "tuning"}
     assert set(settings.values()) - {"weights"} == set(Settings.model_fields) - groups
     assert {parameters[argument].default for argument in settings} == {None}
     assert {parameter.kind for parameter in parameters.values()} == {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from PIL import Image
 from support.experiments import TINY
 
 import adaptkit
+from adaptkit.data.readers.decode import is_picture
 from adaptkit.data.readers.fits import Fits
-from adaptkit.data.readers.tiff import Tiff, is_picture
+from adaptkit.data.readers.tiff import Tiff
 
 Cli = Callable[..., Result]
 SIDE = 16
@@ -118,6 +121,52 @@ def test_folder_from_files_to_predictions(suffix: str, bands: int, cli: Cli, own
     by_path = {prediction.path: list(prediction.probabilities.values()) for prediction in predictions}
     expected = model(images).softmax(1)
     assert torch.allclose(torch.tensor([by_path[path] for path in paths]), expected, atol=1e-5)
+
+
+def readme_logits(folder: Path, picture: Path) -> list[float]:
+    """Run the Python code in the README of an exported model on an image file, without adaptkit."""
+    code = "\n".join(json.loads((folder / "model.json").read_text())["how_to_load"])
+    code = code.replace("picture.png", picture.as_posix())
+    script = f"import sys; sys.modules['adaptkit'] = None\n{code}\nprint(torch.as_tensor(logits).flatten().tolist())"
+    result = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return list(json.loads(result.stdout.splitlines()[-1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["torch-export", "onnx"])
+@pytest.mark.parametrize(("suffix", "bands"), [(".fits", 1), (".tif", 13)])
+def test_exported_model_reads_the_same_values(
+    to: str, suffix: str, bands: int, cli: Cli, own_folder: Path, store: Path
+) -> None:
+    paths = make_images(own_folder / "sky", suffix, bands)
+    options = ("--set", "image.stretch=asinh", "--set", "fits.extension=0") if suffix == ".fits" else ()
+    run_id = run_id_of(cli("run", *SMALL, *options))
+    model = adaptkit.load(run_id)
+    result = cli("export", run_id, "--to", to, "-o", "model", "--images", str(own_folder / "sky"))
+    assert result.exit_code == 0, result.stderr
+    assert "Raw values of image files become floats in 0..1: " in Path("model/README.md").read_text()
+    expected = model(model.preprocess(paths[5])).flatten().tolist()
+    assert readme_logits(own_folder / "model", paths[5]) == pytest.approx(expected, abs=1e-5)
+    merged = cli("export", run_id, "--to", "merged", "-o", "merged")
+    assert merged.exit_code == 0, merged.stderr
+    loaded = adaptkit.load("merged")
+    assert torch.equal(loaded.preprocess(paths), model.preprocess(paths))
+    assert loaded(loaded.preprocess(paths[5])).flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_model_of_mlflow_records_the_conversion(cli: Cli, own_folder: Path, store: Path) -> None:
+    import mlflow
+
+    paths = make_images(own_folder / "sky", ".fits", 1)
+    run_id = run_id_of(cli("run", *SMALL, "--set", "image.missing=median"))
+    assert cli("export", run_id, "--to", "mlflow", "-o", "model").exit_code == 0
+    model = mlflow.pyfunc.load_model((own_folder / "model").as_uri())
+    described = model.metadata.metadata["preprocessing"]["raw_values"]
+    assert (described["missing"], described["stretch"], described["size"]) == ("median", "linear", SIDE)
+    images = adaptkit.load(run_id).preprocess(paths)
+    assert numpy.allclose(model.predict(images.numpy()), adaptkit.load(run_id)(images).numpy(), atol=1e-5)
 
 
 def table_of(folder: Path, paths: list[Path]) -> None:

@@ -9,7 +9,8 @@ import pytest
 from astropy import visualization
 from PIL import Image
 
-from adaptkit.data.raw_values import Conversion, RawValuesError, bands_first, zscale
+from adaptkit.data.raw_values import Conversion, RawValuesError, zscale
+from adaptkit.data.readers.decode import bands_first
 
 RANDOM = numpy.random.default_rng(0)
 FLOATS = RANDOM.normal(5, 2, (2, 8, 8)).astype(numpy.float32)

@@ -343,6 +343,6 @@ def test_strategy_must_support_one_model() -> None:
 def test_class_of_unknown_kind() -> None:
     with pytest.raises(
         BadInput,
-        match=r"is not a class with one of the methods adapt\(\), fit\(\), phases\(\), build\(\), load\(\), apply",
+        match=r"is not a class with one of the methods adapt\(\), fit\(\), phases\(\), build\(\), load\(\), read",
     ):
         checks(Path)

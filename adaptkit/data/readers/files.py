@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from adaptkit.contracts import Raster, Reader, Reading
 from adaptkit.data.raw_values import Conversion, RawValuesError
 from adaptkit.data.readers.arrays import NumpyFile
+from adaptkit.data.readers.decode import is_picture
 from adaptkit.data.readers.fits import Fits
 from adaptkit.data.readers.picture import Picture
-from adaptkit.data.readers.tiff import Tiff, is_picture
+from adaptkit.data.readers.tiff import Tiff
 from adaptkit.data.sets.read_picture import UnreadableError
 from adaptkit.plugins.components import options_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adaptkit.errors import RunFailed
 from adaptkit.models.formats.format import Exported, Format, Logits, anything
-from adaptkit.models.formats.reading import reading, write_reader
+from adaptkit.models.formats.reading import reading, reading_modules, write_reader
 from adaptkit.models.formats.torch_export import first_line
 from adaptkit.models.trained import TrainedRun
 
@@ -42,7 +42,7 @@ def write(folder: Path, exported: Exported) -> None:
             )
     except Exception as error:  # any error of MLflow or torch
         raise RunFailed(f"MLflow cannot save this model: {first_line(error)}") from error
-    write_reader(folder)
+    write_reader(folder, exported.trained)
 
 
 def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
@@ -72,10 +72,10 @@ mlflow models serve -m . --env-manager local --port 5001
 curl http://127.0.0.1:5001/invocations -H "Content-Type: application/json" -d @serving_input_example.json
 ```
 
-Send a picture from Python (`read_picture.py` reads image files as in training; it needs NumPy and Pillow):
+Send a picture from Python. {reading_modules(trained)}
 
 ```python
-{reading("requests")}
+{reading(trained, "requests")}
 
 body = {{"inputs": torch.stack([read("picture.png")]).tolist()}}
 answer = requests.post("http://127.0.0.1:5001/invocations", json=body)

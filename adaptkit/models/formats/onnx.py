@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adaptkit.errors import BadInput, RunFailed
 from adaptkit.models.formats.format import Exported, Format, Logits
-from adaptkit.models.formats.reading import reading, write_reader
+from adaptkit.models.formats.reading import reading, reading_modules, write_reader
 from adaptkit.models.formats.torch_export import first_line
 from adaptkit.models.trained import TrainedRun
 
@@ -52,7 +52,7 @@ def write(folder: Path, exported: Exported) -> None:
             program.save(folder / MODEL, external_data=size > LARGEST)
     except Exception as error:  # any error of torch or onnxscript
         raise RunFailed(f"torch.onnx cannot export this model: {first_line(error)}") from error
-    write_reader(folder)
+    write_reader(folder, exported.trained)
 
 
 @contextlib.contextmanager
@@ -85,10 +85,10 @@ def usage(trained: TrainedRun) -> str:
     """Return the README's section on running the model."""
     return f"""\
 `model.onnx` maps `images`, floats `[n, channels, size, size]` in 0..1, to `logits` `[n, classes]`.
-`read_picture.py` reads image files as in training; it needs NumPy and Pillow.
+{reading_modules(trained)}
 
 ```python
-{reading("onnxruntime")}
+{reading(trained, "onnxruntime")}
 
 session = onnxruntime.InferenceSession("model.onnx")
 (logits,) = session.run(["logits"], {{"images": torch.stack([read("picture.png")]).numpy()}})

@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptkit.errors import RunFailed
 from adaptkit.models.formats.format import Exported, Format, Logits, anything
-from adaptkit.models.formats.reading import reading, write_reader
+from adaptkit.models.formats.reading import reading, reading_modules, write_reader
 from adaptkit.models.trained import TrainedRun
 
 PROGRAM = "model.pt2"
@@ -39,7 +39,7 @@ def write(folder: Path, exported: Exported) -> None:
     import torch
 
     torch.export.save(exported_program(exported), folder / PROGRAM)
-    write_reader(folder)
+    write_reader(folder, exported.trained)
 
 
 def read(folder: Path, trained: TrainedRun) -> dict[str, Logits]:
@@ -53,10 +53,10 @@ def usage(trained: TrainedRun) -> str:
     """Return the README's section on running the program."""
     return f"""\
 `model.pt2` is a `torch.export` program from float images `[n, channels, size, size]` in 0..1 to logits. It needs
-only torch; `read_picture.py`, which reads image files as in training, needs NumPy and Pillow.
+only torch. {reading_modules(trained)}
 
 ```python
-{reading()}
+{reading(trained)}
 
 model = torch.export.load("model.pt2").module()
 logits = model(torch.stack([read("picture.png")]))
