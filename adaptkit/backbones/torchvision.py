@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from adaptkit.errors import BadInput
 from adaptkit.hookspecs import hookimpl
@@ -29,6 +29,14 @@ class Torchvision:
         metadata={"help": "default (published), none (new), or a .safetensors, .pth, .pt or .bin file"},
     )
 
+    bands: Literal["none", "first3", "fresh"] = field(
+        default="none",
+        metadata={
+            "help": "pretrained weights for images of many bands: first3 (use the first three), fresh (a new first "
+            "layer for all), none (refuse them)"
+        },
+    )
+
     def __post_init__(self) -> None:
         try:
             import torchvision.models  # noqa: F401
@@ -50,7 +58,7 @@ class Torchvision:
         """
         from adaptkit.backbones.torchvision_models import build_model
 
-        return build_model(self.model, self.weights, channels=channels, size=size, classes=classes)
+        return build_model(self.model, self.weights, channels=channels, size=size, classes=classes, bands=self.bands)
 
     @property
     def image_size(self) -> int:
@@ -61,9 +69,10 @@ class Torchvision:
 
     def described(self, channels: int, size: int) -> Mapping[str, str | int]:
         """Return the model's normalisation and the id of its initial weights, as facts to record with a run."""
-        from adaptkit.backbones.torchvision_models import statistics, weights_id
+        from adaptkit.backbones.torchvision_models import statistics, used_channels, weights_id
 
-        mean, std = (",".join(f"{value:g}" for value in values) for values in statistics(self.model, channels))
+        used = used_channels(channels, self.bands)
+        mean, std = (",".join(f"{value:g}" for value in values) for values in statistics(self.model, used))
         identity = weights_id(self.model, self.weights)
         return {"input_size": size, "mean": mean, "std": std, "weights_id": identity}
 

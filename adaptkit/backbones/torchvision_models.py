@@ -23,36 +23,39 @@ from adaptkit.system.files import expanded
 from adaptkit.system.network import ANSWER_WITHIN, answering, bounded_waits
 
 
-def normalising(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+def normalising(model: nn.Module, mean: Sequence[float], std: Sequence[float], *, used: int | None = None) -> nn.Module:
     """Make a model normalise its input, and return the same model.
 
     The model subtracts the mean and divides by the standard deviation of each channel. Grey images are expanded to one
-    channel for each mean. If the model has no `head`, this property is added.
+    channel for each mean. Only the first `used` channels of images are used, all if it is None. If the model has no
+    `head`, this property is added.
     """
     for name, values in (("input_mean", mean), ("input_std", std)):
         # Not persistent, so that the keys in files of weights do not change.
         model.register_buffer(name, torch.tensor(tuple(values)).view(1, -1, 1, 1), persistent=False)
-    model.__class__ = _normalising(type(model), headed=not hasattr(model, "head"))  # type: ignore[arg-type]
+    model.__class__ = _normalising(type(model), headed=not hasattr(model, "head"), used=used)  # type: ignore[arg-type]
     return model
 
 
 @functools.cache
-def _normalising(cls: type[nn.Module], headed: bool) -> type[nn.Module]:
+def _normalising(cls: type[nn.Module], headed: bool, used: int | None) -> type[nn.Module]:
     # Use a subclass, because a wrapper around the model would add a prefix to each key.
     def forward(self: Any, x: Tensor) -> Any:
-        return cls.forward(self, (x - self.input_mean) / self.input_std)
+        images = x if used is None else x[:, :used]
+        return cls.forward(self, (images - self.input_mean) / self.input_std)
 
     def extra_repr(self: Any) -> str:
         # Part of the recipe of a base, because other normalisation with the same weights is a different model.
         mean, std = (buffer.flatten().tolist() for buffer in (self.input_mean, self.input_std))
-        return ", ".join(filter(None, [cls.extra_repr(self), f"mean={mean}, std={std}"]))
+        taken = "" if used is None else f"bands={used}"
+        return ", ".join(filter(None, [cls.extra_repr(self), f"mean={mean}, std={std}", taken]))
 
     def load(self: Any, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
         # Treat files without a version as current, because torchvision's MNASNet requires a version.
         cls._load_from_state_dict(self, state, prefix, {"version": self._version} | metadata, *rest)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        return _rebuild, (cls, headed), self.__dict__
+        return _rebuild, (cls, headed, used), self.__dict__
 
     members: dict[str, Any] = {
         "forward": forward,
@@ -67,8 +70,8 @@ def _normalising(cls: type[nn.Module], headed: bool) -> type[nn.Module]:
     return type(cls.__name__, (cls,), members)
 
 
-def _rebuild(cls: type[nn.Module], headed: bool) -> nn.Module:
-    subclass = _normalising(cls, headed)  # type: ignore[arg-type]  # classes are hashable
+def _rebuild(cls: type[nn.Module], headed: bool, used: int | None = None) -> nn.Module:
+    subclass = _normalising(cls, headed, used)  # type: ignore[arg-type]  # classes are hashable
     return subclass.__new__(subclass)
 
 
@@ -253,14 +256,21 @@ def statistics(name: str, channels: int) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def build_model(name: str, weights: str, *, channels: int, size: int, classes: int) -> nn.Module:
-    """Return a model with these weights that normalises its images; raise BadInput if that fails."""
+def used_channels(channels: int, bands: str) -> int:
+    """Return how many channels of images a model uses; `bands` is none, first3 or fresh."""
+    return COLOURS if bands == "first3" and channels > COLOURS else channels
+
+
+def build_model(name: str, weights: str, *, channels: int, size: int, classes: int, bands: str = "none") -> nn.Module:
+    """Return a model with these weights that normalises its images; raise BadInput if that fails.
+
+    `bands` is how pretrained weights serve images of more than three channels: "first3" uses the first three, "fresh"
+    makes a first convolution for all of them. Its weights are the mean of the old ones over the colours, scaled so that
+    equal channels give the old output.
+    """
     title = f"backbone torchvision:{name}"
     if channels not in (1, COLOURS) and weights != "none":
-        raise BadInput(
-            f"{title}: pretrained weights are for images of {COLOURS} channels, or of 1, which are expanded, "
-            f"not of {channels}; --weights none makes a new model for them"
-        )
+        _require_bands(title, channels, bands)
     _require_fit(name, size)
     path = weights_file(name, weights)
     model = _architecture(name, size, classes)
@@ -271,9 +281,22 @@ def build_model(name: str, weights: str, *, channels: int, size: int, classes: i
         load_file(model, path, title=f"torchvision:{name}", size=size)
     if torch.equal(head.weight, initial):  # the file has no head for these classes
         start_near_zero(head)
-    if channels not in (1, COLOURS):
-        _rebuild_first(model, channels)
-    return normalising(model, *statistics(name, channels))
+    used = used_channels(channels, bands)
+    if used not in (1, COLOURS):
+        _rebuild_first(model, used, is_pretrained=path is not None)
+    return normalising(model, *statistics(name, used), used=used if used != channels else None)
+
+
+def _require_bands(title: str, channels: int, bands: str) -> None:
+    """Raise BadInput unless it is said how pretrained weights serve images of this number of channels."""
+    if bands == "none":
+        first = "--set backbone.bands=first3 (the first three), " if channels > COLOURS else ""
+        raise BadInput(
+            f"{title}: pretrained weights are for images of {COLOURS} channels, or of 1, which are expanded, not of "
+            f"{channels}; write {first}--set backbone.bands=fresh (a new first layer), or --weights none"
+        )
+    if bands == "first3" and channels < COLOURS:
+        raise BadInput(f"{title}: backbone.bands=first3 needs images of {COLOURS} channels or more, not of {channels}")
 
 
 def _transforms(name: str) -> Any:
@@ -328,8 +351,8 @@ def _meta_model(name: str, size: int) -> nn.Module:
             return _architecture(name, size, 2).to("meta")
 
 
-def _rebuild_first(model: nn.Module, channels: int) -> None:
-    """Replace the first convolution by a new one for another number of channels."""
+def _rebuild_first(model: nn.Module, channels: int, *, is_pretrained: bool) -> None:
+    """Replace the first convolution by one for another number of channels, with the mean of pretrained weights."""
     first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
     fresh = nn.Conv2d(
         channels,
@@ -340,6 +363,12 @@ def _rebuild_first(model: nn.Module, channels: int) -> None:
         first.dilation,  # type: ignore[arg-type]
         bias=first.bias is not None,
     )
+    if is_pretrained:
+        with torch.no_grad():
+            mean = first.weight.mean(dim=1, keepdim=True) * (first.in_channels / channels)
+            fresh.weight.copy_(mean.expand_as(fresh.weight))
+            if first.bias is not None and fresh.bias is not None:
+                fresh.bias.copy_(first.bias)
     replace_layer(model, first, fresh)
     if hasattr(model, "transform_input"):
         model.transform_input = False  # type: ignore[assignment]  # it is for red, green and blue

@@ -14,7 +14,10 @@ NOT_OF_AN_ARM = {
 }  # fmt: skip
 DATA = ("dataset", "target", "shift")
 #: values of these params in runs that were made before the params existed
-ALWAYS = {"augment": "none", "bn": "freeze", "tuning.trials": "0", "class_weights": "none"}
+ALWAYS = {
+    **{"augment": "none", "bn": "freeze", "tuning.trials": "0", "class_weights": "none"},
+    "backbone.bands": "none",
+}
 
 
 def training_settings(settings: Mapping[str, str]) -> dict[str, str]:

@@ -193,8 +193,33 @@ def test_other_numbers_of_channels() -> None:
     assert model(images(4)).shape == (6, 5)
     assert problem(lambda: build("resnet18", "default", channels=4)) == (
         "backbone torchvision:resnet18: pretrained weights are for images of 3 channels, or of 1, which are expanded, "
-        "not of 4; --weights none makes a new model for them"
+        "not of 4; write --set backbone.bands=first3 (the first three), --set backbone.bands=fresh (a new first "
+        "layer), or --weights none"
     )
+    assert problem(lambda: Torchvision("resnet18", "default", "first3").build(2, 32, 5)) == (
+        "backbone torchvision:resnet18: backbone.bands=first3 needs images of 3 channels or more, not of 2"
+    )
+
+
+@torch.no_grad()
+def test_pretrained_weights_for_more_bands(tmp_path: Path) -> None:
+    plain = build("resnet18")
+    torch.save(plain.state_dict(), path := tmp_path / "weights.pt")
+    first = Torchvision("resnet18", str(path), "first3")
+    assert torch.equal(first.build(13, 32, 5).eval()(images(13)), plain(images(13)[:, :3]))
+    assert first.described(13, 32)["mean"].count(",") == 2
+    fresh = Torchvision("resnet18", str(path), "fresh").build(13, 32, 5).eval()
+    weight = plain.conv1.weight
+    assert torch.allclose(fresh.conv1.weight, weight.mean(1, keepdim=True).expand(-1, 13, -1, -1) * 3 / 13)
+    assert torch.equal(fresh.fc.weight, plain.fc.weight)
+    copied = pickle.loads(pickle.dumps(first.build(13, 32, 5))).eval()
+    assert torch.equal(copied(images(13)), plain(images(13)[:, :3]))
+    # a saved model is built without weights, and its own weights are loaded
+    rebuilt = Torchvision("resnet18", "none", "fresh").build(13, 32, 5)
+    rebuilt.load_state_dict(fresh.state_dict())
+    assert torch.equal(rebuilt.eval()(images(13)), fresh(images(13)))
+    # with colours, bands have no effect
+    assert torch.equal(Torchvision("resnet18", str(path), "fresh").build(3, 32, 5).eval()(images()), plain(images()))
 
 
 @pytest.mark.parametrize(

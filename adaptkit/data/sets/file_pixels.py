@@ -107,13 +107,21 @@ class ImageFiles:
         return None if self.raw is None else self.raw.conversion
 
     def notices(self, title: str) -> tuple[str, ...]:
-        """Return a notice about missing values, if there are any."""
-        incomplete = [count for count in self.missing.values() if count]
-        if not incomplete or self.raw is None:
+        """Return notices about the conversion of raw values, and about missing values, if there are any."""
+        if self.raw is None:
             return ()
-        become = "the median of their band" if self.raw.conversion.missing == "median" else "0"
-        files = f"{len(incomplete):,} of {len(self.missing):,} images"
-        return (f"{title}: {sum(incomplete):,} values in {files} are missing and become {become} (image.missing)",)
+        conversion = self.raw.conversion
+        limits = "" if conversion.limits is None else ":{:g},{:g}".format(*conversion.limits)
+        bands = "all" if conversion.bands is None else ",".join(map(str, conversion.bands))
+        notices = [
+            f"{title}: raw values become floats in 0..1: image.bands={bands} image.stretch={conversion.stretch}{limits} "
+            f"image.missing={conversion.missing} image.fit={conversion.fit}"
+        ]
+        if incomplete := [count for count in self.missing.values() if count]:
+            become = "the median of their band" if conversion.missing == "median" else "0"
+            files = f"{len(incomplete):,} of {len(self.missing):,} images"
+            notices.append(f"{title}: {sum(incomplete):,} values in {files} are missing and become {become}")
+        return tuple(notices)
 
 
 def checked_files(root: Path, names: Sequence[str], reading: Reading) -> ImageFiles:
