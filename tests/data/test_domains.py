@@ -741,12 +741,20 @@ def test_too_few_images():
         (some_images(30), None),
         (Images(torch.zeros(3, 1, 8, 6, dtype=torch.uint8), torch.arange(3), DIGITS), "images must be square, not 6x8"),
         (
-            Images(torch.zeros(3, 1, 8, 8), torch.arange(3), DIGITS),
-            "pixels must be uint8 [n, channels, height, width], not float32 [3, 1, 8, 8]",
+            Images(torch.zeros(3, 1, 8, 8, dtype=torch.float64), torch.arange(3), DIGITS),
+            "pixels must be uint8 or float32 [n, channels, height, width], not float64 [3, 1, 8, 8]",
+        ),
+        (
+            Images(torch.full((3, 1, 8, 8), 255.0), torch.arange(3), DIGITS),
+            "float pixels must be in 0..1, not 255 to 255",
+        ),
+        (
+            Images(torch.full((3, 1, 8, 8), torch.nan), torch.arange(3), DIGITS),
+            "float pixels must be in 0..1, not nan to nan",
         ),
         (
             Images(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.arange(3), DIGITS),
-            "pixels must be uint8 [n, channels, height, width], not uint8 [3, 8, 8]",
+            "pixels must be uint8 or float32 [n, channels, height, width], not uint8 [3, 8, 8]",
         ),
         (
             Images(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(4), DIGITS),

@@ -114,8 +114,8 @@ class ImageFiles:
         limits = "" if conversion.limits is None else ":{:g},{:g}".format(*conversion.limits)
         bands = "all" if conversion.bands is None else ",".join(map(str, conversion.bands))
         notices = [
-            f"{title}: raw values become floats in 0..1: image.bands={bands} image.stretch={conversion.stretch}{limits} "
-            f"image.missing={conversion.missing} image.fit={conversion.fit}"
+            f"{title}: raw values become floats in 0..1: image.bands={bands} "
+            f"image.stretch={conversion.stretch}{limits} image.missing={conversion.missing} image.fit={conversion.fit}"
         ]
         if incomplete := [count for count in self.missing.values() if count]:
             become = "the median of their band" if conversion.missing == "median" else "0"
