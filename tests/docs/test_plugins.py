@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 from click.testing import Result
 from support.experiments import TINY
@@ -36,10 +37,19 @@ def test_hooks_are_documented(hook: str) -> None:
     assert any(f"@hookimpl\ndef {hook}(" in code for code, _ in EXAMPLES)
 
 
+def make_grids(folder: Path) -> None:
+    """Write text files with grids of numbers, for the example of a reader."""
+    for number in range(20):
+        path = folder / ("bright", "dark")[number % 2] / f"{number}.grid"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        numpy.savetxt(path, numpy.random.default_rng(number).random((16, 16)) + number % 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("code", "command"), EXAMPLES, ids=[file_of(command) for _, command in EXAMPLES])
 def test_examples_run(cli: Cli, own_folder: Path, store: Path, code: str, command: list[str]) -> None:
     Path(file_of(command)).write_text(code)
+    make_grids(own_folder / "grids")
     assert command[:2] in (["adaptkit", "run"], ["adaptkit", "sweep"])
     result = cli(*command[1:], *TINY, "-q")
     assert (result.exit_code, "Error" in result.stderr) == (0, False), result.stderr
@@ -68,6 +78,7 @@ def test_each_kind_has_an_example() -> None:
         "mixup.py",
         "perceptron.py",
         "parity.py",
+        "grid.py",
         "rain.py",
         "true_share.py",
         "pausing.py",
