@@ -103,7 +103,11 @@ class Conversion:
             raise RawValuesError(f"{pixels:,} pixels, more than the safe maximum of {MAX_PIXELS:,}")
         absent = numpy.zeros(values.shape, bool) if values.dtype.kind != "f" else ~numpy.isfinite(values)
         if missing is not None:
-            absent |= numpy.broadcast_to(missing, values.shape)
+            mask = numpy.asarray(missing, bool)
+            mask = mask[None] if mask.ndim == 2 else mask
+            if mask.shape[1:] != values.shape[1:] or len(mask) not in (1, len(values)):
+                raise RawValuesError(f"its mask has the shape {list(mask.shape)}, and its values {list(values.shape)}")
+            absent |= mask
         if self.bands is None:
             return values, absent
         places = [_place(band, len(values), names) for band in self.bands]

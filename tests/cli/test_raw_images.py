@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pytest
@@ -20,9 +19,7 @@ from PIL import Image
 from support.experiments import TINY
 
 import adaptkit
-from adaptkit.data.readers.decode import is_picture
 from adaptkit.data.readers.fits import Fits
-from adaptkit.data.readers.tiff import Tiff
 
 Cli = Callable[..., Result]
 SIDE = 16
@@ -259,67 +256,6 @@ def test_missing_package_is_named(cli: Cli, own_folder: Path, monkeypatch: pytes
     make_images(own_folder / "sky", ".fits", 1, count=8)
     monkeypatch.setattr(Fits, "unavailable", "FITS files need astropy: pip install astropy")
     assert lines(cli)[0].endswith("/00.fits: FITS files need astropy: pip install astropy")
-
-
-def test_fits_of_scaled_integers_and_blank_values(own_folder: Path) -> None:
-    stored = numpy.arange(9, dtype=numpy.int16).reshape(3, 3)
-    unit = fits.PrimaryHDU(stored)
-    unit.header["BLANK"] = 4
-    unit.writeto("whole.fits")
-    raster = Fits().read(Path("whole.fits"))
-    assert numpy.isnan(raster.values).sum() == 1 and raster.values[0, 2, 2] == 8
-    unit.header["BSCALE"], unit.header["BZERO"] = 0.5, 100.0
-    unit.writeto("scaled.fits")
-    scaled = Fits().read(Path("scaled.fits"))
-    assert numpy.isnan(scaled.values[0, 1, 1]) and scaled.values[0, 2, 2] == 104
-    unit = fits.PrimaryHDU(numpy.array([[0, 65535]], numpy.uint16))
-    unit.header["BLANK"] = -32768
-    unit.writeto("unsigned.fits")
-    raster = Fits().read(Path("unsigned.fits"))
-    assert raster.values.tolist() == [[[0, 65535]]] and raster.values.dtype == numpy.uint16
-    assert raster.missing is not None and raster.missing.tolist() == [[[True, False]]]
-    cube = fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(numpy.arange(24.0).reshape(2, 3, 4), name="SCI")])
-    cube.writeto("cube.fits")
-    assert Fits().read(Path("cube.fits")).values.shape == (2, 3, 4)
-    assert Fits(extension="sci", plane=2).read(Path("cube.fits")).values.min() == 12
-    with pytest.raises(ValueError, match="it has 2 planes, so no plane 3"):
-        Fits(plane=3).read(Path("cube.fits"))
-    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(stored.astype("float32"))]).writeto("packed.fits")
-    assert Fits().read(Path("packed.fits")).values.shape == (1, 3, 3)
-
-
-@pytest.mark.parametrize("layout", ["planar", "interleaved", "pages", "unnamed", "big", "compressed"])
-def test_tiff_of_many_bands(layout: str, own_folder: Path) -> None:
-    values = numpy.random.default_rng(0).integers(1, 60000, (13, 20, 24)).astype(numpy.uint16)
-    values[3, 4, 5] = 0
-    options: dict[str, Any] = {
-        "planar": {"planarconfig": "separate", "photometric": "minisblack"},
-        "interleaved": {"planarconfig": "contig", "photometric": "minisblack"},
-        "big": {"bigtiff": True},
-        "compressed": {"compression": "lzw", "predictor": True},
-    }.get(layout, {})
-    written = numpy.moveaxis(values, 0, -1) if layout in ("interleaved", "unnamed") else values
-    names = "".join(f'<Item name="DESCRIPTION" sample="{n}" role="description">B{n}</Item>' for n in range(13))
-    tags = [(42113, "s", 0, "0", True), (42112, "s", 0, f"<GDALMetadata>{names}</GDALMetadata>", True)]
-    tifffile.imwrite("bands.tif", written, extratags=tags, **options)
-    assert not is_picture(Path("bands.tif"))
-    raster = Tiff().read(Path("bands.tif"))
-    assert numpy.array_equal(raster.values, values)
-    assert raster.missing is not None and numpy.array_equal(raster.missing, values == 0)
-    assert raster.bands == tuple(f"B{number}" for number in range(13))
-
-
-@pytest.mark.parametrize(
-    ("kind", "bands", "expected"),
-    [("uint8", 1, True), ("uint8", 4, True), ("uint8", 5, False), ("uint16", 1, False), ("float32", 1, False)],
-)
-def test_which_tiff_files_are_pictures(kind: str, bands: int, expected: bool, own_folder: Path) -> None:
-    values = numpy.zeros((8, 8, bands) if bands > 1 else (8, 8), kind)
-    options: Any = {"photometric": "minisblack", "planarconfig": "contig"} if bands > 1 else {}
-    tifffile.imwrite("one.tif", values, **options)
-    assert is_picture(Path("one.tif")) is expected
-    Path("broken.tif").write_bytes(Path("one.tif").read_bytes()[:6])
-    assert is_picture(Path("broken.tif"))
 
 
 READER = """

@@ -143,6 +143,7 @@ def test_description_makes_the_same_conversion() -> None:
         assert Conversion.of(conversion.described) == conversion
 
 
-def test_bands_are_the_shorter_axis() -> None:
+def test_bands_are_the_last_axis_if_it_is_the_shortest() -> None:
+    assert bands_first(numpy.zeros((13, 8, 8))).shape == (13, 8, 8)
     assert bands_first(numpy.zeros((8, 9, 3))).shape == (3, 8, 9)
     assert bands_first(numpy.zeros((3, 8, 9))).shape == (3, 8, 9)

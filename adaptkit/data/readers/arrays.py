@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class NumpyFile:
     """Arrays `[bands, h, w]`, `[h, w, bands]` or `[h, w]` in files .npy and .npz.
 
-    The shorter one of the first and the last axis holds the bands. A file .npz holds one array, or one array `[h, w]`
-    for each band, whose names are those of the bands. An array `missing` is a mask of missing values.
+    The last axis holds the bands if it is the shortest one. A file .npz holds one array, or one array `[h, w]` for each
+    band, whose names are those of the bands. An array `missing` is a mask of missing values.
     """
 
     name: ClassVar[str] = "numpy"

@@ -24,7 +24,7 @@ NUMPY = (".npy", ".npz")
 FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".fits.fz")
 TIFF = (".tif", ".tiff", ".btf", ".tf8")
 #: numbers of TIFF tags
-BITS_PER_SAMPLE, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 277, 339
+WIDTH, LENGTH, BITS_PER_SAMPLE, DESCRIPTION, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 256, 257, 258, 270, 277, 339
 GDAL_METADATA, GDAL_NODATA = 42112, 42113
 WHITE_IS_ZERO = 0
 
@@ -45,18 +45,24 @@ def decode(path: str | Path, options: Mapping[str, Mapping[str, Any]]) -> Values
 
 
 def bands_first(values: Array) -> Array:
-    """Return an array whose axes have no names as `[bands, h, w]`: the first axis, or the last one if it is shorter."""
-    return numpy.moveaxis(values, -1, 0) if values.ndim == 3 and values.shape[-1] < values.shape[0] else values
+    """Return an array whose axes have no names as `[bands, h, w]`: the last axis is the bands if it is the shortest."""
+    is_last = values.ndim == 3 and values.shape[-1] < min(values.shape[:2])
+    return numpy.moveaxis(values, -1, 0) if is_last else values
 
 
 def read_numpy(path: Path) -> Values:
     """Return the array in a file .npy or .npz; raise ValueError for other contents."""
-    # Arrays of objects are never loaded, because they can run code.
-    loaded = numpy.load(path, allow_pickle=False)
-    if isinstance(loaded, numpy.ndarray):
-        return bands_first(loaded), None, None
-    with loaded:
-        arrays = {name: loaded[name] for name in loaded.files}
+    with open(path, "rb") as file:
+        try:
+            # Arrays of objects are never loaded, because they can run code.
+            loaded: Any = numpy.load(file, allow_pickle=False)
+            arrays = (
+                {"": loaded} if isinstance(loaded, numpy.ndarray) else {name: loaded[name] for name in loaded.files}
+            )
+        except ValueError as error:
+            if "allow_pickle" in str(error):
+                raise ValueError("it is not an array of numbers in NumPy's format") from error
+            raise
     missing = arrays.pop("missing", None)
     if not arrays:
         raise ValueError("it holds no array")
@@ -79,10 +85,19 @@ def read_fits(path: Path, extension: str = "auto", plane: int | None = None) -> 
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with fits.open(path, memmap=False, lazy_load_hdus=False) as units:
+        try:
+            units = fits.open(path, memmap=False, lazy_load_hdus=False)
+        except OSError as error:
+            if "SIMPLE" in str(error):
+                raise ValueError("it is not a FITS file") from error
+            raise
+        with units:
             unit = _image_unit(units, extension)
             header = unit.header.copy()  # reading the data removes the keywords of scaling
-            values = numpy.asarray(unit.data)
+            try:
+                values = numpy.asarray(unit.data)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"damaged: its data cannot be read ({error})") from error
     missing = None
     if "BLANK" in header and values.dtype.kind in "iu":
         # astropy sets BLANK to NaN, but not in unsigned integers, which are stored with a BZERO.
@@ -158,6 +173,13 @@ def _names(page: Any) -> tuple[str, ...] | None:
     return tuple(found[number] for number in sorted(found)) if sorted(found) == list(range(len(found))) else None
 
 
+def _pages(tags: Any) -> int:
+    """Return the number of bands that tifffile has written as pages of their own, which it describes as a shape."""
+    match = re.match(r'\{"shape": \[(\d+), (\d+), (\d+)\]', str(tags.get(DESCRIPTION, "")))
+    is_stack = match is not None and (tags.get(LENGTH), tags.get(WIDTH)) == (int(match[2]), int(match[3]))
+    return int(match[1]) if match is not None and is_stack else 1
+
+
 def is_picture(path: Path) -> bool:
     """Return whether a TIFF file has at most 8 bits a value and four bands; True if it cannot be read at all."""
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
@@ -170,6 +192,7 @@ def is_picture(path: Path) -> bool:
             file.seek(tags.next)
             tags.load(file)
             bits, formats = tags.get(BITS_PER_SAMPLE, (1,)), tags.get(SAMPLE_FORMAT, (1,))
-            return max(bits) <= 8 and int(tags.get(SAMPLES_PER_PIXEL, 1)) <= 4 and {*formats} <= {1, 4}
+            bands = max(int(tags.get(SAMPLES_PER_PIXEL, 1)), _pages(tags))
+            return max(bits) <= 8 and bands <= 4 and {*formats} <= {1, 4}
     except Exception:  # damaged files raise many types of errors, and so does reading them as pictures
         return True
