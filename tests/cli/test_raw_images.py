@@ -255,7 +255,7 @@ def test_files_that_cannot_be_used_are_refused_in_one_line_each(cli: Cli, own_fo
 def test_missing_package_is_named(cli: Cli, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_images(own_folder / "sky", ".fits", 1, count=8)
     monkeypatch.setattr(Fits, "unavailable", "FITS files need astropy: pip install astropy")
-    assert lines(cli)[0].endswith("/00.fits: FITS files need astropy: pip install astropy")
+    assert lines(cli) == ["folder:sky: 8 image files: FITS files need astropy: pip install astropy"]
 
 
 READER = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from adaptkit.contracts import Reading
 from adaptkit.data.sets.layout import listed
+from adaptkit.errors import BadInput
 from adaptkit.system.streams import printable_line
 
 if TYPE_CHECKING:
@@ -70,7 +72,6 @@ class RawPixels:
         import torch
 
         from adaptkit.data.sets.read_picture import UnreadableError
-        from adaptkit.errors import BadInput
 
         path = Path(self.root, self.names[index])
         try:
@@ -124,8 +125,8 @@ class ImageFiles:
         return tuple(notices)
 
 
-def checked_files(root: Path, names: Sequence[str], reading: Reading) -> ImageFiles:
-    """Read each file once as a check.
+def checked_files(title: str, root: Path, names: Sequence[str], reading: Reading) -> ImageFiles:
+    """Read each file once as a check; raise BadInput if a package that reads them is not installed.
 
     The files are pictures, unless one of them has another reader than Pillow, or the user chose how to convert values.
     """
@@ -134,7 +135,11 @@ def checked_files(root: Path, names: Sequence[str], reading: Reading) -> ImageFi
     from adaptkit.data.sets.read_picture import UnreadableError
 
     raw = raw_files(reading)
-    if not reading.image and all(raw.readers.find(root / name) is None for name in names):
+    readers = [raw.readers.find(root / name) for name in names]
+    reasons = Counter(getattr(reader, "unavailable", "") for reader in readers)
+    if problems := [f"{title}: {count:,} image files: {reason}" for reason, count in reasons.items() if reason]:
+        raise BadInput(*problems)
+    if not reading.image and all(reader is None for reader in readers):
         return ImageFiles(root, reading.size, bad=faults(root, names, reading.size), missing={})
     channels = 0
     for name in names:

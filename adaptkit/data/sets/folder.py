@@ -67,7 +67,7 @@ def _load(title: str, root: Path, reading: Reading) -> Corpus:
         parts = [part.without(title, others, "are files of other formats") for part in parts]
         notices += (f"{title}: {not_read(list(others))}",)
     names = [name for part in parts for name in part.names]
-    files = checked_files(root, names, reading)
+    files = checked_files(title, root, names, reading)
     bad = files.bad
     if bad and not reading.skip_bad:
         raise BadInput(*_messages(title, root, bad=bad, count=len(names)))

@@ -116,7 +116,7 @@ def _load(title: str, path: Path, reading: Reading) -> Corpus:
     columns = columns_of(title, sheet, reading.columns)
     roles = _roles(title, sheet, columns)
     listed, problems = _listed(title, root, sheet, columns=columns, roles=roles)
-    files = checked_files(root, list(listed.rows), reading)
+    files = checked_files(title, root, list(listed.rows), reading)
     bad = files.bad
     if not reading.skip_bad:
         problems += [(listed.rows[name].number, f"{printable_line(name)}: {reason}") for name, reason in bad.items()]
