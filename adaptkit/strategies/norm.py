@@ -23,7 +23,7 @@ class Norm:
     """
 
     name: ClassVar[str] = "norm"
-    lr: ClassVar[dict[str, float]] = {"plain": 0.005, "batch_norm": 0.005, "transformer": 0.001}
+    lr: ClassVar[dict[str, float]] = {"plain": 0.005, "batch_norm": 0.007, "transformer": 0.001}
 
     train_head: bool = field(default=False, metadata={"help": "train the last classifier layer too"})
 
