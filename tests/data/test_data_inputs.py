@@ -285,5 +285,5 @@ def test_multiplying_links(own_folder: Path) -> None:
         (own_folder / "data" / label / "all").symlink_to("/")
 
     with bounded(seconds=20):
-        (part,), notices = layout("folder:data", Path("data"))
+        (part,), notices = layout("folder:data", Path("data"), (".png",))
     assert {label: len(names) for label, names in part.files.items()} == {"a": 1, "b": 1} and notices == ()
