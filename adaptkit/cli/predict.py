@@ -68,8 +68,8 @@ def predict(
     The run must be finished. A comparison, or a run with folds, stands for its latest refit. For a folder, all images
     in it and in its subfolders are classified. Images are converted to the channels and the size of the model, as in
     training. With --format, each image has a row, in the order of the images: `path`, `prediction`, and `p_CLASS`, the
-    probability of each class, as in predictions.csv of a run. Files that are not images are listed at the end, and the
-    exit code is 2.
+    probability of each class, as in predictions.csv of a run. Images that cannot be read are listed at the end, and the
+    exit code is 2. Files of other formats in a folder are named and not read.
     """
     chosen = _format(format_name, as_csv=as_csv, as_json=as_json, output=output)
     if top_k is not None and chosen in ("csv", "parquet"):

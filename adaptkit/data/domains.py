@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,7 +16,8 @@ from torch import Tensor
 from adaptkit.contracts import Corpus, Dataset, Images, Reading, Shift, StoredPixels
 from adaptkit.data.columns import GROUP, common_groups, divided_groups, grouped_by
 from adaptkit.data.duplicates import Members, across_groups, near_duplicate_notices, repetitions
-from adaptkit.data.pixels import NamedPixels, alike, chunks, dtype_of, held, range_fault, resized
+from adaptkit.data.loading import load_both
+from adaptkit.data.pixels import alike, chunks, dtype_of, held
 from adaptkit.data.protocols import (
     DRAWS,
     PROPORTIONAL,
@@ -34,7 +35,7 @@ from adaptkit.data.raw_values import Conversion
 from adaptkit.data.split import FOLDS, GIVEN, NOTHING, Part, source_parts, split_part, target_parts
 from adaptkit.data.split_files import SplitPart, read_split, split_text
 from adaptkit.data.views import LazyViews, Views, views_of
-from adaptkit.errors import BadInput, located
+from adaptkit.errors import BadInput
 from adaptkit.seeds import derive_seed
 from adaptkit.settings.request import OVERLAPPING
 from adaptkit.settings.selection import Selected, nearest
@@ -42,75 +43,6 @@ from adaptkit.settings.settings import written_classes
 
 if TYPE_CHECKING:
     from adaptkit.settings.settings import SplitSettings
-
-
-def load_checked(dataset: Dataset, data_dir: Path, reading: Reading | None = None, name: str = "") -> Corpus:
-    """Load a data set; raise BadInput if it does not satisfy the contract.
-
-    Stored images are not checked here, but when they are decoded. `reading` determines how image files without a fixed
-    size are read. `name` is the name from the user, if it differs from the name of the data set.
-    """
-    title = f"data set {name or dataset.name}"
-    try:
-        at = getattr(dataset, "at", None)
-        corpus = (dataset if at is None or reading is None else at(reading)).load(data_dir)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"{title}: load() raises {located(error)}") from error
-    if not isinstance(corpus, Corpus):
-        raise BadInput(f"{title}: load() returned {type(corpus).__name__}, not a Corpus")
-    for images in (corpus.train, corpus.test):
-        if images is None:
-            continue
-        problem = _problem(images, corpus.train)
-        if problem:
-            raise BadInput(f"{title}: {problem}")
-    test = None if corpus.test is None else _named(corpus.test, f"{title}: test image")
-    return replace(corpus, train=_named(corpus.train, f"{title}: image"), test=test)
-
-
-def _named(images: Images, title: str) -> Images:
-    pixels = images.pixels
-    if isinstance(pixels, Tensor):
-        return images
-    count, channels, height, width = pixels.shape
-    return replace(images, pixels=NamedPixels(pixels, (count, channels, height, width), title))
-
-
-def _problem(images: Images, train: Images) -> str | None:
-    shape = list(images.pixels.shape)
-    dtype = dtype_of(images.pixels)
-    if dtype not in (torch.uint8, torch.float32) or len(shape) != 4 or 0 in shape:
-        return f"pixels must be uint8 or float32 [n, channels, height, width], not {_name(dtype)} {shape}"
-    if dtype == torch.float32 and isinstance(images.pixels, Tensor) and (fault := range_fault(images.pixels)):
-        return fault
-    if shape[2] != shape[3]:
-        return f"images must be square, not {shape[3]}x{shape[2]}"
-    if images.labels.dtype != torch.int64 or list(images.labels.shape) != shape[:1]:
-        return f"labels must be int64 [{shape[0]}], not {_name(images.labels.dtype)} {list(images.labels.shape)}"
-    if len(set(images.classes)) != len(images.classes):
-        return "two of its classes have the same name"
-    if not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(images.classes):
-        return f"labels must be 0 to {len(images.classes) - 1}, one for each class name"
-    if images.ids is not None and not (_are_texts(images.ids, shape[0]) and len(set(images.ids)) == shape[0]):
-        return f"ids must be {shape[0]} different texts, one for each image"
-    for name, values in images.columns.items():
-        if not _are_texts(values, shape[0]):
-            return f"column {name!r} must be {shape[0]} texts, one for each image"
-    if images.classes != train.classes or shape[1:] != list(train.pixels.shape[1:]):
-        return "its test images and training images differ in classes, channels or size"
-    if dtype != dtype_of(train.pixels):
-        return "its test images and training images differ in their type, uint8 or float32"
-    return None
-
-
-def _are_texts(values: Sequence[str], count: int) -> bool:
-    return len(values) == count and all(isinstance(value, str) for value in values)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def relabelled(corpus: Corpus, name: str, classes: tuple[str, ...], source: str) -> Corpus:
@@ -317,13 +249,8 @@ def load_domains(
         raise BadInput(f"target {target_name} is the source itself; leave the target out and name a shift")
     earlier = None if split.file is None else read_split(split.file)
 
-    def load(published: Dataset, title: str, source: Corpus | None) -> Corpus:
-        # Image files of the target are decoded in the size of the source, because resizing twice would lose quality.
-        size = reading and (reading if source is None else replace(reading, size=source.train.pixels.shape[2]))
-        corpus = load_checked(published, data_dir, reading=size, name=title)
-        return corpus if image_size is None else resized(corpus, image_size)
-
-    loaded = restricted(_both(load, (dataset, name), (target, target_name)), (name, target_name), wanted_classes)
+    both = load_both((dataset, name), (target, target_name), data_dir=data_dir, reading=reading, image_size=image_size)
+    loaded = restricted(both, (name, target_name), wanted_classes)
     corpus, foreign = grouped_by(split.group, loaded)
     protocol = choose_protocol(
         wanted := wanted or Wanted(OVERLAPPING, shots=1),
@@ -433,22 +360,6 @@ def _is_own(target: Dataset, name: str) -> bool:
     """Return whether a data set consists of the user's own images: a folder, a table, or the data set of a plugin."""
     whole = target.dataset if isinstance(target, Selected) else target
     return name.partition(":")[0] in ("folder", "table") or type(whole).__module__.partition(".")[0] != "adaptkit"
-
-
-def _both(
-    load: Callable[[Dataset, str, Corpus | None], Corpus], *requested: tuple[Dataset | None, str]
-) -> list[Corpus | None]:
-    """Load data set and target; raise BadInput with the problems of both."""
-    corpora: list[Corpus | None] = []
-    problems: list[str] = []
-    for dataset, name in requested:
-        try:
-            corpora.append(None if dataset is None else load(dataset, name, corpora[0] if corpora else None))
-        except BadInput as error:
-            problems.extend(error.problems)
-    if problems:
-        raise BadInput(*problems)
-    return corpora
 
 
 def _held(part: Part) -> Part:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptkit.contracts import Corpus, Dataset, Images
-from adaptkit.data.domains import load_checked
+from adaptkit.data.loading import load_checked
 from adaptkit.errors import BadInput, listed
 from adaptkit.testing.outcomes import CheckFailed, NotTried, described, require, watched
 

@@ -98,7 +98,16 @@ def independent(path: Path) -> numpy.ndarray:
     return numpy.nan_to_num((values - low) / (high - low)).astype(numpy.float32)
 
 
-@pytest.mark.parametrize(("suffix", "bands"), [(".npy", 1), (".npz", 4), (".fits", 1), (".fits.gz", 3), (".tif", 13)])
+@pytest.mark.parametrize(
+    ("suffix", "bands"),
+    [
+        pytest.param(".npy", 1, marks=pytest.mark.slow),
+        pytest.param(".npz", 4, marks=pytest.mark.slow),
+        pytest.param(".fits.gz", 3, marks=pytest.mark.slow),
+        (".fits", 1),
+        (".tif", 13),
+    ],
+)
 def test_folder_from_files_to_predictions(suffix: str, bands: int, cli: Cli, own_folder: Path, store: Path) -> None:
     paths = make_images(own_folder / "sky", suffix, bands)
     result = cli("run", *SMALL)
@@ -176,6 +185,7 @@ def table_of(folder: Path, paths: list[Path]) -> None:
     (folder / "sky.csv").write_text("\n".join(["file,class,split", *rows]))
 
 
+@pytest.mark.slow
 def test_table_with_settings_of_raw_values(cli: Cli, own_folder: Path, store: Path) -> None:
     paths = make_images(own_folder / "sky", ".tif", 13)
     table_of(own_folder, paths)
@@ -205,6 +215,24 @@ def test_settings_of_raw_values_read_pictures_as_they_are_stored(cli: Cli, own_f
     ((values,),) = adaptkit.load(run_id).preprocess(own_folder / "sky/train/a/00.png").numpy()
     low, high = int(sixteen[0].min()), int(sixteen[0].max())
     assert numpy.array_equal(values, numpy.sqrt((sixteen[0] - low) / (high - low)).astype(numpy.float32))
+
+
+@pytest.mark.slow
+def test_pictures_are_converted_like_the_raw_values_of_the_other_domain(
+    cli: Cli, own_folder: Path, store: Path
+) -> None:
+    for path in make_images(own_folder / "sky", ".fits", 1):
+        values = numpy.nan_to_num(fits.getdata(path)[0]) * 5
+        picture = own_folder / "lab" / path.parent.name / f"{path.stem}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values.astype(numpy.uint8)).save(picture)
+    options = ("--dataset", "folder:lab", "--set", "base.epochs=1", "-s", "head")
+    result = cli("run", *(part for part in SMALL if part not in ("-s", "scratch")), *options)
+    run_id = run_id_of(result)
+    assert json.loads(result.stdout)["plan"]["channels"] == 1  # not 3, as in pictures of a domain of pictures
+    assert adaptkit.load(run_id).preprocess(own_folder / "lab/a/00.png").shape == (1, 1, SIDE, SIDE)
+    assert cli("reproduce", run_id, "--json").exit_code == 0
+    assert cli("export", run_id, "--to", "merged", "-o", "model").exit_code == 0
 
 
 def test_raw_settings_without_raw_images(cli: Cli, store: Path) -> None:

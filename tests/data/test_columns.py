@@ -10,7 +10,8 @@ import torch
 
 from adaptkit.contracts import Corpus, Images
 from adaptkit.data.columns import divided_groups, grouped_by
-from adaptkit.data.domains import load_checked, load_domains, relabelled
+from adaptkit.data.domains import load_domains, relabelled
+from adaptkit.data.loading import load_checked
 from adaptkit.data.pixels import alike, held, loaded, resized
 from adaptkit.errors import BadInput
 from adaptkit.settings.settings import SplitSettings
