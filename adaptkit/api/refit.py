@@ -13,8 +13,11 @@ import numpy
 from adaptkit.api.compare import judge_tracked
 from adaptkit.api.request import warn_of
 from adaptkit.comparison.findings import Comparison
+from adaptkit.comparison.metrics import DEFAULT_METRIC
+from adaptkit.comparison.numbers import with_value_unit
 from adaptkit.comparison.optimism import selection_optimism
 from adaptkit.comparison.records import ArmResult
+from adaptkit.comparison.sentences import constant_sentences
 from adaptkit.comparison.temperature import calibrate_predictions
 from adaptkit.errors import BadInput, RunFailed, TrackingLost, suggestion
 from adaptkit.events import Calibration
@@ -249,7 +252,7 @@ def _named_arm(comparison: Comparison, name: str) -> ArmResult:
     found = [arm for arm in comparison.arms if arm.strategy == name]
     if len(found) == 1:
         return found[0]
-    choices = ", ".join(_shown(arm) for arm in found or comparison.arms)
+    choices = ", ".join(_shown(comparison, arm) for arm in found or comparison.arms)
     if found:
         raise BadInput(f"--strategy: there are {len(found)} settings of {name}; choose one: {choices}")
     near = suggestion(name, [arm.name for arm in comparison.arms])
@@ -263,16 +266,15 @@ def undecided(comparison: Comparison, run_id: str, tracking_uri: str | None) -> 
     if comparison.arms[0].beats_constant is False and comparison.constant is not None:
         reason = f"no strategy is shown to be better than always answering {comparison.constant.answer!r}"
     return f"{reason}; choose one with `adaptkit refit {run_id}{option} --strategy NAME`: " + ", ".join(
-        _shown(arm) for arm in comparison.arms
+        _shown(comparison, arm) for arm in comparison.arms
     )
 
 
-def _shown(arm: ArmResult) -> str:
-    return f"{arm.name!r} ({100 * arm.shifted.mean:.1f} %)" if " " in arm.name else _percent(arm)
-
-
-def _percent(arm: ArmResult) -> str:
-    return f"{arm.name} ({100 * arm.shifted.mean:.1f} %)"
+def _shown(comparison: Comparison, arm: ArmResult) -> str:
+    """Return the name of an arm, in quotes if the command line needs them, with its score by the deciding metric."""
+    label = "" if comparison.metric.key == DEFAULT_METRIC else f"{comparison.metric.label} "
+    name = repr(arm.name) if " " in arm.name else arm.name
+    return f"{name} ({label}{with_value_unit(comparison.metric, arm.score.mean)})"
 
 
 def expectation(comparison: Comparison, arm: ArmResult) -> Expectation:
@@ -292,6 +294,7 @@ def expectation(comparison: Comparison, arm: ArmResult) -> Expectation:
         runs=len(arm.runs),
         strategies=len(comparison.arms),
         optimism=optimism,
+        warning=next(iter(constant_sentences(comparison)), None) if arm.beats_constant is False else None,
     )
 
 

@@ -211,6 +211,8 @@ def _recommended(comparison: Comparison | None) -> ComparedRun | None:
     """Return a run of the best strategy, or of the one to choose now; None if none is worth using."""
     if comparison is None or comparison.arms[0].beats_constant is False:
         return None
+    if any(pair.p is None for pair in comparison.pairs):  # by this metric, pairs have no verdict
+        return None
     choice = comparison.choice
     return (comparison.arms[0] if choice is None else comparison.arm(choice.name)).runs[0]
 

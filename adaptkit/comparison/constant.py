@@ -9,6 +9,7 @@ import numpy
 
 from adaptkit.comparison.evidence import Design, answers_of, infer, score_runs, subtract
 from adaptkit.comparison.inference import ALPHA, Inference
+from adaptkit.comparison.metrics import DEFAULT_METRIC, measured_metric
 from adaptkit.comparison.records import ArmResult, ComparedRun, Constant, Metric
 from adaptkit.comparison.scores import Answers, Floats
 from adaptkit.comparison.statistics import holm
@@ -34,17 +35,28 @@ def find_constant(run: ComparedRun, metric: Metric, design: Design) -> Constant 
     score, name = max(known, key=lambda pair: sign * pair[0])
     if not metric.higher_is_better and score <= 0:
         return None  # an error of 0, such as the calibration error of the shares, cannot be beaten and says nothing
-    return Constant(score=score, answer=name)
+    return Constant(score=score, answer=name, metric=metric)
 
 
-def beating_constant(arms: Sequence[ArmResult], metric: Metric, design: Design) -> list[ArmResult]:
-    """Return the arms with the finding whether each is shown to be better than the best constant answer.
+def find_guard(run: ComparedRun, metric: Metric, design: Design) -> Constant | None:
+    """Return the constant answer that a strategy must beat: by the deciding metric, or by the accuracy.
+
+    None for metrics that are not about the target.
+    """
+    found = find_constant(run, metric, design)
+    if found is not None or metric.test != "shifted" or (measure := design.measures.get(DEFAULT_METRIC)) is None:
+        return found
+    return find_constant(run, measured_metric(measure, key=DEFAULT_METRIC, label=f"target {measure.title}"), design)
+
+
+def beating_constant(arms: Sequence[ArmResult], constant: Constant | None, design: Design) -> list[ArmResult]:
+    """Return the arms with the finding whether each is shown to be better than the constant answer.
 
     As for pairs, the p-values are corrected for the number of arms.
     """
-    constant = find_constant(arms[0].runs[0], metric, design)
     if constant is None:
         return list(arms)
+    metric = constant.metric
     sign = 1 if metric.higher_is_better else -1
     tests: list[Inference | None] = []
     for arm in arms:

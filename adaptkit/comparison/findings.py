@@ -79,8 +79,10 @@ class Comparison:
     metric: Metric
     #: further metrics that are shown
     others: tuple[Metric, ...]
-    #: the best constant answer; None for metrics that are not computed from predictions on the target
+    #: the constant answer that strategies must beat; None for metrics that are not about the target
     constant: Constant | None
+    #: the scores of the best constant answer by each shown metric for which it has a meaningful score
+    constant_scores: Mapping[str, float]
     margin: float
     ppt_constant: float
     arms: tuple[ArmResult, ...]
@@ -235,7 +237,8 @@ class Comparisons:
             "pairs": [{"comparison": c.number} | _shallow(pair) for c in self.comparisons for pair in c.pairs],
             "sentences": [sentence for c in self.comparisons for sentence in c.sentences],
             "comparisons": [
-                {
+                {"metric": c.metric.key}
+                | {
                     key: value
                     for key, value in _shallow(c).items()
                     if key not in ("arms", "pairs", "metric", "margin", "left_out")

@@ -6,6 +6,7 @@ options and training settings are replicates of one arm.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from adaptkit.comparison.findings import LeftOut
 from adaptkit.comparison.records import ComparedRun
-from adaptkit.names import BASE_FINGERPRINT_TAG, DATA_FINGERPRINT_TAG
+from adaptkit.names import BASE_FINGERPRINT_TAG, DATA_FINGERPRINT_TAG, TUNED_VALUES_TAG
 from adaptkit.settings.identity import training_settings
 
 
@@ -42,7 +43,7 @@ def group_runs(runs: Iterable[ComparedRun]) -> tuple[tuple[RunGroup, ...], tuple
     """Return the groups of comparable runs, the largest first, and the runs that are not in a group."""
     by_key: dict[tuple[str, str, str, bool], list[ComparedRun]] = defaultdict(list)
     for run in runs:
-        by_key[_key(run)].append(run)
+        by_key[comparable_key(run)].append(run)
     ungrouped: list[LeftOut] = []
     grouped: list[tuple[list[ComparedRun], list[LeftOut]]] = []
     for members in by_key.values():
@@ -60,7 +61,8 @@ def group_runs(runs: Iterable[ComparedRun]) -> tuple[tuple[RunGroup, ...], tuple
     return tuple(groups), tuple(ungrouped)
 
 
-def _key(run: ComparedRun) -> tuple[str, str, str, bool]:
+def comparable_key(run: ComparedRun) -> tuple[str, str, str, bool]:
+    """Return what runs must share to be compared."""
     tags = run.tags
     return (
         tags.get(DATA_FINGERPRINT_TAG, ""),
@@ -129,6 +131,8 @@ def _names(first_runs: Sequence[ComparedRun]) -> list[str]:
         others = [dict(other.options) | training_settings(other.settings) for other in siblings]
         order = [*sorted(run.options), *sorted(training_settings(run.settings))]
         keys = [key for key in order if any(other.get(key) != options[key] for other in others)]
+        chosen = _chosen_inside(run)
+        keys = [key for key in keys if key not in chosen]  # each fit has its own value
         if "tuning.trials" in keys:  # the number of trials is enough: arms that are not tuned have no ranges
             keys = [key for key in keys if key != "tuning.space"]
         names.append(" ".join([run.strategy, *(f"{key}={_short(options[key])}" for key in keys)]))
@@ -139,6 +143,11 @@ def _names(first_runs: Sequence[ComparedRun]) -> list[str]:
             numbers[name] += 1
             names[index] = f"{name} ({numbers[name]})"
     return names
+
+
+def _chosen_inside(run: ComparedRun) -> set[str]:
+    """Return the settings and options that the fits of a run chose themselves."""
+    return {key for fit in json.loads(run.tags.get(TUNED_VALUES_TAG, "[]")) for key in fit}
 
 
 def _short(value: str) -> str:
@@ -161,7 +170,7 @@ def _reasons(groups: Sequence[Sequence[ComparedRun]]) -> list[str | None]:
     """Return an explanation for each group of how it differs from the others; None if there is one group."""
     if len(groups) < 2:
         return [None] * len(groups)
-    keys = [_key(members[0]) for members in groups]
+    keys = [comparable_key(members[0]) for members in groups]
     words = []
     for members, (data, base, shots, has_source) in zip(groups, keys, strict=True):
         settings = members[0].settings

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
 from adaptkit.comparison.classes import MOST_CONFUSION, class_f1, mean_confusion
-from adaptkit.comparison.constant import beating_constant, find_constant
+from adaptkit.comparison.constant import beating_constant, find_constant, find_guard
 from adaptkit.comparison.evidence import Design, answers_of, estimate_arm, estimate_cost, estimate_domains, find_design
 from adaptkit.comparison.findings import Comparison, Comparisons
-from adaptkit.comparison.grouping import ArmRuns, RunGroup, group_runs
+from adaptkit.comparison.grouping import ArmRuns, RunGroup, comparable_key, group_runs
 from adaptkit.comparison.metrics import (
     DEFAULT_MARGIN,
     DEFAULT_METRIC,
@@ -38,6 +39,7 @@ from adaptkit.names import (
     FINAL_BASE_TEST_ACCURACY,
     FINAL_GAIN,
     FINAL_RETENTION,
+    FINAL_SHIFTED,
     FINAL_SHIFTED_ACCURACY,
     FINAL_SHIFTED_MACRO_F1,
     FINAL_TEST_ACCURACY,
@@ -85,29 +87,52 @@ def judge_runs(
     def chosen(run: ComparedRun) -> list[Metric]:
         """Return the metrics by which a run is compared: those that were asked for, or its own."""
         names = given or recorded_metrics(run.settings)
-        return [find_metric(full_name(name, known), finished, known) for name in dict.fromkeys(names)]
+        return [find_metric(full_name(name, known, finished), finished, known) for name in dict.fromkeys(names)]
 
-    of_runs = {id(run): chosen(run) for run in runs}
-    every = list(dict.fromkeys(metric.key for found in of_runs.values() for metric in found))
-    complete = [_having(_with_metrics(run, every, known), of_runs[id(run)][0].key) for run in runs]
-    groups, left_out = group_runs(complete)
+    every = list(dict.fromkeys(metric.key for run in runs for metric in chosen(run)))
+    complete = [_with_metrics(run, every, known) for run in runs]
+    has_value = {
+        (comparable_key(run), key)
+        for run in complete
+        if run.status == "finished"
+        for key, value in run.metrics.items()
+        if not math.isnan(value)
+    }
+
+    def defined(run: ComparedRun) -> list[Metric]:
+        """Return the chosen metrics that have a value for runs like this one; the accuracy if there are none.
+
+        A metric that was asked for decides in any case: runs without it are left out.
+        """
+        found = [metric for metric in chosen(run) if (comparable_key(run), metric.key) in has_value]
+        if given:
+            return list(dict.fromkeys([chosen(run)[0], *found]))
+        return found or [find_metric(DEFAULT_METRIC, finished, known)]
+
+    if given and not any(key == chosen(finished[0])[0].key for _, key in has_value):
+        raise BadInput(_undefined(chosen(finished[0])[0]))
+    groups, left_out = group_runs([_having(run, defined(run)[0].key) for run in complete])
     comparisons = []
     for number, group in enumerate(groups, start=1):
-        deciding, *others = chosen(group.arms[0].runs[0])
+        first = group.arms[0].runs[0]
+        deciding, *others = defined(first)
         default = DEFAULT_MARGIN if deciding.scale == 100 else 0.0
         scaled = default if margin is None else margin / deciding.scale
-        comparisons.append(judge(group, number=number, metric=deciding, others=others, margin=scaled, measures=known))
-    _require_defined(comparisons)
+        found = judge(group, number=number, metric=deciding, others=others, margin=scaled, measures=known)
+        missing = [_undefined(metric) for metric in chosen(first) if metric not in (deciding, *others)]
+        if missing:
+            missing[-1] += f"; {deciding.label} decides"
+        notes = (*(f"{text[0].upper()}{text[1:]}." for text in missing), *found.notes)
+        comparisons.append(dataclasses.replace(found, notes=notes))
     notes = tuple(f"{run.name} is left out: {run.reason}" for run in left_out)
     return Comparisons(comparisons=tuple(comparisons), notes=notes, left_out=left_out, trends=find_trends(comparisons))
 
 
-def _require_defined(comparisons: Sequence[Comparison]) -> None:
-    """Raise BadInput if the deciding metric has no value for any run, as the worst group without groups."""
-    arms = [arm for comparison in comparisons for arm in comparison.arms]
-    if arms and all(math.isnan(arm.score.mean) for arm in arms):
-        reason = "; it needs groups (split.group or folder.group)" if "group" in comparisons[0].metric.key else ""
-        raise BadInput(f"metric {comparisons[0].metric.key}: it is not defined for these runs{reason}")
+def _undefined(metric: Metric) -> str:
+    """Return the reason why a metric has no value for any run, as the worst group without groups."""
+    name = metric.key.removeprefix(FINAL_SHIFTED)
+    reason = ", because it needs groups (split.group or folder.group)" if name == "worst_group_accuracy" else ""
+    return f"metric {name} is not defined for these runs{reason}"
 
 
 def recorded_metrics(settings: Mapping[str, str]) -> tuple[str, ...]:
@@ -147,7 +172,8 @@ def judge(
     sign = -1 if metric.higher_is_better else 1
     design = find_design(runs[0], measures)
     results = [_arm_result(arm, metric, others, design) for arm in group.arms]
-    arms = beating_constant(sorted(results, key=lambda arm: sign * arm.score.mean), metric, design)
+    constant = find_guard(runs[0], metric, design)
+    arms = beating_constant(sorted(results, key=lambda arm: sign * arm.score.mean), constant, design)
     comparable = _timings_comparable(arms)
     pairs = judge_pairs(arms, metric, design, margin=margin, timings_comparable=comparable)
     dominated = dominators(arms, pairs, timings_comparable=comparable)
@@ -158,7 +184,8 @@ def judge(
         reason=group.reason,
         metric=metric,
         others=tuple(others),
-        constant=find_constant(runs[0], metric, design),
+        constant=constant,
+        constant_scores=_constant_scores(first, [metric, *others], design),
         margin=margin,
         ppt_constant=PPT_CONSTANT,
         arms=tuple(arms),
@@ -179,6 +206,13 @@ def judge(
     )
     comparison = dataclasses.replace(comparison, notes=note_sentences(comparison))
     return dataclasses.replace(comparison, sentences=verdict_sentences(comparison))
+
+
+def _constant_scores(run: ComparedRun, metrics: Sequence[Metric], design: Design) -> dict[str, float]:
+    """Return the scores of the best constant answer by these metrics, the accuracy and the macro F1."""
+    always = [find_metric(key, [run], design.measures) for key in (DEFAULT_METRIC, FINAL_SHIFTED_MACRO_F1)]
+    found = {metric.key: find_constant(run, metric, design) for metric in (*metrics, *always)}
+    return {key: constant.score for key, constant in found.items() if constant is not None}
 
 
 def _zero_shot_scores(run: ComparedRun, metrics: Sequence[Metric], measures: Measures) -> dict[str, float]:
@@ -203,13 +237,15 @@ def _with_metrics(run: ComparedRun, keys: Sequence[str], measures: Measures) -> 
         if (measure := measures.get(key)) is not None and key not in run.metrics:
             answers = answers_of(run.predictions["shifted"], len(run.classes))
             if answers.probabilities is not None or measure.name not in PROBABILISTIC:
-                computed[key] = answers.score(measure)
+                # A plugin's metric that fails was a warning when its run was made; here it is a metric without a value.
+                with contextlib.suppress(Exception):
+                    computed[key] = answers.score(measure)
     return dataclasses.replace(run, metrics={**run.metrics, **computed}) if computed else run
 
 
 def _having(run: ComparedRun, key: str) -> ComparedRun:
-    """Return a run, as an incomplete one if it has finished without this metric."""
-    if run.status != "finished" or key in run.metrics:
+    """Return a run, as an incomplete one if it has finished without a value of this metric."""
+    if run.status != "finished" or not math.isnan(run.metrics.get(key, math.nan)):
         return run
     return dataclasses.replace(run, status="incomplete", reason=f"has no metric {key}")
 

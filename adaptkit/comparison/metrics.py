@@ -98,9 +98,13 @@ def is_cost(key: str) -> bool:
     return key.startswith(COSTLY)
 
 
-def full_name(name: str, measures: Measures) -> str:
-    """Return the name in MLflow of a metric that was given by its short name, such as `macro_f1`."""
-    return f"{FINAL_SHIFTED}{name}" if f"{FINAL_SHIFTED}{name}" in measures else name
+def full_name(name: str, measures: Measures, runs: Iterable[ComparedRun] = ()) -> str:
+    """Return the name in MLflow of a metric that was given by its short name, such as `macro_f1`.
+
+    It is known as a metric of predictions, or recorded in a run: the plugin of a recorded one may not be loaded.
+    """
+    full = f"{FINAL_SHIFTED}{name}"
+    return full if full in measures or any(full in run.metrics for run in runs) else name
 
 
 def measured_metric(measure: Measure, *, key: str, label: str) -> Metric:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,10 +11,15 @@ from adaptkit.comparison.findings import Comparison
 from adaptkit.comparison.numbers import counted, listed, plural
 from adaptkit.comparison.pairs import saw_labels
 from adaptkit.comparison.records import ArmResult
-from adaptkit.names import BASE_WARNINGS_TAG, TUNED_VALUES_TAG, TUNING_TAG, WARNINGS_TAG
+from adaptkit.metrics.classification import BINS
+from adaptkit.names import BASE_WARNINGS_TAG, FINAL_SHIFTED, TUNED_VALUES_TAG, TUNING_TAG, WARNINGS_TAG
 
 #: number of chosen values that a note names
 MOST_CHOICES = 5
+#: number of warnings of an arm that a note names
+MOST_WARNINGS = 3
+#: images in each bin of the calibration error that make its bias small
+ENOUGH_IN_A_BIN = 100
 
 
 def note_sentences(comparison: Comparison) -> tuple[str, ...]:
@@ -28,9 +34,11 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
                 "use only the seeds that both strategies have."
             )
         if warned := [tag for run in arm.runs if (tag := run.tags.get(WARNINGS_TAG))]:
+            lines = list(dict.fromkeys(line for tag in warned for line in tag.splitlines()))
+            more = [f"{len(lines) - MOST_WARNINGS} more"] if len(lines) > MOST_WARNINGS else []
             notes.append(
-                f"{arm.name} has a warning in {len(warned)} of {counted(len(arm.runs), 'run')}: "
-                f"{warned[0].splitlines()[0]}."
+                f"{arm.name} has {'a warning' if len(lines) == 1 else 'warnings'} in {len(warned)} of "
+                f"{counted(len(arm.runs), 'run')}: {'; '.join([*lines[:MOST_WARNINGS], *more])}."
             )
     for key, words in (("epochs", "epochs"), ("batch_size", "images per step")):
         # A head that is fitted without gradient descent has neither.
@@ -41,6 +49,7 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
                 f"The strategies were trained with unequal {key} ({shown} {words}): they share only the drawn images."
             )
     notes += [_chosen_values(arm) for arm in comparison.arms if any(TUNED_VALUES_TAG in run.tags for run in arm.runs)]
+    notes += _calibration_notes(comparison)
     notes += budget_notes(comparison.arms)
     if not comparison.timings_comparable:
         notes.append(
@@ -55,6 +64,20 @@ def note_sentences(comparison: Comparison) -> tuple[str, ...]:
         why = f" ({listed(reasons)})" if reasons else ""
         notes.append(f"{len(runs)} {status} {plural('run', runs)} left out: {listed(run.name for run in runs)}{why}.")
     return tuple(notes)
+
+
+def _calibration_notes(comparison: Comparison) -> list[str]:
+    """Return how large the calibration error of calibrated probabilities would be by chance, if images are few."""
+    shown = {metric.key for metric in (comparison.metric, *comparison.others)}
+    images = comparison.test_images
+    if f"{FINAL_SHIFTED}ece" not in shown or images >= BINS * ENOUGH_IN_A_BIN:
+        return []
+    accuracy = comparison.arms[0].shifted.mean
+    points = 100 * math.sqrt(2 * accuracy * (1 - accuracy) * BINS / (math.pi * images))
+    return [
+        f"With {images} images in {BINS} bins, the calibration error is too high by chance: that of perfectly "
+        f"calibrated probabilities would be about {points:.0f} points."
+    ]
 
 
 def _chosen_values(arm: ArmResult) -> str:

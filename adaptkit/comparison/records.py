@@ -212,11 +212,13 @@ class ArmResult:
 class Constant:
     """The best score without looking at images: that of one class, or of the shares of all classes as probabilities.
 
-    `answer` is the name of the class, or "the shares of the classes".
+    `answer` is the name of the class, or "the shares of the classes", and `metric` that of the score: the deciding one,
+    or the accuracy if no constant answer has a meaningful score by it.
     """
 
     score: float
     answer: str
+    metric: Metric
 
 
 @dataclass(frozen=True)

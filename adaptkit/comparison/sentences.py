@@ -78,12 +78,12 @@ def verdict_sentences(comparison: Comparison) -> tuple[str, ...]:
 
 def constant_sentences(comparison: Comparison) -> tuple[str, ...]:
     """Return a warning about strategies that are not shown to be better than the best constant answer."""
-    constant, metric = comparison.constant, comparison.metric
+    constant = comparison.constant
     useless = [arm.name for arm in comparison.arms if arm.beats_constant is False]
     if constant is None or not useless:
         return ()
     answer = constant.answer if constant.answer == SHARES else f"always answering {constant.answer!r}"
-    score = with_value_unit(metric, constant.score)
+    metric, score = constant.metric, with_value_unit(constant.metric, constant.score)
     if len(useless) == len(comparison.arms):
         who = "No strategy is" if len(useless) > 1 else f"{useless[0]} is not"
         return (f"{who} shown to be better than {answer} ({metric.label} {score}): none can be recommended.",)

@@ -123,6 +123,9 @@ def fold_numbers(labels: Labels, folds: int, seed: int) -> Tensor:
     if single := [name for name, count in zip(labels.classes, counts, strict=True) if count == 1]:
         which = "class" if len(single) == 1 else "each of the classes"
         raise BadInput(f"folds: {which} {listed([repr(name) for name in single])} has one image; two are needed")
+    if len(labels) < 2:
+        left = "no labelled target image is left" if not len(labels) else "only one labelled target image is left"
+        raise BadInput(f"folds: {left}; are all others also in the source?")
     if folds > len(labels):
         raise BadInput(f"folds: {folds} folds of {len(labels)} images; set at most --folds {len(labels)}")
     groups = None if labels.groups is None else sorted(set(labels.groups))

@@ -140,7 +140,7 @@ class Expectation:
 
     `low` and `high` are the 95 % interval over `runs` or over the images, whichever is wider. `source_accuracy` is None
     without a source. `optimism` is the part of `accuracy` that comes from choosing the best of `strategies`; None
-    if the refit is not of the best one.
+    if the refit is not of the best one. `warning` is a sentence if it is not shown to beat a constant answer.
     """
 
     accuracy: float
@@ -150,6 +150,7 @@ class Expectation:
     runs: int
     strategies: int
     optimism: float | None
+    warning: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.backbones.structure import BY_SOURCE, MEAN, STD, find_kind
+from adaptkit.comparison.scores import OF_THE_WORST
 from adaptkit.contracts import Reading
 from adaptkit.data.domains import Domains, TestSet, load_domains
 from adaptkit.data.protocols import (
+    DRAWS,
+    PROPORTIONAL,
     Fit,
     Wanted,
     class_counts,
@@ -148,6 +151,7 @@ def prepare(request: Request, *, refresh_base: bool = False, domains: Domains | 
         *precision_notices(precision, device),
         *(notice for trial in trials for notice in trial.notices),
         *checkpointing_notices(request, model),
+        *unused_notices(request),
         *few_evaluated(domains),
     )
     base_key = recipe_key(request, domains)
@@ -241,6 +245,20 @@ def few_evaluated(domains: Domains) -> list[str]:
     counts = zip(domains.classes, class_counts(domains.shifted_test.labels, domains.classes), strict=True)
     few = [f"{name!r} ({count})" for name, count in counts if count < FEW]
     return [f"evaluation: {listed(few)}: fewer than {FEW} images, so results for them are uncertain"] if few else []
+
+
+def unused_notices(request: Request) -> list[str]:
+    """Return notices about a sampling that the protocol does not use, and a metric that gives no verdicts."""
+    settings, notices = request.settings, []
+    protocol = settings.protocol
+    if settings.split.sampling == PROPORTIONAL and protocol not in (DRAWS, OVERLAPPING):
+        notices.append(f"split.sampling: the protocol {protocol} draws no images, so proportional changes nothing")
+    if settings.metric and settings.metric[0] in OF_THE_WORST:
+        notices.append(
+            f"metric {settings.metric[0]}: the error of this metric cannot be measured, so no pair gets a verdict; "
+            "name another metric first to get verdicts"
+        )
+    return notices
 
 
 def checkpointing_notices(request: Request, model: nn.Module) -> list[str]:

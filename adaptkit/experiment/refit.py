@@ -173,6 +173,8 @@ def expectation_text(expected: Expectation) -> str:
         f"Expected target accuracy: {100 * expected.accuracy:.1f} %{interval}, an estimate from {runs} that "
         "left labels out; it is not measured on this model."
     )
+    if expected.warning is not None:
+        text = f"{expected.warning} {text}"
     if expected.optimism is not None and expected.strategies > 1:
         points = f"{100 * expected.optimism:.1f}"
         chosen = f"the best of {expected.strategies} strategies was chosen with the same images"

@@ -102,7 +102,7 @@ class WeightedKappa:
 
 
 class NegativeLogLikelihood:
-    """Mean negative logarithm of the probability of the true class (log loss)."""
+    """Mean negative logarithm of the probability of the true class (log loss); probabilities are at least 1e-12."""
 
     name: ClassVar[str] = "nll"
     title: ClassVar[str] = "negative log-likelihood"

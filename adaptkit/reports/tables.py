@@ -21,7 +21,7 @@ from adaptkit.comparison.numbers import (
     size,
     with_unit,
 )
-from adaptkit.comparison.records import COSTS, ArmResult, Metric, PairResult
+from adaptkit.comparison.records import COSTS, ArmResult, PairResult
 from adaptkit.comparison.severity import Robustness, SeverityArm
 from adaptkit.names import (
     FINAL_GAIN,
@@ -112,17 +112,16 @@ def accuracies(comparison: Comparison, colours: Colours) -> Table:
     if lower := [heading(other) for other in (metric, *more) if not other.higher_is_better]:
         note += f" Lower is better: {listed(lower)}."
     if comparison.constant is not None:
-        place = 1 if extra else [column.heading for column in columns].index(_column_of(metric))
-        texts = [NOTHING] * (len(columns) - 1)
-        texts[place - 1] = number(comparison.constant.score, metric.digits, scale=metric.scale)
+        scores = {
+            heading(other): number(comparison.constant_scores.get(other.key), other.digits, scale=other.scale)
+            for other in ([metric] if extra else []) + more
+        }
+        for title, key in (("Target (%)", FINAL_SHIFTED_ACCURACY), ("Macro F1 (%)", FINAL_SHIFTED_MACRO_F1)):
+            scores[title] = number(comparison.constant_scores.get(key), scale=100)
+        texts = [scores.get(column.heading, NOTHING) for column in columns[1:]]
         rows.append(tuple(TableCell(text, "control") for text in ("constant answer", *texts)))
-        note += f" Constant answer: {comparison.constant.answer} for every image."
+        note += " Constant answer: the best one without looking at images, by each metric."
     return Table(title="Accuracy", note=note, columns=tuple(columns), rows=tuple(rows))
-
-
-def _column_of(metric: Metric) -> str:
-    """Return the heading of the column of a metric that has one of its own."""
-    return "Macro F1 (%)" if metric.key == FINAL_SHIFTED_MACRO_F1 else "Target (%)"
 
 
 def costs(comparison: Comparison, colours: Colours) -> Table:

@@ -71,6 +71,8 @@ def _names(value: object) -> object:
 
 
 def _metrics(value: object) -> object:
+    if isinstance(value, str) and "" in [name.strip() for name in value.split(",")]:
+        raise ValueError(f"{value!r} has an empty name between its commas")
     return () if value in ("none", None) else _names(value)
 
 

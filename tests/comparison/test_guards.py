@@ -54,7 +54,12 @@ def test_no_choice_after_a_tuning_on_the_evaluated_labels() -> None:
 def test_an_error_of_zero_is_no_baseline() -> None:
     runs = [with_probabilities(run) for run in pair_of_runs()]
     by_calibration = judged(runs, "ece")
-    assert by_calibration.constant is None and [arm.beats_constant for arm in by_calibration.arms] == [None, None]
+    assert by_calibration.constant is not None and by_calibration.constant.metric.key == "final/shifted_accuracy"
+    assert [arm.beats_constant for arm in by_calibration.arms] == [True, True]
+    assert "the calibration error is too high by chance" in by_calibration.notes[0]
+    useless = judged([with_probabilities(run) for run in pair_of_runs((0.75, 0.76))], "ece")
+    assert useless.sentences[0].startswith("No strategy is shown to be better than always answering 'a' (target accu")
+    assert useless.best is None and useless.choice is None
     by_likelihood = judged(runs, "nll")
     assert by_likelihood.constant is not None and by_likelihood.constant.score == pytest.approx(numpy.log(4))
 
@@ -72,9 +77,7 @@ def test_each_data_set_is_judged_by_the_metrics_of_its_runs() -> None:
 
 
 def test_worst_group_needs_groups() -> None:
-    line = (
-        r"^metric final/shifted_worst_group_accuracy: it is not defined for these runs; it needs groups \(split\.group"
-    )
+    line = r"^metric worst_group_accuracy is not defined for these runs, because it needs groups \(split\.group"
     with pytest.raises(BadInput, match=line):
         judged(pair_of_runs(), "worst_group_accuracy")
     groups = tuple(f"patient {index % 20}" for index in range(IMAGES))
@@ -115,3 +118,54 @@ def test_values_that_the_fits_chose() -> None:
 def test_warning_of_the_base() -> None:
     comparison = judged(pair_of_runs(tags={"adaptkit.base_warnings": "its loss did not fall\nand more"}))
     assert comparison.notes[0] == "The base has a warning: its loss did not fall."
+
+
+def test_metric_without_a_value_does_not_end_a_run() -> None:
+    runs = pair_of_runs(settings={"metric": "worst_group_accuracy,kappa"})
+    comparison = judge_runs(runs).comparisons[0]
+    assert comparison.metric.key == "final/shifted_kappa"
+    assert comparison.notes[0] == (
+        "Metric worst_group_accuracy is not defined for these runs, because it needs groups (split.group or "
+        "folder.group); target Cohen's kappa decides."
+    )
+    only = judge_runs(pair_of_runs(settings={"metric": "worst_group_accuracy"})).comparisons[0]
+    assert only.metric.key == "final/shifted_accuracy"
+
+
+def test_metric_of_a_plugin_that_is_not_loaded() -> None:
+    runs = []
+    for number, run in enumerate(pair_of_runs(settings={"metric": "own,accuracy"})):
+        runs.append(dataclasses.replace(run, metrics={**run.metrics, "final/shifted_own": 0.5 + number / 10}))
+    comparison = judge_runs(runs).comparisons[0]
+    assert (comparison.metric.key, comparison.pairs[0].p) == ("final/shifted_own", None)
+
+
+def test_failing_metric_of_a_plugin() -> None:
+    class Failing:
+        name, title, unit, higher_is_better = "own", "own", "", True
+
+        def score(self, *arguments: Any, **more: Any) -> float:
+            raise ZeroDivisionError
+
+    from adaptkit.comparison.metrics import find_measures
+
+    measures = {**find_measures(), "final/shifted_own": Failing()}
+    runs = pair_of_runs(settings={"metric": "own,accuracy"})
+    comparison = judge_runs(runs, measures=measures).comparisons[0]  # type: ignore[arg-type]
+    assert comparison.metric.key == "final/shifted_accuracy"
+    assert comparison.notes[0] == "Metric own is not defined for these runs; target accuracy decides."
+
+
+def test_arms_do_not_name_values_that_the_fits_chose() -> None:
+    chosen = json.dumps([{"lr": 0.003}])
+    tuned = pair_of_runs(settings={"lr": "0.01", "tuning.trials": "5"}, tags={"adaptkit.tuned_values": chosen})
+    runs = [
+        *tuned,
+        *pair_of_runs(settings={"lr": "0.01", "tuning.trials": "0"}),
+        *pair_of_runs(settings={"lr": "0.1", "tuning.trials": "0"}),
+    ]
+    names = {arm.name for comparison in judge_runs(runs).comparisons for arm in comparison.arms}
+    assert names == {
+        *("one tuning.trials=5", "one lr=0.01", "one lr=0.1"),
+        *("other tuning.trials=5", "other lr=0.01", "other lr=0.1"),
+    }

@@ -165,6 +165,7 @@ def compare(*arms: ArmResult, metric: Metric = TARGET, verdict: str = "better") 
         left_out=(),
         zero_shot=0.631,
         zero_shot_scores={},
+        constant_scores={},
         base_accuracy=0.957,
         classes=tuple(f"class {index}" for index in range(classes)),
         test_images=1500,

@@ -212,7 +212,10 @@ def expected_tables(comparison: Comparison) -> dict[str, list[list[str]]]:
                 for arm in arms
             ),
             ["zero-shot", "63.1", DASH, "95.7", DASH, DASH, DASH],
-            ["constant answer", f"{100 * comparison.constant.score:.1f}", *([DASH] * 5)],
+            [
+                *("constant answer", f"{100 * comparison.constant.score:.1f}", DASH, DASH, DASH),
+                *(f"{100 * comparison.constant_scores['final/shifted_macro_f1']:.1f}", DASH),
+            ],
         ],
         "Costs": [
             [

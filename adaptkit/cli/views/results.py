@@ -98,8 +98,10 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
             ]
         )
     if comparison.constant is not None:
-        score = [number(comparison.constant.score, metric.digits, scale=metric.scale)]
-        rows.append(["constant", *score, *([""] * (len(headings) - 2))])
+        accuracy = number(comparison.constant_scores.get(FINAL_SHIFTED_ACCURACY), scale=100)
+        reached = [_constant(comparison, other) for other in ([metric] if extra else []) + more]
+        empty = [""] * (len(headings) - 2 - len(reached))
+        rows.append(["constant", *reached[: int(extra)], accuracy, *empty, *reached[int(extra) :]])
     shown, hidden, is_narrow = _fitting(headings, rows, console.width)
     lower = [other.label.removeprefix("target ") for other in (metric, *more) if not other.higher_is_better]
     parts = (about, note, *([f"lower is better: {', '.join(lower)}"] if lower else []))
@@ -112,6 +114,11 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
     console.print(table)
     if (left := len(comparison.arms) - MOST_ARMS) > 0:
         console.print(f"and {left} more: see --json or --output")
+
+
+def _constant(comparison: Comparison, metric: Metric) -> str:
+    score = comparison.constant_scores.get(metric.key)
+    return "" if score is None else number(score, metric.digits, scale=metric.scale)
 
 
 def _zero_shot(comparison: Comparison, metric: Metric) -> str:
