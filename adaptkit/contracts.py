@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -278,6 +278,12 @@ class SelectedPixels:
     def __getitem__(self, index: int) -> Tensor:
         """Decode one image of the selection."""
         return self.stored[int(self.indices[index])]
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Return the names of the images of the selection, if the stored images have names."""
+        names = getattr(self.stored, "names", None)
+        return None if names is None else [names[index] for index in self.indices.tolist()]
 
 
 @dataclass(frozen=True)

@@ -179,9 +179,9 @@ def obtain_base(
 
 def base_warnings(experiment: Experiment, base: Base) -> tuple[str, ...]:
     """Return a warning for each sign that the training of a base has not learned."""
-    if not base.epochs:
-        return ()
     domains = experiment.domains
+    if not base.epochs or not len(domains.source):  # trials of a sweep do not have the source: the sweep itself warns
+        return ()
     counts = class_counts(domains.source.labels, domains.classes)
     return training_warnings(base.epochs, classes=domains.classes, trained=counts)
 

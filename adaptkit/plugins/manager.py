@@ -16,8 +16,13 @@ from adaptkit.errors import AdaptkitError, BadInput, suggestion
 from adaptkit.plugins.components import TITLES, Component
 from adaptkit.system.signals import origin, require_none
 
-#: kind of component -> name of one that adaptkit's source code has as a plugin of its own
-SEPARATE = {"engine": "ray", "backbone": "timm", "strategy": "peft"}
+#: kind and name of a component -> the plugin in adaptkit's source code that provides it
+SEPARATE = {
+    ("engine", "ray"): "ray",
+    ("backbone", "timm"): "timm",
+    ("strategy", "peft"): "peft",
+    ("dataset", "first-galaxies"): "astro",
+}
 
 
 class PluginWarning(UserWarning):
@@ -125,8 +130,8 @@ class Plugins:
 
     def _hint(self, kind: str, name: str) -> str:
         """Suggest for an unknown name: the name as an argument, a similar name, or the list of all names."""
-        if name == SEPARATE.get(kind):
-            return f"; it is a plugin: pip install ./plugins/{name} from adaptkit's source code"
+        if plugin := SEPARATE.get((kind, name)):
+            return f"; it is a plugin: pip install ./plugins/{plugin} from adaptkit's source code"
         components = self.usable(kind)
         owners = [component.name for component in components if component.argument and _is_argument(name, component)]
         if owners:

@@ -46,6 +46,13 @@ CASES = {
     ),
     "unknown data set": (["-s", "head", "--dataset", "mnist5"], ["unknown data set 'mnist5'; did you mean 'mnist5k'?"]),
     "unknown target": (["-s", "head", "--target", "digit"], ["unknown data set 'digit'; did you mean 'digits'?"]),
+    "data set of a plugin": (
+        ["-s", "head", "--target", "first-galaxies?catalogue=MiraBest"],
+        [
+            "unknown data set 'first-galaxies'; it is a plugin: pip install ./plugins/astro from adaptkit's source "
+            "code",
+        ],
+    ),
     "unknown backbone": (
         ["-s", "head", "--backbone", "smallcnn"],
         ["unknown backbone 'smallcnn'; did you mean 'small_cnn'?"],

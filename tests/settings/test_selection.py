@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,24 @@ def test_selected_rows(text: str, ids: str) -> None:
         assert train.classes[int(train.labels[position])] == TRAIN.classes[int(TRAIN.labels[number])]
         assert train.columns["year"][position] == TRAIN.columns["year"][number]
     assert select(text).notices == ("a notice", f"given?{text}: {len(ids)} of 6 images")
+
+
+def test_names_of_stored_images() -> None:
+    @dataclass(frozen=True)
+    class Stored:
+        shape: tuple[int, int, int, int] = (6, 1, 4, 4)
+        names: tuple[str, ...] | None = ("p", "q", "r", "s", "t", "u")
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return TRAIN.pixels[index]
+
+    def names(stored: Stored) -> object:
+        name = "given?site=A"
+        train = Selected(name, Given(Corpus(replace(TRAIN, pixels=stored))), parse_selection(name)).load(Path()).train
+        return getattr(train.take(torch.tensor([3, 0])).pixels, "names", None)
+
+    assert names(Stored()) == ["u", "p"]
+    assert names(Stored(names=None)) is None
 
 
 def test_classes_of_selected_rows() -> None:
