@@ -282,6 +282,7 @@ def test_retry_failed(store: Path, own_folder: Path, cli: Callable[..., Result])
     assert len(children(own_folder)["adaptation"]) == 3
 
 
+@pytest.mark.slow
 def test_all_trials_fail(store: Path, own_folder: Path, cli: Callable[..., Result]) -> None:
     (own_folder / "fragile.py").write_text(FRAGILE)
     result = cli("sweep", "-s", "fragile", "--plugin", "fragile.py", "--grid", "value=1", *TINY, "-q")

@@ -187,6 +187,7 @@ def test_report_has_figure_and_table(severe: Severe, cli: Cli, own_folder: Path)
     }
 
 
+@pytest.mark.slow
 def test_python_severities_without_source() -> None:
     outcome = adaptkit.run(
         "head",

@@ -691,6 +691,7 @@ def test_reduction_averages_pixels():
     assert (made.pool.pixels.float() - 100).abs().max() <= 30
 
 
+@pytest.mark.slow
 def test_target_excludes_images_of_the_source(mnist):
     """mnist5k is a part of the training images of mnist."""
     corpus = mnist.corpus.train

@@ -104,6 +104,7 @@ def run_net(path: Path) -> tuple[bool, float | None]:
     return outcome.base.cached, outcome.base.test_accuracy
 
 
+@pytest.mark.slow
 def test_other_forward_pass_gets_another_base(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The layers and initial weights are the same in all cases.
     monkeypatch.chdir(own_folder)

@@ -55,6 +55,7 @@ def rows(work: Path, run_id: str | None) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_every_label_is_predicted_once_and_costs_are_those_of_one_model(work: Path) -> None:
     outcome = run(["head", "full"], folds=3)
     plan = outcome.plan

@@ -128,6 +128,7 @@ def test_load_from_moved_store(tracked: Tracked, tmp_path: Path, no_cache: Path)
     assert fingerprint(model.state_dict()) == fingerprint(original.state_dict())
 
 
+@pytest.mark.slow
 def test_load_refuses_runs_without_model(cli: Cli, own: str, tracked: Tracked) -> None:
     client = MlflowClient(tracking_uri=own)
     experiment = client.get_run(run_of(tracked, "lora")).info.experiment_id

@@ -456,6 +456,7 @@ def test_one_strategy_has_no_pairs(tmp_path: Path) -> None:
     assert " · 1 run · " in text
 
 
+@pytest.mark.slow
 def test_incomparable_times_are_not_ranked(findings: Comparisons, tmp_path: Path) -> None:
     write_report(tmp_path, with_changes(findings, timings_comparable=False))
     page = page_of(tmp_path)

@@ -417,6 +417,7 @@ def test_bar_of_a_run_with_folds(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_artifacts_of_a_thousand_classes(three: Three, tmp_path: Path) -> None:
     names = [f"{number:04} " + "a very long name of a class, with its Latin one" for number in range(1000)]
     run, result = prepared("head", 0, 600, tmp_path, names, images=2000)

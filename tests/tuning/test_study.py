@@ -181,6 +181,7 @@ def test_results_do_not_depend_on_the_order_of_trials(tmp_path: Path) -> None:
     assert trials_of(run(tmp_path / "two.db", search(), Machine(5e-3, order=-1))) == trials_of(forwards)
 
 
+@pytest.mark.slow
 def test_failed_trials(tmp_path: Path) -> None:
     results = run(tmp_path / "one.db", search(["lr=1e-4..10/log"], names=["head"]), Machine(best=1e-3))
     failed = [trial for trial in results["head"].trials if trial.reason]

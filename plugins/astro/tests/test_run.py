@@ -119,12 +119,13 @@ def test_commands_of_the_pages(cli, words):
 
 @pytest.mark.slow
 def test_verdict_of_the_pages(cli):
-    """The scores are those of docs/galaxies.md, up to differences between processors."""
+    """The scores resemble those of docs/galaxies.md, with smaller images, which take a quarter of the time."""
     words, *_ = commands(PAGES[1])
     assert words == commands(PAGES[0])[0]
-    result = cli(*words, "--no-track", "--json")
+    result = cli(*words, "--no-track", "--json", "--image-size", "32")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     scores = {run["label"]: run["metrics"]["final/shifted_balanced_accuracy"] for run in document["runs"]}
-    assert scores == pytest.approx({"scratch": 0.573, "lora": 0.502, "logistic": 0.486, "head": 0.481}, abs=0.04)
+    assert scores["scratch"] == pytest.approx(0.549, abs=0.05) and scores["scratch"] == max(scores.values())
+    assert min(scores.values()) > 0.4
     assert document["comparison"]["metric"] == "final/shifted_balanced_accuracy"

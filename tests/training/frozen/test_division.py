@@ -305,6 +305,7 @@ def test_code(function: Callable[[Any, Tensor], Tensor], cuts: list[str]) -> Non
     assert same_both_ways(lambda: Parts(Code(function)), {"last": head, "bias": bias}) == cuts
 
 
+@pytest.mark.slow
 def test_layers_with_other_python_values_share_nothing() -> None:
     def by(factor: float) -> Callable[[Any], list[nn.Parameter]]:
         def adapt(model: Any) -> list[nn.Parameter]:
@@ -316,6 +317,7 @@ def test_layers_with_other_python_values_share_nothing() -> None:
     assert same_both_ways(lambda: Parts(Code(scaled)), {"once": by(1.0), "thrice": by(3.0)}) == ["relu", "relu"]
 
 
+@pytest.mark.slow
 def test_layers_with_replaced_methods_share_nothing() -> None:
     def by(factor: float) -> Callable[[Any], list[nn.Parameter]]:
         def forward(self: Any, x: Tensor) -> Tensor:

@@ -147,6 +147,7 @@ def test_features_of_test_sets_are_stored_on_disk(own_cache: Path) -> None:
     assert passed(["head"], shift="rotate=10") == once + checks // 2 + TEST_IMAGES
 
 
+@pytest.mark.slow
 def test_strategies_of_one_seed_share_features() -> None:
     passed(["head"])
     alone = passed(["head"])
@@ -154,6 +155,7 @@ def test_strategies_of_one_seed_share_features() -> None:
     assert passed(["head"], seeds="0-1") - alone == 2 * TRIAL + FIXED + EPOCHS * 50
 
 
+@pytest.mark.slow
 def test_training_features_are_computed_once_without_shift() -> None:
     passed(["head"], shift="none")
     assert passed(["head"], shift="none", settings=TINY_SETTINGS | {"epochs": 7}) == passed(["head"], shift="none")
@@ -222,6 +224,7 @@ def test_changed_layer_code_invalidates_features(monkeypatch: pytest.MonkeyPatch
     assert figures(after.runs[0]) != figures(before)
 
 
+@pytest.mark.slow
 def test_cached_features_count_with_their_original_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from adaptkit.training.frozen import features
 
@@ -248,6 +251,7 @@ def test_cached_features_count_with_their_original_time(monkeypatch: pytest.Monk
             assert second.evaluation_seconds < 1
 
 
+@pytest.mark.slow
 def test_large_features_are_computed_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     keys: dict[str, Any] = {"backbone": "counted", "settings": TINY_SETTINGS, "track": False, "plugins": [Offer()]}
     right = [figures(run) for run in adaptkit.run(["head", "lora"], **keys).runs]
