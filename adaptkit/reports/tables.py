@@ -171,6 +171,8 @@ def _place(arm: ArmResult, cost: str, timings_comparable: bool) -> TableCell:
     if cost == TIME_TRAIN_SECONDS and not timings_comparable:
         return TableCell("not ranked", "undecided")
     dominating = arm.dominated_by.get(cost, ())
+    if not dominating and arm.beats_constant is False:
+        return TableCell("not better than a constant answer", "undecided")
     return (
         TableCell(f"dominated by {listed(dominating)}", "dominated")
         if dominating
@@ -200,7 +202,8 @@ def pairs(comparison: Comparison) -> Table:
         )
         for pair in comparison.pairs
     ]
-    if any(_needed(pair) != NOTHING for pair in comparison.pairs):
+    is_useful = any(arm.beats_constant is not False for arm in comparison.arms)
+    if is_useful and any(_needed(pair) != NOTHING for pair in comparison.pairs):
         columns.append(Column("Would decide", False))
         rows = [(*row, TableCell(_needed(pair))) for row, pair in zip(rows, comparison.pairs, strict=True)]
     note = "Differences are the first minus the second. The verdict is about the first."

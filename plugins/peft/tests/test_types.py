@@ -1,7 +1,8 @@
 """Run adaptkit's conformance checks on three PEFT types; with `-m slow`, on all types.
 
-Each type is checked on every model of the kit. Its variants are checked on the models where they compute something
-else: `targets=all` on those with convolutions, other options on linear layers for vectors and for tokens.
+Three types are checked on every model of the kit, the others on its common ones. Variants are checked on the models
+where they compute something else: `targets=all` on those with convolutions, other options on linear layers for vectors
+and for tokens.
 """
 
 from __future__ import annotations
