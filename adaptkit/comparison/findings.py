@@ -281,7 +281,7 @@ def _shallow(record: Comparison | PairResult) -> dict[str, Any]:
     if record.robustness is not None:
         plain["robustness"] = dataclasses.asdict(record.robustness)
     if record.constant is not None:
-        plain["constant"] = dataclasses.asdict(record.constant)
+        plain["constant"] = {**dataclasses.asdict(record.constant), "metric": record.constant.metric.key}
     plain["others"] = [other.key for other in record.others]
     plain["best"] = None if record.best is None else record.best.name
     plain["choice"] = None if record.choice is None else dataclasses.asdict(record.choice)
