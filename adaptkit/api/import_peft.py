@@ -55,20 +55,8 @@ from adaptkit.version import __version__
 
 #: params that an imported run copies from the run whose base it uses
 KEPT = (
-    *(
-        "dataset",
-        "target",
-        "table",
-        "folder",
-        "image",
-        "shift",
-        "backbone",
-        "image_size",
-        "skip_bad_images",
-        "split",
-        "base",
-    ),
-    "data_dir",
+    *("dataset", "target", "table", "folder", "image", "shift"),
+    *("backbone", "image_size", "skip_bad_images", "split", "base", "data_dir"),
 )
 METRICS = {"clean": FINAL_TEST_ACCURACY, "shifted": FINAL_SHIFTED_ACCURACY}
 

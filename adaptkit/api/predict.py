@@ -129,8 +129,7 @@ def stream_predictions(
     """Return what is known of the model, and an iterator that classifies one image at a time.
 
     The iterator calls `bad_image(problem)` for an image that cannot be read, and `other(path)` for a file in a folder
-    that has another format, and continues. Raises BadInput at once if
-    there are no files, or if the run has no model.
+    that has another format, and continues. Raises BadInput at once if there are no files, or if the run has no model.
     """
     device = find_device(request.device)
     plugins = given_plugins(request.plugins, request.backbone)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy
 
 from adaptkit.comparison.evidence import Design, answers_of, infer, score_runs, subtract
 from adaptkit.comparison.inference import ALPHA, Inference
-from adaptkit.comparison.metrics import DEFAULT_METRIC, measured_metric
+from adaptkit.comparison.metrics import DEFAULT_METRIC
 from adaptkit.comparison.records import ArmResult, ComparedRun, Constant, Metric
 from adaptkit.comparison.scores import Answers, Floats
 from adaptkit.comparison.statistics import holm
@@ -38,15 +38,18 @@ def find_constant(run: ComparedRun, metric: Metric, design: Design) -> Constant 
     return Constant(score=score, answer=name, metric=metric)
 
 
-def find_guard(run: ComparedRun, metric: Metric, design: Design) -> Constant | None:
-    """Return the constant answer that a strategy must beat: by the deciding metric, or by the accuracy.
+def find_constants(run: ComparedRun, metrics: Iterable[Metric], design: Design) -> dict[str, Constant]:
+    """Return the best constant answers by metric, as far as they have a score."""
+    found = {metric.key: find_constant(run, metric, design) for metric in dict.fromkeys(metrics)}
+    return {key: constant for key, constant in found.items() if constant is not None}
+
+
+def choose_guard(constants: Mapping[str, Constant], metric: Metric) -> Constant | None:
+    """Return the constant answer that a strategy must beat: by the deciding metric, or else by the accuracy.
 
     None for metrics that are not about the target.
     """
-    found = find_constant(run, metric, design)
-    if found is not None or metric.test != "shifted" or (measure := design.measures.get(DEFAULT_METRIC)) is None:
-        return found
-    return find_constant(run, measured_metric(measure, key=DEFAULT_METRIC, label=f"target {measure.title}"), design)
+    return constants.get(metric.key) or (constants.get(DEFAULT_METRIC) if metric.test == "shifted" else None)
 
 
 def beating_constant(arms: Sequence[ArmResult], constant: Constant | None, design: Design) -> list[ArmResult]:

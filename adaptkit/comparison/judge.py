@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 from adaptkit.comparison.classes import MOST_CONFUSION, class_f1, mean_confusion
-from adaptkit.comparison.constant import beating_constant, find_constant, find_guard
+from adaptkit.comparison.constant import beating_constant, choose_guard, find_constants
 from adaptkit.comparison.evidence import Design, answers_of, estimate_arm, estimate_cost, estimate_domains, find_design
 from adaptkit.comparison.findings import Comparison, Comparisons
 from adaptkit.comparison.grouping import ArmRuns, RunGroup, comparable_key, group_runs
@@ -84,10 +85,13 @@ def judge_runs(
     known = find_measures() if measures is None else measures
     given = tuple(dict.fromkeys(metrics))
 
+    @functools.cache  # finding a metric reads all runs
+    def named(names: tuple[str, ...]) -> list[Metric]:
+        return [find_metric(full_name(name, known, finished), finished, known) for name in dict.fromkeys(names)]
+
     def chosen(run: ComparedRun) -> list[Metric]:
         """Return the metrics by which a run is compared: those that were asked for, or its own."""
-        names = given or recorded_metrics(run.settings)
-        return [find_metric(full_name(name, known, finished), finished, known) for name in dict.fromkeys(names)]
+        return named(given or recorded_metrics(run.settings))
 
     every = list(dict.fromkeys(metric.key for run in runs for metric in chosen(run)))
     complete = [_with_metrics(run, every, known) for run in runs]
@@ -107,7 +111,7 @@ def judge_runs(
         found = [metric for metric in chosen(run) if (comparable_key(run), metric.key) in has_value]
         if given:
             return list(dict.fromkeys([chosen(run)[0], *found]))
-        return found or [find_metric(DEFAULT_METRIC, finished, known)]
+        return found or named((DEFAULT_METRIC,))
 
     if given and not any(key == chosen(finished[0])[0].key for _, key in has_value):
         raise BadInput(_undefined(chosen(finished[0])[0]))
@@ -172,7 +176,9 @@ def judge(
     sign = -1 if metric.higher_is_better else 1
     design = find_design(runs[0], measures)
     results = [_arm_result(arm, metric, others, design) for arm in group.arms]
-    constant = find_guard(runs[0], metric, design)
+    always = [find_metric(key, runs, measures) for key in (DEFAULT_METRIC, FINAL_SHIFTED_MACRO_F1)]
+    constants = find_constants(runs[0], [metric, *others, *always], design)
+    constant = choose_guard(constants, metric)
     arms = beating_constant(sorted(results, key=lambda arm: sign * arm.score.mean), constant, design)
     comparable = _timings_comparable(arms)
     pairs = judge_pairs(arms, metric, design, margin=margin, timings_comparable=comparable)
@@ -185,7 +191,7 @@ def judge(
         metric=metric,
         others=tuple(others),
         constant=constant,
-        constant_scores=_constant_scores(first, [metric, *others], design),
+        constant_scores={key: found.score for key, found in constants.items()},
         margin=margin,
         ppt_constant=PPT_CONSTANT,
         arms=tuple(arms),
@@ -206,13 +212,6 @@ def judge(
     )
     comparison = dataclasses.replace(comparison, notes=note_sentences(comparison))
     return dataclasses.replace(comparison, sentences=verdict_sentences(comparison))
-
-
-def _constant_scores(run: ComparedRun, metrics: Sequence[Metric], design: Design) -> dict[str, float]:
-    """Return the scores of the best constant answer by these metrics, the accuracy and the macro F1."""
-    always = [find_metric(key, [run], design.measures) for key in (DEFAULT_METRIC, FINAL_SHIFTED_MACRO_F1)]
-    found = {metric.key: find_constant(run, metric, design) for metric in (*metrics, *always)}
-    return {key: constant.score for key, constant in found.items() if constant is not None}
 
 
 def _zero_shot_scores(run: ComparedRun, metrics: Sequence[Metric], measures: Measures) -> dict[str, float]:

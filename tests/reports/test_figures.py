@@ -504,6 +504,17 @@ def test_option_sweep_of_a_grid() -> None:
     assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["alpha=16", "alpha=_32"]
 
 
+@pytest.mark.parametrize("scores", [{"final/shifted_nll": 1.386}, {"final/shifted_accuracy": 0.8}])
+def test_constant_answer_is_a_level_of_its_own_metric_only(scores: Mapping[str, float]) -> None:
+    nll = Metric(key="final/shifted_nll", label="target nll", unit="nats", scale=1.0, higher_is_better=False)
+    arms = (make_arm("head", 0.5, trainable=10), make_arm("full", 0.9, trainable=100))
+    comparison = dataclasses.replace(compare(*arms, metric=nll), margin=0.0, constant_scores=scores)
+    texts = [text.get_text() for text in draw(comparison)["accuracy_parameters"].figure.axes[0].texts]
+    assert [text for text in texts if text.startswith("constant answer")] == (
+        ["constant answer"] if nll.key in scores else []
+    )
+
+
 @pytest.mark.slow
 def test_figures_of_another_metric() -> None:
     seconds = Metric(key="time/train_seconds", label="training time", unit="s", scale=1.0, higher_is_better=False)

@@ -34,11 +34,14 @@ def main(control: socket.socket) -> dict[str, Any]:
         if not found.name.endswith("__main__"):
             importlib.import_module(found.name)
     gc.freeze()  # collections in the new processes would copy the memory of all imported modules
+    # Tests send these; a shell may have told its background processes to ignore them.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system removes keepers that have ended
     while True:
         message, handles, *_ = socket.recv_fds(control, 1 << 20, 4)
-        if not message:
-            os._exit(0)
+        if not message:  # the tests have ended, and with them what they left running
+            os.killpg(os.getpgrp(), signal.SIGKILL)
         request: dict[str, Any] = json.loads(message)
         if os.fork() == 0:
             control.close()

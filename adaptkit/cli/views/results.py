@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
@@ -77,7 +79,7 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
     rows = []
     if zero_shot is not None and base_source is not None:
         base = [f"{100 * zero_shot:.1f}", "", f"{100 * base_source:.1f}", "", "0", "0.00 %", ""]
-        reached = [_zero_shot(comparison, other) for other in ([metric] if extra else []) + more]
+        reached = [_score(comparison.zero_shot_scores, other) for other in ([metric] if extra else []) + more]
         rows.append(["zero-shot", *reached[: int(extra)], *base, *reached[int(extra) :]])
     for arm in comparison.arms[:MOST_ARMS]:
         fewer = f" ({len(arm.seeds)} of {seeds} seeds)" if len(arm.seeds) < seeds else ""
@@ -99,7 +101,7 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
         )
     if comparison.constant is not None:
         accuracy = number(comparison.constant_scores.get(FINAL_SHIFTED_ACCURACY), scale=100)
-        reached = [_constant(comparison, other) for other in ([metric] if extra else []) + more]
+        reached = [_score(comparison.constant_scores, other) for other in ([metric] if extra else []) + more]
         empty = [""] * (len(headings) - 2 - len(reached))
         rows.append(["constant", *reached[: int(extra)], accuracy, *empty, *reached[int(extra) :]])
     shown, hidden, is_narrow = _fitting(headings, rows, console.width)
@@ -116,13 +118,8 @@ def print_arms(console: Console, comparison: Comparison, seeds: int) -> None:
         console.print(f"and {left} more: see --json or --output")
 
 
-def _constant(comparison: Comparison, metric: Metric) -> str:
-    score = comparison.constant_scores.get(metric.key)
-    return "" if score is None else number(score, metric.digits, scale=metric.scale)
-
-
-def _zero_shot(comparison: Comparison, metric: Metric) -> str:
-    score = comparison.zero_shot_scores.get(metric.key)
+def _score(scores: Mapping[str, float], metric: Metric) -> str:
+    score = scores.get(metric.key)
     return "" if score is None else number(score, metric.digits, scale=metric.scale)
 
 

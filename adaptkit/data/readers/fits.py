@@ -23,7 +23,7 @@ class Fits:
     """
 
     name: ClassVar[str] = "fits"
-    suffixes: ClassVar[tuple[str, ...]] = (*(".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".fits.fz"),)
+    suffixes: ClassVar[tuple[str, ...]] = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".fits.fz")
     unavailable: ClassVar[str] = (
         "" if importlib.util.find_spec("astropy") else "FITS files need astropy: pip install astropy"
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def faults(root: Path, names: Sequence[str], size: int) -> dict[str, str]:
 
     Files that were readable before and have the same size and modification time are not read again.
     """
-    bad, _ = _verified(_PictureChecks(str(root), tuple(names), size))
+    check = functools.partial(_check_picture, size=size)
+    bad, _ = _verified(root, names, check, circumstances=[2, PIL.__version__])
     return bad
 
 
@@ -69,84 +71,73 @@ def raw_faults(root: Path, names: Sequence[str], raw: RawFiles, channels: int) -
 
     `channels` is the number of bands that each file must have.
     """
-    return _verified(_RawChecks(str(root), tuple(names), raw, channels))
+    check = functools.partial(_check_raw, raw=raw, channels=channels)
+    return _verified(root, names, check, circumstances=[1, PIL.__version__, raw.key, channels], is_raw=True)
 
 
-@dataclass(frozen=True)
-class _Checks:
-    """Check results as stored images, so that the decoding processes can compute them."""
-
-    root: str
-    names: tuple[str, ...]
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return len(self.names), 1, 1, FAULT_BYTES
-
-    @property
-    def circumstances(self) -> list[Any]:
-        """Return what can change the result of a check; the first is the version of the decoder."""
-        return [2, PIL.__version__]
-
-    def __getitem__(self, index: int) -> Tensor:
-        missing, fault = self.check(Path(self.root, self.names[index]))
-        text = f"{missing} {fault}".encode(errors="replace")[:FAULT_BYTES]
-        return torch.tensor(list(text.ljust(FAULT_BYTES, b"\0")), dtype=torch.uint8).view(1, 1, -1)
-
-    def check(self, path: Path) -> tuple[int, str]:
-        """Return the number of missing values of a file, and the reason why it cannot be read; "" if it can."""
-        raise NotImplementedError
+def _check_picture(path: Path, *, size: int) -> tuple[int, str]:
+    return 0, fault_of(path, size)
 
 
-@dataclass(frozen=True)
-class _PictureChecks(_Checks):
-    size: int
-
-    def check(self, path: Path) -> tuple[int, str]:
-        return 0, fault_of(path, self.size)
-
-
-@dataclass(frozen=True)
-class _RawChecks(_Checks):
-    raw: RawFiles
-    channels: int
-
-    @property
-    def circumstances(self) -> list[Any]:
-        return [1, PIL.__version__, self.raw.key, self.channels]
-
-    def check(self, path: Path) -> tuple[int, str]:
-        try:
-            values, missing = self.raw.read(path)
-        except UnreadableError as error:
-            return 0, str(error)
-        count = len(values)
-        return missing, "" if count == self.channels else f"{_bands(count)}, not {self.channels} as the first image"
+def _check_raw(path: Path, *, raw: RawFiles, channels: int) -> tuple[int, str]:
+    try:
+        values, missing = raw.read(path)
+    except UnreadableError as error:
+        return 0, str(error)
+    count = len(values)
+    return missing, "" if count == channels else f"{_bands(count)}, not {channels} as the first image"
 
 
 def _bands(count: int) -> str:
     return "1 band" if count == 1 else f"{count} bands"
 
 
-def _verified(checks: _Checks) -> tuple[dict[str, str], dict[str, int]]:
+@dataclass(frozen=True)
+class _Checks:
+    """Check results as stored images, so that the decoding processes can compute them.
+
+    `check` returns the number of missing values of a file, and the reason why it cannot be read; "" if it can.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    check: Callable[[Path], tuple[int, str]]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self.names), 1, 1, FAULT_BYTES
+
+    def __getitem__(self, index: int) -> Tensor:
+        missing, fault = self.check(Path(self.root, self.names[index]))
+        text = f"{missing} {fault}".encode(errors="replace")[:FAULT_BYTES]
+        return torch.tensor(list(text.ljust(FAULT_BYTES, b"\0")), dtype=torch.uint8).view(1, 1, -1)
+
+
+def _verified(
+    root: Path,
+    names: Sequence[str],
+    check: Callable[[Path], tuple[int, str]],
+    *,
+    circumstances: Sequence[Any],
+    is_raw: bool = False,
+) -> tuple[dict[str, str], dict[str, int]]:
     """Check files, and return the reasons for bad ones, and the numbers of missing values of the others.
 
     Good files are remembered by size and modification time, in one record for pictures and one for raw values.
+    `circumstances` can change the result of a check; the first is the version of the decoder.
     """
-    is_raw = isinstance(checks, _RawChecks)
-    root = Path(checks.root)
     record = _record(root, ":raw" if is_raw else "")
-    known = _remembered(record, checks.circumstances)
-    stamps = {name: _stamp(root / name) for name in checks.names}
+    known = _remembered(record, circumstances)
+    stamps = {name: _stamp(root / name) for name in names}
     missing = {
         name: known[name][2] if is_raw else 0
         for name, stamp in stamps.items()
         if stamp is not None and name in known and known[name][:2] == stamp
     }
-    unknown = tuple(name for name in checks.names if name not in missing)
+    unknown = tuple(name for name in names if name not in missing)
     if not unknown:
         return {}, missing
-    parts = decoded(replace(checks, names=unknown), torch.arange(len(unknown)).split(PART))
+    parts = decoded(_Checks(root, unknown, check), torch.arange(len(unknown)).split(PART))
     texts = (bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for part in parts for row in part.flatten(1))
     bad = {}
     for name, text in zip(unknown, texts, strict=True):
@@ -161,7 +152,7 @@ def _verified(checks: _Checks) -> tuple[dict[str, str], dict[str, int]]:
         for name, stamp in stamps.items()
         if stamp is not None and name not in bad
     }
-    _remember(record, readable, checks.circumstances)
+    _remember(record, readable, circumstances)
     return bad, missing
 
 

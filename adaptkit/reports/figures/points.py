@@ -182,8 +182,8 @@ def draw_accuracy_parameters(comparison: Comparison, marks: Mapping[str, Mark]) 
     axes.margins(y=0.12)
     has_level = metric.key == FINAL_SHIFTED_ACCURACY and comparison.zero_shot is not None
     texts = _draw_level(axes, 100 * (comparison.zero_shot or 0.0), "zero-shot") if has_level else []
-    if comparison.constant is not None:
-        texts += _draw_level(axes, metric.scale * comparison.constant.score, "constant answer")
+    if (constant := comparison.constant_scores.get(metric.key)) is not None:
+        texts += _draw_level(axes, metric.scale * constant, "constant answer")
     use_parameter_axis(axes, [arm.trainable for arm in arms])
     note = seeds_note([len(arm.seeds) for arm in arms])
     if len(arms) > 1:
